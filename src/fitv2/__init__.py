@@ -1,0 +1,20 @@
+"""fitv2: diffusion transformers for pictures of any size and aspect ratio (FiTv2, arXiv 2410.13925)."""
+
+from importlib import import_module
+
+# Where each public name lives; loaded on first use, so that `fitv2 --help` does not wait for torch.
+_HOMES = {
+    "TokenBatch": "tokens",
+    "FiT": "model.transformer",
+    "FiTConfig": "model.transformer",
+    "preset": "model.transformer",
+    "from_official": "convert",
+    "to_official": "convert",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fitv2' has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

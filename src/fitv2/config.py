@@ -1,0 +1,162 @@
+"""Recipes: what a run consists of, read from YAML, changed from the command line, checked before anything starts."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSettings(Settings):
+    """The network; input channels and number of classes come from the data."""
+
+    width: PositiveInt = Field(256, description="numbers per token inside the model")
+    depth: PositiveInt = Field(6, description="number of blocks")
+    heads: PositiveInt = Field(4, description="attention heads")
+    patch_size: PositiveInt = Field(4, description="side of a patch, in latent pixels")
+    mlp_ratio: PositiveFloat = Field(4.0, description="SwiGLU is 2/3 of this times the width")
+    lora_rank: PositiveInt | None = Field(None, description="rank of each block's modulation; default width / 4")
+    qk_norm_affine: bool = Field(False, description="learned scale in the norm of queries and keys")
+
+
+class DataSettings(Settings):
+    """What is trained on."""
+
+    source: str = Field("fashion", description="'fashion' (built in) or a folder of pictures, a sub-folder per class")
+    split: Literal["bundled", "full"] = Field("bundled", description="fashion: the packaged 10 000, or all 60 000")
+    folder: Path | None = Field(None, description="fashion: where the upstream files are, if not where Debian puts them")
+    max_tokens: PositiveInt = Field(256, description="folder: larger pictures are scaled down to this many tokens")
+    channels: Literal[1, 3] = Field(3, description="folder: 3 for colour, 1 for grey")
+    preprocessing: Literal["mixed", "resize", "crop"] = Field("mixed", description="folder: Algorithm 1 of FiTv2")
+    flip: bool = Field(True, description="folder: mirror half of the pictures")
+    min_scale: float = Field(1.0, gt=0, le=1, description="draw pictures at random linear scales from this up to 1")
+
+
+class TrainingSettings(Settings):
+    """How it is trained."""
+
+    steps: PositiveInt = Field(10_000, description="optimiser steps")
+    tokens_per_pack: PositiveInt = Field(4096, description="token budget of one forward pass")
+    packs_per_step: PositiveInt = Field(1, description="packs a step over all processes; more accumulate gradients")
+    learning_rate: PositiveFloat = Field(1e-3, description="peak learning rate of AdamW")
+    warmup_steps: int = Field(200, ge=0, description="linear rise of the learning rate")
+    decay_steps: int = Field(0, ge=0, description="linear fall to zero over the last steps; 0 keeps it constant")
+    weight_decay: float = Field(0.0, ge=0)
+    beta2: float = Field(0.999, gt=0, lt=1, description="AdamW's second-moment decay")
+    clip: PositiveFloat = Field(1.0, description="largest norm of the gradient")
+    ema_decay: float = Field(0.9999, gt=0, lt=1, description="decay of the averaged weights, warmed up")
+    label_drop: float = Field(0.1, ge=0, le=1, description="share of pictures trained without their label")
+    time_density: Literal["logit_normal", "uniform"] = "logit_normal"
+    time_mean: float = Field(0.0, description="logit-normal: mean of the logit of t")
+    time_std: PositiveFloat = Field(1.0, description="logit-normal: standard deviation of the logit of t")
+    precision: Literal["bf16", "no"] = Field("bf16", description="autocast; 'no' is plain float32")
+    compile: bool = Field(False, description="fuse element-wise work with torch.compile (needs a C++ compiler)")
+    activation_checkpointing: bool = Field(False, description="less memory for a third more time")
+    workers: PositiveInt = Field(2, description="threads that load pictures")
+    seed: int = 0
+
+
+class LogSettings(Settings):
+    """What is written while it trains."""
+
+    checkpoint_every: PositiveInt = Field(500, description="steps between checkpoints")
+    keep_checkpoints: PositiveInt = Field(2, description="older ones are removed")
+    sample_every: PositiveInt = Field(1000, description="steps between sample sheets")
+    sample_steps: PositiveInt = Field(20, description="Heun steps of the sample sheets")
+    sample_guidance: float = Field(2.0, description="guidance scale of the sample sheets")
+    tensorboard: bool = Field(False, description="also write TensorBoard events (needs the tensorboard package)")
+
+
+class Recipe(Settings):
+    """A whole run."""
+
+    model: ModelSettings = ModelSettings()
+    data: DataSettings = DataSettings()
+    training: TrainingSettings = TrainingSettings()
+    log: LogSettings = LogSettings()
+
+
+def recipe_names() -> list[str]:
+    """The recipes that ship with the package."""
+    return sorted(entry.name.removesuffix(".yaml") for entry in recipe_folder().iterdir() if entry.name.endswith(".yaml"))
+
+
+def recipe_folder():
+    return files("fitv2").joinpath("recipes")
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """A shipped recipe by name or a YAML file by path, with `section.key=value` overrides.
+
+    Raises ValueError for an unknown recipe, key or value; an unknown key is told with the nearest valid one.
+    """
+    if name in recipe_names():
+        text = recipe_folder().joinpath(f"{name}.yaml").read_text()
+    elif Path(name).is_file():
+        text = Path(name).read_text()
+    else:
+        raise ValueError(f"there is no recipe {name!r}; give a YAML file, or one of {', '.join(recipe_names())}")
+    return build_recipe(parse_yaml(text, name), overrides)
+
+
+def build_recipe(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe from a nested dictionary and overrides; errors as in `load_recipe`."""
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise ValueError(f"{override!r} is not of the form section.key=value")
+        branch = tree
+        *sections, leaf = key.strip().split(".")
+        for section in sections:
+            branch = branch.setdefault(section, {})
+        branch[leaf] = parse_yaml(f"value: {value}", override)["value"]
+    for key in dotted_keys(tree):
+        check_key(key)
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']} (given: {e['input']!r})" for e in error.errors()]
+        raise ValueError("the recipe does not hold: " + "; ".join(problems)) from None
+
+
+def parse_yaml(text: str, source: str) -> dict[str, Any]:
+    """A YAML mapping; numbers like 1e-4 are numbers. Raises ValueError for anything else."""
+    try:
+        tree = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{source} is not valid YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise ValueError(f"{source} must hold sections with keys, such as 'training:' and below it 'steps: 1000'")
+    return tree
+
+
+def valid_keys() -> list[str]:
+    """Every settable key, dotted."""
+    return [f"{name}.{key}" for name, field in Recipe.model_fields.items() for key in field.annotation.model_fields]
+
+
+def check_key(key: str) -> None:
+    if key in valid_keys():
+        return
+    candidates = {valid: valid for valid in valid_keys()} | {valid.split(".")[1]: valid for valid in valid_keys()}
+    near = difflib.get_close_matches(key, candidates, 1, 0.4) or difflib.get_close_matches(
+        key.split(".")[-1], candidates, 1, 0.0
+    )
+    raise ValueError(f"there is no setting {key!r}; the nearest is {candidates[near[0]]!r}")
+
+
+def dotted_keys(tree: dict[str, Any]) -> Iterator[str]:
+    for section, content in tree.items():
+        if isinstance(content, dict) and section in Recipe.model_fields:
+            yield from (f"{section}.{key}" for key in content)
+        elif content is not None or section not in Recipe.model_fields:
+            yield str(section)

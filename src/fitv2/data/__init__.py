@@ -1,0 +1,1 @@
+"""Data: pictures at native aspect, the built-in set, and packs filled to a token budget."""

@@ -1,0 +1,138 @@
+"""The built-in real set: Fashion-MNIST photographs, each trimmed to its garment's own box.
+
+Trousers become tall and shoes wide: 29 sizes from 28x8 to 8x28 pixels, multiples of 4. Pixels are the latents: one
+channel in [-1, 1], patch 4, so 16 numbers a token and at most 49 tokens. Fashion-MNIST is (c) 2017 Zalando SE, MIT
+licence. A class-balanced 10 000 of its training split ships with the package.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PATCH = 4
+SIDE = 28
+# Fainter pixels are paper and shadow: with this threshold the boxes hug the garment and still contain all of it.
+THRESHOLD = 32
+CLASS_NAMES = ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
+# SHA-256 of the unpacked files: distributions compress them anew, so the archives themselves differ.
+SHA256 = {
+    "train-images-idx3-ubyte.gz": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "train-labels-idx1-ubyte.gz": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    "t10k-images-idx3-ubyte.gz": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    "t10k-labels-idx1-ubyte.gz": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+}
+DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+
+
+class Fashion:
+    """Trimmed garments in memory; a `Dataset` (see `fitv2.data.dataset`).
+
+    pictures: uint8 (h, w) arrays with sides divisible by 4, bright garment on black. min_scale below 1 draws each
+    picture at a random linear scale in [min_scale, 1] every epoch, its sides rounded to the patch.
+    """
+
+    patch_size = PATCH
+    channels = 1
+    num_classes = len(CLASS_NAMES)
+    class_names = CLASS_NAMES
+
+    def __init__(self, pictures: Sequence[np.ndarray], labels: np.ndarray, min_scale: float = 1.0) -> None:
+        self.pictures = pictures
+        self.labels = np.asarray(labels, dtype=np.int64)
+        self.hw = np.array([picture.shape for picture in pictures], dtype=np.int64) // PATCH
+        self.min_scale = min_scale
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def epoch(self, epoch: int, seed: int) -> FashionEpoch:
+        """The set with the sizes drawn for this epoch."""
+        if self.min_scale == 1:
+            return FashionEpoch(self, self.hw)
+        scale = np.random.default_rng((seed, epoch)).uniform(self.min_scale, 1, len(self))
+        return FashionEpoch(self, np.maximum(np.rint(self.hw * scale[:, None]), 1).astype(np.int64))
+
+
+class FashionEpoch:
+    """One epoch's view: hw (N, 2) in patches, labels (N,), and the latent of each picture at that size."""
+
+    def __init__(self, garments: Fashion, hw: np.ndarray) -> None:
+        self.garments = garments
+        self.hw = hw
+        self.labels = garments.labels
+
+    def latent(self, index: int) -> Tensor:
+        """(1, h, w) float32 in [-1, 1]."""
+        latent = to_latent(self.garments.pictures[index])
+        size = tuple((self.hw[index] * PATCH).tolist())
+        if latent.shape[1:] == size:
+            return latent
+        return F.interpolate(latent[None], size, mode="bicubic", antialias=True)[0].clamp(-1, 1)
+
+
+def to_latent(picture: np.ndarray) -> Tensor:
+    """uint8 (h, w) to float32 (1, h, w) in [-1, 1]."""
+    return torch.from_numpy(np.array(picture)).float()[None] / 127.5 - 1
+
+
+def bundled(min_scale: float = 1.0) -> Fashion:
+    """The 10 000 training pictures that ship with the package, 1 000 of each class."""
+    with files("fitv2.data").joinpath("fashion-10k.npz").open("rb") as file, np.load(file) as archive:
+        hw, pixels, labels = archive["hw"].astype(np.int64), archive["pixels"], archive["labels"]
+    parts = np.split(pixels, np.cumsum(hw.prod(1))[:-1])
+    return Fashion([part.reshape(size) for part, size in zip(parts, hw, strict=True)], labels, min_scale)
+
+
+def full(split: str, folder: Path | None = None, min_scale: float = 1.0) -> Fashion:
+    """All 60 000 pictures of the split "train" or the 10 000 of "test", from the upstream files, trimmed."""
+    images, labels = read_split(split, folder)
+    return Fashion([trim(image) for image in images], labels, min_scale)
+
+
+def trim(image: np.ndarray) -> np.ndarray:
+    """The garment's box in a uint8 (28, 28) picture, each side grown to a multiple of 4."""
+    bright = image > THRESHOLD
+    rows, columns = (grown_span(bright.any(axis)) for axis in (1, 0))
+    return image[rows, columns]
+
+
+def grown_span(bright: np.ndarray) -> slice:
+    """From the first to the last bright line, grown evenly to a multiple of the patch inside the picture."""
+    lines = np.flatnonzero(bright) if bright.any() else np.arange(len(bright))
+    length = int(lines[-1] - lines[0] + 1)
+    grown = -(-length // PATCH) * PATCH
+    start = min(max(int(lines[0]) - (grown - length) // 2, 0), len(bright) - grown)
+    return slice(start, start + grown)
+
+
+def read_split(split: str, folder: Path | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Untrimmed (N, 28, 28) uint8 pictures and (N,) uint8 labels of "train" or "test".
+
+    Raises ValueError when the files are not there or are not the upstream ones.
+    """
+    folder = folder or DEBIAN_FOLDER
+    prefix = {"train": "train", "test": "t10k"}[split]
+    images = read_checked(folder / f"{prefix}-images-idx3-ubyte.gz")[16:].reshape(-1, SIDE, SIDE)
+    return images, read_checked(folder / f"{prefix}-labels-idx1-ubyte.gz")[8:]
+
+
+def read_checked(path: Path) -> np.ndarray:
+    """The bytes of one upstream file, its checksum verified."""
+    if not path.is_file():
+        raise ValueError(
+            f"{path} is not there: install the Debian package dataset-fashion-mnist, or put the four files of "
+            "Fashion-MNIST into a folder and name it (data.folder); the bundled 10 000 pictures need neither"
+        )
+    content = gzip.decompress(path.read_bytes())
+    if hashlib.sha256(content).hexdigest() != SHA256[path.name]:
+        raise ValueError(f"{path} does not hold the Fashion-MNIST of its authors: its checksum differs")
+    return np.frombuffer(content, np.uint8)

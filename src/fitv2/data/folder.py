@@ -1,0 +1,298 @@
+"""A folder of pictures as a data set, every picture at its own aspect.
+
+Sub-folders of the root are the classes; a root that holds pictures only directly has none. Each picture is decoded
+once before training, to learn its size and to find bad files; a cache file makes later starts fast.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from .images import EXTENSIONS, Preprocessing, UnreadableImage, decode, fit_size, prepare, target_size, variants
+
+logger = logging.getLogger(__name__)
+
+_CACHE_VERSION = 1
+
+
+@dataclass
+class ScanReport:
+    """What became of each file under the root.
+
+    found: files with the extension of a picture; each is usable or in `skipped`, (path relative to the root, reason).
+    ignored: number of the other files by extension ("hidden" for names that begin with a dot).
+    """
+
+    root: str
+    found: int = 0
+    usable: int = 0
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    ignored: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def skipped_by_reason(self) -> dict[str, int]:
+        """Number of skipped files by the kind of the reason, most frequent first."""
+        return dict(Counter(reason.partition(":")[0] for _, reason in self.skipped).most_common())
+
+    def summary(self, most: int = 20) -> str:
+        """A few lines of text: the counts, and the first `most` skipped files with their reasons."""
+        lines = [f"{self.root}: {self.found} picture files, {self.usable} usable, {len(self.skipped)} skipped"]
+        lines += [f"  {count} skipped: {reason}" for reason, count in self.skipped_by_reason.items()]
+        lines += [f"    {path}: {reason}" for path, reason in self.skipped[:most]]
+        if len(self.skipped) > most:
+            lines.append(f"    and {len(self.skipped) - most} more")
+        if self.ignored:
+            counts = ", ".join(f"{count} {extension}" for extension, count in sorted(self.ignored.items()))
+            lines.append(f"  ignored, not a picture extension: {counts}")
+        # File names may hold bytes that no terminal can show.
+        return "\n".join(lines).encode(errors="replace").decode()
+
+    def write(self, path: str | Path) -> None:
+        """The whole report as JSON."""
+        _write_json(Path(path), asdict(self) | {"skipped_by_reason": self.skipped_by_reason})
+
+
+class ImageFolder:
+    """The readable pictures under `root`, in the order of their names, as a `Dataset` of pixels in [-1, 1].
+
+    patch: pixels that a token's side covers. channels: 3 for colour, 1 for grey. preprocessing: see `images.variants`.
+    flip: each epoch mirrors a picture left to right with probability 1/2. min_scale in (0, 1]: each epoch shrinks a
+    picture by a linear factor drawn from [min_scale, 1]. cache_file: where to keep sizes between starts; an entry
+    counts while the file's size and time are the same. paths, sizes: (N,) relative names, (N, 2) pixels, upright.
+    Raises ValueError when there is no folder, or no readable picture in it.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        max_tokens: int,
+        patch: int,
+        *,
+        channels: int = 3,
+        preprocessing: Preprocessing = "mixed",
+        flip: bool = True,
+        min_scale: float = 1.0,
+        cache_file: Path | None = None,
+    ) -> None:
+        if channels not in (1, 3):
+            raise ValueError(f"pictures have 1 or 3 channels, not {channels}")
+        if not 0 < min_scale <= 1:
+            raise ValueError(f"min_scale must be above 0 and at most 1, not {min_scale}")
+        # Both raise for settings that fit no picture, before the long scan.
+        fit_size(1, 1, max_tokens, patch)
+        variants(1, 1, max_tokens, patch, preprocessing)
+        self.root = Path(root)
+        self.max_tokens, self.patch_size, self.channels = max_tokens, patch, channels
+        self.preprocessing, self.flip, self.min_scale = preprocessing, flip, min_scale
+        self.mode: Literal["RGB", "L"] = "RGB" if channels == 3 else "L"
+        self.report, self.class_names, found = _scan(self.root, self.mode, cache_file)
+        self.num_classes = len(self.class_names)
+        self.paths = list(found)
+        self.sizes = np.array(list(found.values()), dtype=np.int64)
+        self.labels = _labels(self.paths, self.class_names)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def epoch(self, epoch: int, seed: int) -> FolderEpoch:
+        """The pictures as one epoch takes them; what is drawn for picture i depends on (seed, epoch, i) alone."""
+        return FolderEpoch(self, np.random.default_rng((seed, epoch)).random((len(self), 3)))
+
+
+class FolderEpoch:
+    """An `EpochView` of a folder. draws: (N, 3) in [0, 1), for variant, flip and scale."""
+
+    def __init__(self, folder: ImageFolder, draws: np.ndarray) -> None:
+        self.folder = folder
+        self.labels = folder.labels
+        self.variant = []
+        for size, draw in zip(folder.sizes.tolist(), draws[:, 0].tolist(), strict=True):
+            possible = variants(*size, folder.max_tokens, folder.patch_size, folder.preprocessing)
+            self.variant.append(possible[int(draw * len(possible))])
+        self.flip = folder.flip & (draws[:, 1] < 0.5)
+        self.scale = 1 - (1 - folder.min_scale) * draws[:, 2]
+        sizes = [
+            target_size(*size, folder.max_tokens, folder.patch_size, variant, scale)
+            for size, variant, scale in zip(folder.sizes.tolist(), self.variant, self.scale.tolist(), strict=True)
+        ]
+        self.hw = np.array(sizes, dtype=np.int64) // folder.patch_size
+
+    def latent(self, index: int) -> Tensor:
+        """(channels, height, width) float32 in [-1, 1]; raises UnreadableImage if the file changed since the scan."""
+        folder = self.folder
+        name, size = folder.paths[index], tuple(folder.sizes[index].tolist())
+        try:
+            image = decode(folder.root / name, folder.mode)
+        except UnreadableImage as error:
+            raise UnreadableImage(f"{name} could be read at the start and now cannot: {error}") from error
+        if (image.height, image.width) != size:
+            raise UnreadableImage(f"{name} was {size} pixels at the start and now is {(image.height, image.width)}")
+        image = prepare(image, folder.max_tokens, folder.patch_size, self.variant[index], float(self.scale[index]))
+        if self.flip[index]:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return _to_latent(image)
+
+
+def _to_latent(image: Image.Image) -> Tensor:
+    """8-bit RGB or grey to (3 or 1, height, width) float32, black -1, white 1."""
+    # In numpy: torch would wake its thread pool for each of these small steps, which costs more than the steps.
+    pixels = np.atleast_3d(np.asarray(image, dtype=np.float32)) / 127.5 - 1
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
+def _scan(root: Path, mode: str, cache_file: Path | None) -> tuple[ScanReport, list[str], dict[str, list[int]]]:
+    """The report, the names of the classes, and name to [height, width] of each usable picture."""
+    if not root.is_dir():
+        raise ValueError(f"there is no folder {root}: give the folder that holds the pictures")
+    report = ScanReport(str(root))
+    names = _picture_names(root, report)
+    classes = sorted({name.partition("/")[0] for name in names if "/" in name})
+    outcomes = _check_all(root, names, mode, cache_file)
+    sizes = {}
+    for name, outcome in outcomes.items():
+        if isinstance(outcome, str):
+            report.skipped.append((name, outcome))
+        elif classes and "/" not in name:
+            report.skipped.append((name, "outside the class folders"))
+        else:
+            sizes[name] = outcome
+    report.found, report.usable = len(names), len(sizes)
+    logger.log(logging.WARNING if report.skipped else logging.INFO, report.summary())
+    if not names:
+        hint = "put picture files (.jpg, .png, .webp) in it, or in one sub-folder per class"
+        raise ValueError(f"no picture files: {hint}\n{report.summary()}")
+    if not sizes:
+        raise ValueError(f"no picture can be read: replace the files or give another folder\n{report.summary()}")
+    for name in sorted(set(classes) - {name.partition("/")[0] for name in sizes}):
+        logger.warning("class %r has no readable picture: it cannot be learned", name)
+    return report, classes, sizes
+
+
+def _picture_names(root: Path, report: ScanReport) -> list[str]:
+    """Paths relative to the root, with forward slashes, in order; all other files are counted in the report."""
+    names, ignored = [], Counter()
+    for path in _files(root, frozenset()):
+        if path.name.startswith("."):
+            ignored["hidden"] += 1
+        elif path.suffix.lower() in EXTENSIONS:
+            names.append(path.relative_to(root).as_posix())
+        else:
+            ignored[path.suffix.lower() or "without extension"] += 1
+    report.ignored = dict(ignored)
+    return names
+
+
+def _files(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
+    """Every file below, and hidden folders unopened. Links to folders are followed, but not into one of `above`."""
+    resolved = folder.resolve()
+    if resolved in above:
+        return
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and not path.name.startswith("."):
+            yield from _files(path, above | {resolved})
+        else:
+            yield path
+
+
+def _check_all(root: Path, names: list[str], mode: str, cache_file: Path | None) -> dict[str, list[int] | str]:
+    """Each picture's [height, width], or the reason why it cannot be used; decodes those that the cache lacks.
+
+    The cache holds the good ones only, so a file that was unreadable for a passing reason gets another chance.
+    """
+    cache = _read_cache(cache_file)
+    stamps = {name: _stamp(root / name) for name in names}
+    known = {name: cache[name][2:] for name in names if name in cache and cache[name][:2] == stamps[name]}
+    todo = [name for name in names if name not in known]
+    checked: dict[str, list[int] | str] = {}
+    logger.info("%s: checking %d picture files, %d known from an earlier start", root, len(todo), len(known))
+    try:
+        for name, outcome in zip(todo, _progress(_check_in_threads(root, todo, mode), len(todo)), strict=True):
+            checked[name] = outcome
+    finally:  # An interrupted scan of a million pictures goes on where it stopped.
+        outcomes = {name: known.get(name) or checked.get(name) for name in names}
+        entries = {name: stamps[name] + size for name, size in outcomes.items() if isinstance(size, list)}
+        if cache_file is not None and entries != cache:
+            _write_cache(Path(cache_file), entries)
+    return outcomes
+
+
+def _check_in_threads(root: Path, names: list[str], mode: str, block: int = 512) -> Iterator[list[int] | str]:
+    """In the order of the names; in blocks, because the pool keeps an object for every task handed to it."""
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # Pillow's decoders release the interpreter lock.
+        for start in range(0, len(names), block):
+            yield from pool.map(lambda name: _check(root / name, mode), names[start : start + block])
+
+
+def _check(path: Path, mode: str) -> list[int] | str:
+    if not path.is_file():  # A broken link, or a pipe, on which opening would wait for ever.
+        return "not a file"
+    try:
+        image = decode(path, mode)
+    except UnreadableImage as error:
+        return str(error)
+    return [image.height, image.width]
+
+
+def _progress(outcomes: Iterator[list[int] | str], total: int) -> Iterator[list[int] | str]:
+    console = Console(stderr=True)
+    disable = total == 0 or not console.is_terminal
+    return track(outcomes, "Checking pictures", total=total, console=console, transient=True, disable=disable)
+
+
+def _labels(names: list[str], class_names: list[str]) -> np.ndarray:
+    """(N,) int64: the index of each picture's class; 0 where there are no classes."""
+    index = {name: number for number, name in enumerate(class_names)}
+    return np.array([index.get(name.partition("/")[0], 0) for name in names], dtype=np.int64)
+
+
+def _stamp(path: Path) -> list[int] | None:
+    """[bytes, time of the last change in ns], or None for a broken link."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _read_cache(cache_file: Path | None) -> dict[str, list[int]]:
+    """Name to [bytes, mtime_ns, height, width]; empty when there is no cache file, or not one of this version."""
+    if cache_file is None or not Path(cache_file).exists():
+        return {}
+    try:
+        content = json.loads(Path(cache_file).read_text())
+        if content["version"] == _CACHE_VERSION:
+            return content["pictures"]
+    except (ValueError, TypeError, KeyError):
+        logger.warning("%s is not a cache of this program or is damaged: it is made anew", cache_file)
+    return {}
+
+
+def _write_cache(cache_file: Path, entries: dict[str, list[int]]) -> None:
+    try:
+        _write_json(cache_file, {"version": _CACHE_VERSION, "pictures": entries})
+    except OSError as error:
+        logger.warning("%s cannot be written, so the next start checks every picture again: %s", cache_file, error)
+
+
+def _write_json(path: Path, content: dict) -> None:
+    """Atomically: a reader, or a start after a crash, sees the whole old file or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    draft.write_text(json.dumps(content, indent=1))
+    os.replace(draft, path)

@@ -1,0 +1,62 @@
+"""The flow-matching loss on a packed batch (FiTv2, arXiv 2410.13925).
+
+Shape suffixes as in `fitv2.tokens`: T tokens, B images, C token channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..tokens import TokenBatch
+from .path import LOGIT_NORMAL, TimeDensity, interpolate, sample_times
+
+# (images at their times, t (B,), labels (B,)) -> velocity (T, C)
+VelocityOfBatch = Callable[[TokenBatch, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class FlowLoss:
+    """loss: scalar to differentiate. per_image: (B,) float32, detached. t: (B,) float32, the time of each image."""
+
+    loss: Tensor
+    per_image: Tensor
+    t: Tensor
+
+
+def flow_loss(
+    velocity: VelocityOfBatch,
+    data: TokenBatch,
+    labels_B: Tensor,
+    null_label: int,
+    generator: torch.Generator,
+    label_drop: float = 0.1,
+    density: TimeDensity = LOGIT_NORMAL,
+) -> FlowLoss:
+    """The loss at random times and noise, each image losing its label with probability `label_drop`.
+
+    Everything random comes from `generator`, on the CPU and in this order, so that a step is the same on every device:
+    times (B,), a uniform number per label (B,), noise (T, C).
+    """
+    device = data.x.device
+    t_B = sample_times(len(data), generator, density).to(device)
+    dropped_B = (torch.rand(len(data), generator=generator) < label_drop).to(device)
+    noise_TC = torch.randn(data.x.shape, generator=generator).to(device)
+    return flow_loss_at(velocity, data, noise_TC, t_B, labels_B.masked_fill(dropped_B, null_label))
+
+
+def flow_loss_at(
+    velocity: VelocityOfBatch, data: TokenBatch, noise_TC: Tensor, t_B: Tensor, labels_B: Tensor
+) -> FlowLoss:
+    """Squared error of the velocity: mean over each image's own tokens and channels, then over images.
+
+    So a picture weighs the same whatever its size. The error is taken in float32, whatever dtype autocast gives.
+    """
+    x_TC = interpolate(data.x, noise_TC, data.spread(t_B)[:, None])
+    predicted_TC = velocity(data.with_x(x_TC), t_B, labels_B)
+    error_TC = predicted_TC.float() - (data.x - noise_TC)
+    per_image_B = data.image_mean(error_TC.square().mean(1))
+    return FlowLoss(per_image_B.mean(), per_image_B.detach(), t_B)

@@ -1,0 +1,142 @@
+"""From a model and wishes (class, size, seed) to latents: images of all sizes together in packed forwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from .model.transformer import FiT
+from .samplers.guidance import guide
+from .samplers.noise import ImageNoise
+from .samplers.ode import SOLVERS, Velocity, ode_model_calls, time_grid
+from .samplers.sde import sample_sde, sde_grid, sde_model_calls
+from .tokens import TokenBatch
+
+SDE_SOLVERS = {"euler-maruyama": "euler", "sde-heun": "heun"}
+SOLVER_NAMES = [*SOLVERS, *SDE_SOLVERS]
+# These choose their steps by the error of all that they integrate: alone, an image's steps depend on nothing else.
+ADAPTIVE = ("dopri5", "adaptive_heun")
+
+
+@dataclass(frozen=True)
+class Wish:
+    """One image to make: its class (or the null label), height and width in latent pixels, and seed."""
+
+    label: int
+    size: tuple[int, int]
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How to integrate and guide. interval: times in [0, 1] (1 is data) in which guidance acts; channels: see `guide`.
+
+    Raises ValueError for an unknown solver or impossible numbers.
+    """
+
+    steps: int = 25
+    solver: str = "heun"
+    guidance: float = 2.0
+    interval: tuple[float, float] = (0.0, 1.0)
+    power: float = 0.0
+    channels: int | None = None
+    shift: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.solver not in SOLVER_NAMES:
+            raise ValueError(f"there is no solver {self.solver!r}; the solvers are {', '.join(SOLVER_NAMES)}")
+        if self.steps < 1:
+            raise ValueError(f"a sampler needs at least one step, not {self.steps}")
+        if not 0 <= self.interval[0] <= self.interval[1] <= 1:
+            raise ValueError(f"the guidance interval {self.interval} must lie within 0 and 1, low end first")
+
+    @property
+    def model_calls(self) -> int | None:
+        """Evaluations of the (guided) velocity per image; None where the solver decides."""
+        if self.solver in SDE_SOLVERS:
+            return sde_model_calls(SDE_SOLVERS[self.solver], self.steps)
+        return ode_model_calls(self.solver, self.steps)
+
+
+@torch.inference_mode()
+def generate(
+    model: FiT,
+    wishes: Sequence[Wish],
+    sampling: Sampling,
+    tokens_per_pass: int = 8192,
+    progress: Callable[[int], None] | None = None,
+) -> list[Tensor]:
+    """One latent (c, height, width) in float32 on the CPU per wish, in the order of the wishes.
+
+    An image depends on its own wish alone, not on the others. `progress` gets the number of images just finished.
+    Raises ValueError for a size not divisible by the patch, a label out of range, or an image beyond `tokens_per_pass`.
+    """
+    config = model.config
+    for wish in wishes:
+        check_wish(wish, config.patch_size, config.num_classes, tokens_per_pass)
+    latents: dict[int, Tensor] = {}
+    for chosen in passes(wishes, config.patch_size, 1 if sampling.solver in ADAPTIVE else tokens_per_pass):
+        batch = generate_pass(model, [wishes[i] for i in chosen], sampling)
+        latents.update(zip(chosen, batch.to_latents(config.patch_size), strict=True))
+        if progress is not None:
+            progress(len(chosen))
+    return [latents[i] for i in range(len(wishes))]
+
+
+def check_wish(wish: Wish, patch_size: int, num_classes: int, most_tokens: int) -> None:
+    height, width = wish.size
+    if min(height, width) < 1 or height % patch_size or width % patch_size:
+        nearest = "x".join(str(max(patch_size, round(side / patch_size) * patch_size)) for side in wish.size)
+        raise ValueError(f"{height}x{width} is not divisible by the patch of {patch_size}; the nearest is {nearest}")
+    if not 0 <= wish.label <= num_classes:
+        raise ValueError(f"label {wish.label} is out of range: classes are 0 to {num_classes - 1}, {num_classes} is none")
+    tokens = height * width // patch_size**2
+    if tokens > most_tokens:
+        raise ValueError(f"{height}x{width} has {tokens} tokens, more than the {most_tokens} of one pass")
+
+
+def passes(wishes: Sequence[Wish], patch_size: int, most_tokens: int) -> Iterator[list[int]]:
+    """Indices of wishes, short images first, in groups of at most `most_tokens` tokens (and at least one image)."""
+    tokens = [wish.size[0] * wish.size[1] // patch_size**2 for wish in wishes]
+    group: list[int] = []
+    for i in sorted(range(len(wishes)), key=tokens.__getitem__):
+        if group and sum(tokens[j] for j in group) + tokens[i] > most_tokens:
+            yield group
+            group = []
+        group.append(i)
+    if group:
+        yield group
+
+
+def generate_pass(model: FiT, wishes: Sequence[Wish], sampling: Sampling) -> TokenBatch:
+    """All wishes together, both guidance halves included, as one packed batch (on the CPU, float32)."""
+    device = next(model.parameters()).device
+    hw = torch.tensor([wish.size for wish in wishes]) // model.config.patch_size
+    noise = ImageNoise([wish.seed for wish in wishes], hw.prod(1).tolist(), model.config.token_channels)
+    labels = torch.tensor([wish.label for wish in wishes], device=device)
+    velocity = guided_velocity(model, hw, labels, sampling)
+    start = noise.draw().to(device)
+    if sampling.solver in SDE_SOLVERS:
+        times = sde_grid(sampling.steps, shift=sampling.shift)
+        solve = partial(sample_sde, draw=lambda: noise.draw().to(device), method=SDE_SOLVERS[sampling.solver])
+    else:
+        times, solve = time_grid(sampling.steps, sampling.shift), SOLVERS[sampling.solver]
+    return TokenBatch(solve(velocity, start, times).float().cpu(), hw)
+
+
+def guided_velocity(model: FiT, hw: Tensor, labels: Tensor, sampling: Sampling) -> Velocity:
+    """velocity(x, t) of a packed batch with classifier-free guidance; one forward holds both halves."""
+
+    def conditional(x: Tensor, t: Tensor) -> Tensor:
+        return model(TokenBatch(x, hw), t.to(x.device).expand(len(hw)), labels).float()
+
+    def both(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        twice = TokenBatch(torch.cat((x, x)), torch.cat((hw, hw)))
+        labels_and_null = torch.cat((labels, torch.full_like(labels, model.null_label)))
+        return model(twice, t.to(x.device).expand(len(twice)), labels_and_null).float().chunk(2)
+
+    return guide(both, conditional, sampling.guidance, sampling.interval, sampling.power, sampling.channels)

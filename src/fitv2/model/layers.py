@@ -1,0 +1,87 @@
+"""The small parts of the transformer: embedders, SwiGLU and the final layer."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .modulation import FullModulation, modulated_norm
+
+FREQUENCIES = 256
+
+
+class PatchEmbedder(nn.Module):
+    """Tokens (T, C) to width (T, D)."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(channels, width)
+        nn.init.xavier_uniform_(self.proj.weight)
+        nn.init.zeros_(self.proj.bias)
+
+    def forward(self, x_TC: Tensor) -> Tensor:
+        return self.proj(x_TC)
+
+
+class TimestepEmbedder(nn.Module):
+    """Times (B,) in [0, 1], fed to the sinusoid unscaled and in float32, to (B, D)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+        for linear in (self.mlp[0], self.mlp[2]):
+            nn.init.normal_(linear.weight, std=0.02)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, t_B: Tensor) -> Tensor:
+        return self.mlp(sinusoid(t_B))
+
+
+def sinusoid(t_B: Tensor, theta: float = 10000.0) -> Tensor:
+    """(B, 256) float32: 128 cosines, then 128 sines, of geometrically falling frequency."""
+    half = FREQUENCIES // 2
+    frequencies = torch.exp(-math.log(theta) * torch.arange(half, dtype=torch.float32, device=t_B.device) / half)
+    angles = t_B.float()[:, None] * frequencies
+    return torch.cat((angles.cos(), angles.sin()), dim=-1)
+
+
+class LabelEmbedder(nn.Module):
+    """Class labels (B,) to (B, D); the label `num_classes` is the null class of classifier-free guidance."""
+
+    def __init__(self, num_classes: int, width: int) -> None:
+        super().__init__()
+        self.embedding_table = nn.Embedding(num_classes + 1, width)
+        nn.init.normal_(self.embedding_table.weight, std=0.02)
+
+    def forward(self, y_B: Tensor) -> Tensor:
+        return self.embedding_table(y_B)
+
+
+class SwiGLU(nn.Module):
+    """fc2(silu(fc1_g(x)) * fc1_x(x)); the hidden width 2/3 of 4 D keeps the parameters of a plain MLP of 4 D."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1_g = nn.Linear(width, hidden)
+        self.fc1_x = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        return self.fc2(F.silu(self.fc1_g(x_TD)) * self.fc1_x(x_TD))
+
+
+class FinalLayer(nn.Module):
+    """Modulated norm and a linear layer from width back to token channels, starting at zero."""
+
+    def __init__(self, width: int, channels: int) -> None:
+        super().__init__()
+        self.adaLN_modulation = FullModulation(width, parts=2)
+        self.linear = nn.Linear(width, channels)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, x_TD: Tensor, shift_TD: Tensor, scale_TD: Tensor) -> Tensor:
+        return self.linear(modulated_norm(x_TD, shift_TD, scale_TD))

@@ -1,0 +1,33 @@
+"""AdaLN-LoRA: one projection shared by all blocks plus a low-rank pair per block (FiTv2, Eq. 8).
+
+S_i = W_global(c) + W2_i W1_i (c), with SiLU on c. Conditioning stays per image, (B, ...), until it meets the tokens:
+projecting per token would cost 6 D^2 on each of them.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class LowRankModulation(nn.Sequential):
+    """A block's own part of the modulation: (B, D) to (B, 6 D) through `rank`, starting at zero."""
+
+    def __init__(self, width: int, rank: int) -> None:
+        super().__init__(nn.SiLU(), nn.Linear(width, rank), nn.Linear(rank, 6 * width))
+        nn.init.zeros_(self[2].weight)
+        nn.init.zeros_(self[2].bias)
+
+
+class FullModulation(nn.Sequential):
+    """SiLU and one linear layer to `parts` vectors of the width: (B, D) to (B, parts * D), starting at zero."""
+
+    def __init__(self, width: int, parts: int) -> None:
+        super().__init__(nn.SiLU(), nn.Linear(width, parts * width))
+        nn.init.zeros_(self[1].weight)
+        nn.init.zeros_(self[1].bias)
+
+
+def modulated_norm(x_TD: Tensor, shift_TD: Tensor, scale_TD: Tensor) -> Tensor:
+    """LayerNorm without affine, then scale and shift from the conditioning."""
+    return F.layer_norm(x_TD, x_TD.shape[-1:], eps=1e-6) * (1 + scale_TD) + shift_TD

@@ -1,0 +1,154 @@
+"""FiTv2: a diffusion transformer over packed tokens of pictures of any size (arXiv 2410.13925, Sec. III).
+
+Shape suffixes as in `fitv2.tokens`: T tokens, B images, C token channels, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..tokens import TokenBatch
+from .attention import SelfAttention, packed_attention
+from .layers import FinalLayer, LabelEmbedder, PatchEmbedder, SwiGLU, TimestepEmbedder
+from .modulation import FullModulation, LowRankModulation, modulated_norm
+from .rope import rotation_table
+
+
+@dataclass(frozen=True, kw_only=True)
+class FiTConfig:
+    """Everything that fixes the network. Raises ValueError where the numbers do not fit each other."""
+
+    width: int
+    depth: int
+    heads: int
+    patch_size: int = 2
+    in_channels: int = 4
+    num_classes: int = 1000
+    mlp_ratio: float = 4.0
+    lora_rank: int | None = None
+    qk_norm_affine: bool = False
+
+    def __post_init__(self) -> None:
+        if self.width % (4 * self.heads):
+            raise ValueError(
+                f"width {self.width} with {self.heads} heads: the width of a head must be a whole multiple of 4, "
+                "because rows and columns each turn pairs of its numbers"
+            )
+
+    @property
+    def token_channels(self) -> int:
+        return self.in_channels * self.patch_size**2
+
+    @property
+    def mlp_hidden(self) -> int:
+        return int(self.width * self.mlp_ratio) * 2 // 3
+
+    @property
+    def modulation_rank(self) -> int:
+        return self.width // 4 if self.lora_rank is None else self.lora_rank
+
+
+PRESETS = {
+    "FiTv2-B/2": FiTConfig(width=768, depth=15, heads=12),
+    "FiTv2-L/2": FiTConfig(width=1024, depth=31, heads=16),
+    "FiTv2-XL/2": FiTConfig(width=1152, depth=36, heads=16),
+    "FiTv2-3B/2": FiTConfig(width=2304, depth=40, heads=24),
+}
+
+
+def preset(name: str, **changes) -> FiTConfig:
+    """The named configuration, with any field changed. Raises ValueError for an unknown name."""
+    if name not in PRESETS:
+        raise ValueError(f"there is no preset {name!r}; the presets are {', '.join(PRESETS)}")
+    return replace(PRESETS[name], **changes)
+
+
+class FiTBlock(nn.Module):
+    """Modulated self-attention and SwiGLU with gated residuals; the identity at initialisation."""
+
+    def __init__(self, config: FiTConfig) -> None:
+        super().__init__()
+        self.attn = SelfAttention(config.width, config.heads, config.qk_norm_affine)
+        self.mlp = SwiGLU(config.width, config.mlp_hidden)
+        self.adaLN_modulation = LowRankModulation(config.width, config.modulation_rank)
+
+    def forward(
+        self, x_TD: Tensor, c_BD: Tensor, global_B6D: Tensor, batch: TokenBatch, table: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        modulation_T6D = batch.spread(global_B6D + self.adaLN_modulation(c_BD))
+        q, k, v = self.before_attention(x_TD, modulation_T6D, table)
+        return self.after_attention(x_TD, packed_attention(q, k, v, batch.runs), modulation_T6D)
+
+    # Two halves around attention: all that is per token, so that `FiT.compile_blocks` can fuse each into a few kernels.
+
+    def before_attention(self, x_TD: Tensor, modulation_T6D: Tensor, table: tuple[Tensor, Tensor]):
+        shift, scale, *_ = modulation_T6D.chunk(6, dim=-1)
+        return self.attn.queries_keys_values(modulated_norm(x_TD, shift, scale), table)
+
+    def after_attention(self, x_TD: Tensor, attended_TNH: Tensor, modulation_T6D: Tensor) -> Tensor:
+        _, _, gate1, shift2, scale2, gate2 = modulation_T6D.chunk(6, dim=-1)
+        x_TD = x_TD + gate1 * self.attn.proj(attended_TNH.flatten(1))
+        return x_TD + gate2 * self.mlp(modulated_norm(x_TD, shift2, scale2))
+
+
+class FiT(nn.Module):
+    """The velocity network: (packed batch, t in [0, 1] with 1 = data, label) to one vector per token."""
+
+    def __init__(self, config: FiTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.activation_checkpointing = False
+        self.x_embedder = PatchEmbedder(config.token_channels, config.width)
+        self.t_embedder = TimestepEmbedder(config.width)
+        self.y_embedder = LabelEmbedder(config.num_classes, config.width)
+        self.global_adaLN_modulation = FullModulation(config.width, parts=6)
+        self.blocks = nn.ModuleList(FiTBlock(config) for _ in range(config.depth))
+        self.final_layer = FinalLayer(config.width, config.token_channels)
+        for block in self.blocks:
+            for linear in (block.attn.qkv, block.attn.proj, block.mlp.fc1_g, block.mlp.fc1_x, block.mlp.fc2):
+                nn.init.xavier_uniform_(linear.weight)
+                nn.init.zeros_(linear.bias)
+
+    @property
+    def null_label(self) -> int:
+        """The label that stands for "no class"."""
+        return self.config.num_classes
+
+    def compile_blocks(self) -> None:
+        """Fuses the element-wise work of the blocks with torch.compile, once for all blocks and any number of tokens.
+
+        On a CPU this needs a C++ compiler; about 1.4 times the speed of eager on short images.
+        """
+        for name in ("before_attention", "after_attention"):
+            compiled = torch.compile(getattr(FiTBlock, name), dynamic=True)
+            for block in self.blocks:
+                setattr(block, name, partial(compiled, block))
+
+    def forward(self, batch: TokenBatch, t_B: Tensor, y_B: Tensor) -> Tensor:
+        """batch.x (T, C), t (B,) float in [0, 1], y (B,) int64 in [0, num_classes] to the velocity (T, C)."""
+        order = sorted(range(len(batch)), key=batch.lengths.__getitem__)
+        if order == list(range(len(batch))):
+            return self._forward_sorted(batch, t_B, y_B)
+        # Sorted by length, images of equal length become neighbours, and attention needs few products.
+        back = sorted(range(len(order)), key=order.__getitem__)
+        batch = batch.select(order)
+        return batch.with_x(self._forward_sorted(batch, t_B[order], y_B[order])).select(back).x
+
+    def _forward_sorted(self, batch: TokenBatch, t_B: Tensor, y_B: Tensor) -> Tensor:
+        table = rotation_table(batch.positions, self.config.width // self.config.heads)
+        c_BD = self.t_embedder(t_B) + self.y_embedder(y_B)
+        global_B6D = self.global_adaLN_modulation(c_BD)
+        # The residual stream stays float32 under autocast: sums of many small bfloat16 steps would lose them.
+        x_TD = self.x_embedder(batch.x).float()
+        for block in self.blocks:
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                x_TD = checkpoint(block, x_TD, c_BD, global_B6D, batch, table, use_reentrant=False)
+            else:
+                x_TD = block(x_TD, c_BD, global_B6D, batch, table)
+        shift, scale = batch.spread(self.final_layer.adaLN_modulation(c_BD)).chunk(2, dim=-1)
+        return self.final_layer(x_TD, shift, scale)

@@ -1,0 +1,44 @@
+"""Pictures for people: latents of the pixel models as images, and contact sheets of images of mixed sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+MARGIN = 6
+CAPTION = 13
+
+
+def to_image(latent: Tensor) -> Image.Image:
+    """(1 or 3, h, w) in [-1, 1], values beyond clipped, to an 8-bit grey or RGB image of exactly w x h."""
+    pixels = ((latent.clamp(-1, 1) + 1) * 127.5).round().byte().numpy()
+    return Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+
+
+def contact_sheet(
+    images: Sequence[Image.Image], captions: Sequence[str], columns: int = 8, zoom: int | None = None
+) -> Image.Image:
+    """All images on one white page, each enlarged by the same whole number and with its caption below.
+
+    zoom: default such that the largest side is about 128 pixels, at least 1.
+    """
+    largest = max(max(image.size) for image in images)
+    zoom = zoom or max(1, 128 // largest)
+    cell_w = max(max(image.width for image in images) * zoom, 96) + MARGIN
+    rows = [range(i, min(i + columns, len(images))) for i in range(0, len(images), columns)]
+    heights = [max(images[i].height for i in row) * zoom + CAPTION + MARGIN for row in rows]
+    width = min(columns, len(images)) * cell_w + MARGIN
+    page = Image.new("RGB", (width, sum(heights) + MARGIN), "white")
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(10)
+    top = MARGIN
+    for row, height in zip(rows, heights, strict=True):
+        for column, i in enumerate(row):
+            big = images[i].resize((images[i].width * zoom, images[i].height * zoom), Image.Resampling.NEAREST)
+            left = MARGIN + column * cell_w
+            page.paste(big, (left + (cell_w - MARGIN - big.width) // 2, top + height - CAPTION - MARGIN - big.height))
+            draw.text((left + (cell_w - MARGIN) / 2, top + height - MARGIN), captions[i], "black", font, "ms")
+        top += height
+    return page

@@ -1,0 +1,1 @@
+"""Training: the loop, averaged weights and checkpoints."""

@@ -1,0 +1,94 @@
+"""Checkpoints that are whole or absent: written beside, flushed, then renamed; safetensors and JSON only."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+PREFIX = "step-"
+
+
+def write_atomically(target: Path, write: Callable[[Path], None]) -> None:
+    """Calls `write` with a folder beside `target` that becomes `target` only when complete and on disk."""
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    write(partial)
+    for path in [*partial.iterdir(), partial]:
+        flush(path)
+    if target.exists():
+        shutil.rmtree(target)
+    partial.rename(target)
+    flush(target.parent)
+
+
+def flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def save_checkpoint(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
+    """One safetensors file per entry of `tensors` and state.json, as folder/step-<step>."""
+
+    def write(partial: Path) -> None:
+        for name, content in tensors.items():
+            save_file({key: t.detach().contiguous() for key, t in content.items()}, partial / f"{name}.safetensors")
+        (partial / "state.json").write_text(json.dumps({"step": step, **state}, indent=1))
+
+    write_atomically(folder / f"{PREFIX}{step:08d}", write)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints, oldest first, by step number."""
+    found = [path for path in folder.glob(f"{PREFIX}*") if (path / "state.json").is_file()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix(PREFIX)))
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Removes all but the newest `keep`."""
+    for path in checkpoints(folder)[:-keep]:
+        shutil.rmtree(path)
+
+
+def read_tensors(path: Path, device: str = "cpu") -> dict[str, Tensor]:
+    """One safetensors file. Raises ValueError when it is missing or damaged."""
+    if not path.is_file():
+        raise ValueError(f"{path} is not there; the checkpoint is incomplete")
+    try:
+        return load_file(path, device=device)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is damaged ({error}); delete its folder to continue from the one before") from None
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """state.json of a checkpoint. Raises ValueError when damaged."""
+    try:
+        return json.loads((path / "state.json").read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); delete the folder to continue from the one before") from None
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
+    """An optimiser's per-parameter state as flat tensors named `<entry>.<parameter>`."""
+    state = optimizer.state_dict()["state"]
+    return {f"{entry}.{names[i]}": torch.as_tensor(value) for i, s in state.items() for entry, value in s.items()}
+
+
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str], tensors: dict[str, Tensor]) -> None:
+    """The inverse of `optimizer_tensors`."""
+    state: dict[int, dict[str, Tensor]] = {}
+    index = {name: i for i, name in enumerate(names)}
+    for key, value in tensors.items():
+        entry, _, name = key.partition(".")
+        state.setdefault(index[name], {})[entry] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

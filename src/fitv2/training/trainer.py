@@ -1,0 +1,245 @@
+"""The training loop: one packed step after another, logged, checkpointed, resumable bit for bit.
+
+No global random state is used after the start: data order comes from (seed, epoch), and times, noise and dropped
+labels of a pack from (seed, step, pack). So a step number and the weights are all that a resume has to restore.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from ..build import build_density
+from ..config import Recipe, TrainingSettings
+from ..data.dataset import Dataset
+from ..data.loader import PackLoader, Position, Step
+from ..flow.objective import flow_loss
+from ..generate import Sampling, Wish, generate
+from ..model.transformer import FiT, FiTConfig
+from ..pretrained import save_pretrained, shapes_of
+from ..sheets import contact_sheet, to_image
+from .checkpoint import (
+    checkpoints,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    prune,
+    read_state,
+    read_tensors,
+    save_checkpoint,
+)
+from .ema import EMA
+
+logger = logging.getLogger(__name__)
+
+
+def learning_rate(step: int, training: TrainingSettings) -> float:
+    """Linear warm-up, constant, then linear decay to zero over the last `decay_steps`; step counts from 0."""
+    rise = min(1.0, (step + 1) / training.warmup_steps) if training.warmup_steps else 1.0
+    fall = min(1.0, (training.steps - step) / training.decay_steps) if training.decay_steps else 1.0
+    return training.learning_rate * rise * fall
+
+
+class Trainer:
+    """A run in the folder `run`: recipe.json, log.jsonl, checkpoints/, samples/ and, at the end, model/.
+
+    Training starts from the newest checkpoint there, if any.
+    """
+
+    def __init__(self, recipe: Recipe, dataset: Dataset, config: FiTConfig, run: Path) -> None:
+        settings = recipe.training
+        self.recipe, self.dataset, self.run = recipe, dataset, run
+        self.accelerator = Accelerator(mixed_precision=settings.precision, cpu=not torch.cuda.is_available())
+        torch.manual_seed(settings.seed)
+        model = FiT(config)
+        model.activation_checkpointing = settings.activation_checkpointing
+        self.names = [name for name, _ in model.named_parameters()]
+        optimizer = torch.optim.AdamW(
+            model.parameters(),
+            lr=settings.learning_rate,
+            betas=(0.9, settings.beta2),
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.bare_model: FiT = self.accelerator.unwrap_model(self.model)
+        if settings.compile:
+            self.bare_model.compile_blocks()
+        self.ema = EMA(self.bare_model, settings.ema_decay)
+        self.density = build_density(settings)
+        self.loader = PackLoader(
+            dataset,
+            settings.tokens_per_pack,
+            settings.packs_per_step,
+            settings.seed,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+            settings.workers,
+        )
+        self.done = 0
+        self.position = Position()
+        self.skipped = 0
+        self.seconds = 0.0
+
+    def fit(self, report: Callable[[dict[str, Any]], None]) -> None:
+        """Trains to the last step. `report` gets the figures of each step: those of the log."""
+        self.resume()
+        self.run.mkdir(parents=True, exist_ok=True)
+        self.trim_log()
+        log, settings = self.recipe.log, self.recipe.training
+        board = self.open_board() if log.tensorboard and self.accelerator.is_main_process else None
+        with (self.run / "log.jsonl").open("a", buffering=1) as log_file:
+            steps = self.loader.steps(self.position)
+            while self.done < settings.steps:
+                figures = self.timed_step(next(steps))
+                if self.accelerator.is_main_process:
+                    log_file.write(json.dumps(figures) + "\n")
+                    report(figures)
+                    if board is not None:
+                        for name in ("loss", "grad_norm", "learning_rate", "tokens_per_second"):
+                            board.add_scalar(name, figures[name], self.done)
+                last = self.done == settings.steps
+                if self.done % log.checkpoint_every == 0 or last:
+                    self.save()
+                if self.done % log.sample_every == 0 or last:
+                    self.write_samples()
+            steps.close()
+
+    def timed_step(self, step: Step) -> dict[str, Any]:
+        start = time.perf_counter()
+        loss, norm = self.step(step)
+        seconds = time.perf_counter() - start
+        self.seconds += seconds
+        return {
+            "step": self.done,
+            "epoch": self.position.epoch,
+            "loss": loss,
+            "grad_norm": norm,
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "images": step.images,
+            "tokens_per_second": sum(len(batch.x) for batch, _ in step.packs) / seconds,
+            "real_share": round(step.real_share, 5),
+            "skipped": self.skipped,
+            "seconds": round(self.seconds, 3),
+        }
+
+    def step(self, step: Step) -> tuple[float, float]:
+        """One optimiser step; returns this process's loss and the gradient norm. A non-finite one is skipped.
+
+        Each pack's mean is weighted by its share of the pictures of the whole step, so that packs and processes of
+        unequal counts add up to the gradient of one big batch.
+        """
+        settings = self.recipe.training
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.done, settings)
+        total = 0.0
+        for number, (batch, labels) in enumerate(step.packs):
+            generator = torch.Generator().manual_seed(self.pack_seed(number))
+            share = len(batch) / step.images * self.accelerator.num_processes
+            batch, labels = batch.to(self.accelerator.device), labels.to(self.accelerator.device)
+            last = number + 1 == len(step.packs)
+            with self.accelerator.autocast(), nullcontext() if last else self.accelerator.no_sync(self.model):
+                result = flow_loss(
+                    self.model,
+                    batch,
+                    labels,
+                    self.bare_model.null_label,
+                    generator,
+                    settings.label_drop,
+                    self.density,
+                )
+                self.accelerator.backward(result.loss * share)
+            total += float(result.loss.detach()) * share
+        norm = float(torch.nn.utils.clip_grad_norm_(self.bare_model.parameters(), settings.clip))
+        if math.isfinite(norm):
+            self.optimizer.step()
+            self.ema.update(self.bare_model, self.done)
+        else:
+            self.skipped += 1
+            logger.warning("step %d: the gradient is not finite, the step is skipped", self.done + 1)
+        self.optimizer.zero_grad()
+        self.done += 1
+        self.position = step.after
+        return total, norm
+
+    def pack_seed(self, number: int) -> int:
+        """Seed of one pack's times, noise and dropped labels: distinct over steps, packs and processes."""
+        settings = self.recipe.training
+        pack = self.done * settings.packs_per_step + number * self.loader.world + self.loader.rank
+        return settings.seed * 2**40 + pack
+
+    def save(self) -> None:
+        """Writes a checkpoint and the averaged weights as a model folder."""
+        if self.accelerator.is_main_process:
+            tensors = {
+                "model": dict(self.bare_model.named_parameters()),
+                "ema": self.ema.average,
+                "optimizer": optimizer_tensors(self.optimizer, self.names),
+            }
+            state = {"position": asdict(self.position), "skipped": self.skipped, "seconds": self.seconds}
+            save_checkpoint(self.run / "checkpoints", self.done, tensors, state)
+            prune(self.run / "checkpoints", self.recipe.log.keep_checkpoints)
+            save_pretrained(
+                self.run / "model",
+                self.bare_model.config,
+                self.ema.average,
+                self.dataset.class_names,
+                shapes_of(self.dataset),
+                torch.float32,
+            )
+        self.accelerator.wait_for_everyone()
+
+    def resume(self) -> None:
+        """Restores weights, average, optimiser and position from the newest checkpoint, if there is one."""
+        found = checkpoints(self.run / "checkpoints")
+        if not found:
+            return
+        state = read_state(found[-1])
+        self.bare_model.load_state_dict(read_tensors(found[-1] / "model.safetensors"))
+        self.ema.load(read_tensors(found[-1] / "ema.safetensors"))
+        load_optimizer_tensors(self.optimizer, self.names, read_tensors(found[-1] / "optimizer.safetensors"))
+        self.done, self.position = state["step"], Position(**state["position"])
+        self.skipped, self.seconds = state["skipped"], state["seconds"]
+        logger.info("continuing from %s", found[-1])
+
+    def trim_log(self) -> None:
+        """Drops log lines beyond the checkpoint (they will be trained again) and a half-written last one."""
+        path = self.run / "log.jsonl"
+        if path.is_file() and self.accelerator.is_main_process:
+            lines = path.read_text().splitlines()
+            path.write_text("".join(f"{line}\n" for line in lines[: self.done]))
+
+    def write_samples(self) -> None:
+        """A sheet of the averaged model: each class at its most frequent shapes, always from the same seeds."""
+        if not self.accelerator.is_main_process:
+            return
+        shapes, log = shapes_of(self.dataset), self.recipe.log
+        wishes = [
+            Wish(label, shape[:2], seed=column)
+            for label, of_class in enumerate(shapes[:16])
+            for column, shape in enumerate((of_class * 8)[:8])
+        ]
+        names = self.dataset.class_names or ["picture"]
+        with self.ema.applied_to(self.bare_model):
+            sampling = Sampling(steps=log.sample_steps, guidance=log.sample_guidance)
+            latents = generate(self.bare_model, wishes, sampling)
+        captions = [f"{names[wish.label]} {wish.size[0]}x{wish.size[1]}" for wish in wishes]
+        sheet = contact_sheet([to_image(latent) for latent in latents], captions)
+        (self.run / "samples").mkdir(exist_ok=True)
+        sheet.save(self.run / "samples" / f"step-{self.done:08d}.png")
+
+    def open_board(self):
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise ValueError("log.tensorboard needs the package tensorboard: pip install tensorboard") from None
+        return SummaryWriter(self.run / "tensorboard")
