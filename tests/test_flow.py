@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from golden_fixtures import INDEX, assert_matches, load, official_model, unpad
 
 from fitv2 import TokenBatch
 from fitv2.flow import path
 from fitv2.flow.objective import flow_loss, flow_loss_at
 from fitv2.flow.path import TimeDensity, sample_times, shift_time
+from golden_fixtures import INDEX, assert_matches, load, official_model, unpad
 
 # Of a million draws of the authors' logit-normal sampler; 0.002 is the tolerance stated with them.
 AUTHORS_QUANTILES = {

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from golden_fixtures import assert_matches, kwargs, load, official_model
 
 from fitv2 import TokenBatch
 from fitv2.flow.path import shift_time
 from fitv2.samplers.guidance import guidance_scale, guide
+from golden_fixtures import assert_matches, kwargs, load, official_model
 
 GUIDED_CHANNELS = 12  # the authors' three of four latent channels, in patches of 2 x 2
 

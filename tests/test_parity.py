@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from golden_fixtures import assert_matches, batch_of, kwargs, load, official_model, unpad
 
 import fitv2
 from fitv2.flow.path import shift_time
+from golden_fixtures import assert_matches, batch_of, kwargs, load, official_model, unpad
 
 
 @pytest.mark.parametrize("name", ["f01", "f02"])

@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
-from golden_fixtures import assert_matches, load, official_model
 
 from fitv2 import TokenBatch
 from fitv2.samplers.guidance import guide
 from fitv2.samplers.noise import ImageNoise
 from fitv2.samplers.ode import SOLVERS, adaptive, ode_model_calls, time_grid
 from fitv2.samplers.sde import DIFFUSIONS, LAST_STEPS, METHODS, sample_sde, sde_grid, sde_model_calls
+from golden_fixtures import assert_matches, load, official_model
 
 ORDERS = {"euler": 1, "midpoint": 2, "heun": 2, "heun3": 3, "rk4": 4, "rk4_38": 4, "ab2": 2}
 NULL_LABEL = 10

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, field_validator
 
 
 class Settings(BaseModel):
@@ -33,7 +34,9 @@ class DataSettings(Settings):
 
     source: str = Field("fashion", description="'fashion' (built in) or a folder of pictures, a sub-folder per class")
     split: Literal["bundled", "full"] = Field("bundled", description="fashion: the packaged 10 000, or all 60 000")
-    folder: Path | None = Field(None, description="fashion: where the upstream files are, if not where Debian puts them")
+    folder: Path | None = Field(
+        None, description="fashion: where the upstream files are, if not where Debian puts them"
+    )
     max_tokens: PositiveInt = Field(256, description="folder: larger pictures are scaled down to this many tokens")
     channels: Literal[1, 3] = Field(3, description="folder: 3 for colour, 1 for grey")
     preprocessing: Literal["mixed", "resize", "crop"] = Field("mixed", description="folder: Algorithm 1 of FiTv2")
@@ -62,7 +65,13 @@ class TrainingSettings(Settings):
     compile: bool = Field(False, description="fuse element-wise work with torch.compile (needs a C++ compiler)")
     activation_checkpointing: bool = Field(False, description="less memory for a third more time")
     workers: PositiveInt = Field(2, description="threads that load pictures")
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**23, description="fixes weights, data order, times and noise")
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def no_is_a_word(cls, value: Any) -> Any:
+        """YAML reads a bare `no` as false."""
+        return "no" if value is False else value
 
 
 class LogSettings(Settings):
@@ -87,7 +96,9 @@ class Recipe(Settings):
 
 def recipe_names() -> list[str]:
     """The recipes that ship with the package."""
-    return sorted(entry.name.removesuffix(".yaml") for entry in recipe_folder().iterdir() if entry.name.endswith(".yaml"))
+    return sorted(
+        entry.name.removesuffix(".yaml") for entry in recipe_folder().iterdir() if entry.name.endswith(".yaml")
+    )
 
 
 def recipe_folder():
@@ -109,7 +120,8 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def build_recipe(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Recipe:
-    """A recipe from a nested dictionary and overrides; errors as in `load_recipe`."""
+    """A recipe from a nested dictionary and overrides; errors as in `load_recipe`. An empty section is all defaults."""
+    tree = {section: {} if content is None else deepcopy(content) for section, content in tree.items()}
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
@@ -118,6 +130,8 @@ def build_recipe(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Recipe:
         *sections, leaf = key.strip().split(".")
         for section in sections:
             branch = branch.setdefault(section, {})
+            if not isinstance(branch, dict):
+                raise ValueError(f"{override!r} cannot be set: {section!r} holds {branch!r}, not keys with values")
         branch[leaf] = parse_yaml(f"value: {value}", override)["value"]
     for key in dotted_keys(tree):
         check_key(key)
@@ -156,7 +170,7 @@ def check_key(key: str) -> None:
 
 def dotted_keys(tree: dict[str, Any]) -> Iterator[str]:
     for section, content in tree.items():
-        if isinstance(content, dict) and section in Recipe.model_fields:
+        if isinstance(content, dict) and (content or section in Recipe.model_fields):
             yield from (f"{section}.{key}" for key in content)
-        elif content is not None or section not in Recipe.model_fields:
+        else:
             yield str(section)

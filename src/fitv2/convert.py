@@ -41,7 +41,7 @@ def official_config(
     qk_norm_weight: bool = False,
     **fixed,
 ) -> FiTConfig:
-    """The authors' constructor arguments as our configuration; raises ValueError for another architecture than FiTv2."""
+    """The authors' constructor arguments as our configuration; raises ValueError for any other architecture."""
     expected = {
         "use_sit": True,
         "use_swiglu": True,

@@ -93,7 +93,9 @@ def check_wish(wish: Wish, patch_size: int, num_classes: int, most_tokens: int) 
         nearest = "x".join(str(max(patch_size, round(side / patch_size) * patch_size)) for side in wish.size)
         raise ValueError(f"{height}x{width} is not divisible by the patch of {patch_size}; the nearest is {nearest}")
     if not 0 <= wish.label <= num_classes:
-        raise ValueError(f"label {wish.label} is out of range: classes are 0 to {num_classes - 1}, {num_classes} is none")
+        raise ValueError(
+            f"label {wish.label} is out of range: classes are 0 to {num_classes - 1}, {num_classes} is none"
+        )
     tokens = height * width // patch_size**2
     if tokens > most_tokens:
         raise ValueError(f"{height}x{width} has {tokens} tokens, more than the {most_tokens} of one pass")

@@ -59,11 +59,14 @@ def shapes_of(dataset: Dataset, most: int = 20) -> list[list[tuple[int, int, int
 def save_pretrained(
     folder: Path, config: FiTConfig, weights: dict[str, Tensor], class_names: list[str], shapes, dtype: torch.dtype
 ) -> None:
-    """Writes config.json and model.safetensors, the weights as `dtype`."""
+    """Writes config.json and model.safetensors, the weights as `dtype`; a reader meets whole files at any moment."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.detach().to(dtype).contiguous() for k, v in weights.items()}, folder / "model.safetensors")
     content = {"format": 1, "model": asdict(config), "class_names": class_names, "shapes": shapes}
-    (folder / "config.json").write_text(json.dumps(content, indent=1))
+    drafts = {name: folder / f".{name}.partial" for name in ("config.json", "model.safetensors")}
+    drafts["config.json"].write_text(json.dumps(content, indent=1))
+    save_file({k: v.detach().to(dtype).contiguous() for k, v in weights.items()}, drafts["model.safetensors"])
+    for name, draft in drafts.items():
+        draft.replace(folder / name)
 
 
 def load_pretrained(name: str | Path) -> Pretrained:
@@ -83,12 +86,12 @@ def read_folder(folder: Path, name: str) -> Pretrained:
     if not (config_file.is_file() and weights_file.is_file()):
         raise ValueError(f"{name} is not a model: no config.json and model.safetensors in {folder}")
     try:
-        content = json.loads(config_file.read_text())
+        content = json.loads(config_file.read_bytes())
         model = FiT(FiTConfig(**content["model"]))
         weights = load_file(weights_file)
         shapes = [[tuple(shape) for shape in of_class] for of_class in content["shapes"]]
         class_names = content["class_names"]
-    except (json.JSONDecodeError, KeyError, TypeError, SafetensorError, OSError) as error:
-        raise ValueError(f"the model in {folder} is damaged: {error!r}; copy or train it again") from None
+    except (ValueError, KeyError, TypeError, SafetensorError, OSError) as error:
+        raise ValueError(f"the model in {folder} is damaged ({error!r}); copy or train it again") from None
     load_strictly(model, {key: tensor.float() for key, tensor in weights.items()})
     return Pretrained(model.eval(), class_names, shapes)

@@ -76,6 +76,9 @@ class PackLoader:
         pending, images, share = [], 0, 0.0
         for number in range(self.packs_per_step):
             view, packs, share = self._plan(position.epoch)
+            if position.pack >= len(packs):  # After a resume with fewer pictures or larger packs than before.
+                position = Position(position.epoch + 1)
+                view, packs, share = self._plan(position.epoch)
             pack = packs[position.pack]
             images += len(pack)
             if number % self.world == self.rank:

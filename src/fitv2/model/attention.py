@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from .rope import rotate
 
-
 # On a CPU plain products beat the fused kernel (about twice in bfloat16), until their (L, L) scores leave the caches.
 LONGEST_PLAIN = 512
 

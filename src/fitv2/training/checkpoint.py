@@ -50,8 +50,9 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, dict[str, Tensor
 
 def checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first, by step number."""
-    found = [path for path in folder.glob(f"{PREFIX}*") if (path / "state.json").is_file()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix(PREFIX)))
+    numbers = {path: path.name.removeprefix(PREFIX) for path in folder.glob(f"{PREFIX}*")}
+    found = [path for path, number in numbers.items() if number.isdecimal() and (path / "state.json").is_file()]
+    return sorted(found, key=lambda path: int(numbers[path]))
 
 
 def prune(folder: Path, keep: int) -> None:
@@ -73,8 +74,8 @@ def read_tensors(path: Path, device: str = "cpu") -> dict[str, Tensor]:
 def read_state(path: Path) -> dict[str, Any]:
     """state.json of a checkpoint. Raises ValueError when damaged."""
     try:
-        return json.loads((path / "state.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        return json.loads((path / "state.json").read_bytes())
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}); delete the folder to continue from the one before") from None
 
 

@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +21,7 @@ from accelerate import Accelerator
 
 from ..build import build_density
 from ..config import Recipe, TrainingSettings
+from ..convert import load_strictly
 from ..data.dataset import Dataset
 from ..data.loader import PackLoader, Position, Step
 from ..flow.objective import flow_loss
@@ -47,6 +48,19 @@ def learning_rate(step: int, training: TrainingSettings) -> float:
     rise = min(1.0, (step + 1) / training.warmup_steps) if training.warmup_steps else 1.0
     fall = min(1.0, (training.steps - step) / training.decay_steps) if training.decay_steps else 1.0
     return training.learning_rate * rise * fall
+
+
+def log_line(figures: dict[str, Any]) -> str:
+    """One line of JSON, which knows no NaN and no infinity: null stands for both."""
+    return json.dumps({k: v if math.isfinite(v) else None for k, v in figures.items()}) + "\n"
+
+
+def logged_step(line: str) -> int:
+    """The step of a log line; 0 for a damaged one."""
+    try:
+        return json.loads(line)["step"] if line.endswith("\n") else 0
+    except (ValueError, KeyError, TypeError):
+        return 0
 
 
 class Trainer:
@@ -100,9 +114,9 @@ class Trainer:
         with (self.run / "log.jsonl").open("a", buffering=1) as log_file:
             steps = self.loader.steps(self.position)
             while self.done < settings.steps:
-                figures = self.timed_step(next(steps))
+                figures = self.timed_step(steps)
                 if self.accelerator.is_main_process:
-                    log_file.write(json.dumps(figures) + "\n")
+                    log_file.write(log_line(figures))
                     report(figures)
                     if board is not None:
                         for name in ("loss", "grad_norm", "learning_rate", "tokens_per_second"):
@@ -113,9 +127,13 @@ class Trainer:
                 if self.done % log.sample_every == 0 or last:
                     self.write_samples()
             steps.close()
+        if board is not None:
+            board.close()
 
-    def timed_step(self, step: Step) -> dict[str, Any]:
+    def timed_step(self, steps: Iterator[Step]) -> dict[str, Any]:
+        """The next step and its figures; the time includes waiting for pictures."""
         start = time.perf_counter()
+        step = next(steps)
         loss, norm = self.step(step)
         seconds = time.perf_counter() - start
         self.seconds += seconds
@@ -133,7 +151,7 @@ class Trainer:
         }
 
     def step(self, step: Step) -> tuple[float, float]:
-        """One optimiser step; returns this process's loss and the gradient norm. A non-finite one is skipped.
+        """One optimiser step; returns the loss over all processes and the gradient norm. A non-finite one is skipped.
 
         Each pack's mean is weighted by its share of the pictures of the whole step, so that packs and processes of
         unequal counts add up to the gradient of one big batch.
@@ -169,7 +187,8 @@ class Trainer:
         self.optimizer.zero_grad()
         self.done += 1
         self.position = step.after
-        return total, norm
+        loss = torch.tensor(total, dtype=torch.float64, device=self.accelerator.device)
+        return float(self.accelerator.reduce(loss, "mean")), norm
 
     def pack_seed(self, number: int) -> int:
         """Seed of one pack's times, noise and dropped labels: distinct over steps, packs and processes."""
@@ -204,7 +223,7 @@ class Trainer:
         if not found:
             return
         state = read_state(found[-1])
-        self.bare_model.load_state_dict(read_tensors(found[-1] / "model.safetensors"))
+        load_strictly(self.bare_model, read_tensors(found[-1] / "model.safetensors"))
         self.ema.load(read_tensors(found[-1] / "ema.safetensors"))
         load_optimizer_tensors(self.optimizer, self.names, read_tensors(found[-1] / "optimizer.safetensors"))
         self.done, self.position = state["step"], Position(**state["position"])
@@ -213,10 +232,11 @@ class Trainer:
 
     def trim_log(self) -> None:
         """Drops log lines beyond the checkpoint (they will be trained again) and a half-written last one."""
-        path = self.run / "log.jsonl"
+        path, draft = self.run / "log.jsonl", self.run / ".log.jsonl.partial"
         if path.is_file() and self.accelerator.is_main_process:
-            lines = path.read_text().splitlines()
-            path.write_text("".join(f"{line}\n" for line in lines[: self.done]))
+            lines = path.read_text().splitlines(keepends=True)
+            draft.write_text("".join(line for line in lines if 0 < logged_step(line) <= self.done))
+            draft.replace(path)
 
     def write_samples(self) -> None:
         """A sheet of the averaged model: each class at its most frequent shapes, always from the same seeds."""
@@ -224,7 +244,7 @@ class Trainer:
             return
         shapes, log = shapes_of(self.dataset), self.recipe.log
         wishes = [
-            Wish(label, shape[:2], seed=column)
+            Wish(label, shape[:2], seed=8 * label + column)
             for label, of_class in enumerate(shapes[:16])
             for column, shape in enumerate((of_class * 8)[:8])
         ]
@@ -242,4 +262,4 @@ class Trainer:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise ValueError("log.tensorboard needs the package tensorboard: pip install tensorboard") from None
-        return SummaryWriter(self.run / "tensorboard")
+        return SummaryWriter(self.run / "tensorboard", purge_step=self.done + 1)

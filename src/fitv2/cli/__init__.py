@@ -1,0 +1,31 @@
+"""The command line. Heavy libraries load inside the commands, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from .sample import sample
+from .train import train
+
+app = typer.Typer(
+    help="Diffusion transformers for pictures of any size and aspect ratio (FiTv2).\n\n"
+    "Start with 'fitv2 sample': it needs nothing, and shows what the built-in model makes.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(sample)
+app.command()(train)
+
+
+def main() -> None:
+    """Runs the command line; a mistake of the user's ends in one sentence and exit code 1."""
+    try:
+        app()
+    except (ValueError, OSError) as error:
+        sys.exit(f"fitv2: {error}")
+    except KeyboardInterrupt:
+        sys.exit("fitv2: interrupted")

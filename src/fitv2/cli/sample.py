@@ -1,0 +1,171 @@
+"""`fitv2 sample`: pictures of chosen classes and sizes, one PNG each and a contact sheet."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from ..generate import Wish
+    from ..pretrained import Pretrained
+
+LARGER = 1.43
+
+
+def sample(
+    model: Annotated[str, typer.Option(help="builtin:fashion, a model folder, or a training run's folder")] = (
+        "builtin:fashion"
+    ),
+    labels: Annotated[
+        list[str] | None,
+        typer.Option(help="class names or numbers, comma-separated or repeated; default all (16 at most)"),
+    ] = None,
+    size: Annotated[
+        list[str] | None,
+        typer.Option(help="HEIGHTxWIDTH in pixels, repeatable; default: sizes of training and ones never seen"),
+    ] = None,
+    num: Annotated[int, typer.Option(min=1, help="pictures per class and size")] = 1,
+    steps: Annotated[int, typer.Option(min=1, help="solver steps")] = 25,
+    solver: Annotated[
+        str,
+        typer.Option(
+            help="euler, midpoint, heun, heun3, rk4, rk4_38, ab2, dopri5, adaptive_heun, euler-maruyama or sde-heun"
+        ),
+    ] = "heun",
+    guidance: Annotated[float, typer.Option(help="scale of classifier-free guidance; 1 is none")] = 2.0,
+    guidance_interval: Annotated[
+        tuple[float, float], typer.Option(help="times between which guidance acts; 0 is noise, 1 is the picture")
+    ] = (0.0, 1.0),
+    seed: Annotated[int, typer.Option(min=0, help="the first picture's seed; each further one has the next")] = 0,
+    out: Annotated[Path, typer.Option(help="folder for the pictures")] = Path("outputs"),
+    as_json: Annotated[bool, typer.Option("--json", help="print a JSON report instead of text")] = False,
+) -> None:
+    """Make pictures: every class at every size, each its own PNG, and a contact sheet of all.
+
+    [bold]Examples[/bold]
+
+      fitv2 sample
+
+      fitv2 sample --labels trouser,bag --size 28x12 --size 40x16 --num 4
+
+      fitv2 sample --model runs/mine --steps 50 --guidance 1.5 --seed 7
+
+    The same seed gives the same picture, whatever else is made along with it.
+    """
+    from ..generate import Sampling, generate
+    from ..pretrained import load_pretrained
+    from ..sheets import contact_sheet, to_image
+    from .progress import image_progress
+
+    sampling = Sampling(steps=steps, solver=solver, guidance=guidance, interval=guidance_interval)
+    pretrained = load_pretrained(model)
+    wishes = list_wishes(pretrained, labels, size, num, seed)
+    check_memory(pretrained, wishes)
+    start = time.perf_counter()
+    with image_progress("sampling", len(wishes)) as progress:
+        latents = generate(pretrained.model, wishes, sampling, most_tokens(wishes, pretrained), progress)
+    seconds = time.perf_counter() - start
+    images = [to_image(latent) for latent in latents]
+
+    out.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for image, wish in zip(images, wishes, strict=True):
+        height, width = wish.size
+        name = class_name(pretrained, wish.label)
+        path = out / f"{name.replace(' ', '-')}_{height}x{width}_seed{wish.seed}.png"
+        image.save(path)
+        seen = any(wish.size == (h, w) for shapes in pretrained.shapes for h, w, _ in shapes)
+        rows.append({"file": str(path), "class": name, "size": [height, width], "seed": wish.seed, "seen": seen})
+    captions = [f"{row['class']} {row['size'][0]}x{row['size'][1]}{'' if row['seen'] else ' *'}" for row in rows]
+    sheet = out / "sheet.png"
+    contact_sheet(images, captions).save(sheet)
+
+    calls = sampling.model_calls
+    report = {"model": model, "solver": solver, "steps": steps, "model_calls": calls, "guidance": guidance}
+    report |= {
+        "guidance_interval": guidance_interval,
+        "seconds": round(seconds, 2),
+        "sheet": str(sheet),
+        "images": rows,
+    }
+    if as_json:
+        print(json.dumps(report))
+        return
+    unseen = sum(not row["seen"] for row in rows)
+    print(
+        f"{len(rows)} pictures by {model} in {seconds:.1f} s: {solver}, {steps} steps, "
+        f"{calls or 'adaptive'} model calls each, guidance {guidance:g}."
+    )
+    if unseen:
+        print(f"{unseen} of them have a size that training never had (marked * on the sheet).")
+    print(f"One PNG each in {out}{'/' if str(out) != '/' else ''}, all together in {sheet}")
+
+
+def list_wishes(
+    pretrained: Pretrained, labels: list[str] | None, sizes: list[str] | None, num: int, seed: int
+) -> list[Wish]:
+    """Every class at every size, `num` times, with seeds counting up; raises ValueError for unknown ones."""
+    from ..generate import Wish
+
+    null = pretrained.model.null_label
+    if labels:
+        chosen = [pretrained.label(name.strip()) for group in labels for name in group.split(",")]
+    else:
+        chosen = list(range(min(pretrained.model.config.num_classes, 16))) or [null]
+    pairs = [
+        (label, size)
+        for label in chosen
+        for size in ([parse_size(text) for text in sizes] if sizes else showcase(pretrained, label))
+        for _ in range(num)
+    ]
+    return [Wish(label, size, seed + i) for i, (label, size) in enumerate(pairs)]
+
+
+def showcase(pretrained: Pretrained, label: int) -> list[tuple[int, int]]:
+    """A class's two most frequent sizes, then two that it may never have had: larger, and turned by 90 degrees."""
+    patch = pretrained.model.config.patch_size
+    # A class may have had no readable picture, and the null label has no shapes of its own.
+    shapes = next(of_class for of_class in pretrained.shapes[label:] + pretrained.shapes if of_class)
+    own = [(h, w) for h, w, _ in shapes[:2]]
+    height, width = own[0]
+    larger = tuple(round(side * LARGER / patch) * patch for side in (height, width))
+    foreign = (width, height) if width != height else (height, 2 * width)
+    return [*own, larger, foreign]
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    height, cross, width = text.lower().partition("x")
+    if not (cross and height.strip().isdecimal() and width.strip().isdecimal()):
+        raise ValueError(f"{text!r} is not a size; write HEIGHTxWIDTH in pixels, such as 28x12")
+    return int(height), int(width)
+
+
+def class_name(pretrained: Pretrained, label: int) -> str:
+    return pretrained.class_names[label] if label < len(pretrained.class_names) else "picture"
+
+
+def most_tokens(wishes: list[Wish], pretrained: Pretrained) -> int:
+    """Tokens of one pass: as many as keep a CPU busy, or the largest picture."""
+    patch = pretrained.model.config.patch_size
+    return max(4096, *(wish.size[0] * wish.size[1] // patch**2 for wish in wishes))
+
+
+def check_memory(pretrained: Pretrained, wishes: list[Wish]) -> None:
+    """Raises ValueError when the largest picture would not fit into the memory that is free now."""
+    import psutil
+
+    from ..model.cost import sampling_bytes
+
+    config = pretrained.model.config
+    height, width = max((wish.size for wish in wishes), key=lambda size: size[0] * size[1])
+    needed = sampling_bytes(config, height * width // config.patch_size**2)
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise ValueError(
+            f"{height}x{width} would need about {needed / 2**30:.0f} GiB of memory, and {free / 2**30:.0f} GiB are "
+            "free; ask for a smaller --size"
+        )

@@ -1,0 +1,154 @@
+"""Recipes: what is shipped holds, overrides mean what they say, and mistakes are answered with what to do."""
+
+import pytest
+from pydantic import ValidationError
+
+from fitv2.build import build_density
+from fitv2.config import Recipe, build_recipe, load_recipe, recipe_names, valid_keys
+from fitv2.model.transformer import FiTConfig
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_shipped_recipe_holds(name):
+    recipe = load_recipe(name)
+    FiTConfig(**recipe.model.model_dump(), in_channels=3, num_classes=10)
+    build_density(recipe.training)
+    training = recipe.training
+    assert training.warmup_steps + training.decay_steps <= training.steps
+    assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+
+
+def test_the_shipped_recipes_are_there():
+    assert {"fashion", "fashion-tiny", "pictures"} <= set(recipe_names())
+
+
+@pytest.mark.parametrize("text", ["1e-4", "1.0e-4", "0.0001", "1E-4"])
+def test_numbers_may_be_written_without_a_dot(text):
+    """YAML 1.1 reads 1e-4 as a string."""
+    assert build_recipe({}, [f"training.learning_rate={text}"]).training.learning_rate == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("override", "section", "key", "value"),
+    [
+        ("training.steps=7", "training", "steps", 7),
+        ("model.lora_rank=null", "model", "lora_rank", None),
+        ("data.flip=false", "data", "flip", False),
+        ("data.source=my/pictures", "data", "source", "my/pictures"),
+        ("training.precision=no", "training", "precision", "no"),  # YAML reads a bare `no` as false
+        (" log.tensorboard =yes", "log", "tensorboard", True),
+    ],
+)
+def test_an_override_changes_its_key_and_nothing_else(override, section, key, value):
+    changed, default = build_recipe({}, [override]).model_dump(), Recipe().model_dump()
+    assert changed[section].pop(key) == value
+    del default[section][key]
+    assert changed == default
+
+
+def test_overrides_go_before_the_file_and_the_last_one_wins():
+    tree = {"training": {"steps": 5, "seed": 3}}
+    recipe = build_recipe(tree, ["training.steps=6", "training.steps=8", "model.width=64"])
+    assert (recipe.training.steps, recipe.training.seed, recipe.model.width) == (8, 3, 64)
+    assert tree == {"training": {"steps": 5, "seed": 3}}
+
+
+def test_a_yaml_file_with_an_empty_section(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("model:\n  width: 64\ntraining:\n  # steps: 3\n")
+    recipe = load_recipe(str(path), ["training.seed=4"])
+    assert (recipe.model.width, recipe.training.seed) == (64, 4)
+    assert load_recipe(str(path)).training == Recipe().training
+
+
+def test_settings_cannot_be_changed_later():
+    with pytest.raises(ValidationError):
+        Recipe().training.steps = 3
+
+
+@pytest.mark.parametrize(
+    ("override", "nearest"),
+    [
+        ("training.learning_rat=1", "training.learning_rate"),
+        ("trainig.steps=1", "training.steps"),
+        ("steps=1", "training.steps"),
+        ("model.hidden_heads=1", "model.heads"),
+        ("data.tokens_per_pack=1", "training.tokens_per_pack"),
+        ("log.sample_evry=1", "log.sample_every"),
+    ],
+)
+def test_an_unknown_key_is_answered_with_the_nearest_one(override, nearest):
+    with pytest.raises(ValueError, match=f"no setting '{override.partition('=')[0]}'; the nearest is '{nearest}'"):
+        build_recipe({}, [override])
+
+
+def test_an_unknown_key_or_section_of_a_file_is_an_error():
+    with pytest.raises(ValueError, match=r"no setting 'model\.widht'; the nearest is 'model\.width'"):
+        build_recipe({"model": {"widht": 3}})
+    with pytest.raises(ValueError, match=r"no setting 'wobble\.width'; the nearest is 'model\.width'"):
+        build_recipe({"wobble": {"width": 3}})
+    for nothing in (None, {}, 3):
+        with pytest.raises(ValueError, match="no setting 'wobble'; the nearest is"):
+            build_recipe({"wobble": nothing})
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.steps=many", r"training\.steps: .*integer.*'many'"),
+        ("training.steps=0", r"training\.steps: .*greater than 0"),
+        ("training.steps=", r"training\.steps: .*integer.*None"),
+        ("training.ema_decay=1", r"training\.ema_decay: .*less than 1"),
+        ("training.seed=-1", r"training\.seed: .*greater than or equal to 0"),
+        ("training.seed=20240101", r"training\.seed: .*less than"),
+        ("data.channels=2", r"data\.channels: .*1 or 3"),
+        ("training.precision=fp16", r"training\.precision: .*'bf16' or 'no'"),
+        ("training.steps.x=3", r"training\.steps: .*integer"),
+    ],
+)
+def test_a_bad_value_is_named_with_its_key_and_what_is_allowed(override, message):
+    with pytest.raises(ValueError, match=message):
+        build_recipe({}, [override])
+
+
+def test_an_override_that_is_none():
+    for override in ("training.steps", "", "--resume"):
+        with pytest.raises(ValueError, match=r"is not of the form section\.key=value"):
+            build_recipe({}, [override])
+    with pytest.raises(ValueError, match="not valid YAML"):
+        build_recipe({}, ["training.steps=[1"])
+
+
+def test_an_override_below_something_that_is_no_section():
+    with pytest.raises(ValueError, match=r"'training\.steps\.x=3' cannot be set: 'steps' holds 10"):
+        build_recipe({"training": {"steps": 10}}, ["training.steps.x=3"])
+    with pytest.raises(ValueError, match="cannot be set: 'model' holds 5"):
+        build_recipe({"model": 5}, ["model.width=3"])
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "just words\n", "7\n"])
+def test_a_file_without_sections(tmp_path, text):
+    path = tmp_path / "list.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"list\.yaml must hold sections with keys"):
+        load_recipe(str(path))
+
+
+def test_a_file_that_is_not_yaml(tmp_path):
+    path = tmp_path / "broken.yaml"
+    path.write_text("model: [1,\n")
+    with pytest.raises(ValueError, match=r"broken\.yaml is not valid YAML"):
+        load_recipe(str(path))
+
+
+def test_an_unknown_recipe_lists_those_there_are():
+    with pytest.raises(ValueError, match=r"no recipe 'fashon'; give a YAML file, or one of .*fashion-tiny"):
+        load_recipe("fashon")
+
+
+def test_every_setting_is_described_or_speaks_for_itself():
+    assert len(valid_keys()) == len(set(valid_keys())) > 25
+    plain = {"training.weight_decay", "training.time_density"}
+    for section, field in Recipe.model_fields.items():
+        for key, setting in field.annotation.model_fields.items():
+            assert setting.description or f"{section}.{key}" in plain

@@ -1,0 +1,125 @@
+"""The formulas of cost against what torch counts, saves and holds."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from fitv2 import FiT, FiTConfig, TokenBatch, preset
+from fitv2.flow.objective import flow_loss_at
+from fitv2.model.cost import forward_flops, parameters, sampling_bytes, training_bytes
+
+SMALL = FiTConfig(width=48, depth=2, heads=3, num_classes=5)
+ODD = FiTConfig(width=64, depth=3, heads=2, patch_size=4, in_channels=1, mlp_ratio=2.5, lora_rank=5)
+# Nearly all that is kept is in the blocks: no more than 16 channels a token.
+BLOCKS = FiTConfig(width=128, depth=6, heads=2, patch_size=4, in_channels=1, num_classes=10)
+
+
+def batch_of(config: FiTConfig, sizes, device: str = "cpu") -> tuple[TokenBatch, torch.Tensor, torch.Tensor]:
+    """Zeros of the given sizes, with times and labels."""
+    tokens = sum(h * w for h, w in sizes)
+    x = torch.zeros(tokens, config.token_channels, device=device)
+    images = torch.zeros(len(sizes), device=device)
+    return TokenBatch(x, torch.tensor(sizes)), images, images.long()
+
+
+def counted_flops(config: FiTConfig, sizes) -> int:
+    """On the meta device: torch's counter takes attention on a CPU for free."""
+    with torch.device("meta"):
+        model = FiT(config)
+    with FlopCounterMode(display=False) as counter:
+        model(*batch_of(config, sizes, "meta"))
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("config", [SMALL, ODD, preset("FiTv2-B/2")])
+@pytest.mark.parametrize("sizes", [[(1, 1)], [(4, 6), (1, 2), (40, 3)], [(16, 16)] * 3 + [(24, 32)]])
+def test_operations_are_those_that_torch_counts(config, sizes):
+    assert forward_flops(config, [h * w for h, w in sizes]) == counted_flops(config, sizes)
+
+
+def test_operations_of_the_largest_published_model_are_those_of_the_authors_code():
+    """Counted by torch in the authors' FiTv2-XL/2 on one image of 256 tokens."""
+    config = preset("FiTv2-XL/2")
+    assert forward_flops(config, [256]) == 304_616_374_272 == counted_flops(config, [(16, 16)])
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("FiTv2-B/2", 128_149_072),
+        ("FiTv2-L/2", 458_186_812),
+        ("FiTv2-XL/2", 671_045_776),
+        ("FiTv2-3B/2", 2_971_928_080),
+    ],
+)
+def test_parameters_of_the_presets(name, number):
+    assert parameters(preset(name)) == number
+
+
+def saved_bytes(config: FiTConfig, sizes, precision: str, activation_checkpointing: bool = False) -> int:
+    """Bytes of the distinct storages that autograd keeps for the backward pass, the weights themselves left out."""
+    torch.manual_seed(0)
+    model = FiT(config)
+    model.activation_checkpointing = activation_checkpointing
+    kept: dict[int, torch.Tensor] = {}  # the tensors too: an address must not be freed and counted as an old one
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    batch, t, labels = batch_of(config, sizes)
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
+    ):
+        flow_loss_at(model, batch, torch.randn_like(batch.x), t, labels)
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    return sum(tensor.untyped_storage().nbytes() for address, tensor in kept.items() if address not in weights)
+
+
+def estimated_saved_bytes(config: FiTConfig, sizes, precision: str, activation_checkpointing: bool = False) -> int:
+    """What the estimate of a whole step holds beyond weights, gradients, two moments and the average."""
+    tokens = sum(h * w for h, w in sizes)
+    return training_bytes(config, tokens, activation_checkpointing, precision) - 5 * 4 * parameters(config)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "no"])
+@pytest.mark.parametrize("sizes", [[(7, 5)] * 40, [(16, 16)] * 4, [(16, 32)] * 2, [(24, 24)] * 2])
+def test_memory_of_a_step_is_near_what_autograd_keeps(sizes, precision):
+    measured = saved_bytes(BLOCKS, sizes, precision)
+    assert estimated_saved_bytes(BLOCKS, sizes, precision) == pytest.approx(measured, rel=0.25)
+
+
+def test_memory_with_activation_checkpointing_is_each_blocks_input_and_one_block():
+    sizes = [(16, 16)] * 4
+    one_block = saved_bytes(replace(BLOCKS, depth=1), sizes, "bf16")
+    measured = saved_bytes(BLOCKS, sizes, "bf16", activation_checkpointing=True) + one_block
+    assert estimated_saved_bytes(BLOCKS, sizes, "bf16", True) == pytest.approx(measured, rel=0.25)
+
+
+def most_bytes_alive(work) -> int:
+    """The most that `work` has allocated at a time."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        work()
+    events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
+    now = most = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    return most
+
+
+@pytest.mark.parametrize("sizes", [[(7, 5)] * 40, [(16, 16)] * 4, [(16, 32)] * 2, [(32, 32)] * 2])
+def test_memory_of_sampling_is_near_what_a_forward_holds(sizes):
+    model = FiT(BLOCKS)
+    arguments = batch_of(BLOCKS, sizes * 2)  # both guidance halves
+
+    @torch.inference_mode()
+    def forward():
+        model(*arguments)
+
+    estimate = sampling_bytes(BLOCKS, sum(h * w for h, w in sizes)) - 4 * parameters(BLOCKS)
+    assert estimate == pytest.approx(most_bytes_alive(forward), rel=0.25)

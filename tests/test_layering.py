@@ -1,0 +1,161 @@
+"""One import direction, read from the source of every module, imports inside functions included."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import fitv2
+
+PACKAGE = Path(fitv2.__file__).parent
+# A module may import lower layers, and its own only inside one sub-package (or among the package's own modules).
+LAYERS = [
+    {"__init__", "config", "tokens"},
+    {"model", "flow"},
+    {"samplers", "data"},
+    {"convert", "generate", "pretrained", "sheets", "build"},
+    {"evaluation", "training"},
+    {"cli"},
+]
+LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
+# What goes beyond the layers: these know no model, and the data knows nothing of what is done with it.
+FORBIDDEN = {"flow": {"config"}, "model": {"config"}, "samplers": {"model", "data", "config"}, "data": {"model", "flow"}}
+# A module that reads settings names none of these: turning settings into objects is the work of `build` alone.
+BUILT_FROM_SETTINGS = {"FiTConfig", "TimeDensity", "ImageFolder", "Fashion", "bundled", "full"}
+
+
+def modules(package: Path) -> dict[str, Path]:
+    """Dotted names below the package, such as "model.rope" or "cli.__init__"."""
+    return {".".join(path.relative_to(package).with_suffix("").parts): path for path in sorted(package.rglob("*.py"))}
+
+
+def imported(name: str, tree: ast.AST) -> set[str]:
+    """Dotted names below the package of all that module `name` imports from it; of a name, where it is looked up."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            targets = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            home = ["fitv2", *name.split(".")][: -node.level] if node.level else []
+            targets = [".".join([*home, *([node.module] if node.module else []), alias.name]) for alias in node.names]
+        else:
+            continue
+        found |= {target.removeprefix("fitv2.") for target in targets if target.startswith("fitv2.")}
+    return found
+
+
+def part(dotted: str) -> str:
+    """The sub-package, or the module itself, that a dotted name belongs to."""
+    return dotted.partition(".")[0]
+
+
+def violations(package: Path) -> list[str]:
+    """Every import and call against the rules, as a sentence."""
+    found = []
+    for name, path in modules(package).items():
+        tree = ast.parse(path.read_text(), str(path))
+        own, targets = part(name), imported(name, tree)
+        if "utils" in name.split("."):
+            found.append(f"{name}: no module is called utils")
+        if own not in LAYER:
+            found.append(f"{name}: has no layer")
+            continue
+        for target in sorted(targets):
+            other = part(target)
+            if other not in LAYER:
+                if own != "__init__":
+                    found.append(f"{name}: imports {target}, which has no layer")
+            elif other != own and (
+                LAYER[other] > LAYER[own]
+                or (LAYER[other] == LAYER[own] and is_package(package, own, other))
+                or other in FORBIDDEN.get(own, ())
+            ):
+                found.append(f"{name}: must not import {target}")
+        if own != "build" and "config" in map(part, targets):
+            called = {getattr(node.func, "id", getattr(node.func, "attr", "")) for node in calls(tree)}
+            found += [f"{name}: only build makes {made} from settings" for made in sorted(called & BUILT_FROM_SETTINGS)]
+    return found
+
+
+def is_package(package: Path, *names: str) -> bool:
+    """Whether one of the names is a sub-package, so that both are not simply modules side by side."""
+    return any((package / name).is_dir() for name in names)
+
+
+def calls(tree: ast.AST) -> list[ast.Call]:
+    return [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+
+
+def test_imports_go_one_way():
+    assert violations(PACKAGE) == []
+
+
+def test_every_layer_is_still_there():
+    assert {part(name) for name in modules(PACKAGE)} == set(LAYER)
+
+
+def test_settings_and_the_command_line_load_nothing_heavy():
+    """At the top of a module; inside functions, and for type checkers, all is allowed."""
+    light = [path for name, path in modules(PACKAGE).items() if part(name) in ("__init__", "config", "cli")]
+    for path in light:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
+                assert not {"torch", "numpy", "PIL", "accelerate"} & {part(name) for name in names}, path
+                if part(str(path.relative_to(PACKAGE))) == "cli":
+                    assert getattr(node, "level", 0) < 2, f"{path} imports the package at its top"
+
+
+@pytest.mark.parametrize(
+    ("module", "line", "complaint"),
+    [
+        ("model/rope.py", "from ..flow.path import interpolate", "model.rope: must not import flow.path.interpolate"),
+        ("flow/path.py", "from ..model import rope", "flow.path: must not import model.rope"),
+        ("flow/path.py", "def f():\n    from fitv2.model.rope import rotate", "must not import model.rope.rotate"),
+        ("samplers/ode.py", "from ..model.transformer import FiT", "samplers.ode: must not import model.transformer"),
+        ("samplers/ode.py", "import fitv2.data.folder", "samplers.ode: must not import data.folder"),
+        ("data/folder.py", "from ..samplers.noise import ImageNoise", "data.folder: must not import samplers.noise"),
+        ("tokens.py", "from .model.rope import rotate", "tokens: must not import model.rope"),
+        ("convert.py", "from .training.ema import EMA", "convert: must not import training.ema"),
+        ("training/ema.py", "from ..evaluation import scores", "training.ema: must not import evaluation.scores"),
+        ("generate.py", "from .cli.train import train", "generate: must not import cli.train"),
+        ("generate.py", "from . import cli", "generate: must not import cli"),
+        ("model/utils.py", "", "model.utils: no module is called utils"),
+        ("helpers.py", "", "helpers: has no layer"),
+        ("cli/train.py", "from .. import helpers", "cli.train: imports helpers, which has no layer"),
+        (
+            "training/trainer.py",
+            "from ..config import Recipe\nfrom ..model.transformer import FiTConfig\nFiTConfig(width=4)",
+            "training.trainer: only build makes FiTConfig from settings",
+        ),
+        (
+            "cli/train.py",
+            "from ..config import Recipe\nfrom ..data import fashion\nfashion.bundled()",
+            "cli.train: only build makes bundled from settings",
+        ),
+    ],
+)
+def test_a_planted_violation_is_found(tmp_path, module, line, complaint):
+    for name in LAYER:
+        (tmp_path / name).mkdir() if (PACKAGE / name).is_dir() else (tmp_path / f"{name}.py").touch()
+    assert violations(tmp_path) == []
+    (tmp_path / module).write_text(line)
+    (found,) = violations(tmp_path)
+    assert complaint in found
+
+
+def test_what_is_allowed_is_not_complained_about(tmp_path):
+    for module, line in {
+        "model/rope.py": "import torch\nfrom ..tokens import TokenBatch\nfrom .layers import SwiGLU",
+        "samplers/ode.py": "from ..flow.path import shift_time",
+        "pretrained.py": "from .convert import load_strictly",
+        "training/trainer.py": "from ..config import Recipe\nfrom ..generate import generate",
+        "build.py": "from .config import Recipe\nfrom .model.transformer import FiTConfig\nFiTConfig(width=4)",
+        "cli/train.py": "def train():\n    from ..training.trainer import Trainer",
+    }.items():
+        path = tmp_path / module
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(line)
+    assert violations(tmp_path) == []

@@ -1,0 +1,165 @@
+"""The network over packed tokens: an image's result depends on that image alone."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from fitv2 import FiT, FiTConfig, TokenBatch, preset
+from fitv2.model.attention import packed_attention, plain_attention
+from fitv2.model.rope import rotate, rotation_table
+
+SIZES = [(4, 6), (1, 2), (40, 3), (3, 4), (4, 3), (5, 5), (1, 2)]
+CONFIG = FiTConfig(width=48, depth=2, heads=3, num_classes=5)
+
+
+def random_model(config: FiTConfig = CONFIG) -> FiT:
+    """No weight zero, so that every path carries signal."""
+    torch.manual_seed(0)
+    model = FiT(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return model.eval()
+
+
+def random_batch(sizes=SIZES, seed: int = 1) -> tuple[TokenBatch, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(sum(h * w for h, w in sizes), CONFIG.token_channels, generator=generator)
+    t = torch.rand(len(sizes), generator=generator)
+    y = torch.randint(0, CONFIG.num_classes + 1, (len(sizes),), generator=generator)
+    return TokenBatch(x, torch.tensor(sizes)), t, y
+
+
+def test_packed_equals_one_by_one():
+    model, (batch, t, y) = random_model(), random_batch()
+    alone = [model(batch.select([i]), t[[i]], y[[i]]) for i in range(len(batch))]
+    torch.testing.assert_close(model(batch, t, y), torch.cat(alone), atol=1e-5, rtol=0)
+
+
+def test_packed_equals_any_order():
+    model, (batch, t, y) = random_model(), random_batch()
+    order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(2)).tolist()
+    shuffled = model(batch.select(order), t[order], y[order])
+    torch.testing.assert_close(batch.with_x(model(batch, t, y)).select(order).x, shuffled, atol=1e-5, rtol=0)
+
+
+def gradients(model: FiT, parts) -> list[torch.Tensor]:
+    """Of the sum of squares over all parts, relative to the largest entry of each."""
+    model.zero_grad()
+    for batch, t, y in parts:
+        model(batch, t, y).square().sum().backward()
+    return [p.grad / p.grad.abs().max().clamp(min=1e-12) for p in model.parameters()]
+
+
+def test_gradients_packed_equal_one_by_one_and_any_order():
+    model, (batch, t, y) = random_model(), random_batch()
+    packed = gradients(model, [(batch, t, y)])
+    alone = gradients(model, [(batch.select([i]), t[[i]], y[[i]]) for i in range(len(batch))])
+    order = list(reversed(range(len(batch))))
+    shuffled = gradients(model, [(batch.select(order), t[order], y[order])])
+    for a, b, c in zip(packed, alone, shuffled, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+        torch.testing.assert_close(a, c, atol=1e-5, rtol=0)
+
+
+def test_other_images_do_not_leak_in():
+    model, (batch, t, y) = random_model(), random_batch()
+    changed = batch.x.clone()
+    changed[: batch.lengths[0]] = 99.0
+    result = model(batch.with_x(changed), t, y)
+    torch.testing.assert_close(result[batch.lengths[0] :], model(batch, t, y)[batch.lengths[0] :], atol=1e-5, rtol=0)
+
+
+def test_height_and_width_are_not_interchangeable():
+    model, (batch, t, y) = random_model(), random_batch([(2, 6)])
+    turned = TokenBatch(batch.x, torch.tensor([[6, 2]]))
+    assert (model(batch, t, y) - model(turned, t, y)).abs().max() > 1e-3
+
+
+def test_transposed_picture_with_swapped_axes_of_rope_is_equivalent():
+    """Rows turn the first half of a head and columns the second: swapping both halves undoes a transposition."""
+    cos, sin = rotation_table(torch.tensor([[2, 5]]), 8)
+    cos_t, sin_t = rotation_table(torch.tensor([[5, 2]]), 8)
+    assert torch.equal(cos, cos_t.roll(2, -1)) and torch.equal(sin, sin_t.roll(2, -1))
+    assert not torch.equal(cos, cos_t)
+
+
+def test_rotation_depends_on_relative_position_only():
+    q, k = torch.randn(2, 1, 1, 16, dtype=torch.float32).unbind(0)
+
+    def score(first, second):
+        return (
+            rotate(q, rotation_table(torch.tensor([first]), 16)) * rotate(k, rotation_table(torch.tensor([second]), 16))
+        ).sum()
+
+    torch.testing.assert_close(score([3, 1], [5, 9]), score([13, 21], [15, 29]), atol=1e-4, rtol=0)
+    assert (score([3, 1], [5, 9]) - score([3, 1], [9, 5])).abs() > 1e-3
+
+
+def test_attention_backends_agree():
+    torch.manual_seed(3)
+    q, k, v = torch.randn(3, 2, 4, 37, 12).unbind(0)
+    torch.testing.assert_close(
+        plain_attention(q, k, v), torch.nn.functional.scaled_dot_product_attention(q, k, v), atol=1e-5, rtol=0
+    )
+
+
+def test_long_images_take_the_fused_kernel_with_the_same_result(monkeypatch):
+    torch.manual_seed(4)
+    q, k, v = torch.randn(3, 70, 2, 8).unbind(0)
+    runs = [(1, 10), (2, 30)]
+    short = packed_attention(q, k, v, runs)
+    monkeypatch.setattr("fitv2.model.attention.LONGEST_PLAIN", 0)
+    torch.testing.assert_close(packed_attention(q, k, v, runs), short, atol=1e-5, rtol=0)
+
+
+def test_a_new_block_is_the_identity_and_a_new_model_predicts_zero():
+    batch, t, y = random_batch()
+    model = FiT(CONFIG)
+    x, c = torch.randn(batch.x.shape[0], CONFIG.width), torch.randn(len(batch), CONFIG.width)
+    table = rotation_table(batch.positions, 16)
+    assert torch.equal(model.blocks[0](x, c, torch.zeros(len(batch), 6 * CONFIG.width), batch, table), x)
+    assert model(batch, t, y).abs().max() == 0
+
+
+def test_activation_checkpointing_changes_memory_not_gradients():
+    model, data = random_model(), random_batch()
+    plain = gradients(model, [data])
+    model.activation_checkpointing = True
+    for a, b in zip(plain, gradients(model, [data]), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
+
+
+def test_time_stays_float32_under_autocast():
+    """In bfloat16, 0.501 and 0.502 are the same time."""
+    model, (batch, _, y) = random_model(), random_batch([(2, 3)])
+    times = []
+    model.t_embedder.mlp[0].register_forward_pre_hook(lambda module, args: times.append(args[0]))
+    with torch.autocast("cpu", torch.bfloat16):
+        for t in (0.501, 0.502):
+            model(batch, torch.tensor([t]), y)
+    assert times[0].dtype == torch.float32 and not torch.equal(*times)
+
+
+def test_compiled_blocks_agree_with_eager(monkeypatch):
+    """Captured and differentiated as for training, but run without generated C++, which a bare machine cannot build."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    model, data = random_model(), random_batch()
+    eager, eager_gradients = model(*data), gradients(model, [data])
+    model.compile_blocks()
+    torch.testing.assert_close(model(*data), eager, atol=1e-5, rtol=0)
+    for a, b in zip(eager_gradients, gradients(model, [data]), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["FiTv2-B/2", "FiTv2-XL/2"])
+def test_presets_take_changes(name):
+    config = preset(name, num_classes=3)
+    assert config.num_classes == 3 and config.width == preset(name).width
+
+
+def test_impossible_configurations_are_refused():
+    with pytest.raises(ValueError, match="there is no preset"):
+        preset("FiTv2-S/2")
+    with pytest.raises(ValueError, match="multiple of 4"):
+        FiTConfig(width=30, depth=1, heads=3)
