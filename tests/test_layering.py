@@ -21,7 +21,12 @@ LAYERS = [
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 # What goes beyond the layers: these know no model, and the data knows nothing of what is done with it.
-FORBIDDEN = {"flow": {"config"}, "model": {"config"}, "samplers": {"model", "data", "config"}, "data": {"model", "flow"}}
+FORBIDDEN = {
+    "flow": {"config"},
+    "model": {"config"},
+    "samplers": {"model", "data", "config"},
+    "data": {"model", "flow"},
+}
 # A module that reads settings names none of these: turning settings into objects is the work of `build` alone.
 BUILT_FROM_SETTINGS = {"FiTConfig", "TimeDensity", "ImageFolder", "Fashion", "bundled", "full"}
 

@@ -25,6 +25,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--solver", choices=SOLVER_NAMES, default="heun")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--scale", type=float, default=1.0, help="factor on the shapes of training")
+    parser.add_argument("--turned", action="store_true", help="exchange height and width")
     parser.add_argument("--precision", choices=["float32", "bf16"], default="float32")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything there")
     return parser.parse_args()
@@ -35,7 +37,14 @@ def score(pretrained: Pretrained, guidance: float, args: argparse.Namespace) -> 
     with Progress(transient=True) as bar:
         task = bar.add_task(f"guidance {guidance:g}", total=args.num)
         return score_garments(
-            pretrained, sampling, args.num, args.seed, lambda done: bar.advance(task, done), args.precision
+            pretrained,
+            sampling,
+            args.num,
+            args.seed,
+            lambda done: bar.advance(task, done),
+            args.precision,
+            args.scale,
+            args.turned,
         )
 
 
@@ -57,7 +66,8 @@ def main() -> None:
     pretrained = load_pretrained(args.model)
     scores = [score(pretrained, guidance, args) for guidance in args.guidance or [2.0]]
     sampler = f"{args.steps} {args.solver} steps in {args.precision}"
-    print(f"{scores[0].protocol}: {args.num} images, seed {args.seed}, {sampler}")
+    shapes = f"{args.scale:g}x the shapes of training{', turned' if args.turned else ''}"
+    print(f"{scores[0].protocol}: {args.num} images, seed {args.seed}, {sampler}, {shapes}")
     Console().print(table(scores))
     if args.json:
         args.json.write_text(json.dumps({"model": args.model, "scores": [asdict(s) for s in scores]}, indent=1))

@@ -42,7 +42,7 @@ class Scores:
 
     recognised: share in [0, 1] of pictures whose top-1 class is the class asked for; recognised_real: that of the real
     test pictures. distance: to the test pictures; distance_real: of the bundled 10 000 training pictures to the test
-    pictures; ratio: one over the other, fair from 10 000 images on. model_calls: as `Sampling.model_calls`.
+    pictures; ratio: one over the other, fair from 10 000 images on. scale, turned: see `balanced_wishes`. model_calls: as `Sampling.model_calls`.
     classifier: the first 16 digits of the SHA-256 of the classifier's weights.
     """
 
@@ -50,6 +50,8 @@ class Scores:
     classifier: str
     num_images: int
     seed: int
+    scale: float
+    turned: bool
     precision: str
     sampling: Sampling
     model_calls: int | None
@@ -77,6 +79,8 @@ def score_garments(
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
     precision: Literal["float32", "bf16"] = "float32",
+    scale: float = 1.0,
+    turned: bool = False,
 ) -> Scores:
     """Generates `num_images` garments and scores them by the protocol above.
 
@@ -86,7 +90,7 @@ def score_garments(
     """
     if precision not in ("float32", "bf16"):
         raise ValueError(f"the precision is float32 or bf16, not {precision!r}")
-    wishes = balanced_wishes(pretrained, num_images, seed)
+    wishes = balanced_wishes(pretrained, num_images, seed, scale, turned)
     if num_images < ENOUGH:
         logger.warning(
             "the Frechet distance of %d images is biased upwards; compare it only at equal numbers", num_images
@@ -104,6 +108,8 @@ def score_garments(
         classifier=classifier_digest(),
         num_images=num_images,
         seed=seed,
+        scale=scale,
+        turned=turned,
         precision=precision,
         sampling=sampling,
         model_calls=sampling.model_calls,
@@ -117,15 +123,27 @@ def score_garments(
     )
 
 
-def balanced_wishes(pretrained: Pretrained, num_images: int, seed: int) -> list[Wish]:
-    """Classes in turn; shapes drawn per class in proportion to its training shapes; seeds counted on from `seed`."""
+def balanced_wishes(
+    pretrained: Pretrained, num_images: int, seed: int, scale: float = 1.0, turned: bool = False
+) -> list[Wish]:
+    """Classes in turn; shapes drawn per class in proportion to its training shapes; seeds counted on from `seed`.
+
+    scale: factor on both sides, rounded to the patch, for sizes that training never had. turned: height and width
+    exchanged, for shapes foreign to the class.
+    """
     if pretrained.class_names != CLASS_NAMES or pretrained.model.config.in_channels != 1:
         raise ValueError(f"{PROTOCOL} is for models of the ten garments; this one has {pretrained.class_names}")
     if not len(CLASS_NAMES) <= num_images <= SEEDS:
         raise ValueError(f"{PROTOCOL} takes {len(CLASS_NAMES)} to {SEEDS} images, not {num_images}")
     sizes = [draw_sizes(pretrained.shapes[label], num_images, (seed, label)) for label in range(len(CLASS_NAMES))]
+    patch = pretrained.model.config.patch_size
+
+    def reshaped(size: tuple[int, int]) -> tuple[int, int]:
+        height, width = (max(round(side * scale / patch), 1) * patch for side in size)
+        return (width, height) if turned else (height, width)
+
     return [
-        Wish(label, sizes[label][turn], seed * SEEDS + i)
+        Wish(label, reshaped(sizes[label][turn]), seed * SEEDS + i)
         for i in range(num_images)
         for turn, label in [divmod(i, len(CLASS_NAMES))]
     ]

@@ -64,7 +64,7 @@ def prune(folder: Path, keep: int) -> None:
 def read_tensors(path: Path, device: str = "cpu") -> dict[str, Tensor]:
     """One safetensors file. Raises ValueError when it is missing or damaged."""
     if not path.is_file():
-        raise ValueError(f"{path} is not there; the checkpoint is incomplete")
+        raise ValueError(f"{path} is not there; delete its folder to continue from the one before")
     try:
         return load_file(path, device=device)
     except (SafetensorError, OSError) as error:

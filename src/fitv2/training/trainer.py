@@ -111,6 +111,8 @@ class Trainer:
         self.trim_log()
         log, settings = self.recipe.log, self.recipe.training
         board = self.open_board() if log.tensorboard and self.accelerator.is_main_process else None
+        if self.samples_are_due() and not self.sheet.exists():  # Killed after the checkpoint and before its sheet.
+            self.write_samples()
         with (self.run / "log.jsonl").open("a", buffering=1) as log_file:
             steps = self.loader.steps(self.position)
             while self.done < settings.steps:
@@ -124,7 +126,7 @@ class Trainer:
                 last = self.done == settings.steps
                 if self.done % log.checkpoint_every == 0 or last:
                     self.save()
-                if self.done % log.sample_every == 0 or last:
+                if self.samples_are_due():
                     self.write_samples()
             steps.close()
         if board is not None:
@@ -238,6 +240,16 @@ class Trainer:
             draft.write_text("".join(line for line in lines if 0 < logged_step(line) <= self.done))
             draft.replace(path)
 
+    def samples_are_due(self) -> bool:
+        return self.done > 0 and (
+            self.done % self.recipe.log.sample_every == 0 or self.done == self.recipe.training.steps
+        )
+
+    @property
+    def sheet(self) -> Path:
+        """Where the sample sheet of this step belongs."""
+        return self.run / "samples" / f"step-{self.done:08d}.png"
+
     def write_samples(self) -> None:
         """A sheet of the averaged model: each class at its most frequent shapes, always from the same seeds."""
         if not self.accelerator.is_main_process:
@@ -253,9 +265,11 @@ class Trainer:
             sampling = Sampling(steps=log.sample_steps, guidance=log.sample_guidance)
             latents = generate(self.bare_model, wishes, sampling)
         captions = [f"{names[wish.label]} {wish.size[0]}x{wish.size[1]}" for wish in wishes]
-        sheet = contact_sheet([to_image(latent) for latent in latents], captions)
-        (self.run / "samples").mkdir(exist_ok=True)
-        sheet.save(self.run / "samples" / f"step-{self.done:08d}.png")
+        page = contact_sheet([to_image(latent) for latent in latents], captions)
+        self.sheet.parent.mkdir(exist_ok=True)
+        draft = self.sheet.with_name(f".{self.sheet.name}.partial")
+        page.save(draft, "PNG")
+        draft.replace(self.sheet)
 
     def open_board(self):
         try:

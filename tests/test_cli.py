@@ -1,0 +1,264 @@
+"""The command line as people meet it: fast help, exact files, and one sentence for every mistake."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fitv2.cli.sample import showcase
+from fitv2.pretrained import Pretrained, load_pretrained, save_pretrained
+from tiny import CLASSES, CONFIG, command_line, process, random_model
+
+FITV2 = str(Path(sys.executable).with_name("fitv2"))
+SHAPES = [[(28, 8, 7), (24, 8, 2)], *[[(8, 28, 3)]] * 9]
+SMALL = [
+    *("model.width=32", "model.depth=1", "model.heads=2", "training.steps=4", "training.tokens_per_pack=300"),
+    *("training.warmup_steps=0", "training.decay_steps=0", "log.checkpoint_every=2", "log.sample_steps=1"),
+]
+
+
+class Result:
+    """What a finished command left: exit code, and what it wrote to both streams."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        outputs = [folder / "stdout", folder / "stderr"]
+        child = process(run_in, folder, outputs, arguments)
+        child.join()
+        self.code, (self.out, self.err) = child.exitcode, (path.read_text() for path in outputs)
+
+
+def run_in(folder: Path, outputs: list[Path], arguments: tuple[str, ...]) -> None:
+    """For `process`: the command line in a folder, its streams in files."""
+    os.chdir(folder)
+    for number, path in enumerate(outputs, 1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    command_line(*arguments)
+
+
+@pytest.fixture
+def fitv2(tmp_path):
+    """Runs `fitv2 ARGUMENTS` in the test's own folder."""
+    return lambda *arguments: Result(tmp_path, *map(str, arguments))
+
+
+@pytest.fixture
+def train(fitv2):
+    """Runs `fitv2 train` of a tiny network on the folder "pictures"; further settings as section.key=value."""
+
+    def run(*arguments: str, settings=(), data="pictures") -> Result:
+        chosen = [word for setting in [*SMALL, *settings] for word in ("--set", setting)]
+        return fitv2("train", "--recipe", "pictures", "--data", data, "--out", "run", *chosen, *arguments)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    save_pretrained(folder, CONFIG, random_model().state_dict(), CLASSES, SHAPES, torch.float32)
+    return folder
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    """Ten pictures of two classes, in many sizes, and a file that is none."""
+    rng = np.random.default_rng(0)
+    for i in range(10):
+        path = tmp_path / "pictures" / ("cat", "dog")[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (16 + 8 * i, 40, 3), dtype=np.uint8)).save(path)
+    (tmp_path / "pictures/cat/broken.jpg").write_bytes(path.read_bytes()[:200])
+    return tmp_path / "pictures"
+
+
+def assert_sentence(result: Result, *parts: str) -> None:
+    """Exit code 1 and a message with all the parts; no traceback."""
+    assert result.code == 1
+    assert "Traceback" not in result.err
+    assert result.err.strip().rpartition("fitv2: ")[1], result.err
+    for part in parts:
+        assert part in result.err
+
+
+def test_help_answers_in_under_half_a_second():
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        shown = subprocess.run([FITV2, "--help"], capture_output=True, text=True, check=True).stdout
+        times.append(time.perf_counter() - start)
+        assert "sample" in shown and "train" in shown
+    assert min(times) < 0.5
+
+
+def test_help_loads_nothing_heavy():
+    code = (
+        "import sys; from fitv2.cli import main; sys.argv = ['fitv2', 'train', '--help']\n"
+        "try: main()\n"
+        "except SystemExit: print(*{name.partition('.')[0] for name in sys.modules})"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    loaded = set(loaded.splitlines()[-1].split())
+    assert "fitv2" in loaded
+    assert not loaded & {"torch", "numpy", "PIL", "accelerate", "safetensors", "torchdiffeq"}
+
+
+def test_sample_writes_every_class_at_every_size_exactly_and_a_sheet(fitv2, model, tmp_path):
+    sizes = ["28x12", "12x40"]
+    chosen = ["--labels", "trouser,9", "--labels", "bag", "--size", sizes[0], "--size", sizes[1], "--num", 2]
+    result = fitv2("sample", "--model", model, *chosen, "--steps", 2, "--seed", 40)
+    assert result.code == 0, result.err
+    expected = {}
+    for i, (name, size) in enumerate((n, s) for n in ("trouser", "ankle-boot", "bag") for s in sizes for _ in (0, 1)):
+        expected[f"{name}_{size}_seed{40 + i}.png"] = tuple(map(int, size.split("x")))
+    found = {path.name: Image.open(path) for path in (tmp_path / "outputs").glob("*.png")}
+    sheet = found.pop("sheet.png")
+    assert {name: (image.height, image.width) for name, image in found.items()} == expected
+    assert {image.mode for image in found.values()} == {"L"}
+    assert sheet.width > 8 * 96 and sheet.height > 2 * 100
+    assert "12 pictures" in result.out and "heun, 2 steps, 4 model calls each" in result.out
+
+
+def test_sample_reports_in_json(fitv2, model, tmp_path):
+    result = fitv2("sample", "--model", model, "--labels", "trouser", "--steps", 2, "--out", "deep/folder", "--json")
+    report = json.loads(result.out)
+    assert report["model_calls"] == 4 and report["guidance"] == 2.0 and report["seconds"] >= 0
+    assert Path(report["sheet"]) == Path("deep/folder/sheet.png")
+    rows = [(tuple(row["size"]), row["seen"], row["seed"]) for row in report["images"]]
+    assert rows == [((8, 28), True, 0), ((12, 40), False, 1), ((28, 8), True, 2)]
+    for row in report["images"]:
+        with Image.open(tmp_path / row["file"]) as image:
+            assert [image.height, image.width] == row["size"]
+
+
+def test_sample_makes_the_same_bytes_of_the_same_seed_whatever_else_is_made(fitv2, model, tmp_path):
+    command = ["sample", "--model", model, "--steps", 3]
+    for out, labels, number in [("one", 2, 1), ("again", 2, 1), ("more", "2,3,0", 3)]:
+        chosen = ["--labels", labels, "--num", number, "--size", "28x12", "--seed", 5]
+        assert fitv2(*command, *chosen, "--out", out).code == 0
+    files = [(tmp_path / out / "pullover_28x12_seed5.png").read_bytes() for out in ("one", "again", "more")]
+    assert files[0] == files[1] == files[2]
+    assert files[0] != (tmp_path / "more/pullover_28x12_seed6.png").read_bytes()
+
+
+def test_a_class_that_had_no_picture_is_shown_in_the_sizes_of_another(model):
+    loaded = load_pretrained(model)
+    pretrained = Pretrained(loaded.model, loaded.class_names, [[], *SHAPES[1:5], *[[]] * 5])
+    assert all(len(showcase(pretrained, label)) >= 3 for label in range(11))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--size", "30x12"], ["30x12 is not divisible by the patch of 4; the nearest is 32x12"]),
+        (["--size", "big"], ["'big' is not a size; write HEIGHTxWIDTH in pixels, such as 28x12"]),
+        (["--size", "28"], ["'28' is not a size"]),
+        (["--size", "400000x400000"], ["400000x400000 would need about", "GiB are free; ask for a smaller --size"]),
+        (["--labels", "spoon"], ["no class 'spoon' in this model; its classes are 0 t-shirt, 1 trouser"]),
+        (["--labels", "10"], ["no class '10' in this model"]),
+        (["--solver", "ddim"], ["no solver 'ddim'; the solvers are euler"]),
+        (["--guidance-interval", "0.8", "0.2"], ["must lie within 0 and 1, low end first"]),
+        (["--model", "nowhere"], ["nowhere is not a model: no config.json and model.safetensors"]),
+        (["--size", "8x8", "--labels", "1", "--out", "stdout"], ["File exists"]),
+    ],
+)
+def test_a_mistake_in_sample_is_one_sentence(fitv2, model, arguments, parts):
+    assert_sentence(fitv2("sample", "--model", model, "--steps", 1, *arguments), *parts)
+
+
+def test_a_damaged_model_is_one_sentence(fitv2, model, tmp_path):
+    (tmp_path / "config.json").write_bytes((model / "config.json").read_bytes())
+    (tmp_path / "model.safetensors").write_bytes((model / "model.safetensors").read_bytes()[:5000])
+    assert_sentence(fitv2("sample", "--model", tmp_path), "is damaged", "copy or train it again")
+
+
+def test_a_folder_with_a_broken_file_trains_to_the_end_and_the_file_is_named(train, fitv2, pictures, tmp_path):
+    result = train("--set", "log.sample_every=2")
+    assert result.code == 0, result.err
+    assert "11 picture files, 10 usable, 1 skipped" in result.err and "cat/broken.jpg: " in result.err
+    (skipped,) = json.loads((tmp_path / "run/skipped.json").read_text())["skipped"]
+    assert skipped[0] == "cat/broken.jpg" and skipped[1]
+    assert "step 4/4  loss" in result.err and "tokens/s" in result.err
+    assert "trained 4 steps" in result.out and "fitv2 sample --model run" in result.out
+    lines = (tmp_path / "run/log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
+    for sheet in ("step-00000002.png", "step-00000004.png"):
+        with Image.open(tmp_path / "run/samples" / sheet) as image:
+            assert image.width > 100
+    assert json.loads((tmp_path / "run/recipe.json").read_text())["data"]["source"] == "pictures"
+    sampled = fitv2("sample", "--model", "run", "--steps", 1, "--json")
+    assert {row["class"] for row in json.loads(sampled.out)["images"]} == {"cat", "dog"}
+
+
+def test_a_dry_run_shows_configuration_and_cost_and_writes_nothing(train, pictures, tmp_path):
+    shown = train("--dry-run")
+    assert shown.code == 0, shown.err
+    for part in ("learning_rate: 0.0005", "parameters ", "10 in 2 classes", "GFLOP a step", "PFLOP in all", "GiB"):
+        assert part in shown.out
+    figures = json.loads(train("--dry-run", "--json").out)
+    assert figures["recipe"]["model"]["width"] == 32 and figures["pictures"] == 10 and figures["classes"] == 2
+    assert all(figures[name] > 0 for name in ("parameters", "flops_per_step", "memory_bytes", "real_token_share"))
+    assert figures["flops_total"] == 4 * figures["flops_per_step"]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_continued_on_request_only_and_not_with_another_network(train, pictures, tmp_path):
+    first = train(settings=["training.steps=2"])
+    assert first.code == 0, first.err
+    assert_sentence(train(), "run already holds a run; add --resume to continue it, or choose another --out")
+    assert_sentence(train("--resume", settings=["model.depth=2"]), "run was trained with another model section")
+    assert_sentence(train("--resume", settings=["model.depth=2", "data.flip=false"]), "another model and data section")
+    result = train("--resume")
+    assert result.code == 0 and "continuing from run/checkpoints/step-00000002" in result.err
+    assert "10 known from an earlier start" in result.err
+
+
+def test_a_first_attempt_that_failed_is_in_nobodys_way(train, pictures):
+    assert_sentence(train(data="picturse"), "there is no folder picturse: give the folder that holds the pictures")
+    assert_sentence(train(settings=["training.tokens_per_pack=999999999"]), "lower training.tokens_per_pack")
+    assert train().code == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "parts"),
+    [
+        (["training.learning_rat=1"], ["no setting 'training.learning_rat'; the nearest is 'training.learning_rate'"]),
+        (["training.steps=few"], ["training.steps: ", "'few'"]),
+        (["training.steps"], ["'training.steps' is not of the form section.key=value"]),
+        (["model.width=30"], ["width 30 with 2 heads", "multiple of 4"]),
+        (["training.tokens_per_pack=30"], ["a picture of 55 tokens does not fit a batch of 30 tokens"]),
+        (["training.tokens_per_pack=999999999"], ["GiB are free; lower training.tokens_per_pack"]),
+        (["data.source=fashion"], ["fashion is cut into patches of 4; set model.patch_size=4"]),
+        (["data.source=fashion", "model.patch_size=4", "data.split=full", "data.folder=x"], ["the bundled 10 000"]),
+    ],
+)
+def test_a_mistake_in_a_setting_is_one_sentence(train, pictures, settings, parts):
+    assert_sentence(train(settings=settings), *parts)
+
+
+def test_folders_without_pictures_are_one_sentence(train, fitv2, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert_sentence(train(data="empty"), "no picture files: put picture files", "in one sub-folder per class")
+    (tmp_path / "empty/a.jpg").write_text("no picture")
+    assert_sentence(train(data="empty"), "no picture can be read", "a.jpg: not a picture")
+    assert_sentence(train(data="nowhere"), "there is no folder nowhere")
+    assert_sentence(fitv2("train", "--recipe", "fashon"), "there is no recipe 'fashon'", "fashion-tiny")
+
+
+def test_a_folder_of_any_name(train, pictures, tmp_path):
+    name = "my #1: 'größe' 📷"
+    pictures.rename(tmp_path / name)
+    assert train("--dry-run", data=name).code == 0
+
+
+def test_a_damaged_checkpoint_is_one_sentence(train, pictures, tmp_path):
+    assert train().code == 0
+    weights = tmp_path / "run/checkpoints/step-00000004/ema.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert_sentence(train("--resume"), "ema.safetensors is damaged", "delete its folder to continue from the one")

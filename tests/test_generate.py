@@ -1,0 +1,162 @@
+"""From wishes to latents: a picture is a matter of its own wish alone, whatever company and order it is made in."""
+
+import pytest
+import torch
+
+from fitv2.generate import Sampling, Wish, check_wish, generate, passes
+from fitv2.model.transformer import FiTConfig
+from tiny import CONFIG, random_model
+
+WISHES = [
+    Wish(label=3, size=(28, 8), seed=5),
+    Wish(label=7, size=(8, 28), seed=6),
+    Wish(label=3, size=(28, 8), seed=7),
+    Wish(label=CONFIG.num_classes, size=(4, 4), seed=5),  # the null label, and a seed used before
+    Wish(label=0, size=(40, 24), seed=2**40),
+]
+
+
+class Calls:
+    """The (batch, times, labels) of each forward of a model while the `with` block runs."""
+
+    def __init__(self, model):
+        self.model = model
+        self.seen = []
+
+    def __enter__(self):
+        self.hook = self.model.register_forward_pre_hook(lambda module, arguments: self.seen.append(arguments))
+        return self.seen
+
+    def __exit__(self, *error):
+        self.hook.remove()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_model()
+
+
+def assert_same(pictures, expected):
+    for picture, other in zip(pictures, expected, strict=True):
+        torch.testing.assert_close(picture, other, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("solver", ["heun", "ab2", "euler-maruyama", "sde-heun", "dopri5"])
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_the_same_seed_gives_the_same_picture_in_any_company_and_order(model, solver, guidance):
+    sampling = Sampling(steps=4, solver=solver, guidance=guidance)
+    together = generate(model, WISHES, sampling)
+    assert_same([generate(model, [wish], sampling)[0] for wish in WISHES], together)
+    assert_same(generate(model, WISHES[::-1], sampling)[::-1], together)
+    assert_same(generate(model, WISHES, sampling, tokens_per_pass=60), together)
+    assert_same(generate(model, [WISHES[1], *WISHES], sampling)[1:], together)
+
+
+@pytest.mark.parametrize("solver", ["heun", "euler-maruyama"])
+def test_seed_label_and_size_each_make_another_picture(model, solver):
+    sampling = Sampling(steps=3, solver=solver)
+    wishes = [(3, (8, 12), 5), (3, (8, 12), 5), (3, (8, 12), 6), (4, (8, 12), 5), (3, (12, 8), 5)]
+    one, again, seed, label, turned = generate(model, [Wish(*wish) for wish in wishes], sampling)
+    assert torch.equal(one, again)
+    assert (one - seed).abs().max() > 0.1 and (one - label).abs().max() > 0.01
+    assert turned.shape == (1, 12, 8) and (one.flatten() - turned.flatten()).abs().max() > 0.1
+
+
+def test_pictures_are_float32_on_the_cpu_of_exactly_the_size_asked_for_in_the_order_asked_for(model):
+    pictures = generate(model, WISHES, Sampling(steps=1, solver="euler"))
+    assert [tuple(picture.shape) for picture in pictures] == [(1, *wish.size) for wish in WISHES]
+    assert all(p.dtype == torch.float32 and p.device.type == "cpu" and p.isfinite().all() for p in pictures)
+
+
+def test_one_forward_holds_all_sizes_and_classes_and_both_halves_of_guidance(model):
+    with Calls(model) as seen:
+        generate(model, WISHES, Sampling(steps=3, solver="heun", guidance=2.0))
+    assert len(seen) == Sampling(steps=3, solver="heun").model_calls == 6
+    batch, times, labels = seen[0]
+    assert len(batch) == 2 * len(WISHES) == len(times)
+    assert batch.sizes[: len(WISHES)] == batch.sizes[len(WISHES) :]
+    assert sorted(batch.sizes[: len(WISHES)]) == sorted((h // 4, w // 4) for h, w in (wish.size for wish in WISHES))
+    assert sorted(labels[: len(WISHES)].tolist()) == sorted(wish.label for wish in WISHES)
+    assert labels[len(WISHES) :].tolist() == [model.null_label] * len(WISHES)
+
+
+def test_guidance_of_one_computes_no_null_half(model):
+    with Calls(model) as seen:
+        generate(model, WISHES, Sampling(steps=3, solver="heun", guidance=1.0))
+    assert [len(batch) for batch, _, _ in seen] == [len(WISHES)] * 6
+
+
+def test_outside_the_guidance_interval_there_is_no_null_half(model):
+    with Calls(model) as seen:
+        generate(model, WISHES, Sampling(steps=4, solver="euler", interval=(0.2, 0.6)))
+    assert [(float(times[0]), len(batch) // len(WISHES)) for batch, times, _ in seen] == [
+        (0.0, 1),
+        (0.25, 2),
+        (0.5, 2),
+        (0.75, 1),
+    ]
+
+
+def test_an_adaptive_solver_takes_each_picture_alone(model):
+    with Calls(model) as seen:
+        generate(model, WISHES[:2], Sampling(solver="dopri5", guidance=1.0))
+    assert {len(batch) for batch, _, _ in seen} == {1}
+    assert Sampling(solver="dopri5").model_calls is None
+
+
+def test_progress_counts_every_picture_once(model):
+    finished = []
+    generate(model, WISHES, Sampling(steps=1, solver="euler"), tokens_per_pass=60, progress=finished.append)
+    assert len(finished) > 1 and sum(finished) == len(WISHES)
+
+
+def test_a_model_without_classes():
+    model = random_model(FiTConfig(**{**vars(CONFIG), "num_classes": 0}))
+    (picture,) = generate(model, [Wish(0, (8, 8), 1)], Sampling(steps=1))
+    assert picture.shape == (1, 8, 8)
+
+
+@pytest.mark.parametrize("most_tokens", [1, 14, 15, 60, 75, 10_000])
+def test_passes_hold_every_wish_once_and_respect_the_budget(most_tokens):
+    tokens = [wish.size[0] * wish.size[1] // 16 for wish in WISHES]
+    groups = list(passes(WISHES, 4, most_tokens))
+    assert sorted(i for group in groups for i in group) == list(range(len(WISHES)))
+    for group, after in zip(groups, [*groups[1:], None], strict=True):
+        assert len(group) == 1 or sum(tokens[i] for i in group) <= most_tokens
+        assert after is None or sum(tokens[i] for i in group) + tokens[after[0]] > most_tokens
+    assert [tokens[i] for group in groups for i in group] == sorted(tokens)
+    assert list(passes([], 4, 10)) == []
+
+
+@pytest.mark.parametrize(
+    ("size", "nearest"), [((30, 8), "32x8"), ((13, 27), "12x28"), ((1, 8), "4x8"), ((0, 8), "4x8"), ((-4, 8), "4x8")]
+)
+def test_a_size_that_the_patch_does_not_divide_is_answered_with_the_nearest(model, size, nearest):
+    with pytest.raises(ValueError, match=f"is not divisible by the patch of 4; the nearest is {nearest}"):
+        generate(model, [*WISHES, Wish(0, size, 0)], Sampling())
+
+
+@pytest.mark.parametrize("label", [-1, 11])
+def test_a_label_out_of_range(model, label):
+    with pytest.raises(ValueError, match=f"label {label} is out of range: classes are 0 to 9, 10 is none"):
+        generate(model, [Wish(label, (8, 8), 0)], Sampling())
+
+
+def test_a_picture_of_more_tokens_than_a_pass(model):
+    check_wish(Wish(0, (8, 20), 0), 4, 10, most_tokens=10)
+    with pytest.raises(ValueError, match="8x24 has 12 tokens, more than the 10 of one pass"):
+        generate(model, [Wish(0, (8, 24), 0)], Sampling(), tokens_per_pass=10)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"solver": "ddim"}, "no solver 'ddim'; the solvers are euler, .*sde-heun"),
+        ({"steps": 0}, "at least one step, not 0"),
+        ({"interval": (0.5, 0.2)}, "must lie within 0 and 1, low end first"),
+        ({"interval": (0.0, 1.5)}, "must lie within 0 and 1"),
+    ],
+)
+def test_impossible_sampling_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Sampling(**settings)

@@ -1,0 +1,129 @@
+"""The stream of training steps: the same from wherever it is entered, every picture once an epoch, hardly a gap."""
+
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from fitv2.data.fashion import Fashion, bundled
+from fitv2.data.loader import PackLoader, Position, Step
+from tiny import garments
+
+NUMBER = 60
+
+
+def numbered(min_scale: float = 1.0) -> Fashion:
+    """Pictures of many sizes, the i-th grey with the value i and labelled i modulo 10."""
+    pictures = [np.full(hw * 4, i, np.uint8) for i, hw in enumerate(garments(NUMBER).hw)]
+    return Fashion(pictures, np.arange(NUMBER) % 10, min_scale)
+
+
+def take(loader: PackLoader, steps: int, position: Position | None = None) -> list[Step]:
+    stream = loader.steps(position or Position())
+    taken = list(islice(stream, steps))
+    stream.close()
+    return taken
+
+
+def pictures(batch) -> list[int]:
+    """Which of the `numbered` pictures a batch holds."""
+    values = [float(part.mean()) for part in batch.x.split(batch.lengths)]
+    return [round((value + 1) * 127.5) for value in values]
+
+
+def held(steps: list[Step]) -> list[list[list[int]]]:
+    """Pictures per step and pack."""
+    return [[pictures(batch) for batch, _ in step.packs] for step in steps]
+
+
+def assert_same(steps: list[Step], expected: list[Step]) -> None:
+    for step, other in zip(steps, expected, strict=True):
+        assert (step.images, step.after, step.real_share) == (other.images, other.after, other.real_share)
+        for (batch, labels), (other_batch, other_labels) in zip(step.packs, other.packs, strict=True):
+            assert torch.equal(batch.x, other_batch.x) and torch.equal(batch.hw, other_batch.hw)
+            assert torch.equal(labels, other_labels)
+
+
+@pytest.mark.parametrize("min_scale", [1.0, 0.5])
+@pytest.mark.parametrize("packs_per_step", [1, 3])
+def test_the_stream_is_the_same_from_any_position(min_scale, packs_per_step):
+    loader = PackLoader(numbered(min_scale), 200, packs_per_step, seed=3)
+    whole = take(loader, 20)
+    assert whole[-1].after.epoch >= 2
+    for start in range(0, 17, 3):
+        fresh = PackLoader(numbered(min_scale), 200, packs_per_step, seed=3, workers=1)
+        assert_same(take(fresh, 3, whole[start].after), whole[start + 1 : start + 4])
+
+
+def test_every_picture_comes_once_an_epoch_in_an_order_of_its_own():
+    steps = take(PackLoader(numbered(), 200), 40)
+    epochs, epoch = [], []
+    for step, (packs,) in zip(steps, held(steps), strict=True):
+        epoch += packs
+        if step.after.pack == 0:
+            epochs.append(epoch)
+            epoch = []
+    assert len(epochs) >= 3
+    assert all(sorted(epoch) == list(range(NUMBER)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == len(epochs)
+
+
+def test_another_seed_is_another_order():
+    first, second = (held(take(PackLoader(numbered(), 200, seed=seed), 3)) for seed in (0, 1))
+    assert first != second
+
+
+def test_labels_stay_with_their_pictures_and_short_ones_come_first():
+    for step in take(PackLoader(numbered(), 200, packs_per_step=2), 5):
+        for batch, labels in step.packs:
+            assert labels.tolist() == [i % 10 for i in pictures(batch)]
+            assert batch.lengths == sorted(batch.lengths) and sum(batch.lengths) <= 200
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_share_the_packs_of_a_step_without_overlap_or_gap(world):
+    alone = take(PackLoader(numbered(), 100, packs_per_step=6), 8)
+    ranks = [take(PackLoader(numbered(), 100, 6, rank=rank, world=world), 8) for rank in range(world)]
+    for number, step in enumerate(alone):
+        shared = [rank[number] for rank in ranks]
+        assert {(s.images, s.after) for s in shared} == {(step.images, step.after)}
+        (packs,) = held([step])
+        for rank, own in enumerate(held(shared)):
+            assert own == packs[rank::world]
+        assert step.images == sum(map(len, packs))
+
+
+def test_packs_that_processes_cannot_share_evenly():
+    with pytest.raises(ValueError, match="3 packs a step cannot be shared evenly by 2 processes"):
+        PackLoader(numbered(), 200, packs_per_step=3, world=2)
+
+
+@pytest.mark.parametrize("budget", [2048, 4096])
+def test_nearly_all_tokens_of_the_bundled_garments_are_real(budget):
+    dataset = bundled()
+    (step,) = take(PackLoader(dataset, budget), 1)
+    assert step.real_share >= 0.98
+    assert sum(step.packs[0][0].lengths) >= 0.9 * budget
+
+
+def test_sizes_at_random_scales_are_new_each_epoch_and_a_function_of_it():
+    dataset = numbered(min_scale=0.5)
+    first, again, second = dataset.epoch(0, 7), dataset.epoch(0, 7), dataset.epoch(1, 7)
+    assert np.array_equal(first.hw, again.hw) and not np.array_equal(first.hw, second.hw)
+    assert (first.hw <= dataset.hw).all() and (first.hw >= np.floor(dataset.hw / 2).clip(1)).all()
+    for i in range(NUMBER):
+        assert first.latent(i).shape == (1, *first.hw[i] * 4)
+
+
+def test_a_position_that_the_epoch_no_longer_has_goes_on_with_the_next_epoch():
+    """After a resume with fewer pictures, or larger packs."""
+    loader = PackLoader(numbered(), 200)
+    assert_same(take(loader, 2, Position(epoch=4, pack=10_000)), take(loader, 2, Position(epoch=5)))
+
+
+def test_an_error_of_a_picture_reaches_the_training_loop():
+    dataset = numbered()
+    dataset.pictures[7] = "no array"
+    with pytest.raises(TypeError):
+        take(PackLoader(dataset, 200), 30)

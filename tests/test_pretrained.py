@@ -1,0 +1,132 @@
+"""Model folders: what is saved comes back, and what is damaged or missing is said in a sentence."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from fitv2.data.fashion import Fashion
+from fitv2.model.transformer import FiTConfig
+from fitv2.pretrained import load_pretrained, save_pretrained, shapes_of
+from tiny import CLASSES, CONFIG, garments, random_model
+
+SHAPES = [[(28, 8, 7), (24, 8, 2)], *[[(8, 28, 3)]] * 9]
+
+
+def save(folder, dtype=torch.float32, config=CONFIG, names=CLASSES, shapes=SHAPES):
+    model = random_model(config)
+    save_pretrained(folder, config, model.state_dict(), names, shapes, dtype)
+    return model
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_what_is_saved_comes_back(tmp_path):
+    config = FiTConfig(width=24, depth=1, heads=2, patch_size=2, in_channels=3, num_classes=10, lora_rank=5)
+    model = save(tmp_path / "deep" / "model", config=config)
+    loaded = load_pretrained(tmp_path / "deep" / "model")
+    assert loaded.model.config == config
+    assert loaded.class_names == CLASSES and loaded.shapes == SHAPES and loaded.longest == 28 * 8 // 4
+    assert not loaded.model.training
+    for name, weight in model.state_dict().items():
+        assert torch.equal(loaded.model.state_dict()[name], weight)
+    assert sorted(path.name for path in (tmp_path / "deep" / "model").iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_weights_saved_in_half_the_bytes_are_float32_when_loaded(tmp_path, folder):
+    model = save(tmp_path / "half", torch.bfloat16)
+    loaded = load_pretrained(tmp_path / "half").model.state_dict()
+    half, whole = ((tmp_path / name / "model.safetensors").stat().st_size for name in ("half", "model"))
+    assert half < 0.6 * whole
+    for name, weight in model.state_dict().items():
+        assert loaded[name].dtype == torch.float32
+        assert torch.equal(loaded[name], weight.bfloat16().float())
+
+
+def test_a_run_is_loaded_by_its_own_folder(folder):
+    assert load_pretrained(folder.parent).class_names == CLASSES
+
+
+def test_saving_over_a_model_leaves_the_loaded_one_alone(folder):
+    loaded = load_pretrained(folder)
+    before = {name: weight.clone() for name, weight in loaded.model.state_dict().items()}
+    save_pretrained(folder, CONFIG, random_model(seed=9).state_dict(), CLASSES, SHAPES, torch.float32)
+    assert all(torch.equal(before[name], weight) for name, weight in loaded.model.state_dict().items())
+    assert not torch.equal(before["x_embedder.proj.weight"], load_pretrained(folder).model.x_embedder.proj.weight)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "builtin:nothing"])
+def test_a_model_that_is_not_there(name):
+    with pytest.raises(ValueError, match=rf"{name} is not a model: no config\.json and model\.safetensors in"):
+        load_pretrained(name)
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
+def test_half_a_model(folder, missing):
+    (folder / missing).unlink()
+    with pytest.raises(ValueError, match="is not a model"):
+        load_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", '{"format": 1, "mod', "[]", "{}", '{"model": {"width": 8}}', '{"model": {"width": 8, "colour": 3}}', "\xff"],
+)
+def test_a_damaged_config(folder, content):
+    (folder / "config.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"the model in .* is damaged \(.*\); copy or train it again"):
+        load_pretrained(folder)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
+def test_cut_off_weights(folder, share):
+    weights = folder / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(ValueError, match=r"the model in .* is damaged \(.*\); copy or train it again"):
+        load_pretrained(folder)
+
+
+def test_weights_of_another_network(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["model"]["depth"] = 3
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"do not fit the model: missing blocks\.2\."):
+        load_pretrained(folder)
+
+
+def test_labels_by_name_and_by_number(folder):
+    pretrained = load_pretrained(folder)
+    assert [pretrained.label(name) for name in CLASSES] == list(range(10))
+    assert pretrained.label("0") == 0 and pretrained.label("9") == 9
+
+
+@pytest.mark.parametrize("name", ["trousers", "10", "-1", "1.0", "", "Bag"])
+def test_an_unknown_label_lists_the_classes(folder, name):
+    with pytest.raises(ValueError, match=rf"no class '{name}' in this model; its classes are 0 t-shirt, 1 trouser, "):
+        load_pretrained(folder).label(name)
+
+
+def test_the_only_label_of_a_model_without_classes(tmp_path):
+    save(tmp_path, config=FiTConfig(**{**vars(CONFIG), "num_classes": 0}), names=[], shapes=[[(8, 8, 1)]])
+    pretrained = load_pretrained(tmp_path)
+    assert pretrained.label("0") == pretrained.model.null_label == 0
+    with pytest.raises(ValueError, match="its classes are none: it has no classes"):
+        pretrained.label("1")
+
+
+def test_shapes_are_counted_per_class_most_frequent_first():
+    pictures = [np.zeros(size, np.uint8) for size in [(8, 4), (4, 8), (8, 4), (12, 12), (4, 8), (8, 4)]]
+    shapes = shapes_of(Fashion(pictures, np.array([0, 0, 0, 2, 2, 0])))
+    assert shapes == [[(8, 4, 3), (4, 8, 1)], [], [(12, 12, 1), (4, 8, 1)], *[[]] * 7]
+
+
+def test_shapes_hold_no_more_than_the_most_frequent():
+    shapes = shapes_of(garments(400), most=3)
+    assert len(shapes) == 10 and all(len(of_class) == 3 for of_class in shapes)
+    assert all(a[2] >= b[2] >= c[2] for a, b, c in shapes)

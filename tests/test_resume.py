@@ -1,0 +1,249 @@
+"""A run that was interrupted, at whatever moment, ends as the run that was not: the same bits."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from fitv2.training.checkpoint import checkpoints, prune, read_state, read_tensors, save_checkpoint
+from tiny import command_line, log_lines, process, trainer
+
+SETTINGS = [
+    *("model.width=32", "model.depth=2", "model.heads=2", "training.tokens_per_pack=256", "training.packs_per_step=2"),
+    *("training.steps=30", "training.warmup_steps=5", "training.decay_steps=10"),
+    *("log.checkpoint_every=3", "log.sample_every=15", "log.sample_steps=1"),
+]
+COMMAND = ["train", "--recipe", "fashion-tiny", "--resume", *(word for s in SETTINGS for word in ("--set", s))]
+
+
+def nothing(figures) -> None:
+    """A `report` for nobody."""
+
+
+def stop_at(step: int):
+    """A `report` that ends the run as Ctrl-C would, before a checkpoint of that step."""
+
+    def report(figures):
+        if figures["step"] == step:
+            raise KeyboardInterrupt
+
+    return report
+
+
+def assert_same_run(run: Path, expected: Path) -> None:
+    """Log, newest checkpoint, exported model and sample sheets."""
+    assert log_lines(run) == log_lines(expected)
+    newest = [checkpoints(folder / "checkpoints")[-1] for folder in (run, expected)]
+    states = [read_state(folder) for folder in newest]
+    assert states[0] | {"seconds": 0} == states[1] | {"seconds": 0}
+    files = [path.relative_to(expected) for folder in (newest[1], expected / "model") for path in folder.iterdir()]
+    files += [path.relative_to(expected) for path in (expected / "samples").iterdir()]
+    assert len(files) >= 7
+    for file in files:
+        assert file.name == "state.json" or (run / file).read_bytes() == (expected / file).read_bytes(), file
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_ten_steps_are_five_and_five_more_bit_for_bit(tmp_path, precision):
+    overrides = [f"training.precision={precision}", "training.warmup_steps=7", "training.decay_steps=4"]
+    trainer(tmp_path / "whole", *overrides).fit(nothing)
+    for stop in (3, 6, 10):  # before any checkpoint, after the one of step 5, before the last one
+        run = tmp_path / f"stopped at {stop}"
+        with pytest.raises(KeyboardInterrupt):
+            trainer(run, *overrides).fit(stop_at(stop))
+        second = trainer(run, *overrides)
+        second.fit(nothing)
+        assert second.position.epoch >= 2, "the run must cross epochs"
+        assert_same_run(run, tmp_path / "whole")
+
+
+def test_the_continued_run_leaves_the_checkpoint_it_came_from_as_it_was(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        trainer(tmp_path).fit(stop_at(6))
+    (folder,) = checkpoints(tmp_path / "checkpoints")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    trainer(tmp_path).fit(nothing)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_finished_run_has_nothing_left_to_do_and_more_steps_go_on_from_its_end(tmp_path):
+    trainer(tmp_path).fit(nothing)
+    again, further = trainer(tmp_path), trainer(tmp_path, "training.steps=12")
+    again.fit(lambda figures: pytest.fail("a finished run trained on"))
+    assert again.done == 10
+    further.fit(nothing)
+    assert [line["step"] for line in log_lines(tmp_path)] == list(range(1, 13))
+
+
+def test_a_sheet_that_a_kill_right_after_its_checkpoint_prevented_is_made_on_resume(tmp_path):
+    trainer(tmp_path).fit(nothing)
+    sheet = tmp_path / "samples/step-00000010.png"
+    before = sheet.read_bytes()
+    sheet.unlink()
+    trainer(tmp_path).fit(nothing)
+    assert sheet.read_bytes() == before and len(list(sheet.parent.iterdir())) == 1
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """The run of `COMMAND` that nobody interrupts."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    child = process(command_line, *COMMAND, "--out", str(run))
+    child.join()
+    assert child.exitcode == 0
+    return run
+
+
+def lines_of(run: Path) -> int:
+    return len((run / "log.jsonl").read_bytes().splitlines()) if (run / "log.jsonl").exists() else 0
+
+
+def test_a_process_killed_several_times_and_resumed_ends_as_the_one_that_was_not(tmp_path, whole):
+    moments = random.Random(0)
+    for _ in range(4):
+        target = lines_of(tmp_path) + moments.randint(1, 5)
+        child = process(command_line, *COMMAND, "--out", str(tmp_path))
+        while child.is_alive() and lines_of(tmp_path) < target:
+            time.sleep(0.001)
+        time.sleep(moments.uniform(0, 0.02))
+        child.kill()
+        child.join()
+        assert child.exitcode == -signal.SIGKILL
+    child = process(command_line, *COMMAND, "--out", str(tmp_path))
+    child.join()
+    assert child.exitcode == 0
+    assert_same_run(tmp_path, whole)
+
+
+def command_line_killed_at(operation: int, run: str, *arguments: str) -> None:
+    """`fitv2 ARGUMENTS` that dies right before its n-th operation on files of the run."""
+    left = [operation]
+
+    def count(event, details):
+        changes = event in ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree")
+        if changes or (event == "open" and run in str(details[0])):
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(count)
+    command_line(*arguments, "--out", run)
+
+
+def test_a_process_killed_between_two_file_operations_leaves_a_run_that_can_go_on(tmp_path, whole):
+    moments, kills = random.Random(1), 0
+    for operation in [moments.randint(1, 60) for _ in range(6)] + [0]:
+        child = process(command_line_killed_at, operation, str(tmp_path), *COMMAND)
+        child.join()
+        assert child.exitcode in (0, -signal.SIGKILL)
+        kills += child.exitcode != 0
+    assert kills >= 4 and child.exitcode == 0
+    assert_same_run(tmp_path, whole)
+
+
+TENSORS = {"model": {"a": torch.arange(6.0)}, "ema": {"a": torch.ones(2, 3)}}
+
+
+def save(folder: Path, *steps: int) -> None:
+    for step in steps:
+        save_checkpoint(folder, step, TENSORS, {"note": step})
+
+
+def test_a_checkpoint_comes_back_and_nothing_else_is_left_beside_it(tmp_path):
+    save(tmp_path, 3)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
+    assert read_state(tmp_path / "step-00000003") == {"step": 3, "note": 3}
+    for name, content in TENSORS.items():
+        assert torch.equal(read_tensors(tmp_path / "step-00000003" / f"{name}.safetensors")["a"], content["a"])
+    save(tmp_path, 3)
+    assert len(checkpoints(tmp_path)) == 1
+
+
+def test_the_newest_checkpoint_is_that_of_the_highest_step_not_the_latest_or_largest_or_last_by_name(tmp_path):
+    save(tmp_path, 100_000_000, 7, 99_999_999, 20)
+    (tmp_path / "step-00000007" / "large").write_bytes(bytes(10_000))
+    os.utime(tmp_path / "step-00000007")
+    assert [read_state(path)["step"] for path in checkpoints(tmp_path)] == [7, 20, 99_999_999, 100_000_000]
+
+
+def test_what_is_no_whole_checkpoint_is_not_taken_for_one(tmp_path):
+    save(tmp_path, 3)
+    shutil.copytree(tmp_path / "step-00000003", tmp_path / ".step-00000009.partial")
+    shutil.copytree(tmp_path / "step-00000003", tmp_path / "step-00000003-keep")
+    (tmp_path / "step-00000008").mkdir()
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000003"]
+    assert checkpoints(tmp_path / "nowhere") == []
+    save(tmp_path, 9)
+    assert not (tmp_path / ".step-00000009.partial").exists() and read_state(checkpoints(tmp_path)[-1])["step"] == 9
+
+
+def test_pruning_keeps_the_newest(tmp_path):
+    save(tmp_path, 5, 1, 4, 2)
+    prune(tmp_path, 2)
+    assert [read_state(path)["step"] for path in checkpoints(tmp_path)] == [4, 5]
+    prune(tmp_path, 3)
+    assert len(checkpoints(tmp_path)) == 2
+
+
+def test_a_run_keeps_as_many_checkpoints_as_it_was_told(tmp_path):
+    trainer(tmp_path, "log.checkpoint_every=2", "log.keep_checkpoints=3").fit(nothing)
+    assert [read_state(path)["step"] for path in checkpoints(tmp_path / "checkpoints")] == [6, 8, 10]
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("share", [0.0, 0.5, None])
+def test_a_damaged_checkpoint_is_a_sentence_that_says_what_to_do(tmp_path, file, share):
+    trainer(tmp_path, "training.steps=1").fit(nothing)
+    path = tmp_path / "checkpoints/step-00000001" / file
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))] if share is not None else b"\xff" * len(content))
+    with pytest.raises(ValueError, match=r"step-00000001.* is damaged \(.*\); delete .* from the one before"):
+        trainer(tmp_path).fit(nothing)
+    assert path.exists(), "nothing may be deleted on a failure"
+
+
+def test_a_checkpoint_without_one_of_its_files(tmp_path):
+    trainer(tmp_path, "training.steps=1").fit(nothing)
+    (tmp_path / "checkpoints/step-00000001/ema.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"ema\.safetensors is not there; delete its folder to continue"):
+        trainer(tmp_path).fit(nothing)
+
+
+def test_a_checkpoint_of_another_network(tmp_path):
+    trainer(tmp_path, "training.steps=1").fit(nothing)
+    with pytest.raises(ValueError, match=r"do not fit the model: missing blocks\.2"):
+        trainer(tmp_path, "model.depth=3").fit(nothing)
+
+
+def test_a_checkpoint_before_the_first_optimiser_step(tmp_path):
+    """As when every step so far was skipped."""
+    first = trainer(tmp_path)
+    first.save()
+    second = trainer(tmp_path)
+    second.resume()
+    assert second.done == 0 and not second.optimizer.state_dict()["state"]
+
+
+def test_the_log_is_cut_back_to_the_checkpoint(tmp_path):
+    run = trainer(tmp_path)
+    lines = [json.dumps({"step": step}) for step in range(1, 9)]
+    log = tmp_path / "log.jsonl"
+    for end in ("\n", "", '\n{"step": 9, "lo', "\n\n"):
+        log.write_text("\n".join(lines) + end)
+        run.done = 8
+        run.trim_log()
+        kept = log.read_text().splitlines()
+        assert kept == (lines if end else lines[:-1]) and log.read_bytes().endswith(b"\n")
+        run.done = 3
+        run.trim_log()
+        assert log.read_text().splitlines() == lines[:3]
+    run.done = 0
+    run.trim_log()
+    assert log.read_text() == ""

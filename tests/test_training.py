@@ -1,0 +1,222 @@
+"""A training step: its gradient is that of one big batch, whoever computes it, and a bad one leaves no trace."""
+
+import json
+import logging
+import math
+import socket
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fitv2 import TokenBatch
+from fitv2.data.fashion import Fashion
+from fitv2.data.loader import Position
+from fitv2.flow.objective import flow_loss_at
+from fitv2.flow.path import sample_times
+from fitv2.training.checkpoint import optimizer_tensors
+from fitv2.training.ema import EMA
+from fitv2.training.trainer import Trainer, learning_rate
+from tiny import garments, log_lines, process, random_model, recipe, train_as_one_of, trainer
+
+
+def with_random_weights(trainer: Trainer) -> Trainer:
+    """A fresh network has gradients in its last layer only."""
+    trainer.bare_model.load_state_dict(random_model(trainer.bare_model.config).state_dict())
+    return trainer
+
+
+def step_and_its_gradients(trainer: Trainer, step) -> tuple[float, list[torch.Tensor]]:
+    """Loss and gradients as the optimiser gets them."""
+    found = []
+    optimizer, parameters = trainer.optimizer.optimizer, list(trainer.bare_model.parameters())
+    hook = optimizer.register_step_pre_hook(lambda *_: found.extend(p.grad.clone() for p in parameters))
+    loss, _ = trainer.step(step)
+    hook.remove()
+    return loss, found
+
+
+def one_big_batch(trainer: Trainer, step) -> tuple[float, list[torch.Tensor]]:
+    """Loss and gradients of all pictures of the step at once, at the times and with the noise that their packs draw."""
+    times, noises, labels_of_packs = [], [], []
+    for number, (batch, labels) in enumerate(step.packs):
+        generator = torch.Generator().manual_seed(trainer.pack_seed(number))
+        times.append(sample_times(len(batch), generator, trainer.density))
+        dropped = torch.rand(len(batch), generator=generator) < trainer.recipe.training.label_drop
+        noises.append(torch.randn(batch.x.shape, generator=generator))
+        labels_of_packs.append(labels.masked_fill(dropped, trainer.bare_model.null_label))
+    whole = TokenBatch(torch.cat([b.x for b, _ in step.packs]), torch.cat([b.hw for b, _ in step.packs]))
+    model = trainer.bare_model
+    loss = flow_loss_at(model, whole, torch.cat(noises), torch.cat(times), torch.cat(labels_of_packs)).loss
+    return float(loss.detach()), list(torch.autograd.grad(loss, list(model.parameters())))
+
+
+def test_gradients_of_four_packs_add_up_to_those_of_one_big_batch(tmp_path):
+    overrides = ["training.packs_per_step=4", "training.clip=1e9", "training.label_drop=0.3"]
+    run = with_random_weights(trainer(tmp_path, *overrides))
+    for _, step in zip(range(3), run.loader.steps(Position()), strict=False):
+        assert len({len(batch) for batch, _ in step.packs}) > 1, "packs of equal numbers of pictures prove nothing"
+        expected_loss, expected = one_big_batch(run, step)
+        loss, gradients = step_and_its_gradients(run, step)
+        assert loss == pytest.approx(expected_loss, rel=1e-5)
+        for gradient, other in zip(gradients, expected, strict=True):
+            torch.testing.assert_close(gradient, other, atol=1e-5 * float(other.abs().max()), rtol=0)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_two_processes_train_as_one(tmp_path):
+    overrides = ["training.steps=5", "training.ema_decay=0.5"]
+    trainer(tmp_path / "one", *overrides).fit(lambda figures: None)
+    port = free_port()
+    pair = [process(train_as_one_of, 2, rank, port, tmp_path / "two", *overrides) for rank in (0, 1)]
+    for member in pair:
+        member.join(60)
+        assert member.exitcode == 0
+    one, two = log_lines(tmp_path / "one"), log_lines(tmp_path / "two")
+    assert len(one) == len(two) == 5
+    for line, other in zip(one, two, strict=True):
+        assert line == pytest.approx(other, rel=1e-5)
+    for file in ("model.safetensors", "ema.safetensors"):
+        weights, others = (load_file(tmp_path / run / "checkpoints/step-00000005" / file) for run in ("one", "two"))
+        for name, weight in weights.items():
+            torch.testing.assert_close(others[name], weight, atol=1e-5, rtol=0)
+
+
+def test_no_two_packs_share_their_randomness(tmp_path):
+    run = trainer(tmp_path)
+    seeds = []
+    for run.done in range(5):
+        seeds += [run.pack_seed(0), run.pack_seed(1)]
+    assert len(set(seeds)) == 10
+
+
+def test_learning_rate_rises_stays_and_falls():
+    training = recipe("training.warmup_steps=4", "training.decay_steps=5", "training.steps=12").training
+    rates = [learning_rate(step, training) / training.learning_rate for step in range(12)]
+    assert rates == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2])
+    constant = recipe("training.warmup_steps=0").training
+    assert {learning_rate(step, constant) for step in range(10)} == {constant.learning_rate}
+
+
+def test_each_step_has_the_learning_rate_of_the_schedule(tmp_path):
+    run = trainer(tmp_path, "training.warmup_steps=3", "training.decay_steps=4", "training.steps=6")
+    run.fit(lambda figures: None)
+    expected = [learning_rate(step, run.recipe.training) for step in range(6)]
+    assert [line["learning_rate"] for line in log_lines(tmp_path)] == expected
+
+
+def test_average_follows_the_weights_ever_more_slowly_up_to_its_decay():
+    model = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(model.weight)
+    ema, expected = EMA(model, decay=0.5), 0.0
+    for step in range(20):
+        torch.nn.init.constant_(model.weight, step + 1)
+        ema.update(model, step)
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * (step + 1)
+        assert float(ema.average["weight"]) == pytest.approx(expected, rel=1e-6)
+    assert decay == 0.5
+
+
+def test_average_is_float32_and_is_lent_to_the_model_only_for_a_while():
+    model = torch.nn.Linear(2, 2, dtype=torch.bfloat16)
+    ema = EMA(model, decay=0.999)
+    assert {average.dtype for average in ema.average.values()} == {torch.float32}
+    own = {name: weight.clone() for name, weight in model.state_dict().items()}
+    for average in ema.average.values():
+        average.fill_(3)
+    with pytest.raises(KeyError), ema.applied_to(model):
+        assert all((weight == 3).all() for weight in model.parameters())
+        raise KeyError
+    assert all(torch.equal(own[name], weight) for name, weight in model.state_dict().items())
+
+
+class SpoiltOnce(Fashion):
+    """Garments of which one holds a value that is no number, in the first epoch only."""
+
+    def __init__(self, value: float) -> None:
+        whole = garments()
+        super().__init__(whole.pictures, whole.labels)
+        self.value = value
+
+    def epoch(self, epoch: int, seed: int):
+        view = super().epoch(epoch, seed)
+        if epoch == 0:
+            load = view.latent
+            view.latent = lambda index: load(index) * (self.value if index == 5 else 1)
+        return view
+
+
+def everything(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """Weights, average and the state of the optimiser, copied."""
+    parts = trainer.bare_model.state_dict(), trainer.ema.average, optimizer_tensors(trainer.optimizer, trainer.names)
+    return {f"{i}.{name}": tensor.clone() for i, part in enumerate(parts) for name, tensor in part.items()}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e30])
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_step_without_a_finite_gradient_leaves_no_trace_but_in_the_log(tmp_path, caplog, value, precision):
+    run = trainer(tmp_path, f"training.precision={precision}", dataset=SpoiltOnce(value))
+    skipped = 0
+    for number, step in zip(range(1, 7), run.loader.steps(Position()), strict=False):
+        before = everything(run)
+        spoilt = any(not batch.x.abs().max() <= 1 for batch, _ in step.packs)
+        assert not (spoilt and number == 1), "before the first step there is nothing that a trace could show in"
+        with caplog.at_level(logging.WARNING):
+            _, norm = run.step(step)
+        after = everything(run)
+        same = after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
+        assert same == spoilt and math.isfinite(norm) != spoilt
+        skipped += spoilt
+        assert (run.skipped, run.done, run.position) == (skipped, number, step.after)
+        assert (f"step {number}: the gradient is not finite, the step is skipped" in caplog.messages) == spoilt
+    assert skipped == 1
+
+
+def test_a_skipped_step_is_a_line_of_the_log_like_any_other(tmp_path):
+    trainer(tmp_path, dataset=SpoiltOnce(math.nan)).fit(lambda figures: None)
+    lines = log_lines(tmp_path)
+    assert [line["step"] for line in lines] == list(range(1, 11))
+    assert [line["skipped"] for line in lines] == sorted(line["skipped"] for line in lines)
+    (bad,) = [line for line in lines if line["loss"] is None]
+    assert bad["grad_norm"] is None and lines[-1]["skipped"] == 1
+
+
+def test_a_log_line_says_what_the_step_was(tmp_path):
+    seen = []
+    run = trainer(tmp_path, "training.steps=3", "training.clip=0.01")
+    run.fit(seen.append)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert lines == seen and [line["step"] for line in lines] == [1, 2, 3]
+    assert all(line["grad_norm"] > 0.01 and line["tokens_per_second"] > 0 for line in lines)
+    assert np.diff([line["seconds"] for line in lines]).min() > 0
+
+
+def test_training_learns(tmp_path):
+    run = trainer(tmp_path, "training.steps=60", "training.label_drop=0", "log.checkpoint_every=100")
+    losses = []
+    run.fit(lambda figures: losses.append(figures["loss"]))
+    assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:5])
+
+
+@pytest.mark.skipif(find_spec("tensorboard") is not None, reason="tensorboard is installed")
+def test_tensorboard_without_its_package_is_a_sentence(tmp_path):
+    run = trainer(tmp_path, "log.tensorboard=true")
+    with pytest.raises(ValueError, match=r"log\.tensorboard needs the package tensorboard: pip install tensorboard"):
+        run.fit(lambda figures: None)
+
+
+@pytest.mark.skipif(find_spec("tensorboard") is None, reason="tensorboard is not installed")
+def test_tensorboard_gets_every_step(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trainer(tmp_path, "log.tensorboard=true").fit(lambda figures: None)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("loss")] == list(range(1, 11))

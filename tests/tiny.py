@@ -1,0 +1,102 @@
+"""Small real parts for the tests: a network with no weight zero, and data and recipes that train in milliseconds."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import sys
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate.state import AcceleratorState, GradientState
+
+from fitv2.build import build_model_config
+from fitv2.config import Recipe, build_recipe
+from fitv2.data.fashion import CLASS_NAMES, Fashion
+from fitv2.model.transformer import FiT, FiTConfig
+from fitv2.training.trainer import Trainer
+
+CONFIG = FiTConfig(width=32, depth=2, heads=2, patch_size=4, in_channels=1, num_classes=10)
+CLASSES = CLASS_NAMES
+# What a log line says about the clock, which is never the same twice.
+CLOCK = ("seconds", "tokens_per_second")
+
+
+def random_model(config: FiTConfig = CONFIG, seed: int = 0) -> FiT:
+    """A fresh model predicts zero whatever it is asked; this one does not."""
+    torch.manual_seed(seed)
+    model = FiT(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return model.eval()
+
+
+def garments(number: int = 60, seed: int = 0) -> Fashion:
+    """Noise in the sizes of garments: sides of 4 to 28 pixels."""
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(1, 8, (number, 2)) * 4
+    pictures = [rng.integers(0, 256, size, dtype=np.uint8) for size in sizes.tolist()]
+    return Fashion(pictures, rng.integers(0, len(CLASSES), number))
+
+
+def recipe(*overrides: str) -> Recipe:
+    """Ten steps of a network of width 32 over two packs each, in float32, with a checkpoint in the middle."""
+    tree = {
+        "model": {"width": 32, "depth": 2, "heads": 2, "patch_size": 4},
+        "training": {
+            "steps": 10,
+            "tokens_per_pack": 200,
+            "packs_per_step": 2,
+            "learning_rate": 3e-3,
+            "warmup_steps": 0,
+            "precision": "no",
+            "workers": 1,
+        },
+        "log": {"checkpoint_every": 5, "sample_every": 1000, "sample_steps": 1},
+    }
+    return build_recipe(tree, overrides)
+
+
+def trainer(run: Path, *overrides: str, dataset: Fashion | None = None) -> Trainer:
+    """A new trainer as a new process would have it: accelerate otherwise refuses another precision."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    chosen, dataset = recipe(*overrides), dataset or garments()
+    return Trainer(chosen, dataset, build_model_config(chosen, dataset), run)
+
+
+def log_lines(run: Path) -> list[dict]:
+    """The log without what the clock says, read as strict JSON."""
+
+    def refuse(constant):
+        raise ValueError(f"{constant} is not JSON")
+
+    lines = [json.loads(line, parse_constant=refuse) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in CLOCK} for line in lines]
+
+
+def process(target, *arguments) -> BaseProcess:
+    """A started process of its own. It is forked from a server that has imported torch once, which saves seconds."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch._dynamo", "fitv2.training.trainer"])
+    started = context.Process(target=target, args=arguments)
+    started.start()
+    return started
+
+
+def command_line(*arguments: str) -> None:
+    """`fitv2 ARGUMENTS`, for `process`."""
+    from fitv2.cli import main
+
+    sys.argv = ["fitv2", *arguments]
+    main()
+
+
+def train_as_one_of(world: int, rank: int, port: int, run: Path, *overrides: str) -> None:
+    """One of `world` processes that train together over gloo, for `process`."""
+    addresses = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": world, "RANK": rank, "LOCAL_RANK": rank}
+    os.environ.update({key: str(value) for key, value in addresses.items()})
+    trainer(run, *overrides).fit(lambda figures: None)
