@@ -65,7 +65,7 @@ def test_packs_hold_every_picture_once_and_98_percent_real_tokens(bundled, budge
 
 
 def test_a_picture_beyond_the_budget_is_refused():
-    with pytest.raises(ValueError, match="49 tokens does not fit a batch of 48"):
+    with pytest.raises(ValueError, match="49 tokens does not fit a pack of 48"):
         plan_packs(np.array([10, 49]), 48, 0, 0)
 
 

@@ -5,8 +5,10 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from fitv2.data.fashion import Fashion, bundled
+from fitv2.data.folder import ImageFolder
 from fitv2.data.loader import PackLoader, Position, Step
 from tiny import garments
 
@@ -127,3 +129,22 @@ def test_an_error_of_a_picture_reaches_the_training_loop():
     dataset.pictures[7] = "no array"
     with pytest.raises(TypeError):
         take(PackLoader(dataset, 200), 30)
+
+
+def test_a_picture_that_goes_bad_during_training_is_named_and_left_out(tmp_path, caplog):
+    for i in range(4):
+        Image.new("RGB", (16, 16), (i, i, i)).save(tmp_path / f"{i}.png")
+    loader = PackLoader(ImageFolder(tmp_path, max_tokens=4, patch=8, flip=False), tokens_per_pack=16)
+    (tmp_path / "2.png").write_text("no longer a picture")
+    (step,) = take(loader, 1)
+    batch, _ = step.packs[0]
+    assert sorted(pictures(batch)) == [0, 1, 3]
+    assert "2.png could be read at the start and now cannot" in caplog.text
+
+
+def test_a_folder_that_vanishes_during_training_ends_the_run_in_a_sentence(tmp_path):
+    Image.new("RGB", (16, 16)).save(tmp_path / "only.png")
+    loader = PackLoader(ImageFolder(tmp_path, max_tokens=4, patch=8), tokens_per_pack=16)
+    (tmp_path / "only.png").unlink()
+    with pytest.raises(ValueError, match="none of the pictures of a pack can be read any more"):
+        take(loader, 1)

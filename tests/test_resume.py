@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from fitv2.training.checkpoint import checkpoints, prune, read_state, read_tensors, save_checkpoint
+from fitv2.training.log import RunLog
 from tiny import command_line, log_lines, process, trainer
 
 SETTINGS = [
@@ -232,18 +233,14 @@ def test_a_checkpoint_before_the_first_optimiser_step(tmp_path):
 
 
 def test_the_log_is_cut_back_to_the_checkpoint(tmp_path):
-    run = trainer(tmp_path)
     lines = [json.dumps({"step": step}) for step in range(1, 9)]
     log = tmp_path / "log.jsonl"
     for end in ("\n", "", '\n{"step": 9, "lo', "\n\n"):
         log.write_text("\n".join(lines) + end)
-        run.done = 8
-        run.trim_log()
+        RunLog(tmp_path, done=8, tensorboard=False).close()
         kept = log.read_text().splitlines()
         assert kept == (lines if end else lines[:-1]) and log.read_bytes().endswith(b"\n")
-        run.done = 3
-        run.trim_log()
+        RunLog(tmp_path, done=3, tensorboard=False).close()
         assert log.read_text().splitlines() == lines[:3]
-    run.done = 0
-    run.trim_log()
+    RunLog(tmp_path, done=0, tensorboard=False).close()
     assert log.read_text() == ""

@@ -40,7 +40,9 @@ def sample(
     guidance_interval: Annotated[
         tuple[float, float], typer.Option(help="times between which guidance acts; 0 is noise, 1 is the picture")
     ] = (0.0, 1.0),
-    seed: Annotated[int, typer.Option(min=0, help="the first picture's seed; each further one has the next")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**62, help="the first picture's seed; each further one has the next")
+    ] = 0,
     out: Annotated[Path, typer.Option(help="folder for the pictures")] = Path("outputs"),
     as_json: Annotated[bool, typer.Option("--json", help="print a JSON report instead of text")] = False,
 ) -> None:
@@ -65,13 +67,13 @@ def sample(
     pretrained = load_pretrained(model)
     wishes = list_wishes(pretrained, labels, size, num, seed)
     check_memory(pretrained, wishes)
+    out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     with image_progress("sampling", len(wishes)) as progress:
         latents = generate(pretrained.model, wishes, sampling, most_tokens(wishes, pretrained), progress)
     seconds = time.perf_counter() - start
     images = [to_image(latent) for latent in latents]
 
-    out.mkdir(parents=True, exist_ok=True)
     rows = []
     for image, wish in zip(images, wishes, strict=True):
         height, width = wish.size

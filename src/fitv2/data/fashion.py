@@ -20,6 +20,8 @@ from torch import Tensor
 
 PATCH = 4
 SIDE = 28
+# Keeps the stream of random scales apart from that of the packs.
+SCALES = 1
 # Fainter pixels are paper and shadow: with this threshold the boxes hug the garment and still contain all of it.
 THRESHOLD = 32
 CLASS_NAMES = ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
@@ -58,7 +60,7 @@ class Fashion:
         """The set with the sizes drawn for this epoch."""
         if self.min_scale == 1:
             return FashionEpoch(self, self.hw)
-        scale = np.random.default_rng((seed, epoch)).uniform(self.min_scale, 1, len(self))
+        scale = np.random.default_rng((seed, epoch, SCALES)).uniform(self.min_scale, 1, len(self))
         return FashionEpoch(self, np.maximum(np.rint(self.hw * scale[:, None]), 1).astype(np.int64))
 
 

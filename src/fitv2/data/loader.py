@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,7 +13,10 @@ from torch import Tensor
 
 from ..tokens import TokenBatch
 from .dataset import Dataset, EpochView
+from .images import UnreadableImage
 from .packing import plan_packs, real_share
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -97,8 +101,21 @@ class PackLoader:
 
 
 def collect(patch_size: int, latents: list[Future[Tensor]], labels: np.ndarray) -> tuple[TokenBatch, Tensor]:
-    """Loaded latents and labels as a packed batch, shortest pictures first so that the model need not sort."""
-    loaded = [future.result() for future in latents]
-    order = sorted(range(len(loaded)), key=lambda i: loaded[i].numel())
+    """Loaded latents and labels as a packed batch, shortest pictures first so that the model need not sort.
+
+    A picture that went bad since the scan is left out and named on the log; raises ValueError when none is left.
+    """
+    loaded = [latent_or_none(future) for future in latents]
+    order = sorted((i for i, latent in enumerate(loaded) if latent is not None), key=lambda i: loaded[i].numel())
+    if not order:
+        raise ValueError("none of the pictures of a pack can be read any more: is the folder still there?")
     batch = TokenBatch.from_latents([loaded[i] for i in order], patch_size)
     return batch, torch.from_numpy(labels[order])
+
+
+def latent_or_none(future: Future[Tensor]) -> Tensor | None:
+    try:
+        return future.result()
+    except UnreadableImage as error:
+        logger.warning("left out of this step: %s", error)
+        return None

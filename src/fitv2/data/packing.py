@@ -16,7 +16,10 @@ def plan_packs(lengths: np.ndarray, budget: int, seed: int, epoch: int) -> list[
     picture is longer than the budget.
     """
     if lengths.max() > budget:
-        raise ValueError(f"a picture of {lengths.max()} tokens does not fit a batch of {budget} tokens")
+        raise ValueError(
+            f"a picture of {lengths.max()} tokens does not fit a pack of {budget} tokens: raise "
+            "training.tokens_per_pack, or lower data.max_tokens"
+        )
     order = np.random.default_rng((seed, epoch)).permutation(len(lengths))
     shortest = int(lengths.min())
     packs: list[np.ndarray] = []

@@ -42,7 +42,8 @@ class Scores:
 
     recognised: share in [0, 1] of pictures whose top-1 class is the class asked for; recognised_real: that of the real
     test pictures. distance: to the test pictures; distance_real: of the bundled 10 000 training pictures to the test
-    pictures; ratio: one over the other, fair from 10 000 images on. scale, turned: see `balanced_wishes`. model_calls: as `Sampling.model_calls`.
+    pictures; ratio: one over the other, fair from 10 000 images on. scale, turned: see `balanced_wishes`.
+    model_calls: as `Sampling.model_calls`.
     classifier: the first 16 digits of the SHA-256 of the classifier's weights.
     """
 

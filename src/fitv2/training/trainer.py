@@ -6,7 +6,6 @@ labels of a pack from (seed, step, pack). So a step number and the weights are a
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
@@ -25,10 +24,9 @@ from ..convert import load_strictly
 from ..data.dataset import Dataset
 from ..data.loader import PackLoader, Position, Step
 from ..flow.objective import flow_loss
-from ..generate import Sampling, Wish, generate
+from ..generate import Sampling
 from ..model.transformer import FiT, FiTConfig
 from ..pretrained import save_pretrained, shapes_of
-from ..sheets import contact_sheet, to_image
 from .checkpoint import (
     checkpoints,
     load_optimizer_tensors,
@@ -39,6 +37,8 @@ from .checkpoint import (
     save_checkpoint,
 )
 from .ema import EMA
+from .log import RunLog
+from .samples import write_sheet
 
 logger = logging.getLogger(__name__)
 
@@ -50,19 +50,6 @@ def learning_rate(step: int, training: TrainingSettings) -> float:
     return training.learning_rate * rise * fall
 
 
-def log_line(figures: dict[str, Any]) -> str:
-    """One line of JSON, which knows no NaN and no infinity: null stands for both."""
-    return json.dumps({k: v if math.isfinite(v) else None for k, v in figures.items()}) + "\n"
-
-
-def logged_step(line: str) -> int:
-    """The step of a log line; 0 for a damaged one."""
-    try:
-        return json.loads(line)["step"] if line.endswith("\n") else 0
-    except (ValueError, KeyError, TypeError):
-        return 0
-
-
 class Trainer:
     """A run in the folder `run`: recipe.json, log.jsonl, checkpoints/, samples/ and, at the end, model/.
 
@@ -72,6 +59,7 @@ class Trainer:
     def __init__(self, recipe: Recipe, dataset: Dataset, config: FiTConfig, run: Path) -> None:
         settings = recipe.training
         self.recipe, self.dataset, self.run = recipe, dataset, run
+        self.shapes = shapes_of(dataset)
         self.accelerator = Accelerator(mixed_precision=settings.precision, cpu=not torch.cuda.is_available())
         torch.manual_seed(settings.seed)
         model = FiT(config)
@@ -108,29 +96,23 @@ class Trainer:
         """Trains to the last step. `report` gets the figures of each step: those of the log."""
         self.resume()
         self.run.mkdir(parents=True, exist_ok=True)
-        self.trim_log()
-        log, settings = self.recipe.log, self.recipe.training
-        board = self.open_board() if log.tensorboard and self.accelerator.is_main_process else None
+        main, log_settings = self.accelerator.is_main_process, self.recipe.log
+        log = RunLog(self.run, self.done, log_settings.tensorboard) if main else None
         if self.samples_are_due() and not self.sheet.exists():  # Killed after the checkpoint and before its sheet.
             self.write_samples()
-        with (self.run / "log.jsonl").open("a", buffering=1) as log_file:
-            steps = self.loader.steps(self.position)
-            while self.done < settings.steps:
-                figures = self.timed_step(steps)
-                if self.accelerator.is_main_process:
-                    log_file.write(log_line(figures))
-                    report(figures)
-                    if board is not None:
-                        for name in ("loss", "grad_norm", "learning_rate", "tokens_per_second"):
-                            board.add_scalar(name, figures[name], self.done)
-                last = self.done == settings.steps
-                if self.done % log.checkpoint_every == 0 or last:
-                    self.save()
-                if self.samples_are_due():
-                    self.write_samples()
-            steps.close()
-        if board is not None:
-            board.close()
+        steps = self.loader.steps(self.position)
+        while self.done < self.recipe.training.steps:
+            figures = self.timed_step(steps)
+            if log is not None:
+                log.write(figures)
+                report(figures)
+            if self.done % log_settings.checkpoint_every == 0 or self.done == self.recipe.training.steps:
+                self.save()
+            if self.samples_are_due():
+                self.write_samples()
+        steps.close()
+        if log is not None:
+            log.close()
 
     def timed_step(self, steps: Iterator[Step]) -> dict[str, Any]:
         """The next step and its figures; the time includes waiting for pictures."""
@@ -214,7 +196,7 @@ class Trainer:
                 self.bare_model.config,
                 self.ema.average,
                 self.dataset.class_names,
-                shapes_of(self.dataset),
+                self.shapes,
                 torch.float32,
             )
         self.accelerator.wait_for_everyone()
@@ -232,14 +214,6 @@ class Trainer:
         self.skipped, self.seconds = state["skipped"], state["seconds"]
         logger.info("continuing from %s", found[-1])
 
-    def trim_log(self) -> None:
-        """Drops log lines beyond the checkpoint (they will be trained again) and a half-written last one."""
-        path, draft = self.run / "log.jsonl", self.run / ".log.jsonl.partial"
-        if path.is_file() and self.accelerator.is_main_process:
-            lines = path.read_text().splitlines(keepends=True)
-            draft.write_text("".join(line for line in lines if 0 < logged_step(line) <= self.done))
-            draft.replace(path)
-
     def samples_are_due(self) -> bool:
         return self.done > 0 and (
             self.done % self.recipe.log.sample_every == 0 or self.done == self.recipe.training.steps
@@ -251,29 +225,9 @@ class Trainer:
         return self.run / "samples" / f"step-{self.done:08d}.png"
 
     def write_samples(self) -> None:
-        """A sheet of the averaged model: each class at its most frequent shapes, always from the same seeds."""
-        if not self.accelerator.is_main_process:
-            return
-        shapes, log = shapes_of(self.dataset), self.recipe.log
-        wishes = [
-            Wish(label, shape[:2], seed=8 * label + column)
-            for label, of_class in enumerate(shapes[:16])
-            for column, shape in enumerate((of_class * 8)[:8])
-        ]
-        names = self.dataset.class_names or ["picture"]
-        with self.ema.applied_to(self.bare_model):
+        """A sheet of the averaged model."""
+        if self.accelerator.is_main_process:
+            log = self.recipe.log
             sampling = Sampling(steps=log.sample_steps, guidance=log.sample_guidance)
-            latents = generate(self.bare_model, wishes, sampling)
-        captions = [f"{names[wish.label]} {wish.size[0]}x{wish.size[1]}" for wish in wishes]
-        page = contact_sheet([to_image(latent) for latent in latents], captions)
-        self.sheet.parent.mkdir(exist_ok=True)
-        draft = self.sheet.with_name(f".{self.sheet.name}.partial")
-        page.save(draft, "PNG")
-        draft.replace(self.sheet)
-
-    def open_board(self):
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise ValueError("log.tensorboard needs the package tensorboard: pip install tensorboard") from None
-        return SummaryWriter(self.run / "tensorboard", purge_step=self.done + 1)
+            with self.ema.applied_to(self.bare_model):
+                write_sheet(self.sheet, self.bare_model, self.dataset.class_names, self.shapes, sampling)

@@ -1,0 +1,57 @@
+"""The run's log: one line of JSON per step, always; TensorBoard by option."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+
+class RunLog:
+    """Appends to run/log.jsonl, which then holds each step up to the last exactly once.
+
+    done: the step that training continues from. Lines beyond it (they will be trained again) and damaged ones are
+    dropped. tensorboard: also write events to run/tensorboard; raises ValueError without that package.
+    """
+
+    def __init__(self, run: Path, done: int, tensorboard: bool) -> None:
+        path, draft = run / "log.jsonl", run / ".log.jsonl.partial"
+        if path.is_file():
+            lines = path.read_text().splitlines(keepends=True)
+            draft.write_text("".join(line for line in lines if 0 < logged_step(line) <= done))
+            draft.replace(path)
+        self.board = open_board(run / "tensorboard", done) if tensorboard else None
+        self.file = path.open("a", buffering=1)
+
+    def write(self, figures: dict[str, Any]) -> None:
+        self.file.write(log_line(figures))
+        if self.board is not None:
+            for name in ("loss", "grad_norm", "learning_rate", "tokens_per_second"):
+                self.board.add_scalar(name, figures[name], figures["step"])
+
+    def close(self) -> None:
+        self.file.close()
+        if self.board is not None:
+            self.board.close()
+
+
+def log_line(figures: dict[str, Any]) -> str:
+    """One line of JSON, which knows no NaN and no infinity: null stands for both."""
+    return json.dumps({k: v if math.isfinite(v) else None for k, v in figures.items()}) + "\n"
+
+
+def logged_step(line: str) -> int:
+    """The step of a log line; 0 for a damaged one."""
+    try:
+        return json.loads(line)["step"] if line.endswith("\n") else 0
+    except (ValueError, KeyError, TypeError):
+        return 0
+
+
+def open_board(folder: Path, done: int):
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ValueError("log.tensorboard needs the package tensorboard: pip install tensorboard") from None
+    return SummaryWriter(folder, purge_step=done + 1)
