@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fitv2.generate import Sampling, Wish, check_wish, generate, passes
+from fitv2.generate import Sampling, Wish, generate, passes
 from fitv2.model.transformer import FiTConfig
 from tiny import CONFIG, random_model
 
@@ -43,13 +43,14 @@ def assert_same(pictures, expected):
 
 @pytest.mark.parametrize("solver", ["heun", "ab2", "euler-maruyama", "sde-heun", "dopri5"])
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
-def test_the_same_seed_gives_the_same_picture_in_any_company_and_order(model, solver, guidance):
+def test_the_same_seed_gives_the_same_picture_in_any_company_and_order(model, monkeypatch, solver, guidance):
     sampling = Sampling(steps=4, solver=solver, guidance=guidance)
     together = generate(model, WISHES, sampling)
     assert_same([generate(model, [wish], sampling)[0] for wish in WISHES], together)
     assert_same(generate(model, WISHES[::-1], sampling)[::-1], together)
-    assert_same(generate(model, WISHES, sampling, tokens_per_pass=60), together)
     assert_same(generate(model, [WISHES[1], *WISHES], sampling)[1:], together)
+    monkeypatch.setattr("fitv2.generate.TOKENS_PER_PASS", 60)
+    assert_same(generate(model, WISHES, sampling), together)
 
 
 @pytest.mark.parametrize("solver", ["heun", "euler-maruyama"])
@@ -74,10 +75,10 @@ def test_one_forward_holds_all_sizes_and_classes_and_both_halves_of_guidance(mod
     assert len(seen) == Sampling(steps=3, solver="heun").model_calls == 6
     batch, times, labels = seen[0]
     assert len(batch) == 2 * len(WISHES) == len(times)
-    assert batch.sizes[: len(WISHES)] == batch.sizes[len(WISHES) :]
-    assert sorted(batch.sizes[: len(WISHES)]) == sorted((h // 4, w // 4) for h, w in (wish.size for wish in WISHES))
-    assert sorted(labels[: len(WISHES)].tolist()) == sorted(wish.label for wish in WISHES)
-    assert labels[len(WISHES) :].tolist() == [model.null_label] * len(WISHES)
+    assert batch.sizes[::2] == batch.sizes[1::2] and batch.lengths == sorted(batch.lengths)
+    assert sorted(batch.sizes[::2]) == sorted((h // 4, w // 4) for h, w in (wish.size for wish in WISHES))
+    assert sorted(labels[::2].tolist()) == sorted(wish.label for wish in WISHES)
+    assert labels[1::2].tolist() == [model.null_label] * len(WISHES)
 
 
 def test_guidance_of_one_computes_no_null_half(model):
@@ -104,9 +105,16 @@ def test_an_adaptive_solver_takes_each_picture_alone(model):
     assert Sampling(solver="dopri5").model_calls is None
 
 
-def test_progress_counts_every_picture_once(model):
+def test_without_any_class_there_is_nothing_to_guide_towards(model):
+    with Calls(model) as seen:
+        generate(model, [Wish(model.null_label, (8, 8), 0)], Sampling(steps=1, solver="euler", guidance=3.0))
+    assert [len(batch) for batch, _, _ in seen] == [1]
+
+
+def test_progress_counts_every_picture_once(model, monkeypatch):
+    monkeypatch.setattr("fitv2.generate.TOKENS_PER_PASS", 60)
     finished = []
-    generate(model, WISHES, Sampling(steps=1, solver="euler"), tokens_per_pass=60, progress=finished.append)
+    generate(model, WISHES, Sampling(steps=1, solver="euler"), progress=finished.append)
     assert len(finished) > 1 and sum(finished) == len(WISHES)
 
 
@@ -119,13 +127,13 @@ def test_a_model_without_classes():
 @pytest.mark.parametrize("most_tokens", [1, 14, 15, 60, 75, 10_000])
 def test_passes_hold_every_wish_once_and_respect_the_budget(most_tokens):
     tokens = [wish.size[0] * wish.size[1] // 16 for wish in WISHES]
-    groups = list(passes(WISHES, 4, most_tokens))
+    groups = list(passes(tokens, most_tokens))
     assert sorted(i for group in groups for i in group) == list(range(len(WISHES)))
     for group, after in zip(groups, [*groups[1:], None], strict=True):
         assert len(group) == 1 or sum(tokens[i] for i in group) <= most_tokens
         assert after is None or sum(tokens[i] for i in group) + tokens[after[0]] > most_tokens
     assert [tokens[i] for group in groups for i in group] == sorted(tokens)
-    assert list(passes([], 4, 10)) == []
+    assert list(passes([], 10)) == []
 
 
 @pytest.mark.parametrize(
@@ -138,14 +146,8 @@ def test_a_size_that_the_patch_does_not_divide_is_answered_with_the_nearest(mode
 
 @pytest.mark.parametrize("label", [-1, 11])
 def test_a_label_out_of_range(model, label):
-    with pytest.raises(ValueError, match=f"label {label} is out of range: classes are 0 to 9, 10 is none"):
+    with pytest.raises(ValueError, match=f"label {label} is out of range: 0 to 9 are classes, 10 is none"):
         generate(model, [Wish(label, (8, 8), 0)], Sampling())
-
-
-def test_a_picture_of_more_tokens_than_a_pass(model):
-    check_wish(Wish(0, (8, 20), 0), 4, 10, most_tokens=10)
-    with pytest.raises(ValueError, match="8x24 has 12 tokens, more than the 10 of one pass"):
-        generate(model, [Wish(0, (8, 24), 0)], Sampling(), tokens_per_pass=10)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import fitv2
 PACKAGE = Path(fitv2.__file__).parent
 # A module may import lower layers, and its own only inside one sub-package (or among the package's own modules).
 LAYERS = [
-    {"__init__", "config", "tokens"},
+    {"__init__", "atomic", "config", "tokens"},
     {"model", "flow"},
     {"samplers", "data"},
     {"convert", "generate", "pretrained", "sheets", "build"},

@@ -31,7 +31,7 @@ def test_what_is_saved_comes_back(tmp_path):
     model = save(tmp_path / "deep" / "model", config=config)
     loaded = load_pretrained(tmp_path / "deep" / "model")
     assert loaded.model.config == config
-    assert loaded.class_names == CLASSES and loaded.shapes == SHAPES and loaded.longest == 28 * 8 // 4
+    assert loaded.class_names == CLASSES and loaded.shapes == SHAPES
     assert not loaded.model.training
     for name, weight in model.state_dict().items():
         assert torch.equal(loaded.model.state_dict()[name], weight)
@@ -126,7 +126,8 @@ def test_shapes_are_counted_per_class_most_frequent_first():
     assert shapes == [[(8, 4, 3), (4, 8, 1)], [], [(12, 12, 1), (4, 8, 1)], *[[]] * 7]
 
 
-def test_shapes_hold_no_more_than_the_most_frequent():
-    shapes = shapes_of(garments(400), most=3)
+def test_shapes_hold_no_more_than_the_most_frequent(monkeypatch):
+    monkeypatch.setattr("fitv2.pretrained.MOST_SHAPES", 3)
+    shapes = shapes_of(garments(400))
     assert len(shapes) == 10 and all(len(of_class) == 3 for of_class in shapes)
     assert all(a[2] >= b[2] >= c[2] for a, b, c in shapes)

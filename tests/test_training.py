@@ -98,15 +98,15 @@ def test_no_two_packs_share_their_randomness(tmp_path):
 
 
 def test_learning_rate_rises_stays_and_falls():
-    training = recipe("training.warmup_steps=4", "training.decay_steps=5", "training.steps=12").training
-    rates = [learning_rate(step, training) / training.learning_rate for step in range(12)]
-    assert rates == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2])
+    training = recipe("training.warmup_steps=4", "training.decay_share=0.5", "training.steps=10").training
+    rates = [learning_rate(step, training) / training.learning_rate for step in range(10)]
+    assert rates == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 0.8, 0.6, 0.4, 0.2])
     constant = recipe("training.warmup_steps=0").training
     assert {learning_rate(step, constant) for step in range(10)} == {constant.learning_rate}
 
 
 def test_each_step_has_the_learning_rate_of_the_schedule(tmp_path):
-    run = trainer(tmp_path, "training.warmup_steps=3", "training.decay_steps=4", "training.steps=6")
+    run = trainer(tmp_path, "training.warmup_steps=3", "training.decay_share=0.5", "training.steps=6")
     run.fit(lambda figures: None)
     expected = [learning_rate(step, run.recipe.training) for step in range(6)]
     assert [line["learning_rate"] for line in log_lines(tmp_path)] == expected

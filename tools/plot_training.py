@@ -15,6 +15,7 @@ SMOOTHED_OVER = 50
 
 run, picture, *scored = sys.argv[1:]
 log = [json.loads(line) for line in (Path(run) / "log.jsonl").read_text().splitlines()]
+log = [figures for figures in log if figures["loss"] is not None]
 blocks = [log[i : i + SMOOTHED_OVER] for i in range(0, len(log), SMOOTHED_OVER)]
 
 figure, axes = plt.subplots(1, 3 if scored else 1, figsize=(11 if scored else 4.5, 3), squeeze=False)

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from fitv2.evaluation.scores import ENOUGH, Scores, score_garments
 from fitv2.generate import SOLVER_NAMES, Sampling
-from fitv2.pretrained import Pretrained, load_pretrained
+from fitv2.pretrained import Pretrained, default_device, load_pretrained
 
 
 def arguments() -> argparse.Namespace:
@@ -64,6 +64,7 @@ def table(scores: list[Scores]) -> Table:
 def main() -> None:
     args = arguments()
     pretrained = load_pretrained(args.model)
+    pretrained.model.to(default_device())
     scores = [score(pretrained, guidance, args) for guidance in args.guidance or [2.0]]
     sampler = f"{args.steps} {args.solver} steps in {args.precision}"
     shapes = f"{args.scale:g}x the shapes of training{', turned' if args.turned else ''}"

@@ -7,7 +7,6 @@ hand from training.json and from the output of tools/score_model.py.
 """
 
 import json
-import platform
 import sys
 from pathlib import Path
 
@@ -26,7 +25,11 @@ save_pretrained(out, model.config, model.state_dict(), pretrained.class_names, p
 log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 span = max(len(log) // POINTS, 1)
 parts = [log[i : i + span] for i in range(0, len(log), span)]
-curve = [{"step": part[-1]["step"], "loss": round(sum(f["loss"] for f in part) / len(part), 4)} for part in parts]
+losses = [[f["loss"] for f in part if f["loss"] is not None] for part in parts]
+curve = [
+    {"step": part[-1]["step"], "loss": round(sum(loss) / len(loss), 4)}
+    for part, loss in zip(parts, losses, strict=True)
+]
 figures = {
     "recipe": json.loads((run / "recipe.json").read_text()),
     "steps": log[-1]["step"],
@@ -35,7 +38,6 @@ figures = {
     "real_token_share": log[-1]["real_share"],
     "steps_skipped": log[-1]["skipped"],
     "hours": round(log[-1]["seconds"] / 3600, 2),
-    "machine": f"{torch.get_num_threads()} cores, {platform.machine()}, torch {torch.__version__}",
     "mean_loss_up_to_step": curve,
 }
 (out / "training.json").write_text(json.dumps(figures, indent=1) + "\n")

@@ -7,10 +7,20 @@ from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 
 class Settings(BaseModel):
@@ -43,6 +53,22 @@ class DataSettings(Settings):
     flip: bool = Field(True, description="folder: mirror half of the pictures")
     min_scale: float = Field(1.0, gt=0, le=1, description="draw pictures at random linear scales from this up to 1")
 
+    def of_other_sources(self) -> set[str]:
+        """The keys that mean nothing for this source."""
+        builtin, folder = {"split", "folder"}, {"max_tokens", "channels", "preprocessing", "flip"}
+        return folder if self.source == "fashion" else builtin
+
+    @model_validator(mode="after")
+    def no_setting_is_ignored(self) -> Self:
+        useless = sorted(self.of_other_sources() & self.model_fields_set)
+        if useless:
+            raise ValueError(f"{', '.join(useless)} would have no effect on the source {self.source!r}; remove it")
+        return self
+
+    @model_serializer(mode="wrap")
+    def what_counts(self, handler) -> dict[str, Any]:
+        return {key: value for key, value in handler(self).items() if key not in self.of_other_sources()}
+
 
 class TrainingSettings(Settings):
     """How it is trained."""
@@ -52,7 +78,7 @@ class TrainingSettings(Settings):
     packs_per_step: PositiveInt = Field(1, description="packs a step over all processes; more accumulate gradients")
     learning_rate: PositiveFloat = Field(1e-3, description="peak learning rate of AdamW")
     warmup_steps: int = Field(200, ge=0, description="linear rise of the learning rate")
-    decay_steps: int = Field(0, ge=0, description="linear fall to zero over the last steps; 0 keeps it constant")
+    decay_share: float = Field(0.0, ge=0, le=1, description="last share of the steps, with a linear fall to zero")
     weight_decay: float = Field(0.0, ge=0)
     beta2: float = Field(0.999, gt=0, lt=1, description="AdamW's second-moment decay")
     clip: PositiveFloat = Field(1.0, description="largest norm of the gradient")
@@ -67,6 +93,15 @@ class TrainingSettings(Settings):
     workers: PositiveInt = Field(2, description="threads that load pictures")
     seed: int = Field(0, ge=0, lt=2**23, description="fixes weights, data order, times and noise")
 
+    @model_validator(mode="after")
+    def the_peak_is_reached(self) -> Self:
+        if self.warmup_steps > self.steps * (1 - self.decay_share):
+            raise ValueError(
+                f"warmup_steps={self.warmup_steps} and decay_share={self.decay_share:g} overlap within "
+                f"{self.steps} steps; lower one of them"
+            )
+        return self
+
     @field_validator("precision", mode="before")
     @classmethod
     def no_is_a_word(cls, value: Any) -> Any:
@@ -80,7 +115,7 @@ class LogSettings(Settings):
     checkpoint_every: PositiveInt = Field(500, description="steps between checkpoints")
     keep_checkpoints: PositiveInt = Field(2, description="older ones are removed")
     sample_every: PositiveInt = Field(1000, description="steps between sample sheets")
-    sample_steps: PositiveInt = Field(20, description="Heun steps of the sample sheets")
+    sample_steps: PositiveInt = Field(20, description="steps (solver ab2) of the sample sheets")
     sample_guidance: float = Field(2.0, description="guidance scale of the sample sheets")
     tensorboard: bool = Field(False, description="also write TensorBoard events (needs the tensorboard package)")
 
@@ -138,12 +173,19 @@ def build_recipe(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Recipe:
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']} (given: {e['input']!r})" for e in error.errors()]
+        problems = [f"{'.'.join(map(str, e['loc']))}: {complaint(e)}" for e in error.errors()]
         raise ValueError("the recipe does not hold: " + "; ".join(problems)) from None
 
 
+def complaint(error: dict[str, Any]) -> str:
+    """Our own sentences as they are; pydantic's with the value that they speak of."""
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
+    return f"{error['msg']} (given: {error['input']!r})"
+
+
 def parse_yaml(text: str, source: str) -> dict[str, Any]:
-    """A YAML mapping; numbers like 1e-4 are numbers. Raises ValueError for anything else."""
+    """A YAML mapping. Raises ValueError for anything else."""
     try:
         tree = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:

@@ -6,7 +6,20 @@ from pathlib import Path
 
 from torch import Tensor
 
-from .model.transformer import FiT, FiTConfig
+from .model.transformer import FiT, FiTConfig, load_strictly
+
+FITV2 = {
+    "use_sit": True,
+    "use_swiglu": True,
+    "use_swiglu_large": False,
+    "q_norm": "layernorm",
+    "k_norm": "layernorm",
+    "rel_pos_embed": "rope",
+    "abs_pos_embed": None,
+    "adaln_type": "lora",
+    "learn_sigma": False,
+}
+NOT_OF_THE_NETWORK = {"context_size", "class_dropout_prob", "use_checkpoint", "time_shifting"}
 
 
 def from_official(state: dict[str, Tensor] | str | Path, **kwargs) -> FiT:
@@ -39,22 +52,18 @@ def official_config(
     mlp_ratio: float = 4.0,
     adaln_lora_dim: int | None = None,
     qk_norm_weight: bool = False,
-    **fixed,
+    **others,
 ) -> FiTConfig:
-    """The authors' constructor arguments as our configuration; raises ValueError for any other architecture."""
-    expected = {
-        "use_sit": True,
-        "use_swiglu": True,
-        "use_swiglu_large": False,
-        "q_norm": "layernorm",
-        "k_norm": "layernorm",
-        "rel_pos_embed": "rope",
-        "adaln_type": "lora",
-        "learn_sigma": False,
-    }
-    for name, value in expected.items():
-        if fixed.get(name, value) != value:
-            raise ValueError(f"{name}={fixed[name]!r} is not FiTv2, which has {name}={value!r}")
+    """The authors' constructor arguments as our configuration.
+
+    Raises ValueError for an argument that makes another network than FiTv2, or that is not known here.
+    `time_shifting` is accepted and belongs to the sampler: see `fitv2.flow.path.shift_time`.
+    """
+    for name, value in others.items():
+        if name in FITV2 and value != FITV2[name]:
+            raise ValueError(f"{name}={value!r} is not FiTv2, which has {name}={FITV2[name]!r}")
+        if name not in FITV2 and name not in NOT_OF_THE_NETWORK:
+            raise ValueError(f"the argument {name!r} is not known here")
     return FiTConfig(
         width=hidden_size,
         depth=depth,
@@ -66,18 +75,3 @@ def official_config(
         lora_rank=adaln_lora_dim,
         qk_norm_affine=qk_norm_weight,
     )
-
-
-def load_strictly(model: FiT, state: dict[str, Tensor]) -> None:
-    """Loads `state`, or raises ValueError listing every missing, extra and mis-shaped key."""
-    own = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-    problems = [f"missing {key}" for key in own.keys() - state.keys()]
-    problems += [f"unexpected {key}" for key in state.keys() - own.keys()]
-    problems += [
-        f"{key} has shape {tuple(state[key].shape)}, the model needs {own[key]}"
-        for key in own.keys() & state.keys()
-        if tuple(state[key].shape) != own[key]
-    ]
-    if problems:
-        raise ValueError("the weights do not fit the model: " + "; ".join(sorted(problems)))
-    model.load_state_dict(state)

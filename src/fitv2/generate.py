@@ -20,6 +20,8 @@ SDE_SOLVERS = {"euler-maruyama": "euler", "sde-heun": "heun"}
 SOLVER_NAMES = [*SOLVERS, *SDE_SOLVERS]
 # These choose their steps by the error of all that they integrate: alone, an image's steps depend on nothing else.
 ADAPTIVE = ("dopri5", "adaptive_heun")
+# Of one pass, before guidance doubles them: enough to keep a processor busy. A longer image is a pass of its own.
+TOKENS_PER_PASS = 8192
 
 
 @dataclass(frozen=True)
@@ -67,19 +69,19 @@ def generate(
     model: FiT,
     wishes: Sequence[Wish],
     sampling: Sampling,
-    tokens_per_pass: int = 8192,
     progress: Callable[[int], None] | None = None,
 ) -> list[Tensor]:
     """One latent (c, height, width) in float32 on the CPU per wish, in the order of the wishes.
 
     An image depends on its own wish alone, not on the others. `progress` gets the number of images just finished.
-    Raises ValueError for a size not divisible by the patch, a label out of range, or an image beyond `tokens_per_pass`.
+    Raises ValueError for a size not divisible by the patch or a label out of range.
     """
     config = model.config
     for wish in wishes:
-        check_wish(wish, config.patch_size, config.num_classes, tokens_per_pass)
+        check_wish(wish, config.patch_size, config.num_classes)
     latents: dict[int, Tensor] = {}
-    for chosen in passes(wishes, config.patch_size, 1 if sampling.solver in ADAPTIVE else tokens_per_pass):
+    tokens = [wish.size[0] * wish.size[1] // config.patch_size**2 for wish in wishes]
+    for chosen in passes(tokens, 1 if sampling.solver in ADAPTIVE else TOKENS_PER_PASS):
         batch = generate_pass(model, [wishes[i] for i in chosen], sampling)
         latents.update(zip(chosen, batch.to_latents(config.patch_size), strict=True))
         if progress is not None:
@@ -87,26 +89,22 @@ def generate(
     return [latents[i] for i in range(len(wishes))]
 
 
-def check_wish(wish: Wish, patch_size: int, num_classes: int, most_tokens: int) -> None:
+def check_wish(wish: Wish, patch_size: int, num_classes: int) -> None:
     height, width = wish.size
     if min(height, width) < 1 or height % patch_size or width % patch_size:
         nearest = "x".join(str(max(patch_size, round(side / patch_size) * patch_size)) for side in wish.size)
         raise ValueError(f"{height}x{width} is not divisible by the patch of {patch_size}; the nearest is {nearest}")
     if not 0 <= wish.label <= num_classes:
         raise ValueError(
-            f"label {wish.label} is out of range: classes are 0 to {num_classes - 1}, {num_classes} is none"
+            f"label {wish.label} is out of range: 0 to {num_classes - 1} are classes, {num_classes} is none"
         )
-    tokens = height * width // patch_size**2
-    if tokens > most_tokens:
-        raise ValueError(f"{height}x{width} has {tokens} tokens, more than the {most_tokens} of one pass")
 
 
-def passes(wishes: Sequence[Wish], patch_size: int, most_tokens: int) -> Iterator[list[int]]:
-    """Indices of wishes, short images first, in groups of at most `most_tokens` tokens (and at least one image)."""
-    tokens = [wish.size[0] * wish.size[1] // patch_size**2 for wish in wishes]
+def passes(tokens: Sequence[int], most: int = TOKENS_PER_PASS) -> Iterator[list[int]]:
+    """Indices of images of these token counts, short ones first, in groups of at most `most` tokens or one image."""
     group: list[int] = []
-    for i in sorted(range(len(wishes)), key=tokens.__getitem__):
-        if group and sum(tokens[j] for j in group) + tokens[i] > most_tokens:
+    for i in sorted(range(len(tokens)), key=tokens.__getitem__):
+        if group and sum(tokens[j] for j in group) + tokens[i] > most:
             yield group
             group = []
         group.append(i)
@@ -131,14 +129,24 @@ def generate_pass(model: FiT, wishes: Sequence[Wish], sampling: Sampling) -> Tok
 
 
 def guided_velocity(model: FiT, hw: Tensor, labels: Tensor, sampling: Sampling) -> Velocity:
-    """velocity(x, t) of a packed batch with classifier-free guidance; one forward holds both halves."""
+    """velocity(x, t) of a packed batch with classifier-free guidance; one forward holds both halves.
+
+    There each image is followed by itself without its label, so that a batch sorted by length stays sorted.
+    """
+    null = torch.full_like(labels, model.null_label)
+    lengths = hw.prod(1).tolist()
+    own = torch.arange(sum(lengths)).split(lengths)
+    twice_index = torch.cat([tokens for image in own for tokens in (image, image)]).to(labels.device)
+    twice_hw, twice_labels = hw.repeat_interleave(2, 0), torch.stack((labels, null), 1).flatten()
+    halves = torch.tensor([True, False]).repeat(len(hw)).repeat_interleave(twice_hw.prod(1)).to(labels.device)
 
     def conditional(x: Tensor, t: Tensor) -> Tensor:
         return model(TokenBatch(x, hw), t.to(x.device).expand(len(hw)), labels).float()
 
     def both(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        twice = TokenBatch(torch.cat((x, x)), torch.cat((hw, hw)))
-        labels_and_null = torch.cat((labels, torch.full_like(labels, model.null_label)))
-        return model(twice, t.to(x.device).expand(len(twice)), labels_and_null).float().chunk(2)
+        v = model(TokenBatch(x[twice_index], twice_hw), t.to(x.device).expand(len(twice_hw)), twice_labels).float()
+        return v[halves], v[~halves]
 
+    if bool((labels == null).all()):  # Nothing to guide towards.
+        return conditional
     return guide(both, conditional, sampling.guidance, sampling.interval, sampling.power, sampling.channels)

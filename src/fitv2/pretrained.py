@@ -10,14 +10,17 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from .convert import load_strictly
+from .atomic import write_tensors, write_text
 from .data.dataset import Dataset
-from .model.transformer import FiT, FiTConfig
+from .model.transformer import FiT, FiTConfig, load_strictly
 
 BUILTIN = "builtin:"
+FORMAT = 1
+# Enough for every size of a set like fashion; of a folder of photographs, the sizes that matter.
+MOST_SHAPES = 500
 
 
 @dataclass(frozen=True)
@@ -25,17 +28,12 @@ class Pretrained:
     """A network and what its data looked like.
 
     class_names: one per class, in order. shapes: per class (one entry for a set without classes) the (height, width)
-    in latent pixels of its training pictures with their counts, most frequent first.
+    in latent pixels of its training pictures with their counts, the 500 most frequent first.
     """
 
     model: FiT
     class_names: list[str]
     shapes: list[list[tuple[int, int, int]]]
-
-    @property
-    def longest(self) -> int:
-        """The most tokens that a training picture had."""
-        return max(h * w for shapes in self.shapes for h, w, _ in shapes) // self.model.config.patch_size**2
 
     def label(self, name: str) -> int:
         """A class by name or number. Raises ValueError naming the classes."""
@@ -47,26 +45,27 @@ class Pretrained:
         raise ValueError(f"there is no class {name!r} in this model; its classes are {known}")
 
 
-def shapes_of(dataset: Dataset, most: int = 20) -> list[list[tuple[int, int, int]]]:
+def shapes_of(dataset: Dataset) -> list[list[tuple[int, int, int]]]:
     """The most frequent (height, width, count) in latent pixels, per class, as the first epoch sees them."""
     view = dataset.epoch(0, 0)
     counts: list[Counter] = [Counter() for _ in range(max(dataset.num_classes, 1))]
     for label, (h, w) in zip(view.labels.tolist(), (view.hw * dataset.patch_size).tolist(), strict=True):
         counts[label][h, w] += 1
-    return [[(h, w, n) for (h, w), n in counter.most_common(most)] for counter in counts]
+    return [[(h, w, n) for (h, w), n in counter.most_common(MOST_SHAPES)] for counter in counts]
 
 
 def save_pretrained(
     folder: Path, config: FiTConfig, weights: dict[str, Tensor], class_names: list[str], shapes, dtype: torch.dtype
 ) -> None:
     """Writes config.json and model.safetensors, the weights as `dtype`; a reader meets whole files at any moment."""
-    folder.mkdir(parents=True, exist_ok=True)
-    content = {"format": 1, "model": asdict(config), "class_names": class_names, "shapes": shapes}
-    drafts = {name: folder / f".{name}.partial" for name in ("config.json", "model.safetensors")}
-    drafts["config.json"].write_text(json.dumps(content, indent=1))
-    save_file({k: v.detach().to(dtype).contiguous() for k, v in weights.items()}, drafts["model.safetensors"])
-    for name, draft in drafts.items():
-        draft.replace(folder / name)
+    content = {"format": FORMAT, "model": asdict(config), "class_names": class_names, "shapes": shapes}
+    write_text(folder / "config.json", json.dumps(content))
+    write_tensors(folder / "model.safetensors", {key: tensor.to(dtype) for key, tensor in weights.items()})
+
+
+def default_device() -> str:
+    """A CUDA device if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def load_pretrained(name: str | Path) -> Pretrained:
@@ -87,6 +86,8 @@ def read_folder(folder: Path, name: str) -> Pretrained:
         raise ValueError(f"{name} is not a model: no config.json and model.safetensors in {folder}")
     try:
         content = json.loads(config_file.read_bytes())
+        if content["format"] != FORMAT:
+            raise ValueError(f"format {content['format']}, and this version reads {FORMAT}")
         model = FiT(FiTConfig(**content["model"]))
         weights = load_file(weights_file)
         shapes = [[tuple(shape) for shape in of_class] for of_class in content["shapes"]]

@@ -18,15 +18,10 @@ def to_image(latent: Tensor) -> Image.Image:
     return Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
 
 
-def contact_sheet(
-    images: Sequence[Image.Image], captions: Sequence[str], columns: int = 8, zoom: int | None = None
-) -> Image.Image:
-    """All images on one white page, each enlarged by the same whole number and with its caption below.
-
-    zoom: default such that the largest side is about 128 pixels, at least 1.
-    """
+def contact_sheet(images: Sequence[Image.Image], captions: Sequence[str], columns: int = 8) -> Image.Image:
+    """All images on one white page, captions below; enlarged alike by a whole number, to at most about 128 pixels."""
     largest = max(max(image.size) for image in images)
-    zoom = zoom or max(1, 128 // largest)
+    zoom = max(1, 128 // largest)
     cell_w = max(max(image.width for image in images) * zoom, 96) + MARGIN
     rows = [range(i, min(i + columns, len(images))) for i in range(0, len(images), columns)]
     heights = [max(images[i].height for i in row) * zoom + CAPTION + MARGIN for row in rows]

@@ -76,7 +76,10 @@ class TokenBatch:
 
     def with_x(self, x: Tensor) -> TokenBatch:
         """The same images with other token values, (T, any)."""
-        return TokenBatch(x, self.hw)
+        batch = TokenBatch(x, self.hw)
+        if x.device == self.x.device:  # What derives from hw is kept.
+            vars(batch).update({name: value for name, value in vars(self).items() if name not in ("x", "hw")})
+        return batch
 
     def to(self, *args, **kwargs) -> TokenBatch:
         """x on another device or in another dtype, as `Tensor.to`."""

@@ -27,5 +27,9 @@ def main() -> None:
         app()
     except (ValueError, OSError) as error:
         sys.exit(f"fitv2: {error}")
+    except RuntimeError as error:
+        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+            raise
+        sys.exit("fitv2: not enough memory: use smaller sizes, or lower training.tokens_per_pack")
     except KeyboardInterrupt:
         sys.exit("fitv2: interrupted")

@@ -59,18 +59,19 @@ def sample(
     The same seed gives the same picture, whatever else is made along with it.
     """
     from ..generate import Sampling, generate
-    from ..pretrained import load_pretrained
+    from ..pretrained import default_device, load_pretrained
     from ..sheets import contact_sheet, to_image
     from .progress import image_progress
 
     sampling = Sampling(steps=steps, solver=solver, guidance=guidance, interval=guidance_interval)
     pretrained = load_pretrained(model)
+    pretrained.model.to(default_device())
     wishes = list_wishes(pretrained, labels, size, num, seed)
     check_memory(pretrained, wishes)
     out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     with image_progress("sampling", len(wishes)) as progress:
-        latents = generate(pretrained.model, wishes, sampling, most_tokens(wishes, pretrained), progress)
+        latents = generate(pretrained.model, wishes, sampling, progress)
     seconds = time.perf_counter() - start
     images = [to_image(latent) for latent in latents]
 
@@ -80,7 +81,7 @@ def sample(
         name = class_name(pretrained, wish.label)
         path = out / f"{name.replace(' ', '-')}_{height}x{width}_seed{wish.seed}.png"
         image.save(path)
-        seen = any(wish.size == (h, w) for shapes in pretrained.shapes for h, w, _ in shapes)
+        seen = wish.size in own_sizes(pretrained, wish.label)
         rows.append({"file": str(path), "class": name, "size": [height, width], "seed": wish.seed, "seen": seen})
     captions = [f"{row['class']} {row['size'][0]}x{row['size'][1]}{'' if row['seen'] else ' *'}" for row in rows]
     sheet = out / "sheet.png"
@@ -99,11 +100,11 @@ def sample(
         return
     unseen = sum(not row["seen"] for row in rows)
     print(
-        f"{len(rows)} pictures by {model} in {seconds:.1f} s: {solver}, {steps} steps, "
-        f"{calls or 'adaptive'} model calls each, guidance {guidance:g}."
+        f"{len(rows)} pictures by {model} in {seconds:.1f} s: {solver}, "
+        f"{f'{steps} steps, {calls} model calls' if calls else 'steps of its own choice'}, guidance {guidance:g}."
     )
     if unseen:
-        print(f"{unseen} of them have a size that training never had (marked * on the sheet).")
+        print(f"{unseen} of them have a size that training never had of their class (marked * on the sheet).")
     print(f"One PNG each in {out}{'/' if str(out) != '/' else ''}, all together in {sheet}")
 
 
@@ -127,16 +128,20 @@ def list_wishes(
     return [Wish(label, size, seed + i) for i, (label, size) in enumerate(pairs)]
 
 
+def own_sizes(pretrained: Pretrained, label: int) -> list[tuple[int, int]]:
+    """The sizes that training had of a class, most frequent first; of all classes where it had none."""
+    own = [(h, w) for of_class in pretrained.shapes[label : label + 1] for h, w, _ in of_class]
+    return own or [(h, w) for of_class in pretrained.shapes for h, w, _ in of_class]
+
+
 def showcase(pretrained: Pretrained, label: int) -> list[tuple[int, int]]:
-    """A class's two most frequent sizes, then two that it may never have had: larger, and turned by 90 degrees."""
+    """A class's two most frequent sizes, and two that training never had of it: larger, and of a foreign aspect."""
     patch = pretrained.model.config.patch_size
-    # A class may have had no readable picture, and the null label has no shapes of its own.
-    shapes = next(of_class for of_class in pretrained.shapes[label:] + pretrained.shapes if of_class)
-    own = [(h, w) for h, w, _ in shapes[:2]]
+    own = own_sizes(pretrained, label)
     height, width = own[0]
     larger = tuple(round(side * LARGER / patch) * patch for side in (height, width))
-    foreign = (width, height) if width != height else (height, 2 * width)
-    return [*own, larger, foreign]
+    turned = [(w, h) for h, w in own] + [(height, 2 * width), (2 * height, width)]
+    return [*own[:2], larger, next(size for size in turned if size not in own)]
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -150,24 +155,22 @@ def class_name(pretrained: Pretrained, label: int) -> str:
     return pretrained.class_names[label] if label < len(pretrained.class_names) else "picture"
 
 
-def most_tokens(wishes: list[Wish], pretrained: Pretrained) -> int:
-    """Tokens of one pass: as many as keep a CPU busy, or the largest picture."""
-    patch = pretrained.model.config.patch_size
-    return max(4096, *(wish.size[0] * wish.size[1] // patch**2 for wish in wishes))
-
-
 def check_memory(pretrained: Pretrained, wishes: list[Wish]) -> None:
-    """Raises ValueError when the largest picture would not fit into the memory that is free now."""
+    """Raises ValueError when a pass would not fit into the memory that is free now."""
     import psutil
+    import torch
 
+    from ..generate import passes
     from ..model.cost import sampling_bytes
 
-    config = pretrained.model.config
-    height, width = max((wish.size for wish in wishes), key=lambda size: size[0] * size[1])
-    needed = sampling_bytes(config, height * width // config.patch_size**2)
-    free = psutil.virtual_memory().available
+    config, device = pretrained.model.config, next(pretrained.model.parameters()).device
+    tokens = [wish.size[0] * wish.size[1] // config.patch_size**2 for wish in wishes]
+    largest = max(passes(tokens), key=lambda chosen: sum(tokens[i] for i in chosen))
+    needed = sampling_bytes(config, sum(tokens[i] for i in largest))
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     if needed > free:
+        height, width = max((wishes[i].size for i in largest), key=lambda size: size[0] * size[1])
         raise ValueError(
-            f"{height}x{width} would need about {needed / 2**30:.0f} GiB of memory, and {free / 2**30:.0f} GiB are "
-            "free; ask for a smaller --size"
+            f"{len(largest)} pictures of up to {height}x{width} together would need about {needed / 2**30:.0f} GiB of "
+            f"memory, and {free / 2**30:.0f} GiB are free; ask for a smaller --size"
         )

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    import torch
+
     from ..config import Recipe
     from ..data.dataset import Dataset
     from ..model.transformer import FiTConfig
@@ -45,63 +47,60 @@ def train(
     """
     from ..build import build_dataset, build_model_config
     from ..config import load_recipe
+    from ..training.run import check_run
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    overrides = [*([f"data.source={json.dumps(data, ensure_ascii=False)}"] if data else []), *(settings or [])]
-    chosen = load_recipe(recipe, overrides)
+    chosen = load_recipe(recipe, [*data_override(data), *(settings or [])])
     run = out or Path("runs") / Path(recipe).stem
     # Under torchrun, one process of several speaks and writes.
     speaks = os.environ.get("RANK", "0") == "0"
-    if speaks and not dry_run:
-        check_run(run, chosen, resume)
-    cache = run / "pictures.json"
-    dataset = build_dataset(chosen.data, chosen.model.patch_size, None if dry_run else cache)
-    report_data(dataset, None if dry_run else run / "skipped.json")
-    config = build_model_config(chosen, dataset)
     if dry_run:
-        show_plan(chosen, dataset, config, as_json)
+        dataset = build_dataset(chosen.data, chosen.model.patch_size)
+        show_plan(chosen, dataset, build_model_config(chosen, dataset), as_json)
         return
-    check_memory(chosen, config)
     if speaks:
-        keep_recipe(run, chosen)
+        check_run(run, chosen, resume)
+    # One process scans the pictures; the others then read what it found.
+    with first_process_first():
+        dataset = build_dataset(chosen.data, chosen.model.patch_size, run / "pictures.json")
+    if speaks:
+        report_data(dataset, run / "skipped.json")
+    config = build_model_config(chosen, dataset)
 
     from ..training.trainer import Trainer
     from .progress import training_progress
 
     trainer = Trainer(chosen, dataset, config, run)
+    check_memory(chosen, config, trainer.accelerator.device)
+    if not speaks:
+        trainer.fit(lambda figures: None)
+        return
     with training_progress(chosen.training.steps) as report:
         trainer.fit(report)
-    if not speaks:
-        return
     print(f"trained {trainer.done} steps in {trainer.seconds / 60:.1f} min; {trainer.skipped} skipped as not finite.")
     print(f"Samples in {run}/samples; now try: fitv2 sample --model {run}")
 
 
-def check_run(run: Path, recipe: Recipe, resume: bool) -> None:
-    """Raises ValueError where continuing would mix two runs."""
-    kept = run / "recipe.json"
-    if not kept.is_file():
-        return
-    if not resume:
-        raise ValueError(f"{run} already holds a run; add --resume to continue it, or choose another --out")
-    before, now = json.loads(kept.read_text()), recipe.model_dump(mode="json")
-    changed = [section for section in ("model", "data") if before[section] != now[section]]
-    if changed:
-        raise ValueError(f"{run} was trained with another {' and '.join(changed)} section; see {kept}")
+def data_override(data: str | None) -> list[str]:
+    """--data as a setting; always a path, so that a folder called fashion is not taken for the built-in set."""
+    if data is None:
+        return []
+    path = data if os.path.isabs(data) else os.path.join(".", data)
+    return [f"data.source={json.dumps(path, ensure_ascii=False)}"]
 
 
-def keep_recipe(run: Path, recipe: Recipe) -> None:
-    """The settings as run / recipe.json, whole at any moment."""
-    run.mkdir(parents=True, exist_ok=True)
-    draft = run / ".recipe.json.partial"
-    draft.write_text(recipe.model_dump_json(indent=1))
-    draft.replace(run / "recipe.json")
+def first_process_first():
+    """A context that the first of several processes leaves before the others enter."""
+    import torch
+    from accelerate import PartialState
+
+    return PartialState(cpu=not torch.cuda.is_available()).main_process_first()
 
 
-def report_data(dataset: Dataset, path: Path | None) -> None:
+def report_data(dataset: Dataset, path: Path) -> None:
     """What a folder's scan found and skipped, as a file; the scan itself has logged it."""
     report = getattr(dataset, "report", None)
-    if report is not None and path is not None:
+    if report is not None:
         report.write(path)
 
 
@@ -147,7 +146,7 @@ def show_plan(recipe: Recipe, dataset: Dataset, config: FiTConfig, as_json: bool
     print(f"memory            about {figures['memory_bytes'] / 2**30:.2f} GiB a process")
 
 
-def check_memory(recipe: Recipe, config: FiTConfig) -> None:
+def check_memory(recipe: Recipe, config: FiTConfig, device: torch.device) -> None:
     """Raises ValueError when a step would not fit into the memory that is free now."""
     import psutil
     import torch
@@ -156,7 +155,7 @@ def check_memory(recipe: Recipe, config: FiTConfig) -> None:
 
     settings = recipe.training
     needed = training_bytes(config, settings.tokens_per_pack, settings.activation_checkpointing, settings.precision)
-    free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     if needed > free:
         raise ValueError(
             f"a step over {settings.tokens_per_pack} tokens would need about {needed / 2**30:.1f} GiB, and "

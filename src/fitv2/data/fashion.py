@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import zlib
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -134,7 +135,10 @@ def read_checked(path: Path) -> np.ndarray:
             f"{path} is not there: install the Debian package dataset-fashion-mnist, or put the four files of "
             "Fashion-MNIST into a folder and name it (data.folder); the bundled 10 000 pictures need neither"
         )
-    content = gzip.decompress(path.read_bytes())
+    try:
+        content = gzip.decompress(path.read_bytes())
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        content = b""
     if hashlib.sha256(content).hexdigest() != SHA256[path.name]:
-        raise ValueError(f"{path} does not hold the Fashion-MNIST of its authors: its checksum differs")
+        raise ValueError(f"{path} does not hold the Fashion-MNIST of its authors: it is damaged or another file")
     return np.frombuffer(content, np.uint8)

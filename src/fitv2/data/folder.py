@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import uuid
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,11 +23,14 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from ..atomic import write_text
 from .images import EXTENSIONS, Preprocessing, UnreadableImage, decode, fit_size, prepare, target_size, variants
 
 logger = logging.getLogger(__name__)
 
 _CACHE_VERSION = 1
+# Keeps the stream of these draws apart from that of the packs.
+_DRAWS = 1
 
 
 @dataclass
@@ -65,7 +67,8 @@ class ScanReport:
 
     def write(self, path: str | Path) -> None:
         """The whole report as JSON."""
-        _write_json(Path(path), asdict(self) | {"skipped_by_reason": self.skipped_by_reason})
+        content = asdict(self) | {"skipped_by_reason": self.skipped_by_reason}
+        write_text(Path(path), json.dumps(content, indent=1))
 
 
 class ImageFolder:
@@ -112,7 +115,7 @@ class ImageFolder:
 
     def epoch(self, epoch: int, seed: int) -> FolderEpoch:
         """The pictures as one epoch takes them; what is drawn for picture i depends on (seed, epoch, i) alone."""
-        return FolderEpoch(self, np.random.default_rng((seed, epoch)).random((len(self), 3)))
+        return FolderEpoch(self, np.random.default_rng((seed, epoch, _DRAWS)).random((len(self), 3)))
 
 
 class FolderEpoch:
@@ -187,7 +190,7 @@ def _scan(root: Path, mode: str, cache_file: Path | None) -> tuple[ScanReport, l
 def _picture_names(root: Path, report: ScanReport) -> list[str]:
     """Paths relative to the root, with forward slashes, in order; all other files are counted in the report."""
     names, ignored = [], Counter()
-    for path in _files(root, frozenset()):
+    for path in _files(root, frozenset(), report):
         if path.name.startswith("."):
             ignored["hidden"] += 1
         elif path.suffix.lower() in EXTENSIONS:
@@ -198,14 +201,19 @@ def _picture_names(root: Path, report: ScanReport) -> list[str]:
     return names
 
 
-def _files(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
+def _files(folder: Path, above: frozenset[Path], report: ScanReport) -> Iterator[Path]:
     """Every file below, and hidden folders unopened. Links to folders are followed, but not into one of `above`."""
     resolved = folder.resolve()
     if resolved in above:
         return
-    for path in sorted(folder.iterdir()):
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        report.skipped.append((str(folder), f"folder cannot be opened: {error.strerror}"))
+        return
+    for path in entries:
         if path.is_dir() and not path.name.startswith("."):
-            yield from _files(path, above | {resolved})
+            yield from _files(path, above | {resolved}, report)
         else:
             yield path
 
@@ -285,14 +293,6 @@ def _read_cache(cache_file: Path | None) -> dict[str, list[int]]:
 
 def _write_cache(cache_file: Path, entries: dict[str, list[int]]) -> None:
     try:
-        _write_json(cache_file, {"version": _CACHE_VERSION, "pictures": entries})
+        write_text(cache_file, json.dumps({"version": _CACHE_VERSION, "pictures": entries}, indent=1))
     except OSError as error:
         logger.warning("%s cannot be written, so the next start checks every picture again: %s", cache_file, error)
-
-
-def _write_json(path: Path, content: dict) -> None:
-    """Atomically: a reader, or a start after a crash, sees the whole old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    draft.write_text(json.dumps(content, indent=1))
-    os.replace(draft, path)

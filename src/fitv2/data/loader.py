@@ -31,12 +31,13 @@ class Position:
 class Step:
     """One optimiser step: this process's packs with their labels, and what all processes hold together.
 
-    images: pictures over all packs of all processes. after: the position that follows. real_share: share of the
-    token budget that holds real tokens, for the step's last epoch.
+    images, tokens: as planned, over all packs of all processes. after: the position that follows. real_share: share of
+    the token budget that holds real tokens, for the step's last epoch.
     """
 
     packs: list[tuple[TokenBatch, Tensor]]
     images: int
+    tokens: int
     after: Position
     real_share: float
 
@@ -58,7 +59,10 @@ class PackLoader:
         workers: int = 2,
     ) -> None:
         if packs_per_step % world:
-            raise ValueError(f"{packs_per_step} packs a step cannot be shared evenly by {world} processes")
+            raise ValueError(
+                f"{packs_per_step} packs a step cannot be shared evenly by {world} processes: set "
+                f"training.packs_per_step to a multiple of {world}"
+            )
         self.dataset = dataset
         self.tokens_per_pack = tokens_per_pack
         self.packs_per_step = packs_per_step
@@ -72,12 +76,13 @@ class PackLoader:
         with ThreadPoolExecutor(self.workers) as pool:
             upcoming = self._submit(pool, position)
             while True:
-                pending, images, after, share = upcoming
+                pending, images, tokens, after, share = upcoming
                 upcoming = self._submit(pool, after)
-                yield Step([collect(self.dataset.patch_size, *pack) for pack in pending], images, after, share)
+                shape = self.dataset.patch_size, self.dataset.channels
+                yield Step([collect(*shape, *pack) for pack in pending], images, tokens, after, share)
 
     def _submit(self, pool: ThreadPoolExecutor, position: Position):
-        pending, images, share = [], 0, 0.0
+        pending, images, tokens, share = [], 0, 0, 0.0
         for number in range(self.packs_per_step):
             view, packs, share = self._plan(position.epoch)
             if position.pack >= len(packs):  # After a resume with fewer pictures or larger packs than before.
@@ -85,11 +90,12 @@ class PackLoader:
                 view, packs, share = self._plan(position.epoch)
             pack = packs[position.pack]
             images += len(pack)
+            tokens += int(view.hw[pack].prod(1).sum())
             if number % self.world == self.rank:
                 pending.append(([pool.submit(view.latent, int(i)) for i in pack], view.labels[pack]))
             last = position.pack + 1 == len(packs)
             position = Position(position.epoch + 1) if last else Position(position.epoch, position.pack + 1)
-        return pending, images, position, share
+        return pending, images, tokens, position, share
 
     def _plan(self, epoch: int) -> tuple[EpochView, list[np.ndarray], float]:
         if self._planned is None or self._planned[0] != epoch:
@@ -100,15 +106,17 @@ class PackLoader:
         return self._planned[1:]
 
 
-def collect(patch_size: int, latents: list[Future[Tensor]], labels: np.ndarray) -> tuple[TokenBatch, Tensor]:
+def collect(
+    patch_size: int, channels: int, latents: list[Future[Tensor]], labels: np.ndarray
+) -> tuple[TokenBatch, Tensor]:
     """Loaded latents and labels as a packed batch, shortest pictures first so that the model need not sort.
 
-    A picture that went bad since the scan is left out and named on the log; raises ValueError when none is left.
+    A picture that went bad since the scan is left out and named on the log.
     """
     loaded = [latent_or_none(future) for future in latents]
+    if not any(latent is not None for latent in loaded):  # One grey patch, so that every process still has its packs.
+        loaded[0] = torch.zeros(channels, patch_size, patch_size)
     order = sorted((i for i, latent in enumerate(loaded) if latent is not None), key=lambda i: loaded[i].numel())
-    if not order:
-        raise ValueError("none of the pictures of a pack can be read any more: is the folder still there?")
     batch = TokenBatch.from_latents([loaded[i] for i in order], patch_size)
     return batch, torch.from_numpy(labels[order])
 

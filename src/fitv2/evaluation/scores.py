@@ -1,7 +1,7 @@
 """The score of a model of garments: how many are recognised as what they should be, and how far they are from real.
 
-Protocol "fashion-fd64": pictures balanced over the ten classes, each in a shape drawn from the training shapes of its
-class; the shipped classifier's top-1 class and its 64 features; Frechet distance to the 10 000 real test pictures.
+Protocol "fashion-fd64": pictures balanced over the ten classes, each in a shape drawn from the bundled real garments of
+its class; the shipped classifier's top-1 class and its 64 features; Frechet distance to the 10 000 real test pictures.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import as_file, files
@@ -127,7 +127,7 @@ def score_garments(
 def balanced_wishes(
     pretrained: Pretrained, num_images: int, seed: int, scale: float = 1.0, turned: bool = False
 ) -> list[Wish]:
-    """Classes in turn; shapes drawn per class in proportion to its training shapes; seeds counted on from `seed`.
+    """Classes in turn; shapes drawn from the bundled garments of each class; seeds counted on from `seed`.
 
     scale: factor on both sides, rounded to the patch, for sizes that training never had. turned: height and width
     exchanged, for shapes foreign to the class.
@@ -136,7 +136,7 @@ def balanced_wishes(
         raise ValueError(f"{PROTOCOL} is for models of the ten garments; this one has {pretrained.class_names}")
     if not len(CLASS_NAMES) <= num_images <= SEEDS:
         raise ValueError(f"{PROTOCOL} takes {len(CLASS_NAMES)} to {SEEDS} images, not {num_images}")
-    sizes = [draw_sizes(pretrained.shapes[label], num_images, (seed, label)) for label in range(len(CLASS_NAMES))]
+    sizes = [draw_sizes(label, num_images, (seed, label)) for label in range(len(CLASS_NAMES))]
     patch = pretrained.model.config.patch_size
 
     def reshaped(size: tuple[int, int]) -> tuple[int, int]:
@@ -150,11 +150,11 @@ def balanced_wishes(
     ]
 
 
-def draw_sizes(shapes: Sequence[tuple[int, int, int]], number: int, seed: tuple[int, int]) -> list[tuple[int, int]]:
-    """`number` pairs (height, width) from shapes (height, width, count), as often as their counts say."""
-    counts = np.array([count for _, _, count in shapes])
-    drawn = np.random.default_rng(seed).choice(len(shapes), number, p=counts / counts.sum())
-    return [shapes[i][:2] for i in drawn]
+def draw_sizes(label: int, number: int, seed: tuple[int, int]) -> list[tuple[int, int]]:
+    """`number` pairs (height, width) in pixels of bundled garments of the class, drawn with replacement."""
+    garments = bundled()
+    own = garments.hw[garments.labels == label] * garments.patch_size
+    return [(h, w) for h, w in own[np.random.default_rng(seed).integers(len(own), size=number)].tolist()]
 
 
 def shares_recognised(classes: Tensor, labels: Tensor) -> list[float]:

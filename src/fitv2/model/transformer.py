@@ -152,3 +152,18 @@ class FiT(nn.Module):
                 x_TD = block(x_TD, c_BD, global_B6D, batch, table)
         shift, scale = batch.spread(self.final_layer.adaLN_modulation(c_BD)).chunk(2, dim=-1)
         return self.final_layer(x_TD, shift, scale)
+
+
+def load_strictly(model: FiT, state: dict[str, Tensor]) -> None:
+    """Loads `state`, or raises ValueError listing every missing, extra and mis-shaped key."""
+    own = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    problems = [f"missing {key}" for key in own.keys() - state.keys()]
+    problems += [f"unexpected {key}" for key in state.keys() - own.keys()]
+    problems += [
+        f"{key} has shape {tuple(state[key].shape)}, the model needs {own[key]}"
+        for key in own.keys() & state.keys()
+        if tuple(state[key].shape) != own[key]
+    ]
+    if problems:
+        raise ValueError("the weights do not fit the model: " + "; ".join(sorted(problems)))
+    model.load_state_dict(state)

@@ -1,40 +1,20 @@
-"""Checkpoints that are whole or absent: written beside, flushed, then renamed; safetensors and JSON only."""
+"""Checkpoints, whole or absent: a folder of safetensors and JSON for each."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from ..atomic import write_folder, write_tensors, write_text
+
 PREFIX = "step-"
-
-
-def write_atomically(target: Path, write: Callable[[Path], None]) -> None:
-    """Calls `write` with a folder beside `target` that becomes `target` only when complete and on disk."""
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    write(partial)
-    for path in [*partial.iterdir(), partial]:
-        flush(path)
-    if target.exists():
-        shutil.rmtree(target)
-    partial.rename(target)
-    flush(target.parent)
-
-
-def flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
 
 
 def save_checkpoint(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
@@ -42,10 +22,10 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, dict[str, Tensor
 
     def write(partial: Path) -> None:
         for name, content in tensors.items():
-            save_file({key: t.detach().contiguous() for key, t in content.items()}, partial / f"{name}.safetensors")
-        (partial / "state.json").write_text(json.dumps({"step": step, **state}, indent=1))
+            write_tensors(partial / f"{name}.safetensors", content)
+        write_text(partial / "state.json", json.dumps({"step": step, **state}, indent=1))
 
-    write_atomically(folder / f"{PREFIX}{step:08d}", write)
+    write_folder(folder / f"{PREFIX}{step:08d}", write)
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -7,6 +7,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from ..atomic import write_text
+
 
 class RunLog:
     """Appends to run/log.jsonl, which then holds each step up to the last exactly once.
@@ -16,11 +18,10 @@ class RunLog:
     """
 
     def __init__(self, run: Path, done: int, tensorboard: bool) -> None:
-        path, draft = run / "log.jsonl", run / ".log.jsonl.partial"
+        path = run / "log.jsonl"
         if path.is_file():
             lines = path.read_text().splitlines(keepends=True)
-            draft.write_text("".join(line for line in lines if 0 < logged_step(line) <= done))
-            draft.replace(path)
+            write_text(path, "".join(line for line in lines if 0 < logged_step(line) <= done))
         self.board = open_board(run / "tensorboard", done) if tensorboard else None
         self.file = path.open("a", buffering=1)
 

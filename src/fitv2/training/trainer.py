@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -20,12 +22,11 @@ from accelerate import Accelerator
 
 from ..build import build_density
 from ..config import Recipe, TrainingSettings
-from ..convert import load_strictly
 from ..data.dataset import Dataset
 from ..data.loader import PackLoader, Position, Step
 from ..flow.objective import flow_loss
 from ..generate import Sampling
-from ..model.transformer import FiT, FiTConfig
+from ..model.transformer import FiT, FiTConfig, load_strictly
 from ..pretrained import save_pretrained, shapes_of
 from .checkpoint import (
     checkpoints,
@@ -38,15 +39,18 @@ from .checkpoint import (
 )
 from .ema import EMA
 from .log import RunLog
+from .run import data_digest, keep_recipe
 from .samples import write_sheet
 
 logger = logging.getLogger(__name__)
+MOST_SKIPPED = 100
 
 
 def learning_rate(step: int, training: TrainingSettings) -> float:
-    """Linear warm-up, constant, then linear decay to zero over the last `decay_steps`; step counts from 0."""
+    """Linear warm-up, constant, then linear decay to zero over the last `decay_share`; step counts from 0."""
     rise = min(1.0, (step + 1) / training.warmup_steps) if training.warmup_steps else 1.0
-    fall = min(1.0, (training.steps - step) / training.decay_steps) if training.decay_steps else 1.0
+    decay = training.steps * training.decay_share
+    fall = min(1.0, (training.steps - step) / decay) if decay else 1.0
     return training.learning_rate * rise * fall
 
 
@@ -74,8 +78,6 @@ class Trainer:
         )
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.bare_model: FiT = self.accelerator.unwrap_model(self.model)
-        if settings.compile:
-            self.bare_model.compile_blocks()
         self.ema = EMA(self.bare_model, settings.ema_decay)
         self.density = build_density(settings)
         self.loader = PackLoader(
@@ -89,18 +91,21 @@ class Trainer:
         )
         self.done = 0
         self.position = Position()
-        self.skipped = 0
+        self.skipped = self.skipped_in_a_row = 0
         self.seconds = 0.0
 
     def fit(self, report: Callable[[dict[str, Any]], None]) -> None:
         """Trains to the last step. `report` gets the figures of each step: those of the log."""
         self.resume()
-        self.run.mkdir(parents=True, exist_ok=True)
+        self.compile()
         main, log_settings = self.accelerator.is_main_process, self.recipe.log
+        if main:
+            keep_recipe(self.run, self.recipe)
         log = RunLog(self.run, self.done, log_settings.tensorboard) if main else None
         if self.samples_are_due() and not self.sheet.exists():  # Killed after the checkpoint and before its sheet.
             self.write_samples()
         steps = self.loader.steps(self.position)
+        self.clock = time.perf_counter()
         while self.done < self.recipe.training.steps:
             figures = self.timed_step(steps)
             if log is not None:
@@ -114,13 +119,26 @@ class Trainer:
         if log is not None:
             log.close()
 
+    def compile(self) -> None:
+        """Fuses the blocks if the recipe says so and the machine can: generated code needs a C++ compiler."""
+        compiler = os.environ.get("CXX", "g++")
+        if self.recipe.training.compile and shutil.which(compiler) is None:
+            logger.warning("training.compile needs the C++ compiler %s (Debian: g++): training without it", compiler)
+        elif self.recipe.training.compile:
+            self.bare_model.compile_blocks()
+
     def timed_step(self, steps: Iterator[Step]) -> dict[str, Any]:
-        """The next step and its figures; the time includes waiting for pictures."""
+        """The next step and its figures.
+
+        tokens_per_second includes waiting for pictures; seconds also the checkpoints and sheets since the last step.
+        """
         start = time.perf_counter()
         step = next(steps)
         loss, norm = self.step(step)
-        seconds = time.perf_counter() - start
-        self.seconds += seconds
+        end = time.perf_counter()
+        seconds = end - start
+        self.seconds += end - self.clock
+        self.clock = end
         return {
             "step": self.done,
             "epoch": self.position.epoch,
@@ -128,7 +146,7 @@ class Trainer:
             "grad_norm": norm,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "images": step.images,
-            "tokens_per_second": sum(len(batch.x) for batch, _ in step.packs) / seconds,
+            "tokens_per_second": step.tokens / seconds,
             "real_share": round(step.real_share, 5),
             "skipped": self.skipped,
             "seconds": round(self.seconds, 3),
@@ -143,13 +161,14 @@ class Trainer:
         settings = self.recipe.training
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.done, settings)
-        total = 0.0
+        total = torch.zeros((), device=self.accelerator.device)
         for number, (batch, labels) in enumerate(step.packs):
             generator = torch.Generator().manual_seed(self.pack_seed(number))
             share = len(batch) / step.images * self.accelerator.num_processes
             batch, labels = batch.to(self.accelerator.device), labels.to(self.accelerator.device)
             last = number + 1 == len(step.packs)
-            with self.accelerator.autocast(), nullcontext() if last else self.accelerator.no_sync(self.model):
+            # The prepared model runs under autocast by itself; the loss and the backward pass stay outside.
+            with nullcontext() if last else self.accelerator.no_sync(self.model):
                 result = flow_loss(
                     self.model,
                     batch,
@@ -160,19 +179,25 @@ class Trainer:
                     self.density,
                 )
                 self.accelerator.backward(result.loss * share)
-            total += float(result.loss.detach()) * share
+            total += result.loss.detach() * share
         norm = float(torch.nn.utils.clip_grad_norm_(self.bare_model.parameters(), settings.clip))
         if math.isfinite(norm):
             self.optimizer.step()
             self.ema.update(self.bare_model, self.done)
+            self.skipped_in_a_row = 0
         else:
             self.skipped += 1
+            self.skipped_in_a_row += 1
             logger.warning("step %d: the gradient is not finite, the step is skipped", self.done + 1)
+            if self.skipped_in_a_row == MOST_SKIPPED:
+                raise ValueError(
+                    f"{MOST_SKIPPED} steps in a row had no finite gradient: the training has diverged; continue from "
+                    "an earlier checkpoint with a lower training.learning_rate"
+                )
         self.optimizer.zero_grad()
         self.done += 1
         self.position = step.after
-        loss = torch.tensor(total, dtype=torch.float64, device=self.accelerator.device)
-        return float(self.accelerator.reduce(loss, "mean")), norm
+        return float(self.accelerator.reduce(total, "mean")), norm
 
     def pack_seed(self, number: int) -> int:
         """Seed of one pack's times, noise and dropped labels: distinct over steps, packs and processes."""
@@ -188,9 +213,7 @@ class Trainer:
                 "ema": self.ema.average,
                 "optimizer": optimizer_tensors(self.optimizer, self.names),
             }
-            state = {"position": asdict(self.position), "skipped": self.skipped, "seconds": self.seconds}
-            save_checkpoint(self.run / "checkpoints", self.done, tensors, state)
-            prune(self.run / "checkpoints", self.recipe.log.keep_checkpoints)
+            # The model first: a run killed in between has to repeat the step, and writes the model again.
             save_pretrained(
                 self.run / "model",
                 self.bare_model.config,
@@ -199,6 +222,14 @@ class Trainer:
                 self.shapes,
                 torch.float32,
             )
+            state = {
+                "data": data_digest(self.dataset),
+                "position": asdict(self.position),
+                "skipped": self.skipped,
+                "seconds": self.seconds,
+            }
+            save_checkpoint(self.run / "checkpoints", self.done, tensors, state)
+            prune(self.run / "checkpoints", self.recipe.log.keep_checkpoints)
         self.accelerator.wait_for_everyone()
 
     def resume(self) -> None:
@@ -213,6 +244,8 @@ class Trainer:
         self.done, self.position = state["step"], Position(**state["position"])
         self.skipped, self.seconds = state["skipped"], state["seconds"]
         logger.info("continuing from %s", found[-1])
+        if state["data"] != data_digest(self.dataset):
+            logger.warning("the pictures are not those of before: the run continues, but in another order")
 
     def samples_are_due(self) -> bool:
         return self.done > 0 and (
@@ -225,9 +258,9 @@ class Trainer:
         return self.run / "samples" / f"step-{self.done:08d}.png"
 
     def write_samples(self) -> None:
-        """A sheet of the averaged model."""
+        """A sheet of the averaged model, made in the precision of training."""
         if self.accelerator.is_main_process:
             log = self.recipe.log
-            sampling = Sampling(steps=log.sample_steps, guidance=log.sample_guidance)
+            sampling = Sampling(steps=log.sample_steps, solver="ab2", guidance=log.sample_guidance)
             with self.ema.applied_to(self.bare_model):
                 write_sheet(self.sheet, self.bare_model, self.dataset.class_names, self.shapes, sampling)

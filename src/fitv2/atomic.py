@@ -1,0 +1,62 @@
+"""Files that are whole or absent at any moment: written beside, flushed to disk, then renamed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+def write_file(path: Path, write: Callable[[Path], None]) -> None:
+    """Calls `write` with the path of a draft, which then becomes `path`; makes the folder if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        write(draft)
+        flush(draft)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_file(path, lambda draft: draft.write_text(text))
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """A safetensors file, readable by whoever may read its neighbours (the library itself makes it private)."""
+
+    def write(draft: Path) -> None:
+        draft.touch()
+        mode = draft.stat().st_mode
+        save_file({key: tensor.detach().contiguous() for key, tensor in tensors.items()}, draft)
+        draft.chmod(mode)
+
+    write_file(path, write)
+
+
+def write_folder(target: Path, write: Callable[[Path], None]) -> None:
+    """Calls `write` with an empty folder beside `target`, which then becomes `target`."""
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    write(partial)
+    flush(partial)
+    if target.exists():
+        shutil.rmtree(target)
+    partial.rename(target)
+    flush(target.parent)
+
+
+def flush(path: Path) -> None:
+    """What was written survives a power cut. Windows cannot do this for folders."""
+    if path.is_dir() and os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)

@@ -1,0 +1,45 @@
+"""The folder of a run: which recipe it belongs to, and whether training may continue in it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+
+from ..atomic import write_text
+from ..config import Recipe
+from ..data.dataset import Dataset
+
+logger = logging.getLogger(__name__)
+RECIPE = "recipe.json"
+
+
+def check_run(run: Path, recipe: Recipe, resume: bool) -> None:
+    """Raises ValueError where continuing would mix two runs; logs what else has changed."""
+    kept = run / RECIPE
+    if not kept.is_file():
+        return
+    if not resume:
+        raise ValueError(f"{run} already holds a run; add --resume to continue it, or choose another --out")
+    before, now = json.loads(kept.read_text()), recipe.model_dump(mode="json")
+    changed = [section for section in ("model", "data") if before[section] != now[section]]
+    if changed:
+        raise ValueError(f"{run} was trained with another {' and '.join(changed)} section; see {kept}")
+    for section in ("training", "log"):
+        for key in sorted(before[section].keys() | now[section].keys()):
+            old, new = before[section].get(key), now[section].get(key)
+            if old != new:
+                logger.warning("%s.%s was %s until here and is %s from here", section, key, old, new)
+
+
+def keep_recipe(run: Path, recipe: Recipe) -> None:
+    """The resolved settings as recipe.json."""
+    write_text(run / RECIPE, recipe.model_dump_json(indent=1))
+
+
+def data_digest(dataset: Dataset) -> str:
+    """16 digits that change with the classes, labels, sizes or order of the pictures (not with their pixels)."""
+    view = dataset.epoch(0, 0)
+    content = [repr(dataset.class_names).encode(), view.hw.tobytes(), view.labels.tobytes()]
+    return hashlib.sha256(b"".join(content)).hexdigest()[:16]
