@@ -41,7 +41,7 @@ class Sampling:
     """
 
     steps: int = 25
-    solver: str = "heun"
+    solver: str = "ab2"
     guidance: float = 2.0
     interval: tuple[float, float] = (0.0, 1.0)
     power: float = 0.0

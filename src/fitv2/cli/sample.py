@@ -35,7 +35,7 @@ def sample(
         typer.Option(
             help="euler, midpoint, heun, heun3, rk4, rk4_38, ab2, dopri5, adaptive_heun, euler-maruyama or sde-heun"
         ),
-    ] = "heun",
+    ] = "ab2",
     guidance: Annotated[float, typer.Option(help="scale of classifier-free guidance; 1 is none")] = 2.0,
     guidance_interval: Annotated[
         tuple[float, float], typer.Option(help="times between which guidance acts; 0 is noise, 1 is the picture")
