@@ -22,8 +22,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="builtin:fashion", help="builtin:NAME, a model folder or a run's folder")
     parser.add_argument("--num", type=int, default=ENOUGH, help="images per scale; fewer make the distance too large")
     parser.add_argument("--guidance", type=float, action="append", help="may be given several times; default 2")
+    parser.add_argument("--interval", type=float, nargs=2, default=(0.0, 1.0), help="times in which guidance acts")
     parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--solver", choices=SOLVER_NAMES, default="heun")
+    parser.add_argument("--solver", choices=SOLVER_NAMES, default="ab2")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", type=float, default=1.0, help="factor on the shapes of training")
     parser.add_argument("--turned", action="store_true", help="exchange height and width")
@@ -33,7 +34,7 @@ def arguments() -> argparse.Namespace:
 
 
 def score(pretrained: Pretrained, guidance: float, args: argparse.Namespace) -> Scores:
-    sampling = Sampling(steps=args.steps, solver=args.solver, guidance=guidance)
+    sampling = Sampling(steps=args.steps, solver=args.solver, guidance=guidance, interval=tuple(args.interval))
     with Progress(transient=True) as bar:
         task = bar.add_task(f"guidance {guidance:g}", total=args.num)
         return score_garments(
@@ -66,7 +67,7 @@ def main() -> None:
     pretrained = load_pretrained(args.model)
     pretrained.model.to(default_device())
     scores = [score(pretrained, guidance, args) for guidance in args.guidance or [2.0]]
-    sampler = f"{args.steps} {args.solver} steps in {args.precision}"
+    sampler = f"{args.steps} {args.solver} steps in {args.precision}, guided within {tuple(args.interval)}"
     shapes = f"{args.scale:g}x the shapes of training{', turned' if args.turned else ''}"
     print(f"{scores[0].protocol}: {args.num} images, seed {args.seed}, {sampler}, {shapes}")
     Console().print(table(scores))
