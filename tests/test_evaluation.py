@@ -1,7 +1,7 @@
 """The classifier on real garments, the Frechet distance against closed forms, and the scores of a tiny model.
 
 data/fashion-test-500.npz: 50 test pictures of each class of Fashion-MNIST (MIT, Copyright 2017 Zalando SE), on which
-nothing is trained; written by tools/build_fashion_test_sample.py.
+nothing is trained; written by tools/build_fashion_bundle.py.
 """
 
 from dataclasses import asdict, replace

@@ -8,18 +8,10 @@ import torch
 from fitv2 import FiT, FiTConfig, TokenBatch, preset
 from fitv2.model.attention import packed_attention, plain_attention
 from fitv2.model.rope import rotate, rotation_table
+from tiny import random_model
 
 SIZES = [(4, 6), (1, 2), (40, 3), (3, 4), (4, 3), (5, 5), (1, 2)]
 CONFIG = FiTConfig(width=48, depth=2, heads=3, num_classes=5)
-
-
-def random_model(config: FiTConfig = CONFIG) -> FiT:
-    """No weight zero, so that every path carries signal."""
-    torch.manual_seed(0)
-    model = FiT(config)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    return model.eval()
 
 
 def random_batch(sizes=SIZES, seed: int = 1) -> tuple[TokenBatch, torch.Tensor, torch.Tensor]:
@@ -31,13 +23,13 @@ def random_batch(sizes=SIZES, seed: int = 1) -> tuple[TokenBatch, torch.Tensor, 
 
 
 def test_packed_equals_one_by_one():
-    model, (batch, t, y) = random_model(), random_batch()
+    model, (batch, t, y) = random_model(CONFIG), random_batch()
     alone = [model(batch.select([i]), t[[i]], y[[i]]) for i in range(len(batch))]
     torch.testing.assert_close(model(batch, t, y), torch.cat(alone), atol=1e-5, rtol=0)
 
 
 def test_packed_equals_any_order():
-    model, (batch, t, y) = random_model(), random_batch()
+    model, (batch, t, y) = random_model(CONFIG), random_batch()
     order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(2)).tolist()
     shuffled = model(batch.select(order), t[order], y[order])
     torch.testing.assert_close(batch.with_x(model(batch, t, y)).select(order).x, shuffled, atol=1e-5, rtol=0)
@@ -52,7 +44,7 @@ def gradients(model: FiT, parts) -> list[torch.Tensor]:
 
 
 def test_gradients_packed_equal_one_by_one_and_any_order():
-    model, (batch, t, y) = random_model(), random_batch()
+    model, (batch, t, y) = random_model(CONFIG), random_batch()
     packed = gradients(model, [(batch, t, y)])
     alone = gradients(model, [(batch.select([i]), t[[i]], y[[i]]) for i in range(len(batch))])
     order = list(reversed(range(len(batch))))
@@ -63,7 +55,7 @@ def test_gradients_packed_equal_one_by_one_and_any_order():
 
 
 def test_other_images_do_not_leak_in():
-    model, (batch, t, y) = random_model(), random_batch()
+    model, (batch, t, y) = random_model(CONFIG), random_batch()
     changed = batch.x.clone()
     changed[: batch.lengths[0]] = 99.0
     result = model(batch.with_x(changed), t, y)
@@ -71,7 +63,7 @@ def test_other_images_do_not_leak_in():
 
 
 def test_height_and_width_are_not_interchangeable():
-    model, (batch, t, y) = random_model(), random_batch([(2, 6)])
+    model, (batch, t, y) = random_model(CONFIG), random_batch([(2, 6)])
     turned = TokenBatch(batch.x, torch.tensor([[6, 2]]))
     assert (model(batch, t, y) - model(turned, t, y)).abs().max() > 1e-3
 
@@ -123,7 +115,7 @@ def test_a_new_block_is_the_identity_and_a_new_model_predicts_zero():
 
 
 def test_activation_checkpointing_changes_memory_not_gradients():
-    model, data = random_model(), random_batch()
+    model, data = random_model(CONFIG), random_batch()
     plain = gradients(model, [data])
     model.activation_checkpointing = True
     for a, b in zip(plain, gradients(model, [data]), strict=True):
@@ -132,7 +124,7 @@ def test_activation_checkpointing_changes_memory_not_gradients():
 
 def test_time_stays_float32_under_autocast():
     """In bfloat16, 0.501 and 0.502 are the same time."""
-    model, (batch, _, y) = random_model(), random_batch([(2, 3)])
+    model, (batch, _, y) = random_model(CONFIG), random_batch([(2, 3)])
     times = []
     model.t_embedder.mlp[0].register_forward_pre_hook(lambda module, args: times.append(args[0]))
     with torch.autocast("cpu", torch.bfloat16):
@@ -144,7 +136,7 @@ def test_time_stays_float32_under_autocast():
 def test_compiled_blocks_agree_with_eager(monkeypatch):
     """Captured and differentiated as for training, but run without generated C++, which a bare machine cannot build."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-    model, data = random_model(), random_batch()
+    model, data = random_model(CONFIG), random_batch()
     eager, eager_gradients = model(*data), gradients(model, [data])
     model.compile_blocks()
     torch.testing.assert_close(model(*data), eager, atol=1e-5, rtol=0)

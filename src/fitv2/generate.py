@@ -32,6 +32,10 @@ class Wish:
     size: tuple[int, int]
     seed: int
 
+    def tokens(self, patch_size: int) -> int:
+        """Length of the image as a sequence."""
+        return self.size[0] * self.size[1] // patch_size**2
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
@@ -80,7 +84,7 @@ def generate(
     for wish in wishes:
         check_wish(wish, config.patch_size, config.num_classes)
     latents: dict[int, Tensor] = {}
-    tokens = [wish.size[0] * wish.size[1] // config.patch_size**2 for wish in wishes]
+    tokens = [wish.tokens(config.patch_size) for wish in wishes]
     for chosen in passes(tokens, 1 if sampling.solver in ADAPTIVE else TOKENS_PER_PASS):
         batch = generate_pass(model, [wishes[i] for i in chosen], sampling)
         latents.update(zip(chosen, batch.to_latents(config.patch_size), strict=True))
@@ -103,11 +107,13 @@ def check_wish(wish: Wish, patch_size: int, num_classes: int) -> None:
 def passes(tokens: Sequence[int], most: int = TOKENS_PER_PASS) -> Iterator[list[int]]:
     """Indices of images of these token counts, short ones first, in groups of at most `most` tokens or one image."""
     group: list[int] = []
+    held = 0
     for i in sorted(range(len(tokens)), key=tokens.__getitem__):
-        if group and sum(tokens[j] for j in group) + tokens[i] > most:
+        if group and held + tokens[i] > most:
             yield group
-            group = []
+            group, held = [], 0
         group.append(i)
+        held += tokens[i]
     if group:
         yield group
 

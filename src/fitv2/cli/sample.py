@@ -157,17 +157,15 @@ def class_name(pretrained: Pretrained, label: int) -> str:
 
 def check_memory(pretrained: Pretrained, wishes: list[Wish]) -> None:
     """Raises ValueError when a pass would not fit into the memory that is free now."""
-    import psutil
-    import torch
-
     from ..generate import passes
     from ..model.cost import sampling_bytes
+    from .memory import free_bytes
 
     config, device = pretrained.model.config, next(pretrained.model.parameters()).device
-    tokens = [wish.size[0] * wish.size[1] // config.patch_size**2 for wish in wishes]
+    tokens = [wish.tokens(config.patch_size) for wish in wishes]
     largest = max(passes(tokens), key=lambda chosen: sum(tokens[i] for i in chosen))
     needed = sampling_bytes(config, sum(tokens[i] for i in largest))
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    free = free_bytes(device)
     if needed > free:
         height, width = max((wishes[i].size for i in largest), key=lambda size: size[0] * size[1])
         raise ValueError(

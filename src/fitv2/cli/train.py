@@ -148,14 +148,12 @@ def show_plan(recipe: Recipe, dataset: Dataset, config: FiTConfig, as_json: bool
 
 def check_memory(recipe: Recipe, config: FiTConfig, device: torch.device) -> None:
     """Raises ValueError when a step would not fit into the memory that is free now."""
-    import psutil
-    import torch
-
     from ..model.cost import training_bytes
+    from .memory import free_bytes
 
     settings = recipe.training
     needed = training_bytes(config, settings.tokens_per_pack, settings.activation_checkpointing, settings.precision)
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    free = free_bytes(device)
     if needed > free:
         raise ValueError(
             f"a step over {settings.tokens_per_pack} tokens would need about {needed / 2**30:.1f} GiB, and "

@@ -63,7 +63,7 @@ class Trainer:
     def __init__(self, recipe: Recipe, dataset: Dataset, config: FiTConfig, run: Path) -> None:
         settings = recipe.training
         self.recipe, self.dataset, self.run = recipe, dataset, run
-        self.shapes = shapes_of(dataset)
+        self.shapes, self.digest = shapes_of(dataset), data_digest(dataset)
         self.accelerator = Accelerator(mixed_precision=settings.precision, cpu=not torch.cuda.is_available())
         torch.manual_seed(settings.seed)
         model = FiT(config)
@@ -223,7 +223,7 @@ class Trainer:
                 torch.float32,
             )
             state = {
-                "data": data_digest(self.dataset),
+                "data": self.digest,
                 "position": asdict(self.position),
                 "skipped": self.skipped,
                 "seconds": self.seconds,
@@ -244,7 +244,7 @@ class Trainer:
         self.done, self.position = state["step"], Position(**state["position"])
         self.skipped, self.seconds = state["skipped"], state["seconds"]
         logger.info("continuing from %s", found[-1])
-        if state["data"] != data_digest(self.dataset):
+        if state["data"] != self.digest:
             logger.warning("the pictures are not those of before: the run continues, but in another order")
 
     def samples_are_due(self) -> bool:
