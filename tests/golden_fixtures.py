@@ -33,6 +33,11 @@ def weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key.removeprefix("weights."): value for key, value in tensors.items() if key.startswith("weights.")}
 
 
+def models(name: str) -> list[str]:
+    """Names of the models of a fixture."""
+    return list(INDEX["kwargs"][name])
+
+
 def kwargs(name: str, model: str = "fitv2") -> dict:
     """The authors' constructor arguments of a model of a fixture."""
     return INDEX["kwargs"][name][model]

@@ -7,7 +7,7 @@ import torch
 
 from fitv2 import FiT, FiTConfig, TokenBatch, preset
 from fitv2.model.attention import packed_attention, plain_attention
-from fitv2.model.rope import rotate, rotation_table
+from fitv2.model.rope import RopeScheme, rotate, rotation_table
 from tiny import random_model
 
 SIZES = [(4, 6), (1, 2), (40, 3), (3, 4), (4, 3), (5, 5), (1, 2)]
@@ -68,10 +68,16 @@ def test_height_and_width_are_not_interchangeable():
     assert (model(batch, t, y) - model(turned, t, y)).abs().max() > 1e-3
 
 
+def table_at(*positions: list[int], head_dim: int = 16):
+    """The rotation of tokens at these (row, column) of one image."""
+    index, hw = torch.zeros(len(positions), dtype=torch.int64), torch.tensor([[40, 40]])
+    return rotation_table(torch.tensor(positions), index, hw, head_dim, RopeScheme())
+
+
 def test_transposed_picture_with_swapped_axes_of_rope_is_equivalent():
     """Rows turn the first half of a head and columns the second: swapping both halves undoes a transposition."""
-    cos, sin = rotation_table(torch.tensor([[2, 5]]), 8)
-    cos_t, sin_t = rotation_table(torch.tensor([[5, 2]]), 8)
+    cos, sin = table_at([2, 5], head_dim=8)
+    cos_t, sin_t = table_at([5, 2], head_dim=8)
     assert torch.equal(cos, cos_t.roll(2, -1)) and torch.equal(sin, sin_t.roll(2, -1))
     assert not torch.equal(cos, cos_t)
 
@@ -80,9 +86,7 @@ def test_rotation_depends_on_relative_position_only():
     q, k = torch.randn(2, 1, 1, 16, dtype=torch.float32).unbind(0)
 
     def score(first, second):
-        return (
-            rotate(q, rotation_table(torch.tensor([first]), 16)) * rotate(k, rotation_table(torch.tensor([second]), 16))
-        ).sum()
+        return (rotate(q, table_at(first)) * rotate(k, table_at(second))).sum()
 
     torch.testing.assert_close(score([3, 1], [5, 9]), score([13, 21], [15, 29]), atol=1e-4, rtol=0)
     assert (score([3, 1], [5, 9]) - score([3, 1], [9, 5])).abs() > 1e-3
@@ -109,7 +113,7 @@ def test_a_new_block_is_the_identity_and_a_new_model_predicts_zero():
     batch, t, y = random_batch()
     model = FiT(CONFIG)
     x, c = torch.randn(batch.x.shape[0], CONFIG.width), torch.randn(len(batch), CONFIG.width)
-    table = rotation_table(batch.positions, 16)
+    table = table_at(*batch.positions.tolist())
     assert torch.equal(model.blocks[0](x, c, torch.zeros(len(batch), 6 * CONFIG.width), batch, table), x)
     assert model(batch, t, y).abs().max() == 0
 

@@ -5,7 +5,7 @@ import torch
 
 import fitv2
 from fitv2.flow.path import shift_time
-from golden_fixtures import assert_matches, batch_of, kwargs, load, official_model, unpad
+from golden_fixtures import assert_matches, batch_of, kwargs, load, models, official_model, unpad
 
 
 @pytest.mark.parametrize("name", ["f01", "f02"])
@@ -39,3 +39,11 @@ def test_tokens_and_latents(call, patch_size):
     assert_matches("f11", f"{call}.image", torch.stack(batch.to_latents(patch_size)))
     back = fitv2.TokenBatch.from_latents(list(latents), patch_size)
     assert torch.equal(back.x, batch.x) and torch.equal(back.hw, hw)
+
+
+@pytest.mark.parametrize("model", models("f06"))
+@torch.no_grad()
+def test_forward_at_other_sizes(model):
+    tensors, call = load("f06"), "padded" if model.startswith("online") else "single"
+    output = official_model("f06", model)(batch_of(tensors, call), tensors[f"in.{call}.t"], tensors[f"in.{call}.y"])
+    assert_matches("f06", f"{model}.tokens", output)

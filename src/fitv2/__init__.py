@@ -7,7 +7,9 @@ _HOMES = {
     "TokenBatch": "tokens",
     "FiT": "model.transformer",
     "FiTConfig": "model.transformer",
-    "preset": "model.transformer",
+    "FiT1Config": "model.fit1",
+    "RopeScheme": "model.rope",
+    "preset": "model.presets",
     "from_official": "convert",
     "to_official": "convert",
 }

@@ -2,37 +2,88 @@
 
 from __future__ import annotations
 
+import json
+import pickle
+import zipfile
 from pathlib import Path
+from typing import Any
 
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
+from .model.fit1 import FiT1Config
+from .model.rope import RopeScheme
 from .model.transformer import FiT, FiTConfig, load_strictly
 
+# What makes each family, in the authors' arguments; an argument left out has its family's value.
 FITV2 = {
     "use_sit": True,
+    "learn_sigma": False,
     "use_swiglu": True,
     "use_swiglu_large": False,
     "q_norm": "layernorm",
     "k_norm": "layernorm",
+    "adaln_type": "lora",
+}
+FIT1 = {
+    "use_sit": False,
+    "learn_sigma": True,
+    "use_swiglu": True,
+    "use_swiglu_large": True,
+    "q_norm": None,
+    "k_norm": None,
+    "adaln_type": "normal",
+}
+BOTH = {
+    "norm_type": "layernorm",
     "rel_pos_embed": "rope",
     "abs_pos_embed": None,
-    "adaln_type": "lora",
-    "learn_sigma": False,
+    "qkv_bias": True,
+    "ffn_bias": True,
+    "adaln_bias": True,
+    "add_rel_pe_to_v": False,
 }
-NOT_OF_THE_NETWORK = {"context_size", "class_dropout_prob", "use_checkpoint", "time_shifting"}
+# Of training, or of the sampler: `time_shifting` is `Sampling.shift`.
+NOT_OF_THE_NETWORK = {
+    "context_size",
+    "class_dropout_prob",
+    "use_checkpoint",
+    "time_shifting",
+    "pretrain_ckpt",
+    "ignore_keys",
+    "finetune",
+}
+# Method and attention factor of the authors' `custom_freqs`.
+CUSTOM_FREQS = {
+    "normal": ("none", "none"),
+    "linear": ("interpolation", "none"),
+    "ntk-aware": ("ntk-aware", "none"),
+    "ntk-aware-pro1": ("ntk-aware", "pro1"),
+    "ntk-aware-pro2": ("ntk-aware", "pro2"),
+    "ntk-by-parts": ("ntk-by-parts", "none"),
+    "yarn": ("yarn", "yarn"),
+}
+DAMAGED = "cannot be read ({}): it is damaged, or not a checkpoint; copy or download it again"
 
 
 def from_official(state: dict[str, Tensor] | str | Path, **kwargs) -> FiT:
-    """A model with the authors' weights: a state dict or the path of a .safetensors file.
+    """A model with the authors' weights, in their dtype and eval mode: FiTv2, or FiT where the arguments or keys say so.
 
-    kwargs: the authors' constructor arguments. Raises ValueError naming missing, extra or mis-shaped keys.
+    state: a state dict; the path of a .safetensors file or of a pickled one (.bin, .pt; never executed); or a sharded
+    checkpoint's folder or index.json. kwargs: the authors' constructor arguments. At no time are there two copies of
+    the weights of a file. Raises ValueError naming missing, extra or mis-shaped keys.
     """
-    if not isinstance(state, dict):
-        from safetensors.torch import load_file
-
-        state = load_file(state)
-    model = FiT(official_config(**kwargs))
-    load_strictly(model, state)
+    if isinstance(state, dict):
+        state = {key: tensor.clone() for key, tensor in state.items()}
+    else:
+        state = read_state(Path(state))
+    config = official_config(shared_modulation="global_adaLN_modulation.1.weight" in state, **kwargs)
+    with torch.device("meta"):
+        model = FiT(config)
+    load_strictly(model, state, assign=True)
     return model.eval()
 
 
@@ -41,37 +92,150 @@ def to_official(model: FiT) -> dict[str, Tensor]:
     return model.state_dict()
 
 
-def official_config(
-    *,
-    hidden_size: int,
-    depth: int,
-    num_heads: int,
-    patch_size: int = 2,
-    in_channels: int = 4,
-    num_classes: int = 1000,
-    mlp_ratio: float = 4.0,
-    adaln_lora_dim: int | None = None,
-    qk_norm_weight: bool = False,
-    **others,
-) -> FiTConfig:
+def official_config(*, shared_modulation: bool = True, **kwargs) -> FiTConfig:
     """The authors' constructor arguments as our configuration.
 
-    Raises ValueError for an argument that makes another network than FiTv2, or that is not known here.
-    `time_shifting` is accepted and belongs to the sampler: see `fitv2.flow.path.shift_time`.
+    shared_modulation: whether the checkpoint has the AdaLN that all blocks share; it tells FiTv2 from FiT where the
+    arguments do not. Raises ValueError for an argument that makes another network than these, or that is not known.
     """
-    for name, value in others.items():
-        if name in FITV2 and value != FITV2[name]:
-            raise ValueError(f"{name}={value!r} is not FiTv2, which has {name}={FITV2[name]!r}")
-        if name not in FITV2 and name not in NOT_OF_THE_NETWORK:
-            raise ValueError(f"the argument {name!r} is not known here")
-    return FiTConfig(
-        width=hidden_size,
-        depth=depth,
-        heads=num_heads,
-        patch_size=patch_size,
-        in_channels=in_channels,
-        num_classes=num_classes,
-        mlp_ratio=mlp_ratio,
-        lora_rank=adaln_lora_dim,
-        qk_norm_affine=qk_norm_weight,
+    told = {kwargs[name] == value for name, value in FITV2.items() if name in kwargs and value != FIT1[name]}
+    fitv2 = told.pop() if len(told) == 1 else shared_modulation
+    family, name = (FITV2, "FiTv2") if fitv2 else (FIT1, "FiT")
+    fixed = BOTH | family
+    known = {"hidden_size", "depth", "num_heads", *SIZES, *POSITIONS, *NOT_OF_THE_NETWORK, *fixed}
+    for argument, value in kwargs.items():
+        if argument not in known:
+            raise ValueError(f"the argument {argument!r} is not known here")
+        if argument in fixed and value != fixed[argument]:
+            raise ValueError(f"{argument}={value!r} is not {name}, which has {argument}={fixed[argument]!r}")
+    for argument in ("hidden_size", "depth", "num_heads"):
+        if argument not in kwargs:
+            raise ValueError(f"the argument {argument} is missing: the authors' configuration file has it")
+    sizes = {ours: kwargs[theirs] for theirs, ours in SIZES.items() if theirs in kwargs}
+    if not fitv2:
+        sizes = {field: value for field, value in sizes.items() if field not in ("lora_rank", "qk_norm_affine")}
+    rope = official_rope(**{name: kwargs[name] for name in POSITIONS if name in kwargs})
+    fields = {"width": kwargs["hidden_size"], "depth": kwargs["depth"], "heads": kwargs["num_heads"], **sizes}
+    return (FiTConfig if fitv2 else FiT1Config)(**fields, rope=rope)
+
+
+SIZES = {
+    "patch_size": "patch_size",
+    "in_channels": "in_channels",
+    "num_classes": "num_classes",
+    "mlp_ratio": "mlp_ratio",
+    "adaln_lora_dim": "lora_rank",
+    "qk_norm_weight": "qk_norm_affine",
+}
+POSITIONS = ("rope_theta", "custom_freqs", "decouple", "ori_max_pe_len", "max_pe_len_h", "max_pe_len_w", "online_rope")
+
+
+def official_rope(
+    rope_theta: float = 10000.0,
+    custom_freqs: str = "normal",
+    decouple: bool = False,
+    ori_max_pe_len: int | None = None,
+    max_pe_len_h: int | None = None,
+    max_pe_len_w: int | None = None,
+    online_rope: bool = False,
+) -> RopeScheme:
+    """The authors' arguments about positions; online: frequencies by each image's own size, else by the given one."""
+    if custom_freqs.lower() not in CUSTOM_FREQS:
+        raise ValueError(f"custom_freqs={custom_freqs!r} is not known here; known are {', '.join(CUSTOM_FREQS)}")
+    method, attention = CUSTOM_FREQS[custom_freqs.lower()]
+    if method == "none":
+        return RopeScheme(theta=rope_theta)
+    if ori_max_pe_len is None:
+        raise ValueError(f"custom_freqs={custom_freqs!r} needs ori_max_pe_len, the patches per side of training")
+    given = max_pe_len_h is not None and max_pe_len_w is not None
+    if not (given or online_rope):
+        raise ValueError(f"custom_freqs={custom_freqs!r} needs max_pe_len_h and max_pe_len_w, or online_rope")
+    target = None if online_rope else (max_pe_len_h, max_pe_len_w)
+    return RopeScheme(
+        method=method,
+        per_axis=decouple,
+        attention=attention,
+        train_side=ori_max_pe_len,
+        theta=rope_theta,
+        target=target,
     )
+
+
+def read_official_config(path: Path) -> dict[str, Any]:
+    """The constructor arguments in one of the authors' YAML files. Raises ValueError when there are none."""
+    try:
+        content = yaml.safe_load(path.read_text())
+        params = content["diffusion"]["network_config"]["params"]
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
+        params = None
+    if not isinstance(params, dict):
+        raise ValueError(f"{path} is not one of the authors' files: it has no diffusion.network_config.params")
+    return params
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint: one file, or the shards that an index.json (or a folder with one) names.
+
+    Raises ValueError when it is missing or damaged, or when a pickle holds more than tensors and plain containers.
+    """
+    if path.is_dir():
+        indices = sorted(path.glob("*.index.json"))
+        if len(indices) != 1:
+            raise ValueError(f"{path} holds {len(indices)} files *.index.json; name the checkpoint's own file")
+        path = indices[0]
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    if path.suffix == ".json":
+        return read_shards(path)
+    state = read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
+    # DistributedDataParallel puts this in front of all names.
+    if state and all(key.startswith("module.") for key in state):
+        state = {key.removeprefix("module."): tensor for key, tensor in state.items()}
+    return state
+
+
+def read_shards(index: Path) -> dict[str, Tensor]:
+    """All shards of an index as Hugging Face writes it."""
+    try:
+        names = json.loads(index.read_text())["weight_map"]
+        shards = sorted(set(names.values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} {DAMAGED.format(repr(error))}") from None
+    state: dict[str, Tensor] = {}
+    for shard in shards:
+        if Path(shard).name != shard:
+            raise ValueError(f"{index} names a shard outside its own folder: {shard}")
+        state |= read_state(index.parent / shard)
+    if missing := sorted(names.keys() - state.keys()):
+        raise ValueError(f"the shards of {index} lack {', '.join(missing)}")
+    return state
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} {DAMAGED.format(error)}") from None
+
+
+def read_pickle(path: Path) -> dict[str, Tensor]:
+    """A pickled state dict, memory-mapped where its format allows. No code in it is ever run."""
+    try:
+        mapped = zipfile.is_zipfile(path)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"{path} is refused: it holds more than weights, and loading it could run code. Ask its maker for a "
+            f".safetensors file ({reason})"
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        raise ValueError(f"{path} {DAMAGED.format(str(error).partition(chr(10))[0])}") from None
+    for name in ("state_dict", "ema", "model"):  # Training scripts put the weights beside other things.
+        if isinstance(state, dict) and isinstance(state.get(name), dict):
+            state = state[name]
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise ValueError(f"{path} does not hold a state dict: names and tensors")
+    return dict(state)

@@ -7,7 +7,6 @@ from typing import Literal
 
 import torch
 
-from .layers import FREQUENCIES
 from .transformer import FiT, FiTConfig
 
 # Bytes kept for the backward pass per token, block and unit of width, by precision, blocks not compiled. Autograd
@@ -26,11 +25,16 @@ def parameters(config: FiTConfig) -> int:
 
 def forward_flops(config: FiTConfig, lengths: Sequence[int]) -> int:
     """Operations of matrix products in one forward of images of these token counts; a multiply-add counts two."""
-    width, rank = config.width, config.modulation_rank
-    per_token = 2 * config.token_channels * width + config.depth * (4 * width**2 + 3 * width * config.mlp_hidden)
-    attention = 2 * config.depth * width
-    embedder = (FREQUENCIES + width) * width
-    per_image = embedder + 8 * width**2 + config.depth * 7 * width * rank
+    per_token = per_image = 0
+    with torch.device("meta"):
+        model = FiT(config)
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            if name.startswith("t_embedder") or "adaLN" in name:
+                per_image += module.weight.numel()
+            else:
+                per_token += module.weight.numel()
+    attention = 2 * config.depth * config.width
     return 2 * (per_token * sum(lengths) + attention * sum(n * n for n in lengths) + per_image * len(lengths))
 
 

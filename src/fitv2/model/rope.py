@@ -1,24 +1,75 @@
-"""2-D rotary position embedding: half of each head turns with the row, half with the column (FiT, Sec. 3.2)."""
+"""2-D rotary position embedding, and its forms for images larger than those of training.
+
+Half of each head turns with the row, half with the column (FiT, Sec. 3.2). For larger images frequencies are lowered, per
+axis or alike, and attention may be sharpened (FiT, Sec. 3.4; FiTv2, Sec. III-E). Frequencies are chosen per image: a
+batch may mix sizes that need different ones.
+"""
 
 from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 
-def inverse_frequencies(axis_dim: int, theta: float = 10000.0) -> Tensor:
-    """(axis_dim / 2,) float32 angles per patch for an axis that owns `axis_dim` numbers of each head."""
-    return theta ** (-torch.arange(0, axis_dim, 2, dtype=torch.float32) / axis_dim)
+@dataclass(frozen=True, kw_only=True)
+class RopeScheme:
+    """How an image beyond the training size is positioned; at or below that size every method leaves RoPE as it is.
 
-
-def rotation_table(positions_T2: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines, each (T, 1, head_dim / 2) float32, from (row, column) of every token.
-
-    Always float32: in bfloat16 the angle itself is wrong by up to 0.06 rad at position 25.
+    method: one of `METHODS`. per_axis: height and width each by its own ratio (the *Vision* forms) instead of both by
+    the larger one. attention: one of `ATTENTION_SCALES`, a factor on the logits. train_side: patches per side of the
+    square of the training budget. theta: the base of the frequencies. target: (rows, columns) that frequencies are made for; None: each image's own.
+    Raises ValueError for an unknown name or an impossible size.
     """
-    frequencies = inverse_frequencies(head_dim // 2).to(positions_T2.device)
-    angles = (positions_T2[:, :, None].float() * frequencies).flatten(1)[:, None]
-    return angles.cos(), angles.sin()
+
+    method: str = "none"
+    per_axis: bool = False
+    attention: str = "none"
+    train_side: int = 16
+    theta: float = 10000.0
+    target: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"there is no RoPE method {self.method!r}; the methods are {', '.join(METHODS)}")
+        if self.attention not in ATTENTION_SCALES:
+            known = ", ".join(ATTENTION_SCALES)
+            raise ValueError(f"there is no attention scale {self.attention!r}; the scales are {known}")
+        if self.train_side < 2 or (self.target is not None and min(self.target) < 1):
+            raise ValueError(f"train_side {self.train_side} and target {self.target} must be patches per side")
+        if self.target is not None:
+            object.__setattr__(self, "target", tuple(self.target))
+
+    def named(self, name: str, attention: str | None = None) -> RopeScheme:
+        """This scheme with the method of a name of `EXTRAPOLATIONS` ("vision-ntk"), for each image's own size.
+
+        attention None: YaRN's own factor for YaRN, no factor for the others. Raises ValueError for an unknown name.
+        """
+        if name not in EXTRAPOLATIONS:
+            raise ValueError(f"there is no extrapolation {name!r}; choose from {', '.join(EXTRAPOLATIONS)}")
+        method, per_axis = EXTRAPOLATIONS[name]
+        attention = attention or ("yarn" if method == "yarn" else "none")
+        return replace(self, method=method, per_axis=per_axis, attention=attention, target=None)
+
+
+def rotation_table(
+    positions_T2: Tensor, image_index_T: Tensor, hw_B2: Tensor, head_dim: int, scheme: RopeScheme
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines, each (T, 1, head_dim / 2) float32, from (row, column) of every token and its image's size.
+
+    Always float32: in bfloat16 the angle itself is wrong by up to 0.06 rad at position 25. The attention factor is in
+    the table (its root: queries and keys both turn), so it costs nothing.
+    """
+    sizes_B2 = hw_B2 if scheme.target is None else torch.tensor([scheme.target]).expand(len(hw_B2), 2)
+    frequencies_B2F = image_frequencies(sizes_B2, head_dim // 2, scheme).to(positions_T2.device)
+    angles = (positions_T2[:, :, None].float() * frequencies_B2F[image_index_T]).flatten(1)[:, None]
+    if scheme.attention == "none":
+        return angles.cos(), angles.sin()
+    root = ATTENTION_SCALES[scheme.attention](sizes_B2.double(), scheme.train_side).sqrt().float()
+    root_T11 = root.to(positions_T2.device)[image_index_T][:, None, None]
+    return angles.cos() * root_T11, angles.sin() * root_T11
 
 
 def rotate(x_TNH: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
@@ -26,3 +77,114 @@ def rotate(x_TNH: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     cos, sin = table
     even, odd = x_TNH.float().unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x_TNH.dtype)
+
+
+def image_frequencies(sizes_B2: Tensor, axis_dim: int, scheme: RopeScheme) -> Tensor:
+    """(B, 2, axis_dim / 2) float32 angles per patch for rows and columns of images of these (rows, columns)."""
+    if not scheme.per_axis:
+        sizes_B2 = sizes_B2.amax(1, keepdim=True).expand(-1, 2)
+    ratio_B21 = (sizes_B2 / scheme.train_side).clamp(min=1).float()[..., None]
+    return METHODS[scheme.method](ratio_B21, axis_dim, scheme)
+
+
+# The methods: (ratio >= 1 of the size to that of training, numbers per axis, scheme) to angles per patch.
+
+
+def unscaled(ratio: Tensor, axis_dim: int, scheme: RopeScheme) -> Tensor:
+    """Frequencies as in training, whatever the size."""
+    return base_power(torch.full_like(ratio, scheme.theta), axis_dim)
+
+
+def interpolated(ratio: Tensor, axis_dim: int, scheme: RopeScheme) -> Tensor:
+    """Position interpolation: all positions squeezed into the range of training."""
+    return unscaled(ratio, axis_dim, scheme) / ratio
+
+
+def ntk_aware(ratio: Tensor, axis_dim: int, scheme: RopeScheme) -> Tensor:
+    """A larger base: the lowest frequency is interpolated, the highest stays."""
+    return base_power(scheme.theta * ratio ** (axis_dim / max(axis_dim - 2, 1)), axis_dim)
+
+
+def ntk_by_parts(ratio: Tensor, axis_dim: int, scheme: RopeScheme) -> Tensor:
+    """Fast frequencies stay, slow ones are interpolated, those between are NTK-aware (the authors' constants)."""
+    slow = kept_share(1.25, 0.75, axis_dim, scheme)
+    mixed = torch.lerp(interpolated(ratio, axis_dim, scheme), ntk_aware(ratio, axis_dim, scheme), slow)
+    return torch.lerp(mixed, unscaled(ratio, axis_dim, scheme), kept_share(16, 2, axis_dim, scheme))
+
+
+def yarn(ratio: Tensor, axis_dim: int, scheme: RopeScheme) -> Tensor:
+    """Fast frequencies stay, slow ones are interpolated, with a ramp between (YaRN)."""
+    squeezed, kept = interpolated(ratio, axis_dim, scheme), unscaled(ratio, axis_dim, scheme)
+    return torch.lerp(squeezed, kept, kept_share(32, 1, axis_dim, scheme))
+
+
+def base_power(base: Tensor, axis_dim: int) -> Tensor:
+    """base ** (-2 i / axis_dim) for i below axis_dim / 2."""
+    return base ** (-torch.arange(0, axis_dim, 2, dtype=torch.float32) / axis_dim)
+
+
+def kept_share(fast: float, slow: float, axis_dim: int, scheme: RopeScheme) -> Tensor:
+    """(axis_dim / 2,) from 1 at frequencies of `fast` turns or more over the training size to 0 at `slow` or fewer.
+
+    Where rounding makes the range empty or turns it round, the result is a step or all ones, as in the authors' code.
+    """
+
+    def index(turns: float) -> float:
+        return axis_dim * math.log(scheme.train_side / (turns * 2 * math.pi)) / (2 * math.log(scheme.theta))
+
+    low, high = max(math.floor(index(fast)), 0), min(math.ceil(index(slow)), axis_dim - 1)
+    width = high - low or 0.001
+    return 1 - ((torch.arange(axis_dim // 2, dtype=torch.float32) - low) / width).clamp(0, 1)
+
+
+# The attention factors: ((B, 2) float64 sizes in patches, training size) to (B,) factors on the logits.
+
+
+def no_scale(sizes_B2: Tensor, train_side: int) -> Tensor:
+    return torch.ones_like(sizes_B2[:, 0])
+
+
+def yarn_scale(sizes_B2: Tensor, train_side: int) -> Tensor:
+    """(1 + 0.1 ln ratio)^2 for the longer side (YaRN)."""
+    return (1 + 0.1 * (sizes_B2.amax(1) / train_side).clamp(min=1).log()) ** 2
+
+
+def side_scale(sizes_B2: Tensor, train_side: int) -> Tensor:
+    """The authors' "pro1": log(2 side) / log(train side) for the longer side; not 1 at the training size."""
+    return log_ratio(2 * sizes_B2.amax(1), train_side)
+
+
+def doubled_token_scale(sizes_B2: Tensor, train_side: int) -> Tensor:
+    """The authors' "pro2": log(2 tokens) / log(train tokens); not 1 at the training size."""
+    return log_ratio(2 * sizes_B2.prod(1), train_side**2)
+
+
+def token_scale(sizes_B2: Tensor, train_side: int) -> Tensor:
+    """The paper's: log(tokens) / log(train tokens), at least 1 (FiTv2, Eq. 15)."""
+    return log_ratio(sizes_B2.prod(1), train_side**2)
+
+
+def log_ratio(tested_B: Tensor, trained: int) -> Tensor:
+    return (tested_B.log() / math.log(trained)).clamp(min=1)
+
+
+METHODS = {
+    "none": unscaled,
+    "interpolation": interpolated,
+    "ntk-aware": ntk_aware,
+    "ntk-by-parts": ntk_by_parts,
+    "yarn": yarn,
+}
+ATTENTION_SCALES = {
+    "none": no_scale,
+    "yarn": yarn_scale,
+    "pro1": side_scale,
+    "pro2": doubled_token_scale,
+    "paper": token_scale,
+}
+# Names for people, as in Table III of the paper: (method, per axis).
+EXTRAPOLATIONS = {"none": ("none", False)} | {
+    prefix + name: (method, bool(prefix))
+    for prefix in ("", "vision-")
+    for name, method in (("pi", "interpolation"), ("ntk", "ntk-aware"), ("parts", "ntk-by-parts"), ("yarn", "yarn"))
+}

@@ -5,7 +5,7 @@ Shape suffixes as in `fitv2.tokens`: T tokens, B images, C token channels, D wid
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -16,12 +16,15 @@ from ..tokens import TokenBatch
 from .attention import SelfAttention, packed_attention
 from .layers import FinalLayer, LabelEmbedder, PatchEmbedder, SwiGLU, TimestepEmbedder
 from .modulation import FullModulation, LowRankModulation, modulated_norm
-from .rope import rotation_table
+from .rope import RopeScheme, rotation_table
 
 
 @dataclass(frozen=True, kw_only=True)
 class FiTConfig:
-    """Everything that fixes the network. Raises ValueError where the numbers do not fit each other."""
+    """Everything that fixes the network. Raises ValueError where the numbers do not fit each other.
+
+    rope: how positions are turned unless a call says otherwise; its train_side tells where extrapolation begins.
+    """
 
     width: int
     depth: int
@@ -32,6 +35,7 @@ class FiTConfig:
     mlp_ratio: float = 4.0
     lora_rank: int | None = None
     qk_norm_affine: bool = False
+    rope: RopeScheme = RopeScheme()
 
     def __post_init__(self) -> None:
         if self.width % (4 * self.heads):
@@ -39,10 +43,17 @@ class FiTConfig:
                 f"width {self.width} with {self.heads} heads: the width of a head must be a whole multiple of 4, "
                 "because rows and columns each turn pairs of its numbers"
             )
+        if isinstance(self.rope, dict):  # As JSON has it.
+            object.__setattr__(self, "rope", RopeScheme(**self.rope))
 
     @property
     def token_channels(self) -> int:
         return self.in_channels * self.patch_size**2
+
+    @property
+    def output_channels(self) -> int:
+        """Numbers that the network gives per token."""
+        return self.token_channels
 
     @property
     def mlp_hidden(self) -> int:
@@ -52,20 +63,18 @@ class FiTConfig:
     def modulation_rank(self) -> int:
         return self.width // 4 if self.lora_rank is None else self.lora_rank
 
+    # The parts in which relatives of FiTv2 differ from it: see `fitv2.model.fit1`.
 
-PRESETS = {
-    "FiTv2-B/2": FiTConfig(width=768, depth=15, heads=12),
-    "FiTv2-L/2": FiTConfig(width=1024, depth=31, heads=16),
-    "FiTv2-XL/2": FiTConfig(width=1152, depth=36, heads=16),
-    "FiTv2-3B/2": FiTConfig(width=2304, depth=40, heads=24),
-}
+    def build_attention(self) -> SelfAttention:
+        return SelfAttention(self.width, self.heads, self.qk_norm_affine)
 
+    def build_modulation(self) -> nn.Module:
+        """A block's own part of the modulation, (B, D) to (B, 6 D)."""
+        return LowRankModulation(self.width, self.modulation_rank)
 
-def preset(name: str, **changes) -> FiTConfig:
-    """The named configuration, with any field changed. Raises ValueError for an unknown name."""
-    if name not in PRESETS:
-        raise ValueError(f"there is no preset {name!r}; the presets are {', '.join(PRESETS)}")
-    return replace(PRESETS[name], **changes)
+    def build_global_modulation(self) -> nn.Module:
+        """The part that all blocks share, (B, D) to (B, 6 D)."""
+        return FullModulation(self.width, parts=6)
 
 
 class FiTBlock(nn.Module):
@@ -73,9 +82,9 @@ class FiTBlock(nn.Module):
 
     def __init__(self, config: FiTConfig) -> None:
         super().__init__()
-        self.attn = SelfAttention(config.width, config.heads, config.qk_norm_affine)
+        self.attn = config.build_attention()
         self.mlp = SwiGLU(config.width, config.mlp_hidden)
-        self.adaLN_modulation = LowRankModulation(config.width, config.modulation_rank)
+        self.adaLN_modulation = config.build_modulation()
 
     def forward(
         self, x_TD: Tensor, c_BD: Tensor, global_B6D: Tensor, batch: TokenBatch, table: tuple[Tensor, Tensor]
@@ -106,9 +115,9 @@ class FiT(nn.Module):
         self.x_embedder = PatchEmbedder(config.token_channels, config.width)
         self.t_embedder = TimestepEmbedder(config.width)
         self.y_embedder = LabelEmbedder(config.num_classes, config.width)
-        self.global_adaLN_modulation = FullModulation(config.width, parts=6)
+        self.global_adaLN_modulation = config.build_global_modulation()
         self.blocks = nn.ModuleList(FiTBlock(config) for _ in range(config.depth))
-        self.final_layer = FinalLayer(config.width, config.token_channels)
+        self.final_layer = FinalLayer(config.width, config.output_channels)
         for block in self.blocks:
             for linear in (block.attn.qkv, block.attn.proj, block.mlp.fc1_g, block.mlp.fc1_x, block.mlp.fc2):
                 nn.init.xavier_uniform_(linear.weight)
@@ -129,18 +138,23 @@ class FiT(nn.Module):
             for block in self.blocks:
                 setattr(block, name, partial(compiled, block))
 
-    def forward(self, batch: TokenBatch, t_B: Tensor, y_B: Tensor) -> Tensor:
-        """batch.x (T, C), t (B,) float in [0, 1], y (B,) int64 in [0, num_classes] to the velocity (T, C)."""
+    def forward(self, batch: TokenBatch, t_B: Tensor, y_B: Tensor, rope: RopeScheme | None = None) -> Tensor:
+        """batch.x (T, C), t (B,) float in [0, 1], y (B,) int64 in [0, num_classes] to the velocity (T, C).
+
+        rope: how positions are turned in this call; None: as the configuration says.
+        """
+        rope = rope or self.config.rope
         order = sorted(range(len(batch)), key=batch.lengths.__getitem__)
         if order == list(range(len(batch))):
-            return self._forward_sorted(batch, t_B, y_B)
+            return self._forward_sorted(batch, t_B, y_B, rope)
         # Sorted by length, images of equal length become neighbours, and attention needs few products.
         back = sorted(range(len(order)), key=order.__getitem__)
         batch = batch.select(order)
-        return batch.with_x(self._forward_sorted(batch, t_B[order], y_B[order])).select(back).x
+        return batch.with_x(self._forward_sorted(batch, t_B[order], y_B[order], rope)).select(back).x
 
-    def _forward_sorted(self, batch: TokenBatch, t_B: Tensor, y_B: Tensor) -> Tensor:
-        table = rotation_table(batch.positions, self.config.width // self.config.heads)
+    def _forward_sorted(self, batch: TokenBatch, t_B: Tensor, y_B: Tensor, rope: RopeScheme) -> Tensor:
+        head_dim = self.config.width // self.config.heads
+        table = rotation_table(batch.positions, batch.image_index, batch.hw, head_dim, rope)
         c_BD = self.t_embedder(t_B) + self.y_embedder(y_B)
         global_B6D = self.global_adaLN_modulation(c_BD)
         # The residual stream stays float32 under autocast: sums of many small bfloat16 steps would lose them.
@@ -154,8 +168,8 @@ class FiT(nn.Module):
         return self.final_layer(x_TD, shift, scale)
 
 
-def load_strictly(model: FiT, state: dict[str, Tensor]) -> None:
-    """Loads `state`, or raises ValueError listing every missing, extra and mis-shaped key."""
+def load_strictly(model: FiT, state: dict[str, Tensor], assign: bool = False) -> None:
+    """Loads `state` (assign: makes its tensors the model's own), or raises ValueError listing every wrong key."""
     own = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     problems = [f"missing {key}" for key in own.keys() - state.keys()]
     problems += [f"unexpected {key}" for key in state.keys() - own.keys()]
@@ -166,4 +180,4 @@ def load_strictly(model: FiT, state: dict[str, Tensor]) -> None:
     ]
     if problems:
         raise ValueError("the weights do not fit the model: " + "; ".join(sorted(problems)))
-    model.load_state_dict(state)
+    model.load_state_dict(state, assign=assign)

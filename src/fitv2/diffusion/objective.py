@@ -1,0 +1,97 @@
+"""The training objective of FiT: squared error of the noise, and a variational bound for the variance.
+
+As in DiT and improved DDPM (arXiv 2102.09672, Sec. 3.1): the bound teaches the variance only, the noise is held fixed
+in it. Shape suffixes as in `fitv2.tokens`: T tokens, B images, C token channels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..tokens import TokenBatch
+from .schedule import Schedule, denoise, diffuse, posterior_mean, read
+
+# (noisy images, step (B,) of the full process as float, labels (B,)) -> (T, 2 C)
+NetworkOfBatch = Callable[[TokenBatch, Tensor, Tensor], Tensor]
+# Half a grey level of 256 in [-1, 1], and where the outermost levels begin.
+HALF_LEVEL, EDGE = 1 / 255, 0.999
+
+
+@dataclass(frozen=True)
+class DiffusionLoss:
+    """loss: scalar to differentiate, the mean over images of mse + bound. mse, bound: (B,) float32, detached."""
+
+    loss: Tensor
+    mse: Tensor
+    bound: Tensor
+
+
+def diffusion_loss(
+    network: NetworkOfBatch,
+    data: TokenBatch,
+    labels_B: Tensor,
+    null_label: int,
+    generator: torch.Generator,
+    schedule: Schedule,
+    label_drop: float = 0.1,
+) -> DiffusionLoss:
+    """The loss at random steps and noise, each image losing its label with probability `label_drop`.
+
+    Everything random comes from `generator`, on the CPU and in this order: steps (B,), a uniform number per label (B,),
+    noise (T, C).
+    """
+    device = data.x.device
+    index_B = torch.randint(len(schedule), (len(data),), generator=generator).to(device)
+    dropped_B = (torch.rand(len(data), generator=generator) < label_drop).to(device)
+    noise_TC = torch.randn(data.x.shape, generator=generator).to(device)
+    return diffusion_loss_at(network, data, noise_TC, index_B, labels_B.masked_fill(dropped_B, null_label), schedule)
+
+
+def diffusion_loss_at(
+    network: NetworkOfBatch,
+    data: TokenBatch,
+    noise_TC: Tensor,
+    index_B: Tensor,
+    labels_B: Tensor,
+    schedule: Schedule,
+) -> DiffusionLoss:
+    """Both terms as means over each image's own tokens and channels, then over images; a picture weighs the same."""
+    index_T = index_B[data.image_index]
+    state_TC = diffuse(schedule, data.x, noise_TC, index_T)
+    step_B = torch.tensor(schedule.steps, device=index_B.device)[index_B].float()
+    output = network(data.with_x(state_TC), step_B, labels_B).float()
+    predicted_TC, share_TC = output.chunk(2, dim=-1)
+    mse_B = data.image_mean((predicted_TC - noise_TC).square().mean(1))
+    held = torch.cat((predicted_TC.detach(), share_TC), dim=-1)
+    bound_B = data.image_mean(variational_bound(schedule, data.x, state_TC, held, index_T).mean(1))
+    return DiffusionLoss((mse_B + bound_B).mean(), mse_B.detach(), bound_B.detach())
+
+
+def variational_bound(schedule: Schedule, data: Tensor, state: Tensor, output: Tensor, index: Tensor) -> Tensor:
+    """Bits per number, of the shape of the data: the step's KL divergence, or at the first step the data's likelihood."""
+    guess = denoise(schedule, state, output, index)
+    mean, log_variance = posterior_mean(schedule, data, state, index), read(schedule.posterior_log_variance, index, data)
+    difference = log_variance - guess.log_variance
+    squared = (mean - guess.mean).square() * (-guess.log_variance).exp()
+    divergence = (difference.exp() - difference - 1 + squared) / 2
+    first = (index == 0).view(*index.shape, *[1] * (data.ndim - index.ndim))
+    return torch.where(first, -log_likelihood(data, guess.mean, guess.log_variance), divergence) / math.log(2)
+
+
+def log_likelihood(data: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
+    """Nats of 8-bit levels in [-1, 1] under a Gaussian."""
+    inverse_std = (-log_variance / 2).exp()
+    below = normal_cdf((data + HALF_LEVEL - mean) * inverse_std)
+    above = normal_cdf((data - HALF_LEVEL - mean) * inverse_std)
+    mass = torch.where(data < -EDGE, below, torch.where(data > EDGE, 1 - above, below - above))
+    return mass.clamp(min=1e-12).log()
+
+
+def normal_cdf(x: Tensor) -> Tensor:
+    """The usual approximation by tanh, which DDPM, DiT and FiT train with."""
+    return (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2

@@ -1,0 +1,121 @@
+"""The noise schedule of a diffusion process and what follows from it in closed form (DDPM, arXiv 2006.11239).
+
+Step s = 0 is nearly data, the last nearly noise. All tables are float64; what is read out of them is float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+STEPS = 1000
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """betas: (N,) float64 noise added at each step. steps: the N steps of the full process that are kept, ascending.
+
+    The network is told the step of the full process, whatever was skipped.
+    """
+
+    betas: Tensor
+    steps: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    @cached_property
+    def kept(self) -> Tensor:
+        """Share of the data's variance that is left after each step (alpha bar)."""
+        return (1 - self.betas).cumprod(0)
+
+    @cached_property
+    def kept_before(self) -> Tensor:
+        """The same before each step."""
+        return torch.cat((self.kept.new_ones(1), self.kept[:-1]))
+
+    @cached_property
+    def posterior_variance(self) -> Tensor:
+        """Variance of the state before a step, given the state after it and the data."""
+        return self.betas * (1 - self.kept_before) / (1 - self.kept)
+
+    @cached_property
+    def posterior_log_variance(self) -> Tensor:
+        """Its logarithm; at the first step, where it would be minus infinity, that of the second."""
+        return torch.cat((self.posterior_variance[1:2], self.posterior_variance[1:])).log()
+
+    def respaced(self, steps: tuple[int, ...]) -> Schedule:
+        """The process that goes through these of its steps only."""
+        kept = self.kept[list(steps)]
+        before = torch.cat((kept.new_ones(1), kept[:-1]))
+        return Schedule(1 - kept / before, steps)
+
+
+def linear_schedule() -> Schedule:
+    """The 1 000 steps of DDPM, DiT and FiT: betas from 0.0001 to 0.02."""
+    return Schedule(torch.linspace(1e-4, 0.02, STEPS, dtype=torch.float64), tuple(range(STEPS)))
+
+
+def ddpm_steps(count: int, of: int = STEPS) -> tuple[int, ...]:
+    """`count` steps from the first to the last, evenly spaced before rounding. Raises ValueError for too many."""
+    check_count(count, of)
+    stride = (of - 1) / max(count - 1, 1)
+    position, steps = 0.0, []
+    for _ in range(count):  # Summed, not multiplied: where both round differently, the authors' steps are these.
+        steps.append(round(position))
+        position += stride
+    return tuple(steps)
+
+
+def ddim_steps(count: int, of: int = STEPS) -> tuple[int, ...]:
+    """`count` steps, evenly spaced from the first one."""
+    check_count(count, of)
+    return tuple(i * of // count for i in range(count))
+
+
+def check_count(count: int, of: int) -> None:
+    if not 1 <= count <= of:
+        raise ValueError(f"a process of {of} steps has 1 to {of} of them to go through, not {count}")
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """What a network's output says of the state before a step: data (T, C), and its mean and log variance."""
+
+    data: Tensor
+    noise: Tensor
+    mean: Tensor
+    log_variance: Tensor
+
+
+def diffuse(schedule: Schedule, data: Tensor, noise: Tensor, index: Tensor) -> Tensor:
+    """The state after the steps `index`, which broadcasts against data from the left: (T,) for (T, C)."""
+    return read(schedule.kept.sqrt(), index, data) * data + read((1 - schedule.kept).sqrt(), index, data) * noise
+
+
+def posterior_mean(schedule: Schedule, data: Tensor, state: Tensor, index: Tensor) -> Tensor:
+    """Mean of the state before a step, given the state after it and the data."""
+    of_data = schedule.betas * schedule.kept_before.sqrt() / (1 - schedule.kept)
+    of_state = (1 - schedule.kept_before) * (1 - schedule.betas).sqrt() / (1 - schedule.kept)
+    return read(of_data, index, data) * data + read(of_state, index, state) * state
+
+
+def denoise(schedule: Schedule, state: Tensor, output: Tensor, index: Tensor) -> Denoised:
+    """output (T, 2 C): the noise in the state, and for its log variance -1 (least possible) to 1 (largest)."""
+    noise, share = output.chunk(2, dim=-1)
+    data = read((1 / schedule.kept).sqrt(), index, state) * state
+    data = data - read((1 / schedule.kept - 1).sqrt(), index, state) * noise
+    least = read(schedule.posterior_log_variance, index, state)
+    largest = read(schedule.betas.log(), index, state)
+    share = (share + 1) / 2
+    mean = posterior_mean(schedule, data, state, index)
+    return Denoised(data, noise, mean, share * largest + (1 - share) * least)
+
+
+def read(table: Tensor, index: Tensor, like: Tensor) -> Tensor:
+    """Entries of a table as float32 that broadcast against `like`."""
+    values = table.to(index.device)[index].float()
+    return values.view(*values.shape, *[1] * (like.ndim - values.ndim))

@@ -1,0 +1,24 @@
+"""The published sizes by name (FiTv2, Table I)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from .fit1 import FiT1Config
+from .transformer import FiTConfig
+
+PRESETS = {
+    "FiTv2-B/2": FiTConfig(width=768, depth=15, heads=12),
+    "FiTv2-L/2": FiTConfig(width=1024, depth=31, heads=16),
+    "FiTv2-XL/2": FiTConfig(width=1152, depth=36, heads=16),
+    "FiTv2-3B/2": FiTConfig(width=2304, depth=40, heads=24),
+    "FiT-B/2": FiT1Config(width=768, depth=12, heads=12),
+    "FiT-XL/2": FiT1Config(width=1152, depth=28, heads=16),
+}
+
+
+def preset(name: str, **changes) -> FiTConfig:
+    """The named configuration, with any field changed. Raises ValueError for an unknown name."""
+    if name not in PRESETS:
+        raise ValueError(f"there is no preset {name!r}; the presets are {', '.join(PRESETS)}")
+    return replace(PRESETS[name], **changes)

@@ -1,0 +1,127 @@
+"""RoPE and its forms for larger images: the authors' tables, and what each form promises."""
+
+import pytest
+import torch
+
+from fitv2 import FiTConfig, RopeScheme, TokenBatch
+from fitv2.convert import CUSTOM_FREQS
+from fitv2.model.rope import ATTENTION_SCALES, EXTRAPOLATIONS, METHODS, image_frequencies, rotation_table
+from golden_fixtures import assert_matches, load
+from tiny import random_model
+
+HEAD_DIM = 16
+LENGTHS = [4, 8, 12, 16, 24, 32, 64]
+
+
+def outputs(name: str, *endings: str) -> list[str]:
+    return sorted(key.removeprefix("out.") for key in load(name) if key.startswith("out.") and key.endswith(endings))
+
+
+def scheme_of(freqs: str, layout: str, **changes) -> RopeScheme:
+    method, attention = CUSTOM_FREQS[freqs]
+    return RopeScheme(
+        method=method, attention=attention, per_axis=layout == "decoupled", **{"train_side": 8, **changes}
+    )
+
+
+def table_of(hw: list[list[int]], scheme: RopeScheme, head_dim: int = HEAD_DIM):
+    batch = TokenBatch(torch.zeros(sum(h * w for h, w in hw), 1), torch.tensor(hw))
+    return rotation_table(batch.positions, batch.image_index, batch.hw, head_dim, scheme)
+
+
+@pytest.mark.parametrize("output", outputs("f04", ".cos"))
+def test_tables_of_one_size(output):
+    freqs, layout, size, _ = output.split(".")
+    hw = [[int(side) for side in size.split("x")]]
+    scheme = scheme_of(freqs, layout)
+    for name, half in zip(("cos", "sin"), table_of(hw, scheme), strict=True):
+        # The reference stores each number twice, once for each of a pair.
+        assert_matches("f04", f"{freqs}.{layout}.{size}.{name}", half[:, 0].repeat_interleave(2, 1))
+    rows_and_columns = image_frequencies(torch.tensor(hw), HEAD_DIM // 2, scheme)[0]
+    for name, frequencies in zip(("freqs_h", "freqs_w"), rows_and_columns, strict=True):
+        assert_matches("f04", f"{freqs}.{layout}.{size}.{name}", frequencies)
+    if (magnitude := f"{freqs}.{layout}.{size}.magnitude") in outputs("f04", ".magnitude"):
+        factor = ATTENTION_SCALES[scheme.attention](torch.tensor(hw).double(), 8)
+        assert_matches("f04", magnitude, factor.sqrt().float())
+
+
+@pytest.mark.parametrize("output", [output for output in outputs("f04", "") if output.startswith("freqs1d")])
+def test_frequencies_of_one_axis(output):
+    _, freqs, head_dim, trained, *theta = output.split(".")
+    changes = {"theta": float(theta[0].removeprefix("theta"))} if theta else {}
+    scheme = scheme_of(freqs, "decoupled", train_side=int(trained.removeprefix("ori")), **changes)
+    sizes = torch.tensor([[length, length] for length in LENGTHS])
+    assert_matches("f04", output, image_frequencies(sizes, int(head_dim.removeprefix("hd")) // 2, scheme)[:, 0])
+
+
+@pytest.mark.parametrize("trained", [8, 16, 32])
+def test_attention_factors(trained):
+    sizes = torch.tensor([LENGTHS, LENGTHS[2:] + LENGTHS[:2]]).T.double()
+    roots = [ATTENTION_SCALES[name](sizes, trained).sqrt().float() for name in ("yarn", "pro1", "pro2")]
+    assert_matches("f04", f"magnitude.ori{trained}", torch.stack(roots))
+
+
+@pytest.mark.parametrize("output", outputs("f05", ".cos"))
+def test_tables_of_many_sizes_at_once(output):
+    freqs, layout, _ = output.split(".")
+    hw = load("f05")["in.size"][:, 0].tolist()
+    for name, half in zip(("cos", "sin"), table_of(hw, scheme_of(freqs, layout)), strict=True):
+        assert_matches("f05", f"{freqs}.{layout}.{name}", half[:, 0].repeat_interleave(2, 1))
+
+
+def test_the_papers_attention_factor():
+    """Eq. 15: log 400 / log 256 at 320x320, and none at or below the training size."""
+    factors = ATTENTION_SCALES["paper"](torch.tensor([[20.0, 20.0], [16.0, 16.0], [8.0, 30.0]]).double(), 16)
+    assert factors.tolist() == pytest.approx([1.0804, 1, 1], abs=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_at_the_training_size_every_method_is_plain_rope(method):
+    hw = [[8, 8], [3, 7]]
+    plain, scaled = (table_of(hw, RopeScheme(method=name, train_side=8), 64) for name in ("none", method))
+    for ours, expected in zip(scaled, plain, strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("name", EXTRAPOLATIONS)
+def test_vision_forms_scale_each_axis_by_its_own_ratio(name):
+    scheme = RopeScheme(train_side=8).named(name)
+    rows, columns = image_frequencies(torch.tensor([[8, 24]]), 32, scheme)[0]
+    plain = image_frequencies(torch.tensor([[8, 8]]), 32, RopeScheme())[0, 0]
+    assert torch.allclose(rows, plain) == (name.startswith("vision") or name == "none")
+    assert torch.allclose(columns, plain) == (name == "none")
+
+
+def test_a_batch_mixes_sizes_that_need_different_frequencies():
+    config = FiTConfig(width=32, depth=2, heads=2, num_classes=3, rope=RopeScheme(train_side=3))
+    model = random_model(config)
+    hw = torch.tensor([[2, 3], [9, 4], [3, 12]])
+    batch = TokenBatch(torch.randn(int(hw.prod(1).sum()), 16), hw)
+    t, y = torch.tensor([0.1, 0.5, 0.9]), torch.tensor([0, 1, 2])
+    rope = config.rope.named("vision-ntk", attention="paper")
+    with torch.no_grad():
+        together, plain = model(batch, t, y, rope), model(batch, t, y)
+        alone = [model(batch.select([i]), t[i : i + 1], y[i : i + 1], rope) for i in range(3)]
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=1e-5)
+    # The small image lies within the training size: nothing changes for it. The others do change.
+    changed = [
+        (a - b).abs().max() > 1e-3
+        for a, b in zip(together.split([6, 36, 36]), plain.split([6, 36, 36]), strict=True)
+    ]
+    assert changed == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"method": "linear"}, "there is no RoPE method 'linear'; the methods are none, interpolation"),
+        ({"attention": "pro3"}, "there is no attention scale 'pro3'"),
+        ({"train_side": 1}, "train_side 1"),
+        ({"target": (0, 4)}, "must be patches per side"),
+    ],
+)
+def test_impossible_schemes_are_refused(fields, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        RopeScheme(**fields)
+    with pytest.raises(ValueError, match="there is no extrapolation 'ntk-pro'"):
+        RopeScheme().named("ntk-pro")
