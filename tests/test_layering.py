@@ -13,19 +13,20 @@ PACKAGE = Path(fitv2.__file__).parent
 # A module may import lower layers, and its own only inside one sub-package (or among the package's own modules).
 LAYERS = [
     {"__init__", "atomic", "config", "tokens"},
-    {"model", "flow"},
+    {"model", "flow", "diffusion"},
     {"samplers", "data"},
-    {"convert", "generate", "pretrained", "sheets", "build"},
-    {"evaluation", "training"},
+    {"autoencoder", "convert", "generate", "pretrained", "sheets", "build"},
+    {"adapters", "evaluation", "training"},
     {"cli"},
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 # What goes beyond the layers: these know no model, and the data knows nothing of what is done with it.
 FORBIDDEN = {
     "flow": {"config"},
+    "diffusion": {"config"},
     "model": {"config"},
     "samplers": {"model", "data", "config"},
-    "data": {"model", "flow"},
+    "data": {"model", "flow", "diffusion"},
 }
 # A module that reads settings names none of these: turning settings into objects is the work of `build` alone.
 BUILT_FROM_SETTINGS = {"FiTConfig", "TimeDensity", "ImageFolder", "Fashion", "bundled", "full"}

@@ -105,8 +105,7 @@ def test_a_batch_mixes_sizes_that_need_different_frequencies():
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=1e-5)
     # The small image lies within the training size: nothing changes for it. The others do change.
     changed = [
-        (a - b).abs().max() > 1e-3
-        for a, b in zip(together.split([6, 36, 36]), plain.split([6, 36, 36]), strict=True)
+        (a - b).abs().max() > 1e-3 for a, b in zip(together.split([6, 36, 36]), plain.split([6, 36, 36]), strict=True)
     ]
     assert changed == [False, True, True]
 

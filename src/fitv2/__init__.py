@@ -10,6 +10,8 @@ _HOMES = {
     "FiT1Config": "model.fit1",
     "RopeScheme": "model.rope",
     "preset": "model.presets",
+    "FiTPipeline": "adapters.pipeline",
+    "FiTTransformer2DModel": "adapters.transformer",
     "from_official": "convert",
     "to_official": "convert",
 }

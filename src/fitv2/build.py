@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from .config import DataSettings, Recipe, TrainingSettings
@@ -9,6 +10,7 @@ from .data import fashion
 from .data.dataset import Dataset
 from .data.folder import ImageFolder
 from .flow.path import TimeDensity
+from .model.rope import RopeScheme
 from .model.transformer import FiTConfig
 
 
@@ -33,8 +35,11 @@ def build_dataset(data: DataSettings, patch_size: int, cache_file: Path | None =
 
 
 def build_model_config(recipe: Recipe, dataset: Dataset) -> FiTConfig:
-    """The network of a recipe, with channels and classes from the data."""
-    return FiTConfig(**recipe.model.model_dump(), in_channels=dataset.channels, num_classes=dataset.num_classes)
+    """The network of a recipe, with channels, classes and the size where extrapolation begins from the data."""
+    most_tokens = int(dataset.epoch(0, 0).hw.prod(1).max())
+    rope = RopeScheme(train_side=max(math.isqrt(most_tokens), 2))
+    data = {"in_channels": dataset.channels, "num_classes": dataset.num_classes}
+    return FiTConfig(**recipe.model.model_dump(), **data, rope=rope)
 
 
 def build_density(training: TrainingSettings) -> TimeDensity:

@@ -70,7 +70,7 @@ DAMAGED = "cannot be read ({}): it is damaged, or not a checkpoint; copy or down
 
 
 def from_official(state: dict[str, Tensor] | str | Path, **kwargs) -> FiT:
-    """A model with the authors' weights, in their dtype and eval mode: FiTv2, or FiT where the arguments or keys say so.
+    """A model with the authors' weights, in their dtype and eval mode: FiTv2, or FiT where arguments or keys say so.
 
     state: a state dict; the path of a .safetensors file or of a pickled one (.bin, .pt; never executed); or a sharded
     checkpoint's folder or index.json. kwargs: the authors' constructor arguments. At no time are there two copies of
@@ -162,17 +162,28 @@ def official_rope(
 
 
 def read_official_config(path: Path) -> dict[str, Any]:
-    """The constructor arguments in one of the authors' YAML files. Raises ValueError when there are none."""
-    try:
-        content = yaml.safe_load(path.read_text())
-        params = content["diffusion"]["network_config"]["params"]
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
-        params = None
+    """The network's constructor arguments in one of the authors' YAML files. Raises ValueError when it is none."""
+    params = read_diffusion(path).get("network_config", {}).get("params")
     if not isinstance(params, dict):
         raise ValueError(f"{path} is not one of the authors' files: it has no diffusion.network_config.params")
     return params
+
+
+def official_autoencoder(path: Path) -> str | None:
+    """The autoencoder that such a file names."""
+    return read_diffusion(path).get("pretrained_first_stage_model_path")
+
+
+def read_diffusion(path: Path) -> dict[str, Any]:
+    """The part `diffusion` of the file; what omegaconf would replace, such as ${tuple:0.9, 0.999}, is elsewhere."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    diffusion = content.get("diffusion") if isinstance(content, dict) else None
+    return diffusion if isinstance(diffusion, dict) else {}
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -228,7 +239,7 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(
-            f"{path} is refused: it holds more than weights, and loading it could run code. Ask its maker for a "
+            f"{path} is refused: it is damaged, or holds more than weights and could run code. Ask its maker for a "
             f".safetensors file ({reason})"
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError) as error:

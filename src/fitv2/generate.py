@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from .model.transformer import FiT
+from .diffusion.sampling import sample_ddim, sample_ddpm
+from .diffusion.schedule import STEPS, ddim_steps, ddpm_steps, linear_schedule
+from .model.fit1 import FiT1Config
+from .model.rope import RopeScheme
+from .model.transformer import FiT, FiTConfig
 from .samplers.guidance import guide
 from .samplers.noise import ImageNoise
 from .samplers.ode import SOLVERS, Velocity, ode_model_calls, time_grid
@@ -17,9 +20,14 @@ from .samplers.sde import sample_sde, sde_grid, sde_model_calls
 from .tokens import TokenBatch
 
 SDE_SOLVERS = {"euler-maruyama": "euler", "sde-heun": "heun"}
-SOLVER_NAMES = [*SOLVERS, *SDE_SOLVERS]
+FLOW_SOLVERS = (*SOLVERS, *SDE_SOLVERS)
+# For FiT, whose network predicts noise.
+DIFFUSION_SOLVERS = ("ddpm", "ddim")
+SOLVER_NAMES = [*FLOW_SOLVERS, *DIFFUSION_SOLVERS]
 # These choose their steps by the error of all that they integrate: alone, an image's steps depend on nothing else.
 ADAPTIVE = ("dopri5", "adaptive_heun")
+# (packed images, t (B,) in [0, 1] with 1 = data, labels (B,)) to the network's output per token.
+Network = Callable[[TokenBatch, Tensor, Tensor], Tensor]
 # Of one pass, before guidance doubles them: enough to keep a processor busy. A longer image is a pass of its own.
 TOKENS_PER_PASS = 8192
 
@@ -41,6 +49,7 @@ class Wish:
 class Sampling:
     """How to integrate and guide. interval: times in [0, 1] (1 is data) in which guidance acts; channels: see `guide`.
 
+    rope: how positions are turned, for sizes beyond those of training; None: as the model's configuration says.
     Raises ValueError for an unknown solver or impossible numbers.
     """
 
@@ -51,6 +60,7 @@ class Sampling:
     power: float = 0.0
     channels: int | None = None
     shift: float = 1.0
+    rope: RopeScheme | None = None
 
     def __post_init__(self) -> None:
         if self.solver not in SOLVER_NAMES:
@@ -65,6 +75,8 @@ class Sampling:
         """Evaluations of the (guided) velocity per image; None where the solver decides."""
         if self.solver in SDE_SOLVERS:
             return sde_model_calls(SDE_SOLVERS[self.solver], self.steps)
+        if self.solver in DIFFUSION_SOLVERS:
+            return self.steps
         return ode_model_calls(self.solver, self.steps)
 
 
@@ -78,9 +90,10 @@ def generate(
     """One latent (c, height, width) in float32 on the CPU per wish, in the order of the wishes.
 
     An image depends on its own wish alone, not on the others. `progress` gets the number of images just finished.
-    Raises ValueError for a size not divisible by the patch or a label out of range.
+    Raises ValueError for a size not divisible by the patch, a label out of range, or a solver of another kind of model.
     """
     config = model.config
+    check_solver(sampling.solver, config)
     for wish in wishes:
         check_wish(wish, config.patch_size, config.num_classes)
     latents: dict[int, Tensor] = {}
@@ -91,6 +104,14 @@ def generate(
         if progress is not None:
             progress(len(chosen))
     return [latents[i] for i in range(len(wishes))]
+
+
+def check_solver(solver: str, config: FiTConfig) -> None:
+    """Raises ValueError for a solver of another kind of model."""
+    noise = isinstance(config, FiT1Config)
+    if noise != (solver in DIFFUSION_SOLVERS):
+        name, fit = ("FiT", DIFFUSION_SOLVERS) if noise else ("FiTv2", FLOW_SOLVERS)
+        raise ValueError(f"the solver {solver} is not for a {name} model; choose from {', '.join(fit)}")
 
 
 def check_wish(wish: Wish, patch_size: int, num_classes: int) -> None:
@@ -124,35 +145,70 @@ def generate_pass(model: FiT, wishes: Sequence[Wish], sampling: Sampling) -> Tok
     hw = torch.tensor([wish.size for wish in wishes]) // model.config.patch_size
     noise = ImageNoise([wish.seed for wish in wishes], hw.prod(1).tolist(), model.config.token_channels)
     labels = torch.tensor([wish.label for wish in wishes], device=device)
-    velocity = guided_velocity(model, hw, labels, sampling)
-    start = noise.draw().to(device)
+
+    def network(batch: TokenBatch, t: Tensor, y: Tensor) -> Tensor:
+        return model(batch, t, y, rope=sampling.rope).float()
+
+    x = integrate(network, model.config, hw, labels, sampling, lambda: noise.draw().to(device))
+    return TokenBatch(x.float().cpu(), hw)
+
+
+def integrate(
+    network: Network,
+    config: FiTConfig,
+    hw: Tensor,
+    labels: Tensor,
+    sampling: Sampling,
+    draw: Callable[[], Tensor],
+) -> Tensor:
+    """From noise to tokens (T, C) of a packed batch; draw() gives the starting noise, then what a solver needs."""
+    if sampling.solver in DIFFUSION_SOLVERS:
+        return denoise_steps(network, config, hw, labels, sampling, draw)
+    velocity = guided(network, config.num_classes, hw, labels, sampling)
     if sampling.solver in SDE_SOLVERS:
         times = sde_grid(sampling.steps, shift=sampling.shift)
-        solve = partial(sample_sde, draw=lambda: noise.draw().to(device), method=SDE_SOLVERS[sampling.solver])
-    else:
-        times, solve = time_grid(sampling.steps, sampling.shift), SOLVERS[sampling.solver]
-    return TokenBatch(solve(velocity, start, times).float().cpu(), hw)
+        return sample_sde(velocity, draw(), times, draw=draw, method=SDE_SOLVERS[sampling.solver])
+    return SOLVERS[sampling.solver](velocity, draw(), time_grid(sampling.steps, sampling.shift))
 
 
-def guided_velocity(model: FiT, hw: Tensor, labels: Tensor, sampling: Sampling) -> Velocity:
-    """velocity(x, t) of a packed batch with classifier-free guidance; one forward holds both halves.
+def denoise_steps(
+    network: Network, config: FiTConfig, hw: Tensor, labels: Tensor, sampling: Sampling, draw: Callable[[], Tensor]
+) -> Tensor:
+    """The same for a network of FiT, told the step of 1000. Guidance leaves its variance as the class has it."""
+
+    def at_step(batch: TokenBatch, t: Tensor, y: Tensor) -> Tensor:
+        return network(batch, ((1 - t) * STEPS).round(), y)
+
+    channels = config.token_channels if sampling.channels is None else sampling.channels
+    output = guided(at_step, config.num_classes, hw, labels, replace(sampling, channels=channels))
+
+    def at_time(x: Tensor, step: Tensor) -> Tensor:
+        return output(x, 1 - step / STEPS)
+
+    if sampling.solver == "ddim":
+        return sample_ddim(at_time, draw(), linear_schedule().respaced(ddim_steps(sampling.steps)))
+    return sample_ddpm(at_time, draw(), linear_schedule().respaced(ddpm_steps(sampling.steps)), draw)
+
+
+def guided(network: Network, null: int, hw: Tensor, labels: Tensor, sampling: Sampling) -> Velocity:
+    """output(x, t) of a packed batch with classifier-free guidance; one forward holds both halves.
 
     There each image is followed by itself without its label, so that a batch sorted by length stays sorted.
     """
-    null = torch.full_like(labels, model.null_label)
+    nulls = torch.full_like(labels, null)
     lengths = hw.prod(1).tolist()
     own = torch.arange(sum(lengths)).split(lengths)
     twice_index = torch.cat([tokens for image in own for tokens in (image, image)]).to(labels.device)
-    twice_hw, twice_labels = hw.repeat_interleave(2, 0), torch.stack((labels, null), 1).flatten()
+    twice_hw, twice_labels = hw.repeat_interleave(2, 0), torch.stack((labels, nulls), 1).flatten()
     halves = torch.tensor([True, False]).repeat(len(hw)).repeat_interleave(twice_hw.prod(1)).to(labels.device)
 
     def conditional(x: Tensor, t: Tensor) -> Tensor:
-        return model(TokenBatch(x, hw), t.to(x.device).expand(len(hw)), labels).float()
+        return network(TokenBatch(x, hw), t.to(x.device).expand(len(hw)), labels)
 
     def both(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        v = model(TokenBatch(x[twice_index], twice_hw), t.to(x.device).expand(len(twice_hw)), twice_labels).float()
+        v = network(TokenBatch(x[twice_index], twice_hw), t.to(x.device).expand(len(twice_hw)), twice_labels)
         return v[halves], v[~halves]
 
-    if bool((labels == null).all()):  # Nothing to guide towards.
+    if bool((labels == nulls).all()):  # Nothing to guide towards.
         return conditional
     return guide(both, conditional, sampling.guidance, sampling.interval, sampling.power, sampling.channels)

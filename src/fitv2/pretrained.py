@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -15,10 +16,12 @@ from torch import Tensor
 
 from .atomic import write_tensors, write_text
 from .data.dataset import Dataset
+from .model.fit1 import FiT1Config
 from .model.transformer import FiT, FiTConfig, load_strictly
 
 BUILTIN = "builtin:"
 FORMAT = 1
+ARCHITECTURES = {"FiTv2": FiTConfig, "FiT": FiT1Config}
 # Enough for every size of a set like fashion; of a folder of photographs, the sizes that matter.
 MOST_SHAPES = 500
 
@@ -28,12 +31,14 @@ class Pretrained:
     """A network and what its data looked like.
 
     class_names: one per class, in order. shapes: per class (one entry for a set without classes) the (height, width)
-    in latent pixels of its training pictures with their counts, the 500 most frequent first.
+    in latent pixels of its training pictures with their counts, the 500 most frequent first. autoencoder: the folder or
+    hub id of the one whose latents these are; None where pixels are the latents.
     """
 
     model: FiT
     class_names: list[str]
     shapes: list[list[tuple[int, int, int]]]
+    autoencoder: str | None = None
 
     def label(self, name: str) -> int:
         """A class by name or number. Raises ValueError naming the classes."""
@@ -55,12 +60,25 @@ def shapes_of(dataset: Dataset) -> list[list[tuple[int, int, int]]]:
 
 
 def save_pretrained(
-    folder: Path, config: FiTConfig, weights: dict[str, Tensor], class_names: list[str], shapes, dtype: torch.dtype
+    folder: Path,
+    config: FiTConfig,
+    weights: dict[str, Tensor],
+    class_names: list[str],
+    shapes: Sequence,
+    dtype: torch.dtype,
+    autoencoder: str | None = None,
 ) -> None:
     """Writes config.json and model.safetensors, the weights as `dtype`; a reader meets whole files at any moment."""
-    content = {"format": FORMAT, "model": asdict(config), "class_names": class_names, "shapes": shapes}
+    content = {"format": FORMAT, "architecture": architecture_of(config), "model": asdict(config)}
+    content["autoencoder"] = autoencoder
+    content |= {"class_names": class_names, "shapes": shapes}
     write_text(folder / "config.json", json.dumps(content))
     write_tensors(folder / "model.safetensors", {key: tensor.to(dtype) for key, tensor in weights.items()})
+
+
+def architecture_of(config: FiTConfig) -> str:
+    """The name of the kind of network."""
+    return next(name for name, kind in ARCHITECTURES.items() if kind is type(config))
 
 
 def default_device() -> str:
@@ -88,11 +106,15 @@ def read_folder(folder: Path, name: str) -> Pretrained:
         content = json.loads(config_file.read_bytes())
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']}, and this version reads {FORMAT}")
-        model = FiT(FiTConfig(**content["model"]))
+        config = ARCHITECTURES[content.get("architecture", "FiTv2")](**content["model"])
         weights = load_file(weights_file)
         shapes = [[tuple(shape) for shape in of_class] for of_class in content["shapes"]]
         class_names = content["class_names"]
     except (ValueError, KeyError, TypeError, SafetensorError, OSError) as error:
         raise ValueError(f"the model in {folder} is damaged ({error!r}); copy or train it again") from None
-    load_strictly(model, {key: tensor.float() for key, tensor in weights.items()})
-    return Pretrained(model.eval(), class_names, shapes)
+    with torch.device("meta"):
+        model = FiT(config)
+    for key in weights:  # One by one: never a second copy of all.
+        weights[key] = weights[key].float()
+    load_strictly(model, weights, assign=True)
+    return Pretrained(model.eval(), class_names, shapes, content.get("autoencoder"))

@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from .convert import convert
 from .sample import sample
 from .train import train
 
@@ -19,6 +20,7 @@ app = typer.Typer(
 )
 app.command()(sample)
 app.command()(train)
+app.command()(convert)
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from ..generate import Wish
+    from ..model.rope import RopeScheme
     from ..pretrained import Pretrained
 
 LARGER = 1.43
@@ -33,13 +34,27 @@ def sample(
     solver: Annotated[
         str,
         typer.Option(
-            help="euler, midpoint, heun, heun3, rk4, rk4_38, ab2, dopri5, adaptive_heun, euler-maruyama or sde-heun"
+            help="euler, midpoint, heun, heun3, rk4, rk4_38, ab2, dopri5, adaptive_heun, euler-maruyama, sde-heun; "
+            "for FiT models ddpm or ddim"
         ),
     ] = "ab2",
     guidance: Annotated[float, typer.Option(help="scale of classifier-free guidance; 1 is none")] = 2.0,
     guidance_interval: Annotated[
         tuple[float, float], typer.Option(help="times between which guidance acts; 0 is noise, 1 is the picture")
     ] = (0.0, 1.0),
+    extrapolation: Annotated[
+        str | None,
+        typer.Option(
+            help="positions for sizes beyond training: none, pi, ntk, parts, yarn, or each of these as vision-pi, ... "
+            "with height and width scaled each by its own ratio; default: as the model was saved"
+        ),
+    ] = None,
+    attention_scale: Annotated[
+        str | None, typer.Option(help="with --extrapolation: none, yarn, pro1, pro2, or paper (Eq. 15 of FiTv2)")
+    ] = None,
+    autoencoder: Annotated[
+        str | None, typer.Option(help="folder or hub id, where the model's own cannot be found; default: the model's")
+    ] = None,
     seed: Annotated[
         int, typer.Option(min=0, max=2**62, help="the first picture's seed; each further one has the next")
     ] = 0,
@@ -58,26 +73,34 @@ def sample(
 
     The same seed gives the same picture, whatever else is made along with it.
     """
+    from ..autoencoder import load_autoencoder
     from ..generate import Sampling, generate
     from ..pretrained import default_device, load_pretrained
     from ..sheets import contact_sheet, to_image
     from .progress import image_progress
 
-    sampling = Sampling(steps=steps, solver=solver, guidance=guidance, interval=guidance_interval)
     pretrained = load_pretrained(model)
     pretrained.model.to(default_device())
-    wishes = list_wishes(pretrained, labels, size, num, seed)
+    codec = load_autoencoder(autoencoder or pretrained.autoencoder, default_device())
+    sampling = Sampling(
+        steps=steps,
+        solver=solver,
+        guidance=guidance,
+        interval=guidance_interval,
+        rope=rope_scheme(pretrained, extrapolation, attention_scale),
+    )
+    wishes = list_wishes(pretrained, labels, size, num, seed, codec.factor)
     check_memory(pretrained, wishes)
     out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     with image_progress("sampling", len(wishes)) as progress:
         latents = generate(pretrained.model, wishes, sampling, progress)
     seconds = time.perf_counter() - start
-    images = [to_image(latent) for latent in latents]
+    images = [to_image(codec.decode(latent)) for latent in latents]
 
     rows = []
     for image, wish in zip(images, wishes, strict=True):
-        height, width = wish.size
+        height, width = (side * codec.factor for side in wish.size)
         name = class_name(pretrained, wish.label)
         path = out / f"{name.replace(' ', '-')}_{height}x{width}_seed{wish.seed}.png"
         image.save(path)
@@ -108,13 +131,27 @@ def sample(
     print(f"One PNG each in {out}{'/' if str(out) != '/' else ''}, all together in {sheet}")
 
 
+def rope_scheme(pretrained: Pretrained, extrapolation: str | None, attention_scale: str | None) -> RopeScheme | None:
+    """What the two options say; None where they say nothing."""
+    if extrapolation is None:
+        if attention_scale is not None:
+            raise ValueError("--attention-scale belongs to an --extrapolation; name one (--extrapolation vision-ntk)")
+        return None
+    return pretrained.model.config.rope.named(extrapolation, attention_scale)
+
+
 def list_wishes(
-    pretrained: Pretrained, labels: list[str] | None, sizes: list[str] | None, num: int, seed: int
+    pretrained: Pretrained,
+    labels: list[str] | None,
+    sizes: list[str] | None,
+    num: int,
+    seed: int,
+    factor: int = 1,
 ) -> list[Wish]:
     """Every class at every size, `num` times, with seeds counting up; raises ValueError for unknown ones."""
     from ..generate import Wish
 
-    null = pretrained.model.null_label
+    null, patch = pretrained.model.null_label, pretrained.model.config.patch_size
     if labels:
         chosen = [pretrained.label(name.strip()) for group in labels for name in group.split(",")]
     else:
@@ -122,7 +159,7 @@ def list_wishes(
     pairs = [
         (label, size)
         for label in chosen
-        for size in ([parse_size(text) for text in sizes] if sizes else showcase(pretrained, label))
+        for size in ([latent_size(text, factor, patch) for text in sizes] if sizes else showcase(pretrained, label))
         for _ in range(num)
     ]
     return [Wish(label, size, seed + i) for i, (label, size) in enumerate(pairs)]
@@ -149,6 +186,18 @@ def parse_size(text: str) -> tuple[int, int]:
     if not (cross and height.strip().isdecimal() and width.strip().isdecimal()):
         raise ValueError(f"{text!r} is not a size; write HEIGHTxWIDTH in pixels, such as 28x12")
     return int(height), int(width)
+
+
+def latent_size(text: str, factor: int, patch: int) -> tuple[int, int]:
+    """A size in pixels as one in latent pixels. Raises ValueError where it is not divisible, naming the nearest."""
+    size, unit = parse_size(text), factor * patch
+    if factor > 1 and any(side % unit or not side for side in size):
+        nearest = "x".join(str(max(unit, round(side / unit) * unit)) for side in size)
+        raise ValueError(
+            f"{text} is not divisible by {unit}, the patch of {patch} behind an autoencoder of {factor}; "
+            f"the nearest is {nearest}"
+        )
+    return size[0] // factor, size[1] // factor
 
 
 def class_name(pretrained: Pretrained, label: int) -> str:

@@ -73,10 +73,10 @@ def diffusion_loss_at(
 
 
 def variational_bound(schedule: Schedule, data: Tensor, state: Tensor, output: Tensor, index: Tensor) -> Tensor:
-    """Bits per number, of the shape of the data: the step's KL divergence, or at the first step the data's likelihood."""
+    """Bits per number, of the shape of the data: the step's KL divergence, or at the first one the likelihood."""
     guess = denoise(schedule, state, output, index)
-    mean, log_variance = posterior_mean(schedule, data, state, index), read(schedule.posterior_log_variance, index, data)
-    difference = log_variance - guess.log_variance
+    mean = posterior_mean(schedule, data, state, index)
+    difference = read(schedule.posterior_log_variance, index, data) - guess.log_variance
     squared = (mean - guess.mean).square() * (-guess.log_variance).exp()
     divergence = (difference.exp() - difference - 1 + squared) / 2
     first = (index == 0).view(*index.shape, *[1] * (data.ndim - index.ndim))

@@ -1,8 +1,8 @@
 """FiT, the predecessor (arXiv 2402.12376), as a relative of FiTv2 that differs in parts only.
 
 No normalisation of queries and keys, a SwiGLU of the full width, its own AdaLN in every block, and two outputs per
-number: the noise, and where its variance lies in its range. It is trained with diffusion (`fitv2.diffusion`) and takes the
-integer step of 1000 as its time. The authors' padding has no counterpart: packed tokens give what their real tokens get.
+number: the noise, and where its variance lies in its range. It is trained with diffusion (`fitv2.diffusion`) and takes
+the integer step of 1000 as its time. The authors' padding has no counterpart: packed tokens give what real tokens get.
 """
 
 from __future__ import annotations

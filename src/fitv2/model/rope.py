@@ -1,8 +1,8 @@
 """2-D rotary position embedding, and its forms for images larger than those of training.
 
-Half of each head turns with the row, half with the column (FiT, Sec. 3.2). For larger images frequencies are lowered, per
-axis or alike, and attention may be sharpened (FiT, Sec. 3.4; FiTv2, Sec. III-E). Frequencies are chosen per image: a
-batch may mix sizes that need different ones.
+Half of each head turns with the row, half with the column (FiT, Sec. 3.2). For larger images frequencies are lowered,
+per axis or alike, and attention may be sharpened (FiT, Sec. 3.4; FiTv2, Sec. III-E). Frequencies are chosen per image:
+a batch may mix sizes that need different ones.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ class RopeScheme:
 
     method: one of `METHODS`. per_axis: height and width each by its own ratio (the *Vision* forms) instead of both by
     the larger one. attention: one of `ATTENTION_SCALES`, a factor on the logits. train_side: patches per side of the
-    square of the training budget. theta: the base of the frequencies. target: (rows, columns) that frequencies are made for; None: each image's own.
+    square of the training budget. theta: the base of the frequencies. target: (rows, columns) that frequencies are made
+    for; None: each image's own.
     Raises ValueError for an unknown name or an impossible size.
     """
 
@@ -188,3 +189,4 @@ EXTRAPOLATIONS = {"none": ("none", False)} | {
     for prefix in ("", "vision-")
     for name, method in (("pi", "interpolation"), ("ntk", "ntk-aware"), ("parts", "ntk-by-parts"), ("yarn", "yarn"))
 }
+PLAIN = RopeScheme()

@@ -16,7 +16,7 @@ from ..tokens import TokenBatch
 from .attention import SelfAttention, packed_attention
 from .layers import FinalLayer, LabelEmbedder, PatchEmbedder, SwiGLU, TimestepEmbedder
 from .modulation import FullModulation, LowRankModulation, modulated_norm
-from .rope import RopeScheme, rotation_table
+from .rope import PLAIN, RopeScheme, rotation_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class FiTConfig:
     mlp_ratio: float = 4.0
     lora_rank: int | None = None
     qk_norm_affine: bool = False
-    rope: RopeScheme = RopeScheme()
+    rope: RopeScheme = PLAIN
 
     def __post_init__(self) -> None:
         if self.width % (4 * self.heads):
@@ -141,8 +141,13 @@ class FiT(nn.Module):
     def forward(self, batch: TokenBatch, t_B: Tensor, y_B: Tensor, rope: RopeScheme | None = None) -> Tensor:
         """batch.x (T, C), t (B,) float in [0, 1], y (B,) int64 in [0, num_classes] to the velocity (T, C).
 
-        rope: how positions are turned in this call; None: as the configuration says.
+        rope: how positions are turned in this call; None: as the configuration says. Weights in half precision compute
+        under autocast: norms, rotations and the residual stream stay float32.
         """
+        dtype = self.final_layer.linear.weight.dtype
+        if dtype in (torch.bfloat16, torch.float16) and not torch.is_autocast_enabled(batch.x.device.type):
+            with torch.autocast(batch.x.device.type, dtype):
+                return self(batch, t_B, y_B, rope)
         rope = rope or self.config.rope
         order = sorted(range(len(batch)), key=batch.lengths.__getitem__)
         if order == list(range(len(batch))):

@@ -1,0 +1,1 @@
+"""Foreign interfaces: diffusers models and pipelines over the packed core."""

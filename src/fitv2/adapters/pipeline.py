@@ -1,0 +1,281 @@
+"""FiT as a pipeline of diffusers: images of many sizes and classes in one packed batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from torch import Tensor
+
+from ..atomic import write_text
+from ..autoencoder import KLAutoencoder, Pixels
+from ..generate import Network, Sampling, Wish, check_solver, guided, integrate
+from ..model.rope import RopeScheme
+from ..pretrained import BUILTIN, Pretrained, load_pretrained
+from ..samplers.noise import ImageNoise
+from ..samplers.ode import Velocity
+from ..sheets import to_image
+from ..tokens import TokenBatch
+from .transformer import FiTTransformer2DModel
+
+CUSTOM_PIPELINE = 'from fitv2.adapters.pipeline import FiTPipeline\n\n__all__ = ["FiTPipeline"]\n'
+LARGEST_SEED = 2**62
+
+
+def default_scheduler() -> UniPCMultistepScheduler:
+    """Two-step, one model call a step, on the rectified path."""
+    return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=1.0)
+
+
+class FiTPipeline(DiffusionPipeline):
+    """Class-conditional pictures of any sizes.
+
+    vae: an AutoencoderKL, or None where pixels are the latents. scheduler: any of diffusers that integrates a rectified
+    flow. id2label: names of the classes by number.
+    """
+
+    model_cpu_offload_seq = "transformer->vae"
+    _optional_components: ClassVar = ["vae"]
+    _callback_tensor_inputs: ClassVar = ["latents"]
+
+    def __init__(
+        self,
+        transformer: FiTTransformer2DModel,
+        scheduler: SchedulerMixin,
+        vae: AutoencoderKL | None = None,
+        id2label: dict[int, str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.register_modules(transformer=transformer, scheduler=scheduler, vae=vae)
+        self.register_to_config(id2label=id2label)
+        self.labels = {name: int(number) for number, name in (id2label or {}).items()}
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, **kwargs) -> FiTPipeline:
+        """`builtin:NAME`, a model folder of `fitv2 train` or `fitv2 convert`, or what diffusers knows (with its own
+        arguments): a saved pipeline's folder or a hub id.
+        """
+        if str(name).startswith(BUILTIN) or is_model_folder(Path(name)):
+            return cls.from_model(load_pretrained(name), **kwargs)
+        return super().from_pretrained(name, **kwargs)
+
+    @classmethod
+    def from_model(
+        cls,
+        pretrained: Pretrained,
+        torch_dtype: torch.dtype = torch.float32,
+        scheduler: SchedulerMixin | None = None,
+        vae: AutoencoderKL | None = None,
+    ) -> FiTPipeline:
+        """A pipeline around a model of our own; vae: instead of the one that the model names."""
+        height, width, _ = pretrained.shapes[0][0]
+        transformer = FiTTransformer2DModel.from_fit(pretrained.model, max(height, width))
+        if vae is None and pretrained.autoencoder is not None:
+            vae = AutoencoderKL.from_pretrained(pretrained.autoencoder, torch_dtype=torch_dtype)
+        names = dict(enumerate(pretrained.class_names)) or None
+        if transformer.dtype != torch_dtype:
+            transformer = transformer.to(torch_dtype)
+        return cls(transformer, scheduler or default_scheduler(), vae, names)
+
+    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs) -> None:
+        """As diffusers saves, and with a pipeline.py, so that where this package is installed the folder or hub id is
+        its own custom pipeline: `DiffusionPipeline.from_pretrained(it, custom_pipeline=it, trust_remote_code=True)`.
+        """
+        hub = {name: kwargs.pop(name) for name in ("repo_id", "token", "private", "commit_message") if name in kwargs}
+        super().save_pretrained(save_directory, **kwargs)
+        write_text(Path(save_directory) / "pipeline.py", CUSTOM_PIPELINE)
+        if push_to_hub:
+            self.push_to_hub(hub.pop("repo_id", Path(save_directory).name), **hub, **kwargs)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: int | str | Sequence[int | str] | None = None,
+        sizes: Sequence[tuple[int, int]] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 25,
+        guidance_scale: float = 2.0,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        seeds: Sequence[int] | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        extrapolation: str | RopeScheme | None = None,
+        attention_scale: str | None = None,
+        solver: str | None = None,
+        latents: Tensor | None = None,
+        output_type: str = "pil",
+        callback_on_step_end: Callable | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        return_dict: bool = True,
+    ) -> ImagePipelineOutput | tuple:
+        """Pictures, one per label, each of its own size.
+
+        class_labels: numbers or names; None: one picture of no class. sizes: (height, width) in pixels, one per picture
+        or one for all; or height and width for all; default: the model's own. guidance_interval: times in [0, 1] (1 is
+        the picture) in which guidance acts. seeds: one per picture, the same picture whatever else is in the batch; or
+        generators, one or one per picture. extrapolation: a name of `fitv2.model.rope.EXTRAPOLATIONS` or a RopeScheme.
+        solver: one of this project's own samplers instead of the scheduler. latents: packed starting noise (T, C).
+        output_type: "pil", "np", "pt" (stacked where all sizes are equal) or "latent" (a list of (c, h, w)).
+        callback_on_step_end(pipeline, step, time, tensors) gets and may replace "latents", packed as (T, C).
+        Raises ValueError for what does not fit together, and for a solver of another kind of model.
+        """
+        if solver is not None and callback_on_step_end is not None:
+            raise ValueError("callback_on_step_end goes with the scheduler; leave out solver")
+        wishes = self.wishes(class_labels, sizes or [(height, width)], seeds, generator)
+        sampling = Sampling(
+            steps=num_inference_steps,
+            solver=solver or "euler",
+            guidance=guidance_scale,
+            interval=tuple(guidance_interval),
+            rope=self.rope_scheme(extrapolation, attention_scale),
+        )
+        config = self.transformer.fit.config
+        hw = torch.tensor([wish.size for wish in wishes]) // config.patch_size
+        labels = torch.tensor([wish.label for wish in wishes], device=self._execution_device)
+        noise = ImageNoise([wish.seed for wish in wishes], hw.prod(1).tolist(), config.token_channels)
+        draw = StartFirst(latents, noise.draw, self._execution_device)
+        if solver is None:
+            check_solver(sampling.solver, config)
+            velocity = guided(self.network(sampling), config.num_classes, hw, labels, sampling)
+            x = self.scheduled(velocity, draw(), sampling.steps, callback_on_step_end)
+        else:
+            check_solver(solver, config)
+            x = integrate(self.network(sampling), config, hw, labels, sampling, draw)
+        images = self.finished(TokenBatch(x.float(), hw).to_latents(config.patch_size), output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def network(self, sampling: Sampling) -> Network:
+        """The transformer as samplers see it, called as diffusers calls it, so that its hooks (offloading) run."""
+
+        def network(batch: TokenBatch, t: Tensor, y: Tensor) -> Tensor:
+            batch = batch.to(self.transformer.dtype)
+            settings = {"timestep": t, "class_labels": y, "rope": sampling.rope, "return_dict": False}
+            return self.transformer(batch, **settings)[0].float()
+
+        return network
+
+    def scheduled(self, velocity: Velocity, x: Tensor, steps: int, callback: Callable | None) -> Tensor:
+        """Integrates with the pipeline's scheduler, whose time runs from noise at sigma 1 to the picture at 0.
+
+        Time comes from the sigmas: the timesteps of some schedulers are cut to integers. Some want more than two
+        dimensions, so the packed tokens are one image to them.
+        """
+        if isinstance(self.scheduler, FlowMatchEulerDiscreteScheduler):
+            # By itself it would end at sigma 0.001 and spend a step on the rest.
+            self.scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps).tolist(), device=x.device)
+        else:
+            self.scheduler.set_timesteps(steps, device=x.device)
+        x, self._interrupt = x[None], False
+        for i, timestep in enumerate(self.progress_bar(self.scheduler.timesteps)):
+            if self._interrupt:
+                break
+            # Solvers look up sigmas on the CPU; the first is kept a hair below 1 by some of them.
+            output = -velocity(x[0], 1 - self.scheduler.sigmas[i].float())[None]
+            x = self.scheduler.step(output, timestep, x, return_dict=False)[0]
+            if callback is not None:
+                x = callback(self, i, timestep, {"latents": x[0]}).pop("latents", x[0])[None]
+        return x[0]
+
+    def wishes(
+        self,
+        class_labels: int | str | Sequence[int | str] | None,
+        sizes: Sequence[tuple[int | None, int | None]],
+        seeds: Sequence[int] | None,
+        generator: torch.Generator | Sequence[torch.Generator] | None,
+    ) -> list[Wish]:
+        """One per picture, sizes in latent pixels. Raises ValueError for what is unknown or not one per picture."""
+        config, factor = self.transformer.fit.config, self.codec.factor
+        labels = self.label_numbers(class_labels)
+        sizes = [size or (None, None) for size in sizes] * (len(labels) if len(sizes) == 1 else 1)
+        if len(sizes) != len(labels):
+            raise ValueError(f"{len(sizes)} sizes for {len(labels)} class labels: give one per picture, or one for all")
+        seeds = draw_seeds(len(labels), generator) if seeds is None else list(seeds)
+        if len(seeds) != len(labels):
+            raise ValueError(f"{len(seeds)} seeds or generators for {len(labels)} pictures: give one per picture")
+        own = self.transformer.config.sample_size * factor
+        wishes = []
+        for label, size, seed in zip(labels, sizes, seeds, strict=True):
+            pixels = tuple(side or own for side in size)
+            check_size(pixels, config.patch_size * factor)
+            wishes.append(Wish(label, (pixels[0] // factor, pixels[1] // factor), seed))
+        return wishes
+
+    def label_numbers(self, class_labels: int | str | Sequence[int | str] | None) -> list[int]:
+        """Names and numbers as numbers; the number of classes itself is "no class"."""
+        classes = self.transformer.fit.config.num_classes
+        if class_labels is None:
+            return [classes]
+        numbers = []
+        for label in [class_labels] if isinstance(class_labels, int | str) else class_labels:
+            number = self.labels.get(label) if isinstance(label, str) else int(label)
+            if number is None or not 0 <= number <= classes:
+                names = ", ".join(list(self.labels)[:20]) or "without names"
+                raise ValueError(f"there is no class {label!r}: 0 to {classes - 1} are {names}, and {classes} is none")
+            numbers.append(number)
+        return numbers
+
+    def rope_scheme(self, extrapolation: str | RopeScheme | None, attention_scale: str | None) -> RopeScheme | None:
+        """The positions that a call asks for; None: as the model's configuration says."""
+        if isinstance(extrapolation, str):
+            return self.transformer.fit.config.rope.named(extrapolation, attention_scale)
+        return extrapolation
+
+    @property
+    def codec(self) -> Pixels | KLAutoencoder:
+        """Between latents and pictures."""
+        return Pixels() if self.vae is None else KLAutoencoder(self.vae)
+
+    def finished(self, latents: list[Tensor], output_type: str) -> list | Tensor | np.ndarray:
+        """Latents as what was asked for; arrays are stacked where all sizes are equal."""
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f"output_type is 'pil', 'np', 'pt' or 'latent', not {output_type!r}")
+        if output_type == "latent":
+            return stacked(latents)
+        images = [self.codec.decode(latent).cpu() for latent in latents]
+        if output_type == "pil":
+            return [to_image(image) for image in images]
+        images = [(image / 2 + 0.5).clamp(0, 1) for image in images]
+        return stacked(images if output_type == "pt" else [image.permute(1, 2, 0).numpy() for image in images])
+
+
+class StartFirst:
+    """Gives the starting noise first (the caller's own, or the first draw), then one draw after the other."""
+
+    def __init__(self, latents: Tensor | None, draw: Callable[[], Tensor], device: torch.device) -> None:
+        self.latents, self.draw, self.device = latents, draw, device
+
+    def __call__(self) -> Tensor:
+        latents, self.latents = self.latents, None
+        return (self.draw() if latents is None else latents.float()).to(self.device)
+
+
+def is_model_folder(folder: Path) -> bool:
+    """Whether it is one of this project's own, or a run's with one in it."""
+    return any((home / "model.safetensors").is_file() for home in (folder, folder / "model"))
+
+
+def draw_seeds(count: int, generator: torch.Generator | Sequence[torch.Generator] | None) -> list[int]:
+    """A seed per picture: from its own generator, or from the one for all (None: torch's own)."""
+    if isinstance(generator, Sequence):
+        return [draw_seeds(1, own)[0] for own in generator]
+    device = generator.device if generator is not None else "cpu"
+    return torch.randint(LARGEST_SEED, (count,), generator=generator, device=device).tolist()
+
+
+def check_size(pixels: tuple[int, int], unit: int) -> None:
+    if min(pixels) < 1 or any(side % unit for side in pixels):
+        nearest = "x".join(str(max(unit, round(side / unit) * unit)) for side in pixels)
+        raise ValueError(f"{pixels[0]}x{pixels[1]} is not divisible by {unit}; the nearest size is {nearest}")
+
+
+def stacked(arrays: list) -> list | Tensor | np.ndarray:
+    if len({tuple(array.shape) for array in arrays}) > 1:
+        return arrays
+    return torch.stack(arrays) if isinstance(arrays[0], Tensor) else np.stack(arrays)

@@ -1,0 +1,138 @@
+"""FiT as a model of diffusers: its loading, saving, sharding, adapters, casting and offloading."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.loaders import PeftAdapterMixin
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor
+
+from ..model.rope import RopeScheme
+from ..model.transformer import FiT, FiTConfig
+from ..pretrained import ARCHITECTURES, architecture_of
+from ..tokens import TokenBatch
+
+
+class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
+    """The velocity network of FiTv2 (or the noise network of FiT) behind the interface of diffusers.
+
+    num_embeds_ada_norm: number of classes; the label of that number is the null class. sample_size: side of a square
+    latent where a call names no size. rope: fields of `fitv2.RopeScheme`. The weights are those of `fitv2.FiT`, under
+    "fit.". Raises ValueError as `fitv2.FiTConfig` does.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules: ClassVar = ["FiTBlock"]
+    _repeated_blocks: ClassVar = ["FiTBlock"]
+    _skip_layerwise_casting_patterns: ClassVar = ["x_embedder", "t_embedder", "y_embedder", "adaLN", "norm"]
+
+    @register_to_config
+    def __init__(
+        self,
+        num_attention_heads: int = 16,
+        attention_head_dim: int = 72,
+        num_layers: int = 36,
+        patch_size: int = 2,
+        in_channels: int = 4,
+        num_embeds_ada_norm: int = 1000,
+        mlp_ratio: float = 4.0,
+        adaln_lora_rank: int | None = None,
+        qk_norm_affine: bool = False,
+        rope: dict[str, Any] | None = None,
+        sample_size: int = 32,
+        architecture: str = "FiTv2",
+    ) -> None:
+        super().__init__()
+        if architecture not in ARCHITECTURES:
+            raise ValueError(f"there is no architecture {architecture!r}; choose from {', '.join(ARCHITECTURES)}")
+        self.fit = FiT(
+            ARCHITECTURES[architecture](
+                width=num_attention_heads * attention_head_dim,
+                depth=num_layers,
+                heads=num_attention_heads,
+                patch_size=patch_size,
+                in_channels=in_channels,
+                num_classes=num_embeds_ada_norm,
+                mlp_ratio=mlp_ratio,
+                lora_rank=adaln_lora_rank,
+                qk_norm_affine=qk_norm_affine,
+                rope=RopeScheme(**(rope or {})),
+            )
+        )
+        self.gradient_checkpointing = False
+
+    @classmethod
+    def from_fit(cls, model: FiT, sample_size: int = 32) -> FiTTransformer2DModel:
+        """The same network, sharing its weights."""
+        with torch.device("meta"):
+            adapter = cls(**model_settings(model.config), sample_size=sample_size)
+        adapter.fit = model
+        return adapter.train(model.training)
+
+    def forward(
+        self,
+        hidden_states: Tensor | TokenBatch,
+        timestep: Tensor,
+        class_labels: Tensor | None = None,
+        rope: RopeScheme | None = None,
+        return_dict: bool = True,
+    ) -> Transformer2DModelOutput | tuple[Tensor]:
+        """The network's output in the shape of its input: (B, C, H, W), or (T, C) for a packed batch.
+
+        timestep: (B,) or one for all, in [0, 1] where 1 is data (FiT: the step, 0 to 999), never rounded to integers.
+        class_labels: (B,) int64; None: no class. rope: how positions are turned in this call. The output is the
+        velocity towards the data; schedulers of diffusers integrate towards noise and want its negative.
+        """
+        packed = isinstance(hidden_states, TokenBatch)
+        batch = hidden_states if packed else pack(hidden_states, self.config.patch_size)
+        device = batch.x.device
+        if class_labels is None:
+            class_labels = torch.full((len(batch),), self.fit.null_label, device=device)
+        t_B = torch.as_tensor(timestep, device=device).float().expand(len(batch))
+        self.fit.activation_checkpointing = self.gradient_checkpointing
+        # By the model's dtype, not its weights': with layerwise casting those are stored in another one.
+        with torch.autocast(device.type, self.dtype, enabled=self.dtype in (torch.bfloat16, torch.float16)):
+            output = self.fit(batch, t_B, class_labels, rope=rope).to(batch.x.dtype)
+        if not packed:
+            output = unpack(output, hidden_states.shape, self.config.patch_size)
+        return Transformer2DModelOutput(sample=output) if return_dict else (output,)
+
+
+def model_settings(config: FiTConfig) -> dict[str, Any]:
+    """A configuration in the words of diffusers."""
+    rope = {name: value for name, value in vars(config.rope).items()}
+    return {
+        "num_attention_heads": config.heads,
+        "attention_head_dim": config.width // config.heads,
+        "num_layers": config.depth,
+        "patch_size": config.patch_size,
+        "in_channels": config.in_channels,
+        "num_embeds_ada_norm": config.num_classes,
+        "mlp_ratio": config.mlp_ratio,
+        "adaln_lora_rank": config.lora_rank,
+        "qk_norm_affine": config.qk_norm_affine,
+        "rope": rope,
+        "architecture": architecture_of(config),
+    }
+
+
+def pack(latents_BCHW: Tensor, patch_size: int) -> TokenBatch:
+    """Latents of one size to a packed batch. Raises ValueError when the size is not divisible by the patch."""
+    images, _, height, width = latents_BCHW.shape
+    p = patch_size
+    if height % p or width % p:
+        raise ValueError(f"a latent of {height}x{width} cannot be cut into patches of {p}x{p}")
+    patches = latents_BCHW.unflatten(3, (-1, p)).unflatten(2, (-1, p)).permute(0, 2, 4, 1, 3, 5)
+    return TokenBatch(patches.flatten(3).flatten(0, 2), torch.tensor([[height // p, width // p]] * images))
+
+
+def unpack(tokens_TC: Tensor, shape: torch.Size, patch_size: int) -> Tensor:
+    """The inverse of `pack`, for any number of channels."""
+    images, _, height, width = shape
+    rows, columns = height // patch_size, width // patch_size
+    patches = tokens_TC.unflatten(0, (images, rows, columns)).unflatten(3, (-1, patch_size, patch_size))
+    return patches.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)

@@ -1,0 +1,56 @@
+"""`fitv2 convert`: the authors' checkpoints to model folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def convert(
+    config: Annotated[Path, typer.Option(help="the authors' YAML file, such as configs/fitv2/config_fitv2_xl.yaml")],
+    checkpoint: Annotated[
+        Path,
+        typer.Option(help=".safetensors or pickled .bin (code in it is never run), or a sharded checkpoint's folder"),
+    ],
+    out: Annotated[Path, typer.Option(help="the model folder to write")],
+    labels: Annotated[
+        Path | None, typer.Option(help="text file of class names, one a line in order of their numbers")
+    ] = None,
+    autoencoder: Annotated[
+        str | None, typer.Option(help="folder or hub id; default: the one that the YAML file names")
+    ] = None,
+) -> None:
+    """Convert a checkpoint of the authors' FiT or FiTv2, so that 'fitv2 sample --model OUT' runs it.
+
+    [bold]Example[/bold]
+
+      fitv2 convert --config config_fitv2_xl.yaml --checkpoint fitv2_xl.safetensors --out models/fitv2-xl
+    """
+    from math import isqrt
+
+    from ..convert import from_official, official_autoencoder, read_official_config
+    from ..pretrained import architecture_of, save_pretrained
+
+    params = read_official_config(config)
+    names = labels.read_text().split("\n") if labels else []
+    names = [name.strip() for name in names if name.strip()]
+    model = from_official(checkpoint, **params)
+    classes = model.config.num_classes
+    if names and len(names) != classes:
+        raise ValueError(f"{labels} names {len(names)} classes, and the model has {classes}")
+    side = isqrt(int(params.get("context_size", 256))) * model.config.patch_size
+    dtype = next(model.parameters()).dtype
+    save_pretrained(
+        out,
+        model.config,
+        model.state_dict(),
+        names,
+        [[(side, side, 1)]],
+        dtype,
+        autoencoder or official_autoencoder(config),
+    )
+    parameters = sum(weight.numel() for weight in model.parameters())
+    print(f"{out}: {architecture_of(model.config)} of {parameters / 1e6:.1f} M parameters, {dtype}")
+    print(f"Sample from it with: fitv2 sample --model {out}")

@@ -1,0 +1,316 @@
+"""At home in diffusers: the model, the pipeline, its schedulers, saving and loading, offloading, casting, LoRA."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
+
+from fitv2 import FiT1Config, FiTConfig, FiTPipeline, FiTTransformer2DModel, RopeScheme, TokenBatch
+from fitv2.adapters.pipeline import default_scheduler
+from fitv2.adapters.transformer import pack, unpack
+from fitv2.generate import Sampling, Wish, generate
+from fitv2.pretrained import load_pretrained
+from tiny import random_model
+
+CONFIG = FiTConfig(width=32, depth=2, heads=2, num_classes=5, rope=RopeScheme(train_side=4))
+FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 1.0}
+CALL = {"class_labels": ["trouser", 8, 3], "sizes": [(28, 12), (20, 28), (40, 16)], "seeds": [1, 2, 3]}
+QUICK = CALL | {"num_inference_steps": 3}
+
+
+@pytest.fixture
+def transformer() -> FiTTransformer2DModel:
+    return FiTTransformer2DModel.from_fit(random_model(CONFIG), sample_size=8)
+
+
+@pytest.fixture
+def pipe() -> FiTPipeline:
+    pipe = FiTPipeline.from_pretrained("builtin:fashion")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def inputs(dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+    latents = torch.randn(3, 4, 8, 6, generator=torch.Generator().manual_seed(0)).to(dtype)
+    return {
+        "hidden_states": latents,
+        "timestep": torch.tensor([0.1, 0.5, 0.9]),
+        "class_labels": torch.tensor([0, 1, 5]),
+    }
+
+
+@torch.no_grad()
+def test_latents_and_packed_batches_give_the_same(transformer):
+    given = inputs()
+    latents = given.pop("hidden_states")
+    batch = TokenBatch.from_latents(list(latents), 2)
+    assert torch.equal(pack(latents, 2).x, batch.x) and torch.equal(unpack(batch.x, latents.shape, 2), latents)
+    plain = transformer(latents, **given).sample
+    packed = transformer(batch, **given, return_dict=False)[0]
+    torch.testing.assert_close(plain, unpack(packed, latents.shape, 2))
+    direct = transformer.fit(batch, given["timestep"], given["class_labels"])
+    torch.testing.assert_close(packed, direct)
+    one_time = transformer(latents, timestep=torch.tensor(0.5), class_labels=given["class_labels"]).sample
+    torch.testing.assert_close(one_time[1], plain[1])
+    with pytest.raises(ValueError, match="7x6 cannot be cut into patches of 2x2"):
+        transformer(latents[:, :, :7], **given)
+
+
+@torch.no_grad()
+def test_saved_and_loaded_whole_and_sharded(transformer, tmp_path):
+    expected = transformer(**inputs()).sample
+    for folder, size in (("whole", "1GB"), ("sharded", "50KB")):
+        transformer.save_pretrained(tmp_path / folder, max_shard_size=size)
+        loaded = FiTTransformer2DModel.from_pretrained(tmp_path / folder)
+        assert loaded.fit.config == CONFIG
+        torch.testing.assert_close(loaded(**inputs()).sample, expected)
+    assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_half_precision(transformer, tmp_path, dtype):
+    expected = transformer(**inputs()).sample
+    transformer.save_pretrained(tmp_path)
+    half = FiTTransformer2DModel.from_pretrained(tmp_path, torch_dtype=dtype)
+    assert {parameter.dtype for parameter in half.parameters()} == {dtype}
+    output = half(**inputs(dtype)).sample
+    assert output.dtype == dtype
+    assert (output.float() - expected).abs().max() < 0.03 * expected.abs().max()
+
+
+@torch.no_grad()
+def test_layerwise_casting(transformer):
+    expected = transformer(**inputs()).sample
+    transformer.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=torch.float32)
+    assert transformer.fit.blocks[0].mlp.fc2.weight.dtype == torch.bfloat16
+    output = transformer(**inputs()).sample
+    assert 0 < (output - expected).abs().max() < 0.03 * expected.abs().max()
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(transformer):
+    gradients = []
+    for enable in (transformer.disable_gradient_checkpointing, transformer.enable_gradient_checkpointing):
+        enable()
+        transformer.zero_grad()
+        transformer.train()(**inputs()).sample.square().mean().backward()
+        gradients.append([parameter.grad.clone() for parameter in transformer.parameters()])
+    assert transformer.is_gradient_checkpointing and transformer.fit.activation_checkpointing
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, checkpointed)
+
+
+@torch.no_grad()
+def test_lora_is_added_trained_saved_and_loaded(transformer, tmp_path):
+    from peft import LoraConfig
+
+    expected = transformer(**inputs()).sample
+    config = LoraConfig(r=2, lora_alpha=2, target_modules=["qkv", "fc2"], init_lora_weights=False)
+    transformer.add_adapter(config)
+    adapted = transformer(**inputs()).sample
+    assert (adapted - expected).abs().max() > 1e-3
+    transformer.save_lora_adapter(tmp_path)
+    transformer.disable_adapters()
+    torch.testing.assert_close(transformer(**inputs()).sample, expected)
+    other = FiTTransformer2DModel.from_fit(random_model(CONFIG), sample_size=8)
+    other.load_lora_adapter(tmp_path, prefix=None, weight_name="pytorch_lora_weights.safetensors")
+    torch.testing.assert_close(other(**inputs()).sample, adapted)
+
+
+@torch.no_grad()
+def test_disk_offload(transformer, tmp_path):
+    expected = transformer(**inputs()).sample
+    transformer.save_pretrained(tmp_path / "model")
+    device_map = {"fit.x_embedder": "cpu", "fit.t_embedder": "cpu", "fit.y_embedder": "cpu"}
+    device_map |= {"fit.global_adaLN_modulation": "cpu", "fit.final_layer": "cpu"}
+    device_map |= {"fit.blocks.0": "cpu", "fit.blocks.1": "disk"}
+    loaded = FiTTransformer2DModel.from_pretrained(
+        tmp_path / "model", device_map=device_map, offload_folder=tmp_path / "offload"
+    )
+    assert loaded.fit.blocks[1].mlp.fc2.weight.device.type == "meta"
+    torch.testing.assert_close(loaded(**inputs()).sample, expected)
+
+
+@torch.no_grad()
+def test_compiled(transformer):
+    expected = transformer(**inputs()).sample
+    compiled = torch.compile(transformer, backend="eager")
+    torch.testing.assert_close(compiled(**inputs()).sample, expected)
+
+
+def distance(made, reference) -> float:
+    return max((ours - theirs).abs().mean().item() for ours, theirs in zip(made, reference, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "largest"),
+    [
+        (UniPCMultistepScheduler(**FLOW), 0.01),
+        (FlowMatchHeunDiscreteScheduler(), 0.01),
+        (DPMSolverMultistepScheduler(**FLOW), 0.02),
+        (FlowMatchEulerDiscreteScheduler(), 0.06),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_schedulers_of_diffusers_solve_the_same_equation(pipe, scheduler, largest):
+    """Against many steps of RK4, in units where a picture spans 2. Euler's error is that of our own Euler."""
+    call = CALL | {"output_type": "latent", "guidance_scale": 1.5}
+    reference = pipe(**call, num_inference_steps=60, solver="rk4").images
+    pipe.scheduler = scheduler
+    made = pipe(**call, num_inference_steps=20).images
+    assert distance(made, reference) < largest
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        assert distance(made, pipe(**call, num_inference_steps=20, solver="euler").images) < 1e-4
+
+
+def test_our_own_samplers_make_the_same_as_generate(pipe):
+    made = pipe(**QUICK, solver="heun", output_type="latent", guidance_interval=(0.2, 0.9)).images
+    wishes = [Wish(label, size, seed) for label, size, seed in zip([1, 8, 3], CALL["sizes"], [1, 2, 3], strict=True)]
+    sampling = Sampling(steps=3, solver="heun", guidance=2.0, interval=(0.2, 0.9))
+    expected = generate(load_pretrained("builtin:fashion").model, wishes, sampling)
+    for ours, theirs in zip(made, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_an_image_depends_on_its_own_seed_only(pipe):
+    together = pipe(**QUICK, output_type="latent").images
+    alone = pipe(8, [(20, 28)], seeds=[2], num_inference_steps=3, output_type="latent").images
+    torch.testing.assert_close(together[1], alone[0], atol=1e-4, rtol=0)
+
+
+def test_kinds_of_output(pipe):
+    images = pipe(**QUICK).images
+    assert [image.size for image in images] == [(12, 28), (28, 20), (16, 40)]
+    same = {"class_labels": [0, 1], "height": 20, "width": 24, "seeds": [1, 2], "num_inference_steps": 2}
+    array, tensor = pipe(**same, output_type="np").images, pipe(**same, output_type="pt", return_dict=False)[0]
+    assert array.shape == (2, 20, 24, 1) and tensor.shape == (2, 1, 20, 24)
+    assert np.allclose(array[:, :, :, 0], tensor[:, 0].numpy()) and array.min() >= 0 and array.max() <= 1
+    pixels = np.asarray(pipe(**same).images[0]) / 255
+    assert np.abs(pixels - array[0, :, :, 0]).max() <= 0.5 / 255 + 1e-6
+
+
+def test_generators_and_torchs_own_seed(pipe):
+    call = {"class_labels": [1, 2], "num_inference_steps": 2, "output_type": "latent"}
+    runs = [pipe(**call, generator=torch.Generator().manual_seed(5)).images for _ in range(2)]
+    assert torch.equal(*runs)
+    pair = [torch.Generator().manual_seed(5), torch.Generator().manual_seed(6)]
+    assert torch.equal(pipe(**call, generator=pair).images[0], runs[0][0])
+    torch.manual_seed(3)
+    first = pipe(**call).images
+    torch.manual_seed(3)
+    assert torch.equal(pipe(**call).images, first) and not torch.equal(pipe(**call).images, first)
+
+
+def test_callback_sees_and_replaces_the_latents(pipe):
+    steps = []
+
+    def zero_at_the_end(pipeline, step, time, tensors):
+        steps.append((step, float(time), tensors["latents"].shape))
+        return {"latents": torch.zeros_like(tensors["latents"])} if step == 2 else {}
+
+    made = pipe(**QUICK, callback_on_step_end=zero_at_the_end, output_type="latent").images
+    assert [step for step, _, _ in steps] == [0, 1, 2] and all(image.abs().max() == 0 for image in made)
+    assert {shape for _, _, shape in steps} == {(7 * 3 + 5 * 7 + 10 * 4, 16)}
+
+
+def test_extrapolation_by_name_and_by_scheme(pipe):
+    plain = pipe(**QUICK, output_type="latent").images
+    named = pipe(**QUICK, output_type="latent", extrapolation="vision-ntk", attention_scale="paper").images
+    rope = RopeScheme(method="ntk-aware", per_axis=True, attention="paper", train_side=7)
+    given = pipe(**QUICK, output_type="latent", extrapolation=rope).images
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(named, given, strict=True))
+    # 28x12 and 20x28 lie within the training size of 28x28: nothing changes for them.
+    assert [torch.allclose(ours, theirs, atol=1e-5) for ours, theirs in zip(named, plain, strict=True)] == [1, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"sizes": [(28, 10)] * 3}, "28x10 is not divisible by 4; the nearest size is 28x8"),
+        ({"sizes": [(28, 12)] * 2}, "2 sizes for 3 class labels"),
+        ({"seeds": [1]}, "1 seeds or generators for 3 pictures"),
+        ({"class_labels": ["trouser", 3, "hat"]}, "there is no class 'hat': 0 to 9 are t-shirt, trouser"),
+        ({"class_labels": [1, 2, 11]}, "there is no class 11"),
+        ({"output_type": "jpeg"}, "output_type is 'pil'"),
+        ({"solver": "ddpm"}, "ddpm is not for a FiTv2 model"),
+        ({"extrapolation": "ntk2"}, "there is no extrapolation 'ntk2'"),
+    ],
+)
+def test_what_does_not_fit_is_said_in_a_sentence(pipe, changes, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        pipe(**QUICK | changes)
+
+
+def test_saved_folder_loads_in_a_fresh_process_without_training_code(pipe, tmp_path):
+    expected = pipe(**QUICK, output_type="latent").images
+    pipe.save_pretrained(tmp_path / "saved")
+    again = FiTPipeline.from_pretrained(tmp_path / "saved")
+    again.set_progress_bar_config(disable=True)
+    for ours, theirs in zip(again(**QUICK, output_type="latent").images, expected, strict=True):
+        assert torch.equal(ours, theirs)
+    torch.save(expected, tmp_path / "expected.pt")
+    code = f"""
+import sys, torch
+from diffusers import DiffusionPipeline
+folder = {str(tmp_path / "saved")!r}
+pipe = DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)
+made = pipe(**{QUICK!r}, output_type="latent").images
+assert all(torch.equal(a, b) for a, b in zip(made, torch.load({str(tmp_path / "expected.pt")!r})))
+assert type(pipe).__name__ == "FiTPipeline"
+assert not [name for name in sys.modules if name.startswith(("fitv2.training", "fitv2.cli", "fitv2.evaluation"))]
+"""
+    environment = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | environment)
+
+
+def tiny_autoencoder() -> AutoencoderKL:
+    torch.manual_seed(0)
+    blocks = {"block_out_channels": (8, 8, 8, 8), "norm_num_groups": 4, "sample_size": 32}
+    types = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    return AutoencoderKL(**blocks, **types, latent_channels=4, scaling_factor=0.5, shift_factor=0.1).eval()
+
+
+def test_latents_are_decoded_by_the_autoencoder(transformer):
+    """A real AutoencoderKL of random weights: the published ones cannot be had offline."""
+    vae = tiny_autoencoder()
+    pipe = FiTPipeline(transformer, default_scheduler(), vae, {0: "tench", 1: "goldfish"})
+    pipe.set_progress_bar_config(disable=True)
+    call = {"class_labels": ["goldfish", 5], "sizes": [(64, 48), (32, 80)], "seeds": [1, 2], "num_inference_steps": 2}
+    images, latents = pipe(**call).images, pipe(**call, output_type="latent").images
+    assert [image.size for image in images] == [(48, 64), (80, 32)] and images[0].mode == "RGB"
+    assert [tuple(latent.shape) for latent in latents] == [(4, 8, 6), (4, 4, 10)]
+    with torch.no_grad():
+        pixels = vae.decode(latents[0][None] / 0.5 + 0.1).sample[0]
+    expected = ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+    assert np.array_equal(np.asarray(images[0]), expected)
+    with pytest.raises(ValueError, match="72x48 is not divisible by 16; the nearest size is 64x48"):
+        pipe(1, [(72, 48)])
+
+
+def test_fit_the_baseline_samples_by_diffusion():
+    transformer = FiTTransformer2DModel.from_fit(random_model(FiT1Config(width=32, depth=1, heads=2, num_classes=5)), 8)
+    pipe = FiTPipeline(transformer, default_scheduler())
+    call = {"class_labels": [1, 2], "height": 8, "width": 12, "seeds": [1, 2], "num_inference_steps": 3}
+    assert pipe(**call, solver="ddim", output_type="latent").images.shape == (2, 4, 8, 12)
+    with pytest.raises(ValueError, match="is not for a FiT model; choose from ddpm, ddim"):
+        pipe(**call)
+
+
+def test_a_pipelines_folder_says_what_it_is(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index["_class_name"] == "FiTPipeline" and index["id2label"]["1"] == "trouser"
+    assert index["transformer"] == ["fitv2.adapters.transformer", "FiTTransformer2DModel"]
+    assert Path(tmp_path / "pipeline.py").read_text().startswith("from fitv2")

@@ -1,0 +1,249 @@
+"""The authors' checkpoints: keys, files of every kind, and the command that makes model folders of them."""
+
+import json
+import pickle
+import resource
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import fitv2
+from fitv2.convert import official_config, read_official_config
+from fitv2.model.fit1 import FiT1Config
+from fitv2.pretrained import load_pretrained
+from golden_fixtures import FOLDER, INDEX, kwargs, load, weights
+from tiny import command_line, process
+
+KWARGS = kwargs("f01")
+YAML = """
+diffusion:
+  pretrained_first_stage_model_path: stabilityai/sd-vae-ft-ema
+  network_config:
+    target: fit.model.fit_model.FiT
+    params: {params}
+accelerate:
+  optimizer:
+    betas: ${{tuple:0.9, 0.999}}
+"""
+
+
+@pytest.fixture
+def state() -> dict[str, torch.Tensor]:
+    return weights(load("f01"))
+
+
+@pytest.fixture
+def yaml_file(tmp_path) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(YAML.format(params=json.dumps(KWARGS)))
+    return path
+
+
+@pytest.mark.parametrize(("name", "file"), [("fitv2_xl", "xl"), ("fitv2_3B", "3B"), ("fit_xl", "fit_xl")])
+def test_published_models_have_the_authors_keys_and_shapes(name, file):
+    expected = json.loads((FOLDER / f"state_dict_{file}.json").read_text())
+    with torch.device("meta"):
+        model = fitv2.FiT(official_config(shared_modulation=name != "fit_xl", **INDEX["state_dict_kwargs"][name]))
+    assert {key: list(tensor.shape) for key, tensor in model.state_dict().items()} == expected
+
+
+@pytest.mark.parametrize(
+    ("preset", "name"), [("FiTv2-XL/2", "fitv2_xl"), ("FiTv2-3B/2", "fitv2_3B"), ("FiT-XL/2", "fit_xl")]
+)
+def test_presets_are_the_published_models(preset, name):
+    ours, theirs = fitv2.preset(preset), official_config(**INDEX["state_dict_kwargs"][name])
+    assert type(ours) is type(theirs)
+    assert (ours.width, ours.depth, ours.heads, ours.modulation_rank) == (
+        theirs.width,
+        theirs.depth,
+        theirs.heads,
+        theirs.modulation_rank,
+    )
+
+
+@pytest.mark.parametrize("fixture", [("f01", "fitv2"), ("f02", "fitv2"), ("f07", "fitv1")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_there_and_back_is_bit_for_bit(fixture, dtype):
+    before = {key: tensor.to(dtype) for key, tensor in weights(load(fixture[0])).items()}
+    after = fitv2.to_official(fitv2.from_official(before, **kwargs(*fixture)))
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[key], before[key]) and after[key].dtype == dtype for key in before)
+
+
+def test_a_model_of_a_state_dict_does_not_share_its_memory(state):
+    model = fitv2.from_official(state, **KWARGS)
+    before = state["x_embedder.proj.bias"].clone()
+    with torch.no_grad():
+        model.x_embedder.proj.bias.add_(1)
+    assert torch.equal(state["x_embedder.proj.bias"], before)
+
+
+def write_shards(folder: Path, state: dict[str, torch.Tensor]) -> Path:
+    keys = sorted(state)
+    names = {key: f"model-0000{1 + (i % 2)}-of-00002.safetensors" for i, key in enumerate(keys)}
+    for shard in sorted(set(names.values())):
+        save_file({key: state[key] for key in keys if names[key] == shard}, folder / shard)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": names}))
+    return index
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin", "old bin", "nested", "distributed", "index", "folder"])
+def test_every_kind_of_file(kind, state, tmp_path):
+    path = tmp_path / "checkpoint.bin"
+    if kind == "safetensors":
+        path = tmp_path / "checkpoint.safetensors"
+        save_file(state, path)
+    elif kind in ("index", "folder"):
+        path = write_shards(tmp_path, state)
+        path = tmp_path if kind == "folder" else path
+    else:
+        content = {
+            "nested": {"ema": state, "step": 7},
+            "distributed": {f"module.{key}": tensor for key, tensor in state.items()},
+        }.get(kind, state)
+        torch.save(content, path, _use_new_zipfile_serialization=kind != "old bin")
+    loaded = fitv2.to_official(fitv2.from_official(path, **KWARGS))
+    assert loaded.keys() == state.keys() and all(torch.equal(loaded[key], state[key]) for key in state)
+
+
+class Malicious:
+    def __reduce__(self):
+        return Path.touch, (Path("executed"),)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_with_code_is_refused_and_not_run(zipped, state, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(state | {"code": Malicious()}, "evil.bin", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ValueError, match=r"evil.bin is refused: .*or holds more than weights.*\.safetensors"):
+        fitv2.from_official("evil.bin", **KWARGS)
+    Path("plain.bin").write_bytes(pickle.dumps(Malicious()))
+    with pytest.raises(ValueError, match=r"plain\.bin is refused"):
+        fitv2.from_official("plain.bin", **KWARGS)
+    assert not Path("executed").exists()
+
+
+def test_wrong_keys_and_shapes_are_listed(state):
+    del state["blocks.0.attn.qkv.bias"]
+    state["pos_embed"] = torch.zeros(3)
+    state["final_layer.linear.bias"] = torch.zeros(17)
+    with pytest.raises(ValueError) as error:
+        fitv2.from_official(state, **KWARGS)
+    assert str(error.value).endswith(
+        "final_layer.linear.bias has shape (17,), the model needs (16,); "
+        "missing blocks.0.attn.qkv.bias; unexpected pos_embed"
+    )
+
+
+def test_a_checkpoint_of_another_width_names_a_key_and_both_shapes(state):
+    with pytest.raises(ValueError, match=r"x_embedder.proj.weight has shape \(32, 16\), the model needs \(64, 16\)"):
+        fitv2.from_official(state, **KWARGS | {"hidden_size": 64})
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"q_norm": None}, r"q_norm=None is not FiTv2, which has q_norm='layernorm'"),
+        ({"norm_type": "rmsnorm"}, "norm_type='rmsnorm' is not FiTv2"),
+        ({"depths": 3}, "the argument 'depths' is not known here"),
+        ({"custom_freqs": "ntk"}, "custom_freqs='ntk' is not known here; known are normal, linear"),
+        ({"custom_freqs": "yarn"}, "needs ori_max_pe_len"),
+        ({"custom_freqs": "yarn", "ori_max_pe_len": 16}, "needs max_pe_len_h and max_pe_len_w, or online_rope"),
+    ],
+)
+def test_what_is_another_network_is_refused(changes, complaint, state):
+    with pytest.raises(ValueError, match=complaint):
+        fitv2.from_official(state, **KWARGS | changes)
+    with pytest.raises(ValueError, match="the argument depth is missing"):
+        fitv2.from_official(state, hidden_size=32, num_heads=2)
+
+
+def test_the_family_is_told_by_arguments_or_else_by_keys(state):
+    sizes = {name: KWARGS[name] for name in ("hidden_size", "depth", "num_heads", "num_classes", "adaln_lora_dim")}
+    assert type(fitv2.from_official(state, **sizes).config) is fitv2.FiTConfig
+    first = weights(load("f07"))
+    assert type(fitv2.from_official(first, **sizes).config) is FiT1Config
+    with pytest.raises(ValueError, match="missing global_adaLN_modulation"):
+        fitv2.from_official(first, **sizes, use_sit=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("missing.bin", None, "there is no file"),
+        ("garbage.bin", b"garbage", "is refused: it is damaged"),
+        ("garbage.safetensors", b"garbage", "cannot be read"),
+        ("garbage.index.json", b"{}", "cannot be read"),
+        ("away.index.json", b'{"weight_map": {"a": "../a.safetensors"}}', "outside its own folder"),
+    ],
+)
+def test_damaged_files_are_said_in_a_sentence(name, content, complaint, tmp_path):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=complaint):
+        fitv2.from_official(tmp_path / name, **KWARGS)
+
+
+def test_a_missing_shard_and_a_shard_that_lacks_keys(state, tmp_path):
+    index = write_shards(tmp_path, state)
+    save_file({"a": torch.zeros(1)}, tmp_path / "model-00002-of-00002.safetensors")
+    with pytest.raises(ValueError, match=r"the shards of .* lack blocks"):
+        fitv2.from_official(index, **KWARGS)
+    (tmp_path / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(ValueError, match="there is no file"):
+        fitv2.from_official(index, **KWARGS)
+
+
+def test_the_yaml_files_of_the_authors(yaml_file, tmp_path):
+    assert read_official_config(yaml_file) == KWARGS
+    for text, complaint in (("a: b", "no diffusion.network_config.params"), ("a: [", "is not YAML")):
+        (tmp_path / "other.yaml").write_text(text)
+        with pytest.raises(ValueError, match=complaint):
+            read_official_config(tmp_path / "other.yaml")
+
+
+def test_the_command_makes_a_folder_that_samples_the_same(state, yaml_file, tmp_path, monkeypatch, capsys):
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    (tmp_path / "names.txt").write_text("\n".join("abcdefghij"))
+    files = {"config": yaml_file, "checkpoint": tmp_path / "pytorch_model.bin", "labels": tmp_path / "names.txt"}
+    arguments = [word for name, value in files.items() for word in (f"--{name}", str(value))]
+    monkeypatch.setattr(sys, "argv", ["fitv2", "convert", *arguments, "--out", str(tmp_path / "model")])
+    with pytest.raises(SystemExit) as exit_:
+        fitv2_main()
+    assert exit_.value.code == 0 and "FiTv2 of 0.0 M parameters" in capsys.readouterr().out
+    converted = load_pretrained(tmp_path / "model")
+    assert converted.autoencoder == "stabilityai/sd-vae-ft-ema" and converted.class_names == list("abcdefghij")
+    assert converted.shapes == [[(32, 32, 1)]]
+    assert all(torch.equal(tensor, state[key]) for key, tensor in converted.model.state_dict().items())
+
+
+def fitv2_main() -> None:
+    from fitv2.cli import main
+
+    main()
+
+
+def convert_and_report_memory(folder: str) -> None:
+    command_line_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    path = Path(folder)
+    arguments = ["convert", "--config", str(path / "c.yaml"), "--checkpoint", str(path / "c.safetensors")]
+    try:
+        command_line(*arguments, "--out", str(path / "out"))
+    finally:
+        after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        (path / "memory.json").write_text(json.dumps((after - command_line_memory) * 1024))
+
+
+def test_conversion_holds_one_copy_of_the_weights(tmp_path):
+    changes = {"hidden_size": 512, "depth": 12, "num_heads": 8, "adaln_lora_dim": None}
+    model = fitv2.FiT(official_config(**KWARGS | changes))
+    save_file(model.state_dict(), tmp_path / "c.safetensors")
+    (tmp_path / "c.yaml").write_text(YAML.format(params=json.dumps(KWARGS | changes)))
+    child = process(convert_and_report_memory, str(tmp_path))
+    child.join()
+    size = (tmp_path / "c.safetensors").stat().st_size
+    assert json.loads((tmp_path / "memory.json").read_text()) < 1.4 * size
