@@ -21,6 +21,7 @@ from fitv2 import FiT1Config, FiTConfig, FiTPipeline, FiTTransformer2DModel, Rop
 from fitv2.adapters.pipeline import default_scheduler
 from fitv2.adapters.transformer import pack, unpack
 from fitv2.generate import Sampling, Wish, generate
+from fitv2.model.context import pack_context
 from fitv2.pretrained import load_pretrained
 from tiny import random_model
 
@@ -77,6 +78,21 @@ def test_saved_and_loaded_whole_and_sharded(transformer, tmp_path):
         assert loaded.fit.config == CONFIG
         torch.testing.assert_close(loaded(**inputs()).sample, expected)
     assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 1
+
+
+@pytest.mark.parametrize("kind", ["cross", "joint"])
+@torch.no_grad()
+def test_context_tokens(kind, tmp_path):
+    config = FiTConfig(width=32, depth=1, heads=2, num_classes=5, context=kind, context_channels=12)
+    model = FiTTransformer2DModel.from_fit(random_model(config))
+    tokens = torch.randn(3, 4, 12)
+    one = model(**inputs(), encoder_hidden_states=tokens).sample
+    packed = model(**inputs(), encoder_hidden_states=pack_context(list(tokens))).sample
+    assert torch.equal(one, packed)
+    assert not torch.equal(one, model(**inputs(), encoder_hidden_states=tokens + 1).sample)
+    model.save_pretrained(tmp_path)
+    loaded = FiTTransformer2DModel.from_pretrained(tmp_path)
+    torch.testing.assert_close(loaded(**inputs(), encoder_hidden_states=tokens).sample, one)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from fitv2.cli.sample import showcase
-from fitv2.generate import SOLVER_NAMES
+from fitv2.generate import DIFFUSION_SOLVERS, FLOW_SOLVERS
 from fitv2.pretrained import Pretrained, load_pretrained, save_pretrained
 from tiny import CLASSES, CONFIG, command_line, process, random_model
 
@@ -167,7 +167,11 @@ def test_a_class_that_had_no_picture_is_shown_in_the_sizes_of_another(model):
         ),
         (["--labels", "spoon"], ["no class 'spoon' in this model; its classes are 0 t-shirt, 1 trouser"]),
         (["--labels", "10"], ["no class '10' in this model"]),
-        (["--solver", "ddim"], ["no solver 'ddim'; the solvers are euler"]),
+        (["--solver", "dpm"], ["no solver 'dpm'; the solvers are euler"]),
+        (["--solver", "ddim"], ["ddim is not for a FiTv2 model; choose from euler"]),
+        (["--extrapolation", "ntk-vision"], ["no extrapolation 'ntk-vision'; choose from none, pi"]),
+        (["--extrapolation", "ntk", "--attention-scale", "eq15"], ["no attention scale 'eq15'"]),
+        (["--attention-scale", "paper"], ["--attention-scale belongs to an --extrapolation"]),
         (["--guidance-interval", "0.8", "0.2"], ["must lie within 0 and 1, low end first"]),
         (["--model", "nowhere"], ["nowhere is not a model: no config.json and model.safetensors"]),
         (["--size", "8x8", "--labels", "1", "--out", "stdout"], ["File exists"]),
@@ -262,7 +266,7 @@ def test_a_mistake_with_the_built_in_set_is_one_sentence(fitv2, setting, part):
 
 def test_solver_names_in_help_are_those_that_exist(fitv2):
     shown = " ".join(fitv2("sample", "--help").out.replace("│", " ").split())
-    assert ", ".join(SOLVER_NAMES[:-1]) + f" or {SOLVER_NAMES[-1]}" in shown
+    assert ", ".join(FLOW_SOLVERS) in shown and " or ".join(DIFFUSION_SOLVERS) in shown
 
 
 def test_folders_without_pictures_are_one_sentence(train, fitv2, tmp_path):

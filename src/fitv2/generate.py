@@ -106,6 +106,11 @@ def generate(
     return [latents[i] for i in range(len(wishes))]
 
 
+def default_solver(config: FiTConfig) -> str:
+    """What to take when nothing else is said."""
+    return "ddim" if isinstance(config, FiT1Config) else "ab2"
+
+
 def check_solver(solver: str, config: FiTConfig) -> None:
     """Raises ValueError for a solver of another kind of model."""
     noise = isinstance(config, FiT1Config)

@@ -86,19 +86,19 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def load_pretrained(name: str | Path) -> Pretrained:
-    """`builtin:NAME`, a model folder, or a run's folder (its newest exported model), in float32 and eval mode.
+def load_pretrained(name: str | Path, dtype: torch.dtype = torch.float32) -> Pretrained:
+    """`builtin:NAME`, a model folder, or a run's folder (its newest exported model), in `dtype` and eval mode.
 
     Raises ValueError when there is none or it is damaged.
     """
     name = str(name)
     if name.startswith(BUILTIN):
         with as_file(files("fitv2").joinpath("builtin", name.removeprefix(BUILTIN))) as folder:
-            return read_folder(folder, name)
-    return read_folder(Path(name) / "model" if (Path(name) / "model").is_dir() else Path(name), name)
+            return read_folder(folder, name, dtype)
+    return read_folder(Path(name) / "model" if (Path(name) / "model").is_dir() else Path(name), name, dtype)
 
 
-def read_folder(folder: Path, name: str) -> Pretrained:
+def read_folder(folder: Path, name: str, dtype: torch.dtype) -> Pretrained:
     config_file, weights_file = folder / "config.json", folder / "model.safetensors"
     if not (config_file.is_file() and weights_file.is_file()):
         raise ValueError(f"{name} is not a model: no config.json and model.safetensors in {folder}")
@@ -115,6 +115,6 @@ def read_folder(folder: Path, name: str) -> Pretrained:
     with torch.device("meta"):
         model = FiT(config)
     for key in weights:  # One by one: never a second copy of all.
-        weights[key] = weights[key].float()
+        weights[key] = weights[key].to(dtype)
     load_strictly(model, weights, assign=True)
     return Pretrained(model.eval(), class_names, shapes, content.get("autoencoder"))

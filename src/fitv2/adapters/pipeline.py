@@ -62,14 +62,13 @@ class FiTPipeline(DiffusionPipeline):
         arguments): a saved pipeline's folder or a hub id.
         """
         if str(name).startswith(BUILTIN) or is_model_folder(Path(name)):
-            return cls.from_model(load_pretrained(name), **kwargs)
+            return cls.from_model(load_pretrained(name, kwargs.pop("torch_dtype", torch.float32)), **kwargs)
         return super().from_pretrained(name, **kwargs)
 
     @classmethod
     def from_model(
         cls,
         pretrained: Pretrained,
-        torch_dtype: torch.dtype = torch.float32,
         scheduler: SchedulerMixin | None = None,
         vae: AutoencoderKL | None = None,
     ) -> FiTPipeline:
@@ -77,10 +76,10 @@ class FiTPipeline(DiffusionPipeline):
         height, width, _ = pretrained.shapes[0][0]
         transformer = FiTTransformer2DModel.from_fit(pretrained.model, max(height, width))
         if vae is None and pretrained.autoencoder is not None:
-            vae = AutoencoderKL.from_pretrained(pretrained.autoencoder, torch_dtype=torch_dtype)
+            vae = AutoencoderKL.from_pretrained(
+                pretrained.autoencoder, torch_dtype=next(pretrained.model.parameters()).dtype
+            )
         names = dict(enumerate(pretrained.class_names)) or None
-        if transformer.dtype != torch_dtype:
-            transformer = transformer.to(torch_dtype)
         return cls(transformer, scheduler or default_scheduler(), vae, names)
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs) -> None:

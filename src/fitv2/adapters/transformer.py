@@ -11,6 +11,7 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
+from ..model.context import pack_context
 from ..model.rope import RopeScheme
 from ..model.transformer import FiT, FiTConfig
 from ..pretrained import ARCHITECTURES, architecture_of
@@ -21,7 +22,8 @@ class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
     """The velocity network of FiTv2 (or the noise network of FiT) behind the interface of diffusers.
 
     num_embeds_ada_norm: number of classes; the label of that number is the null class. sample_size: side of a square
-    latent where a call names no size. rope: fields of `fitv2.RopeScheme`. The weights are those of `fitv2.FiT`, under
+    latent where a call names no size. rope: fields of `fitv2.RopeScheme`. context: "none", "cross" or "joint", of
+    tokens of cross_attention_dim numbers (see `fitv2.model.context`). The weights are those of `fitv2.FiT`, under
     "fit.". Raises ValueError as `fitv2.FiTConfig` does.
     """
 
@@ -45,6 +47,8 @@ class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         rope: dict[str, Any] | None = None,
         sample_size: int = 32,
         architecture: str = "FiTv2",
+        context: str = "none",
+        cross_attention_dim: int = 768,
     ) -> None:
         super().__init__()
         if architecture not in ARCHITECTURES:
@@ -61,6 +65,8 @@ class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
                 lora_rank=adaln_lora_rank,
                 qk_norm_affine=qk_norm_affine,
                 rope=RopeScheme(**(rope or {})),
+                context=context,
+                context_channels=cross_attention_dim,
             )
         )
         self.gradient_checkpointing = False
@@ -78,14 +84,17 @@ class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         hidden_states: Tensor | TokenBatch,
         timestep: Tensor,
         class_labels: Tensor | None = None,
+        encoder_hidden_states: Tensor | TokenBatch | None = None,
         rope: RopeScheme | None = None,
         return_dict: bool = True,
     ) -> Transformer2DModelOutput | tuple[Tensor]:
         """The network's output in the shape of its input: (B, C, H, W), or (T, C) for a packed batch.
 
         timestep: (B,) or one for all, in [0, 1] where 1 is data (FiT: the step, 0 to 999), never rounded to integers.
-        class_labels: (B,) int64; None: no class. rope: how positions are turned in this call. The output is the
-        velocity towards the data; schedulers of diffusers integrate towards noise and want its negative.
+        class_labels: (B,) int64; None: no class. encoder_hidden_states: context tokens (B, S, E), or a context batch of
+        `fitv2.model.context.pack_context` where each image has its own number of them. rope: how positions are turned
+        in this call. The output is the velocity towards the data; schedulers of diffusers integrate towards noise and
+        want its negative.
         """
         packed = isinstance(hidden_states, TokenBatch)
         batch = hidden_states if packed else pack(hidden_states, self.config.patch_size)
@@ -93,10 +102,13 @@ class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         if class_labels is None:
             class_labels = torch.full((len(batch),), self.fit.null_label, device=device)
         t_B = torch.as_tensor(timestep, device=device).float().expand(len(batch))
+        context = encoder_hidden_states
+        if isinstance(context, Tensor):
+            context = pack_context(context.unbind(0))
         self.fit.activation_checkpointing = self.gradient_checkpointing
         # By the model's dtype, not its weights': with layerwise casting those are stored in another one.
         with torch.autocast(device.type, self.dtype, enabled=self.dtype in (torch.bfloat16, torch.float16)):
-            output = self.fit(batch, t_B, class_labels, rope=rope).to(batch.x.dtype)
+            output = self.fit(batch, t_B, class_labels, rope=rope, context=context).to(batch.x.dtype)
         if not packed:
             output = unpack(output, hidden_states.shape, self.config.patch_size)
         return Transformer2DModelOutput(sample=output) if return_dict else (output,)
@@ -117,6 +129,8 @@ def model_settings(config: FiTConfig) -> dict[str, Any]:
         "qk_norm_affine": config.qk_norm_affine,
         "rope": rope,
         "architecture": architecture_of(config),
+        "context": config.context,
+        "cross_attention_dim": config.context_channels,
     }
 
 

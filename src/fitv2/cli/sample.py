@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ..pretrained import Pretrained
 
 LARGER = 1.43
+PRECISIONS = {"float32": "float32", "bf16": "bfloat16"}
 
 
 def sample(
@@ -32,12 +33,12 @@ def sample(
     num: Annotated[int, typer.Option(min=1, help="pictures per class and size")] = 1,
     steps: Annotated[int, typer.Option(min=1, help="solver steps")] = 25,
     solver: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="euler, midpoint, heun, heun3, rk4, rk4_38, ab2, dopri5, adaptive_heun, euler-maruyama, sde-heun; "
-            "for FiT models ddpm or ddim"
+            "for FiT models ddpm or ddim; default ab2, and ddim"
         ),
-    ] = "ab2",
+    ] = None,
     guidance: Annotated[float, typer.Option(help="scale of classifier-free guidance; 1 is none")] = 2.0,
     guidance_interval: Annotated[
         tuple[float, float], typer.Option(help="times between which guidance acts; 0 is noise, 1 is the picture")
@@ -55,6 +56,9 @@ def sample(
     autoencoder: Annotated[
         str | None, typer.Option(help="folder or hub id, where the model's own cannot be found; default: the model's")
     ] = None,
+    precision: Annotated[
+        Literal["float32", "bf16"], typer.Option(help="of the weights and products; bf16 takes half the memory")
+    ] = "float32",
     seed: Annotated[
         int, typer.Option(min=0, max=2**62, help="the first picture's seed; each further one has the next")
     ] = 0,
@@ -73,18 +77,20 @@ def sample(
 
     The same seed gives the same picture, whatever else is made along with it.
     """
+    import torch
+
     from ..autoencoder import load_autoencoder
-    from ..generate import Sampling, generate
+    from ..generate import Sampling, default_solver, generate
     from ..pretrained import default_device, load_pretrained
     from ..sheets import contact_sheet, to_image
     from .progress import image_progress
 
-    pretrained = load_pretrained(model)
+    pretrained = load_pretrained(model, getattr(torch, PRECISIONS[precision]))
     pretrained.model.to(default_device())
     codec = load_autoencoder(autoencoder or pretrained.autoencoder, default_device())
     sampling = Sampling(
         steps=steps,
-        solver=solver,
+        solver=solver or default_solver(pretrained.model.config),
         guidance=guidance,
         interval=guidance_interval,
         rope=rope_scheme(pretrained, extrapolation, attention_scale),
@@ -111,7 +117,7 @@ def sample(
     contact_sheet(images, captions).save(sheet)
 
     calls = sampling.model_calls
-    report = {"model": model, "solver": solver, "steps": steps, "model_calls": calls, "guidance": guidance}
+    report = {"model": model, "solver": sampling.solver, "steps": steps, "model_calls": calls, "guidance": guidance}
     report |= {
         "guidance_interval": guidance_interval,
         "seconds": round(seconds, 2),
@@ -123,7 +129,7 @@ def sample(
         return
     unseen = sum(not row["seen"] for row in rows)
     print(
-        f"{len(rows)} pictures by {model} in {seconds:.1f} s: {solver}, "
+        f"{len(rows)} pictures by {model} in {seconds:.1f} s: {sampling.solver}, "
         f"{f'{steps} steps, {calls} model calls' if calls else 'steps of its own choice'}, guidance {guidance:g}."
     )
     if unseen:

@@ -12,17 +12,18 @@ from .rope import rotate
 LONGEST_PLAIN = 512
 
 
-def packed_attention(q_TNH: Tensor, k_TNH: Tensor, v_TNH: Tensor, runs: list[tuple[int, int]]) -> Tensor:
+def packed_attention(q_TNH: Tensor, k_TNH: Tensor, v_TNH: Tensor, runs: list[tuple[int, ...]]) -> Tensor:
     """Attention that never crosses an image's border; (T, N, H) in and out.
 
     runs: (images, tokens per image) of neighbouring images of equal length, which become one batched product each:
-    views, no copies, no padding. Sort a batch by length to have few of them.
+    views, no copies, no padding. Sort a batch by length to have few of them. Where keys and values are of a context:
+    (images, tokens, context tokens), and k, v are (S, N, H).
     """
-    spans = [images * length for images, length in runs]
+    queries, keys = ([run[0] * run[side] for run in runs] for side in (1, -1))
     outputs = []
-    for (images, length), *qkv in zip(runs, *(x.split(spans) for x in (q_TNH, k_TNH, v_TNH)), strict=True):
-        q, k, v = (x.unflatten(0, (images, length)).transpose(1, 2) for x in qkv)
-        plain = q.device.type == "cpu" and length <= LONGEST_PLAIN
+    for run, q, *kv in zip(runs, q_TNH.split(queries), k_TNH.split(keys), v_TNH.split(keys), strict=True):
+        q, k, v = (x.unflatten(0, (run[0], -1)).transpose(1, 2) for x in (q, *kv))
+        plain = q.device.type == "cpu" and max(run[1:]) <= LONGEST_PLAIN
         attend = plain_attention if plain else F.scaled_dot_product_attention
         outputs.append(attend(q, k, v).transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs)

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..tokens import TokenBatch
 from .attention import SelfAttention, packed_attention
+from .context import CONTEXTS, ContextEmbedder, CrossAttention, join
 from .layers import FinalLayer, LabelEmbedder, PatchEmbedder, SwiGLU, TimestepEmbedder
 from .modulation import FullModulation, LowRankModulation, modulated_norm
 from .rope import PLAIN, RopeScheme, rotation_table
@@ -24,6 +25,7 @@ class FiTConfig:
     """Everything that fixes the network. Raises ValueError where the numbers do not fit each other.
 
     rope: how positions are turned unless a call says otherwise; its train_side tells where extrapolation begins.
+    context: "none", or how context tokens of `context_channels` numbers condition: see `fitv2.model.context`.
     """
 
     width: int
@@ -36,6 +38,8 @@ class FiTConfig:
     lora_rank: int | None = None
     qk_norm_affine: bool = False
     rope: RopeScheme = PLAIN
+    context: str = "none"
+    context_channels: int = 768
 
     def __post_init__(self) -> None:
         if self.width % (4 * self.heads):
@@ -43,6 +47,8 @@ class FiTConfig:
                 f"width {self.width} with {self.heads} heads: the width of a head must be a whole multiple of 4, "
                 "because rows and columns each turn pairs of its numbers"
             )
+        if self.context not in CONTEXTS:
+            raise ValueError(f"there is no context {self.context!r}; choose from {', '.join(CONTEXTS)}")
         if isinstance(self.rope, dict):  # As JSON has it.
             object.__setattr__(self, "rope", RopeScheme(**self.rope))
 
@@ -85,13 +91,24 @@ class FiTBlock(nn.Module):
         self.attn = config.build_attention()
         self.mlp = SwiGLU(config.width, config.mlp_hidden)
         self.adaLN_modulation = config.build_modulation()
+        self.cross = CrossAttention(config.width, config.heads) if config.context == "cross" else None
 
     def forward(
-        self, x_TD: Tensor, c_BD: Tensor, global_B6D: Tensor, batch: TokenBatch, table: tuple[Tensor, Tensor]
+        self,
+        x_TD: Tensor,
+        c_BD: Tensor,
+        global_B6D: Tensor,
+        batch: TokenBatch,
+        table: tuple[Tensor, Tensor],
+        context: TokenBatch | None = None,
     ) -> Tensor:
         modulation_T6D = batch.spread(global_B6D + self.adaLN_modulation(c_BD))
         q, k, v = self.before_attention(x_TD, modulation_T6D, table)
-        return self.after_attention(x_TD, packed_attention(q, k, v, batch.runs), modulation_T6D)
+        attended = packed_attention(q, k, v, batch.runs)
+        if self.cross is None:
+            return self.after_attention(x_TD, attended, modulation_T6D)
+        x_TD = self.add_attention(x_TD, attended, modulation_T6D)
+        return self.add_mlp(x_TD + self.cross(x_TD, batch, context), modulation_T6D)
 
     # Two halves around attention: all that is per token, so that `FiT.compile_blocks` can fuse each into a few kernels.
 
@@ -100,9 +117,15 @@ class FiTBlock(nn.Module):
         return self.attn.queries_keys_values(modulated_norm(x_TD, shift, scale), table)
 
     def after_attention(self, x_TD: Tensor, attended_TNH: Tensor, modulation_T6D: Tensor) -> Tensor:
-        _, _, gate1, shift2, scale2, gate2 = modulation_T6D.chunk(6, dim=-1)
-        x_TD = x_TD + gate1 * self.attn.proj(attended_TNH.flatten(1))
-        return x_TD + gate2 * self.mlp(modulated_norm(x_TD, shift2, scale2))
+        return self.add_mlp(self.add_attention(x_TD, attended_TNH, modulation_T6D), modulation_T6D)
+
+    def add_attention(self, x_TD: Tensor, attended_TNH: Tensor, modulation_T6D: Tensor) -> Tensor:
+        gate = modulation_T6D.chunk(6, dim=-1)[2]
+        return x_TD + gate * self.attn.proj(attended_TNH.flatten(1))
+
+    def add_mlp(self, x_TD: Tensor, modulation_T6D: Tensor) -> Tensor:
+        *_, shift, scale, gate = modulation_T6D.chunk(6, dim=-1)
+        return x_TD + gate * self.mlp(modulated_norm(x_TD, shift, scale))
 
 
 class FiT(nn.Module):
@@ -118,6 +141,8 @@ class FiT(nn.Module):
         self.global_adaLN_modulation = config.build_global_modulation()
         self.blocks = nn.ModuleList(FiTBlock(config) for _ in range(config.depth))
         self.final_layer = FinalLayer(config.width, config.output_channels)
+        if config.context != "none":
+            self.context_embedder = ContextEmbedder(config.context_channels, config.width)
         for block in self.blocks:
             for linear in (block.attn.qkv, block.attn.proj, block.mlp.fc1_g, block.mlp.fc1_x, block.mlp.fc2):
                 nn.init.xavier_uniform_(linear.weight)
@@ -138,39 +163,72 @@ class FiT(nn.Module):
             for block in self.blocks:
                 setattr(block, name, partial(compiled, block))
 
-    def forward(self, batch: TokenBatch, t_B: Tensor, y_B: Tensor, rope: RopeScheme | None = None) -> Tensor:
+    def forward(
+        self,
+        batch: TokenBatch,
+        t_B: Tensor,
+        y_B: Tensor,
+        rope: RopeScheme | None = None,
+        context: TokenBatch | None = None,
+    ) -> Tensor:
         """batch.x (T, C), t (B,) float in [0, 1], y (B,) int64 in [0, num_classes] to the velocity (T, C).
 
-        rope: how positions are turned in this call; None: as the configuration says. Weights in half precision compute
-        under autocast: norms, rotations and the residual stream stay float32.
+        rope: how positions are turned in this call; None: as the configuration says. context: of each image, for a
+        model with one. Weights in half precision compute under autocast: norms, rotations and the residual stream stay
+        float32. Raises ValueError for a context that is missing, or that the model has no use for.
         """
         dtype = self.final_layer.linear.weight.dtype
         if dtype in (torch.bfloat16, torch.float16) and not torch.is_autocast_enabled(batch.x.device.type):
             with torch.autocast(batch.x.device.type, dtype):
-                return self(batch, t_B, y_B, rope)
+                return self(batch, t_B, y_B, rope, context)
+        if (context is None) != (self.config.context == "none") or (context and len(context) != len(batch)):
+            given = "none" if context is None else f"{len(context)}"
+            raise ValueError(f"context={self.config.context!r} in the model, and {given} given for {len(batch)} images")
         rope = rope or self.config.rope
-        order = sorted(range(len(batch)), key=batch.lengths.__getitem__)
+        lengths = list(zip(batch.lengths, context.lengths if context else batch.lengths, strict=True))
+        order = sorted(range(len(batch)), key=lengths.__getitem__)
         if order == list(range(len(batch))):
-            return self._forward_sorted(batch, t_B, y_B, rope)
+            return self._forward_sorted(batch, t_B, y_B, rope, context)
         # Sorted by length, images of equal length become neighbours, and attention needs few products.
         back = sorted(range(len(order)), key=order.__getitem__)
-        batch = batch.select(order)
-        return batch.with_x(self._forward_sorted(batch, t_B[order], y_B[order], rope)).select(back).x
+        batch, context = batch.select(order), context.select(order) if context else None
+        return batch.with_x(self._forward_sorted(batch, t_B[order], y_B[order], rope, context)).select(back).x
 
-    def _forward_sorted(self, batch: TokenBatch, t_B: Tensor, y_B: Tensor, rope: RopeScheme) -> Tensor:
-        head_dim = self.config.width // self.config.heads
-        table = rotation_table(batch.positions, batch.image_index, batch.hw, head_dim, rope)
+    def _forward_sorted(
+        self, batch: TokenBatch, t_B: Tensor, y_B: Tensor, rope: RopeScheme, context: TokenBatch | None
+    ) -> Tensor:
         c_BD = self.t_embedder(t_B) + self.y_embedder(y_B)
-        global_B6D = self.global_adaLN_modulation(c_BD)
         # The residual stream stays float32 under autocast: sums of many small bfloat16 steps would lose them.
-        x_TD = self.x_embedder(batch.x).float()
-        for block in self.blocks:
-            if self.activation_checkpointing and torch.is_grad_enabled():
-                x_TD = checkpoint(block, x_TD, c_BD, global_B6D, batch, table, use_reentrant=False)
-            else:
-                x_TD = block(x_TD, c_BD, global_B6D, batch, table)
+        sequence, positions = batch.with_x(self.x_embedder(batch.x).float()), batch.positions
+        own = slice(None)
+        if context is not None:
+            context = self.context_embedder(context)
+        if self.config.context == "joint":
+            c_BD = c_BD + context.image_mean(context.x)
+            sequence, positions, own = join(sequence, context)
+        x_TD = self._blocks(sequence, positions, batch.hw, c_BD, rope, context)[own]
         shift, scale = batch.spread(self.final_layer.adaLN_modulation(c_BD)).chunk(2, dim=-1)
         return self.final_layer(x_TD, shift, scale)
+
+    def _blocks(
+        self,
+        batch: TokenBatch,
+        positions_T2: Tensor,
+        hw_B2: Tensor,
+        c_BD: Tensor,
+        rope: RopeScheme,
+        context: TokenBatch | None,
+    ) -> Tensor:
+        head_dim = self.config.width // self.config.heads
+        table = rotation_table(positions_T2, batch.image_index, hw_B2, head_dim, rope)
+        global_B6D = self.global_adaLN_modulation(c_BD)
+        x_TD = batch.x
+        for block in self.blocks:
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                x_TD = checkpoint(block, x_TD, c_BD, global_B6D, batch, table, context, use_reentrant=False)
+            else:
+                x_TD = block(x_TD, c_BD, global_B6D, batch, table, context)
+        return x_TD
 
 
 def load_strictly(model: FiT, state: dict[str, Tensor], assign: bool = False) -> None:

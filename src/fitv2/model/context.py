@@ -1,0 +1,78 @@
+"""Conditioning on packed context tokens, such as those of a text encoder: any number of its own for every image.
+
+"cross": each block attends to the context after attending to the image, through a gate that starts at zero.
+"joint": the context goes before the image's own tokens, on the diagonal of the 2-D RoPE, and its mean joins the AdaLN
+(the text-to-image form of FiTv2). A context batch is a `TokenBatch` whose images are columns: hw is (tokens, 1).
+Shape suffixes as in `fitv2.tokens`, and S packed context tokens, E their channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..tokens import TokenBatch
+from .attention import packed_attention
+
+CONTEXTS = ("none", "cross", "joint")
+
+
+def pack_context(contexts: Sequence[Tensor]) -> TokenBatch:
+    """One (tokens, E) tensor per image, each of its own length, at least one, to a context batch."""
+    return TokenBatch(torch.cat(list(contexts)), torch.tensor([[len(context), 1] for context in contexts]))
+
+
+class ContextEmbedder(nn.Module):
+    """Context tokens (S, E) to the width (S, D)."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(channels, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, context: TokenBatch) -> TokenBatch:
+        return context.with_x(self.mlp(context.x).float())
+
+
+class CrossAttention(nn.Module):
+    """Attention of each image's tokens to its own context, with normalised queries and keys; starts at zero."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, width)
+        self.gate = nn.Parameter(torch.zeros(width))
+        for linear in (self.q, self.kv, self.proj):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, x_TD: Tensor, batch: TokenBatch, context: TokenBatch) -> Tensor:
+        """What to add to the residual stream (T, D)."""
+        q = self.q(F.layer_norm(x_TD, x_TD.shape[-1:], eps=1e-6)).unflatten(-1, (self.heads, -1))
+        k, v = self.kv(context.x).unflatten(-1, (2, self.heads, -1)).unbind(1)
+        q, k = (F.layer_norm(x, x.shape[-1:], eps=1e-6).to(v.dtype) for x in (q, k))
+        pairs = zip(batch.lengths, context.lengths, strict=True)
+        runs = [(len(list(run)), *lengths) for lengths, run in groupby(pairs)]
+        return self.gate * self.proj(packed_attention(q, k, v, runs).flatten(1))
+
+
+def join(batch: TokenBatch, context: TokenBatch) -> tuple[TokenBatch, Tensor, Tensor]:
+    """Context and image tokens of each image as one sequence, context first; all three (T + S, ...).
+
+    Returns the joined batch (its images are columns), the (row, column) of every token (context token m of M at (m, m),
+    patch (i, j) at (M + i, M + j)), and where the image's own tokens are.
+    """
+    lengths, own = context.lengths, batch.lengths
+    from_context = torch.arange(sum(lengths)).split(lengths)
+    from_image = (torch.arange(sum(own)) + sum(lengths)).split(own)
+    order = torch.cat([part for pair in zip(from_context, from_image, strict=True) for part in pair]).to(batch.x.device)
+    after = torch.tensor(lengths, device=batch.x.device)[batch.image_index][:, None]
+    diagonal = context.positions[:, :1].expand(-1, 2)
+    hw = torch.tensor([[m + n, 1] for m, n in zip(lengths, own, strict=True)])
+    joined = TokenBatch(torch.cat((context.x, batch.x))[order], hw)
+    return joined, torch.cat((diagonal, batch.positions + after))[order], order >= sum(lengths)

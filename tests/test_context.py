@@ -1,0 +1,100 @@
+"""Context tokens of each image's own length: packed as one by one, and off by default."""
+
+import pytest
+import torch
+
+from fitv2 import FiT, FiTConfig, TokenBatch
+from fitv2.model.context import join, pack_context
+from tiny import random_model
+
+HW = torch.tensor([[2, 3], [4, 1], [2, 2], [1, 4], [3, 3]])
+LENGTHS = [5, 2, 7, 2, 1]
+
+
+def config(kind: str) -> FiTConfig:
+    return FiTConfig(width=32, depth=2, heads=2, num_classes=0, context=kind, context_channels=12)
+
+
+def given() -> tuple[TokenBatch, torch.Tensor, torch.Tensor, TokenBatch]:
+    torch.manual_seed(1)
+    batch = TokenBatch(torch.randn(int(HW.prod(1).sum()), 16), HW)
+    context = pack_context([torch.randn(length, 12) for length in LENGTHS])
+    return batch, torch.linspace(0, 1, 5), torch.zeros(5, dtype=torch.int64), context
+
+
+@pytest.mark.parametrize("kind", ["cross", "joint"])
+def test_packed_equals_one_by_one_and_any_order(kind):
+    """Values, and gradients of weights and context."""
+    model = random_model(config(kind))
+    batch, t, y, context = given()
+    context.x.requires_grad_()
+    together = model(batch, t, y, context=context)
+    together.square().sum().backward()
+    gradients = [context.x.grad, *(parameter.grad for parameter in model.parameters())]
+    model.zero_grad()
+    alone_context = TokenBatch(context.x.detach().clone().requires_grad_(), context.hw)
+    alone = [
+        model(batch.select([i]), t[i : i + 1], y[i : i + 1], context=alone_context.select([i])) for i in (3, 0, 4, 2, 1)
+    ]
+    ordered = torch.cat([alone[i] for i in (1, 4, 3, 0, 2)])
+    torch.testing.assert_close(together, ordered, atol=1e-5, rtol=1e-5)
+    ordered.square().sum().backward()
+    for ours, theirs in zip([alone_context.x.grad, *(p.grad for p in model.parameters())], gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["cross", "joint"])
+@torch.no_grad()
+def test_an_image_sees_its_own_context_only(kind):
+    model = random_model(config(kind))
+    batch, t, y, context = given()
+    parts = list(context.x.split(LENGTHS))
+    parts[2] = parts[2] + 1
+    before, after = (model(batch, t, y, context=c).split(batch.lengths) for c in (context, pack_context(parts)))
+    assert [torch.equal(a, b) for a, b in zip(before, after, strict=True)] == [True, True, False, True, True]
+
+
+@torch.no_grad()
+def test_a_new_cross_attention_adds_nothing():
+    """So that a model of classes can be given one: with the same other weights it computes what it did."""
+    plain, crossed = FiT(config("none")), FiT(config("cross"))
+    for model in (plain, crossed):
+        for name, parameter in model.named_parameters():
+            if "cross" not in name and "context" not in name:
+                torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(len(name)))
+    batch, t, y, context = given()
+    assert torch.equal(plain(batch, t, y), crossed(batch, t, y, context=context))
+
+
+def test_joined_positions_are_the_diagonal_and_then_the_picture():
+    batch = TokenBatch(torch.arange(6.0)[:, None], torch.tensor([[1, 2], [2, 2]]))
+    context = pack_context([torch.tensor([[10.0], [11.0], [12.0]]), torch.tensor([[20.0]])])
+    joined, positions, own = join(batch, context)
+    assert joined.x[:, 0].tolist() == [10, 11, 12, 0, 1, 20, 2, 3, 4, 5] and joined.lengths == [5, 5]
+    assert positions.tolist() == [[0, 0], [1, 1], [2, 2], [3, 3], [3, 4], [0, 0], [1, 1], [1, 2], [2, 1], [2, 2]]
+    assert torch.equal(joined.x[own], batch.x)
+
+
+@pytest.mark.parametrize("kind", ["cross", "joint"])
+def test_activation_checkpointing_with_context(kind):
+    model = random_model(config(kind))
+    gradients = []
+    for model.activation_checkpointing in (False, True):
+        model.zero_grad()
+        batch, t, y, context = given()
+        model(batch, t, y, context=context).square().sum().backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, checkpointed)
+
+
+def test_a_context_that_is_missing_or_not_wanted():
+    batch, t, y, context = given()
+    with pytest.raises(ValueError, match="context='cross' in the model, and none given for 5 images"):
+        FiT(config("cross"))(batch, t, y)
+    with pytest.raises(ValueError, match="context='none' in the model, and 5 given"):
+        FiT(config("none"))(batch, t, y, context=context)
+    with pytest.raises(ValueError, match="and 2 given for 5 images"):
+        FiT(config("joint"))(batch, t, y, context=context.select([0, 1]))
+    with pytest.raises(ValueError, match="there is no context 'text'"):
+        config("text")
