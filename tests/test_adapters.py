@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -20,10 +21,11 @@ from diffusers import (
 from fitv2 import FiT1Config, FiTConfig, FiTPipeline, FiTTransformer2DModel, RopeScheme, TokenBatch
 from fitv2.adapters.pipeline import default_scheduler
 from fitv2.adapters.transformer import pack, unpack
+from fitv2.autoencoder import KLAutoencoder, load_autoencoder
 from fitv2.generate import Sampling, Wish, generate
 from fitv2.model.context import pack_context
 from fitv2.pretrained import load_pretrained
-from tiny import random_model
+from tiny import process, random_model
 
 CONFIG = FiTConfig(width=32, depth=2, heads=2, num_classes=5, rope=RopeScheme(train_side=4))
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 1.0}
@@ -241,6 +243,24 @@ def test_callback_sees_and_replaces_the_latents(pipe):
     assert {shape for _, _, shape in steps} == {(7 * 3 + 5 * 7 + 10 * 4, 16)}
 
 
+@pytest.mark.parametrize("solver", [None, "ab2"])
+def test_hooks_of_offloading_run_at_every_call_of_the_network(pipe, solver):
+    """Moving a model to a device and away is a hook of accelerate; without such a device it can be watched at work."""
+    from accelerate.hooks import ModelHook, add_hook_to_module
+
+    class Watch(ModelHook):
+        calls = 0
+
+        def pre_forward(self, module, *args, **kwargs):
+            Watch.calls += 1
+            return args, kwargs
+
+    expected = pipe(**QUICK, solver=solver, output_type="latent").images
+    add_hook_to_module(pipe.transformer, Watch())
+    made = pipe(**QUICK, solver=solver, output_type="latent").images
+    assert Watch.calls == 3 and all(torch.equal(a, b) for a, b in zip(made, expected, strict=True))
+
+
 def test_extrapolation_by_name_and_by_scheme(pipe):
     plain = pipe(**QUICK, output_type="latent").images
     named = pipe(**QUICK, output_type="latent", extrapolation="vision-ntk", attention_scale="paper").images
@@ -313,6 +333,47 @@ def test_latents_are_decoded_by_the_autoencoder(transformer):
     assert np.array_equal(np.asarray(images[0]), expected)
     with pytest.raises(ValueError, match="72x48 is not divisible by 16; the nearest size is 64x48"):
         pipe(1, [(72, 48)])
+
+
+def test_large_pictures_are_decoded_in_tiles(monkeypatch):
+    vae = tiny_autoencoder()
+    latent = torch.randn(4, 9, 12, generator=torch.Generator().manual_seed(0))
+    whole = KLAutoencoder(vae).decode(latent)
+    monkeypatch.setattr("fitv2.autoencoder.LARGEST_UNTILED", 32 * 32)
+    tiled = KLAutoencoder(vae).decode(latent)
+    assert tiled.shape == whole.shape == (3, 72, 96) and not torch.equal(tiled, whole)
+    monkeypatch.undo()
+    assert torch.equal(KLAutoencoder(vae).decode(latent), whole)
+
+
+def test_an_autoencoder_by_folder_and_one_that_is_not_there(tmp_path):
+    vae = tiny_autoencoder()
+    vae.save_pretrained(tmp_path / "pipeline" / "vae")
+    vae.save_pretrained(tmp_path / "alone")
+    latent = torch.randn(4, 4, 4)
+    for name in ("pipeline", "alone"):
+        assert torch.equal(load_autoencoder(str(tmp_path / name)).decode(latent), KLAutoencoder(vae).decode(latent))
+    assert load_autoencoder(None).decode(latent) is latent
+    with pytest.raises(ValueError, match="the autoencoder .*nowhere cannot be loaded; name its folder instead"):
+        load_autoencoder(str(tmp_path / "nowhere"))
+
+
+def report_memory_of_loading(folder: str) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    pipe = FiTPipeline.from_pretrained(f"{folder}/pipeline", torch_dtype=torch.bfloat16)
+    assert next(pipe.transformer.parameters()).dtype == torch.bfloat16
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path(folder, "memory.json").write_text(json.dumps((after - before) * 1024))
+
+
+def test_loading_holds_one_copy_of_the_weights(tmp_path):
+    transformer = FiTTransformer2DModel(num_attention_heads=8, attention_head_dim=64, num_layers=24)
+    FiTPipeline(transformer.to(torch.bfloat16), default_scheduler()).save_pretrained(tmp_path / "pipeline")
+    del transformer
+    child = process(report_memory_of_loading, str(tmp_path))
+    child.join()
+    size = sum(path.stat().st_size for path in (tmp_path / "pipeline").rglob("*.safetensors"))
+    assert json.loads((tmp_path / "memory.json").read_text()) < 1.5 * size
 
 
 def test_fit_the_baseline_samples_by_diffusion():
