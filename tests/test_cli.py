@@ -173,7 +173,7 @@ def test_a_class_that_had_no_picture_is_shown_in_the_sizes_of_another(model):
         (["--extrapolation", "ntk", "--attention-scale", "eq15"], ["no attention scale 'eq15'"]),
         (["--attention-scale", "paper"], ["--attention-scale belongs to an --extrapolation"]),
         (["--guidance-interval", "0.8", "0.2"], ["must lie within 0 and 1, low end first"]),
-        (["--model", "nowhere"], ["nowhere is not a model: no config.json and model.safetensors"]),
+        (["--model", "nowhere"], ["nowhere is not a model: there is no nowhere/config.json"]),
         (["--size", "8x8", "--labels", "1", "--out", "stdout"], ["File exists"]),
     ],
 )
@@ -262,6 +262,33 @@ def test_a_mistake_in_a_setting_is_one_sentence(train, pictures, settings, parts
 )
 def test_a_mistake_with_the_built_in_set_is_one_sentence(fitv2, setting, part):
     assert_sentence(fitv2("train", "--recipe", "fashion", "--set", setting), part)
+
+
+def test_a_class_that_has_every_turned_and_doubled_size_is_still_shown():
+    shapes = [[(16, 16, 3), (16, 32, 2), (32, 16, 1)]]
+    assert showcase(Pretrained(random_model(), CLASSES, shapes), 0) == [(16, 16), (16, 32), (24, 24)]
+
+
+def test_names_with_commas_and_slashes(fitv2, tmp_path):
+    names = ["tench, Tinca tinca", "on/off", *CLASSES[2:]]
+    model = random_model()
+    save_pretrained(tmp_path / "model", CONFIG, model.state_dict(), names, SHAPES, torch.float32)
+    asked = ["--model", "model", "--labels", "tench, Tinca tinca", "--labels", "on/off,bag", "--size", "4x8"]
+    report = json.loads(fitv2("sample", *asked, "--steps", "1", "--json").out)
+    assert [row["class"] for row in report["images"]] == ["tench, Tinca tinca", "on/off", "bag"]
+    assert all((tmp_path / row["file"]).is_file() for row in report["images"])
+
+
+def test_what_a_resume_finds_and_what_json_is_for(train):
+    first = train("--resume")
+    assert first.code == 0 and "there is no run in run to continue: starting at step 0" in first.err
+    assert_sentence(train("--resume", "--json"), "--json goes with --dry-run")
+
+
+def test_a_damaged_recipe_of_a_run_is_one_sentence(train, tmp_path):
+    train()
+    (tmp_path / "run" / "recipe.json").write_text('{"model": {}}')
+    assert_sentence(train("--resume"), "recipe.json is damaged", "remove it to continue")
 
 
 def test_solver_names_in_help_are_those_that_exist(fitv2):

@@ -88,6 +88,15 @@ def test_interval_has_both_its_ends(t, active):
     assert (toy.pairs, toy.singles) == ((1, 0) if active else (0, 1))
 
 
+@pytest.mark.parametrize("end", [k / 20 for k in range(21)])
+def test_an_end_of_the_interval_meets_the_same_time_of_the_grid(end):
+    """Half of such numbers are smaller in float32, the precision of times, and half are larger."""
+    for interval in ((end, 1.0), (0.0, end)):
+        toy = Toy()
+        guide(toy.both, toy.conditional, 2.0, interval=interval)(X, torch.tensor(end))
+        assert toy.pairs == 1
+
+
 def test_only_the_first_channels():
     toy = Toy()
     value = guide(toy.both, toy.conditional, 2.0, channels=12)(X, torch.tensor(0.5))

@@ -148,7 +148,10 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     if name in recipe_names():
         text = recipe_folder().joinpath(f"{name}.yaml").read_text()
     elif Path(name).is_file():
-        text = Path(name).read_text()
+        try:
+            text = Path(name).read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise ValueError(f"{name} is not a recipe: it is not UTF-8 text") from None
     else:
         raise ValueError(f"there is no recipe {name!r}; give a YAML file, or one of {', '.join(recipe_names())}")
     return build_recipe(parse_yaml(text, name), overrides)

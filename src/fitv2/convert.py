@@ -163,7 +163,8 @@ def official_rope(
 
 def read_official_config(path: Path) -> dict[str, Any]:
     """The network's constructor arguments in one of the authors' YAML files. Raises ValueError when it is none."""
-    params = read_diffusion(path).get("network_config", {}).get("params")
+    network = read_diffusion(path).get("network_config")
+    params = network.get("params") if isinstance(network, dict) else None
     if not isinstance(params, dict):
         raise ValueError(f"{path} is not one of the authors' files: it has no diffusion.network_config.params")
     return params

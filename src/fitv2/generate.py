@@ -26,7 +26,7 @@ DIFFUSION_SOLVERS = ("ddpm", "ddim")
 SOLVER_NAMES = [*FLOW_SOLVERS, *DIFFUSION_SOLVERS]
 # These choose their steps by the error of all that they integrate: alone, an image's steps depend on nothing else.
 ADAPTIVE = ("dopri5", "adaptive_heun")
-# (packed images, t (B,) in [0, 1] with 1 = data, labels (B,)) to the network's output per token.
+# (packed images, t (B,) in [0, 1] with 1 = data (FiT: the step), labels (B,)) to the network's output per token.
 Network = Callable[[TokenBatch, Tensor, Tensor], Tensor]
 # Of one pass, before guidance doubles them: enough to keep a processor busy. A longer image is a pass of its own.
 TOKENS_PER_PASS = 8192
@@ -92,14 +92,29 @@ def generate(
     An image depends on its own wish alone, not on the others. `progress` gets the number of images just finished.
     Raises ValueError for a size not divisible by the patch, a label out of range, or a solver of another kind of model.
     """
-    config = model.config
+
+    def network(batch: TokenBatch, t: Tensor, y: Tensor) -> Tensor:
+        return model(batch, t, y, rope=sampling.rope).float()
+
+    return generate_with(network, model.config, wishes, sampling, next(model.parameters()).device, progress)
+
+
+def generate_with(
+    network: Network,
+    config: FiTConfig,
+    wishes: Sequence[Wish],
+    sampling: Sampling,
+    device: torch.device,
+    progress: Callable[[int], None] | None = None,
+) -> list[Tensor]:
+    """`generate` with a network of that configuration, however it is called."""
     check_solver(sampling.solver, config)
     for wish in wishes:
         check_wish(wish, config.patch_size, config.num_classes)
     latents: dict[int, Tensor] = {}
     tokens = [wish.tokens(config.patch_size) for wish in wishes]
     for chosen in passes(tokens, 1 if sampling.solver in ADAPTIVE else TOKENS_PER_PASS):
-        batch = generate_pass(model, [wishes[i] for i in chosen], sampling)
+        batch = generate_pass(network, config, [wishes[i] for i in chosen], sampling, device)
         latents.update(zip(chosen, batch.to_latents(config.patch_size), strict=True))
         if progress is not None:
             progress(len(chosen))
@@ -120,14 +135,18 @@ def check_solver(solver: str, config: FiTConfig) -> None:
 
 
 def check_wish(wish: Wish, patch_size: int, num_classes: int) -> None:
-    height, width = wish.size
-    if min(height, width) < 1 or height % patch_size or width % patch_size:
-        nearest = "x".join(str(max(patch_size, round(side / patch_size) * patch_size)) for side in wish.size)
-        raise ValueError(f"{height}x{width} is not divisible by the patch of {patch_size}; the nearest is {nearest}")
+    check_divisible(wish.size, patch_size)
     if not 0 <= wish.label <= num_classes:
         raise ValueError(
             f"label {wish.label} is out of range: 0 to {num_classes - 1} are classes, {num_classes} is none"
         )
+
+
+def check_divisible(size: tuple[int, int], unit: int) -> None:
+    """Raises ValueError, naming the nearest size, where a side is no multiple of `unit`."""
+    if min(size) < 1 or any(side % unit for side in size):
+        nearest = "x".join(str(max(unit, round(side / unit) * unit)) for side in size)
+        raise ValueError(f"{size[0]}x{size[1]} is not divisible by the patch of {unit}; the nearest is {nearest}")
 
 
 def passes(tokens: Sequence[int], most: int = TOKENS_PER_PASS) -> Iterator[list[int]]:
@@ -144,17 +163,14 @@ def passes(tokens: Sequence[int], most: int = TOKENS_PER_PASS) -> Iterator[list[
         yield group
 
 
-def generate_pass(model: FiT, wishes: Sequence[Wish], sampling: Sampling) -> TokenBatch:
+def generate_pass(
+    network: Network, config: FiTConfig, wishes: Sequence[Wish], sampling: Sampling, device: torch.device
+) -> TokenBatch:
     """All wishes together, both guidance halves included, as one packed batch (on the CPU, float32)."""
-    device = next(model.parameters()).device
-    hw = torch.tensor([wish.size for wish in wishes]) // model.config.patch_size
-    noise = ImageNoise([wish.seed for wish in wishes], hw.prod(1).tolist(), model.config.token_channels)
+    hw = torch.tensor([wish.size for wish in wishes]) // config.patch_size
+    noise = ImageNoise([wish.seed for wish in wishes], hw.prod(1).tolist(), config.token_channels)
     labels = torch.tensor([wish.label for wish in wishes], device=device)
-
-    def network(batch: TokenBatch, t: Tensor, y: Tensor) -> Tensor:
-        return model(batch, t, y, rope=sampling.rope).float()
-
-    x = integrate(network, model.config, hw, labels, sampling, lambda: noise.draw().to(device))
+    x = integrate(network, config, hw, labels, sampling, lambda: noise.draw().to(device))
     return TokenBatch(x.float().cpu(), hw)
 
 

@@ -46,12 +46,19 @@ class Pretrained:
             return self.class_names.index(name)
         if name.isdecimal() and int(name) < max(self.model.config.num_classes, 1):
             return int(name)
-        known = ", ".join(f"{i} {known}" for i, known in enumerate(self.class_names)) or "none: it has no classes"
-        raise ValueError(f"there is no class {name!r} in this model; its classes are {known}")
+        raise ValueError(f"there is no class {name!r} in this model; its classes are {self.classes()}")
+
+    def classes(self) -> str:
+        """Numbers and names for people, the first twenty."""
+        if not self.class_names:
+            number = self.model.config.num_classes
+            return f"0 to {number - 1}, without names" if number else "none: it has no classes"
+        known = [f"{i} {name}" for i, name in enumerate(self.class_names[:20])]
+        return ", ".join(known) + (" and so on" if len(self.class_names) > len(known) else "")
 
 
 def shapes_of(dataset: Dataset) -> list[list[tuple[int, int, int]]]:
-    """The most frequent (height, width, count) in latent pixels, per class, as the first epoch sees them."""
+    """The most frequent (height, width, count) in latent pixels, per class, in one epoch; random scales draw others."""
     view = dataset.epoch(0, 0)
     counts: list[Counter] = [Counter() for _ in range(max(dataset.num_classes, 1))]
     for label, (h, w) in zip(view.labels.tolist(), (view.hw * dataset.patch_size).tolist(), strict=True):
@@ -87,21 +94,24 @@ def default_device() -> str:
 
 
 def load_pretrained(name: str | Path, dtype: torch.dtype = torch.float32) -> Pretrained:
-    """`builtin:NAME`, a model folder, or a run's folder (its newest exported model), in `dtype` and eval mode.
-
-    Raises ValueError when there is none or it is damaged.
+    """`builtin:NAME`, a model folder, a run's folder (its newest exported model) or one of its checkpoints (the
+    averaged weights), in `dtype` and eval mode. Raises ValueError when there is none or it is damaged.
     """
     name = str(name)
     if name.startswith(BUILTIN):
         with as_file(files("fitv2").joinpath("builtin", name.removeprefix(BUILTIN))) as folder:
-            return read_folder(folder, name, dtype)
-    return read_folder(Path(name) / "model" if (Path(name) / "model").is_dir() else Path(name), name, dtype)
+            return read_model(folder / "config.json", folder / "model.safetensors", name, dtype)
+    folder = Path(name)
+    if (folder / "ema.safetensors").is_file():
+        return read_model(folder.parent.parent / "model" / "config.json", folder / "ema.safetensors", name, dtype)
+    folder = folder / "model" if (folder / "model").is_dir() else folder
+    return read_model(folder / "config.json", folder / "model.safetensors", name, dtype)
 
 
-def read_folder(folder: Path, name: str, dtype: torch.dtype) -> Pretrained:
-    config_file, weights_file = folder / "config.json", folder / "model.safetensors"
-    if not (config_file.is_file() and weights_file.is_file()):
-        raise ValueError(f"{name} is not a model: no config.json and model.safetensors in {folder}")
+def read_model(config_file: Path, weights_file: Path, name: str, dtype: torch.dtype) -> Pretrained:
+    for path in (config_file, weights_file):
+        if not path.is_file():
+            raise ValueError(f"{name} is not a model: there is no {path}")
     try:
         content = json.loads(config_file.read_bytes())
         if content["format"] != FORMAT:
@@ -111,7 +121,7 @@ def read_folder(folder: Path, name: str, dtype: torch.dtype) -> Pretrained:
         shapes = [[tuple(shape) for shape in of_class] for of_class in content["shapes"]]
         class_names = content["class_names"]
     except (ValueError, KeyError, TypeError, SafetensorError, OSError) as error:
-        raise ValueError(f"the model in {folder} is damaged ({error!r}); copy or train it again") from None
+        raise ValueError(f"the model {name} is damaged ({error!r}); copy or train it again") from None
     with torch.device("meta"):
         model = FiT(config)
     for key in weights:  # One by one: never a second copy of all.

@@ -56,11 +56,6 @@ class TokenBatch:
         return [(len(list(run)), length) for length, run in groupby(self.lengths)]
 
     @cached_property
-    def cu_seqlens(self) -> Tensor:
-        """(B + 1,) int32: where each image begins, and T at the end."""
-        return torch.nn.functional.pad(self.hw.prod(1).cumsum(0), (1, 0)).int().to(self.x.device)
-
-    @cached_property
     def image_index(self) -> Tensor:
         """(T,) int64: the image that each token belongs to."""
         return torch.arange(len(self)).repeat_interleave(self.hw.prod(1)).to(self.x.device)

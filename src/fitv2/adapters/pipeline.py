@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ..atomic import write_text
 from ..autoencoder import KLAutoencoder, Pixels
-from ..generate import Network, Sampling, Wish, check_solver, guided, integrate
+from ..generate import Network, Sampling, Wish, check_divisible, default_solver, generate_with, guided
+from ..model.fit1 import FiT1Config
 from ..model.rope import RopeScheme
 from ..pretrained import BUILTIN, Pretrained, load_pretrained
 from ..samplers.noise import ImageNoise
@@ -119,13 +120,17 @@ class FiTPipeline(DiffusionPipeline):
         or one for all; or height and width for all; default: the model's own. guidance_interval: times in [0, 1] (1 is
         the picture) in which guidance acts. seeds: one per picture, the same picture whatever else is in the batch; or
         generators, one or one per picture. extrapolation: a name of `fitv2.model.rope.EXTRAPOLATIONS` or a RopeScheme.
-        solver: one of this project's own samplers instead of the scheduler. latents: packed starting noise (T, C).
+        solver: one of this project's own samplers instead of the scheduler (FiT, the baseline, has only those).
+        latents: packed starting noise (T, C) for the scheduler.
         output_type: "pil", "np", "pt" (stacked where all sizes are equal) or "latent" (a list of (c, h, w)).
         callback_on_step_end(pipeline, step, time, tensors) gets and may replace "latents", packed as (T, C).
         Raises ValueError for what does not fit together, and for a solver of another kind of model.
         """
-        if solver is not None and callback_on_step_end is not None:
-            raise ValueError("callback_on_step_end goes with the scheduler; leave out solver")
+        config, device = self.transformer.fit.config, self._execution_device
+        if solver is None and isinstance(config, FiT1Config):  # No scheduler of a flow fits its network.
+            solver = default_solver(config)
+        if solver is not None and (callback_on_step_end is not None or latents is not None):
+            raise ValueError("callback_on_step_end and latents go with the scheduler; leave out solver")
         wishes = self.wishes(class_labels, sizes or [(height, width)], seeds, generator)
         sampling = Sampling(
             steps=num_inference_steps,
@@ -134,19 +139,18 @@ class FiTPipeline(DiffusionPipeline):
             interval=tuple(guidance_interval),
             rope=self.rope_scheme(extrapolation, attention_scale),
         )
-        config = self.transformer.fit.config
-        hw = torch.tensor([wish.size for wish in wishes]) // config.patch_size
-        labels = torch.tensor([wish.label for wish in wishes], device=self._execution_device)
-        noise = ImageNoise([wish.seed for wish in wishes], hw.prod(1).tolist(), config.token_channels)
-        draw = StartFirst(latents, noise.draw, self._execution_device)
-        if solver is None:
-            check_solver(sampling.solver, config)
-            velocity = guided(self.network(sampling), config.num_classes, hw, labels, sampling)
-            x = self.scheduled(velocity, draw(), sampling.steps, callback_on_step_end)
+        network = self.network(sampling)
+        if solver is not None:
+            made = generate_with(network, config, wishes, sampling, device)
         else:
-            check_solver(solver, config)
-            x = integrate(self.network(sampling), config, hw, labels, sampling, draw)
-        images = self.finished(TokenBatch(x.float(), hw).to_latents(config.patch_size), output_type)
+            hw = torch.tensor([wish.size for wish in wishes]) // config.patch_size
+            labels = torch.tensor([wish.label for wish in wishes], device=device)
+            if latents is None:
+                latents = ImageNoise([w.seed for w in wishes], hw.prod(1).tolist(), config.token_channels).draw()
+            velocity = guided(network, config.num_classes, hw, labels, sampling)
+            x = self.scheduled(velocity, latents.float().to(device), sampling.steps, callback_on_step_end)
+            made = TokenBatch(x.float(), hw).to_latents(config.patch_size)
+        images = self.finished(made, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
@@ -202,7 +206,7 @@ class FiTPipeline(DiffusionPipeline):
         wishes = []
         for label, size, seed in zip(labels, sizes, seeds, strict=True):
             pixels = tuple(side or own for side in size)
-            check_size(pixels, config.patch_size * factor)
+            check_divisible(pixels, config.patch_size * factor)
             wishes.append(Wish(label, (pixels[0] // factor, pixels[1] // factor), seed))
         return wishes
 
@@ -224,6 +228,8 @@ class FiTPipeline(DiffusionPipeline):
         """The positions that a call asks for; None: as the model's configuration says."""
         if isinstance(extrapolation, str):
             return self.transformer.fit.config.rope.named(extrapolation, attention_scale)
+        if attention_scale is not None:
+            raise ValueError('attention_scale belongs to an extrapolation by name, such as "vision-ntk"')
         return extrapolation
 
     @property
@@ -237,22 +243,11 @@ class FiTPipeline(DiffusionPipeline):
             raise ValueError(f"output_type is 'pil', 'np', 'pt' or 'latent', not {output_type!r}")
         if output_type == "latent":
             return stacked(latents)
-        images = [self.codec.decode(latent).cpu() for latent in latents]
+        images = [self.codec.decode(latent.to(self._execution_device)).cpu() for latent in latents]
         if output_type == "pil":
             return [to_image(image) for image in images]
         images = [(image / 2 + 0.5).clamp(0, 1) for image in images]
         return stacked(images if output_type == "pt" else [image.permute(1, 2, 0).numpy() for image in images])
-
-
-class StartFirst:
-    """Gives the starting noise first (the caller's own, or the first draw), then one draw after the other."""
-
-    def __init__(self, latents: Tensor | None, draw: Callable[[], Tensor], device: torch.device) -> None:
-        self.latents, self.draw, self.device = latents, draw, device
-
-    def __call__(self) -> Tensor:
-        latents, self.latents = self.latents, None
-        return (self.draw() if latents is None else latents.float()).to(self.device)
 
 
 def is_model_folder(folder: Path) -> bool:
@@ -266,12 +261,6 @@ def draw_seeds(count: int, generator: torch.Generator | Sequence[torch.Generator
         return [draw_seeds(1, own)[0] for own in generator]
     device = generator.device if generator is not None else "cpu"
     return torch.randint(LARGEST_SEED, (count,), generator=generator, device=device).tolist()
-
-
-def check_size(pixels: tuple[int, int], unit: int) -> None:
-    if min(pixels) < 1 or any(side % unit for side in pixels):
-        nearest = "x".join(str(max(unit, round(side / unit) * unit)) for side in pixels)
-        raise ValueError(f"{pixels[0]}x{pixels[1]} is not divisible by {unit}; the nearest size is {nearest}")
 
 
 def stacked(arrays: list) -> list | Tensor | np.ndarray:

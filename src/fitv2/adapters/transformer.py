@@ -97,7 +97,7 @@ class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         want its negative.
         """
         packed = isinstance(hidden_states, TokenBatch)
-        batch = hidden_states if packed else pack(hidden_states, self.config.patch_size)
+        batch = hidden_states if packed else TokenBatch.from_latents(list(hidden_states), self.config.patch_size)
         device = batch.x.device
         if class_labels is None:
             class_labels = torch.full((len(batch),), self.fit.null_label, device=device)
@@ -110,7 +110,7 @@ class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         with torch.autocast(device.type, self.dtype, enabled=self.dtype in (torch.bfloat16, torch.float16)):
             output = self.fit(batch, t_B, class_labels, rope=rope, context=context).to(batch.x.dtype)
         if not packed:
-            output = unpack(output, hidden_states.shape, self.config.patch_size)
+            output = torch.stack(batch.with_x(output).to_latents(self.config.patch_size))
         return Transformer2DModelOutput(sample=output) if return_dict else (output,)
 
 
@@ -132,21 +132,3 @@ def model_settings(config: FiTConfig) -> dict[str, Any]:
         "context": config.context,
         "cross_attention_dim": config.context_channels,
     }
-
-
-def pack(latents_BCHW: Tensor, patch_size: int) -> TokenBatch:
-    """Latents of one size to a packed batch. Raises ValueError when the size is not divisible by the patch."""
-    images, _, height, width = latents_BCHW.shape
-    p = patch_size
-    if height % p or width % p:
-        raise ValueError(f"a latent of {height}x{width} cannot be cut into patches of {p}x{p}")
-    patches = latents_BCHW.unflatten(3, (-1, p)).unflatten(2, (-1, p)).permute(0, 2, 4, 1, 3, 5)
-    return TokenBatch(patches.flatten(3).flatten(0, 2), torch.tensor([[height // p, width // p]] * images))
-
-
-def unpack(tokens_TC: Tensor, shape: torch.Size, patch_size: int) -> Tensor:
-    """The inverse of `pack`, for any number of channels."""
-    images, _, height, width = shape
-    rows, columns = height // patch_size, width // patch_size
-    patches = tokens_TC.unflatten(0, (images, rows, columns)).unflatten(3, (-1, patch_size, patch_size))
-    return patches.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -108,7 +109,7 @@ def sample(
     for image, wish in zip(images, wishes, strict=True):
         height, width = (side * codec.factor for side in wish.size)
         name = class_name(pretrained, wish.label)
-        path = out / f"{name.replace(' ', '-')}_{height}x{width}_seed{wish.seed}.png"
+        path = out / f"{file_name(name)}_{height}x{width}_seed{wish.seed}.png"
         image.save(path)
         seen = wish.size in own_sizes(pretrained, wish.label)
         rows.append({"file": str(path), "class": name, "size": [height, width], "seed": wish.seed, "seen": seen})
@@ -133,7 +134,9 @@ def sample(
         f"{f'{steps} steps, {calls} model calls' if calls else 'steps of its own choice'}, guidance {guidance:g}."
     )
     if unseen:
-        print(f"{unseen} of them have a size that training never had of their class (marked * on the sheet).")
+        print(
+            f"{unseen} of them have a size that is not among those of their class in training (marked * on the sheet)."
+        )
     print(f"One PNG each in {out}{'/' if str(out) != '/' else ''}, all together in {sheet}")
 
 
@@ -159,7 +162,9 @@ def list_wishes(
 
     null, patch = pretrained.model.null_label, pretrained.model.config.patch_size
     if labels:
-        chosen = [pretrained.label(name.strip()) for group in labels for name in group.split(",")]
+        # A name may itself have commas, as those of ImageNet do.
+        parts = [part for text in labels for part in ([text] if text in pretrained.class_names else text.split(","))]
+        chosen = [pretrained.label(part.strip()) for part in parts]
     else:
         chosen = list(range(min(pretrained.model.config.num_classes, 16))) or [null]
     pairs = [
@@ -184,7 +189,8 @@ def showcase(pretrained: Pretrained, label: int) -> list[tuple[int, int]]:
     height, width = own[0]
     larger = tuple(round(side * LARGER / patch) * patch for side in (height, width))
     turned = [(w, h) for h, w in own] + [(height, 2 * width), (2 * height, width)]
-    return [*own[:2], larger, next(size for size in turned if size not in own)]
+    foreign = [size for size in turned if size not in own]
+    return [*own[:2], larger, *foreign[:1]]
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -196,14 +202,16 @@ def parse_size(text: str) -> tuple[int, int]:
 
 def latent_size(text: str, factor: int, patch: int) -> tuple[int, int]:
     """A size in pixels as one in latent pixels. Raises ValueError where it is not divisible, naming the nearest."""
-    size, unit = parse_size(text), factor * patch
-    if factor > 1 and any(side % unit or not side for side in size):
-        nearest = "x".join(str(max(unit, round(side / unit) * unit)) for side in size)
-        raise ValueError(
-            f"{text} is not divisible by {unit}, the patch of {patch} behind an autoencoder of {factor}; "
-            f"the nearest is {nearest}"
-        )
+    from ..generate import check_divisible
+
+    size = parse_size(text)
+    check_divisible(size, factor * patch)
     return size[0] // factor, size[1] // factor
+
+
+def file_name(name: str) -> str:
+    """A class name without what file systems would take amiss."""
+    return re.sub(r"[^\w-]+", "-", name)
 
 
 def class_name(pretrained: Pretrained, label: int) -> str:
@@ -219,7 +227,7 @@ def check_memory(pretrained: Pretrained, wishes: list[Wish]) -> None:
     config, device = pretrained.model.config, next(pretrained.model.parameters()).device
     tokens = [wish.tokens(config.patch_size) for wish in wishes]
     largest = max(passes(tokens), key=lambda chosen: sum(tokens[i] for i in chosen))
-    needed = sampling_bytes(config, sum(tokens[i] for i in largest))
+    needed = sampling_bytes(config, sum(tokens[i] for i in largest))  # Beyond the weights, which are there already.
     free = free_bytes(device)
     if needed > free:
         height, width = max((wishes[i].size for i in largest), key=lambda size: size[0] * size[1])

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    import torch
-
     from ..config import Recipe
     from ..data.dataset import Dataset
     from ..model.transformer import FiTConfig
@@ -47,8 +45,11 @@ def train(
     """
     from ..build import build_dataset, build_model_config
     from ..config import load_recipe
+    from ..pretrained import default_device
     from ..training.run import check_run
 
+    if as_json and not dry_run:
+        raise ValueError("--json goes with --dry-run; the figures of a training are in its log.jsonl")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     chosen = load_recipe(recipe, [*data_override(data), *(settings or [])])
     run = out or Path("runs") / Path(recipe).stem
@@ -70,8 +71,8 @@ def train(
     from ..training.trainer import Trainer
     from .progress import training_progress
 
+    check_memory(chosen, config, default_device())
     trainer = Trainer(chosen, dataset, config, run)
-    check_memory(chosen, config, trainer.accelerator.device)
     if not speaks:
         trainer.fit(lambda figures: None)
         return
@@ -112,7 +113,9 @@ def plan_figures(recipe: Recipe, dataset: Dataset, config: FiTConfig) -> dict[st
     settings = recipe.training
     lengths = dataset.epoch(0, settings.seed).hw.prod(1)
     packs = plan_packs(lengths, settings.tokens_per_pack, settings.seed, 0)
-    step = 3 * forward_flops(config, lengths[packs[0]].tolist()) * settings.packs_per_step
+    # A backward pass costs two forward passes; activation checkpointing repeats the forward pass in it.
+    forwards = 4 if settings.activation_checkpointing else 3
+    step = forwards * forward_flops(config, lengths[packs[0]].tolist()) * settings.packs_per_step
     memory = training_bytes(config, settings.tokens_per_pack, settings.activation_checkpointing, settings.precision)
     return {
         "parameters": parameters(config),
@@ -146,14 +149,16 @@ def show_plan(recipe: Recipe, dataset: Dataset, config: FiTConfig, as_json: bool
     print(f"memory            about {figures['memory_bytes'] / 2**30:.2f} GiB a process")
 
 
-def check_memory(recipe: Recipe, config: FiTConfig, device: torch.device) -> None:
+def check_memory(recipe: Recipe, config: FiTConfig, device: str) -> None:
     """Raises ValueError when a step would not fit into the memory that is free now."""
+    import torch
+
     from ..model.cost import training_bytes
     from .memory import free_bytes
 
     settings = recipe.training
     needed = training_bytes(config, settings.tokens_per_pack, settings.activation_checkpointing, settings.precision)
-    free = free_bytes(device)
+    free = free_bytes(torch.device(device))
     if needed > free:
         raise ValueError(
             f"a step over {settings.tokens_per_pack} tokens would need about {needed / 2**30:.1f} GiB, and "

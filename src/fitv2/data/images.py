@@ -6,8 +6,10 @@ times the autoencoder's downsampling factor. Colour profiles are not applied.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from math import isqrt
 from pathlib import Path
+from threading import Lock
 from typing import Literal
 
 import numpy as np
@@ -22,6 +24,9 @@ EXTENSIONS = frozenset(
     (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".ppm", ".pgm", ".pbm")
 )
 MAX_PIXELS = 178_000_000
+# Pictures beyond this are decoded one at a time: with alpha they take over ten bytes a pixel for a moment.
+LARGE = 32_000_000
+_ONE_LARGE = Lock()
 
 _GREY16_MODES = ("I", "I;16", "I;16B", "I;16L")
 _PLAIN_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
@@ -52,8 +57,9 @@ def decode(path: str | Path, mode: Literal["RGB", "L"] = "RGB", max_pixels: int 
         with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > max_pixels:
                 raise Image.DecompressionBombError(f"{image.height}x{image.width} pixels, limit {max_pixels}")
-            image.load()
-            return _to_mode(_upright(image), mode)
+            with _ONE_LARGE if image.width * image.height > LARGE else nullcontext():
+                image.load()
+                return _to_mode(_upright(image), mode)
     except UnreadableImage:
         raise
     except Exception as error:  # On damaged files Pillow raises nearly any type, from KeyError to MemoryError.

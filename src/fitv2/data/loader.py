@@ -114,7 +114,8 @@ def collect(
     A picture that went bad since the scan is left out and named on the log.
     """
     loaded = [latent_or_none(future) for future in latents]
-    if not any(latent is not None for latent in loaded):  # One grey patch, so that every process still has its packs.
+    if not any(latent is not None for latent in loaded):  # So that every process still has its packs.
+        logger.warning("no picture of this pack of %d can be read: one grey patch stands in for it", len(loaded))
         loaded[0] = torch.zeros(channels, patch_size, patch_size)
     order = sorted((i for i, latent in enumerate(loaded) if latent is not None), key=lambda i: loaded[i].numel())
     batch = TokenBatch.from_latents([loaded[i] for i in order], patch_size)

@@ -53,5 +53,7 @@ def training_bytes(
 
 
 def sampling_bytes(config: FiTConfig, tokens: int) -> int:
-    """Estimated memory of a guided float32 forward over `tokens` tokens (each twice: with and without its class)."""
-    return parameters(config) * 4 + 2 * tokens * config.width * LIVE_FLOATS * 4
+    """Estimated memory, beyond the weights, of a guided float32 forward over `tokens` tokens (each with and without its
+    class).
+    """
+    return 2 * tokens * config.width * LIVE_FLOATS * 4

@@ -28,9 +28,10 @@ def guide(
     channels: None guides every channel of a token; n only the first n, the others stay conditional. The authors guide
     the first three latent channels, n = 3 p^2.
     """
-    low, high = interval
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
+        # In the precision of the time, so that an end of the interval meets a time of the grid.
+        low, high = torch.tensor(interval, dtype=t.dtype, device=t.device)
         scale_now = guidance_scale(float(t), scale, power) if low <= t <= high else 1.0
         if scale_now == 1.0:
             return conditional(x, t)

@@ -71,5 +71,7 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str], t
     index = {name: i for i, name in enumerate(names)}
     for key, value in tensors.items():
         entry, _, name = key.partition(".")
+        if name not in index:
+            raise ValueError(f"the optimiser's checkpoint is of another network: it has {name}")
         state.setdefault(index[name], {})[entry] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

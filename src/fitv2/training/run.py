@@ -19,10 +19,16 @@ def check_run(run: Path, recipe: Recipe, resume: bool) -> None:
     """Raises ValueError where continuing would mix two runs; logs what else has changed."""
     kept = run / RECIPE
     if not kept.is_file():
+        if resume:
+            logger.warning("there is no run in %s to continue: starting at step 0", run)
         return
     if not resume:
         raise ValueError(f"{run} already holds a run; add --resume to continue it, or choose another --out")
-    before, now = json.loads(kept.read_text()), recipe.model_dump(mode="json")
+    now = recipe.model_dump(mode="json")
+    try:
+        before = {section: dict(json.loads(kept.read_text())[section]) for section in now}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{kept} is damaged ({error!r}); remove it to continue with the settings given") from None
     changed = [section for section in ("model", "data") if before[section] != now[section]]
     if changed:
         raise ValueError(f"{run} was trained with another {' and '.join(changed)} section; see {kept}")

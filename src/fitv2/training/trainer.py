@@ -1,7 +1,7 @@
 """The training loop: one packed step after another, logged, checkpointed, resumable bit for bit.
 
 No global random state is used after the start: data order comes from (seed, epoch), and times, noise and dropped
-labels of a pack from (seed, step, pack). So a step number and the weights are all that a resume has to restore.
+labels of a pack from (seed, step, pack). So a resume restores tensors, the step and the position, and no generator.
 """
 
 from __future__ import annotations
@@ -99,9 +99,9 @@ class Trainer:
         self.resume()
         self.compile()
         main, log_settings = self.accelerator.is_main_process, self.recipe.log
+        log = RunLog(self.run, self.done, log_settings.tensorboard) if main else None
         if main:
             keep_recipe(self.run, self.recipe)
-        log = RunLog(self.run, self.done, log_settings.tensorboard) if main else None
         if self.samples_are_due() and not self.sheet.exists():  # Killed after the checkpoint and before its sheet.
             self.write_samples()
         steps = self.loader.steps(self.position)
@@ -241,10 +241,13 @@ class Trainer:
         load_strictly(self.bare_model, read_tensors(found[-1] / "model.safetensors"))
         self.ema.load(read_tensors(found[-1] / "ema.safetensors"))
         load_optimizer_tensors(self.optimizer, self.names, read_tensors(found[-1] / "optimizer.safetensors"))
-        self.done, self.position = state["step"], Position(**state["position"])
-        self.skipped, self.seconds = state["skipped"], state["seconds"]
+        try:
+            self.done, self.position = state["step"], Position(**state["position"])
+            self.skipped, self.seconds, digest = state["skipped"], state["seconds"], state["data"]
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{found[-1]} is damaged ({error!r}); delete it to continue from the one before") from None
         logger.info("continuing from %s", found[-1])
-        if state["data"] != self.digest:
+        if digest != self.digest:
             logger.warning("the pictures are not those of before: the run continues, but in another order")
 
     def samples_are_due(self) -> bool:

@@ -1,0 +1,25 @@
+"""Draws garments at sizes and shapes that training never had: a row per class, each column one factor on its own size.
+
+python tools/draw_sizes.py docs/fashion-sizes.png
+"""
+
+import sys
+
+from fitv2.generate import Sampling, Wish, generate
+from fitv2.pretrained import load_pretrained
+from fitv2.sheets import contact_sheet, to_image
+
+FACTORS = (1.0, 1.2, 1.43, 2.0)
+
+pretrained = load_pretrained("builtin:fashion")
+patch = pretrained.model.config.patch_size
+wishes, captions = [], []
+for label, name in enumerate(pretrained.class_names):
+    height, width, _ = pretrained.shapes[label][0]
+    sizes = [tuple(max(round(side * factor / patch), 1) * patch for side in (height, width)) for factor in FACTORS]
+    for size, factor in zip([*sizes, (width, height)], [*FACTORS, None], strict=True):
+        wishes.append(Wish(label, size, seed=label))
+        captions.append(f"{name} {f'{factor:g}x' if factor else 'turned'}")
+latents = generate(pretrained.model, wishes, Sampling())
+contact_sheet([to_image(latent) for latent in latents], captions, columns=len(FACTORS) + 1).save(sys.argv[1])
+print(sys.argv[1])
