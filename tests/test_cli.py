@@ -279,13 +279,13 @@ def test_names_with_commas_and_slashes(fitv2, tmp_path):
     assert all((tmp_path / row["file"]).is_file() for row in report["images"])
 
 
-def test_what_a_resume_finds_and_what_json_is_for(train):
+def test_what_a_resume_finds_and_what_json_is_for(train, pictures):
     first = train("--resume")
     assert first.code == 0 and "there is no run in run to continue: starting at step 0" in first.err
     assert_sentence(train("--resume", "--json"), "--json goes with --dry-run")
 
 
-def test_a_damaged_recipe_of_a_run_is_one_sentence(train, tmp_path):
+def test_a_damaged_recipe_of_a_run_is_one_sentence(train, pictures, tmp_path):
     train()
     (tmp_path / "run" / "recipe.json").write_text('{"model": {}}')
     assert_sentence(train("--resume"), "recipe.json is damaged", "remove it to continue")
