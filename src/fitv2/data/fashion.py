@@ -1,6 +1,6 @@
 """The built-in real set: Fashion-MNIST photographs, each trimmed to its garment's own box.
 
-Trousers become tall and shoes wide: 29 sizes from 28x8 to 8x28 pixels, multiples of 4. Pixels are the latents: one
+Trousers become tall and shoes wide: 29 sizes from 28x8 to 4x28 pixels, multiples of 4. Pixels are the latents: one
 channel in [-1, 1], patch 4, so 16 numbers a token and at most 49 tokens. Fashion-MNIST is (c) 2017 Zalando SE, MIT
 licence. A class-balanced 10 000 of its training split ships with the package.
 """
