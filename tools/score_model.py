@@ -54,8 +54,8 @@ def table(scores: list[Scores]) -> Table:
     first, page = scores[0], Table()
     for title in ["guidance", *(f"{s.sampling.guidance:g}" for s in scores), "real"]:
         page.add_column(title, justify="right")
-    page.add_row("distance", *(f"{s.distance:.3f}" for s in scores), f"{first.distance_real:.3f}")
-    page.add_row("ratio", *(f"{s.ratio:.1f}" for s in scores), "1")
+    page.add_row("distance", *(f"{s.distance:.3f}" for s in scores), f"{first.distance_real_as_many:.3f}")
+    page.add_row(f"ratio to {first.distance_real:.3f}", *(f"{s.ratio:.1f}" for s in scores), "")
     page.add_row("recognised", *(f"{s.recognised:.1%}" for s in scores), f"{first.recognised_real:.1%}")
     for name, real in first.recognised_real_per_class.items():
         page.add_row(name, *(f"{s.recognised_per_class[name]:.1%}" for s in scores), f"{real:.1%}")
