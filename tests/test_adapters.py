@@ -164,6 +164,8 @@ def test_compiled(transformer):
     expected = transformer(**inputs()).sample
     compiled = torch.compile(transformer, backend="eager")
     torch.testing.assert_close(compiled(**inputs()).sample, expected)
+    transformer.compile_repeated_blocks(fullgraph=True, backend="eager")
+    torch.testing.assert_close(transformer(**inputs()).sample, expected)
 
 
 def distance(made, reference) -> float:
@@ -205,6 +207,28 @@ def test_an_image_depends_on_its_own_seed_only(pipe, solver):
     together = pipe(**QUICK, solver=solver, output_type="latent").images
     alone = pipe(8, [(20, 28)], seeds=[2], num_inference_steps=3, solver=solver, output_type="latent").images
     torch.testing.assert_close(together[1], alone[0], atol=1e-4, rtol=0)
+
+
+def test_a_callback_changes_the_guidance_and_ends_the_call(pipe):
+    def no_guidance(pipeline, step, time, tensors):
+        pipeline._guidance_scale = 1.0
+        return tensors
+
+    def stop(pipeline, step, time, tensors):
+        pipeline._interrupt = step == 1
+        return tensors
+
+    plain, changed, stopped = (
+        pipe(**QUICK, output_type="latent", callback_on_step_end=callback).images
+        for callback in (None, no_guidance, stop)
+    )
+    assert pipe.num_timesteps == 3 and pipe.guidance_scale == 2.0
+    assert not torch.equal(plain[0], changed[0]) and not torch.equal(plain[0], stopped[0])
+
+
+def test_labels_as_tensors_and_nested_lists(pipe):
+    assert pipe.label_numbers(torch.tensor([1, 2])) == pipe.label_numbers([[1], ["pullover"]]) == [1, 2]
+    assert pipe.label_numbers("bag") == [8] and pipe.label_numbers(None) == [10]
 
 
 def test_kinds_of_output(pipe):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -96,7 +97,7 @@ class FiTPipeline(DiffusionPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        class_labels: int | str | Sequence[int | str] | None = None,
+        class_labels: int | str | Tensor | Sequence[int | str] | None = None,
         sizes: Sequence[tuple[int, int]] | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -147,8 +148,12 @@ class FiTPipeline(DiffusionPipeline):
             labels = torch.tensor([wish.label for wish in wishes], device=device)
             if latents is None:
                 latents = ImageNoise([w.seed for w in wishes], hw.prod(1).tolist(), config.token_channels).draw()
-            velocity = guided(network, config.num_classes, hw, labels, sampling)
-            x = self.scheduled(velocity, latents.float().to(device), sampling.steps, callback_on_step_end)
+
+            def velocity_at(scale: float) -> Velocity:
+                return guided(network, config.num_classes, hw, labels, replace(sampling, guidance=scale))
+
+            self._guidance_scale = guidance_scale
+            x = self.scheduled(velocity_at, latents.float().to(device), sampling.steps, callback_on_step_end)
             made = TokenBatch(x.float(), hw).to_latents(config.patch_size)
         images = self.finished(made, output_type)
         self.maybe_free_model_hooks()
@@ -164,11 +169,28 @@ class FiTPipeline(DiffusionPipeline):
 
         return network
 
-    def scheduled(self, velocity: Velocity, x: Tensor, steps: int, callback: Callable | None) -> Tensor:
+    @property
+    def guidance_scale(self) -> float:
+        """Of the call under way; a callback may set `_guidance_scale`."""
+        return self._guidance_scale
+
+    @property
+    def num_timesteps(self) -> int:
+        """Network calls of the call under way, guidance not counted."""
+        return len(self.scheduler.timesteps)
+
+    @property
+    def interrupt(self) -> bool:
+        """A callback may set `_interrupt`, which ends the call after its step."""
+        return self._interrupt
+
+    def scheduled(
+        self, velocity_at: Callable[[float], Velocity], x: Tensor, steps: int, callback: Callable | None
+    ) -> Tensor:
         """Integrates with the pipeline's scheduler, whose time runs from noise at sigma 1 to the picture at 0.
 
-        Time comes from the sigmas: the timesteps of some schedulers are cut to integers. Some want more than two
-        dimensions, so the packed tokens are one image to them.
+        velocity_at: guidance scale to velocity. Time comes from the sigmas: the timesteps of some schedulers are cut to
+        integers. Some want more than two dimensions, so the packed tokens are one image to them.
         """
         if isinstance(self.scheduler, FlowMatchEulerDiscreteScheduler):
             # By itself it would end at sigma 0.001 and spend a step on the rest.
@@ -177,10 +199,9 @@ class FiTPipeline(DiffusionPipeline):
             self.scheduler.set_timesteps(steps, device=x.device)
         x, self._interrupt = x[None], False
         for i, timestep in enumerate(self.progress_bar(self.scheduler.timesteps)):
-            if self._interrupt:
+            if self.interrupt:
                 break
-            # Solvers look up sigmas on the CPU; the first is kept a hair below 1 by some of them.
-            output = -velocity(x[0], 1 - self.scheduler.sigmas[i].float())[None]
+            output = -velocity_at(self.guidance_scale)(x[0], 1 - self.scheduler.sigmas[i].float())[None]
             x = self.scheduler.step(output, timestep, x, return_dict=False)[0]
             if callback is not None:
                 x = callback(self, i, timestep, {"latents": x[0]}).pop("latents", x[0])[None]
@@ -216,7 +237,7 @@ class FiTPipeline(DiffusionPipeline):
         if class_labels is None:
             return [classes]
         numbers = []
-        for label in [class_labels] if isinstance(class_labels, int | str) else class_labels:
+        for label in flat(class_labels):
             number = self.labels.get(label) if isinstance(label, str) else int(label)
             if number is None or not 0 <= number <= classes:
                 names = ", ".join(list(self.labels)[:20]) or "without names"
@@ -248,6 +269,13 @@ class FiTPipeline(DiffusionPipeline):
             return [to_image(image) for image in images]
         images = [(image / 2 + 0.5).clamp(0, 1) for image in images]
         return stacked(images if output_type == "pt" else [image.permute(1, 2, 0).numpy() for image in images])
+
+
+def flat(labels: int | str | Tensor | Sequence) -> list[int | str]:
+    """Labels of any nesting, or a tensor of them, as one list."""
+    if isinstance(labels, Tensor):
+        labels = labels.tolist()
+    return [labels] if isinstance(labels, int | str) else [label for part in labels for label in flat(part)]
 
 
 def is_model_folder(folder: Path) -> bool:

@@ -223,6 +223,7 @@ class FiT(nn.Module):
         table = rotation_table(positions_T2, batch.image_index, hw_B2, head_dim, rope)
         global_B6D = self.global_adaLN_modulation(c_BD)
         x_TD = batch.x
+        _ = batch.runs, batch.image_index  # torch.compile cannot trace the first look at a cached property.
         for block in self.blocks:
             if self.activation_checkpointing and torch.is_grad_enabled():
                 x_TD = checkpoint(block, x_TD, c_BD, global_B6D, batch, table, context, use_reentrant=False)
