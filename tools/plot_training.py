@@ -29,10 +29,11 @@ if scored:
     sampling = scores[0]["sampling"]
     about = f"{scores[0]['num_images']} pictures, guidance {sampling['guidance']:g}"
     axes[0, 1].plot(steps, [s["distance"] for s in scores], "o-")
-    axes[0, 1].set(title=f"Frechet distance ({about})", xlabel="step", yscale="log")
+    axes[0, 1].set(title="Frechet distance", xlabel="step", yscale="log")
     axes[0, 2].plot(steps, [s["recognised"] for s in scores], "o-", label="made")
     axes[0, 2].axhline(scores[0]["recognised_real"], color="grey", linestyle="--", label="real")
-    axes[0, 2].set(title=f"recognised ({about})", xlabel="step")
+    axes[0, 2].set(title="recognised", xlabel="step")
+    figure.suptitle(f"scores of {about}", fontsize=9)
     axes[0, 2].legend()
 for axis in axes[0]:
     axis.grid(alpha=0.3)
