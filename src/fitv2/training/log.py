@@ -19,6 +19,7 @@ class RunLog:
 
     def __init__(self, run: Path, done: int, tensorboard: bool) -> None:
         path = run / "log.jsonl"
+        run.mkdir(parents=True, exist_ok=True)
         if path.is_file():
             lines = path.read_text().splitlines(keepends=True)
             write_text(path, "".join(line for line in lines if 0 < logged_step(line) <= done))
