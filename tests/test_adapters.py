@@ -13,10 +13,12 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
     UniPCMultistepScheduler,
 )
+from diffusers.pipelines.pipeline_loading_utils import _get_custom_components_and_folders
 
 from fitv2 import FiT1Config, FiTConfig, FiTPipeline, FiTTransformer2DModel, RopeScheme, TokenBatch
 from fitv2.adapters.pipeline import default_scheduler
@@ -309,6 +311,8 @@ def test_extrapolation_by_name_and_by_scheme(pipe):
         ({"seeds": [1]}, "1 seeds or generators for 3 pictures"),
         ({"class_labels": ["trouser", 3, "hat"]}, "there is no class 'hat': 0 to 9 are t-shirt, trouser"),
         ({"class_labels": [1, 2, 11]}, "there is no class 11"),
+        ({"height": 28}, "give sizes, or height and width for all, not both"),
+        ({"callback_on_step_end_tensor_inputs": ["noise"]}, "a callback can have"),
         ({"output_type": "jpeg"}, "output_type is 'pil'"),
         ({"solver": "ddpm"}, "ddpm is not for a FiTv2 model"),
         ({"extrapolation": "ntk2"}, "there is no extrapolation 'ntk2'"),
@@ -368,12 +372,12 @@ def test_latents_are_decoded_by_the_autoencoder(transformer):
 def test_large_pictures_are_decoded_in_tiles(monkeypatch):
     vae = tiny_autoencoder()
     latent = torch.randn(4, 9, 12, generator=torch.Generator().manual_seed(0))
-    whole = KLAutoencoder(vae).decode(latent)
+    whole = KLAutoencoder(vae, "cpu").decode(latent)
     monkeypatch.setattr("fitv2.autoencoder.LARGEST_UNTILED", 32 * 32)
-    tiled = KLAutoencoder(vae).decode(latent)
-    assert tiled.shape == whole.shape == (3, 72, 96) and not torch.equal(tiled, whole)
+    tiled = KLAutoencoder(vae, "cpu").decode(latent)
+    assert tiled.shape == whole.shape == (3, 72, 96) and not torch.equal(tiled, whole) and not vae.use_tiling
     monkeypatch.undo()
-    assert torch.equal(KLAutoencoder(vae).decode(latent), whole)
+    assert torch.equal(KLAutoencoder(vae, "cpu").decode(latent), whole)
 
 
 def test_an_autoencoder_by_folder_and_one_that_is_not_there(tmp_path):
@@ -382,7 +386,9 @@ def test_an_autoencoder_by_folder_and_one_that_is_not_there(tmp_path):
     vae.save_pretrained(tmp_path / "alone")
     latent = torch.randn(4, 4, 4)
     for name in ("pipeline", "alone"):
-        assert torch.equal(load_autoencoder(str(tmp_path / name)).decode(latent), KLAutoencoder(vae).decode(latent))
+        assert torch.equal(
+            load_autoencoder(str(tmp_path / name)).decode(latent), KLAutoencoder(vae, "cpu").decode(latent)
+        )
     assert load_autoencoder(None).decode(latent) is latent
     with pytest.raises(ValueError, match=r"the autoencoder .*nowhere cannot be loaded; name its folder instead"):
         load_autoencoder(str(tmp_path / "nowhere"))
@@ -422,5 +428,67 @@ def test_a_pipelines_folder_says_what_it_is(pipe, tmp_path):
     pipe.save_pretrained(tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text())
     assert index["_class_name"] == "FiTPipeline" and index["id2label"]["1"] == "trouser"
-    assert index["transformer"] == ["fitv2.adapters.transformer", "FiTTransformer2DModel"]
-    assert Path(tmp_path / "pipeline.py").read_text().startswith("from fitv2")
+    assert index["transformer"] == ["fit_transformer", "FiTTransformer2DModel"]
+    # What diffusers checks of a hub repository before it downloads.
+    files = [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()]
+    components, folders = _get_custom_components_and_folders("user/repository", index, files)
+    assert components == {"transformer": "fit_transformer"} and "transformer" in folders
+
+
+def test_a_hub_id_is_downloaded_and_loaded_as_a_folder(pipe, tmp_path, monkeypatch):
+    """The download itself stands in: no hub can be reached in a test."""
+    pipe.save_pretrained(tmp_path)
+    asked = []
+
+    def download(name, **options):
+        asked.append((name, options))
+        return str(tmp_path)
+
+    monkeypatch.setattr("fitv2.adapters.pipeline.snapshot_download", download)
+    loaded = FiTPipeline.from_pretrained("user/repository", revision="main", torch_dtype=torch.bfloat16)
+    assert asked == [("user/repository", {"revision": "main"})] and loaded.transformer.dtype == torch.bfloat16
+
+
+def test_models_of_our_own_load_in_any_dtype_and_refuse_other_arguments(tmp_path):
+    for kind in (FiTPipeline, FiTTransformer2DModel):
+        assert kind.from_pretrained("builtin:fashion", dtype=torch.bfloat16).dtype == torch.bfloat16
+        with pytest.raises(ValueError, match=r"with torch_dtype=\.\.\. alone, without device_map"):
+            kind.from_pretrained("builtin:fashion", device_map="auto")
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "complaint"),
+    [
+        (EulerDiscreteScheduler(), "EulerDiscreteScheduler as configured does not integrate a rectified flow"),
+        (UniPCMultistepScheduler(), "does not integrate a rectified flow"),
+        (DPMSolverMultistepScheduler(**FLOW, algorithm_type="sde-dpmsolver++"), "an SDE scheduler draws noise"),
+        (FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), "use_dynamic_shifting"),
+    ],
+    ids=str,
+)
+def test_schedulers_that_would_make_garbage_are_refused(pipe, scheduler, complaint):
+    pipe.scheduler = scheduler
+    with pytest.raises(ValueError, match=complaint):
+        pipe(**QUICK)
+
+
+@torch.no_grad()
+def test_a_callers_autocast_stays_in_force(transformer):
+    seen = []
+    transformer.fit.blocks[0].attn.qkv.register_forward_hook(lambda module, given, output: seen.append(output.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        transformer(**inputs())
+    transformer(**inputs())
+    assert seen == [torch.bfloat16, torch.float32]
+
+
+def test_an_offloaded_autoencoder_decodes_where_its_weights_go():
+    """Weights on the meta device until a hook brings them, as sequential offloading has it."""
+    from accelerate import cpu_offload
+
+    vae, latent = tiny_autoencoder(), torch.randn(4, 4, 6)
+    expected = KLAutoencoder(vae, "cpu").decode(latent)
+    cpu_offload(vae, "cpu")
+    assert next(vae.parameters()).device.type == "meta"
+    torch.testing.assert_close(KLAutoencoder(vae, "cpu").decode(latent), expected)
+    assert not any(parameter.is_inference() for parameter in vae.parameters())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import fitv2
 from fitv2.convert import official_config, read_official_config
@@ -91,7 +91,9 @@ def write_shards(folder: Path, state: dict[str, torch.Tensor]) -> Path:
     return index
 
 
-@pytest.mark.parametrize("kind", ["safetensors", "bin", "old bin", "nested", "distributed", "index", "folder"])
+@pytest.mark.parametrize(
+    "kind", ["safetensors", "bin", "old bin", "misnamed", "nested", "distributed", "index", "folder"]
+)
 def test_every_kind_of_file(kind, state, tmp_path):
     path = tmp_path / "checkpoint.bin"
     if kind == "safetensors":
@@ -101,6 +103,7 @@ def test_every_kind_of_file(kind, state, tmp_path):
         path = write_shards(tmp_path, state)
         path = tmp_path if kind == "folder" else path
     else:
+        path = path.with_suffix(".safetensors") if kind == "misnamed" else path
         content = {
             "nested": {"ema": state, "step": 7},
             "distributed": {f"module.{key}": tensor for key, tensor in state.items()},
@@ -127,6 +130,22 @@ def test_a_pickle_with_code_is_refused_and_not_run(zipped, state, tmp_path, monk
     assert not Path("executed").exists()
 
 
+def test_dtypes_are_kept_one_by_one(state, yaml_file, tmp_path):
+    state["final_layer.linear.bias"] = state["final_layer.linear.bias"].bfloat16()
+    save_file(state, tmp_path / "mixed.safetensors")
+    arguments = ("convert", "--config", str(yaml_file), "--checkpoint", str(tmp_path / "mixed.safetensors"))
+    child = process(command_line, *arguments, "--out", str(tmp_path / "model"))
+    child.join()
+    converted = load_file(tmp_path / "model" / "model.safetensors")
+    assert all(converted[key].dtype == state[key].dtype and torch.equal(converted[key], state[key]) for key in state)
+
+
+def test_a_model_with_context_is_not_the_authors():
+    config = fitv2.FiTConfig(width=32, depth=1, heads=2, context="cross")
+    with pytest.raises(ValueError, match="no model with context='cross'"):
+        fitv2.to_official(fitv2.FiT(config))
+
+
 def test_wrong_keys_and_shapes_are_listed(state):
     del state["blocks.0.attn.qkv.bias"]
     state["pos_embed"] = torch.zeros(3)
@@ -151,6 +170,9 @@ def test_a_checkpoint_of_another_width_names_a_key_and_both_shapes(state):
         ({"norm_type": "rmsnorm"}, "norm_type='rmsnorm' is not FiTv2"),
         ({"depths": 3}, "the argument 'depths' is not known here"),
         ({"custom_freqs": "ntk"}, "custom_freqs='ntk' is not known here; known are normal, linear"),
+        ({"custom_freqs": None}, "custom_freqs=None is not known here"),
+        ({"hidden_size": "32"}, "hidden_size='32' is not a count"),
+        ({"num_heads": 0}, "num_heads=0 is not a count"),
         ({"custom_freqs": "yarn"}, "needs ori_max_pe_len"),
         ({"custom_freqs": "yarn", "ori_max_pe_len": 16}, "needs max_pe_len_h and max_pe_len_w, or online_rope"),
     ],
@@ -175,10 +197,13 @@ def test_the_family_is_told_by_arguments_or_else_by_keys(state):
     ("name", "content", "complaint"),
     [
         ("missing.bin", None, "there is no file"),
-        ("garbage.bin", b"garbage", "is refused: it is damaged"),
+        ("garbage.bin", b"garbage", "cannot be read"),
+        ("half.bin", b"\x80\x02.", "cannot be read"),
+        ("itself.index.json", b'{"weight_map": {"a": "itself.index.json"}}', "no file of its own folder"),
+        ("number.index.json", b'{"weight_map": {"a": 7}}', "no file of its own folder"),
         ("garbage.safetensors", b"garbage", "cannot be read"),
         ("garbage.index.json", b"{}", "cannot be read"),
-        ("away.index.json", b'{"weight_map": {"a": "../a.safetensors"}}', "outside its own folder"),
+        ("away.index.json", b'{"weight_map": {"a": "../a.safetensors"}}', "no file of its own folder"),
     ],
 )
 def test_damaged_files_are_said_in_a_sentence(name, content, complaint, tmp_path):
@@ -246,4 +271,5 @@ def test_conversion_holds_one_copy_of_the_weights(tmp_path):
     child = process(convert_and_report_memory, str(tmp_path))
     child.join()
     size = (tmp_path / "c.safetensors").stat().st_size
-    assert json.loads((tmp_path / "memory.json").read_text()) < 1.4 * size
+    assert (tmp_path / "out" / "model.safetensors").stat().st_size >= size
+    assert 0.5 * size < json.loads((tmp_path / "memory.json").read_text()) < 1.4 * size

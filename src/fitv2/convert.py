@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from .model.fit1 import FiT1Config
-from .model.rope import RopeScheme
+from .model.rope import PLAIN, RopeScheme
 from .model.transformer import FiT, FiTConfig, load_strictly
 
 # What makes each family, in the authors' arguments; an argument left out has its family's value.
@@ -46,7 +47,7 @@ BOTH = {
     "adaln_bias": True,
     "add_rel_pe_to_v": False,
 }
-# Of training, or of the sampler: `time_shifting` is `Sampling.shift`.
+# Of training, or for the caller: with `time_shifting` s the network wants `flow.path.shift_time(t, s)` as its time.
 NOT_OF_THE_NETWORK = {
     "context_size",
     "class_dropout_prob",
@@ -88,7 +89,9 @@ def from_official(state: dict[str, Tensor] | str | Path, **kwargs) -> FiT:
 
 
 def to_official(model: FiT) -> dict[str, Tensor]:
-    """The weights under the authors' keys."""
+    """The weights under the authors' keys. Raises ValueError for a model that theirs cannot be: one with a context."""
+    if model.config.context != "none":
+        raise ValueError(f"the authors' code has no model with context={model.config.context!r}")
     return model.state_dict()
 
 
@@ -111,6 +114,10 @@ def official_config(*, shared_modulation: bool = True, **kwargs) -> FiTConfig:
     for argument in ("hidden_size", "depth", "num_heads"):
         if argument not in kwargs:
             raise ValueError(f"the argument {argument} is missing: the authors' configuration file has it")
+    for argument in ("hidden_size", "depth", "num_heads", "patch_size", "in_channels", "num_classes"):
+        value = kwargs.get(argument, 1)
+        if not isinstance(value, int) or value < (argument != "num_classes"):
+            raise ValueError(f"{argument}={value!r} is not a count; write the number itself")
     sizes = {ours: kwargs[theirs] for theirs, ours in SIZES.items() if theirs in kwargs}
     if not fitv2:
         sizes = {field: value for field, value in sizes.items() if field not in ("lora_rank", "qk_norm_affine")}
@@ -140,11 +147,11 @@ def official_rope(
     online_rope: bool = False,
 ) -> RopeScheme:
     """The authors' arguments about positions; online: frequencies by each image's own size, else by the given one."""
-    if custom_freqs.lower() not in CUSTOM_FREQS:
+    if str(custom_freqs).lower() not in CUSTOM_FREQS:
         raise ValueError(f"custom_freqs={custom_freqs!r} is not known here; known are {', '.join(CUSTOM_FREQS)}")
     method, attention = CUSTOM_FREQS[custom_freqs.lower()]
     if method == "none":
-        return RopeScheme(theta=rope_theta)
+        return RopeScheme(theta=rope_theta, train_side=ori_max_pe_len or PLAIN.train_side)
     if ori_max_pe_len is None:
         raise ValueError(f"custom_freqs={custom_freqs!r} needs ori_max_pe_len, the patches per side of training")
     given = max_pe_len_h is not None and max_pe_len_w is not None
@@ -201,24 +208,31 @@ def read_state(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"there is no file {path}")
     if path.suffix == ".json":
         return read_shards(path)
-    state = read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
+    # By content: the authors' own loader knows pickles that are called .safetensors.
+    state = read_pickle(path) if is_pickle(path) else read_safetensors(path)
     # DistributedDataParallel puts this in front of all names.
     if state and all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): tensor for key, tensor in state.items()}
     return state
 
 
+def is_pickle(path: Path) -> bool:
+    """Whether a file begins as torch's archives or bare pickles do; safetensors begin with a length."""
+    with path.open("rb") as file:
+        return file.read(2) in (b"PK", *(bytes((0x80, protocol)) for protocol in range(6)))
+
+
 def read_shards(index: Path) -> dict[str, Tensor]:
     """All shards of an index as Hugging Face writes it."""
     try:
         names = json.loads(index.read_text())["weight_map"]
-        shards = sorted(set(names.values()))
+        shards = sorted(set(names.values()), key=str)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{index} {DAMAGED.format(repr(error))}") from None
     state: dict[str, Tensor] = {}
     for shard in shards:
-        if Path(shard).name != shard:
-            raise ValueError(f"{index} names a shard outside its own folder: {shard}")
+        if not isinstance(shard, str) or Path(shard).name != shard or shard.endswith(".json"):
+            raise ValueError(f"{index} names a shard that is no file of its own folder: {shard}")
         state |= read_state(index.parent / shard)
     if missing := sorted(names.keys() - state.keys()):
         raise ValueError(f"the shards of {index} lack {', '.join(missing)}")
@@ -235,16 +249,20 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 def read_pickle(path: Path) -> dict[str, Tensor]:
     """A pickled state dict, memory-mapped where its format allows. No code in it is ever run."""
     try:
-        mapped = zipfile.is_zipfile(path)
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        if path.suffix == ".safetensors":  # Given the name, torch would go by it.
+            with path.open("rb") as file:
+                state = torch.load(file, map_location="cpu", weights_only=True)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        reason = str(error).partition("\n")[0]
+        unknown = re.search(r"Unsupported (?:global|class|operand)[^\n.]*", str(error))
+        reason = unknown.group() if unknown else "its pickle does not follow the rules"
         raise ValueError(
             f"{path} is refused: it is damaged, or holds more than weights and could run code. Ask its maker for a "
             f".safetensors file ({reason})"
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise ValueError(f"{path} {DAMAGED.format(str(error).partition(chr(10))[0])}") from None
+    except Exception as error:  # Of damaged pickles torch raises nearly any type, from KeyError to struct.error.
+        raise ValueError(f"{path} {DAMAGED.format(repr(error).partition(chr(10))[0])}") from None
     for name in ("state_dict", "ema", "model"):  # Training scripts put the weights beside other things.
         if isinstance(state, dict) and isinstance(state.get(name), dict):
             state = state[name]

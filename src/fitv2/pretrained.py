@@ -10,8 +10,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .atomic import write_tensors, write_text
@@ -42,6 +41,9 @@ class Pretrained:
 
     def label(self, name: str) -> int:
         """A class by name or number. Raises ValueError naming the classes."""
+        if self.class_names.count(name) > 1:
+            numbers = [str(i) for i, known in enumerate(self.class_names) if known == name]
+            raise ValueError(f"there are several classes {name!r}: give one of the numbers {', '.join(numbers)}")
         if name in self.class_names:
             return self.class_names.index(name)
         if name.isdecimal() and int(name) < max(self.model.config.num_classes, 1):
@@ -72,10 +74,13 @@ def save_pretrained(
     weights: dict[str, Tensor],
     class_names: list[str],
     shapes: Sequence,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     autoencoder: str | None = None,
 ) -> None:
-    """Writes config.json and model.safetensors, the weights as `dtype`; a reader meets whole files at any moment."""
+    """Writes config.json and model.safetensors, the weights as `dtype` (None: each as it is).
+
+    A reader meets whole files at any moment.
+    """
     content = {"format": FORMAT, "architecture": architecture_of(config), "model": asdict(config)}
     content["autoencoder"] = autoencoder
     content |= {"class_names": class_names, "shapes": shapes}
@@ -117,14 +122,14 @@ def read_model(config_file: Path, weights_file: Path, name: str, dtype: torch.dt
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']}, and this version reads {FORMAT}")
         config = ARCHITECTURES[content.get("architecture", "FiTv2")](**content["model"])
-        weights = load_file(weights_file)
+        # One by one and read, not mapped: never a second copy of all, whatever the dtypes.
+        with safe_open(weights_file, "pt", backend="pread") as file:
+            weights = {key: file.get_tensor(key).to(dtype) for key in file.keys()}  # noqa: SIM118
         shapes = [[tuple(shape) for shape in of_class] for of_class in content["shapes"]]
         class_names = content["class_names"]
     except (ValueError, KeyError, TypeError, SafetensorError, OSError) as error:
         raise ValueError(f"the model {name} is damaged ({error!r}); copy or train it again") from None
     with torch.device("meta"):
         model = FiT(config)
-    for key in weights:  # One by one: never a second copy of all.
-        weights[key] = weights[key].to(dtype)
     load_strictly(model, weights, assign=True)
     return Pretrained(model.eval(), class_names, shapes, content.get("autoencoder"))

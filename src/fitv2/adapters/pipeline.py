@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,21 +14,23 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from huggingface_hub import snapshot_download
 from torch import Tensor
 
 from ..atomic import write_text
-from ..autoencoder import KLAutoencoder, Pixels
+from ..autoencoder import KLAutoencoder, Pixels, load_autoencoder
 from ..generate import Network, Sampling, Wish, check_divisible, default_solver, generate_with, guided
 from ..model.fit1 import FiT1Config
 from ..model.rope import RopeScheme
-from ..pretrained import BUILTIN, Pretrained, load_pretrained
+from ..pretrained import Pretrained, load_pretrained
 from ..samplers.noise import ImageNoise
 from ..samplers.ode import Velocity
 from ..sheets import to_image
 from ..tokens import TokenBatch
-from .transformer import FiTTransformer2DModel
+from .transformer import FiTTransformer2DModel, is_own_model, own_dtype
 
-CUSTOM_PIPELINE = 'from fitv2.adapters.pipeline import FiTPipeline\n\n__all__ = ["FiTPipeline"]\n'
+TRANSFORMER_MODULE = "fit_transformer"
+HUB_OPTIONS = ("revision", "token", "cache_dir", "force_download", "local_files_only", "proxies")
 LARGEST_SEED = 2**62
 
 
@@ -59,13 +63,23 @@ class FiTPipeline(DiffusionPipeline):
         self.labels = {name: int(number) for number, name in (id2label or {}).items()}
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, **kwargs) -> FiTPipeline:
-        """`builtin:NAME`, a model folder of `fitv2 train` or `fitv2 convert`, or what diffusers knows (with its own
-        arguments): a saved pipeline's folder or a hub id.
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs) -> FiTPipeline:
+        """`builtin:NAME`, a model folder of `fitv2 train` or `fitv2 convert` (with `torch_dtype` alone), or what
+        diffusers knows, with its own arguments: a saved pipeline's folder or a hub id. Runs no code of the folder.
         """
-        if str(name).startswith(BUILTIN) or is_model_folder(Path(name)):
-            return cls.from_model(load_pretrained(name, kwargs.pop("torch_dtype", torch.float32)), **kwargs)
-        return super().from_pretrained(name, **kwargs)
+        name = str(pretrained_model_name_or_path)
+        parts = {part: kwargs.pop(part) for part in ("scheduler", "vae") if part in kwargs}
+        if is_own_model(name):
+            return cls.from_model(load_pretrained(name, own_dtype(kwargs)), **parts)
+        if not Path(name).is_dir():
+            hub = {option: kwargs.pop(option) for option in HUB_OPTIONS if option in kwargs}
+            name = snapshot_download(name, **hub)
+        if "transformer" not in kwargs:  # By this class, not by the custom code that the folder names for others.
+            given = {option: kwargs[option] for option in ("torch_dtype", "dtype", "variant") if option in kwargs}
+            kwargs["transformer"] = FiTTransformer2DModel.from_pretrained(name, subfolder="transformer", **given)
+            # diffusers looks the class up under the name of that code, among the modules that are imported.
+            sys.modules.setdefault(TRANSFORMER_MODULE, sys.modules[FiTTransformer2DModel.__module__])
+        return super().from_pretrained(name, **parts, **kwargs)
 
     @classmethod
     def from_model(
@@ -75,24 +89,29 @@ class FiTPipeline(DiffusionPipeline):
         vae: AutoencoderKL | None = None,
     ) -> FiTPipeline:
         """A pipeline around a model of our own; vae: instead of the one that the model names."""
-        height, width, _ = pretrained.shapes[0][0]
-        transformer = FiTTransformer2DModel.from_fit(pretrained.model, max(height, width))
+        transformer = FiTTransformer2DModel.from_model(pretrained)
         if vae is None and pretrained.autoencoder is not None:
-            vae = AutoencoderKL.from_pretrained(
-                pretrained.autoencoder, torch_dtype=next(pretrained.model.parameters()).dtype
-            )
+            vae = load_autoencoder(pretrained.autoencoder, dtype=transformer.dtype).network
         names = dict(enumerate(pretrained.class_names)) or None
         return cls(transformer, scheduler or default_scheduler(), vae, names)
 
-    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs) -> None:
-        """As diffusers saves, and with a pipeline.py, so that where this package is installed the folder or hub id is
-        its own custom pipeline: `DiffusionPipeline.from_pretrained(it, custom_pipeline=it, trust_remote_code=True)`.
+    def save_pretrained(self, save_directory: str | Path, *args, push_to_hub: bool = False, **kwargs) -> None:
+        """As diffusers saves, and with the custom code of a hub repository, so that where this package is installed
+        `DiffusionPipeline.from_pretrained(it, custom_pipeline=it, trust_remote_code=True)` loads the folder or hub id.
         """
-        hub = {name: kwargs.pop(name) for name in ("repo_id", "token", "private", "commit_message") if name in kwargs}
-        super().save_pretrained(save_directory, **kwargs)
-        write_text(Path(save_directory) / "pipeline.py", CUSTOM_PIPELINE)
+        folder = Path(save_directory)
+        repository = kwargs.pop("repo_id", folder.name)
+        super().save_pretrained(folder, *args, **kwargs)
+        index = json.loads((folder / self.config_name).read_text())
+        index["transformer"] = [TRANSFORMER_MODULE, FiTTransformer2DModel.__name__]
+        write_text(folder / self.config_name, json.dumps(index, indent=2) + "\n")
+        for path, module, name in (
+            ("pipeline.py", "pipeline", "FiTPipeline"),
+            (f"transformer/{TRANSFORMER_MODULE}.py", "transformer", "FiTTransformer2DModel"),
+        ):
+            write_text(folder / path, f'from fitv2.adapters.{module} import {name}\n\n__all__ = ["{name}"]\n')
         if push_to_hub:
-            self.push_to_hub(hub.pop("repo_id", Path(save_directory).name), **hub, **kwargs)
+            self.push_to_hub(repository)
 
     @torch.no_grad()
     def __call__(
@@ -131,7 +150,13 @@ class FiTPipeline(DiffusionPipeline):
         if solver is None and isinstance(config, FiT1Config):  # No scheduler of a flow fits its network.
             solver = default_solver(config)
         if solver is not None and (callback_on_step_end is not None or latents is not None):
-            raise ValueError("callback_on_step_end and latents go with the scheduler; leave out solver")
+            raise ValueError(f"callback_on_step_end and latents go with a scheduler, not with the solver {solver}")
+        if solver is None:
+            check_scheduler(self.scheduler)
+        if sizes and (height or width):
+            raise ValueError("give sizes, or height and width for all, not both")
+        if set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
+            raise ValueError(f"a callback can have {self._callback_tensor_inputs} alone")
         wishes = self.wishes(class_labels, sizes or [(height, width)], seeds, generator)
         sampling = Sampling(
             steps=num_inference_steps,
@@ -256,7 +281,7 @@ class FiTPipeline(DiffusionPipeline):
     @property
     def codec(self) -> Pixels | KLAutoencoder:
         """Between latents and pictures."""
-        return Pixels() if self.vae is None else KLAutoencoder(self.vae)
+        return Pixels() if self.vae is None else KLAutoencoder(self.vae, self._execution_device)
 
     def finished(self, latents: list[Tensor], output_type: str) -> list | Tensor | np.ndarray:
         """Latents as what was asked for; arrays are stacked where all sizes are equal."""
@@ -264,7 +289,7 @@ class FiTPipeline(DiffusionPipeline):
             raise ValueError(f"output_type is 'pil', 'np', 'pt' or 'latent', not {output_type!r}")
         if output_type == "latent":
             return stacked(latents)
-        images = [self.codec.decode(latent.to(self._execution_device)).cpu() for latent in latents]
+        images = [self.codec.decode(latent).cpu() for latent in latents]
         if output_type == "pil":
             return [to_image(image) for image in images]
         images = [(image / 2 + 0.5).clamp(0, 1) for image in images]
@@ -278,9 +303,19 @@ def flat(labels: int | str | Tensor | Sequence) -> list[int | str]:
     return [labels] if isinstance(labels, int | str) else [label for part in labels for label in flat(part)]
 
 
-def is_model_folder(folder: Path) -> bool:
-    """Whether it is one of this project's own, or a run's with one in it."""
-    return any((home / "model.safetensors").is_file() for home in (folder, folder / "model"))
+def check_scheduler(scheduler: SchedulerMixin) -> None:
+    """Raises ValueError for a scheduler that would integrate something else than a rectified flow."""
+    config = scheduler.config
+    flow = config.get("prediction_type") == "flow_prediction" and config.get("use_flow_sigmas", False)
+    if not (flow or type(scheduler).__name__.startswith("FlowMatch")):
+        raise ValueError(
+            f"{type(scheduler).__name__} as configured does not integrate a rectified flow: take FlowMatch..., or "
+            'give it prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=1.0'
+        )
+    if config.get("use_dynamic_shifting") or config.get("stochastic_sampling"):
+        raise ValueError("a scheduler with use_dynamic_shifting or stochastic_sampling is not for this pipeline")
+    if str(config.get("algorithm_type")).startswith("sde"):
+        raise ValueError('an SDE scheduler draws noise that no seed of a picture fixes; take solver="euler-maruyama"')
 
 
 def draw_seeds(count: int, generator: torch.Generator | Sequence[torch.Generator] | None) -> list[int]:

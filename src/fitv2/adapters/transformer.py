@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor
 from ..model.context import pack_context
 from ..model.rope import RopeScheme
 from ..model.transformer import FiT, FiTConfig
-from ..pretrained import ARCHITECTURES, architecture_of
+from ..pretrained import ARCHITECTURES, BUILTIN, Pretrained, architecture_of, load_pretrained
 from ..tokens import TokenBatch
 
 
@@ -72,6 +74,21 @@ class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         self.gradient_checkpointing = False
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs) -> FiTTransformer2DModel:
+        """`builtin:NAME` or a model folder of `fitv2 train` or `fitv2 convert` (with `torch_dtype` alone), or what
+        diffusers knows, with its own arguments.
+        """
+        if is_own_model(pretrained_model_name_or_path):
+            return cls.from_model(load_pretrained(pretrained_model_name_or_path, own_dtype(kwargs)))
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
+    def from_model(cls, pretrained: Pretrained) -> FiTTransformer2DModel:
+        """The network of a model of our own, sharing its weights."""
+        sizes = [shape for of_class in pretrained.shapes for shape in of_class]
+        return cls.from_fit(pretrained.model, max(sizes[0][:2]) if sizes else 32)
+
+    @classmethod
     def from_fit(cls, model: FiT, sample_size: int = 32) -> FiTTransformer2DModel:
         """The same network, sharing its weights."""
         with torch.device("meta"):
@@ -106,12 +123,29 @@ class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         if isinstance(context, Tensor):
             context = pack_context(context.unbind(0))
         self.fit.activation_checkpointing = self.gradient_checkpointing
-        # By the model's dtype, not its weights': with layerwise casting those are stored in another one.
-        with torch.autocast(device.type, self.dtype, enabled=self.dtype in (torch.bfloat16, torch.float16)):
+        # By the model's dtype, not its weights': with layerwise casting those are stored in another one. A caller's own
+        # autocast around a float32 model stays in force.
+        half = self.dtype in (torch.bfloat16, torch.float16)
+        with torch.autocast(device.type, self.dtype) if half else nullcontext():
             output = self.fit(batch, t_B, class_labels, rope=rope, context=context).to(batch.x.dtype)
         if not packed:
             output = torch.stack(batch.with_x(output).to_latents(self.config.patch_size))
         return Transformer2DModelOutput(sample=output) if return_dict else (output,)
+
+
+def is_own_model(name: str | Path) -> bool:
+    """Whether it is a built-in model, one of this project's folders, or a run's with one in it."""
+    homes = (Path(name), Path(name) / "model")
+    return str(name).startswith(BUILTIN) or any((home / "model.safetensors").is_file() for home in homes)
+
+
+def own_dtype(kwargs: dict[str, Any]) -> torch.dtype:
+    """The only argument that loading a model of our own takes. Raises ValueError for others."""
+    dtype = kwargs.pop("torch_dtype", None) or kwargs.pop("dtype", None) or torch.float32
+    if kwargs or not isinstance(dtype, torch.dtype):
+        given = ", ".join(kwargs) or f"the dtype {dtype!r}"
+        raise ValueError(f"a model of this project's own is loaded with torch_dtype=... alone, without {given}")
+    return dtype
 
 
 def model_settings(config: FiTConfig) -> dict[str, Any]:

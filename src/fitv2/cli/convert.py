@@ -48,7 +48,7 @@ def convert(
         model.state_dict(),
         names,
         [[(side, side, 1)]],
-        dtype,
+        None,
         autoencoder or official_autoencoder(config),
     )
     parameters = sum(weight.numel() for weight in model.parameters())

@@ -80,7 +80,7 @@ def sample(
     """
     import torch
 
-    from ..autoencoder import load_autoencoder
+    from ..autoencoder import Pixels, load_autoencoder
     from ..generate import Sampling, default_solver, generate
     from ..pretrained import default_device, load_pretrained
     from ..sheets import contact_sheet, to_image
@@ -89,6 +89,9 @@ def sample(
     pretrained = load_pretrained(model, getattr(torch, PRECISIONS[precision]))
     pretrained.model.to(default_device())
     codec = load_autoencoder(autoencoder or pretrained.autoencoder, default_device())
+    if isinstance(codec, Pixels) and pretrained.model.config.in_channels not in (1, 3):
+        channels = pretrained.model.config.in_channels
+        raise ValueError(f"{model} makes latents of {channels} channels and names no autoencoder; give --autoencoder")
     sampling = Sampling(
         steps=steps,
         solver=solver or default_solver(pretrained.model.config),

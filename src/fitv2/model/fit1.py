@@ -19,11 +19,16 @@ from .transformer import FiTConfig
 
 @dataclass(frozen=True, kw_only=True)
 class FiT1Config(FiTConfig):
-    """The configuration of FiT; the fields lora_rank and qk_norm_affine have no meaning here.
+    """The configuration of FiT. Raises ValueError for lora_rank and qk_norm_affine, of which it has neither.
 
     The model takes t (B,) as steps 0..999, whole or between. The authors' commit caps it at 1.0, which makes all steps
     but the first alike; clamp it to do the same.
     """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lora_rank is not None or self.qk_norm_affine:
+            raise ValueError("FiT has no lora_rank and no qk_norm_affine")
 
     @property
     def output_channels(self) -> int:

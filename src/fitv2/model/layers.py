@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..tokens import TokenBatch
 from .modulation import FullModulation, modulated_norm
 
 FREQUENCIES = 256
@@ -83,5 +84,6 @@ class FinalLayer(nn.Module):
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
-    def forward(self, x_TD: Tensor, shift_TD: Tensor, scale_TD: Tensor) -> Tensor:
+    def forward(self, x_TD: Tensor, c_BD: Tensor, batch: TokenBatch) -> Tensor:
+        shift_TD, scale_TD = batch.spread(self.adaLN_modulation(c_BD)).chunk(2, dim=-1)
         return self.linear(modulated_norm(x_TD, shift_TD, scale_TD))

@@ -200,15 +200,16 @@ class FiT(nn.Module):
         c_BD = self.t_embedder(t_B) + self.y_embedder(y_B)
         # The residual stream stays float32 under autocast: sums of many small bfloat16 steps would lose them.
         sequence, positions = batch.with_x(self.x_embedder(batch.x).float()), batch.positions
-        own = slice(None)
+        own = None
         if context is not None:
             context = self.context_embedder(context)
         if self.config.context == "joint":
             c_BD = c_BD + context.image_mean(context.x)
             sequence, positions, own = join(sequence, context)
-        x_TD = self._blocks(sequence, positions, batch.hw, c_BD, rope, context)[own]
-        shift, scale = batch.spread(self.final_layer.adaLN_modulation(c_BD)).chunk(2, dim=-1)
-        return self.final_layer(x_TD, shift, scale)
+        x_TD = self._blocks(sequence, positions, batch.hw, c_BD, rope, context)
+        # With a device map the last block may be on another device than the first.
+        x_TD = x_TD if own is None else x_TD[own.to(x_TD.device)]
+        return self.final_layer(x_TD, c_BD, batch)
 
     def _blocks(
         self,
