@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -67,6 +68,10 @@ class Sampling:
             raise ValueError(f"there is no solver {self.solver!r}; the solvers are {', '.join(SOLVER_NAMES)}")
         if self.steps < 1:
             raise ValueError(f"a sampler needs at least one step, not {self.steps}")
+        if not all(map(math.isfinite, (self.guidance, self.power, self.shift))) or self.shift <= 0:
+            raise ValueError(
+                f"guidance {self.guidance}, power {self.power} and shift {self.shift} must be finite numbers"
+            )
         if not 0 <= self.interval[0] <= self.interval[1] <= 1:
             raise ValueError(f"the guidance interval {self.interval} must lie within 0 and 1, low end first")
 

@@ -55,7 +55,7 @@ class FiTPipeline(DiffusionPipeline):
         transformer: FiTTransformer2DModel,
         scheduler: SchedulerMixin,
         vae: AutoencoderKL | None = None,
-        id2label: dict[int, str] | None = None,
+        id2label: dict | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(transformer=transformer, scheduler=scheduler, vae=vae)

@@ -42,7 +42,8 @@ def sample(
     ] = None,
     guidance: Annotated[float, typer.Option(help="scale of classifier-free guidance; 1 is none")] = 2.0,
     guidance_interval: Annotated[
-        tuple[float, float], typer.Option(help="times between which guidance acts; 0 is noise, 1 is the picture")
+        tuple[float, float],
+        typer.Option(help="two times between which guidance acts, as in 0.3 0.9; 0 is noise, 1 is the picture"),
     ] = (0.0, 1.0),
     extrapolation: Annotated[
         str | None,
@@ -101,6 +102,8 @@ def sample(
     )
     wishes = list_wishes(pretrained, labels, size, num, seed, codec.factor)
     check_memory(pretrained, wishes)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file; name a folder for the pictures")
     out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     with image_progress("sampling", len(wishes)) as progress:

@@ -76,8 +76,15 @@ def train(
     if not speaks:
         trainer.fit(lambda figures: None)
         return
-    with training_progress(chosen.training.steps) as report:
-        trainer.fit(report)
+    try:
+        with training_progress(chosen.training.steps) as report:
+            trainer.fit(report)
+    except KeyboardInterrupt:
+        every = chosen.log.checkpoint_every
+        print(
+            f"interrupted at step {trainer.done}; --resume continues from the last checkpoint (one every {every} steps)"
+        )
+        raise
     print(f"trained {trainer.done} steps in {trainer.seconds / 60:.1f} min; {trainer.skipped} skipped as not finite.")
     print(f"Samples in {run}/samples; now try: fitv2 sample --model {run}")
 

@@ -236,6 +236,8 @@ class Trainer:
         """Restores weights, average, optimiser and position from the newest checkpoint, if there is one."""
         found = checkpoints(self.run / "checkpoints")
         if not found:
+            if (self.run / "log.jsonl").is_file():
+                logger.info("no checkpoint in %s yet: starting at step 0", self.run)
             return
         state = read_state(found[-1])
         load_strictly(self.bare_model, read_tensors(found[-1] / "model.safetensors"))
