@@ -172,10 +172,10 @@ def test_a_class_that_had_no_picture_is_shown_in_the_sizes_of_another(model):
         (["--extrapolation", "ntk-vision"], ["no extrapolation 'ntk-vision'; choose from none, pi"]),
         (["--extrapolation", "ntk", "--attention-scale", "eq15"], ["no attention scale 'eq15'"]),
         (["--attention-scale", "paper"], ["--attention-scale belongs to an --extrapolation"]),
-        (["--guidance", "nan"], ["guidance nan", "must be numbers"]),
+        (["--guidance", "nan"], ["guidance nan", "must be finite numbers"]),
         (["--guidance-interval", "0.8", "0.2"], ["must lie within 0 and 1, low end first"]),
         (["--model", "nowhere"], ["nowhere is not a model: there is no nowhere/config.json"]),
-        (["--size", "8x8", "--labels", "1", "--out", "stdout"], ["File exists"]),
+        (["--size", "8x8", "--labels", "1", "--out", "stdout"], ["is a file; name a folder"]),
     ],
 )
 def test_a_mistake_in_sample_is_one_sentence(fitv2, model, arguments, parts):

@@ -7,6 +7,7 @@ import socket
 import sys
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -18,6 +19,7 @@ from fitv2.flow.objective import flow_loss_at
 from fitv2.flow.path import sample_times
 from fitv2.training.checkpoint import optimizer_tensors
 from fitv2.training.ema import EMA
+from fitv2.training.heap import TRIM_EVERY, c_library, trim_heap
 from fitv2.training.trainer import Trainer, learning_rate
 from tiny import garments, log_lines, process, random_model, recipe, train_as_one_of, trainer
 
@@ -95,6 +97,20 @@ def test_no_two_packs_share_their_randomness(tmp_path):
     for run.done in range(5):
         seeds += [run.pack_seed(0), run.pack_seed(1)]
     assert len(set(seeds)) == 10
+
+
+def test_freed_memory_goes_back_to_the_system():
+    """A heap full of holes: small blocks between those that are freed keep glibc from shrinking it by itself."""
+    if c_library() is None:
+        return  # Not glibc: nothing to do there.
+    process = psutil.Process()
+    blocks = [bytearray(100_000) for _ in range(4000)]
+    blocks[::2] = [b""] * 2000
+    before = process.memory_info().rss
+    trim_heap(7)
+    kept = process.memory_info().rss
+    trim_heap(TRIM_EVERY)
+    assert before - kept < 20e6 < kept - process.memory_info().rss
 
 
 def test_learning_rate_rises_stays_and_falls():

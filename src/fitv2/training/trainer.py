@@ -38,6 +38,7 @@ from .checkpoint import (
     save_checkpoint,
 )
 from .ema import EMA
+from .heap import trim_heap
 from .log import RunLog
 from .run import data_digest, keep_recipe
 from .samples import write_sheet
@@ -108,6 +109,7 @@ class Trainer:
         self.clock = time.perf_counter()
         while self.done < self.recipe.training.steps:
             figures = self.timed_step(steps)
+            trim_heap(self.done)
             if log is not None:
                 log.write(figures)
                 report(figures)
