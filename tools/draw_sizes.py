@@ -5,7 +5,7 @@ python tools/draw_sizes.py docs/fashion-sizes.png
 
 import sys
 
-from fitv2.generate import Sampling, Wish, generate
+from fitv2.generate import Sampling, Wish, generate, scaled_size
 from fitv2.pretrained import load_pretrained
 from fitv2.sheets import contact_sheet, to_image
 
@@ -16,7 +16,7 @@ patch = pretrained.model.config.patch_size
 wishes, captions = [], []
 for label, name in enumerate(pretrained.class_names):
     height, width, _ = pretrained.shapes[label][0]
-    sizes = [tuple(max(round(side * factor / patch), 1) * patch for side in (height, width)) for factor in FACTORS]
+    sizes = [scaled_size((height, width), factor, patch) for factor in FACTORS]
     for size, factor in zip([*sizes, (width, height)], [*FACTORS, None], strict=True):
         wishes.append(Wish(label, size, seed=label))
         captions.append(f"{name} {f'{factor:g}x' if factor else 'turned'}")

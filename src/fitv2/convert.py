@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .model.fit1 import FiT1Config
 from .model.rope import PLAIN, RopeScheme
-from .model.transformer import FiT, FiTConfig, load_strictly
+from .model.transformer import FiT, FiTConfig, model_of
 
 # What makes each family, in the authors' arguments; an argument left out has its family's value.
 FITV2 = {
@@ -82,10 +82,7 @@ def from_official(state: dict[str, Tensor] | str | Path, **kwargs) -> FiT:
     else:
         state = read_state(Path(state))
     config = official_config(shared_modulation="global_adaLN_modulation.1.weight" in state, **kwargs)
-    with torch.device("meta"):
-        model = FiT(config)
-    load_strictly(model, state, assign=True)
-    return model.eval()
+    return model_of(config, state)
 
 
 def to_official(model: FiT) -> dict[str, Tensor]:

@@ -150,8 +150,14 @@ def check_wish(wish: Wish, patch_size: int, num_classes: int) -> None:
 def check_divisible(size: tuple[int, int], unit: int) -> None:
     """Raises ValueError, naming the nearest size, where a side is no multiple of `unit`."""
     if min(size) < 1 or any(side % unit for side in size):
-        nearest = "x".join(str(max(unit, round(side / unit) * unit)) for side in size)
+        nearest = "x".join(map(str, scaled_size(size, 1.0, unit)))
         raise ValueError(f"{size[0]}x{size[1]} is not divisible by the patch of {unit}; the nearest is {nearest}")
+
+
+def scaled_size(size: tuple[int, int], scale: float, unit: int) -> tuple[int, int]:
+    """Both sides times `scale`, each rounded to a multiple of `unit`, at least one."""
+    height, width = (max(round(side * scale / unit), 1) * unit for side in size)
+    return height, width
 
 
 def passes(tokens: Sequence[int], most: int = TOKENS_PER_PASS) -> Iterator[list[int]]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from .atomic import write_tensors, write_text
 from .data.dataset import Dataset
 from .model.fit1 import FiT1Config
-from .model.transformer import FiT, FiTConfig, load_strictly
+from .model.transformer import FiT, FiTConfig, model_of
 
 BUILTIN = "builtin:"
 FORMAT = 1
@@ -98,6 +98,12 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def is_own_model(name: str | Path) -> bool:
+    """Whether it is a built-in model, one of this project's folders, or a run's with one in it."""
+    homes = (Path(name), Path(name) / "model")
+    return str(name).startswith(BUILTIN) or any((home / "model.safetensors").is_file() for home in homes)
+
+
 def load_pretrained(name: str | Path, dtype: torch.dtype = torch.float32) -> Pretrained:
     """`builtin:NAME`, a model folder, a run's folder (its newest exported model) or one of its checkpoints (the
     averaged weights), in `dtype` and eval mode. Raises ValueError when there is none or it is damaged.
@@ -129,7 +135,4 @@ def read_model(config_file: Path, weights_file: Path, name: str, dtype: torch.dt
         class_names = content["class_names"]
     except (ValueError, KeyError, TypeError, SafetensorError, OSError) as error:
         raise ValueError(f"the model {name} is damaged ({error!r}); copy or train it again") from None
-    with torch.device("meta"):
-        model = FiT(config)
-    load_strictly(model, weights, assign=True)
-    return Pretrained(model.eval(), class_names, shapes, content.get("autoencoder"))
+    return Pretrained(model_of(config, weights), class_names, shapes, content.get("autoencoder"))

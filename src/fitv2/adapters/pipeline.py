@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import ClassVar
 
@@ -22,12 +23,12 @@ from ..autoencoder import KLAutoencoder, Pixels, load_autoencoder
 from ..generate import Network, Sampling, Wish, check_divisible, default_solver, generate_with, guided
 from ..model.fit1 import FiT1Config
 from ..model.rope import RopeScheme
-from ..pretrained import Pretrained, load_pretrained
+from ..pretrained import Pretrained, is_own_model, load_pretrained
 from ..samplers.noise import ImageNoise
 from ..samplers.ode import Velocity
 from ..sheets import to_image
 from ..tokens import TokenBatch
-from .transformer import FiTTransformer2DModel, is_own_model, own_dtype
+from .transformer import FiTTransformer2DModel, own_dtype
 
 TRANSFORMER_MODULE = "fit_transformer"
 HUB_OPTIONS = ("revision", "token", "cache_dir", "force_download", "local_files_only", "proxies")
@@ -174,6 +175,7 @@ class FiTPipeline(DiffusionPipeline):
             if latents is None:
                 latents = ImageNoise([w.seed for w in wishes], hw.prod(1).tolist(), config.token_channels).draw()
 
+            @cache
             def velocity_at(scale: float) -> Velocity:
                 return guided(network, config.num_classes, hw, labels, replace(sampling, guidance=scale))
 
@@ -289,7 +291,8 @@ class FiTPipeline(DiffusionPipeline):
             raise ValueError(f"output_type is 'pil', 'np', 'pt' or 'latent', not {output_type!r}")
         if output_type == "latent":
             return stacked(latents)
-        images = [self.codec.decode(latent).cpu() for latent in latents]
+        codec = self.codec
+        images = [codec.decode(latent).cpu() for latent in latents]
         if output_type == "pil":
             return [to_image(image) for image in images]
         images = [(image / 2 + 0.5).clamp(0, 1) for image in images]

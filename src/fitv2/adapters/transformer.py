@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from ..model.context import pack_context
 from ..model.rope import RopeScheme
 from ..model.transformer import FiT, FiTConfig
-from ..pretrained import ARCHITECTURES, BUILTIN, Pretrained, architecture_of, load_pretrained
+from ..pretrained import ARCHITECTURES, Pretrained, architecture_of, is_own_model, load_pretrained
 from ..tokens import TokenBatch
 
 
@@ -66,7 +67,7 @@ class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
                 mlp_ratio=mlp_ratio,
                 lora_rank=adaln_lora_rank,
                 qk_norm_affine=qk_norm_affine,
-                rope=RopeScheme(**(rope or {})),
+                rope=rope or {},
                 context=context,
                 context_channels=cross_attention_dim,
             )
@@ -133,12 +134,6 @@ class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         return Transformer2DModelOutput(sample=output) if return_dict else (output,)
 
 
-def is_own_model(name: str | Path) -> bool:
-    """Whether it is a built-in model, one of this project's folders, or a run's with one in it."""
-    homes = (Path(name), Path(name) / "model")
-    return str(name).startswith(BUILTIN) or any((home / "model.safetensors").is_file() for home in homes)
-
-
 def own_dtype(kwargs: dict[str, Any]) -> torch.dtype:
     """The only argument that loading a model of our own takes. Raises ValueError for others."""
     dtype = kwargs.pop("torch_dtype", None) or kwargs.pop("dtype", None) or torch.float32
@@ -150,7 +145,6 @@ def own_dtype(kwargs: dict[str, Any]) -> torch.dtype:
 
 def model_settings(config: FiTConfig) -> dict[str, Any]:
     """A configuration in the words of diffusers."""
-    rope = {name: value for name, value in vars(config.rope).items()}
     return {
         "num_attention_heads": config.heads,
         "attention_head_dim": config.width // config.heads,
@@ -161,7 +155,7 @@ def model_settings(config: FiTConfig) -> dict[str, Any]:
         "mlp_ratio": config.mlp_ratio,
         "adaln_lora_rank": config.lora_rank,
         "qk_norm_affine": config.qk_norm_affine,
-        "rope": rope,
+        "rope": asdict(config.rope),
         "architecture": architecture_of(config),
         "context": config.context,
         "cross_attention_dim": config.context_channels,

@@ -190,10 +190,11 @@ def own_sizes(pretrained: Pretrained, label: int) -> list[tuple[int, int]]:
 
 def showcase(pretrained: Pretrained, label: int) -> list[tuple[int, int]]:
     """A class's two most frequent sizes, and two that training never had of it: larger, and of a foreign aspect."""
-    patch = pretrained.model.config.patch_size
+    from ..generate import scaled_size
+
     own = own_sizes(pretrained, label)
     height, width = own[0]
-    larger = tuple(round(side * LARGER / patch) * patch for side in (height, width))
+    larger = scaled_size((height, width), LARGER, pretrained.model.config.patch_size)
     turned = [(w, h) for h, w in own] + [(height, 2 * width), (2 * height, width)]
     foreign = [size for size in turned if size not in own]
     return [*own[:2], larger, *foreign[:1]]

@@ -21,7 +21,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ..data.fashion import CLASS_NAMES, bundled, to_latent
-from ..generate import Sampling, Wish, generate
+from ..generate import Sampling, Wish, generate, scaled_size
 from ..pretrained import Pretrained
 from .classifier import WEIGHTS, examine, load_classifier
 from .frechet import Statistics, frechet_distance
@@ -142,7 +142,7 @@ def balanced_wishes(
     patch = pretrained.model.config.patch_size
 
     def reshaped(size: tuple[int, int]) -> tuple[int, int]:
-        height, width = (max(round(side * scale / patch), 1) * patch for side in size)
+        height, width = scaled_size(size, scale, patch)
         return (width, height) if turned else (height, width)
 
     return [

@@ -233,6 +233,14 @@ class FiT(nn.Module):
         return x_TD
 
 
+def model_of(config: FiTConfig, state: dict[str, Tensor]) -> FiT:
+    """A network whose weights are the tensors of `state` themselves, in eval mode; errors as of `load_strictly`."""
+    with torch.device("meta"):
+        model = FiT(config)
+    load_strictly(model, state, assign=True)
+    return model.eval()
+
+
 def load_strictly(model: FiT, state: dict[str, Tensor], assign: bool = False) -> None:
     """Loads `state` (assign: makes its tensors the model's own), or raises ValueError listing every wrong key."""
     own = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
