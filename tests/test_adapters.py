@@ -170,6 +170,20 @@ def test_disk_offload(transformer, tmp_path):
     torch.testing.assert_close(loaded(**inputs()).sample, expected)
 
 
+def test_compiled_whole_without_a_break_for_any_size(transformer):
+    """Ordinary latents of other sizes do not compile anew; packed batches do, once for each mix of sizes."""
+    given = inputs()
+    latents = given.pop("hidden_states")
+    batch = TokenBatch.from_latents([latents[0], latents[1, :, :4], latents[2]], 2)
+    compiled = torch.compile(transformer, fullgraph=True, dynamic=True, backend="eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for some in (latents, torch.randn(3, 4, 4, 10), torch.randn(3, 4, 16, 6)):
+            torch.testing.assert_close(compiled(some, **given).sample, transformer(some, **given).sample)
+    compiled = torch.compile(transformer.fit, fullgraph=True, backend="eager")
+    packed = batch, given["timestep"], given["class_labels"]
+    torch.testing.assert_close(compiled(*packed), transformer.fit(*packed))
+
+
 @torch.no_grad()
 def test_compiled(transformer):
     expected = transformer(**inputs()).sample
@@ -309,7 +323,10 @@ def test_extrapolation_by_name_and_by_scheme(pipe):
         ({"sizes": [(28, 10)] * 3}, "28x10 is not divisible by the patch of 4; the nearest is 28x8"),
         ({"sizes": [(28, 12)] * 2}, "2 sizes for 3 class labels"),
         ({"seeds": [1]}, "1 seeds or generators for 3 pictures"),
-        ({"class_labels": ["trouser", 3, "hat"]}, "there is no class 'hat': 0 to 9 are t-shirt, trouser"),
+        (
+            {"class_labels": ["trouser", 3, "hat"]},
+            "no class 'hat' in this model; its classes are 0 t-shirt, 1 trouser",
+        ),
         ({"class_labels": [1, 2, 11]}, "there is no class 11"),
         ({"height": 28}, "give sizes, or height and width for all, not both"),
         ({"callback_on_step_end_tensor_inputs": ["noise"]}, "a callback can have"),

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fitv2.adapters.pipeline import FiTPipeline
 from fitv2.cli.sample import showcase
 from fitv2.generate import DIFFUSION_SOLVERS, FLOW_SOLVERS
 from fitv2.pretrained import Pretrained, load_pretrained, save_pretrained
@@ -137,6 +138,28 @@ def test_sample_reports_in_json(fitv2, model, tmp_path):
     for row in report["images"]:
         with Image.open(tmp_path / row["file"]) as image:
             assert [image.height, image.width] == row["size"]
+
+
+def test_sample_takes_a_saved_pipeline(fitv2, model, tmp_path):
+    FiTPipeline.from_pretrained(model).save_pretrained(tmp_path / "pipe")
+    chosen = ["--labels", "trouser", "--size", "8x12", "--steps", 2]
+    for name, out in ((model, "ours"), ("pipe", "theirs")):
+        result = fitv2("sample", "--model", name, *chosen, "--out", out)
+        assert result.code == 0, result.err
+    one, other = ((tmp_path / out / "trouser_8x12_seed0.png").read_bytes() for out in ("ours", "theirs"))
+    assert one == other
+
+
+def test_guidance_of_the_first_channels_and_by_a_power(fitv2, model, tmp_path):
+    command = ["sample", "--model", model, "--labels", "trouser", "--size", "8x12", "--steps", 2, "--out"]
+    changes = {"plain": [], "power": ["--guidance-power", 2], "shift": ["--time-shift", 3]}
+    changes["channels"] = ["--guidance-channels", 1]  # The pictures have one.
+    pictures = {}
+    for name, change in changes.items():
+        assert fitv2(*command, name, *change).code == 0
+        pictures[name] = (tmp_path / name / "trouser_8x12_seed0.png").read_bytes()
+    assert pictures["plain"] == pictures["channels"]
+    assert len(set(pictures.values())) == 3
 
 
 def test_sample_makes_the_same_bytes_of_the_same_seed_whatever_else_is_made(fitv2, model, tmp_path):
@@ -288,7 +311,7 @@ def test_what_a_resume_finds_and_what_json_is_for(train, pictures):
 
 def test_a_damaged_recipe_of_a_run_is_one_sentence(train, pictures, tmp_path):
     train()
-    (tmp_path / "run" / "recipe.json").write_text('{"model": {}}')
+    (tmp_path / "run" / "recipe.json").write_text('{"model": {"width": "wide"}}')
     assert_sentence(train("--resume"), "recipe.json is damaged", "remove it to continue")
 
 

@@ -3,16 +3,16 @@
 import pytest
 from pydantic import ValidationError
 
-from fitv2.build import build_density
+from fitv2.build import build_model_config, build_objective
 from fitv2.config import Recipe, build_recipe, load_recipe, recipe_names, valid_keys
-from fitv2.model.transformer import FiTConfig
+from tiny import garments
 
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_shipped_recipe_holds(name):
     recipe = load_recipe(name)
-    FiTConfig(**recipe.model.model_dump(), in_channels=3, num_classes=10)
-    build_density(recipe.training)
+    config = build_model_config(recipe, garments())
+    build_objective(recipe.training, config)
     assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
 
 
@@ -48,6 +48,13 @@ def test_overrides_go_before_the_file_and_the_last_one_wins():
     recipe = build_recipe(tree, ["training.steps=600", "training.steps=800", "model.width=64"])
     assert (recipe.training.steps, recipe.training.seed, recipe.model.width) == (800, 3, 64)
     assert tree == {"training": {"steps": 500, "seed": 3}}
+
+
+def test_a_setting_without_effect_on_the_architecture_is_refused():
+    recipe = build_recipe({}, ["model.architecture=FiT"])
+    assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+    with pytest.raises(ValueError, match=r"model.lora_rank, training.time_std would have no effect on .* FiT; remove"):
+        build_recipe({}, ["model.architecture=FiT", "model.lora_rank=8", "training.time_std=2"])
 
 
 def test_a_setting_without_effect_on_the_source_is_refused():

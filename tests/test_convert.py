@@ -4,6 +4,7 @@ import json
 import pickle
 import resource
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -158,6 +159,29 @@ def test_wrong_keys_and_shapes_are_listed(state):
     )
 
 
+@pytest.mark.parametrize(("call", "model"), [(call, model) for call, of in INDEX["kwargs"].items() for model in of])
+def test_arguments_come_back(call, model):
+    """What the authors' code was built with is in what we say that it must be built with."""
+    given = kwargs(call, model)
+    config = official_config(**given)
+    back = fitv2.official_kwargs(config)
+    assert official_config(**back) == config
+    told = given.keys() - {"context_size", "class_dropout_prob", "time_shifting"}
+    assert {name: back[name] for name in told} == {name: given[name] for name in told}
+
+
+def test_arguments_of_what_the_authors_do_not_have():
+    config = fitv2.preset("FiTv2-B/2")
+    with pytest.raises(ValueError, match="has no model with context='cross'"):
+        fitv2.official_kwargs(replace(config, context="cross"))
+    with pytest.raises(ValueError, match="has no ntk-aware with the attention scale paper"):
+        fitv2.official_kwargs(replace(config, rope=config.rope.named("vision-ntk", "paper")))
+    target = config.rope.named("vision-yarn")
+    assert official_config(**fitv2.official_kwargs(replace(config, rope=target))).rope == target
+    target = replace(target, target=(10, 30))
+    assert official_config(**fitv2.official_kwargs(replace(config, rope=target))).rope == target
+
+
 def test_a_checkpoint_of_another_width_names_a_key_and_both_shapes(state):
     with pytest.raises(ValueError, match=r"x_embedder.proj.weight has shape \(32, 16\), the model needs \(64, 16\)"):
         fitv2.from_official(state, **KWARGS | {"hidden_size": 64})
@@ -224,7 +248,7 @@ def test_a_missing_shard_and_a_shard_that_lacks_keys(state, tmp_path):
 
 
 def test_the_yaml_files_of_the_authors(yaml_file, tmp_path):
-    assert read_official_config(yaml_file) == KWARGS
+    assert read_official_config(yaml_file) == (KWARGS, "stabilityai/sd-vae-ft-ema")
     for text, complaint in (("a: b", "no diffusion.network_config.params"), ("a: [", "is not YAML")):
         (tmp_path / "other.yaml").write_text(text)
         with pytest.raises(ValueError, match=complaint):

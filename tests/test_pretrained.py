@@ -113,22 +113,22 @@ def test_weights_of_another_network(folder):
 
 def test_labels_by_name_and_by_number(folder):
     pretrained = load_pretrained(folder)
-    assert [pretrained.label(name) for name in CLASSES] == list(range(10))
-    assert pretrained.label("0") == 0 and pretrained.label("9") == 9
+    assert [pretrained.classes.number(name) for name in CLASSES] == list(range(10))
+    assert pretrained.classes.number("0") == 0 and pretrained.classes.number("9") == 9
 
 
 @pytest.mark.parametrize("name", ["trousers", "10", "-1", "1.0", "", "Bag"])
 def test_an_unknown_label_lists_the_classes(folder, name):
     with pytest.raises(ValueError, match=rf"no class '{name}' in this model; its classes are 0 t-shirt, 1 trouser, "):
-        load_pretrained(folder).label(name)
+        load_pretrained(folder).classes.number(name)
 
 
 def test_the_only_label_of_a_model_without_classes(tmp_path):
     save(tmp_path, config=FiTConfig(**{**vars(CONFIG), "num_classes": 0}), names=[], shapes=[[(8, 8, 1)]])
     pretrained = load_pretrained(tmp_path)
-    assert pretrained.label("0") == pretrained.model.null_label == 0
+    assert pretrained.classes.number("0") == pretrained.model.null_label == 0
     with pytest.raises(ValueError, match="its classes are none: it has no classes"):
-        pretrained.label("1")
+        pretrained.classes.number("1")
 
 
 def test_shapes_are_counted_per_class_most_frequent_first():

@@ -15,8 +15,13 @@ from safetensors.torch import load_file
 from fitv2 import TokenBatch
 from fitv2.data.fashion import Fashion
 from fitv2.data.loader import Position
+from fitv2.diffusion.objective import diffusion_loss
+from fitv2.diffusion.schedule import linear_schedule
 from fitv2.flow.objective import flow_loss_at
-from fitv2.flow.path import sample_times
+from fitv2.flow.path import LOGIT_NORMAL, sample_times
+from fitv2.generate import Sampling, Wish, generate
+from fitv2.model.fit1 import FiT1Config
+from fitv2.pretrained import load_pretrained
 from fitv2.training.checkpoint import optimizer_tensors
 from fitv2.training.ema import EMA
 from fitv2.training.heap import TRIM_EVERY, c_library, trim_heap
@@ -45,7 +50,7 @@ def one_big_batch(trainer: Trainer, step) -> tuple[float, list[torch.Tensor]]:
     times, noises, labels_of_packs = [], [], []
     for number, (batch, labels) in enumerate(step.packs):
         generator = torch.Generator().manual_seed(trainer.pack_seed(number))
-        times.append(sample_times(len(batch), generator, trainer.density))
+        times.append(sample_times(len(batch), generator, LOGIT_NORMAL))
         dropped = torch.rand(len(batch), generator=generator) < trainer.recipe.training.label_drop
         noises.append(torch.randn(batch.x.shape, generator=generator))
         labels_of_packs.append(labels.masked_fill(dropped, trainer.bare_model.null_label))
@@ -65,6 +70,22 @@ def test_gradients_of_four_packs_add_up_to_those_of_one_big_batch(tmp_path):
         assert loss == pytest.approx(expected_loss, rel=1e-5)
         for gradient, other in zip(gradients, expected, strict=True):
             torch.testing.assert_close(gradient, other, atol=1e-5 * float(other.abs().max()), rtol=0)
+
+
+def test_the_predecessor_learns_by_diffusion(tmp_path):
+    """Its loss is that of `diffusion_loss` with the same random numbers, and what it saves is sampled by DDIM."""
+    run = with_random_weights(trainer(tmp_path, "model.architecture=FiT", "training.packs_per_step=1"))
+    step = next(run.loader.steps(Position()))
+    ((batch, labels),) = step.packs
+    generator = torch.Generator().manual_seed(run.pack_seed(0))
+    expected = diffusion_loss(run.bare_model, batch, labels, 10, generator, linear_schedule())
+    loss, _ = run.step(step)
+    assert loss == pytest.approx(float(expected.loss.detach()), rel=1e-6)
+    run.save()
+    run.write_samples()
+    saved = load_pretrained(tmp_path)
+    assert isinstance(saved.model.config, FiT1Config) and run.sheet.is_file()
+    assert generate(saved.model, [Wish(0, (8, 8), 0)], Sampling(solver="ddim", steps=2))[0].isfinite().all()
 
 
 def free_port() -> int:

@@ -14,6 +14,7 @@ _HOMES = {
     "FiTTransformer2DModel": "adapters.transformer",
     "from_official": "convert",
     "to_official": "convert",
+    "official_kwargs": "convert",
 }
 __all__ = sorted(_HOMES)
 

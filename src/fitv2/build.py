@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from .config import DataSettings, Recipe, TrainingSettings
+import torch
+from torch import Tensor, nn
+
+from .config import NOT_OF_FIT, DataSettings, Recipe, TrainingSettings
 from .data import fashion
 from .data.dataset import Dataset
 from .data.folder import ImageFolder
+from .diffusion.objective import DiffusionLoss, diffusion_loss
+from .diffusion.schedule import linear_schedule
+from .flow.objective import FlowLoss, flow_loss
 from .flow.path import TimeDensity
+from .model.fit1 import FiT1Config
+from .model.presets import ARCHITECTURES
 from .model.rope import RopeScheme
 from .model.transformer import FiTConfig
+from .tokens import TokenBatch
+
+# (network, pictures, labels (B,), the null label, a generator for all that is random) to what holds the loss.
+Objective = Callable[[nn.Module, TokenBatch, Tensor, int, torch.Generator], FlowLoss | DiffusionLoss]
 
 
 def build_dataset(data: DataSettings, patch_size: int, cache_file: Path | None = None) -> Dataset:
@@ -39,7 +53,17 @@ def build_model_config(recipe: Recipe, dataset: Dataset) -> FiTConfig:
     most_tokens = int(dataset.epoch(0, 0).hw.prod(1).max())
     rope = RopeScheme(train_side=max(math.isqrt(most_tokens), 2))
     data = {"in_channels": dataset.channels, "num_classes": dataset.num_classes}
-    return FiTConfig(**recipe.model.model_dump(), **data, rope=rope)
+    settings = recipe.model.model_dump()
+    if recipe.model.architecture == "FiT":
+        settings = {key: value for key, value in settings.items() if key not in NOT_OF_FIT["model"]}
+    return ARCHITECTURES[settings.pop("architecture")](**settings, **data, rope=rope)
+
+
+def build_objective(training: TrainingSettings, config: FiTConfig) -> Objective:
+    """What the network of that configuration learns by: rectified flow, or for FiT denoising."""
+    if isinstance(config, FiT1Config):
+        return partial(diffusion_loss, schedule=linear_schedule(), label_drop=training.label_drop)
+    return partial(flow_loss, label_drop=training.label_drop, density=build_density(training))
 
 
 def build_density(training: TrainingSettings) -> TimeDensity:

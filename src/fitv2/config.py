@@ -30,6 +30,7 @@ class Settings(BaseModel):
 class ModelSettings(Settings):
     """The network; input channels and number of classes come from the data."""
 
+    architecture: Literal["FiTv2", "FiT"] = Field("FiTv2", description="FiT: the predecessor, trained with diffusion")
     width: PositiveInt = Field(256, description="numbers per token inside the model")
     depth: PositiveInt = Field(6, description="number of blocks")
     heads: PositiveInt = Field(4, description="attention heads")
@@ -115,9 +116,13 @@ class LogSettings(Settings):
     checkpoint_every: PositiveInt = Field(500, description="steps between checkpoints")
     keep_checkpoints: PositiveInt = Field(2, description="older ones are removed")
     sample_every: PositiveInt = Field(1000, description="steps between sample sheets")
-    sample_steps: PositiveInt = Field(20, description="steps (solver ab2) of the sample sheets")
+    sample_steps: PositiveInt = Field(20, description="steps of the sample sheets, of ab2 (FiT: ddim)")
     sample_guidance: float = Field(2.0, description="guidance scale of the sample sheets")
     tensorboard: bool = Field(False, description="also write TensorBoard events (needs the tensorboard package)")
+
+
+# What has a meaning for FiTv2 alone.
+NOT_OF_FIT = {"model": ("lora_rank", "qk_norm_affine"), "training": ("time_density", "time_mean", "time_std")}
 
 
 class Recipe(Settings):
@@ -127,6 +132,18 @@ class Recipe(Settings):
     data: DataSettings = DataSettings()
     training: TrainingSettings = TrainingSettings()
     log: LogSettings = LogSettings()
+
+    @model_validator(mode="after")
+    def no_setting_is_of_another_architecture(self) -> Self:
+        changed = [
+            f"{name}.{key}"
+            for name, keys in NOT_OF_FIT.items()
+            for key in keys
+            if getattr(getattr(self, name), key) != Recipe.model_fields[name].annotation.model_fields[key].default
+        ]
+        if self.model.architecture == "FiT" and changed:
+            raise ValueError(f"{', '.join(changed)} would have no effect on the architecture FiT; remove it")
+        return self
 
 
 def recipe_names() -> list[str]:

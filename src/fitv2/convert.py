@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import pickle
-import re
-import zipfile
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from .model.fit1 import FiT1Config
 from .model.rope import PLAIN, RopeScheme
 from .model.transformer import FiT, FiTConfig, model_of
+from .state_files import read_state
 
 # What makes each family, in the authors' arguments; an argument left out has its family's value.
 FITV2 = {
@@ -57,6 +51,12 @@ NOT_OF_THE_NETWORK = {
     "ignore_keys",
     "finetune",
 }
+# Their names of sizes and ours: all must be given of the first, of the second each has a default.
+REQUIRED = {"hidden_size": "width", "depth": "depth", "num_heads": "heads"}
+OPTIONAL = {"patch_size": "patch_size", "in_channels": "in_channels", "num_classes": "num_classes"}
+OPTIONAL |= {"mlp_ratio": "mlp_ratio"}
+FITV2_ONLY = {"adaln_lora_dim": "lora_rank", "qk_norm_weight": "qk_norm_affine"}
+POSITIONS = ("rope_theta", "custom_freqs", "decouple", "ori_max_pe_len", "max_pe_len_h", "max_pe_len_w", "online_rope")
 # Method and attention factor of the authors' `custom_freqs`.
 CUSTOM_FREQS = {
     "normal": ("none", "none"),
@@ -67,7 +67,6 @@ CUSTOM_FREQS = {
     "ntk-by-parts": ("ntk-by-parts", "none"),
     "yarn": ("yarn", "yarn"),
 }
-DAMAGED = "cannot be read ({}): it is damaged, or not a checkpoint; copy or download it again"
 
 
 def from_official(state: dict[str, Tensor] | str | Path, **kwargs) -> FiT:
@@ -86,9 +85,11 @@ def from_official(state: dict[str, Tensor] | str | Path, **kwargs) -> FiT:
 
 
 def to_official(model: FiT) -> dict[str, Tensor]:
-    """The weights under the authors' keys. Raises ValueError for a model that theirs cannot be: one with a context."""
-    if model.config.context != "none":
-        raise ValueError(f"the authors' code has no model with context={model.config.context!r}")
+    """The weights under the authors' keys; `official_kwargs(model.config)` has the arguments that go with them.
+
+    Raises ValueError for a model that theirs cannot be: one with a context.
+    """
+    check_official(model.config)
     return model.state_dict()
 
 
@@ -102,36 +103,56 @@ def official_config(*, shared_modulation: bool = True, **kwargs) -> FiTConfig:
     fitv2 = told.pop() if len(told) == 1 else shared_modulation
     family, name = (FITV2, "FiTv2") if fitv2 else (FIT1, "FiT")
     fixed = BOTH | family
-    known = {"hidden_size", "depth", "num_heads", *SIZES, *POSITIONS, *NOT_OF_THE_NETWORK, *fixed}
+    known = {*REQUIRED, *OPTIONAL, *FITV2_ONLY, *POSITIONS, *NOT_OF_THE_NETWORK, *fixed}
     for argument, value in kwargs.items():
         if argument not in known:
             raise ValueError(f"the argument {argument!r} is not known here")
         if argument in fixed and value != fixed[argument]:
             raise ValueError(f"{argument}={value!r} is not {name}, which has {argument}={fixed[argument]!r}")
-    for argument in ("hidden_size", "depth", "num_heads"):
+    for argument in REQUIRED:
         if argument not in kwargs:
             raise ValueError(f"the argument {argument} is missing: the authors' configuration file has it")
-    for argument in ("hidden_size", "depth", "num_heads", "patch_size", "in_channels", "num_classes"):
+    for argument in (*REQUIRED, "patch_size", "in_channels", "num_classes"):
         value = kwargs.get(argument, 1)
         if not isinstance(value, int) or value < (argument != "num_classes"):
             raise ValueError(f"{argument}={value!r} is not a count; write the number itself")
-    sizes = {ours: kwargs[theirs] for theirs, ours in SIZES.items() if theirs in kwargs}
-    if not fitv2:
-        sizes = {field: value for field, value in sizes.items() if field not in ("lora_rank", "qk_norm_affine")}
+    sizes = REQUIRED | OPTIONAL | (FITV2_ONLY if fitv2 else {})
+    fields = {ours: kwargs[theirs] for theirs, ours in sizes.items() if theirs in kwargs}
     rope = official_rope(**{name: kwargs[name] for name in POSITIONS if name in kwargs})
-    fields = {"width": kwargs["hidden_size"], "depth": kwargs["depth"], "heads": kwargs["num_heads"], **sizes}
     return (FiTConfig if fitv2 else FiT1Config)(**fields, rope=rope)
 
 
-SIZES = {
-    "patch_size": "patch_size",
-    "in_channels": "in_channels",
-    "num_classes": "num_classes",
-    "mlp_ratio": "mlp_ratio",
-    "adaln_lora_dim": "lora_rank",
-    "qk_norm_weight": "qk_norm_affine",
-}
-POSITIONS = ("rope_theta", "custom_freqs", "decouple", "ori_max_pe_len", "max_pe_len_h", "max_pe_len_w", "online_rope")
+def official_kwargs(config: FiTConfig) -> dict[str, Any]:
+    """The constructor arguments with which the authors' code builds this network; `official_config` reads them back.
+
+    Raises ValueError for what their code does not have: a context, or a RoPE scheme without a name there.
+    """
+    check_official(config)
+    fitv2 = not isinstance(config, FiT1Config)
+    sizes = REQUIRED | OPTIONAL | (FITV2_ONLY if fitv2 else {})
+    fields = {theirs: getattr(config, ours) for theirs, ours in sizes.items()}
+    return fields | BOTH | (FITV2 if fitv2 else FIT1) | official_positions(config.rope)
+
+
+def check_official(config: FiTConfig) -> None:
+    if config.context != "none":
+        raise ValueError(f"the authors' code has no model with context={config.context!r}")
+
+
+def official_positions(rope: RopeScheme) -> dict[str, Any]:
+    names = {kind: name for name, kind in CUSTOM_FREQS.items()}
+    if (rope.method, rope.attention) not in names:
+        raise ValueError(f"the authors' code has no {rope.method} with the attention scale {rope.attention}")
+    height, width = rope.target or (None, None)
+    return {
+        "rope_theta": rope.theta,
+        "custom_freqs": names[rope.method, rope.attention],
+        "decouple": rope.per_axis,
+        "ori_max_pe_len": rope.train_side,
+        "max_pe_len_h": height,
+        "max_pe_len_w": width,
+        "online_rope": rope.method != "none" and rope.target is None,
+    }
 
 
 def official_rope(
@@ -165,104 +186,20 @@ def official_rope(
     )
 
 
-def read_official_config(path: Path) -> dict[str, Any]:
-    """The network's constructor arguments in one of the authors' YAML files. Raises ValueError when it is none."""
-    network = read_diffusion(path).get("network_config")
-    params = network.get("params") if isinstance(network, dict) else None
-    if not isinstance(params, dict):
-        raise ValueError(f"{path} is not one of the authors' files: it has no diffusion.network_config.params")
-    return params
+def read_official_config(path: Path) -> tuple[dict[str, Any], str | None]:
+    """The network's constructor arguments in one of the authors' YAML files, and the autoencoder that it names.
 
-
-def official_autoencoder(path: Path) -> str | None:
-    """The autoencoder that such a file names."""
-    return read_diffusion(path).get("pretrained_first_stage_model_path")
-
-
-def read_diffusion(path: Path) -> dict[str, Any]:
-    """The part `diffusion` of the file; what omegaconf would replace, such as ${tuple:0.9, 0.999}, is elsewhere."""
+    What omegaconf would replace, such as ${tuple:0.9, 0.999}, is elsewhere. Raises ValueError for another file.
+    """
     try:
         content = yaml.safe_load(path.read_text())
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    diffusion = content.get("diffusion") if isinstance(content, dict) else None
-    return diffusion if isinstance(diffusion, dict) else {}
-
-
-def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint: one file, or the shards that an index.json (or a folder with one) names.
-
-    Raises ValueError when it is missing or damaged, or when a pickle holds more than tensors and plain containers.
-    """
-    if path.is_dir():
-        indices = sorted(path.glob("*.index.json"))
-        if len(indices) != 1:
-            raise ValueError(f"{path} holds {len(indices)} files *.index.json; name the checkpoint's own file")
-        path = indices[0]
-    if not path.is_file():
-        raise ValueError(f"there is no file {path}")
-    if path.suffix == ".json":
-        return read_shards(path)
-    # By content: the authors' own loader knows pickles that are called .safetensors.
-    state = read_pickle(path) if is_pickle(path) else read_safetensors(path)
-    # DistributedDataParallel puts this in front of all names.
-    if state and all(key.startswith("module.") for key in state):
-        state = {key.removeprefix("module."): tensor for key, tensor in state.items()}
-    return state
-
-
-def is_pickle(path: Path) -> bool:
-    """Whether a file begins as torch's archives or bare pickles do; safetensors begin with a length."""
-    with path.open("rb") as file:
-        return file.read(2) in (b"PK", *(bytes((0x80, protocol)) for protocol in range(6)))
-
-
-def read_shards(index: Path) -> dict[str, Tensor]:
-    """All shards of an index as Hugging Face writes it."""
-    try:
-        names = json.loads(index.read_text())["weight_map"]
-        shards = sorted(set(names.values()), key=str)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index} {DAMAGED.format(repr(error))}") from None
-    state: dict[str, Tensor] = {}
-    for shard in shards:
-        if not isinstance(shard, str) or Path(shard).name != shard or shard.endswith(".json"):
-            raise ValueError(f"{index} names a shard that is no file of its own folder: {shard}")
-        state |= read_state(index.parent / shard)
-    if missing := sorted(names.keys() - state.keys()):
-        raise ValueError(f"the shards of {index} lack {', '.join(missing)}")
-    return state
-
-
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} {DAMAGED.format(error)}") from None
-
-
-def read_pickle(path: Path) -> dict[str, Tensor]:
-    """A pickled state dict, memory-mapped where its format allows. No code in it is ever run."""
-    try:
-        if path.suffix == ".safetensors":  # Given the name, torch would go by it.
-            with path.open("rb") as file:
-                state = torch.load(file, map_location="cpu", weights_only=True)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        unknown = re.search(r"Unsupported (?:global|class|operand)[^\n.]*", str(error))
-        reason = unknown.group() if unknown else "its pickle does not follow the rules"
-        raise ValueError(
-            f"{path} is refused: it is damaged, or holds more than weights and could run code. Ask its maker for a "
-            f".safetensors file ({reason})"
-        ) from None
-    except Exception as error:  # Of damaged pickles torch raises nearly any type, from KeyError to struct.error.
-        raise ValueError(f"{path} {DAMAGED.format(repr(error).partition(chr(10))[0])}") from None
-    for name in ("state_dict", "ema", "model"):  # Training scripts put the weights beside other things.
-        if isinstance(state, dict) and isinstance(state.get(name), dict):
-            state = state[name]
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise ValueError(f"{path} does not hold a state dict: names and tensors")
-    return dict(state)
+    part = content
+    for name in ("diffusion", "network_config", "params"):
+        part = part.get(name) if isinstance(part, dict) else None
+    if not isinstance(part, dict):
+        raise ValueError(f"{path} is not one of the authors' files: it has no diffusion.network_config.params")
+    return part, content["diffusion"].get("pretrained_first_stage_model_path")

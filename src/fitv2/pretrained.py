@@ -14,13 +14,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .atomic import write_tensors, write_text
+from .classes import Classes
 from .data.dataset import Dataset
-from .model.fit1 import FiT1Config
+from .model.presets import ARCHITECTURES, architecture_of
 from .model.transformer import FiT, FiTConfig, model_of
 
 BUILTIN = "builtin:"
 FORMAT = 1
-ARCHITECTURES = {"FiTv2": FiTConfig, "FiT": FiT1Config}
 # Enough for every size of a set like fashion; of a folder of photographs, the sizes that matter.
 MOST_SHAPES = 500
 
@@ -39,24 +39,9 @@ class Pretrained:
     shapes: list[list[tuple[int, int, int]]]
     autoencoder: str | None = None
 
-    def label(self, name: str) -> int:
-        """A class by name or number. Raises ValueError naming the classes."""
-        if self.class_names.count(name) > 1:
-            numbers = [str(i) for i, known in enumerate(self.class_names) if known == name]
-            raise ValueError(f"there are several classes {name!r}: give one of the numbers {', '.join(numbers)}")
-        if name in self.class_names:
-            return self.class_names.index(name)
-        if name.isdecimal() and int(name) < max(self.model.config.num_classes, 1):
-            return int(name)
-        raise ValueError(f"there is no class {name!r} in this model; its classes are {self.classes()}")
-
-    def classes(self) -> str:
-        """Numbers and names for people, the first twenty."""
-        if not self.class_names:
-            number = self.model.config.num_classes
-            return f"0 to {number - 1}, without names" if number else "none: it has no classes"
-        known = [f"{i} {name}" for i, name in enumerate(self.class_names[:20])]
-        return ", ".join(known) + (" and so on" if len(self.class_names) > len(known) else "")
+    @property
+    def classes(self) -> Classes:
+        return Classes(self.model.config.num_classes, dict(enumerate(self.class_names)))
 
 
 def shapes_of(dataset: Dataset) -> list[list[tuple[int, int, int]]]:
@@ -86,11 +71,6 @@ def save_pretrained(
     content |= {"class_names": class_names, "shapes": shapes}
     write_text(folder / "config.json", json.dumps(content))
     write_tensors(folder / "model.safetensors", {key: tensor.to(dtype) for key, tensor in weights.items()})
-
-
-def architecture_of(config: FiTConfig) -> str:
-    """The name of the kind of network."""
-    return next(name for name, kind in ARCHITECTURES.items() if kind is type(config))
 
 
 def default_device() -> str:

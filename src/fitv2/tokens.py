@@ -8,82 +8,74 @@ order is channel, row in patch, column in patch (channel slowest).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from itertools import groupby
+from copy import copy
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+Value = TypeVar("Value")
 
-@dataclass(frozen=True)
+
 class TokenBatch:
     """B images of any sizes, concatenated to one sequence of T tokens; no padding, no mask.
 
-    x: (T, C) float, any device. hw: (B, 2) int64, each image's height and width in patches; kept on the CPU, because
-    sizes steer Python (views, loops), and reading them from an accelerator would stall it.
+    x: (T, C) float, any device. hw: each image's height and width in patches, (B, 2) int64 or pairs. Sizes steer Python
+    (views, loops), so they are kept as its own numbers: nothing reads them back from a device, and torch.compile sees
+    constants. Treat a batch as immutable: batches of the same images share what follows from their sizes.
     Raises ValueError when the shapes or counts do not fit.
+
+    sizes: height and width of each image. lengths: its number of tokens. runs: (images, tokens per image) of each run
+    of neighbouring images of equal length. image_index: (T,) int64, the image that each token belongs to. positions:
+    (T, 2) int64, row and column of each token in its image.
     """
 
-    x: Tensor
-    hw: Tensor
-
-    def __post_init__(self) -> None:
-        if self.hw.ndim != 2 or self.hw.shape[1] != 2 or self.hw.dtype != torch.int64:
-            raise ValueError(f"hw must be (B, 2) int64, not {tuple(self.hw.shape)} {self.hw.dtype}")
-        object.__setattr__(self, "hw", self.hw.cpu())
-        if len(self.hw) == 0 or int(self.hw.min()) < 1:
+    def __init__(self, x: Tensor, hw: Tensor | Sequence[tuple[int, int]]) -> None:
+        if isinstance(hw, Tensor):
+            if hw.ndim != 2 or hw.shape[1] != 2 or hw.dtype != torch.int64:
+                raise ValueError(f"hw must be (B, 2) int64, not {tuple(hw.shape)} {hw.dtype}")
+            hw = hw.tolist()
+        self.sizes = [(h, w) for h, w in hw]
+        if not self.sizes or any(h < 1 or w < 1 for h, w in self.sizes):
             raise ValueError("a batch needs at least one image, and every side at least one patch")
-        if self.x.ndim != 2 or self.x.shape[0] != sum(self.lengths):
-            raise ValueError(f"x must be (T, C) with T = {sum(self.lengths)} tokens, not {tuple(self.x.shape)}")
+        self.lengths = [h * w for h, w in self.sizes]
+        self.runs = runs_of(self.lengths)
+        lengths, widths = torch.tensor(self.lengths), torch.tensor([w for _, w in self.sizes])
+        index = torch.arange(len(self.sizes)).repeat_interleave(lengths, output_size=sum(self.lengths))
+        n = torch.arange(sum(self.lengths)) - (lengths.cumsum(0) - lengths)[index]
+        self.image_index = index.to(x.device)
+        self.positions = torch.stack((n // widths[index], n % widths[index]), dim=1).to(x.device)
+        self._set(x)
+
+    def _set(self, x: Tensor) -> None:
+        if x.ndim != 2 or x.shape[0] != sum(self.lengths):
+            raise ValueError(f"x must be (T, C) with T = {sum(self.lengths)} tokens, not {tuple(x.shape)}")
+        self.x = x
 
     def __len__(self) -> int:
-        return len(self.hw)
+        return len(self.sizes)
 
-    @cached_property
-    def sizes(self) -> list[tuple[int, int]]:
-        """Height and width of each image in patches."""
-        return [(h, w) for h, w in self.hw.tolist()]
-
-    @cached_property
-    def lengths(self) -> list[int]:
-        """Number of tokens of each image."""
-        return self.hw.prod(1).tolist()
-
-    @cached_property
-    def runs(self) -> list[tuple[int, int]]:
-        """(images, tokens per image) of each run of neighbouring images of equal length."""
-        return [(len(list(run)), length) for length, run in groupby(self.lengths)]
-
-    @cached_property
-    def image_index(self) -> Tensor:
-        """(T,) int64: the image that each token belongs to."""
-        return torch.arange(len(self)).repeat_interleave(self.hw.prod(1)).to(self.x.device)
-
-    @cached_property
-    def positions(self) -> Tensor:
-        """(T, 2) int64: row and column of each token in its image."""
-        lengths = self.hw.prod(1)
-        first = (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
-        width = self.hw[:, 1].repeat_interleave(lengths)
-        n = torch.arange(int(lengths.sum())) - first
-        return torch.stack((n // width, n % width), dim=1).to(self.x.device)
+    @property
+    def hw(self) -> Tensor:
+        """(B, 2) int64 on the CPU: the sizes as a tensor."""
+        return torch.tensor(self.sizes)
 
     def with_x(self, x: Tensor) -> TokenBatch:
         """The same images with other token values, (T, any)."""
-        batch = TokenBatch(x, self.hw)
-        if x.device == self.x.device:  # What derives from hw is kept.
-            vars(batch).update({name: value for name, value in vars(self).items() if name not in ("x", "hw")})
+        if x.device != self.x.device:
+            return TokenBatch(x, self.sizes)
+        batch = copy(self)
+        batch._set(x)
         return batch
 
     def to(self, *args, **kwargs) -> TokenBatch:
         """x on another device or in another dtype, as `Tensor.to`."""
-        return TokenBatch(self.x.to(*args, **kwargs), self.hw)
+        return self.with_x(self.x.to(*args, **kwargs))
 
     def select(self, images: Sequence[int]) -> TokenBatch:
         """The images of the given indices, in that order; an index may repeat."""
         parts = self.x.split(self.lengths)
-        return TokenBatch(torch.cat([parts[i] for i in images]), self.hw[list(images)])
+        return TokenBatch(torch.cat([parts[i] for i in images]), [self.sizes[i] for i in images])
 
     def spread(self, per_image: Tensor) -> Tensor:
         """(B, ...) per image to (T, ...) per token."""
@@ -101,13 +93,24 @@ class TokenBatch:
         Raises ValueError when a side is not divisible by the patch size.
         """
         tokens = [patchify(latent, patch_size) for latent in latents]
-        hw = [[latent.shape[1] // patch_size, latent.shape[2] // patch_size] for latent in latents]
-        return cls(torch.cat(tokens), torch.tensor(hw))
+        hw = [(latent.shape[1] // patch_size, latent.shape[2] // patch_size) for latent in latents]
+        return cls(torch.cat(tokens), hw)
 
     def to_latents(self, patch_size: int) -> list[Tensor]:
         """The inverse of `from_latents`: one (c, height, width) tensor per image."""
         parts = self.x.split(self.lengths)
         return [unpatchify(part, size, patch_size) for part, size in zip(parts, self.sizes, strict=True)]
+
+
+def runs_of(values: Sequence[Value]) -> list[tuple[int, Value]]:
+    """(count, value) of each run of equal neighbours; itertools.groupby would have torch.compile fix the values."""
+    runs: list[tuple[int, Value]] = []
+    for value in values:
+        if runs and runs[-1][1] == value:
+            runs[-1] = (runs[-1][0] + 1, value)
+        else:
+            runs.append((1, value))
+    return runs
 
 
 def patchify(latent: Tensor, patch_size: int) -> Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..atomic import write_text
 from ..autoencoder import KLAutoencoder, Pixels, load_autoencoder
+from ..classes import Classes
 from ..generate import Network, Sampling, Wish, check_divisible, default_solver, generate_with, guided
 from ..model.fit1 import FiT1Config
 from ..model.rope import RopeScheme
@@ -61,7 +62,8 @@ class FiTPipeline(DiffusionPipeline):
         super().__init__()
         self.register_modules(transformer=transformer, scheduler=scheduler, vae=vae)
         self.register_to_config(id2label=id2label)
-        self.labels = {name: int(number) for number, name in (id2label or {}).items()}
+        names = {int(number): name for number, name in (id2label or {}).items()}  # JSON has made text of the numbers.
+        self.classes = Classes(transformer.config.num_embeds_ada_norm, names)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs) -> FiTPipeline:
@@ -96,6 +98,13 @@ class FiTPipeline(DiffusionPipeline):
         names = dict(enumerate(pretrained.class_names)) or None
         return cls(transformer, scheduler or default_scheduler(), vae, names)
 
+    def to_model(self, autoencoder: str | None) -> Pretrained:
+        """The reverse of `from_model`; autoencoder: where the one of these latents is, if they are not pixels."""
+        side = self.transformer.config.sample_size
+        names = [self.classes.names.get(number, str(number)) for number in range(self.classes.count)]
+        names = names if self.classes.names else []
+        return Pretrained(self.transformer.fit, names, [[(side, side, 1)]], autoencoder)
+
     def save_pretrained(self, save_directory: str | Path, *args, push_to_hub: bool = False, **kwargs) -> None:
         """As diffusers saves, and with the custom code of a hub repository, so that where this package is installed
         `DiffusionPipeline.from_pretrained(it, custom_pipeline=it, trust_remote_code=True)` loads the folder or hub id.
@@ -124,6 +133,8 @@ class FiTPipeline(DiffusionPipeline):
         num_inference_steps: int = 25,
         guidance_scale: float = 2.0,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
+        guidance_power: float = 0.0,
+        guidance_channels: int | None = None,
         seeds: Sequence[int] | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         extrapolation: str | RopeScheme | None = None,
@@ -139,10 +150,11 @@ class FiTPipeline(DiffusionPipeline):
 
         class_labels: numbers or names; None: one picture of no class. sizes: (height, width) in pixels, one per picture
         or one for all; or height and width for all; default: the model's own. guidance_interval: times in [0, 1] (1 is
-        the picture) in which guidance acts. seeds: one per picture, the same picture whatever else is in the batch; or
-        generators, one or one per picture. extrapolation: a name of `fitv2.model.rope.EXTRAPOLATIONS` or a RopeScheme.
-        solver: one of this project's own samplers instead of the scheduler (FiT, the baseline, has only those).
-        latents: packed starting noise (T, C) for the scheduler.
+        the picture) in which guidance acts. guidance_power: above 0 the scale falls to 1 by a cosine of that power.
+        guidance_channels: guides only the first channels of a latent (the authors: 3). seeds: one per picture, the
+        same picture whatever else is in the batch; or generators, one or one per picture. extrapolation: a name of
+        `fitv2.model.rope.EXTRAPOLATIONS` or a RopeScheme. solver: one of this project's own samplers instead of the
+        scheduler (FiT, the baseline, has only those). latents: packed starting noise (T, C) for the scheduler.
         output_type: "pil", "np", "pt" (stacked where all sizes are equal) or "latent" (a list of (c, h, w)).
         callback_on_step_end(pipeline, step, time, tensors) gets and may replace "latents", packed as (T, C).
         Raises ValueError for what does not fit together, and for a solver of another kind of model.
@@ -164,6 +176,8 @@ class FiTPipeline(DiffusionPipeline):
             solver=solver or "euler",
             guidance=guidance_scale,
             interval=tuple(guidance_interval),
+            power=guidance_power,
+            channels=guidance_channels and guidance_channels * config.patch_size**2,
             rope=self.rope_scheme(extrapolation, attention_scale),
         )
         network = self.network(sampling)
@@ -258,19 +272,16 @@ class FiTPipeline(DiffusionPipeline):
             wishes.append(Wish(label, (pixels[0] // factor, pixels[1] // factor), seed))
         return wishes
 
-    def label_numbers(self, class_labels: int | str | Sequence[int | str] | None) -> list[int]:
+    def label_numbers(self, class_labels: int | str | Tensor | Sequence | None) -> list[int]:
         """Names and numbers as numbers; the number of classes itself is "no class"."""
-        classes = self.transformer.fit.config.num_classes
         if class_labels is None:
-            return [classes]
-        numbers = []
-        for label in flat(class_labels):
-            number = self.labels.get(label) if isinstance(label, str) else int(label)
-            if number is None or not 0 <= number <= classes:
-                names = ", ".join(list(self.labels)[:20]) or "without names"
-                raise ValueError(f"there is no class {label!r}: 0 to {classes - 1} are {names}, and {classes} is none")
-            numbers.append(number)
-        return numbers
+            return [self.classes.count]
+        return [self.classes.number(label) for label in flat(class_labels)]
+
+    @property
+    def labels(self) -> dict[str, int]:
+        """Numbers of the classes by name."""
+        return {name: number for number, name in self.classes.names.items()}
 
     def rope_scheme(self, extrapolation: str | RopeScheme | None, attention_scale: str | None) -> RopeScheme | None:
         """The positions that a call asks for; None: as the model's configuration says."""

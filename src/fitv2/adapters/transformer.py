@@ -15,9 +15,10 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
 from ..model.context import pack_context
+from ..model.presets import ARCHITECTURES, architecture_of
 from ..model.rope import RopeScheme
 from ..model.transformer import FiT, FiTConfig
-from ..pretrained import ARCHITECTURES, Pretrained, architecture_of, is_own_model, load_pretrained
+from ..pretrained import Pretrained, is_own_model, load_pretrained
 from ..tokens import TokenBatch
 
 

@@ -16,7 +16,8 @@ def convert(
     ],
     out: Annotated[Path, typer.Option(help="the model folder to write")],
     labels: Annotated[
-        Path | None, typer.Option(help="text file of class names, one a line in order of their numbers")
+        Path | None,
+        typer.Option(help="text file of class names, one a line in order of their numbers; default: those of ImageNet"),
     ] = None,
     autoencoder: Annotated[
         str | None, typer.Option(help="folder or hub id; default: the one that the YAML file names")
@@ -30,15 +31,21 @@ def convert(
     """
     from math import isqrt
 
-    from ..convert import from_official, official_autoencoder, read_official_config
-    from ..pretrained import architecture_of, save_pretrained
+    from ..classes import imagenet_names, read_names
+    from ..convert import from_official, read_official_config
+    from ..model.presets import architecture_of
+    from ..pretrained import save_pretrained
 
-    params = read_official_config(config)
-    names = labels.read_text().split("\n") if labels else []
-    names = [name.strip() for name in names if name.strip()]
+    params, named_autoencoder = read_official_config(config)
+    if params.get("time_shifting", 1) != 1:
+        raise ValueError(
+            f"{config} has time_shifting={params['time_shifting']}, which a model folder cannot say: load the weights "
+            "with fitv2.from_official and give the network fitv2.flow.path.shift_time(t, time_shifting) as its time"
+        )
+    names = read_names(labels) if labels else imagenet_names()
     model = from_official(checkpoint, **params)
     classes = model.config.num_classes
-    if names and len(names) != classes:
+    if labels and len(names) != classes:
         raise ValueError(f"{labels} names {len(names)} classes, and the model has {classes}")
     side = isqrt(int(params.get("context_size", 256))) * model.config.patch_size
     dtype = next(model.parameters()).dtype
@@ -46,10 +53,10 @@ def convert(
         out,
         model.config,
         model.state_dict(),
-        names,
+        names if len(names) == classes else [],
         [[(side, side, 1)]],
         None,
-        autoencoder or official_autoencoder(config),
+        autoencoder or named_autoencoder,
     )
     parameters = sum(weight.numel() for weight in model.parameters())
     print(f"{out}: {architecture_of(model.config)} of {parameters / 1e6:.1f} M parameters, {dtype}")

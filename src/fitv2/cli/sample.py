@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
+    import torch
+
     from ..generate import Wish
     from ..model.rope import RopeScheme
     from ..pretrained import Pretrained
@@ -20,9 +22,9 @@ PRECISIONS = {"float32": "float32", "bf16": "bfloat16"}
 
 
 def sample(
-    model: Annotated[str, typer.Option(help="builtin:fashion, a model folder, or a training run's folder")] = (
-        "builtin:fashion"
-    ),
+    model: Annotated[
+        str, typer.Option(help="builtin:fashion, or the folder of a model, a training run or a saved FiTPipeline")
+    ] = "builtin:fashion",
     labels: Annotated[
         list[str] | None,
         typer.Option(help="class names or numbers, comma-separated or repeated; default all (16 at most)"),
@@ -45,6 +47,16 @@ def sample(
         tuple[float, float],
         typer.Option(help="two times between which guidance acts, as in 0.3 0.9; 0 is noise, 1 is the picture"),
     ] = (0.0, 1.0),
+    guidance_power: Annotated[
+        float, typer.Option(help="let the scale fall to 1 towards the picture by a cosine of this power; 0 is constant")
+    ] = 0.0,
+    guidance_channels: Annotated[
+        int | None,
+        typer.Option(min=1, help="guide only the first channels of a latent (the authors: 3); default all"),
+    ] = None,
+    time_shift: Annotated[
+        float, typer.Option(help="above 1, more steps near the picture; below 1, near the noise")
+    ] = 1.0,
     extrapolation: Annotated[
         str | None,
         typer.Option(
@@ -83,11 +95,11 @@ def sample(
 
     from ..autoencoder import Pixels, load_autoencoder
     from ..generate import Sampling, default_solver, generate
-    from ..pretrained import default_device, load_pretrained
+    from ..pretrained import default_device
     from ..sheets import contact_sheet, to_image
     from .progress import image_progress
 
-    pretrained = load_pretrained(model, getattr(torch, PRECISIONS[precision]))
+    pretrained = load_any(model, getattr(torch, PRECISIONS[precision]))
     pretrained.model.to(default_device())
     codec = load_autoencoder(autoencoder or pretrained.autoencoder, default_device())
     if isinstance(codec, Pixels) and pretrained.model.config.in_channels not in (1, 3):
@@ -98,6 +110,9 @@ def sample(
         solver=solver or default_solver(pretrained.model.config),
         guidance=guidance,
         interval=guidance_interval,
+        power=guidance_power,
+        channels=guidance_channels and guidance_channels * pretrained.model.config.patch_size**2,
+        shift=time_shift,
         rope=rope_scheme(pretrained, extrapolation, attention_scale),
     )
     wishes = list_wishes(pretrained, labels, size, num, seed, codec.factor)
@@ -146,6 +161,18 @@ def sample(
     print(f"One PNG each in {out}{'/' if str(out) != '/' else ''}, all together in {sheet}")
 
 
+def load_any(model: str, dtype: torch.dtype) -> Pretrained:
+    """A model of our own, or the one in the folder of a pipeline that diffusers has saved."""
+    from ..pretrained import load_pretrained
+
+    if not (Path(model) / "model_index.json").is_file():
+        return load_pretrained(model, dtype)
+    from ..adapters.pipeline import FiTPipeline
+
+    pipeline = FiTPipeline.from_pretrained(model, torch_dtype=dtype, vae=None)
+    return pipeline.to_model(autoencoder=model if (Path(model) / "vae").is_dir() else None)
+
+
 def rope_scheme(pretrained: Pretrained, extrapolation: str | None, attention_scale: str | None) -> RopeScheme | None:
     """What the two options say; None where they say nothing."""
     if extrapolation is None:
@@ -170,7 +197,7 @@ def list_wishes(
     if labels:
         # A name may itself have commas, as those of ImageNet do.
         parts = [part for text in labels for part in ([text] if text in pretrained.class_names else text.split(","))]
-        chosen = [pretrained.label(part.strip()) for part in parts]
+        chosen = [pretrained.classes.number(part.strip()) for part in parts]
     else:
         chosen = list(range(min(pretrained.model.config.num_classes, 16))) or [null]
     pairs = [

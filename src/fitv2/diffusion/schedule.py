@@ -44,8 +44,9 @@ class Schedule:
 
     @cached_property
     def posterior_log_variance(self) -> Tensor:
-        """Its logarithm; at the first step, where it would be minus infinity, that of the second."""
-        return torch.cat((self.posterior_variance[1:2], self.posterior_variance[1:])).log()
+        """Its logarithm; at the first step, where it would be minus infinity, that of the second (or, alone, beta)."""
+        second = self.posterior_variance[1:2] if len(self) > 1 else self.betas
+        return torch.cat((second, self.posterior_variance[1:])).log()
 
     def respaced(self, steps: tuple[int, ...]) -> Schedule:
         """The process that goes through these of its steps only."""

@@ -9,13 +9,12 @@ Shape suffixes as in `fitv2.tokens`, and S packed context tokens, E their channe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..tokens import TokenBatch
+from ..tokens import TokenBatch, runs_of
 from .attention import packed_attention
 
 CONTEXTS = ("none", "cross", "joint")
@@ -23,7 +22,7 @@ CONTEXTS = ("none", "cross", "joint")
 
 def pack_context(contexts: Sequence[Tensor]) -> TokenBatch:
     """One (tokens, E) tensor per image, each of its own length, at least one, to a context batch."""
-    return TokenBatch(torch.cat(list(contexts)), torch.tensor([[len(context), 1] for context in contexts]))
+    return TokenBatch(torch.cat(list(contexts)), [(len(context), 1) for context in contexts])
 
 
 class ContextEmbedder(nn.Module):
@@ -56,8 +55,7 @@ class CrossAttention(nn.Module):
         q = self.q(F.layer_norm(x_TD, x_TD.shape[-1:], eps=1e-6)).unflatten(-1, (self.heads, -1))
         k, v = self.kv(context.x).unflatten(-1, (2, self.heads, -1)).unbind(1)
         q, k = (F.layer_norm(x, x.shape[-1:], eps=1e-6).to(v.dtype) for x in (q, k))
-        pairs = zip(batch.lengths, context.lengths, strict=True)
-        runs = [(len(list(run)), *lengths) for lengths, run in groupby(pairs)]
+        runs = [(n, *lengths) for n, lengths in runs_of(list(zip(batch.lengths, context.lengths, strict=True)))]
         return self.gate * self.proj(packed_attention(q, k, v, runs).flatten(1))
 
 
@@ -73,6 +71,6 @@ def join(batch: TokenBatch, context: TokenBatch) -> tuple[TokenBatch, Tensor, Te
     order = torch.cat([part for pair in zip(from_context, from_image, strict=True) for part in pair]).to(batch.x.device)
     after = torch.tensor(lengths, device=batch.x.device)[batch.image_index][:, None]
     diagonal = context.positions[:, :1].expand(-1, 2)
-    hw = torch.tensor([[m + n, 1] for m, n in zip(lengths, own, strict=True)])
-    joined = TokenBatch(torch.cat((context.x, batch.x))[order], hw)
+    columns = [(m + n, 1) for m, n in zip(lengths, own, strict=True)]
+    joined = TokenBatch(torch.cat((context.x, batch.x))[order], columns)
     return joined, torch.cat((diagonal, batch.positions + after))[order], order >= sum(lengths)

@@ -1,4 +1,4 @@
-"""The published sizes by name (FiTv2, Table I)."""
+"""The kinds of network, and the published sizes (FiTv2, Table I), by name."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import replace
 from .fit1 import FiT1Config
 from .transformer import FiTConfig
 
+ARCHITECTURES = {"FiTv2": FiTConfig, "FiT": FiT1Config}
 PRESETS = {
     "FiTv2-B/2": FiTConfig(width=768, depth=15, heads=12),
     "FiTv2-L/2": FiTConfig(width=1024, depth=31, heads=16),
@@ -22,3 +23,8 @@ def preset(name: str, **changes) -> FiTConfig:
     if name not in PRESETS:
         raise ValueError(f"there is no preset {name!r}; the presets are {', '.join(PRESETS)}")
     return replace(PRESETS[name], **changes)
+
+
+def architecture_of(config: FiTConfig) -> str:
+    """The name of the kind of network."""
+    return next(name for name, kind in ARCHITECTURES.items() if kind is type(config))

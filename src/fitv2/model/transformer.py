@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -186,10 +187,10 @@ class FiT(nn.Module):
             raise ValueError(f"context={self.config.context!r} in the model, and {given} given for {len(batch)} images")
         rope = rope or self.config.rope
         lengths = list(zip(batch.lengths, context.lengths if context else batch.lengths, strict=True))
-        order = sorted(range(len(batch)), key=lengths.__getitem__)
-        if order == list(range(len(batch))):
+        if all(shorter <= longer for shorter, longer in pairwise(lengths)):
             return self._forward_sorted(batch, t_B, y_B, rope, context)
         # Sorted by length, images of equal length become neighbours, and attention needs few products.
+        order = sorted(range(len(batch)), key=lengths.__getitem__)
         back = sorted(range(len(order)), key=order.__getitem__)
         batch, context = batch.select(order), context.select(order) if context else None
         return batch.with_x(self._forward_sorted(batch, t_B[order], y_B[order], rope, context)).select(back).x
@@ -224,7 +225,6 @@ class FiT(nn.Module):
         table = rotation_table(positions_T2, batch.image_index, hw_B2, head_dim, rope)
         global_B6D = self.global_adaLN_modulation(c_BD)
         x_TD = batch.x
-        _ = batch.runs, batch.image_index  # torch.compile cannot trace the first look at a cached property.
         for block in self.blocks:
             if self.activation_checkpointing and torch.is_grad_enabled():
                 x_TD = checkpoint(block, x_TD, c_BD, global_B6D, batch, table, context, use_reentrant=False)

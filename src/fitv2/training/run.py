@@ -8,7 +8,7 @@ import logging
 from pathlib import Path
 
 from ..atomic import write_text
-from ..config import Recipe
+from ..config import Recipe, build_recipe
 from ..data.dataset import Dataset
 
 logger = logging.getLogger(__name__)
@@ -26,8 +26,8 @@ def check_run(run: Path, recipe: Recipe, resume: bool) -> None:
         raise ValueError(f"{run} already holds a run; add --resume to continue it, or choose another --out")
     now = recipe.model_dump(mode="json")
     try:
-        before = {section: dict(json.loads(kept.read_text())[section]) for section in now}
-    except (ValueError, KeyError, TypeError) as error:
+        before = build_recipe(json.loads(kept.read_text())).model_dump(mode="json")
+    except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{kept} is damaged ({error!r}); remove it to continue with the settings given") from None
     changed = [section for section in ("model", "data") if before[section] != now[section]]
     if changed:

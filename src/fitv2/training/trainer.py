@@ -20,12 +20,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from ..build import build_density
+from ..build import build_objective
 from ..config import Recipe, TrainingSettings
 from ..data.dataset import Dataset
 from ..data.loader import PackLoader, Position, Step
-from ..flow.objective import flow_loss
-from ..generate import Sampling
+from ..generate import Sampling, default_solver
 from ..model.transformer import FiT, FiTConfig, load_strictly
 from ..pretrained import save_pretrained, shapes_of
 from .checkpoint import (
@@ -80,7 +79,7 @@ class Trainer:
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.bare_model: FiT = self.accelerator.unwrap_model(self.model)
         self.ema = EMA(self.bare_model, settings.ema_decay)
-        self.density = build_density(settings)
+        self.objective = build_objective(settings, config)
         self.loader = PackLoader(
             dataset,
             settings.tokens_per_pack,
@@ -171,15 +170,7 @@ class Trainer:
             last = number + 1 == len(step.packs)
             # The prepared model runs under autocast by itself; the loss and the backward pass stay outside.
             with nullcontext() if last else self.accelerator.no_sync(self.model):
-                result = flow_loss(
-                    self.model,
-                    batch,
-                    labels,
-                    self.bare_model.null_label,
-                    generator,
-                    settings.label_drop,
-                    self.density,
-                )
+                result = self.objective(self.model, batch, labels, self.bare_model.null_label, generator)
                 self.accelerator.backward(result.loss * share)
             total += result.loss.detach() * share
         norm = float(torch.nn.utils.clip_grad_norm_(self.bare_model.parameters(), settings.clip))
@@ -268,6 +259,7 @@ class Trainer:
         """A sheet of the averaged model, made in the precision of training."""
         if self.accelerator.is_main_process:
             log = self.recipe.log
-            sampling = Sampling(steps=log.sample_steps, solver="ab2", guidance=log.sample_guidance)
+            solver = default_solver(self.bare_model.config)
+            sampling = Sampling(steps=log.sample_steps, solver=solver, guidance=log.sample_guidance)
             with self.ema.applied_to(self.bare_model):
                 write_sheet(self.sheet, self.bare_model, self.dataset.class_names, self.shapes, sampling)

@@ -1,0 +1,58 @@
+"""Classes by number and by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+# That many numbers and names are told to people; the rest is "and so on".
+TOLD = 20
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Classes 0 to count - 1, some or all of them with names; the number `count` stands for "no class"."""
+
+    count: int
+    names: Mapping[int, str]
+
+    def number(self, label: int | str) -> int:
+        """A class by name or number. Raises ValueError, naming the classes, for one that is not there."""
+        if isinstance(label, str):
+            called = [number for number, name in self.names.items() if name == label]
+            if len(called) > 1:
+                numbers = ", ".join(map(str, called))
+                raise ValueError(f"there are several classes {label!r}: give one of the numbers {numbers}")
+            # Without classes "0" is the null label, the only one there is.
+            number = int(label) if label.isdecimal() and int(label) < max(self.count, 1) else None
+            number = called[0] if called else number
+        else:
+            number = int(label) if 0 <= label <= self.count else None
+        if number is None:
+            raise ValueError(f"there is no class {label!r} in this model; its classes are {self}")
+        return number
+
+    def __str__(self) -> str:
+        if not self.names:
+            return f"0 to {self.count - 1}, without names" if self.count else "none: it has no classes"
+        told = [f"{number} {name}" for number, name in list(self.names.items())[:TOLD]]
+        return ", ".join(told) + (" and so on" if len(self.names) > len(told) else "")
+
+
+def read_names(path: Path) -> list[str]:
+    """Class names from a text file, one a line in the order of their numbers; lines that start with # do not count.
+
+    Raises ValueError where there is no such file or it is not text.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"the class names in {path} cannot be read ({error})") from None
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def imagenet_names() -> Sequence[str]:
+    """The 1 000 classes of ImageNet, each by the first of its names in WordNet."""
+    return read_names(Path(str(files("fitv2").joinpath("builtin", "imagenet-classes.txt"))))

@@ -1,0 +1,31 @@
+"""Classes by number and by name, and the names that ship."""
+
+import pytest
+
+from fitv2.classes import Classes, imagenet_names, read_names
+
+
+def test_imagenet():
+    classes = Classes(1000, dict(enumerate(imagenet_names())))
+    assert len(classes.names) == 1000
+    for name, number in {"tench": 0, "macaw": 88, "golden retriever": 207, "toilet tissue": 999}.items():
+        assert classes.number(name) == number
+    with pytest.raises(ValueError, match="several classes 'crane': give one of the numbers 134, 517"):
+        classes.number("crane")
+
+
+def test_numbers_names_and_no_class():
+    classes = Classes(3, {0: "cat", 2: "7"})
+    assert [classes.number(label) for label in ("cat", "1", "7", 0, 3)] == [0, 1, 2, 0, 3]
+    for label in ("3", "dog", 4, -1):
+        with pytest.raises(ValueError, match=f"no class {label!r} in this model; its classes are 0 cat, 2 7"):
+            classes.number(label)
+    assert str(Classes(30, {i: "x" for i in range(30)})).endswith("19 x and so on")
+
+
+def test_a_file_of_names(tmp_path):
+    path = tmp_path / "names.txt"
+    path.write_text("# ours\ncat\n\n  dog \n")
+    assert read_names(path) == ["cat", "dog"]
+    with pytest.raises(ValueError, match=r"names in .* cannot be read"):
+        read_names(tmp_path / "nothing.txt")
