@@ -100,3 +100,13 @@ def train_as_one_of(world: int, rank: int, port: int, run: Path, *overrides: str
     addresses = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": world, "RANK": rank, "LOCAL_RANK": rank}
     os.environ.update({key: str(value) for key, value in addresses.items()})
     trainer(run, *overrides).fit(lambda figures: None)
+
+
+def tiny_autoencoder():
+    """A real AutoencoderKL of random weights, 8 pixels a latent pixel."""
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    blocks = {"block_out_channels": (8, 8, 8, 8), "norm_num_groups": 4, "sample_size": 32}
+    types = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    return AutoencoderKL(**blocks, **types, latent_channels=4, scaling_factor=0.5, shift_factor=0.1).eval()

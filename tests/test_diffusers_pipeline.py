@@ -1,4 +1,4 @@
-"""At home in diffusers: the model, the pipeline, its schedulers, saving and loading, offloading, casting, LoRA."""
+"""The pipeline at home in diffusers: schedulers, seeds, callbacks, saving and loading, the hub."""
 
 import json
 import os
@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
-    AutoencoderKL,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -20,23 +19,30 @@ from diffusers import (
 )
 from diffusers.pipelines.pipeline_loading_utils import _get_custom_components_and_folders
 
-from fitv2 import FiT1Config, FiTConfig, FiTPipeline, FiTTransformer2DModel, RopeScheme, TokenBatch
+from fitv2 import FiT1Config, FiTConfig, FiTPipeline, FiTTransformer2DModel, RopeScheme
 from fitv2.adapters.pipeline import default_scheduler
-from fitv2.autoencoder import KLAutoencoder, load_autoencoder
+from fitv2.autoencoder import KLAutoencoder
 from fitv2.generate import Sampling, Wish, generate
-from fitv2.model.context import pack_context
 from fitv2.pretrained import load_pretrained
-from tiny import process, random_model
+from tiny import process, random_model, tiny_autoencoder
 
-CONFIG = FiTConfig(width=32, depth=2, heads=2, num_classes=5, rope=RopeScheme(train_side=4))
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 1.0}
+
+
 CALL = {"class_labels": ["trouser", 8, 3], "sizes": [(28, 12), (20, 28), (40, 16)], "seeds": [1, 2, 3]}
+
+
 QUICK = CALL | {"num_inference_steps": 3}
+
+
+SOLVED = CALL | {"output_type": "latent", "guidance_scale": 1.5}
 
 
 @pytest.fixture
 def transformer() -> FiTTransformer2DModel:
-    return FiTTransformer2DModel.from_fit(random_model(CONFIG), sample_size=8)
+    return FiTTransformer2DModel.from_fit(
+        random_model(FiTConfig(width=32, depth=2, heads=2, num_classes=5)), sample_size=8
+    )
 
 
 @pytest.fixture
@@ -46,151 +52,10 @@ def pipe() -> FiTPipeline:
     return pipe
 
 
-SOLVED = CALL | {"output_type": "latent", "guidance_scale": 1.5}
-
-
 @pytest.fixture(scope="module")
 def solution() -> list[torch.Tensor]:
     """Of `SOLVED`, as good as exact."""
     return FiTPipeline.from_pretrained("builtin:fashion")(**SOLVED, num_inference_steps=30, solver="rk4").images
-
-
-def inputs(dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
-    latents = torch.randn(3, 4, 8, 6, generator=torch.Generator().manual_seed(0)).to(dtype)
-    return {
-        "hidden_states": latents,
-        "timestep": torch.tensor([0.1, 0.5, 0.9]),
-        "class_labels": torch.tensor([0, 1, 5]),
-    }
-
-
-@torch.no_grad()
-def test_latents_and_packed_batches_give_the_same(transformer):
-    given = inputs()
-    latents = given.pop("hidden_states")
-    batch = TokenBatch.from_latents(list(latents), 2)
-    plain = transformer(latents, **given).sample
-    packed = transformer(batch, **given, return_dict=False)[0]
-    torch.testing.assert_close(plain, torch.stack(batch.with_x(packed).to_latents(2)))
-    direct = transformer.fit(batch, given["timestep"], given["class_labels"])
-    torch.testing.assert_close(packed, direct)
-    one_time = transformer(latents, timestep=torch.tensor(0.5), class_labels=given["class_labels"]).sample
-    torch.testing.assert_close(one_time[1], plain[1])
-    with pytest.raises(ValueError, match="7x6 cannot be cut into patches of 2x2"):
-        transformer(latents[:, :, :7], **given)
-
-
-@torch.no_grad()
-def test_saved_and_loaded_whole_and_sharded(transformer, tmp_path):
-    expected = transformer(**inputs()).sample
-    for folder, size in (("whole", "1GB"), ("sharded", "50KB")):
-        transformer.save_pretrained(tmp_path / folder, max_shard_size=size)
-        loaded = FiTTransformer2DModel.from_pretrained(tmp_path / folder)
-        assert loaded.fit.config == CONFIG
-        torch.testing.assert_close(loaded(**inputs()).sample, expected)
-    assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 1
-
-
-@pytest.mark.parametrize("kind", ["cross", "joint"])
-@torch.no_grad()
-def test_context_tokens(kind, tmp_path):
-    config = FiTConfig(width=32, depth=1, heads=2, num_classes=5, context=kind, context_channels=12)
-    model = FiTTransformer2DModel.from_fit(random_model(config))
-    tokens = torch.randn(3, 4, 12)
-    one = model(**inputs(), encoder_hidden_states=tokens).sample
-    packed = model(**inputs(), encoder_hidden_states=pack_context(list(tokens))).sample
-    assert torch.equal(one, packed)
-    assert not torch.equal(one, model(**inputs(), encoder_hidden_states=tokens + 1).sample)
-    model.save_pretrained(tmp_path)
-    loaded = FiTTransformer2DModel.from_pretrained(tmp_path)
-    torch.testing.assert_close(loaded(**inputs(), encoder_hidden_states=tokens).sample, one)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@torch.no_grad()
-def test_half_precision(transformer, tmp_path, dtype):
-    expected = transformer(**inputs()).sample
-    transformer.save_pretrained(tmp_path)
-    half = FiTTransformer2DModel.from_pretrained(tmp_path, torch_dtype=dtype)
-    assert {parameter.dtype for parameter in half.parameters()} == {dtype}
-    output = half(**inputs(dtype)).sample
-    assert output.dtype == dtype
-    assert (output.float() - expected).abs().max() < 0.03 * expected.abs().max()
-
-
-@torch.no_grad()
-def test_layerwise_casting(transformer):
-    expected = transformer(**inputs()).sample
-    transformer.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=torch.float32)
-    assert transformer.fit.blocks[0].mlp.fc2.weight.dtype == torch.bfloat16
-    output = transformer(**inputs()).sample
-    assert 0 < (output - expected).abs().max() < 0.03 * expected.abs().max()
-
-
-def test_gradient_checkpointing_gives_the_same_gradients(transformer):
-    gradients = []
-    for enable in (transformer.disable_gradient_checkpointing, transformer.enable_gradient_checkpointing):
-        enable()
-        transformer.zero_grad()
-        transformer.train()(**inputs()).sample.square().mean().backward()
-        gradients.append([parameter.grad.clone() for parameter in transformer.parameters()])
-    assert transformer.is_gradient_checkpointing and transformer.fit.activation_checkpointing
-    for plain, checkpointed in zip(*gradients, strict=True):
-        torch.testing.assert_close(plain, checkpointed)
-
-
-@torch.no_grad()
-def test_lora_is_added_trained_saved_and_loaded(transformer, tmp_path):
-    from peft import LoraConfig
-
-    expected = transformer(**inputs()).sample
-    config = LoraConfig(r=2, lora_alpha=2, target_modules=["qkv", "fc2"], init_lora_weights=False)
-    transformer.add_adapter(config)
-    adapted = transformer(**inputs()).sample
-    assert (adapted - expected).abs().max() > 1e-3
-    transformer.save_lora_adapter(tmp_path)
-    transformer.disable_adapters()
-    torch.testing.assert_close(transformer(**inputs()).sample, expected)
-    other = FiTTransformer2DModel.from_fit(random_model(CONFIG), sample_size=8)
-    other.load_lora_adapter(tmp_path, prefix=None, weight_name="pytorch_lora_weights.safetensors")
-    torch.testing.assert_close(other(**inputs()).sample, adapted)
-
-
-@torch.no_grad()
-def test_disk_offload(transformer, tmp_path):
-    expected = transformer(**inputs()).sample
-    transformer.save_pretrained(tmp_path / "model")
-    device_map = {"fit.x_embedder": "cpu", "fit.t_embedder": "cpu", "fit.y_embedder": "cpu"}
-    device_map |= {"fit.global_adaLN_modulation": "cpu", "fit.final_layer": "cpu"}
-    device_map |= {"fit.blocks.0": "cpu", "fit.blocks.1": "disk"}
-    loaded = FiTTransformer2DModel.from_pretrained(
-        tmp_path / "model", device_map=device_map, offload_folder=tmp_path / "offload"
-    )
-    assert loaded.fit.blocks[1].mlp.fc2.weight.device.type == "meta"
-    torch.testing.assert_close(loaded(**inputs()).sample, expected)
-
-
-def test_compiled_whole_without_a_break_for_any_size(transformer):
-    """Ordinary latents of other sizes do not compile anew; packed batches do, once for each mix of sizes."""
-    given = inputs()
-    latents = given.pop("hidden_states")
-    batch = TokenBatch.from_latents([latents[0], latents[1, :, :4], latents[2]], 2)
-    compiled = torch.compile(transformer, fullgraph=True, dynamic=True, backend="eager")
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        for some in (latents, torch.randn(3, 4, 4, 10), torch.randn(3, 4, 16, 6)):
-            torch.testing.assert_close(compiled(some, **given).sample, transformer(some, **given).sample)
-    compiled = torch.compile(transformer.fit, fullgraph=True, backend="eager")
-    packed = batch, given["timestep"], given["class_labels"]
-    torch.testing.assert_close(compiled(*packed), transformer.fit(*packed))
-
-
-@torch.no_grad()
-def test_compiled(transformer):
-    expected = transformer(**inputs()).sample
-    compiled = torch.compile(transformer, backend="eager")
-    torch.testing.assert_close(compiled(**inputs()).sample, expected)
-    transformer.compile_repeated_blocks(fullgraph=True, backend="eager")
-    torch.testing.assert_close(transformer(**inputs()).sample, expected)
 
 
 def distance(made, reference) -> float:
@@ -362,13 +227,6 @@ assert not [name for name in sys.modules if name.startswith(("fitv2.training", "
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | environment)
 
 
-def tiny_autoencoder() -> AutoencoderKL:
-    torch.manual_seed(0)
-    blocks = {"block_out_channels": (8, 8, 8, 8), "norm_num_groups": 4, "sample_size": 32}
-    types = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-    return AutoencoderKL(**blocks, **types, latent_channels=4, scaling_factor=0.5, shift_factor=0.1).eval()
-
-
 def test_latents_are_decoded_by_the_autoencoder(transformer):
     """A real AutoencoderKL of random weights: the published ones cannot be had offline."""
     vae = tiny_autoencoder()
@@ -384,31 +242,6 @@ def test_latents_are_decoded_by_the_autoencoder(transformer):
     assert np.array_equal(np.asarray(images[0]), expected)
     with pytest.raises(ValueError, match="72x48 is not divisible by the patch of 16; the nearest is 64x48"):
         pipe(1, [(72, 48)])
-
-
-def test_large_pictures_are_decoded_in_tiles(monkeypatch):
-    vae = tiny_autoencoder()
-    latent = torch.randn(4, 9, 12, generator=torch.Generator().manual_seed(0))
-    whole = KLAutoencoder(vae, "cpu").decode(latent)
-    monkeypatch.setattr("fitv2.autoencoder.LARGEST_UNTILED", 32 * 32)
-    tiled = KLAutoencoder(vae, "cpu").decode(latent)
-    assert tiled.shape == whole.shape == (3, 72, 96) and not torch.equal(tiled, whole) and not vae.use_tiling
-    monkeypatch.undo()
-    assert torch.equal(KLAutoencoder(vae, "cpu").decode(latent), whole)
-
-
-def test_an_autoencoder_by_folder_and_one_that_is_not_there(tmp_path):
-    vae = tiny_autoencoder()
-    vae.save_pretrained(tmp_path / "pipeline" / "vae")
-    vae.save_pretrained(tmp_path / "alone")
-    latent = torch.randn(4, 4, 4)
-    for name in ("pipeline", "alone"):
-        assert torch.equal(
-            load_autoencoder(str(tmp_path / name)).decode(latent), KLAutoencoder(vae, "cpu").decode(latent)
-        )
-    assert load_autoencoder(None).decode(latent) is latent
-    with pytest.raises(ValueError, match=r"the autoencoder .*nowhere cannot be loaded; name its folder instead"):
-        load_autoencoder(str(tmp_path / "nowhere"))
 
 
 def report_memory_of_loading(folder: str) -> None:
@@ -466,13 +299,6 @@ def test_a_hub_id_is_downloaded_and_loaded_as_a_folder(pipe, tmp_path, monkeypat
     assert asked == [("user/repository", {"revision": "main"})] and loaded.transformer.dtype == torch.bfloat16
 
 
-def test_models_of_our_own_load_in_any_dtype_and_refuse_other_arguments(tmp_path):
-    for kind in (FiTPipeline, FiTTransformer2DModel):
-        assert kind.from_pretrained("builtin:fashion", dtype=torch.bfloat16).dtype == torch.bfloat16
-        with pytest.raises(ValueError, match=r"with torch_dtype=\.\.\. alone, without device_map"):
-            kind.from_pretrained("builtin:fashion", device_map="auto")
-
-
 @pytest.mark.parametrize(
     ("scheduler", "complaint"),
     [
@@ -487,16 +313,6 @@ def test_schedulers_that_would_make_garbage_are_refused(pipe, scheduler, complai
     pipe.scheduler = scheduler
     with pytest.raises(ValueError, match=complaint):
         pipe(**QUICK)
-
-
-@torch.no_grad()
-def test_a_callers_autocast_stays_in_force(transformer):
-    seen = []
-    transformer.fit.blocks[0].attn.qkv.register_forward_hook(lambda module, given, output: seen.append(output.dtype))
-    with torch.autocast("cpu", torch.bfloat16):
-        transformer(**inputs())
-    transformer(**inputs())
-    assert seen == [torch.bfloat16, torch.float32]
 
 
 def test_an_offloaded_autoencoder_decodes_where_its_weights_go():

@@ -1,0 +1,224 @@
+"""The network at home in diffusers: saving and loading, offloading, casting, compiling, LoRA."""
+
+import pytest
+import torch
+from diffusers.training_utils import EMAModel
+from peft import LoraConfig
+
+from fitv2 import FiTConfig, FiTPipeline, FiTTransformer2DModel, RopeScheme, TokenBatch
+from fitv2.model.context import pack_context
+from tiny import random_model
+
+CONFIG = FiTConfig(width=32, depth=2, heads=2, num_classes=5, rope=RopeScheme(train_side=4))
+
+
+@pytest.fixture
+def transformer() -> FiTTransformer2DModel:
+    return FiTTransformer2DModel.from_fit(random_model(CONFIG), sample_size=8)
+
+
+def inputs(dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+    latents = torch.randn(3, 4, 8, 6, generator=torch.Generator().manual_seed(0)).to(dtype)
+    return {
+        "hidden_states": latents,
+        "timestep": torch.tensor([0.1, 0.5, 0.9]),
+        "class_labels": torch.tensor([0, 1, 5]),
+    }
+
+
+@torch.no_grad()
+def test_latents_and_packed_batches_give_the_same(transformer):
+    given = inputs()
+    latents = given.pop("hidden_states")
+    batch = TokenBatch.from_latents(list(latents), 2)
+    plain = transformer(latents, **given).sample
+    packed = transformer(batch, **given, return_dict=False)[0]
+    torch.testing.assert_close(plain, torch.stack(batch.with_x(packed).to_latents(2)))
+    direct = transformer.fit(batch, given["timestep"], given["class_labels"])
+    torch.testing.assert_close(packed, direct)
+    one_time = transformer(latents, timestep=torch.tensor(0.5), class_labels=given["class_labels"]).sample
+    torch.testing.assert_close(one_time[1], plain[1])
+    with pytest.raises(ValueError, match="7x6 cannot be cut into patches of 2x2"):
+        transformer(latents[:, :, :7], **given)
+
+
+@torch.no_grad()
+def test_saved_and_loaded_whole_and_sharded(transformer, tmp_path):
+    expected = transformer(**inputs()).sample
+    for folder, size in (("whole", "1GB"), ("sharded", "50KB")):
+        transformer.save_pretrained(tmp_path / folder, max_shard_size=size)
+        loaded = FiTTransformer2DModel.from_pretrained(tmp_path / folder)
+        assert loaded.fit.config == CONFIG
+        torch.testing.assert_close(loaded(**inputs()).sample, expected)
+    assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 1
+
+
+@torch.no_grad()
+def test_saved_and_loaded_as_a_variant(transformer, tmp_path):
+    expected = transformer(**inputs()).sample
+    transformer.save_pretrained(tmp_path, variant="ema")
+    assert (tmp_path / "diffusion_pytorch_model.ema.safetensors").is_file()
+    loaded = FiTTransformer2DModel.from_pretrained(tmp_path, variant="ema")
+    torch.testing.assert_close(loaded(**inputs()).sample, expected)
+    with pytest.raises(OSError, match="no file named"):
+        FiTTransformer2DModel.from_pretrained(tmp_path)
+
+
+def test_averaged_by_the_ema_of_diffusers(transformer, tmp_path):
+    average = EMAModel(
+        transformer.parameters(), decay=0.5, model_cls=type(transformer), model_config=transformer.config
+    )
+    optimizer = torch.optim.SGD(transformer.parameters(), lr=1.0)
+    before = transformer.fit.final_layer.linear.bias.detach().clone()
+    transformer.train()(**inputs()).sample.square().mean().backward()
+    optimizer.step()
+    average.step(transformer.parameters())
+    average.save_pretrained(tmp_path)
+    loaded = EMAModel.from_pretrained(tmp_path, model_cls=type(transformer))
+    loaded.copy_to(transformer.parameters())
+    after = transformer.fit.final_layer.linear.bias.detach()
+    assert not torch.equal(before, after)
+    torch.testing.assert_close(
+        after, dict(FiTTransformer2DModel.from_pretrained(tmp_path).named_parameters())["fit.final_layer.linear.bias"]
+    )
+
+
+@torch.no_grad()
+def test_groups_of_blocks_offloaded(transformer):
+    """Onto the same device, which is all that a CPU can show: the hooks see every call and change nothing."""
+    expected = transformer(**inputs()).sample
+    kind = {"offload_type": "block_level", "num_blocks_per_group": 1}
+    transformer.enable_group_offload(onload_device=torch.device("cpu"), offload_device=torch.device("cpu"), **kind)
+    torch.testing.assert_close(transformer(**inputs()).sample, expected)
+
+
+@pytest.mark.parametrize("kind", ["cross", "joint"])
+@torch.no_grad()
+def test_context_tokens(kind, tmp_path):
+    config = FiTConfig(width=32, depth=1, heads=2, num_classes=5, context=kind, context_channels=12)
+    model = FiTTransformer2DModel.from_fit(random_model(config))
+    tokens = torch.randn(3, 4, 12)
+    one = model(**inputs(), encoder_hidden_states=tokens).sample
+    packed = model(**inputs(), encoder_hidden_states=pack_context(list(tokens))).sample
+    assert torch.equal(one, packed)
+    assert not torch.equal(one, model(**inputs(), encoder_hidden_states=tokens + 1).sample)
+    model.save_pretrained(tmp_path)
+    loaded = FiTTransformer2DModel.from_pretrained(tmp_path)
+    torch.testing.assert_close(loaded(**inputs(), encoder_hidden_states=tokens).sample, one)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_half_precision(transformer, tmp_path, dtype):
+    expected = transformer(**inputs()).sample
+    transformer.save_pretrained(tmp_path)
+    half = FiTTransformer2DModel.from_pretrained(tmp_path, torch_dtype=dtype)
+    assert {parameter.dtype for parameter in half.parameters()} == {dtype}
+    output = half(**inputs(dtype)).sample
+    assert output.dtype == dtype
+    assert (output.float() - expected).abs().max() < 0.03 * expected.abs().max()
+
+
+@torch.no_grad()
+def test_layerwise_casting(transformer):
+    expected = transformer(**inputs()).sample
+    transformer.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=torch.float32)
+    assert transformer.fit.blocks[0].mlp.fc2.weight.dtype == torch.bfloat16
+    output = transformer(**inputs()).sample
+    assert 0 < (output - expected).abs().max() < 0.03 * expected.abs().max()
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(transformer):
+    gradients = []
+    for enable in (transformer.disable_gradient_checkpointing, transformer.enable_gradient_checkpointing):
+        enable()
+        transformer.zero_grad()
+        transformer.train()(**inputs()).sample.square().mean().backward()
+        gradients.append([parameter.grad.clone() for parameter in transformer.parameters()])
+    assert transformer.is_gradient_checkpointing and transformer.fit.activation_checkpointing
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, checkpointed)
+
+
+@torch.no_grad()
+def test_lora_is_added_trained_saved_and_loaded(transformer, tmp_path):
+    expected = transformer(**inputs()).sample
+    config = LoraConfig(r=2, lora_alpha=2, target_modules=["qkv", "fc2"], init_lora_weights=False)
+    transformer.add_adapter(config)
+    adapted = transformer(**inputs()).sample
+    assert (adapted - expected).abs().max() > 1e-3
+    transformer.save_lora_adapter(tmp_path)
+    transformer.disable_adapters()
+    torch.testing.assert_close(transformer(**inputs()).sample, expected)
+    other = FiTTransformer2DModel.from_fit(random_model(CONFIG), sample_size=8)
+    other.load_lora_adapter(tmp_path, prefix=None, weight_name="pytorch_lora_weights.safetensors")
+    torch.testing.assert_close(other(**inputs()).sample, adapted)
+
+
+@torch.no_grad()
+def test_lora_ranks_may_differ_by_layer(transformer, tmp_path):
+    config = LoraConfig(
+        r=4, target_modules=["qkv", "fc2"], rank_pattern={"blocks.1.mlp.fc2": 2}, init_lora_weights=False
+    )
+    transformer.add_adapter(config)
+    adapted = transformer(**inputs()).sample
+    ranks = {name: module.r["default"] for name, module in transformer.named_modules() if hasattr(module, "lora_A")}
+    assert ranks["fit.blocks.1.mlp.fc2"] == 2 and ranks["fit.blocks.0.mlp.fc2"] == ranks["fit.blocks.1.attn.qkv"] == 4
+    transformer.save_lora_adapter(tmp_path)
+    other = FiTTransformer2DModel.from_fit(random_model(CONFIG), sample_size=8)
+    other.load_lora_adapter(tmp_path, prefix=None, weight_name="pytorch_lora_weights.safetensors")
+    torch.testing.assert_close(other(**inputs()).sample, adapted)
+
+
+@torch.no_grad()
+def test_disk_offload(transformer, tmp_path):
+    expected = transformer(**inputs()).sample
+    transformer.save_pretrained(tmp_path / "model")
+    device_map = {"fit.x_embedder": "cpu", "fit.t_embedder": "cpu", "fit.y_embedder": "cpu"}
+    device_map |= {"fit.global_adaLN_modulation": "cpu", "fit.final_layer": "cpu"}
+    device_map |= {"fit.blocks.0": "cpu", "fit.blocks.1": "disk"}
+    loaded = FiTTransformer2DModel.from_pretrained(
+        tmp_path / "model", device_map=device_map, offload_folder=tmp_path / "offload"
+    )
+    assert loaded.fit.blocks[1].mlp.fc2.weight.device.type == "meta"
+    torch.testing.assert_close(loaded(**inputs()).sample, expected)
+
+
+def test_compiled_whole_without_a_break_for_any_size(transformer):
+    """Ordinary latents of other sizes do not compile anew; packed batches do, once for each mix of sizes."""
+    given = inputs()
+    latents = given.pop("hidden_states")
+    batch = TokenBatch.from_latents([latents[0], latents[1, :, :4], latents[2]], 2)
+    compiled = torch.compile(transformer, fullgraph=True, dynamic=True, backend="eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for some in (latents, torch.randn(3, 4, 4, 10), torch.randn(3, 4, 16, 6)):
+            torch.testing.assert_close(compiled(some, **given).sample, transformer(some, **given).sample)
+    compiled = torch.compile(transformer.fit, fullgraph=True, backend="eager")
+    packed = batch, given["timestep"], given["class_labels"]
+    torch.testing.assert_close(compiled(*packed), transformer.fit(*packed))
+
+
+@torch.no_grad()
+def test_compiled(transformer):
+    expected = transformer(**inputs()).sample
+    compiled = torch.compile(transformer, backend="eager")
+    torch.testing.assert_close(compiled(**inputs()).sample, expected)
+    transformer.compile_repeated_blocks(fullgraph=True, backend="eager")
+    torch.testing.assert_close(transformer(**inputs()).sample, expected)
+
+
+@torch.no_grad()
+def test_a_callers_autocast_stays_in_force(transformer):
+    seen = []
+    transformer.fit.blocks[0].attn.qkv.register_forward_hook(lambda module, given, output: seen.append(output.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        transformer(**inputs())
+    transformer(**inputs())
+    assert seen == [torch.bfloat16, torch.float32]
+
+
+def test_models_of_our_own_load_in_any_dtype_and_refuse_other_arguments(tmp_path):
+    for kind in (FiTPipeline, FiTTransformer2DModel):
+        assert kind.from_pretrained("builtin:fashion", dtype=torch.bfloat16).dtype == torch.bfloat16
+        with pytest.raises(ValueError, match=r"with torch_dtype=\.\.\. alone, without device_map"):
+            kind.from_pretrained("builtin:fashion", device_map="auto")
