@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 
 from fitv2.adapters.pipeline import FiTPipeline
 from fitv2.cli.sample import showcase
+from fitv2.config import recipe_folder
 from fitv2.generate import DIFFUSION_SOLVERS, FLOW_SOLVERS
 from fitv2.pretrained import Pretrained, load_pretrained, save_pretrained
 from tiny import CLASSES, CONFIG, command_line, process, random_model
@@ -241,6 +243,18 @@ def test_a_dry_run_shows_configuration_and_cost_and_writes_nothing(train, pictur
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("name", ["imagenet-b", "imagenet-xl", "imagenet-3b", "imagenet-hr-xl", "imagenet-hr-3b"])
+def test_the_recipes_of_the_paper_are_planned_without_their_data(fitv2, name):
+    """The header's figure of device-hours is what the command in it prints."""
+    header = recipe_folder().joinpath(f"{name}.yaml").read_text()
+    options = re.search(r"--dry-run (--devices \d+ --peak-tflops \d+)", header).group(1).split()
+    shown = fitv2("train", "--recipe", name, "--dry-run", *options).out
+    assert "is not here: planned with sizes like those of imagenet" in shown
+    hours = re.search(r"time +(\d+) device-hours", shown).group(1)
+    assert f"Expected time: {int(hours):,} device-hours".replace(",", " ") in header
+    assert 250 < float(re.search(r"pictures a step +([\d.]+)", shown).group(1)) < 262
+
+
 def test_a_run_is_continued_on_request_only_and_not_with_another_network(train, pictures, tmp_path):
     first = train(settings=["training.steps=2"])
     assert first.code == 0, first.err
@@ -306,7 +320,7 @@ def test_names_with_commas_and_slashes(fitv2, tmp_path):
 def test_what_a_resume_finds_and_what_json_is_for(train, pictures):
     first = train("--resume")
     assert first.code == 0 and "there is no run in run to continue: starting at step 0" in first.err
-    assert_sentence(train("--resume", "--json"), "--json goes with --dry-run")
+    assert_sentence(train("--resume", "--json"), "--peak-tflops go with --dry-run")
 
 
 def test_a_damaged_recipe_of_a_run_is_one_sentence(train, pictures, tmp_path):

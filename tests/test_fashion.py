@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from fitv2.data import fashion
-from fitv2.data.packing import plan_packs, real_share
 
 
 @pytest.fixture(scope="module")
@@ -50,23 +49,6 @@ def test_random_scales_are_drawn_anew_each_epoch_and_the_same_for_the_same_seed(
     assert np.array_equal(first.hw, scaled.epoch(0, 7).hw) and not np.array_equal(first.hw, second.hw)
     assert (first.hw <= scaled.hw).all() and (first.hw >= 1).all()
     assert first.latent(5).shape == (1, *(first.hw[5] * 4))
-
-
-@pytest.mark.parametrize("budget", [1024, 4096, 8192])
-def test_packs_hold_every_picture_once_and_98_percent_real_tokens(bundled, budget):
-    lengths = bundled.hw.prod(1)
-    packs = plan_packs(lengths, budget, seed=3, epoch=1)
-    assert sorted(np.concatenate(packs).tolist()) == list(range(len(bundled)))
-    assert max(lengths[pack].sum() for pack in packs) <= budget
-    assert real_share(lengths, packs, budget) >= 0.98
-    again, other = plan_packs(lengths, budget, 3, 1), plan_packs(lengths, budget, 3, 2)
-    assert all(np.array_equal(a, b) for a, b in zip(packs, again, strict=True))
-    assert not np.array_equal(packs[0], other[0])
-
-
-def test_a_picture_beyond_the_budget_is_refused():
-    with pytest.raises(ValueError, match="49 tokens does not fit a pack of 48"):
-        plan_packs(np.array([10, 49]), 48, 0, 0)
 
 
 def test_missing_and_altered_upstream_files_are_told(tmp_path):

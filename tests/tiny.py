@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from accelerate.state import AcceleratorState, GradientState
 
-from fitv2.build import build_model_config
+from fitv2.build import build_base, build_model_config
 from fitv2.config import Recipe, build_recipe
 from fitv2.data.fashion import CLASS_NAMES, Fashion
 from fitv2.model.transformer import FiT, FiTConfig
@@ -65,7 +65,8 @@ def trainer(run: Path, *overrides: str, dataset: Fashion | None = None) -> Train
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     chosen, dataset = recipe(*overrides), dataset or garments()
-    return Trainer(chosen, dataset, build_model_config(chosen, dataset), run)
+    base = build_base(chosen.training)
+    return Trainer(chosen, dataset, build_model_config(chosen, dataset, base), run, base)
 
 
 def log_lines(run: Path) -> list[dict]:

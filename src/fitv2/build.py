@@ -14,6 +14,7 @@ from .config import NOT_OF_FIT, DataSettings, Recipe, TrainingSettings
 from .data import fashion
 from .data.dataset import Dataset
 from .data.folder import ImageFolder
+from .data.imagenet import ImageNetLike
 from .diffusion.objective import DiffusionLoss, diffusion_loss
 from .diffusion.schedule import linear_schedule
 from .flow.objective import FlowLoss, flow_loss
@@ -22,6 +23,7 @@ from .model.fit1 import FiT1Config
 from .model.presets import ARCHITECTURES
 from .model.rope import RopeScheme
 from .model.transformer import FiTConfig
+from .pretrained import Pretrained, load_pretrained
 from .tokens import TokenBatch
 
 # (network, pictures, labels (B,), the null label, a generator for all that is random) to what holds the loss.
@@ -48,12 +50,28 @@ def build_dataset(data: DataSettings, patch_size: int, cache_file: Path | None =
     return fashion.full("train", data.folder, data.min_scale)
 
 
-def build_model_config(recipe: Recipe, dataset: Dataset) -> FiTConfig:
-    """The network of a recipe, with channels, classes and the size where extrapolation begins from the data."""
-    most_tokens = int(dataset.epoch(0, 0).hw.prod(1).max())
-    rope = RopeScheme(train_side=max(math.isqrt(most_tokens), 2))
+def build_stand_in(data: DataSettings) -> Dataset:
+    """What a plan takes for data that are not here: sizes without pictures."""
+    return ImageNetLike(data.max_tokens)
+
+
+def build_base(training: TrainingSettings) -> Pretrained | None:
+    """The model that training begins with, if the recipe names one. Raises ValueError when it is not there."""
+    return None if training.start_from is None else load_pretrained(training.start_from)
+
+
+def build_model_config(recipe: Recipe, dataset: Dataset, base: Pretrained | None = None) -> FiTConfig:
+    """The network of a recipe, with channels and classes from the data.
+
+    Extrapolation begins at the size of the data, or where the recipe extends the size of a base model, at that one's.
+    """
+    if recipe.model.extrapolation is not None and base is not None:
+        rope = base.model.config.rope.named(recipe.model.extrapolation)
+    else:
+        most_tokens = int(dataset.epoch(0, 0).hw.prod(1).max())
+        rope = RopeScheme(train_side=max(math.isqrt(most_tokens), 2))
     data = {"in_channels": dataset.channels, "num_classes": dataset.num_classes}
-    settings = recipe.model.model_dump()
+    settings = recipe.model.model_dump(exclude={"extrapolation"})
     if recipe.model.architecture == "FiT":
         settings = {key: value for key, value in settings.items() if key not in NOT_OF_FIT["model"]}
     return ARCHITECTURES[settings.pop("architecture")](**settings, **data, rope=rope)

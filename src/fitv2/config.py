@@ -38,6 +38,9 @@ class ModelSettings(Settings):
     mlp_ratio: PositiveFloat = Field(4.0, description="SwiGLU is 2/3 of this times the width")
     lora_rank: PositiveInt | None = Field(None, description="rank of each block's modulation; default width / 4")
     qk_norm_affine: bool = Field(False, description="learned scale in the norm of queries and keys")
+    extrapolation: str | None = Field(
+        None, description="with training.start_from: positions beyond that model's size, such as vision-ntk"
+    )
 
 
 class DataSettings(Settings):
@@ -52,11 +55,14 @@ class DataSettings(Settings):
     channels: Literal[1, 3] = Field(3, description="folder: 3 for colour, 1 for grey")
     preprocessing: Literal["mixed", "resize", "crop"] = Field("mixed", description="folder: Algorithm 1 of FiTv2")
     flip: bool = Field(True, description="folder: mirror half of the pictures")
+    stand_in: Literal["imagenet"] | None = Field(
+        None, description="sizes that --dry-run plans with while the source is not here"
+    )
     min_scale: float = Field(1.0, gt=0, le=1, description="draw pictures at random linear scales from this up to 1")
 
     def of_other_sources(self) -> set[str]:
         """The keys that mean nothing for this source."""
-        builtin, folder = {"split", "folder"}, {"max_tokens", "channels", "preprocessing", "flip"}
+        builtin, folder = {"split", "folder"}, {"max_tokens", "channels", "preprocessing", "flip", "stand_in"}
         return folder if self.source == "fashion" else builtin
 
     @model_validator(mode="after")
@@ -74,6 +80,15 @@ class DataSettings(Settings):
 class TrainingSettings(Settings):
     """How it is trained."""
 
+    start_from: str | None = Field(
+        None, description="a model (folder or builtin:NAME) whose weights training begins with, where they fit"
+    )
+    begin_anew: tuple[Literal["labels", "patches", "trained"], ...] = Field(
+        (), description="start_from: begin these without its weights: label table, patch layers, all that is trained"
+    )
+    train_only: Literal["all", "high-resolution"] = Field(
+        "all", description="high-resolution: patch layers, biases, norms and AdaLN, a seventh of the weights"
+    )
     steps: PositiveInt = Field(10_000, description="optimiser steps")
     tokens_per_pack: PositiveInt = Field(4096, description="token budget of one forward pass")
     packs_per_step: PositiveInt = Field(1, description="packs a step over all processes; more accumulate gradients")
@@ -88,6 +103,7 @@ class TrainingSettings(Settings):
     time_density: Literal["logit_normal", "uniform"] = "logit_normal"
     time_mean: float = Field(0.0, description="logit-normal: mean of the logit of t")
     time_std: PositiveFloat = Field(1.0, description="logit-normal: standard deviation of the logit of t")
+    sharding: Literal["none", "fsdp"] = Field("none", description="fsdp: spread weights and optimiser over processes")
     precision: Literal["bf16", "no"] = Field("bf16", description="autocast; 'no' is plain float32")
     compile: bool = Field(False, description="fuse element-wise work with torch.compile (needs a C++ compiler)")
     activation_checkpointing: bool = Field(False, description="less memory for a third more time")
@@ -101,6 +117,12 @@ class TrainingSettings(Settings):
                 f"warmup_steps={self.warmup_steps} and decay_share={self.decay_share:g} overlap within "
                 f"{self.steps} steps; lower one of them"
             )
+        return self
+
+    @model_validator(mode="after")
+    def only_a_start_has_parts(self) -> Self:
+        if self.start_from is None and (self.begin_anew or self.train_only != "all"):
+            raise ValueError("begin_anew and train_only go with start_from, the model to begin with")
         return self
 
     @field_validator("precision", mode="before")
@@ -132,6 +154,12 @@ class Recipe(Settings):
     data: DataSettings = DataSettings()
     training: TrainingSettings = TrainingSettings()
     log: LogSettings = LogSettings()
+
+    @model_validator(mode="after")
+    def extrapolation_has_a_base(self) -> Self:
+        if self.model.extrapolation is not None and self.training.start_from is None:
+            raise ValueError("model.extrapolation goes with training.start_from: it extends the size of that model")
+        return self
 
     @model_validator(mode="after")
     def no_setting_is_of_another_architecture(self) -> Self:

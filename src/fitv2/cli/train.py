@@ -6,14 +6,12 @@ import json
 import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from ..config import Recipe
     from ..data.dataset import Dataset
-    from ..model.transformer import FiTConfig
 
 
 def train(
@@ -27,6 +25,13 @@ def train(
     out: Annotated[Path | None, typer.Option(help="the run's folder; default runs/RECIPE")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue the run in that folder, bit for bit")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="show configuration and cost, train nothing")] = False,
+    devices: Annotated[int, typer.Option(min=1, help="with --dry-run: how many processes would share the work")] = 1,
+    peak_tflops: Annotated[
+        float | None, typer.Option(min=0.001, help="with --dry-run: a device's peak, such as 312 for an A100 in bf16")
+    ] = None,
+    utilisation: Annotated[
+        float, typer.Option(min=0.01, max=1, help="with --peak-tflops: the share of the peak that is reached")
+    ] = 0.4,
     as_json: Annotated[bool, typer.Option("--json", help="with --dry-run: print JSON")] = False,
 ) -> None:
     """Train a model on pictures of all shapes, none of them cropped to a square or padded.
@@ -43,21 +48,24 @@ def train(
 
     The run's folder holds log.jsonl, samples/, checkpoints/ and model/, which 'fitv2 sample --model' takes.
     """
-    from ..build import build_dataset, build_model_config
+    from ..build import build_base, build_dataset, build_model_config
     from ..config import load_recipe
     from ..pretrained import default_device
     from ..training.run import check_run
 
-    if as_json and not dry_run:
-        raise ValueError("--json goes with --dry-run; the figures of a training are in its log.jsonl")
+    if not dry_run and (as_json or devices > 1 or peak_tflops is not None):
+        raise ValueError(
+            "--json, --devices and --peak-tflops go with --dry-run; the figures of a training are in its log.jsonl"
+        )
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     chosen = load_recipe(recipe, [*data_override(data), *(settings or [])])
     run = out or Path("runs") / Path(recipe).stem
     # Under torchrun, one process of several speaks and writes.
     speaks = os.environ.get("RANK", "0") == "0"
     if dry_run:
-        dataset = build_dataset(chosen.data, chosen.model.patch_size)
-        show_plan(chosen, dataset, build_model_config(chosen, dataset), as_json)
+        from .plan import show_plan
+
+        show_plan(chosen, devices, peak_tflops, utilisation, as_json)
         return
     if speaks:
         check_run(run, chosen, resume)
@@ -66,13 +74,15 @@ def train(
         dataset = build_dataset(chosen.data, chosen.model.patch_size, run / "pictures.json")
     if speaks:
         report_data(dataset, run / "skipped.json")
-    config = build_model_config(chosen, dataset)
+    base = build_base(chosen.training)
+    config = build_model_config(chosen, dataset, base)
 
     from ..training.trainer import Trainer
+    from .plan import check_memory
     from .progress import training_progress
 
-    check_memory(chosen, config, default_device())
-    trainer = Trainer(chosen, dataset, config, run)
+    check_memory(chosen, config, default_device(), int(os.environ.get("WORLD_SIZE", "1")))
+    trainer = Trainer(chosen, dataset, config, run, base)
     if not speaks:
         trainer.fit(lambda figures: None)
         return
@@ -110,65 +120,3 @@ def report_data(dataset: Dataset, path: Path) -> None:
     report = getattr(dataset, "report", None)
     if report is not None:
         report.write(path)
-
-
-def plan_figures(recipe: Recipe, dataset: Dataset, config: FiTConfig) -> dict[str, Any]:
-    """Cost of a run: parameters, operations of a step, memory, packing."""
-    from ..data.packing import plan_packs, real_share
-    from ..model.cost import forward_flops, parameters, training_bytes
-
-    settings = recipe.training
-    lengths = dataset.epoch(0, settings.seed).hw.prod(1)
-    packs = plan_packs(lengths, settings.tokens_per_pack, settings.seed, 0)
-    # A backward pass costs two forward passes; activation checkpointing repeats the forward pass in it.
-    forwards = 4 if settings.activation_checkpointing else 3
-    step = forwards * forward_flops(config, lengths[packs[0]].tolist()) * settings.packs_per_step
-    memory = training_bytes(config, settings.tokens_per_pack, settings.activation_checkpointing, settings.precision)
-    return {
-        "parameters": parameters(config),
-        "pictures": len(dataset),
-        "classes": dataset.num_classes,
-        "tokens_per_picture": float(lengths.mean()),
-        "packs_per_epoch": len(packs),
-        "real_token_share": real_share(lengths, packs, settings.tokens_per_pack),
-        "epochs": settings.steps * settings.packs_per_step / len(packs),
-        "flops_per_step": step,
-        "flops_total": step * settings.steps,
-        "memory_bytes": memory,
-    }
-
-
-def show_plan(recipe: Recipe, dataset: Dataset, config: FiTConfig, as_json: bool) -> None:
-    import yaml
-
-    figures = plan_figures(recipe, dataset, config)
-    if as_json:
-        print(json.dumps({"recipe": recipe.model_dump(mode="json"), **figures}))
-        return
-    print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
-    print(f"parameters        {figures['parameters'] / 1e6:.2f} M")
-    print(f"pictures          {figures['pictures']} in {figures['classes']} classes")
-    print(f"tokens a picture  {figures['tokens_per_picture']:.1f}")
-    print(f"real tokens       {100 * figures['real_token_share']:.2f} % of the budget")
-    print(f"epochs            {figures['epochs']:.1f} of {figures['packs_per_epoch']} packs")
-    print(f"operations        {figures['flops_per_step'] / 1e9:.1f} GFLOP a step")
-    print(f"                  {figures['flops_total'] / 1e15:.3f} PFLOP in all")
-    print(f"memory            about {figures['memory_bytes'] / 2**30:.2f} GiB a process")
-
-
-def check_memory(recipe: Recipe, config: FiTConfig, device: str) -> None:
-    """Raises ValueError when a step would not fit into the memory that is free now."""
-    import torch
-
-    from ..model.cost import training_bytes
-    from .memory import free_bytes
-
-    settings = recipe.training
-    needed = training_bytes(config, settings.tokens_per_pack, settings.activation_checkpointing, settings.precision)
-    free = free_bytes(torch.device(device))
-    if needed > free:
-        raise ValueError(
-            f"a step over {settings.tokens_per_pack} tokens would need about {needed / 2**30:.1f} GiB, and "
-            f"{free / 2**30:.1f} GiB are free; lower training.tokens_per_pack (and raise training.packs_per_step to "
-            "keep the batch), or set training.activation_checkpointing=true"
-        )

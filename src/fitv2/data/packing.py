@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+
 import numpy as np
 
 # Packs kept open at a time. More fill better, but mix pictures over a longer stretch of the shuffled order.
-OPEN_PACKS = 8
+OPEN_PACKS = 64
 
 
 def plan_packs(lengths: np.ndarray, budget: int, seed: int, epoch: int) -> list[np.ndarray]:
@@ -22,25 +24,28 @@ def plan_packs(lengths: np.ndarray, budget: int, seed: int, epoch: int) -> list[
         )
     order = np.random.default_rng((seed, epoch)).permutation(len(lengths))
     shortest = int(lengths.min())
-    packs: list[np.ndarray] = []
-    open_packs: list[tuple[int, list[int]]] = []  # (room left, pictures), least room first
-    for picture in order.tolist():
-        length = int(lengths[picture])
-        fitting = next((pack for pack in open_packs if pack[0] >= length), None)
-        if fitting is None and len(open_packs) == OPEN_PACKS:
-            packs.append(np.array(open_packs.pop(0)[1]))
-        if fitting is None:
-            fitting = (budget, [])
+    packs: list[list[int]] = []
+    # Open packs in order of their room, the fullest first: two lists, because bisect is fast on plain numbers.
+    rooms: list[int] = []
+    open_packs: list[list[int]] = []
+    for picture, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
+        fitting = bisect_left(rooms, length)
+        if fitting < len(rooms):
+            room, pack = rooms.pop(fitting), open_packs.pop(fitting)
         else:
-            open_packs.remove(fitting)
-        fitting[1].append(picture)
-        room = fitting[0] - length
+            if len(rooms) == OPEN_PACKS:
+                del rooms[0]
+                packs.append(open_packs.pop(0))
+            room, pack = budget, []
+        room -= length
+        pack.append(picture)
         if room < shortest:
-            packs.append(np.array(fitting[1]))
+            packs.append(pack)
         else:
-            open_packs.append((room, fitting[1]))
-            open_packs.sort(key=lambda pack: pack[0])
-    return packs + [np.array(pack) for _, pack in open_packs]
+            place = bisect_left(rooms, room)
+            rooms.insert(place, room)
+            open_packs.insert(place, pack)
+    return [np.array(pack) for pack in packs + open_packs]
 
 
 def real_share(lengths: np.ndarray, packs: list[np.ndarray], budget: int) -> float:

@@ -39,17 +39,26 @@ def forward_flops(config: FiTConfig, lengths: Sequence[int]) -> int:
 
 
 def training_bytes(
-    config: FiTConfig, tokens: int, activation_checkpointing: bool = False, precision: Literal["bf16", "no"] = "bf16"
+    config: FiTConfig,
+    tokens: int,
+    activation_checkpointing: bool = False,
+    precision: Literal["bf16", "no"] = "bf16",
+    trained: float = 1.0,
+    shards: int = 1,
 ) -> int:
-    """Estimated memory of a training step over `tokens` tokens.
+    """Estimated memory of a training step over `tokens` tokens on one device.
 
-    Weights, gradients, two AdamW moments and the average in float32, autocast's copies of the weights, and what the
-    backward pass keeps: of all blocks, or of one and each block's input in float32.
+    Weights and their average in float32, gradients and two AdamW moments of the share that is trained, autocast's
+    copies of the weights, and what the backward pass keeps: of all blocks, or of one and each block's input in float32.
+    shards: over how many devices all but the copies are spread; of the copies each then holds two blocks' at a time.
     """
-    per_weight = 4 * 5 + (2 if precision == "bf16" else 0)
+    weights, copies = parameters(config), 2 if precision == "bf16" else 0
+    if shards > 1:
+        copies = (copies or 4) * min(2 / config.depth, 1)
+    kept = weights * 4 * (2 + 3 * trained) / shards + weights * copies
     block = SAVED_BYTES[precision]
     per_token = block + 4 * config.depth if activation_checkpointing else block * config.depth
-    return parameters(config) * per_weight + tokens * config.width * per_token
+    return int(kept) + tokens * config.width * per_token
 
 
 def sampling_bytes(config: FiTConfig, tokens: int) -> int:

@@ -26,7 +26,7 @@ from ..data.dataset import Dataset
 from ..data.loader import PackLoader, Position, Step
 from ..generate import Sampling, default_solver
 from ..model.transformer import FiT, FiTConfig, load_strictly
-from ..pretrained import save_pretrained, shapes_of
+from ..pretrained import Pretrained, save_pretrained, shapes_of
 from .checkpoint import (
     checkpoints,
     load_optimizer_tensors,
@@ -41,6 +41,7 @@ from .heap import trim_heap
 from .log import RunLog
 from .run import data_digest, keep_recipe
 from .samples import write_sheet
+from .start import freeze_for_high_resolution, start_from
 
 logger = logging.getLogger(__name__)
 MOST_SKIPPED = 100
@@ -57,10 +58,12 @@ def learning_rate(step: int, training: TrainingSettings) -> float:
 class Trainer:
     """A run in the folder `run`: recipe.json, log.jsonl, checkpoints/, samples/ and, at the end, model/.
 
-    Training starts from the newest checkpoint there, if any.
+    Training starts from the newest checkpoint there, if any, else from the weights of `base`, else anew.
     """
 
-    def __init__(self, recipe: Recipe, dataset: Dataset, config: FiTConfig, run: Path) -> None:
+    def __init__(
+        self, recipe: Recipe, dataset: Dataset, config: FiTConfig, run: Path, base: Pretrained | None = None
+    ) -> None:
         settings = recipe.training
         self.recipe, self.dataset, self.run = recipe, dataset, run
         self.shapes, self.digest = shapes_of(dataset), data_digest(dataset)
@@ -68,9 +71,15 @@ class Trainer:
         torch.manual_seed(settings.seed)
         model = FiT(config)
         model.activation_checkpointing = settings.activation_checkpointing
-        self.names = [name for name, _ in model.named_parameters()]
+        if settings.train_only == "high-resolution":
+            freeze_for_high_resolution(model)
+        if base is not None:
+            for note in start_from(model, base, dataset, settings.begin_anew):
+                logger.info("%s: %s", settings.start_from, note)
+        trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self.names = list(trained)
         optimizer = torch.optim.AdamW(
-            model.parameters(),
+            trained.values(),
             lr=settings.learning_rate,
             betas=(0.9, settings.beta2),
             weight_decay=settings.weight_decay,

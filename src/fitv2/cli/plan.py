@@ -1,0 +1,124 @@
+"""What a training would cost, before it starts: parameters, operations, memory, packing, device-hours."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..config import Recipe
+    from ..data.dataset import Dataset
+    from ..model.transformer import FiTConfig
+
+
+def show_plan(recipe: Recipe, devices: int, peak_tflops: float | None, utilisation: float, as_json: bool) -> None:
+    """Prints settings and cost of a run on so many devices; with a device's peak also the device-hours."""
+    import yaml
+
+    from ..build import build_model_config
+
+    dataset, stands_in = data_or_stand_in(recipe)
+    figures = plan_figures(recipe, dataset, build_model_config(recipe, dataset), devices)
+    if peak_tflops is not None:
+        figures["device_hours"] = figures["flops_total"] / (peak_tflops * 1e12 * utilisation) / 3600
+    if as_json:
+        print(json.dumps({"recipe": recipe.model_dump(mode="json"), "stand_in": stands_in, **figures}))
+        return
+    print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+    if stands_in:
+        print(f"{recipe.data.source} is not here: planned with sizes like those of {recipe.data.stand_in}")
+    print("\n".join(plan_lines(figures, devices)))
+    if peak_tflops is not None:
+        hours = figures["device_hours"]
+        print(
+            f"time              {hours:.0f} device-hours at {100 * utilisation:.0f} % of {peak_tflops:g} TFLOP/s: "
+            f"{hours / devices / 24:.1f} days on {devices}"
+        )
+
+
+def data_or_stand_in(recipe: Recipe) -> tuple[Dataset, bool]:
+    """The data of a recipe, or, where they are not here yet, the sizes that it says to plan with."""
+    from ..build import build_dataset, build_stand_in
+
+    if recipe.data.stand_in is not None and not Path(recipe.data.source).exists():
+        return build_stand_in(recipe.data), True
+    return build_dataset(recipe.data, recipe.model.patch_size), False
+
+
+def plan_figures(recipe: Recipe, dataset: Dataset, config: FiTConfig, devices: int) -> dict[str, Any]:
+    """Cost of a run: parameters, operations of a step, memory of a device, packing."""
+    from ..data.packing import plan_packs, real_share
+    from ..model.cost import forward_flops, parameters
+    from ..training.start import trained_share
+
+    settings = recipe.training
+    lengths = dataset.epoch(0, settings.seed).hw.prod(1)
+    packs = plan_packs(lengths, settings.tokens_per_pack, settings.seed, 0)
+    trained = trained_share(config, settings.train_only)
+    # Of the backward pass, the half that leads to the inputs is always needed, the other for what is trained;
+    # activation checkpointing repeats the forward pass in it.
+    passes = 2 + trained + settings.activation_checkpointing
+    step = int(passes * forward_flops(config, lengths[packs[0]].tolist())) * settings.packs_per_step
+    return {
+        "parameters": parameters(config),
+        "trained_share": trained,
+        "pictures": len(dataset),
+        "classes": dataset.num_classes,
+        "tokens_per_picture": float(lengths.mean()),
+        "pictures_per_step": len(lengths) / len(packs) * settings.packs_per_step,
+        "packs_per_epoch": len(packs),
+        "real_token_share": real_share(lengths, packs, settings.tokens_per_pack),
+        "epochs": settings.steps * settings.packs_per_step / len(packs),
+        "flops_per_step": step,
+        "flops_total": step * settings.steps,
+        "memory_bytes": needed_bytes(recipe, config, devices),
+    }
+
+
+def needed_bytes(recipe: Recipe, config: FiTConfig, devices: int) -> int:
+    """Estimated memory of a training step on each of so many devices."""
+    from ..model.cost import training_bytes
+    from ..training.start import trained_share
+
+    settings = recipe.training
+    return training_bytes(
+        config,
+        settings.tokens_per_pack,
+        settings.activation_checkpointing,
+        settings.precision,
+        trained_share(config, settings.train_only),
+        devices if settings.sharding == "fsdp" else 1,
+    )
+
+
+def plan_lines(figures: dict[str, Any], devices: int) -> list[str]:
+    """The figures for people."""
+    return [
+        f"parameters        {figures['parameters'] / 1e6:.2f} M, {100 * figures['trained_share']:.4g} % trained",
+        f"pictures          {figures['pictures']} in {figures['classes']} classes",
+        f"tokens a picture  {figures['tokens_per_picture']:.1f}",
+        f"pictures a step   {figures['pictures_per_step']:.1f}",
+        f"real tokens       {100 * figures['real_token_share']:.2f} % of the budget",
+        f"epochs            {figures['epochs']:.1f} of {figures['packs_per_epoch']} packs",
+        f"operations        {figures['flops_per_step'] / 1e9:.1f} GFLOP a step",
+        f"                  {figures['flops_total'] / 1e15:.3f} PFLOP in all",
+        f"memory            about {figures['memory_bytes'] / 2**30:.2f} GiB on each of {devices} devices"
+        if devices > 1
+        else f"memory            about {figures['memory_bytes'] / 2**30:.2f} GiB",
+    ]
+
+
+def check_memory(recipe: Recipe, config: FiTConfig, device: str, devices: int) -> None:
+    """Raises ValueError when a step would not fit into the memory that is free now."""
+    import torch
+
+    from .memory import free_bytes
+
+    needed, free = needed_bytes(recipe, config, devices), free_bytes(torch.device(device))
+    if needed > free:
+        raise ValueError(
+            f"a step over {recipe.training.tokens_per_pack} tokens would need about {needed / 2**30:.1f} GiB, and "
+            f"{free / 2**30:.1f} GiB are free; lower training.tokens_per_pack (and raise training.packs_per_step to "
+            "keep the batch), or set training.activation_checkpointing=true"
+        )

@@ -1,0 +1,111 @@
+"""Training from another model's weights: what is taken, what begins anew, and what stays frozen."""
+
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fitv2.build import build_model_config
+from fitv2.config import build_recipe
+from fitv2.model.presets import preset
+from fitv2.model.transformer import FiT
+from fitv2.pretrained import Pretrained, load_pretrained
+from fitv2.training.start import LABELS, PATCHES, start_from, trained_share
+from tiny import CLASSES, CONFIG, garments, random_model, recipe, trainer
+
+
+def base(names=CLASSES, **changes) -> Pretrained:
+    return Pretrained(random_model(replace(CONFIG, **changes)), list(names), [[(8, 8, 1)]])
+
+
+def fresh() -> FiT:
+    torch.manual_seed(1)
+    return FiT(CONFIG)
+
+
+def changed(model: FiT, other: FiT) -> set[str]:
+    weights = dict(other.named_parameters())
+    return {name for name, weight in model.named_parameters() if not torch.equal(weight, weights[name])}
+
+
+def test_the_same_classes_and_latents_take_everything():
+    model, start = fresh(), base()
+    assert start_from(model, start, garments()) == []
+    assert changed(model, start.model) == set()
+
+
+@pytest.mark.parametrize("start", [base(names="abcdefghij"), base(names="abcde", num_classes=5)])
+def test_other_classes_begin_with_a_new_table_but_the_old_row_of_no_class(start):
+    model, untouched = fresh(), fresh()
+    (note,) = start_from(model, start, garments())
+    assert "label table" in note and changed(model, start.model) <= {LABELS}
+    table = model.y_embedder.embedding_table.weight
+    assert torch.equal(table[-1], start.model.y_embedder.embedding_table.weight[-1])
+    assert torch.equal(table[:-1], untouched.y_embedder.embedding_table.weight[:-1])
+
+
+def test_other_latents_begin_with_new_patch_layers():
+    model, untouched, start = fresh(), fresh(), base(in_channels=4)
+    (note,) = start_from(model, start, garments())
+    assert "patch layers" in note
+    own, theirs, before = model.state_dict(), start.model.state_dict(), untouched.state_dict()
+    for name, weight in own.items():
+        assert torch.equal(weight, before[name] if name in PATCHES else theirs[name]), name
+
+
+def test_parts_begin_anew_on_demand():
+    model, untouched, start = fresh(), fresh(), base()
+    notes = start_from(model, start, garments(), begin_anew=["patches"])
+    assert len(notes) == 1 and changed(model, untouched) & set(PATCHES) == set()
+    assert changed(model, start.model) <= set(PATCHES)
+
+
+def test_a_base_of_another_width_is_refused():
+    with pytest.raises(ValueError, match=r"another shape; .*attn.proj.bias is \(64,\) there and \(32,\) here"):
+        start_from(fresh(), base(width=64), garments())
+
+
+def test_share_trained_at_high_resolution_is_that_of_the_paper():
+    assert round(100 * trained_share(preset("FiTv2-XL/2"), "high-resolution"), 2) == 14.15
+    assert trained_share(CONFIG, "all") == 1.0
+
+
+def test_post_training_moves_what_it_should_and_resumes(tmp_path, caplog):
+    trainer(tmp_path / "base", "training.steps=5").fit(lambda figures: None)
+    settings = [
+        f"training.start_from={tmp_path / 'base'}",
+        "training.train_only=high-resolution",
+        "model.extrapolation=vision-ntk",
+    ]
+    start = load_pretrained(tmp_path / "base")
+    chosen = recipe(*settings)
+    config = build_model_config(chosen, garments(), start)
+    assert (config.rope.method, config.rope.per_axis) == ("ntk-aware", True)
+    assert config.rope.train_side == start.model.config.rope.train_side
+    whole = trainer(tmp_path / "whole", *settings)
+    assert changed(whole.bare_model, start.model) == set()
+    whole.fit(lambda figures: None)
+    moved = changed(whole.bare_model, start.model)
+    assert {"blocks.0.attn.qkv.bias", "final_layer.linear.weight", "x_embedder.proj.weight"} <= moved
+    assert not {name for name in moved if name.endswith(("qkv.weight", "fc2.weight", "embedding_table.weight"))}
+    half = trainer(tmp_path / "half", *settings, "training.steps=5")
+    half.fit(lambda figures: None)
+    with caplog.at_level(logging.INFO):
+        again = trainer(tmp_path / "half", *settings)
+        again.fit(lambda figures: None)
+    assert "continuing from" in caplog.text and again.done == 10
+    assert changed(again.bare_model, whole.bare_model) == set()
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("training.train_only=high-resolution", "go with start_from"),
+        ("training.begin_anew=[labels]", "go with start_from"),
+        ("model.extrapolation=vision-ntk", "goes with training.start_from"),
+    ],
+)
+def test_settings_of_a_start_need_one(override, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        build_recipe({}, [override])
