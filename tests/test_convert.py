@@ -47,7 +47,7 @@ def yaml_file(tmp_path) -> Path:
 def test_published_models_have_the_authors_keys_and_shapes(name, file):
     expected = json.loads((FOLDER / f"state_dict_{file}.json").read_text())
     with torch.device("meta"):
-        model = fitv2.FiT(official_config(shared_modulation=name != "fit_xl", **INDEX["state_dict_kwargs"][name]))
+        model = fitv2.FiT(official_config(INDEX["state_dict_kwargs"][name], shared_modulation=name != "fit_xl"))
     assert {key: list(tensor.shape) for key, tensor in model.state_dict().items()} == expected
 
 
@@ -55,7 +55,7 @@ def test_published_models_have_the_authors_keys_and_shapes(name, file):
     ("preset", "name"), [("FiTv2-XL/2", "fitv2_xl"), ("FiTv2-3B/2", "fitv2_3B"), ("FiT-XL/2", "fit_xl")]
 )
 def test_presets_are_the_published_models(preset, name):
-    ours, theirs = fitv2.preset(preset), official_config(**INDEX["state_dict_kwargs"][name])
+    ours, theirs = fitv2.preset(preset), official_config(INDEX["state_dict_kwargs"][name])
     assert type(ours) is type(theirs)
     assert (ours.width, ours.depth, ours.heads, ours.modulation_rank) == (
         theirs.width,
@@ -163,9 +163,9 @@ def test_wrong_keys_and_shapes_are_listed(state):
 def test_arguments_come_back(call, model):
     """What the authors' code was built with is in what we say that it must be built with."""
     given = kwargs(call, model)
-    config = official_config(**given)
+    config = official_config(given)
     back = fitv2.official_kwargs(config)
-    assert official_config(**back) == config
+    assert official_config(back) == config
     told = given.keys() - {"context_size", "class_dropout_prob", "time_shifting"}
     assert {name: back[name] for name in told} == {name: given[name] for name in told}
 
@@ -177,9 +177,23 @@ def test_arguments_of_what_the_authors_do_not_have():
     with pytest.raises(ValueError, match="has no ntk-aware with the attention scale paper"):
         fitv2.official_kwargs(replace(config, rope=config.rope.named("vision-ntk", "paper")))
     target = config.rope.named("vision-yarn")
-    assert official_config(**fitv2.official_kwargs(replace(config, rope=target))).rope == target
+    assert official_config(fitv2.official_kwargs(replace(config, rope=target))).rope == target
     target = replace(target, target=(10, 30))
-    assert official_config(**fitv2.official_kwargs(replace(config, rope=target))).rope == target
+    assert official_config(fitv2.official_kwargs(replace(config, rope=target))).rope == target
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, None])
+def test_weights_that_are_no_numbers_are_refused(state, value):
+    bias = state["final_layer.linear.bias"]
+    state["final_layer.linear.bias"] = bias.long() if value is None else torch.full_like(bias, value)
+    with pytest.raises(ValueError, match=r"final_layer.linear.bias holds values that are not finite numbers"):
+        fitv2.from_official(state, **KWARGS)
+
+
+def test_keys_that_are_no_text_are_refused(tmp_path):
+    torch.save({0: torch.zeros(1)}, tmp_path / "c.bin")
+    with pytest.raises(ValueError, match="does not hold a state dict"):
+        fitv2.from_official(tmp_path / "c.bin", **KWARGS)
 
 
 def test_a_checkpoint_of_another_width_names_a_key_and_both_shapes(state):
@@ -197,6 +211,16 @@ def test_a_checkpoint_of_another_width_names_a_key_and_both_shapes(state):
         ({"custom_freqs": None}, "custom_freqs=None is not known here"),
         ({"hidden_size": "32"}, "hidden_size='32' is not a count"),
         ({"num_heads": 0}, "num_heads=0 is not a count"),
+        ({"depth": 10_000_000}, "depth=10000000, and the checkpoint has 2 blocks"),
+        ({"rope_theta": None}, "rope_theta=None is not a number above 0"),
+        ({"rope_theta": 0}, "rope_theta=0 is not a number above 0"),
+        ({"mlp_ratio": "a"}, "mlp_ratio='a' is not a number above 0"),
+        ({"decouple": "no"}, "decouple='no' is neither true nor false"),
+        ({"context_size": 0}, "context_size=0 is not a count"),
+        ({"ori_max_pe_len": "16"}, "ori_max_pe_len='16' is not a count"),
+        ({"adaln_lora_dim": -3}, "adaln_lora_dim=-3 is not a count"),
+        ({"state": 1}, "the argument 'state' is not known here"),
+        ({"shared_modulation": 1}, "the argument 'shared_modulation' is not known here"),
         ({"custom_freqs": "yarn"}, "needs ori_max_pe_len"),
         ({"custom_freqs": "yarn", "ori_max_pe_len": 16}, "needs max_pe_len_h and max_pe_len_w, or online_rope"),
     ],
@@ -289,7 +313,7 @@ def convert_and_report_memory(folder: str) -> None:
 
 def test_conversion_holds_one_copy_of_the_weights(tmp_path):
     changes = {"hidden_size": 512, "depth": 12, "num_heads": 8, "adaln_lora_dim": None}
-    model = fitv2.FiT(official_config(**KWARGS | changes))
+    model = fitv2.FiT(official_config(KWARGS | changes))
     save_file(model.state_dict(), tmp_path / "c.safetensors")
     (tmp_path / "c.yaml").write_text(YAML.format(params=json.dumps(KWARGS | changes)))
     child = process(convert_and_report_memory, str(tmp_path))

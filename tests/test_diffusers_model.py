@@ -196,6 +196,8 @@ def test_compiled_whole_without_a_break_for_any_size(transformer):
     compiled = torch.compile(transformer.fit, fullgraph=True, backend="eager")
     packed = batch, given["timestep"], given["class_labels"]
     torch.testing.assert_close(compiled(*packed), transformer.fit(*packed))
+    other = TokenBatch.from_latents([latents[0, :, :4], latents[1], latents[2, :, :2]], 2), *packed[1:]
+    torch.testing.assert_close(compiled(*other), transformer.fit(*other))
 
 
 @torch.no_grad()

@@ -15,15 +15,18 @@ from diffusers import (
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
+    FlowMatchLCMScheduler,
+    SASolverScheduler,
     UniPCMultistepScheduler,
 )
 from diffusers.pipelines.pipeline_loading_utils import _get_custom_components_and_folders
+from huggingface_hub.utils import filter_repo_objects
 
 from fitv2 import FiT1Config, FiTConfig, FiTPipeline, FiTTransformer2DModel, RopeScheme
-from fitv2.adapters.pipeline import default_scheduler
+from fitv2.adapters.schedulers import default_scheduler
 from fitv2.autoencoder import KLAutoencoder
 from fitv2.generate import Sampling, Wish, generate
-from fitv2.pretrained import load_pretrained
+from fitv2.pretrained import load_pretrained, save_pretrained
 from tiny import process, random_model, tiny_autoencoder
 
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 1.0}
@@ -198,6 +201,18 @@ def test_extrapolation_by_name_and_by_scheme(pipe):
         ({"output_type": "jpeg"}, "output_type is 'pil'"),
         ({"solver": "ddpm"}, "ddpm is not for a FiTv2 model"),
         ({"extrapolation": "ntk2"}, "there is no extrapolation 'ntk2'"),
+        ({"extrapolation": {"method": "yarn"}}, "extrapolation is a name or a RopeScheme"),
+        ({"class_labels": []}, "there is no class label"),
+        ({"class_labels": [1.0, 2, 3]}, "there is no class 1.0"),
+        ({"seeds": 3}, "no list of seeds or generators for 3 pictures"),
+        ({"generator": torch.Generator()}, "give seeds, a generator or latents"),
+        ({"sizes": ["28x12"] * 3}, "'28x12' is not a size"),
+        ({"sizes": [(0, 0)]}, "0x0 is not divisible"),
+        ({"sizes": [(28.0, 12.0)]}, r"\(28.0, 12.0\) is not a size"),
+        ({"sizes": None, "height": 0}, "0x28 is not divisible"),
+        ({"guidance_channels": 0}, "at least one channel"),
+        ({"guidance_interval": None}, "the guidance interval None"),
+        ({"seeds": None, "latents": torch.zeros(3, 3)}, r"latents must be packed starting noise \(\d+, 16\), not"),
     ],
 )
 def test_what_does_not_fit_is_said_in_a_sentence(pipe, changes, complaint):
@@ -296,7 +311,55 @@ def test_a_hub_id_is_downloaded_and_loaded_as_a_folder(pipe, tmp_path, monkeypat
 
     monkeypatch.setattr("fitv2.adapters.pipeline.snapshot_download", download)
     loaded = FiTPipeline.from_pretrained("user/repository", revision="main", torch_dtype=torch.bfloat16)
-    assert asked == [("user/repository", {"revision": "main"})] and loaded.transformer.dtype == torch.bfloat16
+    ((name, options),) = asked
+    unwanted = options.pop("ignore_patterns")
+    assert (name, options) == ("user/repository", {"revision": "main"}) and loaded.transformer.dtype == torch.bfloat16
+    files = ["transformer/diffusion_pytorch_model.safetensors", "transformer/diffusion_pytorch_model.fp16.safetensors"]
+    assert list(filter_repo_objects([*files, "vae/pytorch_model.bin"], ignore_patterns=unwanted)) == files[:1]
+
+
+def test_a_push_keeps_what_it_was_told(pipe, tmp_path, monkeypatch):
+    """The upload itself stands in."""
+    pushed = []
+    monkeypatch.setattr(FiTPipeline, "push_to_hub", lambda self, **options: pushed.append(options))
+    told = {"repo_id": "me/mine", "private": True, "token": "secret", "commit_message": "first"}
+    pipe.save_pretrained(tmp_path / "pipe", push_to_hub=True, variant="fp16", **told)
+    pipe.save_pretrained(tmp_path / "pipe", push_to_hub=True)
+    assert pushed == [{**told, "variant": "fp16"}, {"repo_id": "pipe"}]
+
+
+def test_a_saved_pipeline_loads_each_part_as_it_is_told(transformer, tmp_path):
+    pipe = FiTPipeline(transformer, default_scheduler(), tiny_autoencoder())
+    pipe.save_pretrained(tmp_path)
+    dtypes = {"transformer": torch.bfloat16, "default": torch.float16}
+    loaded = FiTPipeline.from_pretrained(tmp_path, torch_dtype=dtypes)
+    assert (loaded.transformer.dtype, loaded.vae.dtype) == (torch.bfloat16, torch.float16)
+    assert FiTPipeline.from_pretrained(tmp_path, vae=None).vae is None
+    given = FiTPipeline.from_pretrained(tmp_path, transformer=transformer)
+    assert given.transformer is transformer
+
+
+def test_a_model_of_our_own_can_do_without_its_autoencoder(tmp_path):
+    model = random_model(FiTConfig(width=32, depth=1, heads=2, num_classes=5))
+    save_pretrained(tmp_path, model.config, model.state_dict(), [], [[(8, 8, 1)]], None, "nowhere/to-be-found")
+    pipe = FiTPipeline.from_pretrained(tmp_path, vae=None)
+    pipe.set_progress_bar_config(disable=True)
+    (latent,) = pipe(1, (8, 8), num_inference_steps=1, output_type="latent").images
+    assert latent.shape == (4, 8, 8)
+
+
+def test_a_model_with_context_is_refused_at_once():
+    model = FiTTransformer2DModel.from_fit(random_model(FiTConfig(width=32, depth=1, heads=2, context="cross")))
+    with pytest.raises(ValueError, match="a model with context tokens is called directly"):
+        FiTPipeline(model, default_scheduler())
+
+
+def test_arrays_and_tensors_are_as_good_as_lists(pipe):
+    expected = pipe(**QUICK, output_type="latent").images
+    given = {"class_labels": np.array([1, 8, 3]), "sizes": np.array(CALL["sizes"]), "seeds": torch.tensor([1, 2, 3])}
+    for ours, theirs in zip(pipe(**QUICK | given, output_type="latent").images, expected, strict=True):
+        assert torch.equal(ours, theirs)
+    assert pipe("bag", (8, 12), num_inference_steps=1).images[0].size == (12, 8)
 
 
 @pytest.mark.parametrize(
@@ -306,6 +369,10 @@ def test_a_hub_id_is_downloaded_and_loaded_as_a_folder(pipe, tmp_path, monkeypat
         (UniPCMultistepScheduler(), "does not integrate a rectified flow"),
         (DPMSolverMultistepScheduler(**FLOW, algorithm_type="sde-dpmsolver++"), "an SDE scheduler draws noise"),
         (FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), "use_dynamic_shifting"),
+        (FlowMatchEulerDiscreteScheduler(invert_sigmas=True), "invert_sigmas"),
+        (FlowMatchLCMScheduler(), "FlowMatchLCMScheduler as configured does not integrate a rectified flow"),
+        (SASolverScheduler(**FLOW), "does not integrate a rectified flow"),
+        (None, "does not integrate a rectified flow"),
     ],
     ids=str,
 )

@@ -159,3 +159,11 @@ def test_impossible_configurations_are_refused():
         preset("FiTv2-S/2")
     with pytest.raises(ValueError, match="multiple of 4"):
         FiTConfig(width=30, depth=1, heads=3)
+
+
+def test_times_and_labels_of_another_number_are_refused():
+    batch, t, y = random_batch([(2, 3), (3, 2)])
+    model = random_model(CONFIG)
+    for times, labels in ((t[:1], y), (t, y[:1])):
+        with pytest.raises(ValueError, match=r"times and \d labels for 2 images"):
+            model(batch, times, labels)

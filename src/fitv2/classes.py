@@ -29,7 +29,7 @@ class Classes:
             number = int(label) if label.isdecimal() and int(label) < max(self.count, 1) else None
             number = called[0] if called else number
         else:
-            number = int(label) if 0 <= label <= self.count else None
+            number = label if isinstance(label, int) and 0 <= label <= self.count else None
         if number is None:
             raise ValueError(f"there is no class {label!r} in this model; its classes are {self}")
         return number

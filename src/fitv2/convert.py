@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,10 @@ OPTIONAL = {"patch_size": "patch_size", "in_channels": "in_channels", "num_class
 OPTIONAL |= {"mlp_ratio": "mlp_ratio"}
 FITV2_ONLY = {"adaln_lora_dim": "lora_rank", "qk_norm_weight": "qk_norm_affine"}
 POSITIONS = ("rope_theta", "custom_freqs", "decouple", "ori_max_pe_len", "max_pe_len_h", "max_pe_len_w", "online_rope")
+MAY_BE_NONE = {"adaln_lora_dim", "ori_max_pe_len", "max_pe_len_h", "max_pe_len_w"}
+COUNTS = {*REQUIRED, *MAY_BE_NONE, "patch_size", "in_channels", "num_classes", "context_size"}
+NUMBERS = {"mlp_ratio", "rope_theta", "time_shifting"}
+SWITCHES = {"qk_norm_weight", "decouple", "online_rope"}
 # Method and attention factor of the authors' `custom_freqs`.
 CUSTOM_FREQS = {
     "normal": ("none", "none"),
@@ -69,7 +75,7 @@ CUSTOM_FREQS = {
 }
 
 
-def from_official(state: dict[str, Tensor] | str | Path, **kwargs) -> FiT:
+def from_official(state: dict[str, Tensor] | str | Path, /, **kwargs) -> FiT:
     """A model with the authors' weights, in their dtype and eval mode: FiTv2, or FiT where arguments or keys say so.
 
     state: a state dict; the path of a .safetensors file or of a pickled one (.bin, .pt; never executed); or a sharded
@@ -80,8 +86,19 @@ def from_official(state: dict[str, Tensor] | str | Path, **kwargs) -> FiT:
         state = {key: tensor.clone() for key, tensor in state.items()}
     else:
         state = read_state(Path(state))
-    config = official_config(shared_modulation="global_adaLN_modulation.1.weight" in state, **kwargs)
+    config = official_config(kwargs, shared_modulation="global_adaLN_modulation.1.weight" in state)
+    check_weights(state, config.depth)
     return model_of(config, state)
+
+
+def check_weights(state: dict[str, Tensor], depth: int) -> None:
+    """Raises ValueError for weights that are no numbers to compute with, or of another number of blocks."""
+    for key, tensor in state.items():
+        if not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
+            raise ValueError(f"{key} holds values that are not finite numbers ({tensor.dtype}): the file is damaged")
+    blocks = len({key.split(".")[1] for key in state if key.startswith("blocks.")})
+    if blocks != depth:  # Said at once: building the other network could take for ever.
+        raise ValueError(f"depth={depth}, and the checkpoint has {blocks} blocks")
 
 
 def to_official(model: FiT) -> dict[str, Tensor]:
@@ -93,7 +110,7 @@ def to_official(model: FiT) -> dict[str, Tensor]:
     return model.state_dict()
 
 
-def official_config(*, shared_modulation: bool = True, **kwargs) -> FiTConfig:
+def official_config(kwargs: Mapping[str, Any], shared_modulation: bool = True) -> FiTConfig:
     """The authors' constructor arguments as our configuration.
 
     shared_modulation: whether the checkpoint has the AdaLN that all blocks share; it tells FiTv2 from FiT where the
@@ -112,14 +129,25 @@ def official_config(*, shared_modulation: bool = True, **kwargs) -> FiTConfig:
     for argument in REQUIRED:
         if argument not in kwargs:
             raise ValueError(f"the argument {argument} is missing: the authors' configuration file has it")
-    for argument in (*REQUIRED, "patch_size", "in_channels", "num_classes"):
-        value = kwargs.get(argument, 1)
-        if not isinstance(value, int) or value < (argument != "num_classes"):
-            raise ValueError(f"{argument}={value!r} is not a count; write the number itself")
+    for argument, value in kwargs.items():
+        check_kind(argument, value)
     sizes = REQUIRED | OPTIONAL | (FITV2_ONLY if fitv2 else {})
     fields = {ours: kwargs[theirs] for theirs, ours in sizes.items() if theirs in kwargs}
     rope = official_rope(**{name: kwargs[name] for name in POSITIONS if name in kwargs})
     return (FiTConfig if fitv2 else FiT1Config)(**fields, rope=rope)
+
+
+def check_kind(argument: str, value: Any) -> None:
+    """Raises ValueError for a value of another kind than the argument has."""
+    if value is None and argument in MAY_BE_NONE:
+        return
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if argument in COUNTS and not (whole and value >= (argument != "num_classes")):
+        raise ValueError(f"{argument}={value!r} is not a count; write the number itself")
+    if argument in NUMBERS and not (isinstance(value, int | float) and 0 < value < math.inf):
+        raise ValueError(f"{argument}={value!r} is not a number above 0; YAML wants 1.0e+4, not 1e4")
+    if argument in SWITCHES and not isinstance(value, bool):
+        raise ValueError(f"{argument}={value!r} is neither true nor false")
 
 
 def official_kwargs(config: FiTConfig) -> dict[str, Any]:
@@ -200,6 +228,6 @@ def read_official_config(path: Path) -> tuple[dict[str, Any], str | None]:
     part = content
     for name in ("diffusion", "network_config", "params"):
         part = part.get(name) if isinstance(part, dict) else None
-    if not isinstance(part, dict):
+    if not isinstance(part, dict) or not all(isinstance(name, str) for name in part):
         raise ValueError(f"{path} is not one of the authors' files: it has no diffusion.network_config.params")
     return part, content["diffusion"].get("pretrained_first_stage_model_path")

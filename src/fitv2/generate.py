@@ -72,8 +72,15 @@ class Sampling:
             raise ValueError(
                 f"guidance {self.guidance}, power {self.power} and shift {self.shift} must be finite numbers"
             )
-        if not 0 <= self.interval[0] <= self.interval[1] <= 1:
+        try:
+            low, high = self.interval
+            within = 0 <= low <= high <= 1
+        except TypeError:
+            within = False
+        if not within:
             raise ValueError(f"the guidance interval {self.interval} must lie within 0 and 1, low end first")
+        if self.channels is not None and self.channels < 1:
+            raise ValueError("guidance needs at least one channel to act on; guidance 1 is none")
 
     @property
     def model_calls(self) -> int | None:

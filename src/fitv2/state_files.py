@@ -88,6 +88,7 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
     for name in ("state_dict", "ema", "model"):  # Training scripts put the weights beside other things.
         if isinstance(state, dict) and isinstance(state.get(name), dict):
             state = state[name]
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+    pairs = state.items() if isinstance(state, dict) else [(None, None)]
+    if not all(isinstance(key, str) and isinstance(tensor, Tensor) for key, tensor in pairs):
         raise ValueError(f"{path} does not hold a state dict: names and tensors")
     return dict(state)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from diffusers import AutoencoderKL, DiffusionPipeline
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from huggingface_hub import snapshot_download
@@ -29,16 +28,15 @@ from ..samplers.noise import ImageNoise
 from ..samplers.ode import Velocity
 from ..sheets import to_image
 from ..tokens import TokenBatch
+from .schedulers import check_scheduler, default_scheduler, set_steps
 from .transformer import FiTTransformer2DModel, own_dtype
 
 TRANSFORMER_MODULE = "fit_transformer"
+PUSH_OPTIONS = ("repo_id", "commit_message", "private", "token", "create_pr")
+# Of a repository on the hub; beside these, files of a variant that is not asked for.
+NEVER_READ = ["*.bin", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.pb"]
 HUB_OPTIONS = ("revision", "token", "cache_dir", "force_download", "local_files_only", "proxies")
 LARGEST_SEED = 2**62
-
-
-def default_scheduler() -> UniPCMultistepScheduler:
-    """Two-step, one model call a step, on the rectified path."""
-    return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=1.0)
 
 
 class FiTPipeline(DiffusionPipeline):
@@ -62,8 +60,11 @@ class FiTPipeline(DiffusionPipeline):
         super().__init__()
         self.register_modules(transformer=transformer, scheduler=scheduler, vae=vae)
         self.register_to_config(id2label=id2label)
+        if transformer is not None and transformer.config.context != "none":
+            raise ValueError("this pipeline makes pictures of classes; a model with context tokens is called directly")
         names = {int(number): name for number, name in (id2label or {}).items()}  # JSON has made text of the numbers.
         self.classes = Classes(transformer.config.num_embeds_ada_norm, names)
+        self._guidance_scale, self._interrupt = 1.0, False
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs) -> FiTPipeline:
@@ -71,32 +72,32 @@ class FiTPipeline(DiffusionPipeline):
         diffusers knows, with its own arguments: a saved pipeline's folder or a hub id. Runs no code of the folder.
         """
         name = str(pretrained_model_name_or_path)
-        parts = {part: kwargs.pop(part) for part in ("scheduler", "vae") if part in kwargs}
         if is_own_model(name):
+            parts = {part: kwargs.pop(part) for part in ("scheduler", "vae") if part in kwargs}
             return cls.from_model(load_pretrained(name, own_dtype(kwargs)), **parts)
         if not Path(name).is_dir():
             hub = {option: kwargs.pop(option) for option in HUB_OPTIONS if option in kwargs}
-            name = snapshot_download(name, **hub)
-        if "transformer" not in kwargs:  # By this class, not by the custom code that the folder names for others.
-            given = {option: kwargs[option] for option in ("torch_dtype", "dtype", "variant") if option in kwargs}
-            kwargs["transformer"] = FiTTransformer2DModel.from_pretrained(name, subfolder="transformer", **given)
-            # diffusers looks the class up under the name of that code, among the modules that are imported.
-            sys.modules.setdefault(TRANSFORMER_MODULE, sys.modules[FiTTransformer2DModel.__module__])
-        return super().from_pretrained(name, **parts, **kwargs)
+            unwanted = NEVER_READ if "variant" in kwargs else [*NEVER_READ, "*.*.safetensors"]
+            name = snapshot_download(name, ignore_patterns=unwanted, **hub)
+        return super().from_pretrained(name, **kwargs)
 
     @classmethod
-    def from_model(
-        cls,
-        pretrained: Pretrained,
-        scheduler: SchedulerMixin | None = None,
-        vae: AutoencoderKL | None = None,
-    ) -> FiTPipeline:
-        """A pipeline around a model of our own; vae: instead of the one that the model names."""
+    def load_config(cls, *args, **kwargs) -> dict:
+        """What a folder's model_index.json says, but with our class in place of the code that it names for others."""
+        config = super().load_config(*args, **kwargs)
+        content = config[0] if isinstance(config, tuple) else config
+        if "transformer" in content:
+            content["transformer"] = [FiTTransformer2DModel.__module__, FiTTransformer2DModel.__name__]
+        return config
+
+    @classmethod
+    def from_model(cls, pretrained: Pretrained, scheduler: SchedulerMixin | None = None, **vae) -> FiTPipeline:
+        """A pipeline around a model of our own; vae=...: instead of the one that the model names, None for none."""
         transformer = FiTTransformer2DModel.from_model(pretrained)
-        if vae is None and pretrained.autoencoder is not None:
-            vae = load_autoencoder(pretrained.autoencoder, dtype=transformer.dtype).network
+        if "vae" not in vae and pretrained.autoencoder is not None:
+            vae["vae"] = load_autoencoder(pretrained.autoencoder, dtype=transformer.dtype).network
         names = dict(enumerate(pretrained.class_names)) or None
-        return cls(transformer, scheduler or default_scheduler(), vae, names)
+        return cls(transformer, scheduler or default_scheduler(), id2label=names, **vae)
 
     def to_model(self, autoencoder: str | None) -> Pretrained:
         """The reverse of `from_model`; autoencoder: where the one of these latents is, if they are not pixels."""
@@ -110,7 +111,7 @@ class FiTPipeline(DiffusionPipeline):
         `DiffusionPipeline.from_pretrained(it, custom_pipeline=it, trust_remote_code=True)` loads the folder or hub id.
         """
         folder = Path(save_directory)
-        repository = kwargs.pop("repo_id", folder.name)
+        hub = {option: kwargs.pop(option) for option in PUSH_OPTIONS if option in kwargs}
         super().save_pretrained(folder, *args, **kwargs)
         index = json.loads((folder / self.config_name).read_text())
         index["transformer"] = [TRANSFORMER_MODULE, FiTTransformer2DModel.__name__]
@@ -121,7 +122,8 @@ class FiTPipeline(DiffusionPipeline):
         ):
             write_text(folder / path, f'from fitv2.adapters.{module} import {name}\n\n__all__ = ["{name}"]\n')
         if push_to_hub:
-            self.push_to_hub(repository)
+            saved = {option: kwargs[option] for option in ("safe_serialization", "variant") if option in kwargs}
+            self.push_to_hub(**{"repo_id": folder.name, **hub, **saved})
 
     @torch.no_grad()
     def __call__(
@@ -166,18 +168,20 @@ class FiTPipeline(DiffusionPipeline):
             raise ValueError(f"callback_on_step_end and latents go with a scheduler, not with the solver {solver}")
         if solver is None:
             check_scheduler(self.scheduler)
-        if sizes and (height or width):
+        if sizes is not None and not (height is width is None):
             raise ValueError("give sizes, or height and width for all, not both")
+        if sum(given is not None for given in (seeds, generator, latents)) > 1:
+            raise ValueError("give seeds, a generator or latents: each of them fixes the starting noise")
         if set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
             raise ValueError(f"a callback can have {self._callback_tensor_inputs} alone")
-        wishes = self.wishes(class_labels, sizes or [(height, width)], seeds, generator)
+        wishes = self.wishes(class_labels, [(height, width)] if sizes is None else plain(sizes), seeds, generator)
         sampling = Sampling(
             steps=num_inference_steps,
             solver=solver or "euler",
             guidance=guidance_scale,
-            interval=tuple(guidance_interval),
+            interval=guidance_interval,
             power=guidance_power,
-            channels=guidance_channels and guidance_channels * config.patch_size**2,
+            channels=None if guidance_channels is None else guidance_channels * config.patch_size**2,
             rope=self.rope_scheme(extrapolation, attention_scale),
         )
         network = self.network(sampling)
@@ -188,6 +192,8 @@ class FiTPipeline(DiffusionPipeline):
             labels = torch.tensor([wish.label for wish in wishes], device=device)
             if latents is None:
                 latents = ImageNoise([w.seed for w in wishes], hw.prod(1).tolist(), config.token_channels).draw()
+            if latents.shape != (shape := (int(hw.prod(1).sum()), config.token_channels)):
+                raise ValueError(f"latents must be packed starting noise {shape}, not {tuple(latents.shape)}")
 
             @cache
             def velocity_at(scale: float) -> Velocity:
@@ -233,11 +239,7 @@ class FiTPipeline(DiffusionPipeline):
         velocity_at: guidance scale to velocity. Time comes from the sigmas: the timesteps of some schedulers are cut to
         integers. Some want more than two dimensions, so the packed tokens are one image to them.
         """
-        if isinstance(self.scheduler, FlowMatchEulerDiscreteScheduler):
-            # By itself it would end at sigma 0.001 and spend a step on the rest.
-            self.scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps).tolist(), device=x.device)
-        else:
-            self.scheduler.set_timesteps(steps, device=x.device)
+        set_steps(self.scheduler, steps, x.device)
         x, self._interrupt = x[None], False
         for i, timestep in enumerate(self.progress_bar(self.scheduler.timesteps)):
             if self.interrupt:
@@ -245,7 +247,7 @@ class FiTPipeline(DiffusionPipeline):
             output = -velocity_at(self.guidance_scale)(x[0], 1 - self.scheduler.sigmas[i].float())[None]
             x = self.scheduler.step(output, timestep, x, return_dict=False)[0]
             if callback is not None:
-                x = callback(self, i, timestep, {"latents": x[0]}).pop("latents", x[0])[None]
+                x = (callback(self, i, timestep, {"latents": x[0]}) or {}).get("latents", x[0])[None]
         return x[0]
 
     def wishes(
@@ -258,16 +260,20 @@ class FiTPipeline(DiffusionPipeline):
         """One per picture, sizes in latent pixels. Raises ValueError for what is unknown or not one per picture."""
         config, factor = self.transformer.fit.config, self.codec.factor
         labels = self.label_numbers(class_labels)
-        sizes = [size or (None, None) for size in sizes] * (len(labels) if len(sizes) == 1 else 1)
+        sizes = [tuple(sizes)] if is_size(sizes) else sizes
+        if wrong := [size for size in sizes if not is_size(size)]:
+            raise ValueError(f"{wrong[0]!r} is not a size: give (height, width) in whole pixels")
+        sizes = list(sizes) * (len(labels) if len(sizes) == 1 else 1)
         if len(sizes) != len(labels):
             raise ValueError(f"{len(sizes)} sizes for {len(labels)} class labels: give one per picture, or one for all")
-        seeds = draw_seeds(len(labels), generator) if seeds is None else list(seeds)
-        if len(seeds) != len(labels):
-            raise ValueError(f"{len(seeds)} seeds or generators for {len(labels)} pictures: give one per picture")
+        seeds = draw_seeds(len(labels), generator) if seeds is None else plain(seeds)
+        if not isinstance(seeds, Sequence) or len(seeds) != len(labels):
+            number = len(seeds) if isinstance(seeds, Sequence) else "no list of"
+            raise ValueError(f"{number} seeds or generators for {len(labels)} pictures: give one per picture")
         own = self.transformer.config.sample_size * factor
         wishes = []
         for label, size, seed in zip(labels, sizes, seeds, strict=True):
-            pixels = tuple(side or own for side in size)
+            pixels = tuple(own if side is None else side for side in size)
             check_divisible(pixels, config.patch_size * factor)
             wishes.append(Wish(label, (pixels[0] // factor, pixels[1] // factor), seed))
         return wishes
@@ -276,15 +282,15 @@ class FiTPipeline(DiffusionPipeline):
         """Names and numbers as numbers; the number of classes itself is "no class"."""
         if class_labels is None:
             return [self.classes.count]
-        return [self.classes.number(label) for label in flat(class_labels)]
-
-    @property
-    def labels(self) -> dict[str, int]:
-        """Numbers of the classes by name."""
-        return {name: number for number, name in self.classes.names.items()}
+        numbers = [self.classes.number(label) for label in flat(class_labels)]
+        if not numbers:
+            raise ValueError("there is no class label: give one per picture, or None for a picture of no class")
+        return numbers
 
     def rope_scheme(self, extrapolation: str | RopeScheme | None, attention_scale: str | None) -> RopeScheme | None:
         """The positions that a call asks for; None: as the model's configuration says."""
+        if not isinstance(extrapolation, str | RopeScheme | None):
+            raise ValueError(f"extrapolation is a name or a RopeScheme, not {extrapolation!r}")
         if isinstance(extrapolation, str):
             return self.transformer.fit.config.rope.named(extrapolation, attention_scale)
         if attention_scale is not None:
@@ -310,26 +316,22 @@ class FiTPipeline(DiffusionPipeline):
         return stacked(images if output_type == "pt" else [image.permute(1, 2, 0).numpy() for image in images])
 
 
-def flat(labels: int | str | Tensor | Sequence) -> list[int | str]:
+def plain(values: Any) -> Any:
+    """Tensors and arrays as lists of numbers."""
+    return values.tolist() if hasattr(values, "tolist") else values
+
+
+def is_size(size: Any) -> bool:
+    """Whether it is (height, width) in whole pixels, either of them None for the model's own."""
+    return isinstance(size, Sequence) and len(size) == 2 and all(isinstance(side, int | None) for side in size)
+
+
+def flat(labels: int | str | Tensor | np.ndarray | Sequence) -> list[int | str]:
     """Labels of any nesting, or a tensor of them, as one list."""
-    if isinstance(labels, Tensor):
-        labels = labels.tolist()
-    return [labels] if isinstance(labels, int | str) else [label for part in labels for label in flat(part)]
-
-
-def check_scheduler(scheduler: SchedulerMixin) -> None:
-    """Raises ValueError for a scheduler that would integrate something else than a rectified flow."""
-    config = scheduler.config
-    flow = config.get("prediction_type") == "flow_prediction" and config.get("use_flow_sigmas", False)
-    if not (flow or type(scheduler).__name__.startswith("FlowMatch")):
-        raise ValueError(
-            f"{type(scheduler).__name__} as configured does not integrate a rectified flow: take FlowMatch..., or "
-            'give it prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=1.0'
-        )
-    if config.get("use_dynamic_shifting") or config.get("stochastic_sampling"):
-        raise ValueError("a scheduler with use_dynamic_shifting or stochastic_sampling is not for this pipeline")
-    if str(config.get("algorithm_type")).startswith("sde"):
-        raise ValueError('an SDE scheduler draws noise that no seed of a picture fixes; take solver="euler-maruyama"')
+    labels = plain(labels)
+    if isinstance(labels, list | tuple):
+        return [label for part in labels for label in flat(part)]
+    return [labels]
 
 
 def draw_seeds(count: int, generator: torch.Generator | Sequence[torch.Generator] | None) -> list[int]:

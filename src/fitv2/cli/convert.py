@@ -47,7 +47,7 @@ def convert(
     classes = model.config.num_classes
     if labels and len(names) != classes:
         raise ValueError(f"{labels} names {len(names)} classes, and the model has {classes}")
-    side = isqrt(int(params.get("context_size", 256))) * model.config.patch_size
+    side = isqrt(params.get("context_size", 256)) * model.config.patch_size
     dtype = next(model.parameters()).dtype
     save_pretrained(
         out,

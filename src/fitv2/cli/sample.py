@@ -111,7 +111,7 @@ def sample(
         guidance=guidance,
         interval=guidance_interval,
         power=guidance_power,
-        channels=guidance_channels and guidance_channels * pretrained.model.config.patch_size**2,
+        channels=None if guidance_channels is None else guidance_channels * pretrained.model.config.patch_size**2,
         shift=time_shift,
         rope=rope_scheme(pretrained, extrapolation, attention_scale),
     )

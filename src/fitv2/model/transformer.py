@@ -176,7 +176,7 @@ class FiT(nn.Module):
 
         rope: how positions are turned in this call; None: as the configuration says. context: of each image, for a
         model with one. Weights in half precision compute under autocast: norms, rotations and the residual stream stay
-        float32. Raises ValueError for a context that is missing, or that the model has no use for.
+        float32. Raises ValueError where times, labels or contexts are not one per image, or the model takes no context.
         """
         dtype = self.final_layer.linear.weight.dtype
         if dtype in (torch.bfloat16, torch.float16) and not torch.is_autocast_enabled(batch.x.device.type):
@@ -185,9 +185,12 @@ class FiT(nn.Module):
         if (context is None) != (self.config.context == "none") or (context and len(context) != len(batch)):
             given = "none" if context is None else f"{len(context)}"
             raise ValueError(f"context={self.config.context!r} in the model, and {given} given for {len(batch)} images")
+        if len(t_B) != len(batch) or len(y_B) != len(batch):
+            raise ValueError(f"{len(t_B)} times and {len(y_B)} labels for {len(batch)} images: give one of each")
         rope = rope or self.config.rope
         lengths = list(zip(batch.lengths, context.lengths if context else batch.lengths, strict=True))
-        if all(shorter <= longer for shorter, longer in pairwise(lengths)):
+        # A graph is made for one mix of lengths anyway, and sorting numbers that it holds open cannot be traced.
+        if torch.compiler.is_compiling() or all(shorter <= longer for shorter, longer in pairwise(lengths)):
             return self._forward_sorted(batch, t_B, y_B, rope, context)
         # Sorted by length, images of equal length become neighbours, and attention needs few products.
         order = sorted(range(len(batch)), key=lengths.__getitem__)
