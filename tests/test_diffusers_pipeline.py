@@ -1,11 +1,4 @@
-"""The pipeline at home in diffusers: schedulers, seeds, callbacks, saving and loading, the hub."""
-
-import json
-import os
-import resource
-import subprocess
-import sys
-from pathlib import Path
+"""The pipeline at home in diffusers: schedulers, seeds, callbacks, labels, sizes, outputs."""
 
 import numpy as np
 import pytest
@@ -19,15 +12,13 @@ from diffusers import (
     SASolverScheduler,
     UniPCMultistepScheduler,
 )
-from diffusers.pipelines.pipeline_loading_utils import _get_custom_components_and_folders
-from huggingface_hub.utils import filter_repo_objects
 
 from fitv2 import FiT1Config, FiTConfig, FiTPipeline, FiTTransformer2DModel, RopeScheme
 from fitv2.adapters.schedulers import default_scheduler
 from fitv2.autoencoder import KLAutoencoder
 from fitv2.generate import Sampling, Wish, generate
-from fitv2.pretrained import load_pretrained, save_pretrained
-from tiny import process, random_model, tiny_autoencoder
+from fitv2.pretrained import load_pretrained
+from tiny import random_model, tiny_autoencoder
 
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 1.0}
 
@@ -157,24 +148,6 @@ def test_callback_sees_and_replaces_the_latents(pipe):
     assert {shape for _, _, shape in steps} == {(7 * 3 + 5 * 7 + 10 * 4, 16)}
 
 
-@pytest.mark.parametrize("solver", [None, "ab2"])
-def test_hooks_of_offloading_run_at_every_call_of_the_network(pipe, solver):
-    """Moving a model to a device and away is a hook of accelerate; without such a device it can be watched at work."""
-    from accelerate.hooks import ModelHook, add_hook_to_module
-
-    class Watch(ModelHook):
-        calls = 0
-
-        def pre_forward(self, module, *args, **kwargs):
-            Watch.calls += 1
-            return args, kwargs
-
-    expected = pipe(**QUICK, solver=solver, output_type="latent").images
-    add_hook_to_module(pipe.transformer, Watch())
-    made = pipe(**QUICK, solver=solver, output_type="latent").images
-    assert Watch.calls == 3 and all(torch.equal(a, b) for a, b in zip(made, expected, strict=True))
-
-
 def test_extrapolation_by_name_and_by_scheme(pipe):
     plain = pipe(**QUICK, output_type="latent").images
     named = pipe(**QUICK, output_type="latent", extrapolation="vision-ntk", attention_scale="paper").images
@@ -220,28 +193,6 @@ def test_what_does_not_fit_is_said_in_a_sentence(pipe, changes, complaint):
         pipe(**QUICK | changes)
 
 
-def test_saved_folder_loads_in_a_fresh_process_without_training_code(pipe, tmp_path):
-    expected = pipe(**QUICK, output_type="latent").images
-    pipe.save_pretrained(tmp_path / "saved")
-    again = FiTPipeline.from_pretrained(tmp_path / "saved")
-    again.set_progress_bar_config(disable=True)
-    for ours, theirs in zip(again(**QUICK, output_type="latent").images, expected, strict=True):
-        assert torch.equal(ours, theirs)
-    torch.save(expected, tmp_path / "expected.pt")
-    code = f"""
-import sys, torch
-from diffusers import DiffusionPipeline
-folder = {str(tmp_path / "saved")!r}
-pipe = DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)
-made = pipe(**{QUICK!r}, output_type="latent").images
-assert all(torch.equal(a, b) for a, b in zip(made, torch.load({str(tmp_path / "expected.pt")!r})))
-assert type(pipe).__name__ == "FiTPipeline"
-assert not [name for name in sys.modules if name.startswith(("fitv2.training", "fitv2.cli", "fitv2.evaluation"))]
-"""
-    environment = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
-    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | environment)
-
-
 def test_latents_are_decoded_by_the_autoencoder(transformer):
     """A real AutoencoderKL of random weights: the published ones cannot be had offline."""
     vae = tiny_autoencoder()
@@ -259,24 +210,6 @@ def test_latents_are_decoded_by_the_autoencoder(transformer):
         pipe(1, [(72, 48)])
 
 
-def report_memory_of_loading(folder: str) -> None:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    pipe = FiTPipeline.from_pretrained(f"{folder}/pipeline", torch_dtype=torch.bfloat16)
-    assert next(pipe.transformer.parameters()).dtype == torch.bfloat16
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    Path(folder, "memory.json").write_text(json.dumps((after - before) * 1024))
-
-
-def test_loading_holds_one_copy_of_the_weights(tmp_path):
-    transformer = FiTTransformer2DModel(num_attention_heads=8, attention_head_dim=64, num_layers=24)
-    FiTPipeline(transformer.to(torch.bfloat16), default_scheduler()).save_pretrained(tmp_path / "pipeline")
-    del transformer
-    child = process(report_memory_of_loading, str(tmp_path))
-    child.join()
-    size = sum(path.stat().st_size for path in (tmp_path / "pipeline").rglob("*.safetensors"))
-    assert json.loads((tmp_path / "memory.json").read_text()) < 1.5 * size
-
-
 def test_fit_the_baseline_samples_by_diffusion():
     transformer = FiTTransformer2DModel.from_fit(random_model(FiT1Config(width=32, depth=1, heads=2, num_classes=5)), 8)
     pipe = FiTPipeline(transformer, default_scheduler())
@@ -287,65 +220,6 @@ def test_fit_the_baseline_samples_by_diffusion():
     )
     with pytest.raises(ValueError, match="ab2 is not for a FiT model; choose from ddpm, ddim"):
         pipe(**call, solver="ab2")
-
-
-def test_a_pipelines_folder_says_what_it_is(pipe, tmp_path):
-    pipe.save_pretrained(tmp_path)
-    index = json.loads((tmp_path / "model_index.json").read_text())
-    assert index["_class_name"] == "FiTPipeline" and index["id2label"]["1"] == "trouser"
-    assert index["transformer"] == ["fit_transformer", "FiTTransformer2DModel"]
-    # What diffusers checks of a hub repository before it downloads.
-    files = [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()]
-    components, folders = _get_custom_components_and_folders("user/repository", index, files)
-    assert components == {"transformer": "fit_transformer"} and "transformer" in folders
-
-
-def test_a_hub_id_is_downloaded_and_loaded_as_a_folder(pipe, tmp_path, monkeypatch):
-    """The download itself stands in: no hub can be reached in a test."""
-    pipe.save_pretrained(tmp_path)
-    asked = []
-
-    def download(name, **options):
-        asked.append((name, options))
-        return str(tmp_path)
-
-    monkeypatch.setattr("fitv2.adapters.pipeline.snapshot_download", download)
-    loaded = FiTPipeline.from_pretrained("user/repository", revision="main", torch_dtype=torch.bfloat16)
-    ((name, options),) = asked
-    unwanted = options.pop("ignore_patterns")
-    assert (name, options) == ("user/repository", {"revision": "main"}) and loaded.transformer.dtype == torch.bfloat16
-    files = ["transformer/diffusion_pytorch_model.safetensors", "transformer/diffusion_pytorch_model.fp16.safetensors"]
-    assert list(filter_repo_objects([*files, "vae/pytorch_model.bin"], ignore_patterns=unwanted)) == files[:1]
-
-
-def test_a_push_keeps_what_it_was_told(pipe, tmp_path, monkeypatch):
-    """The upload itself stands in."""
-    pushed = []
-    monkeypatch.setattr(FiTPipeline, "push_to_hub", lambda self, **options: pushed.append(options))
-    told = {"repo_id": "me/mine", "private": True, "token": "secret", "commit_message": "first"}
-    pipe.save_pretrained(tmp_path / "pipe", push_to_hub=True, variant="fp16", **told)
-    pipe.save_pretrained(tmp_path / "pipe", push_to_hub=True)
-    assert pushed == [{**told, "variant": "fp16"}, {"repo_id": "pipe"}]
-
-
-def test_a_saved_pipeline_loads_each_part_as_it_is_told(transformer, tmp_path):
-    pipe = FiTPipeline(transformer, default_scheduler(), tiny_autoencoder())
-    pipe.save_pretrained(tmp_path)
-    dtypes = {"transformer": torch.bfloat16, "default": torch.float16}
-    loaded = FiTPipeline.from_pretrained(tmp_path, torch_dtype=dtypes)
-    assert (loaded.transformer.dtype, loaded.vae.dtype) == (torch.bfloat16, torch.float16)
-    assert FiTPipeline.from_pretrained(tmp_path, vae=None).vae is None
-    given = FiTPipeline.from_pretrained(tmp_path, transformer=transformer)
-    assert given.transformer is transformer
-
-
-def test_a_model_of_our_own_can_do_without_its_autoencoder(tmp_path):
-    model = random_model(FiTConfig(width=32, depth=1, heads=2, num_classes=5))
-    save_pretrained(tmp_path, model.config, model.state_dict(), [], [[(8, 8, 1)]], None, "nowhere/to-be-found")
-    pipe = FiTPipeline.from_pretrained(tmp_path, vae=None)
-    pipe.set_progress_bar_config(disable=True)
-    (latent,) = pipe(1, (8, 8), num_inference_steps=1, output_type="latent").images
-    assert latent.shape == (4, 8, 8)
 
 
 def test_a_model_with_context_is_refused_at_once():
