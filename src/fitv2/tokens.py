@@ -12,6 +12,7 @@ from copy import copy
 from typing import TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Value = TypeVar("Value")
@@ -26,8 +27,9 @@ class TokenBatch:
     Raises ValueError when the shapes or counts do not fit.
 
     sizes: height and width of each image. lengths: its number of tokens. runs: (images, tokens per image) of each run
-    of neighbouring images of equal length. image_index: (T,) int64, the image that each token belongs to. positions:
-    (T, 2) int64, row and column of each token in its image.
+    of neighbouring images of equal length. image_index: (T,) int64, the image that each token belongs to. offsets:
+    (B + 1,) int32, the first token of each image, and T. positions: (T, 2) int64, row and column of each token in its
+    image.
     """
 
     def __init__(self, x: Tensor, hw: Tensor | Sequence[tuple[int, int]]) -> None:
@@ -44,6 +46,7 @@ class TokenBatch:
         index = torch.arange(len(self.sizes)).repeat_interleave(lengths, output_size=sum(self.lengths))
         n = torch.arange(sum(self.lengths)) - (lengths.cumsum(0) - lengths)[index]
         self.image_index = index.to(x.device)
+        self.offsets = F.pad(lengths.cumsum(0), (1, 0)).int().to(x.device)
         self.positions = torch.stack((n // widths[index], n % widths[index]), dim=1).to(x.device)
         self._set(x)
 
@@ -76,6 +79,11 @@ class TokenBatch:
         """The images of the given indices, in that order; an index may repeat."""
         parts = self.x.split(self.lengths)
         return TokenBatch(torch.cat([parts[i] for i in images]), [self.sizes[i] for i in images])
+
+    def with_tail(self, total: int) -> TokenBatch:
+        """The same and after it one more image, 1 x n tokens of zeros, that makes T the total."""
+        tail = total - len(self.x)
+        return TokenBatch(F.pad(self.x, (0, 0, 0, tail)), [*self.sizes, (1, tail)])
 
     def spread(self, per_image: Tensor) -> Tensor:
         """(B, ...) per image to (T, ...) per token."""

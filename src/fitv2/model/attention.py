@@ -5,23 +5,40 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
 
+from ..tokens import TokenBatch, runs_of
 from .rope import rotate
 
 # On a CPU plain products beat the fused kernel (about twice in bfloat16), until their (L, L) scores leave the caches.
 LONGEST_PLAIN = 512
 
 
-def packed_attention(q_TNH: Tensor, k_TNH: Tensor, v_TNH: Tensor, runs: list[tuple[int, ...]]) -> Tensor:
-    """Attention that never crosses an image's border; (T, N, H) in and out.
+def packed_attention(q_TNH: Tensor, k_SNH: Tensor, v_SNH: Tensor, queries: TokenBatch, keys: TokenBatch) -> Tensor:
+    """Attention of each image's tokens to its own keys alone; (T, N, H) out.
 
-    runs: (images, tokens per image) of neighbouring images of equal length, which become one batched product each:
-    views, no copies, no padding. Sort a batch by length to have few of them. Where keys and values are of a context:
-    (images, tokens, context tokens), and k, v are (S, N, H).
+    queries, keys: whose tokens these are: the same batch, or for keys a context's. No padding and no mask: on CUDA in
+    half precision one kernel for all lengths, else a batched product for each run of neighbours of equal lengths.
     """
-    queries, keys = ([run[0] * run[side] for run in runs] for side in (1, -1))
+    if takes_varlen(q_TNH):
+        lengths = queries.offsets, keys.offsets, max(queries.lengths), max(keys.lengths)
+        return varlen_attn(q_TNH.contiguous(), k_SNH.contiguous(), v_SNH.contiguous(), *lengths)
+    runs = [(n, *pair) for n, pair in runs_of(list(zip(queries.lengths, keys.lengths, strict=True)))]
+    return attention_by_runs(q_TNH, k_SNH, v_SNH, runs)
+
+
+def takes_varlen(q_TNH: Tensor) -> bool:
+    """Whether torch's kernel for sequences of many lengths, Flash Attention, knows this device, dtype and width."""
+    if q_TNH.device.type != "cuda" or q_TNH.dtype not in (torch.bfloat16, torch.float16):
+        return False
+    return torch.cuda.get_device_capability(q_TNH.device) >= (8, 0) and q_TNH.shape[-1] % 8 == 0
+
+
+def attention_by_runs(q_TNH: Tensor, k_SNH: Tensor, v_SNH: Tensor, runs: list[tuple[int, int, int]]) -> Tensor:
+    """The same through views, without copies. runs: (images, tokens of each, keys of each); sorted batches have few."""
+    sides = [n * tokens for n, tokens, _ in runs], [n * keys for n, _, keys in runs]
     outputs = []
-    for run, q, *kv in zip(runs, q_TNH.split(queries), k_TNH.split(keys), v_TNH.split(keys), strict=True):
+    for run, q, *kv in zip(runs, q_TNH.split(sides[0]), k_SNH.split(sides[1]), v_SNH.split(sides[1]), strict=True):
         q, k, v = (x.unflatten(0, (run[0], -1)).transpose(1, 2) for x in (q, *kv))
         plain = q.device.type == "cpu" and max(run[1:]) <= LONGEST_PLAIN
         attend = plain_attention if plain else F.scaled_dot_product_attention

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..tokens import TokenBatch, runs_of
+from ..tokens import TokenBatch
 from .attention import packed_attention
 
 CONTEXTS = ("none", "cross", "joint")
@@ -55,8 +55,7 @@ class CrossAttention(nn.Module):
         q = self.q(F.layer_norm(x_TD, x_TD.shape[-1:], eps=1e-6)).unflatten(-1, (self.heads, -1))
         k, v = self.kv(context.x).unflatten(-1, (2, self.heads, -1)).unbind(1)
         q, k = (F.layer_norm(x, x.shape[-1:], eps=1e-6).to(v.dtype) for x in (q, k))
-        runs = [(n, *lengths) for n, lengths in runs_of(list(zip(batch.lengths, context.lengths, strict=True)))]
-        return self.gate * self.proj(packed_attention(q, k, v, runs).flatten(1))
+        return self.gate * self.proj(packed_attention(q, k, v, batch, context).flatten(1))
 
 
 def join(batch: TokenBatch, context: TokenBatch) -> tuple[TokenBatch, Tensor, Tensor]:

@@ -1,0 +1,73 @@
+"""Attention within images: every way of computing it gives the same, and a tail of padding leaves no trace."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fitv2 import FiTConfig, TokenBatch
+from fitv2.model import attention
+from fitv2.model.context import pack_context
+from tiny import random_model
+
+IMAGES = TokenBatch(torch.zeros(70, 1), [(2, 5), (5, 6), (30, 1)])
+CONTEXTS = TokenBatch(torch.zeros(12, 1), [(4, 1), (1, 1), (7, 1)])
+
+
+def queries_keys_values(keys: TokenBatch) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    return [torch.randn(len(batch.x), 2, 8, requires_grad=True) for batch in (IMAGES, keys, keys)]
+
+
+def one_by_one(q, k, v, lengths: list[int], key_lengths: list[int]) -> torch.Tensor:
+    """Each image alone, by torch's own attention."""
+    parts = zip(q.split(lengths), k.split(key_lengths), v.split(key_lengths), strict=True)
+    images = ([x.transpose(0, 1) for x in part] for part in parts)
+    return torch.cat([F.scaled_dot_product_attention(*image).transpose(0, 1) for image in images])
+
+
+def varlen_of_offsets(q, k, v, from_q, from_k, longest_q, longest_k):
+    """What torch's kernel does, which a CPU has not: stands in for it, from the arguments that it gets."""
+    assert from_q.dtype == from_k.dtype == torch.int32
+    lengths, key_lengths = from_q.diff().tolist(), from_k.diff().tolist()
+    assert (longest_q, longest_k) == (max(lengths), max(key_lengths))
+    return one_by_one(q, k, v, lengths, key_lengths)
+
+
+@pytest.mark.parametrize("keys", [IMAGES, CONTEXTS], ids=["own", "context"])
+@pytest.mark.parametrize("backend", ["plain", "fused", "varlen"])
+def test_every_backend_is_attention_one_by_one(monkeypatch, backend, keys):
+    if backend == "fused":
+        monkeypatch.setattr(attention, "LONGEST_PLAIN", 0)
+    if backend == "varlen":
+        monkeypatch.setattr(attention, "takes_varlen", lambda q: True)
+        monkeypatch.setattr(attention, "varlen_attn", varlen_of_offsets)
+    qkv = queries_keys_values(keys)
+    expected = one_by_one(*qkv, IMAGES.lengths, keys.lengths)
+    made = attention.packed_attention(*qkv, IMAGES, keys)
+    torch.testing.assert_close(made, expected, atol=1e-5, rtol=0)
+    weight = torch.randn_like(made)
+    ours, theirs = (torch.autograd.grad((result * weight).sum(), qkv) for result in (made, expected))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("context", ["none", "cross", "joint"])
+def test_a_tail_up_to_the_budget_leaves_no_trace(context):
+    """Values and gradients; a batch beyond the budget goes without."""
+    config = FiTConfig(width=32, depth=2, heads=2, num_classes=3, context=context, context_channels=6)
+    model = random_model(config)
+    batch = TokenBatch(torch.randn(70, 16), IMAGES.sizes)
+    given = {} if context == "none" else {"context": pack_context([torch.randn(n, 6) for n in (3, 1, 4)])}
+    arguments = batch, torch.rand(3), torch.tensor([0, 3, 1])
+    results = []
+    for model.token_budget in (0, 96, 20):
+        model.zero_grad()
+        output = model(*arguments, **given)
+        output.square().mean().backward()
+        results.append((output, [p.grad.clone() for p in model.parameters()]))
+    (plain, gradients), *others = results
+    for output, other in others:
+        assert output.shape == plain.shape
+        torch.testing.assert_close(output, plain, atol=1e-5, rtol=0)
+        for a, b in zip(gradients, other, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
