@@ -1,0 +1,60 @@
+"""Tensors that are split over processes on disk, with torch.distributed.checkpoint.
+
+Each process writes and reads its own share; what one number of processes wrote, any other number reads. The folder's
+`.metadata` is a pickle: continue only runs of people you trust.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+
+# What reading finds in damaged files.
+DAMAGES = (OSError, ValueError, KeyError, EOFError, RuntimeError, AttributeError, ImportError, pickle.UnpicklingError)
+
+
+def write_shards(folder: Path, tensors: dict[str, Tensor]) -> None:
+    """Every process has to call this, with the same names. Where one of them fails, OSError is raised in all."""
+    try:
+        dcp.save({name: t.detach() for name, t in tensors.items()}, storage_writer=dcp.FileSystemWriter(folder))
+    except CheckpointException as error:
+        raise OSError(first_failure(error)) from None
+
+
+def read_shards(folder: Path, part: str, like: Callable[[str], Tensor | None]) -> dict[str, Tensor]:
+    """The tensors whose names begin with `part` and a dot, without that: each split as `like` of its name is.
+
+    Raises ValueError when one cannot be read.
+    """
+    try:
+        reader = dcp.FileSystemReader(folder)
+        stored = reader.read_metadata().state_dict_metadata
+        wanted = {
+            key: empty(entry.size, entry.properties.dtype, like(key.removeprefix(f"{part}.")))
+            for key, entry in stored.items()
+            if key.startswith(f"{part}.")
+        }
+        dcp.load(wanted, storage_reader=reader)
+    except CheckpointException as error:
+        raise ValueError(first_failure(error)) from None
+    except DAMAGES as error:
+        raise ValueError(repr(error)) from None
+    return {key.removeprefix(f"{part}."): tensor for key, tensor in wanted.items()}
+
+
+def empty(size: torch.Size, dtype: torch.dtype, like: Tensor | None) -> Tensor:
+    """Room for a tensor, laid out as `like` where it has the same shape."""
+    fits = like is not None and like.shape == size
+    return torch.empty_like(like, dtype=dtype) if fits else torch.empty(size, dtype=dtype)
+
+
+def first_failure(error: CheckpointException) -> str:
+    """In one line: the first process that failed, and why."""
+    rank, (cause, _) = min(error.failures.items())
+    return f"process {rank}: {cause!r}"
