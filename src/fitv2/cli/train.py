@@ -176,7 +176,10 @@ def check_memory(recipe: Recipe, config: FiTConfig, device: str) -> None:
     from .memory import free_bytes
 
     settings = recipe.training
-    needed = training_bytes(config, settings.tokens_per_pack, settings.activation_checkpointing, settings.precision)
+    shards = int(os.environ.get("WORLD_SIZE", "1")) if settings.sharding == "fsdp" else 1
+    needed = training_bytes(
+        config, settings.tokens_per_pack, settings.activation_checkpointing, settings.precision, shards
+    )
     free = free_bytes(torch.device(device))
     if needed > free:
         raise ValueError(

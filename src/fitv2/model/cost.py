@@ -39,17 +39,22 @@ def forward_flops(config: FiTConfig, lengths: Sequence[int]) -> int:
 
 
 def training_bytes(
-    config: FiTConfig, tokens: int, activation_checkpointing: bool = False, precision: Literal["bf16", "no"] = "bf16"
+    config: FiTConfig,
+    tokens: int,
+    activation_checkpointing: bool = False,
+    precision: Literal["bf16", "no"] = "bf16",
+    shards: int = 1,
 ) -> int:
     """Estimated memory of a training step over `tokens` tokens.
 
     Weights, gradients, two AdamW moments and the average in float32, autocast's copies of the weights, and what the
-    backward pass keeps: of all blocks, or of one and each block's input in float32.
+    backward pass keeps: of all blocks, or of one and each block's input in float32. shards: the processes over which
+    weights and what belongs to them are split (the one block that is gathered at a time is left out).
     """
     per_weight = 4 * 5 + (2 if precision == "bf16" else 0)
     block = SAVED_BYTES[precision]
     per_token = block + 4 * config.depth if activation_checkpointing else block * config.depth
-    return parameters(config) * per_weight + tokens * config.width * per_token
+    return parameters(config) * per_weight // shards + tokens * config.width * per_token
 
 
 def sampling_bytes(config: FiTConfig, tokens: int) -> int:

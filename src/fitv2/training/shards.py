@@ -7,6 +7,7 @@ Each process writes and reads its own share; what one number of processes wrote,
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,7 +41,9 @@ def read_shards(folder: Path, part: str, like: Callable[[str], Tensor | None]) -
             for key, entry in stored.items()
             if key.startswith(f"{part}.")
         }
-        dcp.load(wanted, storage_reader=reader)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # A process alone reads alone.
+            dcp.load(wanted, storage_reader=reader)
     except CheckpointException as error:
         raise ValueError(first_failure(error)) from None
     except DAMAGES as error:
