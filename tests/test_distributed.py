@@ -1,6 +1,7 @@
 """Several processes train as one does, with whole weights or split ones, and take over each other's runs."""
 
 import os
+import pickle
 import random
 import resource
 import shutil
@@ -17,9 +18,10 @@ import torch.distributed.checkpoint as dcp
 from PIL import Image
 from safetensors.torch import load_file
 
+from fitv2.pretrained import load_pretrained
 from fitv2.training.checkpoint import checkpoints, read_part, read_state
 from fitv2.training.preemption import STOPPED
-from tiny import command_line, log_lines, processes, train
+from tiny import command_line, log_lines, processes, train, trainer
 
 SETTINGS = [
     *("training.steps=50", "training.packs_per_step=4", "training.tokens_per_pack=100", "training.label_drop=0.3"),
@@ -94,8 +96,10 @@ def continued(tmp_path: Path, run: Path) -> Path:
     shutil.copytree(run, copy)
     first, *later = checkpoints(copy / "checkpoints")
     assert read_state(first)["step"] == 40
-    for path in (*later, copy / "model", copy / "samples/step-00000050.png"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for path in later:
+        shutil.rmtree(path)
+    for file in ("model/model.safetensors", "samples/step-00000050.png"):
+        (copy / file).unlink()
     return copy
 
 
@@ -140,6 +144,34 @@ def test_split_weights_with_autocast_and_activation_checkpointing(tmp_path, work
     run_together(2, work, tmp_path / "run", *settings, SHARDED, "training.activation_checkpointing=true")
     for line, other in zip(log_lines(tmp_path / "run"), log_lines(tmp_path / "alone"), strict=True):
         assert line == pytest.approx(other, rel=0.01)
+
+
+def test_the_averaged_weights_of_a_checkpoint_of_split_weights_are_a_model(sharded_by_two):
+    newest = checkpoints(sharded_by_two / "checkpoints")[-1]
+    loaded, exported = load_pretrained(newest), load_pretrained(sharded_by_two)
+    assert loaded.class_names == exported.class_names
+    for name, tensor in exported.model.state_dict().items():
+        assert torch.equal(loaded.model.state_dict()[name], tensor)
+
+
+def test_shards_that_would_run_code_are_refused(tmp_path, sharded_by_two):
+    class Malicious:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "was here",))
+
+    run = continued(tmp_path, sharded_by_two)
+    (run / "checkpoints/step-00000040/shards/.metadata").write_bytes(pickle.dumps(Malicious()))
+    with pytest.raises(ValueError, match=r"is damaged .*refused: it holds .*could run code"):
+        train(run, *SETTINGS)
+    with pytest.raises(ValueError, match=r"is damaged .*refused: it holds .*could run code"):
+        load_pretrained(run / "checkpoints/step-00000040")
+    assert not (tmp_path / "was here").exists()
+
+
+def test_a_launcher_that_would_split_weights_itself_is_told_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match=r"accelerate was told to use FSDP .* training\.sharding=fsdp"):
+        trainer(tmp_path)
 
 
 COMMAND = ["train", "--recipe", "fashion-tiny", "--resume"]

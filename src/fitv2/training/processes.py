@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -9,6 +10,16 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 T = TypeVar("T")
+
+
+def check_launcher() -> None:
+    """Raises ValueError where accelerate was told to split weights itself, of which checkpoints here know nothing."""
+    told = [name for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM") if os.environ.get(f"ACCELERATE_USE_{name}") == "true"]
+    if told:
+        raise ValueError(
+            f"accelerate was told to use {told[0]} (by an option or its configuration file): leave that away, and let "
+            "--set training.sharding=fsdp split the weights"
+        )
 
 
 def first_says(ask: Callable[[], T]) -> T:

@@ -41,7 +41,7 @@ from .ema import EMA
 from .heap import trim_heap
 from .log import RunLog
 from .preemption import Termination
-from .processes import first_says
+from .processes import check_launcher, first_says
 from .run import data_digest, keep_recipe
 from .samples import draw_sheet
 from .sharding import gathered, shard, whole
@@ -69,6 +69,7 @@ class Trainer:
         settings = recipe.training
         self.recipe, self.dataset, self.run = recipe, dataset, run
         self.shapes, self.digest = shapes_of(dataset), data_digest(dataset)
+        check_launcher()
         self.accelerator = Accelerator(mixed_precision=settings.precision, cpu=not torch.cuda.is_available())
         torch.manual_seed(settings.seed)
         model = FiT(config)
