@@ -64,11 +64,12 @@ def parts_of(run: Path) -> dict[str, torch.Tensor]:
 
 
 def assert_same_training(run: Path, expected: Path) -> None:
-    """Every figure of the log within 1e-5, and weights, averages, moments and sheets near each other."""
+    """The losses within 1e-5, the log's other figures, weights, averages, moments and sheets near each other."""
     lines, others = log_lines(run), log_lines(expected)
     assert len(lines) == len(others) == 50
     for line, other in zip(lines, others, strict=True):
-        assert line == pytest.approx(other, rel=1e-5)
+        assert line["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        assert line == pytest.approx(other, rel=1e-4)
     parts, expected_parts = parts_of(run), parts_of(expected)
     assert parts.keys() == expected_parts.keys()
     for name, tensor in expected_parts.items():

@@ -44,6 +44,7 @@ def train(
       fitv2 train --recipe fashion --set training.steps=2000 --set model.width=192 --dry-run
 
     The run's folder holds log.jsonl, samples/, checkpoints/ and model/, which 'fitv2 sample --model' takes.
+    SIGTERM saves the step under way and ends with exit code 143; the same command with --resume continues.
     """
     from ..build import build_dataset, build_model_config
     from ..config import load_recipe
