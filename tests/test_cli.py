@@ -3,8 +3,11 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +20,7 @@ from fitv2.cli.sample import showcase
 from fitv2.config import recipe_folder
 from fitv2.generate import DIFFUSION_SOLVERS, FLOW_SOLVERS
 from fitv2.pretrained import Pretrained, load_pretrained, save_pretrained
+from fitv2.training.preemption import STOPPED
 from tiny import CLASSES, CONFIG, command_line, process, random_model
 
 FITV2 = str(Path(sys.executable).with_name("fitv2"))
@@ -38,8 +42,9 @@ class Result:
 
 
 def run_in(folder: Path, outputs: list[Path], arguments: tuple[str, ...]) -> None:
-    """For `process`: the command line in a folder, its streams in files."""
+    """For `process`: the command line in a folder, its streams and its process id in files."""
     os.chdir(folder)
+    Path("pid").write_text(str(os.getpid()))
     for number, path in enumerate(outputs, 1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     command_line(*arguments)
@@ -321,6 +326,26 @@ def test_what_a_resume_finds_and_what_json_is_for(train, pictures):
     first = train("--resume")
     assert first.code == 0 and "there is no run in run to continue: starting at step 0" in first.err
     assert_sentence(train("--resume", "--json"), "--peak-tflops go with --dry-run")
+
+
+def test_a_training_that_is_asked_to_stop_says_so_and_goes_on_by_the_same_command(train, pictures, tmp_path):
+    log, long = tmp_path / "run/log.jsonl", ["training.steps=100000"]
+
+    def ask() -> None:
+        while not (log.exists() and log.read_bytes().count(b"\n") > 2):
+            time.sleep(0.01)
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGTERM)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    stopped = train("--resume", settings=long)
+    asking.join()
+    step = json.loads(log.read_text().splitlines()[-1])["step"]
+    assert stopped.code == STOPPED == 143, stopped.err
+    assert f"stopped by SIGTERM at step {step}, which is saved; the same command with --resume" in stopped.out
+    for _ in range(2):  # The second time there is nothing left to do, which is no mistake either.
+        ended = train("--resume", settings=[f"training.steps={step + 2}"])
+        assert ended.code == 0 and f"trained {step + 2} steps" in ended.out
 
 
 def test_a_damaged_recipe_of_a_run_is_one_sentence(train, pictures, tmp_path):

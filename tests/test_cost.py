@@ -100,6 +100,15 @@ def test_memory_with_activation_checkpointing_is_each_blocks_input_and_one_block
     assert estimated_saved_bytes(BLOCKS, sizes, "bf16", True) == pytest.approx(measured, rel=0.25)
 
 
+def test_split_weights_take_their_share_of_memory_and_tokens_theirs():
+    """Of autocast's copies each device holds two blocks' at a time."""
+    whole, split = (training_bytes(BLOCKS, 1000, shards=shards) for shards in (1, 4))
+    weights = parameters(BLOCKS)
+    assert whole - split == pytest.approx(weights * (20 * 3 / 4 + 2 * (1 - 2 / BLOCKS.depth)), rel=1e-6)
+    frozen = training_bytes(BLOCKS, 1000, trained=0.25)
+    assert whole - frozen == pytest.approx(weights * 12 * 3 / 4, rel=1e-6)
+
+
 def most_bytes_alive(work) -> int:
     """The most that `work` has allocated at a time."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:

@@ -15,7 +15,7 @@ LAYERS = [
     {"__init__", "atomic", "config", "tokens"},
     {"model", "flow", "diffusion"},
     {"samplers", "data"},
-    {"autoencoder", "classes", "convert", "state_files", "generate", "pretrained", "sheets", "build"},
+    {"autoencoder", "classes", "convert", "state_files", "generate", "pretrained", "shards", "sheets", "build"},
     {"adapters", "evaluation", "training"},
     {"cli"},
 ]

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fitv2.training.checkpoint import checkpoints, prune, read_state, read_tensors, save_checkpoint
+from fitv2.training.checkpoint import checkpoints, prune, read_part, read_state, save_checkpoint
 from fitv2.training.log import RunLog
 from tiny import command_line, log_lines, process, trainer
 
@@ -149,6 +150,51 @@ def test_a_process_killed_between_two_file_operations_leaves_a_run_that_can_go_o
     assert_same_run(tmp_path, whole)
 
 
+@pytest.mark.parametrize("step", [4, 5, 7, 10])
+def test_sigterm_saves_the_step_that_is_under_way_and_ends_the_training(tmp_path, step):
+    """Right before, at and after a checkpoint's step, and in the last one, which ends the run anyway."""
+    trainer(tmp_path / "whole", "log.sample_every=5").fit(nothing)
+    run = trainer(tmp_path / "run", "log.sample_every=5")
+
+    def report(figures):
+        if figures["step"] == step - 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    run.fit(report)
+    assert (run.done, run.stopping) == (step, step < 10) and signal.getsignal(signal.SIGTERM) == before
+    assert read_state(checkpoints(tmp_path / "run/checkpoints")[-1])["step"] == step
+    second = trainer(tmp_path / "run", "log.sample_every=5")
+    second.fit(nothing)
+    assert not second.stopping
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_full_disk_is_a_sentence_and_harms_nothing(tmp_path):
+    """Stood in for by a limit on the size of files, which the system reports as an error in the same way."""
+    trainer(tmp_path / "whole").fit(nothing)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for limit in (200, 3000, 100_000):  # Too little for the model's description, for its weights, for a moment.
+        run = tmp_path / f"run {limit}"
+        with pytest.raises(KeyboardInterrupt):
+            trainer(run).fit(stop_at(6))
+        before = {path: path.read_bytes() for path in (run / "checkpoints").rglob("*") if path.is_file()}
+        exported = sorted((run / "model").iterdir())
+        second = trainer(run)
+        second.resume()
+        second.done = 10
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+        try:
+            with pytest.raises(OSError, match=r"step 10 could not be saved \(.*\); the checkpoints before it are as"):
+                second.save()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert before == {path: path.read_bytes() for path in (run / "checkpoints").rglob("*") if path.is_file()}
+        assert sorted((run / "model").iterdir()) == exported and len(list((run / "checkpoints").iterdir())) == 1
+        trainer(run).fit(nothing)
+        assert_same_run(run, tmp_path / "whole")
+
+
 TENSORS = {"model": {"a": torch.arange(6.0)}, "ema": {"a": torch.ones(2, 3)}}
 
 
@@ -162,7 +208,7 @@ def test_a_checkpoint_comes_back_and_nothing_else_is_left_beside_it(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
     assert read_state(tmp_path / "step-00000003") == {"step": 3, "note": 3}
     for name, content in TENSORS.items():
-        assert torch.equal(read_tensors(tmp_path / "step-00000003" / f"{name}.safetensors")["a"], content["a"])
+        assert torch.equal(read_part(tmp_path / "step-00000003", name, {})["a"], content["a"])
     save(tmp_path, 3)
     assert len(checkpoints(tmp_path)) == 1
 

@@ -3,14 +3,12 @@
 import json
 import logging
 import math
-import socket
 import sys
 
 import numpy as np
 import psutil
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from fitv2 import TokenBatch
 from fitv2.data.fashion import Fashion
@@ -26,7 +24,7 @@ from fitv2.training.checkpoint import optimizer_tensors
 from fitv2.training.ema import EMA
 from fitv2.training.heap import TRIM_EVERY, c_library, trim_heap
 from fitv2.training.trainer import Trainer, learning_rate
-from tiny import garments, log_lines, process, random_model, recipe, train_as_one_of, trainer
+from tiny import garments, log_lines, random_model, recipe, trainer
 
 
 def with_random_weights(trainer: Trainer) -> Trainer:
@@ -86,30 +84,6 @@ def test_the_predecessor_learns_by_diffusion(tmp_path):
     saved = load_pretrained(tmp_path)
     assert isinstance(saved.model.config, FiT1Config) and run.sheet.is_file()
     assert generate(saved.model, [Wish(0, (8, 8), 0)], Sampling(solver="ddim", steps=2))[0].isfinite().all()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def test_two_processes_train_as_one(tmp_path):
-    overrides = ["training.steps=5", "training.ema_decay=0.5"]
-    trainer(tmp_path / "one", *overrides).fit(lambda figures: None)
-    port = free_port()
-    pair = [process(train_as_one_of, 2, rank, port, tmp_path / "two", *overrides) for rank in (0, 1)]
-    for member in pair:
-        member.join(60)
-        assert member.exitcode == 0
-    one, two = log_lines(tmp_path / "one"), log_lines(tmp_path / "two")
-    assert len(one) == len(two) == 5
-    for line, other in zip(one, two, strict=True):
-        assert line == pytest.approx(other, rel=1e-5)
-    for file in ("model.safetensors", "ema.safetensors"):
-        weights, others = (load_file(tmp_path / run / "checkpoints/step-00000005" / file) for run in ("one", "two"))
-        for name, weight in weights.items():
-            torch.testing.assert_close(others[name], weight, atol=1e-5, rtol=0)
 
 
 def test_no_two_packs_share_their_randomness(tmp_path):

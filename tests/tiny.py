@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import socket
 import sys
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -17,6 +18,7 @@ from fitv2.build import build_base, build_model_config
 from fitv2.config import Recipe, build_recipe
 from fitv2.data.fashion import CLASS_NAMES, Fashion
 from fitv2.model.transformer import FiT, FiTConfig
+from fitv2.training.processes import leave
 from fitv2.training.trainer import Trainer
 
 CONFIG = FiTConfig(width=32, depth=2, heads=2, patch_size=4, in_channels=1, num_classes=10)
@@ -96,10 +98,25 @@ def command_line(*arguments: str) -> None:
     main()
 
 
-def train_as_one_of(world: int, rank: int, port: int, run: Path, *overrides: str) -> None:
-    """One of `world` processes that train together over gloo, for `process`."""
+def processes(world: int, target, *arguments) -> list[BaseProcess]:
+    """Started processes that work together over gloo, as torchrun starts them."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return [process(as_one_of, world, rank, port, target, *arguments) for rank in range(world)]
+
+
+def as_one_of(world: int, rank: int, port: int, target, *arguments) -> None:
+    """One of `world` processes, for `process`."""
     addresses = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": world, "RANK": rank, "LOCAL_RANK": rank}
     os.environ.update({key: str(value) for key, value in addresses.items()})
+    torch.set_num_threads(1)
+    target(*arguments)
+    leave()
+
+
+def train(run: Path, *overrides: str) -> None:
+    """A whole run, for `processes`."""
     trainer(run, *overrides).fit(lambda figures: None)
 
 

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -29,23 +30,41 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """A safetensors file, readable by whoever may read its neighbours (the library itself makes it private)."""
+    """A safetensors file, readable by whoever may read its neighbours (the library itself makes it private).
+
+    Raises OSError when it cannot be written, as on a full disk.
+    """
 
     def write(draft: Path) -> None:
         draft.touch()
         mode = draft.stat().st_mode
-        save_file({key: tensor.detach().contiguous() for key, tensor in tensors.items()}, draft)
+        try:
+            save_file({key: tensor.detach().contiguous() for key, tensor in tensors.items()}, draft)
+        except SafetensorError as error:
+            raise OSError(f"{path}: {error}") from None
         draft.chmod(mode)
 
     write_file(path, write)
 
 
-def write_folder(target: Path, write: Callable[[Path], None]) -> None:
-    """Calls `write` with an empty folder beside `target`, which then becomes `target`."""
-    partial = target.with_name(f".{target.name}.partial")
+# A folder in two halves, for several processes that write between them.
+
+
+def begin_folder(target: Path) -> Path:
+    """An empty folder beside `target`, to be filled before `finish_folder` makes it `target`."""
+    partial = partial_folder(target)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    write(partial)
+    return partial
+
+
+def partial_folder(target: Path) -> Path:
+    return target.with_name(f".{target.name}.partial")
+
+
+def finish_folder(target: Path) -> None:
+    """What `begin_folder` made, and others filled, becomes `target`."""
+    partial = partial_folder(target)
     flush(partial)
     if target.exists():
         shutil.rmtree(target)

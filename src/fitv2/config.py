@@ -107,6 +107,9 @@ class TrainingSettings(Settings):
     precision: Literal["bf16", "no"] = Field("bf16", description="autocast; 'no' is plain float32")
     compile: bool = Field(False, description="fuse element-wise work with torch.compile (needs a C++ compiler)")
     activation_checkpointing: bool = Field(False, description="less memory for a third more time")
+    sharding: Literal["none", "fsdp"] = Field(
+        "none", description="several processes: 'none', each holds all weights (DDP); 'fsdp', each its share (FSDP2)"
+    )
     workers: PositiveInt = Field(2, description="threads that load pictures")
     seed: int = Field(0, ge=0, lt=2**23, description="fixes weights, data order, times and noise")
 

@@ -93,26 +93,36 @@ def load_pretrained(name: str | Path, dtype: torch.dtype = torch.float32) -> Pre
         with as_file(files("fitv2").joinpath("builtin", name.removeprefix(BUILTIN))) as folder:
             return read_model(folder / "config.json", folder / "model.safetensors", name, dtype)
     folder = Path(name)
-    if (folder / "ema.safetensors").is_file():
-        return read_model(folder.parent.parent / "model" / "config.json", folder / "ema.safetensors", name, dtype)
+    for average in (folder / "ema.safetensors", folder / "shards"):
+        if average.exists():
+            return read_model(folder.parent.parent / "model" / "config.json", average, name, dtype)
     folder = folder / "model" if (folder / "model").is_dir() else folder
     return read_model(folder / "config.json", folder / "model.safetensors", name, dtype)
 
 
 def read_model(config_file: Path, weights_file: Path, name: str, dtype: torch.dtype) -> Pretrained:
     for path in (config_file, weights_file):
-        if not path.is_file():
+        if not path.exists():
             raise ValueError(f"{name} is not a model: there is no {path}")
     try:
         content = json.loads(config_file.read_bytes())
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']}, and this version reads {FORMAT}")
         config = ARCHITECTURES[content.get("architecture", "FiTv2")](**content["model"])
-        # One by one and read, not mapped: never a second copy of all, whatever the dtypes.
-        with safe_open(weights_file, "pt", backend="pread") as file:
-            weights = {key: file.get_tensor(key).to(dtype) for key in file.keys()}  # noqa: SIM118
+        weights = read_weights(weights_file, dtype)
         shapes = [[tuple(shape) for shape in of_class] for of_class in content["shapes"]]
         class_names = content["class_names"]
     except (ValueError, KeyError, TypeError, SafetensorError, OSError) as error:
         raise ValueError(f"the model {name} is damaged ({error!r}); copy or train it again") from None
     return Pretrained(model_of(config, weights), class_names, shapes, content.get("autoencoder"))
+
+
+def read_weights(path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, or the averaged weights of a checkpoint's folder of shards."""
+    if path.is_dir():
+        from .shards import read_shards  # Takes long to load, and few checkpoints have one.
+
+        return {key: tensor.to(dtype) for key, tensor in read_shards(path, "ema", lambda name: None).items()}
+    # One by one and read, not mapped: never a second copy of all, whatever the dtypes.
+    with safe_open(path, "pt", backend="pread") as file:
+        return {key: file.get_tensor(key).to(dtype) for key in file.keys()}  # noqa: SIM118

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,7 @@ import typer
 
 if TYPE_CHECKING:
     from ..data.dataset import Dataset
+    from ..training.trainer import Trainer
 
 
 def train(
@@ -47,6 +49,7 @@ def train(
       fitv2 train --recipe fashion --set training.steps=2000 --set model.width=192 --dry-run
 
     The run's folder holds log.jsonl, samples/, checkpoints/ and model/, which 'fitv2 sample --model' takes.
+    SIGTERM saves the step under way and ends with exit code 143; the same command with --resume continues.
     """
     from ..build import build_base, build_dataset, build_model_config
     from ..config import load_recipe
@@ -77,24 +80,34 @@ def train(
     base = build_base(chosen.training)
     config = build_model_config(chosen, dataset, base)
 
+    from ..training.preemption import STOPPED
+    from ..training.processes import leave
     from ..training.trainer import Trainer
     from .plan import check_memory
     from .progress import training_progress
 
     check_memory(chosen, config, default_device(), int(os.environ.get("WORLD_SIZE", "1")))
     trainer = Trainer(chosen, dataset, config, run, base)
-    if not speaks:
-        trainer.fit(lambda figures: None)
-        return
     try:
-        with training_progress(chosen.training.steps) as report:
+        with training_progress(chosen.training.steps) if speaks else nullcontext(lambda figures: None) as report:
             trainer.fit(report)
     except KeyboardInterrupt:
-        every = chosen.log.checkpoint_every
-        print(
-            f"interrupted at step {trainer.done}; --resume continues from the last checkpoint (one every {every} steps)"
-        )
+        if speaks:
+            every = f"one every {chosen.log.checkpoint_every} steps"
+            print(f"interrupted at step {trainer.done}; --resume continues from the last checkpoint ({every})")
         raise
+    leave()
+    if speaks:
+        report_end(trainer, run)
+    if trainer.stopping:
+        raise typer.Exit(STOPPED)
+
+
+def report_end(trainer: Trainer, run: Path) -> None:
+    """What was reached, and how to go on."""
+    if trainer.stopping:
+        print(f"stopped by SIGTERM at step {trainer.done}, which is saved; the same command with --resume continues.")
+        return
     print(f"trained {trainer.done} steps in {trainer.seconds / 60:.1f} min; {trainer.skipped} skipped as not finite.")
     print(f"Samples in {run}/samples; now try: fitv2 sample --model {run}")
 

@@ -1,31 +1,60 @@
-"""Checkpoints, whole or absent: a folder of safetensors and JSON for each."""
+"""Checkpoints, whole or absent: a folder for each, of JSON and of safetensors, or of shards where weights are split."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from accelerate import PartialState
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..atomic import write_folder, write_tensors, write_text
+from ..atomic import begin_folder, finish_folder, flush, write_tensors, write_text
+from ..shards import read_shards, write_shards
+from .processes import first_says
+from .sharding import split_like
 
 PREFIX = "step-"
+SHARDS = "shards"
 
 
-def save_checkpoint(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
-    """One safetensors file per entry of `tensors` and state.json, as folder/step-<step>."""
+def save_checkpoint(
+    folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any], sharded: bool = False
+) -> None:
+    """Tensors in their parts and state.json, as folder/step-<step>; every process has to call this.
 
-    def write(partial: Path) -> None:
-        for name, content in tensors.items():
-            write_tensors(partial / f"{name}.safetensors", content)
+    The first process writes a safetensors file per part; with `sharded`, where no process has whole tensors, each
+    writes its own. Raises OSError in all when one cannot; nothing but the new checkpoint is then missing.
+    """
+    target = folder / f"{PREFIX}{step:08d}"
+
+    def begin() -> Path:
+        for abandoned in folder.glob(f".{PREFIX}*.partial"):  # By a process that was killed.
+            shutil.rmtree(abandoned)
+        return begin_folder(target)
+
+    def finish() -> None:
+        if sharded:
+            flush(partial / SHARDS)
+        else:
+            for part, content in tensors.items():
+                write_tensors(partial / f"{part}.safetensors", content)
         write_text(partial / "state.json", json.dumps({"step": step, **state}, indent=1))
+        finish_folder(target)
 
-    write_folder(folder / f"{PREFIX}{step:08d}", write)
+    partial = first_says(begin)
+    try:
+        if sharded:
+            named = {f"{part}.{name}": t for part, content in tensors.items() for name, t in content.items()}
+            write_shards(partial / SHARDS, named)
+        first_says(finish)
+    finally:
+        if PartialState().is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -41,12 +70,34 @@ def prune(folder: Path, keep: int) -> None:
         shutil.rmtree(path)
 
 
-def read_tensors(path: Path, device: str = "cpu") -> dict[str, Tensor]:
-    """One safetensors file. Raises ValueError when it is missing or damaged."""
+def read_part(checkpoint: Path, part: str, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+    """One part of a checkpoint by name, whatever number of processes wrote it; every process has to call this.
+
+    Where weights are split over processes, so is what belongs to them: by the names of `parameters`, or those with an
+    entry's name in front. Raises ValueError when it is missing or damaged.
+    """
+
+    def like(name: str) -> Tensor | None:
+        return parameters.get(name, parameters.get(name.partition(".")[2]))
+
+    if not (checkpoint / SHARDS).is_dir():
+        return read_tensors(checkpoint / f"{part}.safetensors", like)
+    try:
+        return read_shards(checkpoint / SHARDS, part, like)
+    except ValueError as error:
+        raise ValueError(
+            f"{checkpoint / SHARDS} is damaged ({error}); delete its folder to continue from the one before"
+        ) from None
+
+
+def read_tensors(path: Path, like: Callable[[str], Tensor | None]) -> dict[str, Tensor]:
+    """One safetensors file, each tensor split as `like` of its name is. Raises ValueError when missing or damaged."""
     if not path.is_file():
         raise ValueError(f"{path} is not there; delete its folder to continue from the one before")
     try:
-        return load_file(path, device=device)
+        # One by one and read, not mapped: where weights are split, no process holds all of them.
+        with safe_open(path, "pt", backend="pread") as file:
+            return {key: split_like(file.get_tensor(key), like(key)) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is damaged ({error}); delete its folder to continue from the one before") from None
 

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from ..atomic import write_file
 from ..build import build_objective
 from ..config import Recipe, TrainingSettings
 from ..data.dataset import Dataset
@@ -32,15 +33,18 @@ from .checkpoint import (
     load_optimizer_tensors,
     optimizer_tensors,
     prune,
+    read_part,
     read_state,
-    read_tensors,
     save_checkpoint,
 )
 from .ema import EMA
 from .heap import trim_heap
 from .log import RunLog
+from .preemption import Termination
+from .processes import check_launcher, first_says
 from .run import data_digest, keep_recipe
-from .samples import write_sheet
+from .samples import draw_sheet
+from .sharding import gathered, shard, whole
 from .start import freeze_for_high_resolution, start_from
 
 logger = logging.getLogger(__name__)
@@ -58,7 +62,8 @@ def learning_rate(step: int, training: TrainingSettings) -> float:
 class Trainer:
     """A run in the folder `run`: recipe.json, log.jsonl, checkpoints/, samples/ and, at the end, model/.
 
-    Training starts from the newest checkpoint there, if any, else from the weights of `base`, else anew.
+    Training starts from the newest checkpoint there, if any, else from the weights of `base`, else anew. stopping:
+    SIGTERM has come to one of the processes, and the step that was under way is saved.
     """
 
     def __init__(
@@ -67,6 +72,7 @@ class Trainer:
         settings = recipe.training
         self.recipe, self.dataset, self.run = recipe, dataset, run
         self.shapes, self.digest = shapes_of(dataset), data_digest(dataset)
+        check_launcher()
         self.accelerator = Accelerator(mixed_precision=settings.precision, cpu=not torch.cuda.is_available())
         torch.manual_seed(settings.seed)
         model = FiT(config)
@@ -76,7 +82,12 @@ class Trainer:
         if base is not None:
             for note in start_from(model, base, dataset, settings.begin_anew):
                 logger.info("%s: %s", settings.start_from, note)
-        trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self.sharded = settings.sharding == "fsdp" and self.accelerator.num_processes > 1
+        if self.sharded:
+            shard(model, self.accelerator.device, self.accelerator.num_processes, settings.precision)
+        self.model = model if self.sharded else self.accelerator.prepare(model)
+        self.bare_model: FiT = self.accelerator.unwrap_model(self.model)
+        trained = {name: weight for name, weight in self.bare_model.named_parameters() if weight.requires_grad}
         self.names = list(trained)
         optimizer = torch.optim.AdamW(
             trained.values(),
@@ -85,8 +96,7 @@ class Trainer:
             weight_decay=settings.weight_decay,
             fused=True,
         )
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        self.bare_model: FiT = self.accelerator.unwrap_model(self.model)
+        self.optimizer = self.accelerator.prepare(optimizer)
         self.ema = EMA(self.bare_model, settings.ema_decay)
         self.objective = build_objective(settings, config)
         self.loader = PackLoader(
@@ -102,28 +112,38 @@ class Trainer:
         self.position = Position()
         self.skipped = self.skipped_in_a_row = 0
         self.seconds = 0.0
+        self.termination, self.stopping = Termination(), False
 
     def fit(self, report: Callable[[dict[str, Any]], None]) -> None:
-        """Trains to the last step. `report` gets the figures of each step: those of the log."""
+        """Trains to the last step, or to the one in which SIGTERM comes.
+
+        `report` gets the figures of each step: those of the log.
+        """
+        with self.termination:
+            self.train(report)
+
+    def train(self, report: Callable[[dict[str, Any]], None]) -> None:
         self.resume()
         self.compile()
         main, log_settings = self.accelerator.is_main_process, self.recipe.log
         log = RunLog(self.run, self.done, log_settings.tensorboard) if main else None
         if main:
             keep_recipe(self.run, self.recipe)
-        if self.samples_are_due() and not self.sheet.exists():  # Killed after the checkpoint and before its sheet.
+        # Stopped after the checkpoint and before its sheet.
+        if self.samples_are_due() and not first_says(self.sheet.exists):
             self.write_samples()
         steps = self.loader.steps(self.position)
         self.clock = time.perf_counter()
-        while self.done < self.recipe.training.steps:
+        while self.done < self.recipe.training.steps and not self.stopping:
             figures = self.timed_step(steps)
             trim_heap(self.done)
             if log is not None:
                 log.write(figures)
                 report(figures)
-            if self.done % log_settings.checkpoint_every == 0 or self.done == self.recipe.training.steps:
+            last = self.stopping or self.done == self.recipe.training.steps
+            if last or self.done % log_settings.checkpoint_every == 0:
                 self.save()
-            if self.samples_are_due():
+            if self.samples_are_due() and not self.stopping:
                 self.write_samples()
         steps.close()
         if log is not None:
@@ -135,7 +155,7 @@ class Trainer:
         if self.recipe.training.compile and shutil.which(compiler) is None:
             logger.warning("training.compile needs the C++ compiler %s (Debian: g++): training without it", compiler)
         elif self.recipe.training.compile:
-            self.bare_model.compile_blocks()
+            self.bare_model.compile_blocks(self.recipe.training.tokens_per_pack)
 
     def timed_step(self, steps: Iterator[Step]) -> dict[str, Any]:
         """The next step and its figures.
@@ -177,12 +197,13 @@ class Trainer:
             share = len(batch) / step.images * self.accelerator.num_processes
             batch, labels = batch.to(self.accelerator.device), labels.to(self.accelerator.device)
             last = number + 1 == len(step.packs)
-            # The prepared model runs under autocast by itself; the loss and the backward pass stay outside.
-            with nullcontext() if last else self.accelerator.no_sync(self.model):
+            # The prepared model runs under autocast by itself; the loss and the backward pass stay outside. Sharded
+            # gradients are shared after each pack: kept whole, they would take the memory that sharding saves.
+            with nullcontext() if last or self.sharded else self.accelerator.no_sync(self.model):
                 result = self.objective(self.model, batch, labels, self.bare_model.null_label, generator)
                 self.accelerator.backward(result.loss * share)
             total += result.loss.detach() * share
-        norm = float(torch.nn.utils.clip_grad_norm_(self.bare_model.parameters(), settings.clip))
+        norm = float(whole(torch.nn.utils.clip_grad_norm_(self.bare_model.parameters(), settings.clip)))
         if math.isfinite(norm):
             self.optimizer.step()
             self.ema.update(self.bare_model, self.done)
@@ -199,7 +220,11 @@ class Trainer:
         self.optimizer.zero_grad()
         self.done += 1
         self.position = step.after
-        return float(self.accelerator.reduce(total, "mean")), norm
+        # The question whether to stop travels with the loss, so that all processes stop at the same step.
+        asked = torch.tensor(float(self.termination.asked), device=total.device)
+        loss, stop = self.accelerator.reduce(torch.stack([total, asked]), "mean").tolist()
+        self.stopping = stop > 0 and self.done < settings.steps
+        return loss, norm
 
     def pack_seed(self, number: int) -> int:
         """Seed of one pack's times, noise and dropped labels: distinct over steps, packs and processes."""
@@ -208,49 +233,53 @@ class Trainer:
         return settings.seed * 2**40 + pack
 
     def save(self) -> None:
-        """Writes a checkpoint and the averaged weights as a model folder."""
-        if self.accelerator.is_main_process:
-            tensors = {
-                "model": dict(self.bare_model.named_parameters()),
-                "ema": self.ema.average,
-                "optimizer": optimizer_tensors(self.optimizer, self.names),
-            }
+        """Writes a checkpoint and the averaged weights as a model folder. Raises OSError when it cannot."""
+        folder = self.run / "checkpoints"
+        tensors = {
+            "model": dict(self.bare_model.named_parameters()),
+            "ema": self.ema.average,
+            "optimizer": optimizer_tensors(self.optimizer, self.names),
+        }
+        state = {
+            "data": self.digest,
+            "position": asdict(self.position),
+            "skipped": self.skipped,
+            "seconds": self.seconds,
+        }
+        try:
             # The model first: a run killed in between has to repeat the step, and writes the model again.
-            save_pretrained(
-                self.run / "model",
-                self.bare_model.config,
-                self.ema.average,
-                self.dataset.class_names,
-                self.shapes,
-                torch.float32,
-            )
-            state = {
-                "data": self.digest,
-                "position": asdict(self.position),
-                "skipped": self.skipped,
-                "seconds": self.seconds,
-            }
-            save_checkpoint(self.run / "checkpoints", self.done, tensors, state)
-            prune(self.run / "checkpoints", self.recipe.log.keep_checkpoints)
-        self.accelerator.wait_for_everyone()
+            self.export()
+            save_checkpoint(folder, self.done, tensors, state, self.sharded)
+        except OSError as error:
+            raise OSError(
+                f"step {self.done} could not be saved ({error}); the checkpoints before it are as they were: make room "
+                f"for {folder}, then --resume continues from the newest"
+            ) from None
+        first_says(lambda: prune(folder, self.recipe.log.keep_checkpoints))
+
+    def export(self) -> None:
+        """The averaged weights as a model folder; one process gathers them, tensor by tensor."""
+        weights = gathered(self.ema.average, keep=self.accelerator.is_main_process)
+        about = self.dataset.class_names, self.shapes, torch.float32
+        first_says(lambda: save_pretrained(self.run / "model", self.bare_model.config, weights, *about))
 
     def resume(self) -> None:
         """Restores weights, average, optimiser and position from the newest checkpoint, if there is one."""
-        found = checkpoints(self.run / "checkpoints")
-        if not found:
+        newest = first_says(lambda: next(reversed(checkpoints(self.run / "checkpoints")), None))
+        if newest is None:
             if (self.run / "log.jsonl").is_file():
                 logger.info("no checkpoint in %s yet: starting at step 0", self.run)
             return
-        state = read_state(found[-1])
-        load_strictly(self.bare_model, read_tensors(found[-1] / "model.safetensors"))
-        self.ema.load(read_tensors(found[-1] / "ema.safetensors"))
-        load_optimizer_tensors(self.optimizer, self.names, read_tensors(found[-1] / "optimizer.safetensors"))
+        state, parameters = read_state(newest), dict(self.bare_model.named_parameters())
+        load_strictly(self.bare_model, read_part(newest, "model", parameters))
+        self.ema.load(read_part(newest, "ema", parameters))
+        load_optimizer_tensors(self.optimizer, self.names, read_part(newest, "optimizer", parameters))
         try:
             self.done, self.position = state["step"], Position(**state["position"])
             self.skipped, self.seconds, digest = state["skipped"], state["seconds"], state["data"]
         except (KeyError, TypeError) as error:
-            raise ValueError(f"{found[-1]} is damaged ({error!r}); delete it to continue from the one before") from None
-        logger.info("continuing from %s", found[-1])
+            raise ValueError(f"{newest} is damaged ({error!r}); delete it to continue from the one before") from None
+        logger.info("continuing from %s", newest)
         if digest != self.digest:
             logger.warning("the pictures are not those of before: the run continues, but in another order")
 
@@ -265,10 +294,17 @@ class Trainer:
         return self.run / "samples" / f"step-{self.done:08d}.png"
 
     def write_samples(self) -> None:
-        """A sheet of the averaged model, made in the precision of training."""
-        if self.accelerator.is_main_process:
-            log = self.recipe.log
-            solver = default_solver(self.bare_model.config)
-            sampling = Sampling(steps=log.sample_steps, solver=solver, guidance=log.sample_guidance)
-            with self.ema.applied_to(self.bare_model):
-                write_sheet(self.sheet, self.bare_model, self.dataset.class_names, self.shapes, sampling)
+        """A sheet of the averaged model, made in the precision of training.
+
+        Where weights are split, every process computes it, because none could hold them all.
+        """
+        main = self.accelerator.is_main_process
+        if not main and not self.sharded:
+            return
+        log = self.recipe.log
+        solver = default_solver(self.bare_model.config)
+        sampling = Sampling(steps=log.sample_steps, solver=solver, guidance=log.sample_guidance)
+        with self.ema.applied_to(self.bare_model):
+            page = draw_sheet(self.bare_model, self.dataset.class_names, self.shapes, sampling)
+        if main:
+            write_file(self.sheet, lambda draft: page.save(draft, "PNG"))

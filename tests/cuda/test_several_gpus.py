@@ -1,0 +1,47 @@
+"""Several GPUs train as one does, with whole weights or split ones."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tiny import log_lines, processes, train, trainer
+
+SETTINGS = ["training.steps=10", "training.packs_per_step=4", "training.label_drop=0.3", "log.sample_every=5"]
+
+
+def run_together(target, *arguments) -> None:
+    pair = processes(2, target, *arguments)
+    for member in pair:
+        member.join(300)
+    assert [member.exitcode for member in pair] == [0, 0]
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("sharding", ["none", "fsdp"])
+def test_two_gpus_train_as_one(tmp_path, precision, sharding):
+    settings = [*SETTINGS, f"training.precision={precision}"]
+    train(tmp_path / "one", *settings)
+    run_together(train, tmp_path / "two", *settings, f"training.sharding={sharding}")
+    for line, other in zip(log_lines(tmp_path / "two"), log_lines(tmp_path / "one"), strict=True):
+        assert line == pytest.approx(other, rel=1e-3 if precision == "no" else 0.03)
+    weights, others = (load_file(tmp_path / run / "model/model.safetensors") for run in ("two", "one"))
+    for name, weight in others.items():
+        torch.testing.assert_close(weights[name], weight, atol=1e-3 if precision == "no" else 0.03, rtol=0)
+
+
+def train_and_look(run: Path) -> None:
+    """Each GPU holds about half of everything that belongs to a weight."""
+    split = trainer(run, "training.steps=2", "training.sharding=fsdp")
+    split.fit(lambda figures: None)
+    weights = list(split.bare_model.parameters())
+    moments = [split.optimizer.state[weight]["exp_avg"] for weight in weights]
+    for tensors in (weights, moments, list(split.ema.average.values())):
+        assert all(tensor.to_local().is_cuda for tensor in tensors)
+        here = sum(tensor.to_local().numel() for tensor in tensors)
+        assert here == pytest.approx(sum(tensor.numel() for tensor in tensors) / 2, rel=0.05)
+
+
+def test_two_gpus_share_what_belongs_to_the_weights(tmp_path):
+    run_together(train_and_look, tmp_path)

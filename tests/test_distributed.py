@@ -1,0 +1,268 @@
+"""Several processes train as one does, with whole weights or split ones, and take over each other's runs."""
+
+import os
+import pickle
+import random
+import resource
+import shutil
+import signal
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from PIL import Image
+from safetensors.torch import load_file
+
+from fitv2.pretrained import load_pretrained
+from fitv2.training.checkpoint import checkpoints, read_part, read_state
+from fitv2.training.preemption import STOPPED
+from tiny import command_line, log_lines, processes, train, trainer
+
+SETTINGS = [
+    *("training.steps=50", "training.packs_per_step=4", "training.tokens_per_pack=100", "training.label_drop=0.3"),
+    *("training.ema_decay=0.9", "log.checkpoint_every=40", "log.sample_every=25"),
+]
+SHARDED = "training.sharding=fsdp"
+
+
+def run_together(world: int, target, *arguments) -> None:
+    """To the end, which must be a good one."""
+    assert exit_codes(processes(world, target, *arguments)) == [0] * world
+
+
+def exit_codes(started) -> list[int]:
+    for member in started:
+        member.join(100)
+    return [member.exitcode for member in started]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    """The run that one process makes."""
+    run = tmp_path_factory.mktemp("alone") / "run"
+    train(run, *SETTINGS)
+    return run
+
+
+@pytest.fixture(scope="module")
+def sharded_by_two(tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("sharded by two") / "run"
+    run_together(2, train, run, *SETTINGS, SHARDED)
+    return run
+
+
+def parts_of(run: Path) -> dict[str, torch.Tensor]:
+    """Weights, averages and moments of a run's newest checkpoint, whole."""
+    newest = checkpoints(run / "checkpoints")[-1]
+    found = {part: read_part(newest, part, {}) for part in ("model", "ema", "optimizer")}
+    return {f"{part}.{name}": tensor for part, content in found.items() for name, tensor in content.items()}
+
+
+def assert_same_training(run: Path, expected: Path) -> None:
+    """The losses within 1e-5, the log's other figures, weights, averages, moments and sheets near each other."""
+    lines, others = log_lines(run), log_lines(expected)
+    assert len(lines) == len(others) == 50
+    for line, other in zip(lines, others, strict=True):
+        assert line["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        assert line == pytest.approx(other, rel=1e-4)
+    parts, expected_parts = parts_of(run), parts_of(expected)
+    assert parts.keys() == expected_parts.keys()
+    for name, tensor in expected_parts.items():
+        torch.testing.assert_close(parts[name], tensor, atol=1e-5, rtol=1e-3)
+    averages = load_file(run / "model/model.safetensors")
+    assert all(torch.equal(averages[name], parts[f"ema.{name}"]) for name in averages) and len(averages) > 20
+    for sheet in ("step-00000025.png", "step-00000050.png"):
+        with Image.open(run / "samples" / sheet) as page, Image.open(expected / "samples" / sheet) as other:
+            assert np.abs(np.asarray(page, int) - np.asarray(other, int)).max() <= 1
+
+
+@pytest.mark.parametrize(("world", "sharding"), [(2, "none"), (4, "none"), (4, "fsdp")])
+def test_several_processes_train_as_one(tmp_path, alone, world, sharding):
+    run_together(world, train, tmp_path, *SETTINGS, f"training.sharding={sharding}")
+    assert_same_training(tmp_path, alone)
+
+
+def test_two_processes_with_split_weights_train_as_one(sharded_by_two, alone):
+    assert_same_training(sharded_by_two, alone)
+
+
+def continued(tmp_path: Path, run: Path) -> Path:
+    """A copy of a run as it was at its first checkpoint."""
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    first, *later = checkpoints(copy / "checkpoints")
+    assert read_state(first)["step"] == 40
+    for path in later:
+        shutil.rmtree(path)
+    for file in ("model/model.safetensors", "samples/step-00000050.png"):
+        (copy / file).unlink()
+    return copy
+
+
+def test_what_two_saved_one_continues(tmp_path, sharded_by_two, alone):
+    run = continued(tmp_path, sharded_by_two)
+    train(run, *SETTINGS)
+    assert_same_training(run, alone)
+
+
+@pytest.mark.parametrize(("world", "sharding"), [(4, "fsdp"), (2, "none")])
+def test_what_two_saved_others_continue(tmp_path, sharded_by_two, alone, world, sharding):
+    run = continued(tmp_path, sharded_by_two)
+    run_together(world, train, run, *SETTINGS, f"training.sharding={sharding}")
+    assert_same_training(run, alone)
+
+
+def test_what_one_saved_two_continue_with_split_weights(tmp_path, alone):
+    run = continued(tmp_path, alone)
+    run_together(2, train, run, *SETTINGS, SHARDED)
+    assert_same_training(run, alone)
+
+
+def test_what_two_saved_two_continue_bit_for_bit(tmp_path, sharded_by_two):
+    run = continued(tmp_path, sharded_by_two)
+    run_together(2, train, run, *SETTINGS, SHARDED)
+    assert log_lines(run) == log_lines(sharded_by_two)
+    parts, expected = parts_of(run), parts_of(sharded_by_two)
+    assert all(torch.equal(parts[name], tensor) for name, tensor in expected.items())
+
+
+def train_compiled(run: Path, *overrides: str) -> None:
+    """A run whose blocks are traced as for compilation, but run as they are: generating code takes a minute."""
+    torch.compile = partial(torch.compile, backend="eager")
+    os.environ["CXX"] = sys.executable  # Only has to be there.
+    train(run, *overrides, "training.compile=true")
+
+
+@pytest.mark.parametrize("work", [train, train_compiled])
+def test_split_weights_with_autocast_and_activation_checkpointing(tmp_path, work):
+    settings = [*SETTINGS, "training.steps=3", "training.precision=bf16"]
+    train(tmp_path / "alone", *settings)
+    run_together(2, work, tmp_path / "run", *settings, SHARDED, "training.activation_checkpointing=true")
+    for line, other in zip(log_lines(tmp_path / "run"), log_lines(tmp_path / "alone"), strict=True):
+        assert line == pytest.approx(other, rel=0.01)
+
+
+def test_the_averaged_weights_of_a_checkpoint_of_split_weights_are_a_model(sharded_by_two):
+    newest = checkpoints(sharded_by_two / "checkpoints")[-1]
+    loaded, exported = load_pretrained(newest), load_pretrained(sharded_by_two)
+    assert loaded.class_names == exported.class_names
+    for name, tensor in exported.model.state_dict().items():
+        assert torch.equal(loaded.model.state_dict()[name], tensor)
+
+
+def test_shards_that_would_run_code_are_refused(tmp_path, sharded_by_two):
+    class Malicious:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "was here",))
+
+    run = continued(tmp_path, sharded_by_two)
+    (run / "checkpoints/step-00000040/shards/.metadata").write_bytes(pickle.dumps(Malicious()))
+    with pytest.raises(ValueError, match=r"is damaged .*refused: it holds .*could run code"):
+        train(run, *SETTINGS)
+    with pytest.raises(ValueError, match=r"is damaged .*refused: it holds .*could run code"):
+        load_pretrained(run / "checkpoints/step-00000040")
+    assert not (tmp_path / "was here").exists()
+
+
+def test_a_launcher_that_would_split_weights_itself_is_told_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match=r"accelerate was told to use FSDP .* training\.sharding=fsdp"):
+        trainer(tmp_path)
+
+
+COMMAND = ["train", "--recipe", "fashion-tiny", "--resume"]
+for setting in (
+    *("model.width=32", "model.depth=2", "model.heads=2", "training.tokens_per_pack=256", "training.packs_per_step=2"),
+    *("training.steps=30", "training.warmup_steps=5", "log.checkpoint_every=3", "log.sample_every=15"),
+    *("log.sample_steps=1", SHARDED),
+):
+    COMMAND += ["--set", setting]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> Path:
+    """The run of `COMMAND` by two processes that nobody interrupts."""
+    run = tmp_path_factory.mktemp("uninterrupted") / "run"
+    run_together(2, command_line, *COMMAND, "--out", str(run))
+    return run
+
+
+def assert_same_bits(run: Path, expected: Path) -> None:
+    assert log_lines(run) == log_lines(expected)
+    parts, expected_parts = parts_of(run), parts_of(expected)
+    assert parts.keys() == expected_parts.keys()
+    assert all(torch.equal(parts[name], tensor) for name, tensor in expected_parts.items())
+    for file in ("model/model.safetensors", "samples/step-00000030.png"):
+        assert (run / file).read_bytes() == (expected / file).read_bytes()
+    assert not list((run / "checkpoints").glob(".*")), "nothing may be left of what was not finished"
+
+
+def wait_for_lines(run: Path, number: int, started) -> None:
+    log = run / "log.jsonl"
+    while all(member.is_alive() for member in started):
+        if log.exists() and len(log.read_bytes().splitlines()) >= number:
+            return
+        time.sleep(0.001)
+
+
+def test_sigterm_to_one_of_two_stops_both_at_the_same_step_and_the_same_command_continues(tmp_path, uninterrupted):
+    pair = processes(2, command_line, *COMMAND, "--out", str(tmp_path))
+    wait_for_lines(tmp_path, 4, pair)
+    os.kill(pair[1].pid, signal.SIGTERM)
+    assert exit_codes(pair) == [STOPPED] * 2
+    last = log_lines(tmp_path)[-1]["step"]
+    assert 4 < last < 30 and read_state(checkpoints(tmp_path / "checkpoints")[-1])["step"] == last
+    run_together(2, command_line, *COMMAND, "--out", str(tmp_path))
+    assert_same_bits(tmp_path, uninterrupted)
+
+
+def test_processes_killed_several_times_and_resumed_end_as_those_that_were_not(tmp_path, uninterrupted):
+    moments = random.Random(0)
+    for victim in (0, 1, 0):
+        done = len(log_lines(tmp_path)) if (tmp_path / "log.jsonl").exists() else 0
+        pair = processes(2, command_line, *COMMAND, "--out", str(tmp_path))
+        wait_for_lines(tmp_path, done + moments.randint(1, 6), pair)
+        time.sleep(moments.uniform(0, 0.05))
+        pair[victim].kill()
+        codes = exit_codes(pair)
+        assert codes[victim] == -signal.SIGKILL and 0 not in codes, "who lost the other must not wait for ever"
+    run_together(2, command_line, *COMMAND, "--out", str(tmp_path))
+    assert_same_bits(tmp_path, uninterrupted)
+
+
+def command_line_on_a_full_disk(run: str) -> None:
+    """`COMMAND` in which, after the first checkpoint, the second process can write no more than a few bytes a file."""
+    write = dcp.save
+
+    def save(*arguments, **options):
+        if os.environ["RANK"] == "1" and checkpoints(Path(run) / "checkpoints"):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+        write(*arguments, **options)
+
+    dcp.save = save
+    with pytest.raises(SystemExit, match=r"step 6 could not be saved .*process 1: OSError.*; the checkpoints before"):
+        command_line(*COMMAND, "--out", run)
+
+
+def test_a_full_disk_under_one_process_is_a_sentence_in_both_and_harms_nothing(tmp_path, uninterrupted):
+    run_together(2, command_line_on_a_full_disk, str(tmp_path))
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000003"]
+    run_together(2, command_line, *COMMAND, "--out", str(tmp_path))
+    assert_same_bits(tmp_path, uninterrupted)
+
+
+@pytest.mark.parametrize("file", [".metadata", "__0_0.distcp"])
+@pytest.mark.parametrize("share", [0.0, 0.5, None])
+def test_damaged_shards_are_a_sentence_that_says_what_to_do(tmp_path, sharded_by_two, file, share):
+    run = continued(tmp_path, sharded_by_two)
+    path = run / "checkpoints/step-00000040/shards" / file
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))] if share is not None else b"\xff" * len(content))
+    with pytest.raises(ValueError, match=r"step-00000040/shards is damaged \(.*\); delete .* from the one before"):
+        train(run, *SETTINGS)
+    assert path.exists(), "nothing may be deleted on a failure"
