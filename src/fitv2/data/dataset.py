@@ -25,12 +25,14 @@ class Dataset(Protocol):
     """N latents or pictures, channels C, cut into patches of p x p by the model.
 
     patch_size: p. num_classes: 0 for a set without classes. class_names: num_classes names in the order of the labels.
+    autoencoder: the folder or hub id of the one whose latents these are; None for pixels.
     """
 
     patch_size: int
     channels: int
     num_classes: int
     class_names: list[str]
+    autoencoder: str | None
 
     def __len__(self) -> int: ...
 

@@ -47,6 +47,7 @@ class Fashion:
     channels = 1
     num_classes = len(CLASS_NAMES)
     class_names = CLASS_NAMES
+    autoencoder = None
 
     def __init__(self, pictures: Sequence[np.ndarray], labels: np.ndarray, min_scale: float = 1.0) -> None:
         self.pictures = pictures

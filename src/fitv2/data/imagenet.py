@@ -37,6 +37,7 @@ class ImageNetLike:
 
     patch_size, channels, num_classes, factor = PATCH, CHANNELS, CLASSES, FACTOR
     class_names: tuple[str, ...] = ()
+    autoencoder = None
 
     def __init__(self, max_tokens: int, pictures: int = PICTURES) -> None:
         self.pictures = pictures

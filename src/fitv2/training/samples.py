@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..autoencoder import KLAutoencoder, Pixels
 from ..generate import Sampling, Wish, generate_with
 from ..model.transformer import FiT
 from ..sheets import contact_sheet, to_image
@@ -20,9 +21,13 @@ COLUMNS = 8
 # Not `generate` and its inference mode: FSDP2 keeps the tensors that it first gathers into, and those could not train.
 @torch.no_grad()
 def draw_sheet(
-    model: FiT, class_names: Sequence[str], shapes: Sequence[Sequence[tuple[int, int, int]]], sampling: Sampling
+    model: FiT,
+    class_names: Sequence[str],
+    shapes: Sequence[Sequence[tuple[int, int, int]]],
+    sampling: Sampling,
+    codec: Pixels | KLAutoencoder,
 ) -> Image.Image:
-    """A row per class (10 at most) at its most frequent (height, width, count) shapes."""
+    """A row per class (10 at most) at its most frequent (height, width, count) shapes, which are of latents."""
 
     def network(batch: TokenBatch, t: Tensor, y: Tensor) -> Tensor:
         return model(batch, t, y).float()
@@ -33,6 +38,7 @@ def draw_sheet(
         for column, shape in enumerate((list(of_class) * COLUMNS)[:COLUMNS])
     ]
     latents = generate_with(network, model.config, wishes, sampling, next(model.parameters()).device)
-    names = class_names or ["picture"]
-    captions = [f"{names[wish.label]} {wish.size[0]}x{wish.size[1]}" for wish in wishes]
-    return contact_sheet([to_image(latent) for latent in latents], captions)
+    names = class_names or [f"class {label}" if len(shapes) > 1 else "picture" for label in range(len(shapes))]
+    images = [to_image(codec.decode(latent)) for latent in latents]
+    captions = [f"{names[w.label]} {image.height}x{image.width}" for w, image in zip(wishes, images, strict=True)]
+    return contact_sheet(images, captions)

@@ -21,6 +21,7 @@ import torch
 from accelerate import Accelerator
 
 from ..atomic import write_file
+from ..autoencoder import load_autoencoder
 from ..build import build_objective
 from ..config import Recipe, TrainingSettings
 from ..data.dataset import Dataset
@@ -260,7 +261,7 @@ class Trainer:
     def export(self) -> None:
         """The averaged weights as a model folder; one process gathers them, tensor by tensor."""
         weights = gathered(self.ema.average, keep=self.accelerator.is_main_process)
-        about = self.dataset.class_names, self.shapes, torch.float32
+        about = list(self.dataset.class_names), self.shapes, torch.float32, self.dataset.autoencoder
         first_says(lambda: save_pretrained(self.run / "model", self.bare_model.config, weights, *about))
 
     def resume(self) -> None:
@@ -304,7 +305,12 @@ class Trainer:
         log = self.recipe.log
         solver = default_solver(self.bare_model.config)
         sampling = Sampling(steps=log.sample_steps, solver=solver, guidance=log.sample_guidance)
+        try:
+            codec = load_autoencoder(self.dataset.autoencoder, self.accelerator.device)
+        except ValueError as error:  # Training needs none, and may run where there is none.
+            logger.warning("no sample sheet: %s", error)
+            return
         with self.ema.applied_to(self.bare_model):
-            page = draw_sheet(self.bare_model, self.dataset.class_names, self.shapes, sampling)
+            page = draw_sheet(self.bare_model, self.dataset.class_names, self.shapes, sampling, codec)
         if main:
             write_file(self.sheet, lambda draft: page.save(draft, "PNG"))
