@@ -24,7 +24,8 @@ from rich.progress import track
 from torch import Tensor
 
 from ..atomic import write_text
-from .images import EXTENSIONS, Preprocessing, UnreadableImage, decode, fit_size, prepare, target_size, variants
+from .images import Preprocessing, UnreadableImage, decode, fit_size, prepare, target_size, to_array, variants
+from .listing import class_of, classes_of, list_files
 
 logger = logging.getLogger(__name__)
 
@@ -155,8 +156,7 @@ class FolderEpoch:
 def _to_latent(image: Image.Image) -> Tensor:
     """8-bit RGB or grey to (3 or 1, height, width) float32, black -1, white 1."""
     # In numpy: torch would wake its thread pool for each of these small steps, which costs more than the steps.
-    pixels = np.atleast_3d(np.asarray(image, dtype=np.float32)) / 127.5 - 1
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+    return torch.from_numpy(to_array(image).astype(np.float32) / 127.5 - 1)
 
 
 def _scan(root: Path, mode: str, cache_file: Path | None) -> tuple[ScanReport, list[str], dict[str, list[int]]]:
@@ -165,13 +165,13 @@ def _scan(root: Path, mode: str, cache_file: Path | None) -> tuple[ScanReport, l
         raise ValueError(f"there is no folder {root}: give the folder that holds the pictures")
     report = ScanReport(str(root))
     names = _picture_names(root, report)
-    classes = sorted({name.partition("/")[0] for name in names if "/" in name})
+    classes = classes_of(names)
     outcomes = _check_all(root, names, mode, cache_file)
     sizes = {}
     for name, outcome in outcomes.items():
         if isinstance(outcome, str):
             report.skipped.append((name, outcome))
-        elif classes and "/" not in name:
+        elif classes and class_of(name) is None:
             report.skipped.append((name, "outside the class folders"))
         else:
             sizes[name] = outcome
@@ -182,7 +182,7 @@ def _scan(root: Path, mode: str, cache_file: Path | None) -> tuple[ScanReport, l
         raise ValueError(f"no picture files: {hint}\n{report.summary()}")
     if not sizes:
         raise ValueError(f"no picture can be read: replace the files or give another folder\n{report.summary()}")
-    for name in sorted(set(classes) - {name.partition("/")[0] for name in sizes}):
+    for name in sorted(set(classes) - {class_of(name) for name in sizes}):
         logger.warning("class %r has no readable picture: it cannot be learned", name)
     return report, classes, sizes
 
@@ -190,32 +190,15 @@ def _scan(root: Path, mode: str, cache_file: Path | None) -> tuple[ScanReport, l
 def _picture_names(root: Path, report: ScanReport) -> list[str]:
     """Paths relative to the root, with forward slashes, in order; all other files are counted in the report."""
     names, ignored = [], Counter()
-    for path in _files(root, frozenset(), report):
-        if path.name.startswith("."):
-            ignored["hidden"] += 1
-        elif path.suffix.lower() in EXTENSIONS:
-            names.append(path.relative_to(root).as_posix())
+    for listed in list_files(root):
+        if listed.kind == "picture":
+            names.append(listed.name)
+        elif listed.kind == "unopened":
+            report.skipped.append((listed.name, f"folder cannot be opened: {listed.error}"))
         else:
-            ignored[path.suffix.lower() or "without extension"] += 1
+            ignored[listed.kind] += 1
     report.ignored = dict(ignored)
     return names
-
-
-def _files(folder: Path, above: frozenset[Path], report: ScanReport) -> Iterator[Path]:
-    """Every file below, and hidden folders unopened. Links to folders are followed, but not into one of `above`."""
-    resolved = folder.resolve()
-    if resolved in above:
-        return
-    try:
-        entries = sorted(folder.iterdir())
-    except OSError as error:
-        report.skipped.append((str(folder), f"folder cannot be opened: {error.strerror}"))
-        return
-    for path in entries:
-        if path.is_dir() and not path.name.startswith("."):
-            yield from _files(path, above | {resolved}, report)
-        else:
-            yield path
 
 
 def _check_all(root: Path, names: list[str], mode: str, cache_file: Path | None) -> dict[str, list[int] | str]:
@@ -266,7 +249,7 @@ def _progress(outcomes: Iterator[list[int] | str], total: int) -> Iterator[list[
 def _labels(names: list[str], class_names: list[str]) -> np.ndarray:
     """(N,) int64: the index of each picture's class; 0 where there are no classes."""
     index = {name: number for number, name in enumerate(class_names)}
-    return np.array([index.get(name.partition("/")[0], 0) for name in names], dtype=np.int64)
+    return np.array([index.get(class_of(name), 0) for name in names], dtype=np.int64)
 
 
 def _stamp(path: Path) -> list[int] | None:
