@@ -6,14 +6,19 @@ import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .classes import imagenet_names
 from .config import NOT_OF_FIT, DataSettings, Recipe, TrainingSettings
 from .data import fashion
 from .data.dataset import Dataset
 from .data.folder import ImageFolder
+from .data.latents import LatentShards
+from .data.official_latents import OfficialLatents, budgets
+from .data.prepared import is_prepared
 from .diffusion.objective import DiffusionLoss, diffusion_loss
 from .diffusion.schedule import linear_schedule
 from .flow.objective import FlowLoss, flow_loss
@@ -31,6 +36,10 @@ Objective = Callable[[nn.Module, TokenBatch, Tensor, int, torch.Generator], Flow
 def build_dataset(data: DataSettings, patch_size: int, cache_file: Path | None = None) -> Dataset:
     """The data set of a recipe. Raises ValueError where the data is not there or does not fit the model."""
     if data.source != "fashion":
+        if is_prepared(Path(data.source)):
+            return build_prepared(data, patch_size)
+        if budgets(Path(data.source)):
+            return build_official(data, patch_size, cache_file)
         return ImageFolder(
             Path(data.source),
             max_tokens=data.max_tokens,
@@ -46,6 +55,51 @@ def build_dataset(data: DataSettings, patch_size: int, cache_file: Path | None =
     if data.split == "bundled":
         return fashion.bundled(data.min_scale)
     return fashion.full("train", data.folder, data.min_scale)
+
+
+def build_prepared(data: DataSettings, patch_size: int) -> LatentShards:
+    """What `fitv2 prepare` made. Raises ValueError where a setting asks for what is not stored."""
+    shards = LatentShards(data.source, data.flip)
+    fixed = {
+        "max_tokens": shards.preparation.max_tokens,
+        "channels": shards.channels,
+        "preprocessing": shards.preparation.preprocessing,
+        # Mirror images that are there need not be used.
+        "flip": data.flip and shards.preparation.flip,
+    }
+    refuse_others(data, fixed, f"{data.source} was prepared with")
+    refuse_patch(shards, patch_size, data.source)
+    return shards
+
+
+def build_official(data: DataSettings, patch_size: int, cache_file: Path | None) -> OfficialLatents:
+    """The authors' latents of ImageNet. Raises ValueError where a setting asks for what is not stored."""
+    refuse_others(data, {"channels": OfficialLatents.channels}, "the authors' latents have")
+    refuse_patch(OfficialLatents, patch_size, data.source)
+    return OfficialLatents(
+        data.source,
+        imagenet_names(),
+        max_tokens=data.max_tokens if "max_tokens" in data.model_fields_set else None,
+        preprocessing=data.preprocessing,
+        flip=data.flip,
+        cache_file=cache_file,
+    )
+
+
+def refuse_others(data: DataSettings, fixed: dict[str, Any], what: str) -> None:
+    """Raises ValueError for a setting that was given, and not as latents have it that are stored already."""
+    for key, value in ({"min_scale": 1.0} | fixed).items():
+        given = getattr(data, key)
+        if key in data.model_fields_set and given != value:
+            raise ValueError(
+                f"{what} {key} {value}, and data.{key} is {given}: remove that setting or prepare the pictures again"
+            )
+
+
+def refuse_patch(latents: LatentShards | type[OfficialLatents], patch_size: int, source: str) -> None:
+    if patch_size != latents.patch_size:
+        fitting = latents.patch_size
+        raise ValueError(f"{source} holds latents for patches of {fitting}; set model.patch_size={fitting}")
 
 
 def build_model_config(recipe: Recipe, dataset: Dataset) -> FiTConfig:
