@@ -81,7 +81,9 @@ def log_lines(run: Path) -> list[dict]:
 def process(target, *arguments) -> BaseProcess:
     """A started process of its own. It is forked from a server that has imported torch once, which saves seconds."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch._dynamo", "fitv2.training.trainer"])
+    context.set_forkserver_preload(
+        ["torch._dynamo", "fitv2.training.trainer", "fitv2.prepare.run", "diffusers.models.autoencoders.autoencoder_kl"]
+    )
     started = context.Process(target=target, args=arguments)
     started.start()
     return started
@@ -95,11 +97,21 @@ def command_line(*arguments: str) -> None:
     main()
 
 
+def command_line_as_one_of(world: int, rank: int, port: int, *arguments: str) -> None:
+    """`fitv2 ARGUMENTS` as one of `world` processes over gloo, for `process`."""
+    join_others(world, rank, port)
+    command_line(*arguments)
+
+
 def train_as_one_of(world: int, rank: int, port: int, run: Path, *overrides: str) -> None:
     """One of `world` processes that train together over gloo, for `process`."""
+    join_others(world, rank, port)
+    trainer(run, *overrides).fit(lambda figures: None)
+
+
+def join_others(world: int, rank: int, port: int) -> None:
     addresses = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": world, "RANK": rank, "LOCAL_RANK": rank}
     os.environ.update({key: str(value) for key, value in addresses.items()})
-    trainer(run, *overrides).fit(lambda figures: None)
 
 
 def tiny_autoencoder():

@@ -7,6 +7,7 @@ import sys
 import typer
 
 from .convert import convert
+from .prepare import prepare
 from .sample import sample
 from .train import train
 
@@ -19,6 +20,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(sample)
+app.command()(prepare)
 app.command()(train)
 app.command()(convert)
 
