@@ -7,6 +7,7 @@ import sys
 import typer
 
 from .convert import convert
+from .inspect import inspect
 from .prepare import prepare
 from .sample import sample
 from .train import train
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 app.command()(sample)
 app.command()(prepare)
+app.command()(inspect)
 app.command()(train)
 app.command()(convert)
 
