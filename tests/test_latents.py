@@ -173,7 +173,7 @@ def settings(source, *overrides):
 
 
 def test_a_recipe_takes_a_prepared_folder(moments, pixels):
-    data = build_dataset(settings(moments, "data.max_tokens=16"), 2)
+    data = build_dataset(settings(moments, "data.max_tokens=16", "data.channels=3"), 2)
     assert isinstance(data, LatentShards) and data.channels == 4 and data.flip
     assert not build_dataset(settings(pixels, "data.flip=false"), 4).flip
 
@@ -181,7 +181,7 @@ def test_a_recipe_takes_a_prepared_folder(moments, pixels):
 @pytest.mark.parametrize(
     ("override", "patch", "part"),
     [
-        ("data.max_tokens=25", 4, "prepared with max_tokens 16, and data.max_tokens is 25: remove that setting"),
+        ("data.max_tokens=25", 4, "prepared with max_tokens 16, and data.max_tokens is 25: set data.max_tokens=16, or"),
         ("data.channels=1", 4, "prepared with channels 3, and data.channels is 1"),
         ("data.preprocessing=crop", 4, "prepared with preprocessing mixed, and data.preprocessing is crop"),
         ("data.min_scale=0.5", 4, "prepared with min_scale 1.0, and data.min_scale is 0.5"),

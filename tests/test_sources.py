@@ -5,6 +5,7 @@ import tarfile
 
 import pytest
 
+from fitv2.data.images import UnreadableImage
 from fitv2.prepare.sources import Item, open_source
 from pictures import as_bytes, good_files, noise, write_files
 
@@ -168,3 +169,16 @@ def test_hugging_face_folders(tmp_path, kind):
     source = open_source(str(tmp_path))
     assert source.class_names == ["cat", "dog"]
     assert list(taken(source).values()) == [(int(name.startswith("dog")), content) for name, content in GOOD.items()]
+
+
+def test_a_file_far_too_large_is_refused_unread(tmp_path, monkeypatch):
+    monkeypatch.setattr("fitv2.prepare.sources.MOST_BYTES", 1000)
+    write_files(tmp_path / "pictures", {"large.png": bytes(1001), "small.png": bytes(1000)})
+    (tmp_path / "list.txt").write_text("pictures/large.png\npictures/small.png\n")
+    write_tar(tmp_path / "all.tar", {"large.png": bytes(1001), "small.png": bytes(1000)})
+    monkeypatch.setattr("pathlib.Path.read_bytes", lambda path: pytest.fail("read") if "large" in path.name else b"x")
+    for name in ("pictures", "list.txt", "all.tar"):
+        source = open_source(str(tmp_path / name))
+        with pytest.raises(UnreadableImage, match=r"^too large: 1001 bytes, limit 1000$"):
+            source.read(0)
+        assert source.read(1)

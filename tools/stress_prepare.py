@@ -21,13 +21,24 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from fitv2.data.images import MAX_PIXELS
+
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def pixels(path: Path) -> int:
+    """What the header says; 0 where Pillow refuses it. Real collections have pictures of 600 megapixels."""
+    try:
+        with Image.open(path) as image:
+            return image.width * image.height
+    except (OSError, Image.DecompressionBombError):
+        return 0
 
 
 def choose(folder: Path, source: Path, count: int, rng: random.Random) -> list[Path]:
     """Copies of `count` pictures that lie in sub-folders, by their first sub-folder as the class."""
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
-    found = [path for path in found if len(path.relative_to(folder).parts) > 1]
+    found = [path for path in found if len(path.relative_to(folder).parts) > 1 and 0 < pixels(path) <= MAX_PIXELS]
     copies = []
     for path in sorted(rng.sample(found, count)):
         copy = source / path.relative_to(folder)

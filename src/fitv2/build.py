@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from functools import partial
@@ -33,6 +34,10 @@ from .tokens import TokenBatch
 Objective = Callable[[nn.Module, TokenBatch, Tensor, int, torch.Generator], FlowLoss | DiffusionLoss]
 
 
+# Of the pictures, by Pillow's mode: what `data.channels` speaks of, also where latents have more.
+PICTURE_CHANNELS = {"RGB": 3, "L": 1}
+
+
 def build_dataset(data: DataSettings, patch_size: int, cache_file: Path | None = None) -> Dataset:
     """The data set of a recipe. Raises ValueError where the data is not there or does not fit the model."""
     if data.source != "fashion":
@@ -62,7 +67,7 @@ def build_prepared(data: DataSettings, patch_size: int) -> LatentShards:
     shards = LatentShards(data.source, data.flip)
     fixed = {
         "max_tokens": shards.preparation.max_tokens,
-        "channels": shards.channels,
+        "channels": PICTURE_CHANNELS[shards.preparation.mode],
         "preprocessing": shards.preparation.preprocessing,
         # Mirror images that are there need not be used.
         "flip": data.flip and shards.preparation.flip,
@@ -74,7 +79,7 @@ def build_prepared(data: DataSettings, patch_size: int) -> LatentShards:
 
 def build_official(data: DataSettings, patch_size: int, cache_file: Path | None) -> OfficialLatents:
     """The authors' latents of ImageNet. Raises ValueError where a setting asks for what is not stored."""
-    refuse_others(data, {"channels": OfficialLatents.channels}, "the authors' latents have")
+    refuse_others(data, {"channels": 3}, f"{data.source} was prepared with")
     refuse_patch(OfficialLatents, patch_size, data.source)
     return OfficialLatents(
         data.source,
@@ -92,7 +97,8 @@ def refuse_others(data: DataSettings, fixed: dict[str, Any], what: str) -> None:
         given = getattr(data, key)
         if key in data.model_fields_set and given != value:
             raise ValueError(
-                f"{what} {key} {value}, and data.{key} is {given}: remove that setting or prepare the pictures again"
+                f"{what} {key} {value}, and data.{key} is {given}: set data.{key}={json.dumps(value)}, or prepare the "
+                "pictures anew"
             )
 
 

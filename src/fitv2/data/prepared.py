@@ -79,7 +79,7 @@ class Preparation:
 
 def is_prepared(folder: Path) -> bool:
     """Whether a folder holds a prepared data set, finished or not."""
-    return (folder / DATASET).is_file() or (folder / SETTINGS).is_file()
+    return (folder / SETTINGS).is_file() and (folder / SHARDS).is_dir()
 
 
 def read_settings(folder: Path) -> Preparation | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..data.images import EXTENSIONS
-from .sources import Item, labelled
+from .sources import Item, check_length, labelled
 
 LABEL_EXTENSIONS = (".cls", ".json")
 LABEL_KEYS = ("label", "cls")
@@ -74,6 +74,7 @@ def members(archive: Path) -> Iterator[tuple[str, Place | None, str | None]]:
 
 
 def read_place(place: Place) -> bytes:
+    check_length(place.length)
     with place.archive.open("rb") as file:
         file.seek(place.start)
         content = file.read(place.length)

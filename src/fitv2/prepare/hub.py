@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .sources import Item, labelled
+from .sources import Item, labelled, read_file
 
 # What `save_to_disk` writes, and what a downloaded data set consists of.
 SAVED = ("dataset_dict.json", "state.json")
@@ -43,7 +43,7 @@ class HubSource:
         if picture.get("bytes"):
             return picture["bytes"]
         if picture.get("path"):
-            return Path(picture["path"]).read_bytes()
+            return read_file(Path(picture["path"]))
         raise OSError(None, "the row holds no picture")
 
 

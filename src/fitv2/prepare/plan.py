@@ -12,10 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 
+from ..data.images import UnreadableImage
 from .sources import Item, Source
 
-# Such files are no photographs, and reading one would take the memory of the machine.
-MOST_BYTES = 1 << 30
 # Tasks handed to the threads at a time: the pool keeps an object for every task.
 BLOCK = 256
 
@@ -65,11 +64,9 @@ def hash_file(source: Source, index: int) -> File:
         content = source.read(index)
     except OSError as error:
         return File(item, None, f"cannot be read: {error.strerror or error}")
-    if not content:
-        return File(item, None, "empty file")
-    if len(content) > MOST_BYTES:
-        return File(item, None, f"too large: {len(content)} bytes, limit {MOST_BYTES}")
-    return File(item, hashlib.sha256(content).hexdigest())
+    except UnreadableImage as error:
+        return File(item, None, str(error))
+    return File(item, hashlib.sha256(content).hexdigest()) if content else File(item, None, "empty file")
 
 
 def plan_shards(files: Sequence[File], shard_size: int, settings: str) -> list[ShardPlan]:

@@ -16,6 +16,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from ..atomic import remove_drafts, write_file, write_text
+from ..data.images import UnreadableImage
 from ..data.prepared import DATASET, INDEX, SETTINGS, SHARDS, Preparation, read_settings
 from .encode import Decoded, MomentEncoder, PixelEncoder, decode_variants, encode_all
 from .plan import File, ShardPlan, hash_file, in_threads, plan_shards, repeated
@@ -163,7 +164,7 @@ def decode_again(source: Source, index: int, sha256: str, preparation: Preparati
     """Raises ValueError if the file has changed since it was hashed."""
     try:
         content = source.read(index)
-    except OSError:
+    except (OSError, UnreadableImage):
         content = b""
     if hashlib.sha256(content).hexdigest() != sha256:
         raise ValueError(f"{source.items[index].id} changed while it was being prepared; run the same command again")

@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from ..data.images import UnreadableImage
 from ..data.listing import Listed, class_of, classes_of, list_files
 
 LISTS = {".txt": "\t", ".tsv": "\t", ".csv": ","}
+# Such files are no photographs, and reading one would take the memory of the machine.
+MOST_BYTES = 1 << 30
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 HEADERS = ("path", "file", "filename", "image")
 # Beyond this a whole number is no class number: a table of the classes would fill the memory.
@@ -38,7 +41,19 @@ class Source(Protocol):
     class_names: list[str]
 
     def read(self, index: int) -> bytes:
-        """The file of an item that is not refused. Raises OSError where it cannot be read."""
+        """The file of an item that is not refused. Raises OSError where it cannot be read, UnreadableImage where it
+        is far too large.
+        """
+
+
+def read_file(path: Path) -> bytes:
+    check_length(path.stat().st_size)
+    return path.read_bytes()
+
+
+def check_length(length: int) -> None:
+    if length > MOST_BYTES:
+        raise UnreadableImage(f"too large: {length} bytes, limit {MOST_BYTES}")
 
 
 class FolderSource:
@@ -52,7 +67,7 @@ class FolderSource:
         self.items = [Item(file.name, self.labels.get(class_of(file.name), 0), self._reason(file)) for file in listed]
 
     def read(self, index: int) -> bytes:
-        return (self.root / self.items[index].id).read_bytes()
+        return read_file(self.root / self.items[index].id)
 
     def _reason(self, file: Listed) -> str | None:
         if file.kind == "unopened":
@@ -84,7 +99,7 @@ class ListSource:
         self.items = [item if item.refused else self._checked(item) for item in self.items]
 
     def read(self, index: int) -> bytes:
-        return (self.folder / self.items[index].id).read_bytes()
+        return read_file(self.folder / self.items[index].id)
 
     def _checked(self, item: Item) -> Item:
         return item if (self.folder / item.id).is_file() else Item(item.id, item.label, "not a file")
