@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import zlib
+from array import array
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -33,28 +35,29 @@ class LatentShards:
         self.class_names: list[str] = dataset["class_names"]
         self.num_classes = len(self.class_names)
         self.shards = [shard["file"] for shard in dataset["shards"]]
-        number = {name: i for i, name in enumerate(self.shards)}
-        pictures = dataset["counts"]["pictures"]
-        self.ids: list[str] = []
-        self.labels = np.zeros(pictures, np.int64)
-        self.shard = np.zeros(pictures, np.int32)
-        self.possible = np.zeros(pictures, np.int8)  # variants of each picture
-        # What reading takes, per variant. Plain arrays: a million pictures as objects would fill gigabytes.
-        self.hw = np.zeros((pictures, 2, 2), np.int64)  # in patches
-        self.offset = np.zeros((pictures, 2), np.int64)
-        self.crc32 = np.zeros((pictures, 2, 2), np.uint32)  # per flip
-        for line in read_index(self.root, dataset):
-            if "skipped" not in line:
-                self._take(line, number[line["shard"]])
+        self._read_index(read_index(self.root, dataset))
 
-    def _take(self, line: dict, shard: int) -> None:
-        i = len(self.ids)
-        self.ids.append(line["id"])
-        self.labels[i], self.shard[i], self.possible[i] = line["label"], shard, len(line["variants"])
-        for v, stored in enumerate(line["variants"].values()):
-            self.hw[i, v] = np.array(stored["size"]) // self.preparation.patch
-            self.offset[i, v] = stored["offset"]
-            self.crc32[i, v, : len(stored["crc32"])] = stored["crc32"]
+    def _read_index(self, lines: Iterable[dict]) -> None:
+        """Into plain arrays: as objects, a million pictures would fill gigabytes."""
+        number = {name: i for i, name in enumerate(self.shards)}
+        self.ids: list[str] = []
+        labels, shard, possible, size, offset, crc32 = (array("q") for _ in range(6))
+        for line in lines:
+            if "skipped" in line:
+                continue
+            self.ids.append(line["id"])
+            labels.append(line["label"])
+            shard.append(number[line["shard"]])
+            variants = list(line["variants"].values())
+            possible.append(len(variants))
+            for stored in (variants[0], variants[-1]):  # Of one variant alone, twice the same: all rows are alike.
+                size.extend(stored["size"])
+                offset.append(stored["offset"])
+                crc32.extend((stored["crc32"][0], stored["crc32"][-1]))
+        self.labels, self.shard, self.possible = map(np.array, (labels, shard, possible))
+        self.hw = np.array(size).reshape(-1, 2, 2) // self.preparation.patch  # per variant, in patches
+        self.offset = np.array(offset).reshape(-1, 2)  # per variant
+        self.crc32 = np.array(crc32).reshape(-1, 2, 2)  # per variant and flip
 
     def __len__(self) -> int:
         return len(self.ids)
