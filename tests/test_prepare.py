@@ -206,6 +206,15 @@ def test_a_damaged_shard_is_made_anew_to_the_same_bytes(fitv2, root, vae, tmp_pa
     assert contents(tmp_path / "out") == before
 
 
+def test_an_autoencoder_may_move(fitv2, root, vae, tmp_path):
+    shutil.copytree(vae, tmp_path / "here")
+    fitv2("pictures", "--out", "out", *SETTINGS, "--autoencoder", "here")
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert fitv2("pictures", "--out", "out", *SETTINGS, "--autoencoder", "there")["encoded"] == 0
+    for file in ("settings.json", "dataset.json"):
+        assert json.loads((tmp_path / "out" / file).read_text())["autoencoder"] == str(tmp_path / "there")
+
+
 def killed_at(operation: int, out: str, *arguments: str) -> None:
     """`fitv2 prepare ARGUMENTS` that dies right before its n-th operation on files of `out`, for `process`."""
     left = [operation]
@@ -320,7 +329,10 @@ def test_a_full_disk_is_one_sentence_and_costs_nothing(fitv2, root, tmp_path):
         (["--no-flip"], ["out was prepared with flip True, not False"]),
         (["--channels", 1], ["out was prepared with channels 3, not 1"]),
         (["--preprocessing", "crop"], ["out was prepared with preprocessing mixed, not crop"]),
-        (["--autoencoder", "vae"], ["out was prepared with another autoencoder (pixels) than", "vae"]),
+        (
+            ["--autoencoder", "vae"],
+            ["out was prepared with another autoencoder, pixels and not ", "; choose another --out"],
+        ),
         (["--channels", 4], ["pictures have 1 or 3 channels, not 4"]),
         (["--autoencoder", "vae", "--channels", 1], ["--channels goes with --autoencoder pixels"]),
         (["--autoencoder", "./no/where"], ["the autoencoder ./no/where cannot be loaded; name its folder instead"]),

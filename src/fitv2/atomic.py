@@ -66,7 +66,7 @@ def flush(path: Path) -> None:
 
 
 def remove_drafts(folder: Path) -> None:
-    """What `write_file` left in a folder when it was killed."""
-    for path in folder.iterdir():
+    """What `write_file` left in a folder when it was killed; nothing may be writing there now."""
+    for path in folder.glob(".*"):
         if DRAFT.fullmatch(path.name):
             path.unlink()

@@ -76,6 +76,8 @@ def prepare(
     with one_sentence(out):
         if state.is_main_process:
             keep_settings(out, preparation)
+            remove_drafts(out)
+            remove_drafts(shards)
         state.wait_for_everyone()
         files = hash_all(source, workers, state, progress)
         plans = plan_shards(files, shard_size, preparation.digest)
@@ -100,20 +102,21 @@ def prepare(
 def keep_settings(out: Path, preparation: Preparation) -> None:
     """Raises ValueError where the folder holds something else than this preparation."""
     kept = read_settings(out)
-    if kept is None:
-        if out.exists() and any(path for path in out.iterdir() if not path.name.startswith(".")):
-            raise ValueError(f"{out} holds something else than a prepared data set; choose another --out")
+    if kept is None and out.exists() and any(path for path in out.iterdir() if not path.name.startswith(".")):
+        raise ValueError(f"{out} holds something else than a prepared data set; choose another --out")
+    if kept is not None and kept.what_counts != preparation.what_counts:
+        raise ValueError(f"{out} was prepared with {difference(kept, preparation)}; choose another --out")
+    if kept != preparation:  # Weights may have moved to another place.
         write_text(out / SETTINGS, json.dumps(asdict(preparation), indent=1))
-    elif kept.what_counts != preparation.what_counts:
-        before, now = kept.what_counts, preparation.what_counts
-        names = [key for key in before if before[key] != now[key]]
-        if "autoencoder_sha256" in names:
-            raise ValueError(
-                f"{out} was prepared with another autoencoder ({kept.autoencoder or 'pixels'}) than "
-                f"{preparation.autoencoder or 'pixels'}; choose another --out"
-            )
-        told = ", ".join(f"{key.replace('_', ' ')} {before[key]}, not {now[key]}" for key in names)
-        raise ValueError(f"{out} was prepared with {told}; choose another --out")
+
+
+def difference(kept: Preparation, wanted: Preparation) -> str:
+    """What is not the same, in words."""
+    if kept.autoencoder_sha256 != wanted.autoencoder_sha256:
+        return f"another autoencoder, {kept.autoencoder or 'pixels'} and not {wanted.autoencoder or 'pixels'}"
+    before, now = kept.what_counts, wanted.what_counts
+    changed = [key for key in before if before[key] != now[key]]
+    return ", ".join(f"{key.replace('_', ' ')} {before[key]}, not {now[key]}" for key in changed)
 
 
 def hash_all(source: Source, workers: int, state: PartialState, progress: Progress) -> list[File]:
@@ -206,7 +209,6 @@ def merge(
     for path in (out / SHARDS).iterdir():
         if path.name not in kept:
             path.unlink()
-    remove_drafts(out)
     return report
 
 
