@@ -2,7 +2,7 @@
 
 import pytest
 
-from fitv2.classes import Classes, imagenet_names, read_names
+from fitv2.classes import Classes, imagenet_names, read_names, readable_names
 
 
 def test_imagenet():
@@ -29,3 +29,10 @@ def test_a_file_of_names(tmp_path):
     assert read_names(path) == ["cat", "dog"]
     with pytest.raises(ValueError, match=r"names in .* cannot be read"):
         read_names(tmp_path / "nothing.txt")
+
+
+def test_the_folders_of_imagenet_get_its_names():
+    folders = [f"n{number:08d}" for number in range(1_440_764, 1_441_764)]
+    assert readable_names(folders) == imagenet_names()
+    for others in (folders[:-1], [*folders[:-1], "cat"], ["cat", "dog"], []):
+        assert readable_names(others) == others

@@ -209,6 +209,15 @@ def test_bad_files(tmp_path, content, reason):
         decode(tmp_path / "a.png")
 
 
+def test_open_files_are_decoded_as_those_by_path(tmp_path, colour):
+    Image.fromarray(colour).save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    assert (pixels(io.BytesIO(content)) == pixels(tmp_path / "a.png")).all()
+    for bad, reason in ((b"", "^empty file$"), (b"x", "^not a picture$"), (content[:100], "^truncated or damaged: ")):
+        with pytest.raises(UnreadableImage, match=reason):
+            decode(io.BytesIO(bad))
+
+
 def test_missing_file_and_folder(tmp_path):
     for path in (tmp_path / "nothing.png", tmp_path):
         with pytest.raises(UnreadableImage, match=r"^cannot be read: "):

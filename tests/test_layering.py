@@ -12,11 +12,11 @@ import fitv2
 PACKAGE = Path(fitv2.__file__).parent
 # A module may import lower layers, and its own only inside one sub-package (or among the package's own modules).
 LAYERS = [
-    {"__init__", "atomic", "config", "tokens"},
+    {"__init__", "atomic", "classes", "config", "tokens"},
     {"model", "flow", "diffusion"},
     {"samplers", "data"},
-    {"autoencoder", "classes", "convert", "state_files", "generate", "pretrained", "shards", "sheets", "build"},
-    {"adapters", "evaluation", "training"},
+    {"autoencoder", "convert", "state_files", "generate", "pretrained", "shards", "sheets", "build"},
+    {"adapters", "evaluation", "training", "prepare"},
     {"cli"},
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
@@ -27,9 +27,11 @@ FORBIDDEN = {
     "model": {"config"},
     "samplers": {"model", "data", "config"},
     "data": {"model", "flow", "diffusion"},
+    "prepare": {"model", "flow", "diffusion", "samplers", "config"},
 }
 # A module that reads settings names none of these: turning settings into objects is the work of `build` alone.
-BUILT_FROM_SETTINGS = {"FiTConfig", "TimeDensity", "ImageFolder", "Fashion", "bundled", "full"}
+BUILT_FROM_SETTINGS = {"FiTConfig", "TimeDensity", "ImageFolder", "LatentShards", "OfficialLatents", "Fashion"}
+BUILT_FROM_SETTINGS |= {"bundled", "full"}
 
 
 def modules(package: Path) -> dict[str, Path]:
@@ -127,6 +129,9 @@ def test_settings_and_the_command_line_load_nothing_heavy():
         ("convert.py", "from .training.ema import EMA", "convert: must not import training.ema"),
         ("training/ema.py", "from ..evaluation import scores", "training.ema: must not import evaluation.scores"),
         ("generate.py", "from .cli.train import train", "generate: must not import cli.train"),
+        ("data/latents.py", "from ..autoencoder import Pixels", "data.latents: must not import autoencoder.Pixels"),
+        ("prepare/run.py", "from ..training.ema import EMA", "prepare.run: must not import training.ema"),
+        ("prepare/run.py", "from ..model.rope import rotate", "prepare.run: must not import model.rope"),
         ("generate.py", "from . import cli", "generate: must not import cli"),
         ("model/utils.py", "", "model.utils: no module is called utils"),
         ("helpers.py", "", "helpers: has no layer"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
+
+DRAFT = re.compile(r"\..+\.[0-9a-f]{32}")
 
 
 def write_file(path: Path, write: Callable[[Path], None]) -> None:
@@ -79,3 +82,10 @@ def flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     os.fsync(descriptor)
     os.close(descriptor)
+
+
+def remove_drafts(folder: Path) -> None:
+    """What `write_file` left in a folder when it was killed; nothing may be writing there now."""
+    for path in folder.glob(".*"):
+        if DRAFT.fullmatch(path.name):
+            path.unlink()

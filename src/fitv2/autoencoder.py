@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +27,10 @@ class Pixels:
     def decode(self, latent: Tensor) -> Tensor:
         return latent
 
+    def encode(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation, which is zero, of each latent."""
+        return pictures, torch.zeros_like(pictures)
+
 
 class KLAutoencoder:
     """An AutoencoderKL of diffusers, computing on `device`, wherever offloading keeps its weights meanwhile.
@@ -40,15 +48,42 @@ class KLAutoencoder:
 
         Scaling and shift are those of the autoencoder's own configuration.
         """
-        config, tiled = self.network.config, self.network.use_tiling
+        config = self.network.config
         unscaled = latent.float() / config.scaling_factor + (config.shift_factor or 0)
-        if latent.shape[1] * latent.shape[2] * self.factor**2 > LARGEST_UNTILED:
+        with self._tiles(latent.shape[1] * latent.shape[2] * self.factor**2):
+            sample = self.network.decode(unscaled[None].to(self.device, self.network.dtype)).sample
+        return sample[0].float().cpu()
+
+    @torch.no_grad()
+    def encode(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, h * factor, w * factor) in [-1, 1] to the mean and the standard deviation of their latents, as the
+        transformer takes them: each (B, c, h, w), float32 on the CPU. Latents are drawn as mean + std * noise.
+        """
+        config = self.network.config
+        with self._tiles(pictures.shape[2] * pictures.shape[3]):
+            posterior = self.network.encode(pictures.to(self.device, self.network.dtype)).latent_dist
+        mean = (posterior.mean.float() - (config.shift_factor or 0)) * config.scaling_factor
+        return mean.cpu(), (posterior.std.float() * config.scaling_factor).cpu()
+
+    def digest(self) -> str:
+        """SHA-256 over configuration and weights, wherever they were loaded from."""
+        config = {key: value for key, value in self.network.config.items() if not key.startswith("_")}
+        result = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+        for name, weight in sorted(self.network.state_dict().items()):
+            result.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+            result.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        return result.hexdigest()
+
+    @contextmanager
+    def _tiles(self, pixels: int) -> Iterator[None]:
+        """Tiles within, for pictures of more pixels than fit at once."""
+        tiled = self.network.use_tiling
+        if pixels > LARGEST_UNTILED:
             self.network.enable_tiling()
         try:
-            sample = self.network.decode(unscaled[None].to(self.device, self.network.dtype)).sample
+            yield
         finally:
             self.network.use_tiling = tiled
-        return sample[0].float().cpu()
 
 
 def load_autoencoder(

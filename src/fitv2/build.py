@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .classes import imagenet_names, readable_names
 from .config import NOT_OF_FIT, DataSettings, Recipe, TrainingSettings
 from .data import fashion
 from .data.dataset import Dataset
+from .data.fashion import Fashion
 from .data.folder import ImageFolder
 from .data.imagenet import ImageNetLike
+from .data.latents import LatentShards
+from .data.official_latents import OfficialLatents, budgets
+from .data.prepared import is_prepared
 from .diffusion.objective import DiffusionLoss, diffusion_loss
 from .diffusion.schedule import linear_schedule
 from .flow.objective import FlowLoss, flow_loss
@@ -30,24 +37,91 @@ from .tokens import TokenBatch
 Objective = Callable[[nn.Module, TokenBatch, Tensor, int, torch.Generator], FlowLoss | DiffusionLoss]
 
 
+# Of the pictures, by Pillow's mode: what `data.channels` speaks of, also where latents have more.
+PICTURE_CHANNELS = {"RGB": 3, "L": 1}
+
+
 def build_dataset(data: DataSettings, patch_size: int, cache_file: Path | None = None) -> Dataset:
     """The data set of a recipe. Raises ValueError where the data is not there or does not fit the model."""
-    if data.source != "fashion":
-        return ImageFolder(
-            Path(data.source),
-            max_tokens=data.max_tokens,
-            patch=patch_size,
-            channels=data.channels,
-            preprocessing=data.preprocessing,
-            flip=data.flip,
-            min_scale=data.min_scale,
-            cache_file=cache_file,
-        )
+    if data.source == "fashion":
+        return build_fashion(data, patch_size)
+    if is_prepared(Path(data.source)):
+        dataset = build_prepared(data, patch_size)
+    elif budgets(Path(data.source)):
+        dataset = build_official(data, patch_size, cache_file)
+    else:
+        dataset = build_folder(data, patch_size, cache_file)
+    dataset.class_names = readable_names(dataset.class_names)
+    return dataset
+
+
+def build_folder(data: DataSettings, patch_size: int, cache_file: Path | None) -> ImageFolder:
+    """Pictures as they lie in a folder, as pixels."""
+    return ImageFolder(
+        Path(data.source),
+        max_tokens=data.max_tokens,
+        patch=patch_size,
+        channels=data.channels,
+        preprocessing=data.preprocessing,
+        flip=data.flip,
+        min_scale=data.min_scale,
+        cache_file=cache_file,
+    )
+
+
+def build_fashion(data: DataSettings, patch_size: int) -> Fashion:
+    """The built-in garments."""
     if patch_size != fashion.PATCH:
         raise ValueError(f"fashion is cut into patches of {fashion.PATCH}; set model.patch_size={fashion.PATCH}")
     if data.split == "bundled":
         return fashion.bundled(data.min_scale)
     return fashion.full("train", data.folder, data.min_scale)
+
+
+def build_prepared(data: DataSettings, patch_size: int) -> LatentShards:
+    """What `fitv2 prepare` made. Raises ValueError where a setting asks for what is not stored."""
+    shards = LatentShards(data.source, data.flip)
+    fixed = {
+        "max_tokens": shards.preparation.max_tokens,
+        "channels": PICTURE_CHANNELS[shards.preparation.mode],
+        "preprocessing": shards.preparation.preprocessing,
+        # Mirror images that are there need not be used.
+        "flip": data.flip and shards.preparation.flip,
+    }
+    refuse_others(data, fixed, f"{data.source} was prepared with")
+    refuse_patch(shards, patch_size, data.source)
+    return shards
+
+
+def build_official(data: DataSettings, patch_size: int, cache_file: Path | None) -> OfficialLatents:
+    """The authors' latents of ImageNet. Raises ValueError where a setting asks for what is not stored."""
+    refuse_others(data, {"channels": 3}, f"{data.source} was prepared with")
+    refuse_patch(OfficialLatents, patch_size, data.source)
+    return OfficialLatents(
+        data.source,
+        imagenet_names(),
+        max_tokens=data.max_tokens if "max_tokens" in data.model_fields_set else None,
+        preprocessing=data.preprocessing,
+        flip=data.flip,
+        cache_file=cache_file,
+    )
+
+
+def refuse_others(data: DataSettings, fixed: dict[str, Any], what: str) -> None:
+    """Raises ValueError for a setting that was given, and not as latents have it that are stored already."""
+    for key, value in ({"min_scale": 1.0} | fixed).items():
+        given = getattr(data, key)
+        if key in data.model_fields_set and given != value:
+            raise ValueError(
+                f"{what} {key} {value}, and data.{key} is {given}: set data.{key}={json.dumps(value)}, or prepare the "
+                "pictures anew"
+            )
+
+
+def refuse_patch(latents: LatentShards | type[OfficialLatents], patch_size: int, source: str) -> None:
+    if patch_size != latents.patch_size:
+        fitting = latents.patch_size
+        raise ValueError(f"{source} holds latents for patches of {fitting}; set model.patch_size={fitting}")
 
 
 def build_stand_in(data: DataSettings) -> Dataset:

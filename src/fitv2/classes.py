@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -51,6 +52,13 @@ def read_names(path: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"the class names in {path} cannot be read ({error})") from None
     return [line for line in lines if line and not line.startswith("#")]
+
+
+def readable_names(folders: Sequence[str]) -> list[str]:
+    """The names of class folders, in their order; for ImageNet's, n01440764 to n15075141, those of its classes."""
+    synsets = [name for name in folders if re.fullmatch(r"n\d{8}", name)]
+    known = imagenet_names()
+    return list(known if len(synsets) == len(folders) == len(known) else folders)
 
 
 def imagenet_names() -> Sequence[str]:

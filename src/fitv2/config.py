@@ -46,7 +46,7 @@ class ModelSettings(Settings):
 class DataSettings(Settings):
     """What is trained on."""
 
-    source: str = Field("fashion", description="'fashion' (built in) or a folder of pictures, a sub-folder per class")
+    source: str = Field("fashion", description="'fashion' (built in), a folder of pictures, or one of prepared latents")
     split: Literal["bundled", "full"] = Field("bundled", description="fashion: the packaged 10 000, or all 60 000")
     folder: Path | None = Field(
         None, description="fashion: where the upstream files are, if not where Debian puts them"

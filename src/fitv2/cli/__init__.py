@@ -7,6 +7,8 @@ import sys
 import typer
 
 from .convert import convert
+from .inspect import inspect
+from .prepare import prepare
 from .sample import sample
 from .train import train
 
@@ -19,6 +21,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(sample)
+app.command()(prepare)
+app.command()(inspect)
 app.command()(train)
 app.command()(convert)
 

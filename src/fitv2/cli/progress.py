@@ -15,10 +15,10 @@ SECONDS_BETWEEN_LINES = 20
 
 
 @contextmanager
-def image_progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar of images on stderr; the value is a function that takes the number just finished."""
+def image_progress(what: str, total: int, shown: bool = True) -> Iterator[Callable[[int], None]]:
+    """A bar of images on stderr, if shown; the value is a function that takes the number just finished."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not shown) as bar:
         task = bar.add_task(what, total=total)
         yield lambda count: bar.advance(task, count)
 

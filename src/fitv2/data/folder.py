@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -19,16 +16,15 @@ from typing import Literal
 import numpy as np
 import torch
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from ..atomic import write_text
-from .images import EXTENSIONS, Preprocessing, UnreadableImage, decode, fit_size, prepare, target_size, variants
+from .images import Preprocessing, UnreadableImage, decode, fit_size, prepare, target_size, to_array, variants
+from .listing import class_of, classes_of, list_files
+from .scan import check_all
 
 logger = logging.getLogger(__name__)
 
-_CACHE_VERSION = 1
 # Keeps the stream of these draws apart from that of the packs.
 _DRAWS = 1
 
@@ -80,6 +76,8 @@ class ImageFolder:
     counts while the file's size and time are the same. paths, sizes: (N,) relative names, (N, 2) pixels, upright.
     Raises ValueError when there is no folder, or no readable picture in it.
     """
+
+    autoencoder = None
 
     def __init__(
         self,
@@ -155,8 +153,7 @@ class FolderEpoch:
 def _to_latent(image: Image.Image) -> Tensor:
     """8-bit RGB or grey to (3 or 1, height, width) float32, black -1, white 1."""
     # In numpy: torch would wake its thread pool for each of these small steps, which costs more than the steps.
-    pixels = np.atleast_3d(np.asarray(image, dtype=np.float32)) / 127.5 - 1
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+    return torch.from_numpy(to_array(image).astype(np.float32) / 127.5 - 1)
 
 
 def _scan(root: Path, mode: str, cache_file: Path | None) -> tuple[ScanReport, list[str], dict[str, list[int]]]:
@@ -165,13 +162,13 @@ def _scan(root: Path, mode: str, cache_file: Path | None) -> tuple[ScanReport, l
         raise ValueError(f"there is no folder {root}: give the folder that holds the pictures")
     report = ScanReport(str(root))
     names = _picture_names(root, report)
-    classes = sorted({name.partition("/")[0] for name in names if "/" in name})
-    outcomes = _check_all(root, names, mode, cache_file)
+    classes = classes_of(names)
+    outcomes = check_all(root, names, lambda path: _check(path, mode), cache_file)
     sizes = {}
     for name, outcome in outcomes.items():
         if isinstance(outcome, str):
             report.skipped.append((name, outcome))
-        elif classes and "/" not in name:
+        elif classes and class_of(name) is None:
             report.skipped.append((name, "outside the class folders"))
         else:
             sizes[name] = outcome
@@ -182,7 +179,7 @@ def _scan(root: Path, mode: str, cache_file: Path | None) -> tuple[ScanReport, l
         raise ValueError(f"no picture files: {hint}\n{report.summary()}")
     if not sizes:
         raise ValueError(f"no picture can be read: replace the files or give another folder\n{report.summary()}")
-    for name in sorted(set(classes) - {name.partition("/")[0] for name in sizes}):
+    for name in sorted(set(classes) - {class_of(name) for name in sizes}):
         logger.warning("class %r has no readable picture: it cannot be learned", name)
     return report, classes, sizes
 
@@ -190,61 +187,15 @@ def _scan(root: Path, mode: str, cache_file: Path | None) -> tuple[ScanReport, l
 def _picture_names(root: Path, report: ScanReport) -> list[str]:
     """Paths relative to the root, with forward slashes, in order; all other files are counted in the report."""
     names, ignored = [], Counter()
-    for path in _files(root, frozenset(), report):
-        if path.name.startswith("."):
-            ignored["hidden"] += 1
-        elif path.suffix.lower() in EXTENSIONS:
-            names.append(path.relative_to(root).as_posix())
+    for listed in list_files(root):
+        if listed.kind == "picture":
+            names.append(listed.name)
+        elif listed.kind == "unopened":
+            report.skipped.append((listed.name, f"folder cannot be opened: {listed.error}"))
         else:
-            ignored[path.suffix.lower() or "without extension"] += 1
+            ignored[listed.kind] += 1
     report.ignored = dict(ignored)
     return names
-
-
-def _files(folder: Path, above: frozenset[Path], report: ScanReport) -> Iterator[Path]:
-    """Every file below, and hidden folders unopened. Links to folders are followed, but not into one of `above`."""
-    resolved = folder.resolve()
-    if resolved in above:
-        return
-    try:
-        entries = sorted(folder.iterdir())
-    except OSError as error:
-        report.skipped.append((str(folder), f"folder cannot be opened: {error.strerror}"))
-        return
-    for path in entries:
-        if path.is_dir() and not path.name.startswith("."):
-            yield from _files(path, above | {resolved}, report)
-        else:
-            yield path
-
-
-def _check_all(root: Path, names: list[str], mode: str, cache_file: Path | None) -> dict[str, list[int] | str]:
-    """Each picture's [height, width], or the reason why it cannot be used; decodes those that the cache lacks.
-
-    The cache holds the good ones only, so a file that was unreadable for a passing reason gets another chance.
-    """
-    cache = _read_cache(cache_file)
-    stamps = {name: _stamp(root / name) for name in names}
-    known = {name: cache[name][2:] for name in names if name in cache and cache[name][:2] == stamps[name]}
-    todo = [name for name in names if name not in known]
-    checked: dict[str, list[int] | str] = {}
-    logger.info("%s: checking %d picture files, %d known from an earlier start", root, len(todo), len(known))
-    try:
-        for name, outcome in zip(todo, _progress(_check_in_threads(root, todo, mode), len(todo)), strict=True):
-            checked[name] = outcome
-    finally:  # An interrupted scan of a million pictures goes on where it stopped.
-        outcomes = {name: known.get(name) or checked.get(name) for name in names}
-        entries = {name: stamps[name] + size for name, size in outcomes.items() if isinstance(size, list)}
-        if cache_file is not None and entries != cache:
-            _write_cache(Path(cache_file), entries)
-    return outcomes
-
-
-def _check_in_threads(root: Path, names: list[str], mode: str, block: int = 512) -> Iterator[list[int] | str]:
-    """In the order of the names; in blocks, because the pool keeps an object for every task handed to it."""
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # Pillow's decoders release the interpreter lock.
-        for start in range(0, len(names), block):
-            yield from pool.map(lambda name: _check(root / name, mode), names[start : start + block])
 
 
 def _check(path: Path, mode: str) -> list[int] | str:
@@ -257,42 +208,7 @@ def _check(path: Path, mode: str) -> list[int] | str:
     return [image.height, image.width]
 
 
-def _progress(outcomes: Iterator[list[int] | str], total: int) -> Iterator[list[int] | str]:
-    console = Console(stderr=True)
-    disable = total == 0 or not console.is_terminal
-    return track(outcomes, "Checking pictures", total=total, console=console, transient=True, disable=disable)
-
-
 def _labels(names: list[str], class_names: list[str]) -> np.ndarray:
     """(N,) int64: the index of each picture's class; 0 where there are no classes."""
     index = {name: number for number, name in enumerate(class_names)}
-    return np.array([index.get(name.partition("/")[0], 0) for name in names], dtype=np.int64)
-
-
-def _stamp(path: Path) -> list[int] | None:
-    """[bytes, time of the last change in ns], or None for a broken link."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return [status.st_size, status.st_mtime_ns]
-
-
-def _read_cache(cache_file: Path | None) -> dict[str, list[int]]:
-    """Name to [bytes, mtime_ns, height, width]; empty when there is no cache file, or not one of this version."""
-    if cache_file is None or not Path(cache_file).exists():
-        return {}
-    try:
-        content = json.loads(Path(cache_file).read_text())
-        if content["version"] == _CACHE_VERSION:
-            return content["pictures"]
-    except (ValueError, TypeError, KeyError):
-        logger.warning("%s is not a cache of this program or is damaged: it is made anew", cache_file)
-    return {}
-
-
-def _write_cache(cache_file: Path, entries: dict[str, list[int]]) -> None:
-    try:
-        write_text(cache_file, json.dumps({"version": _CACHE_VERSION, "pictures": entries}, indent=1))
-    except OSError as error:
-        logger.warning("%s cannot be written, so the next start checks every picture again: %s", cache_file, error)
+    return np.array([index.get(class_of(name), 0) for name in names], dtype=np.int64)

@@ -7,10 +7,11 @@ times the autoencoder's downsampling factor. Colour profiles are not applied.
 from __future__ import annotations
 
 from contextlib import nullcontext
+from io import SEEK_END
 from math import isqrt
 from pathlib import Path
 from threading import Lock
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
@@ -45,8 +46,8 @@ class UnreadableImage(ValueError):
     """A file that gives no picture. The message is the reason: a kind, or a kind, a colon and the detail."""
 
 
-def decode(path: str | Path, mode: Literal["RGB", "L"] = "RGB", max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The first picture in a file, upright, alpha composited on white, 8 bits a channel, as Pillow mode `mode`.
+def decode(file: str | Path | BinaryIO, mode: Literal["RGB", "L"] = "RGB", max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The first picture in a file, by path or open, upright, alpha on white, 8 bits a channel, as Pillow mode `mode`.
 
     max_pixels is compared with the header, before pixels are decoded; Pillow's own limit (178 956 970 by default) holds
     as well. Raises UnreadableImage: not a picture, truncated, damaged, too large, or of pixels without a defined white.
@@ -54,7 +55,7 @@ def decode(path: str | Path, mode: Literal["RGB", "L"] = "RGB", max_pixels: int 
     # Another library may have switched this on for the whole process; half a picture must not pass for a whole one.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > max_pixels:
                 raise Image.DecompressionBombError(f"{image.height}x{image.width} pixels, limit {max_pixels}")
             with _ONE_LARGE if image.width * image.height > LARGE else nullcontext():
@@ -63,7 +64,7 @@ def decode(path: str | Path, mode: Literal["RGB", "L"] = "RGB", max_pixels: int 
     except UnreadableImage:
         raise
     except Exception as error:  # On damaged files Pillow raises nearly any type, from KeyError to MemoryError.
-        raise UnreadableImage(_reason(Path(path), error)) from error
+        raise UnreadableImage(_reason(file, error)) from error
 
 
 def variants(height: int, width: int, max_tokens: int, patch: int, preprocessing: Preprocessing) -> tuple[Variant, ...]:
@@ -137,6 +138,11 @@ def centre_crop(image: Image.Image, side: int) -> Image.Image:
     return image.resize((side, side), Image.Resampling.BICUBIC, box=(left, top, right, bottom))
 
 
+def to_array(image: Image.Image) -> np.ndarray:
+    """8-bit RGB or grey to (3 or 1, height, width) uint8, contiguous."""
+    return np.ascontiguousarray(np.atleast_3d(np.asarray(image)).transpose(2, 0, 1))
+
+
 def _upright(image: Image.Image) -> Image.Image:
     """Turned as its EXIF orientation says. Not ImageOps.exif_transpose: it writes the EXIF anew, which often fails."""
     try:
@@ -165,11 +171,16 @@ def _grey8(image: Image.Image) -> Image.Image:
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))
 
 
-def _reason(path: Path, error: Exception) -> str:
+def _reason(file: str | Path | BinaryIO, error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError):
         return f"too large: {error}"
     if isinstance(error, UnidentifiedImageError):
-        return "not a picture" if path.stat().st_size else "empty file"
+        return "empty file" if _size(file) == 0 else "not a picture"
     if isinstance(error, OSError) and error.errno is not None:
         return f"cannot be read: {error.strerror}"
     return f"truncated or damaged: {error}"
+
+
+def _size(file: str | Path | BinaryIO) -> int:
+    """Bytes of a file, by path or open."""
+    return Path(file).stat().st_size if isinstance(file, str | Path) else file.seek(0, SEEK_END)

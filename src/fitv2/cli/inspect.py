@@ -1,0 +1,102 @@
+"""`fitv2 inspect`: what a preparation made of the pictures, as text, table and plots."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ..prepare.inspection import Inspection
+
+BAR = 40
+MOST_CLASSES = 20
+
+
+def inspect(
+    folder: Annotated[Path, typer.Argument(help="what 'fitv2 prepare' made")],
+    budget: Annotated[
+        int | None, typer.Option(min=1, help="tokens of a pack; default: ten times the longest picture")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="for the table and the plots; default: FOLDER-inspected")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="also compare every shard with its hash")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print a JSON report instead of text")] = False,
+) -> None:
+    """Show what became of each picture: sizes, tokens, what was cropped, what was skipped and why.
+
+    [bold]Examples[/bold]
+
+      fitv2 inspect prepared
+
+      fitv2 inspect prepared --budget 16384 --verify
+    """
+    from ..atomic import write_file
+    from ..data.prepared import read_dataset
+    from ..prepare import inspection as inspecting
+    from ..prepare.plots import bars, page, points
+    from ..prepare.verify import damaged_shards
+    from .progress import image_progress
+
+    if verify:
+        with image_progress("verifying", len(read_dataset(folder)[1]["shards"])) as done:
+            damaged = damaged_shards(folder, done)
+        if damaged:
+            raise ValueError(
+                f"{len(damaged)} shards of {folder} are not as they were written: {', '.join(damaged)}; the same fitv2 "
+                "prepare as before makes them anew"
+            )
+    out = out or folder.with_name(f"{folder.resolve().name}-inspected")
+    inspection = inspecting.inspect(folder, out)
+    figures = inspecting.summary(inspection) | {"packing": inspecting.packing(folder, budget)}
+    plots = page(
+        [
+            points("sizes in pixels", {"before": inspection.sizes, "after": inspection.new_sizes}),
+            bars("width / height", figures["aspects"]),
+            bars("tokens", figures["token_counts"]),
+            bars("share of the picture that crops lose", figures["cropped"]),
+            bars("classes", figures["classes"] or {"without classes": len(inspection.sizes)}),
+            bars("skipped", figures["skipped_by_reason"] or {"none": 0}),
+        ]
+    )
+    write_file(out / "plots.png", lambda draft: plots.save(draft, "PNG"))
+    figures |= {"table": str(out / inspecting.TABLE), "plots": str(out / "plots.png")}
+    if verify:
+        figures["verified"] = True
+    print(json.dumps(figures) if as_json else "\n".join(text(folder, inspection, figures)))
+
+
+def text(folder: Path, inspection: Inspection, figures: dict[str, Any]) -> Iterator[str]:
+    preparation, low_to_high = inspection.preparation, "{:g} to {:g}, median {:g}"
+    what = f"latents of {preparation.autoencoder}" if preparation.autoencoder else "pixels"
+    yield f"{folder}: {figures['pictures']} pictures of {figures['files']} files as {what}, {figures['bytes']:,} bytes"
+    yield f"  at most {preparation.max_tokens} tokens of {preparation.patch}x{preparation.patch} pixels; " + ", ".join(
+        f"{count} {variant}" for variant, count in figures["variants"].items()
+    )
+    for name in ("height", "new_height", "width", "new_width", "scale", "tokens"):
+        low, median, high = figures[name]
+        yield f"  {name.replace('_', ' '):12} {low_to_high.format(low, high, median)}"
+    yield f"  {figures['stretched_visibly']} changed in aspect by over a tenth; {figures['duplicates']} duplicates"
+    pack = figures["packing"]
+    yield f"  packs of {pack['budget']} tokens: {pack['packs']} an epoch, {100 * pack['real_share']:.2f} % real tokens"
+    if "verified" in figures:
+        yield f"  every one of {len(inspection.dataset['shards'])} shards is as it was written"
+    shown = {"width / height": "aspects", "tokens": "token_counts", "lost by cropping": "cropped"}
+    for title, name in (shown | {"skipped": "skipped_by_reason", "classes": "classes"}).items():
+        if any(figures[name].values()):
+            yield title
+            yield from histogram(figures[name])
+    yield f"Every file is in {figures['table']}, the plots in {figures['plots']}"
+
+
+def histogram(counts: dict[str, int]) -> Iterator[str]:
+    """A bar of characters per entry; of many, the first ones."""
+    longest = max(counts.values()) or 1
+    for name, count in list(counts.items())[:MOST_CLASSES]:
+        # File names may hold bytes that no terminal can show.
+        told = name.encode(errors="replace").decode()
+        yield f"  {told:>22} {count:>8} {'#' * round(BAR * count / longest)}"
+    if len(counts) > MOST_CLASSES:
+        yield f"  {'and more':>22} {sum(list(counts.values())[MOST_CLASSES:]):>8}"

@@ -1,0 +1,99 @@
+"""`fitv2 prepare`: pictures to latents in shards, once, for any number of trainings."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from ..prepare.run import Report
+
+MOST_NAMED = 20
+
+
+def prepare(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="a folder of pictures, a sub-folder per class or none; a list of 'path<TAB>label' lines (.txt, .tsv, "
+            ".csv); WebDataset archives (.tar, a folder of them, or a quoted pattern); or a data set of Hugging Face"
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="the folder to make or to complete")],
+    max_tokens: Annotated[int, typer.Option(min=1, help="larger pictures are scaled down to this many tokens")],
+    autoencoder: Annotated[str, typer.Option(help="folder or hub id of an AutoencoderKL, or: pixels")],
+    patch_size: Annotated[int, typer.Option(min=1, help="side of a token, in latent pixels")] = 2,
+    preprocessing: Annotated[
+        Literal["mixed", "resize", "crop"],
+        typer.Option(help="mixed: large pictures resized and as a square crop (Algorithm 1 of FiTv2)"),
+    ] = "mixed",
+    flip: Annotated[bool, typer.Option(help="mirror images belong to the set")] = True,
+    channels: Annotated[int | None, typer.Option(help="with pixels: 3 for colour (the default), 1 for grey")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="threads that read and decode")] = 4,
+    shard_size: Annotated[int, typer.Option(min=1, help="files of the source per shard")] = 1024,
+    as_json: Annotated[bool, typer.Option("--json", help="print a JSON report instead of text")] = False,
+) -> None:
+    """Encode pictures at their own aspect ratio into a folder that 'fitv2 train --data' takes.
+
+    [bold]Examples[/bold]
+
+      fitv2 prepare my/pictures --out prepared --max-tokens 256 --autoencoder stabilityai/sd-vae-ft-ema
+
+      fitv2 prepare my/pictures --out pixels --max-tokens 144 --autoencoder pixels --patch-size 8
+
+      torchrun --nproc_per_node 8 -m fitv2.cli prepare 'train-*.tar' --out prepared --max-tokens 256 --autoencoder vae
+
+    Stopped or killed, the same command goes on. On a changed source, only new and changed pictures are encoded.
+    """
+    from datetime import timedelta
+    from functools import partial
+
+    import torch
+    from accelerate import PartialState
+
+    from ..prepare.run import prepare as run
+    from ..prepare.settings import build_encoder
+    from ..prepare.sources import open_source
+    from .progress import image_progress
+
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file; name a folder")
+    if Path(source).is_dir() and out.resolve().is_relative_to(Path(source).resolve()):
+        raise ValueError(f"--out {out} lies within the source {source}; choose a folder outside of it")
+    # Processes finish far apart: whoever waits must not give up.
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=30))
+    encoder, preparation = build_encoder(
+        autoencoder, max_tokens, patch_size, preprocessing, flip, channels, str(state.device)
+    )
+    start = time.perf_counter()
+    opened = open_source(source)
+    progress = partial(image_progress, shown=state.is_main_process)
+    report = run(opened, source, out, encoder, preparation, shard_size, workers, state, progress)
+    if report is not None:
+        show(report, out, time.perf_counter() - start, as_json)
+
+
+def show(report: Report, out: Path, seconds: float, as_json: bool) -> None:
+    if as_json:
+        figures = {key: value for key, value in vars(report).items() if key != "skipped"}
+        figures |= {"out": str(out), "seconds": round(seconds, 2), "skipped": len(report.skipped)}
+        print(json.dumps(figures | {"skipped_by_reason": report.skipped_by_reason, "skipped_files": report.skipped}))
+        return
+    lines = [
+        f"{out}: {report.pictures} pictures of {report.files} files in {report.shards} shards; "
+        f"{report.encoded} encoded now, {report.reused} moved from other shards, {seconds:.1f} s"
+    ]
+    if report.duplicates:
+        lines.append(f"  {report.duplicates} files have the same content as an earlier one: encoded and stored once")
+    lines += [f"  {count} skipped: {reason}" for reason, count in report.skipped_by_reason.items()]
+    lines += [f"    {name}: {reason}" for name, reason in report.skipped[:MOST_NAMED]]
+    if len(report.skipped) > MOST_NAMED:
+        lines.append(f"    and {len(report.skipped) - MOST_NAMED} more, all of them in {out / 'index.jsonl'}")
+    lines.append(f"Look at it with: fitv2 inspect {out}")
+    # File names may hold bytes that no terminal can show.
+    print(os.linesep.join(lines).encode(errors="replace").decode())

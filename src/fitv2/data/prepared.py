@@ -1,0 +1,133 @@
+"""The format of a prepared data set: what `fitv2 prepare` writes, and all that reading it needs to know.
+
+    settings.json   how pictures become latents; there from the start
+    shards/         NUMBER-DIGEST.safetensors, each with a .jsonl that says what it holds, written after it
+    index.jsonl     a line per file of the source, in order
+    dataset.json    the whole, written last: without it the preparation has not finished
+
+A tensor is called CONTENT.VARIANT, by the SHA-256 of the picture's file. Pixels: (1, channels, height, width) uint8.
+Moments: (flips, 2, channels, h, w) float16, the mean and the standard deviation of the latent of the picture and, with
+flip, of its mirror image, after the autoencoder's scaling and shift.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from .images import Preprocessing
+
+FORMAT = 1
+SETTINGS, SHARDS, INDEX, DATASET = "settings.json", "shards", "index.jsonl", "dataset.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """How pictures became latents.
+
+    autoencoder: folder or hub id, None for pixels. factor: pixels per latent pixel on each axis. channels: of a latent.
+    patch_size: latent pixels per token on each axis. flip: whether mirror images belong to the set.
+    """
+
+    kind: Literal["pixels", "moments"]
+    max_tokens: int
+    patch_size: int
+    preprocessing: Preprocessing
+    flip: bool
+    channels: int
+    dtype: Literal["uint8", "float16"]
+    factor: int = 1
+    autoencoder: str | None = None
+    autoencoder_sha256: str | None = None
+    scaling_factor: float = 1.0
+    shift_factor: float = 0.0
+    format: int = FORMAT
+
+    @property
+    def patch(self) -> int:
+        """Picture pixels that a token's side covers."""
+        return self.patch_size * self.factor
+
+    @property
+    def mode(self) -> Literal["RGB", "L"]:
+        """Pillow's mode of the pictures."""
+        return "L" if self.channels == 1 and self.kind == "pixels" else "RGB"
+
+    @property
+    def flips(self) -> int:
+        """Mirror images stored apart: latents have them, pixels are mirrored on reading."""
+        return 2 if self.flip and self.kind == "moments" else 1
+
+    @property
+    def bytes_per_flip(self) -> int:
+        """Bytes per latent pixel of one stored flip."""
+        return self.channels * (1 if self.kind == "pixels" else 4)
+
+    @property
+    def what_counts(self) -> dict[str, Any]:
+        """What the latents depend on: weights count, not where they were loaded from."""
+        return {key: value for key, value in asdict(self).items() if key != "autoencoder"}
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(json.dumps(self.what_counts, sort_keys=True).encode()).hexdigest()
+
+
+def is_prepared(folder: Path) -> bool:
+    """Whether a folder holds a prepared data set, finished or not."""
+    return (folder / SETTINGS).is_file() and (folder / SHARDS).is_dir()
+
+
+def read_settings(folder: Path) -> Preparation | None:
+    """What a folder was or is being prepared with; None in a new one. Raises ValueError where it cannot be read."""
+    path = folder / SETTINGS
+    if not path.is_file():
+        return None
+    content = read_json(path)
+    if content.get("format") != FORMAT:
+        raise ValueError(f"{folder} is of format {content.get('format')}, and this version knows {FORMAT}")
+    try:
+        return Preparation(**content)
+    except TypeError as error:
+        raise damaged(path, error) from None
+
+
+def read_dataset(folder: Path) -> tuple[Preparation, dict[str, Any]]:
+    """Settings and dataset.json of a finished preparation. Raises ValueError for anything else."""
+    preparation = read_settings(folder)
+    if preparation is None:
+        raise ValueError(f"{folder} is no prepared data set: there is no {SETTINGS}; make one with fitv2 prepare")
+    if not (folder / DATASET).is_file():
+        raise ValueError(f"the preparation of {folder} has not finished: run the same fitv2 prepare again")
+    return preparation, read_json(folder / DATASET)
+
+
+def read_index(folder: Path, dataset: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The lines of index.jsonl. Raises ValueError if it is not the one that dataset.json speaks of."""
+    path = folder / INDEX
+    try:
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != dataset["index_sha256"]:
+                raise damaged(path, "another hash than in dataset.json")
+            file.seek(0)
+            yield from map(json.loads, file)
+    except (OSError, KeyError) as error:
+        raise damaged(path, error) from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise damaged(path, error) from None
+    if not isinstance(content, dict):
+        raise damaged(path, "no JSON object")
+    return content
+
+
+def damaged(path: Path, why: object) -> ValueError:
+    return ValueError(f"{path} is damaged ({why}); run the same fitv2 prepare again")

@@ -1,0 +1,80 @@
+"""Data sets of Hugging Face, by folder or hub id, through the package `datasets`, which is optional."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .sources import Item, labelled, read_file
+
+# What `save_to_disk` writes, and what a downloaded data set consists of.
+SAVED = ("dataset_dict.json", "state.json")
+TABLES = ("*.parquet", "*.arrow", "data/*.parquet")
+
+
+class HubSource:
+    """The first column of pictures with the first of class labels (else one called label); of several splits, train."""
+
+    def __init__(self, name: str) -> None:
+        rows = load_rows(name)
+        kinds = {column: type(feature).__name__ for column, feature in rows.features.items()}
+        pictures = [column for column, kind in kinds.items() if kind == "Image"]
+        if not pictures:
+            raise ValueError(f"the data set {name} has no column of pictures; its columns are {', '.join(kinds)}")
+        self.column = pictures[0]
+        labels = [column for column, kind in kinds.items() if kind == "ClassLabel"] + [c for c in kinds if c == "label"]
+        number = len(rows)
+        self.class_names: list[str] = []
+        if labels and kinds[labels[0]] == "ClassLabel":
+            self.class_names = list(rows.features[labels[0]].names)
+            # -1 is how `datasets` writes that a class is not known.
+            self.items = [
+                Item(str(i), label) if label is not None and label >= 0 else Item(str(i), refused="without a label")
+                for i, label in enumerate(rows[labels[0]])
+            ]
+        else:
+            texts = [None if label is None else str(label) for label in rows["label"]] if labels else [None] * number
+            self.items, self.class_names = labelled([str(i) for i in range(number)], texts)
+        self.rows = undecoded(rows.select_columns([self.column]), self.column)
+
+    def read(self, index: int) -> bytes:
+        """Some sets hold the bytes, others the path of a file."""
+        picture = self.rows[index][self.column] or {}
+        if picture.get("bytes"):
+            return picture["bytes"]
+        if picture.get("path"):
+            return read_file(Path(picture["path"]))
+        raise OSError(None, "the row holds no picture")
+
+
+def is_hub_folder(folder: Path) -> bool:
+    """Whether a folder holds the tables of a data set and not the pictures themselves."""
+    return any((folder / name).is_file() for name in SAVED) or any(any(folder.glob(pattern)) for pattern in TABLES)
+
+
+def load_rows(name: str) -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise ValueError(
+            f"there is no folder, list or archive {name}; for a data set of Hugging Face by that name install the "
+            "package datasets (pip install datasets)"
+        ) from None
+    try:
+        saved = any((Path(name) / file).is_file() for file in SAVED)
+        found = datasets.load_from_disk(name) if saved else datasets.load_dataset(name)
+    except Exception as error:  # The library passes on what its readers and the network raise, of nearly any type.
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{name} is no picture source, and as a data set of Hugging Face: {reason}") from None
+    if not isinstance(found, datasets.DatasetDict):
+        return found
+    if "train" not in found and len(found) > 1:
+        raise ValueError(f"the data set {name} has the splits {', '.join(found)} and none called train")
+    return found["train"] if "train" in found else next(iter(found.values()))
+
+
+def undecoded(rows: Any, column: str) -> Any:
+    """The pictures as bytes: what decodes them must be ours, as for every other source."""
+    import datasets
+
+    return rows.cast_column(column, datasets.Image(decode=False))

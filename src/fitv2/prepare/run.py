@@ -1,0 +1,265 @@
+"""A preparation from source to data set: hash, plan, encode what is missing, merge. Several processes share it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from accelerate import PartialState
+from accelerate.utils import gather_object
+
+from ..atomic import remove_drafts, write_file, write_text
+from ..data.images import UnreadableImage
+from ..data.prepared import DATASET, INDEX, SETTINGS, SHARDS, Preparation, read_settings
+from .encode import Decoded, MomentEncoder, PixelEncoder, decode_variants, encode_all
+from .plan import File, ShardPlan, hash_file, in_threads, plan_shards, repeated
+from .shards import (
+    Outcome,
+    is_whole,
+    read_shard_index,
+    read_store,
+    read_stored,
+    refresh_index,
+    shard_files,
+    write_shard,
+)
+from .sources import Source
+
+T = TypeVar("T")
+MOST_NAMED = 5
+# (what is being done, how many) to a context whose value takes the number just finished.
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+
+
+@dataclass
+class Report:
+    """What a preparation found and did. skipped: (id, reason). encoded, reused: pictures, by this run."""
+
+    files: int = 0
+    pictures: int = 0
+    duplicates: int = 0
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    shards: int = 0
+    encoded: int = 0
+    reused: int = 0
+
+    @property
+    def skipped_by_reason(self) -> dict[str, int]:
+        """Number of skipped files by the kind of the reason, most frequent first."""
+        return dict(Counter(reason.partition(":")[0] for _, reason in self.skipped).most_common())
+
+
+def prepare(
+    source: Source,
+    name: str,
+    out: Path,
+    encoder: PixelEncoder | MomentEncoder,
+    preparation: Preparation,
+    shard_size: int,
+    workers: int,
+    state: PartialState,
+    progress: Progress,
+) -> Report | None:
+    """Makes or completes the data set `out`; `name` is what the source is called. The report is the first process's.
+
+    Interrupted at any moment, the same call goes on, to the same bytes. Raises ValueError where `out` holds something
+    else, OSError where it cannot be written; what was there before is still whole then.
+    """
+    shards = out / SHARDS
+    with one_sentence(out):
+        if state.is_main_process:
+            keep_settings(out, preparation)
+            remove_drafts(out)
+            remove_drafts(shards)
+        state.wait_for_everyone()
+        files = hash_all(source, workers, state, progress)
+        plans = plan_shards(files, shard_size, preparation.digest)
+        whole = set(everyones(state, [name for name in mine(state, stems(shards)) if is_whole(shards, name)]))
+        for plan in mine(state, [plan for plan in plans if plan.name in whole]):
+            refresh_index(shards, plan)
+        missing = [plan for plan in plans if plan.name not in whole]
+        wanted = {sha256 for plan in missing for sha256 in plan.owned}
+        store = read_store(shards, sorted(whole), wanted)
+        counts = Counter()
+        with progress("encoding", sum(len(plan.owned) for plan in mine(state, missing))) as done:
+            for plan in mine(state, missing):
+                counts += build_shard(shards, plan, source, encoder, preparation, store, workers, done)
+        counts = sum(everyones(state, [counts]), Counter())
+        if not state.is_main_process:
+            return None
+        report = merge(out, plans, repeated(files), source, name, preparation)
+        report.encoded, report.reused = counts["encoded"], counts["reused"]
+        return report
+
+
+def keep_settings(out: Path, preparation: Preparation) -> None:
+    """Raises ValueError where the folder holds something else than this preparation."""
+    kept = read_settings(out)
+    if kept is None and out.exists() and any(path for path in out.iterdir() if not path.name.startswith(".")):
+        raise ValueError(f"{out} holds something else than a prepared data set; choose another --out")
+    if kept is not None and kept.what_counts != preparation.what_counts:
+        raise ValueError(f"{out} was prepared with {difference(kept, preparation)}; choose another --out")
+    if kept != preparation:  # Weights may have moved to another place.
+        write_text(out / SETTINGS, json.dumps(asdict(preparation), indent=1))
+
+
+def difference(kept: Preparation, wanted: Preparation) -> str:
+    """What is not the same, in words."""
+    if kept.autoencoder_sha256 != wanted.autoencoder_sha256:
+        return f"another autoencoder, {kept.autoencoder or 'pixels'} and not {wanted.autoencoder or 'pixels'}"
+    before, now = kept.what_counts, wanted.what_counts
+    changed = [key for key in before if before[key] != now[key]]
+    return ", ".join(f"{key.replace('_', ' ')} {before[key]}, not {now[key]}" for key in changed)
+
+
+def hash_all(source: Source, workers: int, state: PartialState, progress: Progress) -> list[File]:
+    """Every file of the source, in order."""
+    indices = mine(state, range(len(source.items)))
+    with progress("reading", len(indices)) as done:
+        hashed = []
+        for index, file in zip(indices, in_threads(workers, partial(hash_file, source), indices), strict=True):
+            hashed.append((index, file))
+            done(1)
+    return [file for _, file in sorted(everyones(state, hashed), key=lambda pair: pair[0])]
+
+
+def build_shard(
+    folder: Path,
+    plan: ShardPlan,
+    source: Source,
+    encoder: PixelEncoder | MomentEncoder,
+    preparation: Preparation,
+    store: dict[str, tuple[Path, Outcome]],
+    workers: int,
+    done: Callable[[int], None],
+) -> Counter:
+    """Encodes what is stored nowhere and writes the shard; returns how many contents were encoded and reused."""
+    known = [sha256 for sha256 in plan.owned if sha256 in store]
+    outcomes = {sha256: store[sha256][1] for sha256 in known}
+    arrays = read_stored(store[sha256] for sha256 in known)
+    done(len(known))
+    missing = {sha256: index for sha256, index in plan.owned.items() if sha256 not in store}
+
+    def decoded(sha256: str) -> Decoded:
+        return decode_again(source, missing[sha256], sha256, preparation)
+
+    def pictures() -> Iterator:
+        for sha256, (outcome, variants) in zip(missing, in_threads(workers, decoded, missing), strict=True):
+            outcomes[sha256] = outcome
+            for variant, array in variants.items():
+                outcome["variants"][variant]["tensor"] = f"{sha256}.{variant}"
+                yield f"{sha256}.{variant}", array
+            done(1)
+
+    arrays |= dict(encode_all(encoder, pictures()))
+    write_shard(folder, plan, arrays, outcomes)
+    return Counter(encoded=len(missing), reused=len(known))
+
+
+def decode_again(source: Source, index: int, sha256: str, preparation: Preparation) -> Decoded:
+    """Raises ValueError if the file has changed since it was hashed."""
+    try:
+        content = source.read(index)
+    except (OSError, UnreadableImage):
+        content = b""
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise ValueError(f"{source.items[index].id} changed while it was being prepared; run the same command again")
+    return decode_variants(content, preparation)
+
+
+def merge(
+    out: Path, plans: Sequence[ShardPlan], twice: set[str], source: Source, source_name: str, preparation: Preparation
+) -> Report:
+    """Writes index.jsonl and dataset.json, then removes what they do not speak of."""
+    report = Report(shards=len(plans))
+    index = hashlib.sha256()
+    headers = []
+
+    def write(draft: Path) -> None:
+        with draft.open("wb") as file:
+            for line in merged_lines(out / SHARDS, plans, twice, headers, report):
+                content = json.dumps(line).encode() + b"\n"
+                index.update(content)
+                file.write(content)
+        if not report.pictures:  # What was there before is worth more.
+            told = "; ".join(f"{name}: {reason}" for name, reason in report.skipped[:MOST_NAMED])
+            raise ValueError(f"no picture can be read in {source_name}: {told or 'there are no files'}")
+
+    write_file(out / INDEX, write)
+    counts = {"files": report.files, "pictures": report.pictures, "duplicates": report.duplicates}
+    dataset = asdict(preparation) | {
+        "source": source_name,
+        "class_names": source.class_names,
+        "counts": counts | {"skipped": len(report.skipped)},
+        "skipped_by_reason": report.skipped_by_reason,
+        "shards": [
+            {"file": header["shard"], "sha256": header["sha256"], "bytes": header["bytes"]} for header in headers
+        ],
+        "index_sha256": index.hexdigest(),
+    }
+    write_text(out / DATASET, json.dumps(dataset, indent=1))
+    kept = {path.name for plan in plans for path in shard_files(out, plan.name)}
+    for path in (out / SHARDS).iterdir():
+        if path.name not in kept:
+            path.unlink()
+    return report
+
+
+def merged_lines(
+    folder: Path, plans: Sequence[ShardPlan], twice: set[str], headers: list[dict[str, Any]], report: Report
+) -> Iterator[dict[str, Any]]:
+    """The lines of all shards, a repeated content with what its first file says; counts them in the report."""
+    first: dict[str, dict[str, Any]] = {}
+    for plan in plans:
+        header, lines = read_shard_index(shard_files(folder, plan.name)[1])
+        headers.append(header)
+        for line in lines:
+            sha256 = line.get("sha256")
+            if sha256 in first:
+                line |= {key: value for key, value in first[sha256].items() if key not in line}
+                line["duplicate_of"] = first[sha256]["id"]
+                report.duplicates += 1
+            elif "variants" in line:
+                line["shard"] = header["shard"]
+            if sha256 in twice:
+                first.setdefault(sha256, line)
+            report.files += 1
+            if "skipped" in line:
+                report.skipped.append((line["id"], line["skipped"]))
+            else:
+                report.pictures += 1
+            yield line
+
+
+def stems(folder: Path) -> list[str]:
+    """The names of all shards that have an index, in order."""
+    return sorted(path.stem for path in folder.glob("*.jsonl"))
+
+
+def mine(state: PartialState, work: Sequence[T]) -> Sequence[T]:
+    """This process's part."""
+    return work[state.process_index :: state.num_processes]
+
+
+def everyones(state: PartialState, results: list[T]) -> list[T]:
+    """The results of all processes, one process after another."""
+    return gather_object(results) if state.num_processes > 1 else results
+
+
+@contextmanager
+def one_sentence(out: Path) -> Iterator[None]:
+    """What to do about a full disk or a folder that cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"{out} cannot be written ({error.strerror or error}); what is finished is kept: free some space or allow "
+            "writing, then run the same command again"
+        ) from error

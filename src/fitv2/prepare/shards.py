@@ -1,0 +1,123 @@
+"""Shards on disk: tensors, then an index that holds their hash; what is there is trusted once the hash is right."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections import defaultdict
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save
+
+from ..atomic import write_file, write_text
+from .plan import ShardPlan
+
+# What is known of a content: {"size", "variants": {VARIANT: {"size", "tensor", "offset", "crc32"}}} or {"skipped"}.
+Outcome = dict[str, Any]
+OUTCOME = ("size", "variants", "skipped")
+Arrays = dict[str, np.ndarray]
+
+
+def shard_files(folder: Path, name: str) -> tuple[Path, Path]:
+    """The tensors of a shard and its index."""
+    return folder / f"{name}.safetensors", folder / f"{name}.jsonl"
+
+
+def read_shard_index(index: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The header and the lines of a shard's index. Raises OSError or ValueError where it is not whole."""
+    header, *lines = map(json.loads, index.read_bytes().splitlines())
+    if len(lines) != header["files"]:
+        raise ValueError(f"{len(lines)} lines of {header['files']}")
+    return header, lines
+
+
+def is_whole(folder: Path, name: str) -> bool:
+    """Whether a shard is as it was written, by the hash in its index."""
+    tensors, index = shard_files(folder, name)
+    try:
+        header, _ = read_shard_index(index)
+        with tensors.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == header["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def outcomes_of(lines: Iterable[dict[str, Any]]) -> dict[str, Outcome]:
+    """Content to outcome, from the lines of those contents that the shard owns."""
+    owned = [line for line in lines if "sha256" in line and ("variants" in line or "skipped" in line)]
+    return {line["sha256"]: {key: line[key] for key in OUTCOME if key in line} for line in owned}
+
+
+def read_store(folder: Path, names: Iterable[str], wanted: Collection[str]) -> dict[str, tuple[Path, Outcome]]:
+    """Where the wanted contents are stored already, among whole shards."""
+    store = {}
+    for name in names:
+        tensors, index = shard_files(folder, name)
+        outcomes = outcomes_of(read_shard_index(index)[1])
+        store |= {sha256: (tensors, outcome) for sha256, outcome in outcomes.items() if sha256 in wanted}
+    return store
+
+
+def read_stored(found: Iterable[tuple[Path, Outcome]]) -> Arrays:
+    """The tensors of stored contents by name; each shard is opened once."""
+    names = defaultdict(list)
+    for path, outcome in found:
+        names[path] += [stored["tensor"] for stored in outcome.get("variants", {}).values()]
+    arrays = {}
+    for path, wanted in names.items():
+        with safe_open(path, "np") as file:
+            arrays |= {name: file.get_tensor(name) for name in wanted}
+    return arrays
+
+
+def write_shard(folder: Path, plan: ShardPlan, arrays: Arrays, outcomes: dict[str, Outcome]) -> None:
+    """The tensors, whole or not at all, and after them the index."""
+    blob = save(arrays)
+    places = tensor_places(blob)
+    for outcome in outcomes.values():
+        for stored in outcome.get("variants", {}).values():
+            start, end = places[stored["tensor"]]
+            flips = arrays[stored["tensor"]].shape[0]
+            step = (end - start) // flips
+            stored["offset"] = start
+            stored["crc32"] = [zlib.crc32(blob[at : at + step]) for at in range(start, end, step)]
+    tensors, index = shard_files(folder, plan.name)
+    header = {"shard": tensors.name, "sha256": hashlib.sha256(blob).hexdigest(), "bytes": len(blob)}
+    write_file(tensors, lambda draft: draft.write_bytes(blob))
+    write_text(index, index_text(plan, header, outcomes))
+
+
+def refresh_index(folder: Path, plan: ShardPlan) -> None:
+    """Writes the index of a whole shard anew where its files have other names or labels than before."""
+    _, index = shard_files(folder, plan.name)
+    header, lines = read_shard_index(index)
+    text = index_text(plan, header, outcomes_of(lines))
+    if index.read_text() != text:
+        write_text(index, text)
+
+
+def tensor_places(blob: bytes) -> dict[str, tuple[int, int]]:
+    """Where each tensor of a safetensors file begins and ends, in bytes from the start of the file."""
+    header = 8 + int.from_bytes(blob[:8], "little")
+    entries = json.loads(blob[8:header])
+    return {name: tuple(header + at for at in entry["data_offsets"]) for name, entry in entries.items()}
+
+
+def index_text(plan: ShardPlan, header: dict[str, Any], outcomes: dict[str, Outcome]) -> str:
+    """A line about the shard, then one per file of the source: what became of it if its content is owned here."""
+    lines = [header | {"files": len(plan.files)}]
+    for index, file in enumerate(plan.files, plan.first):
+        line: dict[str, Any] = {"id": file.item.id, "label": file.item.label}
+        if file.sha256 is None:
+            line["skipped"] = file.refused
+        else:
+            line["sha256"] = file.sha256
+            if plan.owned.get(file.sha256) == index:
+                line |= outcomes[file.sha256]
+        lines.append(line)
+    return "".join(json.dumps(line) + "\n" for line in lines)

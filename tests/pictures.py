@@ -1,0 +1,71 @@
+"""Picture files for the tests of data: good ones of all shapes, and every kind of bad one."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+def noise(height: int, width: int, seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def as_bytes(image: Image.Image, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+def claims(width: int, height: int) -> bytes:
+    """A PNG whose header claims this size and whose data are a few bytes."""
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(b"\0" * 64))]
+    body = b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in [*chunks, (b"IEND", b"")]
+    )
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def bad_files() -> dict[str, tuple[bytes, str]]:
+    """Name to content and the kind of the reason for which it is not taken."""
+    whole = as_bytes(noise(40, 30), "JPEG")
+    flipped = bytearray(as_bytes(noise(40, 30)))
+    flipped[len(flipped) // 2] ^= 0xFF
+    return {
+        "empty.png": (b"", "empty file"),
+        "page.jpg": (b"<html>404</html>", "not a picture"),
+        "half.jpg": (whole[: len(whole) // 2], "truncated or damaged"),
+        "flipped.png": (bytes(flipped), "truncated or damaged"),
+        "huge.png": (claims(60_000, 60_000), "too large"),
+        "float.tiff": (as_bytes(Image.fromarray(np.full((9, 9), 0.5, np.float32)), "TIFF"), "no defined white"),
+        "notes.txt": (b"a note", "ignored extension"),
+        "picture.txt": (whole, "ignored extension"),
+        "clip.mp4": (b"\0\0\0\x18ftyp", "ignored extension"),
+        "README": (b"pictures", "ignored extension"),
+        ".hidden.png": (whole, "hidden"),
+    }
+
+
+def good_files(number: int, seed: int = 0) -> dict[str, bytes]:
+    """Pictures of two classes, in many sizes and formats."""
+    rng = np.random.default_rng(seed)
+    kinds = ("PNG", "JPEG", "WEBP")
+    files = {}
+    for i in range(number):
+        height, width = rng.integers(4, 70, 2).tolist()
+        kind = kinds[i % 3]
+        files[f"{('cat', 'dog')[i % 2]}/{i:03}.{kind.lower()}"] = as_bytes(noise(height, width, seed * 1000 + i), kind)
+    return files
+
+
+def write_files(root: Path, files: dict[str, bytes]) -> Path:
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return root

@@ -1,0 +1,120 @@
+"""Inspection: each figure against pictures whose fate is known, the table of all files, and shards that are damaged."""
+
+import csv
+import json
+import sys
+
+import pytest
+from PIL import Image
+
+from fitv2.cli.prepare import MOST_NAMED
+from fitv2.data.latents import LatentShards
+from fitv2.data.packing import plan_packs, real_share
+from pictures import as_bytes, noise, write_files
+from tiny import command_line
+
+# Height and width; 16 tokens of 4 x 4 pixels, so a square of 16 x 16.
+SIZES = {"cat/a": (32, 64), "cat/b": (16, 8), "dog/c": (2, 200), "dog/d": (100, 100)}
+
+
+@pytest.fixture
+def fitv2(tmp_path, capsys, monkeypatch):
+    """`fitv2 ARGUMENTS` in the test's folder: (exit code or sentence, what it printed)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments) -> tuple:
+        monkeypatch.setattr(sys, "argv", sys.argv)
+        with pytest.raises(SystemExit) as end:
+            command_line(*map(str, arguments))
+        return end.value.code, capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def prepared(fitv2, tmp_path):
+    files = {f"{name}.png": as_bytes(noise(*size)) for name, size in SIZES.items()}
+    write_files(tmp_path / "pictures", files | {"cat/bad.png": b"x", "cat/no.txt": b"x"})
+    write_files(tmp_path / "pictures", {"dog/again.png": files["cat/a.png"]})
+    options = ["--max-tokens", 16, "--patch-size", 4, "--autoencoder", "pixels", "--shard-size", 3]
+    assert fitv2("prepare", "pictures", "--out", "out", *options)[0] in (0, None)
+    return tmp_path / "out"
+
+
+def test_the_table_tells_each_files_fate(fitv2, prepared, tmp_path):
+    report = json.loads(fitv2("inspect", "out", "--json", "--out", "seen")[1])
+    with open(tmp_path / report["table"], newline="") as file:
+        rows = list(csv.DictReader(file))
+    told = {(row["id"], row["variant"]): row for row in rows}
+    assert [row["id"] for row in rows] == sorted(row["id"] for row in rows)
+    assert {name: row["skipped"] for (name, _), row in told.items() if row["skipped"]} == {
+        "cat/bad.png": "not a picture",
+        "cat/no.txt": "ignored extension: .txt",
+    }
+    resized, cropped = told["cat/a.png", "resize"], told["cat/a.png", "crop"]
+    assert [resized[k] for k in ("class", "height", "width", "new_height", "new_width", "tokens", "cropped")] == [
+        "cat", "32", "64", "8", "20", "10", "0.0"
+    ]  # fmt: skip
+    assert float(resized["stretched"]) == pytest.approx((20 / 64) / (8 / 32) - 1, abs=1e-4)
+    assert [cropped[k] for k in ("new_height", "new_width", "tokens", "cropped", "stretched", "scale")] == [
+        "16", "16", "16", "0.5", "0.0", "0.5"
+    ]  # fmt: skip
+    assert float(told["cat/b.png", "resize"]["scale"]) == 1 and ("cat/b.png", "crop") not in told
+    assert float(told["dog/c.png", "resize"]["stretched"]) > 1, "16 tokens in a row cannot keep 1:100"
+
+
+def test_the_summary_counts(fitv2, prepared, tmp_path):
+    report = json.loads(fitv2("inspect", "out", "--json", "--budget", 40)[1])
+    assert [report[k] for k in ("files", "pictures", "duplicates", "skipped")] == [7, 5, 1, 2]
+    assert report["classes"] == {"cat": 2, "dog": 3} and report["variants"] == {"resize": 5, "crop": 3}
+    assert (report["height"], report["new_width"]) == ([2, 32, 100], [8, 16, 64])
+    assert report["skipped_by_reason"] == {"not a picture": 1, "ignored extension": 1}
+    assert report["aspects"]["0.33 to 0.5"] == 0 and report["aspects"]["0.5 to 0.67"] == 1
+    assert report["aspects"]["2 to 3"] == 2 and report["aspects"]["above 4"] == 1
+    assert sum(report["token_counts"].values()) == 8 and report["token_counts"]["15 to 16"] == 5
+    assert sum(report["cropped"].values()) == 3 and report["cropped"]["0.5 to 0.75"] == 2
+    assert report["stretched_visibly"] == 3
+    lengths = LatentShards(prepared).epoch(0, 0).hw.prod(1)
+    packs = plan_packs(lengths, 40, 0, 0)
+    assert report["packing"] == {"budget": 40, "packs": len(packs), "real_share": real_share(lengths, packs, 40)}
+    with Image.open(tmp_path / report["plots"]) as plots:
+        assert len(plots.convert("RGB").getcolors(100_000)) > 5
+    assert report["table"].startswith("out-inspected") and len(list(prepared.iterdir())) == 4
+
+
+def test_text_for_people(fitv2, prepared):
+    code, shown = fitv2("inspect", "out", "--verify")
+    assert code in (0, None)
+    for part in ("5 pictures of 7 files as pixels", "5 resize, 3 crop", "every one of 3 shards is as it was written"):
+        assert part in shown
+    for part in ("% real tokens", "not a picture        1 ", "dog        3 #####", "Every file is in out-inspected"):
+        assert part in shown
+
+
+@pytest.mark.parametrize("damage", ["flip", "lose"])
+def test_a_damaged_shard_is_found_named_and_made_anew(fitv2, prepared, damage):
+    shard = sorted((prepared / "shards").glob("*.safetensors"))[0]
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content) if damage == "flip" else shard.unlink()
+    assert fitv2("inspect", "out")[0] in (0, None), "only --verify looks"
+    message, _ = fitv2("inspect", "out", "--verify")
+    assert f"1 shards of out are not as they were written: {shard.name}; the same fitv2 prepare" in message
+    options = ["--max-tokens", 16, "--patch-size", 4, "--autoencoder", "pixels", "--shard-size", 3]
+    fitv2("prepare", "pictures", "--out", "out", *options)
+    assert fitv2("inspect", "out", "--verify")[0] in (0, None)
+
+
+def test_what_is_not_prepared_is_one_sentence(fitv2, prepared):
+    assert "pictures is no prepared data set" in fitv2("inspect", "pictures")[0]
+    assert "nowhere is no prepared data set" in fitv2("inspect", "nowhere")[0]
+    (prepared / "dataset.json").unlink()
+    assert "has not finished" in fitv2("inspect", "out", "--verify")[0]
+
+
+def test_long_reports_name_the_first_files_and_where_all_are(fitv2, tmp_path):
+    bad = {f"{i:03}.png": b"x" for i in range(MOST_NAMED + 5)}
+    write_files(tmp_path / "pictures", bad | {"good.png": as_bytes(noise(9, 9))})
+    _, shown = fitv2("prepare", "pictures", "--out", "out", "--max-tokens", 16, "--autoencoder", "pixels")
+    assert "019.png: not a picture" in shown and "020.png" not in shown
+    assert "and 5 more, all of them in out/index.jsonl" in shown and "1 pictures of 26 files" in shown

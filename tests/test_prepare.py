@@ -1,0 +1,354 @@
+"""Preparation: what is stored, what is named, and that interruptions, company and changes do not show in the bytes."""
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from fitv2.autoencoder import KLAutoencoder
+from fitv2.data.images import decode, prepare, target_size, to_array, variants
+from fitv2.prepare import run as run_module
+from pictures import as_bytes, bad_files, good_files, noise, write_files
+from tiny import command_line, process, processes, tiny_autoencoder
+
+SETTINGS = ["--max-tokens", "16", "--shard-size", "5", "--workers", "2"]
+PIXELS = [*SETTINGS, "--autoencoder", "pixels", "--patch-size", "4"]
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("vae")
+    tiny_autoencoder().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    return write_files(tmp_path / "pictures", good_files(12))
+
+
+@pytest.fixture
+def fitv2(tmp_path, capsys, monkeypatch):
+    """`fitv2 prepare ARGUMENTS` in this process and the test's folder: its JSON report, or its one sentence."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments) -> dict | str:
+        monkeypatch.setattr(sys, "argv", sys.argv)
+        with pytest.raises(SystemExit) as end:
+            command_line("prepare", *map(str, arguments), "--json")
+        if end.value.code:
+            assert end.value.code.startswith("fitv2: "), end.value.code
+            return end.value.code
+        return json.loads(capsys.readouterr().out)
+
+    return run
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+
+
+def index(out: Path) -> dict[str, dict]:
+    lines = [json.loads(line) for line in (out / "index.jsonl").read_text().splitlines()]
+    return {line["id"]: line for line in lines}
+
+
+def stored(out: Path, line: dict, variant: str):
+    with safe_open(out / "shards" / line["shard"], "np") as file:
+        return file.get_tensor(line["variants"][variant]["tensor"])
+
+
+def test_pixels_are_stored_as_prepared(fitv2, root, tmp_path):
+    report = fitv2("pictures", "--out", "out", *PIXELS)
+    assert (report["pictures"], report["encoded"], report["reused"], report["shards"]) == (12, 12, 0, 3)
+    lines = index(tmp_path / "out")
+    assert list(lines) == sorted(good_files(12))
+    both = 0
+    for name, line in lines.items():
+        image = decode(root / name)
+        assert line["size"] == [image.height, image.width] and line["label"] == int(name.startswith("dog"))
+        possible = variants(*line["size"], 16, 4, "mixed")
+        assert tuple(line["variants"]) == possible
+        both += len(possible) == 2
+        for variant in possible:
+            expected = to_array(prepare(image, 16, 4, variant))
+            assert np.array_equal(stored(tmp_path / "out", line, variant), expected[None])
+            assert line["variants"][variant]["size"] == list(target_size(*line["size"], 16, 4, variant))
+    assert both >= 3
+    dataset = json.loads((tmp_path / "out" / "dataset.json").read_text())
+    assert dataset["class_names"] == ["cat", "dog"] and dataset["kind"] == "pixels" and dataset["autoencoder"] is None
+    assert dataset["counts"] == {"files": 12, "pictures": 12, "duplicates": 0, "skipped": 0}
+
+
+def test_moments_are_those_of_the_autoencoder_of_both_flips(fitv2, root, vae, tmp_path):
+    fitv2("pictures", "--out", "out", *SETTINGS, "--autoencoder", vae)
+    codec = KLAutoencoder(tiny_autoencoder(), "cpu")
+    for name, line in index(tmp_path / "out").items():
+        pixels = torch.from_numpy(to_array(prepare(decode(root / name), 16, 16, "resize")))[None] / 127.5 - 1
+        moments = stored(tmp_path / "out", line, "resize")
+        assert moments.dtype == np.float16 and moments.shape[:3] == (2, 2, 4)
+        for flip, face in enumerate([pixels, pixels.flip(3)]):
+            expected = torch.cat(codec.encode(face)).numpy()
+            np.testing.assert_allclose(moments[flip], expected, rtol=2e-3, atol=2e-3)
+    assert not np.allclose(moments[1, 0], moments[0, 0][:, :, ::-1], atol=1e-2), "a flip is not a mirrored latent"
+    dataset = json.loads((tmp_path / "out" / "dataset.json").read_text())
+    told = {key: dataset[key] for key in ("kind", "dtype", "scaling_factor", "shift_factor", "factor", "channels")}
+    assert told == {
+        "kind": "moments", "dtype": "float16", "scaling_factor": 0.5, "shift_factor": 0.1, "factor": 8, "channels": 4
+    }  # fmt: skip
+    assert dataset["autoencoder"] == str(vae) and len(dataset["autoencoder_sha256"]) == 64
+
+
+def test_pictures_of_equal_size_share_a_pass(fitv2, vae, tmp_path, monkeypatch):
+    write_files(
+        tmp_path / "pictures", {f"{i}.png": as_bytes(noise(*((40, 30), (16, 16))[i % 2], i)) for i in range(10)}
+    )
+    passes = []
+    encode = KLAutoencoder.encode
+    monkeypatch.setattr(KLAutoencoder, "encode", lambda self, x: passes.append(tuple(x.shape)) or encode(self, x))
+    fitv2("pictures", "--out", "out", *SETTINGS, "--shard-size", 10, "--no-flip", "--autoencoder", vae)
+    assert sorted(passes) == [(5, 3, 16, 16), (5, 3, 32, 16)]
+
+
+def test_every_bad_file_is_named_and_every_good_one_present(fitv2, root, tmp_path):
+    bad = bad_files()
+    write_files(root / "cat", {name: content for name, (content, _) in bad.items()})
+    (root / "dog" / "link.png").symlink_to(tmp_path / "nowhere")
+    report = fitv2("pictures", "--out", "out", *PIXELS)
+    expected = {f"cat/{name}": kind for name, (_, kind) in bad.items()} | {"dog/link.png": "not a file"}
+    assert {name: reason.partition(":")[0] for name, reason in report["skipped_files"]} == expected
+    assert report["skipped_by_reason"]["ignored extension"] == 4 and report["skipped"] == len(expected)
+    lines = index(tmp_path / "out")
+    assert {name for name, line in lines.items() if "skipped" not in line} == set(good_files(12))
+    assert set(lines) == set(good_files(12)) | set(expected)
+
+
+def test_a_content_is_encoded_once_and_a_repeated_bad_one_told_twice(fitv2, root, tmp_path):
+    shutil.copy(root / "cat/000.png", root / "dog/zzz.png")
+    write_files(root, {"cat/bad.png": b"x", "dog/bad.png": b"x"})
+    report = fitv2("pictures", "--out", "out", *PIXELS)
+    assert (report["encoded"], report["pictures"], report["duplicates"]) == (13, 13, 2)
+    lines = index(tmp_path / "out")
+    first, second = lines["cat/000.png"], lines["dog/zzz.png"]
+    assert second["duplicate_of"] == "cat/000.png" and (first["label"], second["label"]) == (0, 1)
+    assert (first["variants"], first["shard"]) == (second["variants"], second["shard"])
+    assert report["skipped_files"] == [["cat/bad.png", "not a picture"], ["dog/bad.png", "not a picture"]]
+
+
+def test_a_second_run_encodes_and_writes_nothing(fitv2, root, tmp_path):
+    fitv2("pictures", "--out", "out", *PIXELS)
+    before = contents(tmp_path / "out")
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/shards").iterdir()}
+    report = fitv2("pictures", "--out", "out", *PIXELS)
+    assert (report["encoded"], report["reused"]) == (0, 0)
+    assert contents(tmp_path / "out") == before
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out/shards").iterdir()} == times
+
+
+def test_of_a_changed_source_only_what_is_new_is_encoded(fitv2, root, tmp_path):
+    fitv2("pictures", "--out", "out", *PIXELS)
+    before = contents(tmp_path / "out")
+    write_files(root, {"cat/0000.png": as_bytes(noise(50, 50, 99))})  # in front of most: they all move
+    (root / "cat/002.webp").rename(root / "dog/renamed.webp")
+    (root / "dog/011.webp").unlink()
+    write_files(root, {"dog/009.png": as_bytes(noise(20, 60, 98))})  # other content
+    report = fitv2("pictures", "--out", "out", *PIXELS)
+    assert report["encoded"] == 2 and report["reused"] >= 4 and report["pictures"] == 12
+    fitv2("pictures", "--out", "fresh", *PIXELS)
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+    assert contents(tmp_path / "out") != before
+
+
+def test_a_renamed_class_changes_indices_and_no_tensors(fitv2, root, tmp_path):
+    fitv2("pictures", "--out", "out", *PIXELS)
+    before = {name: data for name, data in contents(tmp_path / "out").items() if name.endswith(".safetensors")}
+    (root / "cat").rename(root / "bird")
+    report = fitv2("pictures", "--out", "out", *PIXELS)
+    after = contents(tmp_path / "out")
+    assert (report["encoded"], report["reused"]) == (0, 0)
+    assert {name: data for name, data in after.items() if name.endswith(".safetensors")} == before
+    fitv2("pictures", "--out", "fresh", *PIXELS)
+    assert after == contents(tmp_path / "fresh")
+
+
+def test_another_shard_size_moves_tensors_and_encodes_nothing(fitv2, root, tmp_path):
+    fitv2("pictures", "--out", "out", *PIXELS)
+    report = fitv2("pictures", "--out", "out", *PIXELS, "--shard-size", 7)
+    assert (report["encoded"], report["reused"], report["shards"]) == (0, 12, 2)
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "lose", "index"])
+def test_a_damaged_shard_is_made_anew_to_the_same_bytes(fitv2, root, vae, tmp_path, damage):
+    command = ["pictures", "--out", "out", *SETTINGS, "--autoencoder", vae]
+    fitv2(*command)
+    before = contents(tmp_path / "out")
+    shard = sorted((tmp_path / "out/shards").glob("*.safetensors"))[1]
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    if damage == "lose":
+        shard.unlink()
+    elif damage == "index":
+        shard.with_suffix(".jsonl").write_text("{")
+    else:
+        shard.write_bytes(data if damage == "flip" else data[:-10])
+    assert fitv2(*command)["encoded"] == 5
+    assert contents(tmp_path / "out") == before
+
+
+def test_an_autoencoder_may_move(fitv2, root, vae, tmp_path):
+    shutil.copytree(vae, tmp_path / "here")
+    fitv2("pictures", "--out", "out", *SETTINGS, "--autoencoder", "here")
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert fitv2("pictures", "--out", "out", *SETTINGS, "--autoencoder", "there")["encoded"] == 0
+    for file in ("settings.json", "dataset.json"):
+        assert json.loads((tmp_path / "out" / file).read_text())["autoencoder"] == str(tmp_path / "there")
+
+
+def killed_at(operation: int, out: str, *arguments: str) -> None:
+    """`fitv2 prepare ARGUMENTS` that dies right before its n-th operation on files of `out`, for `process`."""
+    left = [operation]
+
+    def count(event, details):
+        if event in ("os.rename", "os.remove", "os.mkdir") or (event == "open" and out in str(details[0])):
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(count)
+    command_line("prepare", *arguments, "--out", out)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, vae) -> tuple[list[str], dict[str, bytes]]:
+    """A command without --out, and what it makes when nobody interrupts it: moments, duplicates and bad files."""
+    folder = tmp_path_factory.mktemp("whole")
+    root = write_files(folder / "pictures", good_files(30) | {f"cat/{n}": c for n, (c, _) in bad_files().items()})
+    for i in range(0, 30, 6):
+        shutil.copy(sorted((root / "cat").glob("*.png"))[i % 4], root / "dog" / f"copy{i}.png")
+    command = [str(root), *SETTINGS, "--autoencoder", str(vae)]
+    child = process(command_line, "prepare", *command, "--out", str(folder / "out"))
+    child.join()
+    assert child.exitcode == 0
+    return command, contents(folder / "out")
+
+
+def test_killed_at_random_moments_it_ends_at_the_same_bytes(tmp_path, whole):
+    command, expected = whole
+    moments, kills = random.Random(0), 0
+    out = tmp_path / "out"
+    for _ in range(5):
+        shards = len(list(out.glob("shards/*.jsonl")))
+        child = process(command_line, "prepare", *command, "--out", str(out))
+        while child.is_alive() and len(list(out.glob("shards/*.jsonl"))) <= shards:
+            time.sleep(0.001)
+        time.sleep(moments.uniform(0, 0.02))
+        child.kill()
+        child.join()
+        kills += child.exitcode == -signal.SIGKILL
+    assert kills >= 3
+    child = process(command_line, "prepare", *command, "--out", str(out))
+    child.join()
+    assert child.exitcode == 0
+    assert contents(out) == expected
+
+
+def test_killed_between_two_file_operations_it_ends_at_the_same_bytes(tmp_path, whole):
+    command, expected = whole
+    moments, kills = random.Random(1), 0
+    for operation in [*moments.sample(range(1, 60), 7), 0]:
+        child = process(killed_at, operation, str(tmp_path / "out"), *command)
+        child.join()
+        assert child.exitcode in (0, -signal.SIGKILL)
+        kills += child.exitcode != 0
+    assert kills >= 4 and child.exitcode == 0
+    assert contents(tmp_path / "out") == expected
+
+
+def test_two_processes_make_the_same_bytes_as_one(tmp_path, whole):
+    command, expected = whole
+    children = processes(2, command_line, "prepare", *command, "--out", str(tmp_path / "out"))
+    for child in children:
+        child.join()
+        assert child.exitcode == 0
+    assert contents(tmp_path / "out") == expected
+
+
+def test_a_source_that_changes_meanwhile_is_one_sentence(fitv2, root, tmp_path, monkeypatch):
+    plan_shards = run_module.plan_shards
+
+    def change_and_plan(*arguments):
+        (root / "cat/000.png").write_bytes(as_bytes(noise(9, 9)))
+        return plan_shards(*arguments)
+
+    monkeypatch.setattr(run_module, "plan_shards", change_and_plan)
+    assert "cat/000.png changed while it was being prepared; run the same command again" in fitv2(
+        "pictures", "--out", "out", *PIXELS
+    )
+
+
+def full_disk(limit: int, outputs: Path, *arguments: str) -> None:
+    """`fitv2 ARGUMENTS` that can write no file beyond a limit of bytes, for `process`."""
+    os.dup2(os.open(outputs, os.O_WRONLY | os.O_CREAT), 2)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    command_line(*arguments)
+
+
+def test_a_full_disk_is_one_sentence_and_costs_nothing(fitv2, root, tmp_path):
+    fitv2("pictures", "--out", "out", *PIXELS)
+    before = contents(tmp_path / "out")
+    write_files(root, {f"cat/00{i}a.png": as_bytes(noise(60, 60, 50 + i)) for i in range(8)})
+    command = ["prepare", str(root), "--out", str(tmp_path / "out"), *PIXELS]
+    child = process(full_disk, 2000, tmp_path / "stderr", *command)
+    child.join()
+    message = (tmp_path / "stderr").read_text()
+    assert child.exitcode == 1 and "Traceback" not in message, message
+    assert "out cannot be written (File too large); what is finished is kept: free some space" in message
+    after = contents(tmp_path / "out")
+    assert {name: after[name] for name in before} == before and not any(name.startswith(".") for name in after)
+    assert fitv2("pictures", "--out", "out", *PIXELS)["pictures"] == 20
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        (["--max-tokens", 25], ["out was prepared with max tokens 16, not 25; choose another --out"]),
+        (["--no-flip"], ["out was prepared with flip True, not False"]),
+        (["--channels", 1], ["out was prepared with channels 3, not 1"]),
+        (["--preprocessing", "crop"], ["out was prepared with preprocessing mixed, not crop"]),
+        (
+            ["--autoencoder", "vae"],
+            ["out was prepared with another autoencoder, pixels and not ", "; choose another --out"],
+        ),
+        (["--channels", 4], ["pictures have 1 or 3 channels, not 4"]),
+        (["--autoencoder", "vae", "--channels", 1], ["--channels goes with --autoencoder pixels"]),
+        (["--autoencoder", "./no/where"], ["the autoencoder ./no/where cannot be loaded; name its folder instead"]),
+        (["--out", "pictures/out"], ["lies within the source", "choose a folder outside of it"]),
+        (["--out", "pictures/cat/000.png"], ["is a file; name a folder"]),
+        (["--out", "vae"], ["vae holds something else than a prepared data set; choose another --out"]),
+    ],
+)
+def test_a_mistake_is_one_sentence(fitv2, root, vae, tmp_path, change, parts):
+    fitv2("pictures", "--out", "out", *PIXELS)
+    (tmp_path / "vae").symlink_to(vae)
+    before = contents(tmp_path / "out")
+    message = fitv2("pictures", "--out", "out", *PIXELS, *change)
+    assert all(part in message for part in parts), message
+    assert contents(tmp_path / "out") == before
+
+
+def test_sources_without_a_picture_are_one_sentence(fitv2, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "no picture can be read" in fitv2("empty", "--out", "out", *PIXELS)
+    write_files(tmp_path / "bad", {"a.png": b"x"})
+    message = fitv2("bad", "--out", "out", *PIXELS)
+    assert "no picture can be read" in message and "a.png: not a picture" in message
