@@ -217,6 +217,10 @@ def test_training_on_latents_draws_its_sheet_and_names_the_autoencoder(moments, 
     assert saved.autoencoder == dataset.autoencoder and saved.model.config.in_channels == 4
     assert saved.class_names == ["cat", "dog"] and run.sheet.is_file()
     run.sheet.unlink()
-    dataset.autoencoder = "nowhere"
+    dataset.autoencoder = str(tmp_path / "nowhere")
     run.write_samples()
-    assert "no sample sheet: the autoencoder nowhere cannot be loaded" in caplog.text and not run.sheet.exists()
+    assert (
+        "nowhere cannot be loaded" in caplog.text
+        and "no sample sheet: the autoencoder" in caplog.text
+        and not run.sheet.exists()
+    )

@@ -111,7 +111,8 @@ def processes(world: int, target, *arguments) -> list[BaseProcess]:
 def as_one_of(world: int, rank: int, port: int, target, *arguments) -> None:
     """One of `world` processes, for `process`."""
     addresses = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": world, "RANK": rank, "LOCAL_RANK": rank}
-    os.environ.update({key: str(value) for key, value in addresses.items()})
+    # One thread each, or accelerate gives them more than there are cores, and they wait for each other.
+    os.environ.update({key: str(value) for key, value in addresses.items()} | {"OMP_NUM_THREADS": "1"})
     torch.set_num_threads(1)
     target(*arguments)
     leave()
