@@ -20,9 +20,10 @@ LARGEST_UNTILED = 1024 * 1024
 
 
 class Pixels:
-    """Latents that are pixels in [-1, 1]."""
+    """Latents that are pixels in [-1, 1], of any number of channels."""
 
     factor = 1
+    channels = None
 
     def decode(self, latent: Tensor) -> Tensor:
         return latent
@@ -35,11 +36,12 @@ class Pixels:
 class KLAutoencoder:
     """An AutoencoderKL of diffusers, computing on `device`, wherever offloading keeps its weights meanwhile.
 
-    factor: picture pixels per latent pixel on each axis.
+    factor: picture pixels per latent pixel on each axis. channels: of a latent.
     """
 
     def __init__(self, network: AutoencoderKL, device: torch.device | str) -> None:
         self.network, self.device = network.eval(), device
+        self.channels: int = network.config.latent_channels
         self.factor = 2 ** (len(network.config.block_out_channels) - 1)
 
     @torch.no_grad()

@@ -70,7 +70,8 @@ class Sampling:
             raise ValueError(f"a sampler needs at least one step, not {self.steps}")
         if not all(map(math.isfinite, (self.guidance, self.power, self.shift))) or self.shift <= 0:
             raise ValueError(
-                f"guidance {self.guidance}, power {self.power} and shift {self.shift} must be finite numbers"
+                f"guidance {self.guidance}, power {self.power} and shift {self.shift} must be finite numbers, and the "
+                "shift above 0"
             )
         try:
             low, high = self.interval

@@ -27,7 +27,9 @@ def prepare(
     out: Annotated[Path, typer.Option(help="the folder to make or to complete")],
     max_tokens: Annotated[int, typer.Option(min=1, help="larger pictures are scaled down to this many tokens")],
     autoencoder: Annotated[str, typer.Option(help="folder or hub id of an AutoencoderKL, or: pixels")],
-    patch_size: Annotated[int, typer.Option(min=1, help="side of a token, in latent pixels")] = 2,
+    patch_size: Annotated[
+        int | None, typer.Option(min=1, help="side of a token, in latent pixels; default 2, with pixels 8")
+    ] = None,
     preprocessing: Annotated[
         Literal["mixed", "resize", "crop"],
         typer.Option(help="mixed: large pictures resized and as a square crop (Algorithm 1 of FiTv2)"),
@@ -44,7 +46,7 @@ def prepare(
 
       fitv2 prepare my/pictures --out prepared --max-tokens 256 --autoencoder stabilityai/sd-vae-ft-ema
 
-      fitv2 prepare my/pictures --out pixels --max-tokens 144 --autoencoder pixels --patch-size 8
+      fitv2 prepare my/pictures --out pixels --max-tokens 144 --autoencoder pixels
 
       torchrun --nproc_per_node 8 -m fitv2.cli prepare 'train-*.tar' --out prepared --max-tokens 256 --autoencoder vae
 
@@ -67,6 +69,7 @@ def prepare(
         raise ValueError(f"--out {out} lies within the source {source}; choose a folder outside of it")
     # Processes finish far apart: whoever waits must not give up.
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=30))
+    patch_size = patch_size or (8 if autoencoder == "pixels" else 2)
     encoder, preparation = build_encoder(
         autoencoder, max_tokens, patch_size, preprocessing, flip, channels, str(state.device)
     )
@@ -75,10 +78,10 @@ def prepare(
     progress = partial(image_progress, shown=state.is_main_process)
     report = run(opened, source, out, encoder, preparation, shard_size, workers, state, progress)
     if report is not None:
-        show(report, out, time.perf_counter() - start, as_json)
+        show(report, out, time.perf_counter() - start, patch_size, as_json)
 
 
-def show(report: Report, out: Path, seconds: float, as_json: bool) -> None:
+def show(report: Report, out: Path, seconds: float, patch_size: int, as_json: bool) -> None:
     if as_json:
         figures = {key: value for key, value in vars(report).items() if key != "skipped"}
         figures |= {"out": str(out), "seconds": round(seconds, 2), "skipped": len(report.skipped)}
@@ -95,5 +98,7 @@ def show(report: Report, out: Path, seconds: float, as_json: bool) -> None:
     if len(report.skipped) > MOST_NAMED:
         lines.append(f"    and {len(report.skipped) - MOST_NAMED} more, all of them in {out / 'index.jsonl'}")
     lines.append(f"Look at it with: fitv2 inspect {out}")
+    patch = "" if patch_size == 2 else f" --set model.patch_size={patch_size}"
+    lines.append(f"Train on it with: fitv2 train --recipe latents --data {out}{patch}")
     # File names may hold bytes that no terminal can show.
     print(os.linesep.join(lines).encode(errors="replace").decode())

@@ -105,6 +105,9 @@ def sample(
     if isinstance(codec, Pixels) and pretrained.model.config.in_channels not in (1, 3):
         channels = pretrained.model.config.in_channels
         raise ValueError(f"{model} makes latents of {channels} channels and names no autoencoder; give --autoencoder")
+    if codec.channels not in (None, pretrained.model.config.in_channels):
+        channels = pretrained.model.config.in_channels
+        raise ValueError(f"{model} makes {channels} channels, and the autoencoder takes {codec.channels}")
     sampling = Sampling(
         steps=steps,
         solver=solver or default_solver(pretrained.model.config),

@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 
 def train(
-    recipe: Annotated[str, typer.Option(help="fashion, fashion-tiny, pictures, or a YAML file")],
+    recipe: Annotated[
+        str,
+        typer.Option(
+            help="fashion, fashion-tiny, pictures, latents, imagenet-b, -xl, -3b, -hr-xl, -hr-3b, or a YAML file"
+        ),
+    ],
     data: Annotated[
         str | None, typer.Option(help="a folder of pictures, a sub-folder per class or none; short for data.source")
     ] = None,

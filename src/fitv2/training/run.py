@@ -18,6 +18,8 @@ RECIPE = "recipe.json"
 def check_run(run: Path, recipe: Recipe, resume: bool) -> None:
     """Raises ValueError where continuing would mix two runs; logs what else has changed."""
     kept = run / RECIPE
+    if run.exists() and not run.is_dir():
+        raise ValueError(f"{run} is a file; name a folder for the run")
     if not kept.is_file():
         if resume:
             logger.warning("there is no run in %s to continue: starting at step 0", run)
@@ -29,9 +31,14 @@ def check_run(run: Path, recipe: Recipe, resume: bool) -> None:
         before = build_recipe(json.loads(kept.read_text())).model_dump(mode="json")
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{kept} is damaged ({error!r}); remove it to continue with the settings given") from None
-    changed = [section for section in ("model", "data") if before[section] != now[section]]
+    changed = [
+        f"{section}.{key}={before[section].get(key)}"
+        for section in ("model", "data")
+        for key in sorted(before[section].keys() | now[section].keys())
+        if before[section].get(key) != now[section].get(key)
+    ]
     if changed:
-        raise ValueError(f"{run} was trained with another {' and '.join(changed)} section; see {kept}")
+        raise ValueError(f"{run} was trained with {', '.join(changed)}, which --resume cannot change; see {kept}")
     for section in ("training", "log"):
         for key in sorted(before[section].keys() | now[section].keys()):
             old, new = before[section].get(key), now[section].get(key)
