@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -258,6 +259,25 @@ def test_the_recipes_of_the_paper_are_planned_without_their_data(fitv2, name):
     hours = re.search(r"time +(\d+) device-hours", shown).group(1)
     assert f"Expected time: {int(hours):,} device-hours".replace(",", " ") in header
     assert 250 < float(re.search(r"pictures a step +([\d.]+)", shown).group(1)) < 262
+
+
+def test_a_plan_for_a_number_of_devices_that_cannot_train_is_refused(fitv2):
+    result = fitv2("train", "--recipe", "imagenet-b", "--dry-run", "--devices", 3)
+    assert_sentence(result, "8 packs a step cannot be shared evenly by 3 devices")
+    bogus = fitv2("train", "--recipe", "imagenet-hr-xl", "--dry-run", "--set", "model.extrapolation=bogus")
+    assert_sentence(bogus, "there is no extrapolation 'bogus'")
+
+
+def test_post_training_goes_on_without_the_model_it_began_with(train, pictures, tmp_path):
+    assert train(settings=["training.steps=2"]).code == 0
+    (tmp_path / "run").rename(tmp_path / "base")
+    settings = ["training.start_from=base", "training.train_only=high-resolution", "model.extrapolation=vision-ntk"]
+    assert train(settings=[*settings, "training.steps=2"]).code == 0
+    rope = json.loads((tmp_path / "run/model/config.json").read_text())["model"]["rope"]
+    shutil.rmtree(tmp_path / "base")
+    assert train("--resume", settings=settings).code == 0
+    assert json.loads((tmp_path / "run/model/config.json").read_text())["model"]["rope"] == rope
+    assert rope["method"] == "ntk-aware"
 
 
 def test_a_run_is_continued_on_request_only_and_not_with_another_network(train, pictures, tmp_path):

@@ -15,7 +15,7 @@ LAYERS = [
     {"__init__", "atomic", "classes", "config", "tokens"},
     {"model", "flow", "diffusion"},
     {"samplers", "data"},
-    {"autoencoder", "convert", "state_files", "generate", "pretrained", "shards", "sheets", "build"},
+    {"autoencoder", "convert", "state_files", "generate", "pretrained", "processes", "shards", "sheets", "build"},
     {"adapters", "evaluation", "training", "prepare"},
     {"cli"},
 ]

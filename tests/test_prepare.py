@@ -352,3 +352,21 @@ def test_sources_without_a_picture_are_one_sentence(fitv2, tmp_path):
     write_files(tmp_path / "bad", {"a.png": b"x"})
     message = fitv2("bad", "--out", "out", *PIXELS)
     assert "no picture can be read" in message and "a.png: not a picture" in message
+
+
+def test_an_index_of_a_shard_that_was_changed_is_made_anew(fitv2, root, tmp_path):
+    fitv2("pictures", "--out", "out", *PIXELS)
+    expected = contents(tmp_path / "out")
+    index = sorted((tmp_path / "out/shards").glob("*.jsonl"))[0]
+    index.write_text(index.read_text().replace('"offset": ', '"offset": 1'))
+    assert contents(tmp_path / "out") != expected
+    fitv2("pictures", "--out", "out", *PIXELS)
+    assert contents(tmp_path / "out") == expected
+
+
+def test_a_preparation_that_found_nothing_binds_nobody(fitv2, root, tmp_path):
+    (tmp_path / "empty").mkdir()
+    fitv2("empty", "--out", "out", *PIXELS)
+    other = [*PIXELS[: PIXELS.index("--max-tokens")], "--max-tokens", "25", *PIXELS[PIXELS.index("--max-tokens") + 2 :]]
+    fitv2("pictures", "--out", "out", *other)
+    assert json.loads((tmp_path / "out/dataset.json").read_text())["max_tokens"] == 25

@@ -11,7 +11,7 @@ from fitv2.config import build_recipe
 from fitv2.model.presets import preset
 from fitv2.model.transformer import FiT
 from fitv2.pretrained import Pretrained, load_pretrained
-from fitv2.training.start import LABELS, PATCHES, start_from, trained_share
+from fitv2.training.start import LABELS, PATCHES, freeze_for_high_resolution, start_from, trained_share
 from tiny import CLASSES, CONFIG, garments, random_model, recipe, trainer
 
 
@@ -43,6 +43,20 @@ def test_other_classes_begin_with_a_new_table_but_the_old_row_of_no_class(start)
     table = model.y_embedder.embedding_table.weight
     assert torch.equal(table[-1], start.model.y_embedder.embedding_table.weight[-1])
     assert torch.equal(table[:-1], untouched.y_embedder.embedding_table.weight[:-1])
+
+
+def test_nothing_random_stays_frozen():
+    model = fresh()
+    freeze_for_high_resolution(model)
+    assert not model.get_parameter(LABELS).requires_grad
+    start_from(model, base(names="abcdefghij"), garments())
+    assert model.get_parameter(LABELS).requires_grad
+
+
+def test_another_autoencoder_is_told():
+    start = replace(base(), autoencoder="some/vae")
+    (note,) = start_from(fresh(), start, garments())
+    assert "those of some/vae, and these are of None" in note
 
 
 def test_other_latents_begin_with_new_patch_layers():

@@ -12,6 +12,7 @@ import torch
 
 from fitv2 import TokenBatch
 from fitv2.data.fashion import Fashion
+from fitv2.data.images import UnreadableImage
 from fitv2.data.loader import Position
 from fitv2.diffusion.objective import diffusion_loss
 from fitv2.diffusion.schedule import linear_schedule
@@ -163,6 +164,37 @@ class SpoiltOnce(Fashion):
             load = view.latent
             view.latent = lambda index: load(index) * (self.value if index == 5 else 1)
         return view
+
+
+class HalfGone(Fashion):
+    """Garments of which every other one cannot be read any more."""
+
+    def epoch(self, epoch: int, seed: int):
+        view = super().epoch(epoch, seed)
+        load = view.latent
+
+        def latent(index: int) -> torch.Tensor:
+            if index % 2:
+                raise UnreadableImage(f"picture {index} is gone")
+            return load(index)
+
+        view.latent = latent
+        return view
+
+
+def test_pictures_that_cannot_be_read_do_not_count(tmp_path):
+    """Neither in the loss and its gradient, nor in the log."""
+    whole = garments()
+    dataset = HalfGone(whole.pictures, whole.labels)
+    run = with_random_weights(trainer(tmp_path, "training.clip=1e9", dataset=dataset))
+    step = next(run.loader.steps(Position()))
+    loaded = sum(len(batch) for batch, _ in step.packs)
+    assert loaded < step.images
+    expected_loss, expected = one_big_batch(run, step)
+    loss, gradients = step_and_its_gradients(run, step)
+    assert loss == pytest.approx(expected_loss, rel=1e-5) and run.images == loaded
+    for gradient, other in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, other, atol=1e-5 * float(other.abs().max()), rtol=0)
 
 
 def everything(trainer: Trainer) -> dict[str, torch.Tensor]:

@@ -18,7 +18,7 @@ from fitv2.build import build_base, build_model_config
 from fitv2.config import Recipe, build_recipe
 from fitv2.data.fashion import CLASS_NAMES, Fashion
 from fitv2.model.transformer import FiT, FiTConfig
-from fitv2.training.processes import leave
+from fitv2.processes import leave
 from fitv2.training.trainer import Trainer
 
 CONFIG = FiTConfig(width=32, depth=2, heads=2, patch_size=4, in_channels=1, num_classes=10)

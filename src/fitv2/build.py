@@ -139,11 +139,10 @@ def build_model_config(recipe: Recipe, dataset: Dataset, base: Pretrained | None
 
     Extrapolation begins at the size of the data, or where the recipe extends the size of a base model, at that one's.
     """
-    if recipe.model.extrapolation is not None and base is not None:
-        rope = base.model.config.rope.named(recipe.model.extrapolation)
-    else:
-        most_tokens = int(dataset.epoch(0, 0).hw.prod(1).max())
-        rope = RopeScheme(train_side=max(math.isqrt(most_tokens), 2))
+    most_tokens = int(dataset.epoch(0, 0).hw.prod(1).max())
+    rope = RopeScheme(train_side=max(math.isqrt(most_tokens), 2))
+    if recipe.model.extrapolation is not None:
+        rope = (rope if base is None else base.model.config.rope).named(recipe.model.extrapolation)
     data = {"in_channels": dataset.channels, "num_classes": dataset.num_classes}
     settings = recipe.model.model_dump(exclude={"extrapolation"})
     if recipe.model.architecture == "FiT":

@@ -103,7 +103,6 @@ class TrainingSettings(Settings):
     time_density: Literal["logit_normal", "uniform"] = "logit_normal"
     time_mean: float = Field(0.0, description="logit-normal: mean of the logit of t")
     time_std: PositiveFloat = Field(1.0, description="logit-normal: standard deviation of the logit of t")
-    sharding: Literal["none", "fsdp"] = Field("none", description="fsdp: spread weights and optimiser over processes")
     precision: Literal["bf16", "no"] = Field("bf16", description="autocast; 'no' is plain float32")
     compile: bool = Field(False, description="fuse element-wise work with torch.compile (needs a C++ compiler)")
     activation_checkpointing: bool = Field(False, description="less memory for a third more time")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -100,15 +101,20 @@ def load_pretrained(name: str | Path, dtype: torch.dtype = torch.float32) -> Pre
     return read_model(folder / "config.json", folder / "model.safetensors", name, dtype)
 
 
+def read_config(config_file: Path) -> tuple[dict[str, Any], FiTConfig]:
+    """What config.json says, and the network of it. Raises OSError, ValueError, KeyError or TypeError if damaged."""
+    content = json.loads(config_file.read_bytes())
+    if content["format"] != FORMAT:
+        raise ValueError(f"format {content['format']}, and this version reads {FORMAT}")
+    return content, ARCHITECTURES[content.get("architecture", "FiTv2")](**content["model"])
+
+
 def read_model(config_file: Path, weights_file: Path, name: str, dtype: torch.dtype) -> Pretrained:
     for path in (config_file, weights_file):
         if not path.exists():
             raise ValueError(f"{name} is not a model: there is no {path}")
     try:
-        content = json.loads(config_file.read_bytes())
-        if content["format"] != FORMAT:
-            raise ValueError(f"format {content['format']}, and this version reads {FORMAT}")
-        config = ARCHITECTURES[content.get("architecture", "FiTv2")](**content["model"])
+        content, config = read_config(config_file)
         weights = read_weights(weights_file, dtype)
         shapes = [[tuple(shape) for shape in of_class] for of_class in content["shapes"]]
         class_names = content["class_names"]

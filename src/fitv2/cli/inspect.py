@@ -48,7 +48,8 @@ def inspect(
                 f"{len(damaged)} shards of {folder} are not as they were written: {', '.join(damaged)}; the same fitv2 "
                 "prepare as before makes them anew"
             )
-    out = out or folder.with_name(f"{folder.resolve().name}-inspected")
+    named = folder if folder.name else folder.resolve()  # "." has no name.
+    out = out or named.with_name(f"{named.resolve().name}-inspected")
     inspection = inspecting.inspect(folder, out)
     figures = inspecting.summary(inspection) | {"packing": inspecting.packing(folder, budget)}
     plots = page(

@@ -18,6 +18,11 @@ def show_plan(recipe: Recipe, devices: int, peak_tflops: float | None, utilisati
 
     from ..build import build_model_config
 
+    if recipe.training.packs_per_step % devices:
+        raise ValueError(
+            f"{recipe.training.packs_per_step} packs a step cannot be shared evenly by {devices} devices: set "
+            f"training.packs_per_step to a multiple of {devices}"
+        )
     dataset, stands_in = data_or_stand_in(recipe)
     figures = plan_figures(recipe, dataset, build_model_config(recipe, dataset), devices)
     if peak_tflops is not None:
@@ -49,17 +54,19 @@ def data_or_stand_in(recipe: Recipe) -> tuple[Dataset, bool]:
 def plan_figures(recipe: Recipe, dataset: Dataset, config: FiTConfig, devices: int) -> dict[str, Any]:
     """Cost of a run: parameters, operations of a step, memory of a device, packing."""
     from ..data.packing import plan_packs, real_share
-    from ..model.cost import forward_flops, parameters
+    from ..model.cost import attention_flops, forward_flops, parameters
     from ..training.start import trained_share
 
     settings = recipe.training
     lengths = dataset.epoch(0, settings.seed).hw.prod(1)
     packs = plan_packs(lengths, settings.tokens_per_pack, settings.seed, 0)
     trained = trained_share(config, settings.train_only)
-    # Of the backward pass, the half that leads to the inputs is always needed, the other for what is trained;
-    # activation checkpointing repeats the forward pass in it.
+    # Of the backward pass, the half that leads to the inputs is always needed, the other for weights that are trained
+    # and for attention, which has none; activation checkpointing repeats the forward pass in it.
+    one_pack = lengths[packs[0]].tolist()
+    forward, attention = forward_flops(config, one_pack), attention_flops(config, one_pack)
     passes = 2 + trained + settings.activation_checkpointing
-    step = int(passes * forward_flops(config, lengths[packs[0]].tolist())) * settings.packs_per_step
+    step = int(passes * forward + (1 - trained) * attention) * settings.packs_per_step
     return {
         "parameters": parameters(config),
         "trained_share": trained,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -58,7 +60,7 @@ def train(
     """
     from ..build import build_base, build_dataset, build_model_config
     from ..config import load_recipe
-    from ..pretrained import default_device
+    from ..pretrained import default_device, read_config
     from ..training.run import check_run
 
     if not dry_run and (as_json or devices > 1 or peak_tflops is not None):
@@ -77,22 +79,23 @@ def train(
         return
     if speaks:
         check_run(run, chosen, resume)
-    # One process scans the pictures; the others then read what it found.
-    with first_process_first():
-        dataset = build_dataset(chosen.data, chosen.model.patch_size, run / "pictures.json")
+    dataset = in_turn(lambda: build_dataset(chosen.data, chosen.model.patch_size, run / "pictures.json"))
     if speaks:
         report_data(dataset, run / "skipped.json")
-    base = build_base(chosen.training)
+    base = None if has_checkpoint(run) else build_base(chosen.training)
     config = build_model_config(chosen, dataset, base)
+    if has_checkpoint(run):  # The model that it began with may be gone.
+        config = replace(config, rope=read_config(run / "model/config.json")[1].rope)
 
+    from ..processes import leave
     from ..training.preemption import STOPPED
-    from ..training.processes import leave
     from ..training.trainer import Trainer
     from .plan import check_memory
     from .progress import training_progress
 
     check_memory(chosen, config, default_device(), int(os.environ.get("WORLD_SIZE", "1")))
     trainer = Trainer(chosen, dataset, config, run, base)
+    del base  # Gigabytes, of a large model.
     try:
         with training_progress(chosen.training.steps) if speaks else nullcontext(lambda figures: None) as report:
             trainer.fit(report)
@@ -125,12 +128,26 @@ def data_override(data: str | None) -> list[str]:
     return [f"data.source={json.dumps(path, ensure_ascii=False)}"]
 
 
-def first_process_first():
-    """A context that the first of several processes leaves before the others enter."""
+def in_turn(build: Callable[[], Dataset]) -> Dataset:
+    """What the first of several processes has built before the others do: one scans, the others read what it found."""
+    from datetime import timedelta
+
     import torch
     from accelerate import PartialState
 
-    return PartialState(cpu=not torch.cuda.is_available()).main_process_first()
+    from ..processes import first_says
+
+    # A first scan of a million pictures takes longer than processes usually wait for each other.
+    PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=6))
+    built: list[Dataset] = []
+    first_says(lambda: built.append(build()))
+    return built[0] if built else build()
+
+
+def has_checkpoint(run: Path) -> bool:
+    from ..training.checkpoint import checkpoints
+
+    return bool(checkpoints(run / "checkpoints"))
 
 
 def report_data(dataset: Dataset, path: Path) -> None:

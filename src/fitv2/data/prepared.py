@@ -103,7 +103,10 @@ def read_dataset(folder: Path) -> tuple[Preparation, dict[str, Any]]:
         raise ValueError(f"{folder} is no prepared data set: there is no {SETTINGS}; make one with fitv2 prepare")
     if not (folder / DATASET).is_file():
         raise ValueError(f"the preparation of {folder} has not finished: run the same fitv2 prepare again")
-    return preparation, read_json(folder / DATASET)
+    dataset = read_json(folder / DATASET)
+    if missing := {"shards", "class_names", "index_sha256"} - dataset.keys():
+        raise damaged(folder / DATASET, f"without {', '.join(sorted(missing))}")
+    return preparation, dataset
 
 
 def read_index(folder: Path, dataset: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -34,8 +34,12 @@ def forward_flops(config: FiTConfig, lengths: Sequence[int]) -> int:
                 per_image += module.weight.numel()
             else:
                 per_token += module.weight.numel()
-    attention = 2 * config.depth * config.width
-    return 2 * (per_token * sum(lengths) + attention * sum(n * n for n in lengths) + per_image * len(lengths))
+    return 2 * (per_token * sum(lengths) + per_image * len(lengths)) + attention_flops(config, lengths)
+
+
+def attention_flops(config: FiTConfig, lengths: Sequence[int]) -> int:
+    """Of these, the products of queries, keys and values."""
+    return 4 * config.depth * config.width * sum(n * n for n in lengths)
 
 
 def training_bytes(

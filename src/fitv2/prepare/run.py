@@ -18,6 +18,7 @@ from accelerate.utils import gather_object
 from ..atomic import remove_drafts, write_file, write_text
 from ..data.images import UnreadableImage
 from ..data.prepared import DATASET, INDEX, SETTINGS, SHARDS, Preparation, read_settings
+from ..processes import first_says
 from .encode import Decoded, MomentEncoder, PixelEncoder, decode_variants, encode_all
 from .plan import File, ShardPlan, hash_file, in_threads, plan_shards, repeated
 from .shards import (
@@ -74,11 +75,7 @@ def prepare(
     """
     shards = out / SHARDS
     with one_sentence(out):
-        if state.is_main_process:
-            keep_settings(out, preparation)
-            remove_drafts(out)
-            remove_drafts(shards)
-        state.wait_for_everyone()
+        first_says(partial(begin, out, preparation))
         files = hash_all(source, workers, state, progress)
         plans = plan_shards(files, shard_size, preparation.digest)
         whole = set(everyones(state, [name for name in mine(state, stems(shards)) if is_whole(shards, name)]))
@@ -99,12 +96,20 @@ def prepare(
         return report
 
 
+def begin(out: Path, preparation: Preparation) -> None:
+    """The folder as this preparation needs it, without what a kill may have left."""
+    keep_settings(out, preparation)
+    remove_drafts(out)
+    remove_drafts(out / SHARDS)
+
+
 def keep_settings(out: Path, preparation: Preparation) -> None:
     """Raises ValueError where the folder holds something else than this preparation."""
     kept = read_settings(out)
     if kept is None and out.exists() and any(path for path in out.iterdir() if not path.name.startswith(".")):
         raise ValueError(f"{out} holds something else than a prepared data set; choose another --out")
-    if kept is not None and kept.what_counts != preparation.what_counts:
+    begun = any((out / SHARDS).glob("*.jsonl"))
+    if kept is not None and begun and kept.what_counts != preparation.what_counts:
         raise ValueError(f"{out} was prepared with {difference(kept, preparation)}; choose another --out")
     if kept != preparation:  # Weights may have moved to another place.
         write_text(out / SETTINGS, json.dumps(asdict(preparation), indent=1))

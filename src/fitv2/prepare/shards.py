@@ -29,11 +29,12 @@ def shard_files(folder: Path, name: str) -> tuple[Path, Path]:
 
 
 def read_shard_index(index: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The header and the lines of a shard's index. Raises OSError or ValueError where it is not whole."""
-    header, *lines = map(json.loads, index.read_bytes().splitlines())
-    if len(lines) != header["files"]:
-        raise ValueError(f"{len(lines)} lines of {header['files']}")
-    return header, lines
+    """The header and the lines of a shard's index. Raises OSError, ValueError or KeyError where it is not whole."""
+    first, lines = index.read_bytes().split(b"\n", 1)
+    header = json.loads(first)
+    if hashlib.sha256(lines).hexdigest() != header["lines_sha256"]:
+        raise ValueError("its lines are not as they were written")
+    return header, [json.loads(line) for line in lines.splitlines()]
 
 
 def is_whole(folder: Path, name: str) -> bool:
@@ -110,7 +111,7 @@ def tensor_places(blob: bytes) -> dict[str, tuple[int, int]]:
 
 def index_text(plan: ShardPlan, header: dict[str, Any], outcomes: dict[str, Outcome]) -> str:
     """A line about the shard, then one per file of the source: what became of it if its content is owned here."""
-    lines = [header | {"files": len(plan.files)}]
+    lines = []
     for index, file in enumerate(plan.files, plan.first):
         line: dict[str, Any] = {"id": file.item.id, "label": file.item.label}
         if file.sha256 is None:
@@ -119,5 +120,7 @@ def index_text(plan: ShardPlan, header: dict[str, Any], outcomes: dict[str, Outc
             line["sha256"] = file.sha256
             if plan.owned.get(file.sha256) == index:
                 line |= outcomes[file.sha256]
-        lines.append(line)
-    return "".join(json.dumps(line) + "\n" for line in lines)
+        lines.append(json.dumps(line) + "\n")
+    text = "".join(lines)
+    header = header | {"files": len(plan.files), "lines_sha256": hashlib.sha256(text.encode()).hexdigest()}
+    return json.dumps(header) + "\n" + text

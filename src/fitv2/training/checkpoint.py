@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..atomic import begin_folder, finish_folder, flush, write_tensors, write_text
+from ..processes import first_says
 from ..shards import read_shards, write_shards
-from .processes import first_says
 from .sharding import split_like
 
 PREFIX = "step-"

@@ -25,9 +25,12 @@ def draw_sheet(
     class_names: Sequence[str],
     shapes: Sequence[Sequence[tuple[int, int, int]]],
     sampling: Sampling,
-    codec: Pixels | KLAutoencoder,
-) -> Image.Image:
-    """A row per class (10 at most) at its most frequent (height, width, count) shapes, which are of latents."""
+    codec: Pixels | KLAutoencoder | None,
+) -> Image.Image | None:
+    """A row per class (10 at most) at its most frequent (height, width, count) shapes, which are of latents.
+
+    Without a codec, as in processes that only take part, there is no picture.
+    """
 
     def network(batch: TokenBatch, t: Tensor, y: Tensor) -> Tensor:
         return model(batch, t, y).float()
@@ -38,6 +41,8 @@ def draw_sheet(
         for column, shape in enumerate((list(of_class) * COLUMNS)[:COLUMNS])
     ]
     latents = generate_with(network, model.config, wishes, sampling, next(model.parameters()).device)
+    if codec is None:
+        return None
     names = class_names or [f"class {label}" if len(shapes) > 1 else "picture" for label in range(len(shapes))]
     images = [to_image(codec.decode(latent)) for latent in latents]
     captions = [f"{names[w.label]} {image.height}x{image.width}" for w, image in zip(wishes, images, strict=True)]

@@ -25,10 +25,16 @@ def start_from(model: FiT, base: Pretrained, dataset: Dataset, begin_anew: Colle
     state, own, told = base.model.state_dict(), model.state_dict(), []
     if "labels" in begin_anew or not same_classes(base, dataset):
         state[LABELS] = torch.cat((own[LABELS][:-1], state[LABELS][-1:]))
+        model.get_parameter(LABELS).requires_grad_(True)  # Nothing random may stay frozen.
         told.append("the label table begins anew, but for its row of no class")
     if "patches" in begin_anew or any(state[name].shape != own[name].shape for name in PATCHES):
         state |= {name: own[name] for name in PATCHES}
         told.append("the patch layers begin anew")
+    elif base.autoencoder != dataset.autoencoder:
+        told.append(
+            f"its latents were those of {base.autoencoder}, and these are of {dataset.autoencoder}: if that is another "
+            "autoencoder, begin the patch layers anew (training.begin_anew=[patches])"
+        )
     if "trained" in begin_anew:
         state |= {name: own[name] for name, parameter in model.named_parameters() if parameter.requires_grad}
         told.append("all that is trained begins anew")

@@ -29,6 +29,7 @@ from ..data.loader import PackLoader, Position, Step
 from ..generate import Sampling, default_solver
 from ..model.transformer import FiT, FiTConfig, load_strictly
 from ..pretrained import Pretrained, save_pretrained, shapes_of
+from ..processes import check_launcher, first_says
 from .checkpoint import (
     checkpoints,
     load_optimizer_tensors,
@@ -42,7 +43,6 @@ from .ema import EMA
 from .heap import trim_heap
 from .log import RunLog
 from .preemption import Termination
-from .processes import check_launcher, first_says
 from .run import data_digest, keep_recipe
 from .samples import draw_sheet
 from .sharding import gathered, shard, whole
@@ -176,7 +176,7 @@ class Trainer:
             "loss": loss,
             "grad_norm": norm,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
-            "images": step.images,
+            "images": self.images,
             "tokens_per_second": step.tokens / seconds,
             "real_share": round(step.real_share, 5),
             "skipped": self.skipped,
@@ -186,16 +186,18 @@ class Trainer:
     def step(self, step: Step) -> tuple[float, float]:
         """One optimiser step; returns the loss over all processes and the gradient norm. A non-finite one is skipped.
 
-        Each pack's mean is weighted by its share of the pictures of the whole step, so that packs and processes of
-        unequal counts add up to the gradient of one big batch.
+        Each pack's mean is weighted by its share of the step's pictures that could be read, so that packs and
+        processes of unequal counts add up to the gradient of one big batch.
         """
         settings = self.recipe.training
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.done, settings)
         total = torch.zeros((), device=self.accelerator.device)
+        # Not as planned: pictures that went bad meanwhile are left out, and must not count.
+        self.images = self.over_all(sum(len(batch) for batch, _ in step.packs))
         for number, (batch, labels) in enumerate(step.packs):
             generator = torch.Generator().manual_seed(self.pack_seed(number))
-            share = len(batch) / step.images * self.accelerator.num_processes
+            share = len(batch) / self.images * self.accelerator.num_processes
             batch, labels = batch.to(self.accelerator.device), labels.to(self.accelerator.device)
             last = number + 1 == len(step.packs)
             # The prepared model runs under autocast by itself; the loss and the backward pass stay outside. Sharded
@@ -226,6 +228,11 @@ class Trainer:
         loss, stop = self.accelerator.reduce(torch.stack([total, asked]), "mean").tolist()
         self.stopping = stop > 0 and self.done < settings.steps
         return loss, norm
+
+    def over_all(self, count: int) -> int:
+        """The sum over all processes."""
+        own = torch.tensor(count, device=self.accelerator.device)
+        return int(self.accelerator.reduce(own, "sum"))
 
     def pack_seed(self, number: int) -> int:
         """Seed of one pack's times, noise and dropped labels: distinct over steps, packs and processes."""
@@ -305,12 +312,18 @@ class Trainer:
         log = self.recipe.log
         solver = default_solver(self.bare_model.config)
         sampling = Sampling(steps=log.sample_steps, solver=solver, guidance=log.sample_guidance)
+        codecs = []
+
+        def load() -> None:
+            codecs.append(load_autoencoder(self.dataset.autoencoder, self.accelerator.device))
+
         try:
-            codec = load_autoencoder(self.dataset.autoencoder, self.accelerator.device)
+            first_says(load) if self.sharded else load()
         except ValueError as error:  # Training needs none, and may run where there is none.
             logger.warning("no sample sheet: %s", error)
             return
         with self.ema.applied_to(self.bare_model):
-            page = draw_sheet(self.bare_model, self.dataset.class_names, self.shapes, sampling, codec)
+            names, codec = self.dataset.class_names, codecs[0] if codecs else None
+            page = draw_sheet(self.bare_model, names, self.shapes, sampling, codec)
         if main:
             write_file(self.sheet, lambda draft: page.save(draft, "PNG"))

@@ -25,13 +25,13 @@ def check_launcher() -> None:
 def first_says(ask: Callable[[], T]) -> T:
     """The answer of the first process, in all of them: what files there are may look different from elsewhere.
 
-    An OSError there is raised in all, so that none waits for ever.
+    A ValueError or OSError there is raised in all, so that none waits for ever.
     """
     answer: list = [None, None]
     if PartialState().is_main_process:
         try:
             answer[0] = ask()
-        except OSError as error:
+        except (OSError, ValueError) as error:
             answer[1] = error
     broadcast_object_list(answer)
     if answer[1] is not None:
