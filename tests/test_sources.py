@@ -146,6 +146,14 @@ def test_what_is_no_source_is_one_sentence(tmp_path, monkeypatch, name, part):
     assert part in str(error.value)
 
 
+def test_archives_beside_pictures_are_not_taken_for_all(tmp_path):
+    write_files(tmp_path, good_files(3))
+    write_tar(tmp_path / "a.tar", {"x.png": as_bytes(noise(8, 8))})
+    with pytest.raises(ValueError, match="holds archives and pictures: name the archives by "):
+        open_source(str(tmp_path))
+    assert list(taken(open_source(str(tmp_path / "*.tar")))) == ["x.png"]
+
+
 def test_hugging_face_without_the_package_is_one_sentence(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     with pytest.raises(ValueError, match="install the package datasets"):

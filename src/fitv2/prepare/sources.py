@@ -134,6 +134,10 @@ def open_source(name: str) -> Source:
     path = Path(name)
     found = path.glob("*.tar") if path.is_dir() else map(Path, glob.glob(name))
     archives = sorted(archive for archive in found if archive.suffix == ".tar" and archive.is_file())
+    if archives and path.is_dir() and any(file.kind == "picture" for file in list_files(path)):
+        raise ValueError(
+            f"{name} holds archives and pictures: name the archives by '{name}/*.tar', or give each a folder"
+        )
     if archives:
         return ArchiveSource(archives)
     if path.is_dir():
