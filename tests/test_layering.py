@@ -15,7 +15,8 @@ LAYERS = [
     {"__init__", "atomic", "classes", "config", "tokens"},
     {"model", "flow", "diffusion"},
     {"samplers", "data"},
-    {"autoencoder", "convert", "state_files", "generate", "pretrained", "processes", "shards", "sheets", "build"},
+    {"autoencoder", "build", "convert", "distributed_checkpoint", "generate", "pretrained", "processes", "sheets"}
+    | {"state_files"},
     {"adapters", "evaluation", "training", "prepare"},
     {"cli"},
 ]

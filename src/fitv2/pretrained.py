@@ -126,9 +126,9 @@ def read_model(config_file: Path, weights_file: Path, name: str, dtype: torch.dt
 def read_weights(path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
     """The tensors of a safetensors file, or the averaged weights of a checkpoint's folder of shards."""
     if path.is_dir():
-        from .shards import read_shards  # Takes long to load, and few checkpoints have one.
+        from .distributed_checkpoint import read_split  # Takes long to load, and few checkpoints have one.
 
-        return {key: tensor.to(dtype) for key, tensor in read_shards(path, "ema", lambda name: None).items()}
+        return {key: tensor.to(dtype) for key, tensor in read_split(path, "ema", lambda name: None).items()}
     # One by one and read, not mapped: never a second copy of all, whatever the dtypes.
     with safe_open(path, "pt", backend="pread") as file:
         return {key: file.get_tensor(key).to(dtype) for key in file.keys()}  # noqa: SIM118

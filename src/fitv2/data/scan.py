@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import track
@@ -17,6 +18,8 @@ from ..atomic import write_text
 logger = logging.getLogger(__name__)
 
 _CACHE_VERSION = 1
+BLOCK = 512
+T, R = TypeVar("T"), TypeVar("R")
 # A file by its path to a few whole numbers about it, or the reason why it cannot be used.
 Check = Callable[[Path], list[int] | str]
 
@@ -32,9 +35,11 @@ def check_all(root: Path, names: list[str], check: Check, cache_file: Path | Non
     known = {name: cache[name][2:] for name in names if name in cache and cache[name][:2] == stamps[name]}
     todo = [name for name in names if name not in known]
     checked: dict[str, list[int] | str] = {}
+    workers = min(8, os.cpu_count() or 1)
     logger.info("%s: checking %d picture files, %d known from an earlier start", root, len(todo), len(known))
     try:
-        for name, outcome in zip(todo, _progress(_in_threads(root, todo, check), len(todo)), strict=True):
+        results = in_threads(workers, lambda name: check(root / name), todo)
+        for name, outcome in zip(todo, _progress(results, len(todo)), strict=True):
             checked[name] = outcome
     finally:  # An interrupted scan of a million pictures goes on where it stopped.
         outcomes = {name: known.get(name) or checked.get(name) for name in names}
@@ -44,11 +49,11 @@ def check_all(root: Path, names: list[str], check: Check, cache_file: Path | Non
     return outcomes
 
 
-def _in_threads(root: Path, names: list[str], check: Check, block: int = 512) -> Iterator[list[int] | str]:
-    """In the order of the names; in blocks, because the pool keeps an object for every task handed to it."""
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # Pillow's decoders release the interpreter lock.
-        for start in range(0, len(names), block):
-            yield from pool.map(lambda name: check(root / name), names[start : start + block])
+def in_threads(workers: int, work: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+    """The results in the order of the items; in blocks, because the pool keeps an object for every task given."""
+    with ThreadPoolExecutor(workers) as pool:  # Pillow's decoders release the interpreter lock.
+        for start in range(0, len(items), BLOCK):
+            yield from pool.map(work, items[start : start + BLOCK])
 
 
 def _progress(outcomes: Iterator[list[int] | str], total: int) -> Iterator[list[int] | str]:

@@ -7,16 +7,12 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from ..data.images import UnreadableImage
 from .sources import Item, Source
-
-# Tasks handed to the threads at a time: the pool keeps an object for every task.
-BLOCK = 256
 
 
 @dataclass(frozen=True)
@@ -45,14 +41,6 @@ class ShardPlan:
         for sha256 in self.owned:
             content.update(bytes.fromhex(sha256))
         return f"{self.number:05d}-{content.hexdigest()[:12]}"
-
-
-def in_threads(workers: int, work: Callable, indices: Iterable[int]) -> Iterator:
-    """The results in order; a block of tasks at a time."""
-    indices = list(indices)
-    with ThreadPoolExecutor(workers) as pool:
-        for start in range(0, len(indices), BLOCK):
-            yield from pool.map(work, indices[start : start + BLOCK])
 
 
 def hash_file(source: Source, index: int) -> File:

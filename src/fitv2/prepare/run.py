@@ -18,9 +18,10 @@ from accelerate.utils import gather_object
 from ..atomic import remove_drafts, write_file, write_text
 from ..data.images import UnreadableImage
 from ..data.prepared import DATASET, INDEX, SETTINGS, SHARDS, Preparation, read_settings
+from ..data.scan import in_threads
 from ..processes import first_says
 from .encode import Decoded, MomentEncoder, PixelEncoder, decode_variants, encode_all
-from .plan import File, ShardPlan, hash_file, in_threads, plan_shards, repeated
+from .plan import File, ShardPlan, hash_file, plan_shards, repeated
 from .shards import (
     Outcome,
     is_whole,
@@ -156,7 +157,7 @@ def build_shard(
         return decode_again(source, missing[sha256], sha256, preparation)
 
     def pictures() -> Iterator:
-        for sha256, (outcome, variants) in zip(missing, in_threads(workers, decoded, missing), strict=True):
+        for sha256, (outcome, variants) in zip(missing, in_threads(workers, decoded, list(missing)), strict=True):
             outcomes[sha256] = outcome
             for variant, array in variants.items():
                 outcome["variants"][variant]["tensor"] = f"{sha256}.{variant}"

@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..atomic import begin_folder, finish_folder, flush, write_tensors, write_text
+from ..distributed_checkpoint import read_split, write_split
 from ..processes import first_says
-from ..shards import read_shards, write_shards
 from .sharding import split_like
 
 PREFIX = "step-"
@@ -50,7 +50,7 @@ def save_checkpoint(
     try:
         if sharded:
             named = {f"{part}.{name}": t for part, content in tensors.items() for name, t in content.items()}
-            write_shards(partial / SHARDS, named)
+            write_split(partial / SHARDS, named)
         first_says(finish)
     finally:
         if PartialState().is_main_process:
@@ -83,7 +83,7 @@ def read_part(checkpoint: Path, part: str, parameters: dict[str, Tensor]) -> dic
     if not (checkpoint / SHARDS).is_dir():
         return read_tensors(checkpoint / f"{part}.safetensors", like)
     try:
-        return read_shards(checkpoint / SHARDS, part, like)
+        return read_split(checkpoint / SHARDS, part, like)
     except ValueError as error:
         raise ValueError(
             f"{checkpoint / SHARDS} is damaged ({error}); delete its folder to continue from the one before"

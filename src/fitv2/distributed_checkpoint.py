@@ -34,7 +34,7 @@ DESCRIPTION = {
 }
 
 
-def write_shards(folder: Path, tensors: dict[str, Tensor]) -> None:
+def write_split(folder: Path, tensors: dict[str, Tensor]) -> None:
     """Every process has to call this, with the same names. Where one of them fails, OSError is raised in all."""
     try:
         dcp.save({name: t.detach() for name, t in tensors.items()}, storage_writer=dcp.FileSystemWriter(folder))
@@ -42,7 +42,7 @@ def write_shards(folder: Path, tensors: dict[str, Tensor]) -> None:
         raise OSError(first_failure(error)) from None
 
 
-def read_shards(folder: Path, part: str, like: Callable[[str], Tensor | None]) -> dict[str, Tensor]:
+def read_split(folder: Path, part: str, like: Callable[[str], Tensor | None]) -> dict[str, Tensor]:
     """The tensors whose names begin with `part` and a dot, without that: each split as `like` of its name is.
 
     Raises ValueError when one cannot be read.
