@@ -4,8 +4,6 @@ import base64
 import io
 import math
 import random
-import struct
-import zlib
 
 import numpy as np
 import pytest
@@ -21,6 +19,7 @@ from fitv2.data.images import (
     target_size,
     variants,
 )
+from pictures import claims
 
 # A photograph of an ankle boot, the first test picture of Fashion-MNIST (MIT, Copyright 2017 Zalando SE).
 BOOT_PNG = base64.b64decode(
@@ -48,16 +47,6 @@ def pixels(path, mode="RGB") -> np.ndarray:
     image = decode(path, mode)
     assert image.mode == mode
     return np.asarray(image).astype(int)
-
-
-def png_of_size(width: int, height: int) -> bytes:
-    """A PNG whose header claims this size and whose data are a few bytes."""
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(b"\0" * 64))]
-    body = b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in [*chunks, (b"IEND", b"")]
-    )
-    return b"\x89PNG\r\n\x1a\n" + body
 
 
 @pytest.mark.parametrize(
@@ -198,9 +187,9 @@ def test_truncated(tmp_path, colour, extension, part, monkeypatch):
         (b"", "^empty file$"),
         (b"<html>404 not found</html>", "^not a picture$"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EOF\n", "^not a picture$"),
-        (png_of_size(0, 10), "^not a picture$"),
-        (png_of_size(100_000, 100_000), "^too large: "),
-        (png_of_size(16, 16), "^truncated or damaged: "),
+        (claims(0, 10), "^not a picture$"),
+        (claims(100_000, 100_000), "^too large: "),
+        (claims(16, 16), "^truncated or damaged: "),
     ],
 )
 def test_bad_files(tmp_path, content, reason):

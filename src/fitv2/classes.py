@@ -56,9 +56,10 @@ def read_names(path: Path) -> list[str]:
 
 def readable_names(folders: Sequence[str]) -> list[str]:
     """The names of class folders, in their order; for ImageNet's, n01440764 to n15075141, those of its classes."""
-    synsets = [name for name in folders if re.fullmatch(r"n\d{8}", name)]
+    if not folders or not all(re.fullmatch(r"n\d{8}", name) for name in folders):
+        return list(folders)
     known = imagenet_names()
-    return list(known if len(synsets) == len(folders) == len(known) else folders)
+    return list(known if len(folders) == len(known) else folders)
 
 
 def imagenet_names() -> Sequence[str]:

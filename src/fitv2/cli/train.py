@@ -82,9 +82,10 @@ def train(
     dataset = in_turn(lambda: build_dataset(chosen.data, chosen.model.patch_size, run / "pictures.json"))
     if speaks:
         report_data(dataset, run / "skipped.json")
-    base = None if has_checkpoint(run) else build_base(chosen.training)
+    begun = has_checkpoint(run)
+    base = None if begun else build_base(chosen.training)
     config = build_model_config(chosen, dataset, base)
-    if has_checkpoint(run):  # The model that it began with may be gone.
+    if begun:  # The model that it began with may be gone.
         config = replace(config, rope=read_config(run / "model/config.json")[1].rope)
 
     from ..processes import leave

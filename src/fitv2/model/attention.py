@@ -23,7 +23,10 @@ def packed_attention(q_TNH: Tensor, k_SNH: Tensor, v_SNH: Tensor, queries: Token
     if takes_varlen(q_TNH):
         lengths = queries.offsets, keys.offsets, max(queries.lengths), max(keys.lengths)
         return varlen_attn(q_TNH.contiguous(), k_SNH.contiguous(), v_SNH.contiguous(), *lengths)
-    runs = [(n, *pair) for n, pair in runs_of(list(zip(queries.lengths, keys.lengths, strict=True)))]
+    if keys is queries:  # As in every block: these runs are known.
+        runs = [(n, length, length) for n, length in queries.runs]
+    else:
+        runs = [(n, *pair) for n, pair in runs_of(list(zip(queries.lengths, keys.lengths, strict=True)))]
     return attention_by_runs(q_TNH, k_SNH, v_SNH, runs)
 
 
