@@ -87,7 +87,7 @@ class TokenBatch:
 
     def spread(self, per_image: Tensor) -> Tensor:
         """(B, ...) per image to (T, ...) per token."""
-        return _Spread.apply(per_image, self.image_index, self.runs)
+        return spread(per_image, self.image_index)
 
     def image_mean(self, per_token: Tensor) -> Tensor:
         """(T, ...) per token to (B, ...): the mean over each image's own tokens."""
@@ -142,17 +142,39 @@ def unpatchify(tokens: Tensor, size: tuple[int, int], patch_size: int) -> Tensor
     return patches.reshape(channels, rows * p, columns * p)
 
 
+def spread(per_image: Tensor, image_index: Tensor) -> Tensor:
+    """(B, ...) per image to (T, ...) per token; image_index (T,) counts up from 0 to B - 1."""
+    return _Spread.apply(per_image, image_index)
+
+
 class _Spread(torch.autograd.Function):
     """Row gather whose backward adds each run as a dense sum; the generic scatter-add is several times slower."""
 
     @staticmethod
-    def forward(ctx, per_image: Tensor, image_index: Tensor, runs: list[tuple[int, int]]) -> Tensor:
-        ctx.runs = runs
+    def forward(ctx, per_image: Tensor, image_index: Tensor) -> Tensor:
+        ctx.images = len(per_image)
+        ctx.save_for_backward(image_index)
         return per_image.index_select(0, image_index)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        return _sum_runs(grad, ctx.runs), None, None
+        return sum_images(grad, *ctx.saved_tensors, ctx.images), None
+
+
+@torch.library.custom_op("fitv2::sum_images", mutates_args=())
+def sum_images(per_token: Tensor, image_index: Tensor, images: int) -> Tensor:
+    """(T, ...) to (B, ...): the sum over each image's tokens. An operator of its own, which torch.compile leaves alone:
+    its own scatter-add on a CPU is slow, and runs are Python numbers.
+    """
+    if per_token.device.type == "cpu":
+        return _sum_runs(per_token, runs_of(image_index.bincount(minlength=images).tolist()))
+    zeros = per_token.new_zeros(images, *per_token.shape[1:])
+    return zeros.index_add_(0, image_index, per_token)
+
+
+@sum_images.register_fake
+def _(per_token: Tensor, image_index: Tensor, images: int) -> Tensor:
+    return per_token.new_empty(images, *per_token.shape[1:])
 
 
 def _sum_runs(per_token: Tensor, runs: list[tuple[int, int]]) -> Tensor:

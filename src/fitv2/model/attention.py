@@ -52,7 +52,8 @@ def attention_by_runs(q_TNH: Tensor, k_SNH: Tensor, v_SNH: Tensor, runs: list[tu
 def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(H)) v over (..., L, H), the softmax in float32."""
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-    return scores.float().softmax(-1).to(v.dtype) @ v
+    with torch.autocast(q.device.type, enabled=False):  # The kernel computes in float32 and rounds once.
+        return scores.softmax(-1) @ v
 
 
 class SelfAttention(nn.Module):

@@ -85,5 +85,5 @@ class FinalLayer(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, x_TD: Tensor, c_BD: Tensor, batch: TokenBatch) -> Tensor:
-        shift_TD, scale_TD = batch.spread(self.adaLN_modulation(c_BD)).chunk(2, dim=-1)
-        return self.linear(modulated_norm(x_TD, shift_TD, scale_TD))
+        shift_BD, scale_BD = self.adaLN_modulation(c_BD).chunk(2, dim=-1)
+        return self.linear(modulated_norm(x_TD, shift_BD, scale_BD, batch.image_index))

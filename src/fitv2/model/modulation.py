@@ -6,8 +6,11 @@ projecting per token would cost 6 D^2 on each of them.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ..tokens import spread
 
 
 class LowRankModulation(nn.Sequential):
@@ -28,6 +31,7 @@ class FullModulation(nn.Sequential):
         nn.init.zeros_(self[1].bias)
 
 
-def modulated_norm(x_TD: Tensor, shift_TD: Tensor, scale_TD: Tensor) -> Tensor:
-    """LayerNorm without affine, then scale and shift from the conditioning."""
-    return F.layer_norm(x_TD, x_TD.shape[-1:], eps=1e-6) * (1 + scale_TD) + shift_TD
+def modulated_norm(x_TD: Tensor, shift_BD: Tensor, scale_BD: Tensor, image_index_T: Tensor) -> Tensor:
+    """LayerNorm without affine, then scale and shift from the conditioning of each token's image, in float32."""
+    shift_TD, factor_TD = spread(shift_BD.float(), image_index_T), spread(1 + scale_BD.float(), image_index_T)
+    return torch.addcmul(shift_TD, F.layer_norm(x_TD, x_TD.shape[-1:], eps=1e-6), factor_TD)

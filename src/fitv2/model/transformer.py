@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..tokens import TokenBatch
+from ..tokens import TokenBatch, spread
 from .attention import SelfAttention, packed_attention
 from .context import CONTEXTS, ContextEmbedder, CrossAttention, join
 from .layers import FinalLayer, LabelEmbedder, PatchEmbedder, SwiGLU, TimestepEmbedder
@@ -104,30 +104,39 @@ class FiTBlock(nn.Module):
         table: tuple[Tensor, Tensor],
         context: TokenBatch | None = None,
     ) -> Tensor:
-        modulation_T6D = batch.spread(global_B6D + self.adaLN_modulation(c_BD))
-        q, k, v = self.before_attention(x_TD, modulation_T6D, table)
+        modulation_B6D = (global_B6D + self.adaLN_modulation(c_BD)).float()
+        shift, scale, gate, *for_mlp = modulation_B6D.chunk(6, dim=-1)
+        index = batch.image_index
+        q, k, v = self.before_attention(x_TD, shift, scale, index, table)
         attended = packed_attention(q, k, v, batch, batch)
         if self.cross is None:
-            return self.after_attention(x_TD, attended, modulation_T6D)
-        x_TD = self.add_attention(x_TD, attended, modulation_T6D)
-        return self.add_mlp(x_TD + self.cross(x_TD, batch, context), modulation_T6D)
+            return self.after_attention(x_TD, attended, gate, *for_mlp, index)
+        x_TD = self.add_attention(x_TD, attended, gate, index)
+        return self.add_mlp(x_TD + self.cross(x_TD, batch, context), *for_mlp, index)
 
     # Two halves around attention: all that is per token, so that `FiT.compile_blocks` can fuse each into a few kernels.
+    # Shifts, scales and gates are (B, D), and spread over the tokens only inside: there a kernel reads them in passing.
 
-    def before_attention(self, x_TD: Tensor, modulation_T6D: Tensor, table: tuple[Tensor, Tensor]):
-        shift, scale, *_ = modulation_T6D.chunk(6, dim=-1)
-        return self.attn.queries_keys_values(modulated_norm(x_TD, shift, scale), table)
+    def before_attention(self, x_TD: Tensor, shift: Tensor, scale: Tensor, index: Tensor, table: tuple[Tensor, Tensor]):
+        return self.attn.queries_keys_values(modulated_norm(x_TD, shift, scale, index), table)
 
-    def after_attention(self, x_TD: Tensor, attended_TNH: Tensor, modulation_T6D: Tensor) -> Tensor:
-        return self.add_mlp(self.add_attention(x_TD, attended_TNH, modulation_T6D), modulation_T6D)
+    def after_attention(
+        self,
+        x_TD: Tensor,
+        attended: Tensor,
+        gate: Tensor,
+        shift: Tensor,
+        scale: Tensor,
+        mlp_gate: Tensor,
+        index: Tensor,
+    ) -> Tensor:
+        return self.add_mlp(self.add_attention(x_TD, attended, gate, index), shift, scale, mlp_gate, index)
 
-    def add_attention(self, x_TD: Tensor, attended_TNH: Tensor, modulation_T6D: Tensor) -> Tensor:
-        gate = modulation_T6D.chunk(6, dim=-1)[2]
-        return x_TD + gate * self.attn.proj(attended_TNH.flatten(1))
+    def add_attention(self, x_TD: Tensor, attended_TNH: Tensor, gate: Tensor, index: Tensor) -> Tensor:
+        return torch.addcmul(x_TD, spread(gate, index), self.attn.proj(attended_TNH.flatten(1)))
 
-    def add_mlp(self, x_TD: Tensor, modulation_T6D: Tensor) -> Tensor:
-        *_, shift, scale, gate = modulation_T6D.chunk(6, dim=-1)
-        return x_TD + gate * self.mlp(modulated_norm(x_TD, shift, scale))
+    def add_mlp(self, x_TD: Tensor, shift: Tensor, scale: Tensor, gate: Tensor, index: Tensor) -> Tensor:
+        return torch.addcmul(x_TD, spread(gate, index), self.mlp(modulated_norm(x_TD, shift, scale, index)))
 
 
 class FiT(nn.Module):
