@@ -17,7 +17,7 @@ LAYERS = [
     {"samplers", "data"},
     {"autoencoder", "build", "convert", "distributed_checkpoint", "generate", "pretrained", "processes", "sheets"}
     | {"state_files"},
-    {"adapters", "evaluation", "training", "prepare"},
+    {"adapters", "evaluation", "training", "prepare", "profiling"},
     {"cli"},
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}

@@ -1,0 +1,1 @@
+"""What a network costs, by formula and by measurement."""

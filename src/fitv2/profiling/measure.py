@@ -1,0 +1,64 @@
+"""Seconds, bytes and the machine's own limit, measured so that they can be compared."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+Work = Callable[[], object]
+# Large enough that a product is all arithmetic, small enough to measure it often.
+PEAK_SIDE = {"cpu": 2048, "cuda": 8192}
+
+
+def in_turn(
+    works: Mapping[str, Work], repeats: int = 5, done: Callable[[int], None] | None = None
+) -> dict[str, list[float]]:
+    """Wall seconds of every work, `repeats` times after one warm-up each.
+
+    The works take turns: a machine whose speed drifts is unfair to none, and the ratio of two is taken turn by turn.
+    done: gets 1 after each run.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in works}
+    for turn in range(repeats + 1):
+        for name, work in works.items():
+            start = time.perf_counter()
+            work()
+            synchronize()
+            if turn:
+                taken[name].append(time.perf_counter() - start)
+            if done is not None:
+                done(1)
+    return taken
+
+
+def synchronize() -> None:
+    """Waits until a GPU has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def matrix_product(dtype: torch.dtype, device: torch.device) -> tuple[Work, int]:
+    """A product of two square matrices, and its operations: the fastest that a device of this kind does anything."""
+    side = PEAK_SIDE[device.type]
+    a, b = (torch.randn(side, side, dtype=dtype, device=device) for _ in range(2))
+    return lambda: a @ b, 2 * side**3
+
+
+def most_bytes(work: Work, device: torch.device) -> int:
+    """The most memory that `work` holds at a time beyond what is there before, in tensors of torch's allocator."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        return torch.cuda.max_memory_allocated(device) - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        work()
+    events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
+    now = most = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    return most
