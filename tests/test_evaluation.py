@@ -25,7 +25,8 @@ from fitv2.evaluation.scores import (
     shares_recognised,
 )
 from fitv2.generate import Sampling, generate
-from fitv2.model.transformer import FiT, FiTConfig
+from fitv2.model.config import FiTConfig
+from fitv2.model.transformer import FiT
 from fitv2.pretrained import Pretrained, load_pretrained, shapes_of
 
 SAMPLING = Sampling(steps=2, solver="euler", guidance=1.5)

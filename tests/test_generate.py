@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fitv2.generate import Sampling, Wish, generate, passes
-from fitv2.model.transformer import FiTConfig
+from fitv2.model.config import FiTConfig
 from tiny import CONFIG, random_model
 
 WISHES = [
@@ -118,6 +118,27 @@ def test_progress_counts_every_picture_once(model, monkeypatch):
     assert len(finished) > 1 and sum(finished) == len(WISHES)
 
 
+@pytest.mark.parametrize("full_every", [1, 2, 3])
+def test_inner_blocks_are_computed_in_one_call_of_so_many(full_every, monkeypatch):
+    """Outside the guidance interval the same pictures go without their second halves: those calls count by themselves.
+
+    What is kept belongs to one pass, and in it to each picture: company changes nothing.
+    """
+    deep = random_model(FiTConfig(**{**vars(CONFIG), "depth": 4}))
+    runs = [0] * 4
+    for number, block in enumerate(deep.blocks):
+        block.attn.qkv.register_forward_pre_hook(lambda *_, n=number: runs.__setitem__(n, runs[n] + 1))
+    sampling = Sampling(steps=8, solver="euler", interval=(0.5, 1.0), full_every=full_every)
+    together = generate(deep, WISHES, sampling)
+    full = 2 * -(-4 // full_every)
+    assert runs == [8, full, full, 8]
+    monkeypatch.setattr("fitv2.generate.TOKENS_PER_PASS", 60)
+    assert_same(generate(deep, WISHES, sampling), together)
+    exact = generate(deep, WISHES, Sampling(steps=8, solver="euler", interval=(0.5, 1.0)))
+    far = max(float((a - b).abs().max()) for a, b in zip(together, exact, strict=True))
+    assert far < 1e-4 if full_every == 1 else 1e-3 < far < 1
+
+
 def test_a_model_without_classes():
     model = random_model(FiTConfig(**{**vars(CONFIG), "num_classes": 0}))
     (picture,) = generate(model, [Wish(0, (8, 8), 1)], Sampling(steps=1))
@@ -157,6 +178,8 @@ def test_a_label_out_of_range(model, label):
         ({"steps": 0}, "at least one step, not 0"),
         ({"interval": (0.5, 0.2)}, "must lie within 0 and 1, low end first"),
         ({"interval": (0.0, 1.5)}, "must lie within 0 and 1"),
+        ({"full_every": 0}, "one model call of every 0 cannot be a full one"),
+        ({"full_every": 2, "solver": "dopri5"}, "with 1 for solvers that choose their steps"),
     ],
 )
 def test_impossible_sampling_is_refused(settings, message):

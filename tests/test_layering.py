@@ -139,7 +139,7 @@ def test_settings_and_the_command_line_load_nothing_heavy():
         ("cli/train.py", "from .. import helpers", "cli.train: imports helpers, which has no layer"),
         (
             "training/trainer.py",
-            "from ..config import Recipe\nfrom ..model.transformer import FiTConfig\nFiTConfig(width=4)",
+            "from ..config import Recipe\nfrom ..model.config import FiTConfig\nFiTConfig(width=4)",
             "training.trainer: only build makes FiTConfig from settings",
         ),
         (
@@ -164,7 +164,7 @@ def test_what_is_allowed_is_not_complained_about(tmp_path):
         "samplers/ode.py": "from ..flow.path import shift_time",
         "pretrained.py": "from .convert import load_strictly",
         "training/trainer.py": "from ..config import Recipe\nfrom ..generate import generate",
-        "build.py": "from .config import Recipe\nfrom .model.transformer import FiTConfig\nFiTConfig(width=4)",
+        "build.py": "from .config import Recipe\nfrom .model.config import FiTConfig\nFiTConfig(width=4)",
         "cli/train.py": "def train():\n    from ..training.trainer import Trainer",
     }.items():
         path = tmp_path / module

@@ -7,6 +7,7 @@ import torch
 
 from fitv2 import FiT, FiTConfig, TokenBatch, preset
 from fitv2.model.rope import RopeScheme, rotate, rotation_table
+from fitv2.model.transformer import lay_out_by_input
 from tiny import random_model
 
 SIZES = [(4, 6), (1, 2), (40, 3), (3, 4), (4, 3), (5, 5), (1, 2)]
@@ -32,6 +33,39 @@ def test_packed_equals_any_order():
     order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(2)).tolist()
     shuffled = model(batch.select(order), t[order], y[order])
     torch.testing.assert_close(batch.with_x(model(batch, t, y)).select(order).x, shuffled, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
+def test_packed_equals_one_by_one_in_bfloat16_within_its_rounding(weights):
+    """Other shapes sum in another order, and bfloat16 rounds each sum by up to 2^-9 of it: 2 % of the largest value."""
+    model, (batch, t, y) = random_model(CONFIG).to(weights), random_batch()
+    with torch.autocast("cpu", torch.bfloat16):
+        together = model(batch, t, y).float()
+        alone = torch.cat([model(batch.select([i]), t[[i]], y[[i]]) for i in range(len(batch))]).float()
+    assert (together - alone).abs().max() < 0.02 * together.abs().max()
+
+
+def test_weights_laid_out_by_input_are_the_same_weights():
+    model, (batch, t, y) = random_model(CONFIG), random_batch()
+    expected, weights = model(batch, t, y), {name: value.clone() for name, value in model.state_dict().items()}
+    lay_out_by_input(model)
+    assert model.blocks[0].attn.qkv.weight.stride() == (1, 3 * CONFIG.width)
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    torch.testing.assert_close(model(batch, t, y), expected, atol=1e-6, rtol=0)
+
+
+def test_images_of_equal_time_and_label_share_their_conditioning_in_sampling_alone():
+    """Both values are told apart: equal times with other labels, and the other way round."""
+    model, (batch, _, _) = random_model(CONFIG), random_batch()
+    t = torch.tensor([0.5, 0.25, 0.5, 0.5, 0.25, 0.5, 0.25])
+    y = torch.tensor([1, 1, 2, 1, 2, 2, 1])
+    rows = []
+    model.blocks[1].adaLN_modulation.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    expected = model(batch, t, y)
+    with torch.no_grad():
+        shared = model(batch, t, y)
+    assert rows == [7, 4]
+    torch.testing.assert_close(shared, expected, atol=1e-5, rtol=0)
 
 
 def gradients(model: FiT, parts) -> list[torch.Tensor]:
@@ -95,8 +129,9 @@ def test_a_new_block_is_the_identity_and_a_new_model_predicts_zero():
     batch, t, y = random_batch()
     model = FiT(CONFIG)
     x, c = torch.randn(batch.x.shape[0], CONFIG.width), torch.randn(len(batch), CONFIG.width)
+    shared = torch.zeros(len(batch), 6 * CONFIG.width)
     table = table_at(*batch.positions.tolist())
-    assert torch.equal(model.blocks[0](x, c, torch.zeros(len(batch), 6 * CONFIG.width), batch, table), x)
+    assert torch.equal(model.blocks[0](x, c, shared, batch.image_index, batch, table), x)
     assert model(batch, t, y).abs().max() == 0
 
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from fitv2.data.fashion import Fashion
-from fitv2.model.transformer import FiTConfig
+from fitv2.model.config import FiTConfig
 from fitv2.pretrained import load_pretrained, save_pretrained, shapes_of
 from tiny import CLASSES, CONFIG, garments, random_model
 

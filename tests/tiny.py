@@ -17,7 +17,8 @@ from accelerate.state import AcceleratorState, GradientState
 from fitv2.build import build_base, build_model_config
 from fitv2.config import Recipe, build_recipe
 from fitv2.data.fashion import CLASS_NAMES, Fashion
-from fitv2.model.transformer import FiT, FiTConfig
+from fitv2.model.config import FiTConfig
+from fitv2.model.transformer import FiT
 from fitv2.processes import leave
 from fitv2.training.trainer import Trainer
 

@@ -6,7 +6,7 @@ from importlib import import_module
 _HOMES = {
     "TokenBatch": "tokens",
     "FiT": "model.transformer",
-    "FiTConfig": "model.transformer",
+    "FiTConfig": "model.config",
     "FiT1Config": "model.fit1",
     "RopeScheme": "model.rope",
     "preset": "model.presets",

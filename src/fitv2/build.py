@@ -26,10 +26,10 @@ from .diffusion.objective import DiffusionLoss, diffusion_loss
 from .diffusion.schedule import linear_schedule
 from .flow.objective import FlowLoss, flow_loss
 from .flow.path import TimeDensity
+from .model.config import FiTConfig
 from .model.fit1 import FiT1Config
 from .model.presets import ARCHITECTURES
 from .model.rope import RopeScheme
-from .model.transformer import FiTConfig
 from .pretrained import Pretrained, load_pretrained
 from .tokens import TokenBatch
 

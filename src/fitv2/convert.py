@@ -10,9 +10,10 @@ from typing import Any
 import yaml
 from torch import Tensor
 
+from .model.config import FiTConfig
 from .model.fit1 import FiT1Config
 from .model.rope import PLAIN, RopeScheme
-from .model.transformer import FiT, FiTConfig, model_of
+from .model.transformer import FiT, model_of
 from .state_files import read_state
 
 # What makes each family, in the authors' arguments; an argument left out has its family's value.

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from .diffusion.sampling import sample_ddim, sample_ddpm
 from .diffusion.schedule import STEPS, ddim_steps, ddpm_steps, linear_schedule
+from .model.block_cache import BlockCache
+from .model.config import FiTConfig
 from .model.fit1 import FiT1Config
 from .model.rope import RopeScheme
-from .model.transformer import FiT, FiTConfig
+from .model.transformer import FiT
 from .samplers.guidance import guide
 from .samplers.noise import ImageNoise
 from .samplers.ode import SOLVERS, Velocity, ode_model_calls, time_grid
@@ -51,6 +53,7 @@ class Sampling:
     """How to integrate and guide. interval: times in [0, 1] (1 is data) in which guidance acts; channels: see `guide`.
 
     rope: how positions are turned, for sizes beyond those of training; None: as the model's configuration says.
+    full_every: of so many model calls one computes all blocks, see `BlockCache`.
     Raises ValueError for an unknown solver or impossible numbers.
     """
 
@@ -62,6 +65,7 @@ class Sampling:
     channels: int | None = None
     shift: float = 1.0
     rope: RopeScheme | None = None
+    full_every: int = 1
 
     def __post_init__(self) -> None:
         if self.solver not in SOLVER_NAMES:
@@ -82,6 +86,11 @@ class Sampling:
             raise ValueError(f"the guidance interval {self.interval} must lie within 0 and 1, low end first")
         if self.channels is not None and self.channels < 1:
             raise ValueError("guidance needs at least one channel to act on; guidance 1 is none")
+        if self.full_every < 1 or (self.full_every > 1 and self.solver in ADAPTIVE):
+            raise ValueError(
+                f"one model call of every {self.full_every} cannot be a full one with the solver {self.solver}: from 1 "
+                "on, and with 1 for solvers that choose their steps by the error of each"
+            )
 
     @property
     def model_calls(self) -> int | None:
@@ -106,28 +115,29 @@ def generate(
     Raises ValueError for a size not divisible by the patch, a label out of range, or a solver of another kind of model.
     """
 
-    def network(batch: TokenBatch, t: Tensor, y: Tensor) -> Tensor:
-        return model(batch, t, y, rope=sampling.rope).float()
+    def network() -> Network:
+        cache = None if sampling.full_every == 1 else BlockCache(sampling.full_every)
+        return lambda batch, t, y: model(batch, t, y, rope=sampling.rope, cache=cache).float()
 
     return generate_with(network, model.config, wishes, sampling, next(model.parameters()).device, progress)
 
 
 def generate_with(
-    network: Network,
+    new_network: Callable[[], Network],
     config: FiTConfig,
     wishes: Sequence[Wish],
     sampling: Sampling,
     device: torch.device,
     progress: Callable[[int], None] | None = None,
 ) -> list[Tensor]:
-    """`generate` with a network of that configuration, however it is called."""
+    """`generate` with networks of that configuration, a new one for each pass: what it keeps is of those images."""
     check_solver(sampling.solver, config)
     for wish in wishes:
         check_wish(wish, config.patch_size, config.num_classes)
     latents: dict[int, Tensor] = {}
     tokens = [wish.tokens(config.patch_size) for wish in wishes]
     for chosen in passes(tokens, 1 if sampling.solver in ADAPTIVE else TOKENS_PER_PASS):
-        batch = generate_pass(network, config, [wishes[i] for i in chosen], sampling, device)
+        batch = generate_pass(new_network(), config, [wishes[i] for i in chosen], sampling, device)
         latents.update(zip(chosen, batch.to_latents(config.patch_size), strict=True))
         if progress is not None:
             progress(len(chosen))

@@ -186,7 +186,7 @@ class FiTPipeline(DiffusionPipeline):
         )
         network = self.network(sampling)
         if solver is not None:
-            made = generate_with(network, config, wishes, sampling, device)
+            made = generate_with(lambda: network, config, wishes, sampling, device)
         else:
             hw = torch.tensor([wish.size for wish in wishes]) // config.patch_size
             labels = torch.tensor([wish.label for wish in wishes], device=device)

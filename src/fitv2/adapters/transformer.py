@@ -14,10 +14,11 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
+from ..model.config import FiTConfig
 from ..model.context import pack_context
 from ..model.presets import ARCHITECTURES, architecture_of
 from ..model.rope import RopeScheme
-from ..model.transformer import FiT, FiTConfig
+from ..model.transformer import FiT
 from ..pretrained import Pretrained, is_own_model, load_pretrained
 from ..tokens import TokenBatch
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ..config import Recipe
     from ..data.dataset import Dataset
-    from ..model.transformer import FiTConfig
+    from ..model.config import FiTConfig
 
 
 def show_plan(recipe: Recipe, devices: int, peak_tflops: float | None, utilisation: float, as_json: bool) -> None:

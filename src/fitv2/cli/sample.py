@@ -57,6 +57,10 @@ def sample(
     time_shift: Annotated[
         float, typer.Option(help="above 1, more steps near the picture; below 1, near the noise")
     ] = 1.0,
+    full_every: Annotated[
+        int,
+        typer.Option(min=1, help="compute the inner blocks in one model call of so many, and reuse what they added"),
+    ] = 1,
     extrapolation: Annotated[
         str | None,
         typer.Option(
@@ -117,6 +121,7 @@ def sample(
         channels=None if guidance_channels is None else guidance_channels * pretrained.model.config.patch_size**2,
         shift=time_shift,
         rope=rope_scheme(pretrained, extrapolation, attention_scale),
+        full_every=full_every,
     )
     wishes = list_wishes(pretrained, labels, size, num, seed, codec.factor)
     check_memory(pretrained, wishes)

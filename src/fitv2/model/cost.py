@@ -7,14 +7,15 @@ from typing import Literal
 
 import torch
 
-from .transformer import FiT, FiTConfig
+from .config import FiTConfig
+from .transformer import FiT
 
 # Bytes kept for the backward pass per token, block and unit of width, by precision, blocks not compiled. Autograd
-# saves 82 under bfloat16 autocast and 141 without, plus the attention scores: 48 and 32 at most, for images of 512
-# tokens. Compiled blocks save about 20 less. `tests/test_cost.py` measures it.
-SAVED_BYTES = {"bf16": 100, "no": 155}
+# saves 84 under bfloat16 autocast and 122 without, plus the attention scores: 16 and 32 at most, for images of 512
+# tokens. Compiled blocks save 35 less. `tests/test_cost.py` measures it.
+SAVED_BYTES = {"bf16": 92, "no": 138}
 # Floats alive at once per token and unit of width in inference: modulation, q, k, v, the MLP and the residual stream.
-LIVE_FLOATS = 26
+LIVE_FLOATS = 21
 
 
 def parameters(config: FiTConfig) -> int:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from .attention import SelfAttention
+from .config import FiTConfig
 from .modulation import FullModulation
-from .transformer import FiTConfig
 
 
 @dataclass(frozen=True, kw_only=True)

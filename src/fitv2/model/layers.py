@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..tokens import TokenBatch
 from .modulation import FullModulation, modulated_norm
 
 FREQUENCIES = 256
@@ -84,6 +83,6 @@ class FinalLayer(nn.Module):
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
-    def forward(self, x_TD: Tensor, c_BD: Tensor, batch: TokenBatch) -> Tensor:
+    def forward(self, x_TD: Tensor, c_BD: Tensor, row_T: Tensor) -> Tensor:
         shift_BD, scale_BD = self.adaLN_modulation(c_BD).chunk(2, dim=-1)
-        return self.linear(modulated_norm(x_TD, shift_BD, scale_BD, batch.image_index))
+        return self.linear(modulated_norm(x_TD, shift_BD, scale_BD, row_T))

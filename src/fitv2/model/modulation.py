@@ -31,7 +31,7 @@ class FullModulation(nn.Sequential):
         nn.init.zeros_(self[1].bias)
 
 
-def modulated_norm(x_TD: Tensor, shift_BD: Tensor, scale_BD: Tensor, image_index_T: Tensor) -> Tensor:
-    """LayerNorm without affine, then scale and shift from the conditioning of each token's image, in float32."""
-    shift_TD, factor_TD = spread(shift_BD.float(), image_index_T), spread(1 + scale_BD.float(), image_index_T)
+def modulated_norm(x_TD: Tensor, shift_BD: Tensor, scale_BD: Tensor, row_T: Tensor) -> Tensor:
+    """LayerNorm without affine, then scale and shift from the conditioning in the row of each token, in float32."""
+    shift_TD, factor_TD = spread(shift_BD.float(), row_T), spread(1 + scale_BD.float(), row_T)
     return torch.addcmul(shift_TD, F.layer_norm(x_TD, x_TD.shape[-1:], eps=1e-6), factor_TD)

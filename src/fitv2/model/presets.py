@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from .config import FiTConfig
 from .fit1 import FiT1Config
-from .transformer import FiTConfig
 
 ARCHITECTURES = {"FiTv2": FiTConfig, "FiT": FiT1Config}
 PRESETS = {

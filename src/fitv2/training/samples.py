@@ -40,7 +40,7 @@ def draw_sheet(
         for label, of_class in enumerate(shapes[:CLASSES])
         for column, shape in enumerate((list(of_class) * COLUMNS)[:COLUMNS])
     ]
-    latents = generate_with(network, model.config, wishes, sampling, next(model.parameters()).device)
+    latents = generate_with(lambda: network, model.config, wishes, sampling, next(model.parameters()).device)
     if codec is None:
         return None
     names = class_names or [f"class {label}" if len(shapes) > 1 else "picture" for label in range(len(shapes))]

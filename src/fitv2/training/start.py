@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..data.dataset import Dataset
-from ..model.transformer import FiT, FiTConfig
+from ..model.config import FiTConfig
+from ..model.transformer import FiT
 from ..pretrained import Pretrained
 
 LABELS = "y_embedder.embedding_table.weight"

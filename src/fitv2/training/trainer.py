@@ -27,7 +27,8 @@ from ..config import Recipe, TrainingSettings
 from ..data.dataset import Dataset
 from ..data.loader import PackLoader, Position, Step
 from ..generate import Sampling, default_solver
-from ..model.transformer import FiT, FiTConfig, load_strictly
+from ..model.config import FiTConfig
+from ..model.transformer import FiT, load_strictly
 from ..pretrained import Pretrained, save_pretrained, shapes_of
 from ..processes import check_launcher, first_says
 from .checkpoint import (

@@ -1,0 +1,71 @@
+"""One transformer block: modulated attention within images and a modulated SwiGLU, both with gated residuals.
+
+Shape suffixes as in `fitv2.tokens`: T tokens, B images, D width, N heads, H numbers per head.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..tokens import TokenBatch, spread
+from .attention import packed_attention
+from .config import FiTConfig
+from .context import CrossAttention
+from .layers import SwiGLU
+from .modulation import modulated_norm
+
+
+class FiTBlock(nn.Module):
+    """Modulated self-attention and SwiGLU with gated residuals; the identity at initialisation."""
+
+    def __init__(self, config: FiTConfig) -> None:
+        super().__init__()
+        self.attn = config.build_attention()
+        self.mlp = SwiGLU(config.width, config.mlp_hidden)
+        self.adaLN_modulation = config.build_modulation()
+        self.cross = CrossAttention(config.width, config.heads) if config.context == "cross" else None
+
+    def forward(
+        self,
+        x_TD: Tensor,
+        c_BD: Tensor,
+        global_B6D: Tensor,
+        row_T: Tensor,
+        batch: TokenBatch,
+        table: tuple[Tensor, Tensor],
+        context: TokenBatch | None = None,
+    ) -> Tensor:
+        """The residual stream after the block. row_T: the row of the conditioning that belongs to each token."""
+        modulation_B6D = (global_B6D + self.adaLN_modulation(c_BD)).float()
+        shift, scale, gate, *for_mlp = modulation_B6D.chunk(6, dim=-1)
+        q, k, v = self.before_attention(x_TD, shift, scale, row_T, table)
+        attended = packed_attention(q, k, v, batch, batch)
+        if self.cross is None:
+            return self.after_attention(x_TD, attended, gate, *for_mlp, row_T)
+        x_TD = self.add_attention(x_TD, attended, gate, row_T)
+        return self.add_mlp(x_TD + self.cross(x_TD, batch, context), *for_mlp, row_T)
+
+    # Two halves around attention: all that is per token, so that `FiT.compile_blocks` can fuse each into a few kernels.
+    # Shifts, scales and gates are (B, D), and spread over the tokens only inside: there a kernel reads them in passing.
+
+    def before_attention(self, x_TD: Tensor, shift: Tensor, scale: Tensor, row_T: Tensor, table: tuple[Tensor, Tensor]):
+        return self.attn.queries_keys_values(modulated_norm(x_TD, shift, scale, row_T), table)
+
+    def after_attention(
+        self,
+        x_TD: Tensor,
+        attended: Tensor,
+        gate: Tensor,
+        shift: Tensor,
+        scale: Tensor,
+        mlp_gate: Tensor,
+        row_T: Tensor,
+    ) -> Tensor:
+        return self.add_mlp(self.add_attention(x_TD, attended, gate, row_T), shift, scale, mlp_gate, row_T)
+
+    def add_attention(self, x_TD: Tensor, attended_TNH: Tensor, gate: Tensor, row_T: Tensor) -> Tensor:
+        return torch.addcmul(x_TD, spread(gate, row_T), self.attn.proj(attended_TNH.flatten(1)))
+
+    def add_mlp(self, x_TD: Tensor, shift: Tensor, scale: Tensor, gate: Tensor, row_T: Tensor) -> Tensor:
+        return torch.addcmul(x_TD, spread(gate, row_T), self.mlp(modulated_norm(x_TD, shift, scale, row_T)))
