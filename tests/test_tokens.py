@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fitv2 import TokenBatch
+from fitv2 import TokenBatch, tokens
 
 
 def batch_of(*sizes: tuple[int, int], channels: int = 4) -> TokenBatch:
@@ -55,6 +55,16 @@ def test_spread_and_image_mean_with_gradients():
     per_token = torch.randn(10, 5, dtype=torch.float64)
     expected = torch.stack([part.mean(0) for part in per_token.split(batch.lengths)])
     assert torch.allclose(batch.image_mean(per_token), expected)
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (2, 3)])
+def test_both_ways_to_sum_over_images_add_the_same(shape):
+    """One is for CPUs, the other for GPUs; an image may be last and of one token."""
+    index = batch_of((2, 2), (1, 3), (3, 2), (1, 1)).image_index
+    per_token = torch.randn(len(index), *shape, dtype=torch.float64)
+    expected = torch.stack([per_token[index == image].sum(0) for image in range(4)])
+    torch.testing.assert_close(tokens.sum_images(per_token, index, 4), expected)
+    torch.testing.assert_close(tokens._sum_segments(per_token, index, 4), expected)
 
 
 @pytest.mark.parametrize(

@@ -168,8 +168,7 @@ def sum_images(per_token: Tensor, image_index: Tensor, images: int) -> Tensor:
     """
     if per_token.device.type == "cpu":
         return _sum_runs(per_token, runs_of(image_index.bincount(minlength=images).tolist()))
-    zeros = per_token.new_zeros(images, *per_token.shape[1:])
-    return zeros.index_add_(0, image_index, per_token)
+    return _sum_segments(per_token, image_index, images)
 
 
 @sum_images.register_fake
@@ -181,3 +180,9 @@ def _sum_runs(per_token: Tensor, runs: list[tuple[int, int]]) -> Tensor:
     parts = per_token.split([images * length for images, length in runs])
     shapes = [(images, length, *per_token.shape[1:]) for images, length in runs]
     return torch.cat([part.reshape(shape).sum(1) for part, shape in zip(parts, shapes, strict=True)])
+
+
+def _sum_segments(per_token: Tensor, image_index: Tensor, images: int) -> Tensor:
+    """The same without waiting for a GPU to tell lengths, and unlike a scatter-add always in the same order."""
+    offsets = torch.searchsorted(image_index, torch.arange(images + 1, device=image_index.device))
+    return torch.segment_reduce(per_token, "sum", offsets=offsets, axis=0, unsafe=True)

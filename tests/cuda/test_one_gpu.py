@@ -7,6 +7,7 @@ import torch
 
 from fitv2 import FiTConfig, TokenBatch
 from fitv2.model import attention
+from fitv2.tokens import sum_images
 from tiny import random_model
 
 CONFIG = FiTConfig(width=64, depth=2, heads=2, num_classes=5)
@@ -25,6 +26,14 @@ def test_float32_agrees_with_the_cpu():
     expected = model(*inputs("cpu"))
     made = model.cuda()(*inputs("cuda"))
     torch.testing.assert_close(made.cpu(), expected, atol=2e-4, rtol=2e-4)
+
+
+def test_sums_over_images_agree_with_the_cpu():
+    batch, *_ = inputs("cpu")
+    per_token = torch.randn(len(batch.x), 64)
+    expected = sum_images(per_token, batch.image_index, len(batch))
+    made = sum_images(per_token.cuda(), batch.image_index.cuda(), len(batch))
+    torch.testing.assert_close(made.cpu(), expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
