@@ -222,7 +222,8 @@ def test_scores_of_an_untrained_model(tiny):
     assert 0 <= scores.recognised <= 0.5 and list(scores.recognised_per_class) == CLASS_NAMES
     assert scores.recognised == pytest.approx(sum(scores.recognised_per_class.values()) / 10)
     assert scores.distance > 10 and scores.ratio == scores.distance / scores.distance_real
-    assert asdict(score_garments(tiny, SAMPLING, 20, seed=3)) == asdict(scores)
+    again = score_garments(tiny, SAMPLING, 20, seed=3)
+    assert again == replace(scores, seconds=again.seconds)
     assert score_garments(tiny, SAMPLING, 20, seed=4).distance != scores.distance
 
 

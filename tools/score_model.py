@@ -25,6 +25,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--interval", type=float, nargs=2, default=(0.0, 1.0), help="times in which guidance acts")
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--solver", choices=SOLVER_NAMES, default="ab2")
+    parser.add_argument("--full-every", type=int, default=1, help="model calls per one that computes all blocks")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", type=float, default=1.0, help="factor on the shapes of training")
     parser.add_argument("--turned", action="store_true", help="exchange height and width")
@@ -34,7 +35,13 @@ def arguments() -> argparse.Namespace:
 
 
 def score(pretrained: Pretrained, guidance: float, args: argparse.Namespace) -> Scores:
-    sampling = Sampling(steps=args.steps, solver=args.solver, guidance=guidance, interval=tuple(args.interval))
+    sampling = Sampling(
+        steps=args.steps,
+        solver=args.solver,
+        guidance=guidance,
+        interval=tuple(args.interval),
+        full_every=args.full_every,
+    )
     with Progress(transient=True) as bar:
         task = bar.add_task(f"guidance {guidance:g}", total=args.num)
         return score_garments(
@@ -57,6 +64,7 @@ def table(scores: list[Scores]) -> Table:
     page.add_row("distance", *(f"{s.distance:.3f}" for s in scores), f"{first.distance_real_as_many:.3f}")
     page.add_row(f"ratio to {first.distance_real:.3f}", *(f"{s.ratio:.1f}" for s in scores), "")
     page.add_row("recognised", *(f"{s.recognised:.1%}" for s in scores), f"{first.recognised_real:.1%}")
+    page.add_row("seconds", *(f"{s.seconds:.1f}" for s in scores), "")
     for name, real in first.recognised_real_per_class.items():
         page.add_row(name, *(f"{s.recognised_per_class[name]:.1%}" for s in scores), f"{real:.1%}")
     return page
@@ -67,7 +75,8 @@ def main() -> None:
     pretrained = load_pretrained(args.model)
     pretrained.model.to(default_device())
     scores = [score(pretrained, guidance, args) for guidance in args.guidance or [2.0]]
-    sampler = f"{args.steps} {args.solver} steps in {args.precision}, guided within {tuple(args.interval)}"
+    reuse = f", all blocks in one call of {args.full_every}" if args.full_every > 1 else ""
+    sampler = f"{args.steps} {args.solver} steps{reuse} in {args.precision}, guided within {tuple(args.interval)}"
     shapes = f"{args.scale:g}x the shapes of training{', turned' if args.turned else ''}"
     print(f"{scores[0].protocol}: {args.num} images, seed {args.seed}, {sampler}, {shapes}")
     Console().print(table(scores))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -43,8 +44,8 @@ class Scores:
     recognised: share in [0, 1] of pictures whose top-1 class is the class asked for; recognised_real: that of the real
     test pictures. distance: to the test pictures; distance_real: of the bundled 10 000 training pictures to the test
     pictures, and distance_real_as_many of num_images of them; ratio: distance over distance_real, fair from 10 000
-    images on. scale, turned: see `balanced_wishes`. model_calls: as `Sampling.model_calls`.
-    classifier: the first 16 digits of the SHA-256 of the classifier's weights.
+    images on. scale, turned: see `balanced_wishes`. model_calls: as `Sampling.model_calls`. seconds: that the
+    pictures took. classifier: the first 16 digits of the SHA-256 of the classifier's weights.
     """
 
     protocol: str
@@ -56,6 +57,7 @@ class Scores:
     precision: str
     sampling: Sampling
     model_calls: int | None
+    seconds: float
     recognised: float
     recognised_real: float
     recognised_per_class: dict[str, float]
@@ -98,8 +100,10 @@ def score_garments(
             "the Frechet distance of %d images is biased upwards; compare it only at equal numbers", num_images
         )
     device = next(pretrained.model.parameters()).device.type
+    start = time.perf_counter()
     with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
         latents = generate(pretrained.model, wishes, sampling, progress=progress)
+    seconds = time.perf_counter() - start
     features, classes = examine(load_classifier(), latents)
     reference, distance_real = load_reference(), real_distance()
     labels = torch.tensor([wish.label for wish in wishes])
@@ -115,6 +119,7 @@ def score_garments(
         precision=precision,
         sampling=sampling,
         model_calls=sampling.model_calls,
+        seconds=seconds,
         recognised=float((classes == labels).double().mean()),
         recognised_real=sum(reference.recognised_per_class) / len(reference.recognised_per_class),
         recognised_per_class=dict(zip(CLASS_NAMES, shares, strict=True)),
