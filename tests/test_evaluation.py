@@ -4,7 +4,7 @@ data/fashion-test-500.npz: 50 test pictures of each class of Fashion-MNIST (MIT,
 nothing is trained; written by tools/build_fashion_bundle.py.
 """
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
