@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fitv2.generate import Sampling, Wish, generate, passes
+from fitv2.generate import TOKENS_PER_PASS, Sampling, Wish, generate, passes
 from fitv2.model.config import FiTConfig
 from tiny import CONFIG, random_model
 
@@ -49,7 +49,7 @@ def test_the_same_seed_gives_the_same_picture_in_any_company_and_order(model, mo
     assert_same([generate(model, [wish], sampling)[0] for wish in WISHES], together)
     assert_same(generate(model, WISHES[::-1], sampling)[::-1], together)
     assert_same(generate(model, [WISHES[1], *WISHES], sampling)[1:], together)
-    monkeypatch.setattr("fitv2.generate.TOKENS_PER_PASS", 60)
+    monkeypatch.setitem(TOKENS_PER_PASS, "cpu", 60)
     assert_same(generate(model, WISHES, sampling), together)
 
 
@@ -111,11 +111,17 @@ def test_without_any_class_there_is_nothing_to_guide_towards(model):
     assert [len(batch) for batch, _, _ in seen] == [1]
 
 
-def test_progress_counts_every_picture_once(model, monkeypatch):
-    monkeypatch.setattr("fitv2.generate.TOKENS_PER_PASS", 60)
-    finished = []
-    generate(model, WISHES, Sampling(steps=1, solver="euler"), progress=finished.append)
-    assert len(finished) > 1 and sum(finished) == len(WISHES)
+def test_every_picture_is_handed_over_when_its_pass_is_done(model, monkeypatch):
+    monkeypatch.setitem(TOKENS_PER_PASS, "cpu", 60)
+    finished = {}
+    with Calls(model) as seen:
+
+        def keep(number, latent):
+            finished[number] = len(seen), latent
+
+        pictures = generate(model, WISHES, Sampling(steps=1, solver="euler"), keep)
+    assert sorted(finished) == list(range(len(WISHES))) and {calls for calls, _ in finished.values()} == {1, 2}
+    assert all(torch.equal(finished[i][1], picture) for i, picture in enumerate(pictures))
 
 
 @pytest.mark.parametrize("full_every", [1, 2, 3])
@@ -132,7 +138,7 @@ def test_inner_blocks_are_computed_in_one_call_of_so_many(full_every, monkeypatc
     together = generate(deep, WISHES, sampling)
     full = 2 * -(-4 // full_every)
     assert runs == [8, full, full, 8]
-    monkeypatch.setattr("fitv2.generate.TOKENS_PER_PASS", 60)
+    monkeypatch.setitem(TOKENS_PER_PASS, "cpu", 60)
     assert_same(generate(deep, WISHES, sampling), together)
     exact = generate(deep, WISHES, Sampling(steps=8, solver="euler", interval=(0.5, 1.0)))
     far = max(float((a - b).abs().max()) for a, b in zip(together, exact, strict=True))

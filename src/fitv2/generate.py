@@ -31,8 +31,11 @@ SOLVER_NAMES = [*FLOW_SOLVERS, *DIFFUSION_SOLVERS]
 ADAPTIVE = ("dopri5", "adaptive_heun")
 # (packed images, t (B,) in [0, 1] with 1 = data (FiT: the step), labels (B,)) to the network's output per token.
 Network = Callable[[TokenBatch, Tensor, Tensor], Tensor]
-# Of one pass, before guidance doubles them: enough to keep a processor busy. A longer image is a pass of its own.
-TOKENS_PER_PASS = 8192
+# Of one pass, before guidance doubles them, on a CPU and elsewhere: enough to keep the device busy, and few enough that
+# pictures are finished now and then. A longer image is a pass of its own.
+TOKENS_PER_PASS = {"cpu": 1024, "other": 8192}
+# Gets the number of a wish and its latent.
+Finished = Callable[[int, Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -107,11 +110,11 @@ def generate(
     model: FiT,
     wishes: Sequence[Wish],
     sampling: Sampling,
-    progress: Callable[[int], None] | None = None,
+    finished: Finished | None = None,
 ) -> list[Tensor]:
     """One latent (c, height, width) in float32 on the CPU per wish, in the order of the wishes.
 
-    An image depends on its own wish alone, not on the others. `progress` gets the number of images just finished.
+    An image depends on its own wish alone, not on the others. `finished` gets each image as soon as it is made.
     Raises ValueError for a size not divisible by the patch, a label out of range, or a solver of another kind of model.
     """
 
@@ -119,7 +122,7 @@ def generate(
         cache = None if sampling.full_every == 1 else BlockCache(sampling.full_every)
         return lambda batch, t, y: model(batch, t, y, rope=sampling.rope, cache=cache).float()
 
-    return generate_with(network, model.config, wishes, sampling, next(model.parameters()).device, progress)
+    return generate_with(network, model.config, wishes, sampling, next(model.parameters()).device, finished)
 
 
 def generate_with(
@@ -128,7 +131,7 @@ def generate_with(
     wishes: Sequence[Wish],
     sampling: Sampling,
     device: torch.device,
-    progress: Callable[[int], None] | None = None,
+    finished: Finished | None = None,
 ) -> list[Tensor]:
     """`generate` with networks of that configuration, a new one for each pass: what it keeps is of those images."""
     check_solver(sampling.solver, config)
@@ -136,11 +139,12 @@ def generate_with(
         check_wish(wish, config.patch_size, config.num_classes)
     latents: dict[int, Tensor] = {}
     tokens = [wish.tokens(config.patch_size) for wish in wishes]
-    for chosen in passes(tokens, 1 if sampling.solver in ADAPTIVE else TOKENS_PER_PASS):
+    for chosen in passes(tokens, 1 if sampling.solver in ADAPTIVE else pass_budget(device)):
         batch = generate_pass(new_network(), config, [wishes[i] for i in chosen], sampling, device)
-        latents.update(zip(chosen, batch.to_latents(config.patch_size), strict=True))
-        if progress is not None:
-            progress(len(chosen))
+        for i, latent in zip(chosen, batch.to_latents(config.patch_size), strict=True):
+            latents[i] = latent
+            if finished is not None:
+                finished(i, latent)
     return [latents[i] for i in range(len(wishes))]
 
 
@@ -178,7 +182,11 @@ def scaled_size(size: tuple[int, int], scale: float, unit: int) -> tuple[int, in
     return height, width
 
 
-def passes(tokens: Sequence[int], most: int = TOKENS_PER_PASS) -> Iterator[list[int]]:
+def pass_budget(device: torch.device) -> int:
+    return TOKENS_PER_PASS["cpu" if device.type == "cpu" else "other"]
+
+
+def passes(tokens: Sequence[int], most: int) -> Iterator[list[int]]:
     """Indices of images of these token counts, short ones first, in groups of at most `most` tokens or one image."""
     group: list[int] = []
     held = 0

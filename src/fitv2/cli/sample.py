@@ -12,6 +12,8 @@ import typer
 
 if TYPE_CHECKING:
     import torch
+    from PIL import Image
+    from torch import Tensor
 
     from ..generate import Wish
     from ..model.rope import RopeScheme
@@ -128,23 +130,26 @@ def sample(
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; name a folder for the pictures")
     out.mkdir(parents=True, exist_ok=True)
+    images: dict[int, Image.Image] = {}
     start = time.perf_counter()
     with image_progress("sampling", len(wishes)) as progress:
-        latents = generate(pretrained.model, wishes, sampling, progress)
+
+        def save(number: int, latent: Tensor) -> None:
+            images[number] = to_image(codec.decode(latent))
+            images[number].save(out / picture_name(pretrained, wishes[number], codec.factor))
+            progress(1)
+
+        generate(pretrained.model, wishes, sampling, save)
     seconds = time.perf_counter() - start
-    images = [to_image(codec.decode(latent)) for latent in latents]
 
     rows = []
-    for image, wish in zip(images, wishes, strict=True):
-        height, width = (side * codec.factor for side in wish.size)
-        name = class_name(pretrained, wish.label)
-        path = out / f"{file_name(name)}_{height}x{width}_seed{wish.seed}.png"
-        image.save(path)
-        seen = wish.size in own_sizes(pretrained, wish.label)
-        rows.append({"file": str(path), "class": name, "size": [height, width], "seed": wish.seed, "seen": seen})
-    captions = [f"{row['class']} {row['size'][0]}x{row['size'][1]}{'' if row['seen'] else ' *'}" for row in rows]
+    for wish in wishes:
+        size, path = [side * codec.factor for side in wish.size], out / picture_name(pretrained, wish, codec.factor)
+        name, seen = class_name(pretrained, wish.label), wish.size in own_sizes(pretrained, wish.label)
+        rows.append({"file": str(path), "class": name, "size": size, "seed": wish.seed, "seen": seen})
+    captions = ["{class} {size[0]}x{size[1]}".format(**row) + ("" if row["seen"] else " *") for row in rows]
     sheet = out / "sheet.png"
-    contact_sheet(images, captions).save(sheet)
+    contact_sheet([images[number] for number in range(len(wishes))], captions).save(sheet)
 
     calls = sampling.model_calls
     report = {"model": model, "solver": sampling.solver, "steps": steps, "model_calls": calls, "guidance": guidance}
@@ -256,19 +261,24 @@ def file_name(name: str) -> str:
     return re.sub(r"[^\w-]+", "-", name)
 
 
+def picture_name(pretrained: Pretrained, wish: Wish, factor: int) -> str:
+    height, width = (side * factor for side in wish.size)
+    return f"{file_name(class_name(pretrained, wish.label))}_{height}x{width}_seed{wish.seed}.png"
+
+
 def class_name(pretrained: Pretrained, label: int) -> str:
     return pretrained.class_names[label] if label < len(pretrained.class_names) else "picture"
 
 
 def check_memory(pretrained: Pretrained, wishes: list[Wish]) -> None:
     """Raises ValueError when a pass would not fit into the memory that is free now."""
-    from ..generate import passes
+    from ..generate import pass_budget, passes
     from ..model.cost import sampling_bytes
     from .memory import free_bytes
 
     config, device = pretrained.model.config, next(pretrained.model.parameters()).device
     tokens = [wish.tokens(config.patch_size) for wish in wishes]
-    largest = max(passes(tokens), key=lambda chosen: sum(tokens[i] for i in chosen))
+    largest = max(passes(tokens, pass_budget(device)), key=lambda chosen: sum(tokens[i] for i in chosen))
     needed = sampling_bytes(config, sum(tokens[i] for i in largest))  # Beyond the weights, which are there already.
     free = free_bytes(device)
     if needed > free:

@@ -102,7 +102,7 @@ def score_garments(
     device = next(pretrained.model.parameters()).device.type
     start = time.perf_counter()
     with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
-        latents = generate(pretrained.model, wishes, sampling, progress=progress)
+        latents = generate(pretrained.model, wishes, sampling, lambda *_: progress and progress(1))
     seconds = time.perf_counter() - start
     features, classes = examine(load_classifier(), latents)
     reference, distance_real = load_reference(), real_distance()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.varlen import varlen_attn
 
 from ..tokens import TokenBatch, runs_of
 from .rope import rotate
@@ -22,7 +21,7 @@ def packed_attention(q_TNH: Tensor, k_SNH: Tensor, v_SNH: Tensor, queries: Token
     """
     if takes_varlen(q_TNH):
         lengths = queries.offsets, keys.offsets, max(queries.lengths), max(keys.lengths)
-        return varlen_attn(q_TNH.contiguous(), k_SNH.contiguous(), v_SNH.contiguous(), *lengths)
+        return varlen_attention(q_TNH.contiguous(), k_SNH.contiguous(), v_SNH.contiguous(), *lengths)
     if keys is queries:  # As in every block: these runs are known.
         runs = [(n, length, length) for n, length in queries.runs]
     else:
@@ -35,6 +34,12 @@ def takes_varlen(q_TNH: Tensor) -> bool:
     if q_TNH.device.type != "cuda" or q_TNH.dtype not in (torch.bfloat16, torch.float16):
         return False
     return torch.cuda.get_device_capability(q_TNH.device) >= (8, 0) and q_TNH.shape[-1] % 8 == 0
+
+
+def varlen_attention(q_TNH: Tensor, k_SNH: Tensor, v_SNH: Tensor, *lengths) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn  # With torch's compiler in tow, it takes seconds to load.
+
+    return varlen_attn(q_TNH, k_SNH, v_SNH, *lengths)
 
 
 def attention_by_runs(q_TNH: Tensor, k_SNH: Tensor, v_SNH: Tensor, runs: list[tuple[int, int, int]]) -> Tensor:
