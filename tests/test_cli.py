@@ -117,7 +117,7 @@ def test_help_loads_nothing_heavy():
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     loaded = set(loaded.splitlines()[-1].split())
     assert "fitv2" in loaded
-    assert not loaded & {"torch", "numpy", "PIL", "accelerate", "safetensors", "torchdiffeq"}
+    assert not loaded & {"torch", "numpy", "PIL", "accelerate", "safetensors", "torchdiffeq", "matplotlib"}
 
 
 def test_sample_writes_every_class_at_every_size_exactly_and_a_sheet(fitv2, model, tmp_path):
