@@ -108,9 +108,10 @@ def test_help_answers_in_under_half_a_second():
     assert min(times) < 0.5
 
 
-def test_help_loads_nothing_heavy():
+@pytest.mark.parametrize("command", ["train", "profile"])
+def test_help_loads_nothing_heavy(command):
     code = (
-        "import sys; from fitv2.cli import main; sys.argv = ['fitv2', 'train', '--help']\n"
+        f"import sys; from fitv2.cli import main; sys.argv = ['fitv2', '{command}', '--help']\n"
         "try: main()\n"
         "except SystemExit: print(*{name.partition('.')[0] for name in sys.modules})"
     )

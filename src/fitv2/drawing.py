@@ -9,7 +9,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from .atomic import write_file
 
@@ -35,8 +35,8 @@ def write_page(path: Path, panels: Sequence[Panel]) -> None:
         write_file(path, lambda draft: figure.savefig(draft, format="png"))
 
 
-def powers_of_two(axis: Axis) -> None:
-    """Ticks of an axis that is logarithmic already: 64, 128, 256 and nothing between."""
-    axis.set_major_locator(LogLocator(base=2, numticks=12))
+def plain_ticks(axis: Axis, base: int = 10) -> None:
+    """Few ticks, as plain numbers, of an axis that is logarithmic already: 1, 2, 5, 10, or powers of another base."""
+    axis.set_major_locator(LogLocator(base, subs=(1, 2, 5) if base == 10 else (1,), numticks=12))
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(ScalarFormatter())
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-from ..drawing import BLUE, GREY, ORANGE, Panel, powers_of_two
+from ..drawing import BLUE, GREY, ORANGE, Panel, plain_ticks
 
 FEWEST_BARS, MOST_BARS = 6, 16
 MOST_POINTS = 5000
@@ -48,7 +48,7 @@ def points(title: str, groups: Mapping[str, Sequence[tuple[int, int]]]) -> Panel
             axes.scatter(widths, heights, s=6, color=colour, label=name, clip_on=False)
         axes.set(title=title, xlabel="width", ylabel="height", xscale="log", yscale="log", xlim=ends, ylim=ends)
         for axis in (axes.xaxis, axes.yaxis):
-            powers_of_two(axis)
+            plain_ticks(axis, base=2)
         axes.set_aspect("equal")
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
 
