@@ -1,5 +1,8 @@
-"""What a machine cannot run is not collected, so that no test is ever skipped."""
+"""The command line in a test's own process. What a machine cannot run is not collected, so that no test is skipped."""
 
+import sys
+
+import pytest
 import torch
 
 collect_ignore = []
@@ -7,3 +10,19 @@ if not torch.cuda.is_available():
     collect_ignore.append("cuda")
 elif torch.cuda.device_count() < 2:
     collect_ignore.append("cuda/test_several_gpus.py")
+
+
+@pytest.fixture
+def fitv2(tmp_path, capsys, monkeypatch):
+    """`fitv2 ARGUMENTS` in the test's folder: (exit code or sentence, what it printed)."""
+    from tiny import command_line  # It loads the trainer, which few tests need.
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments) -> tuple:
+        monkeypatch.setattr(sys, "argv", sys.argv)
+        with pytest.raises(SystemExit) as end:
+            command_line(*map(str, arguments))
+        return end.value.code, capsys.readouterr().out
+
+    return run

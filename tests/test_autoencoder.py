@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fitv2.autoencoder import KLAutoencoder, load_autoencoder
+from fitv2.autoencoder import KLAutoencoder, load_autoencoder, read_factor
 from tiny import tiny_autoencoder
 
 
@@ -27,9 +27,11 @@ def test_an_autoencoder_by_folder_and_one_that_is_not_there(tmp_path):
         assert torch.equal(
             load_autoencoder(str(tmp_path / name)).decode(latent), KLAutoencoder(vae, "cpu").decode(latent)
         )
-    assert load_autoencoder(None).decode(latent) is latent
-    with pytest.raises(ValueError, match=r"the autoencoder .*nowhere cannot be loaded; name its folder instead"):
-        load_autoencoder(str(tmp_path / "nowhere"))
+        assert read_factor(str(tmp_path / name)) == KLAutoencoder(vae, "cpu").factor == 8
+    assert load_autoencoder(None).decode(latent) is latent and read_factor(None) == 1
+    for read in (load_autoencoder, read_factor):
+        with pytest.raises(ValueError, match=r"the autoencoder .*nowhere cannot be loaded; name its folder instead"):
+            read(str(tmp_path / "nowhere"))
 
 
 def test_encoding_undoes_scaling_and_shift_and_takes_tiles_for_large_pictures(monkeypatch):

@@ -108,16 +108,17 @@ def test_help_answers_in_under_half_a_second():
     assert min(times) < 0.5
 
 
-def test_help_loads_nothing_heavy():
+@pytest.mark.parametrize("command", ["train", "profile"])
+def test_help_loads_nothing_heavy(command):
     code = (
-        "import sys; from fitv2.cli import main; sys.argv = ['fitv2', 'train', '--help']\n"
+        f"import sys; from fitv2.cli import main; sys.argv = ['fitv2', '{command}', '--help']\n"
         "try: main()\n"
         "except SystemExit: print(*{name.partition('.')[0] for name in sys.modules})"
     )
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     loaded = set(loaded.splitlines()[-1].split())
     assert "fitv2" in loaded
-    assert not loaded & {"torch", "numpy", "PIL", "accelerate", "safetensors", "torchdiffeq"}
+    assert not loaded & {"torch", "numpy", "PIL", "accelerate", "safetensors", "torchdiffeq", "matplotlib"}
 
 
 def test_sample_writes_every_class_at_every_size_exactly_and_a_sheet(fitv2, model, tmp_path):

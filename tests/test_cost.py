@@ -4,12 +4,20 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from fitv2 import FiT, FiTConfig, TokenBatch, preset
 from fitv2.flow.objective import flow_loss_at
-from fitv2.model.cost import forward_flops, parameters, sampling_bytes, training_bytes
+from fitv2.model.cost import (
+    attention_flops,
+    forward_bytes,
+    forward_flops,
+    linear_macs,
+    parameters,
+    sampling_bytes,
+    training_bytes,
+)
+from fitv2.profiling.measure import most_bytes
 
 SMALL = FiTConfig(width=48, depth=2, heads=3, num_classes=5)
 ODD = FiTConfig(width=64, depth=3, heads=2, patch_size=4, in_channels=1, mlp_ratio=2.5, lora_rank=5)
@@ -25,25 +33,28 @@ def batch_of(config: FiTConfig, sizes, device: str = "cpu") -> tuple[TokenBatch,
     return TokenBatch(x, torch.tensor(sizes)), images, images.long()
 
 
-def counted_flops(config: FiTConfig, sizes) -> int:
-    """On the meta device: torch's counter takes attention on a CPU for free."""
+def counted_flops(config: FiTConfig, sizes) -> dict[str, int]:
+    """By operation, on the meta device: torch's counter takes attention on a CPU for free."""
     with torch.device("meta"):
         model = FiT(config)
     with FlopCounterMode(display=False) as counter:
         model(*batch_of(config, sizes, "meta"))
-    return counter.get_total_flops()
+    return {str(operation): count for operation, count in counter.get_flop_counts()["Global"].items()}
 
 
-@pytest.mark.parametrize("config", [SMALL, ODD, preset("FiTv2-B/2")])
+@pytest.mark.parametrize("config", [SMALL, ODD, preset("FiTv2-B/2"), preset("FiT-B/2")])
 @pytest.mark.parametrize("sizes", [[(1, 1)], [(4, 6), (1, 2), (40, 3)], [(16, 16)] * 3 + [(24, 32)]])
 def test_operations_are_those_that_torch_counts(config, sizes):
-    assert forward_flops(config, [h * w for h, w in sizes]) == counted_flops(config, sizes)
+    lengths, counted = [h * w for h, w in sizes], counted_flops(config, sizes)
+    assert 2 * linear_macs(config, lengths) == counted.pop("aten.addmm")
+    assert attention_flops(config, lengths) == sum(counted.values()) > 0
+    assert forward_flops(config, lengths) == 2 * linear_macs(config, lengths) + attention_flops(config, lengths)
 
 
 def test_operations_of_the_largest_published_model_are_those_of_the_authors_code():
     """Counted by torch in the authors' FiTv2-XL/2 on one image of 256 tokens."""
     config = preset("FiTv2-XL/2")
-    assert forward_flops(config, [256]) == 304_616_374_272 == counted_flops(config, [(16, 16)])
+    assert forward_flops(config, [256]) == 304_616_374_272 == sum(counted_flops(config, [(16, 16)]).values())
 
 
 @pytest.mark.parametrize(
@@ -109,26 +120,17 @@ def test_split_weights_take_their_share_of_memory_and_tokens_theirs():
     assert whole - frozen == pytest.approx(weights * 12 * 3 / 4, rel=1e-6)
 
 
-def most_bytes_alive(work) -> int:
-    """The most that `work` has allocated at a time."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        work()
-    events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
-    now = most = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        now += event.nbytes()
-        most = max(most, now)
-    return most
-
-
+@pytest.mark.parametrize("precision", ["bf16", "no"])
+@pytest.mark.parametrize("config", [BLOCKS, replace(preset("FiT-B/2"), width=128, depth=3, heads=2)])
 @pytest.mark.parametrize("sizes", [[(7, 5)] * 40, [(16, 16)] * 4, [(16, 32)] * 2, [(32, 32)] * 2])
-def test_memory_of_sampling_is_near_what_a_forward_holds(sizes):
-    model = FiT(BLOCKS)
-    arguments = batch_of(BLOCKS, sizes * 2)  # both guidance halves
+def test_memory_of_inference_is_near_what_a_forward_holds(config, sizes, precision):
+    model = FiT(config).to(torch.bfloat16 if precision == "bf16" else torch.float32)
+    arguments = batch_of(config, sizes)
 
     @torch.inference_mode()
     def forward():
         model(*arguments)
 
-    estimate = sampling_bytes(BLOCKS, sum(h * w for h, w in sizes))
-    assert estimate == pytest.approx(most_bytes_alive(forward), rel=0.25)
+    estimate = forward_bytes(config, sum(h * w for h, w in sizes), precision)
+    assert estimate == pytest.approx(most_bytes(forward, torch.device("cpu")), rel=0.25)
+    assert sampling_bytes(config, 100) == 2 * forward_bytes(config, 100), "with and without the class"

@@ -2,33 +2,21 @@
 
 import csv
 import json
-import sys
+import warnings
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from fitv2.cli.prepare import MOST_NAMED
 from fitv2.data.latents import LatentShards
 from fitv2.data.packing import plan_packs, real_share
+from fitv2.drawing import write_page
+from fitv2.prepare.plots import MOST_BARS, bars, points
 from pictures import as_bytes, noise, write_files
-from tiny import command_line
 
 # Height and width; 16 tokens of 4 x 4 pixels, so a square of 16 x 16.
 SIZES = {"cat/a": (32, 64), "cat/b": (16, 8), "dog/c": (2, 200), "dog/d": (100, 100)}
-
-
-@pytest.fixture
-def fitv2(tmp_path, capsys, monkeypatch):
-    """`fitv2 ARGUMENTS` in the test's folder: (exit code or sentence, what it printed)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments) -> tuple:
-        monkeypatch.setattr(sys, "argv", sys.argv)
-        with pytest.raises(SystemExit) as end:
-            command_line(*map(str, arguments))
-        return end.value.code, capsys.readouterr().out
-
-    return run
 
 
 @pytest.fixture
@@ -118,3 +106,20 @@ def test_long_reports_name_the_first_files_and_where_all_are(fitv2, tmp_path):
     _, shown = fitv2("prepare", "pictures", "--out", "out", "--max-tokens", 16, "--autoencoder", "pixels")
     assert "019.png: not a picture" in shown and "020.png" not in shown
     assert "and 5 more, all of them in out/index.jsonl" in shown and "1 pictures of 26 files" in shown
+
+
+def test_plots_of_any_names_and_sizes(tmp_path):
+    """No name is a formula, none stops the drawing, and of many the rest is summed up."""
+    names = ["$x_{", "\\frac{$", "猫", "not\udcff text", *map(str, range(MOST_BARS))]
+    counts = dict.fromkeys(names, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        write_page(tmp_path / "names.png", [bars("classes", counts)])
+        write_page(tmp_path / "page.png", [points("one size", {"before": [(16, 16)], "after": [(8, 8)]})] * 3)
+    axes = Figure().add_subplot()
+    bars("classes", counts)(axes)
+    shown = [label.get_text() for label in axes.get_yticklabels()]
+    assert shown[:4] == ["$x_{", "\\frac{$", "猫", "not? text"] and shown[-1] == "5 more"
+    assert [text.get_text() for text in axes.texts] == ["2"] * (MOST_BARS - 1) + ["10"]
+    with Image.open(tmp_path / "names.png") as one, Image.open(tmp_path / "page.png") as three:
+        assert (2 * one.width, 2 * one.height) == three.size and one.format == "PNG"

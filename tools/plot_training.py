@@ -2,7 +2,7 @@
 
 python tools/plot_training.py runs/fashion docs/fashion-training.png 1000=scores-1000.json 2000=scores-2000.json ...
 
-The scores are the --json output of tools/score_model.py; the first guidance scale in each is drawn. Needs matplotlib.
+The scores are the --json output of tools/score_model.py; the first guidance scale in each is drawn.
 """
 
 import json

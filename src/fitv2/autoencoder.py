@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ class KLAutoencoder:
     def __init__(self, network: AutoencoderKL, device: torch.device | str) -> None:
         self.network, self.device = network.eval(), device
         self.channels: int = network.config.latent_channels
-        self.factor = 2 ** (len(network.config.block_out_channels) - 1)
+        self.factor = factor_of(network.config)
 
     @torch.no_grad()
     def decode(self, latent: Tensor) -> Tensor:
@@ -99,10 +99,35 @@ def load_autoencoder(
         return Pixels()
     from diffusers import AutoencoderKL
 
-    subfolder = "vae" if (Path(name) / "vae").is_dir() else None
-    try:
-        network = AutoencoderKL.from_pretrained(name, subfolder=subfolder, torch_dtype=dtype)
+    with told_in_one_sentence(name):
+        network = AutoencoderKL.from_pretrained(name, subfolder=subfolder_of(name), torch_dtype=dtype)
         return KLAutoencoder(network.to(device), device)
-    except (OSError, ValueError) as error:
+
+
+def read_factor(name: str | None) -> int:
+    """Picture pixels per latent pixel on each axis of the autoencoder of that name, from its configuration alone."""
+    if name is None:
+        return Pixels.factor
+    from diffusers import AutoencoderKL
+
+    with told_in_one_sentence(name):
+        return factor_of(AutoencoderKL.load_config(name, subfolder=subfolder_of(name)))
+
+
+def factor_of(config: Mapping[str, Any]) -> int:
+    """Each block but the last halves both sides."""
+    return 2 ** (len(config["block_out_channels"]) - 1)
+
+
+def subfolder_of(name: str) -> str | None:
+    return "vae" if (Path(name) / "vae").is_dir() else None
+
+
+@contextmanager
+def told_in_one_sentence(name: str) -> Iterator[None]:
+    """Whatever the library says of an autoencoder that is not there."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"the autoencoder {name} cannot be loaded; name its folder instead ({reason})") from None

@@ -9,6 +9,7 @@ import typer
 from .convert import convert
 from .inspect import inspect
 from .prepare import prepare
+from .profile import profile
 from .sample import sample
 from .train import train
 
@@ -25,6 +26,7 @@ app.command()(prepare)
 app.command()(inspect)
 app.command()(train)
 app.command()(convert)
+app.command()(profile)
 
 
 def main() -> None:

@@ -33,10 +33,10 @@ def inspect(
 
       fitv2 inspect prepared --budget 16384 --verify
     """
-    from ..atomic import write_file
     from ..data.prepared import read_dataset
+    from ..drawing import write_page
     from ..prepare import inspection as inspecting
-    from ..prepare.plots import bars, page, points
+    from ..prepare.plots import bars, points
     from ..prepare.verify import damaged_shards
     from .progress import image_progress
 
@@ -52,7 +52,8 @@ def inspect(
     out = out or named.with_name(f"{named.resolve().name}-inspected")
     inspection = inspecting.inspect(folder, out)
     figures = inspecting.summary(inspection) | {"packing": inspecting.packing(folder, budget)}
-    plots = page(
+    write_page(
+        out / "plots.png",
         [
             points("sizes in pixels", {"before": inspection.sizes, "after": inspection.new_sizes}),
             bars("width / height", figures["aspects"]),
@@ -60,9 +61,8 @@ def inspect(
             bars("share of the picture that crops lose", figures["cropped"]),
             bars("classes", figures["classes"] or {"without classes": len(inspection.sizes)}),
             bars("skipped", figures["skipped_by_reason"] or {"none": 0}),
-        ]
+        ],
     )
-    write_file(out / "plots.png", lambda draft: plots.save(draft, "PNG"))
     figures |= {"table": str(out / inspecting.TABLE), "plots": str(out / "plots.png")}
     if verify:
         figures["verified"] = True

@@ -108,9 +108,8 @@ def sample(
     pretrained = load_any(model, getattr(torch, PRECISIONS[precision]))
     pretrained.model.to(default_device())
     codec = load_autoencoder(autoencoder or pretrained.autoencoder, default_device())
-    if isinstance(codec, Pixels) and pretrained.model.config.in_channels not in (1, 3):
-        channels = pretrained.model.config.in_channels
-        raise ValueError(f"{model} makes latents of {channels} channels and names no autoencoder; give --autoencoder")
+    if isinstance(codec, Pixels):
+        check_pixels(model, pretrained.model.config.in_channels)
     if codec.channels not in (None, pretrained.model.config.in_channels):
         channels = pretrained.model.config.in_channels
         raise ValueError(f"{model} makes {channels} channels, and the autoencoder takes {codec.channels}")
@@ -184,6 +183,12 @@ def load_any(model: str, dtype: torch.dtype) -> Pretrained:
 
     pipeline = FiTPipeline.from_pretrained(model, torch_dtype=dtype, vae=None)
     return pipeline.to_model(autoencoder=model if (Path(model) / "vae").is_dir() else None)
+
+
+def check_pixels(model: str, channels: int) -> None:
+    """Raises ValueError where what a model without autoencoder makes cannot be pixels."""
+    if channels not in (1, 3):
+        raise ValueError(f"{model} makes latents of {channels} channels and names no autoencoder; give --autoencoder")
 
 
 def rope_scheme(pretrained: Pretrained, extrapolation: str | None, attention_scale: str | None) -> RopeScheme | None:

@@ -6,16 +6,22 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
+from torch import nn
 
 from .config import FiTConfig
 from .transformer import FiT
 
+Precision = Literal["bf16", "no"]
+
 # Bytes kept for the backward pass per token, block and unit of width, by precision, blocks not compiled. Autograd
 # saves 84 under bfloat16 autocast and 122 without, plus the attention scores: 16 and 32 at most, for images of 512
 # tokens. Compiled blocks save 35 less. `tests/test_cost.py` measures it.
-SAVED_BYTES = {"bf16": 92, "no": 138}
-# Floats alive at once per token and unit of width in inference: modulation, q, k, v, the MLP and the residual stream.
-LIVE_FLOATS = 21
+SAVED_BYTES = {"bf16": 92, "no": 140}
+# Bytes alive at once per token and unit of width in inference: q, k, v, scores, the MLP and the residual stream. FiTv2
+# holds 50 and 78, for images of 512 tokens 57 and 102; FiT, with its wider MLP, 57 and 93.
+LIVE_BYTES = {"bf16": 55, "no": 90}
+# Linear layers that act once per image, by what is in their names.
+PER_IMAGE = ("t_embedder", "adaLN")
 
 
 def parameters(config: FiTConfig) -> int:
@@ -24,22 +30,32 @@ def parameters(config: FiTConfig) -> int:
         return sum(p.numel() for p in FiT(config).parameters())
 
 
+def linear_macs(config: FiTConfig, lengths: Sequence[int]) -> int:
+    """Multiply-accumulates of linear layers in one forward of images of these token counts.
+
+    Table I of FiTv2 calls this "GFLOPs", and counts the norms with it.
+    """
+    with torch.device("meta"):
+        return linear_macs_of(FiT(config), PER_IMAGE, lengths)
+
+
+def linear_macs_of(model: nn.Module, per_image: Sequence[str], lengths: Sequence[int]) -> int:
+    """The same for any network: layers with one of `per_image` in their names act on images, all others on tokens."""
+    macs = 0
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):  # A convolution that cuts patches is a linear layer on each.
+            times = len(lengths) if any(part in name for part in per_image) else sum(lengths)
+            macs += times * module.weight.numel()
+    return macs
+
+
 def forward_flops(config: FiTConfig, lengths: Sequence[int]) -> int:
     """Operations of matrix products in one forward of images of these token counts; a multiply-add counts two."""
-    per_token = per_image = 0
-    with torch.device("meta"):
-        model = FiT(config)
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear):
-            if name.startswith("t_embedder") or "adaLN" in name:
-                per_image += module.weight.numel()
-            else:
-                per_token += module.weight.numel()
-    return 2 * (per_token * sum(lengths) + per_image * len(lengths)) + attention_flops(config, lengths)
+    return 2 * linear_macs(config, lengths) + attention_flops(config, lengths)
 
 
 def attention_flops(config: FiTConfig, lengths: Sequence[int]) -> int:
-    """Of these, the products of queries, keys and values."""
+    """Of these, the products of queries, keys and values; of any network that has a depth and a width."""
     return 4 * config.depth * config.width * sum(n * n for n in lengths)
 
 
@@ -47,27 +63,40 @@ def training_bytes(
     config: FiTConfig,
     tokens: int,
     activation_checkpointing: bool = False,
-    precision: Literal["bf16", "no"] = "bf16",
+    precision: Precision = "bf16",
     trained: float = 1.0,
     shards: int = 1,
 ) -> int:
     """Estimated memory of a training step over `tokens` tokens on one device.
 
     Weights and their average in float32, gradients and two AdamW moments of the share that is trained, autocast's
-    copies of the weights, and what the backward pass keeps: of all blocks, or of one and each block's input in float32.
+    copies of the weights, and what the backward pass keeps.
     shards: over how many devices all but the copies are spread; of the copies each then holds two blocks' at a time.
     """
     weights, copies = parameters(config), 2 if precision == "bf16" else 0
     if shards > 1:
         copies = (copies or 4) * min(2 / config.depth, 1)
     kept = weights * 4 * (2 + 3 * trained) / shards + weights * copies
+    return int(kept) + activation_bytes(config, tokens, activation_checkpointing, precision)
+
+
+def activation_bytes(
+    config: FiTConfig, tokens: int, activation_checkpointing: bool = False, precision: Precision = "bf16"
+) -> int:
+    """Of these, what the backward pass keeps: of all blocks, or of one and each block's input in float32."""
     block = SAVED_BYTES[precision]
     per_token = block + 4 * config.depth if activation_checkpointing else block * config.depth
-    return int(kept) + tokens * config.width * per_token
+    return tokens * config.width * per_token
+
+
+def forward_bytes(config: FiTConfig, tokens: int, precision: Precision = "no") -> int:
+    """Estimated memory, beyond the weights, of a forward over `tokens` tokens in inference.
+
+    precision: of weights and products; the residual stream is float32 in any.
+    """
+    return tokens * config.width * LIVE_BYTES[precision]
 
 
 def sampling_bytes(config: FiTConfig, tokens: int) -> int:
-    """Estimated memory, beyond the weights, of a guided float32 forward over `tokens` tokens (each with and without its
-    class).
-    """
-    return 2 * tokens * config.width * LIVE_FLOATS * 4
+    """The same of a guided float32 forward, over each token with and without its class."""
+    return forward_bytes(config, 2 * tokens)

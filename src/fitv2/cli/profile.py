@@ -1,0 +1,177 @@
+"""`fitv2 profile`: what models cost at sizes, by formula and measured on this machine."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from .sample import check_pixels, load_any, parse_size
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..profiling.profile import Profile, Subject
+
+# Of the autoencoder of the published models, which the presets are: picture pixels per latent pixel.
+FACTOR = 8
+DEFAULT_SIZE = (256, 256)
+DEFAULT_REPEATS = 5
+
+
+def profile(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="presets (FiTv2-B/2, -L/2, -XL/2, -3B/2, FiT-B/2, -XL/2), DiT and SiT to compare with (SiT-XL/2; only "
+            "counted), builtin:fashion, or folders of models, runs or saved FiTPipelines; default: those of Table I",
+            metavar="MODEL",
+            show_default=False,
+        ),
+    ] = None,
+    size: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="HEIGHTxWIDTH of a picture in pixels, repeatable; default 256x256, and for a model on disk the most "
+            "frequent one of its training"
+        ),
+    ] = None,
+    batch: Annotated[int, typer.Option(help="pictures in a forward or step")] = 1,
+    precision: Annotated[
+        Literal["bf16", "no"], typer.Option(help="of products, as training.precision; 'no' is plain float32")
+    ] = "bf16",
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure",
+            help="also run each model; not by default, because a step of XL/2 takes 15 GiB and minutes on a CPU, and "
+            "formulas take neither",
+        ),
+    ] = False,
+    repeats: Annotated[
+        int | None, typer.Option(help=f"with --measure: runs of which the median counts; default {DEFAULT_REPEATS}")
+    ] = None,
+    autoencoder: Annotated[
+        str | None,
+        typer.Option(help="folder or hub id, where the model's own cannot be found; presets: 8 pixels a latent pixel"),
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="also draw the figures into this PNG file")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print a JSON report instead of tables")] = False,
+) -> None:
+    """Show what models cost: parameters, operations and memory by formula, seconds and share of the peak by measuring.
+
+    [bold]Examples[/bold]
+
+      fitv2 profile
+
+      fitv2 profile FiTv2-B/2 FiTv2-XL/2 --size 256x256 --size 160x480 --batch 8
+
+      fitv2 profile FiTv2-B/2 builtin:fashion --measure --plot cost.png
+
+      fitv2 profile runs/mine --measure --precision no --json
+
+    GMAC are multiply-accumulates of linear layers, the "GFLOPs" of Table I of FiTv2; GFLOP are operations, two for
+    each, and those of attention. Formulas need no memory: ask for any size of any model.
+    """
+    import torch
+
+    from ..pretrained import default_device
+    from ..profiling.profile import TABLE_1, Case, Profile, cost_of
+    from ..profiling.profile import measure as measured
+    from .progress import image_progress
+    from .tables import show_profiles
+
+    if repeats is not None and not measure:
+        raise ValueError("--repeats goes with --measure")
+    repeats = DEFAULT_REPEATS if repeats is None else repeats
+    if repeats < 1:
+        raise ValueError(f"--repeats {repeats} measures nothing; give at least 1")
+    if plot is not None and plot.is_dir():
+        raise ValueError(f"--plot {plot} is a folder; name a PNG file")
+    sizes = [parse_size(text) for text in size or []]
+    subjects = [find_subject(name, autoencoder) for name in models or TABLE_1]
+    cases = [Case(subject, s, batch, precision) for subject in subjects for s in sizes or [subject.size]]
+    profiles = [Profile(case, cost_of(case)) for case in cases]
+    device = torch.device(default_device())
+    if measure:
+        check_measurable(profiles, device)
+        runs = sum(p.case.subject.runs for p in profiles) * 3 * (repeats + 1)
+        with image_progress("measuring", runs) as done:
+            profiles = [
+                replace(p, measured=measured(p.case, p.cost.forward_flops, device, repeats, done))
+                if p.case.subject.runs
+                else p
+                for p in profiles
+            ]
+    if plot is not None:
+        from ..drawing import write_page
+        from ..profiling.plots import panels
+
+        write_page(plot, panels(profiles))
+    if as_json:
+        about = {"precision": precision, "device": device.type, "threads": torch.get_num_threads()}
+        print(json.dumps(about | {"profiles": [p.report() for p in profiles], "plot": plot and str(plot)}))
+        return
+    show_profiles(profiles, device.type, torch.get_num_threads())
+    if plot is not None:
+        print(f"Drawn in {plot}")
+
+
+def find_subject(name: str, autoencoder: str | None) -> Subject:
+    """A preset, DiT or SiT, or a model on disk. Raises ValueError when there is none of that name."""
+    from ..autoencoder import read_factor
+    from ..model.presets import PRESETS
+    from ..pretrained import BUILTIN
+    from ..profiling.dit import BASELINES
+    from ..profiling.profile import Subject
+
+    published = PRESETS | BASELINES
+    if name in published:
+        return Subject(name, published[name], read_factor(autoencoder) if autoencoder else FACTOR, DEFAULT_SIZE)
+    if not name.startswith(BUILTIN) and not Path(name).exists():
+        raise ValueError(
+            f"there is no preset and no folder {name!r}; the presets are {', '.join(published)}, and builtin:fashion "
+            "ships with the package"
+        )
+    return read_subject(name, autoencoder)
+
+
+def read_subject(name: str, autoencoder: str | None) -> Subject:
+    """A model on disk, with the most frequent size of its training."""
+    import torch
+
+    from ..autoencoder import read_factor
+    from ..profiling.profile import Subject
+
+    pretrained = load_any(name, torch.bfloat16)
+    config, autoencoder = pretrained.model.config, autoencoder or pretrained.autoencoder
+    if config.context != "none":
+        raise ValueError(f"{name} takes a context of any length, and no formula here knows what that costs")
+    if autoencoder is None:
+        check_pixels(name, config.in_channels)
+    factor, counts = read_factor(autoencoder), Counter()
+    for of_class in pretrained.shapes:
+        for height, width, count in of_class:
+            counts[height * factor, width * factor] += count
+    return Subject(name, config, factor, counts.most_common(1)[0][0])
+
+
+def check_measurable(profiles: Sequence[Profile], device: torch.device) -> None:
+    """Raises ValueError when there is nothing to run, or a step would not fit into the memory that is free now."""
+    from .memory import free_bytes
+
+    runs = [p for p in profiles if p.case.subject.runs]
+    if not runs:
+        raise ValueError("DiT and SiT are counted, not run: name another model, or leave --measure away")
+    largest, free = max(runs, key=lambda p: p.cost.training_bytes), free_bytes(device)
+    needed = largest.cost.training_bytes
+    if needed > free:
+        raise ValueError(
+            f"a training step of {largest.case.subject.name} would need about {needed / 2**30:.1f} GiB, and "
+            f"{free / 2**30:.1f} GiB are free: leave --measure away, or name smaller models, --size or --batch"
+        )

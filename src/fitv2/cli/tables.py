@@ -1,0 +1,83 @@
+"""Figures of profiles as tables for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from ..profiling.profile import Case, Profile
+
+# Where the output is no terminal, tables are as wide as they need.
+WIDTH = 110
+FORMULA = ("tokens", "parameters", "GMAC", "GFLOP", "forward", "step", "training")
+MEASURED = ("pass", "seconds", "tokens/s", "memory", "of peak")
+WORDS = ("model", "picture", "pass")
+ABOUT_FORMULAS = """\
+GMAC: multiply-accumulates of linear layers in a forward, the "GFLOPs" of Table I. GFLOP: operations, two for
+each and those of attention; a training step takes three times as many. Memory: of a forward beyond the weights;
+what a step keeps for its backward pass; all of training, with weights, average, gradients and moments."""
+ABOUT_MEASURING = """\
+Memory: the most at a time beyond weights and moments, of a step with its gradients. Peak: large matrix products,
+measured in turn with the models, {peak:,.0f} GFLOP/s at most; only the operations above count."""
+
+
+def show_profiles(profiles: Sequence[Profile], device: str, threads: int) -> None:
+    """Prints what formulas say, and what was measured; threads: of a CPU."""
+    case, console = profiles[0].case, Console(markup=False, emoji=False, highlight=False)  # A name means nothing else.
+    console.width = max(console.width, WIDTH)
+    pictures = "one picture" if case.batch == 1 else f"{case.batch} pictures"
+    table = empty(f"By formula: {pictures}, {'float32' if case.precision == 'no' else 'bf16'}", FORMULA)
+    for profile in profiles:
+        table.add_row(*name_and_size(profile.case), *formula_cells(profile))
+    console.print(table)
+    print(ABOUT_FORMULAS)
+    measured = [profile for profile in profiles if profile.measured]
+    if measured:
+        where = "a GPU" if device == "cuda" else f"a CPU, {threads} thread{'s' if threads > 1 else ''}"
+        table = empty(f"\nMeasured on {where}", MEASURED)
+        for profile in measured:
+            for cells in measured_rows(profile):
+                table.add_row(*name_and_size(profile.case), *cells)
+        console.print(table)
+        print(ABOUT_MEASURING.format(peak=max(profile.measured.peak_flops for profile in measured) / 1e9))
+
+
+def empty(title: str, columns: Sequence[str]) -> Table:
+    """No rows yet. Words stand at the left, numbers at the right."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None)
+    for column in ("model", "picture", *columns):
+        table.add_column(column, overflow="fold", justify="left" if column in WORDS else "right")
+    return table
+
+
+def name_and_size(case: Case) -> tuple[str, str]:
+    return case.subject.name, f"{case.size[0]}x{case.size[1]}"
+
+
+def formula_cells(profile: Profile) -> list[str]:
+    cost = profile.cost
+    counts = f"{cost.parameters / 1e6:,.2f} M", f"{cost.linear_macs / 1e9:,.2f}", f"{cost.forward_flops / 1e9:,.2f}"
+    return [
+        str(profile.case.tokens),
+        *counts,
+        *map(memory, (cost.forward_bytes, cost.activation_bytes, cost.training_bytes)),
+    ]
+
+
+def measured_rows(profile: Profile) -> Iterator[list[str]]:
+    """One of the forward, one of the training step."""
+    for name in ("forward", "step"):
+        run = getattr(profile.measured, name)
+        share = f"{100 * run.share:.0f} %"
+        yield [name, f"{run.seconds:.4f}", f"{run.tokens_per_second:,.0f}", memory(run.bytes), share]
+
+
+def memory(size: int | None) -> str:
+    """None: not known."""
+    if size is None:
+        return "-"
+    return f"{size / 2**30:,.2f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"

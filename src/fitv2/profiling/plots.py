@@ -1,0 +1,90 @@
+"""Panels of profiles: how operations grow with parameters, and what sizes cost where they were measured."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+from matplotlib.axes import Axes
+
+from ..drawing import Panel, plain_ticks
+from ..model.presets import PRESETS
+from .dit import BASELINES
+from .profile import Pass, Profile
+
+
+def panels(profiles: Sequence[Profile]) -> list[Panel]:
+    """One of the formulas; of what was measured seconds, tokens a second and the share of the peak."""
+    measured = [profile for profile in profiles if profile.measured]
+    drawn = [scales(profiles)]
+    if measured:
+        drawn += [
+            over_tokens(measured, "seconds", lambda run: run.seconds, logarithmic=True),
+            over_tokens(measured, "tokens a second", lambda run: run.tokens_per_second, logarithmic=True),
+            over_tokens(measured, "share of the peak", lambda run: run.share, logarithmic=False),
+        ]
+    return drawn
+
+
+def scales(profiles: Sequence[Profile]) -> Panel:
+    """Operations of a forward over parameters, a line per kind of model and size."""
+    lines: dict[str, list[Profile]] = defaultdict(list)
+    for profile in profiles:
+        height, width = profile.case.size
+        kind, _ = kind_and_scale(profile.case.subject.name)
+        lines[f"{kind} {height}x{width}"].append(profile)
+
+    def draw(axes: Axes) -> None:
+        highest: dict[str, tuple[float, float]] = {}  # Of each scale, which is named there.
+        for name, line in lines.items():
+            points = [(p.cost.parameters / 1e6, p.cost.forward_flops / 1e9) for p in line]
+            axes.plot(*zip(*sorted(points), strict=True), "o-", markersize=4, label=name)
+            for profile, point in zip(line, points, strict=True):
+                _, scale = kind_and_scale(profile.case.subject.name)
+                highest[scale] = max(highest.get(scale, point), point, key=lambda at: at[1])
+        for scale, point in highest.items():
+            axes.annotate(scale, point, (-4, 5), textcoords="offset points", horizontalalignment="right", fontsize=7)
+        axes.set(title="a forward", xlabel="million parameters", ylabel="GFLOP", xscale="log", yscale="log")
+        plain_ticks(axes.xaxis)
+        plain_ticks(axes.yaxis)
+        axes.margins(0.12)
+        finish(axes)
+
+    return draw
+
+
+def kind_and_scale(name: str) -> tuple[str, str]:
+    """A published model is one of a kind, "FiTv2" and "XL/2"; any other is alone."""
+    kind, _, scale = name.partition("-")
+    return (kind, scale) if name in PRESETS | BASELINES else (name, "")
+
+
+def over_tokens(profiles: Sequence[Profile], title: str, figure: Callable[[Pass], float], logarithmic: bool) -> Panel:
+    """A measured figure over the tokens of a picture: of the forward dashed, of the training step in full."""
+    lines: dict[str, list[Profile]] = defaultdict(list)
+    for profile in profiles:
+        lines[profile.case.subject.name].append(profile)
+
+    def draw(axes: Axes) -> None:
+        for number, (name, line) in enumerate(lines.items()):
+            ordered = sorted(line, key=lambda profile: profile.case.tokens)
+            tokens = [profile.case.tokens for profile in ordered]
+            for kind, style in (("forward", "o--"), ("step", "o-")):
+                values = [figure(getattr(profile.measured, kind)) for profile in ordered]
+                axes.plot(tokens, values, style, markersize=4, color=f"C{number}", label=f"{name} {kind}")
+        axes.set(title=title, xlabel="tokens of a picture", xscale="log")
+        plain_ticks(axes.xaxis, base=2)
+        if logarithmic:
+            axes.set_yscale("log")
+            plain_ticks(axes.yaxis)
+        else:
+            axes.set_ylim(bottom=0)
+        finish(axes)
+
+    return draw
+
+
+def finish(axes: Axes) -> None:
+    axes.grid(alpha=0.3)
+    for text in axes.legend(fontsize=7).get_texts():
+        text.set_parse_math(False)  # A folder's name is no formula.

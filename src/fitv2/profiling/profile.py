@@ -1,0 +1,221 @@
+"""What a forward and a training step of a model cost at a size: by formula, and measured with random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+import torch
+
+from ..build import build_objective
+from ..config import TrainingSettings
+from ..generate import check_divisible
+from ..model import cost as fit
+from ..model.transformer import FiT, FiTConfig
+from ..tokens import TokenBatch
+from . import dit
+from .dit import DiTConfig
+from .measure import Work, in_turn, matrix_product, most_bytes
+
+# The rows of Table I of FiTv2, in its order.
+TABLE_1 = ("SiT-B/2", "FiT-B/2", "FiTv2-B/2", "SiT-XL/2", "FiT-XL/2", "FiTv2-XL/2", "FiTv2-3B/2")
+# Of the backward pass, the gradients of inputs and of weights each take the products of the forward pass once more.
+PASSES_OF_A_STEP = 3
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model by its name. factor: picture pixels per latent pixel; size: of a picture, where none is asked for."""
+
+    name: str
+    config: FiTConfig | DiTConfig
+    factor: int
+    size: tuple[int, int]
+
+    @property
+    def runs(self) -> bool:
+        """Whether it can be measured; DiT and SiT are only counted."""
+        return isinstance(self.config, FiTConfig)
+
+
+@dataclass(frozen=True)
+class Case:
+    """`batch` pictures of one size, (height, width) in pixels, through one model.
+
+    precision: "bf16" (training under autocast, inference with bfloat16 weights) or "no". Raises ValueError for a size
+    that does not fit the model, and for a batch below 1.
+    """
+
+    subject: Subject
+    size: tuple[int, int]
+    batch: int = 1
+    precision: fit.Precision = "bf16"
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise ValueError(f"a batch of {self.batch} pictures cannot be: it needs at least one")
+        try:
+            check_divisible(self.size, self.pixels)
+        except ValueError as error:
+            raise ValueError(f"{self.subject.name}: {error}") from None
+        if not self.subject.runs and self.size[0] != self.size[1]:
+            raise ValueError(
+                f"{self.subject.name} takes square pictures only, and {self.size[0]}x{self.size[1]} is none; leave the "
+                "size or the model away"
+            )
+
+    @property
+    def pixels(self) -> int:
+        """Side of a token in pixels of the picture."""
+        return self.subject.factor * self.subject.config.patch_size
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens of a picture."""
+        return self.size[0] // self.pixels, self.size[1] // self.pixels
+
+    @property
+    def tokens(self) -> int:
+        """Of one picture."""
+        return self.grid[0] * self.grid[1]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """By formula, of a whole batch. linear_macs: multiply-accumulates of a forward's linear layers. forward_flops:
+    operations of all its matrix products, two for each; a training step takes three times as many.
+
+    Memory in bytes, estimated; None for models that are only counted. forward_bytes: beyond the weights, in inference.
+    activation_bytes: kept for a backward pass. training_bytes: of a whole training step, with weights and their
+    average, gradients and moments.
+    """
+
+    parameters: int
+    linear_macs: int
+    forward_flops: int
+    forward_bytes: int | None
+    activation_bytes: int | None
+    training_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Medians of one kind of run. bytes: the most held at a time beyond weights and moments. share: of the device's
+    peak, by the operations that the formulas count.
+    """
+
+    seconds: float
+    tokens_per_second: float
+    bytes: int
+    share: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """forward: in inference. step: loss, backward pass and fused AdamW; its bytes have gradients and autocast's copies.
+
+    peak_flops: operations a second of large matrix products, measured in turn with both.
+    """
+
+    forward: Pass
+    step: Pass
+    peak_flops: float
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A case and its figures; measured None: by formula only."""
+
+    case: Case
+    cost: Cost
+    measured: Measured | None = None
+
+    def report(self) -> dict[str, Any]:
+        """As JSON takes it."""
+        case = self.case
+        about = {"model": case.subject.name, "size": list(case.size), "batch": case.batch, "tokens": case.tokens}
+        return about | asdict(self.cost) | {"measured": self.measured and asdict(self.measured)}
+
+
+def cost_of(case: Case) -> Cost:
+    """The formulas; no memory is taken, whatever the model."""
+    config, one = case.subject.config, [case.tokens]
+    if isinstance(config, DiTConfig):
+        counts = dit.parameters(config), dit.linear_macs(config, one), dit.forward_flops(config, one)
+        memory = None, None, None
+    else:
+        tokens = case.batch * case.tokens
+        counts = fit.parameters(config), fit.linear_macs(config, one), fit.forward_flops(config, one)
+        memory = (
+            fit.forward_bytes(config, tokens, case.precision),
+            fit.activation_bytes(config, tokens, precision=case.precision),
+            fit.training_bytes(config, tokens, precision=case.precision),
+        )
+    weights, *of_a_picture = counts
+    return Cost(weights, *(case.batch * count for count in of_a_picture), *memory)
+
+
+def measure(
+    case: Case,
+    forward_flops: int,
+    device: torch.device,
+    repeats: int = 5,
+    done: Callable[[int], None] | None = None,
+) -> Measured:
+    """Runs a network of random weights and large matrix products in turn, `repeats` times after a warm-up.
+
+    forward_flops: of the case, by formula. done: gets 1 after each of 3 * (repeats + 1) runs.
+    """
+    works = workload(case, device)
+    product, product_flops = matrix_product(dtype_of(case), device)
+    seconds = in_turn(works | {"product": product}, repeats, done)
+    peaks = [product_flops / taken for taken in seconds["product"]]
+    tokens, flops = case.batch * case.tokens, {"forward": forward_flops, "step": PASSES_OF_A_STEP * forward_flops}
+    passes = {
+        name: Pass(
+            seconds=median(seconds[name]),
+            tokens_per_second=tokens / median(seconds[name]),
+            bytes=most_bytes(work, device),
+            share=median(flops[name] / taken / peak for taken, peak in zip(seconds[name], peaks, strict=True)),
+        )
+        for name, work in works.items()
+    }
+    return Measured(**passes, peak_flops=median(peaks))
+
+
+def workload(case: Case, device: torch.device) -> dict[str, Work]:
+    """The forward and the training step of a case, on noise."""
+    config, autocast = case.subject.config, case.precision == "bf16"
+    torch.manual_seed(0)
+    with device:
+        model = FiT(config)
+        x = torch.randn(case.batch * case.tokens, config.token_channels)
+        times, labels = torch.rand(case.batch), torch.zeros(case.batch, dtype=torch.int64)
+    batch = TokenBatch(x, [case.grid] * case.batch)
+    for_inference = deepcopy(model).to(dtype_of(case)).eval()
+    objective = build_objective(TrainingSettings(), config)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    generator = torch.Generator().manual_seed(0)
+
+    @torch.inference_mode()
+    def forward() -> None:
+        for_inference(batch, times, labels)
+
+    def network(*inputs: Any) -> torch.Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+            return model(*inputs)
+
+    def step() -> None:
+        objective(network, batch, labels, model.null_label, generator).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return {"forward": forward, "step": step}
+
+
+def dtype_of(case: Case) -> torch.dtype:
+    """Of the products."""
+    return torch.bfloat16 if case.precision == "bf16" else torch.float32
