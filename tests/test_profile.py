@@ -107,7 +107,7 @@ def test_the_table_has_the_rows_of_table_1_and_is_that_of_the_readme(fitv2):
     code, shown = fitv2("profile")
     rows = [" ".join(line.split()) for line in shown.splitlines()]
     assert code in (0, None) and [row.partition(" ")[0] for row in rows[2:9]] == list(TABLE_1)
-    assert "FiTv2-XL/2 256x256 256 671.05 M 146.87 304.62 15.5 MiB 1,012.5 MiB 14.74 GiB" in rows
+    assert "FiTv2-XL/2 256x256 256 671.05 M 146.87 304.62 15.5 MiB 931.5 MiB 14.66 GiB" in rows
     assert "SiT-XL/2 256x256 256 674.82 M 114.39 237.23 - - -" in rows
     readme = (Path(__file__).parents[1] / "README.md").read_text().splitlines()
     assert set(rows[:9]) <= {" ".join(line.split()) for line in readme}
@@ -168,11 +168,19 @@ def drawn(fitv2, folder):
     return folder / "b.png"
 
 
+def test_a_step_that_does_not_fit_is_left_out_and_told(fitv2, monkeypatch):
+    monkeypatch.setattr("fitv2.cli.memory.free_bytes", lambda device: 70 * 2**20)
+    code, shown = fitv2("profile", "builtin:fashion", "--measure", "--repeats", "1", "--plot", "c.png")
+    rows = [line.split() for line in shown.splitlines() if line.lstrip().startswith("builtin:fashion")]
+    assert code in (0, None) and [row[2] for row in rows[1:]] == ["forward", "step"]
+    assert " ".join(rows[2][3:6]) == "does not fit"
+
+
 def test_what_does_not_fit_is_refused_before_anything_runs(fitv2, monkeypatch):
     monkeypatch.setattr("fitv2.cli.memory.free_bytes", lambda device: 2**30)
     monkeypatch.setattr("fitv2.profiling.profile.workload", lambda *arguments: pytest.fail("it runs"))
     told = fitv2("profile", "builtin:fashion", "SiT-B/2", "FiTv2-XL/2", "--measure", "--size", "112x112")[0]
-    assert "a training step of FiTv2-XL/2 would need about 13.9 GiB, and 1.0 GiB are free: leave --measure away" in told
+    assert "a forward of FiTv2-XL/2 would need about 2.5 GiB, and 1.0 GiB are free: leave --measure away" in told
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -99,12 +98,13 @@ def profile(
     profiles = [Profile(case, cost_of(case)) for case in cases]
     device = torch.device(default_device())
     if measure:
-        check_measurable(profiles, device)
-        runs = sum(p.case.subject.runs for p in profiles) * 3 * (repeats + 1)
-        with image_progress("measuring", runs) as done:
+        with_step = {p.case: fits(p, device) for p in profiles if p.case.subject.runs}
+        if not with_step:
+            raise ValueError("DiT and SiT are counted, not run: name another model, or leave --measure away")
+        with image_progress("measuring", sum(2 + step for step in with_step.values()) * (repeats + 1)) as done:
             profiles = [
-                replace(p, measured=measured(p.case, p.cost.forward_flops, device, repeats, done))
-                if p.case.subject.runs
+                replace(p, measured=measured(p.case, p.cost.forward_flops, device, repeats, done, with_step[p.case]))
+                if p.case in with_step
                 else p
                 for p in profiles
             ]
@@ -161,17 +161,16 @@ def read_subject(name: str, autoencoder: str | None) -> Subject:
     return Subject(name, config, factor, counts.most_common(1)[0][0])
 
 
-def check_measurable(profiles: Sequence[Profile], device: torch.device) -> None:
-    """Raises ValueError when there is nothing to run, or a step would not fit into the memory that is free now."""
+def fits(profile: Profile, device: torch.device) -> bool:
+    """Whether a training step fits into the memory that is free now; raises ValueError when not even a forward does."""
     from .memory import free_bytes
 
-    runs = [p for p in profiles if p.case.subject.runs]
-    if not runs:
-        raise ValueError("DiT and SiT are counted, not run: name another model, or leave --measure away")
-    largest, free = max(runs, key=lambda p: p.cost.training_bytes), free_bytes(device)
-    needed = largest.cost.training_bytes
+    cost, free = profile.cost, free_bytes(device)
+    # Random weights are drawn in float32, before they become bfloat16.
+    needed = 4 * cost.parameters + cost.forward_bytes
     if needed > free:
         raise ValueError(
-            f"a training step of {largest.case.subject.name} would need about {needed / 2**30:.1f} GiB, and "
+            f"a forward of {profile.case.subject.name} would need about {needed / 2**30:.1f} GiB, and "
             f"{free / 2**30:.1f} GiB are free: leave --measure away, or name smaller models, --size or --batch"
         )
+    return cost.training_bytes <= free

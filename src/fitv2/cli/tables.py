@@ -72,6 +72,9 @@ def measured_rows(profile: Profile) -> Iterator[list[str]]:
     """One of the forward, one of the training step."""
     for name in ("forward", "step"):
         run = getattr(profile.measured, name)
+        if run is None:
+            yield [name, "does not fit", "-", memory(profile.cost.training_bytes), "-"]
+            continue
         share = f"{100 * run.share:.0f} %"
         yield [name, f"{run.seconds:.4f}", f"{run.tokens_per_second:,.0f}", memory(run.bytes), share]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
@@ -70,7 +71,8 @@ def over_tokens(profiles: Sequence[Profile], title: str, figure: Callable[[Pass]
             ordered = sorted(line, key=lambda profile: profile.case.tokens)
             tokens = [profile.case.tokens for profile in ordered]
             for kind, style in (("forward", "o--"), ("step", "o-")):
-                values = [figure(getattr(profile.measured, kind)) for profile in ordered]
+                runs = [getattr(profile.measured, kind) for profile in ordered]
+                values = [figure(run) if run else math.nan for run in runs]  # A step that does not fit leaves a gap.
                 axes.plot(tokens, values, style, markersize=4, color=f"C{number}", label=f"{name} {kind}")
         axes.set(title=title, xlabel="tokens of a picture", xscale="log")
         plain_ticks(axes.xaxis, base=2)

@@ -14,7 +14,8 @@ from ..build import build_objective
 from ..config import TrainingSettings
 from ..generate import check_divisible
 from ..model import cost as fit
-from ..model.transformer import FiT, FiTConfig
+from ..model.config import FiTConfig
+from ..model.transformer import FiT, lay_out_by_input
 from ..tokens import TokenBatch
 from . import dit
 from .dit import DiTConfig
@@ -115,13 +116,14 @@ class Pass:
 
 @dataclass(frozen=True)
 class Measured:
-    """forward: in inference. step: loss, backward pass and fused AdamW; its bytes have gradients and autocast's copies.
+    """forward: in inference. step: loss, backward pass and fused AdamW; its bytes have gradients and autocast's copies;
+    None where it was left out.
 
     peak_flops: operations a second of large matrix products, measured in turn with both.
     """
 
     forward: Pass
-    step: Pass
+    step: Pass | None
     peak_flops: float
 
 
@@ -164,12 +166,13 @@ def measure(
     device: torch.device,
     repeats: int = 5,
     done: Callable[[int], None] | None = None,
+    with_step: bool = True,
 ) -> Measured:
     """Runs a network of random weights and large matrix products in turn, `repeats` times after a warm-up.
 
-    forward_flops: of the case, by formula. done: gets 1 after each of 3 * (repeats + 1) runs.
+    forward_flops: of the case, by formula. done: gets 1 after each of 3 * (repeats + 1) runs, 2 without the step.
     """
-    works = workload(case, device)
+    works = workload(case, device, with_step)
     product, product_flops = matrix_product(dtype_of(case), device)
     seconds = in_turn(works | {"product": product}, repeats, done)
     peaks = [product_flops / taken for taken in seconds["product"]]
@@ -183,11 +186,11 @@ def measure(
         )
         for name, work in works.items()
     }
-    return Measured(**passes, peak_flops=median(peaks))
+    return Measured(forward=passes["forward"], step=passes.get("step"), peak_flops=median(peaks))
 
 
-def workload(case: Case, device: torch.device) -> dict[str, Work]:
-    """The forward and the training step of a case, on noise."""
+def workload(case: Case, device: torch.device, with_step: bool) -> dict[str, Work]:
+    """The forward of a case, and the training step, on noise."""
     config, autocast = case.subject.config, case.precision == "bf16"
     torch.manual_seed(0)
     with device:
@@ -195,14 +198,19 @@ def workload(case: Case, device: torch.device) -> dict[str, Work]:
         x = torch.randn(case.batch * case.tokens, config.token_channels)
         times, labels = torch.rand(case.batch), torch.zeros(case.batch, dtype=torch.int64)
     batch = TokenBatch(x, [case.grid] * case.batch)
-    for_inference = deepcopy(model).to(dtype_of(case)).eval()
-    objective = build_objective(TrainingSettings(), config)
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    generator = torch.Generator().manual_seed(0)
+    for_inference = (deepcopy(model) if with_step else model).to(dtype_of(case)).eval()
+    if autocast:
+        lay_out_by_input(for_inference)
 
     @torch.inference_mode()
     def forward() -> None:
         for_inference(batch, times, labels)
+
+    if not with_step:
+        return {"forward": forward}
+    objective = build_objective(TrainingSettings(), config)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    generator = torch.Generator().manual_seed(0)
 
     def network(*inputs: Any) -> torch.Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
