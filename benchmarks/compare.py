@@ -10,6 +10,7 @@ CUDA device is used when there is one. Nothing is downloaded.
 from __future__ import annotations
 
 import argparse
+import gc
 import platform
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -40,6 +41,7 @@ SLOW = {"sampling"}
 def measure(name: str, build: Build, device: torch.device, repeats: int, bar: Progress) -> MeasuredPart:
     """Times the contenders and the matrix products in turn, then takes the memory of each once."""
     torch.compiler.reset()
+    gc.collect()  # Compiled blocks refer to themselves: those of the last part would stay in memory for a while.
     task = bar.add_task(name, total=None)
     part = build(device)
     products = [product(precision, device) for precision in PRECISIONS]
