@@ -60,7 +60,7 @@ def padded_inputs(batch: TokenBatch, head_dim: int) -> tuple[Tensor, tuple[Tenso
     """x (B, L, C) with zeros after each image, cosines and sines (B, 1, L, H), mask (B, L) float."""
     table = rotation_table(batch.positions, batch.image_index, batch.hw, head_dim, PLAIN)
     cos, sin = (padded(side.squeeze(1).repeat_interleave(2, dim=-1), batch).unsqueeze(1) for side in table)
-    return padded(batch.x, batch), (cos, sin), padded(torch.ones(len(batch.x)), batch)
+    return padded(batch.x, batch), (cos, sin), padded(batch.x.new_ones(len(batch.x)), batch)
 
 
 def padded(x: Tensor, batch: TokenBatch) -> Tensor:

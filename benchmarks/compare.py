@@ -1,0 +1,168 @@
+"""How fast fitv2 is, against the padded layout, diffusers' DiT and this device's own limit, all in one run.
+
+    python benchmarks/compare.py --parts forward,training --repeats 5
+
+The works of a part take turns, the matrix products that give the device's peak among them, so that a machine whose
+speed drifts is unfair to none. Each contender first has to give the numbers of the model run on every image alone. A
+CUDA device is used when there is one. Nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from torch._dynamo import config as compiler
+
+from contenders import Contender
+from fitv2.atomic import write_text
+from fitv2.pretrained import default_device
+from fitv2.profiling.measure import in_turn, matrix_product, most_bytes
+from parts import PARTS, Build
+from plots import save_plots
+from report import markdown, table
+from results import MeasuredPart, Measurement, Results
+
+PRECISIONS = {"bf16": torch.bfloat16, "float32": torch.float32}
+# A table wider than what a file or a pipe is taken for.
+LEAST_COLUMNS = 120
+SLOW = {"sampling"}
+
+
+def measure(name: str, build: Build, device: torch.device, repeats: int, bar: Progress) -> MeasuredPart:
+    """Times the contenders and the matrix products in turn, then takes the memory of each once."""
+    torch.compiler.reset()
+    gc.collect()  # Compiled blocks refer to themselves: those of the last part would stay in memory for a while.
+    task = bar.add_task(name, total=None)
+    part = build(device)
+    products = [product(precision, device) for precision in PRECISIONS]
+    everyone = [*products, *part.contenders]
+    bar.update(task, total=(repeats + 2) * len(everyone))
+    seconds = in_turn({one.name: one.work for one in everyone}, repeats, partial(bar.advance, task))
+
+    def measured(one: Contender) -> Measurement:
+        most = most_bytes(one.short or one.work, device)
+        bar.advance(task)
+        worth = {key: getattr(one, key) for key in ("name", "precision", "images", "tokens", "flops")}
+        return Measurement(**worth, seconds=seconds[one.name], bytes=most)
+
+    about = {key: getattr(part, key) for key in ("title", "about", "unit", "base")}
+    return MeasuredPart(
+        name=name,
+        **about,
+        products={one.precision: measured(one) for one in products},
+        measurements=[measured(one) for one in part.contenders],
+    )
+
+
+def product(precision: str, device: torch.device) -> Contender:
+    """The peak of this device: useful operations and nothing else."""
+    work, flops = matrix_product(PRECISIONS[precision], device)
+    return Contender(f"matrix product, {precision}", work, images=0, tokens=0, flops=flops, precision=precision)
+
+
+# Blocks that the compiler gives up on would run eagerly and still be called compiled.
+@compiler.patch(fail_on_recompile_limit_hit=True)
+def compare(parts: Mapping[str, Build], device: torch.device, repeats: int, out: Path) -> Results:
+    """Builds and measures one part after another. What there is so far is stored after each."""
+    results = Results(machine=machine(device), parts=[])
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        for name, build in parts.items():
+            measured = measure(name, build, device, repeats, bar)
+            results = results.model_copy(update={"parts": [*results.parts, measured]})
+            store(results, out)
+    write_pages(results, out)
+    return results
+
+
+def machine(device: torch.device) -> dict[str, str]:
+    """What was measured, on what, and when."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    versions = [f"{package} {version(package)}" for package in ("fitv2", "torch", "diffusers")]
+    software = ", ".join([*versions, f"Python {platform.python_version()}"])
+    return {"device": name, "software": software, "date": datetime.now(UTC).strftime("%Y-%m-%d")}
+
+
+def processor() -> str:
+    """The CPU's own name where Linux tells it, its instructions and the threads in use."""
+    table = Path("/proc/cpuinfo")
+    lines = table.read_text().splitlines() if table.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.machine()
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}, threads: {torch.get_num_threads()}"
+
+
+def store(results: Results, out: Path) -> None:
+    write_text(out / "results.json", results.model_dump_json(indent=1) + "\n")
+
+
+def write_pages(results: Results, out: Path) -> None:
+    """What follows from results.json: the page with the tables, and the plots."""
+    write_text(out / "README.md", markdown(results))
+    save_plots(results, out)
+
+
+def chosen(text: str) -> list[str]:
+    """The names of --parts."""
+    names = list(PARTS) if text == "all" else text.split(",")
+    for name in names:
+        if name not in PARTS:
+            raise argparse.ArgumentTypeError(f"there is no part {name!r}; the parts are {', '.join(PARTS)}, or all")
+    return names
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"at least one turn, not {text!r}")
+    return int(text)
+
+
+def arguments(given: Sequence[str] | None) -> argparse.Namespace:
+    parts = "\n".join(f"  {name:10}{build.__doc__.splitlines()[0]}" for name, build in PARTS.items())
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=f"parts:\n{parts}", formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    usual = [name for name in PARTS if name not in SLOW]
+    told = "names with commas between them, or all; by default all but sampling"
+    parser.add_argument("--parts", type=chosen, default=usual, help=told)
+    parser.add_argument("--repeats", type=positive, default=5, help="turns that are timed, after one that is not")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(__file__).parent / "results",
+        help="folder for results.json, README.md and the plots, which a run replaces; default benchmarks/results",
+    )
+    parser.add_argument("--json", action="store_true", help="print results.json instead of the tables")
+    parser.add_argument("--plot-only", action="store_true", help="measure nothing, draw again from results.json")
+    return parser.parse_args(given)
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    args = arguments(given)
+    if args.plot_only:
+        results = Results.model_validate_json((args.out / "results.json").read_text())
+        write_pages(results, args.out)
+    else:
+        parts = {name: PARTS[name] for name in args.parts}
+        results = compare(parts, torch.device(default_device()), args.repeats, args.out)
+    if args.json:
+        print(results.model_dump_json(indent=1))
+        return
+    console = Console()
+    console.width = max(console.width, LEAST_COLUMNS)
+    for part in results.parts:
+        console.print(table(part))
+
+
+if __name__ == "__main__":
+    main()
