@@ -21,6 +21,7 @@ from fitv2 import FiT, FiTConfig, TokenBatch
 from fitv2.flow.objective import flow_loss_at
 from fitv2.flow.path import interpolate
 from fitv2.model.cost import forward_flops
+from fitv2.model.transformer import lay_out_by_input
 from fitv2.profiling.measure import Work
 from padded import PaddedFiT, padded, padded_inputs, unpadded
 
@@ -227,10 +228,12 @@ class SameWeights:
         autocast: bool = True,
         compiled: bool = False,
     ) -> Contender:
-        """half: weights in bfloat16. autocast: around the network; a FiT in bfloat16 sees to its precision itself."""
+        """half: weights in bfloat16, as they are loaded to sample. autocast: around the network; a FiT in bfloat16 sees
+        to its precision itself.
+        """
         model, layouts = self.build(name, layout)
         if half:
-            model.to(torch.bfloat16)
+            lay_out_by_input(model.to(torch.bfloat16))
         if compiled:
             model.compile_blocks()
         with torch.no_grad():

@@ -29,6 +29,7 @@ from fitv2.data.dataset import Dataset
 from fitv2.data.loader import PackLoader, Position
 from fitv2.generate import Sampling, Wish, generate
 from fitv2.model.cost import forward_flops
+from fitv2.model.transformer import lay_out_by_input
 from fitv2.pretrained import load_pretrained
 from results import Unit
 
@@ -144,6 +145,7 @@ def batch(device: torch.device, config: FiTConfig = B2, side: int = 16, most: in
 def half_forwards(config: FiTConfig, batches: dict[str, Sizes], device: torch.device) -> list[Contender]:
     """Forwards of one network in bfloat16 over a pack of each of the batches."""
     model = random_model(config, device).to(torch.bfloat16)
+    lay_out_by_input(model)
     contenders = []
     for name, hw in batches.items():
         work = Forward([Packed(model, random_example(config, hw, device))], device, autocast=False)
