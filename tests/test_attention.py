@@ -51,6 +51,33 @@ def test_every_backend_is_attention_one_by_one(monkeypatch, backend, keys):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("keys", [IMAGES, CONTEXTS], ids=["own", "context"])
+def test_attention_by_rows_is_attention_one_by_one(monkeypatch, keys):
+    """It has no gradients. The last rows are fewer, and two images are of equal length."""
+    monkeypatch.setattr(attention, "ROWS", 7)
+    monkeypatch.setattr(attention, "fastest_attention", lambda q, k: attention.attention_by_rows)
+    with torch.no_grad():
+        qkv = queries_keys_values(keys)
+        expected = one_by_one(*qkv, IMAGES.lengths, keys.lengths)
+        torch.testing.assert_close(attention.packed_attention(*qkv, IMAGES, keys), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("length", "dtype", "gradients", "chosen"),
+    [
+        (512, torch.float32, True, attention.plain_attention),
+        (512, torch.bfloat16, False, attention.plain_attention),
+        (513, torch.bfloat16, False, attention.attention_by_rows),
+        (513, torch.bfloat16, True, F.scaled_dot_product_attention),
+        (513, torch.float32, False, F.scaled_dot_product_attention),
+    ],
+)
+def test_the_way_is_chosen_by_length_precision_and_gradients(length, dtype, gradients, chosen):
+    q, k = torch.zeros(1, 1, 4, 8, dtype=dtype), torch.zeros(1, 1, length, 8, dtype=dtype)
+    with torch.set_grad_enabled(gradients):
+        assert attention.fastest_attention(q, k) is attention.fastest_attention(k, q) is chosen
+
+
 @pytest.mark.parametrize("context", ["none", "cross", "joint"])
 def test_a_tail_up_to_the_budget_leaves_no_trace(context):
     """Values and gradients; a batch beyond the budget goes without."""

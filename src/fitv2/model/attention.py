@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,6 +13,8 @@ from .rope import rotate
 
 # On a CPU plain products beat the fused kernel (about twice in bfloat16), until their (L, L) scores leave the caches.
 LONGEST_PLAIN = 512
+# Queries of one head whose scores with all keys stay there.
+ROWS = 512
 
 
 def packed_attention(q_TNH: Tensor, k_SNH: Tensor, v_SNH: Tensor, queries: TokenBatch, keys: TokenBatch) -> Tensor:
@@ -48,10 +52,28 @@ def attention_by_runs(q_TNH: Tensor, k_SNH: Tensor, v_SNH: Tensor, runs: list[tu
     outputs = []
     for run, q, *kv in zip(runs, q_TNH.split(sides[0]), k_SNH.split(sides[1]), v_SNH.split(sides[1]), strict=True):
         q, k, v = (x.unflatten(0, (run[0], -1)).transpose(1, 2) for x in (q, *kv))
-        plain = q.device.type == "cpu" and max(run[1:]) <= LONGEST_PLAIN
-        attend = plain_attention if plain else F.scaled_dot_product_attention
-        outputs.append(attend(q, k, v).transpose(1, 2).flatten(0, 1))
+        outputs.append(fastest_attention(q, k)(q, k, v).transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs)
+
+
+def fastest_attention(q: Tensor, k: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """What is fastest on this device, in this precision and at these lengths, for (n, N, L, H) of equal lengths."""
+    if q.device.type != "cpu":
+        return F.scaled_dot_product_attention
+    if max(q.shape[-2], k.shape[-2]) <= LONGEST_PLAIN:
+        return plain_attention
+    # With gradients, all scores would be kept.
+    by_rows = q.dtype == torch.bfloat16 and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    return attention_by_rows if by_rows else F.scaled_dot_product_attention
+
+
+def attention_by_rows(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """`plain_attention` of one head and `ROWS` queries at a time, without gradients."""
+    output = torch.empty(q.shape, dtype=q.dtype)
+    for made, *head in zip(*(x.flatten(0, 1) for x in (output, q, k, v)), strict=True):
+        for rows, queries in zip(made.split(ROWS), head[0].split(ROWS), strict=True):
+            rows.copy_(plain_attention(queries, *head[1:]))
+    return output
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
