@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from torch import nn
 
 from .config import FiTConfig
-from .transformer import FiT
+from .transformer import bare_model
 
 Precision = Literal["bf16", "no"]
 
@@ -26,8 +25,7 @@ PER_IMAGE = ("t_embedder", "adaLN")
 
 def parameters(config: FiTConfig) -> int:
     """Number of weights."""
-    with torch.device("meta"):
-        return sum(p.numel() for p in FiT(config).parameters())
+    return sum(p.numel() for p in bare_model(config).parameters())
 
 
 def linear_macs(config: FiTConfig, lengths: Sequence[int]) -> int:
@@ -35,8 +33,7 @@ def linear_macs(config: FiTConfig, lengths: Sequence[int]) -> int:
 
     Table I of FiTv2 calls this "GFLOPs", and counts the norms with it.
     """
-    with torch.device("meta"):
-        return linear_macs_of(FiT(config), PER_IMAGE, lengths)
+    return linear_macs_of(bare_model(config), PER_IMAGE, lengths)
 
 
 def linear_macs_of(model: nn.Module, per_image: Sequence[str], lengths: Sequence[int]) -> int:

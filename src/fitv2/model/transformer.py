@@ -11,6 +11,7 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from ..tokens import TokenBatch
@@ -168,10 +169,24 @@ def distinct(t_B: Tensor, y_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return pairs_U2[:, 0].to(t_B.dtype), pairs_U2[:, 1].to(y_B.dtype), row_B
 
 
+class _NoInitialValues(TorchFunctionMode):
+    """Leaves out what constructors fill weights with. On the meta device torch would load its compiler for it."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def bare_model(config: FiTConfig) -> FiT:
+    """A network on the meta device: shapes without values, at once and in no memory, whatever its size."""
+    with torch.device("meta"), _NoInitialValues():
+        return FiT(config)
+
+
 def model_of(config: FiTConfig, state: dict[str, Tensor]) -> FiT:
     """A network whose weights are the tensors of `state` themselves, in eval mode; errors as of `load_strictly`."""
-    with torch.device("meta"):
-        model = FiT(config)
+    model = bare_model(config)
     load_strictly(model, state, assign=True)
     return model.eval()
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..data.dataset import Dataset
 from ..model.config import FiTConfig
-from ..model.transformer import FiT
+from ..model.transformer import FiT, bare_model
 from ..pretrained import Pretrained
 
 LABELS = "y_embedder.embedding_table.weight"
@@ -78,8 +78,7 @@ def trains_at_high_resolution(name: str) -> bool:
 
 def trained_share(config: FiTConfig, train_only: str) -> float:
     """Of the weights of such a network, those that are trained."""
-    with torch.device("meta"):
-        model = FiT(config)
+    model = bare_model(config)
     if train_only == "high-resolution":
         freeze_for_high_resolution(model)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
