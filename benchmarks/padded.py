@@ -35,7 +35,11 @@ class PaddedFiT(nn.Module):
 def block_forward(block: nn.Module, x: Tensor, c: Tensor, shared: Tensor, table: tuple, mask: Tensor) -> Tensor:
     parts = (block.adaLN_modulation(c) + shared).chunk(6, dim=1)
     x = x + parts[2].unsqueeze(1) * attention(block.attn, modulated(x, *parts[:2]), table, mask)
-    return x + parts[5].unsqueeze(1) * block.mlp(modulated(x, *parts[3:5]))
+    return x + parts[5].unsqueeze(1) * swiglu(block.mlp, modulated(x, *parts[3:5]))
+
+
+def swiglu(mlp: nn.Module, x: Tensor) -> Tensor:
+    return mlp.fc2(F.silu(mlp.fc1_g(x)) * mlp.fc1_x(x))
 
 
 def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

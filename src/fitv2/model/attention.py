@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..tokens import TokenBatch, runs_of
+from .recompute import recomputed
 from .rope import rotate
 
 # On a CPU plain products beat the fused kernel (about twice in bfloat16), until their (L, L) scores leave the caches.
@@ -78,9 +79,30 @@ def attention_by_rows(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(H)) v over (..., L, H), the softmax in float32."""
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    return _PlainAttention.apply(q.contiguous(), k.contiguous(), v.contiguous())
+
+
+class _PlainAttention(torch.autograd.Function):
+    """Its backward pass makes the (L, L) probabilities again: kept, they would be most of a step's memory."""
+
+    @staticmethod
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        ctx.save_for_backward(q, k, v)
+        return probabilities(q, k) @ v
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = ctx.saved_tensors
+        p = probabilities(q, k)
+        of_scores = torch.ops.aten._softmax_backward_data(grad @ v.mT, p, -1, p.dtype) * q.shape[-1] ** -0.5
+        return of_scores @ k, of_scores.mT @ q, p.mT @ grad
+
+
+def probabilities(q: Tensor, k: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(H)), (..., L, L) in the dtype of q."""
+    scores = (q * q.shape[-1] ** -0.5) @ k.mT
     with torch.autocast(q.device.type, enabled=False):  # The kernel computes in float32 and rounds once.
-        return scores.softmax(-1) @ v
+        return scores.softmax(-1)
 
 
 class SelfAttention(nn.Module):
@@ -98,5 +120,8 @@ class SelfAttention(nn.Module):
     def queries_keys_values(self, x_TD: Tensor, table: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Normalised and rotated q and k, and v, each (T, N, H)."""
         q, k, v = self.qkv(x_TD).unflatten(-1, (3, self.heads, -1)).unbind(1)
-        q, k = rotate(self.q_norm(q), table), rotate(self.k_norm(k), table)
-        return q.to(v.dtype), k.to(v.dtype), v
+        return *recomputed(self._turned, q, k, *table), v
+
+    def _turned(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        pairs = ((q, self.q_norm), (k, self.k_norm))
+        return tuple(rotate(norm(x), (cos, sin)).to(x.dtype) for x, norm in pairs)

@@ -5,15 +5,14 @@ Shape suffixes as in `fitv2.tokens`: T tokens, B images, D width, N heads, H num
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from ..tokens import TokenBatch, spread
+from ..tokens import TokenBatch
 from .attention import packed_attention
 from .config import FiTConfig
 from .context import CrossAttention
 from .layers import SwiGLU
-from .modulation import modulated_norm
+from .modulation import gated, modulated_norm
 
 
 class FiTBlock(nn.Module):
@@ -65,7 +64,7 @@ class FiTBlock(nn.Module):
         return self.add_mlp(self.add_attention(x_TD, attended, gate, row_T), shift, scale, mlp_gate, row_T)
 
     def add_attention(self, x_TD: Tensor, attended_TNH: Tensor, gate: Tensor, row_T: Tensor) -> Tensor:
-        return torch.addcmul(x_TD, spread(gate, row_T), self.attn.proj(attended_TNH.flatten(1)))
+        return x_TD + gated(gate, self.attn.proj(attended_TNH.flatten(1)), row_T)
 
     def add_mlp(self, x_TD: Tensor, shift: Tensor, scale: Tensor, gate: Tensor, row_T: Tensor) -> Tensor:
-        return torch.addcmul(x_TD, spread(gate, row_T), self.mlp(modulated_norm(x_TD, shift, scale, row_T)))
+        return x_TD + gated(gate, self.mlp(modulated_norm(x_TD, shift, scale, row_T)), row_T)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .modulation import FullModulation, modulated_norm
+from .recompute import recomputed
 
 FREQUENCIES = 256
 
@@ -70,7 +71,11 @@ class SwiGLU(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        return self.fc2(F.silu(self.fc1_g(x_TD)) * self.fc1_x(x_TD))
+        return self.fc2(recomputed(silu_product, self.fc1_g(x_TD), self.fc1_x(x_TD)))
+
+
+def silu_product(gate: Tensor, x: Tensor) -> Tensor:
+    return F.silu(gate) * x
 
 
 class FinalLayer(nn.Module):

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..tokens import spread
+from .recompute import recomputed
 
 
 class LowRankModulation(nn.Sequential):
@@ -33,5 +34,18 @@ class FullModulation(nn.Sequential):
 
 def modulated_norm(x_TD: Tensor, shift_BD: Tensor, scale_BD: Tensor, row_T: Tensor) -> Tensor:
     """LayerNorm without affine, then scale and shift from the conditioning in the row of each token, in float32."""
-    shift_TD, factor_TD = spread(shift_BD.float(), row_T), spread(1 + scale_BD.float(), row_T)
-    return torch.addcmul(shift_TD, F.layer_norm(x_TD, x_TD.shape[-1:], eps=1e-6), factor_TD)
+    return recomputed(_modulated_norm, x_TD, shift_BD.float(), 1 + scale_BD.float(), row_T)
+
+
+def gated(gate_BD: Tensor, x_TD: Tensor, row_T: Tensor) -> Tensor:
+    """x times the gate in the row of each token, in float32."""
+    return recomputed(_gated, gate_BD.float(), x_TD, row_T)
+
+
+def _modulated_norm(x_TD: Tensor, shift_BD: Tensor, factor_BD: Tensor, row_T: Tensor) -> Tensor:
+    normed_TD = F.layer_norm(x_TD, x_TD.shape[-1:], eps=1e-6)
+    return torch.addcmul(spread(shift_BD, row_T), normed_TD, spread(factor_BD, row_T))
+
+
+def _gated(gate_BD: Tensor, x_TD: Tensor, row_T: Tensor) -> Tensor:
+    return spread(gate_BD, row_T) * x_TD

@@ -1,0 +1,19 @@
+"""Element-wise work whose results the backward pass computes again instead of keeping: memory is dearer than that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+Result = TypeVar("Result")
+
+
+def recomputed(function: Callable[..., Result], *inputs: Tensor) -> Result:
+    """function(*inputs), of which only the inputs are kept for the backward pass. It must draw no random numbers."""
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():  # The compiler weighs this by itself.
+        return function(*inputs)
+    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False, determinism_check="none")
