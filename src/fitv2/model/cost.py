@@ -12,8 +12,8 @@ from .transformer import bare_model
 
 Precision = Literal["bf16", "no"]
 
-# Bytes kept for the backward pass per token, block and unit of width, by precision, blocks not compiled; of attention no
-# scores, so that it is the same for all lengths. `tests/test_cost.py` measures it.
+# Bytes kept for the backward pass per token, block and unit of width, by precision, blocks not compiled. No attention
+# scores are among them: they are the same for all lengths. `tests/test_cost.py` measures them.
 SAVED_BYTES = {"bf16": 54, "no": 87}
 # Bytes alive at once per token and unit of width in inference: q, k, v, scores, the MLP and the residual stream. FiTv2
 # holds 50 and 78, for images of 512 tokens 57 and 102; FiT, with its wider MLP, 57 and 93.

@@ -53,8 +53,7 @@ class FiT(nn.Module):
         """Fuses the element-wise work of the blocks with torch.compile, once for all blocks and any number of tokens.
 
         token_budget: in training, sequences below it get a tail up to it, an image of its own that is kept out of every
-        result: all steps then have one shape. On a CPU this needs a C++ compiler; about 1.4 times the speed of eager
-        on short images.
+        result: all steps then have one shape. On a CPU this needs a C++ compiler; `benchmarks/` has what it brings.
         """
         self.token_budget = token_budget
         for name in ("before_attention", "after_attention"):
