@@ -3,8 +3,8 @@
     python benchmarks/compare.py --parts forward,training --repeats 5
 
 The works of a part take turns, the matrix products that give the device's peak among them, so that a machine whose
-speed drifts is unfair to none. Each contender first has to give the numbers of the model run on every image alone. A
-CUDA device is used when there is one. Nothing is downloaded.
+speed drifts is unfair to none. Layouts that run the same weights on the same pictures first have to give the numbers of
+every image alone. A CUDA device is used when there is one. Nothing is downloaded.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def one_run(options: list[str]) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, choices=range(1, 101), metavar="N", default=5)
     parser.add_argument("options", nargs="*", help="for fitv2 sample, after --")
     args = parser.parse_args()
     runs = [one_run(args.options) for _ in range(args.repeats)]

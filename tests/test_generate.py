@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from fitv2 import TokenBatch
 from fitv2.generate import TOKENS_PER_PASS, Sampling, Wish, generate, passes
+from fitv2.model.block_cache import BlockCache
 from fitv2.model.config import FiTConfig
 from tiny import CONFIG, random_model
 
@@ -124,9 +126,9 @@ def test_every_picture_is_handed_over_when_its_pass_is_done(model, monkeypatch):
     assert all(torch.equal(finished[i][1], picture) for i, picture in enumerate(pictures))
 
 
-@pytest.mark.parametrize("full_every", [1, 2, 3])
-def test_inner_blocks_are_computed_in_one_call_of_so_many(full_every, monkeypatch):
-    """Outside the guidance interval the same pictures go without their second halves: those calls count by themselves.
+@pytest.mark.parametrize(("full_every", "full"), [(1, 12), (2, 6), (3, 6), (4, 3)])
+def test_inner_blocks_are_computed_in_one_call_of_so_many(full_every, full, monkeypatch):
+    """Where guidance begins and where it ends, after four calls each, a full call begins anew.
 
     What is kept belongs to one pass, and in it to each picture: company changes nothing.
     """
@@ -134,15 +136,23 @@ def test_inner_blocks_are_computed_in_one_call_of_so_many(full_every, monkeypatc
     runs = [0] * 4
     for number, block in enumerate(deep.blocks):
         block.attn.qkv.register_forward_pre_hook(lambda *_, n=number: runs.__setitem__(n, runs[n] + 1))
-    sampling = Sampling(steps=8, solver="euler", interval=(0.5, 1.0), full_every=full_every)
+    settings = {"steps": 12, "solver": "euler", "interval": (0.33, 0.6)}
+    sampling = Sampling(**settings, full_every=full_every)
     together = generate(deep, WISHES, sampling)
-    full = 2 * -(-4 // full_every)
-    assert runs == [8, full, full, 8]
+    assert runs == [12, full, full, 12]
     monkeypatch.setitem(TOKENS_PER_PASS, "cpu", 60)
     assert_same(generate(deep, WISHES, sampling), together)
-    exact = generate(deep, WISHES, Sampling(steps=8, solver="euler", interval=(0.5, 1.0)))
+    exact = generate(deep, WISHES, Sampling(**settings))
     far = max(float((a - b).abs().max()) for a, b in zip(together, exact, strict=True))
     assert far < 1e-4 if full_every == 1 else 1e-3 < far < 1
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_a_cache_of_full_calls_changes_nothing_at_any_depth(depth):
+    shallow = random_model(FiTConfig(**{**vars(CONFIG), "depth": depth}))
+    batch, t = TokenBatch(torch.randn(6, 16), [(2, 3)]), torch.tensor([0.5])
+    plain = shallow(batch, t, torch.tensor([1]))
+    assert torch.equal(shallow(batch, t, torch.tensor([1]), cache=BlockCache(1)), plain)
 
 
 def test_a_model_without_classes():

@@ -52,6 +52,7 @@ def test_spread_and_image_mean_with_gradients():
     per_image = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
     assert torch.equal(batch.spread(per_image), per_image[batch.image_index])
     assert torch.autograd.gradcheck(batch.spread, per_image)
+    assert torch.autograd.gradgradcheck(batch.spread, per_image)
     per_token = torch.randn(10, 5, dtype=torch.float64)
     expected = torch.stack([part.mean(0) for part in per_token.split(batch.lengths)])
     assert torch.allclose(batch.image_mean(per_token), expected)

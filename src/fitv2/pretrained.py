@@ -19,7 +19,7 @@ from .classes import Classes
 from .data.dataset import Dataset
 from .model.config import FiTConfig
 from .model.presets import ARCHITECTURES, architecture_of
-from .model.transformer import FiT, lay_out_by_input, model_of
+from .model.transformer import FiT, model_of
 
 BUILTIN = "builtin:"
 FORMAT = 1
@@ -121,10 +121,7 @@ def read_model(config_file: Path, weights_file: Path, name: str, dtype: torch.dt
         class_names = content["class_names"]
     except (ValueError, KeyError, TypeError, SafetensorError, OSError) as error:
         raise ValueError(f"the model {name} is damaged ({error!r}); copy or train it again") from None
-    model = model_of(config, weights)
-    if dtype == torch.bfloat16:
-        lay_out_by_input(model)
-    return Pretrained(model, class_names, shapes, content.get("autoencoder"))
+    return Pretrained(model_of(config, weights), class_names, shapes, content.get("autoencoder"))
 
 
 def read_weights(path: Path, dtype: torch.dtype) -> dict[str, Tensor]:

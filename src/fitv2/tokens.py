@@ -143,7 +143,7 @@ def unpatchify(tokens: Tensor, size: tuple[int, int], patch_size: int) -> Tensor
 
 
 def spread(per_image: Tensor, image_index: Tensor) -> Tensor:
-    """(B, ...) per image to (T, ...) per token; image_index (T,) counts up from 0 to B - 1."""
+    """(B, ...) per image to (T, ...) per token. For gradients, image_index (T,) must count up from 0 to B - 1."""
     return _Spread.apply(per_image, image_index)
 
 
@@ -174,6 +174,15 @@ def sum_images(per_token: Tensor, image_index: Tensor, images: int) -> Tensor:
 @sum_images.register_fake
 def _(per_token: Tensor, image_index: Tensor, images: int) -> Tensor:
     return per_token.new_empty(images, *per_token.shape[1:])
+
+
+def _keep_index(ctx, inputs, output) -> None:
+    ctx.save_for_backward(inputs[1])
+
+
+sum_images.register_autograd(
+    lambda ctx, grad: (spread(grad, *ctx.saved_tensors), None, None), setup_context=_keep_index
+)
 
 
 def _sum_runs(per_token: Tensor, runs: list[tuple[int, int]]) -> Tensor:

@@ -99,14 +99,18 @@ def sample(
     """
     import torch
 
+    from ..atomic import write_file
     from ..autoencoder import Pixels, load_autoencoder
     from ..generate import Sampling, default_solver, generate
+    from ..model.transformer import lay_out_by_input
     from ..pretrained import default_device
     from ..sheets import contact_sheet, to_image
     from .progress import image_progress
 
     pretrained = load_any(model, getattr(torch, PRECISIONS[precision]))
     pretrained.model.to(default_device())
+    if precision == "bf16" and default_device() == "cpu":
+        lay_out_by_input(pretrained.model)
     codec = load_autoencoder(autoencoder or pretrained.autoencoder, default_device())
     if isinstance(codec, Pixels):
         check_pixels(model, pretrained.model.config.in_channels)
@@ -129,22 +133,23 @@ def sample(
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; name a folder for the pictures")
     out.mkdir(parents=True, exist_ok=True)
+    paths = [out / picture_name(pretrained, wish, codec.factor) for wish in wishes]
     images: dict[int, Image.Image] = {}
     start = time.perf_counter()
     with image_progress("sampling", len(wishes)) as progress:
 
         def save(number: int, latent: Tensor) -> None:
-            images[number] = to_image(codec.decode(latent))
-            images[number].save(out / picture_name(pretrained, wishes[number], codec.factor))
+            image = images[number] = to_image(codec.decode(latent))
+            write_file(paths[number], lambda draft: image.save(draft, "PNG"))
             progress(1)
 
         generate(pretrained.model, wishes, sampling, save)
     seconds = time.perf_counter() - start
 
     rows = []
-    for wish in wishes:
-        size, path = [side * codec.factor for side in wish.size], out / picture_name(pretrained, wish, codec.factor)
-        name, seen = class_name(pretrained, wish.label), wish.size in own_sizes(pretrained, wish.label)
+    for path, wish in zip(paths, wishes, strict=True):
+        size, name = [side * codec.factor for side in wish.size], class_name(pretrained, wish.label)
+        seen = wish.size in own_sizes(pretrained, wish.label)
         rows.append({"file": str(path), "class": name, "size": size, "seed": wish.seed, "seen": seen})
     captions = ["{class} {size[0]}x{size[1]}".format(**row) + ("" if row["seen"] else " *") for row in rows]
     sheet = out / "sheet.png"

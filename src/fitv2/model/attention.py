@@ -14,7 +14,7 @@ from .rope import rotate
 
 # On a CPU plain products beat the fused kernel (about twice in bfloat16), until their (L, L) scores leave the caches.
 LONGEST_PLAIN = 512
-# Queries of one head whose scores with all keys stay there.
+# Queries of one head at a time: few enough that their scores are never much memory.
 ROWS = 512
 
 
@@ -63,7 +63,7 @@ def fastest_attention(q: Tensor, k: Tensor) -> Callable[[Tensor, Tensor, Tensor]
         return F.scaled_dot_product_attention
     if max(q.shape[-2], k.shape[-2]) <= LONGEST_PLAIN:
         return plain_attention
-    # With gradients, all scores would be kept.
+    # Its loop has no backward pass.
     by_rows = q.dtype == torch.bfloat16 and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
     return attention_by_rows if by_rows else F.scaled_dot_product_attention
 
@@ -78,7 +78,7 @@ def attention_by_rows(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(H)) v over (..., L, H), the softmax in float32."""
+    """softmax(q k^T / sqrt(H)) v over (..., L, H); scores in the dtype of q, the softmax of them in float32."""
     return _PlainAttention.apply(q.contiguous(), k.contiguous(), v.contiguous())
 
 

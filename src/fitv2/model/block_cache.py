@@ -16,19 +16,17 @@ class BlockCache:
 
     def __init__(self, every: int) -> None:
         self.every = every
-        self._added: dict[int, Tensor] = {}
-        self._calls: dict[int, int] = {}
+        self._added: Tensor | None = None
+        self._since = 0
 
     def add(self, x_TD: Tensor, inner: Callable[[Tensor], Tensor]) -> Tensor:
         """inner(x_TD), or x_TD plus what inner added to it before.
 
-        With and without the second half of guidance, images take turns: each has a memory of its own, by its tokens.
+        Where guidance begins or ends, images come with their second halves or without: such a forward is a full one.
         """
-        tokens = len(x_TD)
-        call = self._calls.get(tokens, 0)
-        self._calls[tokens] = call + 1
-        if call % self.every == 0:
-            result = inner(x_TD)
-            self._added[tokens] = result - x_TD
-            return result
-        return x_TD + self._added[tokens]
+        if self._added is not None and self._added.shape == x_TD.shape and self._since < self.every - 1:
+            self._since += 1
+            return x_TD + self._added
+        result = inner(x_TD)
+        self._added, self._since = result - x_TD, 0
+        return result

@@ -158,8 +158,8 @@ class FiT(nn.Module):
 
         if cache is None:
             return through(self.blocks, batch.x)[:tokens]
-        first, inner, last = self.blocks[:1], self.blocks[1:-1], self.blocks[-1:]
-        return through(last, cache.add(through(first, batch.x), partial(through, inner)))
+        first, rest = self.blocks[:1], self.blocks[1:]
+        return through(rest[-1:], cache.add(through(first, batch.x), partial(through, rest[:-1])))
 
 
 def distinct(t_B: Tensor, y_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -169,7 +169,7 @@ def distinct(t_B: Tensor, y_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class _NoInitialValues(TorchFunctionMode):
-    """Leaves out what constructors fill weights with. On the meta device torch would load its compiler for it."""
+    """Leaves out the filling of weights with random numbers, for which the meta device would load torch's compiler."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if getattr(func, "__module__", None) == "torch.nn.init":
