@@ -121,6 +121,21 @@ def test_help_loads_nothing_heavy(command):
     assert not loaded & {"torch", "numpy", "PIL", "accelerate", "safetensors", "torchdiffeq", "matplotlib"}
 
 
+def test_sampling_does_not_load_what_is_for_training_or_compiling(tmp_path):
+    """torch's compiler alone takes a second and a half."""
+    code = (
+        "import sys; from fitv2.cli import main\n"
+        f"sys.argv = ['fitv2', 'sample', '--labels', 'bag', '--steps', '1', '--out', {str(tmp_path)!r}]\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print(*sys.modules)"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    loaded = set(loaded.splitlines()[-1].split())
+    assert "fitv2.generate" in loaded
+    assert not loaded & {"torch._dynamo", "accelerate", "diffusers", "matplotlib"}
+
+
 def test_sample_writes_every_class_at_every_size_exactly_and_a_sheet(fitv2, model, tmp_path):
     sizes = ["28x12", "12x40"]
     chosen = ["--labels", "trouser,9", "--labels", "bag", "--size", sizes[0], "--size", sizes[1], "--num", 2]

@@ -14,7 +14,6 @@ from fitv2.model.cost import (
     forward_flops,
     linear_macs,
     parameters,
-    sampling_bytes,
     training_bytes,
 )
 from fitv2.profiling.measure import most_bytes
@@ -133,4 +132,3 @@ def test_memory_of_inference_is_near_what_a_forward_holds(config, sizes, precisi
 
     estimate = forward_bytes(config, sum(h * w for h, w in sizes), precision)
     assert estimate == pytest.approx(most_bytes(forward, torch.device("cpu")), rel=0.25)
-    assert sampling_bytes(config, 100) == 2 * forward_bytes(config, 100), "with and without the class"

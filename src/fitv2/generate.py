@@ -138,8 +138,7 @@ def generate_with(
     for wish in wishes:
         check_wish(wish, config.patch_size, config.num_classes)
     latents: dict[int, Tensor] = {}
-    tokens = [wish.tokens(config.patch_size) for wish in wishes]
-    for chosen in passes(tokens, 1 if sampling.solver in ADAPTIVE else pass_budget(device)):
+    for chosen in passes([wish.tokens(config.patch_size) for wish in wishes], pass_budget(sampling, device)):
         batch = generate_pass(new_network(), config, [wishes[i] for i in chosen], sampling, device)
         for i, latent in zip(chosen, batch.to_latents(config.patch_size), strict=True):
             latents[i] = latent
@@ -182,8 +181,9 @@ def scaled_size(size: tuple[int, int], scale: float, unit: int) -> tuple[int, in
     return height, width
 
 
-def pass_budget(device: torch.device) -> int:
-    return TOKENS_PER_PASS["cpu" if device.type == "cpu" else "other"]
+def pass_budget(sampling: Sampling, device: torch.device) -> int:
+    """The most tokens of a pass, unless one image has more."""
+    return 1 if sampling.solver in ADAPTIVE else TOKENS_PER_PASS["cpu" if device.type == "cpu" else "other"]
 
 
 def passes(tokens: Sequence[int], most: int) -> Iterator[list[int]]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from ..generate import Wish
+    from ..generate import Sampling, Wish
     from ..model.rope import RopeScheme
     from ..pretrained import Pretrained
 
@@ -129,7 +129,7 @@ def sample(
         full_every=full_every,
     )
     wishes = list_wishes(pretrained, labels, size, num, seed, codec.factor)
-    check_memory(pretrained, wishes)
+    check_memory(pretrained, wishes, sampling)
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; name a folder for the pictures")
     out.mkdir(parents=True, exist_ok=True)
@@ -280,16 +280,20 @@ def class_name(pretrained: Pretrained, label: int) -> str:
     return pretrained.class_names[label] if label < len(pretrained.class_names) else "picture"
 
 
-def check_memory(pretrained: Pretrained, wishes: list[Wish]) -> None:
+def check_memory(pretrained: Pretrained, wishes: list[Wish], sampling: Sampling) -> None:
     """Raises ValueError when a pass would not fit into the memory that is free now."""
+    import torch
+
     from ..generate import pass_budget, passes
-    from ..model.cost import sampling_bytes
+    from ..model.cost import forward_bytes
     from .memory import free_bytes
 
-    config, device = pretrained.model.config, next(pretrained.model.parameters()).device
+    config, weight = pretrained.model.config, next(pretrained.model.parameters())
+    device, precision = weight.device, "no" if weight.dtype == torch.float32 else "bf16"
     tokens = [wish.tokens(config.patch_size) for wish in wishes]
-    largest = max(passes(tokens, pass_budget(device)), key=lambda chosen: sum(tokens[i] for i in chosen))
-    needed = sampling_bytes(config, sum(tokens[i] for i in largest))  # Beyond the weights, which are there already.
+    largest = max(passes(tokens, pass_budget(sampling, device)), key=lambda chosen: sum(tokens[i] for i in chosen))
+    # With and without their classes, and beyond the weights, which are there already.
+    needed = forward_bytes(config, 2 * sum(tokens[i] for i in largest), precision)
     free = free_bytes(device)
     if needed > free:
         height, width = max((wishes[i].size for i in largest), key=lambda size: size[0] * size[1])

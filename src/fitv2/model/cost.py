@@ -91,8 +91,3 @@ def forward_bytes(config: FiTConfig, tokens: int, precision: Precision = "no") -
     precision: of weights and products; the residual stream is float32 in any.
     """
     return tokens * config.width * LIVE_BYTES[precision]
-
-
-def sampling_bytes(config: FiTConfig, tokens: int) -> int:
-    """The same of a guided float32 forward, over each token with and without its class."""
-    return forward_bytes(config, 2 * tokens)
