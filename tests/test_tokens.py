@@ -59,13 +59,12 @@ def test_spread_and_image_mean_with_gradients():
 
 
 @pytest.mark.parametrize("shape", [(), (5,), (2, 3)])
-def test_both_ways_to_sum_over_images_add_the_same(shape):
-    """One is for CPUs, the other for GPUs; an image may be last and of one token."""
-    index = batch_of((2, 2), (1, 3), (3, 2), (1, 1)).image_index
-    per_token = torch.randn(len(index), *shape, dtype=torch.float64)
-    expected = torch.stack([per_token[index == image].sum(0) for image in range(4)])
-    torch.testing.assert_close(tokens.sum_images(per_token, index, 4), expected)
-    torch.testing.assert_close(tokens._sum_segments(per_token, index, 4), expected)
+def test_sums_over_images(shape):
+    """One image is last and of one token, and two neighbours are of equal length."""
+    batch = batch_of((2, 2), (1, 3), (3, 2), (6, 1), (1, 1))
+    per_token = torch.randn(len(batch.x), *shape, dtype=torch.float64)
+    expected = torch.stack([per_token[batch.image_index == image].sum(0) for image in range(5)])
+    torch.testing.assert_close(tokens.sum_images(per_token, *batch.rows), expected)
 
 
 @pytest.mark.parametrize(

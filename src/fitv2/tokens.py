@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +29,7 @@ class TokenBatch:
     sizes: height and width of each image. lengths: its number of tokens. runs: (images, tokens per image) of each run
     of neighbouring images of equal length. image_index: (T,) int64, the image that each token belongs to. offsets:
     (B + 1,) int32, the first token of each image, and T. positions: (T, 2) int64, row and column of each token in its
-    image.
+    image. counts: (B,) int64 on the CPU, the lengths.
     """
 
     def __init__(self, x: Tensor, hw: Tensor | Sequence[tuple[int, int]]) -> None:
@@ -46,6 +46,7 @@ class TokenBatch:
         index = torch.arange(len(self.sizes)).repeat_interleave(lengths, output_size=sum(self.lengths))
         n = torch.arange(sum(self.lengths)) - (lengths.cumsum(0) - lengths)[index]
         self.image_index = index.to(x.device)
+        self.counts = lengths
         self.offsets = F.pad(lengths.cumsum(0), (1, 0)).int().to(x.device)
         self.positions = torch.stack((n // widths[index], n % widths[index]), dim=1).to(x.device)
         self._set(x)
@@ -62,6 +63,11 @@ class TokenBatch:
     def hw(self) -> Tensor:
         """(B, 2) int64 on the CPU: the sizes as a tensor."""
         return torch.tensor(self.sizes)
+
+    @property
+    def rows(self) -> Rows:
+        """Where in a tensor with a row per image each token finds its image's."""
+        return Rows(self.image_index, self.counts)
 
     def with_x(self, x: Tensor) -> TokenBatch:
         """The same images with other token values, (T, any)."""
@@ -87,7 +93,7 @@ class TokenBatch:
 
     def spread(self, per_image: Tensor) -> Tensor:
         """(B, ...) per image to (T, ...) per token."""
-        return spread(per_image, self.image_index)
+        return spread(per_image, self.rows)
 
     def image_mean(self, per_token: Tensor) -> Tensor:
         """(T, ...) per token to (B, ...): the mean over each image's own tokens."""
@@ -142,56 +148,58 @@ def unpatchify(tokens: Tensor, size: tuple[int, int], patch_size: int) -> Tensor
     return patches.reshape(channels, rows * p, columns * p)
 
 
-def spread(per_image: Tensor, image_index: Tensor) -> Tensor:
-    """(B, ...) per image to (T, ...) per token. For gradients, image_index (T,) must count up from 0 to B - 1."""
-    return _Spread.apply(per_image, image_index)
+class Rows(NamedTuple):
+    """index: (T,) int64, the row of each token. counts: (B,) int64 on the CPU, the tokens of each row, which gradients
+    need; there the index has to count up from 0 to B - 1.
+    """
+
+    index: Tensor
+    counts: Tensor
+
+
+def spread(per_image: Tensor, rows: Rows) -> Tensor:
+    """(B, ...) per image to (T, ...) per token."""
+    return _Spread.apply(per_image, *rows)
 
 
 class _Spread(torch.autograd.Function):
     """Row gather whose backward adds each run as a dense sum; the generic scatter-add is several times slower."""
 
     @staticmethod
-    def forward(ctx, per_image: Tensor, image_index: Tensor) -> Tensor:
-        ctx.images = len(per_image)
-        ctx.save_for_backward(image_index)
-        return per_image.index_select(0, image_index)
+    def forward(ctx, per_image: Tensor, index: Tensor, counts: Tensor) -> Tensor:
+        ctx.save_for_backward(index, counts)
+        return per_image.index_select(0, index)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        return sum_images(grad, *ctx.saved_tensors, ctx.images), None
+        return sum_images(grad, *ctx.saved_tensors), None, None
 
 
 @torch.library.custom_op("fitv2::sum_images", mutates_args=())
-def sum_images(per_token: Tensor, image_index: Tensor, images: int) -> Tensor:
+def sum_images(per_token: Tensor, index: Tensor, counts: Tensor) -> Tensor:
     """(T, ...) to (B, ...): the sum over each image's tokens. An operator of its own, which torch.compile leaves alone:
-    its own scatter-add on a CPU is slow, and runs are Python numbers.
+    its own scatter-add on a CPU is slow, and runs are Python numbers, read from the CPU without waiting for a GPU.
     """
-    if per_token.device.type == "cpu":
-        return _sum_runs(per_token, runs_of(image_index.bincount(minlength=images).tolist()))
-    return _sum_segments(per_token, image_index, images)
+    return _sum_runs(per_token, runs_of(counts.tolist()))
 
 
 @sum_images.register_fake
-def _(per_token: Tensor, image_index: Tensor, images: int) -> Tensor:
-    return per_token.new_empty(images, *per_token.shape[1:])
+def _(per_token: Tensor, index: Tensor, counts: Tensor) -> Tensor:
+    return per_token.new_empty(len(counts), *per_token.shape[1:])
 
 
-def _keep_index(ctx, inputs, output) -> None:
-    ctx.save_for_backward(inputs[1])
+def _keep_rows(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs[1:])
 
 
-sum_images.register_autograd(
-    lambda ctx, grad: (spread(grad, *ctx.saved_tensors), None, None), setup_context=_keep_index
-)
+def _spread_again(ctx, grad: Tensor):
+    return spread(grad, Rows(*ctx.saved_tensors)), None, None
+
+
+sum_images.register_autograd(_spread_again, setup_context=_keep_rows)
 
 
 def _sum_runs(per_token: Tensor, runs: list[tuple[int, int]]) -> Tensor:
     parts = per_token.split([images * length for images, length in runs])
     shapes = [(images, length, *per_token.shape[1:]) for images, length in runs]
     return torch.cat([part.reshape(shape).sum(1) for part, shape in zip(parts, shapes, strict=True)])
-
-
-def _sum_segments(per_token: Tensor, image_index: Tensor, images: int) -> Tensor:
-    """The same without waiting for a GPU to tell lengths, and unlike a scatter-add always in the same order."""
-    offsets = torch.searchsorted(image_index, torch.arange(images + 1, device=image_index.device))
-    return torch.segment_reduce(per_token, "sum", offsets=offsets, axis=0, unsafe=True)

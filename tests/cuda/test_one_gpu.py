@@ -31,8 +31,8 @@ def test_float32_agrees_with_the_cpu():
 def test_sums_over_images_agree_with_the_cpu():
     batch, *_ = inputs("cpu")
     per_token = torch.randn(len(batch.x), 64)
-    expected = sum_images(per_token, batch.image_index, len(batch))
-    made = sum_images(per_token.cuda(), batch.image_index.cuda(), len(batch))
+    expected = sum_images(per_token, *batch.rows)
+    made = sum_images(per_token.cuda(), *batch.to("cuda").rows)
     torch.testing.assert_close(made.cpu(), expected, atol=1e-4, rtol=1e-4)
 
 

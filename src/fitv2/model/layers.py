@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..tokens import Rows
 from .modulation import FullModulation, modulated_norm
 from .recompute import recomputed
 
@@ -88,6 +89,6 @@ class FinalLayer(nn.Module):
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
-    def forward(self, x_TD: Tensor, c_BD: Tensor, row_T: Tensor) -> Tensor:
+    def forward(self, x_TD: Tensor, c_BD: Tensor, rows: Rows) -> Tensor:
         shift_BD, scale_BD = self.adaLN_modulation(c_BD).chunk(2, dim=-1)
-        return self.linear(modulated_norm(x_TD, shift_BD, scale_BD, row_T))
+        return self.linear(modulated_norm(x_TD, shift_BD, scale_BD, rows))

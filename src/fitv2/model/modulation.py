@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..tokens import spread
+from ..tokens import Rows, spread
 from .recompute import recomputed
 
 
@@ -32,20 +32,20 @@ class FullModulation(nn.Sequential):
         nn.init.zeros_(self[1].bias)
 
 
-def modulated_norm(x_TD: Tensor, shift_BD: Tensor, scale_BD: Tensor, row_T: Tensor) -> Tensor:
+def modulated_norm(x_TD: Tensor, shift_BD: Tensor, scale_BD: Tensor, rows: Rows) -> Tensor:
     """LayerNorm without affine, then scale and shift from the conditioning in the row of each token, in float32."""
-    return recomputed(_modulated_norm, x_TD, shift_BD.float(), 1 + scale_BD.float(), row_T)
+    return recomputed(_modulated_norm, x_TD, shift_BD.float(), 1 + scale_BD.float(), rows)
 
 
-def gated(gate_BD: Tensor, x_TD: Tensor, row_T: Tensor) -> Tensor:
+def gated(gate_BD: Tensor, x_TD: Tensor, rows: Rows) -> Tensor:
     """x times the gate in the row of each token, in float32."""
-    return recomputed(_gated, gate_BD.float(), x_TD, row_T)
+    return recomputed(_gated, gate_BD.float(), x_TD, rows)
 
 
-def _modulated_norm(x_TD: Tensor, shift_BD: Tensor, factor_BD: Tensor, row_T: Tensor) -> Tensor:
+def _modulated_norm(x_TD: Tensor, shift_BD: Tensor, factor_BD: Tensor, rows: Rows) -> Tensor:
     normed_TD = F.layer_norm(x_TD, x_TD.shape[-1:], eps=1e-6)
-    return torch.addcmul(spread(shift_BD, row_T), normed_TD, spread(factor_BD, row_T))
+    return torch.addcmul(spread(shift_BD, rows), normed_TD, spread(factor_BD, rows))
 
 
-def _gated(gate_BD: Tensor, x_TD: Tensor, row_T: Tensor) -> Tensor:
-    return spread(gate_BD, row_T) * x_TD
+def _gated(gate_BD: Tensor, x_TD: Tensor, rows: Rows) -> Tensor:
+    return spread(gate_BD, rows) * x_TD

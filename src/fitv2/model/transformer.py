@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
-from ..tokens import TokenBatch
+from ..tokens import Rows, TokenBatch
 from .block import FiTBlock
 from .block_cache import BlockCache
 from .config import FiTConfig
@@ -106,10 +106,10 @@ class FiT(nn.Module):
         context: TokenBatch | None,
         cache: BlockCache | None,
     ) -> Tensor:
-        row_T = batch.image_index
+        rows = batch.rows
         if self._shares_conditioning(t_B):
             t_B, y_B, row_B = distinct(t_B, y_B)
-            row_T = row_B[row_T]
+            rows = rows._replace(index=row_B[rows.index])
         c_BD = self.t_embedder(t_B) + self.y_embedder(y_B)
         # The residual stream stays float32 under autocast: sums of many small bfloat16 steps would lose them.
         sequence, positions, own = batch.with_x(self.x_embedder(batch.x).float()), batch.positions, None
@@ -118,14 +118,12 @@ class FiT(nn.Module):
         if self.config.context == "joint":
             c_BD = c_BD + context.image_mean(context.x)
             sequence, positions, own = join(sequence, context)
-        if own is not None:
-            row_T = sequence.image_index
         head_dim = self.config.width // self.config.heads
         table = rotation_table(positions, sequence.image_index, batch.hw, head_dim, rope)
-        x_TD = self._blocks(sequence, table, c_BD, row_T, context, cache)
-        if own is not None:  # With a device map the last block may be on another device than the first.
-            x_TD, row_T = x_TD[own.to(x_TD.device)], row_T[own]
-        return self.final_layer(x_TD, c_BD, row_T)
+        x_TD = self._blocks(sequence, table, c_BD, rows if own is None else sequence.rows, context, cache)
+        # With a device map the last block may be on another device than the first.
+        x_TD = x_TD if own is None else x_TD[own.to(x_TD.device)]
+        return self.final_layer(x_TD, c_BD, rows)
 
     def _shares_conditioning(self, t_B: Tensor) -> bool:
         """Whether to look for images of equal time and label, as in sampling; on a GPU that would make it wait."""
@@ -137,16 +135,16 @@ class FiT(nn.Module):
         batch: TokenBatch,
         table: tuple[Tensor, Tensor],
         c_BD: Tensor,
-        row_T: Tensor,
+        rows: Rows,
         context: TokenBatch | None,
         cache: BlockCache | None,
     ) -> Tensor:
         tokens = len(batch.x)
         if tokens < self.token_budget and torch.is_grad_enabled():
             batch, context = batch.with_tail(self.token_budget), context and context.with_tail(len(context.x) + 1)
-            row_T, c_BD = batch.image_index, F.pad(c_BD, (0, 0, 0, 1))
+            rows, c_BD = batch.rows, F.pad(c_BD, (0, 0, 0, 1))
             table = tuple(F.pad(side, (0, 0, 0, 0, 0, self.token_budget - tokens)) for side in table)
-        shared = c_BD, self.global_adaLN_modulation(c_BD), row_T, batch, table, context
+        shared = c_BD, self.global_adaLN_modulation(c_BD), rows, batch, table, context
 
         def through(blocks: nn.ModuleList, x_TD: Tensor) -> Tensor:
             for block in blocks:
