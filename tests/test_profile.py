@@ -168,6 +168,12 @@ def drawn(fitv2, folder):
     return folder / "b.png"
 
 
+def test_formulas_read_no_weights(fitv2, monkeypatch):
+    monkeypatch.setattr("fitv2.pretrained.read_weights", lambda *arguments: pytest.fail("weights are read"))
+    code, shown = fitv2("profile", "builtin:fashion")
+    assert code in (0, None) and "builtin:fashion" in shown
+
+
 def test_a_step_that_does_not_fit_is_left_out_and_told(fitv2, monkeypatch):
     monkeypatch.setattr("fitv2.cli.memory.free_bytes", lambda device: 70 * 2**20)
     code, shown = fitv2("profile", "builtin:fashion", "--measure", "--repeats", "1", "--plot", "c.png")

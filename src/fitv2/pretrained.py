@@ -19,7 +19,7 @@ from .classes import Classes
 from .data.dataset import Dataset
 from .model.config import FiTConfig
 from .model.presets import ARCHITECTURES, architecture_of
-from .model.transformer import FiT, model_of
+from .model.transformer import FiT, bare_model, model_of
 
 BUILTIN = "builtin:"
 FORMAT = 1
@@ -86,9 +86,10 @@ def is_own_model(name: str | Path) -> bool:
     return str(name).startswith(BUILTIN) or any((home / "model.safetensors").is_file() for home in homes)
 
 
-def load_pretrained(name: str | Path, dtype: torch.dtype = torch.float32) -> Pretrained:
+def load_pretrained(name: str | Path, dtype: torch.dtype | None = torch.float32) -> Pretrained:
     """`builtin:NAME`, a model folder, a run's folder (its newest exported model) or one of its checkpoints (the
-    averaged weights), in `dtype` and eval mode. Raises ValueError when there is none or it is damaged.
+    averaged weights), in `dtype` and eval mode; dtype None: its shapes alone, on the meta device. Raises ValueError
+    when there is none or it is damaged.
     """
     name = str(name)
     if name.startswith(BUILTIN):
@@ -110,18 +111,19 @@ def read_config(config_file: Path) -> tuple[dict[str, Any], FiTConfig]:
     return content, ARCHITECTURES[content.get("architecture", "FiTv2")](**content["model"])
 
 
-def read_model(config_file: Path, weights_file: Path, name: str, dtype: torch.dtype) -> Pretrained:
+def read_model(config_file: Path, weights_file: Path, name: str, dtype: torch.dtype | None) -> Pretrained:
     for path in (config_file, weights_file):
         if not path.exists():
             raise ValueError(f"{name} is not a model: there is no {path}")
     try:
         content, config = read_config(config_file)
-        weights = read_weights(weights_file, dtype)
+        weights = None if dtype is None else read_weights(weights_file, dtype)
         shapes = [[tuple(shape) for shape in of_class] for of_class in content["shapes"]]
         class_names = content["class_names"]
     except (ValueError, KeyError, TypeError, SafetensorError, OSError) as error:
         raise ValueError(f"the model {name} is damaged ({error!r}); copy or train it again") from None
-    return Pretrained(model_of(config, weights), class_names, shapes, content.get("autoencoder"))
+    model = bare_model(config) if weights is None else model_of(config, weights)
+    return Pretrained(model, class_names, shapes, content.get("autoencoder"))
 
 
 def read_weights(path: Path, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -146,9 +146,10 @@ def read_subject(name: str, autoencoder: str | None) -> Subject:
     import torch
 
     from ..autoencoder import read_factor
+    from ..pretrained import is_own_model, load_pretrained
     from ..profiling.profile import Subject
 
-    pretrained = load_any(name, torch.bfloat16)
+    pretrained = load_pretrained(name, None) if is_own_model(name) else load_any(name, torch.bfloat16)
     config, autoencoder = pretrained.model.config, autoencoder or pretrained.autoencoder
     if config.context != "none":
         raise ValueError(f"{name} takes a context of any length, and no formula here knows what that costs")
