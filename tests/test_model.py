@@ -1,11 +1,13 @@
 """The network over packed tokens: an image's result depends on that image alone."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 
 from fitv2 import FiT, FiTConfig, TokenBatch, preset
+from fitv2.model import attention, layers, modulation
 from fitv2.model.rope import RopeScheme, rotate, rotation_table
 from fitv2.model.transformer import lay_out_by_input
 from tiny import random_model
@@ -141,6 +143,25 @@ def test_activation_checkpointing_changes_memory_not_gradients():
     model.activation_checkpointing = True
     for a, b in zip(plain, gradients(model, [data]), strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_what_is_computed_again_gives_the_same_gradients(monkeypatch, nested):
+    """To the last bit, under autocast, inside activation checkpointing too, and of a learned scale of the QK-norm."""
+    model, (batch, t, y) = random_model(replace(CONFIG, qk_norm_affine=True)), random_batch()
+    model.activation_checkpointing = nested
+
+    def bfloat16_gradients() -> list[torch.Tensor]:
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            output = model(batch, t, y)
+        output.float().square().sum().backward()
+        return [p.grad.clone() for p in model.parameters()]
+
+    again = bfloat16_gradients()
+    for module in (attention, layers, modulation):
+        monkeypatch.setattr(module, "recomputed", lambda function, *inputs: function(*inputs))
+    assert all(torch.equal(a, b) for a, b in zip(again, bfloat16_gradients(), strict=True))
 
 
 def test_time_stays_float32_under_autocast():
