@@ -233,7 +233,9 @@ class SameWeights:
         """
         model, layouts = self.build(name, layout)
         if half:
-            lay_out_by_input(model.to(torch.bfloat16))
+            model.to(torch.bfloat16)
+        if half and layout is Packed and self.device.type == "cpu":
+            lay_out_by_input(model)
         if compiled:
             model.compile_blocks()
         with torch.no_grad():

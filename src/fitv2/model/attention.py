@@ -83,17 +83,18 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class _PlainAttention(torch.autograd.Function):
-    """Its backward pass makes the (L, L) probabilities again: kept, they would be most of a step's memory."""
+    """Its backward pass makes the (L, L) probabilities again: of long images they would be most of a step's memory."""
 
     @staticmethod
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        ctx.save_for_backward(q, k, v)
-        return probabilities(q, k) @ v
+        p = probabilities(q, k)
+        ctx.save_for_backward(q, k, v, p if k.shape[-2] <= k.shape[-1] else None)
+        return p @ v
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = ctx.saved_tensors
-        p = probabilities(q, k)
+        q, k, v, p = ctx.saved_tensors
+        p = probabilities(q, k) if p is None else p
         of_scores = torch.ops.aten._softmax_backward_data(grad @ v.mT, p, -1, p.dtype) * q.shape[-1] ** -0.5
         return of_scores @ k, of_scores.mT @ q, p.mT @ grad
 
