@@ -88,7 +88,9 @@ class _PlainAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         p = probabilities(q, k)
-        ctx.save_for_backward(q, k, v, p if k.shape[-2] <= k.shape[-1] else None)
+        # One graph is for all lengths.
+        short = not torch.compiler.is_compiling() and k.shape[-2] <= k.shape[-1]
+        ctx.save_for_backward(q, k, v, p if short else None)
         return p @ v
 
     @staticmethod
