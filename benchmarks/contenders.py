@@ -234,7 +234,7 @@ class SameWeights:
         model, layouts = self.build(name, layout)
         if half:
             model.to(torch.bfloat16)
-        if half and layout is Packed and self.device.type == "cpu":
+        if half and layout is Packed:
             lay_out_by_input(model)
         if compiled:
             model.compile_blocks()

@@ -145,8 +145,7 @@ def batch(device: torch.device, config: FiTConfig = B2, side: int = 16, most: in
 def half_forwards(config: FiTConfig, batches: dict[str, Sizes], device: torch.device) -> list[Contender]:
     """Forwards of one network in bfloat16 over a pack of each of the batches."""
     model = random_model(config, device).to(torch.bfloat16)
-    if device.type == "cpu":
-        lay_out_by_input(model)
+    lay_out_by_input(model)
     contenders = []
     for name, hw in batches.items():
         work = Forward([Packed(model, random_example(config, hw, device))], device, autocast=False)

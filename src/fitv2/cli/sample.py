@@ -109,7 +109,7 @@ def sample(
 
     pretrained = load_any(model, getattr(torch, PRECISIONS[precision]))
     pretrained.model.to(default_device())
-    if precision == "bf16" and default_device() == "cpu":
+    if precision == "bf16":
         lay_out_by_input(pretrained.model)
     codec = load_autoencoder(autoencoder or pretrained.autoencoder, default_device())
     if isinstance(codec, Pixels):

@@ -191,10 +191,10 @@ def model_of(config: FiTConfig, state: dict[str, Tensor]) -> FiT:
 def lay_out_by_input(model: nn.Module) -> None:
     """Turns the memory of linear layers' weights, for inference in bfloat16 on a CPU: products are a tenth faster.
 
-    Shapes and values stay as they are.
+    Shapes and values stay as they are; weights on another device are left alone.
     """
     for layer in model.modules():
-        if isinstance(layer, nn.Linear):
+        if isinstance(layer, nn.Linear) and layer.weight.device.type == "cpu":
             layer.weight.data = layer.weight.data.t().contiguous().t()
 
 
