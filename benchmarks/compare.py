@@ -74,15 +74,30 @@ def product(precision: str, device: torch.device) -> Contender:
 @compiler.patch(fail_on_recompile_limit_hit=True)
 def compare(parts: Mapping[str, Build], device: torch.device, repeats: int, out: Path) -> Results:
     """Builds and measures one part after another. What there is so far is stored after each."""
-    results = Results(machine=machine(device), parts=[])
+    results = Results(machine=machine(device), parts=kept_parts(out, machine(device)))
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=Console(stderr=True)) as bar:
         for name, build in parts.items():
             measured = measure(name, build, device, repeats, bar)
-            results = results.model_copy(update={"parts": [*results.parts, measured]})
+            others = [part for part in results.parts if part.name != name]
+            results = results.model_copy(update={"parts": sorted([*others, measured], key=place)})
             store(results, out)
     write_pages(results, out)
     return results
+
+
+def kept_parts(out: Path, now: dict[str, str]) -> list[MeasuredPart]:
+    """The parts that are stored already, of the same day, device and software; others would not compare."""
+    try:
+        stored = Results.model_validate_json((out / "results.json").read_text())
+    except (FileNotFoundError, ValueError):
+        return []
+    return stored.parts if stored.machine == now else []
+
+
+def place(part: MeasuredPart) -> int:
+    """In the order of the parts, those of tests last."""
+    return list(PARTS).index(part.name) if part.name in PARTS else len(PARTS)
 
 
 def machine(device: torch.device) -> dict[str, str]:
@@ -140,7 +155,8 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
         "--out",
         type=Path,
         default=Path(__file__).parent / "results",
-        help="folder for results.json, README.md and the plots, which a run replaces; default benchmarks/results",
+        help="folder for results.json, README.md and the plots; parts of the same day, device and software are kept; "
+        "default benchmarks/results",
     )
     parser.add_argument("--json", action="store_true", help="print results.json instead of the tables")
     parser.add_argument("--plot-only", action="store_true", help="measure nothing, draw again from results.json")
