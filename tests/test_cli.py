@@ -215,7 +215,7 @@ def test_a_class_that_had_no_picture_is_shown_in_the_sizes_of_another(model):
         (["--labels", "spoon"], ["no class 'spoon' in this model; its classes are 0 t-shirt, 1 trouser"]),
         (["--labels", "10"], ["no class '10' in this model"]),
         (["--solver", "dpm"], ["no solver 'dpm'; the solvers are euler"]),
-        (["--solver", "ddim"], ["ddim is not for a FiTv2 model; choose from euler"]),
+        (["--solver", "ddim"], ["ddim is not for this model, which predicts a velocity; choose from euler"]),
         (["--extrapolation", "ntk-vision"], ["no extrapolation 'ntk-vision'; choose from none, pi"]),
         (["--extrapolation", "ntk", "--attention-scale", "eq15"], ["no attention scale 'eq15'"]),
         (["--attention-scale", "paper"], ["--attention-scale belongs to an --extrapolation"]),
@@ -251,6 +251,24 @@ def test_a_folder_with_a_broken_file_trains_to_the_end_and_the_file_is_named(tra
     assert json.loads((tmp_path / "run/recipe.json").read_text())["data"]["source"] == "./pictures"
     sampled = fitv2("sample", "--model", "run", "--steps", 1, "--json")
     assert {row["class"] for row in json.loads(sampled.out)["images"]} == {"cat", "dog"}
+
+
+def test_a_model_of_a_fixed_grid_trains_goes_on_and_makes_its_own_size(train, fitv2, pictures, tmp_path):
+    settings = ["model.architecture=SiT", "data.preprocessing=crop", "data.max_tokens=9", "log.sample_every=2"]
+    assert train(settings=[*settings, "training.steps=2"]).code == 0
+    assert (resumed := train("--resume", settings=settings)).code == 0, resumed.err
+    assert (tmp_path / "run/samples/step-00000004.png").is_file()
+    sampled = fitv2("sample", "--model", "run", "--steps", 1, "--json")
+    side = 3 * json.loads((tmp_path / "run/model/config.json").read_text())["model"]["patch_size"]
+    assert [row["size"] for row in json.loads(sampled.out)["images"]] == [[side, side]] * 2
+    other = fitv2("sample", "--model", "run", "--size", f"{side}x{2 * side}")
+    assert_sentence(other, f"makes {side}x{side} latent pixels alone, and {side}x{2 * side} is asked for")
+    assert_sentence(fitv2("sample", "--model", "run", "--extrapolation", "ntk"), "makes its own size alone; leave")
+    assert_sentence(fitv2("sample", "--model", "run", "--full-every", 2), "no cache of blocks")
+    assert_sentence(
+        train("--out", "other", settings=[*settings[:1], "data.flip=false"]), "SiT takes squares of one size"
+    )
+    assert json.loads(fitv2("profile", "run", "--json").out)["profiles"][0]["tokens"] == 9
 
 
 def test_a_dry_run_shows_configuration_and_cost_and_writes_nothing(train, pictures, tmp_path):
@@ -327,8 +345,8 @@ def test_a_first_attempt_that_failed_is_in_nobodys_way(train, pictures):
         (["training.tokens_per_pack=30"], ["a picture of 55 tokens does not fit a pack of 30 tokens"]),
         (["training.tokens_per_pack=999999999"], ["GiB are free; lower training.tokens_per_pack"]),
         (
-            ["data.source=fashion"],
-            ["max_tokens, preprocessing would have no effect on the source 'fashion'"],
+            ["data.source=fashion", "data.flip=false"],
+            ["flip would have no effect on the source 'fashion'"],
         ),
     ],
 )

@@ -9,11 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .classes import imagenet_names, readable_names
-from .config import NOT_OF_FIT, DataSettings, Recipe, TrainingSettings
+from .config import NOT_OF_GRIDS, DataSettings, ModelSettings, Recipe, TrainingSettings
 from .data import fashion
 from .data.dataset import Dataset
 from .data.fashion import Fashion
@@ -26,9 +27,9 @@ from .diffusion.objective import DiffusionLoss, diffusion_loss
 from .diffusion.schedule import linear_schedule
 from .flow.objective import FlowLoss, flow_loss
 from .flow.path import TimeDensity
-from .model.config import FiTConfig
-from .model.fit1 import FiT1Config
-from .model.presets import ARCHITECTURES
+from .model.config import NetworkConfig
+from .model.grid import GridConfig
+from .model.presets import ARCHITECTURES, config_of
 from .model.rope import RopeScheme
 from .pretrained import Pretrained, load_pretrained
 from .tokens import TokenBatch
@@ -73,9 +74,8 @@ def build_fashion(data: DataSettings, patch_size: int) -> Fashion:
     """The built-in garments."""
     if patch_size != fashion.PATCH:
         raise ValueError(f"fashion is cut into patches of {fashion.PATCH}; set model.patch_size={fashion.PATCH}")
-    if data.split == "bundled":
-        return fashion.bundled(data.min_scale)
-    return fashion.full("train", data.folder, data.min_scale)
+    settings = data.min_scale, data.max_tokens, data.preprocessing
+    return fashion.bundled(*settings) if data.split == "bundled" else fashion.full("train", data.folder, *settings)
 
 
 def build_prepared(data: DataSettings, patch_size: int) -> LatentShards:
@@ -130,33 +130,54 @@ def build_stand_in(data: DataSettings) -> Dataset:
 
 
 def build_base(training: TrainingSettings) -> Pretrained | None:
-    """The model that training begins with, if the recipe names one. Raises ValueError when it is not there."""
-    return None if training.start_from is None else load_pretrained(training.start_from)
+    """The model that training begins with, if the recipe names one.
+
+    Raises ValueError when it is not there, and for a fixed grid, with which no training begins.
+    """
+    base = None if training.start_from is None else load_pretrained(training.start_from)
+    if base is not None and base.model.config.fixed_grid is not None:
+        raise ValueError(f"{training.start_from} is of a fixed grid, and no training begins with such a model")
+    return base
 
 
-def build_model_config(recipe: Recipe, dataset: Dataset, base: Pretrained | None = None) -> FiTConfig:
+def build_model_config(recipe: Recipe, dataset: Dataset, base: Pretrained | None = None) -> NetworkConfig:
     """The network of a recipe, with channels and classes from the data.
 
     Extrapolation begins at the size of the data, or where the recipe extends the size of a base model, at that one's.
+    Raises ValueError for a fixed grid where pictures are of several sizes.
     """
-    most_tokens = int(dataset.epoch(0, 0).hw.prod(1).max())
+    hw = dataset.epoch(0, 0).hw
+    if issubclass(ARCHITECTURES[recipe.model.architecture], GridConfig):
+        return build_grid_config(recipe.model, dataset, hw)
+    most_tokens = int(hw.prod(1).max())
     rope = RopeScheme(train_side=max(math.isqrt(most_tokens), 2))
     if recipe.model.extrapolation is not None:
         rope = (rope if base is None else base.model.config.rope).named(recipe.model.extrapolation)
     data = {"in_channels": dataset.channels, "num_classes": dataset.num_classes}
-    settings = recipe.model.model_dump(exclude={"extrapolation"})
-    if recipe.model.architecture == "FiT":
-        settings = {key: value for key, value in settings.items() if key not in NOT_OF_FIT["model"]}
-    return ARCHITECTURES[settings.pop("architecture")](**settings, **data, rope=rope)
+    return config_of(**recipe.model.model_dump(exclude={"extrapolation"}), **data, rope=rope)
 
 
-def build_objective(training: TrainingSettings, config: FiTConfig) -> Objective:
-    """What the network of that configuration learns by: rectified flow, or for FiT denoising."""
-    if isinstance(config, FiT1Config):
+def build_grid_config(model: ModelSettings, dataset: Dataset, hw: np.ndarray) -> NetworkConfig:
+    """DiT or SiT, of the side of the pictures, whose hw (N, 2) has to be the same square for all."""
+    side = int(hw[0, 0])
+    if (hw != side).any():
+        raise ValueError(
+            f"{model.architecture} takes squares of one size, and the pictures are of several: set "
+            "data.preprocessing=crop, and no data.min_scale"
+        )
+    data = {"in_channels": dataset.channels, "num_classes": dataset.num_classes, "side": side}
+    return config_of(**model.model_dump(exclude=set(NOT_OF_GRIDS)), **data)
+
+
+def build_objective(training: TrainingSettings, config: NetworkConfig) -> Objective:
+    """What the network of that configuration learns by: rectified flow, or where it predicts noise denoising."""
+    if config.prediction == "noise":
         return partial(diffusion_loss, schedule=linear_schedule(), label_drop=training.label_drop)
     return partial(flow_loss, label_drop=training.label_drop, density=build_density(training))
 
 
 def build_density(training: TrainingSettings) -> TimeDensity:
     """The density of training times."""
-    return TimeDensity(kind=training.time_density, mean=training.time_mean, std=training.time_std)
+    return TimeDensity(
+        kind=training.time_density, mean=training.time_mean, std=training.time_std, scale=training.time_scale
+    )
