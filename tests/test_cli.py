@@ -264,7 +264,6 @@ def test_a_model_of_a_fixed_grid_trains_goes_on_and_makes_its_own_size(train, fi
     other = fitv2("sample", "--model", "run", "--size", f"{side}x{2 * side}")
     assert_sentence(other, f"makes {side}x{side} latent pixels alone, and {side}x{2 * side} is asked for")
     assert_sentence(fitv2("sample", "--model", "run", "--extrapolation", "ntk"), "makes its own size alone; leave")
-    assert_sentence(fitv2("sample", "--model", "run", "--full-every", 2), "no cache of blocks")
     assert_sentence(
         train("--out", "other", settings=[*settings[:1], "data.flip=false"]), "SiT takes squares of one size"
     )
