@@ -1,0 +1,107 @@
+"""How good a model of garments is: its distance to the real pictures of a view, and how many are what they should be.
+
+A view is the data of a recipe as one preprocessing sees them, such as all cropped to squares. As the reference of ADM,
+it is of the training pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+
+from ..atomic import write_tensors
+from ..build import build_dataset
+from ..config import Recipe
+from ..data.fashion import CLASS_NAMES
+from ..evaluation.classifier import examine, load_classifier
+from ..evaluation.frechet import Statistics, frechet_distance
+from ..evaluation.scores import SEEDS, classifier_digest
+from ..generate import Sampling, Wish, generate
+from ..model.transformer import FiT
+from ..pretrained import shapes_of
+from .definition import digest
+from .record import Scores
+
+# Changes when the same pictures would get other scores, so that those of before are not taken for them.
+PROTOCOL = "study-garments-1"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A view's real pictures: features (N, 64), and per class (height, width, count) as `shapes_of` has them."""
+
+    features: Tensor
+    shapes: list[list[tuple[int, int, int]]]
+
+    @cached_property
+    def statistics(self) -> Statistics:
+        return Statistics.of(self.features)
+
+    def wishes(self, images: int, seed: int) -> list[Wish]:
+        """Classes in turn, each picture in the shape of a random real one of its class, its noise fixed by its number.
+
+        Raises ValueError for more pictures than seeds may have.
+        """
+        if images > SEEDS:
+            raise ValueError(f"a score takes at most {SEEDS} pictures, not {images}")
+        return [
+            Wish(label, self.draw(label, (seed, number)), seed * SEEDS + number)
+            for number in range(images)
+            for label in [number % len(self.shapes)]
+        ]
+
+    def draw(self, label: int, seed: tuple[int, int]) -> tuple[int, int]:
+        """The (height, width) of a random real picture of the class."""
+        shapes = self.shapes[label]
+        counts = np.cumsum([count for _, _, count in shapes])
+        height, width, _ = shapes[
+            int(np.searchsorted(counts, np.random.default_rng(seed).integers(counts[-1]), "right"))
+        ]
+        return height, width
+
+
+def load_reference(recipe: Recipe, cache: Path) -> Reference:
+    """The view that a recipe's data are, its features kept in the folder `cache`.
+
+    Raises ValueError for pictures other than the ten garments.
+    """
+    dataset = build_dataset(recipe.data, recipe.model.patch_size)
+    if list(dataset.class_names) != CLASS_NAMES or dataset.channels != 1:
+        raise ValueError("scores of a study are for the ten garments (data.source: fashion)")
+    about = recipe.data.model_dump(mode="json", exclude_defaults=True)
+    path = cache / f"{digest([PROTOCOL, classifier_digest(), about])}.safetensors"
+    try:
+        features = load(path.read_bytes())["features"]
+    except (OSError, SafetensorError, KeyError):  # Not there yet, or damaged.
+        view = dataset.epoch(0, 0)
+        features, _ = examine(load_classifier(), [view.latent(i) for i in range(len(dataset))])
+        write_tensors(path, {"features": features})
+    return Reference(features, shapes_of(dataset))
+
+
+def score(
+    model: FiT, reference: Reference, sampling: Sampling, images: int, seed: int, done: Callable[[int], None]
+) -> Scores:
+    """`images` pictures of a model, compared with the reference; all None where one is not finite.
+
+    distance: Frechet distance of features. recognised: share whose top-1 class is the one asked for. done: gets 1 after
+    each picture.
+    """
+    wishes = reference.wishes(images, seed)
+    latents = generate(model, wishes, sampling, lambda *_: done(1))
+    if not all(bool(latent.isfinite().all()) for latent in latents):
+        return {"distance": None, "recognised": None}
+    features, classes = examine(load_classifier(), latents)
+    labels = torch.tensor([wish.label for wish in wishes])
+    return {
+        "distance": frechet_distance(Statistics.of(features), reference.statistics),
+        "recognised": float((classes == labels).double().mean()),
+    }
