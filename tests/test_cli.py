@@ -215,7 +215,7 @@ def test_a_class_that_had_no_picture_is_shown_in_the_sizes_of_another(model):
         (["--labels", "spoon"], ["no class 'spoon' in this model; its classes are 0 t-shirt, 1 trouser"]),
         (["--labels", "10"], ["no class '10' in this model"]),
         (["--solver", "dpm"], ["no solver 'dpm'; the solvers are euler"]),
-        (["--solver", "ddim"], ["ddim is not for a FiTv2 model; choose from euler"]),
+        (["--solver", "ddim"], ["ddim is not for this model, which predicts a velocity; choose from euler"]),
         (["--extrapolation", "ntk-vision"], ["no extrapolation 'ntk-vision'; choose from none, pi"]),
         (["--extrapolation", "ntk", "--attention-scale", "eq15"], ["no attention scale 'eq15'"]),
         (["--attention-scale", "paper"], ["--attention-scale belongs to an --extrapolation"]),

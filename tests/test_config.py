@@ -3,8 +3,9 @@
 import pytest
 from pydantic import ValidationError
 
-from fitv2.build import build_model_config, build_objective
-from fitv2.config import Recipe, build_recipe, load_recipe, recipe_names, valid_keys
+from fitv2.build import build_dataset, build_model_config, build_objective
+from fitv2.config import PARTS, Recipe, build_recipe, load_recipe, recipe_names, valid_keys
+from fitv2.model.presets import config_of
 from tiny import garments
 
 
@@ -53,8 +54,59 @@ def test_overrides_go_before_the_file_and_the_last_one_wins():
 def test_a_setting_without_effect_on_the_architecture_is_refused():
     recipe = build_recipe({}, ["model.architecture=FiT"])
     assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
-    with pytest.raises(ValueError, match=r"model.lora_rank, training.time_std would have no effect on .* FiT; remove"):
-        build_recipe({}, ["model.architecture=FiT", "model.lora_rank=8", "training.time_std=2"])
+    for settings, complaint in (
+        (
+            ["model.architecture=FiT", "model.lora_rank=8"],
+            "FiT model.lora_rank .* with modulation=full; remove it",
+        ),
+        (["model.modulation=full", "model.lora_rank=8"], "model.lora_rank would have no effect with modulation=full"),
+        (["model.architecture=FiT", "model.qk_norm_affine=true"], "model.qk_norm_affine .* with qk_norm=false"),
+        (["model.qk_norm=false", "model.qk_norm_affine=true"], "model.qk_norm_affine .* with qk_norm=false"),
+        (
+            ["model.architecture=FiT", "training.time_std=2", "training.time_density=mode"],
+            "training.time_density, training.time_std would have no effect with prediction=noise",
+        ),
+        (["model.prediction=noise", "training.time_mean=2"], "training.time_mean .* with prediction=noise"),
+        (["training.time_density=cosmap", "training.time_mean=2"], "training.time_mean .* with time_density=cosmap"),
+        (["training.time_scale=1"], "training.time_scale would have no effect with time_density=logit_normal"),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            build_recipe({}, settings)
+
+
+def test_the_parts_of_fit_can_be_changed_one_by_one():
+    """The rows of Table II: what a recipe does not say is as the architecture has it."""
+    settings = ["model.architecture=FiT", "model.qk_norm=true", "model.prediction=velocity"]
+    settings += ["model.modulation=low-rank", "model.lora_rank=8", "model.qk_norm_affine=true", "training.time_std=2"]
+    for number, changes in enumerate(({}, {"qk_norm": True}, {"prediction": "velocity"}, {"modulation": "low-rank"})):
+        recipe = build_recipe({}, [settings[0], *settings[number : number + 1]])
+        config = build_model_config(recipe, garments())
+        parts = {part: getattr(config, part) for part in PARTS["FiT"]}
+        assert parts == PARTS["FiT"] | changes == recipe.model.parts
+        assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+    recipe = build_recipe({}, settings)
+    config = build_model_config(recipe, garments())
+    assert (config.modulation_rank, config.qk_norm_affine, config.mlp_hidden) == (8, True, 4 * 256)
+
+
+@pytest.mark.parametrize("architecture", PARTS)
+def test_the_settings_know_what_the_architectures_have(architecture):
+    config = config_of(architecture, width=32, depth=1, heads=2)
+    assert PARTS[architecture] == {part: getattr(config, part) for part in PARTS[architecture]}
+
+
+def test_the_budget_is_that_of_the_source_until_it_is_set():
+    def budget(*settings):
+        data = build_recipe({}, settings).data
+        return data.max_tokens, data.preprocessing
+
+    assert budget() == (49, "resize") and budget("data.source=my/pictures") == (256, "mixed")
+    assert budget("data.max_tokens=25", "data.preprocessing=crop") == (25, "crop")
+    with pytest.raises(ValueError, match=r"data\.source: .*valid string \(given: \[1\]\)$"):
+        budget("data.source=[1]")
+    recipe = build_recipe({}, ["data.max_tokens=25", "data.preprocessing=crop"])
+    assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+    assert build_dataset(recipe.data, 4).epoch(0, 0).hw.tolist() == [[5, 5]] * 10_000
 
 
 def test_a_setting_without_effect_on_the_source_is_refused():
@@ -119,6 +171,8 @@ def test_an_unknown_key_or_section_of_a_file_is_an_error():
         ("training.ema_decay=1", r"training\.ema_decay: .*less than 1"),
         ("training.seed=-1", r"training\.seed: .*greater than or equal to 0"),
         ("training.seed=20240101", r"training\.seed: .*less than"),
+        ("training.time_scale=1.8", r"training\.time_scale: .*less than or equal to 1\.75"),
+        ("model.prediction=data", r"model\.prediction: .*'velocity' or 'noise'"),
         ("data.channels=2", r"data\.channels: .*1 or 3"),
         ("training.precision=fp16", r"training\.precision: .*'bf16' or 'no'"),
         ("training.steps.x=3", r"training\.steps: .*integer"),
@@ -166,7 +220,7 @@ def test_an_unknown_recipe_lists_those_there_are():
 
 def test_every_setting_is_described_or_speaks_for_itself():
     assert len(valid_keys()) == len(set(valid_keys())) > 25
-    plain = {"training.weight_decay", "training.time_density"}
+    plain = {"training.weight_decay"}
     for section, field in Recipe.model_fields.items():
         for key, setting in field.annotation.model_fields.items():
             assert setting.description or f"{section}.{key}" in plain

@@ -147,6 +147,22 @@ def test_a_model_with_context_is_not_the_authors():
         fitv2.to_official(fitv2.FiT(config))
 
 
+@pytest.mark.parametrize(
+    ("kind", "part", "complaint"),
+    [
+        (fitv2.FiTConfig, {"prediction": "noise"}, "no form for FiTv2 with prediction=noise"),
+        (fitv2.FiTConfig, {"modulation": "full"}, "no form for FiTv2 with modulation=full"),
+        (FiT1Config, {"qk_norm": True}, "no form for FiT with qk_norm=True"),
+    ],
+)
+def test_what_lies_between_fit_and_fitv2_is_not_the_authors(kind, part, complaint):
+    config = kind(width=32, depth=1, heads=2, **part)
+    with pytest.raises(ValueError, match=complaint):
+        fitv2.to_official(fitv2.FiT(config))
+    with pytest.raises(ValueError, match=complaint):
+        fitv2.official_kwargs(config)
+
+
 def test_wrong_keys_and_shapes_are_listed(state):
     del state["blocks.0.attn.qkv.bias"]
     state["pos_embed"] = torch.zeros(3)

@@ -5,7 +5,7 @@ import torch
 from diffusers.training_utils import EMAModel
 from peft import LoraConfig
 
-from fitv2 import FiTConfig, FiTPipeline, FiTTransformer2DModel, RopeScheme, TokenBatch
+from fitv2 import FiT1Config, FiTConfig, FiTPipeline, FiTTransformer2DModel, RopeScheme, TokenBatch
 from fitv2.model.context import pack_context
 from tiny import random_model
 
@@ -105,6 +105,16 @@ def test_context_tokens(kind, tmp_path):
     model.save_pretrained(tmp_path)
     loaded = FiTTransformer2DModel.from_pretrained(tmp_path)
     torch.testing.assert_close(loaded(**inputs(), encoder_hidden_states=tokens).sample, one)
+
+
+@torch.no_grad()
+def test_parts_between_fit_and_fitv2_are_saved_and_loaded(tmp_path):
+    parts = {"qk_norm": True, "modulation": "low-rank", "prediction": "velocity"}
+    model = FiTTransformer2DModel.from_fit(random_model(FiT1Config(width=32, depth=1, heads=2, num_classes=5, **parts)))
+    model.save_pretrained(tmp_path)
+    loaded = FiTTransformer2DModel.from_pretrained(tmp_path)
+    assert loaded.fit.config == model.fit.config
+    torch.testing.assert_close(loaded(**inputs()).sample, model(**inputs()).sample)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -172,7 +172,7 @@ def test_extrapolation_by_name_and_by_scheme(pipe):
         ({"height": 28}, "give sizes, or height and width for all, not both"),
         ({"callback_on_step_end_tensor_inputs": ["noise"]}, "a callback can have"),
         ({"output_type": "jpeg"}, "output_type is 'pil'"),
-        ({"solver": "ddpm"}, "ddpm is not for a FiTv2 model"),
+        ({"solver": "ddpm"}, "ddpm is not for this model, which predicts a velocity"),
         ({"extrapolation": "ntk2"}, "there is no extrapolation 'ntk2'"),
         ({"extrapolation": {"method": "yarn"}}, "extrapolation is a name or a RopeScheme"),
         ({"class_labels": []}, "there is no class label"),
@@ -218,7 +218,7 @@ def test_fit_the_baseline_samples_by_diffusion():
     assert torch.equal(
         pipe(**call, output_type="latent").images, pipe(**call, solver="ddim", output_type="latent").images
     )
-    with pytest.raises(ValueError, match="ab2 is not for a FiT model; choose from ddpm, ddim"):
+    with pytest.raises(ValueError, match="ab2 is not for this model, which predicts noise; choose from ddpm, ddim"):
         pipe(**call, solver="ab2")
 
 

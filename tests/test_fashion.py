@@ -1,11 +1,14 @@
 """The built-in set: whole garments in their own boxes, and packs that are nearly full."""
 
 import gzip
+import math
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fitv2.data import fashion
+from fitv2.data.images import prepare, target_size, variants
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +52,56 @@ def test_random_scales_are_drawn_anew_each_epoch_and_the_same_for_the_same_seed(
     assert np.array_equal(first.hw, scaled.epoch(0, 7).hw) and not np.array_equal(first.hw, second.hw)
     assert (first.hw <= scaled.hw).all() and (first.hw >= 1).all()
     assert first.latent(5).shape == (1, *(first.hw[5] * 4))
+
+
+@pytest.mark.parametrize("preprocessing", ["resize", "crop", "mixed"])
+@pytest.mark.parametrize("max_tokens", [25, 49, 3])
+def test_a_budget_fits_garments_as_it_does_the_pictures_of_a_folder(bundled, max_tokens, preprocessing):
+    """Each by one of its variants, to the last pixel."""
+    fitted = fashion.bundled(max_tokens=max_tokens, preprocessing=preprocessing)
+    view = fitted.epoch(3, 7)
+    drawn = set()
+    for index in range(0, 10_000, 97):
+        picture, size = bundled.pictures[index], tuple(view.hw[index] * 4)
+        possible = {
+            variant: target_size(*picture.shape, max_tokens, 4, variant)
+            for variant in variants(*picture.shape, max_tokens, 4, preprocessing)
+        }
+        variant = "crop" if view.cropped[index] else "resize"
+        drawn.add((len(possible), variant))
+        assert size == possible[variant]
+        expected = np.asarray(prepare(Image.fromarray(picture), max_tokens, 4, variant))
+        assert np.array_equal(((view.latent(index)[0] + 1) * 127.5).round().numpy(), expected)
+    assert view.hw.prod(1).max() <= max_tokens
+    if preprocessing == "crop":
+        assert {tuple(size) for size in view.hw.tolist()} == {(math.isqrt(max_tokens),) * 2}
+    if (preprocessing, max_tokens) == ("mixed", 25):
+        assert drawn == {(1, "resize"), (2, "resize"), (2, "crop")}
+
+
+def test_a_budget_of_whole_garments_changes_nothing(bundled):
+    """By default, and mixed too, since no side exceeds the square of that budget."""
+    mixed = fashion.bundled(preprocessing="mixed", max_tokens=49).epoch(0, 0)
+    for view in (bundled.epoch(5, 1), mixed):
+        assert np.array_equal(view.hw, bundled.hw) and not view.cropped.any()
+
+
+def test_variants_are_drawn_anew_each_epoch_with_equal_probability_and_the_same_for_the_same_seed():
+    mixed = fashion.bundled(max_tokens=25, preprocessing="mixed")
+    two = (mixed.hw > 5).all(1)
+    first, again, second, other = (mixed.epoch(*at).cropped for at in ((0, 7), (0, 7), (1, 7), (0, 8)))
+    assert np.array_equal(first, again) and not first[~two].any()
+    assert abs(first[two].mean() - 0.5) < 4 * 0.5 / two.sum() ** 0.5
+    for drawn in (second, other):
+        assert abs((first == drawn)[two].mean() - 0.5) < 4 * 0.5 / two.sum() ** 0.5
+
+
+def test_random_scales_are_of_whole_garments():
+    for settings in ({"max_tokens": 25}, {"preprocessing": "crop"}):
+        with pytest.raises(ValueError, match=r"data\.min_scale=0\.5 shrinks whole garments: set data\.max_tokens=49"):
+            fashion.bundled(0.5, **settings)
+    with pytest.raises(ValueError, match="preprocessing must be"):
+        fashion.bundled(preprocessing="squeeze")
 
 
 def test_missing_and_altered_upstream_files_are_told(tmp_path):

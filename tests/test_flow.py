@@ -1,7 +1,9 @@
 """Path conversions, time densities and the flow-matching loss."""
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import kstest
 
 from fitv2 import TokenBatch
 from fitv2.flow import path
@@ -81,7 +83,38 @@ def test_time_densities():
     assert abs(torch.logit(late).std().item() - 0.5) < 0.01
 
 
-@pytest.mark.parametrize("wrong", [{"kind": "normal"}, {"std": 0.0}])
+def distribution(t: np.ndarray, kind: str, scale: float) -> np.ndarray:
+    """Of the densities of Stable Diffusion 3, in closed form: for cosmap 2 / (pi - 2 pi t + 2 pi t^2) integrated, for
+    mode the inverse of its map from uniform numbers, found on a fine grid.
+    """
+    if kind == "cosmap":
+        return 0.5 + 2 / np.pi * np.arctan(2 * t - 1)
+    u = np.linspace(0, 1, 200_001)
+    return np.interp(t, (1 - u - scale * (np.cos(np.pi / 2 * u) ** 2 - 1 + u))[::-1], 1 - u[::-1])
+
+
+@pytest.mark.parametrize(("kind", "scale"), [("cosmap", 1.29), ("mode", 1.29), ("mode", -1.0), ("mode", 1.75)])
+def test_the_densities_of_stable_diffusion_3(kind, scale):
+    """By the test of Kolmogorov and Smirnov; other scales and the uniform density fail it."""
+    density = TimeDensity(kind=kind, scale=scale)
+    t = sample_times(10**5, torch.Generator().manual_seed(3), density).double().numpy()
+    assert t.min() >= 0 and t.max() <= 1
+    assert kstest(t, distribution, args=(kind, scale)).pvalue > 0.01
+    # Their time runs the other way, which makes no difference: the densities are symmetric.
+    assert kstest(1 - t, distribution, args=(kind, scale)).pvalue > 0.01
+    assert kstest(t, "uniform").pvalue < 1e-6 and kstest(t, distribution, args=("mode", 0.9)).pvalue < 1e-6
+
+
+@pytest.mark.parametrize("kind", ["uniform", "cosmap", "mode"])
+def test_no_time_is_beyond_the_path(kind, monkeypatch):
+    """At the first and the last number that a float32 generator gives."""
+    ends = torch.tensor([0.0, 2**-24, 0.5, 1 - 2**-24])
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: ends)
+    t = sample_times(4, torch.Generator(), TimeDensity(kind=kind))
+    assert t.min() >= 0 and t.max() <= 1 and t[2] == pytest.approx(0.5, abs=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [{"kind": "normal"}, {"std": 0.0}, {"scale": 1.8}, {"scale": -1.1}])
 def test_impossible_density(wrong):
     with pytest.raises(ValueError):
         TimeDensity(**wrong)

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from fitv2 import FiT, FiTConfig, TokenBatch, preset
+from fitv2 import FiT, FiT1Config, FiTConfig, TokenBatch, preset
 from fitv2.model import attention, layers, modulation
 from fitv2.model.rope import RopeScheme, rotate, rotation_table
 from fitv2.model.transformer import lay_out_by_input
@@ -193,11 +193,57 @@ def test_presets_take_changes(name):
     assert config.num_classes == 3 and config.width == preset(name).width
 
 
+def test_fit_is_fitv2_with_other_parts():
+    """All but the width of its SwiGLU, which two thirds of half as much again give, is said by fields."""
+    parts = {"qk_norm": False, "modulation": "full", "prediction": "noise"}
+    config = FiTConfig(width=48, depth=2, heads=3, num_classes=5, mlp_ratio=6.0, **parts)
+    first = random_model(FiT1Config(width=48, depth=2, heads=3, num_classes=5))
+    other, (batch, t, y) = FiT(config).eval(), random_batch()
+    other.load_state_dict(first.state_dict())
+    assert torch.equal(other(batch, t, y), first(batch, t, y)) and first(batch, t, y).shape == (len(batch.x), 32)
+
+
+def test_each_part_changes_what_it_says_and_no_more():
+    (batch, t, y), plain = random_batch(), {name: w.shape for name, w in FiT(CONFIG).state_dict().items()}
+
+    def of(**parts) -> tuple[FiT, dict[str, torch.Size]]:
+        model = random_model(replace(CONFIG, **parts))
+        return model, {name: weight.shape for name, weight in model.state_dict().items()}
+
+    model, shapes = of(qk_norm=False)
+    assert shapes == plain
+    before = model(batch, t, y)
+    with torch.no_grad():  # Queries of twice the size are the same queries to a norm alone.
+        for block in model.blocks:
+            block.attn.qkv.weight[: CONFIG.width] *= 2
+            block.attn.qkv.bias[: CONFIG.width] *= 2
+    assert (model(batch, t, y) - before).abs().max() > 1e-2
+    _, shapes = of(modulation="full")
+    changed = {name for name in plain.keys() | shapes.keys() if plain.get(name) != shapes.get(name)}
+    assert changed and all("adaLN" in name and "final" not in name for name in changed)
+    assert shapes["blocks.0.adaLN_modulation.1.weight"] == (6 * 48, 48)
+    _, shapes = of(prediction="noise")
+    assert {name for name in plain if plain[name] != shapes[name]} == {
+        "final_layer.linear.weight",
+        "final_layer.linear.bias",
+    }
+
+
 def test_impossible_configurations_are_refused():
     with pytest.raises(ValueError, match="there is no preset"):
         preset("FiTv2-S/2")
     with pytest.raises(ValueError, match="multiple of 4"):
         FiTConfig(width=30, depth=1, heads=3)
+    for wrong, complaint in (
+        ({"modulation": "full", "lora_rank": 3}, "lora_rank 3 is of low-rank modulation"),
+        ({"qk_norm": False, "qk_norm_affine": True}, "qk_norm_affine is a scale in the norm"),
+        ({"prediction": "data"}, "there is no prediction 'data'; choose from velocity, noise"),
+        ({"modulation": "none"}, "there is no modulation 'none'; choose from low-rank, full"),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            replace(CONFIG, **wrong)
+    with pytest.raises(ValueError, match="lora_rank 3 is of low-rank modulation"):
+        FiT1Config(width=48, depth=1, heads=3, lora_rank=3)
 
 
 def test_times_and_labels_of_another_number_are_refused():

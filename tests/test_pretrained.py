@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from fitv2.data.fashion import Fashion
 from fitv2.model.config import FiTConfig
+from fitv2.model.fit1 import FiT1Config
 from fitv2.pretrained import load_pretrained, save_pretrained, shapes_of
 from tiny import CLASSES, CONFIG, garments, random_model
 
@@ -37,6 +38,21 @@ def test_what_is_saved_comes_back(tmp_path):
     for name, weight in model.state_dict().items():
         assert torch.equal(loaded.model.state_dict()[name], weight)
     assert sorted(path.name for path in (tmp_path / "deep" / "model").iterdir()) == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("kind", [FiTConfig, FiT1Config])
+def test_parts_come_back_and_those_of_older_folders_are_their_architectures(tmp_path, kind):
+    sizes = {"width": 24, "depth": 1, "heads": 2, "num_classes": 10}
+    mixed = kind(**sizes, qk_norm=kind is FiT1Config, modulation="full", prediction="velocity")
+    for folder, config in (("mixed", mixed), ("old", kind(**sizes))):
+        save(tmp_path / folder, config=config)
+    file = tmp_path / "old" / "config.json"
+    content = json.loads(file.read_text())
+    for part in ("qk_norm", "modulation", "prediction"):
+        del content["model"][part]
+    file.write_text(json.dumps(content))
+    assert load_pretrained(tmp_path / "mixed").model.config == mixed
+    assert load_pretrained(tmp_path / "old").model.config == kind(**sizes)
 
 
 def test_weights_saved_in_half_the_bytes_are_float32_when_loaded(tmp_path, folder):

@@ -18,7 +18,7 @@ from fitv2.diffusion.objective import diffusion_loss
 from fitv2.diffusion.schedule import linear_schedule
 from fitv2.flow.objective import flow_loss_at
 from fitv2.flow.path import LOGIT_NORMAL, sample_times
-from fitv2.generate import Sampling, Wish, generate
+from fitv2.generate import Sampling, Wish, default_solver, generate
 from fitv2.model.fit1 import FiT1Config
 from fitv2.pretrained import load_pretrained
 from fitv2.training.checkpoint import optimizer_tensors
@@ -85,6 +85,27 @@ def test_the_predecessor_learns_by_diffusion(tmp_path):
     saved = load_pretrained(tmp_path)
     assert isinstance(saved.model.config, FiT1Config) and run.sheet.is_file()
     assert generate(saved.model, [Wish(0, (8, 8), 0)], Sampling(solver="ddim", steps=2))[0].isfinite().all()
+
+
+def test_what_is_predicted_decides_what_is_learned(tmp_path):
+    """FiT with a rectified flow (row A of Table II), and FiTv2 with diffusion."""
+    for architecture, prediction, solver in (("FiT", "velocity", "ab2"), ("FiTv2", "noise", "ddim")):
+        settings = f"model.architecture={architecture}", f"model.prediction={prediction}", "training.packs_per_step=1"
+        folder = tmp_path / architecture
+        run = with_random_weights(trainer(folder, *settings))
+        step = next(run.loader.steps(Position()))
+        generator = torch.Generator().manual_seed(run.pack_seed(0))
+        if prediction == "noise":
+            ((batch, labels),) = step.packs
+            expected = diffusion_loss(run.bare_model, batch, labels, 10, generator, linear_schedule()).loss.detach()
+        else:
+            expected, _ = one_big_batch(run, step)
+        assert run.step(step)[0] == pytest.approx(float(expected), rel=1e-5)
+        run.save()
+        run.write_samples()
+        saved = load_pretrained(folder).model
+        assert saved.config.prediction == prediction and default_solver(saved.config) == solver
+        assert run.sheet.is_file()
 
 
 def test_no_two_packs_share_their_randomness(tmp_path):

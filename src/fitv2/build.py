@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .classes import imagenet_names, readable_names
-from .config import NOT_OF_FIT, DataSettings, Recipe, TrainingSettings
+from .config import DataSettings, Recipe, TrainingSettings
 from .data import fashion
 from .data.dataset import Dataset
 from .data.fashion import Fashion
@@ -27,8 +27,7 @@ from .diffusion.schedule import linear_schedule
 from .flow.objective import FlowLoss, flow_loss
 from .flow.path import TimeDensity
 from .model.config import FiTConfig
-from .model.fit1 import FiT1Config
-from .model.presets import ARCHITECTURES
+from .model.presets import config_of
 from .model.rope import RopeScheme
 from .pretrained import Pretrained, load_pretrained
 from .tokens import TokenBatch
@@ -73,9 +72,8 @@ def build_fashion(data: DataSettings, patch_size: int) -> Fashion:
     """The built-in garments."""
     if patch_size != fashion.PATCH:
         raise ValueError(f"fashion is cut into patches of {fashion.PATCH}; set model.patch_size={fashion.PATCH}")
-    if data.split == "bundled":
-        return fashion.bundled(data.min_scale)
-    return fashion.full("train", data.folder, data.min_scale)
+    settings = data.min_scale, data.max_tokens, data.preprocessing
+    return fashion.bundled(*settings) if data.split == "bundled" else fashion.full("train", data.folder, *settings)
 
 
 def build_prepared(data: DataSettings, patch_size: int) -> LatentShards:
@@ -144,19 +142,18 @@ def build_model_config(recipe: Recipe, dataset: Dataset, base: Pretrained | None
     if recipe.model.extrapolation is not None:
         rope = (rope if base is None else base.model.config.rope).named(recipe.model.extrapolation)
     data = {"in_channels": dataset.channels, "num_classes": dataset.num_classes}
-    settings = recipe.model.model_dump(exclude={"extrapolation"})
-    if recipe.model.architecture == "FiT":
-        settings = {key: value for key, value in settings.items() if key not in NOT_OF_FIT["model"]}
-    return ARCHITECTURES[settings.pop("architecture")](**settings, **data, rope=rope)
+    return config_of(**recipe.model.model_dump(exclude={"extrapolation"}), **data, rope=rope)
 
 
 def build_objective(training: TrainingSettings, config: FiTConfig) -> Objective:
-    """What the network of that configuration learns by: rectified flow, or for FiT denoising."""
-    if isinstance(config, FiT1Config):
+    """What the network of that configuration learns by: rectified flow, or where it predicts noise denoising."""
+    if config.prediction == "noise":
         return partial(diffusion_loss, schedule=linear_schedule(), label_drop=training.label_drop)
     return partial(flow_loss, label_drop=training.label_drop, density=build_density(training))
 
 
 def build_density(training: TrainingSettings) -> TimeDensity:
     """The density of training times."""
-    return TimeDensity(kind=training.time_density, mean=training.time_mean, std=training.time_std)
+    return TimeDensity(
+        kind=training.time_density, mean=training.time_mean, std=training.time_std, scale=training.time_scale
+    )

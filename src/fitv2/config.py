@@ -37,10 +37,25 @@ class ModelSettings(Settings):
     patch_size: PositiveInt = Field(4, description="side of a patch, in latent pixels")
     mlp_ratio: PositiveFloat = Field(4.0, description="SwiGLU is 2/3 of this times the width")
     lora_rank: PositiveInt | None = Field(None, description="rank of each block's modulation; default width / 4")
+    qk_norm: bool | None = Field(
+        None, description="LayerNorm of queries and keys; default: as the architecture has it (FiTv2 yes, FiT no)"
+    )
     qk_norm_affine: bool = Field(False, description="learned scale in the norm of queries and keys")
+    modulation: Literal["low-rank", "full"] | None = Field(
+        None, description="AdaLN: shared with a low-rank part per block (FiTv2), or a full one per block (FiT)"
+    )
+    prediction: Literal["velocity", "noise"] | None = Field(
+        None, description="velocity, trained as a rectified flow (FiTv2), or noise and its variance, by diffusion (FiT)"
+    )
     extrapolation: str | None = Field(
         None, description="with training.start_from: positions beyond that model's size, such as vision-ntk"
     )
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """qk_norm, modulation and prediction as they are in effect."""
+        given = {part: getattr(self, part) for part in PARTS[self.architecture]}
+        return PARTS[self.architecture] | {part: value for part, value in given.items() if value is not None}
 
 
 class DataSettings(Settings):
@@ -51,9 +66,15 @@ class DataSettings(Settings):
     folder: Path | None = Field(
         None, description="fashion: where the upstream files are, if not where Debian puts them"
     )
-    max_tokens: PositiveInt = Field(256, description="folder: larger pictures are scaled down to this many tokens")
+    max_tokens: PositiveInt = Field(
+        default_factory=lambda data: 49 if data["source"] == "fashion" else 256,
+        description="larger pictures are scaled down to this many tokens; fashion: 49, of whole garments, by default",
+    )
     channels: Literal[1, 3] = Field(3, description="folder: 3 for colour, 1 for grey")
-    preprocessing: Literal["mixed", "resize", "crop"] = Field("mixed", description="folder: Algorithm 1 of FiTv2")
+    preprocessing: Literal["mixed", "resize", "crop"] = Field(
+        default_factory=lambda data: "resize" if data["source"] == "fashion" else "mixed",
+        description="Algorithm 1 of FiTv2 (mixed) or one of its versions alone; fashion: resize by default",
+    )
     flip: bool = Field(True, description="folder: mirror half of the pictures")
     stand_in: Literal["imagenet"] | None = Field(
         None, description="sizes that --dry-run plans with while the source is not here"
@@ -62,7 +83,7 @@ class DataSettings(Settings):
 
     def of_other_sources(self) -> set[str]:
         """The keys that mean nothing for this source."""
-        builtin, folder = {"split", "folder"}, {"max_tokens", "channels", "preprocessing", "flip", "stand_in"}
+        builtin, folder = {"split", "folder"}, {"channels", "flip", "stand_in"}
         return folder if self.source == "fashion" else builtin
 
     @model_validator(mode="after")
@@ -100,9 +121,14 @@ class TrainingSettings(Settings):
     clip: PositiveFloat = Field(1.0, description="largest norm of the gradient")
     ema_decay: float = Field(0.9999, gt=0, lt=1, description="decay of the averaged weights, warmed up")
     label_drop: float = Field(0.1, ge=0, le=1, description="share of pictures trained without their label")
-    time_density: Literal["logit_normal", "uniform"] = "logit_normal"
+    time_density: Literal["logit_normal", "uniform", "cosmap", "mode"] = Field(
+        "logit_normal", description="of training times on the path; cosmap and mode are those of Stable Diffusion 3"
+    )
     time_mean: float = Field(0.0, description="logit-normal: mean of the logit of t")
     time_std: PositiveFloat = Field(1.0, description="logit-normal: standard deviation of the logit of t")
+    time_scale: float = Field(
+        1.29, ge=-1, le=1.75, description="mode: above 0 more in the middle of the path, below at its ends"
+    )
     precision: Literal["bf16", "no"] = Field("bf16", description="autocast; 'no' is plain float32")
     compile: bool = Field(False, description="fuse element-wise work with torch.compile (needs a C++ compiler)")
     activation_checkpointing: bool = Field(False, description="less memory for a third more time")
@@ -140,13 +166,16 @@ class LogSettings(Settings):
     checkpoint_every: PositiveInt = Field(500, description="steps between checkpoints")
     keep_checkpoints: PositiveInt = Field(2, description="older ones are removed")
     sample_every: PositiveInt = Field(1000, description="steps between sample sheets")
-    sample_steps: PositiveInt = Field(20, description="steps of the sample sheets, of ab2 (FiT: ddim)")
+    sample_steps: PositiveInt = Field(20, description="steps of the sample sheets, of ab2 (noise: ddim)")
     sample_guidance: float = Field(2.0, description="guidance scale of the sample sheets")
     tensorboard: bool = Field(False, description="also write TensorBoard events (needs the tensorboard package)")
 
 
-# What has a meaning for FiTv2 alone.
-NOT_OF_FIT = {"model": ("lora_rank", "qk_norm_affine"), "training": ("time_density", "time_mean", "time_std")}
+# The parts in which architectures differ, as each has them where a recipe says nothing.
+PARTS: dict[str, dict[str, Any]] = {
+    "FiTv2": {"qk_norm": True, "modulation": "low-rank", "prediction": "velocity"},
+    "FiT": {"qk_norm": False, "modulation": "full", "prediction": "noise"},
+}
 
 
 class Recipe(Settings):
@@ -163,16 +192,36 @@ class Recipe(Settings):
             raise ValueError("model.extrapolation goes with training.start_from: it extends the size of that model")
         return self
 
+    def without_effect(self) -> Iterator[tuple[str, list[str]]]:
+        """What makes settings useless here, and those settings, dotted."""
+        parts, density = self.model.parts, self.training.time_density
+        if parts["modulation"] == "full":
+            yield "modulation=full", ["model.lora_rank"]
+        if not parts["qk_norm"]:
+            yield "qk_norm=false", ["model.qk_norm_affine"]
+        if parts["prediction"] == "noise":
+            yield "prediction=noise", [f"training.time_{name}" for name in ("density", "mean", "std", "scale")]
+            return
+        if density != "logit_normal":
+            yield f"time_density={density}", ["training.time_mean", "training.time_std"]
+        if density != "mode":
+            yield f"time_density={density}", ["training.time_scale"]
+
+    def is_changed(self, key: str) -> bool:
+        """Whether a dotted key has another value than by default."""
+        section, _, name = key.partition(".")
+        settings = getattr(self, section)
+        return getattr(settings, name) != type(settings).model_fields[name].default
+
     @model_validator(mode="after")
-    def no_setting_is_of_another_architecture(self) -> Self:
-        changed = [
-            f"{name}.{key}"
-            for name, keys in NOT_OF_FIT.items()
-            for key in keys
-            if getattr(getattr(self, name), key) != Recipe.model_fields[name].annotation.model_fields[key].default
+    def every_change_has_an_effect(self) -> Self:
+        useless = [
+            f"{', '.join(changed)} would have no effect with {reason}"
+            for reason, keys in self.without_effect()
+            if (changed := [key for key in keys if self.is_changed(key)])
         ]
-        if self.model.architecture == "FiT" and changed:
-            raise ValueError(f"{', '.join(changed)} would have no effect on the architecture FiT; remove it")
+        if useless:
+            raise ValueError(f"for the architecture {self.model.architecture} {'; '.join(useless)}; remove it")
         return self
 
 
@@ -223,7 +272,9 @@ def build_recipe(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Recipe:
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, e['loc']))}: {complaint(e)}" for e in error.errors()]
+        # A default that depends on a wrong value is no mistake of its own.
+        mistakes = [e for e in error.errors() if e["type"] != "default_factory_not_called"]
+        problems = [f"{'.'.join(map(str, e['loc']))}: {complaint(e)}" for e in mistakes]
         raise ValueError("the recipe does not hold: " + "; ".join(problems)) from None
 
 

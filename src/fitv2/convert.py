@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .model.config import FiTConfig
 from .model.fit1 import FiT1Config
+from .model.presets import architecture_of
 from .model.rope import PLAIN, RopeScheme
 from .model.transformer import FiT, model_of
 from .state_files import read_state
@@ -105,7 +106,7 @@ def check_weights(state: dict[str, Tensor], depth: int) -> None:
 def to_official(model: FiT) -> dict[str, Tensor]:
     """The weights under the authors' keys; `official_kwargs(model.config)` has the arguments that go with them.
 
-    Raises ValueError for a model that theirs cannot be: one with a context.
+    Raises ValueError for a model that theirs cannot be: one with a context, or one between FiT and FiTv2.
     """
     check_official(model.config)
     return model.state_dict()
@@ -154,7 +155,8 @@ def check_kind(argument: str, value: Any) -> None:
 def official_kwargs(config: FiTConfig) -> dict[str, Any]:
     """The constructor arguments with which the authors' code builds this network; `official_config` reads them back.
 
-    Raises ValueError for what their code does not have: a context, or a RoPE scheme without a name there.
+    Raises ValueError for what their code does not have: a context, a mixture of FiT and FiTv2, or a RoPE scheme without
+    a name there.
     """
     check_official(config)
     fitv2 = not isinstance(config, FiT1Config)
@@ -166,6 +168,11 @@ def official_kwargs(config: FiTConfig) -> dict[str, Any]:
 def check_official(config: FiTConfig) -> None:
     if config.context != "none":
         raise ValueError(f"the authors' code has no model with context={config.context!r}")
+    for part in ("qk_norm", "modulation", "prediction"):
+        value = getattr(config, part)
+        if value != getattr(type(config), part):
+            name = architecture_of(config)
+            raise ValueError(f"the authors' checkpoints have no form for {name} with {part}={value}")
 
 
 def official_positions(rope: RopeScheme) -> dict[str, Any]:

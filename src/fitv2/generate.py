@@ -13,7 +13,6 @@ from .diffusion.sampling import sample_ddim, sample_ddpm
 from .diffusion.schedule import STEPS, ddim_steps, ddpm_steps, linear_schedule
 from .model.block_cache import BlockCache
 from .model.config import FiTConfig
-from .model.fit1 import FiT1Config
 from .model.rope import RopeScheme
 from .model.transformer import FiT
 from .samplers.guidance import guide
@@ -24,12 +23,12 @@ from .tokens import TokenBatch
 
 SDE_SOLVERS = {"euler-maruyama": "euler", "sde-heun": "heun"}
 FLOW_SOLVERS = (*SOLVERS, *SDE_SOLVERS)
-# For FiT, whose network predicts noise.
+# For a network that predicts noise, as FiT's does.
 DIFFUSION_SOLVERS = ("ddpm", "ddim")
 SOLVER_NAMES = [*FLOW_SOLVERS, *DIFFUSION_SOLVERS]
 # These choose their steps by the error of all that they integrate: alone, an image's steps depend on nothing else.
 ADAPTIVE = ("dopri5", "adaptive_heun")
-# (packed images, t (B,) in [0, 1] with 1 = data (FiT: the step), labels (B,)) to the network's output per token.
+# (packed images, t (B,) in [0, 1] with 1 = data (of noise: the step), labels (B,)) to the network's output per token.
 Network = Callable[[TokenBatch, Tensor, Tensor], Tensor]
 # Of one pass, before guidance doubles them, on a CPU and elsewhere: enough to keep the device busy, and few enough that
 # pictures are finished now and then. A longer image is a pass of its own.
@@ -149,15 +148,16 @@ def generate_with(
 
 def default_solver(config: FiTConfig) -> str:
     """What to take when nothing else is said."""
-    return "ddim" if isinstance(config, FiT1Config) else "ab2"
+    return "ddim" if config.prediction == "noise" else "ab2"
 
 
 def check_solver(solver: str, config: FiTConfig) -> None:
-    """Raises ValueError for a solver of another kind of model."""
-    noise = isinstance(config, FiT1Config)
-    if noise != (solver in DIFFUSION_SOLVERS):
-        name, fit = ("FiT", DIFFUSION_SOLVERS) if noise else ("FiTv2", FLOW_SOLVERS)
-        raise ValueError(f"the solver {solver} is not for a {name} model; choose from {', '.join(fit)}")
+    """Raises ValueError for a solver of what the network does not predict."""
+    what, fitting = ("noise", DIFFUSION_SOLVERS) if config.prediction == "noise" else ("a velocity", FLOW_SOLVERS)
+    if solver not in fitting:
+        raise ValueError(
+            f"the solver {solver} is not for this model, which predicts {what}; choose from {', '.join(fitting)}"
+        )
 
 
 def check_wish(wish: Wish, patch_size: int, num_classes: int) -> None:
@@ -232,7 +232,7 @@ def integrate(
 def denoise_steps(
     network: Network, config: FiTConfig, hw: Tensor, labels: Tensor, sampling: Sampling, draw: Callable[[], Tensor]
 ) -> Tensor:
-    """The same for a network of FiT, told the step of 1000. Guidance leaves its variance as the class has it."""
+    """The same for a network of noise, told the step of 1000. Guidance leaves its variance as the class has it."""
 
     def at_step(batch: TokenBatch, t: Tensor, y: Tensor) -> Tensor:
         return network(batch, ((1 - t) * STEPS).round(), y)

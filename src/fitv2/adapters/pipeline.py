@@ -21,7 +21,6 @@ from ..atomic import write_text
 from ..autoencoder import KLAutoencoder, Pixels, load_autoencoder
 from ..classes import Classes
 from ..generate import Network, Sampling, Wish, check_divisible, default_solver, generate_with, guided
-from ..model.fit1 import FiT1Config
 from ..model.rope import RopeScheme
 from ..pretrained import Pretrained, is_own_model, load_pretrained
 from ..samplers.noise import ImageNoise
@@ -156,13 +155,13 @@ class FiTPipeline(DiffusionPipeline):
         guidance_channels: guides only the first channels of a latent (the authors: 3). seeds: one per picture, the
         same picture whatever else is in the batch; or generators, one or one per picture. extrapolation: a name of
         `fitv2.model.rope.EXTRAPOLATIONS` or a RopeScheme. solver: one of this project's own samplers instead of the
-        scheduler (FiT, the baseline, has only those). latents: packed starting noise (T, C) for the scheduler.
+        scheduler (a model of noise, as FiT, has only those). latents: packed starting noise (T, C) for the scheduler.
         output_type: "pil", "np", "pt" (stacked where all sizes are equal) or "latent" (a list of (c, h, w)).
         callback_on_step_end(pipeline, step, time, tensors) gets and may replace "latents", packed as (T, C).
         Raises ValueError for what does not fit together, and for a solver of another kind of model.
         """
         config, device = self.transformer.fit.config, self._execution_device
-        if solver is None and isinstance(config, FiT1Config):  # No scheduler of a flow fits its network.
+        if solver is None and config.prediction == "noise":  # No scheduler of a flow fits it.
             solver = default_solver(config)
         if solver is not None and (callback_on_step_end is not None or latents is not None):
             raise ValueError(f"callback_on_step_end and latents go with a scheduler, not with the solver {solver}")

@@ -14,9 +14,9 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
-from ..model.config import FiTConfig
+from ..model.config import FiTConfig, Modulation, Prediction
 from ..model.context import pack_context
-from ..model.presets import ARCHITECTURES, architecture_of
+from ..model.presets import architecture_of, config_of
 from ..model.rope import RopeScheme
 from ..model.transformer import FiT
 from ..pretrained import Pretrained, is_own_model, load_pretrained
@@ -28,7 +28,8 @@ class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
     num_embeds_ada_norm: number of classes; the label of that number is the null class. sample_size: side of a square
     latent where a call names no size. rope: fields of `fitv2.RopeScheme`. context: "none", "cross" or "joint", of
-    tokens of cross_attention_dim numbers (see `fitv2.model.context`). The weights are those of `fitv2.FiT`, under
+    tokens of cross_attention_dim numbers (see `fitv2.model.context`). qk_norm, modulation, prediction: as in
+    `fitv2.FiTConfig`; None: as the architecture has it. The weights are those of `fitv2.FiT`, under
     "fit.". Raises ValueError as `fitv2.FiTConfig` does.
     """
 
@@ -48,7 +49,10 @@ class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         num_embeds_ada_norm: int = 1000,
         mlp_ratio: float = 4.0,
         adaln_lora_rank: int | None = None,
+        qk_norm: bool | None = None,
         qk_norm_affine: bool = False,
+        modulation: Modulation | None = None,
+        prediction: Prediction | None = None,
         rope: dict[str, Any] | None = None,
         sample_size: int = 32,
         architecture: str = "FiTv2",
@@ -56,10 +60,9 @@ class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         cross_attention_dim: int = 768,
     ) -> None:
         super().__init__()
-        if architecture not in ARCHITECTURES:
-            raise ValueError(f"there is no architecture {architecture!r}; choose from {', '.join(ARCHITECTURES)}")
         self.fit = FiT(
-            ARCHITECTURES[architecture](
+            config_of(
+                architecture,
                 width=num_attention_heads * attention_head_dim,
                 depth=num_layers,
                 heads=num_attention_heads,
@@ -68,8 +71,11 @@ class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
                 num_classes=num_embeds_ada_norm,
                 mlp_ratio=mlp_ratio,
                 lora_rank=adaln_lora_rank,
+                qk_norm=qk_norm,
                 qk_norm_affine=qk_norm_affine,
-                rope=rope or {},
+                modulation=modulation,
+                prediction=prediction,
+                rope=rope,
                 context=context,
                 context_channels=cross_attention_dim,
             )
@@ -156,7 +162,10 @@ def model_settings(config: FiTConfig) -> dict[str, Any]:
         "num_embeds_ada_norm": config.num_classes,
         "mlp_ratio": config.mlp_ratio,
         "adaln_lora_rank": config.lora_rank,
+        "qk_norm": config.qk_norm,
         "qk_norm_affine": config.qk_norm_affine,
+        "modulation": config.modulation,
+        "prediction": config.prediction,
         "rope": asdict(config.rope),
         "architecture": architecture_of(config),
         "context": config.context,

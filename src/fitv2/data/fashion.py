@@ -1,8 +1,9 @@
 """The built-in real set: Fashion-MNIST photographs, each trimmed to its garment's own box.
 
 Trousers become tall and shoes wide: 29 sizes from 28x8 to 4x28 pixels, multiples of 4. Pixels are the latents: one
-channel in [-1, 1], patch 4, so 16 numbers a token and at most 49 tokens. Fashion-MNIST is (c) 2017 Zalando SE, MIT
-licence. A class-balanced 10 000 of its training split ships with the package.
+channel in [-1, 1], patch 4, so 16 numbers a token and at most 49 tokens; a smaller budget resizes or crops as for any
+folder (Algorithm 1). Fashion-MNIST is (c) 2017 Zalando SE, MIT licence. A class-balanced 10 000 of its training split
+ships with the package.
 """
 
 from __future__ import annotations
@@ -17,12 +18,17 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
+
+from .images import Preprocessing, prepare, target_size, variants
 
 PATCH = 4
 SIDE = 28
-# Keeps the stream of random scales apart from that of the packs.
-SCALES = 1
+# The budget under which every garment keeps its size.
+WHOLE = (SIDE // PATCH) ** 2
+# Keep the streams of random scales and of random variants apart from that of the packs.
+SCALES, VARIANTS = 1, 2
 # Fainter pixels are paper and shadow: with this threshold the boxes hug the garment and still contain all of it.
 THRESHOLD = 32
 CLASS_NAMES = ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
@@ -40,7 +46,10 @@ class Fashion:
     """Trimmed garments in memory; a `Dataset` (see `fitv2.data.dataset`).
 
     pictures: uint8 (h, w) arrays with sides divisible by 4, bright garment on black. min_scale below 1 draws each
-    picture at a random linear scale in [min_scale, 1] every epoch, its sides rounded to the patch.
+    picture at a random linear scale in [min_scale, 1] every epoch, its sides rounded to the patch. max_tokens,
+    preprocessing: the budget, and what each epoch draws of the `images.variants` under it; "resize" and "crop" make all
+    epochs alike, as a reference for evaluation has to be. Raises ValueError for min_scale with anything but whole
+    garments, and for a preprocessing that is not known.
     """
 
     patch_size = PATCH
@@ -49,38 +58,77 @@ class Fashion:
     class_names = CLASS_NAMES
     autoencoder = None
 
-    def __init__(self, pictures: Sequence[np.ndarray], labels: np.ndarray, min_scale: float = 1.0) -> None:
+    def __init__(
+        self,
+        pictures: Sequence[np.ndarray],
+        labels: np.ndarray,
+        min_scale: float = 1.0,
+        max_tokens: int = WHOLE,
+        preprocessing: Preprocessing = "resize",
+    ) -> None:
+        if min_scale < 1 and (max_tokens < WHOLE or preprocessing == "crop"):
+            raise ValueError(
+                f"data.min_scale={min_scale} shrinks whole garments: set data.max_tokens={WHOLE} and "
+                "data.preprocessing=resize, or data.min_scale=1"
+            )
         self.pictures = pictures
         self.labels = np.asarray(labels, dtype=np.int64)
         self.hw = np.array([picture.shape for picture in pictures], dtype=np.int64) // PATCH
-        self.min_scale = min_scale
+        self.min_scale, self.max_tokens = min_scale, max_tokens
+        # Sizes are few: what each becomes is worked out once, (S, 2) of two equally probable variants.
+        sizes, self.size_index = np.unique(self.hw * PATCH, axis=0, return_inverse=True)
+        possible = [variants(*size, max_tokens, PATCH, preprocessing) for size in sizes.tolist()]
+        pairs = [(names[0], names[-1]) for names in possible]
+        self.fitted_hw = (
+            np.array(
+                [
+                    [target_size(*size, max_tokens, PATCH, variant) for variant in pair]
+                    for size, pair in zip(sizes.tolist(), pairs, strict=True)
+                ],
+                dtype=np.int64,
+            )
+            // PATCH
+        )
+        self.is_crop = np.array(pairs) == "crop"
 
     def __len__(self) -> int:
         return len(self.pictures)
 
     def epoch(self, epoch: int, seed: int) -> FashionEpoch:
-        """The set with the sizes drawn for this epoch."""
-        if self.min_scale == 1:
-            return FashionEpoch(self, self.hw)
-        scale = np.random.default_rng((seed, epoch, SCALES)).uniform(self.min_scale, 1, len(self))
-        return FashionEpoch(self, np.maximum(np.rint(self.hw * scale[:, None]), 1).astype(np.int64))
+        """The set with the sizes and variants drawn for this epoch."""
+        if self.min_scale < 1:
+            scale = np.random.default_rng((seed, epoch, SCALES)).uniform(self.min_scale, 1, len(self))
+            return FashionEpoch(self, np.maximum(np.rint(self.hw * scale[:, None]), 1).astype(np.int64))
+        second = np.random.default_rng((seed, epoch, VARIANTS)).random(len(self)) >= 0.5
+        drawn = self.size_index.ravel(), second.astype(np.int64)
+        return FashionEpoch(self, self.fitted_hw[drawn], self.is_crop[drawn])
 
 
 class FashionEpoch:
-    """One epoch's view: hw (N, 2) in patches, labels (N,), and the latent of each picture at that size."""
+    """One epoch's view: hw (N, 2) in patches, labels (N,), and the latent of each picture at that size.
 
-    def __init__(self, garments: Fashion, hw: np.ndarray) -> None:
+    cropped: (N,) whether that is its square; None where pictures are at random scales.
+    """
+
+    def __init__(self, garments: Fashion, hw: np.ndarray, cropped: np.ndarray | None = None) -> None:
         self.garments = garments
-        self.hw = hw
+        self.hw, self.cropped = hw, cropped
         self.labels = garments.labels
 
     def latent(self, index: int) -> Tensor:
         """(1, h, w) float32 in [-1, 1]."""
-        latent = to_latent(self.garments.pictures[index])
-        size = tuple((self.hw[index] * PATCH).tolist())
-        if latent.shape[1:] == size:
-            return latent
-        return F.interpolate(latent[None], size, mode="bicubic", antialias=True)[0].clamp(-1, 1)
+        picture = self.garments.pictures[index]
+        if self.cropped is None:
+            return scaled(to_latent(picture), tuple((self.hw[index] * PATCH).tolist()))
+        variant = "crop" if self.cropped[index] else "resize"
+        return to_latent(np.asarray(prepare(Image.fromarray(picture), self.garments.max_tokens, PATCH, variant)))
+
+
+def scaled(latent: Tensor, size: tuple[int, int]) -> Tensor:
+    """The latent at that size."""
+    if latent.shape[1:] == size:
+        return latent
+    return F.interpolate(latent[None], size, mode="bicubic", antialias=True)[0].clamp(-1, 1)
 
 
 def to_latent(picture: np.ndarray) -> Tensor:
@@ -88,18 +136,28 @@ def to_latent(picture: np.ndarray) -> Tensor:
     return torch.from_numpy(np.array(picture)).float()[None] / 127.5 - 1
 
 
-def bundled(min_scale: float = 1.0) -> Fashion:
-    """The 10 000 training pictures that ship with the package, 1 000 of each class."""
+def bundled(min_scale: float = 1.0, max_tokens: int = WHOLE, preprocessing: Preprocessing = "resize") -> Fashion:
+    """The 10 000 training pictures that ship with the package, 1 000 of each class; settings as of `Fashion`."""
     with files("fitv2.data").joinpath("fashion-10k.npz").open("rb") as file, np.load(file) as archive:
         hw, pixels, labels = archive["hw"].astype(np.int64), archive["pixels"], archive["labels"]
     parts = np.split(pixels, np.cumsum(hw.prod(1))[:-1])
-    return Fashion([part.reshape(size) for part, size in zip(parts, hw, strict=True)], labels, min_scale)
+    pictures = [part.reshape(size) for part, size in zip(parts, hw, strict=True)]
+    return Fashion(pictures, labels, min_scale, max_tokens, preprocessing)
 
 
-def full(split: str, folder: Path | None = None, min_scale: float = 1.0) -> Fashion:
-    """All 60 000 pictures of the split "train" or the 10 000 of "test", from the upstream files, trimmed."""
+def full(
+    split: str,
+    folder: Path | None = None,
+    min_scale: float = 1.0,
+    max_tokens: int = WHOLE,
+    preprocessing: Preprocessing = "resize",
+) -> Fashion:
+    """All 60 000 pictures of the split "train" or the 10 000 of "test", from the upstream files, trimmed.
+
+    The other settings are those of `Fashion`.
+    """
     images, labels = read_split(split, folder)
-    return Fashion([trim(image) for image in images], labels, min_scale)
+    return Fashion([trim(image) for image in images], labels, min_scale, max_tokens, preprocessing)
 
 
 def trim(image: np.ndarray) -> np.ndarray:

@@ -7,13 +7,17 @@ is a number or a tensor that broadcasts against x_t, and the result has the shap
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 Time = Tensor | float
+Density = Literal["logit_normal", "uniform", "cosmap", "mode"]
+# Beyond these scales of the mode density its map from uniform numbers to times turns round.
+MODE_SCALES = (-1.0, 2 / (math.pi - 2))
 
 
 def interpolate(data: Tensor, noise: Tensor, t: Time) -> Tensor:
@@ -53,20 +57,27 @@ def score_to_velocity(score: Tensor, x_t: Tensor, t: Time) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class TimeDensity:
-    """Where on the path training happens: uniform, or sigmoid(u) with u normal of `mean` and `std` (FiTv2's choice).
+    """Where on the path training happens.
 
-    A positive mean trains more near the data. The uniform density reads neither mean nor std.
+    logit_normal (FiTv2's choice): sigmoid(u) with u normal of `mean` and `std`; a positive mean trains more near the
+    data. uniform. cosmap and mode, of Stable Diffusion 3 (arXiv 2403.03206, Sec. 3.1), map u uniform in [0, 1]: cosmap
+    to 1 - 1 / (tan(pi u / 2) + 1), mode to 1 - u - s (cos^2(pi u / 2) - 1 + u) with s = `scale`, above 0 more in the
+    middle of the path, below at its ends. Their time runs the other way, from data to noise, but both densities are
+    symmetric about 1/2. Raises ValueError for a std that is not positive and for a scale beyond `MODE_SCALES`.
     """
 
-    kind: Literal["logit_normal", "uniform"] = "logit_normal"
+    kind: Density = "logit_normal"
     mean: float = 0.0
     std: float = 1.0
+    scale: float = 1.29
 
     def __post_init__(self) -> None:
-        if self.kind not in ("logit_normal", "uniform"):
-            raise ValueError(f"the time density is 'logit_normal' or 'uniform', not {self.kind!r}")
+        if self.kind not in get_args(Density):
+            raise ValueError(f"the time density is one of {', '.join(get_args(Density))}, not {self.kind!r}")
         if self.std <= 0:
             raise ValueError(f"the standard deviation of the time density must be positive, not {self.std}")
+        if not MODE_SCALES[0] <= self.scale <= MODE_SCALES[1]:
+            raise ValueError(f"the scale of the mode density is from -1 to 2 / (pi - 2), not {self.scale}")
 
 
 LOGIT_NORMAL = TimeDensity()
@@ -75,10 +86,14 @@ LOGIT_NORMAL = TimeDensity()
 def sample_times(count: int, generator: torch.Generator, density: TimeDensity) -> Tensor:
     """(count,) float32 times in [0, 1], on the generator's device."""
     device = generator.device
-    if density.kind == "uniform":
-        return torch.rand(count, generator=generator, device=device)
-    u = torch.randn(count, generator=generator, device=device)
-    return torch.sigmoid(density.mean + density.std * u)
+    if density.kind == "logit_normal":
+        return torch.sigmoid(density.mean + density.std * torch.randn(count, generator=generator, device=device))
+    u = torch.rand(count, generator=generator, device=device)
+    if density.kind == "cosmap":
+        u = 1 - 1 / (torch.tan(math.pi / 2 * u) + 1)
+    elif density.kind == "mode":
+        u = 1 - u - density.scale * (torch.cos(math.pi / 2 * u).square() - 1 + u)
+    return u.clamp(0, 1)  # Rounding may lead a hair beyond.
 
 
 def shift_time(t: Tensor, shift: float) -> Tensor:

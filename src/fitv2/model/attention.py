@@ -111,17 +111,21 @@ def probabilities(q: Tensor, k: Tensor) -> Tensor:
 class SelfAttention(nn.Module):
     """Multi-head self-attention; `qk_norm_affine` gives the q/k LayerNorm a learned scale (no shift)."""
 
-    def __init__(self, width: int, heads: int, qk_norm_affine: bool = False) -> None:
+    def __init__(self, width: int, heads: int, qk_norm: bool = True, qk_norm_affine: bool = False) -> None:
         super().__init__()
-        head_dim = width // heads
+
+        def norm() -> nn.Module:
+            if not qk_norm:
+                return nn.Identity()
+            return nn.LayerNorm(width // heads, eps=1e-6, elementwise_affine=qk_norm_affine, bias=False)
+
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
-        self.q_norm = nn.LayerNorm(head_dim, eps=1e-6, elementwise_affine=qk_norm_affine, bias=False)
-        self.k_norm = nn.LayerNorm(head_dim, eps=1e-6, elementwise_affine=qk_norm_affine, bias=False)
+        self.q_norm, self.k_norm = norm(), norm()
         self.proj = nn.Linear(width, width)
 
     def queries_keys_values(self, x_TD: Tensor, table: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Normalised and rotated q and k, and v, each (T, N, H)."""
+        """q and k, normalised (if they are to be) and rotated, and v, each (T, N, H)."""
         q, k, v = self.qkv(x_TD).unflatten(-1, (3, self.heads, -1)).unbind(1)
         return *recomputed(self._turned, q, k, *table), v
 

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from torch import nn
 
 from .attention import SelfAttention
 from .context import CONTEXTS
-from .modulation import FullModulation, LowRankModulation
+from .modulation import FullModulation, LowRankModulation, NoSharedModulation
 from .rope import PLAIN, RopeScheme
+
+Modulation = Literal["low-rank", "full"]
+Prediction = Literal["velocity", "noise"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class FiTConfig:
     """Everything that fixes the network. Raises ValueError where the numbers do not fit each other.
 
+    modulation: "low-rank", in each block a pair of rank `lora_rank` beside the projection that all share, or "full", in
+    each block a projection of its own. prediction: "velocity", trained as a rectified flow with times in [0, 1], or
+    "noise", trained by diffusion with steps 0 to 999: the noise and then where its variance lies, twice the channels.
     rope: how positions are turned unless a call says otherwise; its train_side tells where extrapolation begins.
     context: "none", or how context tokens of `context_channels` numbers condition: see `fitv2.model.context`.
     """
@@ -28,7 +35,10 @@ class FiTConfig:
     num_classes: int = 1000
     mlp_ratio: float = 4.0
     lora_rank: int | None = None
+    qk_norm: bool = True
     qk_norm_affine: bool = False
+    modulation: Modulation = "low-rank"
+    prediction: Prediction = "velocity"
     rope: RopeScheme = PLAIN
     context: str = "none"
     context_channels: int = 768
@@ -39,8 +49,14 @@ class FiTConfig:
                 f"width {self.width} with {self.heads} heads: the width of a head must be a whole multiple of 4, "
                 "because rows and columns each turn pairs of its numbers"
             )
-        if self.context not in CONTEXTS:
-            raise ValueError(f"there is no context {self.context!r}; choose from {', '.join(CONTEXTS)}")
+        kinds = {"context": CONTEXTS, "modulation": get_args(Modulation), "prediction": get_args(Prediction)}
+        for field, known in kinds.items():
+            if getattr(self, field) not in known:
+                raise ValueError(f"there is no {field} {getattr(self, field)!r}; choose from {', '.join(known)}")
+        if self.lora_rank is not None and self.modulation == "full":
+            raise ValueError(f"lora_rank {self.lora_rank} is of low-rank modulation, and this one is full")
+        if self.qk_norm_affine and not self.qk_norm:
+            raise ValueError("qk_norm_affine is a scale in the norm of queries and keys, and here they have none")
         if isinstance(self.rope, dict):  # As JSON has it.
             object.__setattr__(self, "rope", RopeScheme(**self.rope))
 
@@ -51,7 +67,7 @@ class FiTConfig:
     @property
     def output_channels(self) -> int:
         """Numbers that the network gives per token."""
-        return self.token_channels
+        return self.token_channels * (2 if self.prediction == "noise" else 1)
 
     @property
     def mlp_hidden(self) -> int:
@@ -61,15 +77,15 @@ class FiTConfig:
     def modulation_rank(self) -> int:
         return self.width // 4 if self.lora_rank is None else self.lora_rank
 
-    # The parts in which relatives of FiTv2 differ from it: see `fitv2.model.fit1`.
-
     def build_attention(self) -> SelfAttention:
-        return SelfAttention(self.width, self.heads, self.qk_norm_affine)
+        return SelfAttention(self.width, self.heads, self.qk_norm, self.qk_norm_affine)
 
     def build_modulation(self) -> nn.Module:
         """A block's own part of the modulation, (B, D) to (B, 6 D)."""
+        if self.modulation == "full":
+            return FullModulation(self.width, parts=6)
         return LowRankModulation(self.width, self.modulation_rank)
 
     def build_global_modulation(self) -> nn.Module:
         """The part that all blocks share, (B, D) to (B, 6 D)."""
-        return FullModulation(self.width, parts=6)
+        return NoSharedModulation() if self.modulation == "full" else FullModulation(self.width, parts=6)

@@ -9,49 +9,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
-
-from .attention import SelfAttention
-from .config import FiTConfig
-from .modulation import FullModulation
+from .config import FiTConfig, Modulation, Prediction
 
 
 @dataclass(frozen=True, kw_only=True)
 class FiT1Config(FiTConfig):
-    """The configuration of FiT. Raises ValueError for lora_rank and qk_norm_affine, of which it has neither.
+    """The configuration of FiT; with other values, of what lies between it and FiTv2 (Table II there).
 
     The model takes t (B,) as steps 0..999, whole or between. The authors' commit caps it at 1.0, which makes all steps
     but the first alike; clamp it to do the same.
     """
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.lora_rank is not None or self.qk_norm_affine:
-            raise ValueError("FiT has no lora_rank and no qk_norm_affine")
-
-    @property
-    def output_channels(self) -> int:
-        return 2 * self.token_channels
+    qk_norm: bool = False
+    modulation: Modulation = "full"
+    prediction: Prediction = "noise"
 
     @property
     def mlp_hidden(self) -> int:
         return int(self.width * self.mlp_ratio)
-
-    def build_attention(self) -> SelfAttention:
-        attention = SelfAttention(self.width, self.heads)
-        attention.q_norm = attention.k_norm = nn.Identity()
-        return attention
-
-    def build_modulation(self) -> nn.Module:
-        return FullModulation(self.width, parts=6)
-
-    def build_global_modulation(self) -> nn.Module:
-        return NoSharedModulation()
-
-
-class NoSharedModulation(nn.Module):
-    """Nothing to add to a block's own modulation."""
-
-    def forward(self, c_BD: Tensor) -> Tensor:
-        return torch.zeros((), dtype=c_BD.dtype, device=c_BD.device)

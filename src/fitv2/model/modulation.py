@@ -1,7 +1,7 @@
 """AdaLN-LoRA: one projection shared by all blocks plus a low-rank pair per block (FiTv2, Eq. 8).
 
 S_i = W_global(c) + W2_i W1_i (c), with SiLU on c. Conditioning stays per image, (B, ...), until it meets the tokens:
-projecting per token would cost 6 D^2 on each of them.
+projecting per token would cost 6 D^2 on each of them. FiT has a full projection in every block, none shared.
 """
 
 from __future__ import annotations
@@ -30,6 +30,13 @@ class FullModulation(nn.Sequential):
         super().__init__(nn.SiLU(), nn.Linear(width, parts * width))
         nn.init.zeros_(self[1].weight)
         nn.init.zeros_(self[1].bias)
+
+
+class NoSharedModulation(nn.Module):
+    """Nothing to add to a block's own modulation."""
+
+    def forward(self, c_BD: Tensor) -> Tensor:
+        return torch.zeros((), dtype=c_BD.dtype, device=c_BD.device)
 
 
 def modulated_norm(x_TD: Tensor, shift_BD: Tensor, scale_BD: Tensor, rows: Rows) -> Tensor:

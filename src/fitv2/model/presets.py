@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from .config import FiTConfig
 from .fit1 import FiT1Config
@@ -23,6 +24,16 @@ def preset(name: str, **changes) -> FiTConfig:
     if name not in PRESETS:
         raise ValueError(f"there is no preset {name!r}; the presets are {', '.join(PRESETS)}")
     return replace(PRESETS[name], **changes)
+
+
+def config_of(architecture: str, **fields: Any) -> FiTConfig:
+    """The configuration of that architecture with these fields; those that are None are as the architecture has them.
+
+    Raises ValueError for an unknown architecture, and as the configuration does.
+    """
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"there is no architecture {architecture!r}; choose from {', '.join(ARCHITECTURES)}")
+    return ARCHITECTURES[architecture](**{field: value for field, value in fields.items() if value is not None})
 
 
 def architecture_of(config: FiTConfig) -> str:
