@@ -1,4 +1,4 @@
-"""A study as data, read from YAML: variants of a recipe, seeds, how they are scored, and the claims that they decide."""
+"""A study as data, read from YAML: variants of a recipe, seeds, how runs are scored, and the claims they decide."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Variant(Settings):
     """What it changes in the recipe, by dotted keys, and a sentence about it."""
 
     about: str
-    set: dict[str, Any] = {}
+    set: dict[str, Any] = Field({})
 
 
 class Sampler(Settings):
@@ -46,6 +46,10 @@ class Condition(Settings):
         return f"{self.view}, guidance {self.guidance:g}" if self.guidance != 1 else f"{self.view}, unguided"
 
 
+VIEWS = {"square": {"data.preprocessing": "crop"}, "own": {"data.preprocessing": "resize"}}
+SAMPLERS = {"velocity": Sampler(solver="ab2", steps=25), "noise": Sampler(solver="ddim", steps=50)}
+
+
 class Evaluation(Settings):
     """When and how runs are scored.
 
@@ -57,13 +61,10 @@ class Evaluation(Settings):
     every: PositiveInt
     images: PositiveInt = 500
     final_images: PositiveInt = 1000
-    views: dict[Name, dict[str, Any]]
-    guidance: tuple[float, ...] = (1.0, 1.5)
-    point: Condition
-    samplers: dict[Literal["velocity", "noise"], Sampler] = {
-        "velocity": Sampler(solver="ab2", steps=25),
-        "noise": Sampler(solver="ddim", steps=50),
-    }
+    views: dict[Name, dict[str, Any]] = Field(VIEWS, min_length=1)
+    guidance: tuple[float, ...] = Field((1.0, 1.5), min_length=1)
+    point: Condition = Condition(view="square", guidance=1.5)
+    samplers: dict[Literal["velocity", "noise"], Sampler] = Field(SAMPLERS)
 
     @property
     def final(self) -> list[Condition]:
@@ -83,7 +84,7 @@ class Study(Settings):
     title: str
     question: str
     recipe: str
-    set: dict[str, Any] = {}
+    set: dict[str, Any] = Field({})
     seeds: PositiveInt = 3
     variants: dict[Name, Variant] = Field(min_length=1)
     evaluation: Evaluation

@@ -17,7 +17,7 @@ from ..atomic import write_file, write_text
 from ..autoencoder import Pixels
 from ..build import build_base, build_dataset, build_model_config
 from ..evaluation.scores import classifier_digest
-from ..generate import DIFFUSION_SOLVERS, Sampling, default_solver
+from ..generate import Sampling
 from ..model.config import FiTConfig
 from ..pretrained import Pretrained, default_device, load_pretrained
 from ..training.plan import plan_figures
@@ -109,10 +109,8 @@ class Scorer:
 
     def __init__(self, job: Job, tell: Tell) -> None:
         self.job, self.tell = job, tell
-        study = job.study
-        self.references = {
-            v: load_reference(study.view_recipe(v), job.work / "references") for v in study.evaluation.views
-        }
+        views, cache = job.study.evaluation.views, job.work / "references"
+        self.references = {view: load_reference(job.study.view_recipe(view), cache) for view in views}
         self.done = self.total = 0
 
     def all(self, models: dict[int, Path]) -> tuple[dict[int, Scores], dict[str, Scores]]:
@@ -185,9 +183,7 @@ class Scorer:
 def makes(config: FiTConfig, reference: Reference) -> bool:
     """Whether a model can make every shape of a view; of a fixed grid it makes that square alone."""
     side = getattr(config, "side", None)
-    return side is None or all(
-        shape == 2 * (side * config.patch_size,) for of_class in reference.shapes for *shape, _ in of_class
-    )
+    return side is None or reference.sides == {side * config.patch_size}
 
 
 def read_scores(path: Path) -> Scores | None:
@@ -203,7 +199,7 @@ def read_scores(path: Path) -> Scores | None:
 
 def sampling_of(study: Study, config: FiTConfig, condition: Condition) -> Sampling:
     """How a model of that configuration is sampled."""
-    sampler = study.evaluation.samplers["noise" if default_solver(config) in DIFFUSION_SOLVERS else "velocity"]
+    sampler = study.evaluation.samplers[config.prediction]
     return Sampling(steps=sampler.steps, solver=sampler.solver, guidance=condition.guidance)
 
 

@@ -33,10 +33,10 @@ class Point(Settings):
 class Record(Settings):
     """A run and its result.
 
-    digest, recipe: see `fitv2.study.definition.Run`. settings: all that its scores depend on. machine: what it ran on. cost: what
-    `fitv2.training.plan.plan_figures` says. evaluations: of the network for one picture, by condition. points: along
-    the training. final: scores by condition, empty where the training diverged. loss: (step, mean since the last one).
-    skipped: steps without a finite gradient.
+    digest, recipe: see `fitv2.study.definition.Run`. settings: all that its scores depend on. machine: what it ran on.
+    cost: what `fitv2.training.plan.plan_figures` says. evaluations: of the network for one picture, by condition.
+    points: along the training. final: scores by condition, empty where the training diverged. loss: (step, mean since
+    the last one). skipped: steps without a finite gradient.
     """
 
     study: str
@@ -83,7 +83,4 @@ def read_record(path: Path) -> Record:
     try:
         return Record.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        raise ValueError(
-            f"{path} is damaged ({error.error_count()} mistakes, the first: {error.errors()[0]['msg']}); remove it, and "
-            "the study makes it again"
-        ) from None
+        raise ValueError(f"{path} is damaged ({error.errors()[0]['msg']}); running the study makes it again") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from ..training.preemption import STOPPED, Termination
 from .one_run import Job
 from .worker import OUTPUT, work
 
+logger = logging.getLogger(__name__)
 # Of one look at what the processes say: how soon a wish to stop is heard.
 SECONDS = 0.5
 # For a step and its checkpoint, after which a process that does not stop is killed.
@@ -39,13 +41,31 @@ def default_jobs() -> int:
     return 1 if torch.cuda.is_available() else os.cpu_count() or 1
 
 
+def threads_of_a_run(at_a_time: int) -> int:
+    """All cores shared alike."""
+    return max(1, (os.cpu_count() or 1) // at_a_time)
+
+
+def unfinished(jobs: Sequence[Job]) -> list[Job]:
+    """Those without a record of their settings; a damaged one is named on the log and made again."""
+    return [job for job in jobs if not is_done(job)]
+
+
+def is_done(job: Job) -> bool:
+    try:
+        return job.is_done()
+    except ValueError as error:
+        logger.warning("%s", error)
+        return False
+
+
 def run_all(jobs: Sequence[Job], at_a_time: int, show: Show) -> list[str]:
     """A process for each job, in order, so many at a time; a sentence for each that failed.
 
     Stops all of them, each with its step saved, on Ctrl-C (KeyboardInterrupt) and on SIGTERM (SystemExit).
     """
     waiting, running, failures = list(jobs), [], []
-    threads = max(1, (os.cpu_count() or 1) // at_a_time)
+    threads = threads_of_a_run(at_a_time)
     termination = Termination()
     try:
         with termination:

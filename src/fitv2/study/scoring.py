@@ -45,6 +45,11 @@ class Reference:
     def statistics(self) -> Statistics:
         return Statistics.of(self.features)
 
+    @property
+    def sides(self) -> set[int]:
+        """Every height and width."""
+        return {side for of_class in self.shapes for *size, _ in of_class for side in size}
+
     def wishes(self, images: int, seed: int) -> list[Wish]:
         """Classes in turn, each picture in the shape of a random real one of its class, its noise fixed by its number.
 
@@ -61,10 +66,8 @@ class Reference:
     def draw(self, label: int, seed: tuple[int, int]) -> tuple[int, int]:
         """The (height, width) of a random real picture of the class."""
         shapes = self.shapes[label]
-        counts = np.cumsum([count for _, _, count in shapes])
-        height, width, _ = shapes[
-            int(np.searchsorted(counts, np.random.default_rng(seed).integers(counts[-1]), "right"))
-        ]
+        counts = np.array([count for _, _, count in shapes])
+        height, width, _ = shapes[np.random.default_rng(seed).choice(len(shapes), p=counts / counts.sum())]
         return height, width
 
 
