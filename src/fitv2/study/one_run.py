@@ -24,7 +24,7 @@ from ..training.plan import plan_figures
 from ..training.samples import draw_sheet
 from .definition import Condition, Run, Study, digest
 from .record import Point, Record, Scores, read_record, write_record
-from .scoring import PROTOCOL, Reference, load_reference, score
+from .scoring import PROTOCOL, Reference, data_of, load_reference, score
 from .snapshots import Tell, TrainingLog, has_diverged, snapshots, train
 
 logger = logging.getLogger(__name__)
@@ -58,10 +58,7 @@ class Job:
     def settings(self) -> dict[str, Any]:
         """All that the scores depend on besides the training."""
         evaluation = self.study.evaluation
-        data = {
-            view: self.study.view_recipe(view).data.model_dump(mode="json", exclude_defaults=True)
-            for view in evaluation.views
-        }
+        data = {view: data_of(self.study.view_recipe(view)) for view in evaluation.views}
         about = {"protocol": PROTOCOL, "classifier": classifier_digest(), "data": data}
         return about | evaluation.model_dump(mode="json", exclude={"views"})
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,8 +80,7 @@ def load_reference(recipe: Recipe, cache: Path) -> Reference:
     dataset = build_dataset(recipe.data, recipe.model.patch_size)
     if list(dataset.class_names) != CLASS_NAMES or dataset.channels != 1:
         raise ValueError("scores of a study are for the ten garments (data.source: fashion)")
-    about = recipe.data.model_dump(mode="json", exclude_defaults=True)
-    path = cache / f"{digest([PROTOCOL, classifier_digest(), about])}.safetensors"
+    path = features_path(recipe, cache)
     try:
         features = load(path.read_bytes())["features"]
     except (OSError, SafetensorError, KeyError):  # Not there yet, or damaged.
@@ -88,6 +88,17 @@ def load_reference(recipe: Recipe, cache: Path) -> Reference:
         features, _ = examine(load_classifier(), [view.latent(i) for i in range(len(dataset))])
         write_tensors(path, {"features": features})
     return Reference(features, shapes_of(dataset))
+
+
+def features_path(recipe: Recipe, cache: Path) -> Path:
+    """Where the features of a view are kept."""
+    about = [PROTOCOL, classifier_digest(), data_of(recipe)]
+    return cache / f"{digest(about)}.safetensors"
+
+
+def data_of(recipe: Recipe) -> dict[str, Any]:
+    """What fixes a view's pictures, as JSON takes it."""
+    return recipe.data.model_dump(mode="json", exclude_defaults=True)
 
 
 def score(
