@@ -224,8 +224,8 @@ def test_a_run_that_fails_does_not_stop_the_others(fitv2, work, tmp_path):
 
 def test_sigterm_stops_all_and_the_same_command_continues(fitv2, definition, work):
     content = yaml.safe_load(definition.read_text())
-    content["set"]["training.steps"] = 1000
-    content["evaluation"]["every"] = 500
+    content["set"]["training.steps"] = 200
+    content["evaluation"]["every"] = 100
     definition.write_text(yaml.safe_dump(content))
     arguments = ["study", definition, "--seeds", 1, *options(work)]
     child = process(command_line, *map(str, arguments))
@@ -237,10 +237,10 @@ def test_sigterm_stops_all_and_the_same_command_continues(fitv2, definition, wor
     assert child.exitcode == STOPPED
     # Each saved the step that it had reached, before its first point.
     saved = [int(path.name.removeprefix("step-")) for path in work.glob("*/checkpoints/step-*")]
-    assert len(saved) == 2 and all(0 < step < 500 for step in saved)
+    assert len(saved) == 2 and all(0 < step < 100 for step in saved)
     assert fitv2(*arguments)[0] == 0
     for folder in work.glob("*/log.jsonl"):
-        assert len(TrainingLog(folder.parent).images) == 1000
+        assert len(TrainingLog(folder.parent).images) == 200
         assert "continuing from" in (folder.parent / "output.txt").read_text()
 
 

@@ -115,7 +115,7 @@ class Study(Settings):
     def recipe_of(self, variant: str, seed: int) -> Recipe:
         """All settings of one run. Raises ValueError where they do not hold."""
         every = self.evaluation.every
-        log = {"log.checkpoint_every": every, "log.keep_checkpoints": 1, "log.sample_every": 10**9}
+        log = {"log.checkpoint_every": every, "log.keep_checkpoints": 1, "log.sample_every": None}
         changes = self.set | self.variants[variant].set | log | {"training.seed": seed}
         try:
             return load_recipe(self.recipe, overrides(changes))

@@ -26,7 +26,7 @@ Show = Callable[[str, str, int, int], None]
 DONE, FAILED = "done", "failed"
 
 
-@dataclass
+@dataclass(eq=False)
 class Running:
     """A process and what it has said."""
 

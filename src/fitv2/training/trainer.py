@@ -300,9 +300,8 @@ class Trainer:
             logger.warning("the pictures are not those of before: the run continues, but in another order")
 
     def samples_are_due(self) -> bool:
-        return self.done > 0 and (
-            self.done % self.recipe.log.sample_every == 0 or self.done == self.recipe.training.steps
-        )
+        every, last = self.recipe.log.sample_every, self.recipe.training.steps
+        return every is not None and self.done > 0 and (self.done % every == 0 or self.done == last)
 
     @property
     def sheet(self) -> Path:
