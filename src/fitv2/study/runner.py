@@ -89,7 +89,7 @@ def begin(job: Job, threads: int) -> Running:
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
     if method == "forkserver":
-        context.set_forkserver_preload([work.__module__])
+        context.set_forkserver_preload([work.__module__, "torch._dynamo"])  # The latter is what accelerate loads late.
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=work, args=(job, threads, theirs), name=job.run.name, daemon=True)
     process.start()
