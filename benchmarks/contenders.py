@@ -13,7 +13,6 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from diffusers import DiTTransformer2DModel
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -21,6 +20,7 @@ from fitv2 import FiT, FiTConfig, TokenBatch
 from fitv2.flow.objective import flow_loss_at
 from fitv2.flow.path import interpolate
 from fitv2.model.cost import forward_flops
+from fitv2.model.grid import GridConfig, build_dit
 from fitv2.model.transformer import lay_out_by_input
 from fitv2.profiling.measure import Work
 from padded import PaddedFiT, padded, padded_inputs, unpadded
@@ -123,23 +123,13 @@ class Squares:
     """
 
     def __init__(self, config: FiTConfig, layers: int, images: int, device: torch.device) -> None:
-        self.config, self.layers = config, layers
+        sizes = {name: getattr(config, name) for name in ("width", "heads", "patch_size", "in_channels", "num_classes")}
+        self.config = GridConfig(**sizes, depth=layers, side=SQUARE_SIDE)
         side = SQUARE_SIDE * config.patch_size
-        self.network = self.build().to(device)
+        self.network = build_dit(self.config).to(device)
         self.x, self.target = torch.randn(2, images, config.in_channels, side, side, device=device)
         self.t = torch.arange(images, device=device)
         self.y = self.t % config.num_classes
-
-    def build(self) -> DiTTransformer2DModel:
-        return DiTTransformer2DModel(
-            num_layers=self.layers,
-            num_attention_heads=self.config.heads,
-            attention_head_dim=self.config.width // self.config.heads,
-            patch_size=self.config.patch_size,
-            in_channels=self.config.in_channels,
-            sample_size=SQUARE_SIDE * self.config.patch_size,
-            num_embeds_ada_norm=self.config.num_classes,
-        )
 
     def velocity(self) -> Tensor:
         return self.network(self.x.to(self.network.dtype), self.t, self.y).sample
@@ -149,7 +139,8 @@ class Squares:
 
     def contender(self, name: str, work: Work, forwards: int = 1) -> Contender:
         with torch.device("meta"), FlopCounterMode(display=False) as counter:
-            self.build()(torch.empty(self.x.shape), torch.zeros(len(self.x)).long(), torch.zeros(len(self.x)).long())
+            numbers = torch.zeros(len(self.x)).long()
+            build_dit(self.config)(torch.empty(self.x.shape), numbers, numbers)
         tokens = len(self.x) * SQUARE_SIDE**2
         return Contender(name, work, len(self.x), tokens, forwards * counter.get_total_flops())
 

@@ -253,6 +253,24 @@ def test_a_folder_with_a_broken_file_trains_to_the_end_and_the_file_is_named(tra
     assert {row["class"] for row in json.loads(sampled.out)["images"]} == {"cat", "dog"}
 
 
+def test_a_model_of_a_fixed_grid_trains_goes_on_and_makes_its_own_size(train, fitv2, pictures, tmp_path):
+    settings = ["model.architecture=SiT", "data.preprocessing=crop", "data.max_tokens=9", "log.sample_every=2"]
+    assert train(settings=[*settings, "training.steps=2"]).code == 0
+    assert (resumed := train("--resume", settings=settings)).code == 0, resumed.err
+    assert (tmp_path / "run/samples/step-00000004.png").is_file()
+    sampled = fitv2("sample", "--model", "run", "--steps", 1, "--json")
+    side = 3 * json.loads((tmp_path / "run/model/config.json").read_text())["model"]["patch_size"]
+    assert [row["size"] for row in json.loads(sampled.out)["images"]] == [[side, side]] * 2
+    other = fitv2("sample", "--model", "run", "--size", f"{side}x{2 * side}")
+    assert_sentence(other, f"makes {side}x{side} latent pixels alone, and {side}x{2 * side} is asked for")
+    assert_sentence(fitv2("sample", "--model", "run", "--extrapolation", "ntk"), "makes its own size alone; leave")
+    assert_sentence(fitv2("sample", "--model", "run", "--full-every", 2), "no cache of blocks")
+    assert_sentence(
+        train("--out", "other", settings=[*settings[:1], "data.flip=false"]), "SiT takes squares of one size"
+    )
+    assert json.loads(fitv2("profile", "run", "--json").out)["profiles"][0]["tokens"] == 9
+
+
 def test_a_dry_run_shows_configuration_and_cost_and_writes_nothing(train, pictures, tmp_path):
     shown = train("--dry-run")
     assert shown.code == 0, shown.err

@@ -91,7 +91,8 @@ def test_the_parts_of_fit_can_be_changed_one_by_one():
 
 @pytest.mark.parametrize("architecture", PARTS)
 def test_the_settings_know_what_the_architectures_have(architecture):
-    config = config_of(architecture, width=32, depth=1, heads=2)
+    side = {"side": 5} if architecture in ("DiT", "SiT") else {}
+    config = config_of(architecture, width=32, depth=1, heads=2, **side)
     assert PARTS[architecture] == {part: getattr(config, part) for part in PARTS[architecture]}
 
 

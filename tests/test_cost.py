@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fitv2 import FiT, FiTConfig, TokenBatch, preset
 from fitv2.flow.objective import flow_loss_at
+from fitv2.model.config import NetworkConfig
 from fitv2.model.cost import (
     attention_flops,
     forward_bytes,
@@ -16,6 +17,7 @@ from fitv2.model.cost import (
     parameters,
     training_bytes,
 )
+from fitv2.model.network import build_network
 from fitv2.profiling.measure import most_bytes
 
 SMALL = FiTConfig(width=48, depth=2, heads=3, num_classes=5)
@@ -24,7 +26,7 @@ ODD = FiTConfig(width=64, depth=3, heads=2, patch_size=4, in_channels=1, mlp_rat
 BLOCKS = FiTConfig(width=128, depth=6, heads=2, patch_size=4, in_channels=1, num_classes=10)
 
 
-def batch_of(config: FiTConfig, sizes, device: str = "cpu") -> tuple[TokenBatch, torch.Tensor, torch.Tensor]:
+def batch_of(config: NetworkConfig, sizes, device: str = "cpu") -> tuple[TokenBatch, torch.Tensor, torch.Tensor]:
     """Zeros of the given sizes, with times and labels."""
     tokens = sum(h * w for h, w in sizes)
     x = torch.zeros(tokens, config.token_channels, device=device)
@@ -69,10 +71,10 @@ def test_parameters_of_the_presets(name, number):
     assert parameters(preset(name)) == number
 
 
-def saved_bytes(config: FiTConfig, sizes, precision: str, activation_checkpointing: bool = False) -> int:
+def saved_bytes(config: NetworkConfig, sizes, precision: str, activation_checkpointing: bool = False) -> int:
     """Bytes of the distinct storages that autograd keeps for the backward pass, the weights themselves left out."""
     torch.manual_seed(0)
-    model = FiT(config)
+    model = build_network(config)
     model.activation_checkpointing = activation_checkpointing
     kept: dict[int, torch.Tensor] = {}  # the tensors too: an address must not be freed and counted as an old one
 

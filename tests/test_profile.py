@@ -11,10 +11,10 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from fitv2 import FiT, TokenBatch, preset
+from fitv2.model.cost import parameters
+from fitv2.model.grid import build_dit
 from fitv2.model.presets import PRESETS
 from fitv2.pretrained import save_pretrained
-from fitv2.profiling import dit
-from fitv2.profiling.dit import BASELINES
 from fitv2.profiling.profile import TABLE_1, Case, Cost, Subject, cost_of, measure
 from tiny import CLASSES, CONFIG, tiny_autoencoder
 
@@ -32,18 +32,18 @@ PUBLISHED = {
 
 
 def case_of(name: str, side: int = 256, batch: int = 1) -> Case:
-    return Case(Subject(name, (PRESETS | BASELINES)[name], 8, (256, 256)), (side, side), batch)
+    return Case(Subject(name, PRESETS[name], 8, (256, 256)), (side, side), batch)
 
 
 def counted(name: str, side: int, batch: int = 1) -> dict[str, int]:
     """What torch counts on the meta device, by operation; of norms the numbers that they take."""
     custom = {LAYER_NORM: lambda shape, *_, **__: prod(shape)}
     with torch.device("meta"), FlopCounterMode(display=False, custom_mapping=custom) as counter:
-        times = torch.zeros(batch)
-        if name in BASELINES:
-            dit.build(BASELINES[name])(torch.zeros(batch, 4, side // 8, side // 8), times, times.long())
+        times, config = torch.zeros(batch), PRESETS[name]
+        if config.fixed_grid:
+            build_dit(config)(torch.zeros(batch, 4, side // 8, side // 8), times, times.long())
         else:
-            grid, config = (side // 16, side // 16), PRESETS[name]
+            grid = (side // 16, side // 16)
             tokens = torch.zeros(batch * prod(grid), config.token_channels)
             FiT(config)(TokenBatch(tokens, [grid] * batch), times, times.long())
     return {str(operation): count for operation, count in counter.get_flop_counts()["Global"].items()}
@@ -58,8 +58,8 @@ def test_figures_of_table_1(name):
     attention, as the paper does.
     """
     millions, published, alone = PUBLISHED[name]
-    cost, config = cost_of(case_of(name)), (PRESETS | BASELINES)[name]
-    positions = 256 * config.width if name in BASELINES else 0
+    cost, config = cost_of(case_of(name)), PRESETS[name]
+    positions = 256 * config.width if config.fixed_grid else 0
     assert cost.parameters + positions == pytest.approx(millions * 1e6, abs=0.5e6 if millions < 3000 else 500e6)
     assert (round(cost.parameters / 1e6) == millions) == (name not in ("SiT-B/2", "FiTv2-3B/2"))
     rounding = 0.05 if published % 1 else 0.5
@@ -72,7 +72,7 @@ def test_figures_of_table_1(name):
 @pytest.mark.parametrize("name", ["SiT-B/2", "DiT-B/2"])
 def test_operations_are_those_that_torch_counts(name):
     """Diffusers embeds time and class once more in each of its blocks, which the authors' code does not."""
-    operations, config = counted(name, 512, batch=3), BASELINES[name]
+    operations, config = counted(name, 512, batch=3), PRESETS[name]
     again = 2 * 3 * config.depth * (256 + config.width) * config.width
     linear = operations["aten.addmm"] + operations["aten.convolution"] - again
     cost = cost_of(case_of(name, 512, batch=3))
@@ -81,7 +81,7 @@ def test_operations_are_those_that_torch_counts(name):
 
 def test_the_backbone_of_dit_is_of_its_published_sizes():
     """DiT, Table 4: 130, 458 and 675 M parameters."""
-    sizes = {name: round(dit.parameters(config) / 1e6) for name, config in BASELINES.items() if name.startswith("DiT")}
+    sizes = {name: round(parameters(config) / 1e6) for name, config in PRESETS.items() if name.startswith("DiT")}
     assert sizes == {"DiT-B/2": 130, "DiT-L/2": 458, "DiT-XL/2": 675}
 
 

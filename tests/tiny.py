@@ -17,8 +17,8 @@ from accelerate.state import AcceleratorState, GradientState
 from fitv2.build import build_base, build_model_config
 from fitv2.config import Recipe, build_recipe
 from fitv2.data.fashion import CLASS_NAMES, Fashion
-from fitv2.model.config import FiTConfig
-from fitv2.model.transformer import FiT
+from fitv2.model.config import FiTConfig, NetworkConfig
+from fitv2.model.network import Network, build_network
 from fitv2.processes import leave
 from fitv2.training.trainer import Trainer
 
@@ -28,21 +28,21 @@ CLASSES = CLASS_NAMES
 CLOCK = ("seconds", "cpu_seconds", "tokens_per_second")
 
 
-def random_model(config: FiTConfig = CONFIG, seed: int = 0) -> FiT:
+def random_model(config: NetworkConfig = CONFIG, seed: int = 0) -> Network:
     """A fresh model predicts zero whatever it is asked; this one does not."""
     torch.manual_seed(seed)
-    model = FiT(config)
+    model = build_network(config)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     return model.eval()
 
 
-def garments(number: int = 60, seed: int = 0) -> Fashion:
-    """Noise in the sizes of garments: sides of 4 to 28 pixels."""
+def garments(number: int = 60, seed: int = 0, **budget) -> Fashion:
+    """Noise in the sizes of garments: sides of 4 to 28 pixels; max_tokens and preprocessing as of `Fashion`."""
     rng = np.random.default_rng(seed)
     sizes = rng.integers(1, 8, (number, 2)) * 4
     pictures = [rng.integers(0, 256, size, dtype=np.uint8) for size in sizes.tolist()]
-    return Fashion(pictures, rng.integers(0, len(CLASSES), number))
+    return Fashion(pictures, rng.integers(0, len(CLASSES), number), **budget)
 
 
 def recipe(*overrides: str) -> Recipe:

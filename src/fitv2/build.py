@@ -9,11 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .classes import imagenet_names, readable_names
-from .config import DataSettings, Recipe, TrainingSettings
+from .config import NOT_OF_GRIDS, DataSettings, ModelSettings, Recipe, TrainingSettings
 from .data import fashion
 from .data.dataset import Dataset
 from .data.fashion import Fashion
@@ -26,8 +27,9 @@ from .diffusion.objective import DiffusionLoss, diffusion_loss
 from .diffusion.schedule import linear_schedule
 from .flow.objective import FlowLoss, flow_loss
 from .flow.path import TimeDensity
-from .model.config import FiTConfig
-from .model.presets import config_of
+from .model.config import NetworkConfig
+from .model.grid import GridConfig
+from .model.presets import ARCHITECTURES, config_of
 from .model.rope import RopeScheme
 from .pretrained import Pretrained, load_pretrained
 from .tokens import TokenBatch
@@ -128,16 +130,26 @@ def build_stand_in(data: DataSettings) -> Dataset:
 
 
 def build_base(training: TrainingSettings) -> Pretrained | None:
-    """The model that training begins with, if the recipe names one. Raises ValueError when it is not there."""
-    return None if training.start_from is None else load_pretrained(training.start_from)
+    """The model that training begins with, if the recipe names one.
+
+    Raises ValueError when it is not there, and for a fixed grid, with which no training begins.
+    """
+    base = None if training.start_from is None else load_pretrained(training.start_from)
+    if base is not None and base.model.config.fixed_grid is not None:
+        raise ValueError(f"{training.start_from} is of a fixed grid, and no training begins with such a model")
+    return base
 
 
-def build_model_config(recipe: Recipe, dataset: Dataset, base: Pretrained | None = None) -> FiTConfig:
+def build_model_config(recipe: Recipe, dataset: Dataset, base: Pretrained | None = None) -> NetworkConfig:
     """The network of a recipe, with channels and classes from the data.
 
     Extrapolation begins at the size of the data, or where the recipe extends the size of a base model, at that one's.
+    Raises ValueError for a fixed grid where pictures are of several sizes.
     """
-    most_tokens = int(dataset.epoch(0, 0).hw.prod(1).max())
+    hw = dataset.epoch(0, 0).hw
+    if issubclass(ARCHITECTURES[recipe.model.architecture], GridConfig):
+        return build_grid_config(recipe.model, dataset, hw)
+    most_tokens = int(hw.prod(1).max())
     rope = RopeScheme(train_side=max(math.isqrt(most_tokens), 2))
     if recipe.model.extrapolation is not None:
         rope = (rope if base is None else base.model.config.rope).named(recipe.model.extrapolation)
@@ -145,7 +157,19 @@ def build_model_config(recipe: Recipe, dataset: Dataset, base: Pretrained | None
     return config_of(**recipe.model.model_dump(exclude={"extrapolation"}), **data, rope=rope)
 
 
-def build_objective(training: TrainingSettings, config: FiTConfig) -> Objective:
+def build_grid_config(model: ModelSettings, dataset: Dataset, hw: np.ndarray) -> NetworkConfig:
+    """DiT or SiT, of the side of the pictures, whose hw (N, 2) has to be the same square for all."""
+    side = int(hw[0, 0])
+    if (hw != side).any():
+        raise ValueError(
+            f"{model.architecture} takes squares of one size, and the pictures are of several: set "
+            "data.preprocessing=crop, and no data.min_scale"
+        )
+    data = {"in_channels": dataset.channels, "num_classes": dataset.num_classes, "side": side}
+    return config_of(**model.model_dump(exclude=set(NOT_OF_GRIDS)), **data)
+
+
+def build_objective(training: TrainingSettings, config: NetworkConfig) -> Objective:
     """What the network of that configuration learns by: rectified flow, or where it predicts noise denoising."""
     if config.prediction == "noise":
         return partial(diffusion_loss, schedule=linear_schedule(), label_drop=training.label_drop)

@@ -30,7 +30,9 @@ class Settings(BaseModel):
 class ModelSettings(Settings):
     """The network; input channels and number of classes come from the data."""
 
-    architecture: Literal["FiTv2", "FiT"] = Field("FiTv2", description="FiT: the predecessor, trained with diffusion")
+    architecture: Literal["FiTv2", "FiT", "DiT", "SiT"] = Field(
+        "FiTv2", description="FiT: the predecessor, trained with diffusion; DiT, SiT: of one square size alone"
+    )
     width: PositiveInt = Field(256, description="numbers per token inside the model")
     depth: PositiveInt = Field(6, description="number of blocks")
     heads: PositiveInt = Field(4, description="attention heads")
@@ -53,7 +55,7 @@ class ModelSettings(Settings):
 
     @property
     def parts(self) -> dict[str, Any]:
-        """qk_norm, modulation and prediction as they are in effect."""
+        """qk_norm, modulation and prediction as they are in effect, as far as the architecture has a choice."""
         given = {part: getattr(self, part) for part in PARTS[self.architecture]}
         return PARTS[self.architecture] | {part: value for part, value in given.items() if value is not None}
 
@@ -175,7 +177,12 @@ class LogSettings(Settings):
 PARTS: dict[str, dict[str, Any]] = {
     "FiTv2": {"qk_norm": True, "modulation": "low-rank", "prediction": "velocity"},
     "FiT": {"qk_norm": False, "modulation": "full", "prediction": "noise"},
+    "DiT": {"prediction": "noise"},
+    "SiT": {"prediction": "velocity"},
 }
+# What only FiTv2 and FiT have: parts of the network, and ways to train it.
+NOT_OF_GRIDS = ("mlp_ratio", "lora_rank", "qk_norm", "qk_norm_affine", "modulation", "extrapolation")
+NOT_FOR_GRIDS = ("start_from", "begin_anew", "train_only", "compile", "sharding")
 
 
 class Recipe(Settings):
@@ -195,9 +202,12 @@ class Recipe(Settings):
     def without_effect(self) -> Iterator[tuple[str, list[str]]]:
         """What makes settings useless here, and those settings, dotted."""
         parts, density = self.model.parts, self.training.time_density
-        if parts["modulation"] == "full":
+        if self.model.architecture in ("DiT", "SiT"):
+            useless = [f"model.{key}" for key in NOT_OF_GRIDS] + [f"training.{key}" for key in NOT_FOR_GRIDS]
+            yield f"architecture={self.model.architecture}", useless
+        if parts.get("modulation") == "full":
             yield "modulation=full", ["model.lora_rank"]
-        if not parts["qk_norm"]:
+        if parts.get("qk_norm") is False:
             yield "qk_norm=false", ["model.qk_norm_affine"]
         if parts["prediction"] == "noise":
             yield "prediction=noise", [f"training.time_{name}" for name in ("density", "mean", "std", "scale")]

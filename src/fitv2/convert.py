@@ -10,11 +10,12 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from .model.config import FiTConfig
+from .model.config import FiTConfig, NetworkConfig
 from .model.fit1 import FiT1Config
+from .model.network import model_of
 from .model.presets import architecture_of
 from .model.rope import PLAIN, RopeScheme
-from .model.transformer import FiT, model_of
+from .model.transformer import FiT
 from .state_files import read_state
 
 # What makes each family, in the authors' arguments; an argument left out has its family's value.
@@ -106,7 +107,7 @@ def check_weights(state: dict[str, Tensor], depth: int) -> None:
 def to_official(model: FiT) -> dict[str, Tensor]:
     """The weights under the authors' keys; `official_kwargs(model.config)` has the arguments that go with them.
 
-    Raises ValueError for a model that theirs cannot be: one with a context, or one between FiT and FiTv2.
+    Raises ValueError for a model that theirs cannot be: with a context, between FiT and FiTv2, or of a fixed grid.
     """
     check_official(model.config)
     return model.state_dict()
@@ -165,7 +166,9 @@ def official_kwargs(config: FiTConfig) -> dict[str, Any]:
     return fields | BOTH | (FITV2 if fitv2 else FIT1) | official_positions(config.rope)
 
 
-def check_official(config: FiTConfig) -> None:
+def check_official(config: NetworkConfig) -> None:
+    if not isinstance(config, FiTConfig):
+        raise ValueError(f"the authors' checkpoints are of FiT and FiTv2, not of {architecture_of(config)}")
     if config.context != "none":
         raise ValueError(f"the authors' code has no model with context={config.context!r}")
     for part in ("qk_norm", "modulation", "prediction"):

@@ -12,9 +12,9 @@ from torch import Tensor
 from .diffusion.sampling import sample_ddim, sample_ddpm
 from .diffusion.schedule import STEPS, ddim_steps, ddpm_steps, linear_schedule
 from .model.block_cache import BlockCache
-from .model.config import FiTConfig
+from .model.config import NetworkConfig
+from .model.network import Network as Model
 from .model.rope import RopeScheme
-from .model.transformer import FiT
 from .samplers.guidance import guide
 from .samplers.noise import ImageNoise
 from .samplers.ode import SOLVERS, Velocity, ode_model_calls, time_grid
@@ -106,7 +106,7 @@ class Sampling:
 
 @torch.inference_mode()
 def generate(
-    model: FiT,
+    model: Model,
     wishes: Sequence[Wish],
     sampling: Sampling,
     finished: Finished | None = None,
@@ -114,7 +114,8 @@ def generate(
     """One latent (c, height, width) in float32 on the CPU per wish, in the order of the wishes.
 
     An image depends on its own wish alone, not on the others. `finished` gets each image as soon as it is made.
-    Raises ValueError for a size not divisible by the patch, a label out of range, or a solver of another kind of model.
+    Raises ValueError for a size that the patch does not divide or that is not the model's only one, a label out of
+    range, or a solver of another kind of model.
     """
 
     def network() -> Network:
@@ -126,7 +127,7 @@ def generate(
 
 def generate_with(
     new_network: Callable[[], Network],
-    config: FiTConfig,
+    config: NetworkConfig,
     wishes: Sequence[Wish],
     sampling: Sampling,
     device: torch.device,
@@ -135,7 +136,7 @@ def generate_with(
     """`generate` with networks of that configuration, a new one for each pass: what it keeps is of those images."""
     check_solver(sampling.solver, config)
     for wish in wishes:
-        check_wish(wish, config.patch_size, config.num_classes)
+        check_wish(wish, config)
     latents: dict[int, Tensor] = {}
     for chosen in passes([wish.tokens(config.patch_size) for wish in wishes], pass_budget(sampling, device)):
         batch = generate_pass(new_network(), config, [wishes[i] for i in chosen], sampling, device)
@@ -146,12 +147,12 @@ def generate_with(
     return [latents[i] for i in range(len(wishes))]
 
 
-def default_solver(config: FiTConfig) -> str:
+def default_solver(config: NetworkConfig) -> str:
     """What to take when nothing else is said."""
     return "ddim" if config.prediction == "noise" else "ab2"
 
 
-def check_solver(solver: str, config: FiTConfig) -> None:
+def check_solver(solver: str, config: NetworkConfig) -> None:
     """Raises ValueError for a solver of what the network does not predict."""
     what, fitting = ("noise", DIFFUSION_SOLVERS) if config.prediction == "noise" else ("a velocity", FLOW_SOLVERS)
     if solver not in fitting:
@@ -160,12 +161,15 @@ def check_solver(solver: str, config: FiTConfig) -> None:
         )
 
 
-def check_wish(wish: Wish, patch_size: int, num_classes: int) -> None:
-    check_divisible(wish.size, patch_size)
-    if not 0 <= wish.label <= num_classes:
-        raise ValueError(
-            f"label {wish.label} is out of range: 0 to {num_classes - 1} are classes, {num_classes} is none"
-        )
+def check_wish(wish: Wish, config: NetworkConfig) -> None:
+    check_divisible(wish.size, config.patch_size)
+    only = config.fixed_grid and tuple(side * config.patch_size for side in config.fixed_grid)
+    if only not in (None, tuple(wish.size)):
+        height, width = wish.size
+        raise ValueError(f"this model makes {only[0]}x{only[1]} latent pixels alone, and {height}x{width} is asked for")
+    classes = config.num_classes
+    if not 0 <= wish.label <= classes:
+        raise ValueError(f"label {wish.label} is out of range: 0 to {classes - 1} are classes, {classes} is none")
 
 
 def check_divisible(size: tuple[int, int], unit: int) -> None:
@@ -201,7 +205,7 @@ def passes(tokens: Sequence[int], most: int) -> Iterator[list[int]]:
 
 
 def generate_pass(
-    network: Network, config: FiTConfig, wishes: Sequence[Wish], sampling: Sampling, device: torch.device
+    network: Network, config: NetworkConfig, wishes: Sequence[Wish], sampling: Sampling, device: torch.device
 ) -> TokenBatch:
     """All wishes together, both guidance halves included, as one packed batch (on the CPU, float32)."""
     hw = torch.tensor([wish.size for wish in wishes]) // config.patch_size
@@ -213,7 +217,7 @@ def generate_pass(
 
 def integrate(
     network: Network,
-    config: FiTConfig,
+    config: NetworkConfig,
     hw: Tensor,
     labels: Tensor,
     sampling: Sampling,
@@ -230,7 +234,7 @@ def integrate(
 
 
 def denoise_steps(
-    network: Network, config: FiTConfig, hw: Tensor, labels: Tensor, sampling: Sampling, draw: Callable[[], Tensor]
+    network: Network, config: NetworkConfig, hw: Tensor, labels: Tensor, sampling: Sampling, draw: Callable[[], Tensor]
 ) -> Tensor:
     """The same for a network of noise, told the step of 1000. Guidance leaves its variance as the class has it."""
 

@@ -17,9 +17,9 @@ from torch import Tensor
 from .atomic import write_tensors, write_text
 from .classes import Classes
 from .data.dataset import Dataset
-from .model.config import FiTConfig
+from .model.config import NetworkConfig
+from .model.network import Network, bare_model, model_of
 from .model.presets import ARCHITECTURES, architecture_of
-from .model.transformer import FiT, bare_model, model_of
 
 BUILTIN = "builtin:"
 FORMAT = 1
@@ -36,7 +36,7 @@ class Pretrained:
     hub id of the one whose latents these are; None where pixels are the latents.
     """
 
-    model: FiT
+    model: Network
     class_names: list[str]
     shapes: list[list[tuple[int, int, int]]]
     autoencoder: str | None = None
@@ -57,7 +57,7 @@ def shapes_of(dataset: Dataset) -> list[list[tuple[int, int, int]]]:
 
 def save_pretrained(
     folder: Path,
-    config: FiTConfig,
+    config: NetworkConfig,
     weights: dict[str, Tensor],
     class_names: list[str],
     shapes: Sequence,
@@ -103,7 +103,7 @@ def load_pretrained(name: str | Path, dtype: torch.dtype | None = torch.float32)
     return read_model(folder / "config.json", folder / "model.safetensors", name, dtype)
 
 
-def read_config(config_file: Path) -> tuple[dict[str, Any], FiTConfig]:
+def read_config(config_file: Path) -> tuple[dict[str, Any], NetworkConfig]:
     """What config.json says, and the network of it. Raises OSError, ValueError, KeyError or TypeError if damaged."""
     content = json.loads(config_file.read_bytes())
     if content["format"] != FORMAT:

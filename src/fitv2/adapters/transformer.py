@@ -16,11 +16,13 @@ from torch import Tensor
 
 from ..model.config import FiTConfig, Modulation, Prediction
 from ..model.context import pack_context
-from ..model.presets import architecture_of, config_of
+from ..model.presets import ARCHITECTURES, architecture_of, config_of
 from ..model.rope import RopeScheme
 from ..model.transformer import FiT
 from ..pretrained import Pretrained, is_own_model, load_pretrained
 from ..tokens import TokenBatch
+
+NOT_HERE = "{} is of a fixed grid: diffusers has DiTTransformer2DModel for such networks, and this is for FiT and FiTv2"
 
 
 class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
@@ -60,6 +62,8 @@ class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         cross_attention_dim: int = 768,
     ) -> None:
         super().__init__()
+        if not issubclass(ARCHITECTURES.get(architecture, FiTConfig), FiTConfig):
+            raise ValueError(NOT_HERE.format(architecture))
         self.fit = FiT(
             config_of(
                 architecture,
@@ -99,7 +103,9 @@ class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
     @classmethod
     def from_fit(cls, model: FiT, sample_size: int = 32) -> FiTTransformer2DModel:
-        """The same network, sharing its weights."""
+        """The same network, sharing its weights. Raises ValueError for one of a fixed grid."""
+        if not isinstance(model, FiT):
+            raise ValueError(NOT_HERE.format(architecture_of(model.config)))
         with torch.device("meta"):
             adapter = cls(**model_settings(model.config), sample_size=sample_size)
         adapter.fit = model

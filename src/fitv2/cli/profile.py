@@ -123,19 +123,17 @@ def profile(
 
 
 def find_subject(name: str, autoencoder: str | None) -> Subject:
-    """A preset, DiT or SiT, or a model on disk. Raises ValueError when there is none of that name."""
+    """A preset or a model on disk. Raises ValueError when there is none of that name."""
     from ..autoencoder import read_factor
     from ..model.presets import PRESETS
     from ..pretrained import BUILTIN
-    from ..profiling.dit import BASELINES
     from ..profiling.profile import Subject
 
-    published = PRESETS | BASELINES
-    if name in published:
-        return Subject(name, published[name], read_factor(autoencoder) if autoencoder else FACTOR, DEFAULT_SIZE)
+    if name in PRESETS:
+        return Subject(name, PRESETS[name], read_factor(autoencoder) if autoencoder else FACTOR, DEFAULT_SIZE)
     if not name.startswith(BUILTIN) and not Path(name).exists():
         raise ValueError(
-            f"there is no preset and no folder {name!r}; the presets are {', '.join(published)}, and builtin:fashion "
+            f"there is no preset and no folder {name!r}; the presets are {', '.join(PRESETS)}, and builtin:fashion "
             "ships with the package"
         )
     return read_subject(name, autoencoder)
@@ -146,12 +144,13 @@ def read_subject(name: str, autoencoder: str | None) -> Subject:
     import torch
 
     from ..autoencoder import read_factor
+    from ..model.config import FiTConfig
     from ..pretrained import is_own_model, load_pretrained
     from ..profiling.profile import Subject
 
     pretrained = load_pretrained(name, None) if is_own_model(name) else load_any(name, torch.bfloat16)
     config, autoencoder = pretrained.model.config, autoencoder or pretrained.autoencoder
-    if config.context != "none":
+    if isinstance(config, FiTConfig) and config.context != "none":
         raise ValueError(f"{name} takes a context of any length, and no formula here knows what that costs")
     if autoencoder is None:
         check_pixels(name, config.in_channels)

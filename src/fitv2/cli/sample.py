@@ -198,6 +198,8 @@ def check_pixels(model: str, channels: int) -> None:
 
 def rope_scheme(pretrained: Pretrained, extrapolation: str | None, attention_scale: str | None) -> RopeScheme | None:
     """What the two options say; None where they say nothing."""
+    if extrapolation is not None and pretrained.model.config.fixed_grid is not None:
+        raise ValueError("a model of a fixed grid makes its own size alone; leave --extrapolation away")
     if extrapolation is None:
         if attention_scale is not None:
             raise ValueError("--attention-scale belongs to an --extrapolation; name one (--extrapolation vision-ntk)")
@@ -239,10 +241,15 @@ def own_sizes(pretrained: Pretrained, label: int) -> list[tuple[int, int]]:
 
 
 def showcase(pretrained: Pretrained, label: int) -> list[tuple[int, int]]:
-    """A class's two most frequent sizes, and two that training never had of it: larger, and of a foreign aspect."""
+    """A class's two most frequent sizes, and two that training never had of it: larger, and of a foreign aspect.
+
+    Of a model of a fixed grid, its one size.
+    """
     from ..generate import scaled_size
 
     own = own_sizes(pretrained, label)
+    if pretrained.model.config.fixed_grid is not None:
+        return own[:1]
     height, width = own[0]
     larger = scaled_size((height, width), LARGER, pretrained.model.config.patch_size)
     turned = [(w, h) for h, w in own] + [(height, 2 * width), (2 * height, width)]

@@ -56,6 +56,9 @@ def train(
 
       fitv2 train --recipe fashion --set training.steps=2000 --set model.width=192 --dry-run
 
+    FiT, DiT and SiT, with which FiTv2 compares, are trained by --set model.architecture=FiT and so on; DiT and SiT take
+    squares of one size (--set data.preprocessing=crop).
+
     The run's folder holds log.jsonl, samples/, checkpoints/ and model/, which 'fitv2 sample --model' takes.
     SIGTERM saves the step under way and ends with exit code 143; the same command with --resume continues.
     """
@@ -86,7 +89,7 @@ def train(
     begun = has_checkpoint(run)
     base = None if begun else build_base(chosen.training)
     config = build_model_config(chosen, dataset, base)
-    if begun:  # The model that it began with may be gone.
+    if begun and config.fixed_grid is None:  # The model that it began with may be gone.
         config = replace(config, rope=read_config(run / "model/config.json")[1].rope)
 
     from ..processes import leave

@@ -7,8 +7,8 @@ from typing import Literal
 
 from torch import nn
 
-from .config import FiTConfig
-from .transformer import bare_model
+from .config import NetworkConfig
+from .network import bare_model
 
 Precision = Literal["bf16", "no"]
 
@@ -18,45 +18,41 @@ SAVED_BYTES = {"bf16": 54, "no": 87}
 # Bytes alive at once per token and unit of width in inference: q, k, v, scores, the MLP and the residual stream. FiTv2
 # holds 50 and 78, for images of 512 tokens 57 and 102; FiT, with its wider MLP, 57 and 93.
 LIVE_BYTES = {"bf16": 55, "no": 90}
-# Linear layers that act once per image, by what is in their names.
-PER_IMAGE = ("t_embedder", "adaLN")
+# Linear layers that act once per image, by what is in their names; the last two are of DiT and SiT.
+PER_IMAGE = ("t_embedder", "adaLN", "norm1", "proj_out_1")
 
 
-def parameters(config: FiTConfig) -> int:
+def parameters(config: NetworkConfig) -> int:
     """Number of weights."""
     return sum(p.numel() for p in bare_model(config).parameters())
 
 
-def linear_macs(config: FiTConfig, lengths: Sequence[int]) -> int:
+def linear_macs(config: NetworkConfig, lengths: Sequence[int]) -> int:
     """Multiply-accumulates of linear layers in one forward of images of these token counts.
 
-    Table I of FiTv2 calls this "GFLOPs", and counts the norms with it.
+    Table I of FiTv2 calls this "GFLOPs", and counts the norms with it. Diffusers' network of DiT embeds time and class
+    once more in each of its blocks, which does not count: the authors' code does not.
     """
-    return linear_macs_of(bare_model(config), PER_IMAGE, lengths)
-
-
-def linear_macs_of(model: nn.Module, per_image: Sequence[str], lengths: Sequence[int]) -> int:
-    """The same for any network: layers with one of `per_image` in their names act on images, all others on tokens."""
     macs = 0
-    for name, module in model.named_modules():
+    for name, module in bare_model(config).named_modules():
         if isinstance(module, nn.Linear | nn.Conv2d):  # A convolution that cuts patches is a linear layer on each.
-            times = len(lengths) if any(part in name for part in per_image) else sum(lengths)
+            times = len(lengths) if any(part in name for part in PER_IMAGE) else sum(lengths)
             macs += times * module.weight.numel()
     return macs
 
 
-def forward_flops(config: FiTConfig, lengths: Sequence[int]) -> int:
+def forward_flops(config: NetworkConfig, lengths: Sequence[int]) -> int:
     """Operations of matrix products in one forward of images of these token counts; a multiply-add counts two."""
     return 2 * linear_macs(config, lengths) + attention_flops(config, lengths)
 
 
-def attention_flops(config: FiTConfig, lengths: Sequence[int]) -> int:
-    """Of these, the products of queries, keys and values; of any network that has a depth and a width."""
+def attention_flops(config: NetworkConfig, lengths: Sequence[int]) -> int:
+    """Of these, the products of queries, keys and values."""
     return 4 * config.depth * config.width * sum(n * n for n in lengths)
 
 
 def training_bytes(
-    config: FiTConfig,
+    config: NetworkConfig,
     tokens: int,
     activation_checkpointing: bool = False,
     precision: Precision = "bf16",
@@ -77,7 +73,7 @@ def training_bytes(
 
 
 def activation_bytes(
-    config: FiTConfig, tokens: int, activation_checkpointing: bool = False, precision: Precision = "bf16"
+    config: NetworkConfig, tokens: int, activation_checkpointing: bool = False, precision: Precision = "bf16"
 ) -> int:
     """Of these, what the backward pass keeps: of all blocks, or of one and each block's input in float32."""
     block = SAVED_BYTES[precision]
@@ -85,7 +81,7 @@ def activation_bytes(
     return tokens * config.width * per_token
 
 
-def forward_bytes(config: FiTConfig, tokens: int, precision: Precision = "no") -> int:
+def forward_bytes(config: NetworkConfig, tokens: int, precision: Precision = "no") -> int:
     """Estimated memory, beyond the weights, of a forward over `tokens` tokens in inference.
 
     precision: of weights and products; the residual stream is float32 in any.

@@ -5,10 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from .config import FiTConfig
+from .config import FiTConfig, NetworkConfig
 from .fit1 import FiT1Config
+from .grid import DiTConfig, GridConfig
 
-ARCHITECTURES = {"FiTv2": FiTConfig, "FiT": FiT1Config}
+ARCHITECTURES = {"FiTv2": FiTConfig, "FiT": FiT1Config, "DiT": DiTConfig, "SiT": GridConfig}
+# The sizes of DiT and SiT, over pictures of 256x256 pixels.
+GRIDS = {
+    "B/2": {"width": 768, "depth": 12, "heads": 12, "side": 16},
+    "L/2": {"width": 1024, "depth": 24, "heads": 16, "side": 16},
+    "XL/2": {"width": 1152, "depth": 28, "heads": 16, "side": 16},
+}
 PRESETS = {
     "FiTv2-B/2": FiTConfig(width=768, depth=15, heads=12),
     "FiTv2-L/2": FiTConfig(width=1024, depth=31, heads=16),
@@ -16,17 +23,17 @@ PRESETS = {
     "FiTv2-3B/2": FiTConfig(width=2304, depth=40, heads=24),
     "FiT-B/2": FiT1Config(width=768, depth=12, heads=12),
     "FiT-XL/2": FiT1Config(width=1152, depth=28, heads=16),
-}
+} | {f"{name}-{size}": ARCHITECTURES[name](**numbers) for name in ("DiT", "SiT") for size, numbers in GRIDS.items()}
 
 
-def preset(name: str, **changes) -> FiTConfig:
+def preset(name: str, **changes) -> NetworkConfig:
     """The named configuration, with any field changed. Raises ValueError for an unknown name."""
     if name not in PRESETS:
         raise ValueError(f"there is no preset {name!r}; the presets are {', '.join(PRESETS)}")
     return replace(PRESETS[name], **changes)
 
 
-def config_of(architecture: str, **fields: Any) -> FiTConfig:
+def config_of(architecture: str, **fields: Any) -> NetworkConfig:
     """The configuration of that architecture with these fields; those that are None are as the architecture has them.
 
     Raises ValueError for an unknown architecture, and as the configuration does.
@@ -36,6 +43,6 @@ def config_of(architecture: str, **fields: Any) -> FiTConfig:
     return ARCHITECTURES[architecture](**{field: value for field, value in fields.items() if value is not None})
 
 
-def architecture_of(config: FiTConfig) -> str:
+def architecture_of(config: NetworkConfig) -> str:
     """The name of the kind of network."""
     return next(name for name, kind in ARCHITECTURES.items() if kind is type(config))

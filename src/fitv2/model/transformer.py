@@ -11,7 +11,6 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from ..tokens import Rows, TokenBatch
@@ -166,28 +165,6 @@ def distinct(t_B: Tensor, y_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return pairs_U2[:, 0].to(t_B.dtype), pairs_U2[:, 1].to(y_B.dtype), row_B
 
 
-class _NoInitialValues(TorchFunctionMode):
-    """Leaves out the filling of weights with random numbers, for which the meta device would load torch's compiler."""
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if getattr(func, "__module__", None) == "torch.nn.init":
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **(kwargs or {}))
-
-
-def bare_model(config: FiTConfig) -> FiT:
-    """A network on the meta device: shapes without values, at once and in no memory, whatever its size."""
-    with torch.device("meta"), _NoInitialValues():
-        return FiT(config)
-
-
-def model_of(config: FiTConfig, state: dict[str, Tensor]) -> FiT:
-    """A network whose weights are the tensors of `state` themselves, in eval mode; errors as of `load_strictly`."""
-    model = bare_model(config)
-    load_strictly(model, state, assign=True)
-    return model.eval()
-
-
 def lay_out_by_input(model: nn.Module) -> None:
     """Turns the memory of linear layers' weights, for inference in bfloat16 on a CPU: products are a tenth faster.
 
@@ -196,18 +173,3 @@ def lay_out_by_input(model: nn.Module) -> None:
     for layer in model.modules():
         if isinstance(layer, nn.Linear) and layer.weight.device.type == "cpu":
             layer.weight.data = layer.weight.data.t().contiguous().t()
-
-
-def load_strictly(model: FiT, state: dict[str, Tensor], assign: bool = False) -> None:
-    """Loads `state` (assign: makes its tensors the model's own), or raises ValueError listing every wrong key."""
-    own = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-    problems = [f"missing {key}" for key in own.keys() - state.keys()]
-    problems += [f"unexpected {key}" for key in state.keys() - own.keys()]
-    problems += [
-        f"{key} has shape {tuple(state[key].shape)}, the model needs {own[key]}"
-        for key in own.keys() & state.keys()
-        if tuple(state[key].shape) != own[key]
-    ]
-    if problems:
-        raise ValueError("the weights do not fit the model: " + "; ".join(sorted(problems)))
-    model.load_state_dict(state, assign=assign)

@@ -10,7 +10,6 @@ from matplotlib.axes import Axes
 
 from ..drawing import Panel, plain_ticks
 from ..model.presets import PRESETS
-from .dit import BASELINES
 from .profile import Pass, Profile
 
 
@@ -57,7 +56,7 @@ def scales(profiles: Sequence[Profile]) -> Panel:
 def kind_and_scale(name: str) -> tuple[str, str]:
     """A published model is one of a kind, "FiTv2" and "XL/2"; any other is alone."""
     kind, _, scale = name.partition("-")
-    return (kind, scale) if name in PRESETS | BASELINES else (name, "")
+    return (kind, scale) if name in PRESETS else (name, "")
 
 
 def over_tokens(profiles: Sequence[Profile], title: str, figure: Callable[[Pass], float], logarithmic: bool) -> Panel:

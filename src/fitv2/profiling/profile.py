@@ -13,12 +13,10 @@ import torch
 from ..build import build_objective
 from ..config import TrainingSettings
 from ..generate import check_divisible
-from ..model import cost as fit
-from ..model.config import FiTConfig
+from ..model import cost
+from ..model.config import FiTConfig, NetworkConfig
 from ..model.transformer import FiT, lay_out_by_input
 from ..tokens import TokenBatch
-from . import dit
-from .dit import DiTConfig
 from .measure import Work, in_turn, matrix_product, most_bytes
 
 # The rows of Table I of FiTv2, in its order.
@@ -32,7 +30,7 @@ class Subject:
     """A model by its name. factor: picture pixels per latent pixel; size: of a picture, where none is asked for."""
 
     name: str
-    config: FiTConfig | DiTConfig
+    config: NetworkConfig
     factor: int
     size: tuple[int, int]
 
@@ -53,7 +51,7 @@ class Case:
     subject: Subject
     size: tuple[int, int]
     batch: int = 1
-    precision: fit.Precision = "bf16"
+    precision: cost.Precision = "bf16"
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -144,20 +142,16 @@ class Profile:
 
 def cost_of(case: Case) -> Cost:
     """The formulas; no memory is taken, whatever the model."""
-    config, one = case.subject.config, [case.tokens]
-    if isinstance(config, DiTConfig):
-        counts = dit.parameters(config), dit.linear_macs(config, one), dit.forward_flops(config, one)
-        memory = None, None, None
-    else:
-        tokens = case.batch * case.tokens
-        counts = fit.parameters(config), fit.linear_macs(config, one), fit.forward_flops(config, one)
+    config, tokens, memory = case.subject.config, case.batch * case.tokens, (None, None, None)
+    if case.subject.runs:
         memory = (
-            fit.forward_bytes(config, tokens, case.precision),
-            fit.activation_bytes(config, tokens, precision=case.precision),
-            fit.training_bytes(config, tokens, precision=case.precision),
+            cost.forward_bytes(config, tokens, case.precision),
+            cost.activation_bytes(config, tokens, precision=case.precision),
+            cost.training_bytes(config, tokens, precision=case.precision),
         )
-    weights, *of_a_picture = counts
-    return Cost(weights, *(case.batch * count for count in of_a_picture), *memory)
+    lengths = [case.tokens] * case.batch
+    macs, flops = cost.linear_macs(config, lengths), cost.forward_flops(config, lengths)
+    return Cost(cost.parameters(config), macs, flops, *memory)
 
 
 def measure(

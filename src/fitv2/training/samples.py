@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..autoencoder import KLAutoencoder, Pixels
 from ..generate import Sampling, Wish, generate_with
-from ..model.transformer import FiT
+from ..model.network import Network
 from ..sheets import contact_sheet, to_image
 from ..tokens import TokenBatch
 
@@ -21,7 +21,7 @@ COLUMNS = 8
 # Not `generate` and its inference mode: FSDP2 keeps the tensors that it first gathers into, and those could not train.
 @torch.no_grad()
 def draw_sheet(
-    model: FiT,
+    model: Network,
     class_names: Sequence[str],
     shapes: Sequence[Sequence[tuple[int, int, int]]],
     sampling: Sampling,

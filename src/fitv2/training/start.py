@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ..data.dataset import Dataset
-from ..model.config import FiTConfig
-from ..model.transformer import FiT, bare_model
+from ..model.config import NetworkConfig
+from ..model.network import bare_model
+from ..model.transformer import FiT
 from ..pretrained import Pretrained
 
 LABELS = "y_embedder.embedding_table.weight"
@@ -76,7 +77,7 @@ def trains_at_high_resolution(name: str) -> bool:
     return name.startswith(("x_embedder", "final_layer")) or name.endswith(".bias") or "norm" in name or "adaLN" in name
 
 
-def trained_share(config: FiTConfig, train_only: str) -> float:
+def trained_share(config: NetworkConfig, train_only: str) -> float:
     """Of the weights of such a network, those that are trained."""
     model = bare_model(config)
     if train_only == "high-resolution":

@@ -27,8 +27,8 @@ from ..config import Recipe, TrainingSettings
 from ..data.dataset import Dataset
 from ..data.loader import PackLoader, Position, Step
 from ..generate import Sampling, default_solver
-from ..model.config import FiTConfig
-from ..model.transformer import FiT, load_strictly
+from ..model.config import NetworkConfig
+from ..model.network import Network, build_network, load_strictly
 from ..pretrained import Pretrained, save_pretrained, shapes_of
 from ..processes import check_launcher, first_says
 from .checkpoint import (
@@ -73,7 +73,7 @@ class Trainer:
     """
 
     def __init__(
-        self, recipe: Recipe, dataset: Dataset, config: FiTConfig, run: Path, base: Pretrained | None = None
+        self, recipe: Recipe, dataset: Dataset, config: NetworkConfig, run: Path, base: Pretrained | None = None
     ) -> None:
         settings = recipe.training
         self.recipe, self.dataset, self.run = recipe, dataset, run
@@ -81,7 +81,7 @@ class Trainer:
         check_launcher()
         self.accelerator = Accelerator(mixed_precision=settings.precision, cpu=not torch.cuda.is_available())
         torch.manual_seed(settings.seed)
-        model = FiT(config)
+        model = build_network(config)
         model.activation_checkpointing = settings.activation_checkpointing
         if settings.train_only == "high-resolution":
             freeze_for_high_resolution(model)
@@ -92,7 +92,7 @@ class Trainer:
         if self.sharded:
             shard(model, self.accelerator.device, self.accelerator.num_processes, settings.precision)
         self.model = model if self.sharded else self.accelerator.prepare(model)
-        self.bare_model: FiT = self.accelerator.unwrap_model(self.model)
+        self.bare_model: Network = self.accelerator.unwrap_model(self.model)
         trained = {name: weight for name, weight in self.bare_model.named_parameters() if weight.requires_grad}
         self.names = list(trained)
         optimizer = torch.optim.AdamW(

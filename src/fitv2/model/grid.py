@@ -1,0 +1,166 @@
+"""The baselines of a fixed grid, DiT (arXiv 2212.09748) and SiT (2401.08740), behind the interface of `FiT`.
+
+One network: DiT predicts noise, SiT a velocity. It is that of diffusers, but for what the authors have otherwise: one
+embedder of time and class for all blocks, and initial values. Positions are a fixed table of sines and cosines, so
+every image has to be of one square size.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ..tokens import TokenBatch
+from .block_cache import BlockCache
+from .config import NetworkConfig, Prediction
+from .rope import RopeScheme
+
+if TYPE_CHECKING:
+    from diffusers import DiTTransformer2DModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridConfig(NetworkConfig):
+    """The configuration of SiT; side: rows, and columns, of tokens of every image.
+
+    Raises ValueError where the numbers do not fit each other.
+    """
+
+    side: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.width % self.heads or self.width % 4:
+            raise ValueError(
+                f"width {self.width} with {self.heads} heads: the width must be a multiple of the heads, and of 4, "
+                "because rows and columns each have sines and cosines"
+            )
+
+    @property
+    def fixed_grid(self) -> tuple[int, int]:
+        return self.side, self.side
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiTConfig(GridConfig):
+    """The configuration of DiT. The network takes t (B,) as steps 0..999, whole or between, as that of FiT does."""
+
+    prediction: Prediction = "noise"
+
+
+def build_dit(config: GridConfig) -> DiTTransformer2DModel:
+    """The network of diffusers over latents (B, c, h, w), with one embedder for all blocks, which drops no labels."""
+    from diffusers import DiTTransformer2DModel  # Takes long to load, and few runs need it.
+
+    dit = DiTTransformer2DModel(
+        num_attention_heads=config.heads,
+        attention_head_dim=config.width // config.heads,
+        in_channels=config.in_channels,
+        out_channels=config.output_channels // config.patch_size**2,
+        num_layers=config.depth,
+        sample_size=config.side * config.patch_size,
+        patch_size=config.patch_size,
+        num_embeds_ada_norm=config.num_classes,
+    )
+    first, *others = dit.transformer_blocks
+    first.norm1.emb.class_embedder.dropout_prob = 0.0  # That is the work of the objective; the row of no class stays.
+    for block in others:
+        del block.norm1.emb
+        block.norm1.emb = first.norm1.emb.forward  # No module of theirs, so that its weights have one name.
+    return dit
+
+
+def initialise(dit: DiTTransformer2DModel) -> None:
+    """The initial values of the authors of DiT: at first every block is the identity, and the output zero."""
+    for layer in dit.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+    for block in dit.transformer_blocks:
+        for layer in (block.attn1.to_q, block.attn1.to_k, block.attn1.to_v):
+            nn.init.xavier_uniform_(layer.weight, gain=0.5**0.5)  # As parts of one layer from D to 3 D numbers.
+    nn.init.xavier_uniform_(dit.pos_embed.proj.weight.flatten(1))
+    nn.init.zeros_(dit.pos_embed.proj.bias)
+    embedder = dit.transformer_blocks[0].norm1.emb
+    times = embedder.timestep_embedder
+    for weight in (embedder.class_embedder.embedding_table.weight, times.linear_1.weight, times.linear_2.weight):
+        nn.init.normal_(weight, std=0.02)
+    for layer in (*modulations(dit), dit.proj_out_2):
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+
+
+def modulations(dit: DiTTransformer2DModel) -> list[nn.Linear]:
+    """The layers that give shifts, scales and gates."""
+    return [*(block.norm1.linear for block in dit.transformer_blocks), dit.proj_out_1]
+
+
+class GridTransformer(nn.Module):
+    """The network over packed tokens of images that are all of `config.fixed_grid`."""
+
+    def __init__(self, config: GridConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.dit = build_dit(config)
+        initialise(self.dit)
+        # Under autocast the residual stream and what it is multiplied with stay float32, as in FiT.
+        for part in (self.dit.pos_embed, *modulations(self.dit)):
+            part.register_forward_hook(lambda module, inputs, output: output.float())
+        if self.dit.pos_embed.pos_embed.is_meta:  # No file holds the table: weights may come later, it is there.
+            self.dit.pos_embed.pos_embed = position_table(config)
+
+    @property
+    def null_label(self) -> int:
+        """The label that stands for "no class"."""
+        return self.config.num_classes
+
+    @property
+    def activation_checkpointing(self) -> bool:
+        """Whether blocks are computed again in the backward pass."""
+        return self.dit.gradient_checkpointing
+
+    @activation_checkpointing.setter
+    def activation_checkpointing(self, wanted: bool) -> None:
+        if wanted:
+            self.dit.enable_gradient_checkpointing()
+        else:
+            self.dit.disable_gradient_checkpointing()
+
+    def forward(
+        self,
+        batch: TokenBatch,
+        t_B: Tensor,
+        y_B: Tensor,
+        rope: RopeScheme | None = None,
+        context: TokenBatch | None = None,
+        cache: BlockCache | None = None,
+    ) -> Tensor:
+        """batch.x (T, C), t (B,) float, in [0, 1] or for noise in [0, 999], y (B,) int64 to (T, output channels).
+
+        Weights in half precision compute under autocast. Raises ValueError for an image of another size, and for rope,
+        context and cache, which belong to FiT.
+        """
+        if not (rope is None and context is None and cache is None):
+            raise ValueError("a model of a fixed grid has no rope, no context and no cache of blocks")
+        if set(batch.sizes) != {self.config.fixed_grid}:
+            side = self.config.side
+            raise ValueError(f"every image of this model has {side}x{side} tokens, and these have {batch.sizes}")
+        images = torch.stack(batch.to_latents(self.config.patch_size))
+        dtype, device = self.dit.proj_out_2.weight.dtype, images.device.type
+        half = dtype in (torch.bfloat16, torch.float16) and not torch.is_autocast_enabled(device)
+        with torch.autocast(device, dtype) if half else nullcontext():
+            output = self.dit(images, timestep=t_B, class_labels=y_B).sample
+        return TokenBatch.from_latents(output.unbind(), self.config.patch_size).x
+
+
+def position_table(config: GridConfig) -> Tensor:
+    """(1, side * side, D) float32, as the network of diffusers makes it."""
+    from diffusers.models.embeddings import get_2d_sincos_pos_embed
+
+    with torch.device("cpu"):
+        table = get_2d_sincos_pos_embed(config.width, config.side, base_size=config.side, output_type="pt")
+    return table.float()[None]

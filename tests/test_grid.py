@@ -1,0 +1,257 @@
+"""DiT and SiT behind the interface of FiT: diffusers' network on tokens, the authors' beginning, one size alone."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from diffusers import DiTTransformer2DModel
+
+import fitv2
+from fitv2 import FiTPipeline, FiTTransformer2DModel, TokenBatch
+from fitv2.build import build_base, build_model_config
+from fitv2.config import build_recipe
+from fitv2.generate import Sampling, Wish, default_solver, generate
+from fitv2.model.block_cache import BlockCache
+from fitv2.model.cost import activation_bytes, forward_bytes, parameters
+from fitv2.model.grid import DiTConfig, GridConfig, GridTransformer
+from fitv2.model.rope import PLAIN
+from fitv2.pretrained import load_pretrained, save_pretrained
+from fitv2.profiling.measure import most_bytes
+from test_cost import saved_bytes
+from test_resume import assert_same_run, nothing, stop_at
+from tiny import CLASSES, garments, random_model, trainer
+
+SIZES = {"width": 48, "depth": 2, "heads": 3, "side": 5, "in_channels": 3, "num_classes": 10}
+CONFIGS = [DiTConfig(**SIZES), GridConfig(**SIZES)]
+KINDS = pytest.mark.parametrize("config", CONFIGS, ids=["DiT", "SiT"])
+SQUARES = {"max_tokens": 25, "preprocessing": "crop"}
+
+
+def images(config: GridConfig, number: int = 4) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Latents, times as that network takes them, and labels, the last of no class."""
+    generator, side = torch.Generator().manual_seed(1), config.side * config.patch_size
+    t = torch.rand(number, generator=generator) * (999 if config.prediction == "noise" else 1)
+    latents = torch.randn(number, config.in_channels, side, side, generator=generator)
+    return latents, t, torch.arange(number) % 10 + torch.tensor([*[0] * (number - 1), 10 - (number - 1) % 10])
+
+
+def inputs(config: GridConfig) -> tuple[TokenBatch, torch.Tensor, torch.Tensor]:
+    latents, *rest = images(config)
+    return TokenBatch.from_latents(list(latents), config.patch_size), *rest
+
+
+def of_diffusers(model: GridTransformer) -> DiTTransformer2DModel:
+    """Their own class, its embedders all with the weights of our one."""
+    config = model.config
+    theirs = DiTTransformer2DModel(
+        num_layers=config.depth,
+        num_attention_heads=config.heads,
+        attention_head_dim=config.width // config.heads,
+        in_channels=config.in_channels,
+        out_channels=(2 if config.prediction == "noise" else 1) * config.in_channels,
+        sample_size=config.side * config.patch_size,
+        patch_size=config.patch_size,
+        num_embeds_ada_norm=config.num_classes,
+    )
+    own = {name.removeprefix("dit."): weight for name, weight in model.state_dict().items()}
+    embedder = {name: weight for name, weight in own.items() if "norm1.emb." in name}
+    for block in range(config.depth):
+        own |= {name.replace("blocks.0", f"blocks.{block}"): weight for name, weight in embedder.items()}
+    theirs.load_state_dict(own)
+    return theirs.eval()
+
+
+@KINDS
+@torch.no_grad()
+def test_tokens_give_what_the_image_gives_in_diffusers(config):
+    """In and out: the order of channels inside a token, where noise comes before its variance."""
+    model, (latents, t, y) = random_model(config), images(config)
+    expected = of_diffusers(model)(latents, t, y).sample
+    batch, *_ = inputs(config)
+    output = batch.with_x(model(batch, t, y))
+    torch.testing.assert_close(torch.stack(output.to_latents(2)), expected, atol=1e-5, rtol=1e-5)
+    assert output.x.shape[1] == config.output_channels == 4 * expected.shape[1]
+    if config.prediction == "noise":
+        noise = torch.stack(output.with_x(output.x.chunk(2, dim=-1)[0]).to_latents(2))
+        torch.testing.assert_close(noise, expected[:, :3], atol=1e-5, rtol=1e-5)
+
+
+@KINDS
+@torch.no_grad()
+def test_an_image_depends_on_itself_alone(config):
+    model, (batch, t, y) = random_model(config), inputs(config)
+    alone = torch.cat([model(batch.select([i]), t[[i]], y[[i]]) for i in range(len(batch))])
+    torch.testing.assert_close(model(batch, t, y), alone, atol=1e-5, rtol=1e-5)
+
+
+@KINDS
+def test_a_new_network_begins_as_that_of_the_authors(config):
+    torch.manual_seed(0)
+    model = GridTransformer(replace(config, width=192))
+    batch, t, y = inputs(config)
+    blocks, passed = model.dit.transformer_blocks, []
+    for block in blocks:
+        block.register_forward_hook(lambda module, given, output: passed.append((given[0], output)))
+    assert not model(batch, t, y).any() and len(passed) == 2
+    assert all(torch.equal(before, after) and before.any() for before, after in passed)
+    embedder = blocks[0].norm1.emb
+    for weight in (embedder.class_embedder.embedding_table.weight, embedder.timestep_embedder.linear_1.weight):
+        assert weight.std().item() == pytest.approx(0.02, rel=0.1)
+    # Xavier's: of a layer that makes queries, keys and values together, and of one from patches to the width.
+    for weight, numbers in ((blocks[0].attn1.to_k.weight, 4 * 192), (model.dit.pos_embed.proj.weight, 192 + 12)):
+        assert weight.abs().max().item() == pytest.approx((6 / numbers) ** 0.5, rel=0.01)
+        assert weight.std().item() == pytest.approx((2 / numbers) ** 0.5, rel=0.05)
+    assert not any(bias.any() for name, bias in model.named_parameters() if name.endswith("bias"))
+
+
+@KINDS
+def test_labels_count_and_none_is_dropped_in_training(config):
+    model, (batch, t, y) = random_model(config).train(), inputs(config)
+    outputs = [model(batch, t, y) for _ in range(20)]
+    assert all(torch.equal(outputs[0], output) for output in outputs)
+    assert model.null_label == 10 and not torch.equal(outputs[0], model(batch, t, torch.full_like(y, 10)))
+
+
+def test_one_embedder_serves_all_blocks():
+    """Its weights have one name, and each block's gradient reaches them."""
+    model, (batch, t, y) = random_model(CONFIGS[1]), inputs(CONFIGS[1])
+    assert model.state_dict().keys() == dict(model.named_parameters()).keys()
+    assert sum("timestep_embedder.linear_1.weight" in name for name in model.state_dict()) == 1
+    assert parameters(CONFIGS[1]) == sum(weight.numel() for weight in model.parameters())
+    table = model.dit.transformer_blocks[0].norm1.emb.class_embedder.embedding_table.weight
+    of_all = torch.autograd.grad(model(batch, t, y).square().sum(), table)[0]
+    with torch.no_grad():
+        model.dit.transformer_blocks[1].norm1.linear.weight.zero_()
+    assert (torch.autograd.grad(model(batch, t, y).square().sum(), table)[0] - of_all).abs().max() > 1e-3
+
+
+@KINDS
+def test_activation_checkpointing_changes_memory_not_gradients(config):
+    model, (batch, t, y) = random_model(config), inputs(config)
+    gradients = []
+    for wanted in (False, True):
+        model.activation_checkpointing = wanted
+        assert model.activation_checkpointing == wanted
+        loss = model(batch, t, y).square().mean()
+        gradients.append(torch.autograd.grad(loss, list(model.parameters())))
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, checkpointed)
+
+
+@KINDS
+@torch.no_grad()
+def test_half_precision_keeps_the_residual_stream_and_the_times(config):
+    """Under autocast, and with weights in bfloat16."""
+    model, (batch, t, y) = random_model(config), inputs(config)
+    expected, seen = model(batch, t, y), []
+    last = model.dit.transformer_blocks[-1]
+    last.register_forward_hook(lambda module, given, output: seen.append((output.dtype, given[0].dtype)))
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = [model(batch, t, y)]
+    outputs.append(model.to(torch.bfloat16)(batch, t, y))
+    for output in outputs:
+        assert 0 < (output.float() - expected).abs().max() < 0.03 * expected.abs().max()
+    assert seen == [(torch.float32, torch.float32)] * 2
+    close = torch.tensor([0.501, 0.502, 0.501, 0.502]) * t.max()
+    two = model.to(torch.bfloat16)(batch.select([0, 0, 0, 0]), close, y[[0, 0, 0, 0]]).unflatten(0, (4, -1))
+    assert not torch.equal(two[0], two[1])
+
+
+def test_what_belongs_to_fit_is_refused():
+    model, (batch, t, y) = random_model(CONFIGS[0]), inputs(CONFIGS[0])
+    for extra in ({"rope": PLAIN}, {"context": batch}, {"cache": BlockCache(2)}):
+        with pytest.raises(ValueError, match="has no rope, no context and no cache of blocks"):
+            model(batch, t, y, **extra)
+    other = TokenBatch(batch.x[:24], [(4, 6)])
+    with pytest.raises(ValueError, match=r"every image of this model has 5x5 tokens, and these have \[\(4, 6\)\]"):
+        model(other, t[:1], y[:1])
+    for refuse in (FiTTransformer2DModel.from_fit, fitv2.to_official):
+        with pytest.raises(ValueError, match="DiT"):
+            refuse(model)
+    with pytest.raises(ValueError, match="SiT is of a fixed grid: diffusers has DiTTransformer2DModel"):
+        FiTTransformer2DModel(architecture="SiT")
+    for numbers in ({"heads": 5}, {"width": 45}):
+        with pytest.raises(ValueError, match="must be a multiple of the heads, and of 4"):
+            replace(CONFIGS[0], **numbers)
+
+
+@KINDS
+def test_a_saved_model_comes_back_and_makes_its_own_size(config, tmp_path):
+    model, (batch, t, y) = random_model(config), inputs(config)
+    save_pretrained(tmp_path, config, model.state_dict(), CLASSES, [[(10, 10, 1)]] * 10, torch.float32)
+    loaded = load_pretrained(tmp_path)
+    assert loaded.model.config == config and type(loaded.model.config) is type(config)
+    assert torch.equal(loaded.model(batch, t, y), model(batch, t, y))
+    sampling = Sampling(solver=default_solver(config), steps=2)
+    for dtype in (torch.float32, torch.bfloat16):
+        (made,) = generate(load_pretrained(tmp_path, dtype).model, [Wish(3, (10, 10), 0)], sampling)
+        assert made.shape == (3, 10, 10) and made.isfinite().all()
+    with pytest.raises(ValueError, match="this model makes 10x10 latent pixels alone, and 8x12 is asked for"):
+        generate(loaded.model, [Wish(3, (10, 10), 0), Wish(3, (8, 12), 0)], sampling)
+    with pytest.raises(ValueError, match="is of a fixed grid"):
+        FiTPipeline.from_pretrained(tmp_path)
+    recipe = build_recipe({}, [f"training.start_from={tmp_path}"])
+    with pytest.raises(ValueError, match="is of a fixed grid, and no training begins with such a model"):
+        build_base(recipe.training)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "no"])
+def test_memory_is_near_what_is_kept_and_no_less_than_is_held(precision):
+    """By the formulas of FiT, whose wider MLP and rotations hold more in inference."""
+    config = GridConfig(width=128, depth=6, heads=2, patch_size=4, in_channels=1, num_classes=10, side=12)
+    sizes = [(12, 12)] * 8
+    tokens = 144 * 8
+    assert activation_bytes(config, tokens, precision=precision) == pytest.approx(
+        saved_bytes(config, sizes, precision), rel=0.15
+    )
+    model = random_model(config).to(torch.bfloat16 if precision == "bf16" else torch.float32)
+    batch, t, y = TokenBatch(torch.zeros(tokens, 16), sizes), torch.zeros(8), torch.zeros(8).long()
+
+    @torch.inference_mode()
+    def forward():
+        model(batch, t, y)
+
+    held = most_bytes(forward, torch.device("cpu"))
+    assert held < forward_bytes(config, tokens, precision) < 2 * held
+
+
+@pytest.mark.parametrize("architecture", ["DiT", "SiT"])
+def test_a_training_is_resumed_bit_for_bit(architecture, tmp_path):
+    def run(name):
+        settings = f"model.architecture={architecture}", "training.precision=bf16", "log.sample_every=5"
+        return trainer(tmp_path / name, *settings, dataset=garments(**SQUARES))
+
+    whole = run("whole")
+    before = {name: weight.clone() for name, weight in whole.bare_model.named_parameters()}
+    whole.fit(nothing)
+    moved = [name for name, weight in whole.bare_model.named_parameters() if not torch.equal(weight, before[name])]
+    assert len(moved) == len(before)
+    with pytest.raises(KeyboardInterrupt):
+        run("stopped").fit(stop_at(7))
+    run("stopped").fit(nothing)
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+    trained = load_pretrained(tmp_path / "stopped").model.config
+    assert trained.side == 5 and trained.prediction == {"DiT": "noise", "SiT": "velocity"}[architecture]
+
+
+def test_only_squares_of_one_size_are_learned():
+    recipe = build_recipe({}, ["model.architecture=DiT"])
+    for pictures in (garments(), garments(preprocessing="mixed", max_tokens=25)):
+        with pytest.raises(ValueError, match=r"DiT takes squares of one size, .*: set data\.preprocessing=crop"):
+            build_model_config(recipe, pictures)
+    assert build_model_config(recipe, garments(**SQUARES)).fixed_grid == (5, 5)
+
+
+@pytest.mark.parametrize(
+    ("setting", "key"),
+    [
+        ("model.mlp_ratio=3", "model.mlp_ratio"),
+        ("model.qk_norm=true", "model.qk_norm"),
+        ("training.compile=true", "training.compile"),
+        ("training.sharding=fsdp", "training.sharding"),
+        ("training.start_from=builtin:fashion", "training.start_from"),
+    ],
+)
+def test_settings_that_a_fixed_grid_does_not_have(setting, key):
+    with pytest.raises(ValueError, match=f"{key} would have no effect with architecture=SiT; remove it"):
+        build_recipe({}, ["model.architecture=SiT", setting])
