@@ -18,7 +18,7 @@ from ..autoencoder import Pixels
 from ..build import build_base, build_dataset, build_model_config
 from ..evaluation.scores import classifier_digest
 from ..generate import Sampling
-from ..model.config import FiTConfig
+from ..model.config import NetworkConfig
 from ..pretrained import Pretrained, default_device, load_pretrained
 from ..training.plan import plan_figures
 from ..training.samples import draw_sheet
@@ -177,10 +177,12 @@ class Scorer:
         self.tell("scoring", self.done, self.total)
 
 
-def makes(config: FiTConfig, reference: Reference) -> bool:
-    """Whether a model can make every shape of a view; of a fixed grid it makes that square alone."""
-    side = getattr(config, "side", None)
-    return side is None or reference.sides == {side * config.patch_size}
+def makes(config: NetworkConfig, reference: Reference) -> bool:
+    """Whether a model can make every shape of a view; one of a fixed grid makes that size alone."""
+    if config.fixed_grid is None:
+        return True
+    only = tuple(side * config.patch_size for side in config.fixed_grid)
+    return {(height, width) for of_class in reference.shapes for height, width, _ in of_class} == {only}
 
 
 def read_scores(path: Path) -> Scores | None:
@@ -194,7 +196,7 @@ def read_scores(path: Path) -> Scores | None:
         return None
 
 
-def sampling_of(study: Study, config: FiTConfig, condition: Condition) -> Sampling:
+def sampling_of(study: Study, config: NetworkConfig, condition: Condition) -> Sampling:
     """How a model of that configuration is sampled."""
     sampler = study.evaluation.samplers[config.prediction]
     return Sampling(steps=sampler.steps, solver=sampler.solver, guidance=condition.guidance)

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from functools import cache
 
 from ..data.imagenet import ImageNetLike
-from ..model import cost as fit
+from ..model.cost import forward_flops, linear_macs
 from ..model.presets import PRESETS
-from ..profiling import dit
-from ..profiling.dit import BASELINES
 
-FIT, SIT = PRESETS["FiTv2-XL/2"], BASELINES["SiT-XL/2"]
+FIT, SIT = PRESETS["FiTv2-XL/2"], PRESETS["SiT-XL/2"]
 # Thousands of steps at a batch of 256 (FiTv2, Sec. IV), and Table I's "GFLOPs".
 STEPS, TABLE_1 = (2000, 7000), (147, 114)
 TOKENS = 256
@@ -34,15 +32,16 @@ def account() -> dict[str, Line]:
     steps = STEPS[0] / STEPS[1]
     lengths = ImageNetLike(TOKENS, PICTURES).epoch(0, 0).hw.prod(1).tolist()
     mean = sum(lengths) / len(lengths)
-    linear = 2 * fit.linear_macs(FIT, [TOKENS]) / 1e9, 2 * dit.linear_macs(SIT, [TOKENS]) / 1e9
-    full, packed = gigaflops([TOKENS]), gigaflops(lengths)
+    linear = [2 * linear_macs(config, [TOKENS]) / 1e9 for config in (FIT, SIT)]
+    full = [forward_flops(config, [TOKENS]) / 1e9 for config in (FIT, SIT)]
+    packed = forward_flops(FIT, lengths) / len(lengths) / 1e9
     by_steps = f"{STEPS[0]}k / {STEPS[1]}k steps"
     return {
         "steps": Line(f"{by_steps} at batch 256", steps),
         "operations of Table I": line(by_steps, TABLE_1, "GMAC in Table I"),
         "linear layers": line(by_steps, linear, f"GFLOP of linear layers at {TOKENS} tokens"),
         "with attention": line(by_steps, full, f"GFLOP with attention at {TOKENS} tokens, also where they are padding"),
-        "packed": line(by_steps, (packed[0], full[1]), f"GFLOP, FiTv2 on the {mean:.0f} real tokens of a mean picture"),
+        "packed": line(by_steps, (packed, full[1]), f"GFLOP, FiTv2 on the {mean:.0f} real tokens of a mean picture"),
     }
 
 
@@ -50,9 +49,3 @@ def line(by_steps: str, costs: Sequence[float], of: str) -> Line:
     """The steps times the ratio of what a picture costs; costs: of FiTv2 and SiT."""
     own, other = costs
     return Line(f"{by_steps} x {own:.1f} / {other:.1f} {of}", STEPS[0] / STEPS[1] * own / other)
-
-
-def gigaflops(lengths: Sequence[int]) -> tuple[float, float]:
-    """Of a forward over the mean picture of these token counts, FiTv2 and SiT."""
-    flops = fit.forward_flops(FIT, lengths), dit.forward_flops(SIT, lengths)
-    return flops[0] / len(lengths) / 1e9, flops[1] / len(lengths) / 1e9

@@ -26,7 +26,7 @@ from ..evaluation.classifier import examine, load_classifier
 from ..evaluation.frechet import Statistics, frechet_distance
 from ..evaluation.scores import SEEDS, classifier_digest
 from ..generate import Sampling, Wish, generate
-from ..model.transformer import FiT
+from ..model.network import Network
 from ..pretrained import shapes_of
 from .definition import digest
 from .record import Scores
@@ -45,11 +45,6 @@ class Reference:
     @cached_property
     def statistics(self) -> Statistics:
         return Statistics.of(self.features)
-
-    @property
-    def sides(self) -> set[int]:
-        """Every height and width."""
-        return {side for of_class in self.shapes for *size, _ in of_class for side in size}
 
     def wishes(self, images: int, seed: int) -> list[Wish]:
         """Classes in turn, each picture in the shape of a random real one of its class, its noise fixed by its number.
@@ -102,7 +97,7 @@ def data_of(recipe: Recipe) -> dict[str, Any]:
 
 
 def score(
-    model: FiT, reference: Reference, sampling: Sampling, images: int, seed: int, done: Callable[[int], None]
+    model: Network, reference: Reference, sampling: Sampling, images: int, seed: int, done: Callable[[int], None]
 ) -> Scores:
     """`images` pictures of a model, compared with the reference; all None where one is not finite.
 

@@ -7,12 +7,12 @@ from typing import Any
 from ..config import Recipe
 from ..data.dataset import Dataset
 from ..data.packing import plan_packs, real_share
-from ..model.config import FiTConfig
+from ..model.config import NetworkConfig
 from ..model.cost import attention_flops, forward_flops, parameters, training_bytes
 from .start import trained_share
 
 
-def plan_figures(recipe: Recipe, dataset: Dataset, config: FiTConfig, devices: int = 1) -> dict[str, Any]:
+def plan_figures(recipe: Recipe, dataset: Dataset, config: NetworkConfig, devices: int = 1) -> dict[str, Any]:
     """Cost of a run: parameters, operations of a step (the mean over an epoch), memory of a device, packing.
 
     real_token_share: of the budget of packs; padded_token_share: of batches where each picture takes the room of the
@@ -45,7 +45,7 @@ def plan_figures(recipe: Recipe, dataset: Dataset, config: FiTConfig, devices: i
     }
 
 
-def needed_bytes(recipe: Recipe, config: FiTConfig, devices: int) -> int:
+def needed_bytes(recipe: Recipe, config: NetworkConfig, devices: int) -> int:
     """Estimated memory of a training step on each of so many devices."""
     settings = recipe.training
     return training_bytes(
