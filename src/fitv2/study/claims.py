@@ -15,10 +15,12 @@ from .statistics import Estimate, estimate, reach
 HOLDS, FAILS, OPEN = "holds", "does not hold", "not decided"
 ONE_SEED, NONE = "one seed: no verdict", "no result"
 RULE = (
-    "A claim **holds** or **does not hold** where the 95 % interval of the figure over the seeds (Student's t; the "
-    "variants of a seed see the same data order where their data are the same, and are scored with the same noise, so "
-    "figures are taken seed by seed) lies wholly on one side of the claim's threshold; it is **not decided** where the "
-    "interval includes the threshold. A figure computed by formula has no interval."
+    "The rule: figures are taken seed by seed, because variants of the same seed share their noise and, where their "
+    "data are the same, the order of the data. Of these figures there is Student's 95 % interval. A claim **holds** "
+    'where all of it is on the claim\'s side of the threshold (2 for "twice", 0 for a difference), **does not hold** '
+    "where all of it is on the other side, and is **not decided** where the threshold lies within; one seed gives no "
+    "verdict. That a variant is the best holds where it is better than each other one by this rule, and does not hold "
+    "where any other is better than it. A figure by formula has no interval."
 )
 UNITS = {"steps": "step", "operations": "flops", "seconds": "seconds", "CPU seconds": "cpu_seconds"}
 

@@ -18,7 +18,6 @@ COSTS: dict[str, Callable] = {
     "training operations in TFLOP": lambda point: point.flops / 1e12,
     "seconds of training steps": lambda point: point.seconds,
 }
-COLOURS = colormaps["tab20"].colors
 # Curves of so many variants have their legend in two columns.
 MANY = 8
 
@@ -37,7 +36,8 @@ def nothing(axes: Axes) -> None:
 
 def coloured(records: Records) -> list[tuple[str, list[Record], tuple]]:
     """The runs of each variant, and its colour on all panels."""
-    return [(v, list(runs.values()), COLOURS[i % len(COLOURS)]) for i, (v, runs) in enumerate(records.items()) if runs]
+    colours = colormaps["tab10" if len(records) <= 10 else "tab20"].colors
+    return [(v, list(runs.values()), colours[i % len(colours)]) for i, (v, runs) in enumerate(records.items()) if runs]
 
 
 def curve(records: Records, point: str, title: str, cost: Callable) -> Panel:

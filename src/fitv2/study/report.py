@@ -102,7 +102,7 @@ def overview(folder: Path) -> Iterator[str]:
         for result in results
         for claim in result["claims"]
     ]
-    yield from markdown(CLAIMS_HEAD, rows)
+    yield from markdown(CLAIMS_HEAD, rows, len(CLAIMS_HEAD))
     yield from ("", RULE)
 
 
@@ -114,7 +114,7 @@ def page(report: Report, figures: Sequence[str], folder: Path) -> Iterator[str]:
     yield "Written by the command below from the JSON files in `runs/`; not edited by hand."
     yield from section("Claims", claim_lines(report))
     yield from section("Conditions", (f"- {line}" for line in condition_lines(report)))
-    yield from section("Variants", markdown(("variant", "what it is", "changes in the recipe"), variant_rows(study)))
+    yield from section("Variants", variant_lines(study))
     for score in score_names(records):
         title = TITLES.get(score, score)
         yield from section(
@@ -138,8 +138,12 @@ def section(title: str, lines: Iterator[str] | Sequence[str]) -> Iterator[str]:
 
 def claim_lines(report: Report) -> Iterator[str]:
     rows = [[c.text, c.paper, f.figure, f.conditions, f.verdict] for c, f in report.findings()]
-    yield from markdown(CLAIMS_HEAD, rows)
+    yield from markdown(CLAIMS_HEAD, rows, len(CLAIMS_HEAD))
     yield from ("", RULE)
+
+
+def variant_lines(study: Study) -> Iterator[str]:
+    yield from markdown(("variant", "what it is", "changes in the recipe"), variant_rows(study), 3)
 
 
 def condition_lines(report: Report) -> Iterator[str]:
@@ -167,7 +171,9 @@ def condition_lines(report: Report) -> Iterator[str]:
     )
     yield f"Sampling: {samplers}; the noise of a picture is fixed by its number and the seed, alike for all variants"
     for name in first.machine:
-        yield f"{name}: " + "; ".join(dict.fromkeys(record.machine.get(name, "unknown") for record in report.all))
+        yield f"{name.capitalize()}: " + "; ".join(
+            dict.fromkeys(record.machine.get(name, "unknown") for record in report.all)
+        )
     yield (
         "Seconds are of training steps alone, without scoring; runs shared the machine with each other, which CPU "
         "seconds show less. Operations: of matrix products with attention, of forward and backward pass, by formula"
@@ -210,7 +216,7 @@ def paper_lines() -> Iterator[str]:
     rows = [[name, line.formula, f"{100 * line.share:.1f} %"] for name, line in paper_cost.account().items()]
     yield "FiTv2-XL/2 against SiT-XL/2, the share of the training cost, counted ever more fully:"
     yield ""
-    yield from markdown(("counted", "formula", "share"), rows)
+    yield from markdown(("counted", "formula", "share"), rows, 2)
 
 
 def sheet_lines(report: Report, folder: Path) -> Iterator[str]:

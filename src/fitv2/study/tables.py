@@ -9,13 +9,13 @@ from .definition import Study
 from .record import Record, Records
 from .statistics import Estimate, estimate
 
-TITLES = {"distance": "Frechet distance", "recognised": "share recognised"}
+TITLES = {"distance": "Frechet distance", "recognised": "Share recognised"}
 Row = list[str]
 
 
-def markdown(head: Sequence[str], rows: Sequence[Row]) -> Iterator[str]:
-    """Lines of a table: the first column at the left, the others at the right."""
-    for cells in (list(head), ["---", *["---:"] * (len(head) - 1)], *rows):
+def markdown(head: Sequence[str], rows: Sequence[Row], texts: int = 1) -> Iterator[str]:
+    """Lines of a table: the first columns, so many, at the left, the others at the right."""
+    for cells in (list(head), ["---"] * texts + ["---:"] * (len(head) - texts), *rows):
         yield "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
 
@@ -110,8 +110,8 @@ def cost_row(variant: str, runs: dict[int, Record]) -> Row:
     return [
         variant,
         f"{mean(lambda r: r.cost['parameters']) / 1e6:.3f}",
-        f"{mean(lambda r: r.cost['flops_per_step']) / 1e9:.2f}",
-        f"{mean(lambda r: r.cost['flops_total']) / 1e12:.2f}",
+        f"{mean(lambda r: r.cost['flops_per_step']) / 1e9:.4g}",
+        f"{mean(lambda r: r.cost['flops_total']) / 1e12:.4g}",
         f"{mean(lambda r: r.cost['tokens_per_step']):.1f}",
         f"{mean(lambda r: r.cost['pictures_per_step']):.2f}",
         f"{100 - 100 * mean(lambda r: r.cost['real_token_share']):.2f} %",
