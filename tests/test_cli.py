@@ -345,8 +345,8 @@ def test_a_first_attempt_that_failed_is_in_nobodys_way(train, pictures):
         (["training.tokens_per_pack=30"], ["a picture of 55 tokens does not fit a pack of 30 tokens"]),
         (["training.tokens_per_pack=999999999"], ["GiB are free; lower training.tokens_per_pack"]),
         (
-            ["data.source=fashion"],
-            ["max_tokens, preprocessing would have no effect on the source 'fashion'"],
+            ["data.source=fashion", "data.flip=false"],
+            ["flip would have no effect on the source 'fashion'"],
         ),
     ],
 )

@@ -13,7 +13,7 @@ from fitv2.config import build_recipe
 from fitv2.generate import Sampling, Wish, default_solver, generate
 from fitv2.model.block_cache import BlockCache
 from fitv2.model.cost import activation_bytes, forward_bytes, parameters
-from fitv2.model.grid import DiTConfig, GridConfig, GridTransformer
+from fitv2.model.grid import DiTConfig, GridConfig, GridTransformer, modulations
 from fitv2.model.rope import PLAIN
 from fitv2.pretrained import load_pretrained, save_pretrained
 from fitv2.profiling.measure import most_bytes
@@ -140,18 +140,20 @@ def test_activation_checkpointing_changes_memory_not_gradients(config):
 
 @KINDS
 @torch.no_grad()
-def test_half_precision_keeps_the_residual_stream_and_the_times(config):
+def test_half_precision_keeps_the_residual_stream_its_factors_and_the_times(config):
     """Under autocast, and with weights in bfloat16."""
     model, (batch, t, y) = random_model(config), inputs(config)
     expected, seen = model(batch, t, y), []
-    last = model.dit.transformer_blocks[-1]
-    last.register_forward_hook(lambda module, given, output: seen.append((output.dtype, given[0].dtype)))
+    for block in model.dit.transformer_blocks:
+        block.register_forward_hook(lambda module, given, output: seen.extend((given[0].dtype, output.dtype)))
+    for modulation in modulations(model.dit):
+        modulation.register_forward_hook(lambda module, given, output: seen.append(output.dtype))
     with torch.autocast("cpu", torch.bfloat16):
         outputs = [model(batch, t, y)]
     outputs.append(model.to(torch.bfloat16)(batch, t, y))
     for output in outputs:
         assert 0 < (output.float() - expected).abs().max() < 0.03 * expected.abs().max()
-    assert seen == [(torch.float32, torch.float32)] * 2
+    assert seen == [torch.float32] * 14
     close = torch.tensor([0.501, 0.502, 0.501, 0.502]) * t.max()
     two = model.to(torch.bfloat16)(batch.select([0, 0, 0, 0]), close, y[[0, 0, 0, 0]]).unflatten(0, (4, -1))
     assert not torch.equal(two[0], two[1])
@@ -253,5 +255,5 @@ def test_only_squares_of_one_size_are_learned():
     ],
 )
 def test_settings_that_a_fixed_grid_does_not_have(setting, key):
-    with pytest.raises(ValueError, match=f"{key} would have no effect with architecture=SiT; remove it"):
+    with pytest.raises(ValueError, match=f"architecture SiT {key} would have no effect with a fixed grid; remove it"):
         build_recipe({}, ["model.architecture=SiT", setting])

@@ -127,7 +127,7 @@ def test_a_position_that_the_epoch_no_longer_has_goes_on_with_the_next_epoch():
 def test_an_error_of_a_picture_reaches_the_training_loop():
     dataset = numbered()
     dataset.pictures[7] = "no array"
-    with pytest.raises(TypeError):
+    with pytest.raises(AttributeError):
         take(PackLoader(dataset, 200), 30)
 
 

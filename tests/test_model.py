@@ -222,6 +222,7 @@ def test_each_part_changes_what_it_says_and_no_more():
     changed = {name for name in plain.keys() | shapes.keys() if plain.get(name) != shapes.get(name)}
     assert changed and all("adaLN" in name and "final" not in name for name in changed)
     assert shapes["blocks.0.adaLN_modulation.1.weight"] == (6 * 48, 48)
+    assert not any(name.startswith("global") for name in shapes)
     _, shapes = of(prediction="noise")
     assert {name for name in plain if plain[name] != shapes[name]} == {
         "final_layer.linear.weight",

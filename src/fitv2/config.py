@@ -204,7 +204,7 @@ class Recipe(Settings):
         parts, density = self.model.parts, self.training.time_density
         if self.model.architecture in ("DiT", "SiT"):
             useless = [f"model.{key}" for key in NOT_OF_GRIDS] + [f"training.{key}" for key in NOT_FOR_GRIDS]
-            yield f"architecture={self.model.architecture}", useless
+            yield "a fixed grid", useless
         if parts.get("modulation") == "full":
             yield "modulation=full", ["model.lora_rank"]
         if parts.get("qk_norm") is False:
