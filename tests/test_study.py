@@ -11,15 +11,18 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from fitv2.atomic import write_tensors
 from fitv2.build import build_dataset, build_model_config
+from fitv2.generate import Sampling
 from fitv2.model.cost import parameters
+from fitv2.study import one_run
 from fitv2.study.definition import Run, build_study, load_study, shortened, study_names
 from fitv2.study.one_run import Job, perform
 from fitv2.study.record import read_record
 from fitv2.study.report import Report, read_records, write_report
-from fitv2.study.scoring import Reference, features_path, load_reference, score
+from fitv2.study.scoring import Reference, examined, features_path, load_reference, scores_of
 from fitv2.study.snapshots import TrainingLog
 from fitv2.study.tables import final_rows
 from fitv2.training.preemption import STOPPED
@@ -173,14 +176,25 @@ def test_what_is_scored_is_not_scored_again_nor_trained(work):
     one = job(work)
     perform(one, nothing)
     one.record.unlink()
-    (damaged,) = one.folder.glob("scores/step-00000002-*.json")
+    (damaged,) = one.folder.glob("seen/step-00000002-*.safetensors")
     damaged.write_text("{")
     told = []
     perform(one, lambda *message: told.append(message))
     assert [what for what, _, _ in told if what == "training"] == []
     # Twenty pictures of the damaged one, one by one, and three scores that are there.
     assert [done for _, done, _ in told] == [*range(1, 21), 40, 70, 100]
-    assert json.loads(damaged.read_text())["scores"]
+    assert load_file(damaged)["features"].shape == (20, 64)
+
+
+def test_pictures_that_are_not_finite_are_recorded_as_without_score(work, monkeypatch):
+    one = job(work)
+    with monkeypatch.context() as patched:
+        patched.setattr(one_run, "examined", lambda *_: None)
+        perform(one, nothing)
+    found = without_clock(one.record)
+    assert {scores["distance"] for scores in found["final"].values()} == {None} and not found["diverged"]
+    perform(one, nothing)
+    assert without_clock(one.record) == found
 
 
 def test_other_evaluation_settings_score_the_same_training(work):
@@ -322,7 +336,7 @@ def test_a_digest_knows_changes_and_not_defaults():
 def test_a_shorter_study_keeps_its_proportions():
     study = shortened(load_study("convergence"), 0.1)
     recipe, whole = study.recipe_of("FiTv2", 0), load_study("convergence").recipe_of("FiTv2", 0)
-    assert recipe.training.steps == whole.training.steps / 10 == 6 * study.evaluation.every
+    assert recipe.training.steps == whole.training.steps / 10 == 4 * study.evaluation.every
     assert recipe.training.warmup_steps == whole.training.warmup_steps / 10
 
 
@@ -378,12 +392,9 @@ def test_pictures_that_are_not_finite_have_no_score():
     model = random_model()
     with torch.no_grad():
         model.final_layer.linear.bias.fill_(math.nan)
-    reference, study = Reference(torch.rand(100, 64), [[(8, 8, 1)]] * 10), build_study(tree(), "tiny")
-    sampling = study.evaluation.samplers["velocity"]
-    from fitv2.generate import Sampling
-
-    scores = score(model, reference, Sampling(**sampling.model_dump()), 10, 0, lambda _: None)
-    assert scores == {"distance": None, "recognised": None}
+    reference = Reference(torch.rand(100, 64), [[(8, 8, 1)]] * 10)
+    assert examined(model, reference.wishes(10, 0), Sampling(steps=1, solver="euler"), lambda _: None) is None
+    assert scores_of(None, reference) == {"distance": None, "recognised": None}
 
 
 def test_what_is_committed_comes_from_the_records(tmp_path):

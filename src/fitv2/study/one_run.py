@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import platform
 from dataclasses import dataclass
@@ -12,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
 
-from ..atomic import write_file, write_text
+from ..atomic import write_file, write_tensors
 from ..autoencoder import Pixels
 from ..build import build_base, build_dataset, build_model_config
 from ..evaluation.scores import classifier_digest
@@ -24,7 +26,7 @@ from ..training.plan import plan_figures
 from ..training.samples import draw_sheet
 from .definition import Condition, Run, Study, digest
 from .record import Point, Record, Scores, read_record, write_record
-from .scoring import PROTOCOL, Reference, data_of, load_reference, score
+from .scoring import PROTOCOL, Reference, data_of, examined, load_reference, scores_of
 from .snapshots import Tell, TrainingLog, has_diverged, snapshots, train
 
 logger = logging.getLogger(__name__)
@@ -102,7 +104,7 @@ def perform(job: Job, tell: Tell) -> None:
 
 
 class Scorer:
-    """Scores the snapshots of a run; each score is a file of its own in the run's folder, and is made once."""
+    """Scores the snapshots of a run; what is seen in the pictures of each is a file in the run's folder, made once."""
 
     def __init__(self, job: Job, tell: Tell) -> None:
         self.job, self.tell = job, tell
@@ -137,19 +139,20 @@ class Scorer:
             "sampling": [sampling.solver, sampling.steps, sampling.guidance],
             "images": images,
         }
-        path = self.job.folder / "scores" / f"{model.name}-{digest(about)}.json"
-        found = read_scores(path)
-        if found is not None:
+        path = self.job.folder / "seen" / f"{model.name}-{digest(about)}.safetensors"
+        seen = read_seen(path)
+        if seen is None:
+            seen = self.look(model, condition.view, sampling, images) or {}
+            write_tensors(path, seen)
+        else:
             self.finished(images)
-            return found
-        found = self.compute(model, condition.view, sampling, images)
-        write_text(path, json.dumps(about | {"scores": found}, indent=1))
-        return found
+        return scores_of(seen or None, self.references[condition.view])
 
-    def compute(self, model: Path, view: str, sampling: Sampling, images: int) -> Scores:
-        pretrained, seed = self.load(model), self.job.run.seed
+    def look(self, model: Path, view: str, sampling: Sampling, images: int) -> dict[str, Tensor] | None:
+        """The pictures themselves are not kept: what is seen in them gives every score."""
+        pretrained, wishes = self.load(model), self.references[view].wishes(images, self.job.run.seed)
         with self.precision():
-            return score(pretrained.model, self.references[view], sampling, images, seed, self.finished)
+            return examined(pretrained.model, wishes, sampling, self.finished)
 
     def draw(self, model: Path, view: str) -> None:
         """A sheet of pictures, guided as the points are."""
@@ -178,20 +181,17 @@ class Scorer:
 
 
 def makes(config: NetworkConfig, reference: Reference) -> bool:
-    """Whether a model can make every shape of a view; one of a fixed grid makes that size alone."""
-    if config.fixed_grid is None:
-        return True
-    only = tuple(side * config.patch_size for side in config.fixed_grid)
-    return {(height, width) for of_class in reference.shapes for height, width, _ in of_class} == {only}
+    """Whether a model can make every shape of a view; of a fixed grid it makes that square alone."""
+    return config.fixed_grid is None or reference.sides == {side * config.patch_size for side in config.fixed_grid}
 
 
-def read_scores(path: Path) -> Scores | None:
-    """None where there are none yet, or damaged ones."""
+def read_seen(path: Path) -> dict[str, Tensor] | None:
+    """None where there is nothing yet, or something damaged; empty for pictures that were not finite."""
     try:
-        return json.loads(path.read_bytes())["scores"]
+        return load(path.read_bytes())
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError):
+    except SafetensorError:
         logger.warning("%s is damaged and made again", path)
         return None
 

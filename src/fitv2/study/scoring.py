@@ -6,7 +6,7 @@ it is of the training pictures.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -45,6 +45,11 @@ class Reference:
     @cached_property
     def statistics(self) -> Statistics:
         return Statistics.of(self.features)
+
+    @property
+    def sides(self) -> set[int]:
+        """Every height and width."""
+        return {side for of_class in self.shapes for *size, _ in of_class for side in size}
 
     def wishes(self, images: int, seed: int) -> list[Wish]:
         """Classes in turn, each picture in the shape of a random real one of its class, its noise fixed by its number.
@@ -96,21 +101,28 @@ def data_of(recipe: Recipe) -> dict[str, Any]:
     return recipe.data.model_dump(mode="json", exclude_defaults=True)
 
 
-def score(
-    model: Network, reference: Reference, sampling: Sampling, images: int, seed: int, done: Callable[[int], None]
-) -> Scores:
-    """`images` pictures of a model, compared with the reference; all None where one is not finite.
+def examined(
+    model: Network, wishes: Sequence[Wish], sampling: Sampling, done: Callable[[int], None]
+) -> dict[str, Tensor] | None:
+    """What the classifier sees in a model's pictures: features (N, 64), classes (N,), and the labels asked for (N,).
 
-    distance: Frechet distance of features. recognised: share whose top-1 class is the one asked for. done: gets 1 after
-    each picture.
+    None where a picture is not finite. done: gets 1 after each picture.
     """
-    wishes = reference.wishes(images, seed)
     latents = generate(model, wishes, sampling, lambda *_: done(1))
     if not all(bool(latent.isfinite().all()) for latent in latents):
-        return {"distance": None, "recognised": None}
+        return None
     features, classes = examine(load_classifier(), latents)
-    labels = torch.tensor([wish.label for wish in wishes])
+    return {"features": features, "classes": classes, "labels": torch.tensor([wish.label for wish in wishes])}
+
+
+def scores_of(seen: dict[str, Tensor] | None, reference: Reference) -> Scores:
+    """distance: Frechet distance of features. recognised: share whose top-1 class is the one asked for.
+
+    All None where there is nothing to compare.
+    """
+    if seen is None:
+        return {"distance": None, "recognised": None}
     return {
-        "distance": frechet_distance(Statistics.of(features), reference.statistics),
-        "recognised": float((classes == labels).double().mean()),
+        "distance": frechet_distance(Statistics.of(seen["features"]), reference.statistics),
+        "recognised": float((seen["classes"] == seen["labels"]).double().mean()),
     }
