@@ -61,7 +61,8 @@ def test_of_one_value_there_is_no_interval_and_of_none_nothing():
         (Estimate(0.00123, 0.00012, 3), "0.00123 ± 0.00012"),
         (Estimate(12.3456, None, 1), "12.3"),
         (Estimate(12345.6, None, 1), "12,346"),
-        (Estimate(2.0, 0.0, 2), "2"),
+        (Estimate(2.0, 0.0, 2), "2.00"),
+        (Estimate(128.4, None, 1), "128"),
     ],
 )
 def test_an_estimate_in_words_has_the_digits_it_knows(found, text):
@@ -146,7 +147,7 @@ def test_a_speed_up_is_decided_by_its_interval():
 
 def test_a_contender_that_never_gets_there_cannot_win():
     found = speed_up([SLOW, SLOW])
-    assert found.verdict == FAILS and found.figure.startswith("at most 1 times") and "2 of 2 seeds" in found.figure
+    assert found.verdict == FAILS and found.figure.startswith("at most 1.00 times") and "2 of 2 seeds" in found.figure
     assert speed_up([SLOW, SLOW], at_least=0.5).verdict == OPEN
 
 
@@ -188,7 +189,7 @@ def test_the_paper_s_cost_by_steps_and_by_operations():
 
 def test_tables_say_what_the_records_do():
     runs = records(a=[BASELINE, BASELINE], b=[FAST, SLOW])
-    assert final_rows(runs, "distance")[0] == ["a", "2", "2"]
+    assert final_rows(runs, "distance")[0] == ["a", "2", "2.00"]
     ((name, cell),) = difference_rows(runs, "a", "distance")
     assert (name, cell) == ("b", Estimate(-0.15, 14.61, 2).text("+"))
     assert reach_rows(runs, "a")[1][1] == "150, not reached with 1 of 2 seeds"

@@ -171,9 +171,7 @@ def condition_lines(report: Report) -> Iterator[str]:
     )
     yield f"Sampling: {samplers}; the noise of a picture is fixed by its number and the seed, alike for all variants"
     for name in first.machine:
-        yield f"{name.capitalize()}: " + "; ".join(
-            dict.fromkeys(record.machine.get(name, "unknown") for record in report.all)
-        )
+        yield f"{name}: " + "; ".join(dict.fromkeys(record.machine.get(name, "unknown") for record in report.all))
     yield (
         "Seconds are of training steps alone, without scoring; runs shared the machine with each other, which CPU "
         "seconds show less. Operations: of matrix products with attention, of forward and backward pass, by formula"

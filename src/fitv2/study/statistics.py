@@ -31,7 +31,7 @@ class Estimate:
     def text(self, sign: str = "") -> str:
         """Mean and half width, which has two digits; a single value has three. sign: "+" shows it always."""
         if not self.half:
-            return f"{self.mean:{sign},.3g}" if abs(self.mean) < 1000 else f"{self.mean:{sign},.0f}"
+            return f"{self.mean:{sign},.0f}" if abs(self.mean) >= 1000 else f"{self.mean:{sign}#.3g}".rstrip(".")
         decimals = max(0, 1 - math.floor(math.log10(self.half)))
         return f"{self.mean:{sign},.{decimals}f} ± {self.half:,.{decimals}f}"
 
