@@ -18,6 +18,7 @@ LAYERS = [
     {"autoencoder", "build", "convert", "distributed_checkpoint", "drawing", "generate", "pretrained", "processes"}
     | {"sheets", "state_files"},
     {"adapters", "evaluation", "training", "prepare", "profiling"},
+    {"study"},
     {"cli"},
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}

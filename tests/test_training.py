@@ -270,6 +270,11 @@ def test_training_learns(tmp_path):
     assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:5])
 
 
+def test_a_training_without_sheets(tmp_path):
+    trainer(tmp_path, "training.steps=2", "log.sample_every=null").fit(lambda figures: None)
+    assert not (tmp_path / "samples").exists()
+
+
 def test_tensorboard_without_its_package_is_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     run = trainer(tmp_path, "log.tensorboard=true")

@@ -25,7 +25,7 @@ from fitv2.training.trainer import Trainer
 CONFIG = FiTConfig(width=32, depth=2, heads=2, patch_size=4, in_channels=1, num_classes=10)
 CLASSES = CLASS_NAMES
 # What a log line says about the clock, which is never the same twice.
-CLOCK = ("seconds", "tokens_per_second")
+CLOCK = ("seconds", "cpu_seconds", "tokens_per_second")
 
 
 def random_model(config: NetworkConfig = CONFIG, seed: int = 0) -> Network:
@@ -86,7 +86,7 @@ def process(target, *arguments) -> BaseProcess:
     """A started process of its own. It is forked from a server that has imported torch once, which saves seconds."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["torch._dynamo", "fitv2.training.trainer", "fitv2.prepare.run", "diffusers.models.autoencoders.autoencoder_kl"]
+        ["torch._dynamo", "fitv2.study.worker", "fitv2.prepare.run", "diffusers.models.autoencoders.autoencoder_kl"]
     )
     started = context.Process(target=target, args=arguments)
     started.start()

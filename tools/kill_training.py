@@ -27,7 +27,7 @@ SETTINGS = [
     *(f"training.steps={STEPS}", "training.warmup_steps=10", "training.decay_share=0.3"),
     *("log.checkpoint_every=2", "log.sample_every=50", "log.sample_steps=2"),
 ]
-CLOCK = ("seconds", "tokens_per_second")
+CLOCK = ("seconds", "cpu_seconds", "tokens_per_second")
 
 
 def start(run: Path, processes: int, sharding: str) -> subprocess.Popen:

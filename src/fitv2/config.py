@@ -167,7 +167,7 @@ class LogSettings(Settings):
 
     checkpoint_every: PositiveInt = Field(500, description="steps between checkpoints")
     keep_checkpoints: PositiveInt = Field(2, description="older ones are removed")
-    sample_every: PositiveInt = Field(1000, description="steps between sample sheets")
+    sample_every: PositiveInt | None = Field(1000, description="steps between sample sheets; null: none")
     sample_steps: PositiveInt = Field(20, description="steps of the sample sheets, of ab2 (noise: ddim)")
     sample_guidance: float = Field(2.0, description="guidance scale of the sample sheets")
     tensorboard: bool = Field(False, description="also write TensorBoard events (needs the tensorboard package)")

@@ -11,6 +11,7 @@ from .inspect import inspect
 from .prepare import prepare
 from .profile import profile
 from .sample import sample
+from .study import study
 from .train import train
 
 app = typer.Typer(
@@ -27,6 +28,7 @@ app.command()(inspect)
 app.command()(train)
 app.command()(convert)
 app.command()(profile)
+app.command()(study)
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ def show_plan(recipe: Recipe, devices: int, peak_tflops: float | None, utilisati
     import yaml
 
     from ..build import build_model_config
+    from ..training.plan import plan_figures
 
     if recipe.training.packs_per_step % devices:
         raise ValueError(
@@ -51,54 +52,6 @@ def data_or_stand_in(recipe: Recipe) -> tuple[Dataset, bool]:
     return build_dataset(recipe.data, recipe.model.patch_size), False
 
 
-def plan_figures(recipe: Recipe, dataset: Dataset, config: FiTConfig, devices: int) -> dict[str, Any]:
-    """Cost of a run: parameters, operations of a step, memory of a device, packing."""
-    from ..data.packing import plan_packs, real_share
-    from ..model.cost import attention_flops, forward_flops, parameters
-    from ..training.start import trained_share
-
-    settings = recipe.training
-    lengths = dataset.epoch(0, settings.seed).hw.prod(1)
-    packs = plan_packs(lengths, settings.tokens_per_pack, settings.seed, 0)
-    trained = trained_share(config, settings.train_only)
-    # Of the backward pass, the half that leads to the inputs is always needed, the other for weights that are trained
-    # and for attention, which has none; activation checkpointing repeats the forward pass in it.
-    one_pack = lengths[packs[0]].tolist()
-    forward, attention = forward_flops(config, one_pack), attention_flops(config, one_pack)
-    passes = 2 + trained + settings.activation_checkpointing
-    step = int(passes * forward + (1 - trained) * attention) * settings.packs_per_step
-    return {
-        "parameters": parameters(config),
-        "trained_share": trained,
-        "pictures": len(dataset),
-        "classes": dataset.num_classes,
-        "tokens_per_picture": float(lengths.mean()),
-        "pictures_per_step": len(lengths) / len(packs) * settings.packs_per_step,
-        "packs_per_epoch": len(packs),
-        "real_token_share": real_share(lengths, packs, settings.tokens_per_pack),
-        "epochs": settings.steps * settings.packs_per_step / len(packs),
-        "flops_per_step": step,
-        "flops_total": step * settings.steps,
-        "memory_bytes": needed_bytes(recipe, config, devices),
-    }
-
-
-def needed_bytes(recipe: Recipe, config: FiTConfig, devices: int) -> int:
-    """Estimated memory of a training step on each of so many devices."""
-    from ..model.cost import training_bytes
-    from ..training.start import trained_share
-
-    settings = recipe.training
-    return training_bytes(
-        config,
-        settings.tokens_per_pack,
-        settings.activation_checkpointing,
-        settings.precision,
-        trained_share(config, settings.train_only),
-        devices if settings.sharding == "fsdp" else 1,
-    )
-
-
 def plan_lines(figures: dict[str, Any], devices: int) -> list[str]:
     """The figures for people."""
     return [
@@ -120,6 +73,7 @@ def check_memory(recipe: Recipe, config: FiTConfig, device: str, devices: int) -
     """Raises ValueError when a step would not fit into the memory that is free now."""
     import torch
 
+    from ..training.plan import needed_bytes
     from .memory import free_bytes
 
     needed, free = needed_bytes(recipe, config, devices), free_bytes(torch.device(device))

@@ -22,7 +22,8 @@ def train(
     recipe: Annotated[
         str,
         typer.Option(
-            help="fashion, fashion-tiny, pictures, latents, imagenet-b, -xl, -3b, -hr-xl, -hr-3b, or a YAML file"
+            help="fashion, fashion-tiny, fashion-study, pictures, latents, imagenet-b, -xl, -3b, -hr-xl, -hr-3b, or a "
+            "YAML file"
         ),
     ],
     data: Annotated[

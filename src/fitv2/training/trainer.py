@@ -53,6 +53,10 @@ logger = logging.getLogger(__name__)
 MOST_SKIPPED = 100
 
 
+class Diverged(ValueError):
+    """No gradient is finite any more."""
+
+
 def learning_rate(step: int, training: TrainingSettings) -> float:
     """Linear warm-up, constant, then linear decay to zero over the last `decay_share`; step counts from 0."""
     rise = min(1.0, (step + 1) / training.warmup_steps) if training.warmup_steps else 1.0
@@ -163,11 +167,12 @@ class Trainer:
         """The next step and its figures.
 
         tokens_per_second includes waiting for pictures; seconds also the checkpoints and sheets since the last step.
+        cpu_seconds: of all threads, which other work on the machine hardly changes.
         """
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         step = next(steps)
         loss, norm = self.step(step)
-        end = time.perf_counter()
+        end, cpu_seconds = time.perf_counter(), time.process_time() - cpu_start
         seconds = end - start
         self.seconds += end - self.clock
         self.clock = end
@@ -178,10 +183,12 @@ class Trainer:
             "grad_norm": norm,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "images": self.images,
+            "tokens": step.tokens,
             "tokens_per_second": step.tokens / seconds,
             "real_share": round(step.real_share, 5),
             "skipped": self.skipped,
             "seconds": round(self.seconds, 3),
+            "cpu_seconds": round(cpu_seconds, 4),
         }
 
     def step(self, step: Step) -> tuple[float, float]:
@@ -217,7 +224,7 @@ class Trainer:
             self.skipped_in_a_row += 1
             logger.warning("step %d: the gradient is not finite, the step is skipped", self.done + 1)
             if self.skipped_in_a_row == MOST_SKIPPED:
-                raise ValueError(
+                raise Diverged(
                     f"{MOST_SKIPPED} steps in a row had no finite gradient: the training has diverged; continue from "
                     "an earlier checkpoint with a lower training.learning_rate"
                 )
@@ -257,7 +264,7 @@ class Trainer:
         }
         try:
             # The model first: a run killed in between has to repeat the step, and writes the model again.
-            self.export()
+            self.export(self.run / "model")
             save_checkpoint(folder, self.done, tensors, state, self.sharded)
         except OSError as error:
             raise OSError(
@@ -266,11 +273,11 @@ class Trainer:
             ) from None
         first_says(lambda: prune(folder, self.recipe.log.keep_checkpoints))
 
-    def export(self) -> None:
+    def export(self, folder: Path) -> None:
         """The averaged weights as a model folder; one process gathers them, tensor by tensor."""
         weights = gathered(self.ema.average, keep=self.accelerator.is_main_process)
         about = list(self.dataset.class_names), self.shapes, torch.float32, self.dataset.autoencoder
-        first_says(lambda: save_pretrained(self.run / "model", self.bare_model.config, weights, *about))
+        first_says(lambda: save_pretrained(folder, self.bare_model.config, weights, *about))
 
     def resume(self) -> None:
         """Restores weights, average, optimiser and position from the newest checkpoint, if there is one."""
@@ -293,9 +300,8 @@ class Trainer:
             logger.warning("the pictures are not those of before: the run continues, but in another order")
 
     def samples_are_due(self) -> bool:
-        return self.done > 0 and (
-            self.done % self.recipe.log.sample_every == 0 or self.done == self.recipe.training.steps
-        )
+        every, last = self.recipe.log.sample_every, self.recipe.training.steps
+        return every is not None and self.done > 0 and (self.done % every == 0 or self.done == last)
 
     @property
     def sheet(self) -> Path:

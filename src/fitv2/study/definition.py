@@ -1,0 +1,222 @@
+"""A study as data, read from YAML: variants of a recipe, seeds, how runs are scored, and the claims they decide."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, PositiveInt, StringConstraints, ValidationError, model_validator
+
+from ..config import Recipe, Settings, complaint, load_recipe, parse_yaml
+from .claims import Claim
+
+# Of variants: they name files.
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
+# What a study itself decides.
+OWN_KEYS = ("training.seed", "log.")
+
+
+class Variant(Settings):
+    """What it changes in the recipe, by dotted keys, and a sentence about it."""
+
+    about: str
+    set: dict[str, Any] = Field({})
+
+
+class Sampler(Settings):
+    """Of one kind of model, see `fitv2.generate.Sampling`."""
+
+    solver: str
+    steps: PositiveInt
+
+
+class Condition(Settings):
+    """How pictures are asked for: in the shapes of which view, and with how much guidance."""
+
+    view: str
+    guidance: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.view}, guidance {self.guidance:g}" if self.guidance != 1 else f"{self.view}, unguided"
+
+
+VIEWS = {"square": {"data.preprocessing": "crop"}, "own": {"data.preprocessing": "resize"}}
+SAMPLERS = {"velocity": Sampler(solver="ab2", steps=25), "noise": Sampler(solver="ddim", steps=50)}
+
+
+class Evaluation(Settings):
+    """When and how runs are scored.
+
+    every: steps between the points of a curve, each scored under `point` with `images` pictures. The end is scored
+    under every view and guidance with `final_images`. views: changes of the recipe's data, by dotted keys, that give
+    the real pictures to compare with. samplers: by what a network predicts.
+    """
+
+    every: PositiveInt
+    images: PositiveInt = 500
+    final_images: PositiveInt = 1000
+    views: dict[Name, dict[str, Any]] = Field(VIEWS, min_length=1)
+    guidance: tuple[float, ...] = Field((1.0, 1.5), min_length=1)
+    point: Condition = Condition(view="square", guidance=1.5)
+    samplers: dict[Literal["velocity", "noise"], Sampler] = Field(SAMPLERS)
+
+    @property
+    def final(self) -> list[Condition]:
+        """All of the end."""
+        return [Condition(view=view, guidance=guidance) for view in self.views for guidance in self.guidance]
+
+    @model_validator(mode="after")
+    def the_point_is_one_of_the_end(self) -> Self:
+        if self.point not in self.final:
+            raise ValueError(f"the point '{self.point.name}' is none of the views and guidances")
+        return self
+
+
+class Study(Settings):
+    """A whole study. recipe, set: what all variants share; imagenet: how the same would be run there."""
+
+    title: str
+    question: str
+    recipe: str
+    set: dict[str, Any] = Field({})
+    seeds: PositiveInt = 3
+    variants: dict[Name, Variant] = Field(min_length=1)
+    evaluation: Evaluation
+    claims: tuple[Claim, ...] = ()
+    paper_cost: bool = Field(False, description="also give the account of the paper's own cost claim, by formula")
+    imagenet: str
+
+    @property
+    def first(self) -> str:
+        """The variant that others are compared with."""
+        return next(iter(self.variants))
+
+    @model_validator(mode="after")
+    def claims_are_about_what_is_here(self) -> Self:
+        for claim in self.claims:
+            unknown = sorted(set(claim.measure.variants) - set(self.variants))
+            if unknown:
+                raise ValueError(f"the claim {claim.text!r} is about {', '.join(unknown)}, which is no variant")
+        return self
+
+    @model_validator(mode="after")
+    def own_keys_are_left_alone(self) -> Self:
+        for key in (key for changes in (self, *self.variants.values()) for key in changes.set):
+            if key.startswith(OWN_KEYS):
+                raise ValueError(f"{key} is set by the study itself; leave it away")
+        return self
+
+    def recipe_of(self, variant: str, seed: int) -> Recipe:
+        """All settings of one run. Raises ValueError where they do not hold."""
+        every = self.evaluation.every
+        log = {"log.checkpoint_every": every, "log.keep_checkpoints": 1, "log.sample_every": None}
+        changes = self.set | self.variants[variant].set | log | {"training.seed": seed}
+        try:
+            return load_recipe(self.recipe, overrides(changes))
+        except ValueError as error:
+            raise ValueError(f"the variant {variant}: {error}") from None
+
+    def view_recipe(self, view: str) -> Recipe:
+        """The recipe that all share, with the data as a view sees them."""
+        return load_recipe(self.recipe, overrides(self.set | self.evaluation.views[view]))
+
+    def runs(self, seeds: int) -> list[Run]:
+        """All variants at seed 0, then at seed 1, and so on: stopped in between, it is a study of fewer seeds."""
+        return [Run(v, seed, self.recipe_of(v, seed)) for seed in range(seeds) for v in self.variants]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training and its scores."""
+
+    variant: str
+    seed: int
+    recipe: Recipe
+
+    @property
+    def name(self) -> str:
+        return f"{self.variant}-seed{self.seed}"
+
+    @property
+    def digest(self) -> str:
+        return digest(self.recipe.model_dump(mode="json", exclude_defaults=True))
+
+
+def digest(content: Any) -> str:
+    """16 digits of what JSON can hold.
+
+    Of a recipe, take what differs from the defaults: so a later version with more settings still knows its runs.
+    """
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def overrides(changes: dict[str, Any]) -> list[str]:
+    """Dotted keys and values as `load_recipe` takes them."""
+    return [f"{key}={json.dumps(value)}" for key, value in changes.items()]
+
+
+def definitions() -> Any:
+    return files("fitv2.study").joinpath("definitions")
+
+
+def study_names() -> list[str]:
+    """The studies that ship with the package."""
+    return sorted(entry.name.removesuffix(".yaml") for entry in definitions().iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_study(name: str) -> Study:
+    """A shipped study by name or a YAML file by path. Raises ValueError for an unknown or impossible one."""
+    if name in study_names():
+        text = definitions().joinpath(f"{name}.yaml").read_text()
+    elif Path(name).is_file():
+        try:
+            text = Path(name).read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise ValueError(f"{name} is not a study: it is not UTF-8 text") from None
+    else:
+        raise ValueError(f"there is no study {name!r}; give a YAML file, or one of {', '.join(study_names())}")
+    study = build_study(parse_yaml(text, name), name)
+    for variant in study.variants:
+        study.recipe_of(variant, 0)
+    return study
+
+
+def build_study(tree: dict[str, Any], name: str) -> Study:
+    """A study from a nested dictionary. Raises ValueError."""
+    try:
+        return Study.model_validate(tree)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, e['loc'])) or 'it'}: {complaint(e)}" for e in error.errors()]
+        raise ValueError(f"the study {name} does not hold: " + "; ".join(problems)) from None
+
+
+def shortened(study: Study, share: float) -> Study:
+    """A trial: every run, its warm-up and its points at this share of the steps (0 to 1). Raises ValueError."""
+    if not 0 < share <= 1:
+        raise ValueError(f"a trial takes a share of the steps above 0 and at most 1, not {share:g}")
+    changes = {
+        name: variant.model_copy(update={"set": variant.set | shorter(study.recipe_of(name, 0), share)})
+        for name, variant in study.variants.items()
+    }
+    every = max(1, round(study.evaluation.every * share))
+    evaluation = study.evaluation.model_copy(update={"every": every})
+    return study.model_copy(update={"variants": changes, "evaluation": evaluation})
+
+
+def shorter(recipe: Recipe, share: float) -> dict[str, int]:
+    """Rounded down for the warm-up, so that it still ends before the decay begins."""
+    training = recipe.training
+    steps = max(1, round(training.steps * share))
+    return {"training.steps": steps, "training.warmup_steps": int(training.warmup_steps * steps / training.steps)}
+
+
+def points(recipe: Recipe, every: int) -> Iterator[int]:
+    """The steps at which a run is scored; its last one is always among them."""
+    yield from range(every, recipe.training.steps, every)
+    yield recipe.training.steps

@@ -1,0 +1,225 @@
+"""A study as Markdown, plots and JSON, made from its records alone; and one table of all claims of all studies."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..atomic import write_text
+from . import paper_cost, plots
+from .claims import RULE, UNITS, Claim, Finding
+from .definition import Study
+from .one_run import Job
+from .record import Record, Records, read_record
+from .tables import (
+    COST_HEAD,
+    TITLES,
+    conditions,
+    cost_rows,
+    difference_rows,
+    final_rows,
+    markdown,
+    reach_rows,
+    score_names,
+    variant_rows,
+)
+
+logger = logging.getLogger(__name__)
+RESULT = "result.json"
+CLAIMS_HEAD = ("claim", "figure in the paper", "figure here", "conditions", "verdict")
+
+
+@dataclass(frozen=True)
+class Report:
+    """A study with what its runs have given. command: that gives it; trial: whether the runs were shortened."""
+
+    name: str
+    study: Study
+    records: Records
+    command: str
+    trial: bool = False
+
+    @property
+    def point(self) -> str:
+        return self.study.evaluation.point.name
+
+    @property
+    def all(self) -> list[Record]:
+        return [record for runs in self.records.values() for record in runs.values()]
+
+    def findings(self) -> list[tuple[Claim, Finding]]:
+        return [(claim, claim.measure.judge(self.records, self.point)) for claim in self.study.claims]
+
+    def result(self) -> dict[str, Any]:
+        """What a table of all studies needs."""
+        claims = [
+            {"text": c.text, "paper": c.paper, "figure": f.figure, "conditions": f.conditions, "verdict": f.verdict}
+            for c, f in self.findings()
+        ]
+        runs = {variant: sorted(of_seeds) for variant, of_seeds in self.records.items()}
+        return {"study": self.name, "title": self.study.title, "trial": self.trial, "runs": runs, "claims": claims}
+
+
+def read_records(jobs: Sequence[Job]) -> Records:
+    """Of the jobs that are done. Records of other settings are left out, and named on the log."""
+    records: Records = {variant: {} for variant in jobs[0].study.variants}
+    for job in jobs:
+        if job.is_done():
+            records[job.run.variant][job.run.seed] = read_record(job.record)
+        elif job.record.is_file():
+            logger.warning("%s is of other settings than the study has now, and left out", job.record)
+    return records
+
+
+def write_report(report: Report, folder: Path) -> None:
+    """README.md, its plots and result.json in the study's folder, and the table of all studies beside it.
+
+    Raises ValueError where no run is done.
+    """
+    if not report.all:
+        raise ValueError(f"no run of the study {report.name} is done yet: there is nothing to report")
+    figures = plots.draw(folder, report.records, report.point)
+    write_text(folder / "README.md", "\n".join(page(report, figures, folder)) + "\n")
+    write_text(folder / RESULT, json.dumps(report.result(), indent=1) + "\n")
+    if not report.trial:
+        write_text(folder.parent / "README.md", "\n".join(overview(folder.parent)) + "\n")
+
+
+def overview(folder: Path) -> Iterator[str]:
+    """Every claim of every study in one table."""
+    results = [json.loads(path.read_text()) for path in sorted(folder.glob(f"*/{RESULT}"))]
+    yield "# The paper's claims, put to the test"
+    yield ""
+    yield "Written by `fitv2 study NAME --report` from the JSON files of each study; not edited by hand."
+    yield ""
+    rows = [
+        [f"[{result['study']}]({result['study']}/README.md): {claim['text']}"]
+        + [claim[key] for key in ("paper", "figure", "conditions", "verdict")]
+        for result in results
+        for claim in result["claims"]
+    ]
+    yield from markdown(CLAIMS_HEAD, rows, len(CLAIMS_HEAD))
+    yield from ("", RULE)
+
+
+def page(report: Report, figures: Sequence[str], folder: Path) -> Iterator[str]:
+    study, records = report.study, report.records
+    yield from (f"# {study.title}", "", study.question.strip(), "")
+    if report.trial:
+        yield from ("**A trial: every run was shortened, and nothing here decides a claim.**", "")
+    yield "Written by the command below from the JSON files in `runs/`; not edited by hand."
+    yield from section("Claims", claim_lines(report))
+    yield from section("Conditions", (f"- {line}" for line in condition_lines(report)))
+    yield from section("Variants", variant_lines(study))
+    for score in score_names(records):
+        title = TITLES.get(score, score)
+        yield from section(
+            f"{title} at the end", markdown(("variant", "seeds", *conditions(records)), final_rows(records, score))
+        )
+        head = (f"less that of {study.first}", *conditions(records))
+        yield from ("", *markdown(head, difference_rows(records, study.first, score)))
+    yield from ("", "Means over the seeds, with Student's 95 % interval; differences are taken seed by seed.")
+    yield from section("On the way", reach_lines(report))
+    yield from ("", *(f"![{name}]({name})" for name in figures))
+    yield from section("What it costs", cost_lines(report))
+    if study.paper_cost:
+        yield from section("The paper's own claim of cost", paper_lines())
+    yield from section("Pictures", sheet_lines(report, folder))
+    yield from section("On ImageNet", [study.imagenet.strip()])
+
+
+def section(title: str, lines: Iterator[str] | Sequence[str]) -> Iterator[str]:
+    yield from ("", f"## {title}", "", *lines)
+
+
+def claim_lines(report: Report) -> Iterator[str]:
+    rows = [[c.text, c.paper, f.figure, f.conditions, f.verdict] for c, f in report.findings()]
+    yield from markdown(CLAIMS_HEAD, rows, len(CLAIMS_HEAD))
+    yield from ("", RULE)
+
+
+def variant_lines(study: Study) -> Iterator[str]:
+    yield from markdown(("variant", "what it is", "changes in the recipe"), variant_rows(study), 3)
+
+
+def condition_lines(report: Report) -> Iterator[str]:
+    """All that somebody needs to know who doubts the figures."""
+    study, first = report.study, report.all[0]
+    evaluation = study.evaluation
+    samplers = ", ".join(f"{s.steps} steps of {s.solver} for {kind}" for kind, s in evaluation.samplers.items())
+    views = "; ".join(f"{view}: {as_words(changes)}" for view, changes in evaluation.views.items())
+    done = sum(len(runs) for runs in report.records.values())
+    yield f"Command: `{report.command}`; `{report.command} --report` makes this page and its plots anew, without runs"
+    size = f"{len(study.variants)} variants over {study.seeds} seeds"
+    yield f"Runs: {done} of {size}; weights, data order and noise follow the seed"
+    yield f"Recipe: `{study.recipe}`" + (f" with {as_words(study.set)}" if study.set else "") + f"; {steps(report)}"
+    yield (
+        f"Curves: every {evaluation.every} steps, {evaluation.images} pictures, {evaluation.point.name}; the end: "
+        f"{evaluation.final_images} pictures under each condition; averaged weights"
+    )
+    yield (
+        "Reference: the training pictures as a view has them, in ADM's manner, so memorising is not punished; "
+        f"the shapes asked for are those of the view ({views})"
+    )
+    yield (
+        "Scores: Frechet distance of the 64 features of the shipped garment classifier, which few pictures bias "
+        "upwards: compare it only here, at equal numbers. Recognised: the share whose top-1 class is the one asked for"
+    )
+    yield f"Sampling: {samplers}; the noise of a picture is fixed by its number and the seed, alike for all variants"
+    for name in first.machine:
+        yield f"{name}: " + "; ".join(dict.fromkeys(record.machine.get(name, "unknown") for record in report.all))
+    yield (
+        "Seconds are of training steps alone, without scoring; runs shared the machine with each other, which CPU "
+        "seconds show less. Operations: of matrix products with attention, of forward and backward pass, by formula"
+    )
+
+
+def steps(report: Report) -> str:
+    """How long and how large the trainings were."""
+    longest = sorted({record.recipe["training"]["steps"] for record in report.all})
+    seen = sorted({record.last.images for record in report.all if record.points})
+    pictures = f"{seen[0]:,} to {seen[-1]:,}" if len(seen) > 1 else f"{seen[0]:,}" if seen else "no"
+    return f"{', '.join(f'{count:,}' for count in longest)} steps, {pictures} pictures seen"
+
+
+def as_words(changes: dict[str, Any]) -> str:
+    return ", ".join(f"`{key}: {json.dumps(value)}`" for key, value in changes.items()) or "as the recipe has them"
+
+
+def reach_lines(report: Report) -> Iterator[str]:
+    first = report.study.first
+    yield (
+        f"What each variant took until its curve was down to the last point of {first} with the same seed, the "
+        "logarithm of the distance being a line between two points:"
+    )
+    yield ""
+    head = ("variant", *(unit if unit != "operations" else "TFLOP" for unit in UNITS))
+    yield from markdown(head, reach_rows(report.records, first))
+
+
+def cost_lines(report: Report) -> Iterator[str]:
+    yield from markdown(COST_HEAD, cost_rows(report.records))
+    yield ""
+    yield (
+        "Waste: the share of a step's room that holds no token, in packs as trained here, and if each picture took the "
+        "room of the longest. Evaluations: of the network for one picture, without and with guidance."
+    )
+
+
+def paper_lines() -> Iterator[str]:
+    rows = [[name, line.formula, f"{100 * line.share:.1f} %"] for name, line in paper_cost.account().items()]
+    yield "FiTv2-XL/2 against SiT-XL/2, the share of the training cost, counted ever more fully:"
+    yield ""
+    yield from markdown(("counted", "formula", "share"), rows, 2)
+
+
+def sheet_lines(report: Report, folder: Path) -> Iterator[str]:
+    """The sheets of the first seed that are there."""
+    yield f"Of the first seed, the same wishes for all, guidance {report.study.evaluation.point.guidance:g}."
+    for variant in report.records:
+        if (folder / "sheets" / f"{variant}.png").is_file():
+            yield from ("", f"{variant}:", "", f"![pictures of {variant}](sheets/{variant}.png)")

@@ -1,0 +1,203 @@
+"""Estimates against SciPy, curves against closed forms, and the rule of verdicts on records made up for it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from fitv2.study import paper_cost
+from fitv2.study.claims import FAILS, HOLDS, NONE, ONE_SEED, OPEN, Best, Difference, PaperCost, SpeedUp
+from fitv2.study.record import Point, Record, Records, read_record, write_record
+from fitv2.study.statistics import Estimate, estimate, reach
+from fitv2.study.tables import difference_rows, final_rows, markdown, reach_rows, seeds_cell
+
+POINT = "square, guidance 1.5"
+
+
+def record(variant: str, seed: int, distances: list[float | None], final: float | None = None, **changes) -> Record:
+    """Points every 100 steps, each step of 10 pictures, 1e9 operations and half a second."""
+    points = [
+        Point(step=s, images=10 * s, flops=1e9 * s, seconds=s / 2, cpu_seconds=s, scores={"distance": distance})
+        for s, distance in zip(range(100, 100 * len(distances) + 1, 100), distances, strict=True)
+    ]
+    final = distances[-1] if final is None else final
+    content = {"digest": "0", "recipe": {}, "settings": {}, "machine": {}, "cost": {}, "evaluations": {}, "loss": []}
+    content |= {"study": "s", "skipped": 0, "diverged": False, "final": {POINT: {"distance": final}}}
+    return Record(variant=variant, seed=seed, points=points, **(content | changes))
+
+
+def records(**variants: list) -> Records:
+    """A list of curves, or of final distances, one a seed."""
+    return {
+        name: {
+            seed: record(name, seed, curve if isinstance(curve, list) else [curve]) for seed, curve in enumerate(seeds)
+        }
+        for name, seeds in variants.items()
+    }
+
+
+@pytest.mark.parametrize("count", [2, 3, 7])
+def test_an_estimate_is_students_interval(count):
+    values = np.random.default_rng(0).normal(5, 2, count)
+    found = estimate(values.tolist())
+    low, high = stats.t.interval(0.95, count - 1, values.mean(), stats.sem(values))
+    assert (found.low, found.high) == pytest.approx((low, high), rel=1e-12)
+
+
+def test_of_one_value_there_is_no_interval_and_of_none_nothing():
+    assert estimate([3.0]) == Estimate(3.0, None, 1) and estimate([3.0]).high == math.inf
+    assert estimate([]) is None
+
+
+@pytest.mark.parametrize(
+    ("found", "text"),
+    [
+        (Estimate(12.3456, 0.4249, 3), "12.35 ± 0.42"),
+        (Estimate(12.3456, 9.961, 3), "12.3 ± 10.0"),
+        (Estimate(12345.6, 123.4, 3), "12,346 ± 123"),
+        (Estimate(0.00123, 0.00012, 3), "0.00123 ± 0.00012"),
+        (Estimate(12.3456, None, 1), "12.3"),
+        (Estimate(12345.6, None, 1), "12,346"),
+        (Estimate(2.0, 0.0, 2), "2.00"),
+        (Estimate(128.4, None, 1), "128"),
+    ],
+)
+def test_an_estimate_in_words_has_the_digits_it_knows(found, text):
+    assert found.text() == text
+    assert found.text("+") == f"+{text}"
+
+
+def test_a_curve_is_a_line_in_the_logarithm():
+    steps = [100, 200, 300, 400]
+    falling = [math.exp(-step / 50) for step in steps]
+    for target_at in (137.0, 200.0, 399.9):
+        assert reach(steps, falling, math.exp(-target_at / 50)) == pytest.approx(target_at, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("scores", "target", "expected"),
+    [
+        ([8, 4, 2], 1.0, None),
+        ([8, 4, 2], 9.0, 100),
+        ([8, 2, 4, 2], 2.0, 200),
+        ([None, 4, 2], 5.0, 200),
+        ([8, None, 2], 4.0, 300),
+        ([8, 4, 0], 0.0, 300),
+        ([8, None], 8.0, 100),
+    ],
+)
+def test_a_curve_reaches_a_score_once_or_never(scores, target, expected):
+    assert reach([100, 200, 300, 400][: len(scores)], scores, target) == expected
+
+
+@pytest.mark.parametrize(
+    ("differences", "verdict"),
+    [
+        ([-1.0, -1.1, -0.9], HOLDS),
+        ([1.0, 1.1, 0.9], FAILS),
+        ([-1.0, 1.0, -1.2], OPEN),
+        ([-1.0], ONE_SEED),
+        ([], NONE),
+    ],
+)
+def test_a_difference_is_decided_by_its_interval(differences, verdict):
+    """Seed by seed: the scores themselves scatter far more than their differences."""
+    levels = [10.0, 50.0, 90.0][: len(differences)]
+    runs = records(a=[x + d for x, d in zip(levels, differences, strict=True)], b=levels)
+    found = Difference(kind="difference", of="a", to="b").judge(runs, POINT)
+    assert found.verdict == verdict
+    if len(differences) > 1:
+        low, high = stats.t.interval(0.95, len(differences) - 1, np.mean(differences), stats.sem(differences))
+        assert found.figure == Estimate(np.mean(differences), (high - low) / 2, 3).text("+")
+
+
+def test_a_threshold_other_than_none():
+    runs = records(a=[9.0, 9.1, 8.9], b=[10.0, 10.0, 10.0])
+    assert Difference(kind="difference", of="a", to="b", below=-2).judge(runs, POINT).verdict == FAILS
+
+
+def test_seeds_that_one_of_two_lacks_do_not_count():
+    runs = records(a=[1.0, 2.0, 3.0], b=[5.0, 6.1])
+    assert "2 seeds" in Difference(kind="difference", of="a", to="b").judge(runs, POINT).conditions
+
+
+# A baseline that halves with every point, and contenders that are at its end (2.0) after 150 steps, or never.
+BASELINE, FAST, SLOW = [16.0, 8.0, 4.0, 2.0], [2 * math.sqrt(2), math.sqrt(2), 1.0, 0.7], [16.0, 8.0, 4.0, 3.0]
+
+
+def speed_up(contenders: list[list[float]], at_least: float = 2, unit: str = "steps"):
+    measure = SpeedUp(kind="speed-up", baseline="a", contender="b", unit=unit, at_least=at_least)
+    return measure.judge(records(a=[BASELINE] * len(contenders), b=contenders), POINT)
+
+
+@pytest.mark.parametrize("unit", ["steps", "operations", "seconds", "CPU seconds"])
+def test_a_speed_up_is_the_ratio_of_costs(unit):
+    found = speed_up([FAST, FAST], unit=unit)
+    assert found.figure == f"2.67 times fewer {unit} (38 %)" and found.verdict == HOLDS
+
+
+def test_a_speed_up_is_decided_by_its_interval():
+    assert speed_up([FAST, FAST], at_least=3).verdict == FAILS
+    assert speed_up([FAST, [4.0, 2.0, 1.0, 1.0]], at_least=2.5).verdict == OPEN
+    assert speed_up([FAST]).verdict == ONE_SEED
+
+
+def test_a_contender_that_never_gets_there_cannot_win():
+    found = speed_up([SLOW, SLOW])
+    assert found.verdict == FAILS and found.figure.startswith("at most 1.00 times") and "2 of 2 seeds" in found.figure
+    assert speed_up([SLOW, SLOW], at_least=0.5).verdict == OPEN
+
+
+def test_runs_that_diverged_are_no_score():
+    runs = records(a=[BASELINE] * 3, b=[FAST] * 3)
+    runs["b"][1] = record("b", 1, [5.0], diverged=True, skipped=100).model_copy(update={"final": {}})
+    measure = SpeedUp(kind="speed-up", baseline="a", contender="b", at_least=2)
+    assert "2 seeds" in measure.judge(runs, POINT).conditions
+    assert seeds_cell(runs["b"]) == "3, 1 diverged, 100 steps skipped"
+    assert "2 seeds" in Difference(kind="difference", of="b", to="a").judge(runs, POINT).conditions
+
+
+@pytest.mark.parametrize(
+    ("others", "verdict"),
+    [
+        ({"b": [2.0, 3.1, 4.0], "c": [5.0, 6.1, 7.0]}, HOLDS),
+        ({"b": [2.0, 3.1, 4.0], "c": [0.5, 1.6, 2.5]}, FAILS),
+        ({"b": [2.0, 3.1, 4.0], "c": [1.5, 1.6, 3.4]}, OPEN),
+        ({"b": [2.0], "c": [3.0]}, ONE_SEED),
+        ({"b": [2.0, 3.1, 4.0], "c": []}, NONE),
+    ],
+)
+def test_the_best_is_below_each_other_one(others, verdict):
+    runs = records(a=[1.0, 2.0, 3.0], **others)
+    assert Best(kind="best", best="a", others=("b", "c")).judge(runs, POINT).verdict == verdict
+
+
+def test_the_paper_s_cost_by_steps_and_by_operations():
+    lines = paper_cost.account()
+    assert lines["steps"].share == pytest.approx(2 / 7)
+    assert lines["operations of Table I"].share == pytest.approx(0.368, abs=5e-4)
+    # Table I itself, counted from the networks.
+    assert lines["linear layers"].share == pytest.approx(lines["operations of Table I"].share, rel=0.01)
+    assert lines["steps"].share < lines["packed"].share < lines["with attention"].share
+    by_steps = PaperCost(kind="paper-cost", line="steps", at_most=0.286).judge({}, POINT)
+    assert (by_steps.figure, by_steps.verdict) == ("28.6 %", HOLDS)
+    assert PaperCost(kind="paper-cost", line="packed", at_most=0.286).judge({}, POINT).verdict == FAILS
+
+
+def test_tables_say_what_the_records_do():
+    runs = records(a=[BASELINE, BASELINE], b=[FAST, SLOW])
+    assert final_rows(runs, "distance")[0] == ["a", "2", "2.00"]
+    ((name, cell),) = difference_rows(runs, "a", "distance")
+    assert (name, cell) == ("b", Estimate(-0.15, 14.61, 2).text("+"))
+    assert reach_rows(runs, "a")[1][1] == "150, not reached with 1 of 2 seeds"
+    assert reach_rows(records(a=[BASELINE], b=[SLOW]), "a")[1][1] == "not reached"
+    assert list(markdown(("x", "y"), [["a|b", "c\nd"]])) == ["| x | y |", "| --- | ---: |", "| a\\|b | c d |"]
+
+
+def test_a_record_is_read_as_it_was_written(tmp_path):
+    one = record("a", 0, [3.0, None, 1.0])
+    write_record(tmp_path / "a.json", one)
+    assert read_record(tmp_path / "a.json") == one
