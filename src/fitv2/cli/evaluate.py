@@ -150,14 +150,13 @@ def evaluate(
     from accelerate import PartialState
 
     from ..evaluation.models import make_samples
-    from ..evaluation.wishes import SizeWish
     from ..processes import first_says, leave
     from .progress import image_progress
 
     # Processes finish far apart: whoever waits must not give up.
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=30))
     progress = partial(image_progress, shown=state.is_main_process)
-    wanted = [parse_size_wish(text) for text in size or []]
+    wanted = [parse_size_wish(text) for text in size or (["own"] if is_model(names[0]) else [])]
     built: list[Evaluation] = []
 
     def check() -> None:
@@ -177,7 +176,7 @@ def evaluate(
             pretrained,
             codec,
             [build_sampling(pretrained, *chosen, guidance=scale, **plain) for scale in guidance or [DEFAULT_GUIDANCE]],
-            wanted or [SizeWish()],
+            wanted,
             num or DEFAULT_NUM,
             name=names[0],
             seed=seed,
