@@ -95,7 +95,7 @@ def evaluation(reference: Reference, tmp_path: Path, **changes) -> Evaluation:
 
 def make(pretrained: Pretrained, out: Path, number: int, *sizes: SizeWish, codec=None, **changes):
     sampling = Sampling(steps=1, solver="euler", guidance=1.5)
-    arguments = {"name": "tiny", "seed": 3, "precision": "float32", "state": PartialState(), "progress": Silent}
+    arguments = {"name": "tiny", "seed": 3, "precision": "float32", "state": PartialState(cpu=True), "progress": Silent}
     return make_samples(pretrained, codec or Pixels(), [sampling], sizes, number, out=out, **(arguments | changes))
 
 
@@ -198,7 +198,7 @@ def test_real_garments_against_themselves_and_against_noise(garments, tmp_path):
     write_pictures(tmp_path / "noise.npz", [noise(28, 12, seed) for seed in range(40)], 40, (28, 12))
     (other,) = given_samples(open_pictures(str(tmp_path / "noise.npz"), tmp_path), [], None)
     bad = evaluation(reference, tmp_path).score(other).scores
-    assert bad["fd"] > 10 and bad["kid"] > 10 * bad["kid_std"] and bad["precision"] < 0.3 and bad["coverage"] < 0.3
+    assert bad["fd"] > 10 and bad["kid"] > bad["kid_std"] > 0 and bad["coverage"] < 0.3
     assert "accuracy" not in bad
 
 
@@ -248,8 +248,8 @@ def test_smaller_real_pictures_and_too_few_of_them_are_told(garments, tmp_path):
 
 def test_given_samples_by_size_and_number(tmp_path):
     pictures = open_pictures("fashion", tmp_path)
-    tall, wide = given_samples(pictures, [(28, 8), (8, 28)], 40)
-    assert (pictures.sizes[tall.chosen] == (28, 8)).all() and (pictures.sizes[wide.chosen] == (8, 28)).all()
+    tall, wide = given_samples(pictures, [(28, 12), (8, 28)], 40)
+    assert (pictures.sizes[tall.chosen] == (28, 12)).all() and (pictures.sizes[wide.chosen] == (8, 28)).all()
     assert len(tall.chosen) == len(wide.chosen) == 40 and tall.about["labels"] == "classes in turn"
     with pytest.raises(ValueError, match="fashion has no picture of 5x5; its sizes are"):
         list(given_samples(pictures, [(5, 5)], None))
@@ -345,7 +345,7 @@ def test_wishes_are_balanced_and_have_seeds_of_their_own(pretrained):
     assert own.count((28, 8)) + own.count((24, 12)) == 40 and 20 < own.count((28, 8)) < 40
     assert balanced_wishes(pretrained, 100, SizeWish(), 7, 1) == wishes[:100]
     turned = balanced_wishes(pretrained, 400, SizeWish(scale=1.5, turned=True), 7, 1)
-    assert {wish.size for wish in turned if wish.label} == {(44, 12)}
+    assert {wish.size for wish in turned if wish.label} == {(40, 12)}
     assert {wish.size for wish in balanced_wishes(pretrained, 9, SizeWish((32, 64)), 0, 8)} == {(4, 8)}
     with pytest.raises(ValueError, match="not divisible by the patch of 32"):
         balanced_wishes(pretrained, 9, SizeWish((32, 40)), 0, 8)
@@ -373,7 +373,7 @@ def test_pictures_do_not_depend_on_interruptions_or_numbers(pretrained, tmp_path
     assert contents(tmp_path / "grown") == expected
     assert grown.pictures.digest == whole.pictures.digest
     read = list(whole.pictures.read([1, 7], "RGB", lambda image: image))
-    assert [(image.height, image.width) for image in read] == whole.pictures.sizes[[1, 7]].tolist()
+    assert [(image.height, image.width) for image in read] == [whole.pictures.wishes[i].size for i in (1, 7)]
 
 
 def test_finished_shards_are_kept(pretrained, tmp_path, monkeypatch):
@@ -406,27 +406,6 @@ def test_latents_are_decoded(tmp_path):
     images = list(samples.pictures.read([0, 1, 2], None, lambda image: image))
     assert {(image.mode, image.size) for image in images} == {("RGB", (48, 32))}
     assert samples.about["autoencoder_sha256"] == codec.digest()
-
-
-def run_together(target, *arguments: str) -> None:
-    """In two processes, to the end, which must be a good one."""
-    started = processes(2, target, *arguments)
-    for member in started:
-        member.join(100)
-    assert [member.exitcode for member in started] == [0, 0]
-
-
-def make_in_company(folder: str) -> None:
-    """For `processes`."""
-    generation.SHARD = 3
-    make(Pretrained(random_model(), CLASSES, SHAPES), Path(folder), 11, SizeWish())
-
-
-def test_pictures_do_not_depend_on_the_number_of_processes(pretrained, tmp_path, monkeypatch):
-    monkeypatch.setattr(generation, "SHARD", 3)
-    make(pretrained, tmp_path / "alone", 11, SizeWish())
-    run_together(make_in_company, str(tmp_path / "together"))
-    assert contents(tmp_path / "together") == contents(tmp_path / "alone")
 
 
 # The command
@@ -464,7 +443,7 @@ def test_command_measures_a_model_at_many_sizes(fitv2, model, garments, tmp_path
 def test_command_shows_a_table_and_where_all_is(fitv2, garments, tmp_path):
     code, out = fitv2("evaluate", "fashion", "--reference", "fashion:test", "--num", 40)
     assert code == 0
-    assert "FD-garments" in out and "FID" not in out and "40 pictures against fashion:test" in out
+    assert "FD-garments" in out and "FID" not in out and "against fashion:test, seen by garments" in out
     assert "ankle boot" in out and "Note (own): " in out and "outputs/evaluation/result.json" in out
 
 
@@ -531,13 +510,23 @@ def test_every_mistake_is_told_in_a_sentence(fitv2, tmp_path, arguments, complai
 
 
 def command_in_company(cache: str, *arguments: str) -> None:
-    """For `processes`, which do not see what the test has put into its environment."""
+    """For `processes`, which do not see what the test has changed."""
     os.environ["FITV2_CACHE"] = cache
+    generation.SHARD = 3
     command_line(*arguments)
 
 
-def test_command_under_a_launcher(garments, model, tmp_path):
-    """Two processes make the pictures, and the first says what they are worth."""
-    command = ["evaluate", str(model), "--reference", str(garments), "--extractor", "garments", "--num", "10", *FAST]
-    run_together(command_in_company, str(tmp_path / "cache"), *command, "--out", str(tmp_path / "o"))
-    assert len(json.loads((tmp_path / "o/result.json").read_text())["results"]) == 1
+def test_pictures_do_not_depend_on_the_number_of_processes(fitv2, garments, model, tmp_path, monkeypatch):
+    """Two processes make them, and the first says what they are worth."""
+    monkeypatch.setattr(generation, "SHARD", 3)
+    command = ("evaluate", str(model), "--reference", str(garments), "--extractor", "garments", "--num", "11", *FAST)
+    alone = report(fitv2(*command, "--out", "alone", "--json"))
+    cache, out = str(tmp_path / "cache"), str(tmp_path / "together")
+    started = processes(2, command_in_company, cache, *command, "--out", out)
+    for member in started:
+        member.join(100)
+    assert [member.exitcode for member in started] == [0, 0]
+    assert len(contents(tmp_path / "alone/samples")) == 5
+    assert contents(tmp_path / "together/samples") == contents(tmp_path / "alone/samples")
+    together = json.loads((tmp_path / "together/result.json").read_text())
+    assert together["results"][0]["scores"] == alone["results"][0]["scores"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -11,82 +11,80 @@ from rich.table import Table
 if TYPE_CHECKING:
     from ..evaluation.results import Result
 
-# Where the output is no terminal, tables are as wide as they need.
-WIDTH = 110
-SHARES = ("precision", "recall", "density", "coverage", "accuracy")
+SHARES = ("precision", "recall", "coverage", "accuracy")
+TITLES = {"fd": "{}", "sfd": "s{}", "kid": "KID", "inception_score": "inception score"}
+TITLES |= {name: name for name in ("precision", "recall", "density", "coverage", "accuracy")}
 MOST_CLASSES = 20
+# Of a column, where the output is no terminal.
+WIDTH = 20
 
 
 def show_results(files: Mapping[str, Sequence[Result]]) -> None:
-    """Prints all results, of several files with the file in front, and below the first ones how they came about."""
-    console = Console(markup=False, emoji=False, highlight=False)  # A name means nothing else.
-    console.width = max(console.width, WIDTH)
-    rows = [(file, result) for file, results in files.items() for result in results]
+    """Prints a column for each result, of several files with the file above it; then what has to be said of them."""
+    columns = [(file, result) for file, results in files.items() for result in results]
     if len(files) > 1:  # What is to be compared stands together.
-        rows.sort(key=lambda row: row[1].name)
+        columns.sort(key=lambda column: column[1].name)
+    results = [result for _, result in columns]
+    console = Console(markup=False, emoji=False, highlight=False)  # A name means nothing else.
+    console.width = max(console.width, WIDTH * (len(columns) + 1))
     table = Table(box=None)
-    for column in (["file"] if len(files) > 1 else []) + ["size", "protocol", "real"]:
-        table.add_column(column, overflow="fold")
-    shown = columns([result for _, result in rows])
-    for title in shown.values():
-        table.add_column(title, justify="right", overflow="fold")
-    for file, result in rows:
-        told = [file] if len(files) > 1 else []
-        known = result.stamp["reference_count"] or "statistics"
-        told += [result.name, result.stamp["protocol"], str(known)]
-        table.add_row(*told, *(cell(result.scores, key) for key in shown))
-    for real in distinct_real(rows):
-        blank = [""] if len(files) > 1 else []
-        table.add_row(*blank, "real pictures", "", "", *(cell(real, key) for key in shown))
+    table.add_column("")
+    for file, result in columns:
+        table.add_column(f"{file}\n{result.name}" if len(files) > 1 else result.name, justify="right", overflow="fold")
+    for title, cells in rows(results):
+        table.add_row(title, *cells)
     console.print(table)
-    for line in lines_below([result for _, result in rows]):
+    for line in lines_below(results):
         console.print(line, soft_wrap=True)
 
 
-def columns(results: Sequence[Result]) -> dict[str, str]:
-    """Keys of the figures that there are, and their titles."""
-    titles = {"fd": "{}", "sfd": "s{}", "kid": "KID", "inception_score": "IS"} | {share: share for share in SHARES}
+def rows(results: Sequence[Result]) -> Iterator[tuple[str, list[str]]]:
+    """Title and cells: how samples were compared, every figure that one of them has, classes below."""
+    yield "protocol", [result.stamp["protocol"] for result in results]
+    yield "pictures", [str(result.stamp["num"]) for result in results]
+    yield "real pictures", [str(result.stamp["reference_count"] or "statistics") for result in results]
     called = " / ".join(dict.fromkeys(result.stamp["score"] for result in results))
-    there = [key for key in titles if any(key in result.scores for result in results)]
-    return {key: titles[key].format(called) for key in there}
+    for key, title in TITLES.items():
+        if any(key in result.scores for result in results):
+            yield title.format(called), [cell(result.scores, result.real, key) for result in results]
+    classes = [result.scores.get("accuracy_per_class", {}) for result in results]
+    for name in list(dict.fromkeys(name for of_result in classes for name in of_result))[:MOST_CLASSES]:
+        real = [result.real.get("accuracy_per_class", {}) for result in results]
+        yield f"  {name}", [share(own.get(name), of_real.get(name)) for own, of_real in zip(classes, real, strict=True)]
 
 
-def cell(figures: Mapping[str, Any], key: str) -> str:
-    if key not in figures:
+def cell(scores: Mapping[str, Any], real: Mapping[str, Any], key: str) -> str:
+    """A figure, its deviation, and what real pictures reach."""
+    if key in SHARES:
+        return share(scores.get(key), real.get(key))
+    if key not in scores:
         return "-"
-    if key == "accuracy" or (key in SHARES and key != "density"):
-        return f"{100 * figures[key]:.1f} %"
-    if f"{key}_std" in figures:
-        return f"{figures[key]:.4g} ± {figures[f'{key}_std']:.2g}"
-    return f"{figures[key]:.4g}"
+    spread = f" ± {scores[f'{key}_std']:.2g}" if f"{key}_std" in scores else ""
+    return f"{scores[key]:.4g}{spread}" + (f" / {real[key]:.4g}" if key in real else "")
 
 
-def distinct_real(rows: Sequence[tuple[str, Result]]) -> list[Mapping[str, Any]]:
-    """The figures of the real pictures, those that several results share only once."""
-    found: list[Mapping[str, Any]] = []
-    for _, result in rows:
-        if result.real and result.real not in found:
-            found.append(result.real)
-    return found
+def share(value: float | None, real: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{100 * value:.1f}" + ("" if real is None else f" / {100 * real:.1f}") + " %"
 
 
-def lines_below(results: Sequence[Result]) -> list[str]:
-    """How the figures came about, accuracy by class, and notes."""
+def lines_below(results: Sequence[Result]) -> Iterator[str]:
+    """What was compared, what the signs mean, and notes with the sizes that they are about."""
     stamp = results[0].stamp
-    lines = [
-        f"{stamp['num']} pictures against {stamp['reference']}, seen by {stamp['extractor']} ({stamp['resize']}); "
-        "± is the deviation over subsets."
-    ]
-    for result in results:
-        per_class = list(result.scores.get("accuracy_per_class", {}).items())[:MOST_CLASSES]
-        if per_class:
-            real = result.real.get("accuracy_per_class", {})
-            told = (f"{n} {100 * s:.1f}" + (f" / {100 * real[n]:.1f}" if n in real else "") for n, s in per_class)
-            lines.append(
-                f"{result.name}: accuracy in % by {result.scores['accuracy_by']}, samples / real: {', '.join(told)}"
-            )
+    yield f"against {stamp['reference']}, seen by {stamp['extractor']} ({stamp['resize']})"
+    signs = []
+    if any(key.endswith("_std") for result in results for key in result.scores):
+        signs.append("±: deviation over subsets")
+    if any(key in result.real for result in results for key in TITLES):
+        signs.append("behind /: real pictures")
+    judges = dict.fromkeys(result.scores["accuracy_by"] for result in results if "accuracy_by" in result.scores)
+    signs += [f"accuracy: share of the class asked for, by {judge}" for judge in judges]
+    if signs:
+        yield "; ".join(signs)
     notes: dict[str, list[str]] = {}
     for result in results:
         for note in result.notes:
             notes.setdefault(note, []).append(result.name)
-    return lines + [f"Note ({', '.join(dict.fromkeys(names))}): {note}" for note, names in notes.items()]
+    for note, names in notes.items():
+        yield f"Note ({', '.join(dict.fromkeys(names))}): {note}"

@@ -12,7 +12,7 @@ from torch import Tensor
 from .features import Extractor
 from .frechet import Statistics, frechet_distance
 from .kid import kernel_distance
-from .neighbours import DENSITY_NEIGHBOURS, compare_neighbours, vote
+from .neighbours import DENSITY_NEIGHBOURS, VOTERS, compare_neighbours, vote
 from .summary import Summary
 
 # Counts up when the same pictures get other figures.
@@ -91,29 +91,39 @@ def size_notes(samples: Side, real: Side) -> list[str]:
 def add_accuracy(
     samples: Side, real: Side, extractor: Extractor, scores: Figures, of_real: Figures, notes: list[str]
 ) -> None:
-    """How many samples show the class that was asked for: as the extractor sees it where its classes are the samples',
-    else as the five nearest real pictures do.
+    """How many samples show the class that was asked for: as the extractor sees it where it knows their classes, else
+    as the five nearest real pictures do.
     """
-    names = list(samples.class_names)
-    if extractor.class_names is not None and names == list(extractor.class_names):
+    own = numbers_among(samples.class_names, extractor.class_names or [])
+    if own is not None:
+        names = extractor.class_names
         scores["accuracy_by"] = extractor.name
-        scores |= shares(samples.summary.classes, samples.summary.labels, names)
-        if real.summary is not None and list(real.class_names) == names:
-            of_real |= shares(real.summary.classes, real.summary.labels, names)
-        elif real.recognised is not None:
-            of_real |= {
-                "accuracy": sum(real.recognised.values()) / len(real.recognised),
-                "accuracy_per_class": real.recognised,
-            }
+        scores |= shares(samples.summary.classes, own[samples.summary.labels], names)
+        others = numbers_among(real.class_names, names)
+        if real.recognised is not None:
+            of_real["accuracy"] = sum(real.recognised.values()) / len(real.recognised)
+            of_real["accuracy_per_class"] = real.recognised
+        elif real.summary is not None and real.class_names and others is not None:
+            of_real |= shares(real.summary.classes, others[real.summary.labels], names)
         return
-    if real.summary is None or not set(names) <= set(real.class_names) or len(real.summary.pooled) <= 5:
+    own = numbers_among(samples.class_names, real.class_names)
+    if own is None or real.summary is None or len(real.summary.pooled) <= VOTERS:
         notes.append("the classes of the samples are not those of the reference, so there is no accuracy")
         return
-    numbers = torch.tensor([list(real.class_names).index(name) for name in names])
     known, labels = real.summary.pooled, real.summary.labels
-    scores["accuracy_by"] = "the 5 nearest real pictures"
-    scores |= shares(vote(samples.summary.pooled, known, labels), numbers[samples.summary.labels], real.class_names)
+    scores["accuracy_by"] = f"the {VOTERS} nearest real pictures"
+    scores |= shares(vote(samples.summary.pooled, known, labels), own[samples.summary.labels], real.class_names)
     of_real |= shares(vote(known, known, labels), labels, real.class_names)
+
+
+def numbers_among(names: Sequence[str], others: Sequence[str]) -> Tensor | None:
+    """(N,) int64: the place of each name among the others; None where one is not there, or not told from another."""
+    if list(names) == list(others):
+        return torch.arange(len(names))
+    places = {name: place for place, name in enumerate(others)}
+    if len(places) < len(others) or not set(names) <= places.keys():
+        return None
+    return torch.tensor([places[name] for name in names], dtype=torch.int64)
 
 
 def shares(classes: Tensor, labels: Tensor, names: Sequence[str]) -> Figures:
