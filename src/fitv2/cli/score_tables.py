@@ -59,7 +59,8 @@ def cell(scores: Mapping[str, Any], real: Mapping[str, Any], key: str) -> str:
         return share(scores.get(key), real.get(key))
     if key not in scores:
         return "-"
-    spread = f" ± {scores[f'{key}_std']:.2g}" if f"{key}_std" in scores else ""
+    # Of few pictures, the inception score is of one part.
+    spread = f" ± {scores[f'{key}_std']:.2g}" if scores.get(f"{key}_std") else ""
     return f"{scores[key]:.4g}{spread}" + (f" / {real[key]:.4g}" if key in real else "")
 
 
@@ -74,7 +75,7 @@ def lines_below(results: Sequence[Result]) -> Iterator[str]:
     stamp = results[0].stamp
     yield f"against {stamp['reference']}, seen by {stamp['extractor']} ({stamp['resize']})"
     signs = []
-    if any(key.endswith("_std") for result in results for key in result.scores):
+    if any(result.scores.get(f"{key}_std") for result in results for key in TITLES):
         signs.append("±: deviation over subsets")
     if any(key in result.real for result in results for key in TITLES):
         signs.append("behind /: real pictures")

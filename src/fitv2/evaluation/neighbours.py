@@ -42,8 +42,8 @@ def compare_neighbours(samples: Tensor, real: Tensor) -> Neighbours:
     """
     samples, real = centred(samples, real, DENSITY_NEIGHBOURS)
     equal = ROUNDING * float(max(samples.square().sum(1).max(), real.square().sum(1).max()))
-    small, large = (radii(real, k) + equal for k in (PRECISION_NEIGHBOURS, DENSITY_NEIGHBOURS))
-    own = radii(samples, PRECISION_NEIGHBOURS) + equal
+    small, large = (radii(real, PRECISION_NEIGHBOURS, DENSITY_NEIGHBOURS) + equal).T
+    own = radii(samples, PRECISION_NEIGHBOURS)[:, 0] + equal
     precise = within = 0
     recalled, covered = (torch.zeros(len(real), dtype=torch.bool) for _ in range(2))
     for rows, block in distances(samples, real):
@@ -98,7 +98,8 @@ def distances(a: Tensor, b: Tensor) -> Iterator[tuple[slice, Tensor]]:
         yield slice(start, start + len(rows)), block
 
 
-def radii(features: Tensor, k: int) -> Tensor:
-    """(N,): the squared distance of each to its k-th nearest other one."""
+def radii(features: Tensor, *neighbours: int) -> Tensor:
+    """(N, K): the squared distance of each to its k-th nearest other one, for each of the K `neighbours`."""
     # The nearest of all is the picture itself, or its equal.
-    return torch.cat([block.kthvalue(k + 1).values for _, block in distances(features, features)])
+    nearest = [block.topk(max(neighbours) + 1, largest=False).values for _, block in distances(features, features)]
+    return torch.cat(nearest)[:, list(neighbours)]

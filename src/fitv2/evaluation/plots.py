@@ -9,13 +9,15 @@ from matplotlib.axes import Axes
 from ..drawing import BLUE, GREY, ORANGE, Panel
 from .results import Result
 
-BARS = {"fd": "Frechet distance", "sfd": "spatial Frechet distance", "kid": "KID", "inception_score": "inception score"}
+BARS = {"fd": "{}", "sfd": "s{}", "kid": "KID", "inception_score": "inception score"}
 SHARES = ("precision", "recall", "density", "coverage", "accuracy")
 
 
 def panels(results: Sequence[Result]) -> list[Panel]:
     """Of the measures that there are; where pictures are real, a grey line says what they reach."""
-    drawn = [bars(results, key, title) for key, title in BARS.items() if any(key in r.scores for r in results)]
+    called = " / ".join(dict.fromkeys(result.stamp["score"] for result in results))
+    there = [key for key in BARS if any(key in result.scores for result in results)]
+    drawn = [bars(results, key, BARS[key].format(called)) for key in there]
     if any(share in result.scores for result in results for share in SHARES):
         drawn.append(shares(results))
     return drawn
@@ -28,11 +30,18 @@ def bars(results: Sequence[Result], key: str, title: str) -> Panel:
     def draw(axes: Axes) -> None:
         places = range(len(shown))
         spread = [result.scores.get(f"{key}_std", 0) for result in shown]
-        axes.bar(places, [result.scores[key] for result in shown], yerr=spread, color=BLUE, ecolor=ORANGE, capsize=3)
-        for place, result in zip(places, shown, strict=True):
-            if key in result.real:
-                axes.hlines(result.real[key], place - 0.4, place + 0.4, color=GREY, linestyle="--")
-        axes.set_title(title)
+        axes.bar(
+            places,
+            [result.scores[key] for result in shown],
+            yerr=spread if any(spread) else None,
+            color=BLUE,
+            ecolor=ORANGE,
+            capsize=3,
+        )
+        real = [(place, result.real[key]) for place, result in zip(places, shown, strict=True) if key in result.real]
+        for place, value in real:
+            axes.hlines(value, place - 0.4, place + 0.4, color=GREY, linestyle="--")
+        axes.set_title(title + (" (dashed: real pictures)" if real else ""))
         label(axes, shown)
 
     return draw
@@ -57,4 +66,5 @@ def shares(results: Sequence[Result]) -> Panel:
 def label(axes: Axes, results: Sequence[Result]) -> None:
     names = [result.name for result in results]
     axes.set_xticks(range(len(names)), names, rotation=30 if len(names) > 3 else 0, fontsize=7)
+    axes.set_xlim(-0.6, len(names) - 0.4)
     axes.grid(axis="y", alpha=0.3)

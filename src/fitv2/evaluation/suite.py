@@ -66,6 +66,8 @@ def measure(
             scores["kid"], scores["kid_std"] = kernel_distance(own, others)
         if "pr" in metrics and min(len(own), len(others)) > DENSITY_NEIGHBOURS:
             scores |= asdict(compare_neighbours(own, others))
+            if len(own) < len(others):
+                notes.append(f"{len(own)} samples cover fewer of {len(others)} real pictures than as many would")
         elif "pr" in metrics:
             notes.append(f"{min(len(own), len(others))} pictures are too few for nearest neighbours, so there is no pr")
     if "accuracy" in metrics and samples.class_names:
