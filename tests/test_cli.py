@@ -108,7 +108,7 @@ def test_help_answers_in_under_half_a_second():
     assert min(times) < 0.5
 
 
-@pytest.mark.parametrize("command", ["train", "profile"])
+@pytest.mark.parametrize("command", ["train", "profile", "evaluate"])
 def test_help_loads_nothing_heavy(command):
     code = (
         f"import sys; from fitv2.cli import main; sys.argv = ['fitv2', '{command}', '--help']\n"

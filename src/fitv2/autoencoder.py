@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from .state_files import weights_digest
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -70,11 +71,7 @@ class KLAutoencoder:
     def digest(self) -> str:
         """SHA-256 over configuration and weights, wherever they were loaded from."""
         config = {key: value for key, value in self.network.config.items() if not key.startswith("_")}
-        result = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-        for name, weight in sorted(self.network.state_dict().items()):
-            result.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-            result.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-        return result.hexdigest()
+        return weights_digest(self.network.state_dict(), json.dumps(config, sort_keys=True, default=str))
 
     @contextmanager
     def _tiles(self, pixels: int) -> Iterator[None]:

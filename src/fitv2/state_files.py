@@ -1,11 +1,13 @@
-"""State dicts in the files that others write: safetensors, pickles (in which code is never run), shards."""
+"""State dicts in the files that others write: safetensors, pickles (in which code is never run), shards; their hash."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import re
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -92,3 +94,12 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
     if not all(isinstance(key, str) and isinstance(tensor, Tensor) for key, tensor in pairs):
         raise ValueError(f"{path} does not hold a state dict: names and tensors")
     return dict(state)
+
+
+def weights_digest(weights: Mapping[str, Tensor], about: str = "") -> str:
+    """SHA-256 over `about`, such as a configuration, and the names, types, shapes and numbers of the weights."""
+    result = hashlib.sha256(about.encode())
+    for name, weight in sorted(weights.items()):
+        result.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        result.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return result.hexdigest()

@@ -7,6 +7,7 @@ import sys
 import typer
 
 from .convert import convert
+from .evaluate import evaluate
 from .inspect import inspect
 from .prepare import prepare
 from .profile import profile
@@ -26,6 +27,7 @@ app.command()(sample)
 app.command()(prepare)
 app.command()(inspect)
 app.command()(train)
+app.command()(evaluate)
 app.command()(convert)
 app.command()(profile)
 app.command()(study)

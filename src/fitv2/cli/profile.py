@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from .sample import check_pixels, load_any, parse_size
+from .sampling import check_pixels, load_any, parse_size
 
 if TYPE_CHECKING:
     import torch

@@ -6,21 +6,35 @@ import json
 import re
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .sampling import (
+    AttentionScale,
+    Autoencoder,
+    Extrapolation,
+    FullEvery,
+    GuidanceChannels,
+    GuidanceInterval,
+    GuidancePower,
+    Precision,
+    Solver,
+    Steps,
+    TimeShift,
+    build_sampling,
+    load_for_sampling,
+    parse_size,
+)
+
 if TYPE_CHECKING:
-    import torch
     from PIL import Image
     from torch import Tensor
 
     from ..generate import Sampling, Wish
-    from ..model.rope import RopeScheme
     from ..pretrained import Pretrained
 
 LARGER = 1.43
-PRECISIONS = {"float32": "float32", "bf16": "bfloat16"}
 
 
 def sample(
@@ -36,49 +50,18 @@ def sample(
         typer.Option(help="HEIGHTxWIDTH in pixels, repeatable; default: sizes of training and ones never seen"),
     ] = None,
     num: Annotated[int, typer.Option(min=1, help="pictures per class and size")] = 1,
-    steps: Annotated[int, typer.Option(min=1, help="solver steps")] = 25,
-    solver: Annotated[
-        str | None,
-        typer.Option(
-            help="euler, midpoint, heun, heun3, rk4, rk4_38, ab2, dopri5, adaptive_heun, euler-maruyama, sde-heun; "
-            "for FiT models ddpm or ddim; default ab2, and ddim"
-        ),
-    ] = None,
+    steps: Steps = 25,
+    solver: Solver = None,
     guidance: Annotated[float, typer.Option(help="scale of classifier-free guidance; 1 is none")] = 2.0,
-    guidance_interval: Annotated[
-        tuple[float, float],
-        typer.Option(help="two times between which guidance acts, as in 0.3 0.9; 0 is noise, 1 is the picture"),
-    ] = (0.0, 1.0),
-    guidance_power: Annotated[
-        float, typer.Option(help="let the scale fall to 1 towards the picture by a cosine of this power; 0 is constant")
-    ] = 0.0,
-    guidance_channels: Annotated[
-        int | None,
-        typer.Option(min=1, help="guide only the first channels of a latent (the authors: 3); default all"),
-    ] = None,
-    time_shift: Annotated[
-        float, typer.Option(help="above 1, more steps near the picture; below 1, near the noise")
-    ] = 1.0,
-    full_every: Annotated[
-        int,
-        typer.Option(min=1, help="compute the inner blocks in one model call of so many, and reuse what they added"),
-    ] = 1,
-    extrapolation: Annotated[
-        str | None,
-        typer.Option(
-            help="positions for sizes beyond training: none, pi, ntk, parts, yarn, or each of these as vision-pi, ... "
-            "with height and width scaled each by its own ratio; default: as the model was saved"
-        ),
-    ] = None,
-    attention_scale: Annotated[
-        str | None, typer.Option(help="with --extrapolation: none, yarn, pro1, pro2, or paper (Eq. 15 of FiTv2)")
-    ] = None,
-    autoencoder: Annotated[
-        str | None, typer.Option(help="folder or hub id, where the model's own cannot be found; default: the model's")
-    ] = None,
-    precision: Annotated[
-        Literal["float32", "bf16"], typer.Option(help="of the weights and products; bf16 takes half the memory")
-    ] = "float32",
+    guidance_interval: GuidanceInterval = (0.0, 1.0),
+    guidance_power: GuidancePower = 0.0,
+    guidance_channels: GuidanceChannels = None,
+    time_shift: TimeShift = 1.0,
+    full_every: FullEvery = 1,
+    extrapolation: Extrapolation = None,
+    attention_scale: AttentionScale = None,
+    autoencoder: Autoencoder = None,
+    precision: Precision = "float32",
     seed: Annotated[
         int, typer.Option(min=0, max=2**62, help="the first picture's seed; each further one has the next")
     ] = 0,
@@ -97,35 +80,24 @@ def sample(
 
     The same seed gives the same picture, whatever else is made along with it.
     """
-    import torch
-
     from ..atomic import write_file
-    from ..autoencoder import Pixels, load_autoencoder
-    from ..generate import Sampling, default_solver, generate
-    from ..model.transformer import lay_out_by_input
+    from ..generate import generate
     from ..pretrained import default_device
     from ..sheets import contact_sheet, to_image
     from .progress import image_progress
 
-    pretrained = load_any(model, getattr(torch, PRECISIONS[precision]))
-    pretrained.model.to(default_device())
-    if precision == "bf16":
-        lay_out_by_input(pretrained.model)
-    codec = load_autoencoder(autoencoder or pretrained.autoencoder, default_device())
-    if isinstance(codec, Pixels):
-        check_pixels(model, pretrained.model.config.in_channels)
-    if codec.channels not in (None, pretrained.model.config.in_channels):
-        channels = pretrained.model.config.in_channels
-        raise ValueError(f"{model} makes {channels} channels, and the autoencoder takes {codec.channels}")
-    sampling = Sampling(
+    pretrained, codec = load_for_sampling(model, autoencoder, precision, default_device())
+    sampling = build_sampling(
+        pretrained,
+        solver,
+        guidance_channels,
+        extrapolation,
+        attention_scale,
         steps=steps,
-        solver=solver or default_solver(pretrained.model.config),
         guidance=guidance,
         interval=guidance_interval,
         power=guidance_power,
-        channels=None if guidance_channels is None else guidance_channels * pretrained.model.config.patch_size**2,
         shift=time_shift,
-        rope=rope_scheme(pretrained, extrapolation, attention_scale),
         full_every=full_every,
     )
     wishes = list_wishes(pretrained, labels, size, num, seed, codec.factor)
@@ -178,35 +150,6 @@ def sample(
     print(f"One PNG each in {out}{'/' if str(out) != '/' else ''}, all together in {sheet}")
 
 
-def load_any(model: str, dtype: torch.dtype) -> Pretrained:
-    """A model of our own, or the one in the folder of a pipeline that diffusers has saved."""
-    from ..pretrained import load_pretrained
-
-    if not (Path(model) / "model_index.json").is_file():
-        return load_pretrained(model, dtype)
-    from ..adapters.pipeline import FiTPipeline
-
-    pipeline = FiTPipeline.from_pretrained(model, torch_dtype=dtype, vae=None)
-    return pipeline.to_model(autoencoder=model if (Path(model) / "vae").is_dir() else None)
-
-
-def check_pixels(model: str, channels: int) -> None:
-    """Raises ValueError where what a model without autoencoder makes cannot be pixels."""
-    if channels not in (1, 3):
-        raise ValueError(f"{model} makes latents of {channels} channels and names no autoencoder; give --autoencoder")
-
-
-def rope_scheme(pretrained: Pretrained, extrapolation: str | None, attention_scale: str | None) -> RopeScheme | None:
-    """What the two options say; None where they say nothing."""
-    if extrapolation is not None and pretrained.model.config.fixed_grid is not None:
-        raise ValueError("a model of a fixed grid makes its own size alone; leave --extrapolation away")
-    if extrapolation is None:
-        if attention_scale is not None:
-            raise ValueError("--attention-scale belongs to an --extrapolation; name one (--extrapolation vision-ntk)")
-        return None
-    return pretrained.model.config.rope.named(extrapolation, attention_scale)
-
-
 def list_wishes(
     pretrained: Pretrained,
     labels: list[str] | None,
@@ -255,13 +198,6 @@ def showcase(pretrained: Pretrained, label: int) -> list[tuple[int, int]]:
     turned = [(w, h) for h, w in own] + [(height, 2 * width), (2 * height, width)]
     foreign = [size for size in turned if size not in own]
     return [*own[:2], larger, *foreign[:1]]
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    height, cross, width = text.lower().partition("x")
-    if not (cross and height.strip().isdecimal() and width.strip().isdecimal()):
-        raise ValueError(f"{text!r} is not a size; write HEIGHTxWIDTH in pixels, such as 28x12")
-    return int(height), int(width)
 
 
 def latent_size(text: str, factor: int, patch: int) -> tuple[int, int]:

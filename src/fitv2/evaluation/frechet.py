@@ -9,10 +9,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from .features import check_features
+
 
 @dataclass(frozen=True)
 class Statistics:
-    """mean (F,) and covariance (F, F), unbiased, in float64, of `count` feature vectors."""
+    """mean (F,) and covariance (F, F), unbiased, in float64, of `count` feature vectors; 0 where nobody knows."""
 
     mean: Tensor
     covariance: Tensor
@@ -20,11 +22,10 @@ class Statistics:
 
     @classmethod
     def of(cls, features: Tensor) -> Statistics:
-        """Of features (N, F). Raises ValueError for fewer than two, which have no covariance."""
-        if features.ndim != 2 or len(features) < 2:
-            raise ValueError(f"statistics need at least two feature vectors (N, F), not {tuple(features.shape)}")
-        features = features.double()
-        return cls(features.mean(0), features.T.cov(), len(features))
+        """Of features (N, F). Raises ValueError for fewer than two, which have no covariance, and for NaN."""
+        running = RunningStatistics()
+        running.add(features)
+        return running.result()
 
     def save(self, path: Path, metadata: dict[str, str]) -> None:
         """Writes safetensors with the given metadata in its header."""
@@ -37,15 +38,44 @@ class Statistics:
         return cls(tensors["mean"], tensors["covariance"], int(tensors["count"]))
 
 
+class RunningStatistics:
+    """Statistics of features that come some at a time, for sets that do not fit into memory."""
+
+    def __init__(self) -> None:
+        self.count, self.mean, self.scatter = 0, 0.0, 0.0
+
+    def add(self, features: Tensor) -> None:
+        """Features (N, F); what came before and they are joined as of Chan et al. (Stanford STAN-CS-79-773, Eq. 2.1).
+
+        Raises ValueError for features that are not finite.
+        """
+        check_features(features)
+        features = features.double()
+        mean = features.mean(0)
+        difference, total = mean - self.mean, self.count + len(features)
+        between = torch.outer(difference, difference) * (self.count * len(features) / total)
+        self.scatter = self.scatter + (features - mean).T @ (features - mean) + between
+        self.mean = self.mean + difference * (len(features) / total)
+        self.count = total
+
+    def result(self) -> Statistics:
+        """Raises ValueError for fewer than two features."""
+        if self.count < 2:
+            raise ValueError(f"statistics need at least two feature vectors (N, F), and there are {self.count}")
+        return Statistics(self.mean, self.scatter / (self.count - 1), self.count)
+
+
 def frechet_distance(a: Statistics, b: Statistics) -> float:
     """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)), at least 0.
 
     C_a C_b has the eigenvalues of the symmetric C_a^(1/2) C_b C_a^(1/2), so the trace of its root is the sum of their
     roots: real and exact also for singular covariances, where the root of the product itself is neither.
-    Raises ValueError when the two do not have the same number of features.
+    Raises ValueError when the two do not have the same number of features, or are not finite.
     """
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"the features are {len(a.mean)} and {len(b.mean)} numbers: not of the same network")
+    if not all(part.isfinite().all() for part in (a.mean, a.covariance, b.mean, b.covariance)):
+        raise ValueError("the statistics hold numbers that are not finite")
     values, vectors = torch.linalg.eigh(a.covariance)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
     overlap = torch.linalg.eigvalsh(root @ b.covariance @ root).clamp(min=0).sqrt().sum()

@@ -1,0 +1,306 @@
+"""`fitv2 evaluate`: how good pictures are, against real ones, at any sizes; and results side by side."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from .sampling import (
+    AttentionScale,
+    Autoencoder,
+    Extrapolation,
+    FullEvery,
+    GuidanceChannels,
+    GuidanceInterval,
+    GuidancePower,
+    Precision,
+    Solver,
+    Steps,
+    TimeShift,
+    build_sampling,
+    load_for_sampling,
+    parse_size,
+)
+
+if TYPE_CHECKING:
+    from ..evaluation.run import Evaluation, Progress, Samples
+    from ..evaluation.wishes import SizeWish
+
+DEFAULT_NUM = 10_000
+DEFAULT_GUIDANCE = 2.0
+
+
+def evaluate(
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            help="builtin:fashion or the folder of a model, a run, a checkpoint or a saved FiTPipeline; or pictures: a "
+            "folder, an .npz archive (arr_0), fashion; or several result.json, to be compared",
+            metavar="MODEL|SAMPLES|RESULT.json...",
+        ),
+    ],
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            help="real pictures: a folder, a sub-folder per class or none; an .npz archive as ADM has it (arr_0, mu, "
+            "sigma, mu_s, sigma_s); fashion, the bundled garments; fashion:test, statistics of the test garments"
+        ),
+    ] = None,
+    size: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="HEIGHTxWIDTH in pixels, repeatable; of a model also own (as training had them of each class; the "
+            "default), own*1.5, own-turned; of samples by default the size or sizes that they have"
+        ),
+    ] = None,
+    protocol: Annotated[
+        Literal["adm-square", "matched", "centre"] | None,
+        typer.Option(
+            help="adm-square: real pictures as they are, both sides stretched to the network's square (default with "
+            "statistics in the reference and for own sizes); matched: real pictures scaled to cover the size and cut "
+            "to it (default otherwise); centre: both sides cut to the central square",
+            show_default=False,
+        ),
+    ] = None,
+    extractor: Annotated[
+        str | None,
+        typer.Option(
+            help="efficientnet-lite0 (its distance is called FD-ENLite0), garments (FD-garments), inception (FID); "
+            "default: garments with fashion, inception with --inception-weights, else efficientnet-lite0"
+        ),
+    ] = None,
+    inception_weights: Annotated[
+        Path | None, typer.Option(help="pt_inception-2015-12-05 of pytorch-fid, .pth or .safetensors")
+    ] = None,
+    metrics: Annotated[
+        str,
+        typer.Option(
+            help="comma-separated: fd, sfd (features with places), kid, is (inception score), pr (precision, recall, "
+            "density, coverage), accuracy (of the classes asked for)"
+        ),
+    ] = "fd,sfd,kid,is,pr,accuracy",
+    num: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help=f"pictures of each size; default {DEFAULT_NUM} of a model, all of samples. Fewer make the Frechet "
+            "distance larger by chance; papers take 50000",
+        ),
+    ] = None,
+    guidance: Annotated[
+        list[float] | None, typer.Option(help=f"scale of guidance, repeatable; default {DEFAULT_GUIDANCE:g}")
+    ] = None,
+    guidance_interval: GuidanceInterval = (0.0, 1.0),
+    guidance_power: GuidancePower = 0.0,
+    guidance_channels: GuidanceChannels = None,
+    steps: Steps = 25,
+    solver: Solver = None,
+    time_shift: TimeShift = 1.0,
+    full_every: FullEvery = 1,
+    extrapolation: Extrapolation = None,
+    attention_scale: AttentionScale = None,
+    autoencoder: Autoencoder = None,
+    precision: Precision = "float32",
+    seed: Annotated[int, typer.Option(min=0, max=2**40, help="picture i has the seed SEED * 1000000 + i")] = 0,
+    out: Annotated[Path, typer.Option(help="folder for the result, plots, and a model's pictures")] = Path(
+        "outputs/evaluation"
+    ),
+    save_npz: Annotated[
+        bool, typer.Option("--save-npz", help="also write samples of each size as ADM's evaluator takes them")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="compare results that were measured in different ways")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
+) -> None:
+    """Measure pictures against real ones: Frechet distance, KID, precision and recall, and what else tells them apart.
+
+    [bold]Examples[/bold]
+
+      fitv2 evaluate builtin:fashion --reference fashion --num 2000
+
+      fitv2 evaluate runs/mine --reference my/pictures --size 96x96 --size 64x144 --guidance 1 --guidance 1.5
+
+      fitv2 evaluate samples.npz --reference VIRTUAL_imagenet256_labeled.npz --inception-weights pt_inception.pth
+
+      fitv2 evaluate first/result.json second/result.json
+
+      torchrun --nproc_per_node 8 -m fitv2.cli evaluate runs/mine --reference my/pictures --size 256x256 --num 50000
+
+    A model's pictures are kept below --out: stopped or killed, the same command goes on, and other metrics or
+    references find them there. They are the same for any number of processes. Every result says all that it depends
+    on, and results of different protocols, numbers, references or extractors are not compared, unless --force.
+    """
+    if all(name.endswith(".json") for name in names):
+        compare(names, force, as_json)
+        return
+    if len(names) > 1:
+        raise ValueError(f"one model or set of samples at a time, not {len(names)}; only results (.json) are compared")
+    if reference is None:
+        raise ValueError("name real pictures to compare with: --reference FOLDER, an .npz archive, or fashion")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file; name a folder")
+    from datetime import timedelta
+
+    import torch
+    from accelerate import PartialState
+
+    from ..evaluation.models import make_samples
+    from ..processes import first_says, leave
+    from .progress import image_progress
+
+    # Processes finish far apart: whoever waits must not give up.
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=30))
+    progress = partial(image_progress, shown=state.is_main_process)
+    wanted = [parse_size_wish(text) for text in size or (["own"] if is_model(names[0]) else [])]
+    built: list[Evaluation] = []
+
+    def check() -> None:
+        """All that can be wrong with what is asked for is found before pictures are made."""
+        options = (reference, extractor, inception_weights, metrics, protocol, out, str(state.device), progress)
+        built.append(build_evaluation(*options))
+        for wish in wanted:
+            built[0].protocol_for(wish.pixels)
+
+    first_says(check)
+    if is_model(names[0]):
+        pretrained, codec = load_for_sampling(names[0], autoencoder, precision, str(state.device))
+        plain = {"steps": steps, "interval": guidance_interval, "power": guidance_power}
+        plain |= {"shift": time_shift, "full_every": full_every}
+        chosen = [solver, guidance_channels, extrapolation, attention_scale]
+        samples = make_samples(
+            pretrained,
+            codec,
+            [build_sampling(pretrained, *chosen, guidance=scale, **plain) for scale in guidance or [DEFAULT_GUIDANCE]],
+            wanted,
+            num or DEFAULT_NUM,
+            name=names[0],
+            seed=seed,
+            precision=precision,
+            out=out / "samples",
+            state=state,
+            progress=progress,
+        )
+        del pretrained, codec  # Gigabytes, of a large model.
+    elif state.is_main_process:
+        samples = find_samples(names[0], wanted, num, built[0].cache)
+    if state.is_main_process:
+        finish(built[0], samples, out, save_npz, as_json)
+    leave()
+
+
+def is_model(name: str) -> bool:
+    """Whether it is anything that makes pictures; else it should be pictures."""
+    from ..pretrained import is_own_model
+
+    # Of a saved pipeline, of checkpoints, of a run that has no model yet.
+    marks = ("model_index.json", "ema.safetensors", "shards", "log.jsonl")
+    return is_own_model(name) or any((Path(name) / mark).exists() for mark in marks)
+
+
+def parse_size_wish(text: str) -> SizeWish:
+    """HxW, own, own*SCALE, and either of the last two with -turned."""
+    from ..evaluation.wishes import SizeWish
+
+    word, turned, _ = text.partition("-turned")
+    word, _, scale = word.partition("*")
+    if word != "own":
+        return SizeWish(parse_size(text))
+    try:
+        factor = float(scale) if scale else 1.0
+    except ValueError:
+        factor = 0.0
+    if not 0 < factor < 100:
+        raise ValueError(f"{text!r} is not a size; write HEIGHTxWIDTH, own, or own*1.5 for sizes of training enlarged")
+    return SizeWish(scale=factor, turned=bool(turned))
+
+
+def build_evaluation(
+    reference: str,
+    extractor: str | None,
+    inception_weights: Path | None,
+    metrics: str,
+    protocol: str | None,
+    out: Path,
+    device: str,
+    progress: Progress,
+) -> Evaluation:
+    """Raises ValueError for what is not there, or not to be had together."""
+    from ..evaluation.extractors import load_extractor
+    from ..evaluation.references import default_extractor, open_reference
+    from ..evaluation.run import Evaluation
+    from ..evaluation.suite import METRICS
+    from ..evaluation.summary import cache_folder
+
+    chosen = [name.strip() for name in metrics.split(",")]
+    if unknown := [name for name in chosen if name not in METRICS]:
+        raise ValueError(f"there is no metric {unknown[0]!r}; choose from {', '.join(METRICS)}")
+    network = extractor or default_extractor(reference, inception_weights)
+    return Evaluation(
+        extractor=load_extractor(network, device, inception_weights),
+        reference=open_reference(reference, cache_folder()),
+        metrics=chosen,
+        protocol=protocol,
+        cache=cache_folder(),
+        kept=out / "features",
+        progress=progress,
+    )
+
+
+def find_samples(name: str, wanted: list[SizeWish], num: int | None, cache: Path) -> list[Samples]:
+    """Of pictures that are there already."""
+    from ..evaluation.pictures import FASHION, open_pictures
+    from ..evaluation.run import given_samples
+
+    if name != FASHION and not Path(name).exists():
+        raise ValueError(f"there is no model, folder of pictures or archive {name!r}; builtin:fashion ships with fitv2")
+    if any(wish.pixels is None for wish in wanted):
+        raise ValueError(f"--size own is for models; the pictures of {name} have the sizes that they have")
+    return list(given_samples(open_pictures(name, cache), [wish.pixels for wish in wanted], num))
+
+
+def finish(evaluation: Evaluation, samples: list[Samples], out: Path, save_npz: bool, as_json: bool) -> None:
+    """Scores all samples, writes what there is to see, and prints it."""
+    from ..drawing import write_page
+    from ..evaluation.plots import panels
+    from ..evaluation.results import report, write_results
+    from ..evaluation.sheet import write_archive, write_sheet
+    from .sample import file_name
+    from .score_tables import show_results
+
+    if save_npz and any(of_size.size is None for of_size in samples):
+        raise ValueError("--save-npz writes pictures of one size, as ADM's evaluator takes them; give --size HxW")
+    results = [evaluation.score(of_size) for of_size in samples]
+    write_results(out / "result.json", results)
+    write_page(out / "scores.png", panels(results))
+    for of_size, result in zip(samples, results, strict=True):
+        stem = file_name(result.name)
+        write_sheet(out / f"sheet-{stem}.png", of_size)
+        if save_npz:
+            write_archive(out / f"samples-{stem}.npz", of_size)
+    if as_json:
+        print(json.dumps(report(results)))
+        return
+    show_results({"": results})
+    print(f"Everything is in {out / 'result.json'}, plots in {out / 'scores.png'}, samples in {out}/sheet-*.png")
+
+
+def compare(names: list[str], force: bool, as_json: bool) -> None:
+    """Prints results of several files side by side; raises ValueError where they were measured in different ways."""
+    from ..evaluation.results import difference, read_results, report
+    from .score_tables import show_results
+
+    files = {name: read_results(Path(name)) for name in names}
+    found = difference(files)
+    if found is not None and not force:
+        raise ValueError(f"these results are not comparable, for they differ in {found} (--force shows them anyway)")
+    if as_json:
+        print(json.dumps({name: report(results) for name, results in files.items()}))
+        return
+    show_results(files)
+    if found is not None:
+        print(f"Not comparable: they differ in {found}")

@@ -1,0 +1,128 @@
+"""How pictures are sampled: the options that several commands have, and what they mean."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..autoencoder import KLAutoencoder, Pixels
+    from ..generate import Sampling
+    from ..pretrained import Pretrained
+
+PRECISIONS = {"float32": "float32", "bf16": "bfloat16"}
+
+Steps = Annotated[int, typer.Option(min=1, help="solver steps")]
+Solver = Annotated[
+    str | None,
+    typer.Option(
+        help="euler, midpoint, heun, heun3, rk4, rk4_38, ab2, dopri5, adaptive_heun, euler-maruyama, sde-heun; "
+        "for FiT models ddpm or ddim; default ab2, and ddim"
+    ),
+]
+GuidanceInterval = Annotated[
+    tuple[float, float],
+    typer.Option(help="two times between which guidance acts, as in 0.3 0.9; 0 is noise, 1 is the picture"),
+]
+GuidancePower = Annotated[
+    float, typer.Option(help="let the scale fall to 1 towards the picture by a cosine of this power; 0 is constant")
+]
+GuidanceChannels = Annotated[
+    int | None,
+    typer.Option(min=1, help="guide only the first channels of a latent (the authors: 3); default all"),
+]
+TimeShift = Annotated[float, typer.Option(help="above 1, more steps near the picture; below 1, near the noise")]
+FullEvery = Annotated[
+    int, typer.Option(min=1, help="compute the inner blocks in one model call of so many, and reuse what they added")
+]
+Extrapolation = Annotated[
+    str | None,
+    typer.Option(
+        help="positions for sizes beyond training: none, pi, ntk, parts, yarn, or each of these as vision-pi, ... "
+        "with height and width scaled each by its own ratio; default: as the model was saved"
+    ),
+]
+AttentionScale = Annotated[
+    str | None, typer.Option(help="with --extrapolation: none, yarn, pro1, pro2, or paper (Eq. 15 of FiTv2)")
+]
+Autoencoder = Annotated[
+    str | None, typer.Option(help="folder or hub id, where the model's own cannot be found; default: the model's")
+]
+Precision = Annotated[
+    Literal["float32", "bf16"], typer.Option(help="of the weights and products; bf16 takes half the memory")
+]
+
+
+def build_sampling(
+    pretrained: Pretrained,
+    solver: str | None,
+    guidance_channels: int | None,
+    extrapolation: str | None,
+    attention_scale: str | None,
+    **plain,
+) -> Sampling:
+    """What the options mean for that model; plain: what needs no translation. Raises ValueError for what is wrong."""
+    from ..generate import Sampling, default_solver
+
+    config = pretrained.model.config
+    if extrapolation is not None and config.fixed_grid is not None:
+        raise ValueError("a model of a fixed grid makes its own size alone; leave --extrapolation away")
+    if extrapolation is None and attention_scale is not None:
+        raise ValueError("--attention-scale belongs to an --extrapolation; name one (--extrapolation vision-ntk)")
+    return Sampling(
+        solver=solver or default_solver(config),
+        channels=None if guidance_channels is None else guidance_channels * config.patch_size**2,
+        rope=None if extrapolation is None else config.rope.named(extrapolation, attention_scale),
+        **plain,
+    )
+
+
+def load_for_sampling(
+    model: str, autoencoder: str | None, precision: str, device: str
+) -> tuple[Pretrained, Pixels | KLAutoencoder]:
+    """The model on the device, and what makes pictures of its latents. Raises ValueError where they do not fit."""
+    import torch
+
+    from ..autoencoder import Pixels, load_autoencoder
+    from ..model.transformer import lay_out_by_input
+
+    pretrained = load_any(model, getattr(torch, PRECISIONS[precision]))
+    pretrained.model.to(device)
+    if precision == "bf16":
+        lay_out_by_input(pretrained.model)
+    channels = pretrained.model.config.in_channels
+    codec = load_autoencoder(autoencoder or pretrained.autoencoder, device)
+    if isinstance(codec, Pixels):
+        check_pixels(model, channels)
+    if codec.channels not in (None, channels):
+        raise ValueError(f"{model} makes {channels} channels, and the autoencoder takes {codec.channels}")
+    return pretrained, codec
+
+
+def load_any(model: str, dtype: torch.dtype) -> Pretrained:
+    """A model of our own, or the one in the folder of a pipeline that diffusers has saved."""
+    from ..pretrained import load_pretrained
+
+    if not (Path(model) / "model_index.json").is_file():
+        return load_pretrained(model, dtype)
+    from ..adapters.pipeline import FiTPipeline
+
+    pipeline = FiTPipeline.from_pretrained(model, torch_dtype=dtype, vae=None)
+    return pipeline.to_model(autoencoder=model if (Path(model) / "vae").is_dir() else None)
+
+
+def check_pixels(model: str, channels: int) -> None:
+    """Raises ValueError where what a model without autoencoder makes cannot be pixels."""
+    if channels not in (1, 3):
+        raise ValueError(f"{model} makes latents of {channels} channels and names no autoencoder; give --autoencoder")
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    height, cross, width = text.lower().partition("x")
+    if not (cross and height.strip().isdecimal() and width.strip().isdecimal()):
+        raise ValueError(f"{text!r} is not a size; write HEIGHTxWIDTH in pixels, such as 28x12")
+    return int(height), int(width)

@@ -1,0 +1,92 @@
+"""What a network sees in pictures: features to measure by, and what networks that give them have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from itertools import groupby
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..data.images import to_array
+
+# Pictures through the network at once; and bytes of pictures that wait to be put together by size.
+BATCH = 50
+WAITING = 1 << 28
+
+
+@dataclass(frozen=True)
+class Features:
+    """Of B pictures, float32 on the CPU. pooled: (B, F), of the whole picture. spatial: (B, S), still with places.
+    probabilities: (B, K), of classes.
+    """
+
+    pooled: Tensor
+    spatial: Tensor
+    probabilities: Tensor
+
+
+class Extractor(Protocol):
+    """A network and how pictures are put into it.
+
+    name: as `--extractor`. score: what the Frechet distance of its features is called. digest: SHA-256 of its weights.
+    resize: how a picture of any size becomes the network's input, in words. mode: Pillow's mode of the pictures.
+    class_names: of its probabilities, None where they are not known.
+    """
+
+    name: str
+    score: str
+    digest: str
+    resize: str
+    mode: Literal["RGB", "L"]
+    class_names: Sequence[str] | None
+
+    def __call__(self, pictures: Tensor) -> Features:
+        """Pictures (B, 3 or 1 as the mode says, H, W) uint8, of one size."""
+
+
+def extract(extractor: Extractor, images: Iterable[Image.Image], done: Callable[[int], None]) -> Iterator[Features]:
+    """Of images of any sizes, some at a time and in order; `done` gets how many are finished."""
+    for waiting in gathered(images):
+        arrays = [to_array(image) for image in waiting]
+        order = sorted(range(len(arrays)), key=lambda i: arrays[i].shape)
+        found = []
+        for _, same in groupby(order, key=lambda i: arrays[i].shape):
+            same = list(same)
+            for start in range(0, len(same), BATCH):
+                chosen = same[start : start + BATCH]
+                found.append(extractor(torch.from_numpy(np.stack([arrays[i] for i in chosen]))))
+                done(len(chosen))
+        back = torch.tensor(order).argsort()
+        parts = (torch.cat([getattr(part, field.name) for part in found])[back] for field in fields(Features))
+        yield Features(*parts)
+
+
+def gathered(images: Iterable[Image.Image]) -> Iterator[list[Image.Image]]:
+    """Consecutive images, as many as may wait."""
+    waiting, held = [], 0
+    for image in images:
+        waiting.append(image)
+        held += image.width * image.height * len(image.getbands())
+        if held >= WAITING or len(waiting) == 10 * BATCH:
+            yield waiting
+            waiting, held = [], 0
+    if waiting:
+        yield waiting
+
+
+def check_features(*sets: Tensor) -> None:
+    """Raises ValueError for anything but finite features (N, F), N at least 1, all of one network."""
+    for features in sets:
+        if features.ndim != 2 or not len(features):
+            raise ValueError(f"features are (N, F) with at least one picture, not {tuple(features.shape)}")
+        if not features.isfinite().all():
+            broken = int((~features.isfinite().all(1)).sum())
+            raise ValueError(f"the features of {broken} of {len(features)} pictures are not finite numbers")
+    if len({features.shape[1] for features in sets}) > 1:
+        numbers = " and ".join(str(features.shape[1]) for features in sets)
+        raise ValueError(f"the features are {numbers} numbers: not of the same network")

@@ -1,0 +1,79 @@
+"""Samples that a model makes: for each way of sampling and each size its pictures, and what a stamp says of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import PartialState
+
+from ..autoencoder import KLAutoencoder, Pixels
+from ..generate import Sampling
+from ..model.presets import architecture_of
+from ..pretrained import Pretrained
+from ..state_files import weights_digest
+from .generation import GeneratedPictures, make_pictures, settings_digest
+from .run import Progress, Samples
+from .wishes import LABEL_SCHEME, SEED_SCHEME, SizeWish, balanced_wishes
+
+FORMAT = 1
+
+
+def make_samples(
+    pretrained: Pretrained,
+    codec: Pixels | KLAutoencoder,
+    samplings: Sequence[Sampling],
+    sizes: Sequence[SizeWish],
+    number: int,
+    *,
+    name: str,
+    seed: int,
+    precision: str,
+    out: Path,
+    state: PartialState,
+    progress: Progress,
+) -> list[Samples]:
+    """`number` pictures of each sampling and size, in folders of `out` that are named by all they depend on.
+
+    name: of the model; precision: of its weights, which decides with them. Raises ValueError for impossible sizes.
+    """
+    of_all = {
+        "format": FORMAT,
+        "model_sha256": model_digest(pretrained),
+        "autoencoder_sha256": codec.digest() if isinstance(codec, KLAutoencoder) else None,
+        "precision": precision,
+        "seed": seed,
+        "labels": LABEL_SCHEME,
+        "seeds": SEED_SCHEME,
+    }
+    samples = []
+    for sampling in samplings:
+        for size in sizes:
+            wishes = balanced_wishes(pretrained, number, size, seed, codec.factor)
+            settings = of_all | {"size": str(size), "sampling": asdict(sampling)}
+            folder = out / f"{str(size).replace('*', 'x')}-{settings_digest(settings)[:12]}"
+            pictures = GeneratedPictures(name, folder, wishes, pretrained.class_names, codec.factor)
+            with progress(f"making {size} at {sampling.guidance:g}", number) as done:
+                make_pictures(pictures, pretrained, codec, sampling, settings, state, done)
+            about: dict[str, Any] = {"model": name, "pictures": str(folder), "model_calls": sampling.model_calls}
+            samples.append(
+                Samples(
+                    pictures=pictures,
+                    chosen=np.arange(number),
+                    size=size.pixels,
+                    called=str(size),
+                    about=about | {key: value for key, value in settings.items() if key not in ("format", "size")},
+                )
+            )
+    return samples
+
+
+def model_digest(pretrained: Pretrained) -> str:
+    """SHA-256 over architecture, configuration and weights as they compute."""
+    config = pretrained.model.config
+    about = json.dumps([architecture_of(config), asdict(config)], sort_keys=True)
+    return weights_digest(pretrained.model.state_dict(), about)

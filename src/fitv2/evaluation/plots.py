@@ -1,0 +1,70 @@
+"""Panels of an evaluation: each measure over the sizes, and precision over recall."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+
+from ..drawing import BLUE, GREY, ORANGE, Panel
+from .results import Result
+
+BARS = {"fd": "{}", "sfd": "s{}", "kid": "KID", "inception_score": "inception score"}
+SHARES = ("precision", "recall", "density", "coverage", "accuracy")
+
+
+def panels(results: Sequence[Result]) -> list[Panel]:
+    """Of the measures that there are; where pictures are real, a grey line says what they reach."""
+    called = " / ".join(dict.fromkeys(result.stamp["score"] for result in results))
+    there = [key for key in BARS if any(key in result.scores for result in results)]
+    drawn = [bars(results, key, BARS[key].format(called)) for key in there]
+    if any(share in result.scores for result in results for share in SHARES):
+        drawn.append(shares(results))
+    return drawn
+
+
+def bars(results: Sequence[Result], key: str, title: str) -> Panel:
+    """A bar for each result, with the deviation over subsets where there is one."""
+    shown = [result for result in results if key in result.scores]
+
+    def draw(axes: Axes) -> None:
+        places = range(len(shown))
+        spread = [result.scores.get(f"{key}_std", 0) for result in shown]
+        axes.bar(
+            places,
+            [result.scores[key] for result in shown],
+            yerr=spread if any(spread) else None,
+            color=BLUE,
+            ecolor=ORANGE,
+            capsize=3,
+        )
+        real = [(place, result.real[key]) for place, result in zip(places, shown, strict=True) if key in result.real]
+        for place, value in real:
+            axes.hlines(value, place - 0.4, place + 0.4, color=GREY, linestyle="--")
+        axes.set_title(title + (" (dashed: real pictures)" if real else ""))
+        label(axes, shown)
+
+    return draw
+
+
+def shares(results: Sequence[Result]) -> Panel:
+    """Lines of all that is a share, or like one."""
+
+    def draw(axes: Axes) -> None:
+        for number, name in enumerate(SHARES):
+            points = [(place, r.scores[name]) for place, r in enumerate(results) if name in r.scores]
+            if points:
+                axes.plot(*zip(*points, strict=True), "o-", markersize=4, color=f"C{number}", label=name)
+        axes.set_title("shares")
+        axes.set_ylim(bottom=0)
+        label(axes, results)
+        axes.legend(fontsize=7)
+
+    return draw
+
+
+def label(axes: Axes, results: Sequence[Result]) -> None:
+    names = [result.name for result in results]
+    axes.set_xticks(range(len(names)), names, rotation=30 if len(names) > 3 else 0, fontsize=7)
+    axes.set_xlim(-0.6, len(names) - 0.4)
+    axes.grid(axis="y", alpha=0.3)

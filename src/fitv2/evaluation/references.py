@@ -1,0 +1,102 @@
+"""What samples are compared with: real pictures, statistics that somebody has already taken of them, or both."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+import zlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.fashion import CLASS_NAMES
+from .archives import PICTURES
+from .efficientnet import EfficientNetExtractor
+from .frechet import Statistics
+from .garments import GarmentExtractor
+from .inception import InceptionExtractor
+from .pictures import FASHION, Pictures, file_digest, open_pictures
+from .scores import TEST_STATISTICS, load_reference
+
+FASHION_TEST = "fashion:test"
+
+
+@dataclass(frozen=True)
+class Known:
+    """Statistics that come with a reference, by the extractor of that name, of pictures as they are. spatial: None
+    where they lack. recognised: share in [0, 1] of each class that the extractor sees rightly, by name.
+    """
+
+    extractor: str
+    statistics: Statistics
+    spatial: Statistics | None = None
+    recognised: dict[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Reference:
+    """pictures, known: at least one of them."""
+
+    name: str
+    pictures: Pictures | None
+    known: Known | None = None
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of all that it holds."""
+        if self.pictures is not None:
+            return self.pictures.digest
+        if self.name == FASHION_TEST:
+            return hashlib.sha256(TEST_STATISTICS.read_bytes()).hexdigest()
+        return file_digest(Path(self.name))
+
+
+def open_reference(name: str, cache: Path) -> Reference:
+    """A folder of pictures, an .npz archive (ADM's: pictures, statistics or both), "fashion" or "fashion:test".
+
+    cache: a folder in which sizes of pictures are kept. Raises ValueError where there is none.
+    """
+    if name == FASHION_TEST:
+        shipped = load_reference()
+        shares = dict(zip(CLASS_NAMES, shipped.recognised_per_class, strict=True))
+        return Reference(name, None, Known(GarmentExtractor.name, shipped.statistics, recognised=shares))
+    path = Path(name)
+    if path.suffix != ".npz":
+        return Reference(name, open_pictures(name, cache))
+    known, has_pictures = read_known(path)
+    if known is None and not has_pictures:
+        raise ValueError(f"{path} holds neither pictures ({PICTURES}) nor statistics (mu, sigma)")
+    return Reference(name, open_pictures(name, cache) if has_pictures else None, known)
+
+
+def read_known(path: Path) -> tuple[Known | None, bool]:
+    """ADM's statistics of an archive, and whether it holds pictures. Raises ValueError for a damaged file."""
+    try:
+        with np.load(path) as archive:
+            pairs = [
+                Statistics(*(symmetric(archive[key]) for key in pair), count=0) if set(pair) <= set(archive) else None
+                for pair in (("mu", "sigma"), ("mu_s", "sigma_s"))
+            ]
+            has_pictures = PICTURES in archive
+    except FileNotFoundError:
+        raise ValueError(f"there is no file {path}") from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is no archive of a reference, or damaged: {error}") from None
+    return (None if pairs[0] is None else Known(InceptionExtractor.name, *pairs)), has_pictures
+
+
+def symmetric(numbers: np.ndarray) -> Tensor:
+    """In float64; of a covariance the mean of its halves, which rounding has made unequal."""
+    tensor = torch.from_numpy(numbers).double()
+    return tensor if tensor.ndim == 1 else (tensor + tensor.T) / 2
+
+
+def default_extractor(reference: str, inception_weights: Path | None) -> str:
+    """The FID's network where its weights are, the garments' for garments, else what needs no download."""
+    if inception_weights is not None:
+        return InceptionExtractor.name
+    return GarmentExtractor.name if reference in (FASHION, FASHION_TEST) else EfficientNetExtractor.name

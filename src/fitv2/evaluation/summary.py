@@ -1,0 +1,107 @@
+"""What is kept of a set of pictures as a network sees them, and files of it, so that a set is looked at once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..atomic import write_tensors
+from .features import Extractor, extract
+from .frechet import RunningStatistics, Statistics
+from .inception_score import inception_score
+
+# Pictures whose own features are kept, for what compares picture with picture; statistics are of all.
+MOST_KEPT = 50_000
+FORMAT = 1
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """pooled (n, F) float32, labels and classes (n,) int64: features, given class and most probable class of the
+    pictures, of more than 50 000 so many evenly spaced. Statistics of all; score: mean and deviation of the inception
+    score, (2,) float64.
+    """
+
+    pooled: Tensor
+    labels: Tensor
+    classes: Tensor
+    score: Tensor
+    pooled_mean: Tensor
+    pooled_covariance: Tensor
+    spatial_mean: Tensor
+    spatial_covariance: Tensor
+    count: Tensor
+
+    @property
+    def statistics(self) -> Statistics:
+        return Statistics(self.pooled_mean, self.pooled_covariance, int(self.count))
+
+    @property
+    def spatial(self) -> Statistics:
+        return Statistics(self.spatial_mean, self.spatial_covariance, int(self.count))
+
+
+def summarise(
+    extractor: Extractor, images: Iterator[Image.Image], labels: np.ndarray, done: Callable[[int], None]
+) -> Summary:
+    """Of images in the order of their labels (N,). Raises ValueError for fewer than two, or features not finite."""
+    kept = torch.zeros(len(labels), dtype=torch.bool)
+    kept[torch.linspace(0, len(labels) - 1, min(len(labels), MOST_KEPT), dtype=torch.float64).long()] = True
+    pooled, spatial, own, probabilities, start = RunningStatistics(), RunningStatistics(), [], [], 0
+    for features in extract(extractor, images, done):
+        chosen = kept[start : start + len(features.pooled)]
+        start += len(chosen)
+        pooled.add(features.pooled)
+        spatial.add(features.spatial)
+        own.append(features.pooled[chosen])
+        probabilities.append(features.probabilities[chosen])
+    of_all, with_places, p = pooled.result(), spatial.result(), torch.cat(probabilities)
+    return Summary(
+        pooled=torch.cat(own),
+        labels=torch.from_numpy(labels)[kept],
+        classes=p.argmax(1),
+        score=torch.tensor(inception_score(p), dtype=torch.float64),
+        pooled_mean=of_all.mean,
+        pooled_covariance=of_all.covariance,
+        spatial_mean=with_places.mean,
+        spatial_covariance=with_places.covariance,
+        count=torch.tensor(start),
+    )
+
+
+def kept_summary(folder: Path, key: Sequence[object], make: Callable[[], Summary]) -> Summary:
+    """From the file of that key, whatever decides the result, or made and written there. A damaged file is remade."""
+    about = json.dumps([FORMAT, *map(str, key)])
+    path = folder / f"features-{hashlib.sha256(about.encode()).hexdigest()[:32]}.safetensors"
+    if path.is_file():
+        try:
+            return Summary(**load_file(path))
+        except (SafetensorError, OSError, TypeError) as error:
+            logger.warning("%s is damaged and is made anew (%s)", path, error)
+    summary = make()
+    try:
+        write_tensors(path, {field.name: getattr(summary, field.name) for field in fields(Summary)})
+    except OSError as error:  # The figures are worth more than the time that a file would have saved.
+        logger.warning("%s cannot be written, so the next run looks at all pictures again: %s", path, error)
+    return summary
+
+
+def cache_folder() -> Path:
+    """For what is known of real pictures: FITV2_CACHE, else `fitv2` in the user's cache."""
+    if told := os.environ.get("FITV2_CACHE"):
+        return Path(told)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fitv2"

@@ -1,0 +1,532 @@
+"""Evaluations: what is compared with what, that pictures depend on nothing but their settings, stamps, the command."""
+
+import json
+import logging
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import PartialState
+from PIL import Image
+
+from fitv2.autoencoder import KLAutoencoder, Pixels
+from fitv2.data.fashion import bundled, to_latent
+from fitv2.evaluation import generation
+from fitv2.evaluation.archives import read_pictures, write_pictures
+from fitv2.evaluation.classifier import examine, load_classifier
+from fitv2.evaluation.frechet import Statistics, frechet_distance
+from fitv2.evaluation.garments import GarmentExtractor
+from fitv2.evaluation.models import make_samples
+from fitv2.evaluation.pictures import in_turn, open_pictures
+from fitv2.evaluation.protocols import central_square, cover
+from fitv2.evaluation.references import Reference, open_reference
+from fitv2.evaluation.results import MUST_AGREE
+from fitv2.evaluation.run import Evaluation, given_samples
+from fitv2.evaluation.scores import load_reference
+from fitv2.evaluation.suite import METRICS
+from fitv2.evaluation.wishes import SizeWish, balanced_wishes
+from fitv2.generate import Sampling
+from fitv2.pretrained import Pretrained, save_pretrained
+from pictures import noise
+from tiny import CLASSES, CONFIG, command_line, processes, random_model, tiny_autoencoder
+
+SHAPES = [[(28, 8, 3), (24, 12, 1)], *[[(8, 28, 1)]] * 9]
+FAST = ("--steps", "1", "--guidance", "1")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    save_pretrained(folder, CONFIG, random_model().state_dict(), CLASSES, SHAPES, torch.float32)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pretrained() -> Pretrained:
+    return Pretrained(random_model(), CLASSES, SHAPES)
+
+
+@pytest.fixture(scope="module")
+def garments(tmp_path_factory) -> Path:
+    """Eight real garments of each class, a folder per class."""
+    root, real = tmp_path_factory.mktemp("garments"), bundled()
+    for index in in_turn(real.labels, 80):
+        path = root / CLASSES[real.labels[index]] / f"{index}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(np.ascontiguousarray(real.pictures[index])).save(path)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("FITV2_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+class Silent:
+    """A progress that nobody sees."""
+
+    def __init__(self, what: str, total: int) -> None:
+        pass
+
+    def __enter__(self):
+        return lambda count: None
+
+    def __exit__(self, *error) -> None:
+        pass
+
+
+def evaluation(reference: Reference, tmp_path: Path, **changes) -> Evaluation:
+    usual = Evaluation(
+        reference=reference,
+        extractor=GarmentExtractor("cpu"),
+        metrics=METRICS,
+        protocol=None,
+        cache=tmp_path / "cache",
+        kept=tmp_path / "kept",
+        progress=Silent,
+    )
+    return replace(usual, **changes)
+
+
+def make(pretrained: Pretrained, out: Path, number: int, *sizes: SizeWish, codec=None, **changes):
+    sampling = Sampling(steps=1, solver="euler", guidance=1.5)
+    arguments = {"name": "tiny", "seed": 3, "precision": "float32", "state": PartialState(cpu=True), "progress": Silent}
+    return make_samples(pretrained, codec or Pixels(), [sampling], sizes, number, out=out, **(arguments | changes))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# What is compared
+
+
+@pytest.mark.parametrize("size", [(40, 90), (30, 30), (64, 20), (200, 100)])
+def test_cover_scales_to_cover_and_cuts_the_centre(size):
+    """Within rounding: the scaled picture has whole sides, and its cut whole pixels."""
+    rows, columns = np.mgrid[:60, :80]
+    image = Image.fromarray((rows * 2 + columns).astype(np.uint8))
+    scale = max(size[0] / 60, size[1] / 80)
+    whole = image.resize((round(80 * scale), round(60 * scale)), Image.Resampling.BICUBIC)
+    left, top = (whole.width - size[1]) // 2, (whole.height - size[0]) // 2
+    expected = np.asarray(whole.crop((left, top, left + size[1], top + size[0])), float)
+    found = np.asarray(cover(image, size), float)
+    assert found.shape == size
+    assert np.abs(found - expected).max() <= 3 and abs((found - expected).mean()) < 0.6
+
+
+def test_central_square():
+    image = noise(5, 9)
+    assert np.array_equal(np.asarray(central_square(image)), np.asarray(image)[:, 2:7])
+    assert np.array_equal(np.asarray(central_square(image.rotate(90, expand=True))).shape, (5, 5, 3))
+
+
+@pytest.fixture
+def seen(monkeypatch) -> list[tuple[int, int]]:
+    """The sizes of all pictures that come to an extractor."""
+    sizes, whole = [], GarmentExtractor.__call__
+
+    def look(self, pictures):
+        sizes.extend([tuple(pictures.shape[2:])] * len(pictures))
+        return whole(self, pictures)
+
+    monkeypatch.setattr(GarmentExtractor, "__call__", look)
+    return sizes
+
+
+@pytest.mark.parametrize(
+    ("protocol", "of_samples", "of_real"),
+    [("matched", (20, 8), (20, 8)), ("centre", (8, 8), (8, 8)), ("adm-square", (20, 8), None)],
+)
+def test_protocols(garments, tmp_path, seen, protocol, of_samples, of_real):
+    write_pictures(tmp_path / "samples.npz", [noise(20, 8, seed) for seed in range(9)], 9, (20, 8))
+    reference = open_reference(str(garments), tmp_path)
+    (samples,) = given_samples(open_pictures(str(tmp_path / "samples.npz"), tmp_path), [], None)
+    result = evaluation(reference, tmp_path, protocol=protocol).score(samples)
+    assert set(seen[:9]) == {of_samples} and len(seen) == 89
+    own = sorted(map(tuple, reference.pictures.sizes.tolist()))
+    assert sorted(seen[9:]) == ([of_real] * 80 if of_real else own)
+    assert (result.stamp["protocol"], result.stamp["size"], result.stamp["num"]) == (protocol, "20x8", 9)
+    assert result.stamp["filter"] == (None if protocol == "adm-square" else "antialiased bicubic")
+
+
+def test_default_protocols(garments, tmp_path):
+    plain, known = open_reference(str(garments), tmp_path), open_reference("fashion:test", tmp_path)
+    assert evaluation(plain, tmp_path).protocol_for((8, 8)) == "matched"
+    assert evaluation(plain, tmp_path).protocol_for(None) == "adm-square"
+    assert evaluation(known, tmp_path).protocol_for((8, 8)) == "adm-square"
+    with pytest.raises(ValueError, match="matched needs samples of one size"):
+        evaluation(plain, tmp_path, protocol="matched").protocol_for(None)
+    with pytest.raises(ValueError, match="fashion:test holds statistics of the extractor garments by adm-square"):
+        evaluation(known, tmp_path, protocol="centre").protocol_for((8, 8))
+
+
+def test_garments_against_the_test_statistics(tmp_path):
+    """Three hundred bundled ones, each in its own size: what the distance of their features is, computed apart."""
+    real = bundled()
+    (samples,) = given_samples(open_pictures("fashion", tmp_path), [], 300)
+    result = evaluation(open_reference("fashion:test", tmp_path), tmp_path).score(samples)
+    chosen = [np.flatnonzero(real.labels == label)[:30] for label in range(10)]
+    latents = [to_latent(real.pictures[i]) for i in np.concatenate(chosen)]
+    features, classes = examine(load_classifier(), latents)
+    expected = frechet_distance(Statistics.of(features), load_reference().statistics)
+    assert result.scores["fd"] == pytest.approx(expected, rel=1e-4)
+    right = (classes == torch.arange(10).repeat_interleave(30)).double()
+    assert result.scores["accuracy"] == pytest.approx(float(right.mean()))
+    assert result.scores["accuracy_per_class"] == pytest.approx(
+        dict(zip(CLASSES, right.view(10, 30).mean(1).tolist(), strict=True))
+    )
+    assert result.real["accuracy"] == pytest.approx(0.925, abs=0.01)
+    assert "kid" not in result.scores and any("no kid and no pr" in note for note in result.notes)
+    assert any("300 pictures is biased upwards" in note for note in result.notes)
+    assert result.stamp["reference_statistics"] == "given"
+
+
+def test_real_garments_against_themselves_and_against_noise(garments, tmp_path):
+    reference = open_reference(str(garments), tmp_path)
+    (same,) = given_samples(open_pictures(str(garments), tmp_path), [], None)
+    result = evaluation(reference, tmp_path).score(same)
+    assert result.scores["fd"] == pytest.approx(0, abs=1e-4) and result.scores["sfd"] == pytest.approx(0, abs=1e-4)
+    assert (result.scores["precision"], result.scores["recall"], result.scores["coverage"]) == (1, 1, 1)
+    assert result.scores["accuracy"] == result.real["accuracy"] > 0.8
+    assert result.scores["inception_score"] == result.real["inception_score"]
+    write_pictures(tmp_path / "noise.npz", [noise(28, 12, seed) for seed in range(40)], 40, (28, 12))
+    (other,) = given_samples(open_pictures(str(tmp_path / "noise.npz"), tmp_path), [], None)
+    bad = evaluation(reference, tmp_path).score(other).scores
+    assert bad["fd"] > 10 and bad["kid"] > bad["kid_std"] > 0 and bad["coverage"] < 0.3
+    assert "accuracy" not in bad
+
+
+def test_classes_that_the_extractor_does_not_know_are_those_of_the_nearest(garments, tmp_path):
+    """The folders' classes under other names: the neighbours vote."""
+    renamed = tmp_path / "renamed"
+    for path in garments.rglob("*.png"):
+        target = renamed / f"my {path.parent.name}" / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    (samples,) = given_samples(open_pictures(str(renamed), tmp_path), [], None)
+    result = evaluation(open_reference(str(renamed), tmp_path), tmp_path, metrics=("accuracy",)).score(samples)
+    assert result.scores["accuracy_by"] == "the 5 nearest real pictures"
+    assert 0.4 < result.real["accuracy"] < result.scores["accuracy"]
+    assert list(result.scores["accuracy_per_class"]) == sorted(f"my {name}" for name in CLASSES)
+
+
+def test_statistics_of_an_adm_archive_are_used(garments, tmp_path):
+    """mu and sigma count where the extractor and the protocol are theirs; arr_0 serves the rest."""
+    pictures = [np.asarray(noise(8, 8, seed)) for seed in range(10)]
+    statistics = {"mu": np.full(64, 3.0), "sigma": np.eye(64), "mu_s": np.zeros(343), "sigma_s": 2 * np.eye(343)}
+    np.savez(tmp_path / "adm.npz", arr_0=np.stack(pictures), **statistics)
+    reference = open_reference(str(tmp_path / "adm.npz"), tmp_path)
+    assert reference.known.extractor == "inception"
+    reference = replace(reference, known=replace(reference.known, extractor="garments"))
+    (samples,) = given_samples(open_pictures(str(garments), tmp_path), [], None)
+    found = evaluation(reference, tmp_path).see_samples(samples, "adm-square")
+    result = evaluation(reference, tmp_path).score(samples)
+    assert result.scores["fd"] == pytest.approx(
+        frechet_distance(found.statistics, Statistics(torch.full((64,), 3.0).double(), torch.eye(64).double(), 0))
+    )
+    assert result.scores["sfd"] == pytest.approx(
+        frechet_distance(found.spatial, Statistics(torch.zeros(343).double(), 2 * torch.eye(343).double(), 0))
+    )
+    assert result.scores["precision"] < 0.5 and result.stamp["reference_count"] == 0
+    matched = evaluation(reference, tmp_path, protocol="centre").score(samples)
+    assert matched.stamp["reference_statistics"] == "of its pictures" and matched.scores["fd"] != result.scores["fd"]
+
+
+def test_smaller_real_pictures_and_too_few_of_them_are_told(garments, tmp_path):
+    write_pictures(tmp_path / "large.npz", [noise(56, 56, seed) for seed in range(8)], 8, (56, 56))
+    (samples,) = given_samples(open_pictures(str(tmp_path / "large.npz"), tmp_path), [], None)
+    notes = " ".join(evaluation(open_reference(str(garments), tmp_path), tmp_path).score(samples).notes)
+    assert "80 of 80 real pictures are smaller than 56x56 and were enlarged" in notes
+    assert "8 samples are fewer than make 64 features' covariance one of full rank: KID is the better" in notes
+
+
+def test_given_samples_by_size_and_number(tmp_path):
+    pictures = open_pictures("fashion", tmp_path)
+    tall, wide = given_samples(pictures, [(28, 12), (8, 28)], 40)
+    assert (pictures.sizes[tall.chosen] == (28, 12)).all() and (pictures.sizes[wide.chosen] == (8, 28)).all()
+    assert len(tall.chosen) == len(wide.chosen) == 40 and tall.about["labels"] == "classes in turn"
+    with pytest.raises(ValueError, match="fashion has no picture of 5x5; its sizes are"):
+        list(given_samples(pictures, [(5, 5)], None))
+
+
+def test_classes_in_turn():
+    labels = np.array([0, 0, 0, 0, 2, 1, 2])
+    assert in_turn(labels, 3).tolist() == [0, 4, 5] and in_turn(labels, 5).tolist() == [0, 1, 4, 5, 6]
+    assert in_turn(labels, 99).tolist() == list(range(7))
+
+
+# What is kept
+
+
+def test_pictures_are_looked_at_once(garments, tmp_path, seen, caplog):
+    reference = open_reference(str(garments), tmp_path)
+    (samples,) = given_samples(open_pictures("fashion", tmp_path), [(28, 8)], 20)
+    first = evaluation(reference, tmp_path).score(samples)
+    assert len(seen) == 100
+    assert evaluation(open_reference(str(garments), tmp_path), tmp_path).score(samples) == first
+    assert len(seen) == 100
+    (real,) = (tmp_path / "cache").glob("features-*")
+    real.write_bytes(real.read_bytes()[:1000])
+    with caplog.at_level(logging.WARNING):
+        assert evaluation(reference, tmp_path).score(samples) == first
+    assert len(seen) == 180 and "is damaged and is made anew" in caplog.text
+    assert evaluation(reference, tmp_path, protocol="centre").score(samples).scores != first.scores
+    assert len(seen) == 180 + 20 + 80
+
+
+def test_a_changed_reference_is_looked_at_anew(garments, tmp_path, seen):
+    folder = tmp_path / "copy"
+    shutil.copytree(garments, folder)
+    (samples,) = given_samples(open_pictures("fashion", tmp_path), [(28, 8)], 20)
+    first = evaluation(open_reference(str(folder), tmp_path), tmp_path).score(samples)
+    path = next(folder.rglob("*.png"))
+    Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+    second = evaluation(open_reference(str(folder), tmp_path), tmp_path).score(samples)
+    assert first.stamp["reference_sha256"] != second.stamp["reference_sha256"]
+    assert first.scores["fd"] != second.scores["fd"] and len(seen) == 20 + 80 + 80
+
+
+def test_archives_are_those_of_numpy(tmp_path):
+    images = [noise(6, 4, seed) for seed in range(5)]
+    write_pictures(tmp_path / "a.npz", images, 5, (6, 4))
+    with np.load(tmp_path / "a.npz") as archive:
+        assert archive.files == ["arr_0"]
+        assert np.array_equal(archive["arr_0"], np.stack([np.asarray(image) for image in images]))
+    np.savez_compressed(tmp_path / "b.npz", arr_0=np.stack([np.asarray(image) for image in images]))
+    for name in ("a.npz", "b.npz"):
+        chosen = [np.asarray(image) for image in read_pictures(tmp_path / name, [1, 4])]
+        assert np.array_equal(chosen, [np.asarray(images[1]), np.asarray(images[4])])
+
+
+@pytest.mark.parametrize(
+    ("arrays", "complaint"),
+    [
+        ({"arr_0": np.zeros((2, 3, 4, 3))}, "float64"),
+        ({"arr_0": np.zeros((2, 3, 4), np.uint8)}, "not uint8 "),
+        ({"pictures": np.zeros((2, 3, 4, 3), np.uint8)}, "no archive of pictures"),
+        ({"arr_0": np.array([{}])}, "object"),
+        (b"PK no archive", "no archive of pictures"),
+        (None, "no file"),
+    ],
+)
+def test_archives_of_anything_else_are_refused(tmp_path, arrays, complaint):
+    path = tmp_path / "a.npz"
+    if isinstance(arrays, dict):
+        np.savez(path, **arrays)
+    elif arrays:
+        path.write_bytes(arrays)
+    with pytest.raises(ValueError, match=complaint):
+        open_pictures(str(path), tmp_path)
+
+
+def test_an_archive_without_pictures_or_statistics_is_no_reference(tmp_path):
+    np.savez(tmp_path / "a.npz", mu=np.zeros(3))
+    with pytest.raises(ValueError, match=r"neither pictures \(arr_0\) nor statistics"):
+        open_reference(str(tmp_path / "a.npz"), tmp_path)
+    (tmp_path / "b.npz").write_bytes(b"PK nothing")
+    with pytest.raises(ValueError, match="no archive of a reference, or damaged"):
+        open_reference(str(tmp_path / "b.npz"), tmp_path)
+
+
+# What models make
+
+
+def test_wishes_are_balanced_and_have_seeds_of_their_own(pretrained):
+    wishes = balanced_wishes(pretrained, 400, SizeWish(), 7, 1)
+    assert [wish.label for wish in wishes[:12]] == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]
+    assert [wish.seed for wish in wishes[:2]] == [7_000_000, 7_000_001]
+    own = [wish.size for wish in wishes if wish.label == 0]
+    assert own.count((28, 8)) + own.count((24, 12)) == 40 and 20 < own.count((28, 8)) < 40
+    assert balanced_wishes(pretrained, 100, SizeWish(), 7, 1) == wishes[:100]
+    turned = balanced_wishes(pretrained, 400, SizeWish(scale=1.5, turned=True), 7, 1)
+    assert {wish.size for wish in turned if wish.label} == {(40, 12)}
+    assert {wish.size for wish in balanced_wishes(pretrained, 9, SizeWish((32, 64)), 0, 8)} == {(4, 8)}
+    with pytest.raises(ValueError, match="not divisible by the patch of 32"):
+        balanced_wishes(pretrained, 9, SizeWish((32, 40)), 0, 8)
+    with pytest.raises(ValueError, match="not 1000001"):
+        balanced_wishes(pretrained, 1_000_001, SizeWish(), 0, 1)
+
+
+def test_models_without_classes_or_shapes(pretrained):
+    no_classes = Pretrained(random_model(replace(CONFIG, num_classes=0)), [], [[(8, 8, 1)]])
+    assert {(w.label, w.size) for w in balanced_wishes(no_classes, 3, SizeWish(), 0, 1)} == {(0, (8, 8))}
+    with pytest.raises(ValueError, match="give --size"):
+        balanced_wishes(Pretrained(pretrained.model, CLASSES, []), 3, SizeWish(), 0, 1)
+
+
+def test_pictures_do_not_depend_on_interruptions_or_numbers(pretrained, tmp_path, monkeypatch):
+    monkeypatch.setattr(generation, "SHARD", 4)
+    (whole,) = make(pretrained, tmp_path / "whole", 10, SizeWish())
+    expected = contents(tmp_path / "whole")
+    assert len(expected) == 4
+    (few,) = make(pretrained, tmp_path / "grown", 6, SizeWish())
+    folder = few.pictures.folder
+    (folder / "00000.npz").write_bytes((folder / "00000.npz").read_bytes()[:-100])
+    (folder / f".00001.npz.{'0' * 32}").write_bytes(b"what a kill left")
+    (grown,) = make(pretrained, tmp_path / "grown", 10, SizeWish())
+    assert contents(tmp_path / "grown") == expected
+    assert grown.pictures.digest == whole.pictures.digest
+    read = list(whole.pictures.read([1, 7], "RGB", lambda image: image))
+    assert [(image.height, image.width) for image in read] == [whole.pictures.wishes[i].size for i in (1, 7)]
+
+
+def test_finished_shards_are_kept(pretrained, tmp_path, monkeypatch):
+    monkeypatch.setattr(generation, "SHARD", 4)
+    make(pretrained, tmp_path, 8, SizeWish())
+    monkeypatch.setattr(generation, "generate", None)
+    make(pretrained, tmp_path, 8, SizeWish())
+
+
+def test_other_settings_have_folders_of_their_own(pretrained, tmp_path):
+    folders = set()
+    other = Pretrained(random_model(seed=1), CLASSES, SHAPES)
+    for model, changes in [(pretrained, {}), (pretrained, {"seed": 4}), (other, {}), (pretrained, {"precision": "b"})]:
+        (samples,) = make(model, tmp_path, 2, SizeWish(), **changes)
+        folders.add(samples.pictures.folder)
+    folders |= {samples.pictures.folder for samples in make(pretrained, tmp_path, 2, SizeWish((8, 8)), SizeWish())}
+    assert len(folders) == 5
+    (folders.pop() / "settings.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds pictures of other settings"):
+        make(pretrained, tmp_path, 2, SizeWish((8, 8)), SizeWish())
+        for changes in ({"seed": 4}, {"precision": "b"}):
+            make(pretrained, tmp_path, 2, SizeWish(), **changes)
+        make(other, tmp_path, 2, SizeWish())
+
+
+def test_latents_are_decoded(tmp_path):
+    codec = KLAutoencoder(tiny_autoencoder(), "cpu")
+    colour = Pretrained(random_model(replace(CONFIG, in_channels=4, patch_size=2)), CLASSES, SHAPES)
+    (samples,) = make(colour, tmp_path, 3, SizeWish((32, 48)), codec=codec)
+    images = list(samples.pictures.read([0, 1, 2], None, lambda image: image))
+    assert {(image.mode, image.size) for image in images} == {("RGB", (48, 32))}
+    assert samples.about["autoencoder_sha256"] == codec.digest()
+
+
+# The command
+
+
+def report(done: tuple) -> dict:
+    code, out = done
+    assert code == 0, code
+    return json.loads(out)
+
+
+def test_command_measures_a_model_at_many_sizes(fitv2, model, garments, tmp_path):
+    sizes = ("--size", "own", "--size", "20x8", "--size", "own*1.5-turned")
+    command = ("evaluate", model, "--reference", garments, "--extractor", "garments", *sizes, "--num", 24)
+    found = report(fitv2(*command, "--steps", 1, "--guidance", 1, "--guidance", 2, "--out", "o", "--json"))
+    assert found == json.loads((tmp_path / "o/result.json").read_text())
+    rows = [(r["stamp"]["size"], r["stamp"]["sampling"]["guidance"], r["stamp"]["protocol"]) for r in found["results"]]
+    square = "adm-square"
+    of_each = [("own", square), ("20x8", "matched"), ("own*1.5-turned", square)]
+    assert rows == [(size, scale, protocol) for scale in (1, 2) for size, protocol in of_each]
+    for result in found["results"]:
+        keys = {"fd", "sfd", "kid", "kid_std", "inception_score", "precision", "recall", "density", "coverage"}
+        assert keys | {"accuracy"} <= result["scores"].keys()
+        assert all(np.isfinite(result["scores"][key]) for key in keys)
+        stamp = result["stamp"]
+        assert (stamp["num"], stamp["seed"], stamp["model_calls"]) == (24, 0, 1)
+        assert stamp["seeds"] == "seed * 1000000 + index" and stamp["labels"] == "classes in turn"
+        assert stamp["sampling"]["solver"] == "ab2" and stamp["sampling"]["interval"] == [0, 1]
+        assert len(stamp["model_sha256"]) == len(stamp["extractor_sha256"]) == len(stamp["reference_sha256"]) == 64
+    assert found["versions"].keys() == {"fitv2", "torch"}
+    for name in ("scores.png", "sheet-own-at-1.png", "sheet-20x8-at-2.png", "sheet-own-1-5-turned-at-2.png"):
+        assert Image.open(tmp_path / "o" / name).size > (100, 100)
+
+
+def test_command_shows_a_table_and_where_all_is(fitv2, garments, tmp_path):
+    code, out = fitv2("evaluate", "fashion", "--reference", "fashion:test", "--num", 40)
+    assert code == 0
+    assert "FD-garments" in out and "FID" not in out and "against fashion:test, seen by garments" in out
+    assert "ankle boot" in out and "Note (own): " in out and "outputs/evaluation/result.json" in out
+
+
+def test_command_writes_what_the_authors_evaluator_reads(fitv2, model, garments, tmp_path):
+    command = ("evaluate", model, "--reference", garments, "--extractor", "garments", "--num", 5, *FAST)
+    code, _ = fitv2(*command, "--size", "20x8", "--save-npz", "--out", "o")
+    assert code == 0
+    with np.load(tmp_path / "o/samples-20x8-at-1.npz") as archive:
+        assert archive["arr_0"].shape == (5, 20, 8, 3) and archive["arr_0"].dtype == np.uint8
+    first = report(fitv2(*command, "--size", "20x8", "--out", "o", "--json"))["results"][0]
+    again = fitv2("evaluate", "o/samples-20x8-at-1.npz", *command[2:6], "--out", "p", "--json")
+    second = report(again)["results"][0]
+    assert second["scores"]["fd"] == pytest.approx(first["scores"]["fd"], rel=1e-6)
+    assert "--save-npz writes pictures of one size" in fitv2(*command, "--save-npz", "--out", "o")[0]
+
+
+def test_command_compares_only_what_is_alike(fitv2, garments, tmp_path):
+    command = ("evaluate", "fashion", "--reference", garments, "--extractor", "garments", "--size", "28x8", "--num")
+    for out, number, more in (("a", 30, ()), ("b", 30, ()), ("c", 20, ()), ("d", 30, ("--protocol", "centre"))):
+        assert fitv2(*command, number, "--out", out, *more)[0] == 0
+    code, out = fitv2("evaluate", "a/result.json", "b/result.json")
+    assert code == 0 and "a/result.json" in out and "b/result.json" in out
+    refused = fitv2("evaluate", "a/result.json", "c/result.json")[0]
+    assert "differ in number of pictures at 28x8: 30 in a/result.json, 20 in c/result.json" in refused
+    assert "protocol at 28x8: matched" in fitv2("evaluate", "a/result.json", "d/result.json")[0]
+    code, out = fitv2("evaluate", "a/result.json", "c/result.json", "--force")
+    assert code == 0 and "Not comparable: they differ in number of pictures" in out
+
+
+@pytest.mark.parametrize("key", MUST_AGREE)
+def test_every_part_of_a_stamp_that_matters_is_compared(fitv2, tmp_path, key):
+    stamp = dict.fromkeys(MUST_AGREE, 1) | {"size": "8x8", "score": "FD"}
+    for name, changed in (("a", {}), ("b", {key: 2})):
+        result = {"stamp": stamp | changed, "scores": {"fd": 1.0}, "real": {}, "notes": []}
+        (tmp_path / f"{name}.json").write_text(json.dumps({"format": 1, "results": [result]}))
+    assert f"differ in {MUST_AGREE[key]} at 8x8: 1 in a.json, 2 in b.json" in fitv2("evaluate", "a.json", "b.json")[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("nothing", "--reference", "fashion"), "no model, folder of pictures or archive 'nothing'"),
+        (("builtin:fashion",), "--reference FOLDER"),
+        (("builtin:fashion", "--reference", "nothing"), "no folder, archive (.npz) or set of pictures 'nothing'"),
+        (("builtin:fashion", "--reference", "fashion", "--size", "9x9", "--num", "10"), "nearest is 8x8"),
+        (("builtin:fashion", "--reference", "fashion", "--size", "own*x"), "'own*x' is not a size"),
+        (("builtin:fashion", "--reference", "fashion", "--metrics", "fid"), "no metric 'fid'; choose from fd, sfd"),
+        (("builtin:fashion", "--reference", "fashion", "--extractor", "vgg"), "no extractor 'vgg'"),
+        (("builtin:fashion", "--reference", "fashion", "--extractor", "inception"), "--inception-weights FILE"),
+        (("builtin:fashion", "--reference", "fashion", "--protocol", "matched"), "matched needs samples of one size"),
+        (("fashion", "--reference", "fashion:test", "--size", "own"), "--size own is for models"),
+        (("fashion", "more", "--reference", "fashion"), "one model or set of samples at a time, not 2"),
+        (("fashion", "--reference", "fashion:test", "--extractor", "efficientnet-lite0"), "no pictures for"),
+        (("missing.json", "missing.json"), "missing.json cannot be read"),
+        (("damaged.json",), "is no result of fitv2 evaluate"),
+        (("fashion", "--reference", "fashion", "--out", "damaged.json"), "is a file; name a folder"),
+    ],
+)
+def test_every_mistake_is_told_in_a_sentence(fitv2, tmp_path, arguments, complaint):
+    (tmp_path / "damaged.json").write_text("{}")
+    said = fitv2("evaluate", *arguments)[0]
+    assert said.startswith("fitv2: ") and complaint in said
+    assert not (tmp_path / "outputs").exists()
+
+
+def command_in_company(cache: str, *arguments: str) -> None:
+    """For `processes`, which do not see what the test has changed."""
+    os.environ["FITV2_CACHE"] = cache
+    generation.SHARD = 3
+    command_line(*arguments)
+
+
+def test_pictures_do_not_depend_on_the_number_of_processes(fitv2, garments, model, tmp_path, monkeypatch):
+    """Two processes make them, and the first says what they are worth."""
+    monkeypatch.setattr(generation, "SHARD", 3)
+    command = ("evaluate", str(model), "--reference", str(garments), "--extractor", "garments", "--num", "11", *FAST)
+    alone = report(fitv2(*command, "--out", "alone", "--json"))
+    cache, out = str(tmp_path / "cache"), str(tmp_path / "together")
+    started = processes(2, command_in_company, cache, *command, "--out", out)
+    for member in started:
+        member.join(100)
+    assert [member.exitcode for member in started] == [0, 0]
+    assert len(contents(tmp_path / "alone/samples")) == 5
+    assert contents(tmp_path / "together/samples") == contents(tmp_path / "alone/samples")
+    together = json.loads((tmp_path / "together/result.json").read_text())
+    assert together["results"][0]["scores"] == alone["results"][0]["scores"]

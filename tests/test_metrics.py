@@ -1,0 +1,261 @@
+"""Measures on features: closed forms, independent implementations, brute force, and what cannot be measured."""
+
+from dataclasses import astuple
+
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import sqrtm
+from torch import Tensor
+from torchmetrics.image.kid import poly_mmd
+
+from fitv2.evaluation import neighbours
+from fitv2.evaluation.frechet import RunningStatistics, Statistics, frechet_distance
+from fitv2.evaluation.inception_score import inception_score
+from fitv2.evaluation.kid import SUBSETS, kernel_distance, unbiased_discrepancy
+from fitv2.evaluation.neighbours import Neighbours, compare_neighbours, vote
+
+
+def normal(number: int, features: int, seed: int, shift: float = 0.0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(number, features, generator=generator, dtype=torch.float64) + shift
+
+
+def correlated(number: int, features: int, seed: int) -> Tensor:
+    """Like features of networks: not below zero, and some depend on others."""
+    return (normal(number, features, seed) @ normal(features, features, 99) + 1).clamp(min=0)
+
+
+# Frechet distance
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 7])
+def test_statistics_some_at_a_time_are_those_of_all(blocks):
+    features = correlated(200, 12, 0) + 1e4  # Far from the origin, where plain sums of squares lose their digits.
+    running = RunningStatistics()
+    for block in features.tensor_split(blocks):
+        running.add(block.float())
+    expected = features.float().double().numpy()
+    result = running.result()
+    assert result.count == 200
+    np.testing.assert_allclose(result.mean, expected.mean(0), rtol=1e-13)
+    np.testing.assert_allclose(result.covariance, np.cov(expected, rowvar=False), rtol=1e-9, atol=1e-9)
+
+
+def test_a_single_picture_at_a_time_is_enough():
+    features, running = normal(9, 3, 0), RunningStatistics()
+    for row in features:
+        running.add(row[None])
+    torch.testing.assert_close(running.result().covariance, Statistics.of(features).covariance, rtol=1e-12, atol=1e-12)
+
+
+def test_distance_of_shifted_and_of_scaled_sets():
+    """A shift by d adds |d|^2; a scale s about the mean (1 - s)^2 times the trace of the covariance."""
+    features = correlated(300, 10, 1)
+    own = Statistics.of(features)
+    shift = normal(1, 10, 2)
+    assert frechet_distance(own, Statistics.of(features + shift)) == pytest.approx(
+        float(shift.square().sum()), rel=1e-6
+    )
+    scaled = Statistics.of(own.mean + 1.7 * (features - own.mean))
+    assert frechet_distance(own, scaled) == pytest.approx(0.49 * float(own.covariance.trace()), rel=1e-6)
+
+
+def test_distance_is_that_of_scipy_on_features():
+    a, b = Statistics.of(correlated(400, 24, 3)), Statistics.of(correlated(500, 24, 4) * 1.2 + 0.1)
+    root = sqrtm(a.covariance.numpy() @ b.covariance.numpy()).real
+    expected = (a.mean - b.mean).square().sum() + (a.covariance + b.covariance).trace() - 2 * np.trace(root)
+    assert frechet_distance(a, b) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_distance_of_fewer_samples_than_features_is_finite_and_right():
+    """Without full rank, the overlap is the nuclear norm of A^T B, with C_a = A A^T and C_b = B B^T."""
+    a, b = correlated(10, 40, 5), correlated(15, 40, 6)
+    halves = [(x - x.mean(0)).T / (len(x) - 1) ** 0.5 for x in (a, b)]
+    overlap = torch.linalg.matrix_norm(halves[0].T @ halves[1], "nuc")
+    expected = (a.mean(0) - b.mean(0)).square().sum() + sum(half.square().sum() for half in halves) - 2 * overlap
+    assert frechet_distance(Statistics.of(a), Statistics.of(b)) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_distance_of_constant_features_is_that_of_the_means():
+    a, b = torch.full((5, 3), 2.0), torch.full((4, 3), 3.0)
+    assert frechet_distance(Statistics.of(a), Statistics.of(b)) == pytest.approx(3, rel=1e-12)
+    assert frechet_distance(Statistics.of(a), Statistics.of(a)) == 0
+
+
+def test_statistics_that_are_not_finite_are_refused():
+    good = Statistics.of(normal(9, 3, 0))
+    with pytest.raises(ValueError, match="not finite"):
+        frechet_distance(good, Statistics(good.mean, good.covariance * float("nan"), 9))
+
+
+# KID
+
+
+@pytest.mark.parametrize("features", [1, 16, 200])
+def test_discrepancy_is_that_of_torchmetrics(features):
+    a, b = correlated(60, features, 0), correlated(60, features, 1) * 1.1
+    assert unbiased_discrepancy(a, b) == pytest.approx(float(poly_mmd(a, b)), rel=1e-6)
+
+
+def test_discrepancy_of_sets_of_different_sizes_is_the_mean_over_pairs():
+    a, b = correlated(7, 3, 0).numpy(), correlated(11, 3, 1).numpy()
+
+    def mean(x, y, same):
+        values = [(x[i] @ y[j] / 3 + 1) ** 3 for i in range(len(x)) for j in range(len(y)) if not (same and i == j)]
+        return np.mean(values)
+
+    expected = mean(a, a, True) + mean(b, b, True) - 2 * mean(a, b, False)
+    assert unbiased_discrepancy(torch.from_numpy(a), torch.from_numpy(b)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_kid_of_two_normal_distributions_is_the_closed_form():
+    """One feature, means 0 and m: the kernel's powers 1, 2, 3 weigh 3, 3, 1, and the moments differ by m, m^2 and
+    m^3 + 3 m.
+    """
+    m = 0.5
+    expected = 3 * m**2 + 3 * m**4 + (m**3 + 3 * m) ** 2
+    mean, deviation = kernel_distance(normal(20_000, 1, 0), normal(20_000, 1, 1, shift=m))
+    assert deviation > 0.01
+    assert mean == pytest.approx(expected, abs=4 * deviation / SUBSETS**0.5)
+
+
+def test_kid_of_equals_is_about_zero_and_may_be_below():
+    values = [kernel_distance(normal(500, 8, i), normal(500, 8, i + 50))[0] for i in range(6)]
+    _, deviation = kernel_distance(normal(500, 8, 0), normal(500, 8, 50))
+    assert min(values) < 0 < max(values) and max(map(abs, values)) < 2 * deviation
+
+
+def test_kid_depends_on_its_seed_alone():
+    a, b = correlated(300, 5, 0), correlated(200, 5, 1)
+    assert kernel_distance(a, b) == kernel_distance(a, b) != kernel_distance(a, b, seed=1)
+    torch.manual_seed(5)
+    assert kernel_distance(a.float(), b.float()) == pytest.approx(kernel_distance(a, b), rel=1e-5)
+
+
+def test_kid_of_few_and_of_constant_features_is_finite():
+    assert all(map(np.isfinite, kernel_distance(normal(2, 4, 0), normal(3, 4, 1))))
+    assert kernel_distance(torch.ones(30, 4), torch.ones(20, 4)) == (0, 0)
+
+
+# Inception score
+
+
+def test_inception_score_of_sure_and_of_unsure_classifiers():
+    sure = torch.eye(8).repeat(25, 1)
+    assert inception_score(sure) == pytest.approx((8, 0))
+    assert inception_score(torch.full((50, 8), 1 / 8)) == pytest.approx((1, 0))
+    assert inception_score(torch.eye(8)[:1].repeat(9, 1)) == pytest.approx((1, 0))
+
+
+def test_inception_score_is_the_mean_divergence():
+    p = normal(80, 6, 0).softmax(1).numpy()
+    expected = np.exp(np.mean(np.sum(p * (np.log(p) - np.log(p.mean(0))), 1)))
+    assert inception_score(torch.from_numpy(p))[0] == pytest.approx(expected, rel=1e-9)
+
+
+def test_inception_score_of_sorted_pictures_is_that_of_shuffled_ones():
+    """Ten thousand make two parts; unshuffled, each would see half of the classes."""
+    mean, deviation = inception_score(torch.eye(10).repeat_interleave(1000, 0))
+    assert mean == pytest.approx(10, rel=0.01) and 0 < deviation < 0.01
+
+
+@pytest.mark.parametrize("p", [torch.zeros(0, 3), torch.full((4, 3), float("nan")), torch.ones(4, 3)])
+def test_inception_score_refuses_what_is_no_probability(p):
+    with pytest.raises(ValueError, match="probabilities"):
+        inception_score(p)
+
+
+# Neighbours
+
+
+def brute_force(samples: np.ndarray, real: np.ndarray) -> Neighbours:
+    """As the definitions have it, all distances at once."""
+
+    def apart(x, y):
+        return np.sqrt(((x[:, None] - y[None]) ** 2).sum(-1))
+
+    def radius(x, k):
+        return np.sort(apart(x, x), 1)[:, k]
+
+    between = apart(samples, real)
+    return Neighbours(
+        precision=np.mean([(between[i] <= radius(real, 3)).any() for i in range(len(samples))]),
+        recall=np.mean([(between[:, j] <= radius(samples, 3)).any() for j in range(len(real))]),
+        density=np.mean([(between[i] <= radius(real, 5)).sum() for i in range(len(samples))]) / 5,
+        coverage=np.mean([between[:, j].min() <= radius(real, 5)[j] for j in range(len(real))]),
+    )
+
+
+@pytest.mark.parametrize("block", [1, 1000, 1 << 24])
+@pytest.mark.parametrize("shift", [0.0, 0.6])
+def test_neighbours_are_those_of_brute_force(monkeypatch, block, shift):
+    monkeypatch.setattr(neighbours, "BLOCK", block)
+    samples, real = normal(90, 3, 0) * 0.7 + shift + 100, normal(70, 3, 1) + 100
+    expected = brute_force(samples.numpy(), real.numpy())
+    assert all(0.05 < value < 2 for value in astuple(expected))
+    assert astuple(compare_neighbours(samples, real)) == pytest.approx(astuple(expected), rel=1e-6)
+
+
+def test_neighbours_of_equals_and_of_strangers():
+    features = normal(60, 4, 0)
+    same, far = compare_neighbours(features, features), compare_neighbours(features, features + 100)
+    assert (same.precision, same.recall, same.coverage) == (1, 1, 1) and same.density >= 1
+    assert astuple(far) == (0, 0, 0, 0)
+
+
+def test_fewer_modes_cost_recall_and_coverage():
+    modes = normal(8, 4, 0) * 20
+    real = modes.repeat_interleave(20, 0) + normal(160, 4, 1)
+    found = compare_neighbours(modes[:2].repeat_interleave(80, 0) + normal(160, 4, 2), real)
+    assert found.precision > 0.9 and found.recall < 0.3 and found.coverage < 0.3
+
+
+def test_neighbours_of_constant_features_hold_each_other():
+    """Balls of radius zero, far from the origin: rounding must not put their own centres out."""
+    a, b = torch.full((8, 50), 1234.567), torch.full((9, 50), 1234.567)
+    assert compare_neighbours(a, b) == Neighbours(precision=1, recall=1, density=9 / 5, coverage=1)
+
+
+def test_repeated_pictures_are_their_own_neighbours():
+    features = correlated(10, 300, 0).repeat(6, 1) * 50
+    found = compare_neighbours(features, features)
+    assert (found.precision, found.recall, found.coverage) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("itself", [False, True])
+def test_votes_are_those_of_brute_force(monkeypatch, itself):
+    monkeypatch.setattr(neighbours, "BLOCK", 500)
+    known = normal(60, 3, 0)
+    labels = (known[:, 0] > 0).long() + (known[:, 1] > 0.3).long()
+    features = known if itself else normal(40, 3, 1)
+    apart = ((features[:, None] - known[None]) ** 2).sum(-1).numpy()
+    if itself:
+        np.fill_diagonal(apart, np.inf)
+    for row, found in zip(apart, vote(features, known, labels).tolist(), strict=True):
+        nearest = np.argsort(row)[:5]
+        counts = np.bincount(labels.numpy()[nearest], minlength=3)
+        best = np.flatnonzero(counts == counts.max())
+        sums = [row[nearest[labels.numpy()[nearest] == label]].sum() for label in best]
+        assert found == best[np.argmin(sums)]
+
+
+# All
+
+
+@pytest.mark.parametrize("measure", [kernel_distance, compare_neighbours])
+def test_what_cannot_be_measured_is_refused(measure):
+    good = normal(20, 4, 0)
+    broken = good.clone()
+    broken[3, 1] = float("nan")
+    with pytest.raises(ValueError, match="features of 1 of 20 pictures are not finite"):
+        measure(good, broken)
+    with pytest.raises(ValueError, match="4 and 5 numbers"):
+        measure(good, normal(20, 5, 0))
+    with pytest.raises(ValueError, match="at least one picture"):
+        measure(good, good[:0])
+
+
+def test_too_few_pictures_have_no_neighbours():
+    with pytest.raises(ValueError, match="more than 5 pictures, and there are 5"):
+        compare_neighbours(normal(20, 4, 0), normal(5, 4, 1))
