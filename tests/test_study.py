@@ -22,7 +22,7 @@ from fitv2.study.definition import Run, build_study, load_study, shortened, stud
 from fitv2.study.one_run import Job, perform
 from fitv2.study.record import read_record
 from fitv2.study.report import Report, read_records, write_report
-from fitv2.study.scoring import Reference, examined, features_path, load_reference, scores_of
+from fitv2.study.scoring import SCORES, Reference, curve_scores, examined, features_path, final_scores, load_reference
 from fitv2.study.snapshots import TrainingLog
 from fitv2.study.tables import final_rows
 from fitv2.training.preemption import STOPPED
@@ -394,7 +394,16 @@ def test_pictures_that_are_not_finite_have_no_score():
         model.final_layer.linear.bias.fill_(math.nan)
     reference = Reference(torch.rand(100, 64), [[(8, 8, 1)]] * 10)
     assert examined(model, reference.wishes(10, 0), Sampling(steps=1, solver="euler"), lambda _: None) is None
-    assert scores_of(None, reference) == {"distance": None, "recognised": None}
+    assert curve_scores(None, reference) == {"distance": None, "recognised": None}
+    assert set(final_scores(None, reference).values()) == {None}
+
+
+def test_scores_of_the_end_have_those_of_the_curve_and_more():
+    real = torch.rand(100, 64, generator=torch.Generator().manual_seed(0))
+    seen = {"features": real, "classes": torch.zeros(100), "labels": torch.zeros(100)}
+    scores = final_scores(seen, Reference(real, [[(8, 8, 1)]] * 10))
+    assert set(scores) == set(SCORES) and scores["recognised"] == scores["precision"] == scores["coverage"] == 1
+    assert scores["distance"] == pytest.approx(0, abs=1e-9) and abs(scores["kid"]) < 0.01
 
 
 def test_what_is_committed_comes_from_the_records(tmp_path):

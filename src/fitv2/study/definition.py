@@ -79,7 +79,9 @@ class Evaluation(Settings):
 
 
 class Study(Settings):
-    """A whole study. recipe, set: what all variants share; imagenet: how the same would be run there."""
+    """A whole study. recipe, set: what all variants share; remarks: what its authors conclude; imagenet: how the same
+    would be run there.
+    """
 
     title: str
     question: str
@@ -89,6 +91,7 @@ class Study(Settings):
     variants: dict[Name, Variant] = Field(min_length=1)
     evaluation: Evaluation
     claims: tuple[Claim, ...] = ()
+    remarks: str = ""
     paper_cost: bool = Field(False, description="also give the account of the paper's own cost claim, by formula")
     imagenet: str
 

@@ -26,7 +26,7 @@ from ..training.plan import plan_figures
 from ..training.samples import draw_sheet
 from .definition import Condition, Run, Study, digest
 from .record import Point, Record, Scores, read_record, write_record
-from .scoring import PROTOCOL, Reference, data_of, examined, load_reference, scores_of
+from .scoring import PROTOCOL, SCORES, Reference, curve_scores, data_of, examined, final_scores, load_reference
 from .snapshots import Tell, TrainingLog, has_diverged, snapshots, train
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class Job:
         """All that the scores depend on besides the training."""
         evaluation = self.study.evaluation
         data = {view: data_of(self.study.view_recipe(view)) for view in evaluation.views}
-        about = {"protocol": PROTOCOL, "classifier": classifier_digest(), "data": data}
+        about = {"protocol": PROTOCOL, "classifier": classifier_digest(), "scores": list(SCORES), "data": data}
         return about | evaluation.model_dump(mode="json", exclude={"views"})
 
     def is_done(self) -> bool:
@@ -117,8 +117,10 @@ class Scorer:
         evaluation, last = self.job.study.evaluation, self.job.run.recipe.training.steps
         final = self.possible(models[last]) if last in models else []
         self.total = len(models) * evaluation.images + len(final) * evaluation.final_images
-        points = {step: self.scores(path, evaluation.point, evaluation.images) for step, path in models.items()}
-        end = {c.name: self.scores(models[last], c, evaluation.final_images) for c in final}
+        points = {
+            step: curve_scores(*self.seen(path, evaluation.point, evaluation.images)) for step, path in models.items()
+        }
+        end = {c.name: final_scores(*self.seen(models[last], c, evaluation.final_images)) for c in final}
         if final and self.job.run.seed == 0:
             self.draw(models[last], final[-1].view)
         return points, end
@@ -128,8 +130,8 @@ class Scorer:
         config = load_pretrained(model, None).model.config
         return [c for c in self.job.study.evaluation.final if makes(config, self.references[c.view])]
 
-    def scores(self, model: Path, condition: Condition, images: int) -> Scores:
-        """Of one snapshot under one condition."""
+    def seen(self, model: Path, condition: Condition, images: int) -> tuple[dict[str, Tensor] | None, Reference]:
+        """What the classifier sees in pictures of one snapshot under one condition, and what to compare it with."""
         sampling = sampling_of(self.job.study, load_pretrained(model, None).model.config, condition)
         about = {
             "model": model.name,
@@ -146,7 +148,7 @@ class Scorer:
             write_tensors(path, seen)
         else:
             self.finished(images)
-        return scores_of(seen or None, self.references[condition.view])
+        return seen or None, self.references[condition.view]
 
     def look(self, model: Path, view: str, sampling: Sampling, images: int) -> dict[str, Tensor] | None:
         """The pictures themselves are not kept: what is seen in them gives every score."""

@@ -17,14 +17,15 @@ from .one_run import Job
 from .record import Record, Records, read_record
 from .tables import (
     COST_HEAD,
+    OTHER_SCORES,
     TITLES,
     conditions,
     cost_rows,
     difference_rows,
     final_rows,
     markdown,
+    other_rows,
     reach_rows,
-    score_names,
     variant_rows,
 )
 
@@ -113,16 +114,18 @@ def page(report: Report, figures: Sequence[str], folder: Path) -> Iterator[str]:
         yield from ("**A trial: every run was shortened, and nothing here decides a claim.**", "")
     yield "Written by the command below from the JSON files in `runs/`; not edited by hand."
     yield from section("Claims", claim_lines(report))
+    if study.remarks:
+        yield from section("What to make of it", (study.remarks.strip(),))
     yield from section("Conditions", (f"- {line}" for line in condition_lines(report)))
     yield from section("Variants", variant_lines(study))
-    for score in score_names(records):
-        title = TITLES.get(score, score)
+    for score, title in TITLES.items():
         yield from section(
             f"{title} at the end", markdown(("variant", "seeds", *conditions(records)), final_rows(records, score))
         )
         head = (f"less that of {study.first}", *conditions(records))
         yield from ("", *markdown(head, difference_rows(records, study.first, score)))
     yield from ("", "Means over the seeds, with Student's 95 % interval; differences are taken seed by seed.")
+    yield from section(f"Other measures at the end, {report.point}", other_lines(report))
     yield from section("On the way", reach_lines(report))
     yield from ("", *(f"![{name}]({name})" for name in figures))
     yield from section("What it costs", cost_lines(report))
@@ -188,6 +191,15 @@ def steps(report: Report) -> str:
 
 def as_words(changes: dict[str, Any]) -> str:
     return ", ".join(f"`{key}: {json.dumps(value)}`" for key, value in changes.items()) or "as the recipe has them"
+
+
+def other_lines(report: Report) -> Iterator[str]:
+    yield from markdown(("variant", *OTHER_SCORES), other_rows(report.records, report.point))
+    yield ""
+    yield (
+        "Kernel distance (unbiased: few pictures do not raise it), precision and recall (3 neighbours), density and "
+        "coverage (5), as `fitv2 evaluate` has them. Fewer pictures than there are real ones cover fewer of them."
+    )
 
 
 def reach_lines(report: Report) -> Iterator[str]:

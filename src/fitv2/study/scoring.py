@@ -7,7 +7,7 @@ it is of the training pictures.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from ..config import Recipe
 from ..data.fashion import CLASS_NAMES
 from ..evaluation.classifier import examine, load_classifier
 from ..evaluation.frechet import Statistics, frechet_distance
+from ..evaluation.kid import kernel_distance
+from ..evaluation.neighbours import compare_neighbours
 from ..evaluation.scores import SEEDS, classifier_digest
 from ..generate import Sampling, Wish, generate
 from ..model.network import Network
@@ -31,8 +33,11 @@ from ..pretrained import shapes_of
 from .definition import digest
 from .record import Scores
 
-# Changes when the same pictures would get other scores, so that those of before are not taken for them.
+# Changes when other pictures would be made or seen otherwise, so that those of before are not taken for them.
 PROTOCOL = "study-garments-1"
+# Of a curve's points; the end has more.
+CURVE_SCORES = ("distance", "recognised")
+SCORES = (*CURVE_SCORES, "kid", "precision", "recall", "density", "coverage")
 
 
 @dataclass(frozen=True)
@@ -115,14 +120,23 @@ def examined(
     return {"features": features, "classes": classes, "labels": torch.tensor([wish.label for wish in wishes])}
 
 
-def scores_of(seen: dict[str, Tensor] | None, reference: Reference) -> Scores:
+def curve_scores(seen: dict[str, Tensor] | None, reference: Reference) -> Scores:
     """distance: Frechet distance of features. recognised: share whose top-1 class is the one asked for.
 
     All None where there is nothing to compare.
     """
     if seen is None:
-        return {"distance": None, "recognised": None}
+        return dict.fromkeys(CURVE_SCORES)
     return {
         "distance": frechet_distance(Statistics.of(seen["features"]), reference.statistics),
         "recognised": float((seen["classes"] == seen["labels"]).double().mean()),
     }
+
+
+def final_scores(seen: dict[str, Tensor] | None, reference: Reference) -> Scores:
+    """The same, and what other measures say of the features: see `fitv2.evaluation`."""
+    if seen is None:
+        return dict.fromkeys(SCORES)
+    kid, _ = kernel_distance(seen["features"], reference.features)
+    neighbours = asdict(compare_neighbours(seen["features"], reference.features))
+    return curve_scores(seen, reference) | {"kid": kid} | neighbours

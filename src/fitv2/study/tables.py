@@ -10,6 +10,7 @@ from .record import Record, Records
 from .statistics import Estimate, estimate
 
 TITLES = {"distance": "Frechet distance", "recognised": "Share recognised"}
+OTHER_SCORES = ("kid", "precision", "recall", "density", "coverage")
 Row = list[str]
 
 
@@ -36,11 +37,6 @@ def conditions(records: Records) -> list[str]:
     return list(dict.fromkeys(c for runs in records.values() for record in runs.values() for c in record.final))
 
 
-def score_names(records: Records) -> list[str]:
-    finals = (s for runs in records.values() for record in runs.values() for s in record.final.values())
-    return list(dict.fromkeys(name for scores in finals for name in scores))
-
-
 def final_rows(records: Records, score: str) -> list[Row]:
     """The final score under each condition, with its interval."""
     return [
@@ -51,6 +47,15 @@ def final_rows(records: Records, score: str) -> list[Row]:
         ]
         for variant, runs in records.items()
     ]
+
+
+def other_rows(records: Records, condition: str) -> list[Row]:
+    """All further scores of the end under one condition."""
+
+    def cell(runs: dict[int, Record], name: str) -> str:
+        return in_words(over_seeds(runs, lambda record: record.score(condition, name)))
+
+    return [[variant, *(cell(runs, name) for name in OTHER_SCORES)] for variant, runs in records.items()]
 
 
 def difference_rows(records: Records, first: str, score: str) -> list[Row]:
