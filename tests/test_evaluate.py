@@ -22,7 +22,7 @@ from fitv2.evaluation.frechet import Statistics, frechet_distance
 from fitv2.evaluation.garments import GarmentExtractor
 from fitv2.evaluation.models import make_samples
 from fitv2.evaluation.pictures import in_turn, open_pictures
-from fitv2.evaluation.protocols import central_square, cover
+from fitv2.evaluation.protocols import central_square, cover, real_view
 from fitv2.evaluation.references import Reference, open_reference
 from fitv2.evaluation.results import MUST_AGREE
 from fitv2.evaluation.run import Evaluation, given_samples
@@ -124,6 +124,16 @@ def test_central_square():
     image = noise(5, 9)
     assert np.array_equal(np.asarray(central_square(image)), np.asarray(image)[:, 2:7])
     assert np.array_equal(np.asarray(central_square(image.rotate(90, expand=True))).shape, (5, 5, 3))
+
+
+def test_views_of_real_pictures():
+    """Cut and not stretched; central squares as large as the samples', where these have one size."""
+    image, wide = noise(30, 60), (20, 50)
+    assert real_view(image, "adm-square", wide) is image
+    assert np.array_equal(real_view(image, "matched", wide), cover(image, wide))
+    assert not np.array_equal(cover(image, wide), image.resize((50, 20), Image.Resampling.BICUBIC))
+    assert np.array_equal(real_view(image, "centre", wide), cover(image, (20, 20)))
+    assert np.array_equal(real_view(image, "centre", None), central_square(image))
 
 
 @pytest.fixture
@@ -234,8 +244,9 @@ def test_statistics_of_an_adm_archive_are_used(garments, tmp_path):
         frechet_distance(found.spatial, Statistics(torch.zeros(343).double(), 2 * torch.eye(343).double(), 0))
     )
     assert result.scores["precision"] < 0.5 and result.stamp["reference_count"] == 0
-    matched = evaluation(reference, tmp_path, protocol="centre").score(samples)
-    assert matched.stamp["reference_statistics"] == "of its pictures" and matched.scores["fd"] != result.scores["fd"]
+    cut = evaluation(reference, tmp_path, protocol="centre").score(samples)
+    assert cut.stamp["reference_statistics"] == "of its pictures" and cut.stamp["reference_count"] == 10
+    assert cut.scores == evaluation(replace(reference, known=None), tmp_path, protocol="centre").score(samples).scores
 
 
 def test_smaller_real_pictures_and_too_few_of_them_are_told(garments, tmp_path):
@@ -278,6 +289,9 @@ def test_pictures_are_looked_at_once(garments, tmp_path, seen, caplog):
     assert len(seen) == 180 and "is damaged and is made anew" in caplog.text
     assert evaluation(reference, tmp_path, protocol="centre").score(samples).scores != first.scores
     assert len(seen) == 180 + 20 + 80
+    (wide,) = given_samples(open_pictures("fashion", tmp_path), [(8, 28)], 20)
+    assert evaluation(reference, tmp_path).score(wide).real["inception_score"] != first.real["inception_score"]
+    assert len(seen) == 280 + 20 + 80
 
 
 def test_a_changed_reference_is_looked_at_anew(garments, tmp_path, seen):
@@ -471,6 +485,11 @@ def test_command_compares_only_what_is_alike(fitv2, garments, tmp_path):
     assert "protocol at 28x8: matched" in fitv2("evaluate", "a/result.json", "d/result.json")[0]
     code, out = fitv2("evaluate", "a/result.json", "c/result.json", "--force")
     assert code == 0 and "Not comparable: they differ in number of pictures" in out
+
+
+def test_what_must_agree():
+    assert {"protocol", "reference_sha256", "num", "extractor", "extractor_sha256", "resize", "filter"} <= {*MUST_AGREE}
+    assert {"suite", "labels", "seeds"} <= {*MUST_AGREE}
 
 
 @pytest.mark.parametrize("key", MUST_AGREE)

@@ -1,1 +1,1 @@
-"""Evaluation: how good generated garments are, by a small classifier of real ones and the distance of its features."""
+"""Evaluation: how near pictures are to real ones, by the features that networks see in them."""
