@@ -42,7 +42,7 @@ TREE = {
         "FiTv2": {"about": "the second"},
     },
     "evaluation": {
-        **{"every": 2, "images": 20, "final_images": 30, "views": {"square": {"data.preprocessing": "crop"}}},
+        **{"points": [2], "images": 20, "final_images": 30, "views": {"square": {"data.preprocessing": "crop"}}},
         "samplers": {"velocity": {"solver": "euler", "steps": 1}, "noise": {"solver": "ddim", "steps": 1}},
     },
     "claims": [
@@ -69,7 +69,7 @@ def nothing(what: str, done: int, total: int) -> None:
 @pytest.fixture
 def work(tmp_path) -> Path:
     """The folder of trainings, with features of a hundred pictures that nobody took, so that none need to be."""
-    study = build_study(tree(evaluation={"every": 2}), "tiny")
+    study = build_study(tree(evaluation={"points": [2]}), "tiny")
     for view in study.evaluation.views:
         features = torch.rand(100, 64, generator=torch.Generator().manual_seed(0))
         write_tensors(features_path(study.view_recipe(view), tmp_path / "work/references"), {"features": features})
@@ -210,7 +210,7 @@ def test_other_evaluation_settings_score_the_same_training(work):
 
 def test_a_training_that_diverges_is_a_result(work):
     steps = TREE["set"] | {"training.steps": 120, "training.learning_rate": 1e30, "model.qk_norm": False}
-    one = job(work, set=steps, evaluation=TREE["evaluation"] | {"every": 60})
+    one = job(work, set=steps, evaluation=TREE["evaluation"] | {"points": [60]})
     perform(one, nothing)
     record = read_record(one.record)
     assert record.diverged and record.final == {} and record.skipped > 90 and one.is_done()
@@ -256,7 +256,7 @@ def test_a_run_that_fails_does_not_stop_the_others(fitv2, work, tmp_path):
 def test_sigterm_stops_all_and_the_same_command_continues(fitv2, definition, work):
     content = yaml.safe_load(definition.read_text())
     content["set"]["training.steps"] = 100
-    content["evaluation"]["every"] = 50
+    content["evaluation"]["points"] = [50]
     definition.write_text(yaml.safe_dump(content))
     arguments = ["study", definition, "--seeds", 1, *options(work)]
     child = process(command_line, *map(str, arguments))
@@ -336,7 +336,8 @@ def test_a_digest_knows_changes_and_not_defaults():
 def test_a_shorter_study_keeps_its_proportions():
     study = shortened(load_study("convergence"), 0.1)
     recipe, whole = study.recipe_of("FiTv2", 0), load_study("convergence").recipe_of("FiTv2", 0)
-    assert recipe.training.steps == whole.training.steps / 10 == 4 * study.evaluation.every
+    assert recipe.training.steps == whole.training.steps / 10
+    assert study.evaluation.points == tuple(step // 10 for step in load_study("convergence").evaluation.points)
     assert recipe.training.warmup_steps == whole.training.warmup_steps / 10
 
 
@@ -350,7 +351,7 @@ def test_a_shorter_study_keeps_its_proportions():
         ({"set": {"model.widht": 3}}, "the nearest is 'model.width'"),
         ({"set": {"model.width": "many"}}, "the variant FiT: the recipe does not hold: model.width"),
         ({"recipe": "none"}, "there is no recipe 'none'"),
-        ({"evaluation": {"every": 2, "point": {"view": "round", "guidance": 1}}}, "'round, unguided' is none of"),
+        ({"evaluation": {"points": [2], "point": {"view": "round", "guidance": 1}}}, "'round, unguided' is none of"),
         ({"claims": [{"text": "x", "paper": "y", "measure": {"kind": "guess"}}]}, "claims.0.measure"),
         ({"questoin": "?"}, "questoin"),
     ],

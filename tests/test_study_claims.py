@@ -136,7 +136,7 @@ def speed_up(contenders: list[list[float]], at_least: float = 2, unit: str = "st
 @pytest.mark.parametrize("unit", ["steps", "operations", "seconds", "CPU seconds"])
 def test_a_speed_up_is_the_ratio_of_costs(unit):
     found = speed_up([FAST, FAST], unit=unit)
-    assert found.figure == f"2.67 times fewer {unit} (38 %)" and found.verdict == HOLDS
+    assert found.figure == f"2.67 (2.67 to 2.67) times fewer {unit}" and found.verdict == HOLDS
 
 
 def test_a_speed_up_is_decided_by_its_interval():
@@ -147,8 +147,24 @@ def test_a_speed_up_is_decided_by_its_interval():
 
 def test_a_contender_that_never_gets_there_cannot_win():
     found = speed_up([SLOW, SLOW])
-    assert found.verdict == FAILS and found.figure.startswith("at most 1.00 times") and "2 of 2 seeds" in found.figure
+    assert (
+        found.verdict == FAILS
+        and found.figure.startswith("at most 1.00 (1.00 to 1.00) times")
+        and "2 of 2 seeds" in found.figure
+    )
     assert speed_up([SLOW, SLOW], at_least=0.5).verdict == OPEN
+
+
+def test_a_contender_that_is_there_at_once_cannot_lose():
+    found = speed_up([[1.0] * 4, [1.5] * 4], at_least=5)
+    assert found.verdict == OPEN and found.figure.startswith("at least 4.00 (4.00 to 4.00) times")
+    assert speed_up([[1.0] * 4, [1.5] * 4], at_least=3).verdict == HOLDS
+
+
+def test_a_baseline_counts_until_it_first_had_its_last_score():
+    measure = SpeedUp(kind="speed-up", baseline="a", contender="b", at_least=2)
+    early, late = [16.0, 2.0, 4.0, 2.0], [16.0, 2.0, 1.0, 1.0]
+    assert measure.judge(records(a=[early] * 2, b=[late] * 2), POINT).figure.startswith("1.00 (1.00 to 1.00) times")
 
 
 def test_runs_that_diverged_are_no_score():
@@ -157,7 +173,8 @@ def test_runs_that_diverged_are_no_score():
     measure = SpeedUp(kind="speed-up", baseline="a", contender="b", at_least=2)
     assert "2 seeds" in measure.judge(runs, POINT).conditions
     assert seeds_cell(runs["b"]) == "3, 1 diverged, 100 steps skipped"
-    assert "2 seeds" in Difference(kind="difference", of="b", to="a").judge(runs, POINT).conditions
+    conditions = Difference(kind="difference", of="b", to="a").judge(runs, POINT).conditions
+    assert conditions.endswith("2 seeds, 1 of 3 of b diverged")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -15,8 +17,10 @@ from .statistics import Estimate, estimate, reach
 HOLDS, FAILS, OPEN = "holds", "does not hold", "not decided"
 ONE_SEED, NONE = "one seed: no verdict", "no result"
 RULE = (
-    "The rule: figures are taken seed by seed, because variants of the same seed share their noise and, where their "
-    "data are the same, the order of the data. Of these figures there is Student's 95 % interval. A claim **holds** "
+    "The rule: figures are taken seed by seed, because variants of the same seed are scored with the same noise and, "
+    "where their data are the same, see them in the same order. Of these figures there is Student's 95 % interval, of "
+    "ratios that of their logarithms; with three seeds it is 2.5 standard deviations wide on either side. Claims are "
+    "many and intervals not corrected for that: of twenty, one may hold by chance. A claim **holds** "
     'where all of it is on the claim\'s side of the threshold (2 for "twice", 0 for a difference), **does not hold** '
     "where all of it is on the other side, and is **not decided** where the threshold lies within; one seed gives no "
     "verdict. That a variant is the best holds where it is better than each other one by this rule, and does not hold "
@@ -55,10 +59,11 @@ def over_seeds(found: Estimate | None) -> str:
 
 
 class SpeedUp(Settings):
-    """How many times less the contender takes to reach the baseline's last score of its curve than the baseline took.
+    """How many times less than the baseline the contender takes to first reach the last score of the baseline's curve.
 
-    Each seed's contender is compared with the baseline of that seed. Where a contender never gets there, its whole cost
-    counts, which flatters it: such a claim can fail, and cannot hold.
+    Seed by seed; the mean and its interval are those of logarithms. A contender that never gets there counts with its
+    whole cost, which flatters it: such a claim can fail, and cannot hold. One that is there at its first point counts
+    with that, which is too much: such a claim can hold, and cannot fail.
     """
 
     kind: Literal["speed-up"]
@@ -72,26 +77,44 @@ class SpeedUp(Settings):
         return [self.baseline, self.contender]
 
     def judge(self, records: Records, point: str) -> Finding:
-        missed = 0
+        missed = early = 0
 
-        def ratio(baseline: Record, contender: Record) -> float | None:
-            nonlocal missed
-            if not (baseline.final and contender.final):  # One of them diverged.
+        def logarithm(baseline: Record, contender: Record) -> float | None:
+            nonlocal missed, early
+            target = baseline.last.scores["distance"] if baseline.points else None
+            if target is None or not (baseline.final and contender.final):  # One of them diverged.
                 return None
-            taken = cost_to_reach(contender, baseline.last.scores["distance"], self.unit)
+            taken, least = cost_to_reach(contender, target, self.unit), getattr(contender.points[0], UNITS[self.unit])
             missed += taken is None
+            early += taken == least
             own = getattr(contender.last, UNITS[self.unit]) if taken is None else taken
-            return getattr(baseline.last, UNITS[self.unit]) / own
+            return math.log(cost_to_reach(baseline, target, self.unit) / own)
 
-        found = estimate(paired(records, self.baseline, self.contender, ratio))
-        decided, conditions = verdict(found, self.at_least, above=True), f"{point}, {over_seeds(found)}"
+        found = estimate(paired(records, self.baseline, self.contender, logarithm))
+        decided = verdict(found, math.log(self.at_least), above=True)
+        conditions = f"{point}, {over_seeds(found)}{diverged(records, self.variants)}"
         if found is None:
             return Finding("-", conditions, decided)
-        figure = f"{found.text()} times fewer {self.unit} ({100 / found.mean:.0f} %)"
+        figure = f"{ratio_in_words(found)} times fewer {self.unit}"
         if missed:
             decided = OPEN if decided == HOLDS else decided
             figure = f"at most {figure}: not reached with {missed} of {found.count} seeds"
+        if early:
+            decided = OPEN if decided == FAILS else decided
+            figure = f"at least {figure}: reached before the first point with {early} of {found.count} seeds"
         return Finding(figure, conditions, decided)
+
+
+def ratio_in_words(found: Estimate) -> str:
+    """Of an estimate of logarithms."""
+    mean, low, high = (f"{math.exp(value):#.3g}".rstrip(".") for value in (found.mean, found.low, found.high))
+    return mean if found.half is None else f"{mean} ({low} to {high})"
+
+
+def diverged(records: Records, variants: Sequence[str]) -> str:
+    """Which runs came to no score."""
+    counts = {name: (sum(run.diverged for run in records[name].values()), len(records[name])) for name in variants}
+    return "".join(f", {count} of {runs} of {name} diverged" for name, (count, runs) in counts.items() if count)
 
 
 def cost_to_reach(record: Record, target: float | None, unit: str) -> float | None:
@@ -123,7 +146,8 @@ class Difference(Settings):
         condition = self.condition or point
         found = difference(records, self.of, self.to, condition, self.score)
         decided = verdict(found, self.below, above=False)
-        return Finding(in_words(found, "+"), f"{self.score}, {condition}, {over_seeds(found)}", decided)
+        seeds = f"{over_seeds(found)}{diverged(records, self.variants)}"
+        return Finding(in_words(found, "+"), f"{self.score}, {condition}, {seeds}", decided)
 
 
 def difference(records: Records, a: str, b: str, condition: str, score: str) -> Estimate | None:

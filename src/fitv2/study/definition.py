@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -19,6 +18,8 @@ from .claims import Claim
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
 # What a study itself decides.
 OWN_KEYS = ("training.seed", "log.")
+# Steps between those from which a stopped training continues.
+CHECKPOINT_EVERY = 250
 
 
 class Variant(Settings):
@@ -53,13 +54,13 @@ SAMPLERS = {"velocity": Sampler(solver="ab2", steps=25), "noise": Sampler(solver
 class Evaluation(Settings):
     """When and how runs are scored.
 
-    every: steps between the points of a curve, each scored under `point` with `images` pictures. The end is scored
-    under every view and guidance with `final_images`. views: changes of the recipe's data, by dotted keys, that give
-    the real pictures to compare with. samplers: by what a network predicts.
+    points: steps of the curve, each scored under `point` with `images` pictures; the last step always is one, and those
+    beyond are none. The end is scored under every view and guidance with `final_images`. views: changes of the recipe's
+    data, by dotted keys, that give the real pictures to compare with. samplers: by what a network predicts.
     """
 
-    every: PositiveInt
-    images: PositiveInt = 500
+    points: tuple[PositiveInt, ...]
+    images: PositiveInt = 300
     final_images: PositiveInt = 1000
     views: dict[Name, dict[str, Any]] = Field(VIEWS, min_length=1)
     guidance: tuple[float, ...] = Field((1.0, 1.5), min_length=1)
@@ -117,8 +118,7 @@ class Study(Settings):
 
     def recipe_of(self, variant: str, seed: int) -> Recipe:
         """All settings of one run. Raises ValueError where they do not hold."""
-        every = self.evaluation.every
-        log = {"log.checkpoint_every": every, "log.keep_checkpoints": 1, "log.sample_every": None}
+        log = {"log.checkpoint_every": CHECKPOINT_EVERY, "log.keep_checkpoints": 1, "log.sample_every": None}
         changes = self.set | self.variants[variant].set | log | {"training.seed": seed}
         try:
             return load_recipe(self.recipe, overrides(changes))
@@ -148,7 +148,7 @@ class Run:
 
     @property
     def digest(self) -> str:
-        return digest(self.recipe.model_dump(mode="json", exclude_defaults=True))
+        return digest(self.recipe.model_dump(mode="json", exclude_defaults=True, exclude={"log"}))
 
 
 def digest(content: Any) -> str:
@@ -207,8 +207,8 @@ def shortened(study: Study, share: float) -> Study:
         name: variant.model_copy(update={"set": variant.set | shorter(study.recipe_of(name, 0), share)})
         for name, variant in study.variants.items()
     }
-    every = max(1, round(study.evaluation.every * share))
-    evaluation = study.evaluation.model_copy(update={"every": every})
+    points = tuple(sorted({max(1, round(point * share)) for point in study.evaluation.points}))
+    evaluation = study.evaluation.model_copy(update={"points": points})
     return study.model_copy(update={"variants": changes, "evaluation": evaluation})
 
 
@@ -219,7 +219,7 @@ def shorter(recipe: Recipe, share: float) -> dict[str, int]:
     return {"training.steps": steps, "training.warmup_steps": int(training.warmup_steps * steps / training.steps)}
 
 
-def points(recipe: Recipe, every: int) -> Iterator[int]:
-    """The steps at which a run is scored; its last one is always among them."""
-    yield from range(every, recipe.training.steps, every)
-    yield recipe.training.steps
+def points(recipe: Recipe, evaluation: Evaluation) -> list[int]:
+    """The steps at which a run is scored, in their order."""
+    last = recipe.training.steps
+    return sorted({step for step in evaluation.points if step < last} | {last})

@@ -24,9 +24,9 @@ from ..model.config import NetworkConfig
 from ..pretrained import Pretrained, default_device, load_pretrained
 from ..training.plan import plan_figures
 from ..training.samples import draw_sheet
-from .definition import Condition, Run, Study, digest
+from .definition import Condition, Run, Study, digest, points
 from .record import Point, Record, Scores, read_record, write_record
-from .scoring import PROTOCOL, SCORES, Reference, curve_scores, data_of, examined, final_scores, load_reference
+from .scoring import PROTOCOL, Reference, curve_scores, data_of, examined, final_scores, load_reference
 from .snapshots import Tell, TrainingLog, has_diverged, snapshots, train
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class Job:
         """All that the scores depend on besides the training."""
         evaluation = self.study.evaluation
         data = {view: data_of(self.study.view_recipe(view)) for view in evaluation.views}
-        about = {"protocol": PROTOCOL, "classifier": classifier_digest(), "scores": list(SCORES), "data": data}
+        about = {"protocol": PROTOCOL, "classifier": classifier_digest(), "data": data}
         return about | evaluation.model_dump(mode="json", exclude={"views"})
 
     def is_done(self) -> bool:
@@ -74,10 +74,10 @@ class Job:
 
 def perform(job: Job, tell: Tell) -> None:
     """Does what is not done yet. Raises ValueError where it cannot."""
-    run, every = job.run, job.study.evaluation.every
-    train(run, every, job.folder, tell)
-    models = snapshots(run, every, job.folder)
-    points, final = Scorer(job, tell).all(models)
+    run, steps = job.run, points(job.run.recipe, job.study.evaluation)
+    train(run, steps, job.folder, tell)
+    models = snapshots(steps, job.folder)
+    curve, final = Scorer(job, tell).all(models)
     dataset = build_dataset(run.recipe.data, run.recipe.model.patch_size)
     config = build_model_config(run.recipe, dataset, build_base(run.recipe.training))
     cost, log = plan_figures(run.recipe, dataset, config), TrainingLog(job.folder)
@@ -93,7 +93,7 @@ def perform(job: Job, tell: Tell) -> None:
         evaluations={c.name: evaluations(sampling_of(job.study, config, c)) for c in job.study.evaluation.final},
         points=[
             Point(step=step, flops=cost["flops_per_step"] * step, scores=scores, **log.until(step))
-            for step, scores in points.items()
+            for step, scores in curve.items()
         ],
         final=final,
         loss=log.thinned(),

@@ -28,7 +28,7 @@ def plan(job: Job) -> dict[str, Any]:
     config = build_model_config(recipe, dataset, build_base(recipe.training))
     figures = plan_figures(recipe, dataset, config)
     pictures = {condition: evaluation.final_images for condition in evaluation.final}
-    pictures[evaluation.point] += evaluation.images * len(list(points(recipe, evaluation.every)))
+    pictures[evaluation.point] += evaluation.images * len(points(recipe, evaluation))
     calls = sum(evaluations(sampling_of(job.study, config, c)) * images for c, images in pictures.items())
     scoring = calls * forward_flops(config, [round(figures["tokens_per_picture"])])
     flops = figures["flops_total"] + scoring

@@ -161,8 +161,8 @@ def condition_lines(report: Report) -> Iterator[str]:
     yield f"Runs: {done} of {size}; weights, data order and noise follow the seed"
     yield f"Recipe: `{study.recipe}`" + (f" with {as_words(study.set)}" if study.set else "") + f"; {steps(report)}"
     yield (
-        f"Curves: every {evaluation.every} steps, {evaluation.images} pictures, {evaluation.point.name}; the end: "
-        f"{evaluation.final_images} pictures under each condition; averaged weights"
+        f"Curves: {len(evaluation.points)} points and the last step, {evaluation.images} pictures each, "
+        f"{evaluation.point.name}; the end: {evaluation.final_images} pictures under each condition; averaged weights"
     )
     yield (
         "Reference: the training pictures as a view has them, in ADM's manner, so memorising is not punished; "

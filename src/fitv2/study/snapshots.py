@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from ..atomic import write_text
 from ..build import build_base, build_dataset, build_model_config
 from ..training.preemption import STOPPED
 from ..training.trainer import Diverged, Trainer
-from .definition import Run, points
+from .definition import Run
 
 # Holds the step at which no gradient was finite any more: a result like any other.
 DIVERGED = "diverged.json"
@@ -24,13 +24,14 @@ MOST_LOSSES = 200
 Tell = Callable[[str, int, int], None]
 
 
-def train(run: Run, every: int, folder: Path, tell: Tell) -> None:
+def train(run: Run, points: Sequence[int], folder: Path, tell: Tell) -> None:
     """Trains in `folder` until the last snapshot is there or the training has diverged; SIGTERM ends the program.
 
-    A snapshot is written before the checkpoint of its step: stopped in between, the step is trained again.
+    points: the steps of which there are snapshots, the last one among them. A snapshot is written before the checkpoint
+    of its step: stopped in between, the step is trained again.
     """
     recipe = run.recipe
-    last, wanted = recipe.training.steps, set(points(recipe, every))
+    last = recipe.training.steps
     if is_trained(folder, last):
         return
     dataset = build_dataset(recipe.data, recipe.model.patch_size, folder / "pictures.json")
@@ -39,7 +40,7 @@ def train(run: Run, every: int, folder: Path, tell: Tell) -> None:
 
     def report(figures: dict[str, Any]) -> None:
         tell("training", figures["step"], last)
-        if figures["step"] in wanted:
+        if figures["step"] in points:
             trainer.export(snapshot(folder, figures["step"]))
 
     try:
@@ -68,9 +69,9 @@ def is_whole(model: Path) -> bool:
     return (model / "model.safetensors").is_file()
 
 
-def snapshots(run: Run, every: int, folder: Path) -> dict[int, Path]:
+def snapshots(points: Sequence[int], folder: Path) -> dict[int, Path]:
     """By step; of a training that diverged, those before. Raises ValueError where one is missing."""
-    found = {step: snapshot(folder, step) for step in points(run.recipe, every)}
+    found = {step: snapshot(folder, step) for step in points}
     missing = [path for path in found.values() if not is_whole(path)]
     if missing and not has_diverged(folder):
         raise ValueError(f"there is no model in {missing[0]} any more: remove {folder}, and it is trained again")
