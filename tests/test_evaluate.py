@@ -516,6 +516,11 @@ def test_every_part_of_a_stamp_that_matters_is_compared(fitv2, tmp_path, key):
         (("fashion", "--reference", "fashion:test", "--size", "own"), "--size own is for models"),
         (("fashion", "more", "--reference", "fashion"), "one model or set of samples at a time, not 2"),
         (("fashion", "--reference", "fashion:test", "--extractor", "efficientnet-lite0"), "no pictures for"),
+        (
+            ("fashion", "--reference", "fashion:test", "--num", "10001"),
+            "has 10000 pictures of the size own, and not 10001",
+        ),
+        (("builtin:fashion", "--reference", "fashion:test", "--size", "40000x40000"), "ask for a smaller --size"),
         (("missing.json", "missing.json"), "missing.json cannot be read"),
         (("damaged.json",), "is no result of fitv2 evaluate"),
         (("fashion", "--reference", "fashion", "--out", "damaged.json"), "is a file; name a folder"),

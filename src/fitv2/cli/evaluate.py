@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from .sample import check_memory, file_name
 from .sampling import (
     AttentionScale,
     Autoencoder,
@@ -149,7 +150,9 @@ def evaluate(
     import torch
     from accelerate import PartialState
 
+    from ..evaluation.generation import SHARD
     from ..evaluation.models import make_samples
+    from ..evaluation.wishes import balanced_wishes
     from ..processes import first_says, leave
     from .progress import image_progress
 
@@ -172,10 +175,15 @@ def evaluate(
         plain = {"steps": steps, "interval": guidance_interval, "power": guidance_power}
         plain |= {"shift": time_shift, "full_every": full_every}
         chosen = [solver, guidance_channels, extrapolation, attention_scale]
+        scales = guidance or [DEFAULT_GUIDANCE]
+        samplings = [build_sampling(pretrained, *chosen, guidance=scale, **plain) for scale in scales]
+        for wish in wanted:
+            few = balanced_wishes(pretrained, min(num or SHARD, SHARD), wish, seed, codec.factor)
+            check_memory(pretrained, few, samplings[0])
         samples = make_samples(
             pretrained,
             codec,
-            [build_sampling(pretrained, *chosen, guidance=scale, **plain) for scale in guidance or [DEFAULT_GUIDANCE]],
+            samplings,
             wanted,
             num or DEFAULT_NUM,
             name=names[0],
@@ -269,7 +277,6 @@ def finish(evaluation: Evaluation, samples: list[Samples], out: Path, save_npz: 
     from ..evaluation.plots import panels
     from ..evaluation.results import report, write_results
     from ..evaluation.sheet import write_archive, write_sheet
-    from .sample import file_name
     from .score_tables import show_results
 
     if save_npz and any(of_size.size is None for of_size in samples):
