@@ -14,6 +14,7 @@ from accelerate import PartialState
 from PIL import Image
 
 from fitv2.autoencoder import KLAutoencoder, Pixels
+from fitv2.cli.evaluate import is_model
 from fitv2.data.fashion import bundled, to_latent
 from fitv2.evaluation import generation
 from fitv2.evaluation.archives import read_pictures, write_pictures
@@ -413,6 +414,13 @@ def test_other_settings_have_folders_of_their_own(pretrained, tmp_path):
         make(other, tmp_path, 2, SizeWish())
 
 
+def test_a_model_that_makes_no_picture_is_told(tmp_path):
+    broken = Pretrained(random_model(), CLASSES, SHAPES)
+    torch.nn.init.constant_(broken.model.x_embedder.proj.bias, float("nan"))
+    with pytest.raises(ValueError, match=r"not finite \(seed 3000000\)"):
+        make(broken, tmp_path, 2, SizeWish((8, 8)))
+
+
 def test_latents_are_decoded(tmp_path):
     codec = KLAutoencoder(tiny_autoencoder(), "cpu")
     colour = Pretrained(random_model(replace(CONFIG, in_channels=4, patch_size=2)), CLASSES, SHAPES)
@@ -423,6 +431,16 @@ def test_latents_are_decoded(tmp_path):
 
 
 # The command
+
+
+def test_what_is_a_model(model, garments, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(model, run / "model")
+    checkpoint = run / "checkpoints/step-00000001"
+    checkpoint.mkdir(parents=True)
+    shutil.copy(model / "model.safetensors", checkpoint / "ema.safetensors")
+    assert all(map(is_model, ("builtin:fashion", str(model), str(run), str(checkpoint))))
+    assert not any(map(is_model, ("fashion", str(garments), str(tmp_path / "nothing.npz"))))
 
 
 def report(done: tuple) -> dict:
@@ -521,6 +539,8 @@ def test_every_part_of_a_stamp_that_matters_is_compared(fitv2, tmp_path, key):
             "has 10000 pictures of the size own, and not 10001",
         ),
         (("builtin:fashion", "--reference", "fashion:test", "--size", "40000x40000"), "ask for a smaller --size"),
+        (("fashion", "--reference", "fashion:test", "--force"), "--force goes with results"),
+        (("fashion", "--reference", "fashion:test", "--guidance", "2"), "--guidance is for models"),
         (("missing.json", "missing.json"), "missing.json cannot be read"),
         (("damaged.json",), "is no result of fitv2 evaluate"),
         (("fashion", "--reference", "fashion", "--out", "damaged.json"), "is a file; name a folder"),

@@ -141,6 +141,10 @@ def evaluate(
         return
     if len(names) > 1:
         raise ValueError(f"one model or set of samples at a time, not {len(names)}; only results (.json) are compared")
+    if force:
+        raise ValueError("--force goes with results (.json) that are to be compared")
+    if guidance and not is_model(names[0]):
+        raise ValueError(f"--guidance is for models; the pictures of {names[0]} are made already")
     if reference is None:
         raise ValueError("name real pictures to compare with: --reference FOLDER, an .npz archive, or fashion")
     if out.exists() and not out.is_dir():
