@@ -450,13 +450,13 @@ def report(done: tuple) -> dict:
 
 
 def test_command_measures_a_model_at_many_sizes(fitv2, model, garments, tmp_path):
-    sizes = ("--size", "own", "--size", "20x8", "--size", "own*1.5-turned")
+    sizes = ("--size", "own", "--size", "20x8", "--size", "own:1.5-turned")
     command = ("evaluate", model, "--reference", garments, "--extractor", "garments", *sizes, "--num", 24)
     found = report(fitv2(*command, "--steps", 1, "--guidance", 1, "--guidance", 2, "--out", "o", "--json"))
     assert found == json.loads((tmp_path / "o/result.json").read_text())
     rows = [(r["stamp"]["size"], r["stamp"]["sampling"]["guidance"], r["stamp"]["protocol"]) for r in found["results"]]
     square = "adm-square"
-    of_each = [("own", square), ("20x8", "matched"), ("own*1.5-turned", square)]
+    of_each = [("own", square), ("20x8", "matched"), ("own:1.5-turned", square)]
     assert rows == [(size, scale, protocol) for scale in (1, 2) for size, protocol in of_each]
     for result in found["results"]:
         keys = {"fd", "sfd", "kid", "kid_std", "inception_score", "precision", "recall", "density", "coverage"}
@@ -526,7 +526,7 @@ def test_every_part_of_a_stamp_that_matters_is_compared(fitv2, tmp_path, key):
         (("builtin:fashion",), "--reference FOLDER"),
         (("builtin:fashion", "--reference", "nothing"), "no folder, archive (.npz) or set of pictures 'nothing'"),
         (("builtin:fashion", "--reference", "fashion", "--size", "9x9", "--num", "10"), "nearest is 8x8"),
-        (("builtin:fashion", "--reference", "fashion", "--size", "own*x"), "'own*x' is not a size"),
+        (("builtin:fashion", "--reference", "fashion", "--size", "own:x"), "'own:x' is not a size"),
         (("builtin:fashion", "--reference", "fashion", "--metrics", "fid"), "no metric 'fid'; choose from fd, sfd"),
         (("builtin:fashion", "--reference", "fashion", "--extractor", "vgg"), "no extractor 'vgg'"),
         (("builtin:fashion", "--reference", "fashion", "--extractor", "inception"), "--inception-weights FILE"),

@@ -55,7 +55,7 @@ def evaluate(
         list[str] | None,
         typer.Option(
             help="HEIGHTxWIDTH in pixels, repeatable; of a model also own (as training had them of each class; the "
-            "default), own*1.5, own-turned; of samples by default the size or sizes that they have"
+            "default), own:1.5, own-turned; of samples by default the size or sizes that they have"
         ),
     ] = None,
     protocol: Annotated[
@@ -215,11 +215,11 @@ def is_model(name: str) -> bool:
 
 
 def parse_size_wish(text: str) -> SizeWish:
-    """HxW, own, own*SCALE, and either of the last two with -turned."""
+    """HxW, own, own:SCALE, and either of the last two with -turned."""
     from ..evaluation.wishes import SizeWish
 
     word, turned, _ = text.partition("-turned")
-    word, _, scale = word.partition("*")
+    word, _, scale = word.partition(":")
     if word != "own":
         return SizeWish(parse_size(text))
     try:
@@ -227,7 +227,7 @@ def parse_size_wish(text: str) -> SizeWish:
     except ValueError:
         factor = 0.0
     if not 0 < factor < 100:
-        raise ValueError(f"{text!r} is not a size; write HEIGHTxWIDTH, own, or own*1.5 for sizes of training enlarged")
+        raise ValueError(f"{text!r} is not a size; write HEIGHTxWIDTH, own, or own:1.5 for sizes of training enlarged")
     return SizeWish(scale=factor, turned=bool(turned))
 
 
