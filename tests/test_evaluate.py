@@ -1,5 +1,6 @@
 """Evaluations: what is compared with what, that pictures depend on nothing but their settings, stamps, the command."""
 
+import inspect
 import json
 import logging
 import os
@@ -14,7 +15,7 @@ from accelerate import PartialState
 from PIL import Image
 
 from fitv2.autoencoder import KLAutoencoder, Pixels
-from fitv2.cli.evaluate import is_model
+from fitv2.cli.evaluate import evaluate, is_model
 from fitv2.data.fashion import bundled, to_latent
 from fitv2.evaluation import generation
 from fitv2.evaluation.archives import read_pictures, write_pictures
@@ -433,6 +434,14 @@ def test_latents_are_decoded(tmp_path):
 # The command
 
 
+def test_torchrun_takes_the_documented_command():
+    """Its parser reads options behind the module's name as well, and refuses some that are short for two of its own."""
+    from torch.distributed.run import get_args_parser
+
+    documented = next(line for line in inspect.getdoc(evaluate).splitlines() if "torchrun" in line).split()[1:]
+    assert get_args_parser().parse_args(documented).training_script == "fitv2.cli"
+
+
 def test_what_is_a_model(model, garments, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(model, run / "model")
@@ -563,7 +572,7 @@ def command_in_company(cache: str, *arguments: str) -> None:
 def test_pictures_do_not_depend_on_the_number_of_processes(fitv2, garments, model, tmp_path, monkeypatch):
     """Two processes make them, and the first says what they are worth."""
     monkeypatch.setattr(generation, "SHARD", 3)
-    command = ("evaluate", str(model), "--reference", str(garments), "--extractor", "garments", "--num", "11", *FAST)
+    command = ("evaluate", str(model), "--reference", str(garments), "--extractor", "garments", "--number", "11", *FAST)
     alone = report(fitv2(*command, "--out", "alone", "--json"))
     cache, out = str(tmp_path / "cache"), str(tmp_path / "together")
     started = processes(2, command_in_company, cache, *command, "--out", out)

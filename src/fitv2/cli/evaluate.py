@@ -87,6 +87,8 @@ def evaluate(
     num: Annotated[
         int | None,
         typer.Option(
+            "--num",
+            "--number",  # torchrun takes the shorter one for its own --numa-binding, also behind -m.
             min=2,
             help=f"pictures of each size; default {DEFAULT_NUM} of a model, all of samples. Fewer make the Frechet "
             "distance larger by chance; papers take 50000",
@@ -130,10 +132,11 @@ def evaluate(
 
       fitv2 evaluate first/result.json second/result.json
 
-      torchrun --nproc_per_node 8 -m fitv2.cli evaluate runs/mine --reference my/pictures --size 256x256 --num 50000
+      torchrun --nproc_per_node 8 -m fitv2.cli evaluate runs/mine --reference my/pictures --size 256x256 --number 50000
 
     A model's pictures are kept below --out: stopped or killed, the same command goes on, and other metrics or
-    references find them there. They are the same for any number of processes. Every result says all that it depends
+    references find them there. They are the same for any number of processes (torchrun wants --number, because it takes
+    --num for an option of its own). Every result says all that it depends
     on, and results of different protocols, numbers, references or extractors are not compared, unless --force.
     """
     if all(name.endswith(".json") for name in names):
