@@ -503,8 +503,9 @@ def test_command_writes_what_the_authors_evaluator_reads(fitv2, model, garments,
 
 def test_command_compares_only_what_is_alike(fitv2, garments, tmp_path):
     command = ("evaluate", "fashion", "--reference", garments, "--extractor", "garments", "--size", "28x8", "--num")
-    for out, number, more in (("a", 30, ()), ("b", 30, ()), ("c", 20, ()), ("d", 30, ("--protocol", "centre"))):
+    for out, number, more in (("a", 30, ()), ("c", 20, ()), ("d", 30, ("--protocol", "centre"))):
         assert fitv2(*command, number, "--out", out, *more)[0] == 0
+    shutil.copytree("a", "b")
     code, out = fitv2("evaluate", "a/result.json", "b/result.json")
     assert code == 0 and "a/result.json" in out and "b/result.json" in out
     refused = fitv2("evaluate", "a/result.json", "c/result.json")[0]
