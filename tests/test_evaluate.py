@@ -1,5 +1,6 @@
 """Evaluations: what is compared with what, that pictures depend on nothing but their settings, stamps, the command."""
 
+import inspect
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ from accelerate import PartialState
 from PIL import Image
 
 from fitv2.autoencoder import KLAutoencoder, Pixels
+from fitv2.cli.evaluate import evaluate, is_model
 from fitv2.data.fashion import bundled, to_latent
 from fitv2.evaluation import generation
 from fitv2.evaluation.archives import read_pictures, write_pictures
@@ -413,6 +415,13 @@ def test_other_settings_have_folders_of_their_own(pretrained, tmp_path):
         make(other, tmp_path, 2, SizeWish())
 
 
+def test_a_model_that_makes_no_picture_is_told(tmp_path):
+    broken = Pretrained(random_model(), CLASSES, SHAPES)
+    torch.nn.init.constant_(broken.model.x_embedder.proj.bias, float("nan"))
+    with pytest.raises(ValueError, match=r"not finite \(seed 3000000\)"):
+        make(broken, tmp_path, 2, SizeWish((8, 8)))
+
+
 def test_latents_are_decoded(tmp_path):
     codec = KLAutoencoder(tiny_autoencoder(), "cpu")
     colour = Pretrained(random_model(replace(CONFIG, in_channels=4, patch_size=2)), CLASSES, SHAPES)
@@ -425,6 +434,24 @@ def test_latents_are_decoded(tmp_path):
 # The command
 
 
+def test_torchrun_takes_the_documented_command():
+    """Its parser reads options behind the module's name as well, and refuses some that are short for two of its own."""
+    from torch.distributed.run import get_args_parser
+
+    documented = next(line for line in inspect.getdoc(evaluate).splitlines() if "torchrun" in line).split()[1:]
+    assert get_args_parser().parse_args(documented).training_script == "fitv2.cli"
+
+
+def test_what_is_a_model(model, garments, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(model, run / "model")
+    checkpoint = run / "checkpoints/step-00000001"
+    checkpoint.mkdir(parents=True)
+    shutil.copy(model / "model.safetensors", checkpoint / "ema.safetensors")
+    assert all(map(is_model, ("builtin:fashion", str(model), str(run), str(checkpoint))))
+    assert not any(map(is_model, ("fashion", str(garments), str(tmp_path / "nothing.npz"))))
+
+
 def report(done: tuple) -> dict:
     code, out = done
     assert code == 0, code
@@ -432,13 +459,13 @@ def report(done: tuple) -> dict:
 
 
 def test_command_measures_a_model_at_many_sizes(fitv2, model, garments, tmp_path):
-    sizes = ("--size", "own", "--size", "20x8", "--size", "own*1.5-turned")
+    sizes = ("--size", "own", "--size", "20x8", "--size", "own:1.5-turned")
     command = ("evaluate", model, "--reference", garments, "--extractor", "garments", *sizes, "--num", 24)
     found = report(fitv2(*command, "--steps", 1, "--guidance", 1, "--guidance", 2, "--out", "o", "--json"))
     assert found == json.loads((tmp_path / "o/result.json").read_text())
     rows = [(r["stamp"]["size"], r["stamp"]["sampling"]["guidance"], r["stamp"]["protocol"]) for r in found["results"]]
     square = "adm-square"
-    of_each = [("own", square), ("20x8", "matched"), ("own*1.5-turned", square)]
+    of_each = [("own", square), ("20x8", "matched"), ("own:1.5-turned", square)]
     assert rows == [(size, scale, protocol) for scale in (1, 2) for size, protocol in of_each]
     for result in found["results"]:
         keys = {"fd", "sfd", "kid", "kid_std", "inception_score", "precision", "recall", "density", "coverage"}
@@ -476,8 +503,9 @@ def test_command_writes_what_the_authors_evaluator_reads(fitv2, model, garments,
 
 def test_command_compares_only_what_is_alike(fitv2, garments, tmp_path):
     command = ("evaluate", "fashion", "--reference", garments, "--extractor", "garments", "--size", "28x8", "--num")
-    for out, number, more in (("a", 30, ()), ("b", 30, ()), ("c", 20, ()), ("d", 30, ("--protocol", "centre"))):
+    for out, number, more in (("a", 30, ()), ("c", 20, ()), ("d", 30, ("--protocol", "centre"))):
         assert fitv2(*command, number, "--out", out, *more)[0] == 0
+    shutil.copytree("a", "b")
     code, out = fitv2("evaluate", "a/result.json", "b/result.json")
     assert code == 0 and "a/result.json" in out and "b/result.json" in out
     refused = fitv2("evaluate", "a/result.json", "c/result.json")[0]
@@ -508,7 +536,7 @@ def test_every_part_of_a_stamp_that_matters_is_compared(fitv2, tmp_path, key):
         (("builtin:fashion",), "--reference FOLDER"),
         (("builtin:fashion", "--reference", "nothing"), "no folder, archive (.npz) or set of pictures 'nothing'"),
         (("builtin:fashion", "--reference", "fashion", "--size", "9x9", "--num", "10"), "nearest is 8x8"),
-        (("builtin:fashion", "--reference", "fashion", "--size", "own*x"), "'own*x' is not a size"),
+        (("builtin:fashion", "--reference", "fashion", "--size", "own:x"), "'own:x' is not a size"),
         (("builtin:fashion", "--reference", "fashion", "--metrics", "fid"), "no metric 'fid'; choose from fd, sfd"),
         (("builtin:fashion", "--reference", "fashion", "--extractor", "vgg"), "no extractor 'vgg'"),
         (("builtin:fashion", "--reference", "fashion", "--extractor", "inception"), "--inception-weights FILE"),
@@ -516,6 +544,13 @@ def test_every_part_of_a_stamp_that_matters_is_compared(fitv2, tmp_path, key):
         (("fashion", "--reference", "fashion:test", "--size", "own"), "--size own is for models"),
         (("fashion", "more", "--reference", "fashion"), "one model or set of samples at a time, not 2"),
         (("fashion", "--reference", "fashion:test", "--extractor", "efficientnet-lite0"), "no pictures for"),
+        (
+            ("fashion", "--reference", "fashion:test", "--num", "10001"),
+            "has 10000 pictures of the size own, and not 10001",
+        ),
+        (("builtin:fashion", "--reference", "fashion:test", "--size", "40000x40000"), "ask for a smaller --size"),
+        (("fashion", "--reference", "fashion:test", "--force"), "--force goes with results"),
+        (("fashion", "--reference", "fashion:test", "--guidance", "2"), "--guidance is for models"),
         (("missing.json", "missing.json"), "missing.json cannot be read"),
         (("damaged.json",), "is no result of fitv2 evaluate"),
         (("fashion", "--reference", "fashion", "--out", "damaged.json"), "is a file; name a folder"),
@@ -538,7 +573,7 @@ def command_in_company(cache: str, *arguments: str) -> None:
 def test_pictures_do_not_depend_on_the_number_of_processes(fitv2, garments, model, tmp_path, monkeypatch):
     """Two processes make them, and the first says what they are worth."""
     monkeypatch.setattr(generation, "SHARD", 3)
-    command = ("evaluate", str(model), "--reference", str(garments), "--extractor", "garments", "--num", "11", *FAST)
+    command = ("evaluate", str(model), "--reference", str(garments), "--extractor", "garments", "--number", "11", *FAST)
     alone = report(fitv2(*command, "--out", "alone", "--json"))
     cache, out = str(tmp_path / "cache"), str(tmp_path / "together")
     started = processes(2, command_in_company, cache, *command, "--out", out)

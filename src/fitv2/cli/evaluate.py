@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from .sample import check_memory, file_name
 from .sampling import (
     AttentionScale,
     Autoencoder,
@@ -54,7 +55,7 @@ def evaluate(
         list[str] | None,
         typer.Option(
             help="HEIGHTxWIDTH in pixels, repeatable; of a model also own (as training had them of each class; the "
-            "default), own*1.5, own-turned; of samples by default the size or sizes that they have"
+            "default), own:1.5, own-turned; of samples by default the size or sizes that they have"
         ),
     ] = None,
     protocol: Annotated[
@@ -86,6 +87,8 @@ def evaluate(
     num: Annotated[
         int | None,
         typer.Option(
+            "--num",
+            "--number",  # torchrun takes the shorter one for its own --numa-binding, also behind -m.
             min=2,
             help=f"pictures of each size; default {DEFAULT_NUM} of a model, all of samples. Fewer make the Frechet "
             "distance larger by chance; papers take 50000",
@@ -129,10 +132,11 @@ def evaluate(
 
       fitv2 evaluate first/result.json second/result.json
 
-      torchrun --nproc_per_node 8 -m fitv2.cli evaluate runs/mine --reference my/pictures --size 256x256 --num 50000
+      torchrun --nproc_per_node 8 -m fitv2.cli evaluate runs/mine --reference my/pictures --size 256x256 --number 50000
 
     A model's pictures are kept below --out: stopped or killed, the same command goes on, and other metrics or
-    references find them there. They are the same for any number of processes. Every result says all that it depends
+    references find them there. They are the same for any number of processes (torchrun wants --number, because it takes
+    --num for an option of its own). Every result says all that it depends
     on, and results of different protocols, numbers, references or extractors are not compared, unless --force.
     """
     if all(name.endswith(".json") for name in names):
@@ -140,6 +144,10 @@ def evaluate(
         return
     if len(names) > 1:
         raise ValueError(f"one model or set of samples at a time, not {len(names)}; only results (.json) are compared")
+    if force:
+        raise ValueError("--force goes with results (.json) that are to be compared")
+    if guidance and not is_model(names[0]):
+        raise ValueError(f"--guidance is for models; the pictures of {names[0]} are made already")
     if reference is None:
         raise ValueError("name real pictures to compare with: --reference FOLDER, an .npz archive, or fashion")
     if out.exists() and not out.is_dir():
@@ -149,7 +157,9 @@ def evaluate(
     import torch
     from accelerate import PartialState
 
+    from ..evaluation.generation import SHARD
     from ..evaluation.models import make_samples
+    from ..evaluation.wishes import balanced_wishes
     from ..processes import first_says, leave
     from .progress import image_progress
 
@@ -172,10 +182,15 @@ def evaluate(
         plain = {"steps": steps, "interval": guidance_interval, "power": guidance_power}
         plain |= {"shift": time_shift, "full_every": full_every}
         chosen = [solver, guidance_channels, extrapolation, attention_scale]
+        scales = guidance or [DEFAULT_GUIDANCE]
+        samplings = [build_sampling(pretrained, *chosen, guidance=scale, **plain) for scale in scales]
+        for wish in wanted:
+            few = balanced_wishes(pretrained, min(num or SHARD, SHARD), wish, seed, codec.factor)
+            check_memory(pretrained, few, samplings[0])
         samples = make_samples(
             pretrained,
             codec,
-            [build_sampling(pretrained, *chosen, guidance=scale, **plain) for scale in guidance or [DEFAULT_GUIDANCE]],
+            samplings,
             wanted,
             num or DEFAULT_NUM,
             name=names[0],
@@ -203,11 +218,11 @@ def is_model(name: str) -> bool:
 
 
 def parse_size_wish(text: str) -> SizeWish:
-    """HxW, own, own*SCALE, and either of the last two with -turned."""
+    """HxW, own, own:SCALE, and either of the last two with -turned."""
     from ..evaluation.wishes import SizeWish
 
     word, turned, _ = text.partition("-turned")
-    word, _, scale = word.partition("*")
+    word, _, scale = word.partition(":")
     if word != "own":
         return SizeWish(parse_size(text))
     try:
@@ -215,7 +230,7 @@ def parse_size_wish(text: str) -> SizeWish:
     except ValueError:
         factor = 0.0
     if not 0 < factor < 100:
-        raise ValueError(f"{text!r} is not a size; write HEIGHTxWIDTH, own, or own*1.5 for sizes of training enlarged")
+        raise ValueError(f"{text!r} is not a size; write HEIGHTxWIDTH, own, or own:1.5 for sizes of training enlarged")
     return SizeWish(scale=factor, turned=bool(turned))
 
 
@@ -269,7 +284,6 @@ def finish(evaluation: Evaluation, samples: list[Samples], out: Path, save_npz: 
     from ..evaluation.plots import panels
     from ..evaluation.results import report, write_results
     from ..evaluation.sheet import write_archive, write_sheet
-    from .sample import file_name
     from .score_tables import show_results
 
     if save_npz and any(of_size.size is None for of_size in samples):

@@ -116,23 +116,37 @@ def make_pictures(
 ) -> None:
     """Completes the shards, this process its part; returns when all processes have. `done` gets how many are there.
 
-    settings: all that the pictures depend on. Raises ValueError where the folder holds pictures of other settings.
+    settings: all that the pictures depend on. Raises ValueError where the folder holds pictures of other settings, or
+    the model makes none.
     """
     first_says(lambda: begin(pictures.folder, settings))
     for number in range(state.process_index, len(pictures.shards), state.num_processes):
-        shard = pictures.shards[number]
-        if pictures.shard(number) is not None:
-            done(len(shard))
-            continue
-        made: dict[int, Image.Image] = {}
-
-        def keep(index: int, latent: Tensor, made: dict[int, Image.Image] = made) -> None:
-            made[index] = to_image(codec.decode(latent))
-            done(1)
-
-        generate(pretrained.model, [pictures.wishes[i] for i in shard], sampling, keep)
-        pictures.write_shard(number, [made[i] for i in range(len(shard))])
+        if pictures.shard(number) is None:
+            pictures.write_shard(number, make_shard(pictures, number, pretrained, codec, sampling, done))
+        else:
+            done(len(pictures.shards[number]))
     state.wait_for_everyone()
+
+
+def make_shard(
+    pictures: GeneratedPictures,
+    number: int,
+    pretrained: Pretrained,
+    codec: Pixels | KLAutoencoder,
+    sampling: Sampling,
+    done: Callable[[int], None],
+) -> list[Image.Image]:
+    wishes = [pictures.wishes[i] for i in pictures.shards[number]]
+    made: dict[int, Image.Image] = {}
+
+    def keep(index: int, latent: Tensor) -> None:
+        if not latent.isfinite().all():  # As a picture it would be black, and nobody would know why.
+            raise ValueError(f"the model made a picture of numbers that are not finite (seed {wishes[index].seed})")
+        made[index] = to_image(codec.decode(latent))
+        done(1)
+
+    generate(pretrained.model, wishes, sampling, keep)
+    return [made[i] for i in range(len(wishes))]
 
 
 def begin(folder: Path, settings: dict[str, Any]) -> None:

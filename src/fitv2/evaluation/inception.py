@@ -30,7 +30,9 @@ Paths = dict[str, list[Layer]]
 class Convolution(nn.Module):
     """Convolution, normalisation, ReLU. Padded to keep the size; with stride 2, or if so asked, not padded at all."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int | tuple[int, int], stride: int = 1, padded: bool = True):
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int | tuple[int, int], stride: int = 1, padded: bool = True
+    ) -> None:
         super().__init__()
         sides = (kernel, kernel) if isinstance(kernel, int) else kernel
         padding = tuple(side // 2 for side in sides) if stride == 1 and padded else 0
@@ -47,7 +49,9 @@ class Mixed(nn.Module):
     forked: paths whose end goes through a (1, 3) and a (3, 1) convolution of 384 channels side by side.
     """
 
-    def __init__(self, inputs: int, paths: Paths, pooling: str, pooled: int | None, forked: tuple[str, ...] = ()):
+    def __init__(
+        self, inputs: int, paths: Paths, pooling: str, pooled: int | None, forked: tuple[str, ...] = ()
+    ) -> None:
         super().__init__()
         self.paths: list[list[str]] = []
         self.forks: dict[str, list[str]] = {}

@@ -55,7 +55,7 @@ def make_samples(
         for size in sizes:
             wishes = balanced_wishes(pretrained, number, size, seed, codec.factor)
             settings = of_all | {"size": str(size), "sampling": asdict(sampling)}
-            folder = out / f"{str(size).replace('*', 'x')}-{settings_digest(settings)[:12]}"
+            folder = out / f"{str(size).replace(':', '-')}-{settings_digest(settings)[:12]}"
             pictures = GeneratedPictures(name, folder, wishes, pretrained.class_names, codec.factor)
             with progress(f"making {size} at {sampling.guidance:g}", number) as done:
                 make_pictures(pictures, pretrained, codec, sampling, settings, state, done)

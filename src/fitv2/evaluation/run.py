@@ -38,7 +38,7 @@ class Samples:
 def given_samples(pictures: Pictures, sizes: Collection[tuple[int, int]], number: int | None) -> Iterator[Samples]:
     """Of pictures that are there already those of each size, in pixels; without sizes, all.
 
-    number: at most so many of each, classes in turn. Raises ValueError where there are none of a size.
+    number: so many of each, classes in turn; None for all. Raises ValueError where there are fewer, or none of a size.
     """
     found = np.unique(pictures.sizes, axis=0)
     for size in sizes or [tuple(found[0].tolist()) if len(found) == 1 else None]:
@@ -51,12 +51,14 @@ def given_samples(pictures: Pictures, sizes: Collection[tuple[int, int]], number
                 f"{pictures.name} has no picture of {size[0]}x{size[1]}; its sizes are {told}"
                 + (" and so on" if len(found) > 10 else "")
             )
+        called = "own" if size is None else f"{size[0]}x{size[1]}"
+        if number is not None and number > len(chosen):
+            raise ValueError(f"{pictures.name} has {len(chosen)} pictures of the size {called}, and not {number}")
         taken = number is not None and number < len(chosen)
         if taken:
             chosen = chosen[in_turn(pictures.labels[chosen], number)]
         about = {"samples": pictures.name, "samples_sha256": pictures.digest, "seeds": None}
         about["labels"] = "classes in turn" if taken else "as they are"
-        called = "own" if size is None else f"{size[0]}x{size[1]}"
         yield Samples(pictures=pictures, chosen=chosen, size=size, called=called, about=about)
 
 

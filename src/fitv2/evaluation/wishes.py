@@ -29,7 +29,7 @@ class SizeWish:
     def __str__(self) -> str:
         if self.pixels is not None:
             return f"{self.pixels[0]}x{self.pixels[1]}"
-        return "own" + (f"*{self.scale:g}" if self.scale != 1 else "") + ("-turned" if self.turned else "")
+        return "own" + (f":{self.scale:g}" if self.scale != 1 else "") + ("-turned" if self.turned else "")
 
 
 def balanced_wishes(pretrained: Pretrained, number: int, size: SizeWish, seed: int, factor: int) -> list[Wish]:
