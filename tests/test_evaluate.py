@@ -350,6 +350,20 @@ def test_an_archive_without_pictures_or_statistics_is_no_reference(tmp_path):
         open_reference(str(tmp_path / "b.npz"), tmp_path)
 
 
+@pytest.mark.parametrize(
+    "statistics",
+    [
+        {"mu": np.array(["a", "b"]), "sigma": np.eye(2)},
+        {"mu": np.zeros(3), "sigma": np.zeros((3, 5))},
+        {"mu": np.zeros(8), "sigma": np.eye(3)},
+    ],
+)
+def test_statistics_that_do_not_belong_together_are_refused(tmp_path, statistics):
+    np.savez(tmp_path / "a.npz", **statistics)
+    with pytest.raises(ValueError, match="these are"):
+        open_reference(str(tmp_path / "a.npz"), tmp_path)
+
+
 # What models make
 
 

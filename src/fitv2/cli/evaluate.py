@@ -167,6 +167,7 @@ def evaluate(
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=30))
     progress = partial(image_progress, shown=state.is_main_process)
     wanted = [parse_size_wish(text) for text in size or (["own"] if is_model(names[0]) else [])]
+    check_archive(save_npz, [wish.pixels for wish in wanted])
     built: list[Evaluation] = []
 
     def check() -> None:
@@ -278,6 +279,11 @@ def find_samples(name: str, wanted: list[SizeWish], num: int | None, cache: Path
     return list(given_samples(open_pictures(name, cache), [wish.pixels for wish in wanted], num))
 
 
+def check_archive(save_npz: bool, sizes: list[tuple[int, int] | None]) -> None:
+    if save_npz and None in sizes:
+        raise ValueError("--save-npz writes pictures of one size, as ADM's evaluator takes them; give --size HxW")
+
+
 def finish(evaluation: Evaluation, samples: list[Samples], out: Path, save_npz: bool, as_json: bool) -> None:
     """Scores all samples, writes what there is to see, and prints it."""
     from ..drawing import write_page
@@ -286,8 +292,7 @@ def finish(evaluation: Evaluation, samples: list[Samples], out: Path, save_npz: 
     from ..evaluation.sheet import write_archive, write_sheet
     from .score_tables import show_results
 
-    if save_npz and any(of_size.size is None for of_size in samples):
-        raise ValueError("--save-npz writes pictures of one size, as ADM's evaluator takes them; give --size HxW")
+    check_archive(save_npz, [of_size.size for of_size in samples])
     results = [evaluation.score(of_size) for of_size in samples]
     write_results(out / "result.json", results)
     write_page(out / "scores.png", panels(results))

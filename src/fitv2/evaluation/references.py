@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..data.fashion import CLASS_NAMES
 from .archives import PICTURES
@@ -78,7 +77,7 @@ def read_known(path: Path) -> tuple[Known | None, bool]:
     try:
         with np.load(path) as archive:
             pairs = [
-                Statistics(*(symmetric(archive[key]) for key in pair), count=0) if set(pair) <= set(archive) else None
+                known_statistics(*(archive[key] for key in pair)) if set(pair) <= set(archive) else None
                 for pair in (("mu", "sigma"), ("mu_s", "sigma_s"))
             ]
             has_pictures = PICTURES in archive
@@ -89,10 +88,16 @@ def read_known(path: Path) -> tuple[Known | None, bool]:
     return (None if pairs[0] is None else Known(InceptionExtractor.name, *pairs)), has_pictures
 
 
-def symmetric(numbers: np.ndarray) -> Tensor:
-    """In float64; of a covariance the mean of its halves, which rounding has made unequal."""
-    tensor = torch.from_numpy(numbers).double()
-    return tensor if tensor.ndim == 1 else (tensor + tensor.T) / 2
+def known_statistics(mean: np.ndarray, covariance: np.ndarray) -> Statistics:
+    """In float64; the covariance is the mean of its halves, which rounding has made unequal.
+
+    Raises ValueError for anything but numbers (F,) and (F, F).
+    """
+    shapes = f"{mean.dtype} {mean.shape} and {covariance.dtype} {covariance.shape}"
+    if mean.ndim != 1 or covariance.shape != 2 * mean.shape or {mean.dtype.kind, covariance.dtype.kind} != {"f"}:
+        raise ValueError(f"a mean (F,) and a covariance (F, F) of real numbers are wanted, and these are {shapes}")
+    half = torch.from_numpy(covariance).double()
+    return Statistics(torch.from_numpy(mean).double(), (half + half.T) / 2, count=0)
 
 
 def default_extractor(reference: str, inception_weights: Path | None) -> str:

@@ -157,8 +157,8 @@ def condition_lines(report: Report) -> Iterator[str]:
     views = "; ".join(f"{view}: {as_words(changes)}" for view, changes in evaluation.views.items())
     done = sum(len(runs) for runs in report.records.values())
     yield f"Command: `{report.command}`; `{report.command} --report` makes this page and its plots anew, without runs"
-    size = f"{len(study.variants)} variants over {study.seeds} seeds"
-    yield f"Runs: {done} of {size}; weights, data order and noise follow the seed"
+    wanted = f"{len(study.variants) * study.seeds}, {len(study.variants)} variants with {study.seeds} seeds each"
+    yield f"Runs: {done} of {wanted}; weights, data order and noise follow the seed"
     yield f"Recipe: `{study.recipe}`" + (f" with {as_words(study.set)}" if study.set else "") + f"; {steps(report)}"
     yield (
         f"Curves: {len(evaluation.points)} points and the last step, {evaluation.images} pictures each, "
