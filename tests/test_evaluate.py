@@ -597,4 +597,7 @@ def test_pictures_do_not_depend_on_the_number_of_processes(fitv2, garments, mode
     assert len(contents(tmp_path / "alone/samples")) == 5
     assert contents(tmp_path / "together/samples") == contents(tmp_path / "alone/samples")
     together = json.loads((tmp_path / "together/result.json").read_text())
-    assert together["results"][0]["scores"] == alone["results"][0]["scores"]
+    seen_together, seen_alone = together["results"][0]["scores"], alone["results"][0]["scores"]
+    assert seen_together.keys() == seen_alone.keys()
+    for name, score in seen_alone.items():  # Features are sums, whose order changes with the number of threads.
+        assert seen_together[name] == (pytest.approx(score, rel=1e-6) if isinstance(score, float) else score)
