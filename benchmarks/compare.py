@@ -74,13 +74,14 @@ def product(precision: str, device: torch.device) -> Contender:
 @compiler.patch(fail_on_recompile_limit_hit=True)
 def compare(parts: Mapping[str, Build], device: torch.device, repeats: int, out: Path) -> Results:
     """Builds and measures one part after another. What there is so far is stored after each."""
-    results = Results(machine=machine(device), parts=kept_parts(out, machine(device)))
+    now = machine(device)
+    results = Results(machine=now, parts=kept_parts(out, now))
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=Console(stderr=True)) as bar:
         for name, build in parts.items():
             measured = measure(name, build, device, repeats, bar)
-            others = [part for part in results.parts if part.name != name]
-            results = results.model_copy(update={"parts": sorted([*others, measured], key=place)})
+            found = {part.name: part for part in results.parts} | {name: measured}
+            results = results.model_copy(update={"parts": [found[part] for part in PARTS if part in found]})
             store(results, out)
     write_pages(results, out)
     return results
@@ -93,11 +94,6 @@ def kept_parts(out: Path, now: dict[str, str]) -> list[MeasuredPart]:
     except (FileNotFoundError, ValueError):
         return []
     return stored.parts if stored.machine == now else []
-
-
-def place(part: MeasuredPart) -> int:
-    """In the order of the parts, those of tests last."""
-    return list(PARTS).index(part.name) if part.name in PARTS else len(PARTS)
 
 
 def machine(device: torch.device) -> dict[str, str]:

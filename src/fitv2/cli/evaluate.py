@@ -136,8 +136,8 @@ def evaluate(
 
     A model's pictures are kept below --out: stopped or killed, the same command goes on, and other metrics or
     references find them there. They are the same for any number of processes (torchrun wants --number, because it takes
-    --num for an option of its own). Every result says all that it depends
-    on, and results of different protocols, numbers, references or extractors are not compared, unless --force.
+    --num for an option of its own). Every result says all that it depends on, and results of different protocols,
+    numbers, references or extractors are not compared, unless --force.
     """
     if all(name.endswith(".json") for name in names):
         compare(names, force, as_json)

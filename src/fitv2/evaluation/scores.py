@@ -26,13 +26,11 @@ from ..generate import Sampling, Wish, generate, scaled_size
 from ..pretrained import Pretrained
 from .classifier import WEIGHTS, examine, load_classifier
 from .frechet import Statistics, frechet_distance
+from .suite import ENOUGH
+from .wishes import SEEDS
 
 PROTOCOL = "fashion-fd64"
 TEST_STATISTICS = files("fitv2.evaluation").joinpath("fashion-test-statistics.safetensors")
-# The seed of picture i is seed * SEEDS + i, so different seeds share no picture up to this many.
-SEEDS = 1_000_000
-# Fewer pictures add to the distance by chance alone: see `real_distance`.
-ENOUGH = 10_000
 
 logger = logging.getLogger(__name__)
 

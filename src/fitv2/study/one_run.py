@@ -64,12 +64,16 @@ class Job:
         about = {"protocol": PROTOCOL, "classifier": classifier_digest(), "data": data}
         return about | evaluation.model_dump(mode="json", exclude={"views"})
 
-    def is_done(self) -> bool:
-        """Whether there is a record of this run with these settings. Raises ValueError for a damaged one."""
+    def result(self) -> Record | None:
+        """The record of this run with these settings, if there is one. Raises ValueError for a damaged one."""
         if not self.record.is_file():
-            return False
+            return None
         record = read_record(self.record)
-        return (record.digest, record.settings) == (self.run.digest, self.settings)
+        return record if (record.digest, record.settings) == (self.run.digest, self.settings) else None
+
+    def is_done(self) -> bool:
+        """Raises ValueError for a damaged record."""
+        return self.result() is not None
 
 
 def perform(job: Job, tell: Tell) -> None:
@@ -77,9 +81,9 @@ def perform(job: Job, tell: Tell) -> None:
     run, steps = job.run, points(job.run.recipe, job.study.evaluation)
     train(run, steps, job.folder, tell)
     models = snapshots(steps, job.folder)
-    curve, final = Scorer(job, tell).all(models)
     dataset = build_dataset(run.recipe.data, run.recipe.model.patch_size)
     config = build_model_config(run.recipe, dataset, build_base(run.recipe.training))
+    curve, final = Scorer(job, config, tell).all(models)
     cost, log = plan_figures(run.recipe, dataset, config), TrainingLog(job.folder)
     record = Record(
         study=job.name,
@@ -106,8 +110,8 @@ def perform(job: Job, tell: Tell) -> None:
 class Scorer:
     """Scores the snapshots of a run; what is seen in the pictures of each is a file in the run's folder, made once."""
 
-    def __init__(self, job: Job, tell: Tell) -> None:
-        self.job, self.tell = job, tell
+    def __init__(self, job: Job, config: NetworkConfig, tell: Tell) -> None:
+        self.job, self.config, self.tell = job, config, tell
         views, cache = job.study.evaluation.views, job.work / "references"
         self.references = {view: load_reference(job.study.view_recipe(view), cache) for view in views}
         self.done = self.total = 0
@@ -115,7 +119,7 @@ class Scorer:
     def all(self, models: dict[int, Path]) -> tuple[dict[int, Scores], dict[str, Scores]]:
         """Of each step's point, and of the end by condition (only those that the model can make; none if diverged)."""
         evaluation, last = self.job.study.evaluation, self.job.run.recipe.training.steps
-        final = self.possible(models[last]) if last in models else []
+        final = self.possible() if last in models else []
         self.total = len(models) * evaluation.images + len(final) * evaluation.final_images
         points = {
             step: curve_scores(*self.seen(path, evaluation.point, evaluation.images)) for step, path in models.items()
@@ -125,14 +129,13 @@ class Scorer:
             self.draw(models[last], final[-1].view)
         return points, end
 
-    def possible(self, model: Path) -> list[Condition]:
+    def possible(self) -> list[Condition]:
         """Conditions whose shapes the model can make: one of a fixed grid makes squares alone."""
-        config = load_pretrained(model, None).model.config
-        return [c for c in self.job.study.evaluation.final if makes(config, self.references[c.view])]
+        return [c for c in self.job.study.evaluation.final if makes(self.config, self.references[c.view])]
 
     def seen(self, model: Path, condition: Condition, images: int) -> tuple[dict[str, Tensor] | None, Reference]:
         """What the classifier sees in pictures of one snapshot under one condition, and what to compare it with."""
-        sampling = sampling_of(self.job.study, load_pretrained(model, None).model.config, condition)
+        sampling = sampling_of(self.job.study, self.config, condition)
         about = {
             "model": model.name,
             "protocol": PROTOCOL,
@@ -159,7 +162,7 @@ class Scorer:
     def draw(self, model: Path, view: str) -> None:
         """A sheet of pictures, guided as the points are."""
         pretrained, evaluation = self.load(model), self.job.study.evaluation
-        sampling = sampling_of(self.job.study, pretrained.model.config, evaluation.point)
+        sampling = sampling_of(self.job.study, self.config, evaluation.point)
         with self.precision():
             page = draw_sheet(
                 pretrained.model, pretrained.class_names, self.references[view].shapes, sampling, Pixels()

@@ -14,7 +14,6 @@ from ..profiling.measure import in_turn, matrix_product
 from ..training.plan import plan_figures
 from .definition import points
 from .one_run import Job, evaluations, sampling_of
-from .record import read_record
 from .runner import threads_of_a_run
 
 # Of the peak of large matrix products; what small models reach.
@@ -37,8 +36,7 @@ def plan(job: Job) -> dict[str, Any]:
 
 def speed(jobs: Sequence[Job], at_a_time: int) -> tuple[float, str]:
     """Operations a second of one run, and how that is known: from records, else from large matrix products."""
-    records = [read_record(job.record) for job in jobs if job.is_done()]
-    trained = [record.last for record in records if record.points]
+    trained = [record.last for record in map(Job.result, jobs) if record is not None and record.points]
     if trained:
         rate = sum(point.flops for point in trained) / sum(point.seconds for point in trained)
         return rate, f"as fast as the {len(trained)} that are done"

@@ -14,7 +14,7 @@ from . import paper_cost, plots
 from .claims import RULE, UNITS, Claim, Finding
 from .definition import Study
 from .one_run import Job
-from .record import Record, Records, read_record
+from .record import Record, Records
 from .tables import (
     COST_HEAD,
     OTHER_SCORES,
@@ -69,8 +69,9 @@ def read_records(jobs: Sequence[Job]) -> Records:
     """Of the jobs that are done. Records of other settings are left out, and named on the log."""
     records: Records = {variant: {} for variant in jobs[0].study.variants}
     for job in jobs:
-        if job.is_done():
-            records[job.run.variant][job.run.seed] = read_record(job.record)
+        record = job.result()
+        if record is not None:
+            records[job.run.variant][job.run.seed] = record
         elif job.record.is_file():
             logger.warning("%s is of other settings than the study has now, and left out", job.record)
     return records

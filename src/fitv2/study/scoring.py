@@ -26,7 +26,8 @@ from ..evaluation.classifier import examine, load_classifier
 from ..evaluation.frechet import Statistics, frechet_distance
 from ..evaluation.kid import kernel_distance
 from ..evaluation.neighbours import compare_neighbours
-from ..evaluation.scores import SEEDS, classifier_digest
+from ..evaluation.scores import classifier_digest
+from ..evaluation.wishes import SEEDS
 from ..generate import Sampling, Wish, generate
 from ..model.network import Network
 from ..pretrained import shapes_of
