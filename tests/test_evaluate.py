@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import PartialState
+from filelock import FileLock
 from PIL import Image
 
 from fitv2.autoencoder import KLAutoencoder, Pixels
@@ -390,27 +391,70 @@ def test_models_without_classes_or_shapes(pretrained):
         balanced_wishes(Pretrained(pretrained.model, CLASSES, []), 3, SizeWish(), 0, 1)
 
 
-def test_pictures_do_not_depend_on_interruptions_or_numbers(pretrained, tmp_path, monkeypatch):
+def as_made(samples) -> list[Image.Image]:
+    return list(samples.pictures.read(samples.chosen.tolist(), None, lambda image: image))
+
+
+@pytest.fixture
+def asked(monkeypatch) -> list[int]:
+    """The numbers of all pictures that a model is asked for; shards are of four."""
+    numbers, whole = [], generation.generate
+
+    def count(model, wishes, *arguments):
+        numbers.extend(wish.seed - 3_000_000 for wish in wishes)
+        return whole(model, wishes, *arguments)
+
+    monkeypatch.setattr(generation, "generate", count)
     monkeypatch.setattr(generation, "SHARD", 4)
+    return numbers
+
+
+def test_pictures_do_not_depend_on_interruptions(pretrained, tmp_path, asked, caplog):
     (whole,) = make(pretrained, tmp_path / "whole", 10, SizeWish())
     expected = contents(tmp_path / "whole")
-    assert len(expected) == 4
-    (few,) = make(pretrained, tmp_path / "grown", 6, SizeWish())
-    folder = few.pictures.folder
+    assert sum(name.endswith(".npz") for name in expected) == 3
+    (stopped,) = make(pretrained, tmp_path / "stopped", 10, SizeWish())
+    folder = stopped.pictures.folder
     (folder / "00000.npz").write_bytes((folder / "00000.npz").read_bytes()[:-100])
+    (folder / "00002.npz").unlink()
     (folder / f".00001.npz.{'0' * 32}").write_bytes(b"what a kill left")
-    (grown,) = make(pretrained, tmp_path / "grown", 10, SizeWish())
-    assert contents(tmp_path / "grown") == expected
-    assert grown.pictures.digest == whole.pictures.digest
+    asked.clear()
+    with caplog.at_level(logging.WARNING):
+        make(pretrained, tmp_path / "stopped", 10, SizeWish())
+    assert asked == [0, 1, 2, 3, 8, 9] and "00000.npz is damaged, and its pictures are made anew" in caplog.text
+    assert contents(tmp_path / "stopped") == expected
     read = list(whole.pictures.read([1, 7], "RGB", lambda image: image))
     assert [(image.height, image.width) for image in read] == [whole.pictures.wishes[i].size for i in (1, 7)]
 
 
-def test_finished_shards_are_kept(pretrained, tmp_path, monkeypatch):
-    monkeypatch.setattr(generation, "SHARD", 4)
-    make(pretrained, tmp_path, 8, SizeWish())
-    monkeypatch.setattr(generation, "generate", None)
-    make(pretrained, tmp_path, 8, SizeWish())
+def test_no_picture_is_made_twice_or_thrown_away(pretrained, tmp_path, asked):
+    """More pictures go on where fewer ended, within a shard as well; fewer are the first of those that are there."""
+    (at_once,) = make(pretrained, tmp_path / "at once", 11, SizeWish())
+    asked.clear()
+    for number, new in ((6, range(6)), (3, ()), (11, range(6, 11)), (5, ()), (11, ()), (1, ())):
+        (samples,) = make(pretrained, tmp_path / "grown", number, SizeWish())
+        assert asked == [*new]
+        asked.clear()
+        made = as_made(samples)
+        assert len(made) == number
+        for image, expected in zip(made, as_made(at_once), strict=False):
+            # Made in other company, sums are rounded otherwise.
+            assert np.allclose(np.asarray(image, float), np.asarray(expected, float), atol=1)
+        if number == 6:
+            first = [image.tobytes() for image in made]
+        assert [image.tobytes() for image in made[:6]] == first[:number]
+    (of_five, of_six) = (make(pretrained, tmp_path / "grown", number, SizeWish())[0].pictures for number in (5, 6))
+    assert of_five.digest != of_six.digest
+    assert of_five.digest == make(pretrained, tmp_path / "grown", 5, SizeWish())[0].pictures.digest
+
+
+def test_two_commands_do_not_make_the_same_pictures(pretrained, tmp_path):
+    (samples,) = make(pretrained, tmp_path, 2, SizeWish())
+    with FileLock(samples.pictures.folder / "lock"):
+        with pytest.raises(ValueError, match="another fitv2 evaluate is making these pictures .*choose another --out"):
+            make(pretrained, tmp_path, 4, SizeWish())
+        make(pretrained, tmp_path, 2, SizeWish((8, 8)))
+    make(pretrained, tmp_path, 4, SizeWish())
 
 
 def test_other_settings_have_folders_of_their_own(pretrained, tmp_path):
@@ -432,8 +476,9 @@ def test_other_settings_have_folders_of_their_own(pretrained, tmp_path):
 def test_a_model_that_makes_no_picture_is_told(tmp_path):
     broken = Pretrained(random_model(), CLASSES, SHAPES)
     torch.nn.init.constant_(broken.model.x_embedder.proj.bias, float("nan"))
-    with pytest.raises(ValueError, match=r"not finite \(seed 3000000\)"):
-        make(broken, tmp_path, 2, SizeWish((8, 8)))
+    for _ in range(2):  # The folder is free again.
+        with pytest.raises(ValueError, match=r"not finite \(seed 3000000\)"):
+            make(broken, tmp_path, 2, SizeWish((8, 8)))
 
 
 def test_latents_are_decoded(tmp_path):
@@ -584,6 +629,19 @@ def command_in_company(cache: str, *arguments: str) -> None:
     command_line(*arguments)
 
 
+def test_all_processes_leave_pictures_alone_that_another_command_makes(fitv2, garments, model, tmp_path):
+    """Two commands of two processes each: the one that comes second ends as a whole, and says why."""
+    command = ("evaluate", str(model), "--reference", str(garments), "--extractor", "garments", "--number", "11", *FAST)
+    code, _ = fitv2(*command, "--out", "o")
+    (shard,) = (tmp_path / "o/samples").glob("*/00000.npz")
+    shard.unlink()
+    with FileLock(shard.parent / "lock"):
+        second = processes(2, command_in_company, str(tmp_path / "cache"), *command, "--out", str(tmp_path / "o"))
+        for member in second:
+            member.join(100)
+    assert code == 0 and [member.exitcode for member in second] == [1, 1] and not shard.exists()
+
+
 def test_pictures_do_not_depend_on_the_number_of_processes(fitv2, garments, model, tmp_path, monkeypatch):
     """Two processes make them, and the first says what they are worth."""
     monkeypatch.setattr(generation, "SHARD", 3)
@@ -594,7 +652,7 @@ def test_pictures_do_not_depend_on_the_number_of_processes(fitv2, garments, mode
     for member in started:
         member.join(100)
     assert [member.exitcode for member in started] == [0, 0]
-    assert len(contents(tmp_path / "alone/samples")) == 5
+    assert sum(name.endswith(".npz") for name in contents(tmp_path / "alone/samples")) == 4
     assert contents(tmp_path / "together/samples") == contents(tmp_path / "alone/samples")
     together = json.loads((tmp_path / "together/result.json").read_text())
     seen_together, seen_alone = together["results"][0]["scores"], alone["results"][0]["scores"]
