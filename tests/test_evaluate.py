@@ -21,16 +21,17 @@ from fitv2.data.fashion import bundled, to_latent
 from fitv2.evaluation import generation
 from fitv2.evaluation.archives import read_pictures, write_pictures
 from fitv2.evaluation.classifier import examine, load_classifier
+from fitv2.evaluation.efficientnet import EfficientNetExtractor
 from fitv2.evaluation.frechet import Statistics, frechet_distance
 from fitv2.evaluation.garments import GarmentExtractor
 from fitv2.evaluation.models import make_samples
 from fitv2.evaluation.pictures import in_turn, open_pictures
 from fitv2.evaluation.protocols import central_square, cover, real_view
 from fitv2.evaluation.references import Reference, open_reference
-from fitv2.evaluation.results import MUST_AGREE
+from fitv2.evaluation.results import MUST_AGREE, class_counts
 from fitv2.evaluation.run import Evaluation, given_samples
 from fitv2.evaluation.scores import load_reference
-from fitv2.evaluation.suite import METRICS
+from fitv2.evaluation.suite import METRICS, figure_names
 from fitv2.evaluation.wishes import SizeWish, balanced_wishes
 from fitv2.generate import Sampling
 from fitv2.pretrained import Pretrained, save_pretrained
@@ -184,8 +185,9 @@ def test_garments_against_the_test_statistics(tmp_path):
     real = bundled()
     (samples,) = given_samples(open_pictures("fashion", tmp_path), [], 300)
     result = evaluation(open_reference("fashion:test", tmp_path), tmp_path).score(samples)
-    chosen = [np.flatnonzero(real.labels == label)[:30] for label in range(10)]
-    latents = [to_latent(real.pictures[i]) for i in np.concatenate(chosen)]
+    assert np.bincount(real.labels[samples.chosen]).tolist() == [30] * 10
+    by_class = samples.chosen[np.argsort(real.labels[samples.chosen], kind="stable")]
+    latents = [to_latent(real.pictures[i]) for i in by_class]
     features, classes = examine(load_classifier(), latents)
     expected = frechet_distance(Statistics.of(features), load_reference().statistics)
     assert result.scores["fd"] == pytest.approx(expected, rel=1e-4)
@@ -206,8 +208,8 @@ def test_real_garments_against_themselves_and_against_noise(garments, tmp_path):
     result = evaluation(reference, tmp_path).score(same)
     assert result.scores["fd"] == pytest.approx(0, abs=1e-4) and result.scores["sfd"] == pytest.approx(0, abs=1e-4)
     assert (result.scores["precision"], result.scores["recall"], result.scores["coverage"]) == (1, 1, 1)
-    assert result.scores["accuracy"] == result.real["accuracy"] > 0.8
-    assert result.scores["inception_score"] == result.real["inception_score"]
+    assert result.scores["accuracy"] == pytest.approx(result.real["accuracy"]) and result.real["accuracy"] > 0.8
+    assert result.scores["classifier_score"] == result.real["classifier_score"]
     write_pictures(tmp_path / "noise.npz", [noise(28, 12, seed) for seed in range(40)], 40, (28, 12))
     (other,) = given_samples(open_pictures(str(tmp_path / "noise.npz"), tmp_path), [], None)
     bad = evaluation(reference, tmp_path).score(other).scores
@@ -257,22 +259,30 @@ def test_smaller_real_pictures_and_too_few_of_them_are_told(garments, tmp_path):
     (samples,) = given_samples(open_pictures(str(tmp_path / "large.npz"), tmp_path), [], None)
     notes = " ".join(evaluation(open_reference(str(garments), tmp_path), tmp_path).score(samples).notes)
     assert "80 of 80 real pictures are smaller than 56x56 and were enlarged" in notes
-    assert "8 samples are fewer than make 64 features' covariance one of full rank: KID is the better" in notes
+    assert "8 samples are fewer than make 64 features' covariance one of full rank: the kernel distance is" in notes
 
 
 def test_given_samples_by_size_and_number(tmp_path):
     pictures = open_pictures("fashion", tmp_path)
     tall, wide = given_samples(pictures, [(28, 12), (8, 28)], 40)
     assert (pictures.sizes[tall.chosen] == (28, 12)).all() and (pictures.sizes[wide.chosen] == (8, 28)).all()
-    assert len(tall.chosen) == len(wide.chosen) == 40 and tall.about["labels"] == "classes in turn"
+    assert len(tall.chosen) == len(wide.chosen) == 40
     with pytest.raises(ValueError, match="fashion has no picture of 5x5; its sizes are"):
         list(given_samples(pictures, [(5, 5)], None))
 
 
 def test_classes_in_turn():
     labels = np.array([0, 0, 0, 0, 2, 1, 2])
-    assert in_turn(labels, 3).tolist() == [0, 4, 5] and in_turn(labels, 5).tolist() == [0, 1, 4, 5, 6]
+    assert labels[in_turn(labels, 3)].tolist() == [0, 2, 1] and labels[in_turn(labels, 5)].tolist() == [0, 0, 2, 1, 2]
     assert in_turn(labels, 99).tolist() == list(range(7))
+    assert {*in_turn(labels, 3).tolist()} < {*in_turn(labels, 5).tolist()}
+
+
+def test_fewer_pictures_are_not_the_first_by_name():
+    """Which in many folders are of one kind; of each third there are about as many, and of each class too."""
+    chosen = in_turn(np.repeat([0, 1], 3000), 600)
+    assert np.histogram(chosen % 3000, 3)[0] == pytest.approx(200, abs=45) and (chosen < 3000).sum() == 300
+    assert np.array_equal(chosen, in_turn(np.repeat([0, 1], 3000), 600))
 
 
 # What is kept
@@ -293,7 +303,7 @@ def test_pictures_are_looked_at_once(garments, tmp_path, seen, caplog):
     assert evaluation(reference, tmp_path, protocol="centre").score(samples).scores != first.scores
     assert len(seen) == 180 + 20 + 80
     (wide,) = given_samples(open_pictures("fashion", tmp_path), [(8, 28)], 20)
-    assert evaluation(reference, tmp_path).score(wide).real["inception_score"] != first.real["inception_score"]
+    assert evaluation(reference, tmp_path).score(wide).real["classifier_score"] != first.real["classifier_score"]
     assert len(seen) == 280 + 20 + 80
 
 
@@ -451,7 +461,7 @@ def test_no_picture_is_made_twice_or_thrown_away(pretrained, tmp_path, asked):
 def test_two_commands_do_not_make_the_same_pictures(pretrained, tmp_path):
     (samples,) = make(pretrained, tmp_path, 2, SizeWish())
     with FileLock(samples.pictures.folder / "lock"):
-        with pytest.raises(ValueError, match="another fitv2 evaluate is making these pictures .*choose another --out"):
+        with pytest.raises(ValueError, match=r"another fitv2 evaluate is making these pictures .*choose another --out"):
             make(pretrained, tmp_path, 4, SizeWish())
         make(pretrained, tmp_path, 2, SizeWish((8, 8)))
     make(pretrained, tmp_path, 4, SizeWish())
@@ -527,12 +537,12 @@ def test_command_measures_a_model_at_many_sizes(fitv2, model, garments, tmp_path
     of_each = [("own", square), ("20x8", "matched"), ("own:1.5-turned", square)]
     assert rows == [(size, scale, protocol) for scale in (1, 2) for size, protocol in of_each]
     for result in found["results"]:
-        keys = {"fd", "sfd", "kid", "kid_std", "inception_score", "precision", "recall", "density", "coverage"}
+        keys = {"fd", "sfd", "kid", "kid_std", "classifier_score", "precision", "recall", "density", "coverage"}
         assert keys | {"accuracy"} <= result["scores"].keys()
         assert all(np.isfinite(result["scores"][key]) for key in keys)
         stamp = result["stamp"]
         assert (stamp["num"], stamp["seed"], stamp["model_calls"]) == (24, 0, 1)
-        assert stamp["seeds"] == "seed * 1000000 + index" and stamp["labels"] == "classes in turn"
+        assert stamp["seeds"] == "seed * 1000000 + index" and stamp["labels"] == "10 classes, balanced"
         assert stamp["sampling"]["solver"] == "ab2" and stamp["sampling"]["interval"] == [0, 1]
         assert len(stamp["model_sha256"]) == len(stamp["extractor_sha256"]) == len(stamp["reference_sha256"]) == 64
     assert found["versions"].keys() == {"fitv2", "torch"}
@@ -574,18 +584,102 @@ def test_command_compares_only_what_is_alike(fitv2, garments, tmp_path):
     assert code == 0 and "Not comparable: they differ in number of pictures" in out
 
 
+def test_a_models_pictures_are_compared_with_an_archive_of_somebodys(fitv2, model, garments, tmp_path):
+    """Which has no labels and no seeds: nobody can say more than that."""
+    command = ("--reference", garments, "--extractor", "garments", "--num", 20, "--size", "28x12")
+    write_pictures(tmp_path / "theirs.npz", [noise(28, 12, seed) for seed in range(25)], 25, (28, 12))
+    assert fitv2("evaluate", model, *command, *FAST, "--out", "a")[0] == 0
+    assert fitv2("evaluate", "theirs.npz", *command, "--out", "b")[0] == 0
+    code, out = fitv2("evaluate", "a/result.json", "b/result.json")
+    assert code == 0 and "Not comparable" not in out
+    assert "Note: how often each class is there is not known of b/result.json: figures compare if it is as in" in out
+
+
+def test_stamps_say_how_often_each_class_is_there(garments, tmp_path):
+    """Of some or of all that a folder has; nobody knows it of an archive."""
+    shutil.copytree(garments, tmp_path / "skewed")
+    for path in sorted((tmp_path / "skewed/trouser").iterdir())[2:]:
+        path.unlink()
+    write_pictures(tmp_path / "a.npz", [noise(4, 4)], 1, (4, 4))
+
+    def stamped(name: Path | str, number: int | None = None) -> str | None:
+        (samples,) = given_samples(open_pictures(str(name), tmp_path), [], number)
+        return samples.about["labels"]
+
+    assert stamped(tmp_path / "skewed") == "10 classes, 2 to 8 pictures of each"
+    assert stamped("fashion", 74) == stamped(garments) == "10 classes, balanced"
+    assert stamped(tmp_path / "a.npz") is None
+
+
+def test_class_counts():
+    labels = np.array([0, 0, 1, 1, 2])
+    assert class_counts(labels, 3) == "3 classes, balanced" and class_counts(labels, 0) is None
+    assert class_counts(labels, 4) == "4 classes, 0 to 2 pictures of each"
+
+
 def test_what_must_agree():
     assert {"protocol", "reference_sha256", "num", "extractor", "extractor_sha256", "resize", "filter"} <= {*MUST_AGREE}
-    assert {"suite", "labels", "seeds"} <= {*MUST_AGREE}
+    assert "suite" in MUST_AGREE
+
+
+def results(tmp_path: Path, **stamps: dict) -> list[str]:
+    """Names of files of results with those changes of a stamp."""
+    usual = dict.fromkeys(MUST_AGREE, "1") | {"size": "8x8", "labels": "2 classes, balanced"}
+    usual |= {"names": {"fd": "FD-x"}, "reference": "r"}
+    for name, changes in stamps.items():
+        result = {"stamp": usual | changes, "scores": {"fd": 1.0}, "real": {}, "notes": []}
+        (tmp_path / f"{name}.json").write_text(json.dumps({"format": 2, "results": [result]}))
+    return [f"{name}.json" for name in stamps]
 
 
 @pytest.mark.parametrize("key", MUST_AGREE)
 def test_every_part_of_a_stamp_that_matters_is_compared(fitv2, tmp_path, key):
-    stamp = dict.fromkeys(MUST_AGREE, 1) | {"size": "8x8", "score": "FD"}
-    for name, changed in (("a", {}), ("b", {key: 2})):
-        result = {"stamp": stamp | changed, "scores": {"fd": 1.0}, "real": {}, "notes": []}
-        (tmp_path / f"{name}.json").write_text(json.dumps({"format": 1, "results": [result]}))
-    assert f"differ in {MUST_AGREE[key]} at 8x8: 1 in a.json, 2 in b.json" in fitv2("evaluate", "a.json", "b.json")[0]
+    files = results(tmp_path, a={}, b={key: "2"})
+    assert f"differ in {MUST_AGREE[key]} at 8x8: 1 in a.json, 2 in b.json" in fitv2("evaluate", *files)[0]
+
+
+def test_seeds_and_unknown_classes_do_not_make_results_incomparable(fitv2, tmp_path):
+    """What is known of two is compared also where the first of three knows nothing."""
+    free = {"labels": "as the model likes"}
+    assert fitv2("evaluate", *results(tmp_path, a={"seeds": 1}, b={"seeds": None}))[0] == 0
+    code, out = fitv2("evaluate", *results(tmp_path, a=free, b={}))
+    assert code == 0 and "Note: a.json: of a model that is asked for no class, while others are told which" in out
+    code, out = fitv2("evaluate", *results(tmp_path, a=free, b=free))
+    assert code == 0 and "Note" not in out
+    three = results(tmp_path, a={"labels": None}, b={}, c={"labels": "2 classes, 1 to 3 pictures of each"})
+    assert (
+        "frequency of classes at 8x8: 2 classes, balanced in b.json, 2 classes, 1 to 3" in fitv2("evaluate", *three)[0]
+    )
+
+
+def test_results_of_some_sizes_in_common_are_compared_at_those(fitv2, tmp_path):
+    """Others are named; without any in common there is nothing to compare."""
+    files = results(tmp_path, a={}, b={}, c={"size": "own"})
+    (content, more) = (json.loads((tmp_path / name).read_text()) for name in ("a.json", "c.json"))
+    (tmp_path / "a.json").write_text(json.dumps(content | {"results": content["results"] + more["results"]}))
+    code, out = fitv2("evaluate", "a.json", "b.json")
+    assert code == 0 and "Note: own is not in b.json; compare what has the same size" in out
+    code, out = fitv2("evaluate", "a.json", "c.json")
+    assert code == 0 and "Note: own: each in sizes of its own" in out
+    assert "they differ in sizes: 8x8 in b.json, own in c.json" in fitv2("evaluate", *files[1:])[0]
+
+
+def test_results_of_before_are_told(fitv2, tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps({"format": 1, "results": []}))
+    assert "format 1, and this version reads 2: evaluate anew" in fitv2("evaluate", "a.json", "a.json")[0]
+
+
+def test_only_inceptions_figures_have_its_names(fitv2, model, garments, tmp_path):
+    assert figure_names("FID") == {"fd": "FID", "sfd": "sFID", "kid": "KID", "classifier_score": "Inception Score"}
+    for extractor in (GarmentExtractor, EfficientNetExtractor):
+        assert not {"FID", "sFID", "KID"} & {*figure_names(extractor.score).values()}
+    command = ("evaluate", garments, "--reference", garments, "--extractor", "garments")
+    code, out = fitv2(*command)
+    assert code == 0 and all(f" {name}-garments " in out for name in ("FD", "sFD", "KD", "CS"))
+    written = (tmp_path / "outputs/evaluation/result.json").read_text()
+    assert not any("inception" in text.lower() or "KID" in text or "FID" in text for text in (out, written))
+    (result,) = json.loads(written)["results"]
+    assert result["stamp"]["names"].keys() <= result["scores"].keys()
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from torch import Tensor
 from torchmetrics.image.kid import poly_mmd
 
 from fitv2.evaluation import neighbours
+from fitv2.evaluation.classifier_score import classifier_score
 from fitv2.evaluation.frechet import RunningStatistics, Statistics, frechet_distance
-from fitv2.evaluation.inception_score import inception_score
 from fitv2.evaluation.kid import SUBSETS, kernel_distance, unbiased_discrepancy
 from fitv2.evaluation.neighbours import Neighbours, compare_neighbours, vote
 
@@ -138,32 +138,32 @@ def test_kid_of_few_and_of_constant_features_is_finite():
     assert kernel_distance(torch.ones(30, 4), torch.ones(20, 4)) == (0, 0)
 
 
-# Inception score
+# Classifier score
 
 
-def test_inception_score_of_sure_and_of_unsure_classifiers():
+def test_classifier_score_of_sure_and_of_unsure_classifiers():
     sure = torch.eye(8).repeat(25, 1)
-    assert inception_score(sure) == pytest.approx((8, 0))
-    assert inception_score(torch.full((50, 8), 1 / 8)) == pytest.approx((1, 0))
-    assert inception_score(torch.eye(8)[:1].repeat(9, 1)) == pytest.approx((1, 0))
+    assert classifier_score(sure) == pytest.approx((8, 0))
+    assert classifier_score(torch.full((50, 8), 1 / 8)) == pytest.approx((1, 0))
+    assert classifier_score(torch.eye(8)[:1].repeat(9, 1)) == pytest.approx((1, 0))
 
 
-def test_inception_score_is_the_mean_divergence():
+def test_classifier_score_is_the_mean_divergence():
     p = normal(80, 6, 0).softmax(1).numpy()
     expected = np.exp(np.mean(np.sum(p * (np.log(p) - np.log(p.mean(0))), 1)))
-    assert inception_score(torch.from_numpy(p))[0] == pytest.approx(expected, rel=1e-9)
+    assert classifier_score(torch.from_numpy(p))[0] == pytest.approx(expected, rel=1e-9)
 
 
-def test_inception_score_of_sorted_pictures_is_that_of_shuffled_ones():
+def test_classifier_score_of_sorted_pictures_is_that_of_shuffled_ones():
     """Ten thousand make two parts; unshuffled, each would see half of the classes."""
-    mean, deviation = inception_score(torch.eye(10).repeat_interleave(1000, 0))
+    mean, deviation = classifier_score(torch.eye(10).repeat_interleave(1000, 0))
     assert mean == pytest.approx(10, rel=0.01) and 0 < deviation < 0.01
 
 
 @pytest.mark.parametrize("p", [torch.zeros(0, 3), torch.full((4, 3), float("nan")), torch.ones(4, 3)])
-def test_inception_score_refuses_what_is_no_probability(p):
+def test_classifier_score_refuses_what_is_no_probability(p):
     with pytest.raises(ValueError, match="probabilities"):
-        inception_score(p)
+        classifier_score(p)
 
 
 # Neighbours

@@ -80,10 +80,11 @@ def evaluate(
     metrics: Annotated[
         str,
         typer.Option(
-            help="comma-separated: fd, sfd (features with places), kid, is (inception score), pr (precision, recall, "
-            "density, coverage), accuracy (of the classes asked for)"
+            help="comma-separated: fd, sfd (features with places), kid (kernel distance), cs (classifier score), "
+            "pr (precision, recall, density, coverage), accuracy (of the classes asked for); names are those of the "
+            "extractor, as FID, KID and Inception Score of inception"
         ),
-    ] = "fd,sfd,kid,is,pr,accuracy",
+    ] = "fd,sfd,kid,cs,pr,accuracy",
     num: Annotated[
         int | None,
         typer.Option(
@@ -310,7 +311,7 @@ def finish(evaluation: Evaluation, samples: list[Samples], out: Path, save_npz: 
 
 def compare(names: list[str], force: bool, as_json: bool) -> None:
     """Prints results of several files side by side; raises ValueError where they were measured in different ways."""
-    from ..evaluation.results import difference, read_results, report
+    from ..evaluation.results import difference, read_results, remarks, report
     from .score_tables import show_results
 
     files = {name: read_results(Path(name)) for name in names}
@@ -321,5 +322,7 @@ def compare(names: list[str], force: bool, as_json: bool) -> None:
         print(json.dumps({name: report(results) for name, results in files.items()}))
         return
     show_results(files)
+    for remark in remarks(files):
+        print(f"Note: {remark}")
     if found is not None:
         print(f"Not comparable: they differ in {found}")

@@ -129,8 +129,12 @@ def open_pictures(name: str, cache: Path) -> Pictures:
 
 
 def in_turn(labels: np.ndarray, number: int) -> np.ndarray:
-    """Ascending indices of `number` pictures, or all: the first of each class, the second of each, and so on."""
-    order = np.argsort(labels, kind="stable")
+    """Ascending indices of `number` pictures, or all: one of each class, another of each, and so on.
+
+    Which, a fixed seed draws: the first by name are often alike. A larger number takes the same ones and more.
+    """
+    drawn = np.random.default_rng(0).permutation(len(labels))
+    order = drawn[np.argsort(labels[drawn], kind="stable")]
     counts = np.unique(labels, return_counts=True)[1]
     turns = np.concatenate([np.arange(count) for count in counts])
     return np.sort(order[np.argsort(turns, kind="stable")][:number])
