@@ -1,5 +1,7 @@
 """Evaluations: what is compared with what, that pictures depend on nothing but their settings, stamps, the command."""
 
+import gzip
+import hashlib
 import inspect
 import json
 import logging
@@ -17,25 +19,28 @@ from PIL import Image
 
 from fitv2.autoencoder import KLAutoencoder, Pixels
 from fitv2.cli.evaluate import evaluate, is_model
+from fitv2.data import fashion
 from fitv2.data.fashion import bundled, to_latent
-from fitv2.evaluation import generation
+from fitv2.data.images import decode, prepare
+from fitv2.evaluation import generation, summary
+from fitv2.evaluation import pictures as pictures_module
 from fitv2.evaluation.archives import read_pictures, write_pictures
 from fitv2.evaluation.classifier import examine, load_classifier
-from fitv2.evaluation.efficientnet import EfficientNetExtractor
+from fitv2.evaluation.features import Features
 from fitv2.evaluation.frechet import Statistics, frechet_distance
 from fitv2.evaluation.garments import GarmentExtractor
 from fitv2.evaluation.models import make_samples
-from fitv2.evaluation.pictures import in_turn, open_pictures
+from fitv2.evaluation.pictures import blocks, in_turn, open_pictures
 from fitv2.evaluation.protocols import central_square, cover, real_view
-from fitv2.evaluation.references import Reference, open_reference
-from fitv2.evaluation.results import MUST_AGREE, class_counts
+from fitv2.evaluation.references import Reference, default_extractor, open_reference
+from fitv2.evaluation.results import difference
 from fitv2.evaluation.run import Evaluation, given_samples
 from fitv2.evaluation.scores import load_reference
-from fitv2.evaluation.suite import METRICS, figure_names
+from fitv2.evaluation.suite import METRICS
 from fitv2.evaluation.wishes import SizeWish, balanced_wishes
 from fitv2.generate import Sampling
 from fitv2.pretrained import Pretrained, save_pretrained
-from pictures import noise
+from pictures import good_files, noise, write_files
 from tiny import CLASSES, CONFIG, command_line, processes, random_model, tiny_autoencoder
 
 SHAPES = [[(28, 8, 3), (24, 12, 1)], *[[(8, 28, 1)]] * 9]
@@ -66,9 +71,10 @@ def garments(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch) -> Path:
+def of_this_test_alone(tmp_path, monkeypatch) -> None:
+    """What is kept, and no garments that may be installed."""
     monkeypatch.setenv("FITV2_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+    monkeypatch.setattr(fashion, "DEBIAN_FOLDER", tmp_path / "not installed")
 
 
 class Silent:
@@ -285,6 +291,132 @@ def test_fewer_pictures_are_not_the_first_by_name():
     assert np.array_equal(chosen, in_turn(np.repeat([0, 1], 3000), 600))
 
 
+# Sets of pictures
+
+
+def read_all(pictures, mode: str = "RGB") -> list[np.ndarray]:
+    images = pictures.read(list(range(len(pictures.labels))), mode, lambda image: image)
+    return [np.asarray(image) for image in images]
+
+
+def test_prepared_pixels_are_pictures(fitv2, tmp_path):
+    """Whole ones, fitted to the budget, without crops and mirror images."""
+    root, names = write_files(tmp_path / "root", good_files(9)), sorted(good_files(9))
+    settings = ("--max-tokens", 16, "--autoencoder", "pixels", "--patch-size")
+    assert fitv2("prepare", root, "--out", "p", *settings, 4)[0] == 0
+    pictures = open_pictures(str(tmp_path / "p"), tmp_path)
+    assert pictures.class_names == ["cat", "dog"]
+    assert pictures.labels.tolist() == [int(name.startswith("dog")) for name in names]
+    expected = [np.asarray(prepare(decode(root / name), 16, 4, "resize")) for name in names]
+    assert all(map(np.array_equal, read_all(pictures), expected))
+    assert pictures.sizes.tolist() == [list(array.shape[:2]) for array in expected]
+    assert fitv2("prepare", root, "--out", "q", *settings, 8)[0] == 0
+    assert open_pictures(str(tmp_path / "q"), tmp_path).digest != pictures.digest
+
+
+def test_prepared_pixels_are_a_reference_and_samples(fitv2, garments):
+    grey = ("--autoencoder", "pixels", "--patch-size", 4, "--channels", 1)
+    assert fitv2("prepare", garments, "--out", "p", "--max-tokens", 49, *grey)[0] == 0
+    command = ("--extractor", "garments", "--metrics", "fd,accuracy", "--json")
+    for pair in ((garments, "--reference", "p"), ("p", "--reference", garments)):
+        (result,) = report(fitv2("evaluate", *pair, *command))["results"]
+        assert result["scores"]["fd"] == pytest.approx(0, abs=1e-4)
+        assert result["real"]["accuracy"] == pytest.approx(result["scores"]["accuracy"])
+
+
+def test_latents_are_no_reference(fitv2, garments, tmp_path):
+    tiny_autoencoder().save_pretrained(tmp_path / "vae")
+    assert fitv2("prepare", garments / "bag", "--out", "p", "--max-tokens", 4, "--autoencoder", "vae")[0] == 0
+    (tmp_path / "official/from_16_to_256").mkdir(parents=True)
+    for folder in ("p", "official"):
+        for command in (("fashion", "--reference", folder), (folder, "--reference", "fashion")):
+            said = fitv2("evaluate", *command)[0]
+            assert f"{folder} holds latents, which no extractor can see: name the folder of the pictures" in said
+
+
+@pytest.fixture
+def upstream(tmp_path, monkeypatch) -> Path:
+    """A folder with files as those of Fashion-MNIST, of thirty garments each."""
+    folder, rng = tmp_path / "idx", np.random.default_rng(0)
+    folder.mkdir()
+    for split in fashion.SPLITS:
+        pictures, labels = fashion.split_files(split, folder)
+        contents = b"." * 16 + rng.integers(0, 256, (30, 28, 28), np.uint8).tobytes(), b"." * 8 + bytes(range(10)) * 3
+        for path, content in zip((pictures, labels), contents, strict=True):
+            path.write_bytes(gzip.compress(content))
+            monkeypatch.setitem(fashion.SHA256, path.name, hashlib.sha256(content).hexdigest())
+    return folder
+
+
+def test_all_garments_are_pictures_where_their_files_are(upstream, tmp_path, monkeypatch):
+    train = open_pictures(f"fashion:train:{upstream}", tmp_path)
+    assert len(train.labels) == 30 and train.class_names == CLASSES
+    assert all(map(np.array_equal, read_all(train, "L"), fashion.full("train", upstream).pictures))
+    with pytest.raises(ValueError, match="fashion:train:FOLDER to evaluate"):
+        open_pictures("fashion:train", tmp_path)
+    monkeypatch.setattr(fashion, "DEBIAN_FOLDER", upstream)
+    test = open_pictures("fashion:test", tmp_path)
+    assert open_pictures("fashion:train", tmp_path).digest == train.digest != test.digest
+    assert default_extractor("fashion:train", None) == "garments"
+
+
+def test_the_test_garments_are_one_reference_with_and_without_their_pictures(upstream, garments, tmp_path, monkeypatch):
+    """The distance is to the statistics that ship; pictures add what these cannot give, other protocols too."""
+    without, given = (open_reference(name, tmp_path) for name in ("fashion:test", f"fashion:test:{upstream}"))
+    monkeypatch.setattr(fashion, "DEBIAN_FOLDER", upstream)
+    installed = open_reference("fashion:test", tmp_path)
+    assert without.digest == given.digest == installed.digest and without.pictures is None
+    (samples,) = given_samples(open_pictures(str(garments), tmp_path), [], None)
+    first, *more = (evaluation(reference, tmp_path).score(samples) for reference in (without, given, installed))
+    assert more[0].scores == more[1].scores
+    assert (
+        more[0].scores["fd"] == first.scores["fd"] and {"kid", "recall"} <= more[0].scores.keys() - first.scores.keys()
+    )
+    assert difference({"a": [first], "b": [more[0]]}) is None
+    assert evaluation(given, tmp_path, protocol="centre").score(samples).stamp["reference_count"] == 30
+
+
+def test_classes_that_the_reference_lacks_have_no_real_accuracy(garments, tmp_path):
+    """By class there is one; of empty folders nothing is asked."""
+    shutil.copytree(garments, tmp_path / "fewer")
+    shutil.rmtree(tmp_path / "fewer/bag")
+    (tmp_path / "fewer/bag").mkdir()
+    whole, fewer = (open_pictures(str(folder), tmp_path) for folder in (garments, tmp_path / "fewer"))
+    assert fewer.class_names == sorted({*CLASSES} - {"bag"})
+    (samples,) = given_samples(whole, [], None)
+    result = evaluation(open_reference(str(tmp_path / "fewer"), tmp_path), tmp_path).score(samples)
+    assert "accuracy" not in result.real and len(result.real["accuracy_per_class"]) == 9
+    assert any("the reference has no picture of bag" in note for note in result.notes)
+    (samples,) = given_samples(fewer, [], None)
+    result = evaluation(open_reference(str(garments), tmp_path), tmp_path).score(samples)
+    of_class = result.real["accuracy_per_class"]
+    assert result.real["accuracy"] == pytest.approx(np.mean([of_class[name] for name in fewer.class_names]))
+    assert result.scores["accuracy"] == pytest.approx(result.real["accuracy"])
+
+
+def test_lossy_samples_are_told(tmp_path):
+    for number, kind in enumerate(("png", "jpg", "JPEG")):
+        noise(8, 8, number).save(tmp_path / f"{number}.{kind}")
+    (samples,) = given_samples(open_pictures(str(tmp_path), tmp_path), [], None)
+    assert samples.notes == ("2 of 3 samples are JPEG files, whose losses count as theirs",)
+
+
+def test_few_large_pictures_wait_at_once(monkeypatch):
+    """No more than so many, of no more pixels than so many, unless it is one; and none is left out."""
+    monkeypatch.setattr(pictures_module, "AHEAD", 4)
+    monkeypatch.setattr(pictures_module, "AHEAD_PIXELS", 100)
+    pixels = np.array([10] * 6 + [90, 90, 300, 10, 10])
+    assert list(blocks(range(11), pixels)) == [
+        range(4),
+        range(4, 6),
+        range(6, 7),
+        range(7, 8),
+        range(8, 9),
+        range(9, 11),
+    ]
+    assert [*map(list, blocks([0, 7, 9], pixels))] == [[0, 7], [9]]
+
+
 # What is kept
 
 
@@ -305,6 +437,27 @@ def test_pictures_are_looked_at_once(garments, tmp_path, seen, caplog):
     (wide,) = given_samples(open_pictures("fashion", tmp_path), [(8, 28)], 20)
     assert evaluation(reference, tmp_path).score(wide).real["classifier_score"] != first.real["classifier_score"]
     assert len(seen) == 280 + 20 + 80
+
+
+class FirstPixel:
+    """An extractor that sees no more of a picture, and knows ten classes by it."""
+
+    digest, mode = "", "L"
+
+    def __call__(self, pictures: torch.Tensor) -> Features:
+        assert not torch.backends.cudnn.allow_tf32
+        numbers = pictures[:, 0, 0, :1].float()
+        return Features(numbers, numbers, torch.eye(10)[numbers[:, 0].long() % 10])
+
+
+def test_of_very_many_pictures_those_kept_are_of_all_classes(monkeypatch):
+    """Evenly spaced ones of classes in turn would not be; statistics are of all."""
+    monkeypatch.setattr(summary, "MOST_KEPT", 100)
+    images = [Image.fromarray(np.full((1, 1), i, np.uint8)) for i in range(200)]
+    found = summary.summarise(FirstPixel(), iter(images), np.arange(200) % 10, lambda count: None)
+    assert np.array_equal(found.labels, found.classes) and np.array_equal(found.pooled[:, 0] % 10, found.labels)
+    assert np.bincount(found.labels).min() >= 4 and len(found.labels) == 100
+    assert int(found.count) == 200 and float(found.pooled_mean) == 99.5
 
 
 def test_a_changed_reference_is_looked_at_anew(garments, tmp_path, seen):
@@ -611,68 +764,7 @@ def test_stamps_say_how_often_each_class_is_there(garments, tmp_path):
     assert stamped(tmp_path / "a.npz") is None
 
 
-def test_class_counts():
-    labels = np.array([0, 0, 1, 1, 2])
-    assert class_counts(labels, 3) == "3 classes, balanced" and class_counts(labels, 0) is None
-    assert class_counts(labels, 4) == "4 classes, 0 to 2 pictures of each"
-
-
-def test_what_must_agree():
-    assert {"protocol", "reference_sha256", "num", "extractor", "extractor_sha256", "resize", "filter"} <= {*MUST_AGREE}
-    assert "suite" in MUST_AGREE
-
-
-def results(tmp_path: Path, **stamps: dict) -> list[str]:
-    """Names of files of results with those changes of a stamp."""
-    usual = dict.fromkeys(MUST_AGREE, "1") | {"size": "8x8", "labels": "2 classes, balanced"}
-    usual |= {"names": {"fd": "FD-x"}, "reference": "r"}
-    for name, changes in stamps.items():
-        result = {"stamp": usual | changes, "scores": {"fd": 1.0}, "real": {}, "notes": []}
-        (tmp_path / f"{name}.json").write_text(json.dumps({"format": 2, "results": [result]}))
-    return [f"{name}.json" for name in stamps]
-
-
-@pytest.mark.parametrize("key", MUST_AGREE)
-def test_every_part_of_a_stamp_that_matters_is_compared(fitv2, tmp_path, key):
-    files = results(tmp_path, a={}, b={key: "2"})
-    assert f"differ in {MUST_AGREE[key]} at 8x8: 1 in a.json, 2 in b.json" in fitv2("evaluate", *files)[0]
-
-
-def test_seeds_and_unknown_classes_do_not_make_results_incomparable(fitv2, tmp_path):
-    """What is known of two is compared also where the first of three knows nothing."""
-    free = {"labels": "as the model likes"}
-    assert fitv2("evaluate", *results(tmp_path, a={"seeds": 1}, b={"seeds": None}))[0] == 0
-    code, out = fitv2("evaluate", *results(tmp_path, a=free, b={}))
-    assert code == 0 and "Note: a.json: of a model that is asked for no class, while others are told which" in out
-    code, out = fitv2("evaluate", *results(tmp_path, a=free, b=free))
-    assert code == 0 and "Note" not in out
-    three = results(tmp_path, a={"labels": None}, b={}, c={"labels": "2 classes, 1 to 3 pictures of each"})
-    assert (
-        "frequency of classes at 8x8: 2 classes, balanced in b.json, 2 classes, 1 to 3" in fitv2("evaluate", *three)[0]
-    )
-
-
-def test_results_of_some_sizes_in_common_are_compared_at_those(fitv2, tmp_path):
-    """Others are named; without any in common there is nothing to compare."""
-    files = results(tmp_path, a={}, b={}, c={"size": "own"})
-    (content, more) = (json.loads((tmp_path / name).read_text()) for name in ("a.json", "c.json"))
-    (tmp_path / "a.json").write_text(json.dumps(content | {"results": content["results"] + more["results"]}))
-    code, out = fitv2("evaluate", "a.json", "b.json")
-    assert code == 0 and "Note: own is not in b.json; compare what has the same size" in out
-    code, out = fitv2("evaluate", "a.json", "c.json")
-    assert code == 0 and "Note: own: each in sizes of its own" in out
-    assert "they differ in sizes: 8x8 in b.json, own in c.json" in fitv2("evaluate", *files[1:])[0]
-
-
-def test_results_of_before_are_told(fitv2, tmp_path):
-    (tmp_path / "a.json").write_text(json.dumps({"format": 1, "results": []}))
-    assert "format 1, and this version reads 2: evaluate anew" in fitv2("evaluate", "a.json", "a.json")[0]
-
-
-def test_only_inceptions_figures_have_its_names(fitv2, model, garments, tmp_path):
-    assert figure_names("FID") == {"fd": "FID", "sfd": "sFID", "kid": "KID", "classifier_score": "Inception Score"}
-    for extractor in (GarmentExtractor, EfficientNetExtractor):
-        assert not {"FID", "sFID", "KID"} & {*figure_names(extractor.score).values()}
+def test_nothing_is_called_by_a_name_of_another_network(fitv2, garments, tmp_path):
     command = ("evaluate", garments, "--reference", garments, "--extractor", "garments")
     code, out = fitv2(*command)
     assert code == 0 and all(f" {name}-garments " in out for name in ("FD", "sFD", "KD", "CS"))
@@ -687,6 +779,11 @@ def test_only_inceptions_figures_have_its_names(fitv2, model, garments, tmp_path
     [
         (("nothing", "--reference", "fashion"), "no model, folder of pictures or archive 'nothing'"),
         (("builtin:fashion",), "--reference FOLDER"),
+        (("fashion", "--reference", "builtin:fashion"), "builtin:fashion is a model or a run; name real pictures"),
+        (("fashion", "--reference", "damaged.json"), "fitv2 prepare --autoencoder pixels makes a folder"),
+        (("fashion", "--reference", "fashion:half"), "no garments 'fashion:half': fashion are the bundled"),
+        (("fashion", "--reference", "fashion:train"), "not installed/train-images-idx3-ubyte.gz is not there"),
+        (("fashion:test", "--reference", "fashion"), "not installed/t10k-images-idx3-ubyte.gz is not there"),
         (("builtin:fashion", "--reference", "nothing"), "no folder, archive (.npz) or set of pictures 'nothing'"),
         (("builtin:fashion", "--reference", "fashion", "--size", "9x9", "--num", "10"), "nearest is 8x8"),
         (("builtin:fashion", "--reference", "fashion", "--size", "own:x"), "'own:x' is not a size"),

@@ -151,6 +151,8 @@ def evaluate(
         raise ValueError(f"--guidance is for models; the pictures of {names[0]} are made already")
     if reference is None:
         raise ValueError("name real pictures to compare with: --reference FOLDER, an .npz archive, or fashion")
+    if is_model(reference):
+        raise ValueError(f"--reference {reference} is a model or a run; name real pictures to compare with")
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; name a folder")
     from datetime import timedelta
@@ -212,10 +214,13 @@ def evaluate(
 
 def is_model(name: str) -> bool:
     """Whether it is anything that makes pictures; else it should be pictures."""
+    from ..data.prepared import is_prepared
     from ..pretrained import is_own_model
 
     # Of a saved pipeline, of checkpoints, of a run that has no model yet.
     marks = ("model_index.json", "ema.safetensors", "shards", "log.jsonl")
+    if is_prepared(Path(name)):  # It has shards, too.
+        return False
     return is_own_model(name) or any((Path(name) / mark).exists() for mark in marks)
 
 
@@ -270,10 +275,10 @@ def build_evaluation(
 
 def find_samples(name: str, wanted: list[SizeWish], num: int | None, cache: Path) -> list[Samples]:
     """Of pictures that are there already."""
-    from ..evaluation.pictures import FASHION, open_pictures
+    from ..evaluation.pictures import is_garments, open_pictures
     from ..evaluation.run import given_samples
 
-    if name != FASHION and not Path(name).exists():
+    if not is_garments(name) and not Path(name).exists():
         raise ValueError(f"there is no model, folder of pictures or archive {name!r}; builtin:fashion ships with fitv2")
     if any(wish.pixels is None for wish in wanted):
         raise ValueError(f"--size own is for models; the pictures of {name} have the sizes that they have")
