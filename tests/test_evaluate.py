@@ -670,8 +670,12 @@ def test_what_is_a_model(model, garments, tmp_path):
     checkpoint = run / "checkpoints/step-00000001"
     checkpoint.mkdir(parents=True)
     shutil.copy(model / "model.safetensors", checkpoint / "ema.safetensors")
-    assert all(map(is_model, ("builtin:fashion", str(model), str(run), str(checkpoint))))
-    assert not any(map(is_model, ("fashion", str(garments), str(tmp_path / "nothing.npz"))))
+    split, pictures = tmp_path / "split", tmp_path / "pictures"
+    for folder, name in ((split, ".metadata"), (pictures, "a.png")):
+        (folder / "shards").mkdir(parents=True)
+        (folder / "shards" / name).touch()
+    assert all(map(is_model, ("builtin:fashion", str(model), str(run), str(checkpoint), str(split))))
+    assert not any(map(is_model, ("fashion", str(garments), str(pictures), str(tmp_path / "nothing.npz"))))
 
 
 def report(done: tuple) -> dict:

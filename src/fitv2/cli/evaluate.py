@@ -40,15 +40,17 @@ def evaluate(
         list[str],
         typer.Argument(
             help="builtin:fashion or the folder of a model, a run, a checkpoint or a saved FiTPipeline; or pictures: a "
-            "folder, an .npz archive (arr_0), fashion; or several result.json, to be compared",
+            "folder, an .npz archive (arr_0), garments as of --reference; or several result.json, to be compared",
             metavar="MODEL|SAMPLES|RESULT.json...",
         ),
     ],
     reference: Annotated[
         str | None,
         typer.Option(
-            help="real pictures: a folder, a sub-folder per class or none; an .npz archive as ADM has it (arr_0, mu, "
-            "sigma, mu_s, sigma_s); fashion, the bundled garments; fashion:test, statistics of the test garments"
+            help="real pictures: a folder, a sub-folder per class or none, or pixels of fitv2 prepare; an .npz archive "
+            "as ADM has it (arr_0, mu, sigma, mu_s, sigma_s); fashion, the bundled garments; where the files of "
+            "Fashion-MNIST are installed or in a FOLDER, fashion:train[:FOLDER], all 60000, and fashion:test[:FOLDER], "
+            "of which statistics are there without"
         ),
     ] = None,
     size: Annotated[
@@ -121,7 +123,7 @@ def evaluate(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
 ) -> None:
-    """Measure pictures against real ones: Frechet distance, KID, precision and recall, and what else tells them apart.
+    """Measure pictures against real ones: Frechet and kernel distance, precision and recall, and what else there is.
 
     [bold]Examples[/bold]
 
@@ -166,11 +168,11 @@ def evaluate(
     from ..processes import first_says, leave
     from .progress import image_progress
 
+    wanted = [parse_size_wish(text) for text in size or (["own"] if is_model(names[0]) else [])]
+    check_archive(save_npz, [wish.pixels for wish in wanted])
     # Processes finish far apart: whoever waits must not give up.
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=30))
     progress = partial(image_progress, shown=state.is_main_process)
-    wanted = [parse_size_wish(text) for text in size or (["own"] if is_model(names[0]) else [])]
-    check_archive(save_npz, [wish.pixels for wish in wanted])
     built: list[Evaluation] = []
 
     def check() -> None:
@@ -180,47 +182,46 @@ def evaluate(
         for wish in wanted:
             built[0].protocol_for(wish.pixels)
 
-    first_says(check)
-    if is_model(names[0]):
-        pretrained, codec = load_for_sampling(names[0], autoencoder, precision, str(state.device))
-        plain = {"steps": steps, "interval": guidance_interval, "power": guidance_power}
-        plain |= {"shift": time_shift, "full_every": full_every}
-        chosen = [solver, guidance_channels, extrapolation, attention_scale]
-        scales = guidance or [DEFAULT_GUIDANCE]
-        samplings = [build_sampling(pretrained, *chosen, guidance=scale, **plain) for scale in scales]
-        for wish in wanted:
-            few = balanced_wishes(pretrained, min(num or SHARD, SHARD), wish, seed, codec.factor)
-            check_memory(pretrained, few, samplings[0])
-        samples = make_samples(
-            pretrained,
-            codec,
-            samplings,
-            wanted,
-            num or DEFAULT_NUM,
-            name=names[0],
-            seed=seed,
-            precision=precision,
-            out=out / "samples",
-            state=state,
-            progress=progress,
-        )
-        del pretrained, codec  # Gigabytes, of a large model.
-    elif state.is_main_process:
-        samples = find_samples(names[0], wanted, num, built[0].cache)
-    if state.is_main_process:
-        finish(built[0], samples, out, save_npz, as_json)
-    leave()
+    try:
+        first_says(check)
+        if is_model(names[0]):
+            pretrained, codec = load_for_sampling(names[0], autoencoder, precision, str(state.device))
+            plain = {"steps": steps, "interval": guidance_interval, "power": guidance_power}
+            plain |= {"shift": time_shift, "full_every": full_every}
+            chosen = [solver, guidance_channels, extrapolation, attention_scale]
+            scales = guidance or [DEFAULT_GUIDANCE]
+            samplings = [build_sampling(pretrained, *chosen, guidance=scale, **plain) for scale in scales]
+            for wish in wanted:
+                few = balanced_wishes(pretrained, min(num or SHARD, SHARD), wish, seed, codec.factor)
+                check_memory(pretrained, few, samplings[0])
+            samples = make_samples(
+                pretrained,
+                codec,
+                samplings,
+                wanted,
+                num or DEFAULT_NUM,
+                name=names[0],
+                seed=seed,
+                precision=precision,
+                out=out / "samples",
+                state=state,
+                progress=progress,
+            )
+            del pretrained, codec  # Gigabytes, of a large model.
+        elif state.is_main_process:
+            samples = find_samples(names[0], wanted, num, built[0].cache)
+        if state.is_main_process:
+            finish(built[0], samples, out, save_npz, as_json)
+    finally:
+        leave()
 
 
 def is_model(name: str) -> bool:
     """Whether it is anything that makes pictures; else it should be pictures."""
-    from ..data.prepared import is_prepared
     from ..pretrained import is_own_model
 
-    # Of a saved pipeline, of checkpoints, of a run that has no model yet.
-    marks = ("model_index.json", "ema.safetensors", "shards", "log.jsonl")
-    if is_prepared(Path(name)):  # It has shards, too.
-        return False
+    # Of a saved pipeline, of checkpoints, of a run that has no model yet; prepared pictures, too, have shards.
+    marks = ("model_index.json", "ema.safetensors", "shards/.metadata", "log.jsonl")
     return is_own_model(name) or any((Path(name) / mark).exists() for mark in marks)
 
 
