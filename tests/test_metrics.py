@@ -1,17 +1,24 @@
-"""Measures on features: closed forms, independent implementations, brute force, and what cannot be measured."""
+"""Measures on features: closed forms, independent implementations, brute force, and what cannot be measured.
 
-from dataclasses import astuple
+data/metrics.npz: features of 300 real and 300 generated garments, logits of the latter, and what torchmetrics, SciPy,
+prdc and torch-fidelity make of them; written by tools/make_metric_fixtures.py.
+"""
+
+import json
+from dataclasses import asdict, astuple
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from scipy.linalg import sqrtm
 from torch import Tensor
+from torchmetrics.image.fid import _compute_fid
 from torchmetrics.image.kid import poly_mmd
 
 from fitv2.evaluation import neighbours
+from fitv2.evaluation.classifier_score import classifier_score
 from fitv2.evaluation.frechet import RunningStatistics, Statistics, frechet_distance
-from fitv2.evaluation.inception_score import inception_score
 from fitv2.evaluation.kid import SUBSETS, kernel_distance, unbiased_discrepancy
 from fitv2.evaluation.neighbours import Neighbours, compare_neighbours, vote
 
@@ -24,6 +31,46 @@ def normal(number: int, features: int, seed: int, shift: float = 0.0) -> Tensor:
 def correlated(number: int, features: int, seed: int) -> Tensor:
     """Like features of networks: not below zero, and some depend on others."""
     return (normal(number, features, seed) @ normal(features, features, 99) + 1).clamp(min=0)
+
+
+# Known answers
+
+with np.load(Path(__file__).parent / "data/metrics.npz") as archive:
+    GENERATED, REAL, LOGITS = (torch.from_numpy(archive[name]) for name in ("generated", "real", "logits"))
+    GOLDEN = json.loads(str(archive["about"]))["golden"]
+
+
+def ours() -> dict[str, float]:
+    """Of the features in float32, as extractors give them; without k, what is called by the same name."""
+    mean, deviation = kernel_distance(GENERATED, REAL)
+    shares = asdict(compare_neighbours(GENERATED, REAL))
+    return {
+        "fd": frechet_distance(Statistics.of(GENERATED), Statistics.of(REAL)),
+        "discrepancy": unbiased_discrepancy(GENERATED.double(), REAL.double()),
+        "kid": mean,
+        "kid_std": deviation,
+        "precision_3": shares["precision"],
+        "recall_3": shares["recall"],
+        "density_5": shares["density"],
+        "coverage_5": shares["coverage"],
+        "classifier_score": classifier_score(LOGITS.double().softmax(1))[0],
+    }
+
+
+def test_figures_are_those_of_independent_implementations():
+    """prdc takes one number of neighbours for all; of its eight figures four have ours."""
+    found = ours()
+    compared = {name: found[name.partition(".")[2]] for name in GOLDEN if name.partition(".")[2] in found}
+    assert {name.partition(".")[2] for name in compared} == found.keys() and len(compared) == 14
+    assert compared == pytest.approx({name: GOLDEN[name] for name in compared}, rel=1e-6)
+
+
+def test_figures_are_those_of_what_is_installed():
+    """The same as above by today's versions, computed in float64."""
+    (m1, c1), (m2, c2) = ((x.mean(0), x.T.cov()) for x in (GENERATED.double(), REAL.double()))
+    found = ours()
+    assert found["fd"] == pytest.approx(float(_compute_fid(m1, c1, m2, c2)), rel=1e-6)
+    assert found["discrepancy"] == pytest.approx(float(poly_mmd(REAL.double(), GENERATED.double())), rel=1e-6)
 
 
 # Frechet distance
@@ -138,32 +185,32 @@ def test_kid_of_few_and_of_constant_features_is_finite():
     assert kernel_distance(torch.ones(30, 4), torch.ones(20, 4)) == (0, 0)
 
 
-# Inception score
+# Classifier score
 
 
-def test_inception_score_of_sure_and_of_unsure_classifiers():
+def test_classifier_score_of_sure_and_of_unsure_classifiers():
     sure = torch.eye(8).repeat(25, 1)
-    assert inception_score(sure) == pytest.approx((8, 0))
-    assert inception_score(torch.full((50, 8), 1 / 8)) == pytest.approx((1, 0))
-    assert inception_score(torch.eye(8)[:1].repeat(9, 1)) == pytest.approx((1, 0))
+    assert classifier_score(sure) == pytest.approx((8, 0))
+    assert classifier_score(torch.full((50, 8), 1 / 8)) == pytest.approx((1, 0))
+    assert classifier_score(torch.eye(8)[:1].repeat(9, 1)) == pytest.approx((1, 0))
 
 
-def test_inception_score_is_the_mean_divergence():
+def test_classifier_score_is_the_mean_divergence():
     p = normal(80, 6, 0).softmax(1).numpy()
     expected = np.exp(np.mean(np.sum(p * (np.log(p) - np.log(p.mean(0))), 1)))
-    assert inception_score(torch.from_numpy(p))[0] == pytest.approx(expected, rel=1e-9)
+    assert classifier_score(torch.from_numpy(p))[0] == pytest.approx(expected, rel=1e-9)
 
 
-def test_inception_score_of_sorted_pictures_is_that_of_shuffled_ones():
+def test_classifier_score_of_sorted_pictures_is_that_of_shuffled_ones():
     """Ten thousand make two parts; unshuffled, each would see half of the classes."""
-    mean, deviation = inception_score(torch.eye(10).repeat_interleave(1000, 0))
+    mean, deviation = classifier_score(torch.eye(10).repeat_interleave(1000, 0))
     assert mean == pytest.approx(10, rel=0.01) and 0 < deviation < 0.01
 
 
 @pytest.mark.parametrize("p", [torch.zeros(0, 3), torch.full((4, 3), float("nan")), torch.ones(4, 3)])
-def test_inception_score_refuses_what_is_no_probability(p):
+def test_classifier_score_refuses_what_is_no_probability(p):
     with pytest.raises(ValueError, match="probabilities"):
-        inception_score(p)
+        classifier_score(p)
 
 
 # Neighbours

@@ -40,15 +40,17 @@ def evaluate(
         list[str],
         typer.Argument(
             help="builtin:fashion or the folder of a model, a run, a checkpoint or a saved FiTPipeline; or pictures: a "
-            "folder, an .npz archive (arr_0), fashion; or several result.json, to be compared",
+            "folder, an .npz archive (arr_0), garments as of --reference; or several result.json, to be compared",
             metavar="MODEL|SAMPLES|RESULT.json...",
         ),
     ],
     reference: Annotated[
         str | None,
         typer.Option(
-            help="real pictures: a folder, a sub-folder per class or none; an .npz archive as ADM has it (arr_0, mu, "
-            "sigma, mu_s, sigma_s); fashion, the bundled garments; fashion:test, statistics of the test garments"
+            help="real pictures: a folder, a sub-folder per class or none, or pixels of fitv2 prepare; an .npz archive "
+            "as ADM has it (arr_0, mu, sigma, mu_s, sigma_s); fashion, the bundled garments; where the files of "
+            "Fashion-MNIST are installed or in a FOLDER, fashion:train[:FOLDER], all 60000, and fashion:test[:FOLDER], "
+            "of which statistics are there without"
         ),
     ] = None,
     size: Annotated[
@@ -80,10 +82,11 @@ def evaluate(
     metrics: Annotated[
         str,
         typer.Option(
-            help="comma-separated: fd, sfd (features with places), kid, is (inception score), pr (precision, recall, "
-            "density, coverage), accuracy (of the classes asked for)"
+            help="comma-separated: fd, sfd (features with places), kid (kernel distance), cs (classifier score), "
+            "pr (precision, recall, density, coverage), accuracy (of the classes asked for); names are those of the "
+            "extractor, as FID, KID and Inception Score of inception"
         ),
-    ] = "fd,sfd,kid,is,pr,accuracy",
+    ] = "fd,sfd,kid,cs,pr,accuracy",
     num: Annotated[
         int | None,
         typer.Option(
@@ -120,7 +123,7 @@ def evaluate(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
 ) -> None:
-    """Measure pictures against real ones: Frechet distance, KID, precision and recall, and what else tells them apart.
+    """Measure pictures against real ones: Frechet and kernel distance, precision and recall, and what else there is.
 
     [bold]Examples[/bold]
 
@@ -150,6 +153,8 @@ def evaluate(
         raise ValueError(f"--guidance is for models; the pictures of {names[0]} are made already")
     if reference is None:
         raise ValueError("name real pictures to compare with: --reference FOLDER, an .npz archive, or fashion")
+    if is_model(reference):
+        raise ValueError(f"--reference {reference} is a model or a run; name real pictures to compare with")
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; name a folder")
     from datetime import timedelta
@@ -163,11 +168,11 @@ def evaluate(
     from ..processes import first_says, leave
     from .progress import image_progress
 
+    wanted = [parse_size_wish(text) for text in size or (["own"] if is_model(names[0]) else [])]
+    check_archive(save_npz, [wish.pixels for wish in wanted])
     # Processes finish far apart: whoever waits must not give up.
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=30))
     progress = partial(image_progress, shown=state.is_main_process)
-    wanted = [parse_size_wish(text) for text in size or (["own"] if is_model(names[0]) else [])]
-    check_archive(save_npz, [wish.pixels for wish in wanted])
     built: list[Evaluation] = []
 
     def check() -> None:
@@ -177,44 +182,46 @@ def evaluate(
         for wish in wanted:
             built[0].protocol_for(wish.pixels)
 
-    first_says(check)
-    if is_model(names[0]):
-        pretrained, codec = load_for_sampling(names[0], autoencoder, precision, str(state.device))
-        plain = {"steps": steps, "interval": guidance_interval, "power": guidance_power}
-        plain |= {"shift": time_shift, "full_every": full_every}
-        chosen = [solver, guidance_channels, extrapolation, attention_scale]
-        scales = guidance or [DEFAULT_GUIDANCE]
-        samplings = [build_sampling(pretrained, *chosen, guidance=scale, **plain) for scale in scales]
-        for wish in wanted:
-            few = balanced_wishes(pretrained, min(num or SHARD, SHARD), wish, seed, codec.factor)
-            check_memory(pretrained, few, samplings[0])
-        samples = make_samples(
-            pretrained,
-            codec,
-            samplings,
-            wanted,
-            num or DEFAULT_NUM,
-            name=names[0],
-            seed=seed,
-            precision=precision,
-            out=out / "samples",
-            state=state,
-            progress=progress,
-        )
-        del pretrained, codec  # Gigabytes, of a large model.
-    elif state.is_main_process:
-        samples = find_samples(names[0], wanted, num, built[0].cache)
-    if state.is_main_process:
-        finish(built[0], samples, out, save_npz, as_json)
-    leave()
+    try:
+        first_says(check)
+        if is_model(names[0]):
+            pretrained, codec = load_for_sampling(names[0], autoencoder, precision, str(state.device))
+            plain = {"steps": steps, "interval": guidance_interval, "power": guidance_power}
+            plain |= {"shift": time_shift, "full_every": full_every}
+            chosen = [solver, guidance_channels, extrapolation, attention_scale]
+            scales = guidance or [DEFAULT_GUIDANCE]
+            samplings = [build_sampling(pretrained, *chosen, guidance=scale, **plain) for scale in scales]
+            for wish in wanted:
+                few = balanced_wishes(pretrained, min(num or SHARD, SHARD), wish, seed, codec.factor)
+                check_memory(pretrained, few, samplings[0])
+            samples = make_samples(
+                pretrained,
+                codec,
+                samplings,
+                wanted,
+                num or DEFAULT_NUM,
+                name=names[0],
+                seed=seed,
+                precision=precision,
+                out=out / "samples",
+                state=state,
+                progress=progress,
+            )
+            del pretrained, codec  # Gigabytes, of a large model.
+        elif state.is_main_process:
+            samples = find_samples(names[0], wanted, num, built[0].cache)
+        if state.is_main_process:
+            finish(built[0], samples, out, save_npz, as_json)
+    finally:
+        leave()
 
 
 def is_model(name: str) -> bool:
     """Whether it is anything that makes pictures; else it should be pictures."""
     from ..pretrained import is_own_model
 
-    # Of a saved pipeline, of checkpoints, of a run that has no model yet.
-    marks = ("model_index.json", "ema.safetensors", "shards", "log.jsonl")
+    # Of a saved pipeline, of checkpoints, of a run that has no model yet; prepared pictures, too, have shards.
+    marks = ("model_index.json", "ema.safetensors", "shards/.metadata", "log.jsonl")
     return is_own_model(name) or any((Path(name) / mark).exists() for mark in marks)
 
 
@@ -269,10 +276,10 @@ def build_evaluation(
 
 def find_samples(name: str, wanted: list[SizeWish], num: int | None, cache: Path) -> list[Samples]:
     """Of pictures that are there already."""
-    from ..evaluation.pictures import FASHION, open_pictures
+    from ..evaluation.pictures import is_garments, open_pictures
     from ..evaluation.run import given_samples
 
-    if name != FASHION and not Path(name).exists():
+    if not is_garments(name) and not Path(name).exists():
         raise ValueError(f"there is no model, folder of pictures or archive {name!r}; builtin:fashion ships with fitv2")
     if any(wish.pixels is None for wish in wanted):
         raise ValueError(f"--size own is for models; the pictures of {name} have the sizes that they have")
@@ -310,7 +317,7 @@ def finish(evaluation: Evaluation, samples: list[Samples], out: Path, save_npz: 
 
 def compare(names: list[str], force: bool, as_json: bool) -> None:
     """Prints results of several files side by side; raises ValueError where they were measured in different ways."""
-    from ..evaluation.results import difference, read_results, report
+    from ..evaluation.results import difference, read_results, remarks, report
     from .score_tables import show_results
 
     files = {name: read_results(Path(name)) for name in names}
@@ -321,5 +328,7 @@ def compare(names: list[str], force: bool, as_json: bool) -> None:
         print(json.dumps({name: report(results) for name, results in files.items()}))
         return
     show_results(files)
+    for remark in remarks(files):
+        print(f"Note: {remark}")
     if found is not None:
         print(f"Not comparable: they differ in {found}")

@@ -12,8 +12,7 @@ if TYPE_CHECKING:
     from ..evaluation.results import Result
 
 SHARES = ("precision", "recall", "coverage", "accuracy")
-TITLES = {"fd": "{}", "sfd": "s{}", "kid": "KID", "inception_score": "inception score"}
-TITLES |= {name: name for name in ("precision", "recall", "density", "coverage", "accuracy")}
+OTHERS = ("precision", "recall", "density", "coverage", "accuracy")
 MOST_CLASSES = 20
 # Of a column, where the output is no terminal.
 WIDTH = 20
@@ -43,14 +42,19 @@ def rows(results: Sequence[Result]) -> Iterator[tuple[str, list[str]]]:
     yield "protocol", [result.stamp["protocol"] for result in results]
     yield "pictures", [str(result.stamp["num"]) for result in results]
     yield "real pictures", [str(result.stamp["reference_count"] or "statistics") for result in results]
-    called = " / ".join(dict.fromkeys(result.stamp["score"] for result in results))
-    for key, title in TITLES.items():
-        if any(key in result.scores for result in results):
-            yield title.format(called), [cell(result.scores, result.real, key) for result in results]
+    for key, title in shown(results).items():
+        yield title, [cell(result.scores, result.real, key) for result in results]
     classes = [result.scores.get("accuracy_per_class", {}) for result in results]
     for name in list(dict.fromkeys(name for of_result in classes for name in of_result))[:MOST_CLASSES]:
         real = [result.real.get("accuracy_per_class", {}) for result in results]
         yield f"  {name}", [share(own.get(name), of_real.get(name)) for own, of_real in zip(classes, real, strict=True)]
+
+
+def shown(results: Sequence[Result]) -> dict[str, str]:
+    """Key and title of every figure that one of them has."""
+    from ..evaluation.results import titles
+
+    return titles(results) | {key: key for key in OTHERS if any(key in result.scores for result in results)}
 
 
 def cell(scores: Mapping[str, Any], real: Mapping[str, Any], key: str) -> str:
@@ -59,7 +63,7 @@ def cell(scores: Mapping[str, Any], real: Mapping[str, Any], key: str) -> str:
         return share(scores.get(key), real.get(key))
     if key not in scores:
         return "-"
-    # Of few pictures, the inception score is of one part.
+    # Of few pictures, the classifier score is of one part.
     spread = f" ± {scores[f'{key}_std']:.2g}" if scores.get(f"{key}_std") else ""
     return f"{scores[key]:.4g}{spread}" + (f" / {real[key]:.4g}" if key in real else "")
 
@@ -75,9 +79,9 @@ def lines_below(results: Sequence[Result]) -> Iterator[str]:
     stamp = results[0].stamp
     yield f"against {stamp['reference']}, seen by {stamp['extractor']} ({stamp['resize']})"
     signs = []
-    if any(result.scores.get(f"{key}_std") for result in results for key in TITLES):
+    if any(result.scores.get(f"{key}_std") for result in results for key in shown(results)):
         signs.append("±: deviation over subsets")
-    if any(key in result.real for result in results for key in TITLES):
+    if any(key in result.real for result in results for key in shown(results)):
         signs.append("behind /: real pictures")
     judges = dict.fromkeys(result.scores["accuracy_by"] for result in results if "accuracy_by" in result.scores)
     signs += [f"accuracy: share of the class asked for, by {judge}" for judge in judges]

@@ -39,6 +39,8 @@ SHA256 = {
     "t10k-images-idx3-ubyte.gz": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
     "t10k-labels-idx1-ubyte.gz": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
+# Names of the splits, and how those of their files begin.
+SPLITS = {"train": "train", "test": "t10k"}
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 
 
@@ -181,10 +183,14 @@ def read_split(split: str, folder: Path | None = None) -> tuple[np.ndarray, np.n
 
     Raises ValueError when the files are not there or are not the upstream ones.
     """
-    folder = folder or DEBIAN_FOLDER
-    prefix = {"train": "train", "test": "t10k"}[split]
-    images = read_checked(folder / f"{prefix}-images-idx3-ubyte.gz")[16:].reshape(-1, SIDE, SIDE)
-    return images, read_checked(folder / f"{prefix}-labels-idx1-ubyte.gz")[8:]
+    images, labels = map(read_checked, split_files(split, folder))
+    return images[16:].reshape(-1, SIDE, SIDE), labels[8:]
+
+
+def split_files(split: str, folder: Path | None = None) -> tuple[Path, Path]:
+    """The upstream files of pictures and of labels."""
+    folder, prefix = folder or DEBIAN_FOLDER, SPLITS[split]
+    return folder / f"{prefix}-images-idx3-ubyte.gz", folder / f"{prefix}-labels-idx1-ubyte.gz"
 
 
 def read_checked(path: Path) -> np.ndarray:
@@ -192,7 +198,8 @@ def read_checked(path: Path) -> np.ndarray:
     if not path.is_file():
         raise ValueError(
             f"{path} is not there: install the Debian package dataset-fashion-mnist, or put the four files of "
-            "Fashion-MNIST into a folder and name it (data.folder); the bundled 10 000 pictures need neither"
+            "Fashion-MNIST into a folder and name it (data.folder of a recipe, fashion:train:FOLDER to evaluate); the "
+            "bundled 10 000 pictures need neither"
         )
     try:
         content = gzip.decompress(path.read_bytes())

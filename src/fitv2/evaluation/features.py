@@ -59,7 +59,9 @@ def extract(extractor: Extractor, images: Iterable[Image.Image], done: Callable[
             same = list(same)
             for start in range(0, len(same), BATCH):
                 chosen = same[start : start + BATCH]
-                found.append(extractor(torch.from_numpy(np.stack([arrays[i] for i in chosen]))))
+                # By default a GPU rounds the factors of convolutions to 10 bits, and figures would be its own.
+                with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+                    found.append(extractor(torch.from_numpy(np.stack([arrays[i] for i in chosen]))))
                 done(len(chosen))
         back = torch.tensor(order).argsort()
         parts = (torch.cat([getattr(part, field.name) for part in found])[back] for field in fields(Features))

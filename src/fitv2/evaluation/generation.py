@@ -1,22 +1,27 @@
 """Pictures that a model makes for an evaluation: in shards on disk, resumable, shared by several processes.
 
 A picture depends on its index and the settings alone: shards hold fixed indices, so that neither the number of
-processes nor an interruption shows in the bytes.
+processes nor an interruption shows in the bytes. What is there is used for any number of pictures: of a shard with more
+its first ones, and to one with fewer the others are added. These are made in other company than at once, so the sums of
+their network may be rounded otherwise.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from accelerate import PartialState
+from filelock import FileLock, Timeout
 from PIL import Image
 from torch import Tensor
 
@@ -30,11 +35,13 @@ from ..sheets import to_image
 from .pictures import View
 
 SHARD = 250
-SETTINGS = "settings.json"
+SETTINGS, LOCK = "settings.json", "lock"
+
+logger = logging.getLogger(__name__)
 
 
 class GeneratedPictures:
-    """The pictures of a folder of shards, in the order of the wishes. shards: NUMBER.npz, each of 250 pictures:
+    """The pictures of a folder of shards, in the order of the wishes. shards: NUMBER.npz, each of up to 250 pictures:
     hw (n, 2), and pixels (uint8) one picture after another, each (height, width, channels).
     """
 
@@ -61,24 +68,28 @@ class GeneratedPictures:
         for number, shard in enumerate(self.shards):
             if wanted.isdisjoint(shard):
                 continue
-            pictures = self.shard(number)
-            if pictures is None:
+            pictures = self.stored(number)
+            if len(pictures) < len(shard):
                 raise ValueError(f"{self.path(number)} was removed or damaged; run the same command again")
             for index, picture in zip(shard, pictures, strict=True):
                 if index in wanted:
                     yield view(picture if mode is None else picture.convert(mode))
 
-    def shard(self, number: int) -> list[Image.Image] | None:
-        """The pictures of a finished shard; None where it is not there, not whole, or of fewer pictures."""
+    def stored(self, number: int) -> list[Image.Image]:
+        """The first pictures of a shard, as many as are there and asked for; of a damaged one none, with a warning."""
+        path, wanted = self.path(number), self.sizes[self.shards[number]].tolist()
+        if not path.is_file():
+            return []
         try:
-            with np.load(self.path(number)) as archive:
+            with np.load(path) as archive:
                 hw, pixels = archive["hw"].tolist(), archive["pixels"]
-            if hw != self.sizes[self.shards[number]].tolist():
-                return None
             parts = np.split(pixels, np.cumsum([h * w * pixels_each(hw, pixels) for h, w in hw])[:-1])
-            return [as_image(part, h, w) for part, (h, w) in zip(parts, hw, strict=True)]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
-            return None
+            if any(found != size for found, size in zip(hw, wanted, strict=False)):
+                raise ValueError("its pictures are of other sizes")
+            return [as_image(part, h, w) for part, (h, w) in zip(parts, hw, strict=True)][: len(wanted)]
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            logger.warning("%s is damaged, and its pictures are made anew (%s)", path, error)
+            return []
 
     def write_shard(self, number: int, pictures: Sequence[Image.Image]) -> None:
         arrays = [to_array(picture).transpose(1, 2, 0) for picture in pictures]
@@ -116,27 +127,27 @@ def make_pictures(
 ) -> None:
     """Completes the shards, this process its part; returns when all processes have. `done` gets how many are there.
 
-    settings: all that the pictures depend on. Raises ValueError where the folder holds pictures of other settings, or
-    the model makes none.
+    settings: all that the pictures depend on. Raises ValueError where the folder holds pictures of other settings,
+    another run is making some there, or the model makes none.
     """
-    first_says(lambda: begin(pictures.folder, settings))
-    for number in range(state.process_index, len(pictures.shards), state.num_processes):
-        if pictures.shard(number) is None:
-            pictures.write_shard(number, make_shard(pictures, number, pretrained, codec, sampling, done))
-        else:
-            done(len(pictures.shards[number]))
-    state.wait_for_everyone()
+    with alone(pictures.folder):
+        first_says(lambda: begin(pictures.folder, settings))
+        for number in range(state.process_index, len(pictures.shards), state.num_processes):
+            there = pictures.stored(number)
+            done(len(there))
+            missing = [pictures.wishes[i] for i in pictures.shards[number][len(there) :]]
+            if missing:
+                pictures.write_shard(number, there + make_wishes(missing, pretrained, codec, sampling, done))
+        state.wait_for_everyone()
 
 
-def make_shard(
-    pictures: GeneratedPictures,
-    number: int,
+def make_wishes(
+    wishes: Sequence[Wish],
     pretrained: Pretrained,
     codec: Pixels | KLAutoencoder,
     sampling: Sampling,
     done: Callable[[int], None],
 ) -> list[Image.Image]:
-    wishes = [pictures.wishes[i] for i in pictures.shards[number]]
     made: dict[int, Image.Image] = {}
 
     def keep(index: int, latent: Tensor) -> None:
@@ -147,6 +158,31 @@ def make_shard(
 
     generate(pretrained.model, wishes, sampling, keep)
     return [made[i] for i in range(len(wishes))]
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """One run at a time in a folder: the first of its processes holds a lock, which is free again however it ends.
+
+    Raises ValueError, in all of them, where another run holds it.
+    """
+    lock = FileLock(folder / LOCK)
+    first_says(lambda: take(lock))
+    try:
+        yield
+    finally:
+        lock.release()  # Nothing, in the others.
+
+
+def take(lock: FileLock) -> None:
+    folder = Path(lock.lock_file).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise ValueError(
+            f"another fitv2 evaluate is making these pictures ({folder}); wait for it or choose another --out"
+        ) from None
 
 
 def begin(folder: Path, settings: dict[str, Any]) -> None:

@@ -12,11 +12,12 @@ import numpy as np
 from accelerate import PartialState
 
 from ..autoencoder import KLAutoencoder, Pixels
-from ..generate import Sampling
+from ..generate import Sampling, Wish
 from ..model.presets import architecture_of
 from ..pretrained import Pretrained
 from ..state_files import weights_digest
 from .generation import GeneratedPictures, make_pictures, settings_digest
+from .results import LABELS, OWN_CHOICE, class_counts
 from .run import Progress, Samples
 from .wishes import LABEL_SCHEME, SEED_SCHEME, SizeWish, balanced_wishes
 
@@ -60,16 +61,23 @@ def make_samples(
             with progress(f"making {size} at {sampling.guidance:g}", number) as done:
                 make_pictures(pictures, pretrained, codec, sampling, settings, state, done)
             about: dict[str, Any] = {"model": name, "pictures": str(folder), "model_calls": sampling.model_calls}
+            about[LABELS] = asked_for(wishes, pretrained.model.config.num_classes)
             samples.append(
                 Samples(
                     pictures=pictures,
                     chosen=np.arange(number),
                     size=size.pixels,
                     called=str(size),
-                    about=about | {key: value for key, value in settings.items() if key not in ("format", "size")},
+                    about=about
+                    | {key: value for key, value in settings.items() if key not in ("format", "size", LABELS)},
                 )
             )
     return samples
+
+
+def asked_for(wishes: Sequence[Wish], classes: int) -> str:
+    """How often each class is asked for, as a stamp says it."""
+    return class_counts(np.array([wish.label for wish in wishes]), classes) or OWN_CHOICE
 
 
 def model_digest(pretrained: Pretrained) -> str:

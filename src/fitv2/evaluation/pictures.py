@@ -1,10 +1,11 @@
-"""Sets of pictures to evaluate, or to compare with: a folder, an archive, the bundled garments."""
+"""Sets of pictures to evaluate, or to compare with: a folder, prepared pixels, an archive, garments."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -12,16 +13,23 @@ import numpy as np
 from PIL import Image
 
 from ..classes import readable_names
-from ..data.fashion import bundled
+from ..data.fashion import SPLITS, Fashion, bundled, full
 from ..data.folder import ImageFolder
 from ..data.images import UnreadableImage, decode
+from ..data.latents import LatentShards
+from ..data.official_latents import budgets
+from ..data.prepared import is_prepared, read_dataset
 from ..data.scan import in_threads
 from .archives import read_pictures, read_shape
 
 FASHION = "fashion"
 WORKERS = 4
-# Pictures that threads may be ahead of the network, each as large as its view.
-AHEAD = 64
+# Pictures that threads may be ahead of the network, and pixels of these: 400 MB in colour.
+AHEAD, AHEAD_PIXELS = 64, 1 << 27
+NO_LATENTS = (
+    "{} holds latents, which no extractor can see: name the folder of the pictures that they were made of, or prepare "
+    "these with --autoencoder pixels"
+)
 View = Callable[[Image.Image], Image.Image]
 
 
@@ -70,8 +78,8 @@ class FolderPictures:
             except UnreadableImage as error:
                 raise ValueError(f"{path} could be read at the start and now cannot: {error}") from error
 
-        for start in range(0, len(indices), AHEAD):
-            yield from in_threads(WORKERS, seen, indices[start : start + AHEAD])
+        for block in blocks(indices, self.sizes.prod(1)):
+            yield from in_threads(WORKERS, seen, block)
 
 
 class ArchivePictures:
@@ -91,15 +99,40 @@ class ArchivePictures:
         return (view(image.convert(mode)) for image in read_pictures(self.path, indices))
 
 
-class BundledGarments:
-    """The 10 000 training garments that ship with the package, each in its own size."""
+class PreparedPictures:
+    """What `fitv2 prepare` has stored as pixels: every picture fitted to the budget, whole where there is a crop too.
 
-    name = FASHION
+    Raises ValueError for latents, which only a model of them can see.
+    """
 
-    def __init__(self) -> None:
-        garments = bundled()
-        self.garments, self.class_names, self.labels = garments.pictures, garments.class_names, garments.labels
-        self.sizes = garments.hw * garments.patch_size
+    def __init__(self, root: Path) -> None:
+        self.shards = LatentShards(root, flip=False)
+        if self.shards.preparation.kind != "pixels":
+            raise ValueError(NO_LATENTS.format(root))
+        if not len(self.shards):
+            raise ValueError(f"{root} holds no picture: all files of its source were skipped")
+        self.name, self.class_names = str(root), readable_names(self.shards.class_names)
+        self.labels, self.sizes = self.shards.labels, self.shards.hw[:, 0] * self.shards.preparation.patch
+
+    @cached_property
+    def digest(self) -> str:
+        """Over the index, where each picture has hashes of its file and of its pixels, and what that does not say."""
+        preparation, dataset = read_dataset(self.shards.root)
+        about = preparation.digest, dataset["index_sha256"], *self.class_names
+        return hashlib.sha256("\n".join(about).encode()).hexdigest()
+
+    def read(self, indices: Sequence[int], mode: Literal["RGB", "L"], view: View) -> Iterator[Image.Image]:
+        for index in indices:
+            pixels = np.ascontiguousarray(self.shards.stored(index, 0, 0).transpose(1, 2, 0))
+            yield view(Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).convert(mode))
+
+
+class Garments:
+    """Garments in memory, each in its own size."""
+
+    def __init__(self, name: str, garments: Fashion) -> None:
+        self.name, self.garments, self.class_names = name, garments.pictures, garments.class_names
+        self.labels, self.sizes = garments.labels, garments.hw * garments.patch_size
 
     @cached_property
     def digest(self) -> str:
@@ -113,29 +146,79 @@ class BundledGarments:
 
 
 def open_pictures(name: str, cache: Path) -> Pictures:
-    """A folder of pictures, an .npz archive, or "fashion". Raises ValueError where there is none.
+    """A folder of pictures or of prepared pixels, an .npz archive, or garments. Raises ValueError where there is none.
 
     cache: a folder in which sizes of pictures are kept.
     """
     path = Path(name)
-    if name == FASHION:
-        return BundledGarments()
+    if is_garments(name):
+        return open_garments(name)
     if path.suffix == ".npz":
         return ArchivePictures(path)
+    if path.is_file():
+        raise ValueError(
+            f"{path} is no folder of pictures and no archive (.npz); of lists, WebDataset archives and data sets of "
+            "Hugging Face, fitv2 prepare --autoencoder pixels makes a folder that can be named"
+        )
     if not path.is_dir():
         raise ValueError(f"there is no folder, archive (.npz) or set of pictures {name!r}; the built-in set is fashion")
+    if is_prepared(path):
+        return PreparedPictures(path)
+    if budgets(path):
+        raise ValueError(NO_LATENTS.format(path))
     scanned = hashlib.sha256(str(path.resolve()).encode(errors="surrogateescape")).hexdigest()
     return FolderPictures(path, cache / f"scan-{scanned[:16]}.json")
 
 
+def is_garments(name: str) -> bool:
+    """Whether it names the bundled garments, or all of a split."""
+    return name == FASHION or name.startswith(f"{FASHION}:")
+
+
+def open_garments(name: str) -> Garments:
+    """fashion, the bundled 10 000; fashion:train, all 60 000; fashion:test, the 10 000 on which nothing is trained; the
+    last two, from the files of their authors, also with their FOLDER: fashion:train:FOLDER.
+    """
+    if name == FASHION:
+        return Garments(name, bundled())
+    split, folder = split_of(name)
+    return Garments(name, full(split, folder))
+
+
+def split_of(name: str) -> tuple[str, Path | None]:
+    """Of fashion:SPLIT or fashion:SPLIT:FOLDER. Raises ValueError for another split."""
+    _, split, folder = (*name.split(":", 2), "")[:3]
+    if split not in SPLITS:
+        raise ValueError(
+            f"there are no garments {name!r}: fashion are the bundled 10000, fashion:train all 60000, fashion:test the "
+            "10000 of the test; behind them, as in fashion:train:FOLDER, the folder of the four files of Fashion-MNIST"
+        )
+    return split, Path(folder) if folder else None
+
+
+def blocks(indices: Sequence[int], pixels: np.ndarray) -> Iterator[Sequence[int]]:
+    """Consecutive indices, of as many pictures as may be held at once; pixels: (N,) of each picture."""
+    start = held = 0
+    for end, index in enumerate(indices):
+        if end > start and (end - start == AHEAD or held + pixels[index] > AHEAD_PIXELS):
+            yield indices[start:end]
+            start, held = end, 0
+        held += pixels[index]
+    yield indices[start:]
+
+
 def in_turn(labels: np.ndarray, number: int) -> np.ndarray:
-    """Ascending indices of `number` pictures, or all: the first of each class, the second of each, and so on."""
-    order = np.argsort(labels, kind="stable")
+    """Ascending indices of `number` pictures, or all: one of each class, another of each, and so on.
+
+    Which, a fixed seed draws: the first by name are often alike. A larger number takes the same ones and more.
+    """
+    drawn = np.random.default_rng(0).permutation(len(labels))
+    order = drawn[np.argsort(labels[drawn], kind="stable")]
     counts = np.unique(labels, return_counts=True)[1]
     turns = np.concatenate([np.arange(count) for count in counts])
     return np.sort(order[np.argsort(turns, kind="stable")][:number])
 
 
-def file_digest(path: Path) -> str:
+def file_digest(path: Path | Traversable) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -7,17 +7,14 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 
 from ..drawing import BLUE, GREY, ORANGE, Panel
-from .results import Result
+from .results import Result, titles
 
-BARS = {"fd": "{}", "sfd": "s{}", "kid": "KID", "inception_score": "inception score"}
 SHARES = ("precision", "recall", "density", "coverage", "accuracy")
 
 
 def panels(results: Sequence[Result]) -> list[Panel]:
     """Of the measures that there are; where pictures are real, a grey line says what they reach."""
-    called = " / ".join(dict.fromkeys(result.stamp["score"] for result in results))
-    there = [key for key in BARS if any(key in result.scores for result in results)]
-    drawn = [bars(results, key, BARS[key].format(called)) for key in there]
+    drawn = [bars(results, key, title) for key, title in titles(results).items()]
     if any(share in result.scores for result in results for share in SHARES):
         drawn.append(shares(results))
     return drawn

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import zipfile
 import zlib
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.resources.abc import Traversable
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from ..data.fashion import CLASS_NAMES
+from ..data.fashion import CLASS_NAMES, split_files
 from .archives import PICTURES
 from .efficientnet import EfficientNetExtractor
 from .frechet import Statistics
 from .garments import GarmentExtractor
 from .inception import InceptionExtractor
-from .pictures import FASHION, Pictures, file_digest, open_pictures
+from .pictures import FASHION, Pictures, file_digest, is_garments, open_garments, open_pictures, split_of
 from .scores import TEST_STATISTICS, load_reference
-
-FASHION_TEST = "fashion:test"
 
 
 @dataclass(frozen=True)
@@ -38,38 +36,44 @@ class Known:
 
 @dataclass(frozen=True)
 class Reference:
-    """pictures, known: at least one of them."""
+    """pictures, known: at least one of them. source: a file that stands for all of it; None: its pictures do."""
 
     name: str
     pictures: Pictures | None
     known: Known | None = None
+    source: Path | Traversable | None = None
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of all that it holds."""
-        if self.pictures is not None:
-            return self.pictures.digest
-        if self.name == FASHION_TEST:
-            return hashlib.sha256(TEST_STATISTICS.read_bytes()).hexdigest()
-        return file_digest(Path(self.name))
+        return self.pictures.digest if self.source is None else file_digest(self.source)
 
 
 def open_reference(name: str, cache: Path) -> Reference:
-    """A folder of pictures, an .npz archive (ADM's: pictures, statistics or both), "fashion" or "fashion:test".
+    """What `open_pictures` opens, an .npz archive as ADM has it (pictures, statistics or both), or "fashion:test".
 
     cache: a folder in which sizes of pictures are kept. Raises ValueError where there is none.
     """
-    if name == FASHION_TEST:
-        shipped = load_reference()
-        shares = dict(zip(CLASS_NAMES, shipped.recognised_per_class, strict=True))
-        return Reference(name, None, Known(GarmentExtractor.name, shipped.statistics, recognised=shares))
+    if is_garments(name) and name != FASHION and split_of(name)[0] == "test":
+        return garments_of_the_test(name)
     path = Path(name)
     if path.suffix != ".npz":
         return Reference(name, open_pictures(name, cache))
     known, has_pictures = read_known(path)
     if known is None and not has_pictures:
         raise ValueError(f"{path} holds neither pictures ({PICTURES}) nor statistics (mu, sigma)")
-    return Reference(name, open_pictures(name, cache) if has_pictures else None, known)
+    return Reference(name, open_pictures(name, cache) if has_pictures else None, known, source=path)
+
+
+def garments_of_the_test(name: str) -> Reference:
+    """What ships of the test pictures, and these where they are installed or in the folder of the name: the same
+    reference with and without, since nobody's files but their authors' are taken.
+    """
+    shipped, (split, folder) = load_reference(), split_of(name)
+    shares = dict(zip(CLASS_NAMES, shipped.recognised_per_class, strict=True))
+    known = Known(GarmentExtractor.name, shipped.statistics, recognised=shares)
+    there = folder is not None or all(path.is_file() for path in split_files(split))
+    return Reference(name, open_garments(name) if there else None, known, source=TEST_STATISTICS)
 
 
 def read_known(path: Path) -> tuple[Known | None, bool]:
@@ -104,4 +108,4 @@ def default_extractor(reference: str, inception_weights: Path | None) -> str:
     """The FID's network where its weights are, the garments' for garments, else what needs no download."""
     if inception_weights is not None:
         return InceptionExtractor.name
-    return GarmentExtractor.name if reference in (FASHION, FASHION_TEST) else EfficientNetExtractor.name
+    return GarmentExtractor.name if is_garments(reference) else EfficientNetExtractor.name

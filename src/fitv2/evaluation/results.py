@@ -1,17 +1,19 @@
-"""Results with stamps that say how they came about; only results of equal stamps are compared."""
+"""Results with stamps that say how they came about; results are compared where stamps agree in what moves a figure."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..atomic import write_text
 
-FORMAT = 1
+FORMAT = 2
 # What must be the same in figures that stand side by side, and how a sentence calls it.
 MUST_AGREE = {
     "suite": "version of the suite",
@@ -23,9 +25,10 @@ MUST_AGREE = {
     "extractor": "extractor",
     "extractor_sha256": "weights of the extractor",
     "resize": "resize of the extractor",
-    "labels": "choice of labels",
-    "seeds": "choice of seeds",
 }
+LABELS, OWN_CHOICE = "labels", "as the model likes"
+# What reading a result needs besides.
+NEEDED = MUST_AGREE.keys() | {LABELS, "size", "names", "reference"}
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,16 @@ class Result:
         return self.stamp["size"] + ("" if guidance is None else f" at {guidance:g}")
 
 
+def titles(results: Sequence[Result]) -> dict[str, str]:
+    """What to call those figures that are named after a network, by key, as far as one of the results has them."""
+    keys = dict.fromkeys(key for result in results for key in result.stamp["names"])
+    return {
+        key: " / ".join(dict.fromkeys(result.stamp["names"][key] for result in results))
+        for key in keys
+        if any(key in result.scores for result in results)
+    }
+
+
 def report(results: Sequence[Result]) -> dict[str, Any]:
     """What result.json holds."""
     versions = {package: version(package) for package in ("fitv2", "torch")}
@@ -59,9 +72,9 @@ def read_results(path: Path) -> list[Result]:
     try:
         content = json.loads(path.read_bytes())
         if content["format"] != FORMAT:
-            raise ValueError(f"format {content['format']}, and this version reads {FORMAT}")
+            raise ValueError(f"format {content['format']}, and this version reads {FORMAT}: evaluate anew")
         results = [Result(**result) for result in content["results"]]
-        if any(missing := (MUST_AGREE.keys() | {"size"}) - result.stamp.keys() for result in results):
+        if any(missing := NEEDED - result.stamp.keys() for result in results):
             raise ValueError(f"stamps without {', '.join(sorted(missing))}")
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from None
@@ -70,19 +83,57 @@ def read_results(path: Path) -> list[Result]:
     return results
 
 
-def difference(files: dict[str, list[Result]]) -> str | None:
-    """In words, the first thing in which results of these files are not comparable; None where all are."""
-    first_file, *others = files
-    sizes = {file: sorted({result.stamp["size"] for result in results}) for file, results in files.items()}
-    for other in others:
-        if sizes[other] != sizes[first_file]:
-            return f"sizes: {', '.join(sizes[first_file])} in {first_file}, {', '.join(sizes[other])} in {other}"
-    firsts: dict[str, tuple[str, Result]] = {}
+def class_counts(labels: np.ndarray, classes: int) -> str | None:
+    """How often each class is there, from the labels (N,) of pictures; None where they have no classes."""
+    if not classes:
+        return None
+    counts = np.bincount(labels, minlength=classes)
+    few, many = int(counts.min()), int(counts.max())
+    return f"{classes} classes, " + ("balanced" if many - few <= 1 else f"{few} to {many} pictures of each")
+
+
+def difference(files: Mapping[str, Sequence[Result]]) -> str | None:
+    """In words, the first thing that makes results of these files incomparable; None where nothing does.
+
+    That is what moves the figures of equally good pictures: another suite, protocol, reference or extractor, and the
+    number of pictures, with which a Frechet distance falls. So does how often each class is there: a model of all its
+    classes in turn is not to be set against samples that are mostly dogs. Where nobody knows it, `remarks` says so:
+    samples as people hand them on seldom have labels. Seeds say which noise was drawn, which is chance and has no
+    direction; equal ones make a comparison of models paired, different ones do not make it wrong. Sizes are compared
+    each with its like.
+    """
+    sizes = {file: list(dict.fromkeys(result.stamp["size"] for result in results)) for file, results in files.items()}
+    if not set.intersection(*map(set, sizes.values())):
+        return "sizes: " + ", ".join(f"{', '.join(of_file)} in {file}" for file, of_file in sizes.items())
+    known: dict[tuple[str, str], tuple[str, Any]] = {}
     for file, results in files.items():
         for result in results:
             size = result.stamp["size"]
-            known_file, known = firsts.setdefault(size, (file, result))
-            for key, called in MUST_AGREE.items():
-                if known.stamp[key] != result.stamp[key]:
-                    return f"{called} at {size}: {known.stamp[key]} in {known_file}, {result.stamp[key]} in {file}"
+            for key, called in (MUST_AGREE | {LABELS: "frequency of classes"}).items():
+                value = result.stamp[key]
+                if key == LABELS and value in (None, OWN_CHOICE):
+                    continue
+                known_file, first = known.setdefault((size, key), (file, value))
+                if first != value:
+                    return f"{called} at {size}: {first} in {known_file}, {value} in {file}"
     return None
+
+
+def remarks(files: Mapping[str, Sequence[Result]]) -> list[str]:
+    """What has to be known to compare results of these files, in sentences."""
+    found, all_sizes = [], {result.stamp["size"] for results in files.values() for result in results}
+    labels = {file: {result.stamp[LABELS] for result in results} for file, results in files.items()}
+    if unknown := [file for file, of_file in labels.items() if None in of_file]:
+        found.append(
+            f"how often each class is there is not known of {', '.join(unknown)}: figures compare if it is as in the "
+            "others"
+        )
+    likes = [file for file, of_file in labels.items() if OWN_CHOICE in of_file]
+    if likes and len(set.union(*labels.values()) - {None}) > 1:
+        found.append(f"{', '.join(likes)}: of a model that is asked for no class, while others are told which")
+    if any(size.startswith("own") for size in all_sizes):
+        found.append("own: each in sizes of its own, which may be others in another file")
+    for size in sorted(all_sizes):
+        if lacking := [file for file, results in files.items() if size not in {r.stamp["size"] for r in results}]:
+            found.append(f"{size} is not in {', '.join(lacking)}; compare what has the same size")
+    return found

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from .features import Extractor
-from .pictures import Pictures, in_turn
+from .pictures import FolderPictures, Pictures, in_turn
 from .protocols import FILTER, Protocol, real_view, sample_view
 from .references import Reference
-from .results import Result
-from .suite import VERSION, Side, measure
+from .results import LABELS, Result, class_counts
+from .suite import VERSION, Side, figure_names, measure
 from .summary import Summary, kept_summary, summarise
 
 # (what is being done, how many) to a context whose value takes the number just finished.
@@ -25,7 +25,7 @@ Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 @dataclass(frozen=True, kw_only=True)
 class Samples:
     """Pictures to evaluate. size: their (height, width), None for many; called: that size in words. about: what a stamp
-    has to say of where they come from, "labels" and "seeds" at least.
+    has to say of where they come from, "labels" and "seeds" at least. notes: what has to be said of their files.
     """
 
     pictures: Pictures
@@ -33,6 +33,7 @@ class Samples:
     size: tuple[int, int] | None
     called: str
     about: dict[str, Any] = field(repr=False)
+    notes: tuple[str, ...] = ()
 
 
 def given_samples(pictures: Pictures, sizes: Collection[tuple[int, int]], number: int | None) -> Iterator[Samples]:
@@ -54,12 +55,20 @@ def given_samples(pictures: Pictures, sizes: Collection[tuple[int, int]], number
         called = "own" if size is None else f"{size[0]}x{size[1]}"
         if number is not None and number > len(chosen):
             raise ValueError(f"{pictures.name} has {len(chosen)} pictures of the size {called}, and not {number}")
-        taken = number is not None and number < len(chosen)
-        if taken:
+        if number is not None and number < len(chosen):
             chosen = chosen[in_turn(pictures.labels[chosen], number)]
         about = {"samples": pictures.name, "samples_sha256": pictures.digest, "seeds": None}
-        about["labels"] = "classes in turn" if taken else "as they are"
-        yield Samples(pictures=pictures, chosen=chosen, size=size, called=called, about=about)
+        about[LABELS] = class_counts(pictures.labels[chosen], len(pictures.class_names))
+        notes = file_notes(pictures, chosen)
+        yield Samples(pictures=pictures, chosen=chosen, size=size, called=called, about=about, notes=notes)
+
+
+def file_notes(pictures: Pictures, chosen: np.ndarray) -> tuple[str, ...]:
+    """Extractors see what JPEG loses (arXiv 2104.11222), which is no fault of whoever made the pictures."""
+    if not isinstance(pictures, FolderPictures):
+        return ()
+    lossy = sum(pictures.folder.paths[i].lower().endswith((".jpg", ".jpeg", ".jfif")) for i in chosen.tolist())
+    return (f"{lossy} of {len(chosen)} samples are JPEG files, whose losses count as theirs",) if lossy else ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,11 +125,11 @@ class Evaluation:
             "reference_count": count,
             "reference_statistics": "given" if self.knows(protocol) else "of its pictures",
             "extractor": self.extractor.name,
-            "score": self.extractor.score,
+            "names": figure_names(self.extractor.score),
             "extractor_sha256": self.extractor.digest,
             "resize": self.extractor.resize,
         }
-        return Result(stamp | samples.about, scores, of_real, said + notes)
+        return Result(stamp | samples.about, scores, of_real, [*said, *notes, *samples.notes])
 
     def see_samples(self, samples: Samples, protocol: Protocol) -> Summary:
         pictures, chosen = samples.pictures, samples.chosen

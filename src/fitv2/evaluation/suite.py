@@ -9,18 +9,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .classifier_score import PART
 from .features import Extractor
 from .frechet import Statistics, frechet_distance
+from .inception import InceptionExtractor
 from .kid import kernel_distance
 from .neighbours import DENSITY_NEIGHBOURS, VOTERS, compare_neighbours, vote
 from .summary import Summary
 
 # Counts up when the same pictures get other figures.
-VERSION = 1
-METRICS = ("fd", "sfd", "kid", "is", "pr", "accuracy")
+VERSION = 2
+METRICS = ("fd", "sfd", "kid", "cs", "pr", "accuracy")
 # Below, the Frechet distance is too large by chance alone; papers take 50 000.
 ENOUGH = 10_000
 Figures = dict[str, Any]
+
+
+def figure_names(score: str) -> dict[str, str]:
+    """What the figures of a network are called, by their keys; score: the name of its Frechet distance.
+
+    FID, sFID, KID and Inception Score are those of Inception alone: of another network nobody may take them for these.
+    """
+    if score == InceptionExtractor.score:
+        return {"fd": "FID", "sfd": "sFID", "kid": "KID", "classifier_score": "Inception Score"}
+    network = score.removeprefix("FD-")
+    return {"fd": score, "sfd": f"s{score}", "kid": f"KD-{network}", "classifier_score": f"CS-{network}"}
 
 
 @dataclass(frozen=True)
@@ -41,11 +54,11 @@ def measure(
 ) -> tuple[Figures, Figures, list[str]]:
     """The figures of the samples, those of the real pictures where they have any, and notes in sentences.
 
-    fd, sfd: Frechet distance and that of the features with places. kid, kid_std; inception_score and its _std;
+    fd, sfd: Frechet distance and that of the features with places. kid, kid_std; classifier_score and its _std;
     precision, recall, density, coverage; accuracy and accuracy_per_class: shares in [0, 1] of the class asked for. What
     cannot be had is left out, with a note. Raises ValueError where features are unfit.
     """
-    scores, of_real, notes = {}, {}, size_notes(samples, real)
+    scores, of_real, notes = {}, {}, size_notes(samples, real, metrics)
     if "fd" in metrics:
         scores["fd"] = frechet_distance(samples.statistics, real.statistics)
     if "sfd" in metrics:
@@ -53,10 +66,10 @@ def measure(
             notes.append("the reference has no statistics of features with places, so there is no sfd")
         else:
             scores["sfd"] = frechet_distance(samples.spatial, real.spatial)
-    if "is" in metrics:
-        scores["inception_score"], scores["inception_score_std"] = samples.summary.score.tolist()
+    if "cs" in metrics:
+        scores["classifier_score"], scores["classifier_score_std"] = samples.summary.score.tolist()
         if real.summary is not None:
-            of_real["inception_score"], of_real["inception_score_std"] = real.summary.score.tolist()
+            of_real["classifier_score"], of_real["classifier_score_std"] = real.summary.score.tolist()
     if real.summary is None:
         if left := sorted({"kid", "pr"} & set(metrics)):
             notes.append(f"the reference has statistics and no pictures, so there is no {' and no '.join(left)}")
@@ -75,17 +88,20 @@ def measure(
     return scores, of_real, notes
 
 
-def size_notes(samples: Side, real: Side) -> list[str]:
-    """What too few pictures do to the Frechet distance."""
-    notes, features = [], len(samples.statistics.mean)
-    count = samples.statistics.count
+def size_notes(samples: Side, real: Side, metrics: Collection[str]) -> list[str]:
+    """What too few pictures do to the figures."""
+    notes, features, count = [], len(samples.statistics.mean), samples.statistics.count
+    if "cs" in metrics and count < PART:
+        notes.append(f"the classifier score of {count} pictures is biased downwards, as of fewer than {PART}")
+    if not {"fd", "sfd"} & set(metrics):
+        return notes
     if count < ENOUGH:
         notes.append(f"the Frechet distance of {count} pictures is biased upwards; compare it only at equal numbers")
     for whose, side in (("samples", samples), ("real pictures", real)):
         if 0 < side.statistics.count <= features:
             notes.append(
                 f"{side.statistics.count} {whose} are fewer than make {features} features' covariance one of full "
-                "rank: KID is the better figure"
+                "rank: the kernel distance is the better figure"
             )
     return notes
 
@@ -94,28 +110,36 @@ def add_accuracy(
     samples: Side, real: Side, extractor: Extractor, scores: Figures, of_real: Figures, notes: list[str]
 ) -> None:
     """How many samples show the class that was asked for: as the extractor sees it where it knows their classes, else
-    as the five nearest real pictures do.
+    as the five nearest real pictures do. Of real pictures the same, with classes as frequent as in the samples.
     """
     own = numbers_among(samples.class_names, extractor.class_names or [])
     if own is not None:
-        names = extractor.class_names
+        names, of_class = extractor.class_names, {}
         scores["accuracy_by"] = extractor.name
-        scores |= shares(samples.summary.classes, own[samples.summary.labels], names)
+        classes, labels = samples.summary.classes, own[samples.summary.labels]
         others = numbers_among(real.class_names, names)
         if real.recognised is not None:
-            of_real["accuracy"] = sum(real.recognised.values()) / len(real.recognised)
-            of_real["accuracy_per_class"] = real.recognised
+            of_class = real.recognised
         elif real.summary is not None and real.class_names and others is not None:
-            of_real |= shares(real.summary.classes, others[real.summary.labels], names)
-        return
-    own = numbers_among(samples.class_names, real.class_names)
-    if own is None or real.summary is None or len(real.summary.pooled) <= VOTERS:
-        notes.append("the classes of the samples are not those of the reference, so there is no accuracy")
-        return
-    known, labels = real.summary.pooled, real.summary.labels
-    scores["accuracy_by"] = f"the {VOTERS} nearest real pictures"
-    scores |= shares(vote(samples.summary.pooled, known, labels), own[samples.summary.labels], real.class_names)
-    of_real |= shares(vote(known, known, labels), labels, real.class_names)
+            of_class = shares(real.summary.classes, others[real.summary.labels], names)
+    else:
+        own, names = numbers_among(samples.class_names, real.class_names), real.class_names
+        if own is None or real.summary is None or len(real.summary.pooled) <= VOTERS:
+            notes.append("the classes of the samples are not those of the reference, so there is no accuracy")
+            return
+        scores["accuracy_by"] = f"the {VOTERS} nearest real pictures"
+        known, voters = real.summary.pooled, real.summary.labels
+        classes, labels = vote(samples.summary.pooled, known, voters), own[samples.summary.labels]
+        of_class = shares(vote(known, known, voters), voters, names)
+    scores["accuracy"] = float((classes == labels).double().mean())
+    scores["accuracy_per_class"] = shares(classes, labels, names)
+    if of_class:
+        of_real["accuracy_per_class"] = of_class
+        asked = [names[label] for label in labels.tolist()]
+        if lacking := sorted(set(asked) - of_class.keys()):
+            notes.append(f"the reference has no picture of {', '.join(lacking)}, so its accuracy is by class alone")
+        else:
+            of_real["accuracy"] = sum(map(of_class.get, asked)) / len(asked)
 
 
 def numbers_among(names: Sequence[str], others: Sequence[str]) -> Tensor | None:
@@ -128,8 +152,7 @@ def numbers_among(names: Sequence[str], others: Sequence[str]) -> Tensor | None:
     return torch.tensor([places[name] for name in names], dtype=torch.int64)
 
 
-def shares(classes: Tensor, labels: Tensor, names: Sequence[str]) -> Figures:
-    """Of classes seen and labels (N,): the share that agrees, in all and by class, of classes that have pictures."""
+def shares(classes: Tensor, labels: Tensor, names: Sequence[str]) -> dict[str, float]:
+    """Of classes seen and labels (N,): the share that agrees of each class that has pictures, by its name."""
     right = (classes == labels).double()
-    per_class = {names[label]: float(right[labels == label].mean()) for label in labels.unique().tolist()}
-    return {"accuracy": float(right.mean()), "accuracy_per_class": per_class}
+    return {names[label]: float(right[labels == label].mean()) for label in labels.unique().tolist()}

@@ -18,13 +18,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..atomic import write_tensors
+from .classifier_score import classifier_score
 from .features import Extractor, extract
 from .frechet import RunningStatistics, Statistics
-from .inception_score import inception_score
 
 # Pictures whose own features are kept, for what compares picture with picture; statistics are of all.
 MOST_KEPT = 50_000
-FORMAT = 1
+FORMAT = 2
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +32,8 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Summary:
     """pooled (n, F) float32, labels and classes (n,) int64: features, given class and most probable class of the
-    pictures, of more than 50 000 so many evenly spaced. Statistics of all; score: mean and deviation of the inception
-    score, (2,) float64.
+    pictures, of more than 50 000 so many drawn with a fixed seed. Statistics of all; score: mean and deviation of the
+    classifier score of those kept, (2,) float64.
     """
 
     pooled: Tensor
@@ -60,7 +60,8 @@ def summarise(
 ) -> Summary:
     """Of images in the order of their labels (N,). Raises ValueError for fewer than two, or features not finite."""
     kept = torch.zeros(len(labels), dtype=torch.bool)
-    kept[torch.linspace(0, len(labels) - 1, min(len(labels), MOST_KEPT), dtype=torch.float64).long()] = True
+    # Not evenly spaced: of classes in turn, every other picture is of every other class.
+    kept[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[:MOST_KEPT]] = True
     pooled, spatial, own, probabilities, start = RunningStatistics(), RunningStatistics(), [], [], 0
     for features in extract(extractor, images, done):
         chosen = kept[start : start + len(features.pooled)]
@@ -74,7 +75,7 @@ def summarise(
         pooled=torch.cat(own),
         labels=torch.from_numpy(labels)[kept],
         classes=p.argmax(1),
-        score=torch.tensor(inception_score(p), dtype=torch.float64),
+        score=torch.tensor(classifier_score(p), dtype=torch.float64),
         pooled_mean=of_all.mean,
         pooled_covariance=of_all.covariance,
         spatial_mean=with_places.mean,

@@ -1,4 +1,7 @@
-"""How sure a classifier is of each picture, and how varied what it sees is (arXiv 1606.03498, Section 4)."""
+"""How sure a classifier is of each picture, and how varied what it sees is.
+
+Of Inception v3 alone it is the Inception Score (arXiv 1606.03498, Section 4); other classifiers give other numbers.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from torch import Tensor
 PART = 5000
 
 
-def inception_score(probabilities: Tensor, seed: int = 0) -> tuple[float, float]:
+def classifier_score(probabilities: Tensor, seed: int = 0) -> tuple[float, float]:
     """Mean and standard deviation over parts of about 5 000 pictures, from probabilities (N, K); each in [1, K].
 
     exp(H(mean of p) - mean of H(p)), the same as the exponential of the mean divergence from the mean. The order is

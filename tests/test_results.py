@@ -1,0 +1,80 @@
+"""Results side by side: what is compared, what is refused, and what their figures are called."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fitv2.evaluation.efficientnet import EfficientNetExtractor
+from fitv2.evaluation.garments import GarmentExtractor
+from fitv2.evaluation.results import MUST_AGREE, class_counts
+from fitv2.evaluation.suite import figure_names
+
+
+def test_class_counts():
+    labels = np.array([0, 0, 1, 1, 2])
+    assert class_counts(labels, 3) == "3 classes, balanced" and class_counts(labels, 0) is None
+    assert class_counts(labels, 4) == "4 classes, 0 to 2 pictures of each"
+
+
+def test_what_must_agree():
+    assert {"protocol", "reference_sha256", "num", "extractor", "extractor_sha256", "resize", "filter"} <= {*MUST_AGREE}
+    assert "suite" in MUST_AGREE
+
+
+def results(tmp_path: Path, **stamps: dict) -> list[str]:
+    """Names of files of results with those changes of a stamp."""
+    usual = dict.fromkeys(MUST_AGREE, "1") | {"size": "8x8", "labels": "2 classes, balanced"}
+    usual |= {"names": {"fd": "FD-x"}, "reference": "r"}
+    for name, changes in stamps.items():
+        result = {"stamp": usual | changes, "scores": {"fd": 1.0}, "real": {}, "notes": []}
+        (tmp_path / f"{name}.json").write_text(json.dumps({"format": 2, "results": [result]}))
+    return [f"{name}.json" for name in stamps]
+
+
+@pytest.mark.parametrize("key", MUST_AGREE)
+def test_every_part_of_a_stamp_that_matters_is_compared(fitv2, tmp_path, key):
+    files = results(tmp_path, a={}, b={key: "2"})
+    assert f"differ in {MUST_AGREE[key]} at 8x8: 1 in a.json, 2 in b.json" in fitv2("evaluate", *files)[0]
+
+
+def test_seeds_and_unknown_classes_do_not_make_results_incomparable(fitv2, tmp_path):
+    """What is known of two is compared also where the first of three knows nothing."""
+    free = {"labels": "as the model likes"}
+    assert fitv2("evaluate", *results(tmp_path, a={"seeds": 1}, b={"seeds": None}))[0] == 0
+    code, out = fitv2("evaluate", *results(tmp_path, a=free, b={}))
+    assert code == 0 and "Note: a.json: of a model that is asked for no class, while others are told which" in out
+    code, out = fitv2("evaluate", *results(tmp_path, a=free, b=free))
+    assert code == 0 and "Note" not in out
+    three = results(tmp_path, a={"labels": None}, b={}, c={"labels": "2 classes, 1 to 3 pictures of each"})
+    assert (
+        "frequency of classes at 8x8: 2 classes, balanced in b.json, 2 classes, 1 to 3" in fitv2("evaluate", *three)[0]
+    )
+
+
+def test_results_of_some_sizes_in_common_are_compared_at_those(fitv2, tmp_path):
+    """Others are named; without any in common there is nothing to compare."""
+    files = results(tmp_path, a={}, b={}, c={"size": "own"})
+    (content, more) = (json.loads((tmp_path / name).read_text()) for name in ("a.json", "c.json"))
+    (tmp_path / "a.json").write_text(json.dumps(content | {"results": content["results"] + more["results"]}))
+    code, out = fitv2("evaluate", "a.json", "b.json")
+    assert code == 0 and "Note: own is not in b.json; compare what has the same size" in out
+    code, out = fitv2("evaluate", "a.json", "c.json")
+    assert code == 0 and "Note: own: each in sizes of its own" in out
+    assert "they differ in sizes: 8x8 in b.json, own in c.json" in fitv2("evaluate", *files[1:])[0]
+
+
+def test_results_of_before_are_told(fitv2, tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps({"format": 1, "results": []}))
+    assert "format 1, and this version reads 2: evaluate anew" in fitv2("evaluate", "a.json", "a.json")[0]
+
+
+def test_only_inceptions_figures_have_its_names():
+    of_inception = figure_names("FID")
+    assert of_inception == {"fd": "FID", "sfd": "sFID", "kid": "KID", "classifier_score": "Inception Score"}
+    for extractor in (GarmentExtractor, EfficientNetExtractor):
+        called = figure_names(extractor.score)
+        assert called.keys() == figure_names("FID").keys() and {*called.values()}.isdisjoint(
+            figure_names("FID").values()
+        )
