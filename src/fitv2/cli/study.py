@@ -13,7 +13,7 @@ import typer
 
 if TYPE_CHECKING:
     from ..study.definition import Study
-    from ..study.one_run import Job
+    from ..study.job import Job
     from ..study.report import Report
 
 
@@ -76,7 +76,7 @@ def study(
         show_plan(listed, jobs, as_json)
         return
     failures = [] if report else perform(listed, jobs)
-    written = write(label, chosen, listed, folder, shlex.join(command), budget is not None)
+    written = write(listed, folder, shlex.join(command), budget is not None)
     print(json.dumps(written.result() | {"failures": failures}) if as_json else "\n".join(text(written, folder)))
     if failures:
         raise typer.Exit(1)
@@ -95,30 +95,32 @@ def list_studies(as_json: bool) -> None:
 
 def list_jobs(name: str, chosen: Study, folder: Path, work: Path) -> list[Job]:
     """Absolute folders, because the processes of the runs may have another one to start from."""
-    from ..study.one_run import Job
+    from ..study.job import Job
 
     return [Job(name, chosen, run, folder.absolute(), work.absolute()) for run in chosen.runs(chosen.seeds)]
 
 
 def perform(listed: list[Job], at_a_time: int | None) -> list[str]:
-    """Runs what is not done yet; returns a sentence for each run that failed."""
+    """Runs what is not done yet, and looks at the real pictures; returns a sentence for each run that failed."""
+    from ..study.real import write_real
     from ..study.runner import default_jobs, run_all, unfinished
     from .progress import study_progress
 
-    waiting = unfinished(listed)
-    if not waiting:
-        return []
-    with study_progress(len(waiting)) as show:
-        failures = run_all(waiting, at_a_time or default_jobs(), show)
+    waiting, failures = unfinished(listed), []
+    if waiting:
+        with study_progress(len(waiting)) as show:
+            failures = run_all(waiting, at_a_time or default_jobs(), show)
+    if len(failures) < len(listed):
+        write_real(listed[0])
     for failure in failures:
         print(f"fitv2: {failure}", file=sys.stderr)
     return failures
 
 
-def write(name: str, chosen: Study, listed: list[Job], folder: Path, command: str, trial: bool) -> Report:
-    from ..study.report import Report, read_records, write_report
+def write(listed: list[Job], folder: Path, command: str, trial: bool) -> Report:
+    from ..study.report import load_report, write_report
 
-    made = Report(name, chosen, read_records(listed), command, trial)
+    made = load_report(listed, command, trial)
     write_report(made, folder)
     return made
 

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..study.one_run import Job
+    from ..study.job import Job
 
 
 def show_plan(jobs: list[Job], at_a_time: int | None, as_json: bool) -> None:

@@ -13,7 +13,8 @@ from ..pretrained import default_device
 from ..profiling.measure import in_turn, matrix_product
 from ..training.plan import plan_figures
 from .definition import points
-from .one_run import Job, evaluations, sampling_of
+from .job import Job
+from .one_run import evaluations
 from .runner import threads_of_a_run
 
 # Of the peak of large matrix products; what small models reach.
@@ -28,7 +29,7 @@ def plan(job: Job) -> dict[str, Any]:
     figures = plan_figures(recipe, dataset, config)
     pictures = {condition: evaluation.final_images for condition in evaluation.final}
     pictures[evaluation.point] += evaluation.images * len(points(recipe, evaluation))
-    calls = sum(evaluations(sampling_of(job.study, config, c)) * images for c, images in pictures.items())
+    calls = sum(evaluations(evaluation.sampling(c, config)) * images for c, images in pictures.items())
     scoring = calls * forward_flops(config, [round(figures["tokens_per_picture"])])
     flops = figures["flops_total"] + scoring
     return {"parameters": figures["parameters"], "steps": recipe.training.steps, "flops": flops}

@@ -13,11 +13,13 @@ from ..atomic import write_text
 from . import paper_cost, plots
 from .claims import RULE, UNITS, Claim, Finding
 from .definition import Study
-from .one_run import Job
+from .job import Job
+from .real import DRAWS, Real, read_real
 from .record import Record, Records
 from .tables import (
     COST_HEAD,
     OTHER_SCORES,
+    REAL,
     TITLES,
     conditions,
     cost_rows,
@@ -26,8 +28,11 @@ from .tables import (
     markdown,
     other_rows,
     reach_rows,
+    real_other_row,
+    real_row,
     variant_rows,
 )
+from .views import extractor_of
 
 logger = logging.getLogger(__name__)
 RESULT = "result.json"
@@ -36,11 +41,14 @@ CLAIMS_HEAD = ("claim", "figure in the paper", "figure here", "conditions", "ver
 
 @dataclass(frozen=True)
 class Report:
-    """A study with what its runs have given. command: that gives it; trial: whether the runs were shortened."""
+    """A study with what its runs have given. real: what real pictures score, None where nobody has looked; command:
+    that gives all this; trial: whether the runs were shortened.
+    """
 
     name: str
     study: Study
     records: Records
+    real: Real | None
     command: str
     trial: bool = False
 
@@ -77,6 +85,14 @@ def read_records(jobs: Sequence[Job]) -> Records:
     return records
 
 
+def load_report(jobs: Sequence[Job], command: str, trial: bool = False) -> Report:
+    """Of what is there of the runs. Raises ValueError for a damaged file."""
+    real = read_real(jobs[0])
+    if real is None and jobs[0].real.is_file():
+        logger.warning("%s is of other settings than the study has now, and left out", jobs[0].real)
+    return Report(jobs[0].name, jobs[0].study, read_records(jobs), real, command, trial)
+
+
 def write_report(report: Report, folder: Path) -> None:
     """README.md, its plots and result.json in the study's folder, and the table of all studies beside it.
 
@@ -109,7 +125,7 @@ def overview(folder: Path) -> Iterator[str]:
 
 
 def page(report: Report, figures: Sequence[str], folder: Path) -> Iterator[str]:
-    study, records = report.study, report.records
+    study = report.study
     yield from (f"# {study.title}", "", study.question.strip(), "")
     if report.trial:
         yield from ("**A trial: every run was shortened, and nothing here decides a claim.**", "")
@@ -120,11 +136,8 @@ def page(report: Report, figures: Sequence[str], folder: Path) -> Iterator[str]:
     yield from section("Conditions", (f"- {line}" for line in condition_lines(report)))
     yield from section("Variants", variant_lines(study))
     for score, title in TITLES.items():
-        yield from section(
-            f"{title} at the end", markdown(("variant", "seeds", *conditions(records)), final_rows(records, score))
-        )
-        head = (f"less that of {study.first}", *conditions(records))
-        yield from ("", *markdown(head, difference_rows(records, study.first, score)))
+        if has_score(report, score):
+            yield from section(f"{title} at the end", score_lines(report, score))
     yield from ("", "Means over the seeds, with Student's 95 % interval; differences are taken seed by seed.")
     yield from section(f"Other measures at the end, {report.point}", other_lines(report))
     yield from section("On the way", reach_lines(report))
@@ -150,10 +163,43 @@ def variant_lines(study: Study) -> Iterator[str]:
     yield from markdown(("variant", "what it is", "changes in the recipe"), variant_rows(study), 3)
 
 
+def has_score(report: Report, score: str) -> bool:
+    return any(scores.get(score) is not None for record in report.all for scores in record.final.values())
+
+
+def score_lines(report: Report, score: str) -> Iterator[str]:
+    """A score of the end, that of real pictures, and differences."""
+    study, records = report.study, report.records
+    rows = final_rows(records, score)
+    if report.real is not None:
+        rows.append(real_row(records, report.real, study.evaluation.final, score))
+    yield from markdown(("variant", "seeds", *conditions(records)), rows)
+    yield ""
+    head = (f"less that of {study.first}", *conditions(records))
+    yield from markdown(head, difference_rows(records, study.first, score))
+
+
+def real_lines(report: Report) -> Iterator[str]:
+    """How the last rows come about, and what a view does to real pictures."""
+    if report.real is None:
+        return
+    yield (
+        f"{REAL.capitalize()} (last rows): at random as many of a view as a model makes, but at most half, against all "
+        f"others of it; the mean of {DRAWS} draws. A model that does no worse is as good as can be seen here"
+    )
+    for name, place in report.real.places.items():
+        found = [] if place.recognised is None else [f"{100 * place.recognised:.1f} % of real pictures are recognised"]
+        if place.cut is not None and place.cut[1] > 0:
+            mean, most = place.cut
+            found.append(f"the crop leaves out {100 * mean:.0f} % of a picture on average, {100 * most:.0f} % at most")
+        if found:
+            yield f"{name}: {'; '.join(found)}"
+
+
 def condition_lines(report: Report) -> Iterator[str]:
     """All that somebody needs to know who doubts the figures."""
     study, first = report.study, report.all[0]
-    evaluation = study.evaluation
+    evaluation, extractor = study.evaluation, extractor_of(study.evaluation.extractor)
     samplers = ", ".join(f"{s.steps} steps of {s.solver} for {kind}" for kind, s in evaluation.samplers.items())
     views = "; ".join(f"{view}: {as_words(changes)}" for view, changes in evaluation.views.items())
     done = sum(len(runs) for runs in report.records.values())
@@ -169,9 +215,11 @@ def condition_lines(report: Report) -> Iterator[str]:
         "Reference: the training pictures as a view has them, in ADM's manner, so memorising is not punished; "
         f"the shapes asked for are those of the view ({views})"
     )
+    yield from real_lines(report)
     yield (
-        "Scores: Frechet distance of the 64 features of the shipped garment classifier, which few pictures bias "
-        "upwards: compare it only here, at equal numbers. Recognised: the share whose top-1 class is the one asked for"
+        f"Scores: {extractor.score}, the Frechet distance of features of `{extractor.name}` in 8-bit pictures "
+        f"({extractor.resize}), which few pictures bias upwards: compare it only here, at equal numbers. Recognised: "
+        "the share whose top-1 class is the one asked for"
     )
     yield f"Sampling: {samplers}; the noise of a picture is fixed by its number and the seed, alike for all variants"
     for name in first.machine:
@@ -195,7 +243,10 @@ def as_words(changes: dict[str, Any]) -> str:
 
 
 def other_lines(report: Report) -> Iterator[str]:
-    yield from markdown(("variant", *OTHER_SCORES), other_rows(report.records, report.point))
+    rows = other_rows(report.records, report.point)
+    if report.real is not None:
+        rows.append(real_other_row(report.real, report.study.evaluation.point))
+    yield from markdown(("variant", *OTHER_SCORES), rows)
     yield ""
     yield (
         "Kernel distance (unbiased: few pictures do not raise it), precision and recall (3 neighbours), density and "

@@ -13,7 +13,7 @@ from multiprocessing.process import BaseProcess
 import torch
 
 from ..training.preemption import STOPPED, Termination
-from .one_run import Job
+from .job import Job
 from .worker import OUTPUT, work
 
 logger = logging.getLogger(__name__)

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from .claims import UNITS, cost_to_reach, difference, in_words
+from .conditions import Condition
 from .definition import Study
+from .real import Real
 from .record import Record, Records
 from .statistics import Estimate, estimate
 
 TITLES = {"distance": "Frechet distance", "recognised": "Share recognised"}
 OTHER_SCORES = ("kid", "precision", "recall", "density", "coverage")
+REAL = "real pictures"
 Row = list[str]
 
 
@@ -47,6 +50,23 @@ def final_rows(records: Records, score: str) -> list[Row]:
         ]
         for variant, runs in records.items()
     ]
+
+
+def real_row(records: Records, real: Real, of_study: Sequence[Condition], score: str) -> Row:
+    """What real pictures score under the conditions of `final_rows`."""
+    places = {condition.name: real.places[condition.place] for condition in of_study}
+    shown = [places[name] for name in conditions(records)]
+    if score == "recognised":
+        found = [None if place.recognised is None else estimate([place.recognised]) for place in shown]
+    else:
+        found = [estimate([scores[score] for scores in place.draws]) for place in shown]
+    return [REAL, "-", *map(in_words, found)]
+
+
+def real_other_row(real: Real, condition: Condition) -> Row:
+    """What real pictures score in `other_rows`."""
+    draws = real.places[condition.place].draws
+    return [REAL, *(in_words(estimate([scores[name] for scores in draws])) for name in OTHER_SCORES)]
 
 
 def other_rows(records: Records, condition: str) -> list[Row]:
