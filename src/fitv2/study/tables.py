@@ -81,7 +81,7 @@ def other_rows(records: Records, condition: str) -> list[Row]:
 def difference_rows(records: Records, first: str, score: str) -> list[Row]:
     """The same less that of the first variant, seed by seed."""
     return [
-        [variant, *(in_words(difference(records, variant, first, c, score), "+") for c in conditions(records))]
+        [variant, *(difference(records, variant, first, c, score).text("+") for c in conditions(records))]
         for variant in records
         if variant != first
     ]
