@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,17 +18,22 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from fitv2.build import build_dataset, build_model_config
+from fitv2.cli.study import Chosen
+from fitv2.cli.study import perform as perform_all
 from fitv2.config import load_recipe
 from fitv2.evaluation.frechet import Statistics, frechet_distance
 from fitv2.model.cost import parameters
 from fitv2.pretrained import load_pretrained
 from fitv2.study import scoring, views
 from fitv2.study.definition import Run, build_study, load_study, shortened, study_names
+from fitv2.study.home import refuse_another
 from fitv2.study.job import Job
 from fitv2.study.one_run import perform
+from fitv2.study.plan import plans
 from fitv2.study.real import read_real, write_real
 from fitv2.study.record import read_record
 from fitv2.study.report import load_report, page, read_records, write_report
+from fitv2.study.runner import next_of
 from fitv2.study.scoring import SCORES, recognised
 from fitv2.study.snapshots import TrainingLog
 from fitv2.study.tables import final_rows
@@ -140,6 +147,11 @@ def test_a_study_runs_once_and_its_report_comes_from_its_records(fitv2, definiti
     written = (folder / "README.md").read_text()
     assert all(name in written for name in ("Elsewhere.", "A question?", "curves.png", "sheets/FiTv2.png", "square"))
     assert all((folder / name).is_file() for name in re.findall(r"\]\((\S+\.png)\)", written))
+    # The page names a copy of the file, and that is the same study.
+    command = shlex.split(re.search(r"Command: `fitv2 (.*?)`", written)[1])
+    assert command == ["study", str(folder / "tiny.yaml"), "--out", str(folder.parent)]
+    assert (folder / "tiny.yaml").read_text() == definition.read_text()
+    assert fitv2(*command, "--work", work, "--report")[0] == 0 and (folder / "README.md").read_text() == written
     assert written.count("| real pictures |") == 3 and "of real pictures are recognised" in written
     assert "[tiny](tiny/README.md): faster" in (folder.parent / "README.md").read_text()
 
@@ -372,6 +384,70 @@ def test_records_of_other_settings_are_left_out_and_named(work, caplog):
     changed = job(work, set=TREE["set"] | {"training.learning_rate": 1e-4})
     assert read_records([changed]) == {"FiT": {}, "FiTv2": {}}
     assert "FiTv2-seed0.json is of other settings" in caplog.text
+
+
+def test_two_files_of_one_name_do_not_share_their_results(fitv2, definition, work, tmp_path):
+    kept = work.parent / "studies/tiny/tiny.yaml"
+    kept.parent.mkdir(parents=True)
+    kept.write_text(definition.read_text())
+    other = tmp_path / "elsewhere/tiny.yaml"
+    other.parent.mkdir()
+    other.write_text(yaml.safe_dump(tree(title="Another title")))
+    for extra in ((), ("--report",), ("--dry-run",)):
+        complaint, _ = fitv2("study", other, *options(work), *extra)
+        assert "studies/tiny holds results of another study, 'A title', of a file tiny.yaml" in complaint
+    complaint, _ = fitv2("study", definition, other, "--out", tmp_path / "new")
+    assert "two of these studies would have their results in" in complaint
+
+
+def test_a_file_named_as_a_shipped_study_is_not_that_study(tmp_path):
+    (tmp_path / "convergence/runs").mkdir(parents=True)
+    shipped = load_study("convergence")
+    refuse_another(tmp_path / "convergence", "convergence", shipped, None)
+    with pytest.raises(ValueError, match="'convergence', which ships with the package"):
+        refuse_another(tmp_path / "convergence", "convergence", shipped, Path("convergence.yaml"))
+    (tmp_path / "convergence/convergence.yaml").write_text(yaml.safe_dump({"title": shipped.title}))
+    with pytest.raises(ValueError, match="of a file convergence"):
+        refuse_another(tmp_path / "convergence", "convergence", shipped, None)
+
+
+def test_several_studies_are_one_queue_and_each_has_its_report(fitv2, definition, work, tmp_path):
+    """What they share is trained once."""
+    other = tmp_path / "other.yaml"
+    variants = {"again": {"about": "the same as the second"}, "third": {"about": "x", "set": {"model.heads": 1}}}
+    other.write_text(yaml.safe_dump(tree(title="Second", variants=variants, claims=[])))
+    code, printed = fitv2("study", definition, other, *options(work), "--seeds", 1, "--json")
+    assert code == 0 and [result["study"] for result in json.loads(printed)] == ["tiny", "other"]
+    assert all((work.parent / "studies" / name / "README.md").is_file() for name in ("tiny", "other"))
+    assert len(list(work.glob("*/log.jsonl"))) == 3  # Of four runs.
+
+
+def test_runs_of_the_first_seed_come_first_and_equal_ones_not_at_once(monkeypatch):
+    queue = [SimpleNamespace(folder=folder) for folder in ("a", "a", "b")]
+    assert next_of(queue, []) is queue[0]
+    assert next_of(queue[1:], [SimpleNamespace(job=queue[0])]) is queue[2]
+    assert next_of(queue[1:2], [SimpleNamespace(job=queue[0])]) is None
+    labels = []
+    monkeypatch.setattr("fitv2.study.runner.unfinished", lambda jobs: jobs)
+    monkeypatch.setattr("fitv2.study.runner.run_all", lambda jobs, *_: labels.extend(j.label for j in jobs) or [])
+    monkeypatch.setattr("fitv2.study.real.write_real", lambda _: None)
+    studies = {name: build_study(tree(), name) for name in ("x", "y")}
+    chosen = [
+        Chosen(name, None, Path(name), "", False, [Job(name, one, run, Path(), Path()) for run in one.runs(2)])
+        for name, one in studies.items()
+    ]
+    perform_all(chosen, 1)
+    assert labels == [f"{name}/{v}-seed{seed}" for seed in range(2) for name in "xy" for v in ("FiT", "FiTv2")]
+
+
+def test_a_plan_counts_only_what_a_model_can_make(work):
+    """Of two views, a grid makes its square alone."""
+    changes = {"variants": {"SiT": SIT}, "claims": []}
+    flops = [
+        plans([job(work, "SiT", **changes, evaluation=TREE["evaluation"] | views)])["SiT-seed0"]["flops"]
+        for views in (BOTH, {"views": {"square": SQUARE}}, {"guidance": [1.5]})
+    ]
+    assert flops[0] == flops[1] > flops[2] > 0
 
 
 def test_a_run_that_fails_does_not_stop_the_others(fitv2, work, tmp_path):

@@ -115,13 +115,19 @@ def study_names() -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in definitions().iterdir() if entry.name.endswith(".yaml"))
 
 
+def file_of(name: str) -> Path | None:
+    """The file of a study that is none of those that ship."""
+    return None if name in study_names() else Path(name)
+
+
 def load_study(name: str) -> Study:
     """A shipped study by name or a YAML file by path. Raises ValueError for an unknown or impossible one."""
-    if name in study_names():
+    file = file_of(name)
+    if file is None:
         text = definitions().joinpath(f"{name}.yaml").read_text()
-    elif Path(name).is_file():
+    elif file.is_file():
         try:
-            text = Path(name).read_text(encoding="utf-8")
+            text = file.read_text(encoding="utf-8")
         except UnicodeDecodeError:
             raise ValueError(f"{name} is not a study: it is not UTF-8 text") from None
     else:

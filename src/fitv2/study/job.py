@@ -26,6 +26,11 @@ class Job:
     work: Path
 
     @property
+    def label(self) -> str:
+        """Among the runs of several studies."""
+        return f"{self.name}/{self.run.name}"
+
+    @property
     def folder(self) -> Path:
         """Of the training; studies with the same run share it."""
         return self.work / self.run.digest

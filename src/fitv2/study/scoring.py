@@ -67,8 +67,6 @@ class Scorer:
         self.factor = read_factor(dataset.autoencoder)
         self.views = load_views(job.study, self.factor, job.references)
         self.final = possible(job.study.evaluation, config, self.views)
-        if job.study.evaluation.point not in self.final:
-            raise ValueError(f"{job.run.variant} cannot make the pictures of '{job.study.evaluation.point.name}'")
         for condition in self.final:
             for size in self.views[condition.view].sizes(condition):
                 check_divisible(size, config.patch_size * self.factor)

@@ -7,6 +7,7 @@ it is of the training pictures.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from functools import cache, cached_property
 from pathlib import Path
@@ -26,6 +27,7 @@ from ..evaluation.suite import numbers_among
 from ..evaluation.summary import Summary, kept_summary, summarise
 from ..hashes import json_digest
 from ..model.config import NetworkConfig
+from ..model.presets import architecture_of
 from ..pretrained import default_device, shapes_of
 from ..sheets import to_image
 from .conditions import Condition, Evaluation
@@ -74,6 +76,12 @@ class View:
         if condition.pixels is not None:
             return {condition.pixels}
         return {(h * self.factor, w * self.factor) for of_class in self.shapes for h, w, _ in of_class}
+
+    def pixels(self, condition: Condition) -> float:
+        """Of a mean picture that a condition asks for."""
+        if condition.pixels is not None:
+            return math.prod(condition.pixels)
+        return float(self.dataset.epoch(0, 0).hw.prod(1).mean()) * self.patch**2
 
     def images(self, size: tuple[int, int] | None) -> Iterator[Image.Image]:
         """All of them in order; with a (height, width), scaled to cover it and cut."""
@@ -133,7 +141,8 @@ def data_of(data: DataSettings) -> dict[str, Any]:
 def possible(evaluation: Evaluation, config: NetworkConfig, views: dict[str, View]) -> list[Condition]:
     """Conditions of the end that models of that configuration can meet, in their order.
 
-    One of a fixed grid makes its square alone; see also `Condition.suits`.
+    One of a fixed grid makes its square alone; see also `Condition.suits`. Raises ValueError where the point of the
+    curve is none of them.
     """
 
     def has_its_shapes(condition: Condition) -> bool:
@@ -142,4 +151,7 @@ def possible(evaluation: Evaluation, config: NetworkConfig, views: dict[str, Vie
             tuple(side * unit for side in config.fixed_grid)
         }
 
-    return [c for c in evaluation.final if c.suits(config) and has_its_shapes(c)]
+    found = [c for c in evaluation.final if c.suits(config) and has_its_shapes(c)]
+    if evaluation.point not in found:
+        raise ValueError(f"{architecture_of(config)} cannot make the pictures of '{evaluation.point.name}'")
+    return found
