@@ -6,7 +6,10 @@ import math
 
 import numpy as np
 import pytest
+import torch
+from diffusers import AutoencoderKL
 from scipy import stats
+from torch.utils.flop_counter import FlopCounterMode
 
 from fitv2.study import paper_cost
 from fitv2.study.claims import FAILS, HOLDS, NONE, ONE_SEED, OPEN, Best, Difference, Diverged, PaperCost, SpeedUp
@@ -288,6 +291,29 @@ def test_the_paper_s_cost_by_steps_and_by_operations():
     by_steps = PaperCost(kind="paper-cost", line="steps", at_most=0.286).judge({}, POINT)
     assert (by_steps.figure, by_steps.verdict) == ("28.6 %", HOLDS)
     assert PaperCost(kind="paper-cost", line="packed", at_most=0.286).judge({}, POINT).verdict == FAILS
+    assert PaperCost(kind="paper-cost", line="seconds", at_most=0.286).judge({}, POINT).verdict == NONE
+    assert all("by formula" in line.formula for line in lines.values())
+
+
+def test_the_account_goes_beyond_operations_of_the_network():
+    lines = paper_cost.account()
+    assert lines["parameters"].share == pytest.approx(671.05 / 674.82, rel=1e-4)
+    # Pictures have 256 tokens at most: what is padding costs what packing saves, attention aside.
+    padded = lines["waste, padded"].share
+    assert lines["packed"].share == pytest.approx(lines["with attention"].share * (1 - padded), rel=5e-3)
+    assert 0 < lines["waste, packed"].share < 0.01 < padded < 0.1
+    # The same added to both brings the shares nearer: little where it is done once, much in each step by the steps.
+    assert 0 < lines["packed, encoded once"].share - lines["packed"].share < 1e-3
+    assert 2 / 7 < lines["packed, encoded in each step"].share < lines["packed"].share
+
+
+def test_the_operations_of_encoding_are_those_of_stable_diffusion_s_vae():
+    channels = (128, 256, 512, 512)
+    kinds = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        vae = AutoencoderKL(**kinds, block_out_channels=channels, layers_per_block=2, latent_channels=4)
+        vae.encode(torch.empty(1, 3, 256, 256))
+    assert counter.get_total_flops() == paper_cost.VAE_FLOPS
 
 
 def test_tables_say_what_the_records_do():

@@ -231,6 +231,8 @@ class PaperCost(Settings):
 
     def judge(self, records: Records, point: str) -> Finding:
         line = paper_cost.account()[self.line]
+        if line.share is None:
+            return Finding("-", line.formula, NONE)
         # As exact as the claim is written.
         return Finding(
             f"{100 * line.share:.1f} %", line.formula, HOLDS if round(line.share, 3) <= self.at_most else FAILS
