@@ -86,14 +86,8 @@ def vae_lines(own: float, other: float) -> dict[str, Line]:
 
 def waste_lines(lengths: np.ndarray) -> dict[str, Line]:
     """Which share of what is computed is no picture; SiT has no such. lengths: (N,) tokens of pictures."""
-    budget = load_recipe("imagenet-xl").training.tokens_per_pack
+    budget, mean = load_recipe("imagenet-xl").training.tokens_per_pack, lengths.mean()
     packed = real_share(lengths, plan_packs(lengths, budget, 0, 0), budget)
-    padded = (
-        f"by formula: 1 - {lengths.mean():.1f} / {TOKENS} tokens of FiTv2, padded as its authors train; none of SiT"
-    )
-    return {
-        "waste, padded": Line(padded, 1 - lengths.mean() / TOKENS),
-        "waste, packed": Line(
-            f"by formula: what is empty in packs of {budget} tokens, as here; none of SiT", 1 - packed
-        ),
-    }
+    padded = f"by formula: 1 - {mean:.1f} / {TOKENS} tokens of FiTv2, padded as its authors train; none of SiT"
+    empty = f"by formula: what is empty in packs of {budget} tokens, as here; none of SiT"
+    return {"waste, padded": Line(padded, 1 - mean / TOKENS), "waste, packed": Line(empty, 1 - packed)}

@@ -277,18 +277,19 @@ def cost_lines(report: Report) -> Iterator[str]:
 
 def paper_lines() -> Iterator[str]:
     """The account, and what it rests on."""
-    shares = {
-        name: "not known" if line.share is None else f"{100 * line.share:.1f} %" for name, line in account().items()
-    }
+    rows = [
+        [name, line.formula, "not known" if line.share is None else f"{100 * line.share:.1f} %"]
+        for name, line in account().items()
+    ]
     yield "FiTv2-XL/2 against SiT-XL/2, counted ever more fully: the share of SiT's cost, of waste that of the room."
     yield ""
-    yield from markdown(("counted", "formula", "share"), [[n, account()[n].formula, s] for n, s in shares.items()], 2)
+    yield from markdown(("counted", "formula", "share"), rows, 2)
     yield ""
     yield (
         "All by formula, nothing measured. ImageNet was not at hand: the sizes of its pictures are drawn after what is "
-        "known of them (`fitv2.data.imagenet`), and mean tokens and waste rest on that. Encoding takes the same for both "
-        "if each picture is encoded once and kept, which then hardly counts; encoded anew in each step it is still the "
-        "same for a picture, and favours whoever takes fewer steps. Versions both resized and cropped at most double it."
+        "known of them (`fitv2.data.imagenet`), and mean tokens and waste rest on that. Encoding takes the same for "
+        "both if each picture is encoded once and kept, and then hardly counts; in each step anew it is the same for a "
+        "picture, and favours whoever takes fewer steps. Pictures both resized and cropped at most double it."
     )
 
 
