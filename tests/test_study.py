@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shlex
+import subprocess
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +26,7 @@ from fitv2.evaluation.frechet import Statistics, frechet_distance
 from fitv2.model.cost import parameters
 from fitv2.pretrained import load_pretrained
 from fitv2.study import scoring, views
+from fitv2.study.commit import code_commit
 from fitv2.study.definition import Run, build_study, load_study, shortened, study_names
 from fitv2.study.home import refuse_another
 from fitv2.study.job import Job
@@ -168,6 +170,32 @@ def test_a_record_says_what_the_run_took(work):
     assert record.last.seconds == pytest.approx(sum(x["tokens"] / x["tokens_per_second"] for x in lines), abs=1e-3)
     assert record.last.flops == 4 * record.cost["flops_per_step"]
     assert record.evaluations == {c.name: 1 if c.guidance == 1 else 2 for c in one.study.evaluation.final}
+
+
+def test_a_commit_is_known_of_a_checkout_alone(tmp_path, monkeypatch):
+    package = tmp_path / "src/package"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+
+    def git(*arguments: str) -> str:
+        who = ("-c", "user.name=x", "-c", "user.email=x@x")
+        command = ["git", *who, *arguments]
+        return subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+
+    assert code_commit(package) is None
+    git("init", "-q")
+    assert code_commit(package) is None  # Nothing is under its control yet.
+    git("add", ".")
+    assert code_commit(package) is None  # Nor is there a commit.
+    git("commit", "-q", "-m", "x")
+    commit = git("rev-parse", "HEAD").strip()[:12]
+    assert code_commit(package) == commit
+    (tmp_path / "notes").touch()
+    assert code_commit(package) == commit  # It is none of the package's.
+    (package / "__init__.py").write_text("x = 1")
+    assert code_commit(package) == f"{commit}, changed"
+    monkeypatch.setenv("PATH", "")
+    assert code_commit(package) is None
 
 
 def test_a_run_that_was_stopped_gives_the_same_record(work, tmp_path):

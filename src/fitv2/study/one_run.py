@@ -10,6 +10,7 @@ import torch
 from ..build import build_base, build_dataset, build_model_config
 from ..generate import Sampling
 from ..training.plan import plan_figures
+from .commit import code_commit
 from .definition import points
 from .job import Job
 from .record import Point, Record, write_record
@@ -55,7 +56,7 @@ def evaluations(sampling: Sampling) -> int:
 
 
 def machine() -> dict[str, str]:
-    """What a run ran on, in words for people."""
+    """What a run ran on, in words for people, and the commit of the code that scored it, where it is a checkout."""
     threads = torch.get_num_threads()
     cpu = f"CPU, {threads} thread{'s' if threads > 1 else ''} a run"
     return {
@@ -64,4 +65,4 @@ def machine() -> dict[str, str]:
         "fitv2": version("fitv2"),
         "torch": torch.__version__,
         "python": platform.python_version(),
-    }
+    } | ({} if (commit := code_commit()) is None else {"commit": commit})

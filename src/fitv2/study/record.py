@@ -35,10 +35,10 @@ class Point(Settings):
 class Record(Settings):
     """A run and its result.
 
-    digest, recipe: see `fitv2.study.definition.Run`. settings: all that its scores depend on. machine: what it ran on.
-    cost: what `fitv2.training.plan.plan_figures` says. evaluations: of the network for one picture, by condition.
-    points: along the training. final: scores by condition, empty where the training diverged. loss: (step, mean since
-    the last one). skipped: steps without a finite gradient.
+    digest, recipe: see `fitv2.study.definition.Run`. settings: all that its scores depend on. machine: what it ran on,
+    and the commit of the code. cost: what `fitv2.training.plan.plan_figures` says. evaluations: of the network for one
+    picture, by condition. points: along the training. final: scores by condition, empty where the training diverged.
+    loss: (step, mean since the last one). skipped: steps without a finite gradient.
     """
 
     study: str

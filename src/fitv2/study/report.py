@@ -199,7 +199,7 @@ def real_lines(report: Report) -> Iterator[str]:
 
 def condition_lines(report: Report) -> Iterator[str]:
     """All that somebody needs to know who doubts the figures."""
-    study, first = report.study, report.all[0]
+    study = report.study
     evaluation, extractor = study.evaluation, extractor_of(study.evaluation.extractor)
     samplers = ", ".join(f"{s.steps} steps of {s.solver} for {kind}" for kind, s in evaluation.samplers.items())
     views = "; ".join(f"{view}: {as_words(changes)}" for view, changes in evaluation.views.items())
@@ -223,7 +223,7 @@ def condition_lines(report: Report) -> Iterator[str]:
         "the share whose top-1 class is the one asked for"
     )
     yield f"Sampling: {samplers}; the noise of a picture is fixed by its number and the seed, alike for all variants"
-    for name in first.machine:
+    for name in dict.fromkeys(name for record in report.all for name in record.machine):
         yield f"{name}: " + "; ".join(dict.fromkeys(record.machine.get(name, "unknown") for record in report.all))
     yield (
         "Seconds are of training steps alone, without scoring; runs shared the machine with each other, which CPU "
