@@ -15,33 +15,42 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from accelerate import PartialState
 from PIL import Image
 from safetensors.torch import load_file
 
 from fitv2.build import build_dataset, build_model_config
+from fitv2.cli.progress import image_progress
 from fitv2.cli.study import Chosen
 from fitv2.cli.study import perform as perform_all
 from fitv2.config import load_recipe
 from fitv2.evaluation.frechet import Statistics, frechet_distance
+from fitv2.evaluation.summary import summarise
 from fitv2.model.cost import parameters
+from fitv2.prepare.run import prepare
+from fitv2.prepare.settings import build_encoder
+from fitv2.prepare.sources import FolderSource
 from fitv2.pretrained import load_pretrained
 from fitv2.study import scoring, views
+from fitv2.study.circumstances import scale_lines
 from fitv2.study.commit import code_commit
 from fitv2.study.definition import Run, build_study, load_study, shortened, study_names
 from fitv2.study.home import refuse_another
 from fitv2.study.job import Job
 from fitv2.study.one_run import perform
+from fitv2.study.page import page
 from fitv2.study.plan import plans
 from fitv2.study.real import read_real, write_real
 from fitv2.study.record import read_record
-from fitv2.study.report import load_report, page, read_records, write_report
+from fitv2.study.report import load_report, read_records, write_report
 from fitv2.study.runner import next_of
 from fitv2.study.scoring import SCORES, recognised
 from fitv2.study.snapshots import TrainingLog
 from fitv2.study.tables import final_rows
 from fitv2.study.views import load_views
 from fitv2.training.preemption import STOPPED
-from tiny import CLASSES, command_line, garments, process
+from pictures import good_files, write_files
+from tiny import CLASSES, command_line, garments, process, tiny_autoencoder
 
 SQUARE, OWN = {"data.preprocessing": "crop"}, {"data.preprocessing": "resize"}
 TREE = {
@@ -155,7 +164,14 @@ def test_a_study_runs_once_and_its_report_comes_from_its_records(fitv2, definiti
     assert (folder / "tiny.yaml").read_text() == definition.read_text()
     assert fitv2(*command, "--work", work, "--report")[0] == 0 and (folder / "README.md").read_text() == written
     assert written.count("| real pictures |") == 3 and "of real pictures are recognised" in written
-    assert "[tiny](tiny/README.md): faster" in (folder.parent / "README.md").read_text()
+    overview = (folder.parent / "README.md").read_text()
+    assert "[tiny](tiny/README.md): faster" in overview
+    told = next(line for line in overview.splitlines() if line.startswith("| [tiny](tiny/README.md) |"))
+    assert "60 pictures of 10 classes" in told and "4 steps" in told and "FD-garments" in told and "CPU" in told
+    small = next(line for line in written.splitlines() if "**Small**" in line)
+    parameters = [read_record(path).cost["parameters"] / 1e6 for path in records]
+    assert f"{min(parameters):.3g} to {max(parameters):.3g} million parameters" in small and "epochs" in small
+    assert "1 steps of ddim where a network predicts noise" in written and "objective and sampler together" in written
 
 
 def test_a_record_says_what_the_run_took(work):
@@ -330,6 +346,37 @@ def test_another_extractor_names_no_classes_that_it_does_not_know(work):
     assert "FD-ENLite0" in text and "Share recognised" not in text
 
 
+def test_models_of_latents_are_compared_with_the_pictures_of_a_folder(tmp_path, monkeypatch):
+    root, vae, latents = write_files(tmp_path / "root", good_files(12)), tmp_path / "vae", tmp_path / "latents"
+    tiny_autoencoder().save_pretrained(vae)
+    encoder, preparation = build_encoder(str(vae), 16, 2, "mixed", False, None, "cpu")
+    state = PartialState(cpu=True)
+    prepare(FolderSource(root), "pictures", latents, encoder, preparation, 5, 2, state, image_progress)
+    recipe = {"data": {"source": str(latents)}, "model": {"patch_size": 2}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    folder = {"data.source": str(root), "data.max_tokens": 16, "data.flip": False, "data.preprocessing": "resize"}
+    few = {"points": [], "images": 4, "final_images": 6, "guidance": [1.5], "point": {"view": "own", "guidance": 1.5}}
+    changes = {"recipe": str(tmp_path / "recipe.yaml"), "set": TREE["set"] | {"model.heads": 2}}
+    one = job(tmp_path / "work", **changes, evaluation=few | {"views": {"own": folder}})
+    seen = []
+
+    def look(extractor, images, *rest):
+        seen.extend(images := list(images))
+        return summarise(extractor, images, *rest)
+
+    monkeypatch.setattr(scoring, "summarise", look)
+    perform(one, nothing)
+    write_real(one)
+    view = load_views(one.study, 8, one.references)["own"]
+    assert {image.size for image in seen} <= {image.size for image in view.images(None)}
+    assert all(side % 16 == 0 for image in seen for side in image.size)
+    (scores,) = read_record(one.record).final.values()
+    assert scores["distance"] > 0 and scores["recognised"] is None and one.sheet.is_file()
+    only = job(tmp_path / "work", **changes, evaluation=few | {"views": {"own": {}}})
+    with pytest.raises(ValueError, match="the view own holds latents"):
+        perform(only, nothing)
+
+
 @pytest.mark.parametrize(
     ("variant", "changes", "complaint"),
     [
@@ -343,6 +390,14 @@ def test_pictures_that_cannot_be_made_are_refused_before_training(work, variant,
     with pytest.raises(ValueError, match=complaint):
         perform(one, nothing)
     assert not (one.folder / "log.jsonl").exists()
+
+
+def test_unequal_learning_rates_are_told(work):
+    variants = {"FiT": {"about": "x", "set": {"training.learning_rate": 1e-4}}, "FiTv2": {"about": "y"}}
+    for variant in variants:
+        perform(job(work, variant, variants=variants, claims=[]), nothing)
+    told = list(scale_lines(load_report([job(work, v, variants=variants, claims=[]) for v in variants], "again")))
+    assert any("0.0015, and 0.0001 for FiT;" in line or "0.0001, and 0.0015 for FiTv2;" in line for line in told)
 
 
 def test_what_is_scored_is_not_scored_again_nor_trained(work):

@@ -16,21 +16,26 @@ from .statistics import Compared, Estimate, compare, reach
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "not decided"
 ONE_SEED, NONE = "one seed: no verdict", "no result"
-RULE = (
-    "The rule: figures are taken seed by seed, because variants of the same seed are scored with the same noise and, "
-    "where their data are the same, see them in the same order. Of these figures there is Student's 95 % interval, of "
-    "ratios that of their logarithms; with three seeds it is 2.5 standard deviations wide on either side. Claims are "
-    "many and intervals not corrected for that: of twenty, one may hold by chance. A claim **holds** "
-    'where all of it is on the claim\'s side of the threshold (2 for "twice", 0 for a difference), **does not hold** '
-    "where all of it is on the other side, and is **not decided** where the threshold lies within; one seed gives no "
-    "verdict. A run that diverged, or makes no finite pictures, is worse than any score, so that with its seed the "
-    "figure is infinite: the interval is that of the other seeds, and a claim does not hold by it while an infinite "
-    "figure is against it, nor fail while one is for it; then it is not decided. Where no seed has a number, two or "
-    "more infinite ones decide that are all on one side. A seed with which both failed says nothing. That a training "
-    "diverges and another does not holds where it is so with every seed, two at least, and does not hold where it "
-    "diverges with no more seeds than the other. That a variant is the best holds where it is better than each other "
-    "one by this rule, and does not hold where any other is better than it. A figure by formula has no interval."
-)
+# As Markdown.
+RULE = """\
+The rule:
+
+- Figures are taken seed by seed, because variants of the same seed are scored with the same noise and, where their data
+  are the same, see them in the same order. Of these figures there is Student's 95 % interval, of ratios that of their
+  logarithms; with three seeds it is 2.5 standard deviations wide on either side. Claims are many and intervals not
+  corrected for that: of twenty, one may hold by chance. A figure by formula has no interval.
+- A claim **holds** where all of the interval is on its side of the threshold (2 for "twice", 0 for a difference),
+  **does not hold** where all of it is on the other side, and is **not decided** where the threshold lies within; one
+  seed gives no verdict.
+- A run that diverged, or makes no finite pictures, is worse than any score: with its seed the figure is infinite. The
+  interval is that of the other seeds; a claim does not hold while an infinite figure is against it, nor fail while one
+  is for it. Where no seed has a number, two or more infinite figures on one side decide. A seed with which both runs
+  failed says nothing.
+- That a training diverges and another does not holds where it is so with every seed, two at least, and does not hold
+  where it diverges with no more seeds than the other.
+- That a variant is the best holds where it is better than each other one by this rule, and does not hold where any
+  other is better than it.\
+"""
 UNITS = {"steps": "step", "operations": "flops", "seconds": "seconds", "CPU seconds": "cpu_seconds"}
 
 

@@ -30,9 +30,12 @@ def over_seeds(runs: dict[int, Record], read: Callable[[Record], float | None]) 
 
 def seeds_cell(runs: dict[int, Record]) -> str:
     """How many runs there are, and what went wrong."""
-    diverged, skipped = sum(r.diverged for r in runs.values()), sum(r.skipped for r in runs.values())
-    notes = [f"{diverged} diverged"] * (diverged > 0) + [f"{skipped} steps skipped"] * (skipped > 0)
-    return ", ".join([str(len(runs)), *notes])
+    counts = {
+        "diverged": sum(r.diverged for r in runs.values()),
+        "without finite pictures": sum(r.failed and not r.diverged for r in runs.values()),
+        "steps skipped": sum(r.skipped for r in runs.values()),
+    }
+    return ", ".join([str(len(runs)), *(f"{count} {what}" for what, count in counts.items() if count)])
 
 
 def conditions(records: Records) -> list[str]:
@@ -93,9 +96,9 @@ def reach_rows(records: Records, first: str) -> list[Row]:
 
 
 def reach_cell(records: Records, first: str, variant: str, unit: str) -> str:
-    targets = {seed: record.last.scores["distance"] for seed, record in records[first].items() if record.final}
+    targets = {seed: record.last.scores["distance"] for seed, record in records[first].items() if not record.failed}
     runs = [(records[variant][seed], targets[seed]) for seed in records[variant].keys() & targets.keys()]
-    taken = [cost_to_reach(record, target, unit) for record, target in runs]
+    taken = [None if record.failed else cost_to_reach(record, target, unit) for record, target in runs]
     reached = [cost / (1e12 if unit == "operations" else 1) for cost in taken if cost is not None]
     if not reached:
         return "not reached" if runs else "-"

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ..build import build_dataset
+from ..build import build_dataset, holds_latents
 from ..config import DataSettings
 from ..data.images import variants
 from ..evaluation.extractors import load_extractor
@@ -58,12 +58,12 @@ class View:
         self.extractor = extractor_of(study.evaluation.extractor)
         self.known: dict[tuple[int, int] | None, Summary] = {}
         scan = cache / f"pictures-{json_digest([data_of(data), patch])[:16]}.json"
-        self.dataset = build_dataset(data, patch, scan)
-        if self.dataset.autoencoder is not None or self.dataset.channels not in (1, 3):
+        if holds_latents(data):
             raise ValueError(
                 f"the view {name} holds latents ({data.source}), and models are compared with pictures: name the "
                 "folder that the latents were made of, as data.source of each view"
             )
+        self.dataset = build_dataset(data, patch, scan)
 
     @cached_property
     def shapes(self) -> list[list[tuple[int, int, int]]]:
