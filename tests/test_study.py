@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -26,6 +27,7 @@ from fitv2.cli.study import perform as perform_all
 from fitv2.config import load_recipe
 from fitv2.evaluation.frechet import Statistics, frechet_distance
 from fitv2.evaluation.summary import summarise
+from fitv2.hashes import json_digest
 from fitv2.model.cost import parameters
 from fitv2.prepare.run import prepare
 from fitv2.prepare.settings import build_encoder
@@ -267,6 +269,9 @@ def test_further_conditions_are_scored_where_a_model_can_meet_them(work):
     assert list(found["SiT"].final) == [names[0], solved, f"{square}, guidance 2"]
     assert found["FiTv2"].evaluations[solved] == 6 and found["FiTv2"].evaluations[resized] == 1
     assert len({scores["distance"] for scores in found["FiTv2"].final.values()}) == 5
+    config = build_model_config(one.study.recipe_of("FiTv2", 0), garments(60, max_tokens=25))
+    rope = one.study.evaluation.sampling(one.study.evaluation.conditions[0], config).rope
+    assert (rope.method, rope.per_axis, rope.train_side) == ("ntk-aware", True, 5)
     write_real(one)
     assert list(read_real(one).places) == ["square", "own", "own at 24x16", "own at 20x20"]
     assert "own at 24x16" in "".join(page(load_report([one], "again"), [], one.out))
@@ -624,6 +629,13 @@ def test_a_digest_knows_changes_and_not_defaults():
     other = build_study(tree(set=TREE["set"] | {"training.clip": 0.5}), "tiny")
     (one, *_), (two, *_), (three, *_) = (s.runs(1) for s in (study, same, other))
     assert one.digest == two.digest != three.digest
+
+
+def test_a_digest_is_the_hash_of_sorted_json():
+    assert json_digest({"b": [1, None], "a": "x"}) == hashlib.sha256(b'{"a": "x", "b": [1, null]}').hexdigest()
+    recipe = build_study(tree(recipe="fashion-study"), "tiny").recipe_of("FiT", 0)
+    # Trainings that are there are found by it.
+    assert Run("FiT", 0, recipe).digest == "65d37b428861ae26"
 
 
 def test_a_shorter_study_keeps_its_proportions():
