@@ -22,7 +22,7 @@ from .data.folder import ImageFolder
 from .data.imagenet import ImageNetLike
 from .data.latents import LatentShards
 from .data.official_latents import OfficialLatents, budgets
-from .data.prepared import is_prepared
+from .data.prepared import is_prepared, read_dataset
 from .diffusion.objective import DiffusionLoss, diffusion_loss
 from .diffusion.schedule import linear_schedule
 from .flow.objective import FlowLoss, flow_loss
@@ -54,6 +54,14 @@ def build_dataset(data: DataSettings, patch_size: int, cache_file: Path | None =
         dataset = build_folder(data, patch_size, cache_file)
     dataset.class_names = readable_names(dataset.class_names)
     return dataset
+
+
+def holds_latents(data: DataSettings) -> bool:
+    """Whether the source is latents of an autoencoder, and no pictures."""
+    root = Path(data.source)
+    if data.source == "fashion":
+        return False
+    return read_dataset(root)[0].kind == "moments" if is_prepared(root) else bool(budgets(root))
 
 
 def build_folder(data: DataSettings, patch_size: int, cache_file: Path | None) -> ImageFolder:

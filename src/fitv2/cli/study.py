@@ -6,6 +6,7 @@ import json
 import logging
 import shlex
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,15 +14,30 @@ import typer
 
 if TYPE_CHECKING:
     from ..study.definition import Study
-    from ..study.one_run import Job
-    from ..study.report import Report
+    from ..study.job import Job
+
+OUT = Path("studies")
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A study as the command line wants it. file: its own, None of a shipped one; folder: of its results; command: that
+    repeats it.
+    """
+
+    name: str
+    file: Path | None
+    folder: Path
+    command: str
+    trial: bool
+    jobs: list[Job]
 
 
 def study(
-    name: Annotated[
-        str | None, typer.Argument(help="a study that ships with the package, or a YAML file; none: list them")
+    names: Annotated[
+        list[str] | None, typer.Argument(help="studies that ship with the package, or YAML files; none: list them")
     ] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="how many; default: as the study says")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="how many; default: as each study says")] = None,
     budget: Annotated[
         float | None,
         typer.Option(min=0, help="a trial: at most 1, a share of the steps of every run, or above 1, steps of a run"),
@@ -29,15 +45,15 @@ def study(
     jobs: Annotated[
         int | None, typer.Option(min=1, help="runs at a time; default: as many as cores, and 1 on a GPU")
     ] = None,
-    out: Annotated[Path, typer.Option(help="where results go, a folder per study; of trials below trials/")] = Path(
-        "studies"
-    ),
+    out: Annotated[Path, typer.Option(help="where results go, a folder per study; of trials below trials/")] = OUT,
     work: Annotated[Path, typer.Option(help="where trainings are kept, which studies share")] = Path("runs/study"),
     report: Annotated[
         bool, typer.Option("--report", help="run nothing; make tables, plots and verdicts anew from the results")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="run nothing; list the runs and what they take")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of text")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="print JSON instead of text: an object, of several studies a list of them")
+    ] = False,
 ) -> None:
     """Put claims to the test: train variants with several seeds, score them alike, and say what holds.
 
@@ -49,37 +65,57 @@ def study(
 
       fitv2 study convergence --budget 0.02 --seeds 1
 
-      fitv2 study convergence
+      fitv2 study convergence ablation versus-sit
 
       fitv2 study convergence --report
 
     Results are in studies/NAME: README.md with tables, plots and verdicts, and a JSON file per run, from which all of
-    it is made. Stopped at any moment, the same command continues; what is finished is left alone.
+    it is made. Stopped at any moment, the same command continues; what is finished is left alone. Several studies are
+    one queue of runs, first all of the first seed.
     """
-    from ..study.definition import load_study, shortened
-
-    if name is None:
+    if not names:
         list_studies(as_json)
         return
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    chosen, label, folder = load_study(name), Path(name).stem, out / Path(name).stem
-    command = ["fitv2", "study", name, *(["--seeds", str(seeds)] if seeds else [])]
-    if budget is not None:
-        share = budget if budget <= 1 else budget / chosen.recipe_of(chosen.first, 0).training.steps
-        chosen, folder = shortened(chosen, share), out / "trials" / f"{label}-{budget:g}"
-        command += ["--budget", f"{budget:g}"]
-    chosen = chosen.model_copy(update={"seeds": seeds or chosen.seeds})
-    listed = list_jobs(label, chosen, folder, work)
+    chosen = [choose(name, seeds, budget, out, work) for name in names]
+    refuse_one_folder(chosen)
     if dry_run:
         from .study_plan import show_plan
 
-        show_plan(listed, jobs, as_json)
+        show_plan([one.jobs for one in chosen], jobs, as_json)
         return
-    failures = [] if report else perform(listed, jobs)
-    written = write(label, chosen, listed, folder, shlex.join(command), budget is not None)
-    print(json.dumps(written.result() | {"failures": failures}) if as_json else "\n".join(text(written, folder)))
+    failures = [] if report else perform(chosen, jobs)
+    finish(chosen, failures, as_json)
     if failures:
         raise typer.Exit(1)
+
+
+def choose(name: str, seeds: int | None, budget: float | None, out: Path, work: Path) -> Chosen:
+    """Raises ValueError for an unknown study, or a folder that is another's."""
+    from ..study.definition import file_of, load_study, shortened
+    from ..study.home import copy_of, refuse_another
+
+    wanted, label, file = load_study(name), Path(name).stem, file_of(name)
+    folder = out / label if budget is None else out / "trials" / f"{label}-{budget:g}"
+    refuse_another(folder, label, wanted, file)
+    command = ["fitv2", "study", name if file is None else str(copy_of(folder, label))]
+    command += ["--seeds", str(seeds)] if seeds else []
+    command += ["--out", str(out)] if file is not None and out != OUT else []
+    if budget is not None:
+        share = budget if budget <= 1 else budget / wanted.recipe_of(wanted.first, 0).training.steps
+        wanted = shortened(wanted, share)
+        command += ["--budget", f"{budget:g}"]
+    wanted = wanted.model_copy(update={"seeds": seeds or wanted.seeds})
+    listed = list_jobs(label, wanted, folder, work)
+    return Chosen(label, file, folder, shlex.join(command), budget is not None, listed)
+
+
+def refuse_one_folder(chosen: list[Chosen]) -> None:
+    """Raises ValueError for studies that would share a folder."""
+    folders = [one.folder for one in chosen]
+    for folder in folders:
+        if folders.count(folder) > 1:
+            raise ValueError(f"two of these studies would have their results in {folder}; leave one of them away")
 
 
 def list_studies(as_json: bool) -> None:
@@ -95,36 +131,56 @@ def list_studies(as_json: bool) -> None:
 
 def list_jobs(name: str, chosen: Study, folder: Path, work: Path) -> list[Job]:
     """Absolute folders, because the processes of the runs may have another one to start from."""
-    from ..study.one_run import Job
+    from ..study.job import Job
 
     return [Job(name, chosen, run, folder.absolute(), work.absolute()) for run in chosen.runs(chosen.seeds)]
 
 
-def perform(listed: list[Job], at_a_time: int | None) -> list[str]:
-    """Runs what is not done yet; returns a sentence for each run that failed."""
+def perform(chosen: list[Chosen], at_a_time: int | None) -> list[tuple[Job, str]]:
+    """Runs what is not done yet, and looks at the real pictures; returns the runs that failed, each with a sentence."""
+    from ..study.home import keep_file
+    from ..study.real import write_real
     from ..study.runner import default_jobs, run_all, unfinished
     from .progress import study_progress
 
-    waiting = unfinished(listed)
-    if not waiting:
-        return []
-    with study_progress(len(waiting)) as show:
-        failures = run_all(waiting, at_a_time or default_jobs(), show)
-    for failure in failures:
-        print(f"fitv2: {failure}", file=sys.stderr)
+    for one in chosen:
+        if one.file is not None:
+            keep_file(one.folder, one.name, one.file)
+    listed = sorted((job for one in chosen for job in one.jobs), key=lambda job: job.run.seed)
+    waiting, failures = unfinished(listed), []
+    if waiting:
+        with study_progress(len(waiting)) as show:
+            failures = run_all(waiting, at_a_time or default_jobs(), show)
+    for _, sentence in failures:
+        print(f"fitv2: {sentence}", file=sys.stderr)
+    for one in chosen:
+        if sum(job.name == one.name for job, _ in failures) < len(one.jobs):
+            write_real(one.jobs[0])
     return failures
 
 
-def write(name: str, chosen: Study, listed: list[Job], folder: Path, command: str, trial: bool) -> Report:
-    from ..study.report import Report, read_records, write_report
+def finish(chosen: list[Chosen], failures: list[tuple[Job, str]], as_json: bool) -> None:
+    """Writes the reports and prints what they say. Raises ValueError, after all others, where one cannot be written."""
+    from ..study.report import load_report, write_report
 
-    made = Report(name, chosen, read_records(listed), command, trial)
-    write_report(made, folder)
-    return made
+    results, complaints = [], []
+    for one in chosen:
+        try:
+            made = load_report(one.jobs, one.command, one.trial)
+            write_report(made, one.folder)
+        except ValueError as error:
+            complaints.append(str(error))
+            continue
+        results.append(made.result() | {"failures": [text for job, text in failures if job.name == one.name]})
+        if not as_json:
+            print("\n".join(text_of(results[-1], one.folder)))
+    if as_json and results:
+        print(json.dumps(results[0] if len(chosen) == 1 else results))
+    if complaints:
+        raise ValueError("; ".join(complaints))
 
 
-def text(written: Report, folder: Path) -> list[str]:
+def text_of(result: dict[str, Any], folder: Path) -> list[str]:
     """The verdicts, and where the rest is."""
-    result: dict[str, Any] = written.result()
     lines = [f"{claim['verdict']:>22}  {claim['text']}: {claim['figure']}" for claim in result["claims"]]
-    return [written.study.title, *lines, f"Tables, plots and pictures are in {folder}/README.md"]
+    return [result["title"], *lines, f"Tables, plots and pictures are in {folder}/README.md"]

@@ -50,8 +50,8 @@ class Fashion:
     pictures: uint8 (h, w) arrays with sides divisible by 4, bright garment on black. min_scale below 1 draws each
     picture at a random linear scale in [min_scale, 1] every epoch, its sides rounded to the patch. max_tokens,
     preprocessing: the budget, and what each epoch draws of the `images.variants` under it; "resize" and "crop" make all
-    epochs alike, as a reference for evaluation has to be. Raises ValueError for min_scale with anything but whole
-    garments, and for a preprocessing that is not known.
+    epochs alike, as a reference for evaluation has to be. sizes: (N, 2) pixels of whole garments. Raises ValueError for
+    min_scale with anything but whole garments, and for a preprocessing that is not known.
     """
 
     patch_size = PATCH
@@ -75,7 +75,8 @@ class Fashion:
             )
         self.pictures = pictures
         self.labels = np.asarray(labels, dtype=np.int64)
-        self.hw = np.array([picture.shape for picture in pictures], dtype=np.int64) // PATCH
+        self.sizes = np.array([picture.shape for picture in pictures], dtype=np.int64)
+        self.hw = self.sizes // PATCH
         self.min_scale, self.max_tokens = min_scale, max_tokens
         # Sizes are few: what each becomes is worked out once, (S, 2) of two equally probable variants.
         sizes, self.size_index = np.unique(self.hw * PATCH, axis=0, return_inverse=True)

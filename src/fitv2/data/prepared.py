@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ..hashes import json_digest
 from .images import Preprocessing
 
 FORMAT = 1
@@ -74,7 +75,7 @@ class Preparation:
 
     @property
     def digest(self) -> str:
-        return hashlib.sha256(json.dumps(self.what_counts, sort_keys=True).encode()).hexdigest()
+        return json_digest(self.what_counts)
 
 
 def is_prepared(folder: Path) -> bool:

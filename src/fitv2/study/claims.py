@@ -12,20 +12,30 @@ from pydantic import Field
 from ..config import Settings
 from . import paper_cost
 from .record import Record, Records, paired
-from .statistics import Estimate, estimate, reach
+from .statistics import Compared, Estimate, compare, reach
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "not decided"
 ONE_SEED, NONE = "one seed: no verdict", "no result"
-RULE = (
-    "The rule: figures are taken seed by seed, because variants of the same seed are scored with the same noise and, "
-    "where their data are the same, see them in the same order. Of these figures there is Student's 95 % interval, of "
-    "ratios that of their logarithms; with three seeds it is 2.5 standard deviations wide on either side. Claims are "
-    "many and intervals not corrected for that: of twenty, one may hold by chance. A claim **holds** "
-    'where all of it is on the claim\'s side of the threshold (2 for "twice", 0 for a difference), **does not hold** '
-    "where all of it is on the other side, and is **not decided** where the threshold lies within; one seed gives no "
-    "verdict. That a variant is the best holds where it is better than each other one by this rule, and does not hold "
-    "where any other is better than it. A figure by formula has no interval."
-)
+# As Markdown.
+RULE = """\
+The rule:
+
+- Figures are taken seed by seed, because variants of the same seed are scored with the same noise and, where their data
+  are the same, see them in the same order. Of these figures there is Student's 95 % interval, of ratios that of their
+  logarithms; with three seeds it is 2.5 standard deviations wide on either side. Claims are many and intervals not
+  corrected for that: of twenty, one may hold by chance. A figure by formula has no interval.
+- A claim **holds** where all of the interval is on its side of the threshold (2 for "twice", 0 for a difference),
+  **does not hold** where all of it is on the other side, and is **not decided** where the threshold lies within; one
+  seed gives no verdict.
+- A run that diverged, or makes no finite pictures, is worse than any score: with its seed the figure is infinite. The
+  interval is that of the other seeds; a claim does not hold while an infinite figure is against it, nor fail while one
+  is for it. Where no seed has a number, two or more infinite figures on one side decide. A seed with which both runs
+  failed says nothing.
+- That a training diverges and another does not holds where it is so with every seed, two at least, and does not hold
+  where it diverges with no more seeds than the other.
+- That a variant is the best holds where it is better than each other one by this rule, and does not hold where any
+  other is better than it.\
+"""
 UNITS = {"steps": "step", "operations": "flops", "seconds": "seconds", "CPU seconds": "cpu_seconds"}
 
 
@@ -38,23 +48,24 @@ class Finding:
     verdict: str
 
 
-def verdict(found: Estimate | None, threshold: float, above: bool) -> str:
-    """Whether a figure is above (or below) a threshold, by the rule."""
-    if found is None:
-        return NONE
-    if found.half is None:
-        return ONE_SEED
-    if found.low <= threshold <= found.high:
+def verdict(found: Compared, threshold: float, above: bool) -> str:
+    """Whether figures are above (or below) a threshold, by the rule."""
+    supporting, opposing = (found.plus, found.minus) if above else (found.minus, found.plus)
+    if found.count < 2:
+        return ONE_SEED if found.count else NONE
+    if found.estimate is None:
+        return OPEN if supporting and opposing else HOLDS if supporting else FAILS
+    if found.estimate.low <= threshold <= found.estimate.high:
         return OPEN
-    return HOLDS if (found.mean > threshold) == above else FAILS
+    holds = (found.estimate.mean > threshold) == above
+    return OPEN if (opposing if holds else supporting) else HOLDS if holds else FAILS
 
 
 def in_words(found: Estimate | None, sign: str = "") -> str:
     return "-" if found is None else found.text(sign)
 
 
-def over_seeds(found: Estimate | None) -> str:
-    count = found.count if found else 0
+def over_seeds(count: int) -> str:
     return f"{count} seed{'' if count == 1 else 's'}"
 
 
@@ -81,28 +92,28 @@ class SpeedUp(Settings):
 
         def logarithm(baseline: Record, contender: Record) -> float | None:
             nonlocal missed, early
-            target = baseline.last.scores["distance"] if baseline.points else None
-            if target is None or not (baseline.final and contender.final):  # One of them diverged.
-                return None
+            if baseline.failed or contender.failed:
+                return None if baseline.failed and contender.failed else math.inf if baseline.failed else -math.inf
+            target = baseline.last.scores["distance"]
             taken, least = cost_to_reach(contender, target, self.unit), getattr(contender.points[0], UNITS[self.unit])
             missed += taken is None
             early += taken == least
             own = getattr(contender.last, UNITS[self.unit]) if taken is None else taken
             return math.log(cost_to_reach(baseline, target, self.unit) / own)
 
-        found = estimate(paired(records, self.baseline, self.contender, logarithm))
+        found = compare(paired(records, self.baseline, self.contender, logarithm))
         decided = verdict(found, math.log(self.at_least), above=True)
-        conditions = f"{point}, {over_seeds(found)}{diverged(records, self.variants)}"
-        if found is None:
-            return Finding("-", conditions, decided)
-        figure = f"{ratio_in_words(found)} times fewer {self.unit}"
+        conditions = f"{point}, {over_seeds(found.count)}{diverged(records, self.variants)}"
+        if found.estimate is None:
+            return Finding(found.text(), conditions, decided)
+        figure = f"{ratio_in_words(found.estimate)} times fewer {self.unit}"
         if missed:
             decided = OPEN if decided == HOLDS else decided
             figure = f"at most {figure}: not reached with {missed} of {found.count} seeds"
         if early:
             decided = OPEN if decided == FAILS else decided
             figure = f"at least {figure}: reached before the first point with {early} of {found.count} seeds"
-        return Finding(figure, conditions, decided)
+        return Finding(figure + (f", {found.infinite}" if found.infinite else ""), conditions, decided)
 
 
 def ratio_in_words(found: Estimate) -> str:
@@ -146,18 +157,44 @@ class Difference(Settings):
         condition = self.condition or point
         found = difference(records, self.of, self.to, condition, self.score)
         decided = verdict(found, self.below, above=False)
-        seeds = f"{over_seeds(found)}{diverged(records, self.variants)}"
-        return Finding(in_words(found, "+"), f"{self.score}, {condition}, {seeds}", decided)
+        seeds = f"{over_seeds(found.count)}{diverged(records, self.variants)}"
+        return Finding(found.text("+"), f"{self.score}, {condition}, {seeds}", decided)
 
 
-def difference(records: Records, a: str, b: str, condition: str, score: str) -> Estimate | None:
-    """The final score of a less that of b, seed by seed."""
+def difference(records: Records, a: str, b: str, condition: str, score: str) -> Compared:
+    """The final score of a less that of b, seed by seed; infinite where one of both has none because it failed."""
 
     def read(one: Record, other: Record) -> float | None:
-        left, right = one.score(condition, score), other.score(condition, score)
+        left, right = one.outcome(condition, score), other.outcome(condition, score)
         return None if left is None or right is None else left - right
 
-    return estimate(paired(records, a, b, read))
+    return compare(paired(records, a, b, read))
+
+
+class Diverged(Settings):
+    """With how many seeds the training of one variant diverged, and of another; the claim is that the one does and the
+    other does not.
+    """
+
+    kind: Literal["diverged"]
+    of: str
+    to: str
+
+    @property
+    def variants(self) -> list[str]:
+        return [self.of, self.to]
+
+    def judge(self, records: Records, point: str) -> Finding:
+        differences = paired(records, self.of, self.to, lambda one, other: one.diverged - other.diverged)
+        own, others = ([run.diverged for run in records[name].values()] for name in self.variants)
+        figure = f"{sum(own)} of {len(own)} against {sum(others)} of {len(others)}"
+        return Finding(figure, f"trainings that diverged, {over_seeds(len(differences))}", self.decided(differences))
+
+    def decided(self, differences: Sequence[float]) -> str:
+        """Of 1, 0 or -1 for each seed."""
+        if len(differences) < 2:
+            return ONE_SEED if differences else NONE
+        return HOLDS if all(d == 1 for d in differences) else FAILS if sum(differences) <= 0 else OPEN
 
 
 class Best(Settings):
@@ -178,13 +215,14 @@ class Best(Settings):
     def judge(self, records: Records, point: str) -> Finding:
         condition = self.condition or point
         found = {other: difference(records, self.best, other, condition, self.score) for other in self.others}
-        if not all(found.values()):
+        if not all(compared.count for compared in found.values()):
             return Finding("-", condition, NONE)
         verdicts = [verdict(figure, 0.0, above=False) for figure in found.values()]
-        nearest = max(found, key=lambda other: found[other].mean)
-        figure = f"{in_words(found[nearest], '+')} to the nearest, {nearest}"
+        nearest = max(found, key=lambda other: found[other].worst)
+        figure = f"{found[nearest].text('+')} to the nearest, {nearest}"
         worst = next((v for v in (ONE_SEED, FAILS, OPEN) if v in verdicts), HOLDS)
-        return Finding(figure, f"{self.score}, {condition}, {over_seeds(found[nearest])}", worst)
+        seeds = f"{over_seeds(found[nearest].count)}{diverged(records, self.variants)}"
+        return Finding(figure, f"{self.score}, {condition}, {seeds}", worst)
 
 
 class PaperCost(Settings):
@@ -198,6 +236,8 @@ class PaperCost(Settings):
 
     def judge(self, records: Records, point: str) -> Finding:
         line = paper_cost.account()[self.line]
+        if line.share is None:
+            return Finding("-", line.formula, NONE)
         # As exact as the claim is written.
         return Finding(
             f"{100 * line.share:.1f} %", line.formula, HOLDS if round(line.share, 3) <= self.at_most else FAILS
@@ -209,4 +249,4 @@ class Claim(Settings):
 
     text: str
     paper: str
-    measure: Annotated[SpeedUp | Difference | Best | PaperCost, Field(discriminator="kind")]
+    measure: Annotated[SpeedUp | Difference | Diverged | Best | PaperCost, Field(discriminator="kind")]

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Self
 
-from pydantic import Field, PositiveInt, StringConstraints, ValidationError, model_validator
+from pydantic import Field, PositiveInt, ValidationError, model_validator
 
 from ..config import Recipe, Settings, complaint, load_recipe, parse_yaml
+from ..hashes import json_digest
 from .claims import Claim
+from .conditions import Evaluation, Name
 
-# Of variants: they name files.
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
 # What a study itself decides.
 OWN_KEYS = ("training.seed", "log.")
 # Steps between those from which a stopped training continues.
@@ -27,56 +26,6 @@ class Variant(Settings):
 
     about: str
     set: dict[str, Any] = Field({})
-
-
-class Sampler(Settings):
-    """Of one kind of model, see `fitv2.generate.Sampling`."""
-
-    solver: str
-    steps: PositiveInt
-
-
-class Condition(Settings):
-    """How pictures are asked for: in the shapes of which view, and with how much guidance."""
-
-    view: str
-    guidance: float
-
-    @property
-    def name(self) -> str:
-        return f"{self.view}, guidance {self.guidance:g}" if self.guidance != 1 else f"{self.view}, unguided"
-
-
-VIEWS = {"square": {"data.preprocessing": "crop"}, "own": {"data.preprocessing": "resize"}}
-SAMPLERS = {"velocity": Sampler(solver="ab2", steps=25), "noise": Sampler(solver="ddim", steps=50)}
-
-
-class Evaluation(Settings):
-    """When and how runs are scored.
-
-    points: steps of the curve, each scored under `point` with `images` pictures; the last step always is one, and those
-    beyond are none. The end is scored under every view and guidance with `final_images`. views: changes of the recipe's
-    data, by dotted keys, that give the real pictures to compare with. samplers: by what a network predicts.
-    """
-
-    points: tuple[PositiveInt, ...]
-    images: PositiveInt = 300
-    final_images: PositiveInt = 1000
-    views: dict[Name, dict[str, Any]] = Field(VIEWS, min_length=1)
-    guidance: tuple[float, ...] = Field((1.0, 1.5), min_length=1)
-    point: Condition = Condition(view="square", guidance=1.5)
-    samplers: dict[Literal["velocity", "noise"], Sampler] = Field(SAMPLERS)
-
-    @property
-    def final(self) -> list[Condition]:
-        """All of the end."""
-        return [Condition(view=view, guidance=guidance) for view in self.views for guidance in self.guidance]
-
-    @model_validator(mode="after")
-    def the_point_is_one_of_the_end(self) -> Self:
-        if self.point not in self.final:
-            raise ValueError(f"the point '{self.point.name}' is none of the views and guidances")
-        return self
 
 
 class Study(Settings):
@@ -148,15 +97,8 @@ class Run:
 
     @property
     def digest(self) -> str:
-        return digest(self.recipe.model_dump(mode="json", exclude_defaults=True, exclude={"log"}))
-
-
-def digest(content: Any) -> str:
-    """16 digits of what JSON can hold.
-
-    Of a recipe, take what differs from the defaults: so a later version with more settings still knows its runs.
-    """
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+        """Of what differs from the defaults, so that a later version with more settings still knows its runs."""
+        return json_digest(self.recipe.model_dump(mode="json", exclude_defaults=True, exclude={"log"}))[:16]
 
 
 def overrides(changes: dict[str, Any]) -> list[str]:
@@ -173,13 +115,19 @@ def study_names() -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in definitions().iterdir() if entry.name.endswith(".yaml"))
 
 
+def file_of(name: str) -> Path | None:
+    """The file of a study that is none of those that ship."""
+    return None if name in study_names() else Path(name)
+
+
 def load_study(name: str) -> Study:
     """A shipped study by name or a YAML file by path. Raises ValueError for an unknown or impossible one."""
-    if name in study_names():
+    file = file_of(name)
+    if file is None:
         text = definitions().joinpath(f"{name}.yaml").read_text()
-    elif Path(name).is_file():
+    elif file.is_file():
         try:
-            text = Path(name).read_text(encoding="utf-8")
+            text = file.read_text(encoding="utf-8")
         except UnicodeDecodeError:
             raise ValueError(f"{name} is not a study: it is not UTF-8 text") from None
     else:

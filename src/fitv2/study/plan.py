@@ -3,35 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
 
+from ..autoencoder import read_factor
 from ..build import build_base, build_dataset, build_model_config
+from ..config import Recipe
+from ..model.config import NetworkConfig
 from ..model.cost import forward_flops
 from ..pretrained import default_device
 from ..profiling.measure import in_turn, matrix_product
 from ..training.plan import plan_figures
+from .conditions import Evaluation
 from .definition import points
-from .one_run import Job, evaluations, sampling_of
+from .job import Job
+from .one_run import evaluations
 from .runner import threads_of_a_run
+from .views import View, load_views, possible
 
 # Of the peak of large matrix products; what small models reach.
 SHARE_OF_PEAK = 0.2
 
 
-def plan(job: Job) -> dict[str, Any]:
-    """Parameters, steps, and operations of the training and of the network in scoring."""
-    recipe, evaluation = job.run.recipe, job.study.evaluation
-    dataset = build_dataset(recipe.data, recipe.model.patch_size)
-    config = build_model_config(recipe, dataset, build_base(recipe.training))
-    figures = plan_figures(recipe, dataset, config)
-    pictures = {condition: evaluation.final_images for condition in evaluation.final}
-    pictures[evaluation.point] += evaluation.images * len(points(recipe, evaluation))
-    calls = sum(evaluations(sampling_of(job.study, config, c)) * images for c, images in pictures.items())
-    scoring = calls * forward_flops(config, [round(figures["tokens_per_picture"])])
-    flops = figures["flops_total"] + scoring
-    return {"parameters": figures["parameters"], "steps": recipe.training.steps, "flops": flops}
+def plans(jobs: Sequence[Job]) -> dict[str, dict[str, Any]]:
+    """Of the runs of one study, by name: parameters, steps, and operations of the training and of the network in
+    scoring what it can make.
+    """
+    read_dataset, study = cache(build_dataset), jobs[0].study
+    views = cache(lambda factor: load_views(study, factor, jobs[0].references))
+    found = {}
+    for job in jobs:
+        recipe = job.run.recipe
+        dataset = read_dataset(recipe.data, recipe.model.patch_size)
+        config = build_model_config(recipe, dataset, build_base(recipe.training))
+        figures = plan_figures(recipe, dataset, config)
+        seen = views(read_factor(dataset.autoencoder))
+        flops = figures["flops_total"] + scoring_flops(recipe, study.evaluation, config, seen)
+        found[job.run.name] = {"parameters": figures["parameters"], "steps": recipe.training.steps, "flops": flops}
+    return found
+
+
+def scoring_flops(recipe: Recipe, evaluation: Evaluation, config: NetworkConfig, views: dict[str, View]) -> float:
+    """Of the network, for all pictures of a run."""
+    flops = 0.0
+    for condition in possible(evaluation, config, views):
+        of_curve = evaluation.images * len(points(recipe, evaluation)) if condition == evaluation.point else 0
+        view = views[condition.view]
+        tokens = round(view.pixels(condition) / (config.patch_size * view.factor) ** 2)
+        calls = evaluations(evaluation.sampling(condition, config))
+        flops += (evaluation.final_images + of_curve) * calls * forward_flops(config, [tokens])
+    return flops
 
 
 def speed(jobs: Sequence[Job], at_a_time: int) -> tuple[float, str]:

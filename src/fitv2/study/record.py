@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from pydantic import ValidationError
 from ..atomic import write_text
 from ..config import Settings
 
+LOWER_IS_BETTER = ("distance", "kid")
 # By name; None where pictures are not finite.
 Scores = dict[str, float | None]
 
@@ -33,10 +35,10 @@ class Point(Settings):
 class Record(Settings):
     """A run and its result.
 
-    digest, recipe: see `fitv2.study.definition.Run`. settings: all that its scores depend on. machine: what it ran on.
-    cost: what `fitv2.training.plan.plan_figures` says. evaluations: of the network for one picture, by condition.
-    points: along the training. final: scores by condition, empty where the training diverged. loss: (step, mean since
-    the last one). skipped: steps without a finite gradient.
+    digest, recipe: see `fitv2.study.definition.Run`. settings: all that its scores depend on. machine: what it ran on,
+    and the commit of the code. cost: what `fitv2.training.plan.plan_figures` says. evaluations: of the network for one
+    picture, by condition. points: along the training. final: scores by condition, empty where the training diverged.
+    loss: (step, mean since the last one). skipped: steps without a finite gradient.
     """
 
     study: str
@@ -62,16 +64,32 @@ class Record(Settings):
         """Of the end."""
         return self.final.get(condition, {}).get(name)
 
+    @property
+    def failed(self) -> bool:
+        """Whether the training diverged, or the pictures at its end are not finite."""
+        return not self.final or self.last.scores["distance"] is None
+
+    def outcome(self, condition: str, name: str) -> float | None:
+        """The same; where the training diverged or the pictures are not finite, infinite: worse than any score.
+
+        None where there is no such score of these models.
+        """
+        if condition not in self.evaluations:
+            return None
+        if self.score(condition, "distance") is None:
+            return math.inf if name in LOWER_IS_BETTER else -math.inf
+        return self.score(condition, name)
+
 
 # By variant in the order of the study, and by seed.
 Records = dict[str, dict[int, Record]]
 
 
 def paired(records: Records, a: str, b: str, read: Callable[[Record, Record], float | None]) -> list[float]:
-    """What `read` makes of the runs of two variants, for each seed that both have; without what is None."""
+    """What `read` makes of the runs of two variants, for each seed that both have; without None and NaN."""
     both = sorted(records[a].keys() & records[b].keys())
     values = [read(records[a][seed], records[b][seed]) for seed in both]
-    return [value for value in values if value is not None]
+    return [value for value in values if value is not None and not math.isnan(value)]
 
 
 def write_record(path: Path, record: Record) -> None:

@@ -13,7 +13,7 @@ from multiprocessing.process import BaseProcess
 import torch
 
 from ..training.preemption import STOPPED, Termination
-from .one_run import Job
+from .job import Job
 from .worker import OUTPUT, work
 
 logger = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 SECONDS = 0.5
 # For a step and its checkpoint, after which a process that does not stop is killed.
 PATIENCE = 120
-# Gets a run's name, what it does, how much of it is done and of how much; at its end DONE or FAILED.
+# Gets a run's label, what it does, how much of it is done and of how much; at its end DONE or FAILED.
 Show = Callable[[str, str, int, int], None]
 DONE, FAILED = "done", "failed"
 
@@ -59,8 +59,9 @@ def is_done(job: Job) -> bool:
         return False
 
 
-def run_all(jobs: Sequence[Job], at_a_time: int, show: Show) -> list[str]:
-    """A process for each job, in order, so many at a time; a sentence for each that failed.
+def run_all(jobs: Sequence[Job], at_a_time: int, show: Show) -> list[tuple[Job, str]]:
+    """A process for each job, in order, so many at a time; those that failed, each with a sentence. A job waits for
+    another one of the same training, and lets others pass meanwhile.
 
     Stops all of them, each with its step saved, on Ctrl-C (KeyboardInterrupt) and on SIGTERM (SystemExit).
     """
@@ -70,18 +71,25 @@ def run_all(jobs: Sequence[Job], at_a_time: int, show: Show) -> list[str]:
     try:
         with termination:
             while waiting or running:
-                while waiting and len(running) < at_a_time:
-                    running.append(begin(waiting.pop(0), threads))
+                while len(running) < at_a_time and (job := next_of(waiting, running)) is not None:
+                    waiting.remove(job)
+                    running.append(begin(job, threads))
                 for one in listen(running, show):
                     running.remove(one)
                     failure = end(one)
-                    show(one.job.run.name, FAILED if failure else DONE, 1, 1)
-                    failures += [failure] if failure else []
+                    show(one.job.label, FAILED if failure else DONE, 1, 1)
+                    failures += [(one.job, failure)] if failure else []
                 if termination.asked:
                     raise SystemExit(STOPPED)
     finally:
         stop(running)
     return failures
+
+
+def next_of(waiting: Sequence[Job], running: Sequence[Running]) -> Job | None:
+    """The first whose training is not under way."""
+    busy = {one.job.folder for one in running}
+    return next((job for job in waiting if job.folder not in busy), None)
 
 
 def begin(job: Job, threads: int) -> Running:
@@ -111,7 +119,7 @@ def listen(running: Sequence[Running], show: Show) -> list[Running]:
         if message[0] == FAILED:
             one.failure = message[1]
         else:
-            show(one.job.run.name, *message)
+            show(one.job.label, *message)
     return ended
 
 
@@ -123,7 +131,7 @@ def end(one: Running) -> str | None:
     if code == 0:
         return None
     reason = one.failure or (f"killed by signal {-code}" if code < 0 else f"ended with exit code {code}")
-    return f"{one.job.run.name} failed: {reason} (see {one.job.folder / OUTPUT}); the others went on"
+    return f"{one.job.label} failed: {reason} (see {one.job.folder / OUTPUT}); the others went on"
 
 
 def stop(running: Sequence[Running]) -> None:

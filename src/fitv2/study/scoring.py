@@ -1,143 +1,177 @@
-"""How good a model of garments is: its distance to the real pictures of a view, and how many are what they should be.
+"""How good the models of a run are: how far their pictures are from real ones, and how many are what they should be.
 
-A view is the data of a recipe as one preprocessing sees them, such as all cropped to squares. As the reference of ADM,
-it is of the training pictures.
+What is scored is what people would see: 8-bit pictures, in the sizes of the real ones or in a given one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load
 from torch import Tensor
 
-from ..atomic import write_tensors
-from ..build import build_dataset
-from ..config import Recipe
-from ..data.fashion import CLASS_NAMES
-from ..evaluation.classifier import examine, load_classifier
-from ..evaluation.frechet import Statistics, frechet_distance
+from ..atomic import write_file
+from ..autoencoder import KLAutoencoder, Pixels, load_autoencoder, read_factor
+from ..data.dataset import Dataset
+from ..evaluation.frechet import frechet_distance
 from ..evaluation.kid import kernel_distance
 from ..evaluation.neighbours import compare_neighbours
-from ..evaluation.scores import classifier_digest
-from ..evaluation.wishes import SEEDS
-from ..generate import Sampling, Wish, generate
-from ..model.network import Network
-from ..pretrained import shapes_of
-from .definition import digest
+from ..evaluation.summary import Summary, kept_summary, summarise
+from ..evaluation.wishes import SizeWish, balanced_wishes
+from ..generate import check_divisible, generate
+from ..hashes import json_digest
+from ..model.config import NetworkConfig
+from ..pretrained import Pretrained, default_device, load_pretrained
+from ..sheets import to_image
+from ..training.samples import draw_sheet
+from .conditions import Condition
+from .job import Job
 from .record import Scores
+from .snapshots import Tell
+from .views import load_views, possible
 
-# Changes when other pictures would be made or seen otherwise, so that those of before are not taken for them.
-PROTOCOL = "study-garments-1"
 # Of a curve's points; the end has more.
 CURVE_SCORES = ("distance", "recognised")
 SCORES = (*CURVE_SCORES, "kid", "precision", "recall", "density", "coverage")
 
 
-@dataclass(frozen=True)
-class Reference:
-    """A view's real pictures: features (N, 64), and per class (height, width, count) as `shapes_of` has them."""
+class NotFinite(Exception):
+    """A model made numbers that are no picture."""
 
-    features: Tensor
-    shapes: list[list[tuple[int, int, int]]]
+
+@dataclass
+class Snapshot:
+    """A model of a run, loaded when it is first needed, and once."""
+
+    path: Path
 
     @cached_property
-    def statistics(self) -> Statistics:
-        return Statistics.of(self.features)
-
-    @property
-    def sides(self) -> set[int]:
-        """Every height and width."""
-        return {side for of_class in self.shapes for *size, _ in of_class for side in size}
-
-    def wishes(self, images: int, seed: int) -> list[Wish]:
-        """Classes in turn, each picture in the shape of a random real one of its class, its noise fixed by its number.
-
-        Raises ValueError for more pictures than seeds may have.
-        """
-        if images > SEEDS:
-            raise ValueError(f"a score takes at most {SEEDS} pictures, not {images}")
-        return [
-            Wish(label, self.draw(label, (seed, number)), seed * SEEDS + number)
-            for number in range(images)
-            for label in [number % len(self.shapes)]
-        ]
-
-    def draw(self, label: int, seed: tuple[int, int]) -> tuple[int, int]:
-        """The (height, width) of a random real picture of the class."""
-        shapes = self.shapes[label]
-        counts = np.array([count for _, _, count in shapes])
-        height, width, _ = shapes[np.random.default_rng(seed).choice(len(shapes), p=counts / counts.sum())]
-        return height, width
+    def pretrained(self) -> Pretrained:
+        pretrained = load_pretrained(self.path)
+        pretrained.model.to(default_device())
+        return pretrained
 
 
-def load_reference(recipe: Recipe, cache: Path) -> Reference:
-    """The view that a recipe's data are, its features kept in the folder `cache`.
+class Scorer:
+    """Scores the snapshots of a run; what is seen in the pictures of each is a file in the run's folder, made once.
 
-    Raises ValueError for pictures other than the ten garments.
+    Raises ValueError where the data are no pictures, or pictures are asked for that the models cannot make: before
+    anything is trained.
     """
-    dataset = build_dataset(recipe.data, recipe.model.patch_size)
-    if list(dataset.class_names) != CLASS_NAMES or dataset.channels != 1:
-        raise ValueError("scores of a study are for the ten garments (data.source: fashion)")
-    path = features_path(recipe, cache)
-    try:
-        features = load(path.read_bytes())["features"]
-    except (OSError, SafetensorError, KeyError):  # Not there yet, or damaged.
-        view = dataset.epoch(0, 0)
-        features, _ = examine(load_classifier(), [view.latent(i) for i in range(len(dataset))])
-        write_tensors(path, {"features": features})
-    return Reference(features, shapes_of(dataset))
+
+    def __init__(self, job: Job, dataset: Dataset, config: NetworkConfig, tell: Tell) -> None:
+        self.job, self.dataset, self.config, self.tell = job, dataset, config, tell
+        self.factor = read_factor(dataset.autoencoder)
+        self.views = load_views(job.study, self.factor, job.references)
+        self.final = possible(job.study.evaluation, config, self.views)
+        for condition in self.final:
+            for size in self.views[condition.view].sizes(condition):
+                check_divisible(size, config.patch_size * self.factor)
+        self.done = self.total = 0
+
+    def all(self, models: dict[int, Path]) -> tuple[dict[int, Scores], dict[str, Scores]]:
+        """Of each step's point, and of the end by condition (only those that the model can make; none if diverged)."""
+        evaluation, last = self.job.study.evaluation, self.job.run.recipe.training.steps
+        final = self.final if last in models else []
+        self.total = len(models) * evaluation.images + len(final) * evaluation.final_images
+        points, end = {}, {}
+        for step, path in models.items():
+            snapshot = Snapshot(path)
+            points[step] = curve_scores(*self.compared(snapshot, evaluation.point, evaluation.images))
+            if step == last:
+                for c in final:
+                    end[c.name] = final_scores(*self.compared(snapshot, c, evaluation.final_images))
+                if self.job.run.seed == 0:
+                    self.draw(snapshot)
+        return points, end
+
+    def compared(
+        self, snapshot: Snapshot, condition: Condition, images: int
+    ) -> tuple[Summary | None, Summary, Tensor | None]:
+        """What is seen in a model's pictures (None: not finite) and in real ones, and see `View.classes`."""
+        view = self.views[condition.view]
+        return self.seen(snapshot, condition, images), view.seen(condition.pixels), view.classes
+
+    def seen(self, snapshot: Snapshot, condition: Condition, images: int) -> Summary | None:
+        """The pictures themselves are not kept: what is seen in them gives every score."""
+        sight, sampling = self.job.sight, self.job.study.evaluation.sampling(condition, self.config)
+        about = sight | {"data": sight["data"][condition.view], "size": condition.size, "images": images}
+        key = json_digest(about | {"sampling": asdict(sampling)})
+        before = self.done
+        try:
+            summary = kept_summary(
+                self.job.folder / "seen" / snapshot.path.name, [key], lambda: self.look(snapshot, condition, images)
+            )
+        except NotFinite:
+            return None
+        if self.done == before:  # It was there.
+            self.finished(images)
+        return summary
+
+    def look(self, snapshot: Snapshot, condition: Condition, images: int) -> Summary:
+        """Makes the pictures and looks at them. Raises NotFinite."""
+        view, sampling = self.views[condition.view], self.job.study.evaluation.sampling(condition, self.config)
+        as_the_view = replace(snapshot.pretrained, shapes=view.shapes)
+        wishes = balanced_wishes(as_the_view, images, SizeWish(condition.pixels), self.job.run.seed, self.factor)
+        with self.precision():
+            latents = generate(snapshot.pretrained.model, wishes, sampling, lambda *_: self.finished(1))
+        if not all(bool(latent.isfinite().all()) for latent in latents):
+            raise NotFinite
+        pictures = (to_image(self.codec.decode(latent)).convert(view.extractor.mode) for latent in latents)
+        labels = np.array([wish.label for wish in wishes], dtype=np.int64)
+        return summarise(view.extractor, pictures, labels, lambda _: None)
+
+    def draw(self, snapshot: Snapshot) -> None:
+        """A sheet of pictures in the shapes of the last view that the model can make, guided as the points are."""
+        evaluation, pretrained = self.job.study.evaluation, snapshot.pretrained
+        view = self.views[[c for c in self.final if c in evaluation.by_view][-1].view]
+        sampling = evaluation.sampling(evaluation.point, self.config)
+        with self.precision():
+            page = draw_sheet(pretrained.model, pretrained.class_names, view.shapes, sampling, self.codec)
+        write_file(self.job.sheet, lambda draft: page.save(draft, "PNG"))
+
+    @cached_property
+    def codec(self) -> Pixels | KLAutoencoder:
+        """What makes pictures of the models' latents."""
+        return load_autoencoder(self.dataset.autoencoder, default_device())
+
+    def precision(self) -> torch.autocast:
+        """That of the training."""
+        return torch.autocast(
+            default_device(), torch.bfloat16, enabled=self.job.run.recipe.training.precision == "bf16"
+        )
+
+    def finished(self, images: int) -> None:
+        self.done += images
+        self.tell("scoring", self.done, self.total)
 
 
-def features_path(recipe: Recipe, cache: Path) -> Path:
-    """Where the features of a view are kept."""
-    about = [PROTOCOL, classifier_digest(), data_of(recipe)]
-    return cache / f"{digest(about)}.safetensors"
+def recognised(seen: Summary, classes: Tensor | None) -> float | None:
+    """The share whose most probable class is the one asked for; None where the extractor does not know the classes."""
+    return None if classes is None else float((seen.classes == classes[seen.labels]).double().mean())
 
 
-def data_of(recipe: Recipe) -> dict[str, Any]:
-    """What fixes a view's pictures, as JSON takes it."""
-    return recipe.data.model_dump(mode="json", exclude_defaults=True)
-
-
-def examined(
-    model: Network, wishes: Sequence[Wish], sampling: Sampling, done: Callable[[int], None]
-) -> dict[str, Tensor] | None:
-    """What the classifier sees in a model's pictures: features (N, 64), classes (N,), and the labels asked for (N,).
-
-    None where a picture is not finite. done: gets 1 after each picture.
-    """
-    latents = generate(model, wishes, sampling, lambda *_: done(1))
-    if not all(bool(latent.isfinite().all()) for latent in latents):
-        return None
-    features, classes = examine(load_classifier(), latents)
-    return {"features": features, "classes": classes, "labels": torch.tensor([wish.label for wish in wishes])}
-
-
-def curve_scores(seen: dict[str, Tensor] | None, reference: Reference) -> Scores:
-    """distance: Frechet distance of features. recognised: share whose top-1 class is the one asked for.
+def curve_scores(seen: Summary | None, real: Summary, classes: Tensor | None) -> Scores:
+    """distance: Frechet distance of features. recognised: as the function says.
 
     All None where there is nothing to compare.
     """
     if seen is None:
         return dict.fromkeys(CURVE_SCORES)
-    return {
-        "distance": frechet_distance(Statistics.of(seen["features"]), reference.statistics),
-        "recognised": float((seen["classes"] == seen["labels"]).double().mean()),
-    }
+    return {"distance": frechet_distance(seen.statistics, real.statistics), "recognised": recognised(seen, classes)}
 
 
-def final_scores(seen: dict[str, Tensor] | None, reference: Reference) -> Scores:
+def final_scores(seen: Summary | None, real: Summary, classes: Tensor | None) -> Scores:
     """The same, and what other measures say of the features: see `fitv2.evaluation`."""
     if seen is None:
         return dict.fromkeys(SCORES)
-    kid, _ = kernel_distance(seen["features"], reference.features)
-    neighbours = asdict(compare_neighbours(seen["features"], reference.features))
-    return curve_scores(seen, reference) | {"kid": kid} | neighbours
+    return curve_scores(seen, real, classes) | other_scores(seen.pooled, real.pooled)
+
+
+def other_scores(features: Tensor, real: Tensor) -> Scores:
+    """Of features (N, F) and (M, F)."""
+    kid, _ = kernel_distance(features, real)
+    return {"kid": kid} | asdict(compare_neighbours(features, real))

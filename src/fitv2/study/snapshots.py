@@ -20,6 +20,8 @@ from .definition import Run
 # Holds the step at which no gradient was finite any more: a result like any other.
 DIVERGED = "diverged.json"
 MOST_LOSSES = 200
+# What is known of the pictures, so that they need not be read again.
+PICTURES = "pictures.json"
 # Gets what is under way, how much of it is done, and of how much.
 Tell = Callable[[str, int, int], None]
 
@@ -34,7 +36,7 @@ def train(run: Run, points: Sequence[int], folder: Path, tell: Tell) -> None:
     last = recipe.training.steps
     if is_trained(folder, last):
         return
-    dataset = build_dataset(recipe.data, recipe.model.patch_size, folder / "pictures.json")
+    dataset = build_dataset(recipe.data, recipe.model.patch_size, folder / PICTURES)
     base = build_base(recipe.training)
     trainer = Trainer(recipe, dataset, build_model_config(recipe, dataset, base), folder, base)
 

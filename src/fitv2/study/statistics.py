@@ -46,6 +46,41 @@ def estimate(values: Sequence[float]) -> Estimate | None:
     return Estimate(fmean(values), quantile * stdev(values) / math.sqrt(len(values)), len(values))
 
 
+@dataclass(frozen=True)
+class Compared:
+    """Comparisons seed by seed: those with a number, and how many are minus or plus infinite, where one side failed."""
+
+    estimate: Estimate | None
+    minus: int
+    plus: int
+
+    @property
+    def count(self) -> int:
+        return self.minus + self.plus + (self.estimate.count if self.estimate else 0)
+
+    @property
+    def worst(self) -> float:
+        """The mean, however few seeds are infinite."""
+        if self.plus or self.estimate is None:
+            return math.inf if self.plus else -math.inf
+        return self.estimate.mean
+
+    @property
+    def infinite(self) -> str:
+        """In words, after those with a number."""
+        return ", ".join(f"{sign}∞ with {n}" for sign, n in (("-", self.minus), ("+", self.plus)) if n)
+
+    def text(self, sign: str = "") -> str:
+        found = [self.estimate.text(sign)] if self.estimate else []
+        return ", ".join(found + ([self.infinite] if self.infinite else [])) or "-"
+
+
+def compare(values: Sequence[float]) -> Compared:
+    """Of values that may be infinite."""
+    finite = [value for value in values if math.isfinite(value)]
+    return Compared(estimate(finite), values.count(-math.inf), values.count(math.inf))
+
+
 def reach(costs: Sequence[float], scores: Sequence[float | None], target: float) -> float | None:
     """The cost at which a falling score first comes down to `target`; None where it never does.
 

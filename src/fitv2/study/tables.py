@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from .claims import UNITS, cost_to_reach, difference, in_words
+from .conditions import Condition
 from .definition import Study
+from .real import Real
 from .record import Record, Records
 from .statistics import Estimate, estimate
 
 TITLES = {"distance": "Frechet distance", "recognised": "Share recognised"}
 OTHER_SCORES = ("kid", "precision", "recall", "density", "coverage")
+REAL = "real pictures"
 Row = list[str]
 
 
@@ -27,9 +30,12 @@ def over_seeds(runs: dict[int, Record], read: Callable[[Record], float | None]) 
 
 def seeds_cell(runs: dict[int, Record]) -> str:
     """How many runs there are, and what went wrong."""
-    diverged, skipped = sum(r.diverged for r in runs.values()), sum(r.skipped for r in runs.values())
-    notes = [f"{diverged} diverged"] * (diverged > 0) + [f"{skipped} steps skipped"] * (skipped > 0)
-    return ", ".join([str(len(runs)), *notes])
+    counts = {
+        "diverged": sum(r.diverged for r in runs.values()),
+        "without finite pictures": sum(r.failed and not r.diverged for r in runs.values()),
+        "steps skipped": sum(r.skipped for r in runs.values()),
+    }
+    return ", ".join([str(len(runs)), *(f"{count} {what}" for what, count in counts.items() if count)])
 
 
 def conditions(records: Records) -> list[str]:
@@ -49,6 +55,23 @@ def final_rows(records: Records, score: str) -> list[Row]:
     ]
 
 
+def real_row(records: Records, real: Real, of_study: Sequence[Condition], score: str) -> Row:
+    """What real pictures score under the conditions of `final_rows`."""
+    places = {condition.name: real.places[condition.place] for condition in of_study}
+    shown = [places[name] for name in conditions(records)]
+    if score == "recognised":
+        found = [None if place.recognised is None else estimate([place.recognised]) for place in shown]
+    else:
+        found = [estimate([scores[score] for scores in place.draws]) for place in shown]
+    return [REAL, "-", *map(in_words, found)]
+
+
+def real_other_row(real: Real, condition: Condition) -> Row:
+    """What real pictures score in `other_rows`."""
+    draws = real.places[condition.place].draws
+    return [REAL, *(in_words(estimate([scores[name] for scores in draws])) for name in OTHER_SCORES)]
+
+
 def other_rows(records: Records, condition: str) -> list[Row]:
     """All further scores of the end under one condition."""
 
@@ -61,7 +84,7 @@ def other_rows(records: Records, condition: str) -> list[Row]:
 def difference_rows(records: Records, first: str, score: str) -> list[Row]:
     """The same less that of the first variant, seed by seed."""
     return [
-        [variant, *(in_words(difference(records, variant, first, c, score), "+") for c in conditions(records))]
+        [variant, *(difference(records, variant, first, c, score).text("+") for c in conditions(records))]
         for variant in records
         if variant != first
     ]
@@ -73,9 +96,9 @@ def reach_rows(records: Records, first: str) -> list[Row]:
 
 
 def reach_cell(records: Records, first: str, variant: str, unit: str) -> str:
-    targets = {seed: record.last.scores["distance"] for seed, record in records[first].items() if record.final}
+    targets = {seed: record.last.scores["distance"] for seed, record in records[first].items() if not record.failed}
     runs = [(records[variant][seed], targets[seed]) for seed in records[variant].keys() & targets.keys()]
-    taken = [cost_to_reach(record, target, unit) for record, target in runs]
+    taken = [None if record.failed else cost_to_reach(record, target, unit) for record, target in runs]
     reached = [cost / (1e12 if unit == "operations" else 1) for cost in taken if cost is not None]
     if not reached:
         return "not reached" if runs else "-"

@@ -17,7 +17,8 @@ import torch
 from filelock import FileLock, Timeout
 
 from ..training.preemption import STOPPED
-from .one_run import Job, perform
+from .job import Job
+from .one_run import perform
 
 OUTPUT = "output.txt"
 SECONDS_BETWEEN_MESSAGES = 0.25

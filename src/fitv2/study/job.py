@@ -1,0 +1,79 @@
+"""A run of a study and where its files are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from .definition import Run, Study
+from .record import Record, read_record
+from .views import data_of, extractor_of
+
+# Changes when other pictures would be made or seen otherwise, so that those of before are not taken for them.
+PROTOCOL = "study-2"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run of a study: `out` is the study's folder of results, `work` that of all trainings."""
+
+    name: str
+    study: Study
+    run: Run
+    out: Path
+    work: Path
+
+    @property
+    def label(self) -> str:
+        """Among the runs of several studies."""
+        return f"{self.name}/{self.run.name}"
+
+    @property
+    def folder(self) -> Path:
+        """Of the training; studies with the same run share it."""
+        return self.work / self.run.digest
+
+    @property
+    def references(self) -> Path:
+        """For what is seen in real pictures."""
+        return self.work / "references"
+
+    @property
+    def record(self) -> Path:
+        return self.out / "runs" / f"{self.run.name}.json"
+
+    @property
+    def real(self) -> Path:
+        """What real pictures score, for all runs of the study."""
+        return self.out / "real.json"
+
+    @property
+    def sheet(self) -> Path:
+        """Pictures of the first seed."""
+        return self.out / "sheets" / f"{self.run.variant}.png"
+
+    @cached_property
+    def sight(self) -> dict[str, Any]:
+        """Which real pictures there are, and what sees them. Raises ValueError where the extractor is not installed."""
+        evaluation = self.study.evaluation
+        data = {view: data_of(self.study.view_recipe(view).data) for view in evaluation.views}
+        extractor = extractor_of(evaluation.extractor)
+        return {"protocol": PROTOCOL, "extractor_sha256": extractor.digest, "data": data}
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """All that the scores depend on besides the training."""
+        return self.sight | self.study.evaluation.model_dump(mode="json", exclude={"views"})
+
+    def result(self) -> Record | None:
+        """The record of this run with these settings, if there is one. Raises ValueError for a damaged one."""
+        if not self.record.is_file():
+            return None
+        record = read_record(self.record)
+        return record if (record.digest, record.settings) == (self.run.digest, self.settings) else None
+
+    def is_done(self) -> bool:
+        """Raises ValueError for a damaged record."""
+        return self.result() is not None

@@ -1,0 +1,96 @@
+"""What real pictures score by the measures of a study: the floor of its tables, and its ceiling."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+
+from ..atomic import write_text
+from ..autoencoder import read_factor
+from ..build import build_dataset
+from ..config import Settings
+from ..evaluation.frechet import Statistics, frechet_distance
+from ..evaluation.summary import Summary
+from .conditions import FEWEST
+from .job import Job
+from .record import Scores
+from .scoring import other_scores, recognised
+from .views import load_views
+
+logger = logging.getLogger(__name__)
+
+# Each at random, with the seeds from 0 on.
+DRAWS = 3
+
+
+class RealPlace(Settings):
+    """Of the real pictures of a view, in its sizes or a given one.
+
+    draws: what some of them, as many as are made of a model and at most half, score against all others. recognised: of
+    all. cut: the mean and the largest share of a picture that the view leaves out, None where that is not known.
+    """
+
+    draws: tuple[Scores, ...]
+    recognised: float | None
+    cut: tuple[float, float] | None
+
+
+class Real(Settings):
+    """settings: what decides the scores. places: by `Condition.place`."""
+
+    settings: dict[str, Any]
+    places: dict[str, RealPlace]
+
+
+def read_real(job: Job) -> Real | None:
+    """What was written with the settings of the study; None where there is nothing, or of other settings.
+
+    Raises ValueError for a damaged file.
+    """
+    if not job.real.is_file():
+        return None
+    try:
+        real = Real.model_validate_json(job.real.read_bytes())
+    except ValidationError as error:
+        raise ValueError(f"{job.real} is damaged ({error.errors()[0]['msg']}); the study makes it again") from None
+    return real if real.settings == settings(job) else None
+
+
+def settings(job: Job) -> dict[str, Any]:
+    evaluation = job.study.evaluation
+    places = list(dict.fromkeys(condition.place for condition in evaluation.final))
+    return job.sight | {"images": evaluation.final_images, "places": places}
+
+
+def write_real(job: Job) -> None:
+    """Looks at the real pictures, unless it has been done with the same settings; a damaged file is made again."""
+    try:
+        if read_real(job) is not None:
+            return
+    except ValueError as error:
+        logger.warning("%s", error)
+    data, patch = job.run.recipe.data, job.run.recipe.model.patch_size
+    views = load_views(job.study, read_factor(build_dataset(data, patch).autoencoder), job.references)
+    places = {}
+    for condition in job.study.evaluation.final:
+        if condition.place not in places:
+            view = views[condition.view]
+            seen = view.seen(condition.pixels)
+            draws = tuple(drawn_scores(seen, job.study.evaluation.final_images, seed) for seed in range(DRAWS))
+            places[condition.place] = RealPlace(draws=draws, recognised=recognised(seen, view.classes), cut=view.cut)
+    real = Real(settings=settings(job), places=places)
+    write_text(job.real, real.model_dump_json(indent=1) + "\n")
+
+
+def drawn_scores(seen: Summary, images: int, seed: int) -> Scores:
+    """Of so many random pictures against all others. Raises ValueError for too few to compare."""
+    number = min(images, len(seen.pooled) // 2)
+    if number < FEWEST:
+        raise ValueError(f"{len(seen.pooled)} real pictures are too few to compare with; a study needs {2 * FEWEST}")
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(seen.pooled)))
+    drawn, others = seen.pooled[order[:number]], seen.pooled[order[number:]]
+    return {"distance": frechet_distance(Statistics.of(drawn), Statistics.of(others))} | other_scores(drawn, others)
