@@ -23,12 +23,11 @@ from fitv2.model.cost import forward_flops
 from fitv2.model.grid import GridConfig, build_dit
 from fitv2.model.transformer import lay_out_by_input
 from fitv2.profiling.measure import Work
+from fitv2.profiling.profile import PASSES_OF_A_STEP
 from padded import PaddedFiT, padded, padded_inputs, unpadded
 
 # Relative errors that rounding explains: of float32 in another order, and of bfloat16.
 EXACT, ROUNDED = 1e-4, 0.05
-# A backward pass has two products for each of the forward pass.
-FORWARDS_IN_A_STEP = 3
 SQUARE_SIDE = 16
 
 
@@ -242,7 +241,7 @@ class SameWeights:
             model.compile_blocks(token_budget)
         self.check_rounded(name, layouts, autocast=True)
         work = TrainingSteps(layouts, self.device)
-        return of_lengths(name, work, self.config, self.lengths, FORWARDS_IN_A_STEP)
+        return of_lengths(name, work, self.config, self.lengths, PASSES_OF_A_STEP)
 
     def build(self, name: str, layout: type[Packed] | type[Padded]) -> tuple[FiT, list[Packed] | list[Padded]]:
         model = random_model(self.config, self.device)

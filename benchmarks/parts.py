@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from contenders import (
-    FORWARDS_IN_A_STEP,
     Contender,
     Example,
     Forward,
@@ -32,6 +31,7 @@ from fitv2.generate import Sampling, Wish, generate, generate_with
 from fitv2.model.cost import forward_flops
 from fitv2.model.transformer import lay_out_by_input
 from fitv2.pretrained import load_pretrained
+from fitv2.profiling.profile import PASSES_OF_A_STEP
 from fitv2.tokens import TokenBatch
 from results import Unit
 
@@ -43,6 +43,8 @@ DIT_LAYERS = 12
 # 1 799 tokens, 2 048 with padding.
 MIXED = [(16, 16), (13, 19), (19, 13), (11, 23), (16, 16), (14, 18), (8, 12), (12, 16)]
 ALL_DIFFERENT = [(h, w) for h in range(6, 14) for w in range(6, 14)]
+# Of a turn: more than the compiler would make graphs for, if it made one for each.
+PACKS = 12
 SAMPLERS = Sampling(), Sampling(interval=(0.3, 0.9)), Sampling(solver="euler", steps=250)
 
 
@@ -85,18 +87,18 @@ def training(device: torch.device, config: FiTConfig = B2, hw: Sizes = MIXED, di
         make.training("fitv2", Packed),
         make.training("fitv2 compiled", Packed, compiled=True),
         make.training("padded", Padded),
-        squares.contender("diffusers' DiT, squares", TrainingSteps([squares], device), FORWARDS_IN_A_STEP),
+        squares.contender("diffusers' DiT, squares", TrainingSteps([squares], device), PASSES_OF_A_STEP),
     ]
     about = "Forward, loss, backward, clipping and AdamW. Ratio: real tokens a second, to the padded layout."
     return Part(f"Training step, {len(hw)} pictures of mixed sizes", about, contenders, "tokens", "padded")
 
 
 def fashion(device: torch.device, *overrides: str) -> Part:
-    """The recipe `fashion`: training steps on three of its packs."""
+    """The recipe `fashion`: training steps on some of its packs."""
     recipe = load_recipe("fashion", ["data.split=bundled", *overrides])
     dataset = build_dataset(recipe.data, recipe.model.patch_size)
     budget = recipe.training.tokens_per_pack
-    examples = packs(dataset, budget, 3, device)
+    examples = packs(dataset, budget, PACKS, device)
     make = SameWeights(build_model_config(recipe, dataset), examples, device)
     contenders = [
         make.training("fitv2", Packed),

@@ -1,5 +1,7 @@
 """Attention within images: every way of computing it gives the same, and a tail of padding leaves no trace."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -98,3 +100,29 @@ def test_a_tail_up_to_the_budget_leaves_no_trace(context):
         torch.testing.assert_close(output, plain, atol=1e-5, rtol=0)
         for a, b in zip(gradients, other, strict=True):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("length", [3, 9], ids=["probabilities kept", "made again"])
+def test_gradients_of_gradients(length):
+    """Of a gradient penalty, say; the probabilities that are kept for one backward pass must not be constants there."""
+    qkv = [torch.randn(2, length, 4, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    assert torch.autograd.gradgradcheck(attention.plain_attention, qkv)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "head_dim", "capability", "expected"),
+    [
+        ("cuda", torch.bfloat16, 64, (8, 0), True),
+        ("cuda", torch.float16, 256, (9, 0), True),
+        ("cuda", torch.bfloat16, 264, (8, 0), False),
+        ("cuda", torch.bfloat16, 36, (8, 0), False),
+        ("cuda", torch.bfloat16, 64, (7, 5), False),
+        ("cuda", torch.float32, 64, (8, 0), False),
+        ("cpu", torch.bfloat16, 64, (8, 0), False),
+    ],
+)
+def test_who_takes_the_kernel_of_many_lengths(monkeypatch, device, dtype, head_dim, capability, expected):
+    """A GPU is not at hand: what torch would say of one is put in its place."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    q = SimpleNamespace(device=torch.device(device), dtype=dtype, shape=(5, 2, head_dim))
+    assert attention.takes_varlen(q) is expected

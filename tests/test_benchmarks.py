@@ -84,6 +84,20 @@ def test_a_contender_with_other_numbers_is_refused():
         make.forward("leaking", Leaking)
 
 
+class Coarse(Packed):
+    """Right in float32, and in bfloat16 a tenth off."""
+
+    def tokens(self) -> torch.Tensor:
+        return super().tokens() * (1.1 if torch.is_autocast_enabled("cpu") else 1.0)
+
+
+def test_a_contender_that_is_wrong_in_the_form_that_is_timed_is_refused():
+    make = SameWeights(CONFIG, [random_example(CONFIG, SIZES, CPU)], CPU)
+    for contender in (make.forward, make.training):
+        with pytest.raises(ValueError, match=r"coarse is .* away from every image alone"):
+            contender("coarse", Coarse)
+
+
 def test_only_real_tokens_count():
     make = SameWeights(CONFIG, [random_example(CONFIG, SIZES, CPU)] * 2, CPU)
     step = make.training("padded", Padded)

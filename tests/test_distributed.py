@@ -17,6 +17,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from PIL import Image
 from safetensors.torch import load_file
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from fitv2.pretrained import load_pretrained
 from fitv2.training.checkpoint import checkpoints, read_part, read_state
@@ -133,9 +134,11 @@ def test_what_two_saved_two_continue_bit_for_bit(tmp_path, sharded_by_two):
 
 def train_compiled(run: Path, *overrides: str) -> None:
     """A run whose blocks are traced as for compilation, but run as they are: generating code takes a minute."""
-    torch.compile = partial(torch.compile, backend="eager")
+    graphs = CompileCounterWithBackend("eager")
+    torch.compile = partial(torch.compile, backend=graphs)
     os.environ["CXX"] = sys.executable  # Only has to be there.
     train(run, *overrides, "training.compile=true")
+    assert graphs.frame_count
 
 
 @pytest.mark.parametrize("work", [train, train_compiled])

@@ -5,9 +5,11 @@ from functools import partial
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from fitv2 import FiT, FiT1Config, FiTConfig, TokenBatch, preset
 from fitv2.model import attention, layers, modulation
+from fitv2.model.block_cache import BlockCache
 from fitv2.model.rope import RopeScheme, rotate, rotation_table
 from fitv2.model.transformer import lay_out_by_input
 from tiny import random_model
@@ -178,13 +180,40 @@ def test_time_stays_float32_under_autocast():
 @pytest.mark.parametrize("token_budget", [0, 250])
 def test_compiled_blocks_agree_with_eager(monkeypatch, token_budget):
     """Captured and differentiated as for training, but run without generated C++, which a bare machine cannot build."""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    graphs = counted_graphs(monkeypatch)
     model, data = random_model(CONFIG), random_batch()
     eager, eager_gradients = model(*data), gradients(model, [data])
     model.compile_blocks(token_budget)
     torch.testing.assert_close(model(*data), eager, atol=1e-5, rtol=0)
     for a, b in zip(eager_gradients, gradients(model, [data]), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+    assert graphs.frame_count
+
+
+def test_blocks_are_compiled_for_any_number_of_images_at_once(monkeypatch):
+    """After a second number of images nothing is compiled any more: torch gives up on the ninth graph of a function."""
+    graphs = counted_graphs(monkeypatch)
+    model, counts = random_model(CONFIG), []
+    model.compile_blocks(token_budget=200)
+    for images in range(2, 12):
+        gradients(model, [random_batch([(2, 3), (3, 4)] * images)])
+        counts.append(graphs.frame_count)
+    assert 0 < counts[1] == counts[-1]
+
+
+def test_a_cache_of_blocks_goes_with_a_token_budget():
+    model, data = random_model(CONFIG), random_batch()
+    expected = model(*data, cache=BlockCache(1))
+    model.token_budget = 250
+    torch.testing.assert_close(model(*data, cache=BlockCache(1)), expected, atol=1e-5, rtol=0)
+
+
+def counted_graphs(monkeypatch) -> CompileCounterWithBackend:
+    """Makes torch.compile trace and differentiate as ever, and run what comes out without generated code."""
+    torch.compiler.reset()
+    graphs = CompileCounterWithBackend("aot_eager")
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=graphs))
+    return graphs
 
 
 @pytest.mark.parametrize("name", ["FiTv2-B/2", "FiTv2-XL/2"])

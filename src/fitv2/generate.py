@@ -262,14 +262,18 @@ def guided(network: Network, null: int, hw: Tensor, labels: Tensor, sampling: Sa
     own = torch.arange(sum(lengths)).split(lengths)
     twice_index = torch.cat([tokens for image in own for tokens in (image, image)]).to(labels.device)
     twice_hw, twice_labels = hw.repeat_interleave(2, 0), torch.stack((labels, nulls), 1).flatten()
-    halves = torch.tensor([True, False]).repeat(len(hw)).repeat_interleave(twice_hw.prod(1)).to(labels.device)
+    # Indices and batches are made once, and not as masks: nothing in a step then waits for a GPU.
+    first = torch.tensor([True, False]).repeat(len(hw)).repeat_interleave(twice_hw.prod(1))
+    halves = [half.nonzero().flatten().to(labels.device) for half in (first, ~first)]
+    blank = torch.empty(sum(lengths), 0, device=labels.device)
+    once, twice = TokenBatch(blank, hw), TokenBatch(blank[twice_index], twice_hw)
 
     def conditional(x: Tensor, t: Tensor) -> Tensor:
-        return network(TokenBatch(x, hw), t.to(x.device).expand(len(hw)), labels)
+        return network(once.with_x(x), t.to(x.device).expand(len(hw)), labels)
 
     def both(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        v = network(TokenBatch(x[twice_index], twice_hw), t.to(x.device).expand(len(twice_hw)), twice_labels)
-        return v[halves], v[~halves]
+        v = network(twice.with_x(x[twice_index]), t.to(x.device).expand(len(twice_hw)), twice_labels)
+        return v[halves[0]], v[halves[1]]
 
     if bool((labels == nulls).all()):  # Nothing to guide towards.
         return conditional

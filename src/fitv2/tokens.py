@@ -86,10 +86,11 @@ class TokenBatch:
         parts = self.x.split(self.lengths)
         return TokenBatch(torch.cat([parts[i] for i in images]), [self.sizes[i] for i in images])
 
-    def with_tail(self, total: int) -> TokenBatch:
-        """The same and after it one more image, 1 x n tokens of zeros, that makes T the total."""
-        tail = total - len(self.x)
-        return TokenBatch(F.pad(self.x, (0, 0, 0, tail)), [*self.sizes, (1, tail)])
+    def with_tail(self, total: int, longest: int) -> TokenBatch:
+        """The same, then images of zeros, each of 1 x `longest` tokens or what is left, that make T the total."""
+        whole, rest = divmod(total - len(self.x), longest)
+        tail = [(1, longest)] * whole + [(1, rest)] * (rest > 0)
+        return TokenBatch(F.pad(self.x, (0, 0, 0, total - len(self.x))), [*self.sizes, *tail])
 
     def spread(self, per_image: Tensor) -> Tensor:
         """(B, ...) per image to (T, ...) per token."""
@@ -185,7 +186,8 @@ def sum_images(per_token: Tensor, index: Tensor, counts: Tensor) -> Tensor:
 
 @sum_images.register_fake
 def _(per_token: Tensor, index: Tensor, counts: Tensor) -> Tensor:
-    return per_token.new_empty(len(counts), *per_token.shape[1:])
+    # Not len(): as a plain number it would be a constant of the graph, one for every number of images.
+    return per_token.new_empty(counts.shape[0], *per_token.shape[1:])
 
 
 def _keep_rows(ctx, inputs, output) -> None:

@@ -192,7 +192,3 @@ def begin(folder: Path, settings: dict[str, Any]) -> None:
         raise ValueError(f"{folder} holds pictures of other settings; choose another --out")
     write_text(path, text)
     remove_drafts(folder)
-
-
-def settings_digest(settings: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

@@ -13,10 +13,11 @@ from accelerate import PartialState
 
 from ..autoencoder import KLAutoencoder, Pixels
 from ..generate import Sampling, Wish
+from ..hashes import json_digest
 from ..model.presets import architecture_of
 from ..pretrained import Pretrained
 from ..state_files import weights_digest
-from .generation import GeneratedPictures, make_pictures, settings_digest
+from .generation import GeneratedPictures, make_pictures
 from .results import LABELS, OWN_CHOICE, class_counts
 from .run import Progress, Samples
 from .wishes import LABEL_SCHEME, SEED_SCHEME, SizeWish, balanced_wishes
@@ -56,7 +57,7 @@ def make_samples(
         for size in sizes:
             wishes = balanced_wishes(pretrained, number, size, seed, codec.factor)
             settings = of_all | {"size": str(size), "sampling": asdict(sampling)}
-            folder = out / f"{str(size).replace(':', '-')}-{settings_digest(settings)[:12]}"
+            folder = out / f"{str(size).replace(':', '-')}-{json_digest(settings)[:12]}"
             pictures = GeneratedPictures(name, folder, wishes, pretrained.class_names, codec.factor)
             with progress(f"making {size} at {sampling.guidance:g}", number) as done:
                 make_pictures(pictures, pretrained, codec, sampling, settings, state, done)

@@ -38,7 +38,8 @@ def takes_varlen(q_TNH: Tensor) -> bool:
     """Whether torch's kernel for sequences of many lengths, Flash Attention, knows this device, dtype and width."""
     if q_TNH.device.type != "cuda" or q_TNH.dtype not in (torch.bfloat16, torch.float16):
         return False
-    return torch.cuda.get_device_capability(q_TNH.device) >= (8, 0) and q_TNH.shape[-1] % 8 == 0
+    head_dim = q_TNH.shape[-1]
+    return torch.cuda.get_device_capability(q_TNH.device) >= (8, 0) and head_dim % 8 == 0 and head_dim <= 256
 
 
 def varlen_attention(q_TNH: Tensor, k_SNH: Tensor, v_SNH: Tensor, *lengths) -> Tensor:
@@ -88,7 +89,7 @@ class _PlainAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         p = probabilities(q, k)
-        # One graph is for all lengths.
+        # What is compiled is one graph for all lengths, and cannot choose by them.
         short = not torch.compiler.is_compiling() and k.shape[-2] <= k.shape[-1]
         ctx.save_for_backward(q, k, v, p if short else None)
         return p @ v
@@ -96,7 +97,8 @@ class _PlainAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v, p = ctx.saved_tensors
-        p = probabilities(q, k) if p is None else p
+        # Made again also where this pass is differentiated itself: what was kept is a constant there.
+        p = probabilities(q, k) if p is None or torch.is_grad_enabled() else p
         of_scores = torch.ops.aten._softmax_backward_data(grad @ v.mT, p, -1, p.dtype) * q.shape[-1] ** -0.5
         return of_scores @ k, of_scores.mT @ q, p.mT @ grad
 

@@ -21,6 +21,9 @@ from .context import ContextEmbedder, join
 from .layers import FinalLayer, LabelEmbedder, PatchEmbedder, TimestepEmbedder
 from .rope import RopeScheme, rotation_table
 
+# Tokens of an image that only fills up: few, because attention takes their square.
+LONGEST_IN_TAIL = 64
+
 
 class FiT(nn.Module):
     """The velocity network: (packed batch, t in [0, 1] with 1 = data, label) to one vector per token."""
@@ -51,8 +54,8 @@ class FiT(nn.Module):
     def compile_blocks(self, token_budget: int = 0) -> None:
         """Fuses the element-wise work of the blocks with torch.compile, once for all blocks and any number of tokens.
 
-        token_budget: in training, sequences below it get a tail up to it, an image of its own that is kept out of every
-        result: all steps then have one shape. On a CPU this needs a C++ compiler; `benchmarks/` has what it brings.
+        token_budget: in training, sequences below it get a tail up to it, of images that are kept out of every result:
+        all steps then have one shape. On a CPU this needs a C++ compiler; `benchmarks/` has what it brings.
         """
         self.token_budget = token_budget
         for name in ("before_attention", "after_attention"):
@@ -140,8 +143,10 @@ class FiT(nn.Module):
     ) -> Tensor:
         tokens = len(batch.x)
         if tokens < self.token_budget and torch.is_grad_enabled():
-            batch, context = batch.with_tail(self.token_budget), context and context.with_tail(len(context.x) + 1)
-            rows, c_BD = batch.rows, F.pad(c_BD, (0, 0, 0, 1))
+            images, batch = len(batch), batch.with_tail(self.token_budget, LONGEST_IN_TAIL)
+            added = len(batch) - images
+            context = context and context.with_tail(len(context.x) + added, 1)
+            rows, c_BD = batch.rows, F.pad(c_BD, (0, 0, 0, added))
             table = tuple(F.pad(side, (0, 0, 0, 0, 0, self.token_budget - tokens)) for side in table)
         shared = c_BD, self.global_adaLN_modulation(c_BD), rows, batch, table, context
 
@@ -156,7 +161,7 @@ class FiT(nn.Module):
         if cache is None:
             return through(self.blocks, batch.x)[:tokens]
         first, rest = self.blocks[:1], self.blocks[1:]
-        return through(rest[-1:], cache.add(through(first, batch.x), partial(through, rest[:-1])))
+        return through(rest[-1:], cache.add(through(first, batch.x), partial(through, rest[:-1])))[:tokens]
 
 
 def distinct(t_B: Tensor, y_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -156,9 +156,10 @@ class Trainer:
             log.close()
 
     def compile(self) -> None:
-        """Fuses the blocks if the recipe says so and the machine can: generated code needs a C++ compiler."""
+        """Fuses the blocks if the recipe says so and the machine can: code for a CPU needs a C++ compiler."""
         compiler = os.environ.get("CXX", "g++")
-        if self.recipe.training.compile and shutil.which(compiler) is None:
+        has_compiler = self.accelerator.device.type != "cpu" or shutil.which(compiler) is not None
+        if self.recipe.training.compile and not has_compiler:
             logger.warning("training.compile needs the C++ compiler %s (Debian: g++): training without it", compiler)
         elif self.recipe.training.compile:
             self.bare_model.compile_blocks(self.recipe.training.tokens_per_pack)
@@ -329,7 +330,9 @@ class Trainer:
         except ValueError as error:  # Training needs none, and may run where there is none.
             logger.warning("no sample sheet: %s", error)
             return
-        with self.ema.applied_to(self.bare_model):
+        # Pictures to look at have other shapes than steps: graphs of them would use up those that there may be.
+        eager = torch.compiler.set_stance("force_eager") if self.recipe.training.compile else nullcontext()
+        with eager, self.ema.applied_to(self.bare_model):
             names, codec = self.dataset.class_names, codecs[0] if codecs else None
             page = draw_sheet(self.bare_model, names, self.shapes, sampling, codec)
         if main:
