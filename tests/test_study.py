@@ -343,7 +343,7 @@ def test_another_extractor_names_no_classes_that_it_does_not_know(work):
     assert one.settings["extractor_sha256"] != job(work).settings["extractor_sha256"]
     perform(one, nothing)
     write_real(one)
-    scores = read_record(one.record).final["square, unguided"]
+    scores = read_record(one.record).final["square, guidance 1.5"]
     assert (
         scores["recognised"] is None and scores["distance"] > 0 and read_real(one).places["square"].recognised is None
     )
