@@ -7,6 +7,7 @@ import json
 import math
 import re
 import shlex
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -212,6 +213,10 @@ def test_a_commit_is_known_of_a_checkout_alone(tmp_path, monkeypatch):
     assert code_commit(package) == commit  # It is none of the package's.
     (package / "__init__.py").write_text("x = 1")
     assert code_commit(package) == f"{commit}, changed"
+    installed = tmp_path / "venv/package"
+    installed.mkdir(parents=True)
+    (installed / "__init__.py").touch()
+    assert code_commit(installed) is None  # Within another project.
     monkeypatch.setenv("PATH", "")
     assert code_commit(package) is None
 
@@ -287,6 +292,22 @@ def test_what_changes_pictures_is_scored_anew_and_what_does_not_is_not(work):
     perform(other, lambda *message: told.append(message[1]))
     assert told == [20, 40, 70, 100, *range(101, 131)]
     assert other.is_done() and not one.is_done()
+
+
+def test_a_model_is_asked_for_the_shapes_of_the_view_whatever_it_was_trained_on(work, monkeypatch):
+    sizes = []
+
+    def look(extractor, images, *rest):
+        images = list(images)
+        sizes.append({image.size for image in images})
+        return summarise(extractor, images, *rest)
+
+    monkeypatch.setattr(scoring, "summarise", look)
+    one = job(work, evaluation=TREE["evaluation"] | BOTH | {"points": [], "guidance": [1.5]})
+    perform(one, nothing)
+    of_curve, square, own = sizes
+    real = {image.size for image in load_views(one.study, 1, one.references)["own"].images(None)}
+    assert of_curve == square == {(20, 20)} and len(own) > 5 and own <= real
 
 
 def test_a_model_is_loaded_once(work, monkeypatch):
@@ -380,6 +401,16 @@ def test_models_of_latents_are_compared_with_the_pictures_of_a_folder(tmp_path, 
     only = job(tmp_path / "work", **changes, evaluation=few | {"views": {"own": {}}})
     with pytest.raises(ValueError, match="the view own holds latents"):
         perform(only, nothing)
+
+
+def test_too_few_real_pictures_are_refused(work, tmp_path, pictures):
+    few = tmp_path / "few"
+    few.mkdir()
+    for path in sorted(pictures.rglob("*.png"))[:11]:
+        shutil.copy(path, few)
+    one = job(work, evaluation=TREE["evaluation"] | {"views": {"square": SQUARE | {"data.source": str(few)}}})
+    with pytest.raises(ValueError, match="square has 11 pictures, and a study compares with 12 at least"):
+        perform(one, nothing)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ from ..build import build_dataset
 from ..config import Settings
 from ..evaluation.frechet import Statistics, frechet_distance
 from ..evaluation.summary import Summary
-from .conditions import FEWEST
 from .job import Job
 from .record import Scores
 from .scoring import other_scores, recognised
@@ -87,10 +86,8 @@ def write_real(job: Job) -> None:
 
 
 def drawn_scores(seen: Summary, images: int, seed: int) -> Scores:
-    """Of so many random pictures against all others. Raises ValueError for too few to compare."""
+    """Of so many random pictures against all others."""
     number = min(images, len(seen.pooled) // 2)
-    if number < FEWEST:
-        raise ValueError(f"{len(seen.pooled)} real pictures are too few to compare with; a study needs {2 * FEWEST}")
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(seen.pooled)))
     drawn, others = seen.pooled[order[:number]], seen.pooled[order[number:]]
     return {"distance": frechet_distance(Statistics.of(drawn), Statistics.of(others))} | other_scores(drawn, others)

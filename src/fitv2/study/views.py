@@ -30,7 +30,7 @@ from ..model.config import NetworkConfig
 from ..model.presets import architecture_of
 from ..pretrained import default_device, shapes_of
 from ..sheets import to_image
-from .conditions import Condition, Evaluation
+from .conditions import FEWEST, Condition, Evaluation
 from .definition import Study
 
 
@@ -48,7 +48,7 @@ def load_views(study: Study, factor: int, cache: Path) -> dict[str, View]:
 class View:
     """The pictures of a view. factor: pixels a latent pixel; cache: a folder for what is seen in them.
 
-    Raises ValueError for data that are no pictures, or not there.
+    Raises ValueError for data that are no pictures, too few, or not there.
     """
 
     def __init__(self, name: str, study: Study, factor: int, cache: Path) -> None:
@@ -64,6 +64,9 @@ class View:
                 "folder that the latents were made of, as data.source of each view"
             )
         self.dataset = build_dataset(data, patch, scan)
+        if len(self.dataset) < 2 * FEWEST:
+            number = len(self.dataset)
+            raise ValueError(f"the view {name} has {number} pictures, and a study compares with {2 * FEWEST} at least")
 
     @cached_property
     def shapes(self) -> list[list[tuple[int, int, int]]]:
