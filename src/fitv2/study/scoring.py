@@ -67,6 +67,9 @@ class Scorer:
         self.factor = read_factor(dataset.autoencoder)
         self.views = load_views(job.study, self.factor, job.references)
         self.final = possible(job.study.evaluation, config, self.views)
+        for view in self.views.values():
+            if view.dataset.class_names not in ([], list(dataset.class_names)):
+                raise ValueError(f"the view {view.name} has other classes than the training: labels would not agree")
         for condition in self.final:
             for size in self.views[condition.view].sizes(condition):
                 check_divisible(size, config.patch_size * self.factor)
