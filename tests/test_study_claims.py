@@ -70,6 +70,7 @@ def test_of_one_value_there_is_no_interval_and_of_none_nothing():
         (Estimate(12.3456, 9.961, 3), "12.3 ± 10.0"),
         (Estimate(12345.6, 123.4, 3), "12,346 ± 123"),
         (Estimate(0.00123, 0.00012, 3), "0.00123 ± 0.00012"),
+        (Estimate(0.004, 0.12, 3), "0.00 ± 0.12"),
         (Estimate(12.3456, None, 1), "12.3"),
         (Estimate(12345.6, None, 1), "12,346"),
         (Estimate(2.0, 0.0, 2), "2.00"),
@@ -79,6 +80,10 @@ def test_of_one_value_there_is_no_interval_and_of_none_nothing():
 def test_an_estimate_in_words_has_the_digits_it_knows(found, text):
     assert found.text() == text
     assert found.text("+") == f"+{text}"
+
+
+def test_nothing_is_less_than_nothing():
+    assert Estimate(-0.004, 0.12, 3).text() == "0.00 ± 0.12"
 
 
 def test_a_curve_is_a_line_in_the_logarithm():

@@ -144,7 +144,7 @@ def test_real_pictures_score_as_many_of_them_against_the_others(work):
     order = torch.from_numpy(np.random.default_rng(1).permutation(60))
     halves = (Statistics.of(seen.pooled[part]) for part in (order[:30], order[30:]))
     assert place.draws[1]["distance"] == pytest.approx(frechet_distance(*halves), rel=1e-9)
-    assert len(place.draws) == 3 and set(place.draws[0]) == set(SCORES) - {"recognised"}
+    assert len(place.draws) == 10 and set(place.draws[0]) == set(SCORES) - {"recognised"}
     one.real.write_text("{")
     with pytest.raises(ValueError, match=r"real\.json is damaged"):
         read_real(one)

@@ -23,7 +23,7 @@ from .views import load_views
 logger = logging.getLogger(__name__)
 
 # Each at random, with the seeds from 0 on.
-DRAWS = 3
+DRAWS = 10
 
 
 class RealPlace(Settings):
@@ -62,7 +62,7 @@ def read_real(job: Job) -> Real | None:
 def settings(job: Job) -> dict[str, Any]:
     evaluation = job.study.evaluation
     places = list(dict.fromkeys(condition.place for condition in evaluation.final))
-    return job.sight | {"images": evaluation.final_images, "places": places}
+    return job.sight | {"images": evaluation.final_images, "places": places, "draws": DRAWS}
 
 
 def write_real(job: Job) -> None:

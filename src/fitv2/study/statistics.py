@@ -33,7 +33,7 @@ class Estimate:
         if not self.half:
             return f"{self.mean:{sign},.0f}" if abs(self.mean) >= 1000 else f"{self.mean:{sign}#.3g}".rstrip(".")
         decimals = max(0, 1 - math.floor(math.log10(self.half)))
-        return f"{self.mean:{sign},.{decimals}f} ± {self.half:,.{decimals}f}"
+        return f"{self.mean:{sign}z,.{decimals}f} ± {self.half:,.{decimals}f}"
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:
