@@ -1,10 +1,12 @@
 """Attention within images: every way of computing it gives the same, and a tail of padding leaves no trace."""
 
+import inspect
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn.attention.varlen import varlen_attn
 
 from fitv2 import FiTConfig, TokenBatch
 from fitv2.model import attention
@@ -25,6 +27,12 @@ def one_by_one(q, k, v, lengths: list[int], key_lengths: list[int]) -> torch.Ten
     parts = zip(q.split(lengths), k.split(key_lengths), v.split(key_lengths), strict=True)
     images = ([x.transpose(0, 1) for x in part] for part in parts)
     return torch.cat([F.scaled_dot_product_attention(*image).transpose(0, 1) for image in images])
+
+
+def test_the_kernel_of_many_lengths_takes_what_it_is_given():
+    """It runs on a GPU only; that its parameters are still these can be seen anywhere."""
+    given = inspect.signature(varlen_attn).bind("q", "k", "v", "from q", "from k", 1, 2).arguments
+    assert list(given) == ["query", "key", "value", "cu_seq_q", "cu_seq_k", "max_q", "max_k"]
 
 
 def varlen_of_offsets(q, k, v, from_q, from_k, longest_q, longest_k):

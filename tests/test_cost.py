@@ -17,6 +17,7 @@ from fitv2.model.cost import (
     parameters,
     training_bytes,
 )
+from fitv2.model.grid import GridConfig
 from fitv2.model.network import build_network
 from fitv2.profiling.measure import most_bytes
 
@@ -121,16 +122,28 @@ def test_split_weights_take_their_share_of_memory_and_tokens_theirs():
     assert whole - frozen == pytest.approx(weights * 12 * 3 / 4, rel=1e-6)
 
 
+def inference_bytes(config: NetworkConfig, sizes, precision: str) -> int:
+    """What a forward holds at most beyond the weights."""
+    model = build_network(config).to(torch.bfloat16 if precision == "bf16" else torch.float32)
+    arguments = batch_of(config, sizes)
+    return most_bytes(torch.inference_mode()(lambda: model(*arguments)), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "no"])
+@pytest.mark.parametrize("side", [8, 16, 32])
+def test_memory_of_sit_is_near_what_it_keeps_and_holds(side, precision):
+    config = GridConfig(width=128, depth=6, heads=2, side=side)
+    sizes, tokens = [(side, side)] * (2048 // side**2), 2048
+    assert estimated_saved_bytes(config, sizes, precision) == pytest.approx(
+        saved_bytes(config, sizes, precision), rel=0.25
+    )
+    held = inference_bytes(config, sizes, precision)
+    assert forward_bytes(config, tokens, precision) == pytest.approx(held, rel=0.1)
+
+
 @pytest.mark.parametrize("precision", ["bf16", "no"])
 @pytest.mark.parametrize("config", [BLOCKS, replace(preset("FiT-B/2"), width=128, depth=3, heads=2)])
 @pytest.mark.parametrize("sizes", [[(7, 5)] * 40, [(16, 16)] * 4, [(16, 32)] * 2, [(32, 32)] * 2])
 def test_memory_of_inference_is_near_what_a_forward_holds(config, sizes, precision):
-    model = FiT(config).to(torch.bfloat16 if precision == "bf16" else torch.float32)
-    arguments = batch_of(config, sizes)
-
-    @torch.inference_mode()
-    def forward():
-        model(*arguments)
-
     estimate = forward_bytes(config, sum(h * w for h, w in sizes), precision)
-    assert estimate == pytest.approx(most_bytes(forward, torch.device("cpu")), rel=0.25)
+    assert estimate == pytest.approx(inference_bytes(config, sizes, precision), rel=0.25)

@@ -141,11 +141,12 @@ def train_compiled(run: Path, *overrides: str) -> None:
     assert graphs.frame_count
 
 
-@pytest.mark.parametrize("work", [train, train_compiled])
-def test_split_weights_with_autocast_and_activation_checkpointing(tmp_path, work):
+@pytest.mark.parametrize(("work", "sharding"), [(train, "fsdp"), (train_compiled, "fsdp"), (train_compiled, "none")])
+def test_autocast_and_activation_checkpointing_in_two_processes(tmp_path, work, sharding):
     settings = [*SETTINGS, "training.steps=3", "training.precision=bf16"]
     train(tmp_path / "alone", *settings)
-    run_together(2, work, tmp_path / "run", *settings, SHARDED, "training.activation_checkpointing=true")
+    settings += [f"training.sharding={sharding}", "training.activation_checkpointing=true"]
+    run_together(2, work, tmp_path / "run", *settings)
     for line, other in zip(log_lines(tmp_path / "run"), log_lines(tmp_path / "alone"), strict=True):
         assert line == pytest.approx(other, rel=0.01)
 

@@ -2,12 +2,15 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from math import prod
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from torch._dynamo import config as compiler
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.flop_counter import FlopCounterMode
 
 from fitv2 import FiT, TokenBatch, preset
@@ -86,16 +89,16 @@ def test_the_backbone_of_dit_is_of_its_published_sizes():
 
 
 @pytest.mark.parametrize("precision", ["bf16", "no"])
-@pytest.mark.parametrize("name", ["FiTv2-B/2", "FiT-B/2"])
+@pytest.mark.parametrize("name", ["FiTv2-B/2", "FiT-B/2", "DiT-B/2"])
 def test_what_is_measured_fits_together(name, precision):
     """One run each, so that every figure follows from the others; memory is near the formulas."""
     config = replace(preset(name), width=96, depth=2, heads=2, num_classes=10)
-    case = Case(Subject("small", config, 8, (256, 256)), (128, 256), 2, precision)
+    case = Case(Subject("small", config, 8, (256, 256)), (128, 128) if config.fixed_grid else (128, 256), 2, precision)
     cost, runs = cost_of(case), []
     measured = measure(case, cost.forward_flops, torch.device("cpu"), 1, runs.append)
     assert len(runs) == 2 * 3
     for figures, passes in ((measured.forward, 1), (measured.step, 3)):
-        assert figures.tokens_per_second == pytest.approx(2 * 128 / figures.seconds)
+        assert figures.tokens_per_second == pytest.approx(2 * case.tokens / figures.seconds)
         assert figures.share == pytest.approx(passes * cost.forward_flops / figures.seconds / measured.peak_flops)
     assert measured.forward.bytes == pytest.approx(cost.forward_bytes, rel=0.35)
     # Of a step also gradients, which come while activations go, and autocast's copies.
@@ -108,7 +111,7 @@ def test_the_table_has_the_rows_of_table_1_and_is_that_of_the_readme(fitv2):
     rows = [" ".join(line.split()) for line in shown.splitlines()]
     assert code in (0, None) and [row.partition(" ")[0] for row in rows[2:9]] == list(TABLE_1)
     assert "FiTv2-XL/2 256x256 256 671.05 M 146.87 304.62 15.5 MiB 546.8 MiB 14.28 GiB" in rows
-    assert "SiT-XL/2 256x256 256 674.82 M 114.39 237.23 - - -" in rows
+    assert "SiT-XL/2 256x256 256 674.82 M 114.39 237.23 9.3 MiB 425.2 MiB 14.24 GiB" in rows
     readme = (Path(__file__).parents[1] / "README.md").read_text().splitlines()
     assert set(rows[:9]) <= {" ".join(line.split()) for line in readme}
     assert "Measured" not in shown and "Drawn" not in shown
@@ -151,8 +154,19 @@ def test_a_model_on_disk_is_profiled_at_its_own_size(fitv2, tmp_path):
     assert "text takes a context of any length" in fitv2("profile", "text")[0]
 
 
+def test_compiled_blocks_are_measured_without_those_of_earlier_models(fitv2, monkeypatch):
+    """More models than there may be graphs of one block; generating code takes a minute, so they are only traced."""
+    graphs = CompileCounterWithBackend("eager")
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=graphs))
+    options = ["--measure", "--compile", "--repeats", 1, "--precision", "no"]
+    sizes = [part for side in range(1, 6) for part in ("--size", f"{4 * side}x{4 * side}")]
+    with compiler.patch(fail_on_recompile_limit_hit=True):
+        code, shown = fitv2("profile", "builtin:fashion", *sizes, *options)
+    # Of each size, both halves of the block, forward alone and in training.
+    assert code in (0, None) and "blocks of FiT and FiTv2 compiled" in shown and graphs.frame_count == 5 * 2 * 2
+
+
 def test_the_built_in_model_is_measured_and_drawn(fitv2, tmp_path):
-    """DiT and SiT stand beside it, counted only."""
     options = ["--measure", "--repeats", 1, "--batch", 2, "--precision", "no", "--plot", "a.png"]
     code, shown = fitv2("profile", "builtin:fashion", *options)
     lines = [line.split() for line in shown.splitlines()]
@@ -202,7 +216,7 @@ def test_what_does_not_fit_is_refused_before_anything_runs(fitv2, monkeypatch):
         (["FiT-B/2", "--batch", "0"], "a batch of 0 pictures cannot be"),
         (["FiT-B/2", "--repeats", "3"], "--repeats goes with --measure"),
         (["FiT-B/2", "--measure", "--repeats", "0"], "--repeats 0 measures nothing"),
-        (["SiT-B/2", "--measure"], "DiT and SiT are counted, not run"),
+        (["FiT-B/2", "--compile"], "--compile goes with --measure"),
         (["FiT-B/2", "--plot", "."], "--plot . is a folder; name a PNG file"),
         (["FiT-B/2", "--autoencoder", "no/such/folder"], "the autoencoder no/such/folder cannot be loaded"),
     ],

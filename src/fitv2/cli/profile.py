@@ -27,8 +27,8 @@ def profile(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            help="presets (FiTv2-B/2, -L/2, -XL/2, -3B/2, FiT-B/2, -XL/2), DiT and SiT to compare with (SiT-XL/2; only "
-            "counted), builtin:fashion, or folders of models, runs or saved FiTPipelines; default: those of Table I",
+            help="presets (FiTv2-B/2, -L/2, -XL/2, -3B/2, FiT-B/2, -XL/2), DiT and SiT to compare with (SiT-XL/2), "
+            "builtin:fashion, or folders of models, runs or saved FiTPipelines; default: those of Table I",
             metavar="MODEL",
             show_default=False,
         ),
@@ -52,6 +52,13 @@ def profile(
             "formulas take neither",
         ),
     ] = False,
+    compiled: Annotated[
+        bool,
+        typer.Option(
+            "--compile",
+            help="with --measure: fuse the blocks of FiT and FiTv2 first, as training.compile does (a minute once)",
+        ),
+    ] = False,
     repeats: Annotated[
         int | None, typer.Option(help=f"with --measure: runs of which the median counts; default {DEFAULT_REPEATS}")
     ] = None,
@@ -72,6 +79,8 @@ def profile(
 
       fitv2 profile FiTv2-B/2 builtin:fashion --measure --plot cost.png
 
+      fitv2 profile FiTv2-B/2 DiT-B/2 --measure --compile --batch 8
+
       fitv2 profile runs/mine --measure --precision no --json
 
     GMAC are multiply-accumulates of linear layers, the "GFLOPs" of Table I of FiTv2; GFLOP are operations, two for
@@ -85,8 +94,9 @@ def profile(
     from .progress import image_progress
     from .tables import show_profiles
 
-    if repeats is not None and not measure:
-        raise ValueError("--repeats goes with --measure")
+    for option, given in {"--repeats": repeats is not None, "--compile": compiled}.items():
+        if given and not measure:
+            raise ValueError(f"{option} goes with --measure")
     repeats = DEFAULT_REPEATS if repeats is None else repeats
     if repeats < 1:
         raise ValueError(f"--repeats {repeats} measures nothing; give at least 1")
@@ -98,15 +108,11 @@ def profile(
     profiles = [Profile(case, cost_of(case)) for case in cases]
     device = torch.device(default_device())
     if measure:
-        with_step = {p.case: fits(p, device) for p in profiles if p.case.subject.runs}
-        if not with_step:
-            raise ValueError("DiT and SiT are counted, not run: name another model, or leave --measure away")
-        with image_progress("measuring", sum(2 + step for step in with_step.values()) * (repeats + 1)) as done:
+        with_step = [fits(p, device) for p in profiles]
+        with image_progress("measuring", sum(2 + step for step in with_step) * (repeats + 1)) as done:
             profiles = [
-                replace(p, measured=measured(p.case, p.cost.forward_flops, device, repeats, done, with_step[p.case]))
-                if p.case in with_step
-                else p
-                for p in profiles
+                replace(p, measured=measured(p.case, p.cost.forward_flops, device, repeats, done, step, compiled))
+                for p, step in zip(profiles, with_step, strict=True)
             ]
     if plot is not None:
         from ..drawing import write_page
@@ -114,10 +120,15 @@ def profile(
 
         write_page(plot, panels(profiles))
     if as_json:
-        about = {"precision": precision, "device": device.type, "threads": torch.get_num_threads()}
+        about = {
+            "precision": precision,
+            "compiled": compiled,
+            "device": device.type,
+            "threads": torch.get_num_threads(),
+        }
         print(json.dumps(about | {"profiles": [p.report() for p in profiles], "plot": plot and str(plot)}))
         return
-    show_profiles(profiles, device.type, torch.get_num_threads())
+    show_profiles(profiles, device.type, torch.get_num_threads(), compiled)
     if plot is not None:
         print(f"Drawn in {plot}")
 

@@ -25,8 +25,8 @@ Memory: the most at a time beyond weights and moments, of a step with its gradie
 measured in turn with the models, {peak:,.0f} GFLOP/s at most; only the operations above count."""
 
 
-def show_profiles(profiles: Sequence[Profile], device: str, threads: int) -> None:
-    """Prints what formulas say, and what was measured; threads: of a CPU."""
+def show_profiles(profiles: Sequence[Profile], device: str, threads: int, compiled: bool) -> None:
+    """Prints what formulas say, and what was measured; threads: of a CPU; compiled: blocks of FiT and FiTv2."""
     case, console = profiles[0].case, Console(markup=False, emoji=False, highlight=False)  # A name means nothing else.
     console.width = max(console.width, WIDTH)
     pictures = "one picture" if case.batch == 1 else f"{case.batch} pictures"
@@ -38,7 +38,7 @@ def show_profiles(profiles: Sequence[Profile], device: str, threads: int) -> Non
     measured = [profile for profile in profiles if profile.measured]
     if measured:
         where = "a GPU" if device == "cuda" else f"a CPU, {threads} thread{'s' if threads > 1 else ''}"
-        table = empty(f"\nMeasured on {where}", MEASURED)
+        table = empty(f"\nMeasured on {where}{', blocks of FiT and FiTv2 compiled' if compiled else ''}", MEASURED)
         for profile in measured:
             for cells in measured_rows(profile):
                 table.add_row(*name_and_size(profile.case), *cells)
@@ -79,8 +79,5 @@ def measured_rows(profile: Profile) -> Iterator[list[str]]:
         yield [name, f"{run.seconds:.4f}", f"{run.tokens_per_second:,.0f}", memory(run.bytes), share]
 
 
-def memory(size: int | None) -> str:
-    """None: not known."""
-    if size is None:
-        return "-"
+def memory(size: int) -> str:
     return f"{size / 2**30:,.2f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"

@@ -18,6 +18,7 @@ SAVED_BYTES = {"bf16": 54, "no": 87}
 # Bytes alive at once per token and unit of width in inference: q, k, v, scores, the MLP and the residual stream. FiTv2
 # holds 50 and 78, for images of 512 tokens 57 and 102; FiT, with its wider MLP, 57 and 93.
 LIVE_BYTES = {"bf16": 55, "no": 90}
+LIVE_BYTES_OF_GRIDS = {"bf16": 33, "no": 49}  # In diffusers' network of DiT and SiT no scores are ever there.
 # Linear layers that act once per image, by what is in their names; the last two are of DiT and SiT.
 PER_IMAGE = ("t_embedder", "adaLN", "norm1", "proj_out_1")
 
@@ -86,4 +87,5 @@ def forward_bytes(config: NetworkConfig, tokens: int, precision: Precision = "no
 
     precision: of weights and products; the residual stream is float32 in any.
     """
-    return tokens * config.width * LIVE_BYTES[precision]
+    live = LIVE_BYTES_OF_GRIDS if config.fixed_grid else LIVE_BYTES
+    return tokens * config.width * live[precision]

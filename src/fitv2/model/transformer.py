@@ -5,6 +5,8 @@ Shape suffixes as in `fitv2.tokens`: T tokens, B images, C token channels, D wid
 
 from __future__ import annotations
 
+import os
+import shutil
 from functools import partial
 from itertools import pairwise
 
@@ -55,8 +57,12 @@ class FiT(nn.Module):
         """Fuses the element-wise work of the blocks with torch.compile, once for all blocks and any number of tokens.
 
         token_budget: in training, sequences below it get a tail up to it, of images that are kept out of every result:
-        all steps then have one shape. On a CPU this needs a C++ compiler; `benchmarks/` has what it brings.
+        all steps then have one shape. `benchmarks/` has what it brings. Raises ValueError on a CPU without a C++
+        compiler, which torch needs there.
         """
+        compiler = os.environ.get("CXX", "g++")
+        if self.final_layer.linear.weight.device.type == "cpu" and shutil.which(compiler) is None:
+            raise ValueError(f"torch.compile needs the C++ compiler {compiler} (Debian: g++), and it is not there")
         self.token_budget = token_budget
         for name in ("before_attention", "after_attention"):
             compiled = torch.compile(getattr(FiTBlock, name), dynamic=None if token_budget else True)

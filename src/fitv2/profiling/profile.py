@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -14,7 +14,8 @@ from ..build import build_objective
 from ..config import TrainingSettings
 from ..generate import check_divisible
 from ..model import cost
-from ..model.config import FiTConfig, NetworkConfig
+from ..model.config import NetworkConfig
+from ..model.network import build_network
 from ..model.transformer import FiT, lay_out_by_input
 from ..tokens import TokenBatch
 from .measure import Work, in_turn, matrix_product, most_bytes
@@ -33,11 +34,6 @@ class Subject:
     config: NetworkConfig
     factor: int
     size: tuple[int, int]
-
-    @property
-    def runs(self) -> bool:
-        """Whether it can be measured; DiT and SiT are only counted."""
-        return isinstance(self.config, FiTConfig)
 
 
 @dataclass(frozen=True)
@@ -60,7 +56,7 @@ class Case:
             check_divisible(self.size, self.pixels)
         except ValueError as error:
             raise ValueError(f"{self.subject.name}: {error}") from None
-        if not self.subject.runs and self.size[0] != self.size[1]:
+        if self.subject.config.fixed_grid and self.size[0] != self.size[1]:
             raise ValueError(
                 f"{self.subject.name} takes square pictures only, and {self.size[0]}x{self.size[1]} is none; leave the "
                 "size or the model away"
@@ -77,6 +73,12 @@ class Case:
         return self.size[0] // self.pixels, self.size[1] // self.pixels
 
     @property
+    def config(self) -> NetworkConfig:
+        """The model's own; of DiT and SiT, which are of one size, that for this size."""
+        config = self.subject.config
+        return replace(config, side=self.grid[0]) if config.fixed_grid else config
+
+    @property
     def tokens(self) -> int:
         """Of one picture."""
         return self.grid[0] * self.grid[1]
@@ -87,17 +89,16 @@ class Cost:
     """By formula, of a whole batch. linear_macs: multiply-accumulates of a forward's linear layers. forward_flops:
     operations of all its matrix products, two for each; a training step takes three times as many.
 
-    Memory in bytes, estimated; None for models that are only counted. forward_bytes: beyond the weights, in inference.
-    activation_bytes: kept for a backward pass. training_bytes: of a whole training step, with weights and their
-    average, gradients and moments.
+    Memory in bytes, estimated. forward_bytes: beyond the weights, in inference. activation_bytes: kept for a backward
+    pass. training_bytes: of a whole training step, with weights and their average, gradients and moments.
     """
 
     parameters: int
     linear_macs: int
     forward_flops: int
-    forward_bytes: int | None
-    activation_bytes: int | None
-    training_bytes: int | None
+    forward_bytes: int
+    activation_bytes: int
+    training_bytes: int
 
 
 @dataclass(frozen=True)
@@ -142,16 +143,16 @@ class Profile:
 
 def cost_of(case: Case) -> Cost:
     """The formulas; no memory is taken, whatever the model."""
-    config, tokens, memory = case.subject.config, case.batch * case.tokens, (None, None, None)
-    if case.subject.runs:
-        memory = (
-            cost.forward_bytes(config, tokens, case.precision),
-            cost.activation_bytes(config, tokens, precision=case.precision),
-            cost.training_bytes(config, tokens, precision=case.precision),
-        )
+    config, tokens = case.config, case.batch * case.tokens
     lengths = [case.tokens] * case.batch
-    macs, flops = cost.linear_macs(config, lengths), cost.forward_flops(config, lengths)
-    return Cost(cost.parameters(config), macs, flops, *memory)
+    return Cost(
+        parameters=cost.parameters(config),
+        linear_macs=cost.linear_macs(config, lengths),
+        forward_flops=cost.forward_flops(config, lengths),
+        forward_bytes=cost.forward_bytes(config, tokens, case.precision),
+        activation_bytes=cost.activation_bytes(config, tokens, precision=case.precision),
+        training_bytes=cost.training_bytes(config, tokens, precision=case.precision),
+    )
 
 
 def measure(
@@ -161,12 +162,14 @@ def measure(
     repeats: int = 5,
     done: Callable[[int], None] | None = None,
     with_step: bool = True,
+    compiled: bool = False,
 ) -> Measured:
     """Runs a network of random weights and large matrix products in turn, `repeats` times after a warm-up.
 
     forward_flops: of the case, by formula. done: gets 1 after each of 3 * (repeats + 1) runs, 2 without the step.
+    compiled: the blocks of a FiT; DiT and SiT stay as they are.
     """
-    works = workload(case, device, with_step)
+    works = workload(case, device, with_step, compiled)
     product, product_flops = matrix_product(dtype_of(case), device)
     seconds = in_turn(works | {"product": product}, repeats, done)
     peaks = [product_flops / taken for taken in seconds["product"]]
@@ -183,18 +186,22 @@ def measure(
     return Measured(forward=passes["forward"], step=passes.get("step"), peak_flops=median(peaks))
 
 
-def workload(case: Case, device: torch.device, with_step: bool) -> dict[str, Work]:
+def workload(case: Case, device: torch.device, with_step: bool, compiled: bool) -> dict[str, Work]:
     """The forward of a case, and the training step, on noise."""
-    config, autocast = case.subject.config, case.precision == "bf16"
+    config, autocast = case.config, case.precision == "bf16"
     torch.manual_seed(0)
     with device:
-        model = FiT(config)
+        model = build_network(config)
         x = torch.randn(case.batch * case.tokens, config.token_channels)
         times, labels = torch.rand(case.batch), torch.zeros(case.batch, dtype=torch.int64)
     batch = TokenBatch(x, [case.grid] * case.batch)
     for_inference = (deepcopy(model) if with_step else model).to(dtype_of(case)).eval()
     if autocast:
         lay_out_by_input(for_inference)
+    if compiled and isinstance(model, FiT):
+        torch.compiler.reset()  # Graphs of earlier cases count towards the most that there may be.
+        for network in (model, for_inference):
+            network.compile_blocks()
 
     @torch.inference_mode()
     def forward() -> None:

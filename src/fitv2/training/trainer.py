@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -156,13 +154,14 @@ class Trainer:
             log.close()
 
     def compile(self) -> None:
-        """Fuses the blocks if the recipe says so and the machine can: code for a CPU needs a C++ compiler."""
-        compiler = os.environ.get("CXX", "g++")
-        has_compiler = self.accelerator.device.type != "cpu" or shutil.which(compiler) is not None
-        if self.recipe.training.compile and not has_compiler:
-            logger.warning("training.compile needs the C++ compiler %s (Debian: g++): training without it", compiler)
-        elif self.recipe.training.compile:
-            self.bare_model.compile_blocks(self.recipe.training.tokens_per_pack)
+        """Fuses the blocks if the recipe says so and the machine can."""
+        if self.recipe.training.compile:
+            # Halves of blocks are graphs of their own: none is worth cutting where DDP cuts gradients.
+            torch._dynamo.config.optimize_ddp = False
+            try:
+                self.bare_model.compile_blocks(self.recipe.training.tokens_per_pack)
+            except ValueError as error:
+                logger.warning("%s: training goes on without training.compile", error)
 
     def timed_step(self, steps: Iterator[Step]) -> dict[str, Any]:
         """The next step and its figures.
