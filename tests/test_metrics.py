@@ -183,6 +183,8 @@ def test_kid_depends_on_its_seed_alone():
 def test_kid_of_few_and_of_constant_features_is_finite():
     assert all(map(np.isfinite, kernel_distance(normal(2, 4, 0), normal(3, 4, 1))))
     assert kernel_distance(torch.ones(30, 4), torch.ones(20, 4)) == (0, 0)
+    with pytest.raises(ValueError, match="two pictures of each set"):
+        kernel_distance(normal(1, 4, 0), normal(30, 4, 1))
 
 
 # Classifier score
@@ -207,7 +209,10 @@ def test_classifier_score_of_sorted_pictures_is_that_of_shuffled_ones():
     assert mean == pytest.approx(10, rel=0.01) and 0 < deviation < 0.01
 
 
-@pytest.mark.parametrize("p", [torch.zeros(0, 3), torch.full((4, 3), float("nan")), torch.ones(4, 3)])
+LESS = torch.tensor([[1.5, -0.5, 0]])
+
+
+@pytest.mark.parametrize("p", [torch.zeros(0, 3), torch.full((4, 3), float("nan")), torch.ones(4, 3), LESS])
 def test_classifier_score_refuses_what_is_no_probability(p):
     with pytest.raises(ValueError, match="probabilities"):
         classifier_score(p)

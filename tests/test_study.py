@@ -298,6 +298,7 @@ def test_what_is_committed_comes_from_the_records(tmp_path):
     """Tables and verdicts, of each study and of all together; of the plots, only that they can be drawn."""
     committed = Path(__file__).parents[1] / "studies"
     folders = [path.parent for path in committed.glob("*/result.json")]
+    assert {"ablation", "convergence", "versus-sit"} <= {folder.name for folder in folders}
     for folder in folders:
         study, target = load_study(folder.name), tmp_path / folder.name
         jobs = [Job(folder.name, study, run, folder, tmp_path) for run in study.runs(study.seeds)]

@@ -64,7 +64,27 @@ def test_every_shipped_study_can_be_run(name):
 
 def test_shipped_studies_share_their_runs():
     of = {name: {run.digest: run.variant for run in load_study(name).runs(1)} for name in study_names()}
-    assert "FiTv2" in {of["convergence"][digest] for digest in of["convergence"].keys() & of["ablation"].keys()}
+    assert shared(of["ablation"], of["convergence"]) == {"FiT": "FiT-flexible", "A": "FiT-flow", "FiTv2": "FiTv2"}
+    assert shared(of["versus-sit"], of["convergence"]) == {"FiTv2": "FiTv2"}
+    assert shared(of["samplers"], of["convergence"]) == {"FiT": "FiT", "FiTv2": "FiTv2"}
+    assert shared(of["samplers"], of["versus-sit"]) == {"DiT": "DiT", "FiTv2": "FiTv2"}
+
+
+def shared(one: dict[str, str], other: dict[str, str]) -> dict[str, str]:
+    """Of two studies, the variants that are the same runs."""
+    return {one[digest]: other[digest] for digest in one.keys() & other.keys()}
+
+
+def test_full_adaln_is_compared_at_equal_parameters():
+    """Within what the study says of each."""
+    study = load_study("ablation")
+    dataset = build_dataset(study.recipe_of("FiTv2", 0).data, 4)
+    counts = {
+        name: parameters(build_model_config(study.recipe_of(name, 0), dataset))
+        for name in ("FiTv2", "full-adaln", "full-adaln-narrow")
+    }
+    assert counts["full-adaln"] == pytest.approx(counts["FiTv2"], rel=0.004)
+    assert counts["full-adaln-narrow"] == pytest.approx(counts["FiTv2"], rel=0.006)
 
 
 def test_all_variants_come_before_the_next_seed():

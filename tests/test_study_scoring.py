@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 
 from fitv2.build import build_model_config
 from fitv2.cli.progress import image_progress
+from fitv2.config import DataSettings
 from fitv2.evaluation.frechet import Statistics, frechet_distance
 from fitv2.evaluation.summary import summarise
 from fitv2.prepare.run import prepare
@@ -30,7 +32,7 @@ from fitv2.study.record import read_record
 from fitv2.study.report import load_report
 from fitv2.study.scoring import SCORES, recognised
 from fitv2.study.tables import final_rows
-from fitv2.study.views import load_views
+from fitv2.study.views import croppable, load_views
 from pictures import good_files, write_files
 from studies import BOTH, FURTHER, SIT, SQUARE, TREE, home, job, nothing
 from tiny import CLASSES, garments, tiny_autoencoder
@@ -134,6 +136,13 @@ def test_the_share_that_is_cut_is_that_of_the_central_square(work):
     cut = [1 - min(size) / max(size) for size in sizes]
     square, own = load_views(job(work, evaluation=TREE["evaluation"] | BOTH).study, 1, work).values()
     assert square.cut == pytest.approx((sum(cut) / 60, max(cut))) and own.cut == (0, 0)
+
+
+def test_only_pictures_with_both_sides_above_the_square_of_the_budget_can_be_cropped():
+    sizes, labels = np.array([[40, 12], [8, 8], [40, 8]]), np.array([0, 0, 1])
+    dataset = SimpleNamespace(sizes=sizes, class_names=["a", "b"], epoch=lambda *_: SimpleNamespace(labels=labels))
+    assert croppable(dataset, DataSettings(max_tokens=4), 4) == {"a": 0.5, "b": 0}
+    assert croppable(SimpleNamespace(), DataSettings(), 4) is None
 
 
 def test_real_pictures_score_as_many_of_them_against_the_others(work):

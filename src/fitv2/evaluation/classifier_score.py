@@ -21,8 +21,9 @@ def classifier_score(probabilities: Tensor, seed: int = 0) -> tuple[float, float
     if probabilities.ndim != 2 or not len(probabilities):
         raise ValueError(f"probabilities are (N, K) with at least one picture, not {tuple(probabilities.shape)}")
     p = probabilities.double()
-    if not torch.allclose(p.sum(1), torch.ones(len(p), dtype=p.dtype), atol=1e-3):  # NaN is caught as well.
-        raise ValueError("these are no probabilities: they do not sum to 1 for every picture")
+    # NaN is caught as well.
+    if not torch.allclose(p.sum(1), torch.ones(len(p), dtype=p.dtype), atol=1e-3) or (p < 0).any():
+        raise ValueError("these are no probabilities: they are below 0, or do not sum to 1 for every picture")
     p = p[torch.randperm(len(p), generator=torch.Generator().manual_seed(seed))]
     parts = p.tensor_split(max(round(len(p) / PART), 1))
     scores = torch.stack([(entropy(part.mean(0)) - entropy(part).mean()).exp() for part in parts])

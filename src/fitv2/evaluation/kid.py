@@ -21,6 +21,8 @@ def kernel_distance(a: Tensor, b: Tensor, seed: int = 0) -> tuple[float, float]:
     """
     check_features(a, b)
     fewest = min(len(a), len(b))
+    if fewest < 2:
+        raise ValueError("the kernel distance needs two pictures of each set at least, and one has fewer")
     size = min(SUBSET_SIZE, max(fewest // 2, 2))
     generator = torch.Generator().manual_seed(seed)
 

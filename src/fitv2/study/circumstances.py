@@ -35,6 +35,12 @@ def real_lines(report: Report) -> Iterator[str]:
             found.append(f"the crop leaves out {100 * mean:.0f} % of a picture on average, {100 * most:.0f} % at most")
         if found:
             yield f"{name}: {'; '.join(found)}"
+    if report.real.croppable is not None:
+        shares = ", ".join(f"{100 * share:.0f} % ({name})" for name, share in report.real.croppable.items())
+        yield (
+            "Mixed preprocessing crops only pictures of which both sides exceed the square of the token budget, and "
+            f"never makes a square of the others; here it can crop {shares}"
+        )
 
 
 def condition_lines(report: Report) -> Iterator[str]:

@@ -32,7 +32,7 @@ The rule:
   is for it. Where no seed has a number, two or more infinite figures on one side decide. A seed with which both runs
   failed says nothing.
 - That a training diverges and another does not holds where it is so with every seed, two at least, and does not hold
-  where it diverges with no more seeds than the other.
+  where the other diverges with as many seeds or more; while neither does, a longer training might still.
 - That a variant is the best holds where it is better than each other one by this rule, and does not hold where any
   other is better than it.\
 """
@@ -188,7 +188,8 @@ class Diverged(Settings):
         differences = paired(records, self.of, self.to, lambda one, other: one.diverged - other.diverged)
         own, others = ([run.diverged for run in records[name].values()] for name in self.variants)
         figure = f"{sum(own)} of {len(own)} against {sum(others)} of {len(others)}"
-        return Finding(figure, f"trainings that diverged, {over_seeds(len(differences))}", self.decided(differences))
+        decided = self.decided(differences) if any((*own, *others)) or len(differences) < 2 else OPEN
+        return Finding(figure, f"trainings that diverged, {over_seeds(len(differences))}", decided)
 
     def decided(self, differences: Sequence[float]) -> str:
         """Of 1, 0 or -1 for each seed."""

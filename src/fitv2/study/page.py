@@ -38,7 +38,8 @@ def page(report: Report, figures: Sequence[str], folder: Path) -> Iterator[str]:
     if report.trial:
         yield from ("**A trial: every run was shortened, and nothing here decides a claim.**", "")
     yield "Written by the command below from the JSON files in `runs/`; not edited by hand."
-    yield from section("Claims", claim_lines(report))
+    if study.claims:
+        yield from section("Claims", claim_lines(report))
     if study.remarks:
         yield from section("What to make of it", (study.remarks.strip(),))
     yield from section("Conditions", (f"- {line}" for line in condition_lines(report)))

@@ -18,7 +18,7 @@ from ..evaluation.summary import Summary
 from .job import Job
 from .record import Scores
 from .scoring import other_scores, recognised
-from .views import load_views
+from .views import croppable, load_views
 
 logger = logging.getLogger(__name__)
 
@@ -39,10 +39,11 @@ class RealPlace(Settings):
 
 
 class Real(Settings):
-    """settings: what decides the scores. places: by `Condition.place`."""
+    """settings: what decides the scores. places: by `Condition.place`. croppable: as `fitv2.study.views` has it."""
 
     settings: dict[str, Any]
     places: dict[str, RealPlace]
+    croppable: dict[str, float] | None
 
 
 def read_real(job: Job) -> Real | None:
@@ -62,7 +63,7 @@ def read_real(job: Job) -> Real | None:
 def settings(job: Job) -> dict[str, Any]:
     evaluation = job.study.evaluation
     places = list(dict.fromkeys(condition.place for condition in evaluation.final))
-    return job.sight | {"images": evaluation.final_images, "places": places, "draws": DRAWS}
+    return job.sight | {"images": evaluation.final_images, "places": places}
 
 
 def write_real(job: Job) -> None:
@@ -73,7 +74,9 @@ def write_real(job: Job) -> None:
     except ValueError as error:
         logger.warning("%s", error)
     data, patch = job.run.recipe.data, job.run.recipe.model.patch_size
-    views = load_views(job.study, read_factor(build_dataset(data, patch).autoencoder), job.references)
+    dataset = build_dataset(data, patch)
+    factor = read_factor(dataset.autoencoder)
+    views = load_views(job.study, factor, job.references)
     places = {}
     for condition in job.study.evaluation.final:
         if condition.place not in places:
@@ -81,7 +84,7 @@ def write_real(job: Job) -> None:
             seen = view.seen(condition.pixels)
             draws = tuple(drawn_scores(seen, job.study.evaluation.final_images, seed) for seed in range(DRAWS))
             places[condition.place] = RealPlace(draws=draws, recognised=recognised(seen, view.classes), cut=view.cut)
-    real = Real(settings=settings(job), places=places)
+    real = Real(settings=settings(job), places=places, croppable=croppable(dataset, data, patch * factor))
     write_text(job.real, real.model_dump_json(indent=1) + "\n")
 
 

@@ -103,7 +103,8 @@ def reach_cell(records: Records, first: str, variant: str, unit: str) -> str:
     if not reached:
         return "not reached" if runs else "-"
     missed = f", not reached with {len(taken) - len(reached)} of {len(taken)} seeds" * (len(reached) < len(taken))
-    return in_words(estimate(reached)) + missed
+    early = any(cost == getattr(run.points[0], UNITS[unit]) for cost, (run, _) in zip(taken, runs, strict=True) if cost)
+    return "at most " * early + in_words(estimate(reached)) + missed
 
 
 COST_HEAD = (

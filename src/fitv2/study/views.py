@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..build import build_dataset, holds_latents
 from ..config import DataSettings
+from ..data.dataset import Dataset
 from ..data.images import variants
 from ..evaluation.extractors import load_extractor
 from ..evaluation.features import Extractor
@@ -134,6 +135,21 @@ class View:
             mean += cut * drawn.count("crop") / len(drawn) / len(sizes)
             most = max(most, cut * ("crop" in drawn))
         return mean, most
+
+
+def croppable(dataset: Dataset, data: DataSettings, patch: int) -> dict[str, float] | None:
+    """Per class, the share of pictures that mixed preprocessing crops in some epochs: those with both sides above the
+    square of the token budget (Algorithm 1).
+
+    patch: in pixels. None where whole sizes are not known.
+    """
+    sizes = getattr(dataset, "sizes", None)
+    if sizes is None:
+        return None
+    cropped = ["crop" in variants(h, w, data.max_tokens, patch, "mixed") for h, w in sizes.tolist()]
+    of_class, labels = np.array(cropped), dataset.epoch(0, 0).labels
+    names = dataset.class_names or ["pictures"]
+    return {name: float(of_class[labels == label].mean()) for label, name in enumerate(names) if label in labels}
 
 
 def data_of(data: DataSettings) -> dict[str, Any]:
