@@ -18,7 +18,7 @@ from fitv2.cli.study import Chosen
 from fitv2.cli.study import perform as perform_all
 from fitv2.study.circumstances import scale_lines
 from fitv2.study.commit import code_commit
-from fitv2.study.definition import build_study, load_study
+from fitv2.study.definition import build_study, load_study, study_names
 from fitv2.study.job import Job
 from fitv2.study.one_run import perform
 from fitv2.study.record import read_record
@@ -298,7 +298,7 @@ def test_what_is_committed_comes_from_the_records(tmp_path):
     """Tables and verdicts, of each study and of all together; of the plots, only that they can be drawn."""
     committed = Path(__file__).parents[1] / "studies"
     folders = [path.parent for path in committed.glob("*/result.json")]
-    assert {"ablation", "convergence", "versus-sit"} <= {folder.name for folder in folders}
+    assert set(study_names()) <= {folder.name for folder in folders}
     for folder in folders:
         study, target = load_study(folder.name), tmp_path / folder.name
         jobs = [Job(folder.name, study, run, folder, tmp_path) for run in study.runs(study.seeds)]
