@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import gc
 import platform
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -25,6 +26,7 @@ from torch._dynamo import config as compiler
 
 from contenders import Contender
 from fitv2.atomic import write_text
+from fitv2.commit import code_commit
 from fitv2.pretrained import default_device
 from fitv2.profiling.measure import in_turn, matrix_product, most_bytes
 from parts import PARTS, Build
@@ -58,6 +60,7 @@ def measure(name: str, build: Build, device: torch.device, repeats: int, bar: Pr
     about = {key: getattr(part, key) for key in ("title", "about", "unit", "base")}
     return MeasuredPart(
         name=name,
+        commit=code_commit() or "unknown",
         **about,
         products={one.precision: measured(one) for one in products},
         measurements=[measured(one) for one in part.contenders],
@@ -89,11 +92,23 @@ def compare(parts: Mapping[str, Build], device: torch.device, repeats: int, out:
 
 def kept_parts(out: Path, now: dict[str, str]) -> list[MeasuredPart]:
     """The parts that are stored already, of the same day, device and software; others would not compare."""
-    try:
-        stored = Results.model_validate_json((out / "results.json").read_text())
-    except (FileNotFoundError, ValueError):
+    file = out / "results.json"
+    if not file.exists():
         return []
-    return stored.parts if stored.machine == now else []
+    stored = read_results(file)
+    if stored.machine != now:
+        there = ", ".join(stored.machine.values())
+        print(f"{file} is replaced, because it is of another day, device or software: {there}", file=sys.stderr)
+        return []
+    return stored.parts
+
+
+def read_results(file: Path) -> Results:
+    """Ends the command with a sentence where the file is damaged or not there."""
+    try:
+        return Results.model_validate_json(file.read_text())
+    except (OSError, ValueError) as error:
+        sys.exit(f"{file} cannot be read ({str(error).splitlines()[0]}); name another --out, or delete it")
 
 
 def machine(device: torch.device) -> dict[str, str]:
@@ -162,7 +177,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
 def main(given: Sequence[str] | None = None) -> None:
     args = arguments(given)
     if args.plot_only:
-        results = Results.model_validate_json((args.out / "results.json").read_text())
+        results = read_results(args.out / "results.json")
         write_pages(results, args.out)
     else:
         parts = {name: PARTS[name] for name in args.parts}

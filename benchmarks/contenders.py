@@ -1,8 +1,8 @@
 """Who takes part: the same weights on the same pictures in several layouts, and what is timed of them.
 
 A layout holds a network and inputs ready for it. `velocity` runs the network and answers in the layout's own shape,
-`tokens` brings that to (T, C), and `loss` is the flow-matching loss: per image the mean over its own tokens, then the
-mean over images.
+`tokens`, of those that take mixed pictures, brings that to (T, C), and `loss` is the flow-matching loss: per image the
+mean over its own tokens, then the mean over images.
 """
 
 from __future__ import annotations

@@ -69,4 +69,13 @@ def section(part: MeasuredPart) -> list[str]:
     titles = columns(part)
     lines = [["", *titles], ["---", *["---:"] * len(titles)], *rows(part)]
     page = ["| " + " | ".join(cells) + " |" for cells in lines]
-    return ["", f"## {part.title}", "", part.about, "", *page, "", f"![{part.title}]({part.name}.png)"]
+    return [
+        "",
+        f"## {part.title}",
+        "",
+        f"{part.about} Code: {part.commit}.",
+        "",
+        *page,
+        "",
+        f"![{part.title}]({part.name}.png)",
+    ]

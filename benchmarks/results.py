@@ -37,10 +37,11 @@ class Measurement(Stored):
 
 class MeasuredPart(Stored):
     """Works that took turns. products: the matrix products among them, by precision. base: whom the others are
-    compared with, by its `unit`s per second.
+    compared with, by its `unit`s per second. commit: of the code.
     """
 
     name: str
+    commit: str = "unknown"
     title: str
     about: str
     unit: Unit

@@ -125,7 +125,8 @@ def test_the_tables_show_every_figure():
     assert new == ["new", "1.5 (1 to 2)", "0.75", "75", "3", "50%", "1", "3.00"]
     assert old[-1] == "1.00" and product == ["matrix product, bf16", "0.75 (0.5 to 1)", "", "", "6", "", "", ""]
     page = markdown(stored())
-    assert "| " + " | ".join(new) + " |" in page and "- device: one of paper" in page and "(forward.png)" in page
+    for part in ("| " + " | ".join(new) + " |", "Code: unknown.", "- device: one of paper", "(forward.png)"):
+        assert part in page
 
 
 @pytest.mark.parametrize("name", ["forward", "growth", "batch"])
@@ -136,6 +137,22 @@ def test_plots_are_drawn_again_from_what_is_stored(name, tmp_path, capsys):
     assert {path.name for path in tmp_path.iterdir()} == {"results.json", "README.md", f"{name}.png"}
     compare.main(["--plot-only", "--out", str(tmp_path), "--json"])
     assert Results.model_validate_json(capsys.readouterr().out) == stored(name)
+
+
+def test_parts_of_the_same_day_and_machine_are_kept_and_others_named(tmp_path, capsys):
+    (tmp_path / "results.json").write_text(stored().model_dump_json())
+    assert compare.kept_parts(tmp_path, stored().machine) == stored().parts
+    assert compare.kept_parts(tmp_path, {"device": "another"}) == []
+    assert "is replaced, because it is of another day, device or software: one of paper" in capsys.readouterr().err
+    assert compare.kept_parts(tmp_path / "no such folder", {}) == []
+
+
+@pytest.mark.parametrize("options", [["--parts", "forward"], ["--plot-only"]])
+def test_damaged_results_are_a_sentence_and_stay(options, tmp_path):
+    (tmp_path / "results.json").write_text("{")
+    with pytest.raises(SystemExit, match=r"results\.json cannot be read"):
+        compare.main([*options, "--out", str(tmp_path)])
+    assert (tmp_path / "results.json").read_text() == "{"
 
 
 def test_a_whole_run(monkeypatch, tmp_path):

@@ -16,8 +16,8 @@ import yaml
 
 from fitv2.cli.study import Chosen
 from fitv2.cli.study import perform as perform_all
+from fitv2.commit import code_commit
 from fitv2.study.circumstances import scale_lines
-from fitv2.study.commit import code_commit
 from fitv2.study.definition import build_study, load_study, study_names
 from fitv2.study.job import Job
 from fitv2.study.one_run import perform

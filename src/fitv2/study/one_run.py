@@ -8,9 +8,9 @@ from importlib.metadata import version
 import torch
 
 from ..build import build_base, build_dataset, build_model_config
+from ..commit import code_commit
 from ..generate import Sampling
 from ..training.plan import plan_figures
-from .commit import code_commit
 from .definition import points
 from .job import Job
 from .record import Point, Record, write_record
