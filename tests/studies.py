@@ -44,7 +44,7 @@ TREE = {
 }
 BOTH = {"views": {"square": SQUARE, "own": OWN}}
 FURTHER = [
-    {"view": "own", "guidance": 1, "size": "24x16", "extrapolation": "vision-ntk"},
+    {"view": "own", "guidance": 1, "size": "24x16", "extrapolation": "vision-ntk", "attention_scale": "paper"},
     {"view": "square", "guidance": 1, "sampler": {"solver": "heun", "steps": 3}},
     {"view": "own", "guidance": 2, "size": "20x20"},
 ]

@@ -14,6 +14,7 @@ from fitv2.hashes import json_digest
 from fitv2.model.cost import parameters
 from fitv2.study.definition import Run, build_study, load_study, shortened, study_names
 from fitv2.study.home import refuse_another
+from fitv2.study.job import given
 from fitv2.study.plan import plans
 from studies import BOTH, FURTHER, SIT, SQUARE, TREE, job, tree
 
@@ -108,6 +109,11 @@ def test_a_digest_is_the_hash_of_sorted_json():
     assert Run("FiT", 0, recipe).digest == "65d37b428861ae26"
 
 
+def test_settings_that_nobody_gives_are_none():
+    """Else each new one would make all records those of another study."""
+    assert given({"a": None, "b": [{"c": None, "d": 0}], "e": {"f": None}}) == {"b": [{"d": 0}], "e": {}}
+
+
 def test_a_shorter_study_keeps_its_proportions():
     study = shortened(load_study("convergence"), 0.1)
     recipe, whole = study.recipe_of("FiTv2", 0), load_study("convergence").recipe_of("FiTv2", 0)
@@ -132,6 +138,10 @@ def test_a_shorter_study_keeps_its_proportions():
         ({"evaluation": {"points": [2], "conditions": [{"view": "own", "guidance": 1}]}}, "'own, unguided' is there"),
         ({"evaluation": {"points": [2], "conditions": [FURTHER[0] | {"size": "24"}]}}, "conditions.0.size"),
         ({"evaluation": {"points": [2], "conditions": [FURTHER[0] | {"extrapolation": "x"}]}}, "extrapolation"),
+        (
+            {"evaluation": {"points": [2], "conditions": [FURTHER[2] | {"attention_scale": "paper"}]}},
+            "an attention_scale belongs to an extrapolation",
+        ),
         ({"evaluation": {"points": [2], "samplers": {"noise": {"solver": "ab2", "steps": 2}}}}, "ab2 is not for"),
         ({"evaluation": {"points": [2], "samplers": {"noise": {"solver": "dimm", "steps": 2}}}}, "'dimm'"),
         ({"evaluation": {"points": [2], "samplers": {"velocity": {"solver": "dopri5", "steps": 2}}}}, "its own steps"),

@@ -59,7 +59,11 @@ def test_a_fixed_grid_is_scored_on_its_own_square_alone(work):
 def test_further_conditions_are_scored_where_a_model_can_meet_them(work):
     changes = {"variants": TREE["variants"] | {"SiT": SIT}, "evaluation": TREE["evaluation"] | BOTH}
     changes["evaluation"] |= {"conditions": FURTHER, "guidance": [1.5], "points": []}
-    resized, solved, square = "own at 24x16, unguided, vision-ntk", "square, unguided, 3 steps of heun", "own at 20x20"
+    resized, solved, square = (
+        "own at 24x16, unguided, vision-ntk, attention scale paper",
+        "square, unguided, 3 steps of heun",
+        "own at 20x20",
+    )
     found = {}
     for variant in ("FiT", "FiTv2", "SiT"):
         one = job(work, variant, **changes)
@@ -73,7 +77,7 @@ def test_further_conditions_are_scored_where_a_model_can_meet_them(work):
     assert len({scores["distance"] for scores in found["FiTv2"].final.values()}) == 5
     config = build_model_config(one.study.recipe_of("FiTv2", 0), garments(60, max_tokens=25))
     rope = one.study.evaluation.sampling(one.study.evaluation.conditions[0], config).rope
-    assert (rope.method, rope.per_axis, rope.train_side) == ("ntk-aware", True, 5)
+    assert (rope.method, rope.per_axis, rope.train_side, rope.attention) == ("ntk-aware", True, 5, "paper")
     write_real(one)
     assert list(read_real(one).places) == ["square", "own", "own at 24x16", "own at 20x20"]
     assert "own at 24x16" in "".join(page(load_report([one], "again"), [], one.out))

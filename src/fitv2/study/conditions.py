@@ -11,7 +11,7 @@ from ..evaluation.efficientnet import EfficientNetExtractor
 from ..evaluation.garments import GarmentExtractor
 from ..generate import DIFFUSION_SOLVERS, Sampling
 from ..model.config import NetworkConfig
-from ..model.rope import EXTRAPOLATIONS
+from ..model.rope import ATTENTION_SCALES, EXTRAPOLATIONS
 
 # Of variants and views: they name files.
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
@@ -44,13 +44,14 @@ class Condition(Settings):
 
     view: whose shapes, and whose real pictures. size: HEIGHTxWIDTH in pixels; all pictures are asked for in that size,
     and real ones, as the view has them, are scaled to cover it and cut. extrapolation: of positions, by the names of
-    `fitv2.model.rope.EXTRAPOLATIONS`. sampler: another than that of the evaluation, for the models that it fits.
+    `fitv2.model.rope.EXTRAPOLATIONS`, and attention_scale with it, as of `RopeScheme.named`. sampler: another than that of the evaluation, for the models that it fits.
     """
 
     view: str
     guidance: float
     size: Size | None = None
     extrapolation: Literal[*EXTRAPOLATIONS] | None = None
+    attention_scale: Literal["none", *ATTENTION_SCALES] | None = None
     sampler: Sampler | None = None
 
     @property
@@ -70,6 +71,7 @@ class Condition(Settings):
     def name(self) -> str:
         parts = [self.place, f"guidance {self.guidance:g}" if self.guidance != 1 else "unguided"]
         parts += [self.extrapolation] if self.extrapolation is not None else []
+        parts += [f"attention scale {self.attention_scale}"] if self.attention_scale is not None else []
         parts += [f"{self.sampler.steps} steps of {self.sampler.solver}"] if self.sampler is not None else []
         return ", ".join(parts)
 
@@ -78,6 +80,12 @@ class Condition(Settings):
         if self.extrapolation is not None and config.fixed_grid is not None:
             return False
         return self.sampler is None or self.sampler.prediction == config.prediction
+
+    @model_validator(mode="after")
+    def a_scale_belongs_to_an_extrapolation(self) -> Self:
+        if self.attention_scale is not None and self.extrapolation is None:
+            raise ValueError("an attention_scale belongs to an extrapolation; name one, such as vision-ntk")
+        return self
 
 
 VIEWS = {"square": {"data.preprocessing": "crop"}, "own": {"data.preprocessing": "resize"}}
@@ -142,5 +150,5 @@ class Evaluation(Settings):
     def sampling(self, condition: Condition, config: NetworkConfig) -> Sampling:
         """How a model of that configuration, which the condition suits, is sampled."""
         sampler = condition.sampler or (SAMPLERS | self.samplers)[config.prediction]
-        rope = None if condition.extrapolation is None else config.rope.named(condition.extrapolation)
+        rope = condition.extrapolation and config.rope.named(condition.extrapolation, condition.attention_scale)
         return Sampling(solver=sampler.solver, steps=sampler.steps, guidance=condition.guidance, rope=rope)

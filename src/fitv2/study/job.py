@@ -64,16 +64,23 @@ class Job:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """All that the scores depend on besides the training."""
-        return self.sight | self.study.evaluation.model_dump(mode="json", exclude={"views"})
+        """All that the scores depend on besides the training; what is not given is left out, as in `given`."""
+        return given(self.sight | self.study.evaluation.model_dump(mode="json", exclude={"views"}))
 
     def result(self) -> Record | None:
         """The record of this run with these settings, if there is one. Raises ValueError for a damaged one."""
         if not self.record.is_file():
             return None
         record = read_record(self.record)
-        return record if (record.digest, record.settings) == (self.run.digest, self.settings) else None
+        return record if (record.digest, given(record.settings)) == (self.run.digest, self.settings) else None
 
     def is_done(self) -> bool:
         """Raises ValueError for a damaged record."""
         return self.result() is not None
+
+
+def given(settings: Any) -> Any:
+    """Settings without those that are None: one that comes new with a version then leaves older records as they are."""
+    if isinstance(settings, dict):
+        return {key: given(value) for key, value in settings.items() if value is not None}
+    return [given(value) for value in settings] if isinstance(settings, list | tuple) else settings
