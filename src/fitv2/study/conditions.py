@@ -44,7 +44,8 @@ class Condition(Settings):
 
     view: whose shapes, and whose real pictures. size: HEIGHTxWIDTH in pixels; all pictures are asked for in that size,
     and real ones, as the view has them, are scaled to cover it and cut. extrapolation: of positions, by the names of
-    `fitv2.model.rope.EXTRAPOLATIONS`, and attention_scale with it, as of `RopeScheme.named`. sampler: another than that of the evaluation, for the models that it fits.
+    `fitv2.model.rope.EXTRAPOLATIONS`, and attention_scale with it, as of `RopeScheme.named`. sampler: another than that
+    of the evaluation, for the models that it fits.
     """
 
     view: str
