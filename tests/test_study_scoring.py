@@ -59,11 +59,8 @@ def test_a_fixed_grid_is_scored_on_its_own_square_alone(work):
 def test_further_conditions_are_scored_where_a_model_can_meet_them(work):
     changes = {"variants": TREE["variants"] | {"SiT": SIT}, "evaluation": TREE["evaluation"] | BOTH}
     changes["evaluation"] |= {"conditions": FURTHER, "guidance": [1.5], "points": []}
-    resized, solved, square = (
-        "own at 24x16, unguided, vision-ntk, attention scale paper",
-        "square, unguided, 3 steps of heun",
-        "own at 20x20",
-    )
+    resized = "own at 24x16, unguided, vision-ntk, attention scale paper"
+    solved, square = "square, unguided, 3 steps of heun", "own at 20x20"
     found = {}
     for variant in ("FiT", "FiTv2", "SiT"):
         one = job(work, variant, **changes)

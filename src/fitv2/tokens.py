@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, library
 
 Value = TypeVar("Value")
 
@@ -176,7 +176,7 @@ class _Spread(torch.autograd.Function):
         return sum_images(grad, *ctx.saved_tensors), None, None
 
 
-@torch.library.custom_op("fitv2::sum_images", mutates_args=())
+@library.custom_op("fitv2::sum_images", mutates_args=())
 def sum_images(per_token: Tensor, index: Tensor, counts: Tensor) -> Tensor:
     """(T, ...) to (B, ...): the sum over each image's tokens. An operator of its own, which torch.compile leaves alone:
     its own scatter-add on a CPU is slow, and runs are Python numbers, read from the CPU without waiting for a GPU.

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .conditions import SAMPLERS
-from .real import DRAWS
 from .tables import REAL
 from .views import extractor_of
 
@@ -24,9 +23,10 @@ def real_lines(report: Report) -> Iterator[str]:
     """How the last rows come about, and what a view does to real pictures."""
     if report.real is None:
         return
+    draws = max(len(place.draws) for place in report.real.places.values())
     yield (
         f"{REAL.capitalize()} (last rows): at random as many of a view as a model makes, but at most half, against all "
-        f"others of it; the mean of {DRAWS} draws. A model that does no worse is as good as can be seen here"
+        f"others of it; the mean of {draws} draws. A model that does no worse is as good as can be seen here"
     )
     for name, place in report.real.places.items():
         found = [] if place.recognised is None else [f"{100 * place.recognised:.1f} % of real pictures are recognised"]

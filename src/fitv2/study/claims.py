@@ -95,9 +95,9 @@ class SpeedUp(Settings):
             if baseline.failed or contender.failed:
                 return None if baseline.failed and contender.failed else math.inf if baseline.failed else -math.inf
             target = baseline.last.scores["distance"]
-            taken, least = cost_to_reach(contender, target, self.unit), getattr(contender.points[0], UNITS[self.unit])
+            taken = cost_to_reach(contender, target, self.unit)
             missed += taken is None
-            early += taken == least
+            early += is_bound(contender, taken, self.unit)
             own = getattr(contender.last, UNITS[self.unit]) if taken is None else taken
             return math.log(cost_to_reach(baseline, target, self.unit) / own)
 
@@ -134,6 +134,11 @@ def cost_to_reach(record: Record, target: float | None, unit: str) -> float | No
         return None
     costs = [getattr(point, UNITS[unit]) for point in record.points]
     return reach(costs, [point.scores["distance"] for point in record.points], target)
+
+
+def is_bound(record: Record, taken: float | None, unit: str) -> bool:
+    """Whether the first point of the curve was down to the target already, so that less may have been enough."""
+    return taken == getattr(record.points[0], UNITS[unit])
 
 
 class Difference(Settings):
@@ -188,13 +193,15 @@ class Diverged(Settings):
         differences = paired(records, self.of, self.to, lambda one, other: one.diverged - other.diverged)
         own, others = ([run.diverged for run in records[name].values()] for name in self.variants)
         figure = f"{sum(own)} of {len(own)} against {sum(others)} of {len(others)}"
-        decided = self.decided(differences) if any((*own, *others)) or len(differences) < 2 else OPEN
+        decided = self.decided(differences, any((*own, *others)))
         return Finding(figure, f"trainings that diverged, {over_seeds(len(differences))}", decided)
 
-    def decided(self, differences: Sequence[float]) -> str:
-        """Of 1, 0 or -1 for each seed."""
+    def decided(self, differences: Sequence[float], some: bool) -> str:
+        """Of 1, 0 or -1 for each seed; some: whether any training diverged at all."""
         if len(differences) < 2:
             return ONE_SEED if differences else NONE
+        if not some:
+            return OPEN
         return HOLDS if all(d == 1 for d in differences) else FAILS if sum(differences) <= 0 else OPEN
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from .claims import UNITS, cost_to_reach, difference, in_words
+from .claims import UNITS, cost_to_reach, difference, in_words, is_bound
 from .conditions import Condition
 from .definition import Study
 from .real import Real
@@ -103,7 +103,7 @@ def reach_cell(records: Records, first: str, variant: str, unit: str) -> str:
     if not reached:
         return "not reached" if runs else "-"
     missed = f", not reached with {len(taken) - len(reached)} of {len(taken)} seeds" * (len(reached) < len(taken))
-    early = any(cost == getattr(run.points[0], UNITS[unit]) for cost, (run, _) in zip(taken, runs, strict=True) if cost)
+    early = any(is_bound(record, cost, unit) for (record, _), cost in zip(runs, taken, strict=True) if cost is not None)
     return "at most " * early + in_words(estimate(reached)) + missed
 
 

@@ -146,10 +146,9 @@ def croppable(dataset: Dataset, data: DataSettings, patch: int) -> dict[str, flo
     sizes = getattr(dataset, "sizes", None)
     if sizes is None:
         return None
-    cropped = ["crop" in variants(h, w, data.max_tokens, patch, "mixed") for h, w in sizes.tolist()]
-    of_class, labels = np.array(cropped), dataset.epoch(0, 0).labels
-    names = dataset.class_names or ["pictures"]
-    return {name: float(of_class[labels == label].mean()) for label, name in enumerate(names) if label in labels}
+    cropped = np.array(["crop" in variants(h, w, data.max_tokens, patch, "mixed") for h, w in sizes.tolist()])
+    names, labels = dataset.class_names or ["pictures"], dataset.epoch(0, 0).labels
+    return {name: float(cropped[labels == label].mean()) for label, name in enumerate(names) if label in labels}
 
 
 def data_of(data: DataSettings) -> dict[str, Any]:
