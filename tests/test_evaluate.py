@@ -216,10 +216,12 @@ def test_real_garments_against_themselves_and_against_noise(garments, tmp_path):
     assert (result.scores["precision"], result.scores["recall"], result.scores["coverage"]) == (1, 1, 1)
     assert result.scores["accuracy"] == pytest.approx(result.real["accuracy"]) and result.real["accuracy"] > 0.8
     assert result.scores["classifier_score"] == result.real["classifier_score"]
+    assert abs(result.real["kid"]) < 3 * result.real["kid_std"]
+    assert 0.5 < result.real["precision"] < 1 and result.real["drawn"] == len(same.chosen) // 2
     write_pictures(tmp_path / "noise.npz", [noise(28, 12, seed) for seed in range(40)], 40, (28, 12))
     (other,) = given_samples(open_pictures(str(tmp_path / "noise.npz"), tmp_path), [], None)
     bad = evaluation(reference, tmp_path).score(other).scores
-    assert bad["fd"] > 10 and bad["kid"] > bad["kid_std"] > 0 and bad["coverage"] < 0.3
+    assert bad["fd"] > 2 * result.real["fd"] > 0 and bad["kid"] > bad["kid_std"] > 0 and bad["coverage"] < 0.3
     assert "accuracy" not in bad
 
 

@@ -18,6 +18,7 @@ from torchmetrics.image.kid import poly_mmd
 
 from fitv2.evaluation import neighbours
 from fitv2.evaluation.classifier_score import classifier_score
+from fitv2.evaluation.features import split
 from fitv2.evaluation.frechet import RunningStatistics, Statistics, frechet_distance
 from fitv2.evaluation.kid import SUBSETS, kernel_distance, unbiased_discrepancy
 from fitv2.evaluation.neighbours import Neighbours, compare_neighbours, vote
@@ -312,3 +313,11 @@ def test_what_cannot_be_measured_is_refused(measure):
 def test_too_few_pictures_have_no_neighbours():
     with pytest.raises(ValueError, match="more than 5 pictures, and there are 5"):
         compare_neighbours(normal(20, 4, 0), normal(5, 4, 1))
+
+
+def test_a_split_draws_so_many_of_each_class_and_leaves_all_others():
+    features, labels = torch.arange(20.0)[:, None], torch.tensor([0] * 14 + [1] * 4 + [2] * 2)
+    drawn, others = split(features, labels, torch.tensor([0, 0, 0, 1, 1, 1, 1]), seed=0)
+    assert sorted(torch.cat([drawn, others]).flatten().tolist()) == list(range(20))
+    assert labels[drawn.flatten().long()].tolist() == [0, 0, 0, 1, 1]  # Of 4, at most half.
+    assert not torch.equal(split(features, labels, labels, seed=1)[0], split(features, labels, labels, seed=0)[0])

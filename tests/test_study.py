@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shlex
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -287,6 +288,19 @@ def test_a_plan_lists_every_run_and_runs_none(fitv2, definition, work):
     assert all(run["parameters"] > 0 and run["flops"] > 0 for run in plan["runs"].values())
     assert plan["left"] == sorted(plan["runs"]) and plan["hours"] > 0
     assert not (work.parent / "studies").exists()
+
+
+def test_a_plan_of_several_studies_counts_a_shared_training_once(fitv2, definition, work, monkeypatch):
+    monkeypatch.setattr("fitv2.study.plan.speed", lambda *_: (1e9, "made up"))
+    other = Path(definition).with_name("other.yaml")
+    shutil.copy(definition, other)
+    code, printed = fitv2("study", definition, other, *options(work), "--dry-run", "--json", "--jobs", 2)
+    first, second = json.loads(printed)
+    assert code == 0 and all(run["training_of"] is None for run in first["runs"].values())
+    assert {name: run["training_of"] for name, run in second["runs"].items()} == {n: f"tiny/{n}" for n in first["runs"]}
+    scoring = sum(run["flops"] - run["training_flops"] for run in second["runs"].values())
+    assert first["hours"] == pytest.approx(sum(run["flops"] for run in first["runs"].values()) / 1e9 / 3600 / 2)
+    assert second["hours"] == pytest.approx(scoring / 1e9 / 3600 / 2)
 
 
 def test_a_report_without_results_is_a_sentence(fitv2, definition, work):

@@ -15,7 +15,7 @@ from fitv2.study import paper_cost
 from fitv2.study.claims import FAILS, HOLDS, NONE, ONE_SEED, OPEN, Best, Difference, Diverged, PaperCost, SpeedUp
 from fitv2.study.record import Point, Record, Records, read_record, write_record
 from fitv2.study.statistics import Estimate, estimate, reach
-from fitv2.study.tables import difference_rows, final_rows, markdown, reach_rows, seeds_cell
+from fitv2.study.tables import curve_rows, difference_rows, final_rows, markdown, reach_rows, seeds_cell, steps_of
 
 POINT = "square, guidance 1.5"
 
@@ -327,6 +327,9 @@ def test_tables_say_what_the_records_do():
     ((name, cell),) = difference_rows(runs, "a", "distance")
     assert (name, cell) == ("b", Estimate(-0.15, 14.61, 2).text("+"))
     assert reach_rows(runs, "a")[1][1] == "150, not reached with 1 of 2 seeds"
+    steps = steps_of([runs["a"][0]])
+    assert curve_rows(runs, steps)[0][1:] == [str(Estimate(v, 0.0, 2).text()) for v in BASELINE]
+    assert curve_rows(runs, [7])[0] == ["a", "-"]
     assert reach_rows(records(a=[BASELINE], b=[SLOW]), "a")[1][1] == "not reached"
     assert reach_rows(records(a=[BASELINE], b=[[1.0] * 4]), "a")[1][1] == "at most 100"
     assert list(markdown(("x", "y"), [["a|b", "c\nd"]])) == ["| x | y |", "| --- | ---: |", "| a\\|b | c d |"]

@@ -146,13 +146,16 @@ def test_only_pictures_with_both_sides_above_the_square_of_the_budget_can_be_cro
     assert croppable(SimpleNamespace(), DataSettings(), 4) is None
 
 
-def test_real_pictures_score_as_many_of_them_against_the_others(work):
+def test_real_pictures_score_as_many_of_each_class_against_the_others(work):
     one = job(work)
     write_real(one)
     (place,) = read_real(one).places.values()
     seen = load_views(one.study, 1, one.references)["square"].seen(None)
-    order = torch.from_numpy(np.random.default_rng(1).permutation(60))
-    halves = (Statistics.of(seen.pooled[part]) for part in (order[:30], order[30:]))
+    by_class = {label: [] for label in range(10)}
+    for index in np.random.default_rng(1).permutation(60).tolist():
+        by_class[int(seen.labels[index])].append(index)
+    drawn = [index for of_class in by_class.values() for index in of_class[: min(3, len(of_class) // 2)]]
+    halves = (Statistics.of(seen.pooled[part]) for part in (sorted(drawn), sorted(set(range(60)) - set(drawn))))
     assert place.draws[1]["distance"] == pytest.approx(frechet_distance(*halves), rel=1e-9)
     assert len(place.draws) == 10 and set(place.draws[0]) == set(SCORES) - {"recognised"}
     one.real.write_text("{")

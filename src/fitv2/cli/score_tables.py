@@ -82,7 +82,7 @@ def lines_below(results: Sequence[Result]) -> Iterator[str]:
     if any(result.scores.get(f"{key}_std") for result in results for key in shown(results)):
         signs.append("±: deviation over subsets")
     if any(key in result.real for result in results for key in shown(results)):
-        signs.append("behind /: real pictures")
+        signs.append(f"behind /: real pictures{drawn_words(results)}")
     judges = dict.fromkeys(result.scores["accuracy_by"] for result in results if "accuracy_by" in result.scores)
     signs += [f"accuracy: share of the class asked for, by {judge}" for judge in judges]
     if signs:
@@ -93,3 +93,12 @@ def lines_below(results: Sequence[Result]) -> Iterator[str]:
             notes.setdefault(note, []).append(result.name)
     for note, names in notes.items():
         yield f"Note ({', '.join(dict.fromkeys(names))}): {note}"
+
+
+def drawn_words(results: Sequence[Result]) -> str:
+    """How many real pictures the figures behind the stroke are of, where they were set against others."""
+    numbers = dict.fromkeys(result.real["drawn"] for result in results if "drawn" in result.real)
+    if not numbers:
+        return ""
+    words = " or ".join(map(str, numbers))
+    return f", of distances and neighbours {words} at random, as many of each class, against all others"

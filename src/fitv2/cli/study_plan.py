@@ -13,7 +13,10 @@ def show_plan(studies: list[list[Job]], at_a_time: int | None, as_json: bool) ->
     """Prints every run of each study with its cost, and an estimate of the time for those that are not done."""
     from ..study.runner import default_jobs
 
-    found = [figures(jobs, at_a_time or default_jobs()) for jobs in studies]
+    found, trained = [], {}
+    for jobs in studies:
+        found.append(figures(jobs, at_a_time or default_jobs(), trained))
+        trained = {job.run.digest: job.label for job in jobs} | trained
     if as_json:
         print(json.dumps(found[0] if len(found) == 1 else found))
         return
@@ -26,18 +29,22 @@ def show_plan(studies: list[list[Job]], at_a_time: int | None, as_json: bool) ->
         )
 
 
-def figures(jobs: list[Job], at_a_time: int) -> dict[str, Any]:
-    """Of one study; runs that it shares with another are counted in each."""
+def figures(jobs: list[Job], at_a_time: int, trained: dict[str, str]) -> dict[str, Any]:
+    """Of one study. trained: runs of studies before it in the queue, by digest, whose training it shares."""
     from ..study.plan import plans, speed
     from ..study.runner import unfinished
 
     rate, source = speed(jobs, at_a_time)
     left, runs = sorted(job.run.name for job in unfinished(jobs)), plans(jobs)
-    hours = sum(runs[name]["flops"] for name in left) / rate / at_a_time / 3600
+    for job in jobs:
+        runs[job.run.name]["training_of"] = trained.get(job.run.digest)
+    flops = sum(runs[name]["flops"] - bool(runs[name]["training_of"]) * runs[name]["training_flops"] for name in left)
+    hours = flops / rate / at_a_time / 3600
     return {"study": jobs[0].name, "runs": runs, "left": left, "jobs": at_a_time, "hours": hours, "speed": source}
 
 
 def line(name: str, planned: dict[str, Any], left: bool) -> str:
     parameters, tera = planned["parameters"] / 1e6, planned["flops"] / 1e12
     costs = f"{parameters:.3f} M parameters, {planned['steps']} steps, {tera:.1f} TFLOP with scoring"
-    return f"{name:44} {costs}{'' if left else ', done'}"
+    shared = f", trained as {planned['training_of']}" if planned["training_of"] else ""
+    return f"{name:44} {costs}{shared if left else ', done'}"

@@ -81,6 +81,20 @@ def gathered(images: Iterable[Image.Image]) -> Iterator[list[Image.Image]]:
         yield waiting
 
 
+def split(features: Tensor, labels: Tensor, wanted: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Some of features (N, F) of classes (N,) at random, and all others: with them, perfect pictures can be scored.
+
+    wanted: (M,) the class of each to draw, at most half of a class. Other frequencies of classes would be a distance.
+    """
+    order, drawn = torch.from_numpy(np.random.default_rng(seed).permutation(len(features))), []
+    for label, number in zip(*wanted.unique(return_counts=True), strict=True):
+        of_class = order[labels[order] == label]
+        drawn.append(of_class[: min(int(number), len(of_class) // 2)])
+    chosen = torch.zeros(len(features), dtype=torch.bool)
+    chosen[torch.cat(drawn)] = True
+    return features[chosen], features[~chosen]
+
+
 def check_features(*sets: Tensor) -> None:
     """Raises ValueError for anything but finite features (N, F), N at least 1, all of one network."""
     for features in sets:

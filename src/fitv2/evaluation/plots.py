@@ -13,7 +13,7 @@ SHARES = ("precision", "recall", "density", "coverage", "accuracy")
 
 
 def panels(results: Sequence[Result]) -> list[Panel]:
-    """Of the measures that there are; where pictures are real, a grey line says what they reach."""
+    """Of the measures that there are; dashed lines say what real pictures reach."""
     drawn = [bars(results, key, title) for key, title in titles(results).items()]
     if any(share in result.scores for result in results for share in SHARES):
         drawn.append(shares(results))
@@ -52,7 +52,12 @@ def shares(results: Sequence[Result]) -> Panel:
             points = [(place, r.scores[name]) for place, r in enumerate(results) if name in r.scores]
             if points:
                 axes.plot(*zip(*points, strict=True), "o-", markersize=4, color=f"C{number}", label=name)
-        axes.set_title("shares")
+            for place, result in enumerate(results):
+                if name in result.real:
+                    ends = (place - 0.4, place + 0.4)
+                    axes.hlines(result.real[name], *ends, color=f"C{number}", linestyle="--", linewidth=1)
+        of_real = any(name in result.real for result in results for name in SHARES)
+        axes.set_title("shares" + " (dashed: real pictures)" * of_real)
         axes.set_ylim(bottom=0)
         label(axes, results)
         axes.legend(fontsize=7)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .classifier_score import PART
-from .features import Extractor
+from .features import Extractor, split
 from .frechet import Statistics, frechet_distance
 from .inception import InceptionExtractor
 from .kid import kernel_distance
@@ -52,7 +52,7 @@ class Side:
 def measure(
     samples: Side, real: Side, extractor: Extractor, metrics: Collection[str]
 ) -> tuple[Figures, Figures, list[str]]:
-    """The figures of the samples, those of the real pictures where they have any, and notes in sentences.
+    """The figures of the samples, those of real pictures (of distances and neighbours see `floor`), and notes.
 
     fd, sfd: Frechet distance and that of the features with places. kid, kid_std; classifier_score and its _std;
     precision, recall, density, coverage; accuracy and accuracy_per_class: shares in [0, 1] of the class asked for. What
@@ -83,9 +83,33 @@ def measure(
                 notes.append(f"{len(own)} samples cover fewer of {len(others)} real pictures than as many would")
         elif "pr" in metrics:
             notes.append(f"{min(len(own), len(others))} pictures are too few for nearest neighbours, so there is no pr")
+        of_real |= floor(samples, real, metrics)
     if "accuracy" in metrics and samples.class_names:
         add_accuracy(samples, real, extractor, scores, of_real, notes)
     return scores, of_real, notes
+
+
+def floor(samples: Side, real: Side, metrics: Collection[str]) -> Figures:
+    """What real pictures score against all others of them, drawn once: as many as samples, and of the same classes
+    where they are known, but at most half.
+
+    drawn: how many. Empty where they are too few to say anything.
+    """
+    labels, wanted = torch.zeros_like(real.summary.labels), torch.zeros_like(samples.summary.labels)
+    numbers = numbers_among(samples.class_names, real.class_names)
+    if samples.class_names and numbers is not None:
+        labels, wanted = real.summary.labels, numbers[samples.summary.labels]
+    drawn, others = split(real.summary.pooled, labels, wanted, seed=0)
+    if len(drawn) <= DENSITY_NEIGHBOURS:
+        return {}
+    figures: Figures = {"drawn": len(drawn)}
+    if "fd" in metrics:
+        figures["fd"] = frechet_distance(Statistics.of(drawn), Statistics.of(others))
+    if "kid" in metrics:
+        figures["kid"], figures["kid_std"] = kernel_distance(drawn, others)
+    if "pr" in metrics:
+        figures |= asdict(compare_neighbours(drawn, others))
+    return figures
 
 
 def size_notes(samples: Side, real: Side, metrics: Collection[str]) -> list[str]:

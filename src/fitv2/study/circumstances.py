@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # Of a record's, what a table of all studies tells.
 CIRCUMSTANCES = ("data", "model", "training", "score", "machine")
 MACHINE = ("device", "processor")
+PRECISIONS = {"bf16": "bfloat16 autocast of float32 weights", "no": "float32"}
 
 
 def real_lines(report: Report) -> Iterator[str]:
@@ -25,8 +26,9 @@ def real_lines(report: Report) -> Iterator[str]:
         return
     draws = max(len(place.draws) for place in report.real.places.values())
     yield (
-        f"{REAL.capitalize()} (last rows): at random as many of a view as a model makes, but at most half, against all "
-        f"others of it; the mean of {draws} draws. A model that does no worse is as good as can be seen here"
+        f"{REAL.capitalize()} (last rows): at random as many of a view as a model makes, of each class so many and at "
+        f"most half, against all others; the mean of {draws} draws. A model that does no worse is as good as can be "
+        "seen here"
     )
     for name, place in report.real.places.items():
         found = [] if place.recognised is None else [f"{100 * place.recognised:.1f} % of real pictures are recognised"]
@@ -68,6 +70,8 @@ def condition_lines(report: Report) -> Iterator[str]:
         f"({extractor.resize}), which few pictures bias upwards: compare it only here, at equal numbers. Recognised: "
         "the share whose top-1 class is the one asked for"
     )
+    precisions = dict.fromkeys(record.recipe["training"]["precision"] for record in report.all)
+    yield f"Precision: {' and '.join(PRECISIONS[precision] for precision in precisions)}, in training and sampling"
     yield "The noise of a picture is fixed by its number and the seed, alike for all variants"
     for name in dict.fromkeys(name for record in report.all for name in record.machine):
         yield f"{name}: " + "; ".join(dict.fromkeys(record.machine.get(name, "unknown") for record in report.all))

@@ -65,7 +65,7 @@ def in_words(found: Estimate | None, sign: str = "") -> str:
     return "-" if found is None else found.text(sign)
 
 
-def over_seeds(count: int) -> str:
+def seeds_in_words(count: int) -> str:
     return f"{count} seed{'' if count == 1 else 's'}"
 
 
@@ -103,7 +103,7 @@ class SpeedUp(Settings):
 
         found = compare(paired(records, self.baseline, self.contender, logarithm))
         decided = verdict(found, math.log(self.at_least), above=True)
-        conditions = f"{point}, {over_seeds(found.count)}{diverged(records, self.variants)}"
+        conditions = f"{point}, {seeds_in_words(found.count)}{diverged(records, self.variants)}"
         if found.estimate is None:
             return Finding(found.text(), conditions, decided)
         figure = f"{ratio_in_words(found.estimate)} times fewer {self.unit}"
@@ -162,7 +162,7 @@ class Difference(Settings):
         condition = self.condition or point
         found = difference(records, self.of, self.to, condition, self.score)
         decided = verdict(found, self.below, above=False)
-        seeds = f"{over_seeds(found.count)}{diverged(records, self.variants)}"
+        seeds = f"{seeds_in_words(found.count)}{diverged(records, self.variants)}"
         return Finding(found.text("+"), f"{self.score}, {condition}, {seeds}", decided)
 
 
@@ -194,7 +194,7 @@ class Diverged(Settings):
         own, others = ([run.diverged for run in records[name].values()] for name in self.variants)
         figure = f"{sum(own)} of {len(own)} against {sum(others)} of {len(others)}"
         decided = self.decided(differences, any((*own, *others)))
-        return Finding(figure, f"trainings that diverged, {over_seeds(len(differences))}", decided)
+        return Finding(figure, f"trainings that diverged, {seeds_in_words(len(differences))}", decided)
 
     def decided(self, differences: Sequence[float], some: bool) -> str:
         """Of 1, 0 or -1 for each seed; some: whether any training diverged at all."""
@@ -229,7 +229,7 @@ class Best(Settings):
         nearest = max(found, key=lambda other: found[other].worst)
         figure = f"{found[nearest].text('+')} to the nearest, {nearest}"
         worst = next((v for v in (ONE_SEED, FAILS, OPEN) if v in verdicts), HOLDS)
-        seeds = f"{over_seeds(found[nearest].count)}{diverged(records, self.variants)}"
+        seeds = f"{seeds_in_words(found[nearest].count)}{diverged(records, self.variants)}"
         return Finding(figure, f"{self.score}, {condition}, {seeds}", worst)
 
 

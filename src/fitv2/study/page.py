@@ -14,8 +14,9 @@ from .tables import (
     COST_HEAD,
     OTHER_SCORES,
     TITLES,
-    conditions,
+    condition_names,
     cost_rows,
+    curve_rows,
     difference_rows,
     final_rows,
     markdown,
@@ -23,6 +24,7 @@ from .tables import (
     reach_rows,
     real_other_row,
     real_row,
+    steps_of,
     variant_rows,
 )
 
@@ -82,9 +84,9 @@ def score_lines(report: Report, score: str) -> Iterator[str]:
     rows = final_rows(records, score)
     if report.real is not None:
         rows.append(real_row(records, report.real, study.evaluation.final, score))
-    yield from markdown(("variant", "seeds", *conditions(records)), rows)
+    yield from markdown(("variant", "seeds", *condition_names(records)), rows)
     yield ""
-    head = (f"less that of {study.first}", *conditions(records))
+    head = (f"less that of {study.first}", *condition_names(records))
     yield from markdown(head, difference_rows(records, study.first, score))
 
 
@@ -109,6 +111,9 @@ def reach_lines(report: Report) -> Iterator[str]:
     yield ""
     head = ("variant", *(unit if unit != "operations" else "TFLOP" for unit in UNITS))
     yield from markdown(head, reach_rows(report.records, first))
+    yield from ("", f"The distance by steps, of {report.study.evaluation.images} pictures each:", "")
+    steps = steps_of(report.all)
+    yield from markdown(("variant", *(f"{step:,}" for step in steps)), curve_rows(report.records, steps))
 
 
 def cost_lines(report: Report) -> Iterator[str]:

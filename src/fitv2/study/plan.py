@@ -28,8 +28,8 @@ SHARE_OF_PEAK = 0.2
 
 
 def plans(jobs: Sequence[Job]) -> dict[str, dict[str, Any]]:
-    """Of the runs of one study, by name: parameters, steps, and operations of the training and of the network in
-    scoring what it can make.
+    """Of the runs of one study, by name: parameters, steps, operations of the training, and flops, with those of the
+    network in scoring what it can make.
     """
     read_dataset, study = cache(build_dataset), jobs[0].study
     views = cache(lambda factor: load_views(study, factor, jobs[0].references))
@@ -40,8 +40,10 @@ def plans(jobs: Sequence[Job]) -> dict[str, dict[str, Any]]:
         config = build_model_config(recipe, dataset, build_base(recipe.training))
         figures = plan_figures(recipe, dataset, config)
         seen = views(read_factor(dataset.autoencoder))
-        flops = figures["flops_total"] + scoring_flops(recipe, study.evaluation, config, seen)
-        found[job.run.name] = {"parameters": figures["parameters"], "steps": recipe.training.steps, "flops": flops}
+        training = figures["flops_total"]
+        flops = training + scoring_flops(recipe, study.evaluation, config, seen)
+        costs = {"steps": recipe.training.steps, "training_flops": training, "flops": flops}
+        found[job.run.name] = {"parameters": figures["parameters"]} | costs
     return found
 
 

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from ..drawing import BLUE, Panel, plain_ticks, write_page
 from .record import Record, Records
 from .statistics import estimate
-from .tables import TITLES, conditions, over_seeds
+from .tables import TITLES, condition_names, over_seeds, steps_of
 
 COSTS: dict[str, Callable] = {
     "steps": lambda point: point.step,
@@ -26,7 +26,7 @@ def draw(folder: Path, records: Records, point: str) -> list[str]:
     """Writes the pages into the folder; returns their names."""
     curves = [curve(records, point, cost, read) for cost, read in COSTS.items()] + [losses(records)]
     write_page(folder / "curves.png", curves)
-    write_page(folder / "final.png", [bars(records, condition) for condition in conditions(records)] or [nothing])
+    write_page(folder / "final.png", [bars(records, condition) for condition in condition_names(records)] or [nothing])
     return ["curves.png", "final.png"]
 
 
@@ -56,10 +56,6 @@ def curve(records: Records, point: str, title: str, cost: Callable) -> Panel:
         finish(axes, len(records))
 
     return panel
-
-
-def steps_of(runs: list[Record]) -> list[int]:
-    return sorted({p.step for record in runs for p in record.points})
 
 
 def losses(records: Records) -> Panel:

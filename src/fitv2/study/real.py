@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import numpy as np
 import torch
 from pydantic import ValidationError
 
@@ -13,6 +12,7 @@ from ..atomic import write_text
 from ..autoencoder import read_factor
 from ..build import build_dataset
 from ..config import Settings
+from ..evaluation.features import split
 from ..evaluation.frechet import Statistics, frechet_distance
 from ..evaluation.summary import Summary
 from .job import Job
@@ -29,8 +29,9 @@ DRAWS = 10
 class RealPlace(Settings):
     """Of the real pictures of a view, in its sizes or a given one.
 
-    draws: what some of them, as many as are made of a model and at most half, score against all others. recognised: of
-    all. cut: the mean and the largest share of a picture that the view leaves out, None where that is not known.
+    draws: what some of them, as many of each class as are made of a model and at most half, score against all others.
+    recognised: of all. cut: the mean and the largest share of a picture that the view leaves out, None where that is
+    not known.
     """
 
     draws: tuple[Scores, ...]
@@ -63,7 +64,7 @@ def read_real(job: Job) -> Real | None:
 def settings(job: Job) -> dict[str, Any]:
     evaluation = job.study.evaluation
     places = list(dict.fromkeys(condition.place for condition in evaluation.final))
-    return job.sight | {"images": evaluation.final_images, "places": places}
+    return job.sight | {"images": evaluation.final_images, "places": places, "drawn": "classes in turn"}
 
 
 def write_real(job: Job) -> None:
@@ -89,8 +90,7 @@ def write_real(job: Job) -> None:
 
 
 def drawn_scores(seen: Summary, images: int, seed: int) -> Scores:
-    """Of so many random pictures against all others."""
-    number = min(images, len(seen.pooled) // 2)
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(seen.pooled)))
-    drawn, others = seen.pooled[order[:number]], seen.pooled[order[number:]]
+    """Of so many random pictures, of classes in turn as models make them, against all others."""
+    classes = seen.labels.unique()
+    drawn, others = split(seen.pooled, seen.labels, classes[torch.arange(images) % len(classes)], seed)
     return {"distance": frechet_distance(Statistics.of(drawn), Statistics.of(others))} | other_scores(drawn, others)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from .claims import UNITS, cost_to_reach, difference, in_words, is_bound
 from .conditions import Condition
@@ -38,7 +38,7 @@ def seeds_cell(runs: dict[int, Record]) -> str:
     return ", ".join([str(len(runs)), *(f"{count} {what}" for what, count in counts.items() if count)])
 
 
-def conditions(records: Records) -> list[str]:
+def condition_names(records: Records) -> list[str]:
     """Of the end, in their order, wherever any run has them."""
     return list(dict.fromkeys(c for runs in records.values() for record in runs.values() for c in record.final))
 
@@ -49,7 +49,7 @@ def final_rows(records: Records, score: str) -> list[Row]:
         [
             variant,
             seeds_cell(runs),
-            *(in_words(over_seeds(runs, lambda record, c=c: record.score(c, score))) for c in conditions(records)),
+            *(in_words(over_seeds(runs, lambda record, c=c: record.score(c, score))) for c in condition_names(records)),
         ]
         for variant, runs in records.items()
     ]
@@ -58,7 +58,7 @@ def final_rows(records: Records, score: str) -> list[Row]:
 def real_row(records: Records, real: Real, of_study: Sequence[Condition], score: str) -> Row:
     """What real pictures score under the conditions of `final_rows`."""
     places = {condition.name: real.places[condition.place] for condition in of_study}
-    shown = [places[name] for name in conditions(records)]
+    shown = [places[name] for name in condition_names(records)]
     if score == "recognised":
         found = [None if place.recognised is None else estimate([place.recognised]) for place in shown]
     else:
@@ -84,9 +84,26 @@ def other_rows(records: Records, condition: str) -> list[Row]:
 def difference_rows(records: Records, first: str, score: str) -> list[Row]:
     """The same less that of the first variant, seed by seed."""
     return [
-        [variant, *(difference(records, variant, first, c, score).text("+") for c in conditions(records))]
+        [variant, *(difference(records, variant, first, c, score).text("+") for c in condition_names(records))]
         for variant in records
         if variant != first
+    ]
+
+
+def steps_of(runs: Iterable[Record]) -> list[int]:
+    """Of their points, in order."""
+    return sorted({point.step for record in runs for point in record.points})
+
+
+def curve_rows(records: Records, steps: Sequence[int]) -> list[Row]:
+    """The distance at these steps; "-" where there is no point."""
+
+    def at(record: Record, step: int) -> float | None:
+        return next((point.scores["distance"] for point in record.points if point.step == step), None)
+
+    return [
+        [variant, *(in_words(over_seeds(runs, lambda record, s=step: at(record, s))) for step in steps)]
+        for variant, runs in records.items()
     ]
 
 
