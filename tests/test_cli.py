@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,11 @@ def assert_sentence(result: Result, *parts: str) -> None:
     assert result.err.strip().rpartition("fitv2: ")[1], result.err
     for part in parts:
         assert part in result.err
+
+
+def test_the_version_is_that_of_the_package():
+    shown = subprocess.run([FITV2, "--version"], capture_output=True, text=True, check=True).stdout
+    assert shown == f"fitv2 {version('fitv2')}\n"
 
 
 def test_help_answers_in_under_half_a_second():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
@@ -23,6 +25,23 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def show_version(asked: bool) -> None:
+    if asked:
+        print(f"fitv2 {version('fitv2')}")
+        raise typer.Exit
+
+
+@app.callback()
+def of_all(
+    _: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=show_version, help="print the version and end")
+    ] = False,
+) -> None:
+    pass
+
+
 app.command()(sample)
 app.command()(prepare)
 app.command()(inspect)
