@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from importlib.metadata import version
 from typing import Annotated
 
 import typer
@@ -29,6 +28,8 @@ app = typer.Typer(
 
 def show_version(asked: bool) -> None:
     if asked:
+        from importlib.metadata import version
+
         print(f"fitv2 {version('fitv2')}")
         raise typer.Exit
 

@@ -101,4 +101,4 @@ def drawn_words(results: Sequence[Result]) -> str:
     if not numbers:
         return ""
     words = " or ".join(map(str, numbers))
-    return f", of distances and neighbours {words} at random, as many of each class, against all others"
+    return f", of distances and neighbours {words} at random against all others, of known classes as many as samples"

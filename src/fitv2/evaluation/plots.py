@@ -35,10 +35,8 @@ def bars(results: Sequence[Result], key: str, title: str) -> Panel:
             ecolor=ORANGE,
             capsize=3,
         )
-        real = [(place, result.real[key]) for place, result in zip(places, shown, strict=True) if key in result.real]
-        for place, value in real:
-            axes.hlines(value, place - 0.4, place + 0.4, color=GREY, linestyle="--")
-        axes.set_title(title + (" (dashed: real pictures)" if real else ""))
+        real_lines(axes, shown, key, GREY)
+        axes.set_title(title + dashed_words(shown, [key]))
         label(axes, shown)
 
     return draw
@@ -52,17 +50,25 @@ def shares(results: Sequence[Result]) -> Panel:
             points = [(place, r.scores[name]) for place, r in enumerate(results) if name in r.scores]
             if points:
                 axes.plot(*zip(*points, strict=True), "o-", markersize=4, color=f"C{number}", label=name)
-            for place, result in enumerate(results):
-                if name in result.real:
-                    ends = (place - 0.4, place + 0.4)
-                    axes.hlines(result.real[name], *ends, color=f"C{number}", linestyle="--", linewidth=1)
-        of_real = any(name in result.real for result in results for name in SHARES)
-        axes.set_title("shares" + " (dashed: real pictures)" * of_real)
+            real_lines(axes, results, name, f"C{number}")
+        axes.set_title("shares" + dashed_words(results, SHARES))
         axes.set_ylim(bottom=0)
         label(axes, results)
         axes.legend(fontsize=7)
 
     return draw
+
+
+def real_lines(axes: Axes, results: Sequence[Result], key: str, colour: str) -> None:
+    """What real pictures reach, at the place of each result that knows it."""
+    for place, result in enumerate(results):
+        if key in result.real:
+            axes.hlines(result.real[key], place - 0.4, place + 0.4, color=colour, linestyle="--")
+
+
+def dashed_words(results: Sequence[Result], keys: Sequence[str]) -> str:
+    """For the title of a panel that has such lines."""
+    return " (dashed: real pictures)" if any(key in result.real for result in results for key in keys) else ""
 
 
 def label(axes: Axes, results: Sequence[Result]) -> None:

@@ -75,18 +75,27 @@ def measure(
             notes.append(f"the reference has statistics and no pictures, so there is no {' and no '.join(left)}")
     else:
         own, others = samples.summary.pooled, real.summary.pooled
-        if "kid" in metrics:
-            scores["kid"], scores["kid_std"] = kernel_distance(own, others)
-        if "pr" in metrics and min(len(own), len(others)) > DENSITY_NEIGHBOURS:
-            scores |= asdict(compare_neighbours(own, others))
+        scores |= compare_pictures(own, others, metrics)
+        if "precision" in scores:
             if len(own) < len(others):
                 notes.append(f"{len(own)} samples cover fewer of {len(others)} real pictures than as many would")
         elif "pr" in metrics:
             notes.append(f"{min(len(own), len(others))} pictures are too few for nearest neighbours, so there is no pr")
-        of_real |= floor(samples, real, metrics)
+        if {"fd", "kid", "pr"} & set(metrics):
+            of_real |= floor(samples, real, metrics)
     if "accuracy" in metrics and samples.class_names:
         add_accuracy(samples, real, extractor, scores, of_real, notes)
     return scores, of_real, notes
+
+
+def compare_pictures(own: Tensor, others: Tensor, metrics: Collection[str]) -> Figures:
+    """Of features (N, F) and (M, F): kid, kid_std; precision and so on, where they are enough to have neighbours."""
+    figures: Figures = {}
+    if "kid" in metrics:
+        figures["kid"], figures["kid_std"] = kernel_distance(own, others)
+    if "pr" in metrics and min(len(own), len(others)) > DENSITY_NEIGHBOURS:
+        figures |= asdict(compare_neighbours(own, others))
+    return figures
 
 
 def floor(samples: Side, real: Side, metrics: Collection[str]) -> Figures:
@@ -102,13 +111,9 @@ def floor(samples: Side, real: Side, metrics: Collection[str]) -> Figures:
     drawn, others = split(real.summary.pooled, labels, wanted, seed=0)
     if len(drawn) <= DENSITY_NEIGHBOURS:
         return {}
-    figures: Figures = {"drawn": len(drawn)}
+    figures = {"drawn": len(drawn)} | compare_pictures(drawn, others, metrics)
     if "fd" in metrics:
         figures["fd"] = frechet_distance(Statistics.of(drawn), Statistics.of(others))
-    if "kid" in metrics:
-        figures["kid"], figures["kid_std"] = kernel_distance(drawn, others)
-    if "pr" in metrics:
-        figures |= asdict(compare_neighbours(drawn, others))
     return figures
 
 
