@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .errors import UserError
 from .state_files import weights_digest
 
 if TYPE_CHECKING:
@@ -127,4 +128,4 @@ def told_in_one_sentence(name: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"the autoencoder {name} cannot be loaded; name its folder instead ({reason})") from None
+        raise UserError(f"the autoencoder {name} cannot be loaded; name its folder instead ({reason})") from None

@@ -25,6 +25,7 @@ from .data.official_latents import OfficialLatents, budgets
 from .data.prepared import is_prepared, read_dataset
 from .diffusion.objective import DiffusionLoss, diffusion_loss
 from .diffusion.schedule import linear_schedule
+from .errors import UserError
 from .flow.objective import FlowLoss, flow_loss
 from .flow.path import TimeDensity
 from .model.config import NetworkConfig
@@ -81,7 +82,7 @@ def build_folder(data: DataSettings, patch_size: int, cache_file: Path | None) -
 def build_fashion(data: DataSettings, patch_size: int) -> Fashion:
     """The built-in garments."""
     if patch_size != fashion.PATCH:
-        raise ValueError(f"fashion is cut into patches of {fashion.PATCH}; set model.patch_size={fashion.PATCH}")
+        raise UserError(f"fashion is cut into patches of {fashion.PATCH}; set model.patch_size={fashion.PATCH}")
     settings = data.min_scale, data.max_tokens, data.preprocessing
     return fashion.bundled(*settings) if data.split == "bundled" else fashion.full("train", data.folder, *settings)
 
@@ -120,7 +121,7 @@ def refuse_others(data: DataSettings, fixed: dict[str, Any], what: str) -> None:
     for key, value in ({"min_scale": 1.0} | fixed).items():
         given = getattr(data, key)
         if key in data.model_fields_set and given != value:
-            raise ValueError(
+            raise UserError(
                 f"{what} {key} {value}, and data.{key} is {given}: set data.{key}={json.dumps(value)}, or prepare the "
                 "pictures anew"
             )
@@ -129,7 +130,7 @@ def refuse_others(data: DataSettings, fixed: dict[str, Any], what: str) -> None:
 def refuse_patch(latents: LatentShards | type[OfficialLatents], patch_size: int, source: str) -> None:
     if patch_size != latents.patch_size:
         fitting = latents.patch_size
-        raise ValueError(f"{source} holds latents for patches of {fitting}; set model.patch_size={fitting}")
+        raise UserError(f"{source} holds latents for patches of {fitting}; set model.patch_size={fitting}")
 
 
 def build_stand_in(data: DataSettings) -> Dataset:
@@ -144,7 +145,7 @@ def build_base(training: TrainingSettings) -> Pretrained | None:
     """
     base = None if training.start_from is None else load_pretrained(training.start_from)
     if base is not None and base.model.config.fixed_grid is not None:
-        raise ValueError(f"{training.start_from} is of a fixed grid, and no training begins with such a model")
+        raise UserError(f"{training.start_from} is of a fixed grid, and no training begins with such a model")
     return base
 
 
@@ -169,7 +170,7 @@ def build_grid_config(model: ModelSettings, dataset: Dataset, hw: np.ndarray) ->
     """DiT or SiT, of the side of the pictures, whose hw (N, 2) has to be the same square for all."""
     side = int(hw[0, 0])
     if (hw != side).any():
-        raise ValueError(
+        raise UserError(
             f"{model.architecture} takes squares of one size, and the pictures are of several: set "
             "data.preprocessing=crop, and no data.min_scale"
         )

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
+from .errors import UserError
+
 # That many numbers and names are told to people; the rest is "and so on".
 TOLD = 20
 
@@ -25,14 +27,14 @@ class Classes:
             called = [number for number, name in self.names.items() if name == label]
             if len(called) > 1:
                 numbers = ", ".join(map(str, called))
-                raise ValueError(f"there are several classes {label!r}: give one of the numbers {numbers}")
+                raise UserError(f"there are several classes {label!r}: give one of the numbers {numbers}")
             # Without classes "0" is the null label, the only one there is.
             number = int(label) if label.isdecimal() and int(label) < max(self.count, 1) else None
             number = called[0] if called else number
         else:
             number = label if isinstance(label, int) and 0 <= label <= self.count else None
         if number is None:
-            raise ValueError(f"there is no class {label!r} in this model; its classes are {self}")
+            raise UserError(f"there is no class {label!r} in this model; its classes are {self}")
         return number
 
     def __str__(self) -> str:
@@ -50,7 +52,7 @@ def read_names(path: Path) -> list[str]:
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"the class names in {path} cannot be read ({error})") from None
+        raise UserError(f"the class names in {path} cannot be read ({error})") from None
     return [line for line in lines if line and not line.startswith("#")]
 
 

@@ -22,6 +22,8 @@ from pydantic import (
     model_validator,
 )
 
+from .errors import UserError
+
 
 class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -92,7 +94,7 @@ class DataSettings(Settings):
     def no_setting_is_ignored(self) -> Self:
         useless = sorted(self.of_other_sources() & self.model_fields_set)
         if useless:
-            raise ValueError(f"{', '.join(useless)} would have no effect on the source {self.source!r}; remove it")
+            raise UserError(f"{', '.join(useless)} would have no effect on the source {self.source!r}; remove it")
         return self
 
     @model_serializer(mode="wrap")
@@ -143,7 +145,7 @@ class TrainingSettings(Settings):
     @model_validator(mode="after")
     def the_peak_is_reached(self) -> Self:
         if self.warmup_steps > self.steps * (1 - self.decay_share):
-            raise ValueError(
+            raise UserError(
                 f"warmup_steps={self.warmup_steps} and decay_share={self.decay_share:g} overlap within "
                 f"{self.steps} steps; lower one of them"
             )
@@ -152,7 +154,7 @@ class TrainingSettings(Settings):
     @model_validator(mode="after")
     def only_a_start_has_parts(self) -> Self:
         if self.start_from is None and (self.begin_anew or self.train_only != "all"):
-            raise ValueError("begin_anew and train_only go with start_from, the model to begin with")
+            raise UserError("begin_anew and train_only go with start_from, the model to begin with")
         return self
 
     @field_validator("precision", mode="before")
@@ -196,7 +198,7 @@ class Recipe(Settings):
     @model_validator(mode="after")
     def extrapolation_has_a_base(self) -> Self:
         if self.model.extrapolation is not None and self.training.start_from is None:
-            raise ValueError("model.extrapolation goes with training.start_from: it extends the size of that model")
+            raise UserError("model.extrapolation goes with training.start_from: it extends the size of that model")
         return self
 
     def without_effect(self) -> Iterator[tuple[str, list[str]]]:
@@ -231,7 +233,7 @@ class Recipe(Settings):
             if (changed := [key for key in keys if self.is_changed(key)])
         ]
         if useless:
-            raise ValueError(f"for the architecture {self.model.architecture} {'; '.join(useless)}; remove it")
+            raise UserError(f"for the architecture {self.model.architecture} {'; '.join(useless)}; remove it")
         return self
 
 
@@ -257,9 +259,9 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         try:
             text = Path(name).read_text(encoding="utf-8")
         except UnicodeDecodeError:
-            raise ValueError(f"{name} is not a recipe: it is not UTF-8 text") from None
+            raise UserError(f"{name} is not a recipe: it is not UTF-8 text") from None
     else:
-        raise ValueError(f"there is no recipe {name!r}; give a YAML file, or one of {', '.join(recipe_names())}")
+        raise UserError(f"there is no recipe {name!r}; give a YAML file, or one of {', '.join(recipe_names())}")
     return build_recipe(parse_yaml(text, name), overrides)
 
 
@@ -269,13 +271,13 @@ def build_recipe(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
-            raise ValueError(f"{override!r} is not of the form section.key=value")
+            raise UserError(f"{override!r} is not of the form section.key=value")
         branch = tree
         *sections, leaf = key.strip().split(".")
         for section in sections:
             branch = branch.setdefault(section, {})
             if not isinstance(branch, dict):
-                raise ValueError(f"{override!r} cannot be set: {section!r} holds {branch!r}, not keys with values")
+                raise UserError(f"{override!r} cannot be set: {section!r} holds {branch!r}, not keys with values")
         branch[leaf] = parse_yaml(f"value: {value}", override)["value"]
     for key in dotted_keys(tree):
         check_key(key)
@@ -285,7 +287,7 @@ def build_recipe(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Recipe:
         # A default that depends on a wrong value is no mistake of its own.
         mistakes = [e for e in error.errors() if e["type"] != "default_factory_not_called"]
         problems = [f"{'.'.join(map(str, e['loc']))}: {complaint(e)}" for e in mistakes]
-        raise ValueError("the recipe does not hold: " + "; ".join(problems)) from None
+        raise UserError("the recipe does not hold: " + "; ".join(problems)) from None
 
 
 def complaint(error: dict[str, Any]) -> str:
@@ -300,9 +302,9 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
-        raise ValueError(f"{source} is not valid YAML: {error}") from None
+        raise UserError(f"{source} is not valid YAML: {error}") from None
     if not isinstance(tree, dict):
-        raise ValueError(f"{source} must hold sections with keys, such as 'training:' and below it 'steps: 1000'")
+        raise UserError(f"{source} must hold sections with keys, such as 'training:' and below it 'steps: 1000'")
     return tree
 
 
@@ -318,7 +320,7 @@ def check_key(key: str) -> None:
     near = difflib.get_close_matches(key, candidates, 1, 0.4) or difflib.get_close_matches(
         key.split(".")[-1], candidates, 1, 0.0
     )
-    raise ValueError(f"there is no setting {key!r}; the nearest is {candidates[near[0]]!r}")
+    raise UserError(f"there is no setting {key!r}; the nearest is {candidates[near[0]]!r}")
 
 
 def dotted_keys(tree: dict[str, Any]) -> Iterator[str]:

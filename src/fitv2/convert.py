@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from torch import Tensor
 
+from .errors import UserError
 from .model.config import FiTConfig, NetworkConfig
 from .model.fit1 import FiT1Config
 from .model.network import model_of
@@ -98,10 +99,10 @@ def check_weights(state: dict[str, Tensor], depth: int) -> None:
     """Raises ValueError for weights that are no numbers to compute with, or of another number of blocks."""
     for key, tensor in state.items():
         if not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
-            raise ValueError(f"{key} holds values that are not finite numbers ({tensor.dtype}): the file is damaged")
+            raise UserError(f"{key} holds values that are not finite numbers ({tensor.dtype}): the file is damaged")
     blocks = len({key.split(".")[1] for key in state if key.startswith("blocks.")})
     if blocks != depth:  # Said at once: building the other network could take for ever.
-        raise ValueError(f"depth={depth}, and the checkpoint has {blocks} blocks")
+        raise UserError(f"depth={depth}, and the checkpoint has {blocks} blocks")
 
 
 def to_official(model: FiT) -> dict[str, Tensor]:
@@ -126,12 +127,12 @@ def official_config(kwargs: Mapping[str, Any], shared_modulation: bool = True) -
     known = {*REQUIRED, *OPTIONAL, *FITV2_ONLY, *POSITIONS, *NOT_OF_THE_NETWORK, *fixed}
     for argument, value in kwargs.items():
         if argument not in known:
-            raise ValueError(f"the argument {argument!r} is not known here")
+            raise UserError(f"the argument {argument!r} is not known here")
         if argument in fixed and value != fixed[argument]:
-            raise ValueError(f"{argument}={value!r} is not {name}, which has {argument}={fixed[argument]!r}")
+            raise UserError(f"{argument}={value!r} is not {name}, which has {argument}={fixed[argument]!r}")
     for argument in REQUIRED:
         if argument not in kwargs:
-            raise ValueError(f"the argument {argument} is missing: the authors' configuration file has it")
+            raise UserError(f"the argument {argument} is missing: the authors' configuration file has it")
     for argument, value in kwargs.items():
         check_kind(argument, value)
     sizes = REQUIRED | OPTIONAL | (FITV2_ONLY if fitv2 else {})
@@ -146,11 +147,11 @@ def check_kind(argument: str, value: Any) -> None:
         return
     whole = isinstance(value, int) and not isinstance(value, bool)
     if argument in COUNTS and not (whole and value >= (argument != "num_classes")):
-        raise ValueError(f"{argument}={value!r} is not a count; write the number itself")
+        raise UserError(f"{argument}={value!r} is not a count; write the number itself")
     if argument in NUMBERS and not (isinstance(value, int | float) and 0 < value < math.inf):
-        raise ValueError(f"{argument}={value!r} is not a number above 0; YAML wants 1.0e+4, not 1e4")
+        raise UserError(f"{argument}={value!r} is not a number above 0; YAML wants 1.0e+4, not 1e4")
     if argument in SWITCHES and not isinstance(value, bool):
-        raise ValueError(f"{argument}={value!r} is neither true nor false")
+        raise UserError(f"{argument}={value!r} is neither true nor false")
 
 
 def official_kwargs(config: FiTConfig) -> dict[str, Any]:
@@ -168,20 +169,20 @@ def official_kwargs(config: FiTConfig) -> dict[str, Any]:
 
 def check_official(config: NetworkConfig) -> None:
     if not isinstance(config, FiTConfig):
-        raise ValueError(f"the authors' checkpoints are of FiT and FiTv2, not of {architecture_of(config)}")
+        raise UserError(f"the authors' checkpoints are of FiT and FiTv2, not of {architecture_of(config)}")
     if config.context != "none":
-        raise ValueError(f"the authors' code has no model with context={config.context!r}")
+        raise UserError(f"the authors' code has no model with context={config.context!r}")
     for part in ("qk_norm", "modulation", "prediction"):
         value = getattr(config, part)
         if value != getattr(type(config), part):
             name = architecture_of(config)
-            raise ValueError(f"the authors' checkpoints have no form for {name} with {part}={value}")
+            raise UserError(f"the authors' checkpoints have no form for {name} with {part}={value}")
 
 
 def official_positions(rope: RopeScheme) -> dict[str, Any]:
     names = {kind: name for name, kind in CUSTOM_FREQS.items()}
     if (rope.method, rope.attention) not in names:
-        raise ValueError(f"the authors' code has no {rope.method} with the attention scale {rope.attention}")
+        raise UserError(f"the authors' code has no {rope.method} with the attention scale {rope.attention}")
     height, width = rope.target or (None, None)
     return {
         "rope_theta": rope.theta,
@@ -205,15 +206,15 @@ def official_rope(
 ) -> RopeScheme:
     """The authors' arguments about positions; online: frequencies by each image's own size, else by the given one."""
     if str(custom_freqs).lower() not in CUSTOM_FREQS:
-        raise ValueError(f"custom_freqs={custom_freqs!r} is not known here; known are {', '.join(CUSTOM_FREQS)}")
+        raise UserError(f"custom_freqs={custom_freqs!r} is not known here; known are {', '.join(CUSTOM_FREQS)}")
     method, attention = CUSTOM_FREQS[custom_freqs.lower()]
     if method == "none":
         return RopeScheme(theta=rope_theta, train_side=ori_max_pe_len or PLAIN.train_side)
     if ori_max_pe_len is None:
-        raise ValueError(f"custom_freqs={custom_freqs!r} needs ori_max_pe_len, the patches per side of training")
+        raise UserError(f"custom_freqs={custom_freqs!r} needs ori_max_pe_len, the patches per side of training")
     given = max_pe_len_h is not None and max_pe_len_w is not None
     if not (given or online_rope):
-        raise ValueError(f"custom_freqs={custom_freqs!r} needs max_pe_len_h and max_pe_len_w, or online_rope")
+        raise UserError(f"custom_freqs={custom_freqs!r} needs max_pe_len_h and max_pe_len_w, or online_rope")
     target = None if online_rope else (max_pe_len_h, max_pe_len_w)
     return RopeScheme(
         method=method,
@@ -233,12 +234,12 @@ def read_official_config(path: Path) -> tuple[dict[str, Any], str | None]:
     try:
         content = yaml.safe_load(path.read_text())
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     part = content
     for name in ("diffusion", "network_config", "params"):
         part = part.get(name) if isinstance(part, dict) else None
     if not isinstance(part, dict) or not all(isinstance(name, str) for name in part):
-        raise ValueError(f"{path} is not one of the authors' files: it has no diffusion.network_config.params")
+        raise UserError(f"{path} is not one of the authors' files: it has no diffusion.network_config.params")
     return part, content["diffusion"].get("pretrained_first_stage_model_path")

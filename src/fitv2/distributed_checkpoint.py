@@ -16,6 +16,8 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
+from .errors import UserError
+
 # What reading finds in damaged files.
 DAMAGES = (
     *(OSError, EOFError, RuntimeError, pickle.UnpicklingError),
@@ -61,9 +63,9 @@ def read_split(folder: Path, part: str, like: Callable[[str], Tensor | None]) ->
             warnings.filterwarnings("ignore", "torch.distributed is disabled")  # A process alone reads alone.
             dcp.load(wanted, storage_reader=reader)
     except CheckpointException as error:
-        raise ValueError(first_failure(error)) from None
+        raise UserError(first_failure(error)) from None
     except DAMAGES as error:
-        raise ValueError(repr(error)) from None
+        raise UserError(repr(error)) from None
     return {key.removeprefix(f"{part}."): tensor for key, tensor in wanted.items()}
 
 

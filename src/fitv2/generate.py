@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .diffusion.sampling import sample_ddim, sample_ddpm
 from .diffusion.schedule import STEPS, ddim_steps, ddpm_steps, linear_schedule
+from .errors import UserError
 from .model.block_cache import BlockCache
 from .model.config import NetworkConfig
 from .model.network import Network as Model
@@ -71,11 +72,11 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.solver not in SOLVER_NAMES:
-            raise ValueError(f"there is no solver {self.solver!r}; the solvers are {', '.join(SOLVER_NAMES)}")
+            raise UserError(f"there is no solver {self.solver!r}; the solvers are {', '.join(SOLVER_NAMES)}")
         if self.steps < 1:
-            raise ValueError(f"a sampler needs at least one step, not {self.steps}")
+            raise UserError(f"a sampler needs at least one step, not {self.steps}")
         if not all(map(math.isfinite, (self.guidance, self.power, self.shift))) or self.shift <= 0:
-            raise ValueError(
+            raise UserError(
                 f"guidance {self.guidance}, power {self.power} and shift {self.shift} must be finite numbers, and the "
                 "shift above 0"
             )
@@ -85,11 +86,11 @@ class Sampling:
         except TypeError:
             within = False
         if not within:
-            raise ValueError(f"the guidance interval {self.interval} must lie within 0 and 1, low end first")
+            raise UserError(f"the guidance interval {self.interval} must lie within 0 and 1, low end first")
         if self.channels is not None and self.channels < 1:
-            raise ValueError("guidance needs at least one channel to act on; guidance 1 is none")
+            raise UserError("guidance needs at least one channel to act on; guidance 1 is none")
         if self.full_every < 1 or (self.full_every > 1 and self.solver in ADAPTIVE):
-            raise ValueError(
+            raise UserError(
                 f"one model call of every {self.full_every} cannot be a full one with the solver {self.solver}: from 1 "
                 "on, and with 1 for solvers that choose their steps by the error of each"
             )
@@ -156,7 +157,7 @@ def check_solver(solver: str, config: NetworkConfig) -> None:
     """Raises ValueError for a solver of what the network does not predict."""
     what, fitting = ("noise", DIFFUSION_SOLVERS) if config.prediction == "noise" else ("a velocity", FLOW_SOLVERS)
     if solver not in fitting:
-        raise ValueError(
+        raise UserError(
             f"the solver {solver} is not for this model, which predicts {what}; choose from {', '.join(fitting)}"
         )
 
@@ -166,17 +167,17 @@ def check_wish(wish: Wish, config: NetworkConfig) -> None:
     only = config.fixed_grid and tuple(side * config.patch_size for side in config.fixed_grid)
     if only not in (None, tuple(wish.size)):
         height, width = wish.size
-        raise ValueError(f"this model makes {only[0]}x{only[1]} latent pixels alone, and {height}x{width} is asked for")
+        raise UserError(f"this model makes {only[0]}x{only[1]} latent pixels alone, and {height}x{width} is asked for")
     classes = config.num_classes
     if not 0 <= wish.label <= classes:
-        raise ValueError(f"label {wish.label} is out of range: 0 to {classes - 1} are classes, {classes} is none")
+        raise UserError(f"label {wish.label} is out of range: 0 to {classes - 1} are classes, {classes} is none")
 
 
 def check_divisible(size: tuple[int, int], unit: int) -> None:
     """Raises ValueError, naming the nearest size, where a side is no multiple of `unit`."""
     if min(size) < 1 or any(side % unit for side in size):
         nearest = "x".join(map(str, scaled_size(size, 1.0, unit)))
-        raise ValueError(f"{size[0]}x{size[1]} is not divisible by the patch of {unit}; the nearest is {nearest}")
+        raise UserError(f"{size[0]}x{size[1]} is not divisible by the patch of {unit}; the nearest is {nearest}")
 
 
 def scaled_size(size: tuple[int, int], scale: float, unit: int) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from .atomic import write_tensors, write_text
 from .classes import Classes
 from .data.dataset import Dataset
+from .errors import UserError
 from .model.config import NetworkConfig
 from .model.network import Network, bare_model, model_of
 from .model.presets import ARCHITECTURES, architecture_of
@@ -107,21 +108,21 @@ def read_config(config_file: Path) -> tuple[dict[str, Any], NetworkConfig]:
     """What config.json says, and the network of it. Raises OSError, ValueError, KeyError or TypeError if damaged."""
     content = json.loads(config_file.read_bytes())
     if content["format"] != FORMAT:
-        raise ValueError(f"format {content['format']}, and this version reads {FORMAT}")
+        raise UserError(f"format {content['format']}, and this version reads {FORMAT}")
     return content, ARCHITECTURES[content.get("architecture", "FiTv2")](**content["model"])
 
 
 def read_model(config_file: Path, weights_file: Path, name: str, dtype: torch.dtype | None) -> Pretrained:
     for path in (config_file, weights_file):
         if not path.exists():
-            raise ValueError(f"{name} is not a model: there is no {path}")
+            raise UserError(f"{name} is not a model: there is no {path}")
     try:
         content, config = read_config(config_file)
         weights = None if dtype is None else read_weights(weights_file, dtype)
         shapes = [[tuple(shape) for shape in of_class] for of_class in content["shapes"]]
         class_names = content["class_names"]
     except (ValueError, KeyError, TypeError, SafetensorError, OSError) as error:
-        raise ValueError(f"the model {name} is damaged ({error!r}); copy or train it again") from None
+        raise UserError(f"the model {name} is damaged ({error!r}); copy or train it again") from None
     model = bare_model(config) if weights is None else model_of(config, weights)
     return Pretrained(model, class_names, shapes, content.get("autoencoder"))
 

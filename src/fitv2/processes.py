@@ -9,6 +9,8 @@ from typing import TypeVar
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
+from .errors import UserError
+
 T = TypeVar("T")
 
 
@@ -16,7 +18,7 @@ def check_launcher() -> None:
     """Raises ValueError where accelerate was told to split weights itself, of which checkpoints here know nothing."""
     told = [name for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM") if os.environ.get(f"ACCELERATE_USE_{name}") == "true"]
     if told:
-        raise ValueError(
+        raise UserError(
             f"accelerate was told to use {told[0]} (by an option or its configuration file): leave that away, and let "
             "--set training.sharding=fsdp split the weights"
         )

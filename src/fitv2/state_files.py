@@ -15,6 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from .errors import UserError
+
 DAMAGED = "cannot be read ({}): it is damaged, or not a checkpoint; copy or download it again"
 
 
@@ -26,10 +28,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if path.is_dir():
         indices = sorted(path.glob("*.index.json"))
         if len(indices) != 1:
-            raise ValueError(f"{path} holds {len(indices)} files *.index.json; name the checkpoint's own file")
+            raise UserError(f"{path} holds {len(indices)} files *.index.json; name the checkpoint's own file")
         path = indices[0]
     if not path.is_file():
-        raise ValueError(f"there is no file {path}")
+        raise UserError(f"there is no file {path}")
     if path.suffix == ".json":
         return read_shards(path)
     # By content: the authors' own loader knows pickles that are called .safetensors.
@@ -52,14 +54,14 @@ def read_shards(index: Path) -> dict[str, Tensor]:
         names = json.loads(index.read_text())["weight_map"]
         shards = sorted(set(names.values()), key=str)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index} {DAMAGED.format(repr(error))}") from None
+        raise UserError(f"{index} {DAMAGED.format(repr(error))}") from None
     state: dict[str, Tensor] = {}
     for shard in shards:
         if not isinstance(shard, str) or Path(shard).name != shard or shard.endswith(".json"):
-            raise ValueError(f"{index} names a shard that is no file of its own folder: {shard}")
+            raise UserError(f"{index} names a shard that is no file of its own folder: {shard}")
         state |= read_state(index.parent / shard)
     if missing := sorted(names.keys() - state.keys()):
-        raise ValueError(f"the shards of {index} lack {', '.join(missing)}")
+        raise UserError(f"the shards of {index} lack {', '.join(missing)}")
     return state
 
 
@@ -67,7 +69,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} {DAMAGED.format(error)}") from None
+        raise UserError(f"{path} {DAMAGED.format(error)}") from None
 
 
 def read_pickle(path: Path) -> dict[str, Tensor]:
@@ -81,18 +83,18 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         unknown = re.search(r"Unsupported (?:global|class|operand)[^\n.]*", str(error))
         reason = unknown.group() if unknown else "its pickle does not follow the rules"
-        raise ValueError(
+        raise UserError(
             f"{path} is refused: it is damaged, or holds more than weights and could run code. Ask its maker for a "
             f".safetensors file ({reason})"
         ) from None
     except Exception as error:  # Of damaged pickles torch raises nearly any type, from KeyError to struct.error.
-        raise ValueError(f"{path} {DAMAGED.format(repr(error).partition(chr(10))[0])}") from None
+        raise UserError(f"{path} {DAMAGED.format(repr(error).partition(chr(10))[0])}") from None
     for name in ("state_dict", "ema", "model"):  # Training scripts put the weights beside other things.
         if isinstance(state, dict) and isinstance(state.get(name), dict):
             state = state[name]
     pairs = state.items() if isinstance(state, dict) else [(None, None)]
     if not all(isinstance(key, str) and isinstance(tensor, Tensor) for key, tensor in pairs):
-        raise ValueError(f"{path} does not hold a state dict: names and tensors")
+        raise UserError(f"{path} does not hold a state dict: names and tensors")
     return dict(state)
 
 

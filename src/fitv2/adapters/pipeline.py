@@ -20,6 +20,7 @@ from torch import Tensor
 from ..atomic import write_text
 from ..autoencoder import KLAutoencoder, Pixels, load_autoencoder
 from ..classes import Classes
+from ..errors import UserError
 from ..generate import Network, Sampling, Wish, check_divisible, default_solver, generate_with, guided
 from ..model.rope import RopeScheme
 from ..pretrained import Pretrained, is_own_model, load_pretrained
@@ -60,7 +61,7 @@ class FiTPipeline(DiffusionPipeline):
         self.register_modules(transformer=transformer, scheduler=scheduler, vae=vae)
         self.register_to_config(id2label=id2label)
         if transformer is not None and transformer.config.context != "none":
-            raise ValueError("this pipeline makes pictures of classes; a model with context tokens is called directly")
+            raise UserError("this pipeline makes pictures of classes; a model with context tokens is called directly")
         names = {int(number): name for number, name in (id2label or {}).items()}  # JSON has made text of the numbers.
         self.classes = Classes(transformer.config.num_embeds_ada_norm, names)
         self._guidance_scale, self._interrupt = 1.0, False
@@ -164,15 +165,15 @@ class FiTPipeline(DiffusionPipeline):
         if solver is None and config.prediction == "noise":  # No scheduler of a flow fits it.
             solver = default_solver(config)
         if solver is not None and (callback_on_step_end is not None or latents is not None):
-            raise ValueError(f"callback_on_step_end and latents go with a scheduler, not with the solver {solver}")
+            raise UserError(f"callback_on_step_end and latents go with a scheduler, not with the solver {solver}")
         if solver is None:
             check_scheduler(self.scheduler)
         if sizes is not None and not (height is width is None):
-            raise ValueError("give sizes, or height and width for all, not both")
+            raise UserError("give sizes, or height and width for all, not both")
         if sum(given is not None for given in (seeds, generator, latents)) > 1:
-            raise ValueError("give seeds, a generator or latents: each of them fixes the starting noise")
+            raise UserError("give seeds, a generator or latents: each of them fixes the starting noise")
         if set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
-            raise ValueError(f"a callback can have {self._callback_tensor_inputs} alone")
+            raise UserError(f"a callback can have {self._callback_tensor_inputs} alone")
         wishes = self.wishes(class_labels, [(height, width)] if sizes is None else plain(sizes), seeds, generator)
         sampling = Sampling(
             steps=num_inference_steps,
@@ -192,7 +193,7 @@ class FiTPipeline(DiffusionPipeline):
             if latents is None:
                 latents = ImageNoise([w.seed for w in wishes], hw.prod(1).tolist(), config.token_channels).draw()
             if latents.shape != (shape := (int(hw.prod(1).sum()), config.token_channels)):
-                raise ValueError(f"latents must be packed starting noise {shape}, not {tuple(latents.shape)}")
+                raise UserError(f"latents must be packed starting noise {shape}, not {tuple(latents.shape)}")
 
             @cache
             def velocity_at(scale: float) -> Velocity:
@@ -261,14 +262,14 @@ class FiTPipeline(DiffusionPipeline):
         labels = self.label_numbers(class_labels)
         sizes = [tuple(sizes)] if is_size(sizes) else sizes
         if wrong := [size for size in sizes if not is_size(size)]:
-            raise ValueError(f"{wrong[0]!r} is not a size: give (height, width) in whole pixels")
+            raise UserError(f"{wrong[0]!r} is not a size: give (height, width) in whole pixels")
         sizes = list(sizes) * (len(labels) if len(sizes) == 1 else 1)
         if len(sizes) != len(labels):
-            raise ValueError(f"{len(sizes)} sizes for {len(labels)} class labels: give one per picture, or one for all")
+            raise UserError(f"{len(sizes)} sizes for {len(labels)} class labels: give one per picture, or one for all")
         seeds = draw_seeds(len(labels), generator) if seeds is None else plain(seeds)
         if not isinstance(seeds, Sequence) or len(seeds) != len(labels):
             number = len(seeds) if isinstance(seeds, Sequence) else "no list of"
-            raise ValueError(f"{number} seeds or generators for {len(labels)} pictures: give one per picture")
+            raise UserError(f"{number} seeds or generators for {len(labels)} pictures: give one per picture")
         own = self.transformer.config.sample_size * factor
         wishes = []
         for label, size, seed in zip(labels, sizes, seeds, strict=True):
@@ -283,17 +284,17 @@ class FiTPipeline(DiffusionPipeline):
             return [self.classes.count]
         numbers = [self.classes.number(label) for label in flat(class_labels)]
         if not numbers:
-            raise ValueError("there is no class label: give one per picture, or None for a picture of no class")
+            raise UserError("there is no class label: give one per picture, or None for a picture of no class")
         return numbers
 
     def rope_scheme(self, extrapolation: str | RopeScheme | None, attention_scale: str | None) -> RopeScheme | None:
         """The positions that a call asks for; None: as the model's configuration says."""
         if not isinstance(extrapolation, str | RopeScheme | None):
-            raise ValueError(f"extrapolation is a name or a RopeScheme, not {extrapolation!r}")
+            raise UserError(f"extrapolation is a name or a RopeScheme, not {extrapolation!r}")
         if isinstance(extrapolation, str):
             return self.transformer.fit.config.rope.named(extrapolation, attention_scale)
         if attention_scale is not None:
-            raise ValueError('attention_scale belongs to an extrapolation by name, such as "vision-ntk"')
+            raise UserError('attention_scale belongs to an extrapolation by name, such as "vision-ntk"')
         return extrapolation
 
     @property
@@ -304,7 +305,7 @@ class FiTPipeline(DiffusionPipeline):
     def finished(self, latents: list[Tensor], output_type: str) -> list | Tensor | np.ndarray:
         """Latents as what was asked for; arrays are stacked where all sizes are equal."""
         if output_type not in ("pil", "np", "pt", "latent"):
-            raise ValueError(f"output_type is 'pil', 'np', 'pt' or 'latent', not {output_type!r}")
+            raise UserError(f"output_type is 'pil', 'np', 'pt' or 'latent', not {output_type!r}")
         if output_type == "latent":
             return stacked(latents)
         codec = self.codec

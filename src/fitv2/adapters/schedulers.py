@@ -12,6 +12,8 @@ from diffusers import (
 )
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
+from ..errors import UserError
+
 FLOW_SCHEDULERS = (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler)
 # These integrate a flow if told to.
 CONFIGURED_SCHEDULERS = (UniPCMultistepScheduler, DPMSolverMultistepScheduler)
@@ -30,15 +32,15 @@ def check_scheduler(scheduler: SchedulerMixin) -> None:
     flow = config.get("prediction_type") == "flow_prediction" and config.get("use_flow_sigmas", False)
     if not (isinstance(scheduler, FLOW_SCHEDULERS) or (flow and isinstance(scheduler, CONFIGURED_SCHEDULERS))):
         known = ", ".join(kind.__name__ for kind in (*FLOW_SCHEDULERS, *CONFIGURED_SCHEDULERS))
-        raise ValueError(
+        raise UserError(
             f"{type(scheduler).__name__} as configured does not integrate a rectified flow: take one of {known}, the "
             'last two with prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=1.0'
         )
     for option in ("use_dynamic_shifting", "stochastic_sampling", "invert_sigmas"):
         if config.get(option):
-            raise ValueError(f"a scheduler with {option} is not for this pipeline")
+            raise UserError(f"a scheduler with {option} is not for this pipeline")
     if str(config.get("algorithm_type")).startswith("sde"):
-        raise ValueError('an SDE scheduler draws noise that no seed of a picture fixes; take solver="euler-maruyama"')
+        raise UserError('an SDE scheduler draws noise that no seed of a picture fixes; take solver="euler-maruyama"')
 
 
 def set_steps(scheduler: SchedulerMixin, steps: int, device: torch.device) -> None:

@@ -14,6 +14,7 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
+from ..errors import UserError
 from ..model.config import FiTConfig, Modulation, Prediction
 from ..model.context import pack_context
 from ..model.presets import ARCHITECTURES, architecture_of, config_of
@@ -63,7 +64,7 @@ class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
     ) -> None:
         super().__init__()
         if not issubclass(ARCHITECTURES.get(architecture, FiTConfig), FiTConfig):
-            raise ValueError(NOT_HERE.format(architecture))
+            raise UserError(NOT_HERE.format(architecture))
         self.fit = FiT(
             config_of(
                 architecture,
@@ -105,7 +106,7 @@ class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
     def from_fit(cls, model: FiT, sample_size: int = 32) -> FiTTransformer2DModel:
         """The same network, sharing its weights. Raises ValueError for one of a fixed grid."""
         if not isinstance(model, FiT):
-            raise ValueError(NOT_HERE.format(architecture_of(model.config)))
+            raise UserError(NOT_HERE.format(architecture_of(model.config)))
         with torch.device("meta"):
             adapter = cls(**model_settings(model.config), sample_size=sample_size)
         adapter.fit = model
@@ -153,7 +154,7 @@ def own_dtype(kwargs: dict[str, Any]) -> torch.dtype:
     dtype = kwargs.pop("torch_dtype", None) or kwargs.pop("dtype", None) or torch.float32
     if kwargs or not isinstance(dtype, torch.dtype):
         given = ", ".join(kwargs) or f"the dtype {dtype!r}"
-        raise ValueError(f"a model of this project's own is loaded with torch_dtype=... alone, without {given}")
+        raise UserError(f"a model of this project's own is loaded with torch_dtype=... alone, without {given}")
     return dtype
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..errors import UserError
 from .convert import convert
 from .evaluate import evaluate
 from .inspect import inspect
@@ -57,7 +58,7 @@ def main() -> None:
     """Runs the command line; a mistake of the user's ends in one sentence and exit code 1."""
     try:
         app()
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         sys.exit(f"fitv2: {error}")
     except RuntimeError as error:
         if "out of memory" not in str(error) and "can't allocate memory" not in str(error):

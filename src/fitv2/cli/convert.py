@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from ..errors import UserError
+
 
 def convert(
     config: Annotated[Path, typer.Option(help="the authors' YAML file, such as configs/fitv2/config_fitv2_xl.yaml")],
@@ -38,7 +40,7 @@ def convert(
 
     params, named_autoencoder = read_official_config(config)
     if params.get("time_shifting", 1) != 1:
-        raise ValueError(
+        raise UserError(
             f"{config} has time_shifting={params['time_shifting']}, which a model folder cannot say: load the weights "
             "with fitv2.from_official and give the network fitv2.flow.path.shift_time(t, time_shifting) as its time"
         )
@@ -46,7 +48,7 @@ def convert(
     model = from_official(checkpoint, **params)
     classes = model.config.num_classes
     if labels and len(names) != classes:
-        raise ValueError(f"{labels} names {len(names)} classes, and the model has {classes}")
+        raise UserError(f"{labels} names {len(names)} classes, and the model has {classes}")
     side = isqrt(params.get("context_size", 256)) * model.config.patch_size
     dtype = next(model.parameters()).dtype
     save_pretrained(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from ..errors import UserError
 from .sample import check_memory, file_name
 from .sampling import (
     AttentionScale,
@@ -146,17 +147,17 @@ def evaluate(
         compare(names, force, as_json)
         return
     if len(names) > 1:
-        raise ValueError(f"one model or set of samples at a time, not {len(names)}; only results (.json) are compared")
+        raise UserError(f"one model or set of samples at a time, not {len(names)}; only results (.json) are compared")
     if force:
-        raise ValueError("--force goes with results (.json) that are to be compared")
+        raise UserError("--force goes with results (.json) that are to be compared")
     if guidance and not is_model(names[0]):
-        raise ValueError(f"--guidance is for models; the pictures of {names[0]} are made already")
+        raise UserError(f"--guidance is for models; the pictures of {names[0]} are made already")
     if reference is None:
-        raise ValueError("name real pictures to compare with: --reference FOLDER, an .npz archive, or fashion")
+        raise UserError("name real pictures to compare with: --reference FOLDER, an .npz archive, or fashion")
     if is_model(reference):
-        raise ValueError(f"--reference {reference} is a model or a run; name real pictures to compare with")
+        raise UserError(f"--reference {reference} is a model or a run; name real pictures to compare with")
     if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out} is a file; name a folder")
+        raise UserError(f"--out {out} is a file; name a folder")
     from datetime import timedelta
 
     import torch
@@ -238,7 +239,7 @@ def parse_size_wish(text: str) -> SizeWish:
     except ValueError:
         factor = 0.0
     if not 0 < factor < 100:
-        raise ValueError(f"{text!r} is not a size; write HEIGHTxWIDTH, own, or own:1.5 for sizes of training enlarged")
+        raise UserError(f"{text!r} is not a size; write HEIGHTxWIDTH, own, or own:1.5 for sizes of training enlarged")
     return SizeWish(scale=factor, turned=bool(turned))
 
 
@@ -261,7 +262,7 @@ def build_evaluation(
 
     chosen = [name.strip() for name in metrics.split(",")]
     if unknown := [name for name in chosen if name not in METRICS]:
-        raise ValueError(f"there is no metric {unknown[0]!r}; choose from {', '.join(METRICS)}")
+        raise UserError(f"there is no metric {unknown[0]!r}; choose from {', '.join(METRICS)}")
     network = extractor or default_extractor(reference, inception_weights)
     return Evaluation(
         extractor=load_extractor(network, device, inception_weights),
@@ -280,15 +281,15 @@ def find_samples(name: str, wanted: list[SizeWish], num: int | None, cache: Path
     from ..evaluation.run import given_samples
 
     if not is_garments(name) and not Path(name).exists():
-        raise ValueError(f"there is no model, folder of pictures or archive {name!r}; builtin:fashion ships with fitv2")
+        raise UserError(f"there is no model, folder of pictures or archive {name!r}; builtin:fashion ships with fitv2")
     if any(wish.pixels is None for wish in wanted):
-        raise ValueError(f"--size own is for models; the pictures of {name} have the sizes that they have")
+        raise UserError(f"--size own is for models; the pictures of {name} have the sizes that they have")
     return list(given_samples(open_pictures(name, cache), [wish.pixels for wish in wanted], num))
 
 
 def check_archive(save_npz: bool, sizes: list[tuple[int, int] | None]) -> None:
     if save_npz and None in sizes:
-        raise ValueError("--save-npz writes pictures of one size, as ADM's evaluator takes them; give --size HxW")
+        raise UserError("--save-npz writes pictures of one size, as ADM's evaluator takes them; give --size HxW")
 
 
 def finish(evaluation: Evaluation, samples: list[Samples], out: Path, save_npz: bool, as_json: bool) -> None:
@@ -323,7 +324,7 @@ def compare(names: list[str], force: bool, as_json: bool) -> None:
     files = {name: read_results(Path(name)) for name in names}
     found = difference(files)
     if found is not None and not force:
-        raise ValueError(f"these results are not comparable, for they differ in {found} (--force shows them anyway)")
+        raise UserError(f"these results are not comparable, for they differ in {found} (--force shows them anyway)")
     if as_json:
         print(json.dumps({name: report(results) for name, results in files.items()}))
         return

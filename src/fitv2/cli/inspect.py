@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..errors import UserError
+
 if TYPE_CHECKING:
     from ..prepare.inspection import Inspection
 
@@ -44,7 +46,7 @@ def inspect(
         with image_progress("verifying", len(read_dataset(folder)[1]["shards"])) as done:
             damaged = damaged_shards(folder, done)
         if damaged:
-            raise ValueError(
+            raise UserError(
                 f"{len(damaged)} shards of {folder} are not as they were written: {', '.join(damaged)}; the same fitv2 "
                 "prepare as before makes them anew"
             )

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import UserError
+
 if TYPE_CHECKING:
     from ..config import Recipe
     from ..data.dataset import Dataset
@@ -20,7 +22,7 @@ def show_plan(recipe: Recipe, devices: int, peak_tflops: float | None, utilisati
     from ..training.plan import plan_figures
 
     if recipe.training.packs_per_step % devices:
-        raise ValueError(
+        raise UserError(
             f"{recipe.training.packs_per_step} packs a step cannot be shared evenly by {devices} devices: set "
             f"training.packs_per_step to a multiple of {devices}"
         )
@@ -78,7 +80,7 @@ def check_memory(recipe: Recipe, config: FiTConfig, device: str, devices: int) -
 
     needed, free = needed_bytes(recipe, config, devices), free_bytes(torch.device(device))
     if needed > free:
-        raise ValueError(
+        raise UserError(
             f"a step over {recipe.training.tokens_per_pack} tokens would need about {needed / 2**30:.1f} GiB, and "
             f"{free / 2**30:.1f} GiB are free; lower training.tokens_per_pack (and raise training.packs_per_step to "
             "keep the batch), or set training.activation_checkpointing=true"

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from ..errors import UserError
+
 if TYPE_CHECKING:
     from ..prepare.run import Report
 
@@ -64,9 +66,9 @@ def prepare(
     from .progress import image_progress
 
     if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out} is a file; name a folder")
+        raise UserError(f"--out {out} is a file; name a folder")
     if Path(source).is_dir() and out.resolve().is_relative_to(Path(source).resolve()):
-        raise ValueError(f"--out {out} lies within the source {source}; choose a folder outside of it")
+        raise UserError(f"--out {out} lies within the source {source}; choose a folder outside of it")
     # Processes finish far apart: whoever waits must not give up.
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=30))
     patch_size = patch_size or (8 if autoencoder == "pixels" else 2)

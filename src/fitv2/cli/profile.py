@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from ..errors import UserError
 from .sampling import check_pixels, load_any, parse_size
 
 if TYPE_CHECKING:
@@ -96,12 +97,12 @@ def profile(
 
     for option, given in {"--repeats": repeats is not None, "--compile": compiled}.items():
         if given and not measure:
-            raise ValueError(f"{option} goes with --measure")
+            raise UserError(f"{option} goes with --measure")
     repeats = DEFAULT_REPEATS if repeats is None else repeats
     if repeats < 1:
-        raise ValueError(f"--repeats {repeats} measures nothing; give at least 1")
+        raise UserError(f"--repeats {repeats} measures nothing; give at least 1")
     if plot is not None and plot.is_dir():
-        raise ValueError(f"--plot {plot} is a folder; name a PNG file")
+        raise UserError(f"--plot {plot} is a folder; name a PNG file")
     sizes = [parse_size(text) for text in size or []]
     subjects = [find_subject(name, autoencoder) for name in models or TABLE_1]
     cases = [Case(subject, s, batch, precision) for subject in subjects for s in sizes or [subject.size]]
@@ -143,7 +144,7 @@ def find_subject(name: str, autoencoder: str | None) -> Subject:
     if name in PRESETS:
         return Subject(name, PRESETS[name], read_factor(autoencoder) if autoencoder else FACTOR, DEFAULT_SIZE)
     if not name.startswith(BUILTIN) and not Path(name).exists():
-        raise ValueError(
+        raise UserError(
             f"there is no preset and no folder {name!r}; the presets are {', '.join(PRESETS)}, and builtin:fashion "
             "ships with the package"
         )
@@ -162,7 +163,7 @@ def read_subject(name: str, autoencoder: str | None) -> Subject:
     pretrained = load_pretrained(name, None) if is_own_model(name) else load_any(name, torch.bfloat16)
     config, autoencoder = pretrained.model.config, autoencoder or pretrained.autoencoder
     if isinstance(config, FiTConfig) and config.context != "none":
-        raise ValueError(f"{name} takes a context of any length, and no formula here knows what that costs")
+        raise UserError(f"{name} takes a context of any length, and no formula here knows what that costs")
     if autoencoder is None:
         check_pixels(name, config.in_channels)
     factor, counts = read_factor(autoencoder), Counter()
@@ -180,7 +181,7 @@ def fits(profile: Profile, device: torch.device) -> bool:
     # Random weights are drawn in float32, before they become bfloat16.
     needed = 4 * cost.parameters + cost.forward_bytes
     if needed > free:
-        raise ValueError(
+        raise UserError(
             f"a forward of {profile.case.subject.name} would need about {needed / 2**30:.1f} GiB, and "
             f"{free / 2**30:.1f} GiB are free: leave --measure away, or name smaller models, --size or --batch"
         )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..errors import UserError
 from .sampling import (
     AttentionScale,
     Autoencoder,
@@ -103,7 +104,7 @@ def sample(
     wishes = list_wishes(pretrained, labels, size, num, seed, codec.factor)
     check_memory(pretrained, wishes, sampling)
     if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out} is a file; name a folder for the pictures")
+        raise UserError(f"--out {out} is a file; name a folder for the pictures")
     out.mkdir(parents=True, exist_ok=True)
     paths = [out / picture_name(pretrained, wish, codec.factor) for wish in wishes]
     images: dict[int, Image.Image] = {}
@@ -240,7 +241,7 @@ def check_memory(pretrained: Pretrained, wishes: list[Wish], sampling: Sampling)
     free = free_bytes(device)
     if needed > free:
         height, width = max((wishes[i].size for i in largest), key=lambda size: size[0] * size[1])
-        raise ValueError(
+        raise UserError(
             f"{len(largest)} pictures of up to {height}x{width} together would need about {needed / 2**30:.0f} GiB of "
             f"memory, and {free / 2**30:.0f} GiB are free; ask for a smaller --size"
         )

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from ..errors import UserError
+
 if TYPE_CHECKING:
     import torch
 
@@ -70,9 +72,9 @@ def build_sampling(
 
     config = pretrained.model.config
     if extrapolation is not None and config.fixed_grid is not None:
-        raise ValueError("a model of a fixed grid makes its own size alone; leave --extrapolation away")
+        raise UserError("a model of a fixed grid makes its own size alone; leave --extrapolation away")
     if extrapolation is None and attention_scale is not None:
-        raise ValueError("--attention-scale belongs to an --extrapolation; name one (--extrapolation vision-ntk)")
+        raise UserError("--attention-scale belongs to an --extrapolation; name one (--extrapolation vision-ntk)")
     return Sampling(
         solver=solver or default_solver(config),
         channels=None if guidance_channels is None else guidance_channels * config.patch_size**2,
@@ -99,7 +101,7 @@ def load_for_sampling(
     if isinstance(codec, Pixels):
         check_pixels(model, channels)
     if codec.channels not in (None, channels):
-        raise ValueError(f"{model} makes {channels} channels, and the autoencoder takes {codec.channels}")
+        raise UserError(f"{model} makes {channels} channels, and the autoencoder takes {codec.channels}")
     return pretrained, codec
 
 
@@ -118,11 +120,11 @@ def load_any(model: str, dtype: torch.dtype) -> Pretrained:
 def check_pixels(model: str, channels: int) -> None:
     """Raises ValueError where what a model without autoencoder makes cannot be pixels."""
     if channels not in (1, 3):
-        raise ValueError(f"{model} makes latents of {channels} channels and names no autoencoder; give --autoencoder")
+        raise UserError(f"{model} makes latents of {channels} channels and names no autoencoder; give --autoencoder")
 
 
 def parse_size(text: str) -> tuple[int, int]:
     height, cross, width = text.lower().partition("x")
     if not (cross and height.strip().isdecimal() and width.strip().isdecimal()):
-        raise ValueError(f"{text!r} is not a size; write HEIGHTxWIDTH in pixels, such as 28x12")
+        raise UserError(f"{text!r} is not a size; write HEIGHTxWIDTH in pixels, such as 28x12")
     return int(height), int(width)

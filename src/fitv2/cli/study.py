@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..errors import UserError
+
 if TYPE_CHECKING:
     from ..study.definition import Study
     from ..study.job import Job
@@ -115,7 +117,7 @@ def refuse_one_folder(chosen: list[Chosen]) -> None:
     folders = [one.folder for one in chosen]
     for folder in folders:
         if folders.count(folder) > 1:
-            raise ValueError(f"two of these studies would have their results in {folder}; leave one of them away")
+            raise UserError(f"two of these studies would have their results in {folder}; leave one of them away")
 
 
 def list_studies(as_json: bool) -> None:
@@ -177,7 +179,7 @@ def finish(chosen: list[Chosen], failures: list[tuple[Job, str]], as_json: bool)
     if as_json and results:
         print(json.dumps(results[0] if len(chosen) == 1 else results))
     if complaints:
-        raise ValueError("; ".join(complaints))
+        raise UserError("; ".join(complaints))
 
 
 def text_of(result: dict[str, Any], folder: Path) -> list[str]:

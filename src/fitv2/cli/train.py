@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..errors import UserError
+
 if TYPE_CHECKING:
     from ..data.dataset import Dataset
     from ..training.trainer import Trainer
@@ -68,7 +70,7 @@ def train(
     from ..training.run import check_run
 
     if not dry_run and (as_json or devices > 1 or peak_tflops is not None):
-        raise ValueError(
+        raise UserError(
             "--json, --devices and --peak-tflops go with --dry-run; the figures of a training are in its log.jsonl"
         )
     logging.basicConfig(level=logging.INFO, format="%(message)s")

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from ..errors import UserError
 from .images import Preprocessing, prepare, target_size, variants
 
 PATCH = 4
@@ -69,7 +70,7 @@ class Fashion:
         preprocessing: Preprocessing = "resize",
     ) -> None:
         if min_scale < 1 and (max_tokens < WHOLE or preprocessing == "crop"):
-            raise ValueError(
+            raise UserError(
                 f"data.min_scale={min_scale} shrinks whole garments: set data.max_tokens={WHOLE} and "
                 "data.preprocessing=resize, or data.min_scale=1"
             )
@@ -197,7 +198,7 @@ def split_files(split: str, folder: Path | None = None) -> tuple[Path, Path]:
 def read_checked(path: Path) -> np.ndarray:
     """The bytes of one upstream file, its checksum verified."""
     if not path.is_file():
-        raise ValueError(
+        raise UserError(
             f"{path} is not there: install the Debian package dataset-fashion-mnist, or put the four files of "
             "Fashion-MNIST into a folder and name it (data.folder of a recipe, fashion:train:FOLDER to evaluate); the "
             "bundled 10 000 pictures need neither"
@@ -207,5 +208,5 @@ def read_checked(path: Path) -> np.ndarray:
     except (EOFError, zlib.error, gzip.BadGzipFile):
         content = b""
     if hashlib.sha256(content).hexdigest() != SHA256[path.name]:
-        raise ValueError(f"{path} does not hold the Fashion-MNIST of its authors: it is damaged or another file")
+        raise UserError(f"{path} does not hold the Fashion-MNIST of its authors: it is damaged or another file")
     return np.frombuffer(content, np.uint8)

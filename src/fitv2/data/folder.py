@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..atomic import write_text
+from ..errors import UserError
 from .images import Preprocessing, UnreadableImage, decode, fit_size, prepare, target_size, to_array, variants
 from .listing import class_of, classes_of, list_files
 from .scan import check_all
@@ -92,9 +93,9 @@ class ImageFolder:
         cache_file: Path | None = None,
     ) -> None:
         if channels not in (1, 3):
-            raise ValueError(f"pictures have 1 or 3 channels, not {channels}")
+            raise UserError(f"pictures have 1 or 3 channels, not {channels}")
         if not 0 < min_scale <= 1:
-            raise ValueError(f"min_scale must be above 0 and at most 1, not {min_scale}")
+            raise UserError(f"min_scale must be above 0 and at most 1, not {min_scale}")
         # Both raise for settings that fit no picture, before the long scan.
         fit_size(1, 1, max_tokens, patch)
         variants(1, 1, max_tokens, patch, preprocessing)
@@ -159,7 +160,7 @@ def _to_latent(image: Image.Image) -> Tensor:
 def _scan(root: Path, mode: str, cache_file: Path | None) -> tuple[ScanReport, list[str], dict[str, list[int]]]:
     """The report, the names of the classes, and name to [height, width] of each usable picture."""
     if not root.is_dir():
-        raise ValueError(f"there is no folder {root}: give the folder that holds the pictures")
+        raise UserError(f"there is no folder {root}: give the folder that holds the pictures")
     report = ScanReport(str(root))
     names = _picture_names(root, report)
     classes = classes_of(names)
@@ -176,9 +177,9 @@ def _scan(root: Path, mode: str, cache_file: Path | None) -> tuple[ScanReport, l
     logger.log(logging.WARNING if report.skipped else logging.INFO, report.summary())
     if not names:
         hint = "put picture files (.jpg, .png, .webp) in it, or in one sub-folder per class"
-        raise ValueError(f"no picture files: {hint}\n{report.summary()}")
+        raise UserError(f"no picture files: {hint}\n{report.summary()}")
     if not sizes:
-        raise ValueError(f"no picture can be read: replace the files or give another folder\n{report.summary()}")
+        raise UserError(f"no picture can be read: replace the files or give another folder\n{report.summary()}")
     for name in sorted(set(classes) - {class_of(name) for name in sizes}):
         logger.warning("class %r has no readable picture: it cannot be learned", name)
     return report, classes, sizes

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
+from ..errors import UserError
 from .images import fit_size, variants
 
 PICTURES, CLASSES = 1_281_167, 1000
@@ -65,4 +66,4 @@ class ImageNetLikeEpoch:
         self.labels = np.arange(len(hw)) % CLASSES
 
     def latent(self, index: int) -> Tensor:
-        raise ValueError("these pictures stand in for ImageNet's sizes only; prepare the real ones: fitv2 prepare")
+        raise UserError("these pictures stand in for ImageNet's sizes only; prepare the real ones: fitv2 prepare")

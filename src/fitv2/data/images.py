@@ -16,6 +16,8 @@ from typing import BinaryIO, Literal
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
+from ..errors import UserError
+
 Variant = Literal["resize", "crop"]
 Preprocessing = Literal["resize", "crop", "mixed"]
 
@@ -42,7 +44,7 @@ _UPRIGHT = {
 }
 
 
-class UnreadableImage(ValueError):
+class UnreadableImage(UserError):
     """A file that gives no picture. The message is the reason: a kind, or a kind, a colon and the detail."""
 
 
@@ -76,7 +78,7 @@ def variants(height: int, width: int, max_tokens: int, patch: int, preprocessing
     if preprocessing == "mixed":
         return ("resize", "crop") if min(height, width) > isqrt(max_tokens) * patch else ("resize",)
     if preprocessing not in ("resize", "crop"):
-        raise ValueError(f'preprocessing must be "resize", "crop" or "mixed", not {preprocessing!r}')
+        raise UserError(f'preprocessing must be "resize", "crop" or "mixed", not {preprocessing!r}')
     return (preprocessing,)
 
 
@@ -88,7 +90,7 @@ def fit_size(height: int, width: int, max_tokens: int, patch: int, scale: float 
     to it, and the long side cut off at the budget: beyond 1:max_tokens the aspect cannot be kept.
     """
     if min(height, width, max_tokens, patch) < 1:
-        raise ValueError(f"cannot fit {height}x{width} pixels to {max_tokens} tokens of {patch}x{patch} pixels")
+        raise UserError(f"cannot fit {height}x{width} pixels to {max_tokens} tokens of {patch}x{patch} pixels")
     if height * width > max_tokens * patch**2:
         # sqrt(N p^2 / (h w)) * h / p = sqrt(N h / w): floors of whole numbers, so no rounding error can add a token.
         rows = isqrt(int(scale**2 * max_tokens * height / width))

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 from ..tokens import TokenBatch
 from .dataset import Dataset, EpochView
 from .images import UnreadableImage
@@ -59,7 +60,7 @@ class PackLoader:
         workers: int = 2,
     ) -> None:
         if packs_per_step % world:
-            raise ValueError(
+            raise UserError(
                 f"{packs_per_step} packs a step cannot be shared evenly by {world} processes: set "
                 f"training.packs_per_step to a multiple of {world}"
             )

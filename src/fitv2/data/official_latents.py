@@ -21,6 +21,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..errors import UserError
 from ..tokens import unpatchify
 from .folder import ScanReport
 from .images import Preprocessing, UnreadableImage
@@ -68,7 +69,7 @@ class OfficialLatents:
         readable = [[name for name in versions if not isinstance(sizes[name], str)] for versions in found]
         self.versions = [versions for versions in readable if versions]
         if not self.versions:
-            raise ValueError(f"no latent can be read: download the files again\n{self.report.summary()}")
+            raise UserError(f"no latent can be read: download the files again\n{self.report.summary()}")
         self.labels = np.array([sizes[versions[0]][2] for versions in self.versions], np.int64)
         # A picture with one version has it twice: drawing needs no cases.
         self.sizes = np.array([[sizes[v[0]][:2], sizes[v[-1]][:2]] for v in self.versions], np.int64)
@@ -115,7 +116,7 @@ def chosen_budget(root: Path, max_tokens: int | None) -> int:
     if max_tokens is None and len(found) == 1:
         return found[0]
     if max_tokens not in found:
-        raise ValueError(
+        raise UserError(
             f"{root} holds latents for budgets of {', '.join(map(str, found)) or 'no'} tokens: set data.max_tokens"
         )
     return max_tokens

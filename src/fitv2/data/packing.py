@@ -6,6 +6,8 @@ from bisect import bisect_left
 
 import numpy as np
 
+from ..errors import UserError
+
 # Packs kept open at a time. More fill better, but mix pictures over a longer stretch of the shuffled order.
 OPEN_PACKS = 64
 
@@ -18,7 +20,7 @@ def plan_packs(lengths: np.ndarray, budget: int, seed: int, epoch: int) -> list[
     picture is longer than the budget.
     """
     if lengths.max() > budget:
-        raise ValueError(
+        raise UserError(
             f"a picture of {lengths.max()} tokens does not fit a pack of {budget} tokens: raise "
             "training.tokens_per_pack, or lower data.max_tokens"
         )

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ..errors import UserError
 from ..hashes import json_digest
 from .images import Preprocessing
 
@@ -90,7 +91,7 @@ def read_settings(folder: Path) -> Preparation | None:
         return None
     content = read_json(path)
     if content.get("format") != FORMAT:
-        raise ValueError(f"{folder} is of format {content.get('format')}, and this version knows {FORMAT}")
+        raise UserError(f"{folder} is of format {content.get('format')}, and this version knows {FORMAT}")
     try:
         return Preparation(**content)
     except TypeError as error:
@@ -101,9 +102,9 @@ def read_dataset(folder: Path) -> tuple[Preparation, dict[str, Any]]:
     """Settings and dataset.json of a finished preparation. Raises ValueError for anything else."""
     preparation = read_settings(folder)
     if preparation is None:
-        raise ValueError(f"{folder} is no prepared data set: there is no {SETTINGS}; make one with fitv2 prepare")
+        raise UserError(f"{folder} is no prepared data set: there is no {SETTINGS}; make one with fitv2 prepare")
     if not (folder / DATASET).is_file():
-        raise ValueError(f"the preparation of {folder} has not finished: run the same fitv2 prepare again")
+        raise UserError(f"the preparation of {folder} has not finished: run the same fitv2 prepare again")
     dataset = read_json(folder / DATASET)
     if missing := {"shards", "class_names", "index_sha256"} - dataset.keys():
         raise damaged(folder / DATASET, f"without {', '.join(sorted(missing))}")
@@ -134,4 +135,4 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def damaged(path: Path, why: object) -> ValueError:
-    return ValueError(f"{path} is damaged ({why}); run the same fitv2 prepare again")
+    return UserError(f"{path} is damaged ({why}); run the same fitv2 prepare again")

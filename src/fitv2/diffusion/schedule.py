@@ -11,6 +11,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ..errors import UserError
+
 STEPS = 1000
 
 
@@ -79,7 +81,7 @@ def ddim_steps(count: int, of: int = STEPS) -> tuple[int, ...]:
 
 def check_count(count: int, of: int) -> None:
     if not 1 <= count <= of:
-        raise ValueError(f"a process of {of} steps has 1 to {of} of them to go through, not {count}")
+        raise UserError(f"a process of {of} steps has 1 to {of} of them to go through, not {count}")
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from ..atomic import write_file
+from ..errors import UserError
 
 PICTURES = "arr_0"
 
@@ -35,7 +36,7 @@ def read_pictures(path: Path, indices: Iterable[int]) -> Iterator[Image.Image]:
                 file.read(length)
             content, at = file.read(length), index + 1
             if len(content) < length:
-                raise ValueError(f"{path} ends before its pictures do: copy or make it again")
+                raise UserError(f"{path} ends before its pictures do: copy or make it again")
             pixels = np.frombuffer(content, np.uint8).reshape(height, width, channels)
             yield Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels)
 
@@ -60,9 +61,9 @@ def opened(path: Path) -> Iterator[tuple[IO[bytes], tuple[int, int, int, int]]]:
         with zipfile.ZipFile(path) as archive, archive.open(f"{PICTURES}.npy") as file:
             yield file, shape_of(file, path)
     except FileNotFoundError:
-        raise ValueError(f"there is no file {path}") from None
+        raise UserError(f"there is no file {path}") from None
     except (zipfile.BadZipFile, zlib.error, KeyError, EOFError) as error:
-        raise ValueError(f"{path} is no archive of pictures ({PICTURES}), or damaged: {error}") from None
+        raise UserError(f"{path} is no archive of pictures ({PICTURES}), or damaged: {error}") from None
 
 
 def shape_of(file: IO[bytes], path: Path) -> tuple[int, int, int, int]:
@@ -71,7 +72,7 @@ def shape_of(file: IO[bytes], path: Path) -> tuple[int, int, int, int]:
         readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         shape, fortran, dtype = readers[np.lib.format.read_magic(file)](file)
     except ValueError as error:
-        raise ValueError(f"{path} holds an array that cannot be read: {error}") from None
+        raise UserError(f"{path} holds an array that cannot be read: {error}") from None
     if len(shape) != 4 or shape[3] not in (1, 3) or dtype != np.uint8 or fortran or not all(shape):
-        raise ValueError(f"{PICTURES} of {path} is {dtype} {shape}, not uint8 (N, H, W, 3)")
+        raise UserError(f"{PICTURES} of {path} is {dtype} {shape}, not uint8 (N, H, W, 3)")
     return shape

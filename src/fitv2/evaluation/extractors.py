@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..errors import UserError
 from .efficientnet import EfficientNetExtractor
 from .features import Extractor
 from .garments import GarmentExtractor
@@ -15,13 +16,13 @@ NAMES = (InceptionExtractor.name, EfficientNetExtractor.name, GarmentExtractor.n
 def load_extractor(name: str, device: str, inception_weights: Path | None = None) -> Extractor:
     """Raises ValueError for an unknown name, weights that are not there, or weights that nobody takes."""
     if name not in NAMES:
-        raise ValueError(f"there is no extractor {name!r}; choose from {', '.join(NAMES)}")
+        raise UserError(f"there is no extractor {name!r}; choose from {', '.join(NAMES)}")
     if name != InceptionExtractor.name:
         if inception_weights is not None:
-            raise ValueError(f"--inception-weights goes with the extractor inception, not with {name}")
+            raise UserError(f"--inception-weights goes with the extractor inception, not with {name}")
         return GarmentExtractor(device) if name == GarmentExtractor.name else EfficientNetExtractor(device)
     if inception_weights is None:
-        raise ValueError(
+        raise UserError(
             "the extractor inception needs --inception-weights FILE: the pt_inception-2015-12-05 of pytorch-fid, as "
             ".pth or .safetensors; without it choose efficientnet-lite0"
         )

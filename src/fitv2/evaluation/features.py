@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.images import to_array
+from ..errors import UserError
 
 # Pictures through the network at once; and bytes of pictures that wait to be put together by size.
 BATCH = 50
@@ -99,10 +100,10 @@ def check_features(*sets: Tensor) -> None:
     """Raises ValueError for anything but finite features (N, F), N at least 1, all of one network."""
     for features in sets:
         if features.ndim != 2 or not len(features):
-            raise ValueError(f"features are (N, F) with at least one picture, not {tuple(features.shape)}")
+            raise UserError(f"features are (N, F) with at least one picture, not {tuple(features.shape)}")
         if not features.isfinite().all():
             broken = int((~features.isfinite().all(1)).sum())
-            raise ValueError(f"the features of {broken} of {len(features)} pictures are not finite numbers")
+            raise UserError(f"the features of {broken} of {len(features)} pictures are not finite numbers")
     if len({features.shape[1] for features in sets}) > 1:
         numbers = " and ".join(str(features.shape[1]) for features in sets)
-        raise ValueError(f"the features are {numbers} numbers: not of the same network")
+        raise UserError(f"the features are {numbers} numbers: not of the same network")

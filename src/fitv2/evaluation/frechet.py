@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..errors import UserError
 from .features import check_features
 
 
@@ -61,7 +62,7 @@ class RunningStatistics:
     def result(self) -> Statistics:
         """Raises ValueError for fewer than two features."""
         if self.count < 2:
-            raise ValueError(f"statistics need at least two feature vectors (N, F), and there are {self.count}")
+            raise UserError(f"statistics need at least two feature vectors (N, F), and there are {self.count}")
         return Statistics(self.mean, self.scatter / (self.count - 1), self.count)
 
 
@@ -73,9 +74,9 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
     Raises ValueError when the two do not have the same number of features, or are not finite.
     """
     if a.mean.shape != b.mean.shape:
-        raise ValueError(f"the features are {len(a.mean)} and {len(b.mean)} numbers: not of the same network")
+        raise UserError(f"the features are {len(a.mean)} and {len(b.mean)} numbers: not of the same network")
     if not all(part.isfinite().all() for part in (a.mean, a.covariance, b.mean, b.covariance)):
-        raise ValueError("the statistics hold numbers that are not finite")
+        raise UserError("the statistics hold numbers that are not finite")
     values, vectors = torch.linalg.eigh(a.covariance)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
     overlap = torch.linalg.eigvalsh(root @ b.covariance @ root).clamp(min=0).sqrt().sum()

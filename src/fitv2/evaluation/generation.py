@@ -28,6 +28,7 @@ from torch import Tensor
 from ..atomic import remove_drafts, write_file, write_text
 from ..autoencoder import KLAutoencoder, Pixels
 from ..data.images import to_array
+from ..errors import UserError
 from ..generate import Sampling, Wish, generate
 from ..pretrained import Pretrained
 from ..processes import first_says
@@ -70,7 +71,7 @@ class GeneratedPictures:
                 continue
             pictures = self.stored(number)
             if len(pictures) < len(shard):
-                raise ValueError(f"{self.path(number)} was removed or damaged; run the same command again")
+                raise UserError(f"{self.path(number)} was removed or damaged; run the same command again")
             for index, picture in zip(shard, pictures, strict=True):
                 if index in wanted:
                     yield view(picture if mode is None else picture.convert(mode))
@@ -85,7 +86,7 @@ class GeneratedPictures:
                 hw, pixels = archive["hw"].tolist(), archive["pixels"]
             parts = np.split(pixels, np.cumsum([h * w * pixels_each(hw, pixels) for h, w in hw])[:-1])
             if any(found != size for found, size in zip(hw, wanted, strict=False)):
-                raise ValueError("its pictures are of other sizes")
+                raise UserError("its pictures are of other sizes")
             return [as_image(part, h, w) for part, (h, w) in zip(parts, hw, strict=True)][: len(wanted)]
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             logger.warning("%s is damaged, and its pictures are made anew (%s)", path, error)
@@ -107,7 +108,7 @@ def pixels_each(hw: list[list[int]], pixels: np.ndarray) -> int:
     """Numbers of a pixel, 1 or 3."""
     channels, rest = divmod(len(pixels), sum(h * w for h, w in hw))
     if rest or channels not in (1, 3):
-        raise ValueError("the pixels are not those of these sizes")
+        raise UserError("the pixels are not those of these sizes")
     return channels
 
 
@@ -152,7 +153,7 @@ def make_wishes(
 
     def keep(index: int, latent: Tensor) -> None:
         if not latent.isfinite().all():  # As a picture it would be black, and nobody would know why.
-            raise ValueError(f"the model made a picture of numbers that are not finite (seed {wishes[index].seed})")
+            raise UserError(f"the model made a picture of numbers that are not finite (seed {wishes[index].seed})")
         made[index] = to_image(codec.decode(latent))
         done(1)
 
@@ -180,7 +181,7 @@ def take(lock: FileLock) -> None:
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        raise ValueError(
+        raise UserError(
             f"another fitv2 evaluate is making these pictures ({folder}); wait for it or choose another --out"
         ) from None
 
@@ -189,6 +190,6 @@ def begin(folder: Path, settings: dict[str, Any]) -> None:
     """The folder for those settings, without what a kill may have left."""
     path, text = folder / SETTINGS, json.dumps(settings, indent=1, sort_keys=True)
     if path.is_file() and path.read_text() != text:
-        raise ValueError(f"{folder} holds pictures of other settings; choose another --out")
+        raise UserError(f"{folder} holds pictures of other settings; choose another --out")
     write_text(path, text)
     remove_drafts(folder)

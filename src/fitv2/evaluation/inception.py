@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import UserError
 from ..state_files import read_state, weights_digest
 from .features import Features
 
@@ -156,7 +157,7 @@ class InceptionExtractor:
             self.network.load_state_dict(state)
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
-            raise ValueError(f"{weights} does not hold the Inception v3 of the FID ({reason})") from None
+            raise UserError(f"{weights} does not hold the Inception v3 of the FID ({reason})") from None
         self.digest = weights_digest(self.network.state_dict())
 
     @torch.inference_mode()

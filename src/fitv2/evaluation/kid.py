@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 from .features import check_features
 
 SUBSETS = 100
@@ -22,7 +23,7 @@ def kernel_distance(a: Tensor, b: Tensor, seed: int = 0) -> tuple[float, float]:
     check_features(a, b)
     fewest = min(len(a), len(b))
     if fewest < 2:
-        raise ValueError("the kernel distance needs two pictures of each set at least, and one has fewer")
+        raise UserError("the kernel distance needs two pictures of each set at least, and one has fewer")
     size = min(SUBSET_SIZE, max(fewest // 2, 2))
     generator = torch.Generator().manual_seed(seed)
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 from .features import check_features
 
 # Of precision and recall, of density and coverage, as their authors chose them; of the class of a picture.
@@ -85,7 +86,7 @@ def centred(a: Tensor, b: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Both in float64 without what they have in common, which would only cost digits."""
     check_features(a, b)
     if min(len(a), len(b)) <= k:
-        raise ValueError(f"{k} nearest neighbours need more than {k} pictures, and there are {min(len(a), len(b))}")
+        raise UserError(f"{k} nearest neighbours need more than {k} pictures, and there are {min(len(a), len(b))}")
     origin = b.mean(0, dtype=torch.float64)
     a, b = (features.to(torch.float64, copy=True).sub_(origin) for features in (a, b))
     return a, b

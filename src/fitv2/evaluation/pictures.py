@@ -20,6 +20,7 @@ from ..data.latents import LatentShards
 from ..data.official_latents import budgets
 from ..data.prepared import is_prepared, read_dataset
 from ..data.scan import in_threads
+from ..errors import UserError
 from .archives import read_pictures, read_shape
 
 FASHION = "fashion"
@@ -76,7 +77,7 @@ class FolderPictures:
             try:
                 return view(decode(path, mode))
             except UnreadableImage as error:
-                raise ValueError(f"{path} could be read at the start and now cannot: {error}") from error
+                raise UserError(f"{path} could be read at the start and now cannot: {error}") from error
 
         for block in blocks(indices, self.sizes.prod(1)):
             yield from in_threads(WORKERS, seen, block)
@@ -108,9 +109,9 @@ class PreparedPictures:
     def __init__(self, root: Path) -> None:
         self.shards = LatentShards(root, flip=False)
         if self.shards.preparation.kind != "pixels":
-            raise ValueError(NO_LATENTS.format(root))
+            raise UserError(NO_LATENTS.format(root))
         if not len(self.shards):
-            raise ValueError(f"{root} holds no picture: all files of its source were skipped")
+            raise UserError(f"{root} holds no picture: all files of its source were skipped")
         self.name, self.class_names = str(root), readable_names(self.shards.class_names)
         self.labels, self.sizes = self.shards.labels, self.shards.hw[:, 0] * self.shards.preparation.patch
 
@@ -156,16 +157,16 @@ def open_pictures(name: str, cache: Path) -> Pictures:
     if path.suffix == ".npz":
         return ArchivePictures(path)
     if path.is_file():
-        raise ValueError(
+        raise UserError(
             f"{path} is no folder of pictures and no archive (.npz); of lists, WebDataset archives and data sets of "
             "Hugging Face, fitv2 prepare --autoencoder pixels makes a folder that can be named"
         )
     if not path.is_dir():
-        raise ValueError(f"there is no folder, archive (.npz) or set of pictures {name!r}; the built-in set is fashion")
+        raise UserError(f"there is no folder, archive (.npz) or set of pictures {name!r}; the built-in set is fashion")
     if is_prepared(path):
         return PreparedPictures(path)
     if budgets(path):
-        raise ValueError(NO_LATENTS.format(path))
+        raise UserError(NO_LATENTS.format(path))
     scanned = hashlib.sha256(str(path.resolve()).encode(errors="surrogateescape")).hexdigest()
     return FolderPictures(path, cache / f"scan-{scanned[:16]}.json")
 
@@ -189,7 +190,7 @@ def split_of(name: str) -> tuple[str, Path | None]:
     """Of fashion:SPLIT or fashion:SPLIT:FOLDER. Raises ValueError for another split."""
     _, split, folder = (*name.split(":", 2), "")[:3]
     if split not in SPLITS:
-        raise ValueError(
+        raise UserError(
             f"there are no garments {name!r}: fashion are the bundled 10000, fashion:train all 60000, fashion:test the "
             "10000 of the test; behind them, as in fashion:train:FOLDER, the folder of the four files of Fashion-MNIST"
         )

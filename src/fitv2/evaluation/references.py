@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ..data.fashion import CLASS_NAMES, split_files
+from ..errors import UserError
 from .archives import PICTURES
 from .efficientnet import EfficientNetExtractor
 from .frechet import Statistics
@@ -61,7 +62,7 @@ def open_reference(name: str, cache: Path) -> Reference:
         return Reference(name, open_pictures(name, cache))
     known, has_pictures = read_known(path)
     if known is None and not has_pictures:
-        raise ValueError(f"{path} holds neither pictures ({PICTURES}) nor statistics (mu, sigma)")
+        raise UserError(f"{path} holds neither pictures ({PICTURES}) nor statistics (mu, sigma)")
     return Reference(name, open_pictures(name, cache) if has_pictures else None, known, source=path)
 
 
@@ -86,9 +87,9 @@ def read_known(path: Path) -> tuple[Known | None, bool]:
             ]
             has_pictures = PICTURES in archive
     except FileNotFoundError:
-        raise ValueError(f"there is no file {path}") from None
+        raise UserError(f"there is no file {path}") from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} is no archive of a reference, or damaged: {error}") from None
+        raise UserError(f"{path} is no archive of a reference, or damaged: {error}") from None
     return (None if pairs[0] is None else Known(InceptionExtractor.name, *pairs)), has_pictures
 
 
@@ -99,7 +100,7 @@ def known_statistics(mean: np.ndarray, covariance: np.ndarray) -> Statistics:
     """
     shapes = f"{mean.dtype} {mean.shape} and {covariance.dtype} {covariance.shape}"
     if mean.ndim != 1 or covariance.shape != 2 * mean.shape or {mean.dtype.kind, covariance.dtype.kind} != {"f"}:
-        raise ValueError(f"a mean (F,) and a covariance (F, F) of real numbers are wanted, and these are {shapes}")
+        raise UserError(f"a mean (F,) and a covariance (F, F) of real numbers are wanted, and these are {shapes}")
     half = torch.from_numpy(covariance).double()
     return Statistics(torch.from_numpy(mean).double(), (half + half.T) / 2, count=0)
 

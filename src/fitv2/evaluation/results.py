@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..atomic import write_text
+from ..errors import UserError
 
 FORMAT = 2
 # What must be the same in figures that stand side by side, and how a sentence calls it.
@@ -72,14 +73,14 @@ def read_results(path: Path) -> list[Result]:
     try:
         content = json.loads(path.read_bytes())
         if content["format"] != FORMAT:
-            raise ValueError(f"format {content['format']}, and this version reads {FORMAT}: evaluate anew")
+            raise UserError(f"format {content['format']}, and this version reads {FORMAT}: evaluate anew")
         results = [Result(**result) for result in content["results"]]
         if any(missing := NEEDED - result.stamp.keys() for result in results):
-            raise ValueError(f"stamps without {', '.join(sorted(missing))}")
+            raise UserError(f"stamps without {', '.join(sorted(missing))}")
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no result of fitv2 evaluate ({error})") from None
+        raise UserError(f"{path} is no result of fitv2 evaluate ({error})") from None
     return results
 
 

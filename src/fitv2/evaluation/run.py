@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import UserError
 from .features import Extractor
 from .pictures import FolderPictures, Pictures, in_turn
 from .protocols import FILTER, Protocol, real_view, sample_view
@@ -48,13 +49,13 @@ def given_samples(pictures: Pictures, sizes: Collection[tuple[int, int]], number
             chosen = np.flatnonzero((pictures.sizes == size).all(1))
         if not len(chosen):
             told = ", ".join(f"{height}x{width}" for height, width in found[:10].tolist())
-            raise ValueError(
+            raise UserError(
                 f"{pictures.name} has no picture of {size[0]}x{size[1]}; its sizes are {told}"
                 + (" and so on" if len(found) > 10 else "")
             )
         called = "own" if size is None else f"{size[0]}x{size[1]}"
         if number is not None and number > len(chosen):
-            raise ValueError(f"{pictures.name} has {len(chosen)} pictures of the size {called}, and not {number}")
+            raise UserError(f"{pictures.name} has {len(chosen)} pictures of the size {called}, and not {number}")
         if number is not None and number < len(chosen):
             chosen = chosen[in_turn(pictures.labels[chosen], number)]
         about = {"samples": pictures.name, "samples_sha256": pictures.digest, "seeds": None}
@@ -94,9 +95,9 @@ class Evaluation:
         usual = "adm-square" if self.reference.known is not None or size is None else "matched"
         protocol = self.protocol or usual
         if protocol == "matched" and size is None:
-            raise ValueError("the protocol matched needs samples of one size; give --size HxW, or another --protocol")
+            raise UserError("the protocol matched needs samples of one size; give --size HxW, or another --protocol")
         if self.reference.pictures is None and not self.knows(protocol):
-            raise ValueError(
+            raise UserError(
                 f"{self.reference.name} holds statistics of the extractor {self.reference.known.extractor} by "
                 f"adm-square, and no pictures for {self.extractor.name} by {protocol}"
             )

@@ -22,6 +22,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ..data.fashion import CLASS_NAMES, bundled, to_latent
+from ..errors import UserError
 from ..generate import Sampling, Wish, generate, scaled_size
 from ..pretrained import Pretrained
 from .classifier import WEIGHTS, examine, load_classifier
@@ -91,7 +92,7 @@ def score_garments(
     another precision.
     """
     if precision not in ("float32", "bf16"):
-        raise ValueError(f"the precision is float32 or bf16, not {precision!r}")
+        raise UserError(f"the precision is float32 or bf16, not {precision!r}")
     wishes = balanced_wishes(pretrained, num_images, seed, scale, turned)
     if num_images < ENOUGH:
         logger.warning(
@@ -138,9 +139,9 @@ def balanced_wishes(
     exchanged, for shapes foreign to the class.
     """
     if pretrained.class_names != CLASS_NAMES or pretrained.model.config.in_channels != 1:
-        raise ValueError(f"{PROTOCOL} is for models of the ten garments; this one has {pretrained.class_names}")
+        raise UserError(f"{PROTOCOL} is for models of the ten garments; this one has {pretrained.class_names}")
     if not len(CLASS_NAMES) <= num_images <= SEEDS:
-        raise ValueError(f"{PROTOCOL} takes {len(CLASS_NAMES)} to {SEEDS} images, not {num_images}")
+        raise UserError(f"{PROTOCOL} takes {len(CLASS_NAMES)} to {SEEDS} images, not {num_images}")
     sizes = [draw_sizes(label, num_images, (seed, label)) for label in range(len(CLASS_NAMES))]
     patch = pretrained.model.config.patch_size
 

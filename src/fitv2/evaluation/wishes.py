@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..errors import UserError
 from ..generate import Wish, check_divisible, scaled_size
 from ..pretrained import Pretrained
 
@@ -38,7 +39,7 @@ def balanced_wishes(pretrained: Pretrained, number: int, size: SizeWish, seed: i
     factor: pixels per latent pixel. Raises ValueError for a size that does not divide, or more than a million pictures.
     """
     if not 1 <= number <= SEEDS:
-        raise ValueError(f"an evaluation is of 1 to {SEEDS} pictures, not {number}")
+        raise UserError(f"an evaluation is of 1 to {SEEDS} pictures, not {number}")
     classes = pretrained.model.config.num_classes
     patch = pretrained.model.config.patch_size
     if size.pixels is None:
@@ -62,7 +63,7 @@ def own_shapes(pretrained: Pretrained, label: int) -> list[tuple[int, int, int]]
     own = pretrained.shapes[label : label + 1]
     shapes = own[0] if own and own[0] else [shape for of_class in pretrained.shapes for shape in of_class]
     if not shapes:
-        raise ValueError("this model does not say which sizes it was trained on; give --size")
+        raise UserError("this model does not say which sizes it was trained on; give --size")
     return shapes
 
 

@@ -14,6 +14,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from ..errors import UserError
+
 Time = Tensor | float
 Density = Literal["logit_normal", "uniform", "cosmap", "mode"]
 # Beyond these scales of the mode density its map from uniform numbers to times turns round.
@@ -73,11 +75,11 @@ class TimeDensity:
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Density):
-            raise ValueError(f"the time density is one of {', '.join(get_args(Density))}, not {self.kind!r}")
+            raise UserError(f"the time density is one of {', '.join(get_args(Density))}, not {self.kind!r}")
         if self.std <= 0:
-            raise ValueError(f"the standard deviation of the time density must be positive, not {self.std}")
+            raise UserError(f"the standard deviation of the time density must be positive, not {self.std}")
         if not MODE_SCALES[0] <= self.scale <= MODE_SCALES[1]:
-            raise ValueError(f"the scale of the mode density is from -1 to 2 / (pi - 2), not {self.scale}")
+            raise UserError(f"the scale of the mode density is from -1 to 2 / (pi - 2), not {self.scale}")
 
 
 LOGIT_NORMAL = TimeDensity()
@@ -103,5 +105,5 @@ def shift_time(t: Tensor, shift: float) -> Tensor:
     arXiv 2403.03206) the same warp has the factor 1 / shift.
     """
     if shift <= 0:
-        raise ValueError(f"the time shift must be positive, not {shift}")
+        raise UserError(f"the time shift must be positive, not {shift}")
     return shift * t / (1 + (shift - 1) * t)

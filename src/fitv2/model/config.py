@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from torch import nn
 
+from ..errors import UserError
 from .attention import SelfAttention
 from .context import CONTEXTS
 from .modulation import FullModulation, LowRankModulation, NoSharedModulation
@@ -75,14 +76,14 @@ class FiTConfig(NetworkConfig):
         check_known("context", self.context, CONTEXTS)
         check_known("modulation", self.modulation, get_args(Modulation))
         if self.width % (4 * self.heads):
-            raise ValueError(
+            raise UserError(
                 f"width {self.width} with {self.heads} heads: the width of a head must be a whole multiple of 4, "
                 "because rows and columns each turn pairs of its numbers"
             )
         if self.lora_rank is not None and self.modulation == "full":
-            raise ValueError(f"lora_rank {self.lora_rank} is of low-rank modulation, and this one is full")
+            raise UserError(f"lora_rank {self.lora_rank} is of low-rank modulation, and this one is full")
         if self.qk_norm_affine and not self.qk_norm:
-            raise ValueError("qk_norm_affine is a scale in the norm of queries and keys, and here they have none")
+            raise UserError("qk_norm_affine is a scale in the norm of queries and keys, and here they have none")
         if isinstance(self.rope, dict):  # As JSON has it.
             object.__setattr__(self, "rope", RopeScheme(**self.rope))
 
@@ -110,4 +111,4 @@ class FiTConfig(NetworkConfig):
 
 def check_known(field: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
-        raise ValueError(f"there is no {field} {value!r}; choose from {', '.join(known)}")
+        raise UserError(f"there is no {field} {value!r}; choose from {', '.join(known)}")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from ..errors import UserError
 from ..tokens import TokenBatch
 from .block_cache import BlockCache
 from .config import NetworkConfig, Prediction
@@ -35,7 +36,7 @@ class GridConfig(NetworkConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.width % self.heads or self.width % 4:
-            raise ValueError(
+            raise UserError(
                 f"width {self.width} with {self.heads} heads: the width must be a multiple of the heads, and of 4, "
                 "because rows and columns each have sines and cosines"
             )

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ..errors import UserError
 from .config import NetworkConfig
 from .grid import GridConfig, GridTransformer
 from .transformer import FiT
@@ -51,5 +52,5 @@ def load_strictly(model: Network, state: dict[str, Tensor], assign: bool = False
         if tuple(state[key].shape) != own[key]
     ]
     if problems:
-        raise ValueError("the weights do not fit the model: " + "; ".join(sorted(problems)))
+        raise UserError("the weights do not fit the model: " + "; ".join(sorted(problems)))
     model.load_state_dict(state, assign=assign)

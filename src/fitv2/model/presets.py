@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from ..errors import UserError
 from .config import FiTConfig, NetworkConfig
 from .fit1 import FiT1Config
 from .grid import DiTConfig, GridConfig
@@ -29,7 +30,7 @@ PRESETS = {
 def preset(name: str, **changes) -> NetworkConfig:
     """The named configuration, with any field changed. Raises ValueError for an unknown name."""
     if name not in PRESETS:
-        raise ValueError(f"there is no preset {name!r}; the presets are {', '.join(PRESETS)}")
+        raise UserError(f"there is no preset {name!r}; the presets are {', '.join(PRESETS)}")
     return replace(PRESETS[name], **changes)
 
 
@@ -39,7 +40,7 @@ def config_of(architecture: str, **fields: Any) -> NetworkConfig:
     Raises ValueError for an unknown architecture, and as the configuration does.
     """
     if architecture not in ARCHITECTURES:
-        raise ValueError(f"there is no architecture {architecture!r}; choose from {', '.join(ARCHITECTURES)}")
+        raise UserError(f"there is no architecture {architecture!r}; choose from {', '.join(ARCHITECTURES)}")
     return ARCHITECTURES[architecture](**{field: value for field, value in fields.items() if value is not None})
 
 

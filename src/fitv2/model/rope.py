@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..errors import UserError
+
 
 @dataclass(frozen=True, kw_only=True)
 class RopeScheme:
@@ -34,12 +36,12 @@ class RopeScheme:
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
-            raise ValueError(f"there is no RoPE method {self.method!r}; the methods are {', '.join(METHODS)}")
+            raise UserError(f"there is no RoPE method {self.method!r}; the methods are {', '.join(METHODS)}")
         if self.attention not in ATTENTION_SCALES:
             known = ", ".join(ATTENTION_SCALES)
-            raise ValueError(f"there is no attention scale {self.attention!r}; the scales are {known}")
+            raise UserError(f"there is no attention scale {self.attention!r}; the scales are {known}")
         if self.train_side < 2 or (self.target is not None and min(self.target) < 1):
-            raise ValueError(f"train_side {self.train_side} and target {self.target} must be patches per side")
+            raise UserError(f"train_side {self.train_side} and target {self.target} must be patches per side")
         if self.target is not None:
             object.__setattr__(self, "target", tuple(self.target))
 
@@ -49,7 +51,7 @@ class RopeScheme:
         attention None: YaRN's own factor for YaRN, no factor for the others. Raises ValueError for an unknown name.
         """
         if name not in EXTRAPOLATIONS:
-            raise ValueError(f"there is no extrapolation {name!r}; choose from {', '.join(EXTRAPOLATIONS)}")
+            raise UserError(f"there is no extrapolation {name!r}; choose from {', '.join(EXTRAPOLATIONS)}")
         method, per_axis = EXTRAPOLATIONS[name]
         attention = attention or ("yarn" if method == "yarn" else "none")
         return replace(self, method=method, per_axis=per_axis, attention=attention, target=None)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..errors import UserError
 from ..tokens import Rows, TokenBatch
 from .block import FiTBlock
 from .block_cache import BlockCache
@@ -62,7 +63,7 @@ class FiT(nn.Module):
         """
         compiler = os.environ.get("CXX", "g++")
         if self.final_layer.linear.weight.device.type == "cpu" and shutil.which(compiler) is None:
-            raise ValueError(f"torch.compile needs the C++ compiler {compiler} (Debian: g++), and it is not there")
+            raise UserError(f"torch.compile needs the C++ compiler {compiler} (Debian: g++), and it is not there")
         self.token_budget = token_budget
         for name in ("before_attention", "after_attention"):
             compiled = torch.compile(getattr(FiTBlock, name), dynamic=None if token_budget else True)

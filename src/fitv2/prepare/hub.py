@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..errors import UserError
 from .sources import Item, labelled, read_file
 
 # What `save_to_disk` writes, and what a downloaded data set consists of.
@@ -20,7 +21,7 @@ class HubSource:
         kinds = {column: type(feature).__name__ for column, feature in rows.features.items()}
         pictures = [column for column, kind in kinds.items() if kind == "Image"]
         if not pictures:
-            raise ValueError(f"the data set {name} has no column of pictures; its columns are {', '.join(kinds)}")
+            raise UserError(f"the data set {name} has no column of pictures; its columns are {', '.join(kinds)}")
         self.column = pictures[0]
         labels = [column for column, kind in kinds.items() if kind == "ClassLabel"] + [c for c in kinds if c == "label"]
         number = len(rows)
@@ -56,7 +57,7 @@ def load_rows(name: str) -> Any:
     try:
         import datasets
     except ImportError:
-        raise ValueError(
+        raise UserError(
             f"there is no folder, list or archive {name}; for a data set of Hugging Face by that name install the "
             "package datasets (pip install datasets)"
         ) from None
@@ -65,11 +66,11 @@ def load_rows(name: str) -> Any:
         found = datasets.load_from_disk(name) if saved else datasets.load_dataset(name)
     except Exception as error:  # The library passes on what its readers and the network raise, of nearly any type.
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{name} is no picture source, and as a data set of Hugging Face: {reason}") from None
+        raise UserError(f"{name} is no picture source, and as a data set of Hugging Face: {reason}") from None
     if not isinstance(found, datasets.DatasetDict):
         return found
     if "train" not in found and len(found) > 1:
-        raise ValueError(f"the data set {name} has the splits {', '.join(found)} and none called train")
+        raise UserError(f"the data set {name} has the splits {', '.join(found)} and none called train")
     return found["train"] if "train" in found else next(iter(found.values()))
 
 

@@ -19,6 +19,7 @@ from ..atomic import remove_drafts, write_file, write_text
 from ..data.images import UnreadableImage
 from ..data.prepared import DATASET, INDEX, SETTINGS, SHARDS, Preparation, read_settings
 from ..data.scan import in_threads
+from ..errors import UserError
 from ..processes import first_says
 from .encode import Decoded, MomentEncoder, PixelEncoder, decode_variants, encode_all
 from .plan import File, ShardPlan, hash_file, plan_shards, repeated
@@ -108,10 +109,10 @@ def keep_settings(out: Path, preparation: Preparation) -> None:
     """Raises ValueError where the folder holds something else than this preparation."""
     kept = read_settings(out)
     if kept is None and out.exists() and any(path for path in out.iterdir() if not path.name.startswith(".")):
-        raise ValueError(f"{out} holds something else than a prepared data set; choose another --out")
+        raise UserError(f"{out} holds something else than a prepared data set; choose another --out")
     begun = any((out / SHARDS).glob("*.jsonl"))
     if kept is not None and begun and kept.what_counts != preparation.what_counts:
-        raise ValueError(f"{out} was prepared with {difference(kept, preparation)}; choose another --out")
+        raise UserError(f"{out} was prepared with {difference(kept, preparation)}; choose another --out")
     if kept != preparation:  # Weights may have moved to another place.
         write_text(out / SETTINGS, json.dumps(asdict(preparation), indent=1))
 
@@ -176,7 +177,7 @@ def decode_again(source: Source, index: int, sha256: str, preparation: Preparati
     except (OSError, UnreadableImage):
         content = b""
     if hashlib.sha256(content).hexdigest() != sha256:
-        raise ValueError(f"{source.items[index].id} changed while it was being prepared; run the same command again")
+        raise UserError(f"{source.items[index].id} changed while it was being prepared; run the same command again")
     return decode_variants(content, preparation)
 
 
@@ -196,7 +197,7 @@ def merge(
                 file.write(content)
         if not report.pictures:  # What was there before is worth more.
             told = "; ".join(f"{name}: {reason}" for name, reason in report.skipped[:MOST_NAMED])
-            raise ValueError(f"no picture can be read in {source_name}: {told or 'there are no files'}")
+            raise UserError(f"no picture can be read in {source_name}: {told or 'there are no files'}")
 
     write_file(out / INDEX, write)
     counts = {"files": report.files, "pictures": report.pictures, "duplicates": report.duplicates}

@@ -7,6 +7,7 @@ from pathlib import Path
 from ..autoencoder import KLAutoencoder, load_autoencoder
 from ..data.images import Preprocessing, fit_size, variants
 from ..data.prepared import Preparation
+from ..errors import UserError
 from .encode import MomentEncoder, PixelEncoder
 
 PIXELS = "pixels"
@@ -29,10 +30,10 @@ def build_encoder(
     asked = {"max_tokens": max_tokens, "patch_size": patch_size, "preprocessing": preprocessing, "flip": flip}
     if autoencoder == PIXELS:
         if channels not in (None, 1, 3):
-            raise ValueError(f"pictures have 1 or 3 channels, not {channels}")
+            raise UserError(f"pictures have 1 or 3 channels, not {channels}")
         return PixelEncoder(), Preparation(kind="pixels", channels=channels or 3, dtype="uint8", **asked)
     if channels is not None:
-        raise ValueError("--channels goes with --autoencoder pixels; an autoencoder takes colour and fixes its own")
+        raise UserError("--channels goes with --autoencoder pixels; an autoencoder takes colour and fixes its own")
     codec = load_autoencoder(autoencoder, device)
     return MomentEncoder(codec, flip), describe(codec, autoencoder, asked)
 

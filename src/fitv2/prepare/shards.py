@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from ..atomic import write_file, write_text
+from ..errors import UserError
 from .plan import ShardPlan
 
 # What is known of a content: {"size", "variants": {VARIANT: {"size", "tensor", "offset", "crc32"}}} or {"skipped"}.
@@ -33,7 +34,7 @@ def read_shard_index(index: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]
     first, lines = index.read_bytes().split(b"\n", 1)
     header = json.loads(first)
     if hashlib.sha256(lines).hexdigest() != header["lines_sha256"]:
-        raise ValueError("its lines are not as they were written")
+        raise UserError("its lines are not as they were written")
     return header, [json.loads(line) for line in lines.splitlines()]
 
 

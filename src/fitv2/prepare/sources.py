@@ -15,6 +15,7 @@ from typing import Protocol
 
 from ..data.images import UnreadableImage
 from ..data.listing import Listed, class_of, classes_of, list_files
+from ..errors import UserError
 
 LISTS = {".txt": "\t", ".tsv": "\t", ".csv": ","}
 # Such files are no photographs, and reading one would take the memory of the machine.
@@ -91,7 +92,7 @@ class ListSource:
             with file.open(encoding="utf-8-sig", newline="") as lines:
                 rows = [row for row in csv.reader(lines, delimiter=LISTS[file.suffix.lower()]) if any(row)]
         except (UnicodeDecodeError, csv.Error) as error:
-            raise ValueError(f"{file} is not a list of pictures: {error}") from None
+            raise UserError(f"{file} is not a list of pictures: {error}") from None
         if rows and rows[0][0].strip().lower() in HEADERS:
             del rows[0]
         paths = [row[0].strip() for row in rows]
@@ -135,7 +136,7 @@ def open_source(name: str) -> Source:
     found = path.glob("*.tar") if path.is_dir() else map(Path, glob.glob(name))
     archives = sorted(archive for archive in found if archive.suffix == ".tar" and archive.is_file())
     if archives and path.is_dir() and any(file.kind == "picture" for file in list_files(path)):
-        raise ValueError(
+        raise UserError(
             f"{name} holds archives and pictures: name the archives by '{name}/*.tar', or give each a folder"
         )
     if archives:
@@ -145,7 +146,7 @@ def open_source(name: str) -> Source:
     if path.is_file():
         if path.suffix.lower() in LISTS:
             return ListSource(path)
-        raise ValueError(f"{name} is neither a folder, a list ({', '.join(LISTS)}) nor a .tar archive")
+        raise UserError(f"{name} is neither a folder, a list ({', '.join(LISTS)}) nor a .tar archive")
     if path.suffix in (*LISTS, ".tar") or not HUB_ID.fullmatch(name):
-        raise ValueError(f"there is no {name}: give a folder of pictures, a list of paths, or .tar archives")
+        raise UserError(f"there is no {name}: give a folder of pictures, a list of paths, or .tar archives")
     return HubSource(name)

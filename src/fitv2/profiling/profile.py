@@ -12,6 +12,7 @@ import torch
 
 from ..build import build_objective
 from ..config import TrainingSettings
+from ..errors import UserError
 from ..generate import check_divisible
 from ..model import cost
 from ..model.config import NetworkConfig
@@ -51,13 +52,13 @@ class Case:
 
     def __post_init__(self) -> None:
         if self.batch < 1:
-            raise ValueError(f"a batch of {self.batch} pictures cannot be: it needs at least one")
+            raise UserError(f"a batch of {self.batch} pictures cannot be: it needs at least one")
         try:
             check_divisible(self.size, self.pixels)
         except ValueError as error:
-            raise ValueError(f"{self.subject.name}: {error}") from None
+            raise UserError(f"{self.subject.name}: {error}") from None
         if self.subject.config.fixed_grid and self.size[0] != self.size[1]:
-            raise ValueError(
+            raise UserError(
                 f"{self.subject.name} takes square pictures only, and {self.size[0]}x{self.size[1]} is none; leave the "
                 "size or the model away"
             )

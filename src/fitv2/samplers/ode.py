@@ -15,6 +15,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 from ..flow.path import shift_time
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
@@ -28,7 +29,7 @@ def time_grid(steps: int, shift: float = 1.0) -> Tensor:
     (`fitv2.flow.path.shift_time`): below 1 it takes more of its steps near the noise.
     """
     if steps < 1:
-        raise ValueError(f"a sampler needs at least one step, not {steps}")
+        raise UserError(f"a sampler needs at least one step, not {steps}")
     return shift_time(torch.linspace(0, 1, steps + 1, dtype=torch.float64), shift).float()
 
 

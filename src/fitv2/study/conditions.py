@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, PositiveInt, StringConstraints, model_validator
 
 from ..config import Settings
+from ..errors import UserError
 from ..evaluation.efficientnet import EfficientNetExtractor
 from ..evaluation.garments import GarmentExtractor
 from ..generate import DIFFUSION_SOLVERS, Sampling
@@ -35,7 +36,7 @@ class Sampler(Settings):
     @model_validator(mode="after")
     def its_cost_is_known(self) -> Self:
         if Sampling(solver=self.solver, steps=self.steps).model_calls is None:
-            raise ValueError(f"the solver {self.solver} chooses its own steps, and a study counts them; take another")
+            raise UserError(f"the solver {self.solver} chooses its own steps, and a study counts them; take another")
         return self
 
 
@@ -85,7 +86,7 @@ class Condition(Settings):
     @model_validator(mode="after")
     def a_scale_belongs_to_an_extrapolation(self) -> Self:
         if self.attention_scale is not None and self.extrapolation is None:
-            raise ValueError("an attention_scale belongs to an extrapolation; name one, such as vision-ntk")
+            raise UserError("an attention_scale belongs to an extrapolation; name one, such as vision-ntk")
         return self
 
 
@@ -126,26 +127,26 @@ class Evaluation(Settings):
     @model_validator(mode="after")
     def the_point_is_one_of_the_end(self) -> Self:
         if self.point not in self.by_view:
-            raise ValueError(f"the point '{self.point.name}' is none of the views and guidances")
+            raise UserError(f"the point '{self.point.name}' is none of the views and guidances")
         return self
 
     @model_validator(mode="after")
     def conditions_are_of_a_view_and_told_apart(self) -> Self:
         for condition in self.conditions:
             if condition.view not in self.views:
-                raise ValueError(
+                raise UserError(
                     f"the condition '{condition.name}' is of no view; the views are {', '.join(self.views)}"
                 )
         names = [condition.name for condition in self.final]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"the condition '{twice[0]}' is there twice")
+            raise UserError(f"the condition '{twice[0]}' is there twice")
         return self
 
     @model_validator(mode="after")
     def samplers_fit_what_is_predicted(self) -> Self:
         for prediction, sampler in self.samplers.items():
             if sampler.prediction != prediction:
-                raise ValueError(f"the solver {sampler.solver} is not for models that predict {prediction}")
+                raise UserError(f"the solver {sampler.solver} is not for models that predict {prediction}")
         return self
 
     def sampling(self, condition: Condition, config: NetworkConfig) -> Sampling:

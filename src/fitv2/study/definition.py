@@ -11,6 +11,7 @@ from typing import Any, Self
 from pydantic import Field, PositiveInt, ValidationError, model_validator
 
 from ..config import Recipe, Settings, complaint, load_recipe, parse_yaml
+from ..errors import UserError
 from ..hashes import json_digest
 from .claims import Claim
 from .conditions import Evaluation, Name
@@ -55,14 +56,14 @@ class Study(Settings):
         for claim in self.claims:
             unknown = sorted(set(claim.measure.variants) - set(self.variants))
             if unknown:
-                raise ValueError(f"the claim {claim.text!r} is about {', '.join(unknown)}, which is no variant")
+                raise UserError(f"the claim {claim.text!r} is about {', '.join(unknown)}, which is no variant")
         return self
 
     @model_validator(mode="after")
     def own_keys_are_left_alone(self) -> Self:
         for key in (key for changes in (self, *self.variants.values()) for key in changes.set):
             if key.startswith(OWN_KEYS):
-                raise ValueError(f"{key} is set by the study itself; leave it away")
+                raise UserError(f"{key} is set by the study itself; leave it away")
         return self
 
     def recipe_of(self, variant: str, seed: int) -> Recipe:
@@ -72,7 +73,7 @@ class Study(Settings):
         try:
             return load_recipe(self.recipe, overrides(changes))
         except ValueError as error:
-            raise ValueError(f"the variant {variant}: {error}") from None
+            raise UserError(f"the variant {variant}: {error}") from None
 
     def view_recipe(self, view: str) -> Recipe:
         """The recipe that all share, with the data as a view sees them."""
@@ -129,9 +130,9 @@ def load_study(name: str) -> Study:
         try:
             text = file.read_text(encoding="utf-8")
         except UnicodeDecodeError:
-            raise ValueError(f"{name} is not a study: it is not UTF-8 text") from None
+            raise UserError(f"{name} is not a study: it is not UTF-8 text") from None
     else:
-        raise ValueError(f"there is no study {name!r}; give a YAML file, or one of {', '.join(study_names())}")
+        raise UserError(f"there is no study {name!r}; give a YAML file, or one of {', '.join(study_names())}")
     study = build_study(parse_yaml(text, name), name)
     for variant in study.variants:
         study.recipe_of(variant, 0)
@@ -144,13 +145,13 @@ def build_study(tree: dict[str, Any], name: str) -> Study:
         return Study.model_validate(tree)
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, e['loc'])) or 'it'}: {complaint(e)}" for e in error.errors()]
-        raise ValueError(f"the study {name} does not hold: " + "; ".join(problems)) from None
+        raise UserError(f"the study {name} does not hold: " + "; ".join(problems)) from None
 
 
 def shortened(study: Study, share: float) -> Study:
     """A trial: every run, its warm-up and its points at this share of the steps (0 to 1). Raises ValueError."""
     if not 0 < share <= 1:
-        raise ValueError(f"a trial takes a share of the steps above 0 and at most 1, not {share:g}")
+        raise UserError(f"a trial takes a share of the steps above 0 and at most 1, not {share:g}")
     changes = {
         name: variant.model_copy(update={"set": variant.set | shorter(study.recipe_of(name, 0), share)})
         for name, variant in study.variants.items()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..atomic import write_text
 from ..config import parse_yaml
+from ..errors import UserError
 from .definition import Study
 
 
@@ -26,7 +27,7 @@ def refuse_another(folder: Path, name: str, study: Study, file: Path | None) -> 
     else:
         whose = f"{name!r}, which ships with the package" if file is not None and (folder / "runs").is_dir() else None
     if whose is not None:
-        raise ValueError(
+        raise UserError(
             f"{folder} holds results of another study, {whose}: choose another --out, or give your file another name"
         )
 

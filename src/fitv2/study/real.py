@@ -12,6 +12,7 @@ from ..atomic import write_text
 from ..autoencoder import read_factor
 from ..build import build_dataset
 from ..config import Settings
+from ..errors import UserError
 from ..evaluation.features import split
 from ..evaluation.frechet import Statistics, frechet_distance
 from ..evaluation.summary import Summary
@@ -57,7 +58,7 @@ def read_real(job: Job) -> Real | None:
     try:
         real = Real.model_validate_json(job.real.read_bytes())
     except ValidationError as error:
-        raise ValueError(f"{job.real} is damaged ({error.errors()[0]['msg']}); the study makes it again") from None
+        raise UserError(f"{job.real} is damaged ({error.errors()[0]['msg']}); the study makes it again") from None
     return real if real.settings == settings(job) else None
 
 

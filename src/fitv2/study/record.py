@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from ..atomic import write_text
 from ..config import Settings
+from ..errors import UserError
 
 LOWER_IS_BETTER = ("distance", "kid")
 # By name; None where pictures are not finite.
@@ -101,4 +102,4 @@ def read_record(path: Path) -> Record:
     try:
         return Record.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        raise ValueError(f"{path} is damaged ({error.errors()[0]['msg']}); running the study makes it again") from None
+        raise UserError(f"{path} is damaged ({error.errors()[0]['msg']}); running the study makes it again") from None

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic import write_text
+from ..errors import UserError
 from . import plots
 from .circumstances import CIRCUMSTANCES, circumstances
 from .claims import RULE, Claim, Finding
@@ -85,7 +86,7 @@ def write_report(report: Report, folder: Path) -> None:
     Raises ValueError where no run is done.
     """
     if not report.all:
-        raise ValueError(f"no run of the study {report.name} is done yet: there is nothing to report")
+        raise UserError(f"no run of the study {report.name} is done yet: there is nothing to report")
     figures = plots.draw(folder, report.records, report.point)
     write_text(folder / "README.md", "\n".join(page(report, figures, folder)) + "\n")
     write_text(folder / RESULT, json.dumps(report.result(), indent=1) + "\n")

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..atomic import write_file
 from ..autoencoder import KLAutoencoder, Pixels, load_autoencoder, read_factor
 from ..data.dataset import Dataset
+from ..errors import UserError
 from ..evaluation.frechet import frechet_distance
 from ..evaluation.kid import kernel_distance
 from ..evaluation.neighbours import compare_neighbours
@@ -69,7 +70,7 @@ class Scorer:
         self.final = possible(job.study.evaluation, config, self.views)
         for view in self.views.values():
             if view.dataset.class_names not in ([], list(dataset.class_names)):
-                raise ValueError(f"the view {view.name} has other classes than the training: labels would not agree")
+                raise UserError(f"the view {view.name} has other classes than the training: labels would not agree")
         for condition in self.final:
             for size in self.views[condition.view].sizes(condition):
                 check_divisible(size, config.patch_size * self.factor)

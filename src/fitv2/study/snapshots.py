@@ -13,6 +13,7 @@ import numpy as np
 
 from ..atomic import write_text
 from ..build import build_base, build_dataset, build_model_config
+from ..errors import UserError
 from ..training.preemption import STOPPED
 from ..training.trainer import Diverged, Trainer
 from .definition import Run
@@ -76,7 +77,7 @@ def snapshots(points: Sequence[int], folder: Path) -> dict[int, Path]:
     found = {step: snapshot(folder, step) for step in points}
     missing = [path for path in found.values() if not is_whole(path)]
     if missing and not has_diverged(folder):
-        raise ValueError(f"there is no model in {missing[0]} any more: remove {folder}, and it is trained again")
+        raise UserError(f"there is no model in {missing[0]} any more: remove {folder}, and it is trained again")
     return {step: path for step, path in found.items() if path not in missing}
 
 

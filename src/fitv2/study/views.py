@@ -21,6 +21,7 @@ from ..build import build_dataset, holds_latents
 from ..config import DataSettings
 from ..data.dataset import Dataset
 from ..data.images import variants
+from ..errors import UserError
 from ..evaluation.extractors import load_extractor
 from ..evaluation.features import Extractor
 from ..evaluation.protocols import cover
@@ -60,14 +61,14 @@ class View:
         self.known: dict[tuple[int, int] | None, Summary] = {}
         scan = cache / f"pictures-{json_digest([data_of(data), patch])[:16]}.json"
         if holds_latents(data):
-            raise ValueError(
+            raise UserError(
                 f"the view {name} holds latents ({data.source}), and models are compared with pictures: name the "
                 "folder that the latents were made of, as data.source of each view"
             )
         self.dataset = build_dataset(data, patch, scan)
         if len(self.dataset) < 2 * FEWEST:
             number = len(self.dataset)
-            raise ValueError(f"the view {name} has {number} pictures, and a study compares with {2 * FEWEST} at least")
+            raise UserError(f"the view {name} has {number} pictures, and a study compares with {2 * FEWEST} at least")
 
     @cached_property
     def shapes(self) -> list[list[tuple[int, int, int]]]:
@@ -171,5 +172,5 @@ def possible(evaluation: Evaluation, config: NetworkConfig, views: dict[str, Vie
 
     found = [c for c in evaluation.final if c.suits(config) and has_its_shapes(c)]
     if evaluation.point not in found:
-        raise ValueError(f"{architecture_of(config)} cannot make the pictures of '{evaluation.point.name}'")
+        raise UserError(f"{architecture_of(config)} cannot make the pictures of '{evaluation.point.name}'")
     return found

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..atomic import begin_folder, finish_folder, flush, write_tensors, write_text
 from ..distributed_checkpoint import read_split, write_split
+from ..errors import UserError
 from ..processes import first_says
 from .sharding import split_like
 
@@ -85,7 +86,7 @@ def read_part(checkpoint: Path, part: str, parameters: dict[str, Tensor]) -> dic
     try:
         return read_split(checkpoint / SHARDS, part, like)
     except ValueError as error:
-        raise ValueError(
+        raise UserError(
             f"{checkpoint / SHARDS} is damaged ({error}); delete its folder to continue from the one before"
         ) from None
 
@@ -93,13 +94,13 @@ def read_part(checkpoint: Path, part: str, parameters: dict[str, Tensor]) -> dic
 def read_tensors(path: Path, like: Callable[[str], Tensor | None]) -> dict[str, Tensor]:
     """One safetensors file, each tensor split as `like` of its name is. Raises ValueError when missing or damaged."""
     if not path.is_file():
-        raise ValueError(f"{path} is not there; delete its folder to continue from the one before")
+        raise UserError(f"{path} is not there; delete its folder to continue from the one before")
     try:
         # One by one and read, not mapped: where weights are split, no process holds all of them.
         with safe_open(path, "pt", backend="pread") as file:
             return {key: split_like(file.get_tensor(key), like(key)) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is damaged ({error}); delete its folder to continue from the one before") from None
+        raise UserError(f"{path} is damaged ({error}); delete its folder to continue from the one before") from None
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -107,7 +108,7 @@ def read_state(path: Path) -> dict[str, Any]:
     try:
         return json.loads((path / "state.json").read_bytes())
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({error}); delete the folder to continue from the one before") from None
+        raise UserError(f"{path} is damaged ({error}); delete the folder to continue from the one before") from None
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
@@ -123,6 +124,6 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str], t
     for key, value in tensors.items():
         entry, _, name = key.partition(".")
         if name not in index:
-            raise ValueError(f"the optimiser's checkpoint is of another network: it has {name}")
+            raise UserError(f"the optimiser's checkpoint is of another network: it has {name}")
         state.setdefault(index[name], {})[entry] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic import write_text
+from ..errors import UserError
 
 
 class RunLog:
@@ -55,5 +56,5 @@ def open_board(folder: Path, done: int):
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise ValueError("log.tensorboard needs the package tensorboard: pip install tensorboard") from None
+        raise UserError("log.tensorboard needs the package tensorboard: pip install tensorboard") from None
     return SummaryWriter(folder, purge_step=done + 1)

@@ -10,6 +10,7 @@ from pathlib import Path
 from ..atomic import write_text
 from ..config import Recipe, build_recipe
 from ..data.dataset import Dataset
+from ..errors import UserError
 
 logger = logging.getLogger(__name__)
 RECIPE = "recipe.json"
@@ -19,18 +20,18 @@ def check_run(run: Path, recipe: Recipe, resume: bool) -> None:
     """Raises ValueError where continuing would mix two runs; logs what else has changed."""
     kept = run / RECIPE
     if run.exists() and not run.is_dir():
-        raise ValueError(f"{run} is a file; name a folder for the run")
+        raise UserError(f"{run} is a file; name a folder for the run")
     if not kept.is_file():
         if resume:
             logger.warning("there is no run in %s to continue: starting at step 0", run)
         return
     if not resume:
-        raise ValueError(f"{run} already holds a run; add --resume to continue it, or choose another --out")
+        raise UserError(f"{run} already holds a run; add --resume to continue it, or choose another --out")
     now = recipe.model_dump(mode="json")
     try:
         before = build_recipe(json.loads(kept.read_text())).model_dump(mode="json")
     except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{kept} is damaged ({error!r}); remove it to continue with the settings given") from None
+        raise UserError(f"{kept} is damaged ({error!r}); remove it to continue with the settings given") from None
     changed = [
         f"{section}.{key}={before[section].get(key)}"
         for section in ("model", "data")
@@ -38,7 +39,7 @@ def check_run(run: Path, recipe: Recipe, resume: bool) -> None:
         if before[section].get(key) != now[section].get(key)
     ]
     if changed:
-        raise ValueError(f"{run} was trained with {', '.join(changed)}, which --resume cannot change; see {kept}")
+        raise UserError(f"{run} was trained with {', '.join(changed)}, which --resume cannot change; see {kept}")
     for section in ("training", "log"):
         for key in sorted(before[section].keys() | now[section].keys()):
             old, new = before[section].get(key), now[section].get(key)

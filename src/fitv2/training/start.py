@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..data.dataset import Dataset
+from ..errors import UserError
 from ..model.config import NetworkConfig
 from ..model.network import bare_model
 from ..model.transformer import FiT
@@ -60,7 +61,7 @@ def check_shapes(state: dict[str, Tensor], own: dict[str, Tensor]) -> None:
     ]
     wrong += [f"{name} is not here" for name in state.keys() - own.keys()]
     if wrong:
-        raise ValueError(
+        raise UserError(
             "training.start_from names a model of another shape; give this one's model section the same sizes: "
             + "; ".join(sorted(wrong)[:10])
         )

@@ -24,6 +24,7 @@ from ..build import build_objective
 from ..config import Recipe, TrainingSettings
 from ..data.dataset import Dataset
 from ..data.loader import PackLoader, Position, Step
+from ..errors import UserError
 from ..generate import Sampling, default_solver
 from ..model.config import NetworkConfig
 from ..model.network import Network, build_network, load_strictly
@@ -51,7 +52,7 @@ logger = logging.getLogger(__name__)
 MOST_SKIPPED = 100
 
 
-class Diverged(ValueError):
+class Diverged(UserError):
     """No gradient is finite any more."""
 
 
@@ -294,7 +295,7 @@ class Trainer:
             self.done, self.position = state["step"], Position(**state["position"])
             self.skipped, self.seconds, digest = state["skipped"], state["seconds"], state["data"]
         except (KeyError, TypeError) as error:
-            raise ValueError(f"{newest} is damaged ({error!r}); delete it to continue from the one before") from None
+            raise UserError(f"{newest} is damaged ({error!r}); delete it to continue from the one before") from None
         logger.info("continuing from %s", newest)
         if digest != self.digest:
             logger.warning("the pictures are not those of before: the run continues, but in another order")
