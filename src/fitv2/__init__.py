@@ -2,6 +2,10 @@
 
 from importlib import import_module
 
+from .openmp import limit_spinning
+
+limit_spinning()  # Before anything here loads torch.
+
 # Where each public name lives; loaded on first use, so that `fitv2 --help` does not wait for torch.
 _HOMES = {
     "TokenBatch": "tokens",
