@@ -75,6 +75,11 @@ class DataSettings(Settings):
         description="larger pictures are scaled down to this many tokens; fashion: 49, of whole garments, by default",
     )
     channels: Literal[1, 3] = Field(3, description="folder: 3 for colour, 1 for grey")
+    labels: Literal["auto", "folders", "none"] = Field(
+        "auto",
+        description="folder: the classes are its sub-folders (folders), those of metadata.jsonl, metadata.csv or "
+        "dataset.json in it, or else its sub-folders (auto); or there are none (none)",
+    )
     preprocessing: Literal["mixed", "resize", "crop"] = Field(
         default_factory=lambda data: "resize" if data["source"] == "fashion" else "mixed",
         description="Algorithm 1 of FiTv2 (mixed) or one of its versions alone; fashion: resize by default",
@@ -87,7 +92,7 @@ class DataSettings(Settings):
 
     def of_other_sources(self) -> set[str]:
         """The keys that mean nothing for this source."""
-        builtin, folder = {"split", "folder"}, {"channels", "flip", "stand_in"}
+        builtin, folder = {"split", "folder"}, {"channels", "flip", "labels", "stand_in"}
         return folder if self.source == "fashion" else builtin
 
     @model_validator(mode="after")

@@ -22,6 +22,7 @@ from ..data.scan import in_threads
 from ..errors import UserError
 from ..processes import first_says
 from .encode import Decoded, MomentEncoder, PixelEncoder, decode_variants, encode_all
+from .items import Source
 from .plan import File, ShardPlan, hash_file, plan_shards, repeated
 from .shards import (
     Outcome,
@@ -33,7 +34,6 @@ from .shards import (
     shard_files,
     write_shard,
 )
-from .sources import Source
 
 T = TypeVar("T")
 MOST_NAMED = 5
