@@ -130,12 +130,9 @@ def by_table(root: Path, beside: Beside, files: Sequence[Listed], notes: list[st
             f"complete it{advice(option, 'folders')}{advice(option, 'none')}"
         )
     items, class_names = labelled(known, [label_of[name] for name in known], str(root / beside.name))
-    given = {item.id: item for item in items}
+    given = {item.id: item for item in items} | {beside.name: Item(beside.name, refused="read for its labels")}
     unlisted = f"not in {beside.name}"
-    every = [
-        Item(file.name, refused=file.reason) if file.reason else given.get(file.name, Item(file.name, refused=unlisted))
-        for file in files
-    ]
+    every = [given.get(file.name, Item(file.name, refused=file.reason or unlisted)) for file in files]
     lost = [name for name in label_of if name not in given and not is_there(root, name)]
     notes.append(
         f"the labels are those of {beside.name}" + (", and sub-folders are no classes" if classes_of(images) else "")
@@ -168,9 +165,10 @@ def refuse_unclear(root: Path, images: Sequence[str], option: str | None) -> Non
             f"to have these as classes{advice(option, 'folders')}"
         )
     if len(names) > 1 and SPLITS.issuperset(name.lower() for name in names):
+        part = next((name for name in names if name.lower().startswith("train")), names[0])
         raise UserError(
-            f"the sub-folders of {root} are {', '.join(names)}: name one of these parts, such as {root / names[0]}"
-            f"{advice(option, 'folders')}"
+            f"the sub-folders of {root} are {', '.join(names)}, parts of a data set and no classes: name one of them, "
+            f"such as {root / part}{advice(option, 'folders')}"
         )
 
 

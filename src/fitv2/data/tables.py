@@ -149,16 +149,16 @@ def _of_lines(file: Path, delimiter: str) -> tuple[list[Row], str | None]:
     if file.suffix.lower() == ".csv" and lines and delimiter not in lines[0][1]:
         # Spreadsheets of many countries separate by semicolons.
         delimiter = next((other for other in ";\t" if other in lines[0][1]), delimiter)
-    cells = [(number, _split(file, number, line, delimiter)) for number, line in lines]
+    cells = [(number, line, _split(file, number, line, delimiter)) for number, line in lines]
     folder, note = file.parent, None
-    if cells and _is_header(folder, [row for _, row in cells[:2]]):
-        names = cells.pop(0)[1]
+    if cells and _is_header(folder, [row for _, _, row in cells[:2]]):
+        names = cells.pop(0)[2]
         path, label = _columns(file, names)
         at, of_label = names.index(path), len(names) if label is None else names.index(label)
-        rows = [Row(_cell(row, at), _cell(row, of_label) or None, number) for number, row in cells]
+        rows = [Row(_cell(row, at), _cell(row, of_label) or None, number) for number, _, row in cells]
         note = _without_labels(file, names, label)
     else:
-        rows = [_positional(file, number, row, delimiter) for number, row in cells]
+        rows = [_positional(file, number, line, row, delimiter) for number, line, row in cells]
     return [row for row in rows if row.path], note
 
 
@@ -218,13 +218,13 @@ def _columns(file: Path, names: Sequence[str]) -> tuple[str, str | None]:
     return path, label
 
 
-def _positional(file: Path, number: int, cells: list[str], delimiter: str) -> Row:
+def _positional(file: Path, number: int, line: str, cells: list[str], delimiter: str) -> Row:
     """Path and label of a line without a header above it; the path itself may hold the delimiter."""
     while len(cells) > 1 and not cells[-1].strip():
-        cells = cells[:-1]
-    whole, path, last = delimiter.join(cells), delimiter.join(cells[:-1]), cells[-1].strip()
-    if len(cells) == 1 or is_there(file.parent, whole):
-        return Row(_trimmed(file, whole), None, number)
+        cells, line = cells[:-1], line.rpartition(delimiter)[0]
+    if len(cells) == 1 or is_there(file.parent, line):
+        return Row(_trimmed(file, cells[0] if len(cells) == 1 else line), None, number)
+    path, last = cells[0] if len(cells) == 2 else line.rpartition(delimiter)[0], cells[-1].strip()
     if len(cells) > 2 and not is_there(file.parent, path.strip()):
         raise UserError(
             f"{file}, line {number}, has {len(cells)} columns and no header says which: begin the list with a line "
