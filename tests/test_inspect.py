@@ -93,6 +93,14 @@ def test_a_damaged_shard_is_found_named_and_made_anew(fitv2, prepared, damage):
     assert fitv2("inspect", "out", "--verify")[0] in (0, None)
 
 
+def test_files_of_others_are_not_written_over(fitv2, prepared, tmp_path):
+    for out in ("pictures", "out", "pictures/cat/bad.png"):
+        assert "choose another --out" in (message := fitv2("inspect", "out", "--out", out)[0]) or "is a file" in message
+    assert not (tmp_path / "pictures" / "plots.png").exists()
+    for _ in range(2):
+        assert fitv2("inspect", "out", "--out", "seen")[0] in (0, None)
+
+
 def test_what_is_not_prepared_is_one_sentence(fitv2, prepared):
     assert "pictures is no prepared data set" in fitv2("inspect", "pictures")[0]
     assert "nowhere is no prepared data set" in fitv2("inspect", "nowhere")[0]

@@ -95,9 +95,9 @@ def refuse_foreign(out: Path, own: set[str]) -> None:
     """Raises UserError for a folder that holds anything but an earlier inspection: nothing of others is overwritten."""
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; name a folder")
-    others = sorted({path.name for path in out.iterdir()} - own) if out.exists() else []
+    others = sorted(path.name for path in out.iterdir() if path.name not in own) if out.exists() else []
     if others:
-        raise UserError(f"{out} holds other files, such as {others[0]}; choose another --out")
+        raise UserError(f"{out} holds other files, such as {others[-1]}; choose another --out")
 
 
 def text(folder: Path, inspection: Inspection, figures: dict[str, Any]) -> Iterator[str]:

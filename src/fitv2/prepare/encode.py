@@ -81,7 +81,7 @@ def encode_pass(
     latents = finite_latents(encoder, pictures)
     if any(latent is None for latent in latents):
         grey = np.full_like(pictures[:1], 128)
-        if finite_latents(encoder, grey) == [None]:
+        if finite_latents(encoder, grey)[0] is None:
             raise UserError(not_finite(encoder))
     yield from zip([name for name, _ in alike], latents, strict=True)
 
