@@ -17,6 +17,7 @@ MARKS: list[tuple[str, set[str]]] = [
     ("an evaluation", {"result.json", "scores.png"}),
     ("a study", {"result.json", "final.png"}),
     ("a study", {"runs", "sheets"}),
+    (SAMPLES, {"samples.json", "sheet.png"}),
 ]
 SHEET = "sheet.png"
 SAMPLE = re.compile(r".+_\d+x\d+_seed\d+\.png")
