@@ -10,6 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from fitv2.build import build_dataset
+from fitv2.config import build_recipe
 from fitv2.data import folder as folder_module
 from fitv2.data.folder import ImageFolder
 from fitv2.data.images import UnreadableImage
@@ -478,6 +480,21 @@ def test_what_fitv2_made_is_no_data(tmp_path, what):
     else:
         with pytest.raises(UserError, match=f"is {what}, made by fitv2"):
             open_folder(root / "cat/out")
+
+
+def test_a_run_does_not_lie_among_the_images(tmp_path):
+    save_all(tmp_path, "cat/a.png", "dog/a.png")
+    (tmp_path / "link").symlink_to(tmp_path / "cat")
+    data = build_recipe({"data": {"source": str(tmp_path)}}).data
+    for run in ("", "cat", "link", "cat/../dog"):
+        with pytest.raises(UserError, match="holds images of"):
+            build_dataset(data, 4, tmp_path / run / "pictures.json")
+    for _ in range(2):  # The scan of a first start may have been interrupted.
+        assert len(build_dataset(data, 4, tmp_path / "cat/runs/mine/pictures.json")) == 3
+    save_all(tmp_path, "cat/runs/mine/samples/a.png")
+    for name in ("recipe.json", ".lock"):
+        (tmp_path / "cat/runs/mine" / name).touch()
+    assert len(build_dataset(data, 4, tmp_path / "cat/runs/mine/pictures.json")) == 3
 
 
 def test_lists_and_archives_are_sent_to_prepare(tmp_path):
