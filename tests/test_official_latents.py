@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from fitv2.build import build_dataset
 from fitv2.classes import imagenet_names
@@ -136,3 +136,14 @@ def test_a_recipe_takes_the_authors_folder(root):
         build_dataset(recipe.data, 2)
     large = build_dataset(build_recipe({"data": {"source": str(root), "max_tokens": 1024}}, []).data, 2)
     assert large.epoch(0, 0).hw.tolist() == [[30, 30]]
+
+
+def test_numbers_that_are_not_finite_are_refused(root):
+    path = root / f"from_16_to_{LARGEST}/n01_1.safetensors"
+    content = load_file(path)
+    content["feature"][:, 0, 0, 0] = torch.nan
+    save_file(content, path)
+    data = open_latents(root, max_tokens=LARGEST)
+    index = next(i for i, versions in enumerate(data.versions) if "n01_1" in versions[0])
+    with pytest.raises(UnreadableImage, match="not finite"):
+        data.epoch(0, 0).latent(index)

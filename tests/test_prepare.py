@@ -13,10 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 
 from fitv2.autoencoder import KLAutoencoder
 from fitv2.data.images import decode, prepare, target_size, to_array, variants
+from fitv2.data.latents import LatentShards
+from fitv2.finite import NotFinite
+from fitv2.locks import locked
 from fitv2.prepare import run as run_module
 from pictures import as_bytes, bad_files, good_files, noise, write_files
 from tiny import command_line, process, processes, tiny_autoencoder
@@ -314,7 +318,9 @@ def test_a_full_disk_is_one_sentence_and_costs_nothing(fitv2, root, tmp_path):
     assert child.exitcode == 1 and "Traceback" not in message, message
     assert "out cannot be written (File too large); what is finished is kept: free some space" in message
     after = contents(tmp_path / "out")
-    assert {name: after[name] for name in before} == before and not any(name.startswith(".") for name in after)
+    assert {name: after[name] for name in before} == before and not any(
+        name.startswith(".") for name in after.keys() - {".lock"}
+    )
     assert fitv2("pictures", "--out", "out", *PIXELS)["pictures"] == 20
 
 
@@ -370,3 +376,74 @@ def test_a_preparation_that_found_nothing_binds_nobody(fitv2, root, tmp_path):
     other = [*PIXELS[: PIXELS.index("--max-tokens")], "--max-tokens", "25", *PIXELS[PIXELS.index("--max-tokens") + 2 :]]
     fitv2("pictures", "--out", "out", *other)
     assert json.loads((tmp_path / "out/dataset.json").read_text())["max_tokens"] == 25
+
+
+def test_classes_with_counts_and_what_changed_are_reported(fitv2, root):
+    report = fitv2("pictures/", "--out", "out", *PIXELS)
+    assert report["classes"] == {"cat": 6, "dog": 6} and report["notes"] == []
+    (root / "cat").rename(root / "eel")
+    write_files(root, {"ant/a.png": as_bytes(noise(20, 20))})
+    report = fitv2("pictures", "--out", "out", *PIXELS)
+    assert report["classes"] == {"ant": 1, "dog": 6, "eel": 6}
+    assert "new ant, eel; gone cat" in report["notes"][0] and "cannot be resumed" in report["notes"][0]
+    assert fitv2("pictures", "--out", "out", *PIXELS)["notes"] == []
+    assert fitv2("pictures", "--out", "bare", *PIXELS, "--labels", "none")["classes"] == {}
+
+
+def test_a_slash_at_the_end_is_no_other_source(fitv2, root, tmp_path):
+    fitv2("pictures/", "--out", "slash/", *PIXELS)
+    fitv2("pictures", "--out", "plain", *PIXELS)
+    assert contents(tmp_path / "slash") == contents(tmp_path / "plain")
+
+
+def test_an_out_within_the_source_by_a_link_is_refused_and_prepared_data_is_no_source(fitv2, root, tmp_path):
+    (tmp_path / "link").symlink_to(root / "cat")
+    assert "lies within the source" in fitv2("pictures", "--out", "link/out", *PIXELS)
+    fitv2("pictures", "--out", "out", *PIXELS)
+    assert "made by fitv2" in fitv2("out", "--out", "again", *PIXELS)
+    report = fitv2(".", "--out", tmp_path.parent / f"{tmp_path.name}-out", *PIXELS, "--labels", "none")
+    assert ["out", "made by fitv2: prepared data"] in report["skipped_files"]
+
+
+def test_two_preparations_do_not_share_a_folder(fitv2, root, vae, tmp_path):
+    with locked(tmp_path / "out", "a preparation"):
+        assert "in use by another process" in fitv2("pictures", "--out", "out", *PIXELS)
+    assert fitv2("pictures", "--out", "out", *PIXELS)["pictures"] == 12
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "file").touch()
+    assert "holds something else" in fitv2("pictures", "--out", "theirs", *PIXELS)
+    assert os.listdir(tmp_path / "theirs") == ["file"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), 1e30])
+def test_a_broken_autoencoder_ends_in_one_sentence_and_stores_nothing(fitv2, root, tmp_path, value):
+    network = tiny_autoencoder()
+    torch.nn.init.constant_(network.quant_conv.weight, value)
+    network.save_pretrained(tmp_path / "broken")
+    message = fitv2("pictures", "--out", "out", *SETTINGS, "--autoencoder", "broken")
+    assert all(part in message for part in ("broken", "finite")), message
+    assert not list((tmp_path / "out").glob("shards/*")) and not (tmp_path / "out/dataset.json").exists()
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_single_images_without_finite_latents_are_listed(fitv2, root, vae, tmp_path, monkeypatch, raises):
+    """Whether the encoder gives them or refuses the whole pass."""
+    encode = KLAutoencoder.encode
+    whites = as_bytes(Image.new("RGB", (40, 40), "white"))
+    write_files(root, {"cat/white.png": whites, "dog/white.png": whites, "dog/same_size.png": as_bytes(noise(40, 40))})
+
+    def with_a_flaw(self, pictures):
+        mean, std = encode(self, pictures)
+        white = (pictures > 0.99).flatten(1).all(1)
+        if raises and white.any():
+            raise NotFinite("of one of them")
+        return torch.where(white[:, None, None, None], torch.inf, mean), std
+
+    monkeypatch.setattr(KLAutoencoder, "encode", with_a_flaw)
+    command = ["pictures", "--out", "out", *SETTINGS, "--autoencoder", vae]
+    for encoded in (13, 0):
+        report = fitv2(*command)
+        assert [name for name, reason in report["skipped_files"]] == ["cat/white.png", "dog/white.png"]
+        assert list(report["skipped_by_reason"]) == ["not finite"]
+        assert (report["pictures"], report["encoded"]) == (13, encoded)
+    assert LatentShards(tmp_path / "out").ids.count("dog/same_size.png") == 1

@@ -1,12 +1,15 @@
 """Sources of pictures: folders, lists, archives and data sets of Hugging Face give items, and name the rest."""
 
 import io
+import os
 import tarfile
 
 import pytest
 
 from fitv2.data.images import UnreadableImage
-from fitv2.prepare.sources import Item, open_source
+from fitv2.data.labelling import Item
+from fitv2.errors import UserError
+from fitv2.prepare.sources import open_source
 from pictures import as_bytes, good_files, noise, write_files
 
 GOOD = good_files(6)
@@ -51,7 +54,7 @@ def test_folder_without_classes(tmp_path):
 def test_every_other_file_of_a_folder_is_named(tmp_path):
     write_files(tmp_path, GOOD | {"loose.png": b"x", "cat/notes.txt": b"x", "cat/README": b"", ".git/config": b""})
     (tmp_path / "dog" / "link.png").symlink_to(tmp_path / "nowhere")
-    source = open_source(str(tmp_path))
+    source = open_source(str(tmp_path), "folders")
     assert refused(source) == {
         "loose.png": "outside the class folders",
         "cat/notes.txt": "ignored extension: .txt",
@@ -88,7 +91,7 @@ def test_list_with_numbers_gaps_and_no_labels(tmp_path):
         [],
     )
     listing.write_bytes(b"\xff\xfe\xff")
-    with pytest.raises(ValueError, match=r"list\.txt is not a list of pictures"):
+    with pytest.raises(ValueError, match=r"list\.txt is not a list"):
         open_source(str(listing))
 
 
@@ -135,7 +138,7 @@ def test_a_truncated_archive_gives_what_is_whole_and_is_named(tmp_path, kept):
         ("nowhere/at/all", "there is no nowhere/at/all: give a folder of pictures"),
         ("nowhere.tar", "there is no nowhere.tar"),
         ("./nowhere", "there is no ./nowhere"),
-        ("file.zip", "file.zip is neither a folder, a list (.txt, .tsv, .csv) nor a .tar archive"),
+        ("file.zip", "file.zip is neither a folder, a list (.txt, .tsv, .csv, .jsonl) nor a .tar archive"),
     ],
 )
 def test_what_is_no_source_is_one_sentence(tmp_path, monkeypatch, name, part):
@@ -180,7 +183,7 @@ def test_hugging_face_folders(tmp_path, kind):
 
 
 def test_a_file_far_too_large_is_refused_unread(tmp_path, monkeypatch):
-    monkeypatch.setattr("fitv2.prepare.sources.MOST_BYTES", 1000)
+    monkeypatch.setattr("fitv2.prepare.items.MOST_BYTES", 1000)
     write_files(tmp_path / "pictures", {"large.png": bytes(1001), "small.png": bytes(1000)})
     (tmp_path / "list.txt").write_text("pictures/large.png\npictures/small.png\n")
     write_tar(tmp_path / "all.tar", {"large.png": bytes(1001), "small.png": bytes(1000)})
@@ -190,3 +193,215 @@ def test_a_file_far_too_large_is_refused_unread(tmp_path, monkeypatch):
         with pytest.raises(UnreadableImage, match=r"^too large: 1001 bytes, limit 1000$"):
             source.read(0)
         assert source.read(1)
+
+
+LABELS = {
+    "csv": ("list.csv", "{},{}"),
+    "tsv": ("list.tsv", "{}\t{}"),
+    "txt": ("list.txt", "{}\t{}"),
+    "semicolons": ("list.csv", "{};{}"),
+}
+
+
+def listed(folder, name: str, text: str | bytes, files=("a.png", "b.png", "c.png")):
+    """The source of a list of that text beside those files."""
+    write_files(folder, {file: os.fsencode(file) for file in files})
+    (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    return open_source(str(folder / name))
+
+
+def labels_of(source) -> dict[str, str | None]:
+    return {item.id: source.class_names[item.label] for item in source.items if item.refused is None}
+
+
+@pytest.mark.parametrize("kind", LABELS)
+@pytest.mark.parametrize(
+    "header", ["file_name {} label", "image {} class", "Path {} Category", "label {} file_name", "file {} species"]
+)
+def test_a_header_is_known_by_its_columns_and_is_no_image(tmp_path, kind, header):
+    name, line = LABELS[kind]
+    first, second = header.split(" {} ")
+    rows = [("cat", "a.png"), ("dog", "b.png")] if first == "label" else [("a.png", "cat"), ("b.png", "dog")]
+    text = "\n".join([line.format(first, second), *(line.format(*row) for row in rows)])
+    source = listed(tmp_path, name, text)
+    assert (source.class_names, labels_of(source)) == (["cat", "dog"], {"a.png": "cat", "b.png": "dog"})
+    assert len(source.items) == 2
+
+
+@pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf", b"# a comment\n\n"])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_lines_of_any_editor(tmp_path, start, end):
+    source = listed(
+        tmp_path, "list.txt", start.replace(b"\n", end) + end.join([b" a.png \t cat ", b"", b"./b.png\tdog"])
+    )
+    assert labels_of(source) == {"a.png": "cat", "./b.png": "dog"}
+    wide = listed(tmp_path, "wide.txt", "a.png\tcat\r\nb.png\tdog".encode("utf-16"))
+    assert labels_of(wide) == {"a.png": "cat", "b.png": "dog"}
+
+
+def test_a_quote_is_a_character_but_in_csv(tmp_path):
+    files = ("a.png", 'b".png', "c, d.png", "#e.png")
+    source = listed(tmp_path, "list.tsv", 'a.png\t"unclosed cat\nb".png\tdog\nc, d.png\tdog\n#e.png\tdog', files)
+    assert labels_of(source) == {"a.png": '"unclosed cat', 'b".png': "dog", "c, d.png": "dog", "#e.png": "dog"}
+    source = listed(tmp_path, "list.csv", 'a.png,"cat, big"\n"c, d.png",dog\n"b"".png",dog', files)
+    assert labels_of(source) == {"a.png": "cat, big", "c, d.png": "dog", 'b".png': "dog"}
+    assert labels_of(listed(tmp_path, "bare.csv", "a.png,cat\nc, d.png,dog", files))["c, d.png"] == "dog"
+    with pytest.raises(UserError, match="line 2: a quote"):
+        listed(tmp_path, "open.csv", 'a.png,cat\nb.png,"dog\nc.png,dog')
+
+
+@pytest.mark.parametrize("written", [str, lambda number: f"{number}.0", lambda number: f"{number:03}"])
+def test_class_ids_keep_their_number(tmp_path, written):
+    files = [f"{i}.png" for i in range(5)]
+    ids = [0, 1, 10, 11, 2]
+    rows = [f"{name}\t{written(number)}" for name, number in zip(files, ids, strict=True)]
+    source = listed(tmp_path, "list.tsv", "\n".join(rows), files)
+    assert source.class_names == [str(i) for i in range(12)] and [item.label for item in source.items] == ids
+
+
+def test_numbers_of_a_catalogue_are_names_in_the_order_of_numbers(tmp_path):
+    source = listed(tmp_path, "list.txt", "a.png\t900000\nb.png\t10000000\nc.png\t7")
+    assert source.class_names == ["7", "900000", "10000000"] and [i.label for i in source.items] == [1, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("a.png\t3\nb.png\tcat", ["mix numbers", "3", "cat", "--labels none"]),
+        ("a.png\t0.5\nb.png\t1", ["0.5", "no class"]),
+        ("a.png\t-2\nb.png\t1", ["-2", "begin at 0"]),
+        ("a.png\t0\nb.png\nc.png\t-1", ["2 of 3 images have no label", "b.png"]),
+        ("a.png\tcat\nb.png\tdog\na.png\tdog", ["two labels for a.png", "cat (line 1)", "dog (line 3)"]),
+        ("a.png cat\nb.png dog", ["'a.png cat'", "a tab its label"]),
+        ("a.png\tcat\t1\nb.png\tdog\t2", ["3 columns", "file_name"]),
+        ("x\tfirst\tsecond\na.png\tcat\t1", ["first, second", "Rename"]),
+        ("path\tkind\tmood\na.png\tcat\t1", ["kind, mood", "Rename"]),
+    ],
+)
+def test_a_list_that_can_mean_several_things_is_refused(tmp_path, text, parts):
+    with pytest.raises(UserError) as error:
+        listed(tmp_path, "list.txt", text)
+    assert all(part in str(error.value) for part in parts), error.value
+    assert open_source(str(tmp_path / "list.txt"), "none").class_names == [] if "mix" in parts[0] else True
+
+
+def test_absolute_repeated_and_missing_paths(tmp_path):
+    text = f"{tmp_path}/a.png\tcat\nb.png\tdog\n./b.png\tdog\nnowhere.png\tdog\nc.png\t\n"
+    source = listed(tmp_path, "list.txt", text)
+    assert labels_of(source) == {f"{tmp_path}/a.png": "cat", "b.png": "dog"}
+    assert refused(source) == {
+        "./b.png": "listed before", "nowhere.png": "not a file", "c.png": "without a label"
+    }  # fmt: skip
+
+
+def test_captions_are_no_labels(tmp_path):
+    source = listed(tmp_path, "list.csv", 'file_name,text\na.png,"a cat, asleep"\nb.png,a dog')
+    assert source.class_names == [] and len(taken(source)) == 2 and "no labels" in source.notes[0]
+
+
+def test_json_lines(tmp_path):
+    text = '{"file_name": "a.png", "label": 2, "text": "x"}\n{"file_name": "b.png", "label": 0}\n'
+    source = listed(tmp_path, "list.jsonl", text)
+    assert (source.class_names, [item.label for item in source.items]) == (["0", "1", "2"], [2, 0])
+    for bad in ('{"file_name": "a.png", "label": [0, 1]}', "a.png"):
+        with pytest.raises(UserError, match="line 1"):
+            listed(tmp_path, "bad.jsonl", bad)
+
+
+def test_names_that_are_not_utf8(tmp_path):
+    name = os.fsdecode(b"caf\xe9.png")
+    source = listed(tmp_path, "list.txt", b"caf\xe9.png\tna\xefve\nb.png\tdog", (name, "b.png"))
+    assert labels_of(source)[name] == os.fsdecode(b"na\xefve")
+
+
+def joined(*parts: bytes) -> bytes:
+    return b"".join(parts)
+
+
+def test_an_archive_is_read_to_its_end_or_said_to_be_cut(tmp_path):
+    """Of twelve images, half behind the end of the first archive or of what is left of it."""
+    halves = [{f"{half}{i}.png": as_bytes(noise(8, 8, i)) for i in range(6)} for half in "ab"]
+    first, second = (write_tar(tmp_path / f"{i}.tar", half).read_bytes() for i, half in enumerate(halves))
+    with tarfile.open(tmp_path / "0.tar") as tar:
+        bounds = [member.offset for member in tar.getmembers()]
+    cut = bounds[3]
+    cases = {
+        "whole": (first, 6, None),
+        "joined": (first + second, 12, None),
+        "one block of zeros": (first[: bounds[-1] + 1024] + bytes(512), 6, None),
+        "between members": (first[:cut], 3, "may be missing"),
+        "within a member": (first[: cut + 600], 4, "its last member at byte"),
+        "within a header": (first[: cut + 100], 3, "not read"),
+        "cut and joined": (first[:cut] + second, 9, None),
+        "garbage behind": (first + b"x" * 700, 6, "700 bytes"),
+        "damaged header": (first[:cut] + b"x" * 512 + first[cut + 512 :], 3, "not read"),
+        "empty": (b"", 0, "empty file"),
+    }
+    for name, (content, number, problem) in cases.items():
+        path = tmp_path / "case.tar"
+        path.write_bytes(content)
+        source = open_source(str(path))
+        assert len([item for item in source.items if item.refused is None]) == number, name
+        assert (problem is None) == (not refused(source)), name
+        assert problem is None or problem in refused(source)["case.tar"], name
+
+
+@pytest.mark.parametrize("kind", ["gz", "xz"])
+def test_packed_archives_are_one_sentence(tmp_path, kind):
+    with tarfile.open(tmp_path / f"a.tar.{kind}", f"w:{kind}"):
+        pass
+    (tmp_path / "b.tar").write_bytes((tmp_path / f"a.tar.{kind}").read_bytes())
+    for name in (f"a.tar.{kind}", "b.tar"):
+        with pytest.raises(UserError, match="unpack it first"):
+            open_source(str(tmp_path / name))
+    (tmp_path / "b.tar").unlink()
+    with pytest.raises(UserError, match="unpack them first"):
+        open_source(str(tmp_path))
+
+
+def archive_labels(folder, members: dict[str, bytes], labels="auto") -> dict[str, str]:
+    source = open_source(str(write_tar(folder / "all.tar", members)), labels)
+    return {name.removeprefix("all.tar/"): label for name, label in labels_of(source).items()}
+
+
+def test_each_image_of_an_archive_has_the_label_of_its_name(tmp_path):
+    dotted = {f"img_0.{i}_a.png": b"x" for i in range(3)} | {f"img_0.{i}_a.cls": b"%d" % i for i in range(3)}
+    assert archive_labels(tmp_path, dotted) == {f"img_0.{i}_a.png": str(i) for i in range(3)}
+    shared = {"a.left.png": b"x", "a.right.png": b"y", "a.cls": b"1", "b.png": b"z", "b.seg.png": b"s", "b.cls": b"0"}
+    assert archive_labels(tmp_path, shared) == {
+        "a.left.png": "1", "a.right.png": "1", "b.png": "0", "b.seg.png": "0"
+    }  # fmt: skip
+    both = {"a.png": b"x", "a.cls": b"1", "a.json": b'{"class_name": "dog"}', "b.png": b"x", "b.cls": b"0"}
+    assert archive_labels(tmp_path, both) == {"a.png": "1", "b.png": "0"}
+    system = {"a.png": b"x", "__MACOSX/._a.png": b"x", "@eaDir/a.png": b"x", ".hidden/a.png": b"x"}
+    assert list(taken(open_source(str(write_tar(tmp_path / "all.tar", system))))) == ["all.tar/a.png"]
+
+
+@pytest.mark.parametrize(
+    ("members", "parts"),
+    [
+        ({"a.1.cls": b"1", "a.2.cls": b"2", "a.png": b"x"}, ["a.png has several labels", "1 (", "2 ("]),
+        ({"a.cls": b"1", "a.json": b'{"label": 2}', "a.png": b"x"}, ["several labels"]),
+        ({"a.cls": b"1", "a.png": b"x", "b.cls": b"dog", "b.png": b"x"}, ["mix numbers"]),
+    ],
+)
+def test_labels_of_an_archive_that_contradict_each_other(tmp_path, members, parts):
+    with pytest.raises(UserError) as error:
+        archive_labels(tmp_path, members)
+    assert all(part in str(error.value) for part in parts)
+    assert open_source(str(tmp_path / "all.tar"), "none").class_names == []
+
+
+def test_of_repeated_members_the_last_one_counts(tmp_path):
+    first, second = {"a.png": b"old", "a.cls": b"0"}, {"./a.png": b"new", "a.cls": b"1"}
+    content = joined(*(write_tar(tmp_path / "part.tar", part).read_bytes() for part in (first, second)))
+    (tmp_path / "all.tar").write_bytes(content)
+    source = open_source(str(tmp_path / "all.tar"))
+    assert taken(source) == {"all.tar/./a.png": (1, b"new")}
+    assert "replaced" in refused(source)["all.tar/a.png"]
+
+
+def test_what_is_not_known_is_listed_and_no_class(tmp_path):
+    members = {f"{i}.png": b"x" for i in range(4)} | {f"{i}.cls": b"%d" % (i - 1) for i in range(4)}
+    source = open_source(str(write_tar(tmp_path / "all.tar", members)))
+    assert source.class_names == ["0", "1", "2"] and refused(source) == {"all.tar/0.png": "without a label"}

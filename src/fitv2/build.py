@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .classes import imagenet_names, readable_names
 from .config import NOT_OF_GRIDS, DataSettings, ModelSettings, Recipe, TrainingSettings
 from .data import fashion
+from .data.contents import refuse_among
 from .data.dataset import Dataset
 from .data.fashion import Fashion
 from .data.folder import ImageFolder
@@ -66,7 +67,11 @@ def holds_latents(data: DataSettings) -> bool:
 
 
 def build_folder(data: DataSettings, patch_size: int, cache_file: Path | None) -> ImageFolder:
-    """Pictures as they lie in a folder, as pixels."""
+    """Images as they lie in a folder, as pixels. Raises UserError where `cache_file`, and so the run, would lie among
+    them.
+    """
+    if cache_file is not None:
+        refuse_among(cache_file.parent, Path(data.source))
     return ImageFolder(
         Path(data.source),
         max_tokens=data.max_tokens,
@@ -76,6 +81,7 @@ def build_folder(data: DataSettings, patch_size: int, cache_file: Path | None) -
         flip=data.flip,
         min_scale=data.min_scale,
         cache_file=cache_file,
+        labels_from=data.labels,
     )
 
 
@@ -98,6 +104,7 @@ def build_prepared(data: DataSettings, patch_size: int) -> LatentShards:
         "flip": data.flip and shards.preparation.flip,
     }
     refuse_others(data, fixed, f"{data.source} was prepared with")
+    refuse_labels(data)
     refuse_patch(shards, patch_size, data.source)
     return shards
 
@@ -105,6 +112,7 @@ def build_prepared(data: DataSettings, patch_size: int) -> LatentShards:
 def build_official(data: DataSettings, patch_size: int, cache_file: Path | None) -> OfficialLatents:
     """The authors' latents of ImageNet. Raises ValueError where a setting asks for what is not stored."""
     refuse_others(data, {"channels": 3}, f"{data.source} was prepared with")
+    refuse_labels(data)
     refuse_patch(OfficialLatents, patch_size, data.source)
     return OfficialLatents(
         data.source,
@@ -125,6 +133,15 @@ def refuse_others(data: DataSettings, fixed: dict[str, Any], what: str) -> None:
                 f"{what} {key} {value}, and data.{key} is {given}: set data.{key}={json.dumps(value)}, or prepare the "
                 "pictures anew"
             )
+
+
+def refuse_labels(data: DataSettings) -> None:
+    """Raises UserError for a choice of labels where they are stored with the latents."""
+    if data.labels != "auto":
+        raise UserError(
+            f"{data.source} holds its labels, so that data.labels={data.labels} would have no effect; remove it, or "
+            f"prepare the images anew with --labels {data.labels}"
+        )
 
 
 def refuse_patch(latents: LatentShards | type[OfficialLatents], patch_size: int, source: str) -> None:
