@@ -20,14 +20,12 @@ from torch import Tensor
 
 from ..atomic import write_text
 from ..errors import UserError
+from ..randomness import Purpose, numpy_generator
 from .images import Preprocessing, UnreadableImage, decode, fit_size, prepare, target_size, to_array, variants
 from .listing import class_of, classes_of, list_files
 from .scan import check_all
 
 logger = logging.getLogger(__name__)
-
-# Keeps the stream of these draws apart from that of the packs.
-_DRAWS = 1
 
 
 @dataclass
@@ -114,7 +112,7 @@ class ImageFolder:
 
     def epoch(self, epoch: int, seed: int) -> FolderEpoch:
         """The pictures as one epoch takes them; what is drawn for picture i depends on (seed, epoch, i) alone."""
-        return FolderEpoch(self, np.random.default_rng((seed, epoch, _DRAWS)).random((len(self), 3)))
+        return FolderEpoch(self, numpy_generator(Purpose.VARIANTS, seed, epoch).random((len(self), 3)))
 
 
 class FolderEpoch:
