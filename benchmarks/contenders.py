@@ -24,6 +24,7 @@ from fitv2.model.grid import GridConfig, build_dit
 from fitv2.model.transformer import lay_out_by_input
 from fitv2.profiling.measure import Work
 from fitv2.profiling.profile import PASSES_OF_A_STEP
+from fitv2.randomness import Purpose, seed_of
 from padded import PaddedFiT, padded, padded_inputs, unpadded
 
 # Relative errors that rounding explains: of float32 in another order, and of bfloat16.
@@ -59,7 +60,7 @@ def random_example(config: FiTConfig, sizes: Sequence[tuple[int, int]], device: 
 
 def random_model(config: FiTConfig, device: torch.device) -> FiT:
     """The same weights at every call, none of them zero: a new model answers zero whatever it is asked."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed_of(Purpose.MEASURING))
     model = FiT(config)
     for weight in model.parameters():
         if not weight.any():

@@ -32,6 +32,7 @@ from fitv2.model.cost import forward_flops
 from fitv2.model.transformer import lay_out_by_input
 from fitv2.pretrained import load_pretrained
 from fitv2.profiling.profile import PASSES_OF_A_STEP
+from fitv2.randomness import Purpose, seed_of
 from fitv2.tokens import TokenBatch
 from results import Unit
 
@@ -112,7 +113,7 @@ def fashion(device: torch.device, *overrides: str) -> Part:
 
 def packs(dataset: Dataset, budget: int, number: int, device: torch.device) -> list[Example]:
     """The first packs of a training."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed_of(Purpose.MEASURING))
     stream = PackLoader(dataset, budget).steps(Position())
     examples = [Example.of(*next(stream).packs[0], device) for _ in range(number)]
     stream.close()

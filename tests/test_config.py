@@ -5,6 +5,8 @@ from pydantic import ValidationError
 
 from fitv2.build import build_dataset, build_model_config, build_objective
 from fitv2.config import PARTS, Recipe, build_recipe, load_recipe, recipe_names, valid_keys
+from fitv2.diffusion.schedule import STEPS
+from fitv2.errors import UserError
 from fitv2.model.presets import config_of
 from tiny import garments
 
@@ -171,7 +173,7 @@ def test_an_unknown_key_or_section_of_a_file_is_an_error():
         ("training.steps=", r"training\.steps: .*integer.*None"),
         ("training.ema_decay=1", r"training\.ema_decay: .*less than 1"),
         ("training.seed=-1", r"training\.seed: .*greater than or equal to 0"),
-        ("training.seed=20240101", r"training\.seed: .*less than"),
+        ("training.seed=4294967296", r"training\.seed: .*less than"),
         ("training.time_scale=1.8", r"training\.time_scale: .*less than or equal to 1\.75"),
         ("model.prediction=data", r"model\.prediction: .*'velocity' or 'noise'"),
         ("data.channels=2", r"data\.channels: .*1 or 3"),
@@ -182,6 +184,15 @@ def test_an_unknown_key_or_section_of_a_file_is_an_error():
 def test_a_bad_value_is_named_with_its_key_and_what_is_allowed(override, message):
     with pytest.raises(ValueError, match=message):
         build_recipe({}, [override])
+
+
+def test_a_sheet_has_no_more_steps_than_the_process():
+    """It would end the training at its first sheet. Without sheets, or of a flow, any number does."""
+    of_noise = ["model.architecture=FiT", f"log.sample_steps={STEPS + 1}"]
+    with pytest.raises(UserError, match=r"log\.sample_steps=1001"):
+        build_recipe({}, of_noise)
+    for fine in ([*of_noise, "log.sample_every=null"], of_noise[1:], [of_noise[0], f"log.sample_steps={STEPS}"]):
+        build_recipe({}, fine)
 
 
 def test_an_override_that_is_none():

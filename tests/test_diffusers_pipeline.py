@@ -14,8 +14,10 @@ from diffusers import (
 )
 
 from fitv2 import FiT1Config, FiTConfig, FiTPipeline, FiTTransformer2DModel, RopeScheme
+from fitv2.adapters.pipeline import draw_seeds
 from fitv2.adapters.schedulers import default_scheduler
 from fitv2.autoencoder import KLAutoencoder
+from fitv2.errors import UserError
 from fitv2.generate import Sampling, Wish, generate
 from fitv2.pretrained import load_pretrained
 from tiny import random_model, tiny_autoencoder
@@ -86,8 +88,9 @@ def test_our_own_samplers_make_the_same_as_generate(pipe):
 
 @pytest.mark.parametrize("solver", [None, "ab2", "dopri5"])
 def test_an_image_depends_on_its_own_seed_only(pipe, solver):
-    together = pipe(**QUICK, solver=solver, output_type="latent").images
-    alone = pipe(8, [(20, 28)], seeds=[2], num_inference_steps=3, solver=solver, output_type="latent").images
+    call = {"solver": solver, "output_type": "latent", "num_inference_steps": None if solver == "dopri5" else 3}
+    together = pipe(**QUICK | call).images
+    alone = pipe(8, [(20, 28)], seeds=[2], **call).images
     torch.testing.assert_close(together[1], alone[0], atol=1e-4, rtol=0)
 
 
@@ -134,6 +137,23 @@ def test_generators_and_torchs_own_seed(pipe):
     first = pipe(**call).images
     torch.manual_seed(3)
     assert torch.equal(pipe(**call).images, first) and not torch.equal(pipe(**call).images, first)
+
+
+def test_drawn_seeds_are_below_32_bits_and_never_the_same():
+    for generator in (torch.Generator().manual_seed(5), None):
+        seeds = draw_seeds(50_000, generator)
+        assert len(set(seeds)) == len(seeds) == 50_000 and 0 <= min(seeds) < max(seeds) < 2**32
+    # Images of a generator stay as they were when seeds of 62 bits were drawn, of which torch took these 32.
+    drawn = torch.randint(2**62, (50_000,), generator=torch.Generator().manual_seed(5)) % 2**32
+    again = draw_seeds(50_000, torch.Generator().manual_seed(5))
+    assert again[:1000] == drawn[:1000].tolist() and len(set(drawn.tolist()) - set(again)) == 0
+
+
+@pytest.mark.parametrize("seeds", [[-1], [1.5], [2**64]])
+def test_what_is_no_seed_is_refused(pipe, seeds):
+    for solver in (None, "euler"):
+        with pytest.raises(UserError, match="is not a seed"):
+            pipe(1, [(8, 8)], seeds=seeds, solver=solver, num_inference_steps=1)
 
 
 def test_callback_sees_and_replaces_the_latents(pipe):

@@ -217,7 +217,7 @@ def test_real_garments_against_themselves_and_against_noise(garments, tmp_path):
     assert result.scores["accuracy"] == pytest.approx(result.real["accuracy"]) and result.real["accuracy"] > 0.8
     assert result.scores["classifier_score"] == result.real["classifier_score"]
     assert abs(result.real["kid"]) < 3 * result.real["kid_std"]
-    assert 0.5 < result.real["precision"] < 1 and result.real["drawn"] == len(same.chosen) // 2
+    assert 0.5 < result.real["precision"] <= 1 and result.real["drawn"] == len(same.chosen) // 2
     write_pictures(tmp_path / "noise.npz", [noise(28, 12, seed) for seed in range(40)], 40, (28, 12))
     (other,) = given_samples(open_pictures(str(tmp_path / "noise.npz"), tmp_path), [], None)
     bad = evaluation(reference, tmp_path).score(other).scores
@@ -283,7 +283,8 @@ def test_given_samples_by_size_and_number(tmp_path):
 
 def test_classes_in_turn():
     labels = np.array([0, 0, 0, 0, 2, 1, 2])
-    assert labels[in_turn(labels, 3)].tolist() == [0, 2, 1] and labels[in_turn(labels, 5)].tolist() == [0, 0, 2, 1, 2]
+    assert sorted(labels[in_turn(labels, 3)].tolist()) == [0, 1, 2]
+    assert labels[in_turn(labels, 5)].tolist() == [0, 0, 2, 1, 2]
     assert in_turn(labels, 99).tolist() == list(range(7))
     assert {*in_turn(labels, 3).tolist()} < {*in_turn(labels, 5).tolist()}
 

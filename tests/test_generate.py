@@ -4,9 +4,12 @@ import pytest
 import torch
 
 from fitv2 import TokenBatch
-from fitv2.generate import TOKENS_PER_PASS, Sampling, Wish, generate, passes
+from fitv2.errors import UserError
+from fitv2.generate import ADAPTIVE, DIFFUSION_SOLVERS, SOLVER_NAMES, TOKENS_PER_PASS, Sampling, Wish, generate, passes
 from fitv2.model.block_cache import BlockCache
 from fitv2.model.config import FiTConfig
+from fitv2.model.grid import GridConfig
+from fitv2.model.rope import RopeScheme
 from tiny import CONFIG, random_model
 
 WISHES = [
@@ -46,7 +49,7 @@ def assert_same(pictures, expected):
 @pytest.mark.parametrize("solver", ["heun", "ab2", "euler-maruyama", "sde-heun", "dopri5"])
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_the_same_seed_gives_the_same_picture_in_any_company_and_order(model, monkeypatch, solver, guidance):
-    sampling = Sampling(steps=4, solver=solver, guidance=guidance)
+    sampling = Sampling(steps=None if solver in ADAPTIVE else 4, solver=solver, guidance=guidance)
     together = generate(model, WISHES, sampling)
     assert_same([generate(model, [wish], sampling)[0] for wish in WISHES], together)
     assert_same(generate(model, WISHES[::-1], sampling)[::-1], together)
@@ -201,3 +204,65 @@ def test_a_label_out_of_range(model, label):
 def test_impossible_sampling_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         Sampling(**settings)
+
+
+EFFECTS = {
+    "steps": (7, set(ADAPTIVE)),
+    "shift": (3.0, {*ADAPTIVE, *DIFFUSION_SOLVERS}),
+    "full_every": (2, set(ADAPTIVE)),
+    "interval": ((0.2, 0.8), set()),
+    "power": (1.0, set()),
+    "channels": (3, set()),
+    "guidance": (1.5, set()),
+}
+
+
+@pytest.mark.parametrize("solver", SOLVER_NAMES)
+@pytest.mark.parametrize("setting", EFFECTS)
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_a_setting_without_effect_is_refused(solver, setting, guidance):
+    """What `Sampling` accepts changes the call of the solver or of guidance; its own defaults are always accepted."""
+    Sampling(solver=solver)
+    settings = {"guidance": guidance} | {setting: EFFECTS[setting][0]}
+    useless = solver in EFFECTS[setting][1] or (guidance == 1 and setting in ("interval", "power", "channels"))
+    if useless:
+        with pytest.raises(UserError, match=setting.replace("full_every", "full one")):
+            Sampling(solver=solver, **settings)
+    else:
+        assert getattr(Sampling(solver=solver, **settings), setting) == EFFECTS[setting][0]
+
+
+@pytest.mark.parametrize(("solver", "steps"), [("ddim", 1001), ("ddpm", 2000), ("ddim", 0)])
+def test_a_process_of_a_thousand_steps_has_no_more(solver, steps):
+    with pytest.raises(UserError, match="step"):
+        Sampling(solver=solver, steps=steps)
+    assert Sampling(solver=solver, steps=1000).model_calls == 1000
+    assert Sampling(solver=solver) == Sampling(solver=solver, steps=25)
+
+
+GRID = GridConfig(width=32, depth=3, heads=2, num_classes=3, side=3)
+
+
+@pytest.mark.parametrize(
+    ("config", "settings"),
+    [
+        (CONFIG, {"full_every": 2}),
+        (GRID, {"full_every": 2}),
+        (GRID, {"rope": RopeScheme(method="yarn")}),
+        (GRID, {"solver": "ddim"}),
+    ],
+    ids=["two blocks", "a cache of a grid", "positions of a grid", "solver"],
+)
+def test_a_setting_that_the_model_has_no_use_for_is_refused(config, settings):
+    side = config.patch_size * 3
+    with pytest.raises(UserError, match=r"no effect|no rotary positions|is not for this model"):
+        generate(random_model(config), [Wish(0, (side, side), 0)], Sampling(**settings))
+
+
+def test_seeds_beyond_32_bits_have_their_own_images(model):
+    """That of 2**32 + 5 is not that of 5."""
+    images = [generate(model, [Wish(0, (8, 8), seed)], Sampling(steps=1))[0] for seed in (5, 2**32 + 5, 2**33 + 5)]
+    assert not torch.equal(images[0], images[1]) and not torch.equal(images[1], images[2])
+    for seed in (-1, 2**64, 1.5):
+        with pytest.raises(UserError, match="is not a seed"):
+            generate(model, [Wish(0, (8, 8), seed)], Sampling(steps=1))

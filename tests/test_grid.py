@@ -13,7 +13,8 @@ from fitv2.config import build_recipe
 from fitv2.generate import Sampling, Wish, default_solver, generate
 from fitv2.model.block_cache import BlockCache
 from fitv2.model.cost import activation_bytes, forward_bytes, parameters
-from fitv2.model.grid import DiTConfig, GridConfig, GridTransformer, modulations
+from fitv2.model.grid import DiTConfig, GridConfig, GridTransformer
+from fitv2.model.init import dit_modulations
 from fitv2.model.rope import PLAIN
 from fitv2.pretrained import load_pretrained, save_pretrained
 from fitv2.profiling.measure import most_bytes
@@ -146,7 +147,7 @@ def test_half_precision_keeps_the_residual_stream_its_factors_and_the_times(conf
     expected, seen = model(batch, t, y), []
     for block in model.dit.transformer_blocks:
         block.register_forward_hook(lambda module, given, output: seen.extend((given[0].dtype, output.dtype)))
-    for modulation in modulations(model.dit):
+    for modulation in dit_modulations(model.dit):
         modulation.register_forward_hook(lambda module, given, output: seen.append(output.dtype))
     with torch.autocast("cpu", torch.bfloat16):
         outputs = [model(batch, t, y)]

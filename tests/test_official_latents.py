@@ -75,7 +75,7 @@ def test_latents_come_back_and_as_tokens_equal_the_features(root):
     data = open_latents(root)
     seeds = [[1, 1], [2, 2], [3, 4], [5, 5]]
     seen = set()
-    for epoch in range(8):
+    for epoch in range(40):
         view = data.epoch(epoch, seed=0)
         for i in range(4):
             seed, flip = seeds[i][view.variant[i]], bool(view.flip[i])

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fitv2 import randomness
 from fitv2.training.checkpoint import checkpoints, prune, read_part, read_state, save_checkpoint
 from fitv2.training.log import RunLog
 from tiny import command_line, log_lines, process, trainer
@@ -64,6 +65,18 @@ def test_ten_steps_are_five_and_five_more_bit_for_bit(tmp_path, precision):
         second.fit(nothing)
         assert second.position.epoch >= 2, "the run must cross epochs"
         assert_same_run(run, tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("version", "said"), [(None, 1), (1, 1), (randomness.VERSION, 0)])
+def test_a_checkpoint_of_other_randomness_is_continued_with_a_word(tmp_path, caplog, version, said):
+    trainer(tmp_path, "training.steps=1").fit(nothing)
+    (checkpoint,) = checkpoints(tmp_path / "checkpoints")
+    state = read_state(checkpoint)
+    assert state.pop("randomness") == randomness.VERSION
+    (checkpoint / "state.json").write_text(json.dumps(state if version is None else state | {"randomness": version}))
+    trainer(tmp_path, "training.steps=2").fit(nothing)
+    warnings = [record.message for record in caplog.records if "dropped labels" in record.message]
+    assert len(warnings) == said and len(log_lines(tmp_path)) == 2
 
 
 def test_the_continued_run_leaves_the_checkpoint_it_came_from_as_it_was(tmp_path):

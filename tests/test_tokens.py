@@ -65,6 +65,8 @@ def test_sums_over_images(shape):
     per_token = torch.randn(len(batch.x), *shape, dtype=torch.float64)
     expected = torch.stack([per_token[batch.image_index == image].sum(0) for image in range(5)])
     torch.testing.assert_close(tokens.sum_images(per_token, *batch.rows), expected)
+    # What a GPU does, in one kernel.
+    torch.testing.assert_close(tokens.sum_segments(per_token, batch.offsets), expected)
 
 
 @pytest.mark.parametrize(

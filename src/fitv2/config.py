@@ -145,7 +145,7 @@ class TrainingSettings(Settings):
         "none", description="several processes: 'none', each holds all weights (DDP); 'fsdp', each its share (FSDP2)"
     )
     workers: PositiveInt = Field(2, description="threads that load pictures")
-    seed: int = Field(0, ge=0, lt=2**23, description="fixes weights, data order, times and noise")
+    seed: int = Field(0, ge=0, lt=2**32, description="fixes weights, data order, times and noise")
 
     @model_validator(mode="after")
     def the_peak_is_reached(self) -> Self:
@@ -187,6 +187,8 @@ PARTS: dict[str, dict[str, Any]] = {
     "DiT": {"prediction": "noise"},
     "SiT": {"prediction": "velocity"},
 }
+# Of `fitv2.diffusion`.
+DIFFUSION_STEPS = 1000
 # What only FiTv2 and FiT have: parts of the network, and ways to train it.
 NOT_OF_GRIDS = ("mlp_ratio", "lora_rank", "qk_norm", "qk_norm_affine", "modulation", "extrapolation")
 NOT_FOR_GRIDS = ("start_from", "begin_anew", "train_only", "compile", "sharding")
@@ -204,6 +206,15 @@ class Recipe(Settings):
     def extrapolation_has_a_base(self) -> Self:
         if self.model.extrapolation is not None and self.training.start_from is None:
             raise UserError("model.extrapolation goes with training.start_from: it extends the size of that model")
+        return self
+
+    @model_validator(mode="after")
+    def a_sheet_has_no_more_steps_than_the_process(self) -> Self:
+        log, most = self.log, DIFFUSION_STEPS
+        if self.model.parts["prediction"] == "noise" and log.sample_every is not None and log.sample_steps > most:
+            raise UserError(
+                f"log.sample_steps={log.sample_steps}: a model of noise is sampled in {most} steps at most; lower it"
+            )
         return self
 
     def without_effect(self) -> Iterator[tuple[str, list[str]]]:

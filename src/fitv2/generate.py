@@ -4,30 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .diffusion.sampling import sample_ddim, sample_ddpm
-from .diffusion.schedule import STEPS, ddim_steps, ddpm_steps, linear_schedule
+from .diffusion.schedule import STEPS, check_count, ddim_steps, ddpm_steps, linear_schedule
 from .errors import UserError
 from .finite import check_finite
-from .model.block_cache import BlockCache
+from .model.block_cache import SHALLOWEST_CACHED, BlockCache
 from .model.config import NetworkConfig
 from .model.network import Network as Model
 from .model.rope import RopeScheme
+from .randomness import check_seed
 from .samplers.guidance import guide
 from .samplers.noise import ImageNoise
 from .samplers.ode import SOLVERS, Velocity, ode_model_calls, time_grid
 from .samplers.sde import sample_sde, sde_grid, sde_model_calls
-from .tokens import TokenBatch
+from .tokens import TokenBatch, upload
 
 SDE_SOLVERS = {"euler-maruyama": "euler", "sde-heun": "heun"}
 FLOW_SOLVERS = (*SOLVERS, *SDE_SOLVERS)
 # For a network that predicts noise, as FiT's does.
 DIFFUSION_SOLVERS = ("ddpm", "ddim")
 SOLVER_NAMES = [*FLOW_SOLVERS, *DIFFUSION_SOLVERS]
+DEFAULT_STEPS = 25
 # These choose their steps by the error of all that they integrate: alone, an image's steps depend on nothing else.
 ADAPTIVE = ("dopri5", "adaptive_heun")
 # (packed images, t (B,) in [0, 1] with 1 = data (of noise: the step), labels (B,)) to the network's output per token.
@@ -56,12 +58,13 @@ class Wish:
 class Sampling:
     """How to integrate and guide. interval: times in [0, 1] (1 is data) in which guidance acts; channels: see `guide`.
 
+    steps: of a solver that does not choose its own; None: 25.
     rope: how positions are turned, for sizes beyond those of training; None: as the model's configuration says.
     full_every: of so many model calls one computes all blocks, see `BlockCache`.
-    Raises ValueError for an unknown solver or impossible numbers.
+    Raises UserError for an unknown solver, impossible numbers, and settings that would have no effect.
     """
 
-    steps: int = 25
+    steps: int | None = None
     solver: str = "ab2"
     guidance: float = 2.0
     interval: tuple[float, float] = (0.0, 1.0)
@@ -74,8 +77,12 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.solver not in SOLVER_NAMES:
             raise UserError(f"there is no solver {self.solver!r}; the solvers are {', '.join(SOLVER_NAMES)}")
-        if self.steps < 1:
+        if self.steps is None and self.solver not in ADAPTIVE:
+            object.__setattr__(self, "steps", DEFAULT_STEPS)
+        if self.steps is not None and self.steps < 1:
             raise UserError(f"a sampler needs at least one step, not {self.steps}")
+        if self.solver in DIFFUSION_SOLVERS:
+            check_count(self.steps)
         if not all(map(math.isfinite, (self.guidance, self.power, self.shift))) or self.shift <= 0:
             raise UserError(
                 f"guidance {self.guidance}, power {self.power} and shift {self.shift} must be finite numbers, and the "
@@ -88,6 +95,7 @@ class Sampling:
             within = False
         if not within:
             raise UserError(f"the guidance interval {self.interval} must lie within 0 and 1, low end first")
+        object.__setattr__(self, "interval", (low, high))
         if self.channels is not None and self.channels < 1:
             raise UserError("guidance needs at least one channel to act on; guidance 1 is none")
         if self.full_every < 1 or (self.full_every > 1 and self.solver in ADAPTIVE):
@@ -95,6 +103,19 @@ class Sampling:
                 f"one model call of every {self.full_every} cannot be a full one with the solver {self.solver}: from 1 "
                 "on, and with 1 for solvers that choose their steps by the error of each"
             )
+        if useless := "; ".join(self._without_effect()):
+            raise UserError(f"these settings would have no effect: {useless}. Remove them")
+
+    def _without_effect(self) -> Iterator[str]:
+        """Settings that change nothing, each with the reason."""
+        if self.solver in ADAPTIVE and self.steps is not None:
+            yield f"steps {self.steps} (the solver {self.solver} chooses its own)"
+        if self.shift != 1 and self.solver in (*ADAPTIVE, *DIFFUSION_SOLVERS):
+            yield f"shift {self.shift} (the solver {self.solver} has no grid of times to shift)"
+        defaults = {"interval": (0.0, 1.0), "power": 0.0, "channels": None}
+        for name, default in defaults.items() if self.guidance == 1 else ():
+            if getattr(self, name) != default:
+                yield f"{name} {getattr(self, name)} (guidance 1 means none)"
 
     @property
     def model_calls(self) -> int | None:
@@ -136,7 +157,7 @@ def generate_with(
     finished: Finished | None = None,
 ) -> list[Tensor]:
     """`generate` with networks of that configuration, a new one for each pass: what it keeps is of those images."""
-    check_solver(sampling.solver, config)
+    check_sampling(sampling, config)
     for wish in wishes:
         check_wish(wish, config)
     latents: dict[int, Tensor] = {}
@@ -164,7 +185,20 @@ def check_solver(solver: str, config: NetworkConfig) -> None:
         )
 
 
+def check_sampling(sampling: Sampling, config: NetworkConfig) -> None:
+    """Raises UserError for a solver or setting that the network has no use for."""
+    check_solver(sampling.solver, config)
+    if config.fixed_grid is not None and sampling.rope is not None:
+        raise UserError("a model of a fixed grid has no rotary positions that could be changed; remove rope")
+    if sampling.full_every > 1 and (config.fixed_grid is not None or config.depth < SHALLOWEST_CACHED):
+        raise UserError(
+            f"full_every {sampling.full_every} would have no effect: only models of FiT and FiTv2 with at least "
+            f"{SHALLOWEST_CACHED} blocks can reuse inner ones; remove it"
+        )
+
+
 def check_wish(wish: Wish, config: NetworkConfig) -> None:
+    check_seed(wish.seed)
     check_divisible(wish.size, config.patch_size)
     only = config.fixed_grid and tuple(side * config.patch_size for side in config.fixed_grid)
     if only not in (None, tuple(wish.size)):
@@ -213,8 +247,8 @@ def generate_pass(
     """All wishes together, both guidance halves included, as one packed batch (on the CPU, float32)."""
     hw = torch.tensor([wish.size for wish in wishes]) // config.patch_size
     noise = ImageNoise([wish.seed for wish in wishes], hw.prod(1).tolist(), config.token_channels)
-    labels = torch.tensor([wish.label for wish in wishes], device=device)
-    x = integrate(network, config, hw, labels, sampling, lambda: noise.draw().to(device))
+    labels = torch.tensor([wish.label for wish in wishes])
+    x = integrate(network, config, hw, labels, sampling, lambda: upload(noise.draw(), device))
     return TokenBatch(x.float().cpu(), hw)
 
 
@@ -226,58 +260,82 @@ def integrate(
     sampling: Sampling,
     draw: Callable[[], Tensor],
 ) -> Tensor:
-    """From noise to tokens (T, C) of a packed batch; draw() gives the starting noise, then what a solver needs."""
+    """From noise to tokens (T, C) of a packed batch; draw() gives the starting noise, then what a solver needs.
+
+    hw (B, 2) and labels (B,) are on the CPU, the noise where the network is.
+    """
     if sampling.solver in DIFFUSION_SOLVERS:
         return denoise_steps(network, config, hw, labels, sampling, draw)
-    velocity = guided(network, config.num_classes, hw, labels, sampling)
+    x = draw()
+    velocity = guided(network, config, hw, labels, sampling, x.device)
     if sampling.solver in SDE_SOLVERS:
         times = sde_grid(sampling.steps, shift=sampling.shift)
-        return sample_sde(velocity, draw(), times, draw=draw, method=SDE_SOLVERS[sampling.solver])
-    return SOLVERS[sampling.solver](velocity, draw(), time_grid(sampling.steps, sampling.shift))
+        return sample_sde(velocity, x, times, draw=draw, method=SDE_SOLVERS[sampling.solver])
+    return SOLVERS[sampling.solver](velocity, x, time_grid(sampling.steps or 1, sampling.shift))
 
 
 def denoise_steps(
     network: Network, config: NetworkConfig, hw: Tensor, labels: Tensor, sampling: Sampling, draw: Callable[[], Tensor]
 ) -> Tensor:
-    """The same for a network of noise, told the step of 1000. Guidance leaves its variance as the class has it."""
+    """The same for a network of noise, told the step of 1000."""
 
     def at_step(batch: TokenBatch, t: Tensor, y: Tensor) -> Tensor:
         return network(batch, ((1 - t) * STEPS).round(), y)
 
-    channels = config.token_channels if sampling.channels is None else sampling.channels
-    output = guided(at_step, config.num_classes, hw, labels, replace(sampling, channels=channels))
+    x = draw()
+    output = guided(at_step, config, hw, labels, sampling, x.device)
 
     def at_time(x: Tensor, step: Tensor) -> Tensor:
         return output(x, 1 - step / STEPS)
 
     if sampling.solver == "ddim":
-        return sample_ddim(at_time, draw(), linear_schedule().respaced(ddim_steps(sampling.steps)))
-    return sample_ddpm(at_time, draw(), linear_schedule().respaced(ddpm_steps(sampling.steps)), draw)
+        return sample_ddim(at_time, x, linear_schedule().respaced(ddim_steps(sampling.steps)))
+    return sample_ddpm(at_time, x, linear_schedule().respaced(ddpm_steps(sampling.steps)), draw)
 
 
-def guided(network: Network, null: int, hw: Tensor, labels: Tensor, sampling: Sampling) -> Velocity:
+def guided(
+    network: Network,
+    config: NetworkConfig,
+    hw: Tensor,
+    labels: Tensor,
+    sampling: Sampling,
+    device: torch.device,
+    scale: float | None = None,
+) -> Velocity:
     """output(x, t) of a packed batch with classifier-free guidance; one forward holds both halves.
 
-    There each image is followed by itself without its label, so that a batch sorted by length stays sorted.
+    There each image is followed by itself without its label, so that a batch sorted by length stays sorted. hw and
+    labels are on the CPU; what follows from them is uploaded once, before the first step. scale: instead of that of
+    `sampling`. The variance that a network of noise predicts is not guided.
     """
-    nulls = torch.full_like(labels, null)
+    scale = sampling.guidance if scale is None else scale
+    nulls = torch.full_like(labels, config.num_classes)
     lengths = hw.prod(1).tolist()
     own = torch.arange(sum(lengths)).split(lengths)
-    twice_index = torch.cat([tokens for image in own for tokens in (image, image)]).to(labels.device)
-    twice_hw, twice_labels = hw.repeat_interleave(2, 0), torch.stack((labels, nulls), 1).flatten()
-    # Indices and batches are made once, and not as masks: nothing in a step then waits for a GPU.
+    twice_hw = hw.repeat_interleave(2, 0)
     first = torch.tensor([True, False]).repeat(len(hw)).repeat_interleave(twice_hw.prod(1))
-    halves = [half.nonzero().flatten().to(labels.device) for half in (first, ~first)]
-    blank = torch.empty(sum(lengths), 0, device=labels.device)
-    once, twice = TokenBatch(blank, hw), TokenBatch(blank[twice_index], twice_hw)
+    conditioned, unconditioned = (upload(half.nonzero().flatten(), device) for half in (first, ~first))
+    twice_index = upload(torch.cat([tokens for image in own for tokens in (image, image)]), device)
+    once_labels, twice_labels = (upload(y, device) for y in (labels, torch.stack((labels, nulls), 1).flatten()))
+    blank = torch.empty(len(twice_index), 0, device=device)
+    once, twice = TokenBatch(blank[: sum(lengths)], hw), TokenBatch(blank, twice_hw)
 
     def conditional(x: Tensor, t: Tensor) -> Tensor:
-        return network(once.with_x(x), t.to(x.device).expand(len(hw)), labels)
+        return network(once.with_x(x), times_of(t, len(hw), device), once_labels)
 
     def both(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        v = network(twice.with_x(x[twice_index]), t.to(x.device).expand(len(twice_hw)), twice_labels)
-        return v[halves[0]], v[halves[1]]
+        v = network(twice.with_x(x[twice_index]), times_of(t, len(twice_hw), device), twice_labels)
+        return v[conditioned], v[unconditioned]
 
-    if bool((labels == nulls).all()):  # Nothing to guide towards.
+    if torch.equal(labels, nulls):  # Nothing to guide towards.
         return conditional
-    return guide(both, conditional, sampling.guidance, sampling.interval, sampling.power, sampling.channels)
+    of_variance = config.prediction == "noise" and sampling.channels is None
+    channels = config.token_channels if of_variance else sampling.channels
+    return guide(both, conditional, scale, sampling.interval, sampling.power, channels)
+
+
+def times_of(t: Tensor, images: int, device: torch.device) -> Tensor:
+    """(images,) on the device, without a copy from the CPU: there a single time is but a number."""
+    if t.device.type == device.type:
+        return t.expand(images)
+    return torch.full((images,), float(t), dtype=t.dtype, device=device)

@@ -1,13 +1,18 @@
 """What only a CUDA device can show; collected where there is one."""
 
 import copy
+from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
 
 from fitv2 import FiTConfig, TokenBatch
+from fitv2.flow.objective import flow_loss
+from fitv2.generate import ADAPTIVE, DIFFUSION_SOLVERS, SOLVER_NAMES, Sampling, integrate
 from fitv2.model import attention
-from fitv2.tokens import sum_images
+from fitv2.samplers.noise import ImageNoise
+from fitv2.tokens import sum_images, upload
 from tiny import random_model
 
 CONFIG = FiTConfig(width=64, depth=2, heads=2, num_classes=5)
@@ -28,9 +33,51 @@ def test_float32_agrees_with_the_cpu():
     torch.testing.assert_close(made.cpu(), expected, atol=2e-4, rtol=2e-4)
 
 
-def test_sums_over_images_agree_with_the_cpu():
+@contextmanager
+def no_waiting():
+    """Torch raises an error where the host would wait for the GPU."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_call_of_the_model_and_its_gradients_wait_for_nothing(dtype):
+    """Sizes that are unsorted and new, as every pack of a training brings them."""
+    model, generator = random_model(CONFIG).cuda(), torch.Generator()
+    data, _, labels = inputs("cpu")
+    torch.cuda.synchronize()
+    with no_waiting(), torch.autocast("cuda", dtype, enabled=dtype == torch.bfloat16):
+        data, labels = data.to("cuda"), upload(labels, "cuda")
+        flow_loss(model, data, labels, CONFIG.num_classes, generator).loss.backward()
+
+
+@pytest.mark.parametrize("solver", [solver for solver in SOLVER_NAMES if solver not in ADAPTIVE])
+@torch.inference_mode()
+def test_a_step_of_sampling_waits_for_nothing(solver):
+    config = replace(CONFIG, prediction="noise" if solver in DIFFUSION_SOLVERS else "velocity")
+    model, device = random_model(config).cuda().bfloat16(), torch.device("cuda")
+    noise = ImageNoise(range(len(SIZES)), [h * w for h, w in SIZES], config.token_channels)
+    sampling = Sampling(solver=solver, steps=4, interval=(0.2, 0.9), power=1.0)
+    with no_waiting():
+        x = integrate(
+            lambda batch, t, y: model(batch, t, y).float(),
+            config,
+            torch.tensor(SIZES),
+            torch.arange(len(SIZES)),
+            sampling,
+            lambda: upload(noise.draw(), device),
+        )
+    assert x.isfinite().all()
+
+
+@pytest.mark.parametrize("shape", [(), (64,), (3, 5)])
+def test_sums_over_images_agree_with_the_cpu(shape):
     batch, *_ = inputs("cpu")
-    per_token = torch.randn(len(batch.x), 64)
+    per_token = torch.randn(len(batch.x), *shape)
     expected = sum_images(per_token, *batch.rows)
     made = sum_images(per_token.cuda(), *batch.to("cuda").rows)
     torch.testing.assert_close(made.cpu(), expected, atol=1e-4, rtol=1e-4)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,6 +23,7 @@ from ..errors import UserError
 from ..generate import Network, Sampling, Wish, check_divisible, default_solver, generate_with, guided
 from ..model.rope import RopeScheme
 from ..pretrained import Pretrained, is_own_model, load_pretrained
+from ..randomness import PLAIN_SEEDS
 from ..samplers.noise import ImageNoise
 from ..samplers.ode import Velocity
 from ..sheets import to_image
@@ -36,7 +36,6 @@ PUSH_OPTIONS = ("repo_id", "commit_message", "private", "token", "create_pr")
 # Of a repository on the hub; beside these, files of a variant that is not asked for.
 NEVER_READ = ["*.bin", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.pb"]
 HUB_OPTIONS = ("revision", "token", "cache_dir", "force_download", "local_files_only", "proxies")
-LARGEST_SEED = 2**62
 
 
 class FiTPipeline(DiffusionPipeline):
@@ -132,7 +131,7 @@ class FiTPipeline(DiffusionPipeline):
         sizes: Sequence[tuple[int, int]] | None = None,
         height: int | None = None,
         width: int | None = None,
-        num_inference_steps: int = 25,
+        num_inference_steps: int | None = None,
         guidance_scale: float = 2.0,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         guidance_power: float = 0.0,
@@ -152,7 +151,8 @@ class FiTPipeline(DiffusionPipeline):
 
         class_labels: numbers or names; None: one picture of no class. sizes: (height, width) in pixels, one per picture
         or one for all; or height and width for all; default: the model's own. guidance_interval: times in [0, 1] (1 is
-        the picture) in which guidance acts. guidance_power: above 0 the scale falls to 1 by a cosine of that power.
+        the picture) in which guidance acts. num_inference_steps: 25 by default; none with an adaptive solver.
+        guidance_power: above 0 the scale falls to 1 by a cosine of that power.
         guidance_channels: guides only the first channels of a latent (the authors: 3). seeds: one per picture, the
         same picture whatever else is in the batch; or generators, one or one per picture. extrapolation: a name of
         `fitv2.model.rope.EXTRAPOLATIONS` or a RopeScheme. solver: one of this project's own samplers instead of the
@@ -189,7 +189,7 @@ class FiTPipeline(DiffusionPipeline):
             made = generate_with(lambda: network, config, wishes, sampling, device)
         else:
             hw = torch.tensor([wish.size for wish in wishes]) // config.patch_size
-            labels = torch.tensor([wish.label for wish in wishes], device=device)
+            labels = torch.tensor([wish.label for wish in wishes])
             if latents is None:
                 latents = ImageNoise([w.seed for w in wishes], hw.prod(1).tolist(), config.token_channels).draw()
             if latents.shape != (shape := (int(hw.prod(1).sum()), config.token_channels)):
@@ -197,7 +197,7 @@ class FiTPipeline(DiffusionPipeline):
 
             @cache
             def velocity_at(scale: float) -> Velocity:
-                return guided(network, config.num_classes, hw, labels, replace(sampling, guidance=scale))
+                return guided(network, config, hw, labels, sampling, device, scale)
 
             self._guidance_scale = guidance_scale
             x = self.scheduled(velocity_at, latents.float().to(device), sampling.steps, callback_on_step_end)
@@ -335,11 +335,15 @@ def flat(labels: int | str | Tensor | np.ndarray | Sequence) -> list[int | str]:
 
 
 def draw_seeds(count: int, generator: torch.Generator | Sequence[torch.Generator] | None) -> list[int]:
-    """A seed per picture: from its own generator, or from the one for all (None: torch's own)."""
+    """A seed per image below 2**32: from its own generator, or different ones from that for all (None: torch's own)."""
     if isinstance(generator, Sequence):
         return [draw_seeds(1, own)[0] for own in generator]
     device = generator.device if generator is not None else "cpu"
-    return torch.randint(LARGEST_SEED, (count,), generator=generator, device=device).tolist()
+    seeds: dict[int, None] = {}
+    while len(seeds) < count:
+        drawn = torch.randint(PLAIN_SEEDS, (count - len(seeds),), generator=generator, device=device)
+        seeds |= dict.fromkeys(drawn.tolist())
+    return list(seeds)
 
 
 def stacked(arrays: list) -> list | Tensor | np.ndarray:

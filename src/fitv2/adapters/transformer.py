@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,11 +16,12 @@ from torch import Tensor
 from ..errors import UserError
 from ..model.config import FiTConfig, Modulation, Prediction
 from ..model.context import pack_context
+from ..model.precision import autocast_in
 from ..model.presets import ARCHITECTURES, architecture_of, config_of
 from ..model.rope import RopeScheme
 from ..model.transformer import FiT
 from ..pretrained import Pretrained, is_own_model, load_pretrained
-from ..tokens import TokenBatch
+from ..tokens import TokenBatch, upload
 
 NOT_HERE = "{} is of a fixed grid: diffusers has DiTTransformer2DModel for such networks, and this is for FiT and FiTv2"
 
@@ -134,15 +134,13 @@ class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         device = batch.x.device
         if class_labels is None:
             class_labels = torch.full((len(batch),), self.fit.null_label, device=device)
-        t_B = torch.as_tensor(timestep, device=device).float().expand(len(batch))
+        t_B = upload(torch.as_tensor(timestep), device).float().expand(len(batch))
         context = encoder_hidden_states
         if isinstance(context, Tensor):
             context = pack_context(context.unbind(0))
         self.fit.activation_checkpointing = self.gradient_checkpointing
-        # By the model's dtype, not its weights': with layerwise casting those are stored in another one. A caller's own
-        # autocast around a float32 model stays in force.
-        half = self.dtype in (torch.bfloat16, torch.float16)
-        with torch.autocast(device.type, self.dtype) if half else nullcontext():
+        # By the model's dtype, not its weights': with layerwise casting those are stored in another one.
+        with autocast_in(self.dtype, device):
             output = self.fit(batch, t_B, class_labels, rope=rope, context=context).to(batch.x.dtype)
         if not packed:
             output = torch.stack(batch.with_x(output).to_latents(self.config.patch_size))

@@ -105,7 +105,7 @@ def evaluate(
     guidance_interval: GuidanceInterval = (0.0, 1.0),
     guidance_power: GuidancePower = 0.0,
     guidance_channels: GuidanceChannels = None,
-    steps: Steps = 25,
+    steps: Steps = None,
     solver: Solver = None,
     time_shift: TimeShift = 1.0,
     full_every: FullEvery = 1,
@@ -188,11 +188,16 @@ def evaluate(
         first_says(check)
         if is_model(names[0]):
             pretrained, codec = load_for_sampling(names[0], autoencoder, precision, state.device)
-            plain = {"steps": steps, "interval": guidance_interval, "power": guidance_power}
-            plain |= {"shift": time_shift, "full_every": full_every}
-            chosen = [solver, guidance_channels, extrapolation, attention_scale]
+            plain = {"steps": steps, "shift": time_shift, "full_every": full_every, "solver": solver}
+            plain |= {"extrapolation": extrapolation, "attention_scale": attention_scale}
+            guiding = {"interval": guidance_interval, "power": guidance_power, "guidance_channels": guidance_channels}
             scales = guidance or [DEFAULT_GUIDANCE]
-            samplings = [build_sampling(pretrained, *chosen, guidance=scale, **plain) for scale in scales]
+            # Of several scales, how guidance acts is a matter of those that guide.
+            some_guide = any(scale != 1 for scale in scales)
+            samplings = [
+                build_sampling(pretrained, **plain, guidance=scale, **({} if some_guide and scale == 1 else guiding))
+                for scale in scales
+            ]
             for wish in wanted:
                 few = balanced_wishes(pretrained, min(num or SHARD, SHARD), wish, seed, codec.factor)
                 check_memory(pretrained, few, samplings[0])

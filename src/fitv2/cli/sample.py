@@ -52,7 +52,7 @@ def sample(
         typer.Option(help="HEIGHTxWIDTH in pixels, repeatable; default: sizes of training and ones never seen"),
     ] = None,
     num: Annotated[int, typer.Option(min=1, help="pictures per class and size")] = 1,
-    steps: Steps = 25,
+    steps: Steps = None,
     solver: Solver = None,
     guidance: Annotated[float, typer.Option(help="scale of classifier-free guidance; 1 is none")] = 2.0,
     guidance_interval: GuidanceInterval = (0.0, 1.0),
@@ -132,9 +132,10 @@ def sample(
     sheet = out / "sheet.png"
     contact_sheet([images[number] for number in range(len(wishes))], captions).save(sheet)
 
-    calls = sampling.model_calls
-    report = {"model": model, "solver": sampling.solver, "steps": steps, "model_calls": calls, "guidance": guidance}
+    calls, taken = sampling.model_calls, sampling.steps
+    report = {"model": model, "solver": sampling.solver, "steps": taken, "model_calls": calls}
     report |= {
+        "guidance": guidance,
         "guidance_interval": guidance_interval,
         "seconds": round(seconds, 2),
         "sheet": str(sheet),
@@ -146,7 +147,7 @@ def sample(
     unseen = sum(not row["seen"] for row in rows)
     print(
         f"{len(rows)} pictures by {model} in {seconds:.1f} s: {sampling.solver}, "
-        f"{f'{steps} steps, {calls} model calls' if calls else 'steps of its own choice'}, guidance {guidance:g}."
+        f"{f'{taken} steps, {calls} model calls' if calls else 'steps of its own choice'}, guidance {guidance:g}."
     )
     if unseen:
         print(

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from ..generate import Sampling
     from ..pretrained import Pretrained
 
-Steps = Annotated[int, typer.Option(min=1, help="solver steps")]
+Steps = Annotated[
+    int | None, typer.Option(min=1, help="solver steps; default 25, and none for dopri5 and adaptive_heun")
+]
 Solver = Annotated[
     str | None,
     typer.Option(
@@ -64,9 +66,9 @@ Device = Annotated[
 def build_sampling(
     pretrained: Pretrained,
     solver: str | None,
-    guidance_channels: int | None,
-    extrapolation: str | None,
-    attention_scale: str | None,
+    guidance_channels: int | None = None,
+    extrapolation: str | None = None,
+    attention_scale: str | None = None,
     **plain,
 ) -> Sampling:
     """What the options mean for that model; plain: what needs no translation. Raises ValueError for what is wrong."""

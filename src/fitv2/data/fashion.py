@@ -22,14 +22,13 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import UserError
+from ..randomness import Purpose, numpy_generator
 from .images import Preprocessing, prepare, target_size, variants
 
 PATCH = 4
 SIDE = 28
 # The budget under which every garment keeps its size.
 WHOLE = (SIDE // PATCH) ** 2
-# Keep the streams of random scales and of random variants apart from that of the packs.
-SCALES, VARIANTS = 1, 2
 # Fainter pixels are paper and shadow: with this threshold the boxes hug the garment and still contain all of it.
 THRESHOLD = 32
 CLASS_NAMES = ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
@@ -101,9 +100,9 @@ class Fashion:
     def epoch(self, epoch: int, seed: int) -> FashionEpoch:
         """The set with the sizes and variants drawn for this epoch."""
         if self.min_scale < 1:
-            scale = np.random.default_rng((seed, epoch, SCALES)).uniform(self.min_scale, 1, len(self))
+            scale = numpy_generator(Purpose.VARIANTS, seed, epoch).uniform(self.min_scale, 1, len(self))
             return FashionEpoch(self, np.maximum(np.rint(self.hw * scale[:, None]), 1).astype(np.int64))
-        second = np.random.default_rng((seed, epoch, VARIANTS)).random(len(self)) >= 0.5
+        second = numpy_generator(Purpose.VARIANTS, seed, epoch).random(len(self)) >= 0.5
         drawn = self.size_index.ravel(), second.astype(np.int64)
         return FashionEpoch(self, self.fitted_hw[drawn], self.is_crop[drawn])
 

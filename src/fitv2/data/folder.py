@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..atomic import write_text
 from ..errors import UserError
+from ..randomness import Purpose, numpy_generator
 from .contents import Contents, Labels, read_contents
 from .images import Preprocessing, UnreadableImage, decode, fit_size, prepare, target_size, to_array, variants
 from .scan import check_all
@@ -27,8 +28,6 @@ from .scan import check_all
 logger = logging.getLogger(__name__)
 
 MOST_EMPTY = 20
-# Keeps the stream of these draws apart from that of the packs.
-_DRAWS = 1
 
 
 @dataclass
@@ -122,7 +121,7 @@ class ImageFolder:
 
     def epoch(self, epoch: int, seed: int) -> FolderEpoch:
         """The pictures as one epoch takes them; what is drawn for picture i depends on (seed, epoch, i) alone."""
-        return FolderEpoch(self, np.random.default_rng((seed, epoch, _DRAWS)).random((len(self), 3)))
+        return FolderEpoch(self, numpy_generator(Purpose.VARIANTS, seed, epoch).random((len(self), 3)))
 
 
 class FolderEpoch:

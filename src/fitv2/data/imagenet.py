@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from ..errors import UserError
+from ..randomness import Purpose, numpy_generator
 from .images import fit_size, variants
 
 PICTURES, CLASSES = 1_281_167, 1000
@@ -23,7 +24,7 @@ ASPECTS, SHARES = (4 / 3, 3 / 4, 3 / 2, 2 / 3, 1.0), (0.45, 0.2, 0.2, 0.07, 0.08
 
 def picture_sizes(number: int, seed: int = 0) -> np.ndarray:
     """(number, 2) int64 heights and widths in pixels, as the module says."""
-    rng = np.random.default_rng(seed)
+    rng = numpy_generator(Purpose.VARIANTS, seed)
     camera = rng.choice(ASPECTS, number, p=SHARES) * np.exp(rng.normal(0, 0.02, number))
     other = np.exp(rng.normal(np.log(1.1), 0.35, number))
     area = np.exp(rng.normal(np.log(350 * 300), 0.7, number))
@@ -54,7 +55,7 @@ class ImageNetLike:
         return self.pictures
 
     def epoch(self, epoch: int, seed: int) -> ImageNetLikeEpoch:
-        variant = np.random.default_rng((seed, epoch)).integers(0, 2, self.pictures)
+        variant = numpy_generator(Purpose.VARIANTS, seed, epoch).integers(0, 2, self.pictures)
         return ImageNetLikeEpoch(np.array(self.fitted)[np.arange(self.pictures) % len(self.fitted), variant])
 
 

@@ -12,11 +12,9 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..randomness import Purpose, numpy_generator
 from .images import UnreadableImage
 from .prepared import SHARDS, read_dataset, read_index
-
-# Keep the streams of these draws apart from that of the packs, and from each other.
-_DRAWS, _NOISE = 1, 2
 
 
 class NotFiniteLatent(UnreadableImage):
@@ -114,8 +112,8 @@ class LatentEpoch:
     """An `EpochView` of prepared pictures: variant, flip and noise are drawn."""
 
     def __init__(self, shards: LatentShards, epoch: int, seed: int) -> None:
-        draws = np.random.default_rng((seed, epoch, _DRAWS)).random((len(shards), 2))
-        self.shards, self.key = shards, (seed, epoch, _NOISE)
+        draws = numpy_generator(Purpose.VARIANTS, seed, epoch).random((len(shards), 2))
+        self.shards, self.key = shards, (seed, epoch)
         self.labels = shards.labels
         self.variant = (draws[:, 0] * shards.possible).astype(np.int64)
         self.flip = shards.flip & (draws[:, 1] < 0.5)
@@ -129,5 +127,5 @@ class LatentEpoch:
             pixels = pixels[:, :, ::-1] if flip else pixels
             return torch.from_numpy(pixels.astype(np.float32, order="C") / 127.5 - 1)
         mean, std = shards.stored(index, self.variant[index], int(flip)).astype(np.float32)
-        noise = np.random.default_rng((*self.key, index)).standard_normal(mean.shape, np.float32)
+        noise = numpy_generator(Purpose.LATENTS, *self.key, index).standard_normal(mean.shape, np.float32)
         return torch.from_numpy(mean + std * noise)

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import UserError
+from ..randomness import Purpose, numpy_generator
 from ..tokens import unpatchify
 from .folder import ScanReport
 from .images import Preprocessing, UnreadableImage
@@ -31,8 +32,6 @@ logger = logging.getLogger(__name__)
 
 FOLDER = re.compile(r"from_16_to_(\d+)|greater_than_(\d+)_(?:resize|crop)")
 NUMBERS_PER_TOKEN = 16
-# Keeps the stream of these draws apart from that of the packs.
-_DRAWS = 1
 
 
 class OfficialLatents:
@@ -79,7 +78,7 @@ class OfficialLatents:
 
     def epoch(self, epoch: int, seed: int) -> OfficialEpoch:
         """The pictures as one epoch takes them; what is drawn for picture i depends on (seed, epoch, i) alone."""
-        return OfficialEpoch(self, np.random.default_rng((seed, epoch, _DRAWS)).random((len(self), 2)))
+        return OfficialEpoch(self, numpy_generator(Purpose.VARIANTS, seed, epoch).random((len(self), 2)))
 
 
 class OfficialEpoch:

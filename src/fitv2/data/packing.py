@@ -7,6 +7,7 @@ from bisect import bisect_left
 import numpy as np
 
 from ..errors import UserError
+from ..randomness import Purpose, numpy_generator
 
 # Packs kept open at a time. More fill better, but mix pictures over a longer stretch of the shuffled order.
 OPEN_PACKS = 64
@@ -24,7 +25,7 @@ def plan_packs(lengths: np.ndarray, budget: int, seed: int, epoch: int) -> list[
             f"a picture of {lengths.max()} tokens does not fit a pack of {budget} tokens: raise "
             "training.tokens_per_pack, or lower data.max_tokens"
         )
-    order = np.random.default_rng((seed, epoch)).permutation(len(lengths))
+    order = numpy_generator(Purpose.ORDER, seed, epoch).permutation(len(lengths))
     shortest = int(lengths.min())
     packs: list[list[int]] = []
     # Open packs in order of their room, the fullest first: two lists, because bisect is fast on plain numbers.

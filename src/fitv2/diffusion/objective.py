@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..tokens import TokenBatch
+from ..tokens import TokenBatch, upload
 from .schedule import Schedule, denoise, diffuse, posterior_mean, read
 
 # (noisy images, step (B,) of the full process as float, labels (B,)) -> (T, 2 C)
@@ -46,9 +46,9 @@ def diffusion_loss(
     noise (T, C).
     """
     device = data.x.device
-    index_B = torch.randint(len(schedule), (len(data),), generator=generator).to(device)
-    dropped_B = (torch.rand(len(data), generator=generator) < label_drop).to(device)
-    noise_TC = torch.randn(data.x.shape, generator=generator).to(device)
+    index_B = upload(torch.randint(len(schedule), (len(data),), generator=generator), device)
+    dropped_B = upload(torch.rand(len(data), generator=generator) < label_drop, device)
+    noise_TC = upload(torch.randn(data.x.shape, generator=generator), device)
     return diffusion_loss_at(network, data, noise_TC, index_B, labels_B.masked_fill(dropped_B, null_label), schedule)
 
 
@@ -61,9 +61,9 @@ def diffusion_loss_at(
     schedule: Schedule,
 ) -> DiffusionLoss:
     """Both terms as means over each image's own tokens and channels, then over images; a picture weighs the same."""
-    index_T = index_B[data.image_index]
+    schedule, index_T = schedule.on(index_B.device), index_B[data.image_index]
     state_TC = diffuse(schedule, data.x, noise_TC, index_T)
-    step_B = torch.tensor(schedule.steps, device=index_B.device)[index_B].float()
+    step_B = schedule.step_table[index_B].float()
     output = network(data.with_x(state_TC), step_B, labels_B).float()
     predicted_TC, share_TC = output.chunk(2, dim=-1)
     mse_B = data.image_mean((predicted_TC - noise_TC).square().mean(1))

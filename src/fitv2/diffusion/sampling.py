@@ -19,14 +19,14 @@ Output = Callable[[Tensor, Tensor], Tensor]
 def sample_ddpm(output: Output, x: Tensor, schedule: Schedule, draw: Callable[[], Tensor]) -> Tensor:
     """From noise x through all steps of the schedule; draw() gives normal noise (T, C), for all but the last."""
     for i in reversed(range(len(schedule))):
-        x = ddpm_step(schedule, x, at(output, schedule, x, i), torch.tensor(i, device=x.device), draw if i else None)
+        x = ddpm_step(schedule, x, at(output, schedule, x, i), torch.tensor(i), draw if i else None)
     return x
 
 
 def sample_ddim(output: Output, x: Tensor, schedule: Schedule) -> Tensor:
     """The same without randomness; the learned variance is not used."""
     for i in reversed(range(len(schedule))):
-        x = ddim_step(schedule, x, at(output, schedule, x, i), torch.tensor(i, device=x.device))
+        x = ddim_step(schedule, x, at(output, schedule, x, i), torch.tensor(i))
     return x
 
 

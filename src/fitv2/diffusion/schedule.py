@@ -30,6 +30,11 @@ class Schedule:
         return len(self.steps)
 
     @cached_property
+    def step_table(self) -> Tensor:
+        """(N,) int64, the steps."""
+        return torch.tensor(self.steps, device=self.betas.device)
+
+    @cached_property
     def kept(self) -> Tensor:
         """Share of the data's variance that is left after each step (alpha bar)."""
         return (1 - self.betas).cumprod(0)
@@ -49,6 +54,18 @@ class Schedule:
         """Its logarithm; at the first step, where it would be minus infinity, that of the second (or, alone, beta)."""
         second = self.posterior_variance[1:2] if len(self) > 1 else self.betas
         return torch.cat((second, self.posterior_variance[1:])).log()
+
+    def on(self, device: torch.device) -> Schedule:
+        """The same with its tables on a device, where they stay."""
+        if device == self.betas.device:
+            return self
+        if device not in self._copies:
+            self._copies[device] = Schedule(self.betas.to(device), self.steps)
+        return self._copies[device]
+
+    @cached_property
+    def _copies(self) -> dict[torch.device, Schedule]:
+        return {}
 
     def respaced(self, steps: tuple[int, ...]) -> Schedule:
         """The process that goes through these of its steps only."""
@@ -79,7 +96,7 @@ def ddim_steps(count: int, of: int = STEPS) -> tuple[int, ...]:
     return tuple(i * of // count for i in range(count))
 
 
-def check_count(count: int, of: int) -> None:
+def check_count(count: int, of: int = STEPS) -> None:
     if not 1 <= count <= of:
         raise UserError(f"a process of {of} steps has 1 to {of} of them to go through, not {count}")
 
@@ -119,6 +136,9 @@ def denoise(schedule: Schedule, state: Tensor, output: Tensor, index: Tensor) ->
 
 
 def read(table: Tensor, index: Tensor, like: Tensor) -> Tensor:
-    """Entries of a table as float32 that broadcast against `like`."""
-    values = table.to(index.device)[index].float()
-    return values.view(*values.shape, *[1] * (like.ndim - values.ndim))
+    """Entries of a table as float32 that broadcast against `like`.
+
+    The table is where the index is. A single index may be on the CPU for any `like`: a number travels with the kernel.
+    """
+    values = table[index].float()
+    return values.view(*values.shape, *[1] * (like.ndim - values.ndim)) if index.ndim else values

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..randomness import Purpose, torch_generator
 
 # Pictures of a part, of which each gets a score; as ADM's evaluator and the first code had it for 50 000.
 PART = 5000
@@ -26,7 +27,7 @@ def classifier_score(probabilities: Tensor, seed: int = 0) -> tuple[float, float
     # NaN is caught as well.
     if not torch.allclose(p.sum(1), torch.ones(len(p), dtype=p.dtype), atol=1e-3) or (p < 0).any():
         raise UserError("these are no probabilities: they are below 0, or do not sum to 1 for every picture")
-    p = p[torch.randperm(len(p), generator=torch.Generator().manual_seed(seed))]
+    p = p[torch.randperm(len(p), generator=torch_generator(Purpose.SPLITS, seed))]
     parts = p.tensor_split(max(round(len(p) / PART), 1))
     scores = torch.stack([(entropy(part.mean(0)) - entropy(part).mean()).exp() for part in parts])
     return float(scores.mean()), float(scores.std(correction=0))

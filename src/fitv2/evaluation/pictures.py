@@ -21,6 +21,7 @@ from ..data.official_latents import budgets
 from ..data.prepared import is_prepared, read_dataset
 from ..data.scan import in_threads
 from ..errors import UserError
+from ..randomness import Purpose, numpy_generator
 from .archives import read_pictures, read_shape
 
 FASHION = "fashion"
@@ -213,7 +214,7 @@ def in_turn(labels: np.ndarray, number: int) -> np.ndarray:
 
     Which, a fixed seed draws: the first by name are often alike. A larger number takes the same ones and more.
     """
-    drawn = np.random.default_rng(0).permutation(len(labels))
+    drawn = numpy_generator(Purpose.SPLITS, 0).permutation(len(labels))
     order = drawn[np.argsort(labels[drawn], kind="stable")]
     counts = np.unique(labels, return_counts=True)[1]
     turns = np.concatenate([np.arange(count) for count in counts])

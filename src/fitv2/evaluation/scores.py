@@ -25,6 +25,7 @@ from ..data.fashion import CLASS_NAMES, bundled, to_latent
 from ..errors import UserError
 from ..generate import Sampling, Wish, generate, scaled_size
 from ..pretrained import Pretrained
+from ..randomness import Purpose, numpy_generator
 from .classifier import WEIGHTS, examine, load_classifier
 from .frechet import Statistics, frechet_distance
 from .suite import ENOUGH
@@ -160,7 +161,7 @@ def draw_sizes(label: int, number: int, seed: tuple[int, int]) -> list[tuple[int
     """`number` pairs (height, width) in pixels of bundled garments of the class, drawn with replacement."""
     garments = bundled()
     own = garments.hw[garments.labels == label] * garments.patch_size
-    return [(h, w) for h, w in own[np.random.default_rng(seed).integers(len(own), size=number)].tolist()]
+    return [(h, w) for h, w in own[numpy_generator(Purpose.REQUESTS, *seed).integers(len(own), size=number)].tolist()]
 
 
 def shares_recognised(classes: Tensor, labels: Tensor) -> list[float]:

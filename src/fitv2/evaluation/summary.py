@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..atomic import write_tensors
+from ..randomness import Purpose, torch_generator
 from .classifier_score import classifier_score
 from .features import Extractor, extract
 from .frechet import RunningStatistics, Statistics
@@ -61,7 +62,7 @@ def summarise(
     """Of images in the order of their labels (N,). Raises ValueError for fewer than two, or features not finite."""
     kept = torch.zeros(len(labels), dtype=torch.bool)
     # Not evenly spaced: of classes in turn, every other picture is of every other class.
-    kept[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[:MOST_KEPT]] = True
+    kept[torch.randperm(len(labels), generator=torch_generator(Purpose.SPLITS, 0))[:MOST_KEPT]] = True
     pooled, spatial, own, probabilities, start = RunningStatistics(), RunningStatistics(), [], [], 0
     for features in extract(extractor, images, done):
         chosen = kept[start : start + len(features.pooled)]

@@ -10,6 +10,7 @@ import numpy as np
 from ..errors import UserError
 from ..generate import Wish, check_divisible, scaled_size
 from ..pretrained import Pretrained
+from ..randomness import Purpose, numpy_generator
 
 # The seed of picture i is seed * SEEDS + i, so different seeds share no picture up to this many.
 SEEDS = 1_000_000
@@ -70,5 +71,5 @@ def own_shapes(pretrained: Pretrained, label: int) -> list[tuple[int, int, int]]
 def drawn_sizes(shapes: Sequence[tuple[int, int, int]], number: int, seed: tuple[int, int]) -> list[tuple[int, int]]:
     """`number` pairs (height, width), each as often as training had it."""
     counts = np.array([count for *_, count in shapes], dtype=float)
-    chosen = np.random.default_rng(seed).choice(len(shapes), number, p=counts / counts.sum())
+    chosen = numpy_generator(Purpose.REQUESTS, *seed).choice(len(shapes), number, p=counts / counts.sum())
     return [shapes[i][:2] for i in chosen.tolist()]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..tokens import TokenBatch
+from ..tokens import TokenBatch, upload
 from .path import LOGIT_NORMAL, TimeDensity, interpolate, sample_times
 
 # (images at their times, t (B,), labels (B,)) -> velocity (T, C)
@@ -42,9 +42,9 @@ def flow_loss(
     times (B,), a uniform number per label (B,), noise (T, C).
     """
     device = data.x.device
-    t_B = sample_times(len(data), generator, density).to(device)
-    dropped_B = (torch.rand(len(data), generator=generator) < label_drop).to(device)
-    noise_TC = torch.randn(data.x.shape, generator=generator).to(device)
+    t_B = upload(sample_times(len(data), generator, density), device)
+    dropped_B = upload(torch.rand(len(data), generator=generator) < label_drop, device)
+    noise_TC = upload(torch.randn(data.x.shape, generator=generator), device)
     return flow_loss_at(velocity, data, noise_TC, t_B, labels_B.masked_fill(dropped_B, null_label))
 
 

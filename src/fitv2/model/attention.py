@@ -12,10 +12,10 @@ from ..tokens import TokenBatch, runs_of
 from .recompute import recomputed
 from .rope import rotate
 
-# On a CPU plain products beat the fused kernel (about twice in bfloat16), until their (L, L) scores leave the caches.
-LONGEST_PLAIN = 512
-# Queries of one head at a time: few enough that their scores are never much memory.
-ROWS = 512
+# On a CPU plain products beat the fused kernel until their (L, L) float32 scores leave the caches. Products of float16
+# are so slow there that the fused kernel always wins.
+LONGEST_PLAIN = {torch.bfloat16: 256, torch.float16: 0}
+LONGEST_PLAIN_FLOAT32 = 512
 
 
 def packed_attention(q_TNH: Tensor, k_SNH: Tensor, v_SNH: Tensor, queries: TokenBatch, keys: TokenBatch) -> Tensor:
@@ -62,24 +62,16 @@ def fastest_attention(q: Tensor, k: Tensor) -> Callable[[Tensor, Tensor, Tensor]
     """What is fastest on this device, in this precision and at these lengths, for (n, N, L, H) of equal lengths."""
     if q.device.type != "cpu":
         return F.scaled_dot_product_attention
-    if max(q.shape[-2], k.shape[-2]) <= LONGEST_PLAIN:
-        return plain_attention
-    # Its loop has no backward pass.
-    by_rows = q.dtype == torch.bfloat16 and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    return attention_by_rows if by_rows else F.scaled_dot_product_attention
-
-
-def attention_by_rows(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """`plain_attention` of one head and `ROWS` queries at a time, without gradients."""
-    output = torch.empty(q.shape, dtype=q.dtype)
-    for made, *head in zip(*(x.flatten(0, 1) for x in (output, q, k, v)), strict=True):
-        for rows, queries in zip(made.split(ROWS), head[0].split(ROWS), strict=True):
-            rows.copy_(plain_attention(queries, *head[1:]))
-    return output
+    longest = LONGEST_PLAIN.get(q.dtype, LONGEST_PLAIN_FLOAT32)
+    fits = max(q.shape[-2], k.shape[-2]) <= longest
+    return plain_attention if fits else F.scaled_dot_product_attention
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(H)) v over (..., L, H); scores in the dtype of q, the softmax of them in float32."""
+    """softmax(q k^T / sqrt(H)) v over (..., L, H) in the dtype of q.
+
+    Scores and their gradients are float32 at least: rounded to half precision, large ones would be off by whole units.
+    """
     return _PlainAttention.apply(q.contiguous(), k.contiguous(), v.contiguous())
 
 
@@ -92,22 +84,29 @@ class _PlainAttention(torch.autograd.Function):
         # What is compiled is one graph for all lengths, and cannot choose by them.
         short = not torch.compiler.is_compiling() and k.shape[-2] <= k.shape[-1]
         ctx.save_for_backward(q, k, v, p if short else None)
-        return p @ v
+        return p.to(v.dtype) @ v
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v, p = ctx.saved_tensors
         # Made again also where this pass is differentiated itself: what was kept is a constant there.
         p = probabilities(q, k) if p is None or torch.is_grad_enabled() else p
-        of_scores = torch.ops.aten._softmax_backward_data(grad @ v.mT, p, -1, p.dtype) * q.shape[-1] ** -0.5
-        return of_scores @ k, of_scores.mT @ q, p.mT @ grad
+        of_scores = torch.ops.aten._softmax_backward_data(float32_product(grad, v.mT), p, -1, p.dtype)
+        of_scores = (of_scores * q.shape[-1] ** -0.5).to(q.dtype)
+        return of_scores @ k, of_scores.mT @ q, p.to(grad.dtype).mT @ grad
 
 
 def probabilities(q: Tensor, k: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(H)), (..., L, L) in the dtype of q."""
-    scores = (q * q.shape[-1] ** -0.5) @ k.mT
-    with torch.autocast(q.device.type, enabled=False):  # The kernel computes in float32 and rounds once.
-        return scores.softmax(-1)
+    """softmax(q k^T / sqrt(H)), (..., L, L) in float32 at least."""
+    q = q.to(torch.promote_types(q.dtype, torch.float32))
+    return float32_product(q * q.shape[-1] ** -0.5, k.mT).softmax(-1)
+
+
+def float32_product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b in float32 at least, also under autocast."""
+    dtype = torch.promote_types(a.dtype, torch.float32)
+    with torch.autocast(a.device.type, enabled=False):
+        return a.to(dtype) @ b.to(dtype)
 
 
 class SelfAttention(nn.Module):

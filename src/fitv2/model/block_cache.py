@@ -6,6 +6,9 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+# With fewer blocks there are none between the first and the last.
+SHALLOWEST_CACHED = 3
+
 
 class BlockCache:
     """Of every `every` forwards of the same images, one computes all blocks; the others only the first and the last.

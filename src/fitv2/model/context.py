@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..tokens import TokenBatch
+from ..tokens import TokenBatch, upload
 from .attention import packed_attention
 
 CONTEXTS = ("none", "cross", "joint")
@@ -45,10 +45,7 @@ class CrossAttention(nn.Module):
         self.q = nn.Linear(width, width)
         self.kv = nn.Linear(width, 2 * width)
         self.proj = nn.Linear(width, width)
-        self.gate = nn.Parameter(torch.zeros(width))
-        for linear in (self.q, self.kv, self.proj):
-            nn.init.xavier_uniform_(linear.weight)
-            nn.init.zeros_(linear.bias)
+        self.gate = nn.Parameter(torch.empty(width))
 
     def forward(self, x_TD: Tensor, batch: TokenBatch, context: TokenBatch) -> Tensor:
         """What to add to the residual stream (T, D)."""
@@ -59,17 +56,24 @@ class CrossAttention(nn.Module):
 
 
 def join(batch: TokenBatch, context: TokenBatch) -> tuple[TokenBatch, Tensor, Tensor]:
-    """Context and image tokens of each image as one sequence, context first; all three (T + S, ...).
+    """Context and image tokens of each image as one sequence of T + S tokens, context first.
 
-    Returns the joined batch (its images are columns), the (row, column) of every token (context token m of M at (m, m),
-    patch (i, j) at (M + i, M + j)), and where the image's own tokens are.
+    Returns the joined batch (its images are columns), the (row, column) of every token (T + S, 2) (context token m of M
+    at (m, m), patch (i, j) at (M + i, M + j)), and where the image's own tokens are (T,).
     """
-    lengths, own = context.lengths, batch.lengths
-    from_context = torch.arange(sum(lengths)).split(lengths)
-    from_image = (torch.arange(sum(own)) + sum(lengths)).split(own)
-    order = torch.cat([part for pair in zip(from_context, from_image, strict=True) for part in pair]).to(batch.x.device)
-    after = torch.tensor(lengths, device=batch.x.device)[batch.image_index][:, None]
-    diagonal = context.positions[:, :1].expand(-1, 2)
-    columns = [(m + n, 1) for m, n in zip(lengths, own, strict=True)]
-    joined = TokenBatch(torch.cat((context.x, batch.x))[order], columns)
-    return joined, torch.cat((diagonal, batch.positions + after))[order], order >= sum(lengths)
+
+    def places() -> tuple[TokenBatch, Tensor, Tensor, Tensor]:
+        lengths, own = context.lengths, batch.lengths
+        from_context = torch.arange(sum(lengths)).split(lengths)
+        from_image = (torch.arange(sum(own)) + sum(lengths)).split(own)
+        order = torch.cat([part for pair in zip(from_context, from_image, strict=True) for part in pair])
+        own_tokens = (order >= sum(lengths)).nonzero().flatten()
+        order, own_tokens = (upload(index, batch.x.device) for index in (order, own_tokens))
+        diagonal = context.positions[:, :1].expand(-1, 2)
+        after = context.offsets.diff()[batch.image_index][:, None]
+        positions = torch.cat((diagonal, batch.positions + after))[order]
+        columns = [(m + n, 1) for m, n in zip(lengths, own, strict=True)]
+        return TokenBatch(batch.x.new_empty(len(order), 0), columns), positions, order, own_tokens
+
+    joined, positions, order, own_tokens = batch.once(("joined", *context.lengths), places)
+    return joined.with_x(torch.cat((context.x, batch.x))[order]), positions, own_tokens

@@ -7,7 +7,6 @@ every image has to be of one square size.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,9 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..tokens import TokenBatch
+from ..tokens import TokenBatch, patchify
 from .block_cache import BlockCache
 from .config import NetworkConfig, Prediction
+from .init import dit_modulations, initialise_dit
+from .precision import autocast_in
 from .rope import RopeScheme
 
 if TYPE_CHECKING:
@@ -75,31 +76,6 @@ def build_dit(config: GridConfig) -> DiTTransformer2DModel:
     return dit
 
 
-def initialise(dit: DiTTransformer2DModel) -> None:
-    """The initial values of the authors of DiT: at first every block is the identity, and the output zero."""
-    for layer in dit.modules():
-        if isinstance(layer, nn.Linear):
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
-    for block in dit.transformer_blocks:
-        for layer in (block.attn1.to_q, block.attn1.to_k, block.attn1.to_v):
-            nn.init.xavier_uniform_(layer.weight, gain=0.5**0.5)  # As parts of one layer from D to 3 D numbers.
-    nn.init.xavier_uniform_(dit.pos_embed.proj.weight.flatten(1))
-    nn.init.zeros_(dit.pos_embed.proj.bias)
-    embedder = dit.transformer_blocks[0].norm1.emb
-    times = embedder.timestep_embedder
-    for weight in (embedder.class_embedder.embedding_table.weight, times.linear_1.weight, times.linear_2.weight):
-        nn.init.normal_(weight, std=0.02)
-    for layer in (*modulations(dit), dit.proj_out_2):
-        nn.init.zeros_(layer.weight)
-        nn.init.zeros_(layer.bias)
-
-
-def modulations(dit: DiTTransformer2DModel) -> list[nn.Linear]:
-    """The layers that give shifts, scales and gates."""
-    return [*(block.norm1.linear for block in dit.transformer_blocks), dit.proj_out_1]
-
-
 class GridTransformer(nn.Module):
     """The network over packed tokens of images that are all of `config.fixed_grid`."""
 
@@ -107,9 +83,9 @@ class GridTransformer(nn.Module):
         super().__init__()
         self.config = config
         self.dit = build_dit(config)
-        initialise(self.dit)
+        initialise_dit(self.dit)
         # Under autocast the residual stream and what it is multiplied with stay float32, as in FiT.
-        for part in (self.dit.pos_embed, *modulations(self.dit)):
+        for part in (self.dit.pos_embed, *dit_modulations(self.dit)):
             part.register_forward_hook(lambda module, inputs, output: output.float())
         if self.dit.pos_embed.pos_embed.is_meta:  # No file holds the table: weights may come later, it is there.
             self.dit.pos_embed.pos_embed = position_table(config)
@@ -151,11 +127,9 @@ class GridTransformer(nn.Module):
             side = self.config.side
             raise ValueError(f"every image of this model has {side}x{side} tokens, and these have {batch.sizes}")
         images = torch.stack(batch.to_latents(self.config.patch_size))
-        dtype, device = self.dit.proj_out_2.weight.dtype, images.device.type
-        half = dtype in (torch.bfloat16, torch.float16) and not torch.is_autocast_enabled(device)
-        with torch.autocast(device, dtype) if half else nullcontext():
+        with autocast_in(self.dit.proj_out_2.weight.dtype, images.device):
             output = self.dit(images, timestep=t_B, class_labels=y_B).sample
-        return TokenBatch.from_latents(output.unbind(), self.config.patch_size).x
+        return torch.cat([patchify(latent, self.config.patch_size) for latent in output])
 
 
 def position_table(config: GridConfig) -> Tensor:

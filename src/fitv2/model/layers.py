@@ -21,8 +21,6 @@ class PatchEmbedder(nn.Module):
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
         self.proj = nn.Linear(channels, width)
-        nn.init.xavier_uniform_(self.proj.weight)
-        nn.init.zeros_(self.proj.bias)
 
     def forward(self, x_TC: Tensor) -> Tensor:
         return self.proj(x_TC)
@@ -34,9 +32,6 @@ class TimestepEmbedder(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
-        for linear in (self.mlp[0], self.mlp[2]):
-            nn.init.normal_(linear.weight, std=0.02)
-            nn.init.zeros_(linear.bias)
 
     def forward(self, t_B: Tensor) -> Tensor:
         return self.mlp(sinusoid(t_B))
@@ -56,7 +51,6 @@ class LabelEmbedder(nn.Module):
     def __init__(self, num_classes: int, width: int) -> None:
         super().__init__()
         self.embedding_table = nn.Embedding(num_classes + 1, width)
-        nn.init.normal_(self.embedding_table.weight, std=0.02)
 
     def forward(self, y_B: Tensor) -> Tensor:
         return self.embedding_table(y_B)
@@ -80,14 +74,12 @@ def silu_product(gate: Tensor, x: Tensor) -> Tensor:
 
 
 class FinalLayer(nn.Module):
-    """Modulated norm and a linear layer from width back to token channels, starting at zero."""
+    """Modulated norm and a linear layer from width back to token channels."""
 
     def __init__(self, width: int, channels: int) -> None:
         super().__init__()
         self.adaLN_modulation = FullModulation(width, parts=2)
         self.linear = nn.Linear(width, channels)
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
 
     def forward(self, x_TD: Tensor, c_BD: Tensor, rows: Rows) -> Tensor:
         shift_BD, scale_BD = self.adaLN_modulation(c_BD).chunk(2, dim=-1)

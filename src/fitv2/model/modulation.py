@@ -15,21 +15,17 @@ from .recompute import recomputed
 
 
 class LowRankModulation(nn.Sequential):
-    """A block's own part of the modulation: (B, D) to (B, 6 D) through `rank`, starting at zero."""
+    """A block's own part of the modulation: (B, D) to (B, 6 D) through `rank`."""
 
     def __init__(self, width: int, rank: int) -> None:
         super().__init__(nn.SiLU(), nn.Linear(width, rank), nn.Linear(rank, 6 * width))
-        nn.init.zeros_(self[2].weight)
-        nn.init.zeros_(self[2].bias)
 
 
 class FullModulation(nn.Sequential):
-    """SiLU and one linear layer to `parts` vectors of the width: (B, D) to (B, parts * D), starting at zero."""
+    """SiLU and one linear layer to `parts` vectors of the width: (B, D) to (B, parts * D)."""
 
     def __init__(self, width: int, parts: int) -> None:
         super().__init__(nn.SiLU(), nn.Linear(width, parts * width))
-        nn.init.zeros_(self[1].weight)
-        nn.init.zeros_(self[1].bias)
 
 
 class NoSharedModulation(nn.Module):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..tokens import upload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,13 +66,14 @@ def rotation_table(
     Always float32: in bfloat16 the angle itself is wrong by up to 0.06 rad at position 25. The attention factor is in
     the table (its root: queries and keys both turn), so it costs nothing.
     """
+    device = positions_T2.device
     sizes_B2 = hw_B2 if scheme.target is None else torch.tensor([scheme.target]).expand(len(hw_B2), 2)
-    frequencies_B2F = image_frequencies(sizes_B2, head_dim // 2, scheme).to(positions_T2.device)
+    frequencies_B2F = upload(image_frequencies(sizes_B2, head_dim // 2, scheme), device)
     angles = (positions_T2[:, :, None].float() * frequencies_B2F[image_index_T]).flatten(1)[:, None]
     if scheme.attention == "none":
         return angles.cos(), angles.sin()
     root = ATTENTION_SCALES[scheme.attention](sizes_B2.double(), scheme.train_side).sqrt().float()
-    root_T11 = root.to(positions_T2.device)[image_index_T][:, None, None]
+    root_T11 = upload(root, device)[image_index_T][:, None, None]
     return angles.cos() * root_T11, angles.sin() * root_T11
 
 

@@ -16,12 +16,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import UserError
-from ..tokens import Rows, TokenBatch
+from ..tokens import Rows, TokenBatch, upload
 from .block import FiTBlock
 from .block_cache import BlockCache
 from .config import FiTConfig
 from .context import ContextEmbedder, join
+from .init import initialise_fit
 from .layers import FinalLayer, LabelEmbedder, PatchEmbedder, TimestepEmbedder
+from .precision import autocast_in
 from .rope import RopeScheme, rotation_table
 
 # Tokens of an image that only fills up: few, because attention takes their square.
@@ -44,10 +46,7 @@ class FiT(nn.Module):
         self.final_layer = FinalLayer(config.width, config.output_channels)
         if config.context != "none":
             self.context_embedder = ContextEmbedder(config.context_channels, config.width)
-        for block in self.blocks:
-            for linear in (block.attn.qkv, block.attn.proj, block.mlp.fc1_g, block.mlp.fc1_x, block.mlp.fc2):
-                nn.init.xavier_uniform_(linear.weight)
-                nn.init.zeros_(linear.bias)
+        initialise_fit(self)
 
     @property
     def null_label(self) -> int:
@@ -86,16 +85,23 @@ class FiT(nn.Module):
         autocast: norms, rotations and the residual stream stay float32. Raises ValueError where times, labels or
         contexts are not one per image, or the model takes no context.
         """
-        dtype = self.final_layer.linear.weight.dtype
-        if dtype in (torch.bfloat16, torch.float16) and not torch.is_autocast_enabled(batch.x.device.type):
-            with torch.autocast(batch.x.device.type, dtype):
-                return self(batch, t_B, y_B, rope, context, cache)
+        with autocast_in(self.final_layer.linear.weight.dtype, batch.x.device):
+            return self._forward(batch, t_B, y_B, rope or self.config.rope, context, cache)
+
+    def _forward(
+        self,
+        batch: TokenBatch,
+        t_B: Tensor,
+        y_B: Tensor,
+        rope: RopeScheme,
+        context: TokenBatch | None,
+        cache: BlockCache | None,
+    ) -> Tensor:
         if (context is None) != (self.config.context == "none") or (context and len(context) != len(batch)):
             given = "none" if context is None else f"{len(context)}"
             raise ValueError(f"context={self.config.context!r} in the model, and {given} given for {len(batch)} images")
         if len(t_B) != len(batch) or len(y_B) != len(batch):
             raise ValueError(f"{len(t_B)} times and {len(y_B)} labels for {len(batch)} images: give one of each")
-        rope = rope or self.config.rope
         lengths = list(zip(batch.lengths, context.lengths if context else batch.lengths, strict=True))
         # A graph is made for one mix of lengths anyway, and sorting numbers that it holds open cannot be traced.
         if torch.compiler.is_compiling() or all(shorter <= longer for shorter, longer in pairwise(lengths)):
@@ -103,8 +109,9 @@ class FiT(nn.Module):
         # Sorted by length, images of equal length become neighbours, and attention needs few products.
         order = sorted(range(len(batch)), key=lengths.__getitem__)
         back = sorted(range(len(order)), key=order.__getitem__)
+        index = batch.once(("order", *order), lambda: upload(torch.tensor(order), batch.x.device))
         batch, context = batch.select(order), context.select(order) if context else None
-        return batch.with_x(self._forward_sorted(batch, t_B[order], y_B[order], rope, context, cache)).select(back).x
+        return batch.with_x(self._forward_sorted(batch, t_B[index], y_B[index], rope, context, cache)).select(back).x
 
     def _forward_sorted(
         self,
@@ -128,10 +135,13 @@ class FiT(nn.Module):
             c_BD = c_BD + context.image_mean(context.x)
             sequence, positions, own = join(sequence, context)
         head_dim = self.config.width // self.config.heads
-        table = rotation_table(positions, sequence.image_index, batch.hw, head_dim, rope)
+        table = sequence.once(
+            ("rotation", *batch.sizes, head_dim, rope),
+            lambda: rotation_table(positions, sequence.image_index, batch.hw, head_dim, rope),
+        )
         x_TD = self._blocks(sequence, table, c_BD, rows if own is None else sequence.rows, context, cache)
         # With a device map the last block may be on another device than the first.
-        x_TD = x_TD if own is None else x_TD[own.to(x_TD.device)]
+        x_TD = x_TD if own is None else x_TD[own.to(x_TD.device, non_blocking=True)]
         return self.final_layer(x_TD, c_BD, rows)
 
     def _shares_conditioning(self, t_B: Tensor) -> bool:

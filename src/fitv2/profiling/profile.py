@@ -18,6 +18,7 @@ from ..model import cost
 from ..model.config import NetworkConfig
 from ..model.network import build_network
 from ..model.transformer import FiT, lay_out_by_input
+from ..randomness import Purpose, seed_of, torch_generator
 from ..tokens import TokenBatch
 from .measure import Work, in_turn, matrix_product, most_bytes
 
@@ -190,7 +191,7 @@ def measure(
 def workload(case: Case, device: torch.device, with_step: bool, compiled: bool) -> dict[str, Work]:
     """The forward of a case, and the training step, on noise."""
     config, autocast = case.config, case.precision == "bf16"
-    torch.manual_seed(0)
+    torch.manual_seed(seed_of(Purpose.MEASURING))
     with device:
         model = build_network(config)
         x = torch.randn(case.batch * case.tokens, config.token_channels)
@@ -212,7 +213,7 @@ def workload(case: Case, device: torch.device, with_step: bool, compiled: bool) 
         return {"forward": forward}
     objective = build_objective(TrainingSettings(), config)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch_generator(Purpose.MEASURING)
 
     def network(*inputs: Any) -> torch.Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):

@@ -29,10 +29,16 @@ def guide(
     the first three latent channels, n = 3 p^2.
     """
 
-    def velocity(x: Tensor, t: Tensor) -> Tensor:
+    def scale_at(t: Tensor) -> float:
+        if power == 0 and tuple(interval) == (0, 1):  # Always the same: a time on a GPU would have to be waited for.
+            return guidance_scale(0.0, scale, power)
+        t = t.cpu()
         # In the precision of the time, so that an end of the interval meets a time of the grid.
-        low, high = torch.tensor(interval, dtype=t.dtype, device=t.device)
-        scale_now = guidance_scale(float(t), scale, power) if low <= t <= high else 1.0
+        low, high = torch.tensor(interval, dtype=t.dtype)
+        return guidance_scale(float(t), scale, power) if low <= t <= high else 1.0
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        scale_now = scale_at(t)
         if scale_now == 1.0:
             return conditional(x, t)
         v_cond, v_null = both(x, t)

@@ -7,18 +7,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..randomness import image_generator
+
 
 class ImageNoise:
     """A stream of standard normal noise per image, on the CPU, so that devices and batch sizes change nothing.
 
     seeds, lengths: one seed and one number of tokens for each image of a packed batch. Successive draws continue each
-    image's own stream: the first is the starting noise, further ones feed an SDE.
+    image's own stream: the first is the starting noise, further ones feed an SDE. Raises UserError for a seed that is
+    not a whole number from 0 to 2**64 - 1.
     """
 
     def __init__(self, seeds: Sequence[int], lengths: Sequence[int], channels: int) -> None:
         if len(seeds) != len(lengths):
             raise ValueError(f"{len(seeds)} seeds for {len(lengths)} images")
-        self._streams = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self._streams = [image_generator(seed) for seed in seeds]
         self._shapes = [(length, channels) for length in lengths]
 
     def draw(self) -> Tensor:

@@ -10,7 +10,7 @@ from ..config import Settings
 from ..errors import UserError
 from ..evaluation.efficientnet import EfficientNetExtractor
 from ..evaluation.garments import GarmentExtractor
-from ..generate import DIFFUSION_SOLVERS, Sampling
+from ..generate import ADAPTIVE, DIFFUSION_SOLVERS, Sampling
 from ..model.config import NetworkConfig
 from ..model.rope import ATTENTION_SCALES, EXTRAPOLATIONS
 
@@ -35,8 +35,9 @@ class Sampler(Settings):
 
     @model_validator(mode="after")
     def its_cost_is_known(self) -> Self:
-        if Sampling(solver=self.solver, steps=self.steps).model_calls is None:
+        if self.solver in ADAPTIVE:
             raise UserError(f"the solver {self.solver} chooses its own steps, and a study counts them; take another")
+        Sampling(solver=self.solver, steps=self.steps)  # Raises for what is wrong.
         return self
 
 

@@ -12,6 +12,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from ..model.precision import autocast_in
 from ..model.transformer import FiT
 
 
@@ -26,7 +27,7 @@ def shard(model: FiT, device: torch.device, world: int, precision: str) -> None:
     if precision == "bf16":
         # The residual stream, the times and the rotations stay float32.
         in_blocks = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
-        model.forward = torch.autocast(device.type, torch.bfloat16)(model.forward)
+        model.forward = autocast_in(torch.bfloat16, device)(model.forward)
     for block in model.blocks:
         fully_shard(block, mesh=mesh, mp_policy=in_blocks)
     # By default the rest would stay gathered after a forward pass without a backward pass, as of a sample sheet.

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from .. import randomness
 from ..atomic import write_file
 from ..autoencoder import load_autoencoder
 from ..build import build_objective
@@ -31,6 +32,7 @@ from ..model.config import NetworkConfig
 from ..model.network import Network, build_network, load_strictly
 from ..pretrained import Pretrained, save_pretrained, shapes_of
 from ..processes import check_launcher, first_says
+from ..randomness import Purpose, seed_of, torch_generator
 from .checkpoint import (
     checkpoints,
     load_optimizer_tensors,
@@ -80,7 +82,7 @@ class Trainer:
         self.shapes, self.digest = shapes_of(dataset), data_digest(dataset)
         check_launcher()
         self.accelerator = Accelerator(mixed_precision=settings.precision, cpu=not torch.cuda.is_available())
-        torch.manual_seed(settings.seed)
+        torch.manual_seed(seed_of(Purpose.WEIGHTS, settings.seed))
         model = build_network(config)
         model.activation_checkpointing = settings.activation_checkpointing
         if settings.train_only == "high-resolution":
@@ -206,7 +208,7 @@ class Trainer:
         # Not as planned: pictures that went bad meanwhile are left out, and must not count.
         self.images = self.over_all(sum(len(batch) for batch, _ in step.packs))
         for number, (batch, labels) in enumerate(step.packs):
-            generator = torch.Generator().manual_seed(self.pack_seed(number))
+            generator = self.pack_generator(number)
             share = len(batch) / self.images * self.accelerator.num_processes
             batch, labels = batch.to(self.accelerator.device), labels.to(self.accelerator.device)
             last = number + 1 == len(step.packs)
@@ -244,11 +246,10 @@ class Trainer:
         own = torch.tensor(count, device=self.accelerator.device)
         return int(self.accelerator.reduce(own, "sum"))
 
-    def pack_seed(self, number: int) -> int:
-        """Seed of one pack's times, noise and dropped labels: distinct over steps, packs and processes."""
-        settings = self.recipe.training
-        pack = self.done * settings.packs_per_step + number * self.loader.world + self.loader.rank
-        return settings.seed * 2**40 + pack
+    def pack_generator(self, number: int) -> torch.Generator:
+        """For the times, noise and dropped labels of one of this process's packs, whatever the number of processes."""
+        pack = number * self.loader.world + self.loader.rank
+        return torch_generator(Purpose.TRAINING, self.recipe.training.seed, self.done, pack)
 
     def save(self) -> None:
         """Writes a checkpoint and the averaged weights as a model folder. Raises OSError when it cannot."""
@@ -263,6 +264,7 @@ class Trainer:
             "position": asdict(self.position),
             "skipped": self.skipped,
             "seconds": self.seconds,
+            "randomness": randomness.VERSION,
         }
         try:
             # The model first: a run killed in between has to repeat the step, and writes the model again.
@@ -298,6 +300,12 @@ class Trainer:
         except (KeyError, TypeError) as error:
             raise UserError(f"{newest} is damaged ({error!r}); delete it to continue from the one before") from None
         logger.info("continuing from %s", newest)
+        if state.get("randomness") != randomness.VERSION:
+            logger.warning(
+                "%s is by another version of fitv2: from here on noise, times, dropped labels and the order of the "
+                "images differ from what that version would have drawn",
+                newest,
+            )
         if digest != self.digest:
             logger.warning("the pictures are not those of before: the run continues, but in another order")
 

@@ -1,0 +1,72 @@
+"""Initial values, all of a network's in one function, as its authors draw them (DiT, SiT, FiT, FiTv2).
+
+They share one scheme: Xavier uniform weights and zero biases in linear layers, normal values of deviation 0.02 in the
+label table and in what embeds times, and zeros in all that modulates and in the output. So at first every block is the
+identity, and the network predicts zero. The meta device has no values: `fitv2.model.network` leaves them out there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from diffusers import DiTTransformer2DModel
+
+    from .transformer import FiT
+
+EMBEDDING_STD = 0.02
+
+
+def initialise_fit(model: FiT) -> None:
+    """FiT's and FiTv2's, from torch's own generator. Context layers follow the same scheme, with a closed gate."""
+    xavier(model)
+    blocks, times = model.blocks, model.t_embedder.mlp
+    normal(model.y_embedder.embedding_table.weight, times[0].weight, times[2].weight)
+    # Of a low-rank pair only the second layer: were both zero, neither would ever learn.
+    modulations = [part.adaLN_modulation[-1] for part in (*blocks, model.final_layer)]
+    if isinstance(model.global_adaLN_modulation, nn.Sequential):
+        modulations.append(model.global_adaLN_modulation[-1])
+    zero((*modulations, model.final_layer.linear))
+    for block in blocks:
+        if block.cross is not None:
+            nn.init.zeros_(block.cross.gate)
+
+
+def initialise_dit(dit: DiTTransformer2DModel) -> None:
+    """DiT's and SiT's, from torch's own generator."""
+    xavier(dit)
+    for block in dit.transformer_blocks:
+        for layer in (block.attn1.to_q, block.attn1.to_k, block.attn1.to_v):
+            nn.init.xavier_uniform_(layer.weight, gain=0.5**0.5)  # As parts of one layer from D to 3 D numbers.
+    nn.init.xavier_uniform_(dit.pos_embed.proj.weight.flatten(1))  # A convolution, but linear on each patch.
+    nn.init.zeros_(dit.pos_embed.proj.bias)
+    embedder = dit.transformer_blocks[0].norm1.emb
+    times = embedder.timestep_embedder
+    normal(embedder.class_embedder.embedding_table.weight, times.linear_1.weight, times.linear_2.weight)
+    zero((*dit_modulations(dit), dit.proj_out_2))
+
+
+def dit_modulations(dit: DiTTransformer2DModel) -> list[nn.Linear]:
+    """The layers that give shifts, scales and gates."""
+    return [*(block.norm1.linear for block in dit.transformer_blocks), dit.proj_out_1]
+
+
+def xavier(model: nn.Module) -> None:
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+
+def normal(*weights: Tensor) -> None:
+    for weight in weights:
+        nn.init.normal_(weight, std=EMBEDDING_STD)
+
+
+def zero(layers: Iterable[nn.Linear]) -> None:
+    for layer in layers:
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
