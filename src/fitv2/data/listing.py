@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from .images import EXTENSIONS
+from .formats import EXTENSIONS
 
 
 class Listed(NamedTuple):

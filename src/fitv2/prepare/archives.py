@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..data.images import EXTENSIONS
+from ..data.formats import EXTENSIONS, ignored
 from .sources import Item, check_length, labelled
 
 LABEL_EXTENSIONS = (".cls", ".json")
@@ -42,7 +42,7 @@ class ArchiveSource:
                     label_of.setdefault((archive, key), label)
                 continue
             if reason is None and extension not in EXTENSIONS:
-                reason = f"ignored extension: {extension or 'without extension'}"
+                reason = ignored(extension)
             names.append(name)
             keys.append((archive, key))
             reasons.append(reason)

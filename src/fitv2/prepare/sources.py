@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from ..data.formats import ignored
 from ..data.images import UnreadableImage
 from ..data.listing import Listed, class_of, classes_of, list_files
 from ..errors import UserError
@@ -76,7 +77,7 @@ class FolderSource:
         if file.kind == "hidden":
             return "hidden"
         if file.kind != "picture":
-            return f"ignored extension: {file.kind}"
+            return ignored(file.kind)
         if self.class_names and class_of(file.name) is None:
             return "outside the class folders"
         # A broken link, or a pipe, on which reading would wait for ever.
