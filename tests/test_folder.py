@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ SIZES = {  # height, width in pixels; the tests' budget is 16 tokens of 4 x 4 pi
     "cat/a.png": (60, 40),  # both sides over 16: may be cropped
     "cat/more/b.jpg": (16, 90),  # only resized
     "dog/a.webp": (9, 14),  # under the budget
-    "dog/b.png": (1, 100),  # under one patch
+    "dog/b.png": (4, 64),  # one patch high
     "dog/c.png": (33, 33),
 }
 
@@ -329,3 +330,18 @@ def test_file_names_of_any_bytes(root, tmp_path):
     data.report.summary().encode()
     data.report.write(tmp_path / "report.json")
     assert json.loads((tmp_path / "report.json").read_text())["skipped"] == [[f"cat/bad {name}", "empty file"]]
+
+
+def test_unfit_images_and_other_formats_are_told_with_what_to_do(root, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    save_picture(root / "dog" / "dot.png", 1, 1)
+    save_picture(root / "dog" / "strip.png", 1, 2000)
+    for number in range(3):
+        (root / "cat" / f"{number}.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(40))
+    for name in ("drawing.svg", "photo.dng", "photo.cr2", "notes.txt"):
+        (root / "cat" / name).write_bytes(b"x")
+    report = open_folder(root).report
+    assert report.skipped_by_reason == {"HEIC needs pip install 'fitv2[heif]'": 3, "too small": 1, "too narrow": 1}
+    shown = report.summary()
+    assert "3 skipped: HEIC needs pip install 'fitv2[heif]'" in shown and "too narrow: 1x2000" in shown
+    assert "1 of them: vector drawing, render it to PNG" in shown and "2 of them: raw camera file" in shown

@@ -17,6 +17,7 @@ from safetensors import safe_open
 
 from fitv2.autoencoder import KLAutoencoder
 from fitv2.data.images import decode, prepare, target_size, to_array, variants
+from fitv2.data.latents import LatentShards
 from fitv2.prepare import run as run_module
 from pictures import as_bytes, bad_files, good_files, noise, write_files
 from tiny import command_line, process, processes, tiny_autoencoder
@@ -370,3 +371,12 @@ def test_a_preparation_that_found_nothing_binds_nobody(fitv2, root, tmp_path):
     other = [*PIXELS[: PIXELS.index("--max-tokens")], "--max-tokens", "25", *PIXELS[PIXELS.index("--max-tokens") + 2 :]]
     fitv2("pictures", "--out", "out", *other)
     assert json.loads((tmp_path / "out/dataset.json").read_text())["max_tokens"] == 25
+
+
+def test_sets_of_older_decoding_load_and_are_not_mixed(fitv2, root, tmp_path):
+    fitv2("pictures", "--out", "out", *PIXELS)
+    path = tmp_path / "out" / "settings.json"
+    older = {key: value for key, value in json.loads(path.read_text()).items() if key != "decoding"}
+    path.write_text(json.dumps(older))
+    assert len(LatentShards(tmp_path / "out")) == 12
+    assert "older version of fitv2" in fitv2("pictures", "--out", "out", *PIXELS)

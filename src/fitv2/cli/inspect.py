@@ -81,7 +81,7 @@ def text(folder: Path, inspection: Inspection, figures: dict[str, Any]) -> Itera
     for name in ("height", "new_height", "width", "new_width", "scale", "tokens"):
         low, median, high = figures[name]
         yield f"  {name.replace('_', ' '):12} {low_to_high.format(low, high, median)}"
-    yield f"  {figures['stretched_visibly']} changed in aspect by over a tenth; {figures['duplicates']} duplicates"
+    yield f"  {figures['stretched_visibly']} stretched by over 5 %; {figures['duplicates']} duplicates"
     pack = figures["packing"]
     yield f"  packs of {pack['budget']} tokens: {pack['packs']} an epoch, {100 * pack['real_share']:.2f} % real tokens"
     if "verified" in figures:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +22,18 @@ from torch import Tensor
 
 from ..atomic import write_text
 from ..errors import UserError
-from .images import Preprocessing, UnreadableImage, decode, fit_size, prepare, target_size, to_array, variants
+from .formats import advice
+from .images import (
+    Preprocessing,
+    UnreadableImage,
+    decode,
+    fit_size,
+    prepare,
+    target_size,
+    to_array,
+    variants,
+    why_unfit,
+)
 from .listing import class_of, classes_of, list_files
 from .scan import check_all
 
@@ -59,6 +72,7 @@ class ScanReport:
         if self.ignored:
             counts = ", ".join(f"{count} {extension}" for extension, count in sorted(self.ignored.items()))
             lines.append(f"  ignored, not a picture extension: {counts}")
+            lines += [f"    {line}" for line in advice(self.ignored)]
         # File names may hold bytes that no terminal can show.
         return "\n".join(lines).encode(errors="replace").decode()
 
@@ -103,7 +117,8 @@ class ImageFolder:
         self.max_tokens, self.patch_size, self.channels = max_tokens, patch, channels
         self.preprocessing, self.flip, self.min_scale = preprocessing, flip, min_scale
         self.mode: Literal["RGB", "L"] = "RGB" if channels == 3 else "L"
-        self.report, self.class_names, found = _scan(self.root, self.mode, cache_file)
+        unfit = partial(why_unfit, max_tokens=max_tokens, patch=patch, preprocessing=preprocessing)
+        self.report, self.class_names, found = _scan(self.root, self.mode, cache_file, unfit)
         self.num_classes = len(self.class_names)
         self.paths = list(found)
         self.sizes = np.array(list(found.values()), dtype=np.int64)
@@ -157,7 +172,9 @@ def _to_latent(image: Image.Image) -> Tensor:
     return torch.from_numpy(to_array(image).astype(np.float32) / 127.5 - 1)
 
 
-def _scan(root: Path, mode: str, cache_file: Path | None) -> tuple[ScanReport, list[str], dict[str, list[int]]]:
+def _scan(
+    root: Path, mode: str, cache_file: Path | None, unfit: Callable[[int, int], str | None]
+) -> tuple[ScanReport, list[str], dict[str, list[int]]]:
     """The report, the names of the classes, and name to [height, width] of each usable picture."""
     if not root.is_dir():
         raise UserError(f"there is no folder {root}: give the folder that holds the pictures")
@@ -171,6 +188,8 @@ def _scan(root: Path, mode: str, cache_file: Path | None) -> tuple[ScanReport, l
             report.skipped.append((name, outcome))
         elif classes and class_of(name) is None:
             report.skipped.append((name, "outside the class folders"))
+        elif reason := unfit(*outcome):
+            report.skipped.append((name, reason))
         else:
             sizes[name] = outcome
     report.found, report.usable = len(names), len(sizes)
