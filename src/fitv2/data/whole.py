@@ -37,6 +37,8 @@ _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]", re.DOTALL)
 _SEQUENTIAL, _PROGRESSIVE = (0xC0, 0xC1), (0xC2,)
 _DEFLATE, _LZW_PACKBITS = (8, 32946), (5, 32773)
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+# Bytes at the end of a WebP that its decoder may not need.
+_SLACK = 12
 # libjpeg reads this far ahead.
 _AHEAD = bytes(8)
 
@@ -153,7 +155,7 @@ def _webp(content: bytes) -> None:
         if kind in (b"VP8 ", b"VP8L"):
             if _longest_run(data):
                 # An image that is black below needs all its data; one with a hole was complete before.
-                chunk = struct.pack("<4sI", kind, len(data) - _RUN) + data[:-_RUN]
+                chunk = struct.pack("<4sI", kind, len(data) - _SLACK) + data[:-_SLACK]
                 chunk += b"\0" * (len(chunk) % 2)
                 alone = b"RIFF" + struct.pack("<I", len(chunk) + 4) + b"WEBP" + chunk
                 _require(not _is_decoded(alone), "zeros in the image data")
@@ -199,7 +201,7 @@ def _strip(data: bytes, compression: int, pixels: int) -> None:
         _require(stream.eof, "image data are cut off")
     elif compression == 7:
         # Zeros mean a few bits for each of three blocks of 8x8 at most.
-        _require(data.rstrip(b"\0").endswith(b"\xff\xd9"), "no end of the image")
+        _require(b"\xff\xd9" in data[-16:], "no end of the image")
         _require(_longest_run(data) <= max(_RUN, 3 * pixels / 64), "zeros in the image data")
     elif compression in _LZW_PACKBITS:
         # A run of equal bytes becomes a few codes; a packet that is not a run holds 128 bytes.
