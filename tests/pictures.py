@@ -57,7 +57,7 @@ def good_files(number: int, seed: int = 0) -> dict[str, bytes]:
     kinds = ("PNG", "JPEG", "WEBP")
     files = {}
     for i in range(number):
-        height, width = rng.integers(4, 70, 2).tolist()
+        height, width = rng.integers(16, 70, 2).tolist()
         kind = kinds[i % 3]
         files[f"{('cat', 'dog')[i % 2]}/{i:03}.{kind.lower()}"] = as_bytes(noise(height, width, seed * 1000 + i), kind)
     return files

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ SIZES = {  # height, width in pixels; the tests' budget is 16 tokens of 4 x 4 pi
     "cat/a.png": (60, 40),  # both sides over 16: may be cropped
     "cat/more/b.jpg": (16, 90),  # only resized
     "dog/a.webp": (9, 14),  # under the budget
-    "dog/b.png": (1, 100),  # under one patch
+    "dog/b.png": (4, 64),  # one patch high
     "dog/c.png": (33, 33),
 }
 
@@ -501,3 +502,18 @@ def test_lists_and_archives_are_sent_to_prepare(tmp_path):
     (tmp_path / "list.csv").touch()
     with pytest.raises(UserError, match="fitv2 prepare"):
         open_folder(tmp_path / "list.csv")
+
+
+def test_unfit_images_and_other_formats_are_told_with_what_to_do(root, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    save_picture(root / "dog" / "dot.png", 1, 1)
+    save_picture(root / "dog" / "strip.png", 1, 2000)
+    for number in range(3):
+        (root / "cat" / f"{number}.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(40))
+    for name in ("drawing.svg", "photo.dng", "photo.cr2", "notes.txt"):
+        (root / "cat" / name).write_bytes(b"x")
+    report = open_folder(root).report
+    assert report.skipped_by_reason == {"HEIC needs pip install 'fitv2[heif]'": 3, "too small": 1, "too narrow": 1}
+    shown = report.summary()
+    assert "3 skipped: HEIC needs pip install 'fitv2[heif]'" in shown and "too narrow: 1x2000" in shown
+    assert "1 of them: vector drawing, render it to PNG" in shown and "2 of them: raw camera file" in shown

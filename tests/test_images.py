@@ -1,4 +1,4 @@
-"""Decoding of every kind of picture file, damaged ones among them, and the geometry of the token budget."""
+"""The geometry of the token budget: sizes, crops, and what is refused."""
 
 import base64
 import io
@@ -7,19 +7,19 @@ import random
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image, ImageFile
+from PIL import Image
 
 from fitv2.data.images import (
-    UnreadableImage,
+    MAX_STRETCH,
     centre_crop,
-    decode,
+    cropped_share,
     fit_size,
     prepare,
     resize,
     target_size,
     variants,
+    why_unfit,
 )
-from pictures import claims
 
 # A photograph of an ankle boot, the first test picture of Fashion-MNIST (MIT, Copyright 2017 Zalando SE).
 BOOT_PNG = base64.b64decode(
@@ -32,193 +32,10 @@ BOOT_PNG = base64.b64decode(
 
 
 @pytest.fixture
-def grey() -> np.ndarray:
-    """(42, 28) uint8: the boot, taller than wide, so that no exchange of axes goes unseen."""
-    return np.asarray(Image.open(io.BytesIO(BOOT_PNG)).resize((28, 42), Image.Resampling.BICUBIC))
-
-
-@pytest.fixture
-def colour(grey) -> np.ndarray:
+def colour() -> np.ndarray:
     """(42, 28, 3) uint8: the boot in its own, mirrored and inverted grey as red, green and blue."""
+    grey = np.asarray(Image.open(io.BytesIO(BOOT_PNG)).resize((28, 42), Image.Resampling.BICUBIC))
     return np.stack([grey, grey[:, ::-1], 255 - grey], axis=2)
-
-
-def pixels(path, mode="RGB") -> np.ndarray:
-    image = decode(path, mode)
-    assert image.mode == mode
-    return np.asarray(image).astype(int)
-
-
-@pytest.mark.parametrize(
-    ("extension", "options", "error"),
-    [
-        ("png", {}, 0),
-        ("bmp", {}, 0),
-        ("tiff", {}, 0),
-        ("ppm", {}, 0),
-        ("webp", {"lossless": True}, 0),
-        ("webp", {"quality": 95}, 16),  # its colours are always subsampled
-        ("jpg", {"quality": 95, "subsampling": 0}, 3),
-    ],
-)
-def test_formats(tmp_path, colour, extension, options, error):
-    Image.fromarray(colour).save(tmp_path / f"a.{extension}", **options)
-    assert abs(pixels(tmp_path / f"a.{extension}") - colour).mean() <= error
-    expected = np.asarray(Image.fromarray(colour).convert("L"))
-    assert abs(pixels(tmp_path / f"a.{extension}", "L") - expected).mean() <= error
-
-
-def test_content_decides_not_the_name(tmp_path, colour):
-    Image.fromarray(colour).save(tmp_path / "a.jpg", format="PNG")
-    assert (pixels(tmp_path / "a.jpg") == colour).all()
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "P"])
-def test_modes_that_hold_the_colours_as_they_are(tmp_path, colour, mode):
-    image = Image.fromarray(colour).convert(mode)
-    image.save(tmp_path / "a.png")
-    assert Image.open(tmp_path / "a.png").mode == mode
-    assert (pixels(tmp_path / "a.png") == np.asarray(image.convert("RGB"))).all()
-
-
-def test_first_frame_of_an_animation(tmp_path, grey):
-    first, second = Image.fromarray(grey), Image.fromarray(255 - grey)
-    first.save(tmp_path / "a.gif", save_all=True, append_images=[second])
-    assert (pixels(tmp_path / "a.gif", "L") == grey).all()
-
-
-def test_cmyk_jpeg(tmp_path, colour):
-    Image.fromarray(colour).convert("CMYK").save(tmp_path / "a.jpg", quality=98, subsampling=0)
-    assert Image.open(tmp_path / "a.jpg").mode == "CMYK"
-    assert abs(pixels(tmp_path / "a.jpg") - colour).mean() < 4
-
-
-@pytest.mark.parametrize(("extension", "dtype"), [("png", "<u2"), ("tiff", "<u2"), ("tiff", ">u2"), ("tiff", "<i4")])
-def test_16_bit_grey_is_scaled_not_cut_off(tmp_path, extension, dtype):
-    values = np.linspace(0, 65535, 40 * 30).astype(dtype).reshape(40, 30)
-    path = tmp_path / f"a.{extension}"
-    Image.fromarray(values).save(path)
-    assert Image.open(path).mode.startswith("I")
-    expected = np.round(values / 257).astype(int)
-    assert (pixels(path, "L") == expected).all()
-    assert (pixels(path) == expected[..., None]).all()
-    assert expected[0, 0] == 0 and expected[-1, -1] == 255
-
-
-@pytest.mark.parametrize(("dtype", "value"), [("<i4", 65536), ("<i4", -1), ("<f4", 0.5)])
-def test_pixels_without_a_defined_white(tmp_path, dtype, value):
-    Image.fromarray(np.full((4, 4), value, dtype)).save(tmp_path / "a.tiff")
-    with pytest.raises(UnreadableImage, match=r"^no defined white: "):
-        decode(tmp_path / "a.tiff")
-
-
-@pytest.mark.parametrize("extension", ["png", "tiff", "webp"])
-def test_alpha_on_white(tmp_path, colour, extension):
-    alpha = np.broadcast_to(np.linspace(0, 255, 42).astype(np.uint8)[:, None], colour.shape[:2])
-    image = Image.fromarray(np.dstack([colour, alpha]))
-    image.save(tmp_path / f"a.{extension}", **({"lossless": True, "exact": True} if extension == "webp" else {}))
-    expected = 255 + (colour.astype(float) - 255) * (alpha[..., None] / 255)
-    assert abs(pixels(tmp_path / f"a.{extension}") - expected).max() <= 1
-    assert (pixels(tmp_path / f"a.{extension}")[0] == 255).all()
-
-
-def test_grey_with_alpha_on_white(tmp_path, grey):
-    alpha = np.where(np.arange(28) < 14, 0, 255).astype(np.uint8) + np.zeros_like(grey)
-    Image.merge("LA", [Image.fromarray(grey), Image.fromarray(alpha)]).save(tmp_path / "a.png")
-    assert (pixels(tmp_path / "a.png", "L") == np.where(alpha == 0, 255, grey)).all()
-
-
-@pytest.mark.parametrize("extension", ["png", "gif"])
-def test_transparent_palette_entry_is_white(tmp_path, extension):
-    indices = (np.arange(30 * 20) % 3).astype(np.uint8).reshape(30, 20)
-    image = Image.fromarray(indices)
-    image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
-    image.save(tmp_path / f"a.{extension}", transparency=1)
-    expected = np.array([[10, 20, 30], [255, 255, 255], [70, 80, 90]])[indices]
-    assert (pixels(tmp_path / f"a.{extension}") == expected).all()
-
-
-# What each orientation says has to be done to the stored rows and columns (EXIF 2.32, section 4.6.4 A).
-ORIENTATIONS = {
-    1: lambda a: a,
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.swapaxes(0, 1),
-    6: lambda a: np.rot90(a, -1),
-    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
-    8: lambda a: np.rot90(a),
-}
-
-
-@pytest.mark.parametrize("orientation", ORIENTATIONS)
-@pytest.mark.parametrize("extension", ["png", "tiff", "jpg"])
-def test_exif_orientation(tmp_path, colour, orientation, extension):
-    exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = orientation
-    options = {"quality": 95, "subsampling": 0} if extension == "jpg" else {}
-    Image.fromarray(colour).save(tmp_path / f"a.{extension}", exif=exif, **options)
-    expected = ORIENTATIONS[orientation](colour)
-    result = pixels(tmp_path / f"a.{extension}")
-    assert result.shape == expected.shape
-    assert abs(result - expected).mean() <= (3 if extension == "jpg" else 0)
-
-
-def test_malformed_exif_costs_only_the_orientation(tmp_path, colour):
-    Image.fromarray(colour).save(tmp_path / "a.png", exif=b"Exif\0\0no such thing")
-    assert (pixels(tmp_path / "a.png") == colour).all()
-
-
-@pytest.mark.parametrize("extension", ["jpg", "png", "webp", "gif", "bmp", "tiff", "avif"])
-@pytest.mark.parametrize("part", [0.3, 0.6, 0.9])
-def test_truncated(tmp_path, colour, extension, part, monkeypatch):
-    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)  # As some libraries set it, for all of the process.
-    whole = io.BytesIO()
-    Image.fromarray(colour).resize((112, 168)).save(whole, {"jpg": "JPEG"}.get(extension, extension))
-    path = tmp_path / f"a.{extension}"
-    path.write_bytes(whole.getvalue()[: int(part * len(whole.getvalue()))])
-    with pytest.raises(UnreadableImage, match=r"^(truncated or damaged: .+|not a picture)$"):
-        decode(path)
-
-
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        (b"", "^empty file$"),
-        (b"<html>404 not found</html>", "^not a picture$"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EOF\n", "^not a picture$"),
-        (claims(0, 10), "^not a picture$"),
-        (claims(100_000, 100_000), "^too large: "),
-        (claims(16, 16), "^truncated or damaged: "),
-    ],
-)
-def test_bad_files(tmp_path, content, reason):
-    (tmp_path / "a.png").write_bytes(content)
-    with pytest.raises(UnreadableImage, match=reason):
-        decode(tmp_path / "a.png")
-
-
-def test_open_files_are_decoded_as_those_by_path(tmp_path, colour):
-    Image.fromarray(colour).save(tmp_path / "a.png")
-    content = (tmp_path / "a.png").read_bytes()
-    assert (pixels(io.BytesIO(content)) == pixels(tmp_path / "a.png")).all()
-    for bad, reason in ((b"", "^empty file$"), (b"x", "^not a picture$"), (content[:100], "^truncated or damaged: ")):
-        with pytest.raises(UnreadableImage, match=reason):
-            decode(io.BytesIO(bad))
-
-
-def test_missing_file_and_folder(tmp_path):
-    for path in (tmp_path / "nothing.png", tmp_path):
-        with pytest.raises(UnreadableImage, match=r"^cannot be read: "):
-            decode(path)
-
-
-def test_limit_of_pixels_is_exact_and_checked_before_decoding(tmp_path, colour, monkeypatch):
-    Image.fromarray(colour).save(tmp_path / "a.png")
-    assert decode(tmp_path / "a.png", max_pixels=42 * 28).size == (28, 42)
-    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("pixels were decoded"))
-    with pytest.raises(UnreadableImage, match=r"^too large: 42x28 pixels, limit 1175$"):
-        decode(tmp_path / "a.png", max_pixels=42 * 28 - 1)
 
 
 @pytest.mark.parametrize(
@@ -327,3 +144,41 @@ def test_centre_crop_is_adm(colour, size):
 def test_centre_crop_of_a_long_strip_needs_no_memory():
     strip = Image.new("RGB", (60_000, 1), "red")  # scaled as a whole it would take 46 GB
     assert (np.asarray(centre_crop(strip, 512)) == [255, 0, 0]).all()
+
+
+@pytest.mark.parametrize("size", [(32, 64), (750, 1200), (100, 101), (16, 90), (1, 2000), (500, 20), (33, 1000)])
+def test_nothing_is_stretched_beyond_the_bound(size):
+    """A disc stays one: what it covers of the result's height and width."""
+    height, width = size
+    new = fit_size(height, width, 16, 8)
+    y, x = np.mgrid[:height, :width]
+    ramps = Image.fromarray(np.stack([255 * y / height, 255 * x / width, 0 * x], -1).astype(np.uint8))
+    result = np.asarray(resize(ramps, new)).astype(float)
+    kept = 1 - cropped_share(height, width, new)
+    scales = new[0] / height, new[1] / width
+    stretch = max(scales) / min(scales)
+    assert kept == 1 if stretch <= 1 + MAX_STRETCH else kept == pytest.approx(1 / stretch)
+    if min(size) > 30:  # Both ramps rise by what is kept of each side.
+        rises = [result[-1].mean(0)[0] - result[0].mean(0)[0], result[:, -1].mean(0)[1] - result[:, 0].mean(0)[1]]
+        shown = [rise / 255 * n / (n - 1) for rise, n in zip(rises, new, strict=True)]
+        aspect = (shown[0] * height / new[0]) / (shown[1] * width / new[1])
+        assert 1 / 1.1 < aspect < 1.1
+    assert result.shape[:2] == new
+
+
+@pytest.mark.parametrize(
+    ("size", "preprocessing", "reason"),
+    [
+        ((1, 1), "resize", "too small"),
+        ((7, 7), "crop", "too small"),
+        ((1, 2000), "mixed", "too narrow"),
+        ((7, 100), "crop", "too narrow"),
+        ((8, 8 * 17), "resize", "too narrow"),
+        ((8, 8 * 17), "crop", None),
+        ((8, 8 * 16), "resize", None),
+        ((8, 8), "mixed", None),
+    ],
+)
+def test_what_would_be_enlarged_to_a_patch_is_refused(size, preprocessing, reason):
+    told = why_unfit(*size, 16, 8, preprocessing)
+    assert told is None if reason is None else told.startswith(f"{reason}: {size[0]}x{size[1]}")

@@ -3,6 +3,7 @@
 import csv
 import json
 import warnings
+from types import SimpleNamespace
 
 import pytest
 from matplotlib.figure import Figure
@@ -12,11 +13,12 @@ from fitv2.cli.prepare import MOST_NAMED
 from fitv2.data.latents import LatentShards
 from fitv2.data.packing import plan_packs, real_share
 from fitv2.drawing import write_page
+from fitv2.prepare.inspection import Inspection, rows_of
 from fitv2.prepare.plots import MOST_BARS, bars, points
 from pictures import as_bytes, noise, write_files
 
 # Height and width; 16 tokens of 4 x 4 pixels, so a square of 16 x 16.
-SIZES = {"cat/a": (32, 64), "cat/b": (16, 8), "dog/c": (2, 200), "dog/d": (100, 100)}
+SIZES = {"cat/a": (32, 64), "cat/b": (16, 8), "dog/c": (4, 60), "dog/d": (100, 100)}
 
 
 @pytest.fixture
@@ -41,33 +43,39 @@ def test_the_table_tells_each_files_fate(fitv2, prepared, tmp_path):
     }
     resized, cropped = told["cat/a.png", "resize"], told["cat/a.png", "crop"]
     assert [resized[k] for k in ("class", "height", "width", "new_height", "new_width", "tokens", "cropped")] == [
-        "cat", "32", "64", "8", "20", "10", "0.0"
+        "cat", "32", "64", "8", "20", "10", "0.2"
     ]  # fmt: skip
-    assert float(resized["stretched"]) == pytest.approx((20 / 64) / (8 / 32) - 1, abs=1e-4)
+    assert float(resized["stretched"]) == 0, "2:5 of 1:2 are cut out"
     assert [cropped[k] for k in ("new_height", "new_width", "tokens", "cropped", "stretched", "scale")] == [
         "16", "16", "16", "0.5", "0.0", "0.5"
     ]  # fmt: skip
     assert float(told["cat/b.png", "resize"]["scale"]) == 1 and ("cat/b.png", "crop") not in told
-    assert float(told["dog/c.png", "resize"]["stretched"]) > 1, "16 tokens in a row cannot keep 1:100"
 
 
 def test_the_summary_counts(fitv2, prepared, tmp_path):
     report = json.loads(fitv2("inspect", "out", "--json", "--budget", 40)[1])
     assert [report[k] for k in ("files", "pictures", "duplicates", "skipped")] == [7, 5, 1, 2]
     assert report["classes"] == {"cat": 2, "dog": 3} and report["variants"] == {"resize": 5, "crop": 3}
-    assert (report["height"], report["new_width"]) == ([2, 32, 100], [8, 16, 64])
+    assert (report["height"], report["new_width"]) == ([4, 32, 100], [8, 16, 60])
     assert report["skipped_by_reason"] == {"not a picture": 1, "ignored extension": 1}
     assert report["aspects"]["0.33 to 0.5"] == 0 and report["aspects"]["0.5 to 0.67"] == 1
     assert report["aspects"]["2 to 3"] == 2 and report["aspects"]["above 4"] == 1
     assert sum(report["token_counts"].values()) == 8 and report["token_counts"]["15 to 16"] == 5
-    assert sum(report["cropped"].values()) == 3 and report["cropped"]["0.5 to 0.75"] == 2
-    assert report["stretched_visibly"] == 3
+    assert sum(report["cropped"].values()) == 5 and report["cropped"]["0.5 to 0.75"] == 2
+    assert report["stretched_visibly"] == 0
     lengths = LatentShards(prepared).epoch(0, 0).hw.prod(1)
     packs = plan_packs(lengths, 40, 0, 0)
     assert report["packing"] == {"budget": 40, "packs": len(packs), "real_share": real_share(lengths, packs, 40)}
     with Image.open(tmp_path / report["plots"]) as plots:
         assert len(plots.convert("RGB").getcolors(100_000)) > 5
     assert report["table"].startswith("out-inspected") and "plots.png" not in {path.name for path in prepared.iterdir()}
+
+
+def test_older_preparations_were_stretched_and_not_cropped():
+    inspection = Inspection(SimpleNamespace(patch=4), {"class_names": []})
+    line = {"id": "a", "label": 0, "size": [32, 64], "variants": {"resize": {"size": [8, 20]}}}
+    (row,) = rows_of(line, inspection)
+    assert (row["cropped"], row["stretched"]) == (0, 0.25)
 
 
 def test_text_for_people(fitv2, prepared):

@@ -447,3 +447,12 @@ def test_single_images_without_finite_latents_are_listed(fitv2, root, vae, tmp_p
         assert list(report["skipped_by_reason"]) == ["not finite"]
         assert (report["pictures"], report["encoded"]) == (13, encoded)
     assert LatentShards(tmp_path / "out").ids.count("dog/same_size.png") == 1
+
+
+def test_sets_of_older_decoding_load_and_are_not_mixed(fitv2, root, tmp_path):
+    fitv2("pictures", "--out", "out", *PIXELS)
+    path = tmp_path / "out" / "settings.json"
+    older = {key: value for key, value in json.loads(path.read_text()).items() if key != "decoding"}
+    path.write_text(json.dumps(older))
+    assert len(LatentShards(tmp_path / "out")) == 12
+    assert "older version of fitv2" in fitv2("pictures", "--out", "out", *PIXELS)

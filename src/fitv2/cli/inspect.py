@@ -113,7 +113,7 @@ def text(folder: Path, inspection: Inspection, figures: dict[str, Any]) -> Itera
         low, median, high = figures[name]
         yield f"  {name.replace('_', ' '):12} {low_to_high.format(low, high, median)}"
     duplicates = counted(figures["duplicates"], "duplicate")
-    yield f"  {figures['stretched_visibly']} changed in aspect by over a tenth; {duplicates}"
+    yield f"  {figures['stretched_visibly']} stretched by over 5 %; {duplicates}"
     pack = figures["packing"]
     budget, share = counted(pack["budget"], "token"), 100 * pack["real_share"]
     yield f"  packs of {budget}: {pack['packs']} an epoch, {share:.2f} % real tokens"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -115,6 +116,8 @@ def show(report: Report, out: Path, seconds: float, patch_size: int, as_json: bo
         )
     lines += [f"  {count} skipped: {reason}" for reason, count in report.skipped_by_reason.items()]
     lines += [f"    {name}: {reason}" for name, reason in report.skipped[:MOST_NAMED]]
+    kinds = Counter(reason.partition(", ")[2] for _, reason in report.skipped if reason.startswith("ignored extension"))
+    lines += [f"    {count} of them: {advice}" for advice, count in kinds.items() if advice]
     if len(report.skipped) > MOST_NAMED:
         lines.append(f"    and {len(report.skipped) - MOST_NAMED} more, all of them in {out / 'index.jsonl'}")
     patch = [] if patch_size == 2 else ["--set", f"model.patch_size={patch_size}"]

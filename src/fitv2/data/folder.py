@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -22,7 +24,18 @@ from ..atomic import write_text
 from ..errors import UserError
 from ..randomness import Purpose, numpy_generator
 from .contents import Contents, Labels, read_contents
-from .images import Preprocessing, UnreadableImage, decode, fit_size, prepare, target_size, to_array, variants
+from .formats import advice
+from .images import (
+    Preprocessing,
+    UnreadableImage,
+    decode,
+    fit_size,
+    prepare,
+    target_size,
+    to_array,
+    variants,
+    why_unfit,
+)
 from .scan import check_all
 
 logger = logging.getLogger(__name__)
@@ -59,6 +72,7 @@ class ScanReport:
         if self.ignored:
             counts = ", ".join(f"{count} {extension}" for extension, count in sorted(self.ignored.items()))
             lines.append(f"  ignored, not a picture extension: {counts}")
+            lines += [f"    {line}" for line in advice(self.ignored)]
         # File names may hold bytes that no terminal can show.
         return "\n".join(lines).encode(errors="replace").decode()
 
@@ -108,7 +122,8 @@ class ImageFolder:
         self.mode: Literal["RGB", "L"] = "RGB" if channels == 3 else "L"
         contents = _contents(self.root, labels_from, labels_option)
         self.class_names, self.num_classes = contents.class_names, len(contents.class_names)
-        self.report, found = _scan(self.root, contents, self.mode, cache_file)
+        unfit = partial(why_unfit, max_tokens=max_tokens, patch=patch, preprocessing=preprocessing)
+        self.report, found = _scan(self.root, contents, self.mode, cache_file, unfit)
         self.paths = list(found)
         self.sizes = np.array(list(found.values()), dtype=np.int64)
         label_of = {item.id: item.label for item in contents.items}
@@ -179,7 +194,7 @@ def _contents(root: Path, labels: Labels, option: str | None) -> Contents:
 
 
 def _scan(
-    root: Path, contents: Contents, mode: str, cache_file: Path | None
+    root: Path, contents: Contents, mode: str, cache_file: Path | None, unfit: Callable[[int, int], str | None]
 ) -> tuple[ScanReport, dict[str, list[int]]]:
     """The report, and name to [height, width] of each usable picture."""
     report, ignored = ScanReport(str(root)), Counter()
@@ -195,6 +210,8 @@ def _scan(
     for name, outcome in check_all(root, names, lambda path: _check(path, mode), cache_file).items():
         if isinstance(outcome, str):
             report.skipped.append((name, outcome))
+        elif reason := unfit(*outcome):
+            report.skipped.append((name, reason))
         else:
             sizes[name] = outcome
     report.usable = len(sizes)

@@ -1,72 +1,42 @@
-"""Any picture file to pixels, and the geometry that fits a picture to a token budget (paper, Algorithm 1).
+"""Images for a model: files decoded, and fitted to a token budget (paper, Algorithm 1).
 
 Sizes are (height, width) in pixels. `patch` is the number of pixels that a token's side covers: the model's patch size
-times the autoencoder's downsampling factor. Colour profiles are not applied.
+times the autoencoder's downsampling factor.
+
+Sides are whole patches, so a resized image is stretched a little, as the authors' are. Where that would be by more than
+MAX_STRETCH, it is cropped to the new aspect instead. Data sets leave out images that would have to be enlarged to one
+patch (`why_unfit`).
 """
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from io import SEEK_END
 from math import isqrt
-from pathlib import Path
-from threading import Lock
-from typing import BinaryIO, Literal
+from typing import Literal
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+from PIL import Image
 
 from ..errors import UserError
+from .decode import MAX_PIXELS, decode
+from .formats import UnreadableImage
+
+__all__ = ["MAX_PIXELS", "MAX_STRETCH", "Preprocessing", "UnreadableImage", "Variant", "centre_crop"]
+__all__ += [
+    "cropped_share",
+    "decode",
+    "fit_size",
+    "prepare",
+    "resize",
+    "target_size",
+    "to_array",
+    "variants",
+    "why_unfit",
+]
 
 Variant = Literal["resize", "crop"]
 Preprocessing = Literal["resize", "crop", "mixed"]
-
-# Plain raster formats only: Pillow knows others that start a program (EPS) or are not single pictures (PDF, MPEG).
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
-EXTENSIONS = frozenset(
-    (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".ppm", ".pgm", ".pbm")
-)
-MAX_PIXELS = 178_000_000
-# Pictures beyond this are decoded one at a time: with alpha they take over ten bytes a pixel for a moment.
-LARGE = 32_000_000
-_ONE_LARGE = Lock()
-
-_GREY16_MODES = ("I", "I;16", "I;16B", "I;16L")
-_PLAIN_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-
-class UnreadableImage(UserError):
-    """A file that gives no picture. The message is the reason: a kind, or a kind, a colon and the detail."""
-
-
-def decode(file: str | Path | BinaryIO, mode: Literal["RGB", "L"] = "RGB", max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The first picture in a file, by path or open, upright, alpha on white, 8 bits a channel, as Pillow mode `mode`.
-
-    max_pixels is compared with the header, before pixels are decoded; Pillow's own limit (178 956 970 by default) holds
-    as well. Raises UnreadableImage: not a picture, truncated, damaged, too large, or of pixels without a defined white.
-    """
-    # Another library may have switched this on for the whole process; half a picture must not pass for a whole one.
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
-    try:
-        with Image.open(file, formats=FORMATS) as image:
-            if image.width * image.height > max_pixels:
-                raise Image.DecompressionBombError(f"{image.height}x{image.width} pixels, limit {max_pixels}")
-            with _ONE_LARGE if image.width * image.height > LARGE else nullcontext():
-                image.load()
-                return _to_mode(_upright(image), mode)
-    except UnreadableImage:
-        raise
-    except Exception as error:  # On damaged files Pillow raises nearly any type, from KeyError to MemoryError.
-        raise UnreadableImage(_reason(file, error)) from error
+# By how much one axis may be scaled more than the other.
+MAX_STRETCH = 0.05
 
 
 def variants(height: int, width: int, max_tokens: int, patch: int, preprocessing: Preprocessing) -> tuple[Variant, ...]:
@@ -82,12 +52,24 @@ def variants(height: int, width: int, max_tokens: int, patch: int, preprocessing
     return (preprocessing,)
 
 
-def fit_size(height: int, width: int, max_tokens: int, patch: int, scale: float = 1.0) -> tuple[int, int]:
-    """The size to which a picture of height x width is resized: multiples of `patch`, at most `max_tokens` tokens.
+def why_unfit(height: int, width: int, max_tokens: int, patch: int, preprocessing: Preprocessing) -> str | None:
+    """Why an image of height x width can be no training example; None where it can."""
+    short, long = sorted((height, width))
+    if long < patch:
+        return f"too small: {height}x{width} pixels, and a token covers {patch}x{patch}"
+    if short < patch:
+        return f"too narrow: {height}x{width} pixels, and a token covers {patch}x{patch}"
+    if long > max_tokens * short and preprocessing != "crop":
+        return f"too narrow: {height}x{width} pixels, and {max_tokens} tokens reach an aspect of 1:{max_tokens}"
+    return None
 
-    A picture over the budget is scaled to it, aspect kept; a smaller one keeps its size; then `scale` in (0, 1] applies
-    to both sides; each side is floored to a multiple. Only when a side falls under one patch is the picture scaled up
-    to it, and the long side cut off at the budget: beyond 1:max_tokens the aspect cannot be kept.
+
+def fit_size(height: int, width: int, max_tokens: int, patch: int, scale: float = 1.0) -> tuple[int, int]:
+    """The size to which an image of height x width is resized: multiples of `patch`, at most `max_tokens` tokens.
+
+    An image over the budget is scaled to it; a smaller one keeps its size; then `scale` in (0, 1] applies to both
+    sides; each side is floored to a multiple, and is at least one patch. What `why_unfit` refuses would be enlarged, or
+    cut off at the budget. Raises UserError for sizes and budgets below 1.
     """
     if min(height, width, max_tokens, patch) < 1:
         raise UserError(f"cannot fit {height}x{width} pixels to {max_tokens} tokens of {patch}x{patch} pixels")
@@ -106,7 +88,7 @@ def fit_size(height: int, width: int, max_tokens: int, patch: int, scale: float 
 def target_size(
     height: int, width: int, max_tokens: int, patch: int, variant: Variant, scale: float = 1.0
 ) -> tuple[int, int]:
-    """The size that `prepare` gives a picture of height x width: `fit_size`, or for "crop" the square of the budget."""
+    """The size that `prepare` gives an image of height x width: `fit_size`, or for "crop" the square of the budget."""
     if variant == "resize":
         return fit_size(height, width, max_tokens, patch, scale)
     side = max(1, isqrt(int(scale**2 * max_tokens))) * patch
@@ -114,14 +96,31 @@ def target_size(
 
 
 def prepare(image: Image.Image, max_tokens: int, patch: int, variant: Variant, scale: float = 1.0) -> Image.Image:
-    """The picture fitted to the budget by one of its `variants`; `scale` in (0, 1] shrinks both sides further."""
+    """The image fitted to the budget by one of its `variants`; `scale` in (0, 1] shrinks both sides further."""
     size = target_size(image.height, image.width, max_tokens, patch, variant, scale)
     return resize(image, size) if variant == "resize" else centre_crop(image, size[0])
 
 
 def resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """To size (height, width), bicubic, antialiased."""
-    return image.resize(size[::-1], Image.Resampling.BICUBIC)
+    """To size (height, width), bicubic, antialiased; cut to its aspect around the centre beyond MAX_STRETCH."""
+    height, width = _kept(image.height, image.width, size)
+    left, top = (image.width - width) / 2, (image.height - height) / 2
+    return image.resize(size[::-1], Image.Resampling.BICUBIC, box=(left, top, left + width, top + height))
+
+
+def cropped_share(height: int, width: int, size: tuple[int, int]) -> float:
+    """The fraction of an image of height x width that `resize` cuts off."""
+    kept_height, kept_width = _kept(height, width, size)
+    return 1 - kept_height * kept_width / (height * width)
+
+
+def _kept(height: int, width: int, size: tuple[int, int]) -> tuple[float, float]:
+    """Height and width of what `resize` keeps."""
+    down, across = size[0] / height, size[1] / width
+    if max(down, across) <= (1 + MAX_STRETCH) * min(down, across):
+        return height, width
+    scale = max(down, across)
+    return min(height, size[0] / scale), min(width, size[1] / scale)
 
 
 def centre_crop(image: Image.Image, side: int) -> Image.Image:
@@ -143,46 +142,3 @@ def centre_crop(image: Image.Image, side: int) -> Image.Image:
 def to_array(image: Image.Image) -> np.ndarray:
     """8-bit RGB or grey to (3 or 1, height, width) uint8, contiguous."""
     return np.ascontiguousarray(np.atleast_3d(np.asarray(image)).transpose(2, 0, 1))
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF orientation says. Not ImageOps.exif_transpose: it writes the EXIF anew, which often fails."""
-    try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # Malformed EXIF is common and says nothing about the pixels.
-        return image
-    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
-
-
-def _to_mode(image: Image.Image, mode: str) -> Image.Image:
-    if image.mode in _GREY16_MODES:
-        return _grey8(image).convert(mode)
-    if image.mode not in _PLAIN_MODES:
-        raise UnreadableImage(f"no defined white: pixels of type {image.mode}")
-    if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image.convert("RGBA"))
-    return image.convert(mode)
-
-
-def _grey8(image: Image.Image) -> Image.Image:
-    """16-bit grey to 8 bits, 65535 to 255; Pillow's own conversion would cut off everything above 255."""
-    values = np.asarray(image).astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
-        raise UnreadableImage("no defined white: grey values beyond 0 to 65535")
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
-
-
-def _reason(file: str | Path | BinaryIO, error: Exception) -> str:
-    if isinstance(error, Image.DecompressionBombError):
-        return f"too large: {error}"
-    if isinstance(error, UnidentifiedImageError):
-        return "empty file" if _size(file) == 0 else "not a picture"
-    if isinstance(error, OSError) and error.errno is not None:
-        return f"cannot be read: {error.strerror}"
-    return f"truncated or damaged: {error}"
-
-
-def _size(file: str | Path | BinaryIO) -> int:
-    """Bytes of a file, by path or open."""
-    return Path(file).stat().st_size if isinstance(file, str | Path) else file.seek(0, SEEK_END)

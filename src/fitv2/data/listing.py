@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from .images import EXTENSIONS
+from .formats import EXTENSIONS, ignored
 from .made import SAMPLES, SHEET, made_by_fitv2
 
 # What systems and programs leave beside images, some of it images: previews, waste, copies.
@@ -72,8 +72,7 @@ def listed(name: str) -> Listed:
     suffix = Path(name).suffix.lower()
     if suffix in EXTENSIONS:
         return Listed(name, "picture")
-    kind = suffix or "without extension"
-    return Listed(name, kind, f"ignored extension: {kind}")
+    return Listed(name, suffix or "without extension", ignored(suffix))
 
 
 def _name_kind(name: str) -> str | None:

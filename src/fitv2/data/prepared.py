@@ -24,6 +24,8 @@ from ..hashes import json_digest
 from .images import Preprocessing
 
 FORMAT = 1
+# Counts the rules by which files become pixels (`images`); sets of older rules load, and are not mixed with new ones.
+DECODING = 2
 SETTINGS, SHARDS, INDEX, DATASET = "settings.json", "shards", "index.jsonl", "dataset.json"
 
 
@@ -33,6 +35,7 @@ class Preparation:
 
     autoencoder: folder or hub id, None for pixels. factor: pixels per latent pixel on each axis. channels: of a latent.
     patch_size: latent pixels per token on each axis. flip: whether mirror images belong to the set.
+    decoding: version of the rules by which files became pixels.
     """
 
     kind: Literal["pixels", "moments"]
@@ -48,6 +51,7 @@ class Preparation:
     scaling_factor: float = 1.0
     shift_factor: float = 0.0
     format: int = FORMAT
+    decoding: int = 1
 
     @property
     def patch(self) -> int:
@@ -72,7 +76,10 @@ class Preparation:
     @property
     def what_counts(self) -> dict[str, Any]:
         """What the latents depend on: weights count, not where they were loaded from."""
-        return {key: value for key, value in asdict(self).items() if key != "autoencoder"}
+        counts = {key: value for key, value in asdict(self).items() if key != "autoencoder"}
+        if self.decoding == 1:  # The first version did not say so; its digest stays.
+            del counts["decoding"]
+        return counts
 
     @property
     def digest(self) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,10 +13,12 @@ from rich.console import Console
 from rich.progress import track
 
 from ..atomic import write_text
+from ..cores import available_cores
 
 logger = logging.getLogger(__name__)
 
-_CACHE_VERSION = 1
+# Counts the rules of what is a good image: after a change all are checked again.
+_CACHE_VERSION = 2
 BLOCK = 512
 T, R = TypeVar("T"), TypeVar("R")
 # A file by its path to a few whole numbers about it, or the reason why it cannot be used.
@@ -35,7 +36,7 @@ def check_all(root: Path, names: list[str], check: Check, cache_file: Path | Non
     known = {name: cache[name][2:] for name in names if name in cache and cache[name][:2] == stamps[name]}
     todo = [name for name in names if name not in known]
     checked: dict[str, list[int] | str] = {}
-    workers = min(8, os.cpu_count() or 1)
+    workers = min(8, available_cores())
     logger.info("%s: checking %d picture files, %d known from an earlier start", root, len(todo), len(known))
     try:
         results = in_threads(workers, lambda name: check(root / name), todo)

@@ -21,7 +21,7 @@ from posixpath import normpath
 from typing import Any, NamedTuple
 
 from ..errors import UserError
-from .images import EXTENSIONS
+from .formats import EXTENSIONS
 
 DELIMITED = {".txt": "\t", ".tsv": "\t", ".csv": ","}
 LISTS = (*DELIMITED, ".jsonl")

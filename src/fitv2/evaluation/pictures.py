@@ -15,7 +15,7 @@ from PIL import Image
 from ..classes import readable_names
 from ..data.fashion import SPLITS, Fashion, bundled, full
 from ..data.folder import ImageFolder
-from ..data.images import UnreadableImage, decode
+from ..data.images import MAX_PIXELS, UnreadableImage, decode
 from ..data.latents import LatentShards
 from ..data.official_latents import budgets
 from ..data.prepared import is_prepared, read_dataset
@@ -59,7 +59,8 @@ class FolderPictures:
     """
 
     def __init__(self, root: Path, cache_file: Path | None) -> None:
-        self.folder = ImageFolder(root, max_tokens=1, patch=1, cache_file=cache_file, labels_option=None)
+        # A budget that every size fits: only the list of images counts here.
+        self.folder = ImageFolder(root, max_tokens=MAX_PIXELS, patch=1, cache_file=cache_file, labels_option=None)
         self.name, self.class_names = str(root), readable_names(self.folder.class_names)
         self.labels, self.sizes = self.folder.labels, self.folder.sizes
 

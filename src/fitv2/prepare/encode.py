@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..autoencoder import KLAutoencoder
-from ..data.images import UnreadableImage, decode, prepare, to_array, variants
+from ..data.images import UnreadableImage, cropped_share, decode, prepare, to_array, variants, why_unfit
 from ..data.prepared import Preparation
 from ..errors import UserError
 from ..finite import NotFinite
@@ -50,9 +50,13 @@ def decode_variants(content: bytes, preparation: Preparation) -> Decoded:
     except UnreadableImage as error:
         return {"skipped": str(error)}, {}
     size = image.height, image.width
+    if reason := why_unfit(*size, *budget, preparation.preprocessing):
+        return {"skipped": reason}, {}
     possible = variants(*size, *budget, preparation.preprocessing)
     arrays = {variant: to_array(prepare(image, *budget, variant)) for variant in possible}
     stored = {variant: {"size": list(array.shape[1:])} for variant, array in arrays.items()}
+    if share := cropped_share(*size, tuple(stored["resize"]["size"])) if "resize" in stored else 0:
+        stored["resize"]["cropped"] = share
     return {"size": list(size), "variants": stored}, arrays
 
 

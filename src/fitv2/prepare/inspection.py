@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..atomic import write_file
+from ..data.images import MAX_STRETCH
 from ..data.labelling import count_classes
 from ..data.latents import LatentShards
 from ..data.packing import plan_packs, real_share
@@ -23,8 +24,6 @@ COLUMNS += ("tokens", "scale", "cropped", "stretched")
 # Aspects (width / height) and shares cropped, by which pictures are counted.
 ASPECTS = (0, 1 / 4, 1 / 3, 1 / 2, 2 / 3, 4 / 5, 5 / 4, 3 / 2, 2, 3, 4, float("inf"))
 CROPPED = (0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1)
-# Flooring to whole patches changes the aspect a little; beyond this people would see it.
-VISIBLE_STRETCH = 0.1
 TOKEN_BINS = 10
 
 
@@ -66,7 +65,9 @@ class Inspection:
     @property
     def crop_counts(self) -> dict[str, int]:
         """Cropped variants by the share of the picture that is lost."""
-        cropped = [share for variant, share in zip(self.variants, self.crops, strict=True) if variant == "crop"]
+        cropped = [
+            share for variant, share in zip(self.variants, self.crops, strict=True) if variant == "crop" or share
+        ]
         return counted(np.array(cropped), CROPPED)
 
 
@@ -99,10 +100,11 @@ def rows_of(line: dict[str, Any], inspection: Inspection) -> Iterator[dict[str, 
     inspection.labels.append(line["label"])
     for variant, stored in line["variants"].items():
         new_height, new_width = stored["size"]
-        cropped = 1 - min(height, width) / max(height, width) if variant == "crop" else 0.0
+        # Older preparations stretch what would now be cropped, and say nothing of a crop.
+        cropped = 1 - min(height, width) / max(height, width) if variant == "crop" else stored.get("cropped", 0.0)
         rows, columns = new_height / height, new_width / width
-        # What a crop keeps is a square, and stays one.
-        stretched = max(rows / columns, columns / rows) - 1 if variant == "resize" else 0.0
+        # What a crop keeps has the new aspect.
+        stretched = 0.0 if cropped or variant == "crop" else max(rows / columns, columns / rows) - 1
         scale = (rows * columns / (1 - cropped)) ** 0.5
         tokens = new_height * new_width // inspection.preparation.patch**2
         inspection.new_sizes.append((new_height, new_width))
@@ -162,7 +164,7 @@ def summary(inspection: Inspection) -> dict[str, Any]:
         "new_width": quantiles(new_width),
         "scale": quantiles(inspection.scales),
         "tokens": quantiles(inspection.tokens),
-        "stretched_visibly": sum(share > VISIBLE_STRETCH for share in inspection.stretches),
+        "stretched_visibly": sum(share > MAX_STRETCH for share in inspection.stretches),
         "aspects": inspection.aspects,
         "token_counts": inspection.token_counts,
         "cropped": inspection.crop_counts,

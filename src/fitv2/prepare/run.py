@@ -150,6 +150,8 @@ def difference(kept: Preparation, wanted: Preparation) -> str:
     """What is not the same, in words."""
     if kept.autoencoder_sha256 != wanted.autoencoder_sha256:
         return f"another autoencoder, {kept.autoencoder or 'pixels'} and not {wanted.autoencoder or 'pixels'}"
+    if kept.decoding != wanted.decoding:
+        return "an older version of fitv2, which decoded some files otherwise"
     before, now = kept.what_counts, wanted.what_counts
     changed = [key for key in before if before[key] != now[key]]
     return ", ".join(f"{key.replace('_', ' ')} {before[key]}, not {now[key]}" for key in changed)

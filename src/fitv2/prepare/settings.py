@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..autoencoder import KLAutoencoder, load_autoencoder
 from ..data.images import Preprocessing, fit_size, variants
-from ..data.prepared import Preparation
+from ..data.prepared import DECODING, Preparation
 from ..errors import UserError
 from .encode import MomentEncoder, PixelEncoder
 
@@ -28,6 +28,7 @@ def build_encoder(
     fit_size(1, 1, max_tokens, patch_size)
     variants(1, 1, max_tokens, patch_size, preprocessing)
     asked = {"max_tokens": max_tokens, "patch_size": patch_size, "preprocessing": preprocessing, "flip": flip}
+    asked["decoding"] = DECODING
     if autoencoder == PIXELS:
         if channels not in (None, 1, 3):
             raise UserError(f"pictures have 1 or 3 channels, not {channels}")

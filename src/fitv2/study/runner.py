@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -12,6 +11,7 @@ from multiprocessing.process import BaseProcess
 
 import torch
 
+from ..cores import available_cores
 from ..training.preemption import STOPPED, Termination
 from .job import Job
 from .worker import OUTPUT, work
@@ -38,12 +38,12 @@ class Running:
 
 def default_jobs() -> int:
     """As many as cores; one where there is a GPU, which one run fills."""
-    return 1 if torch.cuda.is_available() else os.cpu_count() or 1
+    return 1 if torch.cuda.is_available() else available_cores()
 
 
 def threads_of_a_run(at_a_time: int) -> int:
     """All cores shared alike."""
-    return max(1, (os.cpu_count() or 1) // at_a_time)
+    return max(1, available_cores() // at_a_time)
 
 
 def unfinished(jobs: Sequence[Job]) -> list[Job]:

@@ -1,0 +1,151 @@
+"""Any image file to pixels: the one place where files are decoded, for every mode, depth, profile and orientation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from threading import Lock
+from typing import BinaryIO, Literal
+
+from PIL import ExifTags, Image, ImageFile, PngImagePlugin, UnidentifiedImageError
+
+from .colour import to_srgb
+from .formats import UnreadableImage, open_image
+from .profiles import profile_of
+from .samples import scale_of, split_alpha, transparent_value
+from .whole import check_whole
+
+MAX_PIXELS = 178_000_000
+MAX_BYTES = 1 << 30
+# Images beyond this are decoded one at a time: with alpha they take over ten bytes a pixel for a moment.
+LARGE = 32_000_000
+_ONE_LARGE = Lock()
+# Of text, such as the workflow that made an image, or a colour profile, within a PNG; Pillow's own limit is 1 MiB.
+_MAX_TEXT = 256 << 20
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def decode(file: str | Path | BinaryIO, mode: Literal["RGB", "L"] = "RGB", max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The first image in a file, by path or open: upright, in sRGB, alpha on white, 8 bits a channel.
+
+    Args:
+        file: The first frame of an animation, page of a TIFF, or primary image of a HEIC counts.
+        mode: Pillow's mode of the result.
+        max_pixels: Compared with the header, before pixels are decoded. Pillow's own limit holds as well.
+
+    Raises:
+        UnreadableImage: The file is not an image, of a format that is not read, truncated, damaged, too large, or its
+            pixels have no defined white.
+    """
+    content = b""
+    try:
+        content = _read(file)
+        with _strict_pillow(), open_image(content) as image:
+            pixels = image.width * image.height
+            if pixels > max_pixels:
+                raise Image.DecompressionBombError(f"{image.height}x{image.width} pixels, limit {max_pixels}")
+            with _ONE_LARGE if pixels > LARGE else nullcontext():
+                whole = check_whole(image, content)
+                return _decoded(image, content, mode) if whole is content else _decoded(open_image(whole), whole, mode)
+    except UnreadableImage:
+        raise
+    except Exception as error:  # On damaged files Pillow raises nearly any type, from KeyError to MemoryError.
+        raise UnreadableImage(_reason(content, error)) from error
+
+
+def _read(file: str | Path | BinaryIO) -> bytes:
+    if not isinstance(file, str | Path):
+        file.seek(0)
+        content = file.read(MAX_BYTES + 1)
+    else:
+        with Path(file).open("rb") as opened:
+            content = opened.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise UnreadableImage(f"too large: over {MAX_BYTES} bytes")
+    return content
+
+
+def _decoded(image: Image.Image, content: bytes, mode: str) -> Image.Image:
+    scale, transparent = scale_of(image), transparent_value(image)
+    extent = image.tile[0].extents if image.format == "GIF" else None
+    image.load()
+    colours, alpha = split_alpha(image, scale, transparent)
+    if image.format == "TGA" and not content[17] & 15:  # How many bits of a pixel are alpha.
+        alpha = None
+    colours = to_srgb(colours, profile_of(image, content))
+    if extent not in (None, (0, 0, *image.size)):  # What the first frame of an animation leaves open.
+        alpha = _only(extent, alpha or Image.new("L", image.size, 255))
+    if alpha is not None:
+        if alpha.getextrema()[1] == 0:
+            raise UnreadableImage("transparent everywhere")
+        colours = Image.composite(colours, Image.new(colours.mode, colours.size, "white"), alpha)
+    return _upright(colours.convert(mode), image)
+
+
+def _only(extent: tuple[int, int, int, int], alpha: Image.Image) -> Image.Image:
+    """Transparent outside of a box."""
+    inside = Image.new("L", alpha.size, 0)
+    inside.paste(alpha.crop(extent), extent)
+    return inside
+
+
+def _upright(pixels: Image.Image, image: Image.Image) -> Image.Image:
+    """Turned as the EXIF orientation of the file says. Not ImageOps.exif_transpose: it writes the EXIF anew, which
+    often fails.
+    """
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # Malformed EXIF is common and says nothing about the pixels.
+        return pixels
+    return pixels.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else pixels
+
+
+_strict_lock = Lock()
+_strict_users = 0
+_lenient: tuple[bool, int, int] = (False, 0, 0)
+
+
+@contextmanager
+def _strict_pillow() -> Iterator[None]:
+    """Pillow's switches as decoding needs them, and as another library has set them again when no thread decodes.
+
+    They hold for the whole process: half images must not pass for whole ones, and long texts are harmless.
+    """
+    global _strict_users, _lenient
+    with _strict_lock:
+        if not _strict_users:
+            _lenient = (ImageFile.LOAD_TRUNCATED_IMAGES, PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY)
+        _strict_users += 1
+        ImageFile.LOAD_TRUNCATED_IMAGES = False
+        PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = _MAX_TEXT
+    try:
+        yield
+    finally:
+        with _strict_lock:
+            _strict_users -= 1
+            if not _strict_users:
+                ImageFile.LOAD_TRUNCATED_IMAGES, PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = (
+                    _lenient
+                )
+
+
+def _reason(content: bytes, error: Exception) -> str:
+    if isinstance(error, Image.DecompressionBombError):
+        return f"too large: {error}"
+    if isinstance(error, UnidentifiedImageError):
+        if content.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
+            return "not supported: a TIFF of this kind, convert it to PNG"
+        return "not a picture" if content else "empty file"
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"cannot be read: {error.strerror}"
+    return f"truncated or damaged: {error}"

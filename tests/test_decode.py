@@ -1,0 +1,189 @@
+"""Decoding of every kind of image file, damaged ones among them, to known pixels."""
+
+import io
+import struct
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFile, PngImagePlugin
+
+from fitv2.data import profiles
+from fitv2.data.colour import to_srgb
+from fitv2.data.images import UnreadableImage, decode
+from image_files import FAMILIES, adobe_rgb, from_adobe, saved, scene, verdict
+from pictures import claims
+
+
+@pytest.fixture
+def colour() -> np.ndarray:
+    """(42, 28, 3) uint8, different in every direction, with details as fine as a pixel."""
+    rng = np.random.default_rng(0)
+    return np.rint(255 * np.clip(scene(rng, 42, 28) + rng.normal(0, 0.1, (42, 28, 3)), 0, 1)).astype(np.uint8)
+
+
+def pixels(path, mode="RGB") -> np.ndarray:
+    image = decode(path, mode)
+    assert image.mode == mode
+    return np.asarray(image).astype(int)
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
+def test_every_format_mode_and_depth(family, seed):
+    """Right within the rounding of the format, or refused where that is allowed: never anything else."""
+    rng = np.random.default_rng(seed)
+    wrong = {}
+    for case in family(rng, *rng.integers(5, 12, 2).tolist()):
+        outcome, why = verdict(case, lambda content: read(io.BytesIO(content)))
+        if outcome == "wrong":
+            wrong[case.name] = why
+    assert wrong == {}
+
+
+def read(file) -> np.ndarray | str:
+    try:
+        return np.asarray(decode(file)).astype(float)
+    except UnreadableImage as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "HEIF", "TIFF"])
+def test_content_decides_not_the_name(tmp_path, colour, kind):
+    pytest.importorskip("pillow_heif") if kind == "HEIF" else None
+    Image.fromarray(colour).save(tmp_path / "a.gif", format=kind)
+    assert abs(pixels(tmp_path / "a.gif") - colour).mean() <= (0 if kind in ("PNG", "TIFF") else 30)
+
+
+def test_heic_without_its_extra_names_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    (tmp_path / "a.jpg").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99))
+    with pytest.raises(UnreadableImage, match=r"^HEIC needs pip install 'fitv2\[heif\]'$"):
+        decode(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_grey_models_see_the_same_colours(colour, mode):
+    """A profile is applied before colours become grey."""
+    data = saved(Image.fromarray(colour), "PNG", icc_profile=adobe_rgb())
+    expected = Image.fromarray(np.rint(from_adobe(colour / 255)).astype(np.uint8)).convert(mode)
+    assert abs(pixels(io.BytesIO(data), mode) - np.asarray(expected).astype(int)).max() <= 2
+
+
+def test_a_broken_profile_is_named_once_and_ignored(colour, caplog):
+    data = saved(Image.fromarray(colour), "PNG", icc_profile=b"broken" * 7)
+    for _ in range(2):
+        assert (pixels(io.BytesIO(data)) == colour).all()
+    assert caplog.text.count("is ignored") == 1
+
+
+def test_profiles_that_a_file_names_by_number():
+    assert profiles._of_code(1, 13) is None and profiles._of_code(2, 2) is None
+    image = Image.new("RGB", (1, 1), (0, 255, 0))
+    for code, expected in (((12, 13), (0, 255, 0)), ((9, 13), (0, 255, 0))):
+        assert to_srgb(image, profiles._of_code(*code)).getpixel((0, 0)) == expected
+    # (234, 51, 35) of Display P3 is the red of sRGB.
+    red = to_srgb(Image.new("RGB", (1, 1), (234, 51, 35)), profiles._of_code(12, 13)).getpixel((0, 0))
+    assert abs(np.subtract(red, (255, 0, 0))).max() <= 4
+    with pytest.raises(UnreadableImage, match="no defined white"):
+        profiles._of_code(9, 18)
+
+
+def test_switches_of_another_library_hold_again_afterwards(tmp_path, colour, monkeypatch):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    limits = PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY
+    decode(io.BytesIO(saved(Image.fromarray(colour), "PNG")))
+    with pytest.raises(UnreadableImage):
+        decode(io.BytesIO(saved(Image.fromarray(colour), "PNG")[:500]))
+    assert ImageFile.LOAD_TRUNCATED_IMAGES and limits == (PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY)
+
+
+def test_an_image_of_nothing_but_transparency_is_refused(tmp_path, colour):
+    clear = Image.fromarray(colour)
+    clear.putalpha(0)
+    with pytest.raises(UnreadableImage, match="transparent everywhere"):
+        decode(io.BytesIO(saved(clear, "PNG")))
+
+
+def test_a_first_frame_that_leaves_a_border_open(tmp_path):
+    """What the frame does not cover is transparent, and so white."""
+    frame = saved(Image.new("P", (4, 4), 0), "GIF")
+    at = frame.index(b",")
+    larger = frame[:6] + struct.pack("<HH", 8, 8) + frame[10 : at + 1] + struct.pack("<HH", 2, 2) + frame[at + 5 :]
+    assert (pixels(io.BytesIO(larger))[2:6, 2:6] == 0).all()
+    assert (pixels(io.BytesIO(larger))[:2] == 255).all()
+
+
+@pytest.mark.parametrize(("extension", "dtype"), [("png", "<u2"), ("tiff", "<i4")])
+def test_16_bit_grey_is_scaled_not_cut_off(tmp_path, extension, dtype):
+    values = np.linspace(0, 65535, 40 * 30).astype(dtype).reshape(40, 30)
+    path = tmp_path / f"a.{extension}"
+    Image.fromarray(values).save(path)
+    assert Image.open(path).mode.startswith("I")
+    expected = np.round(values / 257).astype(int)
+    assert (pixels(path, "L") == expected).all()
+    assert (pixels(path) == expected[..., None]).all()
+    assert expected[0, 0] == 0 and expected[-1, -1] == 255
+
+
+@pytest.mark.parametrize(("dtype", "value"), [("<i4", 65536), ("<i4", -1), ("<i4", 4095), ("<f4", 0.5)])
+def test_pixels_without_a_defined_white(tmp_path, dtype, value):
+    Image.fromarray(np.full((4, 4), value, dtype)).save(tmp_path / "a.tiff")
+    with pytest.raises(UnreadableImage, match=r"^no defined white: "):
+        decode(tmp_path / "a.tiff")
+
+
+def test_malformed_exif_costs_only_the_orientation(tmp_path, colour):
+    Image.fromarray(colour).save(tmp_path / "a.png", exif=b"Exif\0\0no such thing")
+    assert (pixels(tmp_path / "a.png") == colour).all()
+
+
+@pytest.mark.parametrize("extension", ["jpg", "png", "webp", "gif", "bmp", "tiff", "avif", "jp2", "tga", "qoi"])
+@pytest.mark.parametrize("part", [0.3, 0.9])
+def test_truncated(tmp_path, colour, extension, part):
+    whole = io.BytesIO()
+    Image.fromarray(colour).resize((112, 168)).save(whole, {"jpg": "JPEG", "jp2": "JPEG2000"}.get(extension, extension))
+    path = tmp_path / f"a.{extension}"
+    path.write_bytes(whole.getvalue()[: int(part * len(whole.getvalue()))])
+    with pytest.raises(UnreadableImage, match=r"^(truncated or damaged: .+|not a picture)$"):
+        decode(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "^empty file$"),
+        (b"<html>404 not found</html>", "^not a picture$"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EOF\n", "^not a picture$"),
+        (claims(0, 10), "^not a picture$"),
+        (claims(100_000, 100_000), "^too large: "),
+        (claims(16, 16), "^truncated or damaged: "),
+    ],
+)
+def test_bad_files(tmp_path, content, reason):
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(UnreadableImage, match=reason):
+        decode(tmp_path / "a.png")
+
+
+def test_open_files_are_decoded_as_those_by_path(tmp_path, colour):
+    Image.fromarray(colour).save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    assert (pixels(io.BytesIO(content)) == pixels(tmp_path / "a.png")).all()
+    for bad, reason in ((b"", "^empty file$"), (b"x", "^not a picture$"), (content[:100], "^truncated or damaged: ")):
+        with pytest.raises(UnreadableImage, match=reason):
+            decode(io.BytesIO(bad))
+
+
+def test_missing_file_and_folder(tmp_path):
+    for path in (tmp_path / "nothing.png", tmp_path):
+        with pytest.raises(UnreadableImage, match=r"^cannot be read: "):
+            decode(path)
+
+
+def test_limit_of_pixels_is_exact_and_checked_before_decoding(tmp_path, colour, monkeypatch):
+    Image.fromarray(colour).save(tmp_path / "a.png")
+    assert decode(tmp_path / "a.png", max_pixels=42 * 28).size == (28, 42)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("pixels were decoded"))
+    with pytest.raises(UnreadableImage, match=r"^too large: 42x28 pixels, limit 1175$"):
+        decode(tmp_path / "a.png", max_pixels=42 * 28 - 1)
