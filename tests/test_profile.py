@@ -121,7 +121,7 @@ def test_json_of_several_sizes_and_a_plot(fitv2, tmp_path):
     options = ["--size", "256x256", "--size", "160x480", "--batch", 3, "--precision", "no"]
     code, shown = fitv2("profile", "FiTv2-B/2", "FiTv2-3B/2", *options, "--json", "--plot", "deep/a.png")
     report = json.loads(shown)
-    assert code in (0, None) and (report["precision"], report["plot"]) == ("no", "deep/a.png")
+    assert code in (0, None) and (report["precision"], report["plot"]) == ("fp32", "deep/a.png")
     rows = report["profiles"]
     assert [(row["model"], row["size"], row["tokens"]) for row in rows] == [
         (name, size, tokens)

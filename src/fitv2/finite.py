@@ -31,4 +31,6 @@ def check_finite(tensor: Tensor, what: str, advice: str = CURES) -> None:
 def check_weights(state: Mapping[str, Tensor], name: str) -> None:
     """Raises NotFinite for weights with NaN or infinity, naming the first of them."""
     for key, tensor in state.items():
+        if tensor.is_meta:  # Offloaded: its values are elsewhere.
+            continue
         check_finite(tensor, f"the weight {key} of {name}", "copy, download or train it again")

@@ -18,9 +18,11 @@ from .atomic import write_tensors, write_text
 from .classes import Classes
 from .data.dataset import Dataset
 from .errors import UserError
+from .finite import check_weights
 from .model.config import NetworkConfig
 from .model.network import Network, bare_model, model_of
 from .model.presets import ARCHITECTURES, architecture_of
+from .state_files import plain_names
 
 BUILTIN = "builtin:"
 FORMAT = 1
@@ -118,7 +120,13 @@ def read_model(config_file: Path, weights_file: Path, name: str, dtype: torch.dt
         class_names = content["class_names"]
     except (ValueError, KeyError, TypeError, SafetensorError, OSError) as error:
         raise UserError(f"the model {name} is damaged ({error!r}); copy or train it again") from None
-    model = bare_model(config) if weights is None else model_of(config, weights)
+    if weights is None:
+        return Pretrained(bare_model(config), class_names, shapes, content.get("autoencoder"))
+    try:
+        model = model_of(config, weights)
+    except UserError as error:
+        raise UserError(f"the model {name} is damaged: its config.json is of another model; {error}") from None
+    check_weights(weights, name)
     return Pretrained(model, class_names, shapes, content.get("autoencoder"))
 
 
@@ -127,7 +135,7 @@ def read_weights(path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
     if path.is_dir():
         from .distributed_checkpoint import read_split  # Takes long to load, and few checkpoints have one.
 
-        return {key: tensor.to(dtype) for key, tensor in read_split(path, "ema", lambda name: None).items()}
+        return plain_names({key: t.to(dtype) for key, t in read_split(path, "ema", lambda name: None).items()})
     # One by one and read, not mapped: never a second copy of all, whatever the dtypes.
     with safe_open(path, "pt", backend="pread") as file:
-        return {key: file.get_tensor(key).to(dtype) for key in file.keys()}  # noqa: SIM118
+        return plain_names({key: file.get_tensor(key).to(dtype) for key in file.keys()})  # noqa: SIM118
