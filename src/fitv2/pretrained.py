@@ -115,11 +115,14 @@ def read_model(config_file: Path, weights_file: Path, name: str, dtype: torch.dt
             raise UserError(f"{name} is not a model: there is no {path}")
     try:
         content, config = read_config(config_file)
-        weights = None if dtype is None else read_weights(weights_file, dtype)
         shapes = [[tuple(shape) for shape in of_class] for of_class in content["shapes"]]
         class_names = content["class_names"]
-    except (ValueError, KeyError, TypeError, SafetensorError, OSError) as error:
-        raise UserError(f"the model {name} is damaged ({error!r}); copy or train it again") from None
+    except (ValueError, KeyError, TypeError, OSError) as error:  # JSON that anybody may have written.
+        raise damaged(name, error) from error
+    try:
+        weights = None if dtype is None else read_weights(weights_file, dtype)
+    except (UserError, SafetensorError, OSError) as error:
+        raise damaged(name, error) from error
     if weights is None:
         return Pretrained(bare_model(config), class_names, shapes, content.get("autoencoder"))
     try:
@@ -128,6 +131,10 @@ def read_model(config_file: Path, weights_file: Path, name: str, dtype: torch.dt
         raise UserError(f"the model {name} is damaged: its config.json is of another model; {error}") from None
     check_weights(weights, name)
     return Pretrained(model, class_names, shapes, content.get("autoencoder"))
+
+
+def damaged(name: str, error: Exception) -> UserError:
+    return UserError(f"the model {name} is damaged ({error!r}); copy or train it again")
 
 
 def read_weights(path: Path, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -170,7 +170,7 @@ def finish(chosen: list[Chosen], failures: list[tuple[Job, str]], as_json: bool)
         try:
             made = load_report(one.jobs, one.command, one.trial)
             write_report(made, one.folder)
-        except ValueError as error:
+        except UserError as error:
             complaints.append(str(error))
             continue
         results.append(made.result() | {"failures": [text for job, text in failures if job.name == one.name]})

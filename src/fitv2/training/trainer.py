@@ -328,7 +328,7 @@ class Trainer:
 
         try:
             first_says(load) if self.sharded else load()
-        except ValueError as error:  # Training needs none, and may run where there is none.
+        except UserError as error:  # Training needs none, and may run where there is none.
             logger.warning("no sample sheet: %s", error)
             return
         # Pictures to look at have other shapes than steps: graphs of them would use up those that there may be.
