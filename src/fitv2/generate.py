@@ -13,6 +13,7 @@ from .diffusion.sampling import sample_ddim, sample_ddpm
 from .diffusion.schedule import STEPS, ddim_steps, ddpm_steps, linear_schedule
 from .errors import UserError
 from .finite import check_finite
+from .messages import suggestion
 from .model.block_cache import BlockCache
 from .model.config import NetworkConfig
 from .model.network import Network as Model
@@ -73,7 +74,8 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.solver not in SOLVER_NAMES:
-            raise UserError(f"there is no solver {self.solver!r}; the solvers are {', '.join(SOLVER_NAMES)}")
+            near = suggestion(self.solver, SOLVER_NAMES)
+            raise UserError(f"there is no solver {self.solver!r}; the solvers are {', '.join(SOLVER_NAMES)}{near}")
         if self.steps < 1:
             raise UserError(f"a sampler needs at least one step, not {self.steps}")
         if not all(map(math.isfinite, (self.guidance, self.power, self.shift))) or self.shift <= 0:
@@ -81,6 +83,8 @@ class Sampling:
                 f"guidance {self.guidance}, power {self.power} and shift {self.shift} must be finite numbers, and the "
                 "shift above 0"
             )
+        if self.guidance < 0:
+            raise UserError(f"guidance {self.guidance:g} would lead away from the class: give 1 for none, or more")
         try:
             low, high = self.interval
             within = 0 <= low <= high <= 1

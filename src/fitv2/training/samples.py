@@ -46,4 +46,5 @@ def draw_sheet(
     names = class_names or [f"class {label}" if len(shapes) > 1 else "picture" for label in range(len(shapes))]
     images = [to_image(codec.decode(latent)) for latent in latents]
     captions = [f"{names[w.label]} {image.height}x{image.width}" for w, image in zip(wishes, images, strict=True)]
-    return contact_sheet(images, captions)
+    left_out = len(shapes) > CLASSES
+    return contact_sheet(images, captions, f"{CLASSES} of {len(shapes)} classes" if left_out else None)

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from ..atomic import write_file
 from ..autoencoder import load_autoencoder
 from ..build import build_objective
 from ..config import Recipe, TrainingSettings
@@ -31,6 +30,7 @@ from ..model.config import NetworkConfig
 from ..model.network import Network, build_network, load_strictly
 from ..pretrained import Pretrained, save_pretrained, shapes_of
 from ..processes import check_launcher, first_says
+from ..sheets import save_sheet
 from .checkpoint import (
     checkpoints,
     load_optimizer_tensors,
@@ -278,7 +278,7 @@ class Trainer:
     def export(self, folder: Path) -> None:
         """The averaged weights as a model folder; one process gathers them, tensor by tensor."""
         weights = gathered(self.ema.average, keep=self.accelerator.is_main_process)
-        about = list(self.dataset.class_names), self.shapes, torch.float32, self.dataset.autoencoder
+        about = list(self.dataset.class_names), self.shapes, torch.float32, self.dataset.autoencoder, self.done
         first_says(lambda: save_pretrained(folder, self.bare_model.config, weights, *about))
 
     def resume(self) -> None:
@@ -341,4 +341,4 @@ class Trainer:
                 logger.warning("no sample sheet at step %d: %s", self.done, error)
                 return
         if main:
-            write_file(self.sheet, lambda draft: page.save(draft, "PNG"))
+            save_sheet(page, self.sheet)
