@@ -98,6 +98,7 @@ class FiTPipeline(DiffusionPipeline):
         config = super().load_config(*args, **kwargs)
         content = config[0] if isinstance(config, tuple) else config
         if "transformer" in content:
+            content["_class_name"] = cls.__name__
             content["transformer"] = [FiTTransformer2DModel.__module__, FiTTransformer2DModel.__name__]
         return config
 
@@ -119,7 +120,7 @@ class FiTPipeline(DiffusionPipeline):
 
     def save_pretrained(self, save_directory: str | Path, *args, push_to_hub: bool = False, **kwargs) -> None:
         """As diffusers saves, and with the custom code of a hub repository, so that where this package is installed
-        `DiffusionPipeline.from_pretrained(it, custom_pipeline=it, trust_remote_code=True)` loads the folder or hub id.
+        `DiffusionPipeline.from_pretrained(it, trust_remote_code=True)` loads the folder or hub id.
         Raises UserError where the transformer has an adapter (LoRA).
         """
         check_no_adapter(self.transformer)
@@ -127,6 +128,7 @@ class FiTPipeline(DiffusionPipeline):
         hub = {option: kwargs.pop(option) for option in PUSH_OPTIONS if option in kwargs}
         super().save_pretrained(folder, *args, **kwargs)
         index = json.loads((folder / self.config_name).read_text())
+        index["_class_name"] = ["pipeline", "FiTPipeline"]
         index["transformer"] = [TRANSFORMER_MODULE, FiTTransformer2DModel.__name__]
         write_text(folder / self.config_name, json.dumps(index, indent=2) + "\n")
         for path, module, name in (

@@ -112,9 +112,12 @@ def load_any(model: str, dtype: torch.dtype) -> Pretrained:
 
     if not (Path(model) / "model_index.json").is_file():
         return load_pretrained(model, dtype)
+    from diffusers.utils import logging
+
     from ..adapters.pipeline import FiTPipeline
 
-    pipeline = FiTPipeline.from_pretrained(model, torch_dtype=dtype, vae=None)
+    logging.disable_progress_bar()  # Of a loading that takes a moment.
+    pipeline = FiTPipeline.from_pretrained(model, dtype=dtype, vae=None)
     return pipeline.to_model(autoencoder=model if (Path(model) / "vae").is_dir() else None)
 
 
