@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -204,6 +204,15 @@ def told_in_one_sentence(name: str) -> Iterator[None]:
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"the autoencoder {name} cannot be loaded; name its folder instead ({reason})") from None
+
+
+def decode_all(codec: Pixels | KLAutoencoder, latents: Sequence[Tensor]) -> list[Tensor]:
+    """The images of latents (c, h, w), in their order."""
+    images: dict[int, Tensor] = {}
+    with Decoding(codec, images.__setitem__) as decoding:
+        for number, latent in enumerate(latents):
+            decoding.add(number, latent)
+    return [images[number] for number in range(len(latents))]
 
 
 class Decoding:

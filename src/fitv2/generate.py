@@ -147,7 +147,7 @@ def generate_with(
     for chosen in passes([wish.tokens(config.patch_size) for wish in wishes], pass_budget(sampling, device)):
         batch = generate_pass(new_network(), config, [wishes[i] for i in chosen], sampling, device)
         for i, latent in zip(chosen, batch.to_latents(config.patch_size), strict=True):
-            check_finite(latent, f"the image that the model made (seed {wishes[i].seed})")
+            check_finite(latent, "the image that the model made", detail=f"seed {wishes[i].seed}")
             latents[i] = latent
             if finished is not None:
                 finished(i, latent)

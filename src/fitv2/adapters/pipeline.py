@@ -18,7 +18,7 @@ from huggingface_hub import snapshot_download
 from torch import Tensor
 
 from ..atomic import write_text
-from ..autoencoder import Decoding, KLAutoencoder, Pixels, load_autoencoder, read_network
+from ..autoencoder import KLAutoencoder, Pixels, decode_all, load_autoencoder, read_network
 from ..classes import Classes
 from ..errors import UserError
 from ..finite import check_finite
@@ -218,7 +218,7 @@ class FiTPipeline(DiffusionPipeline):
             x = self.scheduled(velocity_at, latents.float().to(device), sampling.steps, callback_on_step_end)
             made = TokenBatch(x.float(), hw).to_latents(config.patch_size)
             for latent, wish in zip(made, wishes, strict=True):
-                check_finite(latent, f"the image that the model made (seed {wish.seed})", PIPELINE_CURES)
+                check_finite(latent, "the image that the model made", PIPELINE_CURES, f"seed {wish.seed}")
         images = self.finished(made, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
@@ -320,11 +320,7 @@ class FiTPipeline(DiffusionPipeline):
             raise UserError(f"output_type is 'pil', 'np', 'pt' or 'latent', not {output_type!r}")
         if output_type == "latent":
             return stacked(latents)
-        decoded: dict[int, Tensor] = {}
-        with Decoding(self.codec, decoded.__setitem__) as decoding:
-            for number, latent in enumerate(latents):
-                decoding.add(number, latent)
-        images = [decoded[number].cpu() for number in range(len(latents))]
+        images = [image.cpu() for image in decode_all(self.codec, latents)]
         if output_type == "pil":
             return [to_image(image) for image in images]
         images = [(image / 2 + 0.5).clamp(0, 1) for image in images]

@@ -23,6 +23,7 @@ from .sampling import (
     GuidanceChannels,
     GuidanceInterval,
     GuidancePower,
+    IgnoreMemory,
     Precision,
     Solver,
     Steps,
@@ -58,7 +59,7 @@ def sample(
         typer.Option(help="HEIGHTxWIDTH in pixels, repeatable; default: sizes of training and ones never seen"),
     ] = None,
     num: Annotated[int, typer.Option(min=1, help="images per class and size")] = 1,
-    steps: Steps = 25,
+    steps: Steps = None,
     solver: Solver = None,
     guidance: Annotated[float, typer.Option(help="scale of classifier-free guidance; 1 is none")] = 2.0,
     guidance_interval: GuidanceInterval = (0.0, 1.0),
@@ -71,6 +72,7 @@ def sample(
     autoencoder: Autoencoder = None,
     precision: Precision = None,
     device: Device = None,
+    ignore_memory: IgnoreMemory = False,
     seed: Annotated[
         int, typer.Option(min=0, max=2**62, help="the first image's seed; each further one has the next")
     ] = 0,
@@ -119,7 +121,8 @@ def sample(
         full_every=full_every,
     )
     wishes = list_wishes(pretrained, labels, size, num, seed, codec.factor)
-    check_memory(pretrained, wishes, sampling)
+    if not ignore_memory:
+        check_memory(pretrained, wishes, sampling)
     if size:
         warn_of_sizes(pretrained, wishes, codec.factor)
     names = [picture_name(pretrained, wish, codec.factor) for wish in wishes]
@@ -132,7 +135,7 @@ def sample(
         "num": num,
         "seed": seed,
         "solver": sampling.solver,
-        "steps": steps,
+        "steps": sampling.steps,
         "guidance": guidance,
         "guidance_interval": list(guidance_interval),
         "guidance_power": guidance_power,
@@ -167,14 +170,14 @@ def sample(
     finish(out, request, [{"file": name, **row} for name, row in zip(names, rows, strict=True)])
 
     calls = sampling.model_calls
-    report = {"model": model, "step": pretrained.step, "solver": sampling.solver, "steps": steps}
+    report = {"model": model, "step": pretrained.step, "solver": sampling.solver, "steps": sampling.steps}
     report |= {"model_calls": calls, "guidance": guidance, "guidance_interval": guidance_interval}
     report |= {"seconds": round(seconds, 2), "sheet": str(sheet)}
     report["images"] = [{"file": str(out / name), **row} for name, row in zip(names, rows, strict=True)]
     if as_json:
         print(json.dumps(report))
         return
-    spent = f"{counted(steps, 'step')}, {counted(calls, 'model call')}" if calls else "steps of its own choice"
+    spent = f"{counted(sampling.steps, 'step')}, {counted(calls, 'model call')}" if calls else "steps of its own choice"
     of_step = "" if pretrained.step is None else f" (step {pretrained.step})"
     print(
         f"{counted(len(rows), 'image')} by {model}{of_step} in {seconds:.1f} s: {sampling.solver}, "
@@ -323,5 +326,6 @@ def check_memory(pretrained: Pretrained, wishes: list[Wish], sampling: Sampling)
         height, width = max((wishes[i].size for i in largest), key=lambda size: size[0] * size[1])
         raise UserError(
             f"{len(largest)} pictures of up to {height}x{width} together would need about {needed / 2**30:.0f} GiB of "
-            f"memory, and {free / 2**30:.0f} GiB are free; ask for a smaller --size"
+            f"memory, and {free / 2**30:.0f} GiB are free; ask for a smaller --size, or add "
+            "--ignore-memory"
         )

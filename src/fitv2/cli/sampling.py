@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from ..generate import Sampling
     from ..pretrained import Pretrained
 
-Steps = Annotated[int, typer.Option(min=1, help="solver steps")]
+Steps = Annotated[
+    int | None, typer.Option(min=1, help="solver steps; default 25, and none for dopri5 and adaptive_heun")
+]
 Solver = Annotated[
     str | None,
     typer.Option(
@@ -56,6 +58,9 @@ Precision = Annotated[
     str | None,
     typer.Option(metavar="fp32|bf16", help="of weights and products (fp32 on CUDA: TF32); default bf16 on CUDA"),
 ]
+IgnoreMemory = Annotated[
+    bool, typer.Option("--ignore-memory", help="go on even if the estimated memory is more than what is free")
+]
 Device = Annotated[
     str | None, typer.Option(help="cuda, mps, xpu or cpu, also with an index as cuda:1; default: the best there is")
 ]
@@ -81,7 +86,7 @@ def build_sampling(
         solver=solver or default_solver(config),
         channels=None if guidance_channels is None else guidance_channels * config.patch_size**2,
         rope=None if extrapolation is None else config.rope.named(extrapolation, attention_scale),
-        **plain,
+        **{name: value for name, value in plain.items() if value is not None},
     )
 
 
