@@ -162,6 +162,17 @@ def test_dtypes_are_kept_one_by_one(state, yaml_file, tmp_path):
     assert all(converted[key].dtype == state[key].dtype and torch.equal(converted[key], state[key]) for key in state)
 
 
+def test_no_model_is_overwritten_without_being_told(request, state, yaml_file, tmp_path):
+    run = request.getfixturevalue("fitv2")  # The module is called so here.
+    save_file(state, tmp_path / "weights.safetensors")
+    arguments = ["convert", "--config", yaml_file, "--checkpoint", "weights.safetensors", "--out", "my models"]
+    assert "fitv2 sample --model 'my models'" in run(*arguments)[1]
+    before = (tmp_path / "my models/config.json").stat().st_mtime_ns
+    assert "--overwrite" in run(*arguments)[0]
+    assert (tmp_path / "my models/config.json").stat().st_mtime_ns == before
+    assert run(*arguments, "--overwrite")[0] in (0, None)
+
+
 def test_a_model_with_context_is_not_the_authors():
     config = fitv2.FiTConfig(width=32, depth=1, heads=2, context="cross")
     with pytest.raises(ValueError, match="no model with context='cross'"):
