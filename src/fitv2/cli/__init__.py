@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import traceback
@@ -30,6 +31,19 @@ NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 # How libraries are told to log errors alone; a user's own setting stays.
 QUIET = {f"{name}_VERBOSITY": "error" for name in ("DIFFUSERS", "TRANSFORMERS", "HF_HUB", "DATASETS")}
 QUIET |= {"TORCH_CPP_LOG_LEVEL": "ERROR", "KINETO_LOG_LEVEL": "6"}
+
+# Whose log lines would be printed with those of a training.
+TALKATIVE = (
+    "PIL",
+    "torch",
+    "accelerate",
+    "diffusers",
+    "transformers",
+    "datasets",
+    "huggingface_hub",
+    "httpx",
+    "fsspec",
+)
 
 
 class Interrupted(BaseException):
@@ -122,6 +136,8 @@ def silence_libraries() -> None:
         warnings.simplefilter("ignore")
     for name, level in QUIET.items():
         os.environ.setdefault(name, level)
+    for name in TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def memory_sentence(error: Exception) -> str | None:

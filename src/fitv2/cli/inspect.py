@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import UserError
-from ..messages import counted
 
 if TYPE_CHECKING:
     from ..prepare.inspection import Inspection
@@ -75,8 +74,7 @@ def inspect(
 def text(folder: Path, inspection: Inspection, figures: dict[str, Any]) -> Iterator[str]:
     preparation, low_to_high = inspection.preparation, "{:g} to {:g}, median {:g}"
     what = f"latents of {preparation.autoencoder}" if preparation.autoencoder else "pixels"
-    many = f"{counted(figures['pictures'], 'picture')} of {counted(figures['files'], 'file')}"
-    yield f"{folder}: {many} as {what}, {figures['bytes']:,} bytes"
+    yield f"{folder}: {figures['pictures']} pictures of {figures['files']} files as {what}, {figures['bytes']:,} bytes"
     yield f"  at most {preparation.max_tokens} tokens of {preparation.patch}x{preparation.patch} pixels; " + ", ".join(
         f"{count} {variant}" for variant, count in figures["variants"].items()
     )

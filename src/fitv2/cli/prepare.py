@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ..errors import UserError
-from ..messages import command, counted
 from .sampling import Device
 
 if TYPE_CHECKING:
@@ -91,19 +90,17 @@ def show(report: Report, out: Path, seconds: float, patch_size: int, as_json: bo
         print(json.dumps(figures | {"skipped_by_reason": report.skipped_by_reason, "skipped_files": report.skipped}))
         return
     lines = [
-        f"{out}: {counted(report.pictures, 'picture')} of {counted(report.files, 'file')} in "
-        f"{counted(report.shards, 'shard')}; "
+        f"{out}: {report.pictures} pictures of {report.files} files in {report.shards} shards; "
         f"{report.encoded} encoded now, {report.reused} moved from other shards, {seconds:.1f} s"
     ]
     if report.duplicates:
-        same = counted(report.duplicates, "file")
-        lines.append(f"  {same} with the same content as an earlier one: encoded and stored once")
+        lines.append(f"  {report.duplicates} files have the same content as an earlier one: encoded and stored once")
     lines += [f"  {count} skipped: {reason}" for reason, count in report.skipped_by_reason.items()]
     lines += [f"    {name}: {reason}" for name, reason in report.skipped[:MOST_NAMED]]
     if len(report.skipped) > MOST_NAMED:
         lines.append(f"    and {len(report.skipped) - MOST_NAMED} more, all of them in {out / 'index.jsonl'}")
-    lines.append(f"Look at it with: {command('inspect', out)}")
-    patch = [] if patch_size == 2 else ["--set", f"model.patch_size={patch_size}"]
-    lines.append(f"Train on it with: {command('train', '--recipe', 'latents', '--data', out, *patch)}")
+    lines.append(f"Look at it with: fitv2 inspect {out}")
+    patch = "" if patch_size == 2 else f" --set model.patch_size={patch_size}"
+    lines.append(f"Train on it with: fitv2 train --recipe latents --data {out}{patch}")
     # File names may hold bytes that no terminal can show.
     print(os.linesep.join(lines).encode(errors="replace").decode())
