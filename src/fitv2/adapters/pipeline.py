@@ -88,7 +88,10 @@ class FiTPipeline(DiffusionPipeline):
         if "vae" not in kwargs and (Path(name) / "vae").is_dir() and not kwargs.keys() & PLACED_BY_DIFFUSERS:
             dtype = kwargs.get("torch_dtype") or kwargs.get("dtype") or torch.float32
             dtype = dtype.get("vae", dtype.get("default", torch.float32)) if isinstance(dtype, dict) else dtype
-            options = {option: kwargs[option] for option in ("variant", "use_safetensors") if option in kwargs}
+            variant = kwargs.get("variant")
+            # As diffusers does for parts that do not have the variant.
+            varied = variant is not None and any((Path(name) / "vae").glob(f"*.{variant}.*"))
+            options = {"variant": variant} if varied else {}
             kwargs["vae"] = read_network(name, "vae", dtype, **options)
         return super().from_pretrained(name, **kwargs)
 

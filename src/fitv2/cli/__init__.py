@@ -33,17 +33,7 @@ QUIET = {f"{name}_VERBOSITY": "error" for name in ("DIFFUSERS", "TRANSFORMERS", 
 QUIET |= {"TORCH_CPP_LOG_LEVEL": "ERROR", "KINETO_LOG_LEVEL": "6"}
 
 # Whose log lines would be printed with those of a training.
-TALKATIVE = (
-    "PIL",
-    "torch",
-    "accelerate",
-    "diffusers",
-    "transformers",
-    "datasets",
-    "huggingface_hub",
-    "httpx",
-    "fsspec",
-)
+TALKATIVE = ("PIL", "torch", "accelerate", "diffusers", "transformers", "datasets", "huggingface_hub", "httpx")
 
 
 class Interrupted(BaseException):
