@@ -11,6 +11,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from .atomic import write_file
+from .finite import check_finite
 
 # The text chunk "Software" of every sheet.
 SHEET = "fitv2 contact sheet"
@@ -19,7 +20,11 @@ CAPTION = 13
 
 
 def to_image(latent: Tensor) -> Image.Image:
-    """(1 or 3, h, w) in [-1, 1], values beyond clipped, to an 8-bit grey or RGB image of exactly w x h."""
+    """(1 or 3, h, w) in [-1, 1], values beyond clipped, to an 8-bit grey or RGB image of exactly w x h.
+
+    Raises NotFinite for NaN or infinity, which would become black.
+    """
+    check_finite(latent, "an image")
     pixels = ((latent.clamp(-1, 1) + 1) * 127.5).round().byte().numpy()
     return Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
 
