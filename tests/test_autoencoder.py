@@ -2,9 +2,17 @@
 
 import pytest
 import torch
+from diffusers import AutoencoderTiny
+from safetensors.torch import load_file, save_file
 
-from fitv2.autoencoder import KLAutoencoder, load_autoencoder, read_factor
-from tiny import tiny_autoencoder
+from fitv2 import FiTConfig, FiTPipeline, FiTTransformer2DModel
+from fitv2.adapters.schedulers import default_scheduler
+from fitv2.autoencoder import Decoding, KLAutoencoder, load_autoencoder, read_factor
+from fitv2.errors import UserError
+from fitv2.finite import NotFinite
+from tiny import random_model, tiny_autoencoder
+
+LATENT = FiTConfig(width=32, depth=1, heads=2, num_classes=5)
 
 
 def test_large_pictures_are_decoded_in_tiles(monkeypatch):
@@ -32,6 +40,76 @@ def test_an_autoencoder_by_folder_and_one_that_is_not_there(tmp_path):
     for read in (load_autoencoder, read_factor):
         with pytest.raises(ValueError, match=r"the autoencoder .*nowhere cannot be loaded; name its folder instead"):
             read(str(tmp_path / "nowhere"))
+
+
+def save_changed(folder, change) -> str:
+    """A saved autoencoder whose weights `change` has had."""
+    tiny_autoencoder().save_pretrained(folder)
+    weights = load_file(folder / "diffusion_pytorch_model.safetensors")
+    change(weights)
+    save_file(weights, folder / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+    return str(folder)
+
+
+CHANGES = {
+    "missing decoder.conv_out.bias": lambda weights: weights.pop("decoder.conv_out.bias"),
+    "unexpected extra": lambda weights: weights.update(extra=torch.zeros(1)),
+    "decoder.conv_out.bias expected shape": lambda weights: weights.update({"decoder.conv_out.bias": torch.zeros(4)}),
+    "not finite": lambda weights: weights["decoder.conv_out.bias"].fill_(torch.nan),
+}
+
+
+@pytest.mark.parametrize("problem", CHANGES)
+def test_weights_that_do_not_belong_are_refused(tmp_path, problem):
+    pipe = FiTPipeline(FiTTransformer2DModel.from_fit(random_model(LATENT)), default_scheduler(), tiny_autoencoder())
+    pipe.save_pretrained(tmp_path)
+    name = save_changed(tmp_path / "vae", CHANGES[problem])
+    for load in (
+        load_autoencoder,
+        lambda _: load_autoencoder(str(tmp_path)),
+        lambda _: FiTPipeline.from_pretrained(tmp_path),
+    ):
+        with pytest.raises(UserError, match=problem):
+            load(name)
+
+
+def test_another_class_of_autoencoder_is_one_sentence(tmp_path):
+    small = {"encoder_block_out_channels": (8, 8), "num_encoder_blocks": (1, 1)}
+    other = AutoencoderTiny(**small, decoder_block_out_channels=(8, 8), num_decoder_blocks=(1, 1))
+    other.save_pretrained(tmp_path)
+    for load in (load_autoencoder, read_factor):
+        with pytest.raises(UserError, match="AutoencoderTiny"):
+            load(str(tmp_path))
+    with pytest.raises(UserError, match="AutoencoderTiny"):
+        FiTPipeline(FiTTransformer2DModel.from_fit(random_model(LATENT)), default_scheduler(), other)
+
+
+@pytest.mark.parametrize("upcast", [True, False])
+def test_float16_computes_in_float32_where_the_configuration_says_so(upcast):
+    """In float16 the images overflow, as those of SDXL's autoencoder do."""
+    vae = tiny_autoencoder()
+    vae.register_to_config(force_upcast=upcast)
+    vae.decoder.conv_in.weight.data *= 3e4
+    latent = 1000 * torch.randn(4, 4, 4, generator=torch.Generator().manual_seed(0))
+    pixels = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    codec = KLAutoencoder(vae.half(), "cpu")
+    if upcast:
+        assert codec.decode(latent).isfinite().all() and vae.dtype == torch.float16
+        assert all(moment.isfinite().all() for moment in codec.encode(pixels))
+    else:
+        with pytest.raises(NotFinite, match="autoencoder"):
+            codec.decode(latent)
+
+
+def test_images_of_one_size_share_a_pass_on_an_accelerator(monkeypatch):
+    """The meta device stands in for one."""
+    codec, passes, decoded = KLAutoencoder(tiny_autoencoder(), "meta"), [], []
+    monkeypatch.setattr(codec, "decode_batch", lambda latents: passes.append(len(latents)) or latents)
+    monkeypatch.setattr("fitv2.autoencoder.LARGEST_UNTILED", 3 * 32 * 32)
+    with Decoding(codec, lambda number, image: decoded.append(number)) as decoding:
+        for number, size in enumerate([(4, 4)] * 4 + [(4, 8)]):
+            decoding.add(number, torch.zeros(4, *size))
+    assert passes == [3, 1, 1] and decoded == list(range(5))
 
 
 def test_encoding_undoes_scaling_and_shift_and_takes_tiles_for_large_pictures(monkeypatch):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,9 +20,12 @@ from PIL import Image
 
 from fitv2.adapters.pipeline import FiTPipeline
 from fitv2.cli.sample import showcase
+from fitv2.cli.samples import begin
 from fitv2.config import recipe_folder
+from fitv2.errors import UserError
 from fitv2.generate import DIFFUSION_SOLVERS, FLOW_SOLVERS
 from fitv2.pretrained import Pretrained, load_pretrained, save_pretrained
+from fitv2.sheets import SHEET
 from fitv2.training.preemption import STOPPED
 from tiny import CLASSES, CONFIG, command_line, process, random_model
 
@@ -155,7 +159,7 @@ def test_sample_writes_every_class_at_every_size_exactly_and_a_sheet(fitv2, mode
     assert {name: (image.height, image.width) for name, image in found.items()} == expected
     assert {image.mode for image in found.values()} == {"L"}
     assert sheet.width > 8 * 96 and sheet.height > 2 * 100
-    assert "12 pictures" in result.out and "ab2, 2 steps, 2 model calls, guidance 2" in result.out
+    assert "12 images by" in result.out and "ab2, 2 steps, 2 model calls, guidance 2" in result.out
 
 
 def test_sample_reports_in_json(fitv2, model, tmp_path):
@@ -168,6 +172,61 @@ def test_sample_reports_in_json(fitv2, model, tmp_path):
     for row in report["images"]:
         with Image.open(tmp_path / row["file"]) as image:
             assert [image.height, image.width] == row["size"]
+
+
+def test_a_request_is_written_beside_its_images_and_nothing_else_is_overwritten(fitv2, model, tmp_path):
+    command = ["sample", "--model", model, "--labels", "bag", "--size", "8x12", "--num", 2]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/sheet.png").write_text("drawn by hand")
+    assert_sentence(fitv2(*command, "--steps", 1, "--out", "mine"), "sheet.png", "--overwrite")
+    assert (tmp_path / "mine/sheet.png").read_text() == "drawn by hand"
+    for out in ("outputs", "outputs-2"):  # By default, the first folder that is free.
+        assert fitv2(*command, "--steps", 1).code == 0
+        manifest = json.loads((tmp_path / out / "samples.json").read_text())
+        names = ["bag_8x12_seed0.png", "bag_8x12_seed1.png"]
+        assert [row["file"] for row in manifest["images"]] == names and manifest["sheet"] == "sheet.png"
+        assert manifest["request"]["steps"] == 1 and manifest["request"]["model"] == str(model)
+        assert manifest["images"][1] == {
+            **{"file": names[1], "class": "bag", "label": 8, "size": [8, 12], "seed": 1, "seen": False}
+        }
+        assert {path.name for path in (tmp_path / out).iterdir()} == {*names, "sheet.png", "samples.json"}
+    with Image.open(tmp_path / "outputs/sheet.png") as sheet, Image.open(tmp_path / "outputs" / names[0]) as image:
+        assert sheet.text["Software"] == SHEET and not image.text
+    assert fitv2(*command, "--steps", 1, "--out", "outputs").code == 0  # The same request again.
+    assert_sentence(fitv2(*command, "--steps", 2, "--out", "outputs"), "another request", "--overwrite")
+    assert fitv2(*command, "--steps", 2, "--seed", 7, "--out", "outputs", "--overwrite").code == 0
+    left = {path.name for path in (tmp_path / "outputs").iterdir()}
+    assert left == {"bag_8x12_seed7.png", "bag_8x12_seed8.png", "sheet.png", "samples.json"}
+
+
+def test_images_of_a_call_that_was_killed_are_known_as_ours(tmp_path):
+    request = {"seed": 1}
+    begin(tmp_path, request, ["a.png"], False)
+    (tmp_path / "a.png").touch()
+    with pytest.raises(UserError, match="another request"):
+        begin(tmp_path, {"seed": 2}, ["a.png"], False)
+    begin(tmp_path, request, ["a.png"], False)
+    begin(tmp_path, {"seed": 2}, ["b.png"], True)
+    assert not (tmp_path / "a.png").exists()
+
+
+def test_the_step_of_a_model_and_a_run_that_has_none_yet(train, fitv2, pictures, tmp_path):
+    assert train(settings=["training.steps=3"]).code == 0
+    for name in ("run", "run/checkpoints", "run/checkpoints/step-00000003"):
+        shown = fitv2("sample", "--model", name, "--labels", "cat", "--steps", 1)
+        assert shown.code == 0 and f"by {name} (step 3)" in shown.out
+    shutil.rmtree(tmp_path / "run/model")
+    assert_sentence(fitv2("sample", "--model", "run"), "no model yet", "at step 2", "3 steps are done")
+
+
+def test_more_classes_than_a_sheet_shows_are_said(fitv2, tmp_path):
+    config = replace(CONFIG, num_classes=40)
+    save_pretrained(tmp_path / "model", config, random_model(config).state_dict(), [], [[(8, 8, 1)]] * 40, None)
+    shown = fitv2("sample", "--model", "model", "--size", "8x8", "--steps", 1)
+    assert "16 of 40 classes; choose others with --labels" in shown.out
+    chosen = fitv2("sample", "--model", "model", "--size", "8x8", "--size", "4x40", "--labels", "1", "--steps", 1)
+    assert "classes" not in chosen.out.partition("One PNG")[0].replace("the class in training", "")
+    assert "4x40" in chosen.err and "8x8" not in chosen.err
 
 
 def test_sample_takes_a_saved_pipeline(fitv2, model, tmp_path):
@@ -219,6 +278,13 @@ def test_a_class_that_had_no_picture_is_shown_in_the_sizes_of_another(model):
             ["of up to 400000x400000 together", "ask for a smaller --size"],
         ),
         (["--labels", "spoon"], ["no class 'spoon' in this model; its classes are 0 t-shirt, 1 trouser"]),
+        (["--labels", "Trousers"], ["did you mean trouser?"]),
+        (["--solver", "eular"], ["did you mean euler"]),
+        (["--extrapolation", "vision_ntk"], ["did you mean vision-ntk"]),
+        (["--model", "builtin:fashon"], ["did you mean builtin:fashion?"]),
+        (["--guidance", "-1"], ["guidance -1"]),
+        (["--device", "cuda:99"], ["there is no device cuda:99"]),
+        (["--precision", "fp16"], ["the precision is fp32 or bf16, not 'fp16'"]),
         (["--labels", "10"], ["no class '10' in this model"]),
         (["--solver", "dpm"], ["no solver 'dpm'; the solvers are euler"]),
         (["--solver", "ddim"], ["ddim is not for this model, which predicts a velocity; choose from euler"]),

@@ -13,8 +13,10 @@ from safetensors.torch import load_file, save_file
 
 import fitv2
 from fitv2.convert import official_config, read_official_config
+from fitv2.errors import UserError
 from fitv2.model.fit1 import FiT1Config
 from fitv2.pretrained import load_pretrained
+from fitv2.state_files import read_state
 from golden_fixtures import FOLDER, INDEX, kwargs, load, weights
 from tiny import command_line, process
 
@@ -93,7 +95,8 @@ def write_shards(folder: Path, state: dict[str, torch.Tensor]) -> Path:
 
 
 @pytest.mark.parametrize(
-    "kind", ["safetensors", "bin", "old bin", "misnamed", "nested", "distributed", "index", "folder"]
+    "kind",
+    ["safetensors", "bin", "old bin", "misnamed", "nested", "distributed", "compiled", "averaged", "index", "folder"],
 )
 def test_every_kind_of_file(kind, state, tmp_path):
     path = tmp_path / "checkpoint.bin"
@@ -108,10 +111,28 @@ def test_every_kind_of_file(kind, state, tmp_path):
         content = {
             "nested": {"ema": state, "step": 7},
             "distributed": {f"module.{key}": tensor for key, tensor in state.items()},
+            "compiled": {f"_orig_mod.module.{key}": tensor for key, tensor in state.items()},
+            "averaged": {f"module.{key}": t for key, t in state.items()} | {"n_averaged": torch.tensor(3)},
         }.get(kind, state)
         torch.save(content, path, _use_new_zipfile_serialization=kind != "old bin")
     loaded = fitv2.to_official(fitv2.from_official(path, **KWARGS))
     assert loaded.keys() == state.keys() and all(torch.equal(loaded[key], state[key]) for key in state)
+
+
+@pytest.mark.parametrize("length", [128, 384, 640, 896, 1152, 1408, 19280])
+def test_safetensors_whose_first_bytes_are_those_of_a_pickle(length, tmp_path):
+    path = tmp_path / "checkpoint.safetensors"
+    weights = {"weight": torch.arange(6.0)}
+    save_file(weights, path, {"note": ""})
+    shortest = int.from_bytes(path.read_bytes()[:8], "little")
+    save_file(weights, path, {"note": "x" * (length - shortest)})
+    assert int.from_bytes(path.read_bytes()[:8], "little") == length
+    assert torch.equal(read_state(path)["weight"], weights["weight"])
+
+
+def test_two_tensors_of_one_name_are_refused(state):
+    with pytest.raises(UserError, match="more than once"):
+        fitv2.from_official(state | {"_orig_mod.final_layer.linear.bias": torch.zeros(1)}, **KWARGS)
 
 
 class Malicious:
@@ -139,6 +160,17 @@ def test_dtypes_are_kept_one_by_one(state, yaml_file, tmp_path):
     child.join()
     converted = load_file(tmp_path / "model" / "model.safetensors")
     assert all(converted[key].dtype == state[key].dtype and torch.equal(converted[key], state[key]) for key in state)
+
+
+def test_no_model_is_overwritten_without_being_told(request, state, yaml_file, tmp_path):
+    run = request.getfixturevalue("fitv2")  # The module is called so here.
+    save_file(state, tmp_path / "weights.safetensors")
+    arguments = ["convert", "--config", yaml_file, "--checkpoint", "weights.safetensors", "--out", "my models"]
+    assert "fitv2 sample --model 'my models'" in run(*arguments)[1]
+    before = (tmp_path / "my models/config.json").stat().st_mtime_ns
+    assert "--overwrite" in run(*arguments)[0]
+    assert (tmp_path / "my models/config.json").stat().st_mtime_ns == before
+    assert run(*arguments, "--overwrite")[0] in (0, None)
 
 
 def test_a_model_with_context_is_not_the_authors():
@@ -202,7 +234,7 @@ def test_arguments_of_what_the_authors_do_not_have():
 def test_weights_that_are_no_numbers_are_refused(state, value):
     bias = state["final_layer.linear.bias"]
     state["final_layer.linear.bias"] = bias.long() if value is None else torch.full_like(bias, value)
-    with pytest.raises(ValueError, match=r"final_layer.linear.bias holds values that are not finite numbers"):
+    with pytest.raises(ValueError, match=r"final_layer.linear.bias (of the checkpoint is not finite|holds)"):
         fitv2.from_official(state, **KWARGS)
 
 

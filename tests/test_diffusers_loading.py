@@ -67,7 +67,7 @@ def test_saved_folder_loads_in_a_fresh_process_without_training_code(pipe, tmp_p
 import sys, torch
 from diffusers import DiffusionPipeline
 folder = {str(tmp_path / "saved")!r}
-pipe = DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)
+pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
 made = pipe(**{QUICK!r}, output_type="latent").images
 assert all(torch.equal(a, b) for a, b in zip(made, torch.load({str(tmp_path / "expected.pt")!r})))
 assert type(pipe).__name__ == "FiTPipeline"
@@ -98,7 +98,7 @@ def test_loading_holds_one_copy_of_the_weights(tmp_path):
 def test_a_pipelines_folder_says_what_it_is(pipe, tmp_path):
     pipe.save_pretrained(tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text())
-    assert index["_class_name"] == "FiTPipeline" and index["id2label"]["1"] == "trouser"
+    assert index["_class_name"] == ["pipeline", "FiTPipeline"] and index["id2label"]["1"] == "trouser"
     assert index["transformer"] == ["fit_transformer", "FiTTransformer2DModel"]
     # What diffusers checks of a hub repository before it downloads.
     files = [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()]

@@ -1,11 +1,16 @@
 """The network at home in diffusers: saving and loading, offloading, casting, compiling, LoRA."""
 
+import json
+
 import pytest
 import torch
 from diffusers.training_utils import EMAModel
 from peft import LoraConfig
+from safetensors.torch import load_file, save_file
 
-from fitv2 import FiT1Config, FiTConfig, FiTPipeline, FiTTransformer2DModel, RopeScheme, TokenBatch
+from fitv2 import FiT1Config, FiTConfig, FiTPipeline, FiTTransformer2DModel, RopeScheme, TokenBatch, to_official
+from fitv2.adapters.schedulers import default_scheduler
+from fitv2.errors import UserError
 from fitv2.model.context import pack_context
 from tiny import random_model
 
@@ -161,8 +166,50 @@ def test_lora_is_added_trained_saved_and_loaded(transformer, tmp_path):
     transformer.disable_adapters()
     torch.testing.assert_close(transformer(**inputs()).sample, expected)
     other = FiTTransformer2DModel.from_fit(random_model(CONFIG), sample_size=8)
-    other.load_lora_adapter(tmp_path, prefix=None, weight_name="pytorch_lora_weights.safetensors")
+    other.load_lora_adapter(tmp_path)
     torch.testing.assert_close(other(**inputs()).sample, adapted)
+
+
+def test_a_lora_among_the_weights_is_not_saved_as_a_part_of_them(transformer, tmp_path):
+    transformer.add_adapter(LoraConfig(r=2, target_modules=["qkv"], init_lora_weights=False), "mine")
+    pipe = FiTPipeline(transformer, default_scheduler())
+    saves = [transformer.save_pretrained, pipe.save_pretrained, lambda _: to_official(transformer.fit)]
+    for save in saves:
+        with pytest.raises(UserError, match=r"unload"):
+            save(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+    expected = transformer(**inputs()).sample
+    transformer.fuse_lora()
+    transformer.unload_lora()
+    transformer.save_pretrained(tmp_path / "saved")
+    fused = FiTTransformer2DModel.from_pretrained(tmp_path / "saved")
+    torch.testing.assert_close(fused(**inputs()).sample, expected)
+
+
+@pytest.mark.parametrize(("change", "problem"), [("name", "blocks.7.attn.qkv"), ("value", "not finite")])
+def test_a_lora_that_does_not_belong_is_refused(transformer, tmp_path, change, problem):
+    transformer.add_adapter(LoraConfig(r=2, target_modules=["qkv"], init_lora_weights=False))
+    transformer.save_lora_adapter(tmp_path)
+    (file,) = tmp_path.glob("*.safetensors")
+    weights = load_file(file)
+    if change == "name":
+        weights = {key.replace("blocks.0", "blocks.7"): tensor for key, tensor in weights.items()}
+    else:
+        next(iter(weights.values()))[0, 0] = torch.nan
+    other = FiTTransformer2DModel.from_fit(random_model(CONFIG), sample_size=8)
+    for source in (weights, save_file(weights, file, {"format": "pt"}) or tmp_path):
+        with pytest.raises(UserError, match=problem):
+            other.load_lora_adapter(source)
+
+
+@pytest.mark.parametrize(("layers", "problem"), [(1, r"unexpected fit\.blocks\.1"), (3, r"missing fit\.blocks\.2")])
+def test_a_folder_of_another_depth_is_refused(transformer, tmp_path, layers, problem):
+    FiTPipeline(transformer, default_scheduler()).save_pretrained(tmp_path)
+    config = tmp_path / "transformer/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"num_layers": layers}))
+    for load in (FiTPipeline.from_pretrained, lambda path: FiTTransformer2DModel.from_pretrained(path / "transformer")):
+        with pytest.raises(UserError, match=problem):
+            load(tmp_path)
 
 
 @torch.no_grad()
@@ -176,7 +223,7 @@ def test_lora_ranks_may_differ_by_layer(transformer, tmp_path):
     assert ranks["fit.blocks.1.mlp.fc2"] == 2 and ranks["fit.blocks.0.mlp.fc2"] == ranks["fit.blocks.1.attn.qkv"] == 4
     transformer.save_lora_adapter(tmp_path)
     other = FiTTransformer2DModel.from_fit(random_model(CONFIG), sample_size=8)
-    other.load_lora_adapter(tmp_path, prefix=None, weight_name="pytorch_lora_weights.safetensors")
+    other.load_lora_adapter(tmp_path)
     torch.testing.assert_close(other(**inputs()).sample, adapted)
 
 

@@ -15,9 +15,10 @@ from diffusers import (
 
 from fitv2 import FiT1Config, FiTConfig, FiTPipeline, FiTTransformer2DModel, RopeScheme
 from fitv2.adapters.pipeline import draw_seeds
-from fitv2.adapters.schedulers import default_scheduler
+from fitv2.adapters.schedulers import check_scheduler, default_scheduler
 from fitv2.autoencoder import KLAutoencoder
 from fitv2.errors import UserError
+from fitv2.finite import NotFinite
 from fitv2.generate import Sampling, Wish, generate
 from fitv2.pretrained import load_pretrained
 from tiny import random_model, tiny_autoencoder
@@ -75,6 +76,37 @@ def test_schedulers_of_diffusers_solve_the_same_equation(pipe, solution, schedul
     assert distance(made, solution) < largest
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
         assert distance(made, pipe(**SOLVED, num_inference_steps=20, solver="euler").images) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        DPMSolverMultistepScheduler(**FLOW, use_karras_sigmas=True),
+        DPMSolverMultistepScheduler(**FLOW, use_lu_lambdas=True),
+        UniPCMultistepScheduler(**FLOW, solver_type="bh1"),
+        UniPCMultistepScheduler(**FLOW, thresholding=True),
+        FlowMatchEulerDiscreteScheduler(shift_terminal=0.2),
+    ],
+)
+def test_schedulers_that_end_elsewhere_are_refused(pipe, scheduler):
+    pipe.scheduler = scheduler
+    with pytest.raises(UserError, match="cheduler"):
+        pipe(**QUICK)
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [FlowMatchEulerDiscreteScheduler(shift=12), UniPCMultistepScheduler(**FLOW | {"flow_shift": 3.0})],
+)
+def test_schedulers_of_other_grids_are_taken(scheduler):
+    check_scheduler(scheduler)
+
+
+@pytest.mark.parametrize("solver", [None, "ab2"])
+def test_a_model_that_makes_nan_is_one_sentence(pipe, solver):
+    pipe.transformer.fit.final_layer.linear.bias.data[0] = torch.nan
+    with pytest.raises(NotFinite, match="not finite"):
+        pipe(**QUICK, solver=solver)
 
 
 def test_our_own_samplers_make_the_same_as_generate(pipe):

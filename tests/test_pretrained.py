@@ -5,9 +5,11 @@ import json
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from fitv2.data.fashion import Fashion
+from fitv2.errors import UserError
+from fitv2.finite import NotFinite
 from fitv2.model.config import FiTConfig
 from fitv2.model.fit1 import FiT1Config
 from fitv2.pretrained import load_pretrained, save_pretrained, shapes_of
@@ -119,12 +121,31 @@ def test_cut_off_weights(folder, share):
         load_pretrained(folder)
 
 
-def test_weights_of_another_network(folder):
+@pytest.mark.parametrize(("depth", "problem"), [(3, r"missing blocks\.2\."), (1, r"unexpected blocks\.1\.")])
+def test_weights_of_another_network(folder, depth, problem):
     config = json.loads((folder / "config.json").read_text())
-    config["model"]["depth"] = 3
+    config["model"]["depth"] = depth
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"do not fit the model: missing blocks\.2\."):
+    with pytest.raises(UserError, match=problem):
         load_pretrained(folder)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_are_refused(folder, value):
+    weights = load_file(folder / "model.safetensors")
+    weights["final_layer.linear.bias"][1] = value
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(NotFinite, match=r"final_layer\.linear\.bias"):
+        load_pretrained(folder)
+
+
+@pytest.mark.parametrize(("part", "wrapped"), [("", "_orig_mod."), ("", "module."), ("attn.", "attn._orig_mod.")])
+def test_names_that_wrappers_of_torch_have_changed(folder, part, wrapped):
+    weights = load_file(folder / "model.safetensors")
+    renamed = {key.replace(part, wrapped, 1): tensor for key, tensor in weights.items()}
+    save_file(renamed, folder / "model.safetensors")
+    loaded = load_pretrained(folder).model.state_dict()
+    assert all(torch.equal(loaded[key], tensor) for key, tensor in weights.items())
 
 
 def test_labels_by_name_and_by_number(folder):

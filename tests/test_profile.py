@@ -121,7 +121,7 @@ def test_json_of_several_sizes_and_a_plot(fitv2, tmp_path):
     options = ["--size", "256x256", "--size", "160x480", "--batch", 3, "--precision", "no"]
     code, shown = fitv2("profile", "FiTv2-B/2", "FiTv2-3B/2", *options, "--json", "--plot", "deep/a.png")
     report = json.loads(shown)
-    assert code in (0, None) and (report["precision"], report["plot"]) == ("no", "deep/a.png")
+    assert code in (0, None) and (report["precision"], report["plot"]) == ("fp32", "deep/a.png")
     rows = report["profiles"]
     assert [(row["model"], row["size"], row["tokens"]) for row in rows] == [
         (name, size, tokens)
@@ -200,7 +200,8 @@ def test_what_does_not_fit_is_refused_before_anything_runs(fitv2, monkeypatch):
     monkeypatch.setattr("fitv2.cli.memory.free_bytes", lambda device: 2**30)
     monkeypatch.setattr("fitv2.profiling.profile.workload", lambda *arguments: pytest.fail("it runs"))
     told = fitv2("profile", "builtin:fashion", "SiT-B/2", "FiTv2-XL/2", "--measure", "--size", "112x112")[0]
-    assert "a forward of FiTv2-XL/2 would need about 2.5 GiB, and 1.0 GiB are free: leave --measure away" in told
+    assert "a forward of FiTv2-XL/2 would need about 2.5 GiB, and 1.0 GiB are free" in told
+    assert "--ignore-memory" in told
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,16 @@ def test_the_predecessor_learns_by_diffusion(tmp_path):
     assert generate(saved.model, [Wish(0, (8, 8), 0)], Sampling(solver="ddim", steps=2))[0].isfinite().all()
 
 
+def test_no_sheet_is_written_of_images_that_are_not_finite(tmp_path, caplog):
+    run = trainer(tmp_path)
+    next(iter(run.ema.average.values())).fill_(torch.nan)
+    run.write_samples()
+    assert (
+        not run.sheet.exists()
+        and "no sample sheet at step 0: the image that the model made is not finite" in caplog.text
+    )
+
+
 def test_what_is_predicted_decides_what_is_learned(tmp_path):
     """FiT with a rectified flow (row A of Table II), and FiTv2 with diffusion."""
     for architecture, prediction, solver in (("FiT", "velocity", "ab2"), ("FiTv2", "noise", "ddim")):

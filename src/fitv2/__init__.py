@@ -1,4 +1,4 @@
-"""fitv2: diffusion transformers for pictures of any size and aspect ratio (FiTv2, arXiv 2410.13925)."""
+"""fitv2: diffusion transformers for images of any size and aspect ratio (FiTv2, arXiv 2410.13925)."""
 
 from importlib import import_module
 
@@ -24,6 +24,10 @@ _HOMES = {
     "official_kwargs": "convert",
 }
 __all__ = sorted(_HOMES)
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def __getattr__(name: str):

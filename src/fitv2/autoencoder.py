@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .errors import UserError
+from .finite import check_finite, check_weights
 from .state_files import weights_digest
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 # Larger pictures are decoded in overlapping tiles: at once their activations take tens of gigabytes.
 LARGEST_UNTILED = 1024 * 1024
+DECODING_CURES = "try --precision fp32 (an autoencoder in float32), or another copy of the autoencoder"
 
 
 class Pixels:
@@ -46,33 +48,62 @@ class KLAutoencoder:
         self.channels: int = network.config.latent_channels
         self.factor = factor_of(network.config)
 
-    @torch.no_grad()
     def decode(self, latent: Tensor) -> Tensor:
         """(c, h, w) as the transformer gives it to (3, h * factor, w * factor) in about [-1, 1], float32 on the CPU.
 
-        Scaling and shift are those of the autoencoder's own configuration.
+        Scaling and shift are those of the autoencoder's own configuration. Raises NotFinite for NaN or infinity.
         """
+        return self.decode_batch(latent[None])[0]
+
+    @torch.no_grad()
+    def decode_batch(self, latents: Tensor) -> Tensor:
+        """`decode` of (B, c, h, w) in one pass."""
         config = self.network.config
-        unscaled = latent.float() / config.scaling_factor + (config.shift_factor or 0)
-        with self._tiles(latent.shape[1] * latent.shape[2] * self.factor**2):
-            sample = self.network.decode(unscaled[None].to(self.device, self.network.dtype)).sample
-        return sample[0].float().cpu()
+        unscaled = latents.float() / config.scaling_factor + (config.shift_factor or 0)
+        with self._tiles(latents.shape[2] * latents.shape[3] * self.factor**2), self._whole_precision():
+            sample = self.network.decode(unscaled.to(self.device, self._dtype())).sample
+        images = sample.float().cpu()
+        check_finite(images, "what the autoencoder made of a latent", DECODING_CURES)
+        return images
 
     @torch.no_grad()
     def encode(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, h * factor, w * factor) in [-1, 1] to the mean and the standard deviation of their latents, as the
         transformer takes them: each (B, c, h, w), float32 on the CPU. Latents are drawn as mean + std * noise.
+
+        Raises NotFinite for NaN or infinity.
         """
         config = self.network.config
-        with self._tiles(pictures.shape[2] * pictures.shape[3]):
-            posterior = self.network.encode(pictures.to(self.device, self.network.dtype)).latent_dist
-        mean = (posterior.mean.float() - (config.shift_factor or 0)) * config.scaling_factor
-        return mean.cpu(), (posterior.std.float() * config.scaling_factor).cpu()
+        with self._tiles(pictures.shape[2] * pictures.shape[3]), self._whole_precision():
+            posterior = self.network.encode(pictures.to(self.device, self._dtype())).latent_dist
+        mean = ((posterior.mean.float() - (config.shift_factor or 0)) * config.scaling_factor).cpu()
+        std = (posterior.std.float() * config.scaling_factor).cpu()
+        for moment in (mean, std):
+            check_finite(moment, "what the autoencoder made of an image", DECODING_CURES)
+        return mean, std
 
     def digest(self) -> str:
         """SHA-256 over configuration and weights, wherever they were loaded from."""
         config = {key: value for key, value in self.network.config.items() if not key.startswith("_")}
         return weights_digest(self.network.state_dict(), json.dumps(config, sort_keys=True, default=str))
+
+    def _dtype(self) -> torch.dtype:
+        """What the network computes in: float16 overflows in autoencoders whose configuration says so."""
+        upcast = self.network.dtype == torch.float16 and self.network.config.get("force_upcast", True)
+        return torch.float32 if upcast else self.network.dtype
+
+    @contextmanager
+    def _whole_precision(self) -> Iterator[None]:
+        """The network in float32 within, where `_dtype` wants that of float16 weights."""
+        own, wanted = self.network.dtype, self._dtype()
+        if own == wanted:
+            yield
+            return
+        self.network.to(wanted)
+        try:
+            yield
+        finally:
+            self.network.to(own)
 
     @contextmanager
     def _tiles(self, pixels: int) -> Iterator[None]:
@@ -95,11 +126,51 @@ def load_autoencoder(
     """
     if name is None:
         return Pixels()
+    with told_in_one_sentence(name):
+        network = read_network(name, subfolder_of(name), dtype)
+    return KLAutoencoder(network.to(device), device)
+
+
+def read_network(name: str, subfolder: str | None, dtype: torch.dtype, **options) -> AutoencoderKL:
+    """The network itself; options: of diffusers, such as `variant`.
+
+    Raises UserError for another class of autoencoder and for weights that are not all its own, NotFinite for NaN.
+    """
     from diffusers import AutoencoderKL
 
-    with told_in_one_sentence(name):
-        network = AutoencoderKL.from_pretrained(name, subfolder=subfolder_of(name), torch_dtype=dtype)
-        return KLAutoencoder(network.to(device), device)
+    check_class(name, AutoencoderKL.load_config(name, subfolder=subfolder))
+    options |= {"subfolder": subfolder, "dtype": dtype, "output_loading_info": True}
+    network, found = loaded(AutoencoderKL.from_pretrained, name, **options)
+    check_loaded(found, name)
+    check_weights(network.state_dict(), name)
+    return network
+
+
+def check_class(name: str, config: Mapping[str, Any]) -> None:
+    """Raises UserError where a configuration is that of another class than AutoencoderKL."""
+    if (kind := config.get("_class_name", "AutoencoderKL")) != "AutoencoderKL":
+        raise UserError(f"{name} is an {kind}, and latents here are those of an AutoencoderKL; name one of these")
+
+
+def loaded(load: Callable, name: str, **options) -> Any:
+    """What diffusers loads; its complaint about weights of other shapes as UserError."""
+    try:
+        return load(name, **options)
+    except ValueError as error:
+        if "expected shape" not in str(error):
+            raise
+        problem = str(error).partition("because ")[2].partition(". If you")[0]
+        raise UserError(f"the weights of {name} do not fit its config.json: {problem}") from error
+
+
+def check_loaded(found: Mapping[str, Any], name: str) -> None:
+    """Raises UserError where diffusers, by its loading info, has found missing, extra or misshapen weights."""
+    problems = [f"missing {key}" for key in sorted(found["missing_keys"])]
+    problems += [f"unexpected {key}" for key in sorted(found["unexpected_keys"])]
+    shapes = found["mismatched_keys"]
+    problems += [f"{key} has shape {tuple(has)}, the model needs {tuple(own)}" for key, has, own in shapes]
+    if problems:
+        raise UserError(f"the weights of {name} do not fit its config.json: {'; '.join(problems)}")
 
 
 def read_factor(name: str | None) -> int:
@@ -109,7 +180,9 @@ def read_factor(name: str | None) -> int:
     from diffusers import AutoencoderKL
 
     with told_in_one_sentence(name):
-        return factor_of(AutoencoderKL.load_config(name, subfolder=subfolder_of(name)))
+        config = AutoencoderKL.load_config(name, subfolder=subfolder_of(name))
+        check_class(name, config)
+        return factor_of(config)
 
 
 def factor_of(config: Mapping[str, Any]) -> int:
@@ -126,6 +199,52 @@ def told_in_one_sentence(name: str) -> Iterator[None]:
     """Whatever the library says of an autoencoder that is not there."""
     try:
         yield
+    except UserError:
+        raise
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"the autoencoder {name} cannot be loaded; name its folder instead ({reason})") from None
+
+
+def decode_all(codec: Pixels | KLAutoencoder, latents: Sequence[Tensor]) -> list[Tensor]:
+    """The images of latents (c, h, w), in their order."""
+    images: dict[int, Tensor] = {}
+    with Decoding(codec, images.__setitem__) as decoding:
+        for number, latent in enumerate(latents):
+            decoding.add(number, latent)
+    return [images[number] for number in range(len(latents))]
+
+
+class Decoding:
+    """Hands on the images of latents: on an accelerator decoded in batches of one size, on a CPU one by one.
+
+    done: gets the number of a latent and its image (3, H, W). A with block, at whose end all are decoded.
+    """
+
+    def __init__(self, codec: Pixels | KLAutoencoder, done: Callable[[int, Tensor], None]) -> None:
+        self.codec, self.done = codec, done
+        self.waiting: list[tuple[int, Tensor]] = []
+
+    def __enter__(self) -> Decoding:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.flush()
+
+    def add(self, number: int, latent: Tensor) -> None:
+        if isinstance(self.codec, Pixels) or torch.device(self.codec.device).type == "cpu":
+            self.done(number, self.codec.decode(latent))
+            return
+        pixels = latent.shape[1] * latent.shape[2] * self.codec.factor**2
+        full = (len(self.waiting) + 1) * pixels > LARGEST_UNTILED
+        if self.waiting and (full or self.waiting[0][1].shape != latent.shape):
+            self.flush()
+        self.waiting.append((number, latent))
+
+    def flush(self) -> None:
+        if self.waiting:
+            numbers, latents = zip(*self.waiting, strict=True)
+            self.waiting.clear()
+            for number, image in zip(numbers, self.codec.decode_batch(torch.stack(latents)), strict=True):
+                self.done(number, image)

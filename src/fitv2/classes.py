@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from .errors import UserError
+from .messages import suggestion
 
 # That many numbers and names are told to people; the rest is "and so on".
 TOLD = 20
@@ -34,7 +35,8 @@ class Classes:
         else:
             number = label if isinstance(label, int) and 0 <= label <= self.count else None
         if number is None:
-            raise UserError(f"there is no class {label!r} in this model; its classes are {self}")
+            near = suggestion(str(label), self.names.values())
+            raise UserError(f"there is no class {label!r} in this model; its classes are {self}{near}")
         return number
 
     def __str__(self) -> str:

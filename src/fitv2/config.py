@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from .errors import UserError
+from .messages import suggestion
 
 
 class Settings(BaseModel):
@@ -176,7 +177,7 @@ class LogSettings(Settings):
     keep_checkpoints: PositiveInt = Field(2, description="older ones are removed")
     sample_every: PositiveInt | None = Field(1000, description="steps between sample sheets; null: none")
     sample_steps: PositiveInt = Field(20, description="steps of the sample sheets, of ab2 (noise: ddim)")
-    sample_guidance: float = Field(2.0, description="guidance scale of the sample sheets")
+    sample_guidance: float = Field(2.0, ge=0, description="guidance scale of the sample sheets")
     tensorboard: bool = Field(False, description="also write TensorBoard events (needs the tensorboard package)")
 
 
@@ -277,7 +278,8 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         except UnicodeDecodeError:
             raise UserError(f"{name} is not a recipe: it is not UTF-8 text") from None
     else:
-        raise UserError(f"there is no recipe {name!r}; give a YAML file, or one of {', '.join(recipe_names())}")
+        near = suggestion(name, recipe_names())
+        raise UserError(f"there is no recipe {name!r}; give a YAML file, or one of {', '.join(recipe_names())}{near}")
     return build_recipe(parse_yaml(text, name), overrides)
 
 

@@ -11,13 +11,14 @@ import yaml
 from torch import Tensor
 
 from .errors import UserError
+from .finite import check_weights
 from .model.config import FiTConfig, NetworkConfig
 from .model.fit1 import FiT1Config
-from .model.network import model_of
+from .model.network import bare_model, model_of
 from .model.presets import architecture_of
 from .model.rope import PLAIN, RopeScheme
 from .model.transformer import FiT
-from .state_files import read_state
+from .state_files import plain_names, read_state
 
 # What makes each family, in the authors' arguments; an argument left out has its family's value.
 FITV2 = {
@@ -86,20 +87,22 @@ def from_official(state: dict[str, Tensor] | str | Path, /, **kwargs) -> FiT:
     checkpoint's folder or index.json. kwargs: the authors' constructor arguments. At no time are there two copies of
     the weights of a file. Raises ValueError naming missing, extra or mis-shaped keys.
     """
+    name = "the checkpoint"
     if isinstance(state, dict):
-        state = {key: tensor.clone() for key, tensor in state.items()}
+        state = {key: tensor.clone() for key, tensor in plain_names(state).items()}
     else:
-        state = read_state(Path(state))
+        name, state = str(state), read_state(Path(state))
     config = official_config(kwargs, shared_modulation="global_adaLN_modulation.1.weight" in state)
-    check_weights(state, config.depth)
+    check_kind_of_weights(state, config.depth)
+    check_weights(state, name)
     return model_of(config, state)
 
 
-def check_weights(state: dict[str, Tensor], depth: int) -> None:
+def check_kind_of_weights(state: dict[str, Tensor], depth: int) -> None:
     """Raises ValueError for weights that are no numbers to compute with, or of another number of blocks."""
     for key, tensor in state.items():
-        if not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
-            raise UserError(f"{key} holds values that are not finite numbers ({tensor.dtype}): the file is damaged")
+        if not tensor.is_floating_point():
+            raise UserError(f"{key} holds {tensor.dtype}, which are no weights: the file is damaged")
     blocks = len({key.split(".")[1] for key in state if key.startswith("blocks.")})
     if blocks != depth:  # Said at once: building the other network could take for ever.
         raise UserError(f"depth={depth}, and the checkpoint has {blocks} blocks")
@@ -108,10 +111,14 @@ def check_weights(state: dict[str, Tensor], depth: int) -> None:
 def to_official(model: FiT) -> dict[str, Tensor]:
     """The weights under the authors' keys; `official_kwargs(model.config)` has the arguments that go with them.
 
-    Raises ValueError for a model that theirs cannot be: with a context, between FiT and FiTv2, or of a fixed grid.
+    Raises ValueError for a model that theirs cannot be: with a context, between FiT and FiTv2, of a fixed grid, or with
+    adapters (LoRA) among its weights.
     """
     check_official(model.config)
-    return model.state_dict()
+    state = plain_names(model.state_dict())
+    if state.keys() != bare_model(model.config).state_dict().keys():
+        raise UserError("the model holds other tensors than its weights, such as a LoRA: fuse and unload it first")
+    return state
 
 
 def official_config(kwargs: Mapping[str, Any], shared_modulation: bool = True) -> FiTConfig:

@@ -22,13 +22,15 @@ def is_finite(tensor: Tensor) -> bool:
     return all(bool(end.isfinite()) for end in tensor.detach().aminmax())  # NaN is both ends then.
 
 
-def check_finite(tensor: Tensor, what: str, advice: str = CURES) -> None:
+def check_finite(tensor: Tensor, what: str, advice: str = CURES, detail: str = "NaN or infinity") -> None:
     """Raises NotFinite, saying what it is and what to do about it."""
     if not is_finite(tensor):
-        raise NotFinite(f"{what} is not finite (NaN or infinity); {advice}")
+        raise NotFinite(f"{what} is not finite ({detail}); {advice}")
 
 
 def check_weights(state: Mapping[str, Tensor], name: str) -> None:
     """Raises NotFinite for weights with NaN or infinity, naming the first of them."""
     for key, tensor in state.items():
+        if tensor.is_meta:  # Offloaded: its values are elsewhere.
+            continue
         check_finite(tensor, f"the weight {key} of {name}", "copy, download or train it again")

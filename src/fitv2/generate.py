@@ -13,6 +13,7 @@ from .diffusion.sampling import sample_ddim, sample_ddpm
 from .diffusion.schedule import STEPS, check_count, ddim_steps, ddpm_steps, linear_schedule
 from .errors import UserError
 from .finite import check_finite
+from .messages import suggestion
 from .model.block_cache import SHALLOWEST_CACHED, BlockCache
 from .model.config import NetworkConfig
 from .model.network import Network as Model
@@ -76,7 +77,8 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.solver not in SOLVER_NAMES:
-            raise UserError(f"there is no solver {self.solver!r}; the solvers are {', '.join(SOLVER_NAMES)}")
+            near = suggestion(self.solver, SOLVER_NAMES)
+            raise UserError(f"there is no solver {self.solver!r}; the solvers are {', '.join(SOLVER_NAMES)}{near}")
         if self.steps is None and self.solver not in ADAPTIVE:
             object.__setattr__(self, "steps", DEFAULT_STEPS)
         if self.steps is not None and self.steps < 1:
@@ -88,6 +90,8 @@ class Sampling:
                 f"guidance {self.guidance}, power {self.power} and shift {self.shift} must be finite numbers, and the "
                 "shift above 0"
             )
+        if self.guidance < 0:
+            raise UserError(f"guidance {self.guidance:g} would lead away from the class: give 1 for none, or more")
         try:
             low, high = self.interval
             within = 0 <= low <= high <= 1
@@ -164,7 +168,7 @@ def generate_with(
     for chosen in passes([wish.tokens(config.patch_size) for wish in wishes], pass_budget(sampling, device)):
         batch = generate_pass(new_network(), config, [wishes[i] for i in chosen], sampling, device)
         for i, latent in zip(chosen, batch.to_latents(config.patch_size), strict=True):
-            check_finite(latent, f"the image that the model made (seed {wishes[i].seed})")
+            check_finite(latent, "the image that the model made", detail=f"seed {wishes[i].seed}")
             latents[i] = latent
             if finished is not None:
                 finished(i, latent)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,15 @@ from .atomic import write_tensors, write_text
 from .classes import Classes
 from .data.dataset import Dataset
 from .errors import UserError
+from .finite import check_weights
+from .messages import counted, suggestion
 from .model.config import NetworkConfig
 from .model.network import Network, bare_model, model_of
 from .model.presets import ARCHITECTURES, architecture_of
+from .state_files import plain_names
 
 BUILTIN = "builtin:"
+RECIPE, CHECKPOINTS = "recipe.json", "checkpoints"
 FORMAT = 1
 # Enough for every size of a set like fashion; of a folder of photographs, the sizes that matter.
 MOST_SHAPES = 500
@@ -34,13 +38,15 @@ class Pretrained:
 
     class_names: one per class, in order. shapes: per class (one entry for a set without classes) the (height, width)
     in latent pixels of its training pictures with their counts, the 500 most frequent first. autoencoder: the folder or
-    hub id of the one whose latents these are; None where pixels are the latents.
+    hub id of the one whose latents these are; None where pixels are the latents. step: of its training, where it is
+    known.
     """
 
     model: Network
     class_names: list[str]
     shapes: list[list[tuple[int, int, int]]]
     autoencoder: str | None = None
+    step: int | None = None
 
     @property
     def classes(self) -> Classes:
@@ -64,39 +70,73 @@ def save_pretrained(
     shapes: Sequence,
     dtype: torch.dtype | None,
     autoencoder: str | None = None,
+    step: int | None = None,
 ) -> None:
-    """Writes config.json and model.safetensors, the weights as `dtype` (None: each as it is).
+    """Writes config.json and model.safetensors, the weights as `dtype` (None: each as it is); step: of the training.
 
     A reader meets whole files at any moment.
     """
     content = {"format": FORMAT, "architecture": architecture_of(config), "model": asdict(config)}
-    content["autoencoder"] = autoencoder
+    content |= {"autoencoder": autoencoder, "step": step}
     content |= {"class_names": class_names, "shapes": shapes}
     write_text(folder / "config.json", json.dumps(content))
     write_tensors(folder / "model.safetensors", {key: tensor.to(dtype) for key, tensor in weights.items()})
 
 
 def is_own_model(name: str | Path) -> bool:
-    """Whether it is a built-in model, one of this project's folders, or a run's with one in it."""
-    homes = (Path(name), Path(name) / "model")
-    return str(name).startswith(BUILTIN) or any((home / "model.safetensors").is_file() for home in homes)
+    """Whether it is a built-in model, one of this project's folders, a run's with one in it, or a checkpoint of one."""
+    return str(name).startswith(BUILTIN) or files_of(Path(name))[1].exists()
 
 
 def load_pretrained(name: str | Path, dtype: torch.dtype | None = torch.float32) -> Pretrained:
-    """`builtin:NAME`, a model folder, a run's folder (its newest exported model) or one of its checkpoints (the
-    averaged weights), in `dtype` and eval mode; dtype None: its shapes alone, on the meta device. Raises ValueError
-    when there is none or it is damaged.
+    """`builtin:NAME`, a model folder, a run's folder (its newest exported model), or one of its checkpoints (the
+    averaged weights; of the folder of all of them the newest), in `dtype` and eval mode; dtype None: its shapes alone,
+    on the meta device. Raises ValueError when there is none or it is damaged.
     """
     name = str(name)
     if name.startswith(BUILTIN):
         with as_file(files("fitv2").joinpath("builtin", name.removeprefix(BUILTIN))) as folder:
             return read_model(folder / "config.json", folder / "model.safetensors", name, dtype)
-    folder = Path(name)
+    config, weights = files_of(Path(name))
+    if not weights.exists() and (Path(name) / RECIPE).is_file():
+        raise UserError(not_yet(Path(name)))
+    loaded = read_model(config, weights, name, dtype)
+    state = weights.with_name("state.json")
+    return replace(loaded, step=step_of(state)) if state.is_file() else loaded
+
+
+def files_of(folder: Path) -> tuple[Path, Path]:
+    """Where config.json and the weights of a model folder, of a run or of a checkpoint are, or would be."""
+    if folder.resolve().name == CHECKPOINTS:
+        folder = max(folder.glob("step-*/state.json"), default=folder / "none", key=step_of).parent
     for average in (folder / "ema.safetensors", folder / "shards"):
-        if average.exists():
-            return read_model(folder.parent.parent / "model" / "config.json", average, name, dtype)
+        if (average / ".metadata").is_file() or average.is_file():
+            return folder.resolve().parent.parent / "model" / "config.json", average
     folder = folder / "model" if (folder / "model").is_dir() else folder
-    return read_model(folder / "config.json", folder / "model.safetensors", name, dtype)
+    return folder / "config.json", folder / "model.safetensors"
+
+
+def step_of(state: Path) -> int:
+    """The step of a checkpoint, by its state.json. Raises UserError where that is damaged."""
+    try:
+        return int(json.loads(state.read_bytes())["step"])
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise UserError(f"{state} is damaged ({error!r}); take another checkpoint") from error
+
+
+def not_yet(run: Path) -> str:
+    """That a run has no model so far, and when it will."""
+    try:
+        recipe = json.loads((run / RECIPE).read_bytes())
+        first = min(recipe["log"]["checkpoint_every"], recipe["training"]["steps"])
+    except (ValueError, KeyError, TypeError):
+        return f"{run} is a run without a model, and its {RECIPE} is damaged"
+    log = run / "log.jsonl"
+    done = len(log.read_bytes().splitlines()) if log.is_file() else 0
+    return (
+        f"{run} has no model yet: the first comes with the checkpoint at step {first}, and {counted(done, 'step')} "
+        f"{'is' if done == 1 else 'are'} done (log.checkpoint_every)"
+    )
 
 
 def read_config(config_file: Path) -> tuple[dict[str, Any], NetworkConfig]:
@@ -110,16 +150,38 @@ def read_config(config_file: Path) -> tuple[dict[str, Any], NetworkConfig]:
 def read_model(config_file: Path, weights_file: Path, name: str, dtype: torch.dtype | None) -> Pretrained:
     for path in (config_file, weights_file):
         if not path.exists():
-            raise UserError(f"{name} is not a model: there is no {path}")
+            raise UserError(f"{name} is not a model: there is no {path}{suggestion(name, names_like(name))}")
     try:
         content, config = read_config(config_file)
-        weights = None if dtype is None else read_weights(weights_file, dtype)
         shapes = [[tuple(shape) for shape in of_class] for of_class in content["shapes"]]
         class_names = content["class_names"]
-    except (ValueError, KeyError, TypeError, SafetensorError, OSError) as error:
-        raise UserError(f"the model {name} is damaged ({error!r}); copy or train it again") from None
-    model = bare_model(config) if weights is None else model_of(config, weights)
-    return Pretrained(model, class_names, shapes, content.get("autoencoder"))
+    except (ValueError, KeyError, TypeError, OSError) as error:  # JSON that anybody may have written.
+        raise damaged(name, error) from error
+    try:
+        weights = None if dtype is None else read_weights(weights_file, dtype)
+    except (UserError, SafetensorError, OSError) as error:
+        raise damaged(name, error) from error
+    if weights is None:
+        return Pretrained(bare_model(config), class_names, shapes, content.get("autoencoder"), content.get("step"))
+    try:
+        model = model_of(config, weights)
+    except UserError as error:
+        raise UserError(f"the model {name} is damaged: its config.json is of another model; {error}") from None
+    check_weights(weights, name)
+    return Pretrained(model, class_names, shapes, content.get("autoencoder"), content.get("step"))
+
+
+def names_like(name: str) -> list[str]:
+    """Names that may have been meant: the built-in models, and folders beside the one that is not there."""
+    builtin = [BUILTIN + folder.name for folder in files("fitv2").joinpath("builtin").iterdir() if folder.is_dir()]
+    folder = Path(name)
+    if folder.exists() or not folder.parent.is_dir():
+        return builtin
+    return [*builtin, *(str(path) for path in folder.parent.iterdir() if path.is_dir())]
+
+
+def damaged(name: str, error: Exception) -> UserError:
+    return UserError(f"the model {name} is damaged ({error!r}); copy or train it again")
 
 
 def read_weights(path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -127,7 +189,7 @@ def read_weights(path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
     if path.is_dir():
         from .distributed_checkpoint import read_split  # Takes long to load, and few checkpoints have one.
 
-        return {key: tensor.to(dtype) for key, tensor in read_split(path, "ema", lambda name: None).items()}
+        return plain_names({key: t.to(dtype) for key, t in read_split(path, "ema", lambda name: None).items()})
     # One by one and read, not mapped: never a second copy of all, whatever the dtypes.
     with safe_open(path, "pt", backend="pread") as file:
-        return {key: file.get_tensor(key).to(dtype) for key in file.keys()}  # noqa: SIM118
+        return plain_names({key: file.get_tensor(key).to(dtype) for key in file.keys()})  # noqa: SIM118

@@ -7,6 +7,7 @@ import json
 import pickle
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from .errors import UserError
 
+# What torch.compile, FSDP and checkpointing put into the names of the modules that they wrap.
+WRAPPED = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 DAMAGED = "cannot be read ({}): it is damaged, or not a checkpoint; copy or download it again"
 
 
@@ -35,17 +38,35 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".json":
         return read_shards(path)
     # By content: the authors' own loader knows pickles that are called .safetensors.
-    state = read_pickle(path) if is_pickle(path) else read_safetensors(path)
-    # DistributedDataParallel puts this in front of all names.
-    if state and all(key.startswith("module.") for key in state):
-        state = {key.removeprefix("module."): tensor for key, tensor in state.items()}
-    return state
+    return plain_names(read_pickle(path) if is_pickle(path) else read_safetensors(path))
+
+
+def plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors without what wrappers of torch add to names: of a module, or in front of all of them.
+
+    Raises UserError where two tensors would then have the same name.
+    """
+    # Averaged models count their updates beside the weights, which are all behind one prefix.
+    names = {key: WRAPPED.sub("", key) for key in state if key != "n_averaged"}
+    while names and all(name.startswith("module.") for name in names.values()):
+        names = {key: name.removeprefix("module.") for key, name in names.items()}
+    if len(set(names.values())) < len(names):
+        twice = next(name for name, count in Counter(names.values()).items() if count > 1)
+        raise UserError(f"the checkpoint holds {twice} more than once, with and without the prefix of a wrapper")
+    return {name: state[key] for key, name in names.items()}
 
 
 def is_pickle(path: Path) -> bool:
-    """Whether a file begins as torch's archives or bare pickles do; safetensors begin with a length."""
+    """Whether a file begins as torch's archives or bare pickles do, and not as safetensors.
+
+    Safetensors begin with the length of a JSON header, whose first bytes may be those of a pickle.
+    """
     with path.open("rb") as file:
-        return file.read(2) in (b"PK", *(bytes((0x80, protocol)) for protocol in range(6)))
+        start = file.read(9)
+    header = int.from_bytes(start[:8], "little")
+    if start[8:] == b"{" and 8 + header <= path.stat().st_size:
+        return False
+    return start[:2] in (b"PK", *(bytes((0x80, protocol)) for protocol in range(6)))
 
 
 def read_shards(index: Path) -> dict[str, Tensor]:

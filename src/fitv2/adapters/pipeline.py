@@ -17,9 +17,10 @@ from huggingface_hub import snapshot_download
 from torch import Tensor
 
 from ..atomic import write_text
-from ..autoencoder import KLAutoencoder, Pixels, load_autoencoder
+from ..autoencoder import KLAutoencoder, Pixels, decode_all, load_autoencoder, read_network
 from ..classes import Classes
 from ..errors import UserError
+from ..finite import check_finite
 from ..generate import Network, Sampling, Wish, check_divisible, default_solver, generate_with, guided
 from ..model.rope import RopeScheme
 from ..pretrained import Pretrained, is_own_model, load_pretrained
@@ -28,14 +29,17 @@ from ..samplers.noise import ImageNoise
 from ..samplers.ode import Velocity
 from ..sheets import to_image
 from ..tokens import TokenBatch
-from .schedulers import check_scheduler, default_scheduler, set_steps
-from .transformer import FiTTransformer2DModel, own_dtype
+from .schedulers import advance, check_scheduler, default_scheduler, set_steps
+from .transformer import FiTTransformer2DModel, check_no_adapter, own_dtype
 
 TRANSFORMER_MODULE = "fit_transformer"
 PUSH_OPTIONS = ("repo_id", "commit_message", "private", "token", "create_pr")
 # Of a repository on the hub; beside these, files of a variant that is not asked for.
 NEVER_READ = ["*.bin", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.pb"]
+# With these diffusers places or changes the weights of all parts while it loads them.
+PLACED_BY_DIFFUSERS = {"device_map", "quantization_config"}
 HUB_OPTIONS = ("revision", "token", "cache_dir", "force_download", "local_files_only", "proxies")
+PIPELINE_CURES = "try torch_dtype=torch.float32, a size nearer to those of training, or a lower guidance_scale"
 
 
 class FiTPipeline(DiffusionPipeline):
@@ -57,6 +61,8 @@ class FiTPipeline(DiffusionPipeline):
         id2label: dict | None = None,
     ) -> None:
         super().__init__()
+        if vae is not None and not isinstance(vae, AutoencoderKL):
+            raise UserError(f"the vae is an {type(vae).__name__}, and latents here are those of an AutoencoderKL")
         self.register_modules(transformer=transformer, scheduler=scheduler, vae=vae)
         self.register_to_config(id2label=id2label)
         if transformer is not None and transformer.config.context != "none":
@@ -78,6 +84,14 @@ class FiTPipeline(DiffusionPipeline):
             hub = {option: kwargs.pop(option) for option in HUB_OPTIONS if option in kwargs}
             unwanted = NEVER_READ if "variant" in kwargs else [*NEVER_READ, "*.*.safetensors"]
             name = snapshot_download(name, ignore_patterns=unwanted, **hub)
+        if "vae" not in kwargs and (Path(name) / "vae").is_dir() and not kwargs.keys() & PLACED_BY_DIFFUSERS:
+            dtype = kwargs.get("torch_dtype") or kwargs.get("dtype") or torch.float32
+            dtype = dtype.get("vae", dtype.get("default", torch.float32)) if isinstance(dtype, dict) else dtype
+            variant = kwargs.get("variant")
+            # As diffusers does for parts that do not have the variant.
+            varied = variant is not None and any((Path(name) / "vae").glob(f"*.{variant}.*"))
+            options = {"variant": variant} if varied else {}
+            kwargs["vae"] = read_network(name, "vae", dtype, **options)
         return super().from_pretrained(name, **kwargs)
 
     @classmethod
@@ -86,6 +100,7 @@ class FiTPipeline(DiffusionPipeline):
         config = super().load_config(*args, **kwargs)
         content = config[0] if isinstance(config, tuple) else config
         if "transformer" in content:
+            content["_class_name"] = cls.__name__
             content["transformer"] = [FiTTransformer2DModel.__module__, FiTTransformer2DModel.__name__]
         return config
 
@@ -107,12 +122,15 @@ class FiTPipeline(DiffusionPipeline):
 
     def save_pretrained(self, save_directory: str | Path, *args, push_to_hub: bool = False, **kwargs) -> None:
         """As diffusers saves, and with the custom code of a hub repository, so that where this package is installed
-        `DiffusionPipeline.from_pretrained(it, custom_pipeline=it, trust_remote_code=True)` loads the folder or hub id.
+        `DiffusionPipeline.from_pretrained(it, trust_remote_code=True)` loads the folder or hub id.
+        Raises UserError where the transformer has an adapter (LoRA).
         """
+        check_no_adapter(self.transformer)
         folder = Path(save_directory)
         hub = {option: kwargs.pop(option) for option in PUSH_OPTIONS if option in kwargs}
         super().save_pretrained(folder, *args, **kwargs)
         index = json.loads((folder / self.config_name).read_text())
+        index["_class_name"] = ["pipeline", "FiTPipeline"]
         index["transformer"] = [TRANSFORMER_MODULE, FiTTransformer2DModel.__name__]
         write_text(folder / self.config_name, json.dumps(index, indent=2) + "\n")
         for path, module, name in (
@@ -202,6 +220,8 @@ class FiTPipeline(DiffusionPipeline):
             self._guidance_scale = guidance_scale
             x = self.scheduled(velocity_at, latents.float().to(device), sampling.steps, callback_on_step_end)
             made = TokenBatch(x.float(), hw).to_latents(config.patch_size)
+            for latent, wish in zip(made, wishes, strict=True):
+                check_finite(latent, "the image that the model made", PIPELINE_CURES, f"seed {wish.seed}")
         images = self.finished(made, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
@@ -234,21 +254,16 @@ class FiTPipeline(DiffusionPipeline):
     def scheduled(
         self, velocity_at: Callable[[float], Velocity], x: Tensor, steps: int, callback: Callable | None
     ) -> Tensor:
-        """Integrates with the pipeline's scheduler, whose time runs from noise at sigma 1 to the picture at 0.
-
-        velocity_at: guidance scale to velocity. Time comes from the sigmas: the timesteps of some schedulers are cut to
-        integers. Some want more than two dimensions, so the packed tokens are one image to them.
-        """
+        """Integrates with the pipeline's scheduler; velocity_at: guidance scale to velocity."""
         set_steps(self.scheduler, steps, x.device)
-        x, self._interrupt = x[None], False
+        self._interrupt = False
         for i, timestep in enumerate(self.progress_bar(self.scheduler.timesteps)):
             if self.interrupt:
                 break
-            output = -velocity_at(self.guidance_scale)(x[0], 1 - self.scheduler.sigmas[i].float())[None]
-            x = self.scheduler.step(output, timestep, x, return_dict=False)[0]
+            x = advance(self.scheduler, i, x, velocity_at(self.guidance_scale))
             if callback is not None:
-                x = (callback(self, i, timestep, {"latents": x[0]}) or {}).get("latents", x[0])[None]
-        return x[0]
+                x = (callback(self, i, timestep, {"latents": x}) or {}).get("latents", x)
+        return x
 
     def wishes(
         self,
@@ -308,8 +323,7 @@ class FiTPipeline(DiffusionPipeline):
             raise UserError(f"output_type is 'pil', 'np', 'pt' or 'latent', not {output_type!r}")
         if output_type == "latent":
             return stacked(latents)
-        codec = self.codec
-        images = [codec.decode(latent).cpu() for latent in latents]
+        images = [image.cpu() for image in decode_all(self.codec, latents)]
         if output_type == "pil":
             return [to_image(image) for image in images]
         images = [(image / 2 + 0.5).clamp(0, 1) for image in images]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,7 +14,9 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
+from ..autoencoder import check_loaded, loaded
 from ..errors import UserError
+from ..finite import check_weights
 from ..model.config import FiTConfig, Modulation, Prediction
 from ..model.context import pack_context
 from ..model.precision import autocast_in
@@ -21,6 +24,7 @@ from ..model.presets import ARCHITECTURES, architecture_of, config_of
 from ..model.rope import RopeScheme
 from ..model.transformer import FiT
 from ..pretrained import Pretrained, is_own_model, load_pretrained
+from ..state_files import read_state
 from ..tokens import TokenBatch, upload
 
 NOT_HERE = "{} is of a fixed grid: diffusers has DiTTransformer2DModel for such networks, and this is for FiT and FiTv2"
@@ -94,7 +98,35 @@ class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         """
         if is_own_model(pretrained_model_name_or_path):
             return cls.from_model(load_pretrained(pretrained_model_name_or_path, own_dtype(kwargs)))
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        name, wants_info = str(pretrained_model_name_or_path), kwargs.pop("output_loading_info", False)
+        model, found = loaded(super().from_pretrained, name, output_loading_info=True, **kwargs)
+        check_loaded(found, name)
+        check_weights(model.state_dict(), name)
+        return (model, found) if wants_info else model
+
+    def save_pretrained(self, *args, **kwargs) -> None:
+        """As diffusers does. Raises UserError where an adapter (LoRA) is among the weights: it could not be loaded."""
+        check_no_adapter(self)
+        super().save_pretrained(*args, **kwargs)
+
+    def load_lora_adapter(self, pretrained_model_name_or_path_or_dict, prefix: str | None = None, **kwargs) -> None:
+        """As diffusers does, and finds the file and the prefix of the names by itself where they are not given.
+
+        Raises UserError for an adapter of another model, and NotFinite for one with NaN or infinity.
+        """
+        source = pretrained_model_name_or_path_or_dict
+        if isinstance(source, dict):
+            state = source
+        elif Path(source).exists():
+            file = lora_file(Path(source), kwargs)
+            state, source = read_state(file), str(file.parent)
+            kwargs |= {"weight_name": file.name}
+        else:
+            return super().load_lora_adapter(source, prefix=prefix, **kwargs)
+        if prefix is None and state and all(name.startswith("transformer.") for name in state):
+            prefix = "transformer"
+        check_lora(self, {name.removeprefix(f"{prefix}."): tensor for name, tensor in state.items()})
+        return super().load_lora_adapter(source, prefix=prefix, **kwargs)
 
     @classmethod
     def from_model(cls, pretrained: Pretrained) -> FiTTransformer2DModel:
@@ -145,6 +177,36 @@ class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         if not packed:
             output = torch.stack(batch.with_x(output).to_latents(self.config.patch_size))
         return Transformer2DModelOutput(sample=output) if return_dict else (output,)
+
+
+def lora_file(path: Path, options: dict[str, Any]) -> Path:
+    """The file of an adapter in a folder, by name where that is given. Raises UserError where it is not clear which."""
+    if path.is_file():
+        return path
+    folder, name = path / (options.pop("subfolder", None) or ""), options.pop("weight_name", None)
+    files = [folder / name] if name else sorted(folder.glob("*.safetensors"))
+    if len(files) != 1:
+        raise UserError(f"{folder} holds {len(files)} files *.safetensors; name the adapter's with weight_name=...")
+    return files[0]
+
+
+def check_lora(model: FiTTransformer2DModel, state: Mapping[str, Tensor]) -> None:
+    """Raises UserError for an adapter of modules that the model does not have, NotFinite for one of NaN."""
+    modules = {name for name, _ in model.named_modules()}
+    targets = dict.fromkeys(name.partition(".lora_")[0] for name in state if ".lora_" in name)
+    if unknown := [name for name in targets if name not in modules]:
+        raise UserError(f"the adapter is of another model: this one has no {', '.join(unknown)}")
+    check_weights(state, "the adapter")
+
+
+def check_no_adapter(model: FiTTransformer2DModel) -> None:
+    """Raises UserError where weights of an adapter are among those of the model."""
+    if names := list(getattr(model, "peft_config", None) or {}):
+        raise UserError(
+            f"the transformer has an adapter ({', '.join(names)}), which would be saved as a part of its weights: save "
+            f"it alone with save_lora_adapter(FOLDER, adapter_name={names[0]!r}), then unload_lora(); or make it part "
+            "of the weights with fuse_lora() and unload_lora()"
+        )
 
 
 def own_dtype(kwargs: dict[str, Any]) -> torch.dtype:

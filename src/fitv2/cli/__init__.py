@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
+import traceback
+import warnings
+from collections.abc import Iterator
 from typing import Annotated
 
 import typer
+from typer.core import TyperGroup
 
 from ..errors import UserError
+from ..messages import command
 from .convert import convert
 from .evaluate import evaluate
 from .inspect import inspect
@@ -17,8 +24,33 @@ from .sample import sample
 from .study import study
 from .train import train
 
+INTERRUPTED = 130
+DEBUG = "--debug"
+FAULT = "this is a fault of fitv2: please report the lines above, with the version {} and the command: {}"
+NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+# How libraries are told to log errors alone; a user's own setting stays.
+QUIET = {f"{name}_VERBOSITY": "error" for name in ("DIFFUSERS", "TRANSFORMERS", "HF_HUB", "DATASETS")}
+QUIET |= {"TORCH_CPP_LOG_LEVEL": "ERROR", "KINETO_LOG_LEVEL": "6"}
+
+# Whose log lines would be printed with those of a training.
+TALKATIVE = ("PIL", "torch", "accelerate", "diffusers", "transformers", "datasets", "huggingface_hub", "httpx")
+
+
+class Interrupted(BaseException):
+    """Ctrl-C, under a name that Typer does not swallow."""
+
+
+class Commands(TyperGroup):
+    def invoke(self, ctx):
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise Interrupted from None
+
+
 app = typer.Typer(
-    help="Diffusion transformers for pictures of any size and aspect ratio (FiTv2).\n\n"
+    cls=Commands,
+    help="Diffusion transformers for images of any size and aspect ratio (FiTv2).\n\n"
     "Start with 'fitv2 sample': it needs nothing, and shows what the built-in model makes.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -29,9 +61,7 @@ app = typer.Typer(
 
 def show_version(asked: bool) -> None:
     if asked:
-        from importlib.metadata import version
-
-        print(f"fitv2 {version('fitv2')}")
+        print(f"fitv2 {installed_version()}")
         raise typer.Exit
 
 
@@ -39,6 +69,10 @@ def show_version(asked: bool) -> None:
 def of_all(
     _: Annotated[
         bool, typer.Option("--version", is_eager=True, callback=show_version, help="print the version and end")
+    ] = False,
+    debug: Annotated[
+        bool,
+        typer.Option(DEBUG, help="show tracebacks of all errors, and warnings of libraries; anywhere on the line"),
     ] = False,
 ) -> None:
     pass
@@ -55,14 +89,77 @@ app.command()(study)
 
 
 def main() -> None:
-    """Runs the command line; a mistake of the user's ends in one sentence and exit code 1."""
+    """Runs the command line. Exit codes: 1 for an error, 2 for a wrong use of options, 130 for Ctrl-C.
+
+    A mistake of the user's ends in one sentence; a fault of this program, or any error with --debug, in a traceback.
+    """
+    given = command(*sys.argv[1:])
+    debug = take_debug(sys.argv)
+    if not debug:
+        silence_libraries()
     try:
         app()
-    except (UserError, OSError) as error:
-        sys.exit(f"fitv2: {error}")
-    except RuntimeError as error:
-        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
-            raise
-        sys.exit("fitv2: not enough memory: use smaller sizes, or lower training.tokens_per_pack")
-    except KeyboardInterrupt:
-        sys.exit("fitv2: interrupted")
+    except Interrupted:
+        print("fitv2: interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        known = isinstance(error, UserError | OSError)
+        sentence = str(error) if known else memory_sentence(error)
+        if debug or sentence is None:
+            traceback.print_exception(whole(error))
+        sys.exit(f"fitv2: {sentence or FAULT.format(installed_version(), given)}")
+    finally:
+        flush_output()
+
+
+def take_debug(words: list[str]) -> bool:
+    """Removes --debug from a command line, wherever it stands before a `--`, and says whether it was there."""
+    last = words.index("--") if "--" in words else len(words)
+    kept = [word for word in words[:last] if word != DEBUG]
+    words[:last] = kept
+    return len(kept) < last
+
+
+def silence_libraries() -> None:
+    """Warnings and log lines of libraries do not stand amid the output of a command."""
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    for name, level in QUIET.items():
+        os.environ.setdefault(name, level)
+    for name in TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def memory_sentence(error: Exception) -> str | None:
+    """What to do where memory is not enough, of the machine or of a GPU; None for any other error."""
+    full = isinstance(error, RuntimeError) and any(words in str(error).lower() for words in NO_MEMORY)
+    if not full and not isinstance(error, MemoryError):
+        return None
+    return "not enough memory: use smaller sizes or fewer images at a time, or lower training.tokens_per_pack"
+
+
+def whole(error: BaseException) -> BaseException:
+    """The same error with all that led to it, even what a sentence for users leaves out."""
+    for one in chain(error):
+        one.__suppress_context__ = False
+    return error
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def installed_version() -> str:
+    from importlib.metadata import version
+
+    return version("fitv2")
+
+
+def flush_output() -> None:
+    """Whoever read our output may have gone, as `head` does: Python would complain about that at its very end."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

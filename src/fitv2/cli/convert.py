@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ..errors import UserError
+from ..messages import command
 
 
 def convert(
@@ -24,6 +25,7 @@ def convert(
     autoencoder: Annotated[
         str | None, typer.Option(help="folder or hub id; default: the one that the YAML file names")
     ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a model that is in --out already")] = False,
 ) -> None:
     """Convert a checkpoint of the authors' FiT or FiTv2, so that 'fitv2 sample --model OUT' runs it.
 
@@ -38,6 +40,7 @@ def convert(
     from ..model.presets import architecture_of
     from ..pretrained import save_pretrained
 
+    check_out(out, overwrite)
     params, named_autoencoder = read_official_config(config)
     if params.get("time_shifting", 1) != 1:
         raise UserError(
@@ -62,4 +65,13 @@ def convert(
     )
     parameters = sum(weight.numel() for weight in model.parameters())
     print(f"{out}: {architecture_of(model.config)} of {parameters / 1e6:.1f} M parameters, {dtype}")
-    print(f"Sample from it with: fitv2 sample --model {out}")
+    print(f"Sample from it with: {command('sample', '--model', out)}")
+
+
+def check_out(out: Path, overwrite: bool) -> None:
+    """Raises UserError where --out cannot be the model's folder, or holds files that would be lost."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; name a folder for the model")
+    there = [name for name in ("config.json", "model.safetensors") if (out / name).exists()]
+    if there and not overwrite:
+        raise UserError(f"{out} holds {' and '.join(there)} already; choose another --out, or add --overwrite")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
+from ..messages import counted
 
 if TYPE_CHECKING:
     from ..config import Recipe
@@ -58,7 +59,7 @@ def plan_lines(figures: dict[str, Any], devices: int) -> list[str]:
     """The figures for people."""
     return [
         f"parameters        {figures['parameters'] / 1e6:.2f} M, {100 * figures['trained_share']:.4g} % trained",
-        f"pictures          {figures['pictures']} in {figures['classes']} classes",
+        f"pictures          {figures['pictures']} in {counted(figures['classes'], 'class', 'classes')}",
         f"tokens a picture  {figures['tokens_per_picture']:.1f}",
         f"pictures a step   {figures['pictures_per_step']:.1f}",
         f"real tokens       {100 * figures['real_token_share']:.2f} % of the budget",

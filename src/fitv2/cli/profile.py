@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import UserError
-from .sampling import Device, check_pixels, load_any, parse_size
+from .sampling import Device, IgnoreMemory, check_pixels, load_any, parse_size
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +44,7 @@ def profile(
     batch: Annotated[int, typer.Option(min=1, help="images in a forward pass or step")] = 1,
     precision: Annotated[str, typer.Option(metavar="bf16|fp32", help="of products, as training.precision")] = "bf16",
     device: Device = None,
+    ignore_memory: IgnoreMemory = False,
     measure: Annotated[
         bool,
         typer.Option(
@@ -95,7 +96,8 @@ def profile(
     from .progress import image_progress
     from .tables import show_profiles
 
-    for option, given in {"--repeats": repeats, "--compile": compiled, "--device": device}.items():
+    measuring = {"--repeats": repeats, "--compile": compiled, "--device": device, "--ignore-memory": ignore_memory}
+    for option, given in measuring.items():
         if given and not measure:
             raise UserError(f"{option} has no effect without --measure; add it or leave out {option}")
     repeats = repeats or DEFAULT_REPEATS
@@ -109,7 +111,7 @@ def profile(
     cases = [Case(subject, s, batch, products) for subject in subjects for s in sizes or [subject.size]]
     profiles = [Profile(case, cost_of(case)) for case in cases]
     if measure:
-        with_step = [fits(p, where) for p in profiles]
+        with_step = [ignore_memory or fits(p, where) for p in profiles]
         with image_progress("measuring", sum(2 + step for step in with_step) * (repeats + 1)) as done:
             profiles = [
                 replace(p, measured=measured(p.case, p.cost.forward_flops, where, repeats, done, step, compiled))
@@ -183,6 +185,7 @@ def fits(profile: Profile, device: torch.device) -> bool:
     if needed > free:
         raise UserError(
             f"a forward of {profile.case.subject.name} would need about {needed / 2**30:.1f} GiB, and "
-            f"{free / 2**30:.1f} GiB are free: leave --measure away, or name smaller models, --size or --batch"
+            f"{free / 2**30:.1f} GiB are free: leave out --measure, name a smaller model, --size or --batch, or add "
+            "--ignore-memory"
         )
     return cost.training_bytes <= free

@@ -1,16 +1,19 @@
-"""`fitv2 sample`: pictures of chosen classes and sizes, one PNG each and a contact sheet."""
+"""`fitv2 sample`: images of chosen classes and sizes, one PNG each and a contact sheet."""
 
 from __future__ import annotations
 
 import json
 import re
+import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import UserError
+from ..messages import counted
+from .samples import SHEET, begin, finish, free_folder
 from .sampling import (
     AttentionScale,
     Autoencoder,
@@ -20,6 +23,7 @@ from .sampling import (
     GuidanceChannels,
     GuidanceInterval,
     GuidancePower,
+    IgnoreMemory,
     Precision,
     Solver,
     Steps,
@@ -37,6 +41,9 @@ if TYPE_CHECKING:
     from ..pretrained import Pretrained
 
 LARGER = 1.43
+DEFAULT_CLASSES = 16
+# Times the most tokens, or the widest aspect, of training: beyond it people are warned.
+FAR = 2.0
 
 
 def sample(
@@ -51,7 +58,7 @@ def sample(
         list[str] | None,
         typer.Option(help="HEIGHTxWIDTH in pixels, repeatable; default: sizes of training and ones never seen"),
     ] = None,
-    num: Annotated[int, typer.Option(min=1, help="pictures per class and size")] = 1,
+    num: Annotated[int, typer.Option(min=1, help="images per class and size")] = 1,
     steps: Steps = None,
     solver: Solver = None,
     guidance: Annotated[float, typer.Option(help="scale of classifier-free guidance; 1 is none")] = 2.0,
@@ -65,13 +72,19 @@ def sample(
     autoencoder: Autoencoder = None,
     precision: Precision = None,
     device: Device = None,
+    ignore_memory: IgnoreMemory = False,
     seed: Annotated[
-        int, typer.Option(min=0, max=2**62, help="the first picture's seed; each further one has the next")
+        int, typer.Option(min=0, max=2**62, help="the first image's seed; each further one has the next")
     ] = 0,
-    out: Annotated[Path, typer.Option(help="folder for the pictures")] = Path("outputs"),
+    out: Annotated[
+        Path | None, typer.Option(help="folder for the images; default: the first free of outputs, outputs-2, ...")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="remove the images of an earlier request from --out, and replace files")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print a JSON report instead of text")] = False,
 ) -> None:
-    """Make pictures: every class at every size, each its own PNG, and a contact sheet of all.
+    """Make images: every class at every size, each its own PNG, and a contact sheet of all.
 
     [bold]Examples[/bold]
 
@@ -81,12 +94,14 @@ def sample(
 
       fitv2 sample --model runs/mine --steps 50 --guidance 1.5 --seed 7
 
-    The same seed gives the same picture, whatever else is made along with it.
+    The same seed gives the same image, whatever else is made along with it. samples.json in the folder says what was
+    asked for; images of another request are never overwritten.
     """
     from ..atomic import write_file
+    from ..autoencoder import Decoding
     from ..device import choose_device, choose_precision
     from ..generate import generate
-    from ..sheets import contact_sheet, to_image
+    from ..sheets import contact_sheet, save_sheet, to_image
     from .progress import image_progress
 
     where = choose_device(device)
@@ -106,54 +121,117 @@ def sample(
         full_every=full_every,
     )
     wishes = list_wishes(pretrained, labels, size, num, seed, codec.factor)
-    check_memory(pretrained, wishes, sampling)
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file; name a folder for the pictures")
-    out.mkdir(parents=True, exist_ok=True)
-    paths = [out / picture_name(pretrained, wish, codec.factor) for wish in wishes]
+    if not ignore_memory:
+        check_memory(pretrained, wishes, sampling)
+    if size:
+        warn_of_sizes(pretrained, wishes, codec.factor)
+    names = [picture_name(pretrained, wish, codec.factor) for wish in wishes]
+    rows = [describe(pretrained, wish, codec.factor) for wish in wishes]
+    request = {
+        "model": model,
+        "model_step": pretrained.step,
+        "labels": list(dict.fromkeys(wish.label for wish in wishes)),
+        "sizes": size or None,
+        "num": num,
+        "seed": seed,
+        "solver": sampling.solver,
+        "steps": sampling.steps,
+        "guidance": guidance,
+        "guidance_interval": list(guidance_interval),
+        "guidance_power": guidance_power,
+        "guidance_channels": guidance_channels,
+        "time_shift": time_shift,
+        "full_every": full_every,
+        "extrapolation": extrapolation,
+        "attention_scale": attention_scale,
+        "autoencoder": autoencoder or pretrained.autoencoder,
+        "precision": precision,
+        "device": where.type,
+    }
+    out = free_folder() if out is None else out
+    begin(out, request, names, overwrite)
     images: dict[int, Image.Image] = {}
     start = time.perf_counter()
     with image_progress("sampling", len(wishes)) as progress:
 
-        def save(number: int, latent: Tensor) -> None:
-            image = images[number] = to_image(codec.decode(latent))
-            write_file(paths[number], lambda draft: image.save(draft, "PNG"))
+        def save(number: int, pixels: Tensor) -> None:
+            image = images[number] = to_image(pixels)
+            write_file(out / names[number], lambda draft: image.save(draft, "PNG"))
             progress(1)
 
-        generate(pretrained.model, wishes, sampling, save)
+        with Decoding(codec, save) as decoding:
+            generate(pretrained.model, wishes, sampling, decoding.add)
     seconds = time.perf_counter() - start
 
-    rows = []
-    for path, wish in zip(paths, wishes, strict=True):
-        size, name = [side * codec.factor for side in wish.size], class_name(pretrained, wish.label)
-        seen = wish.size in own_sizes(pretrained, wish.label)
-        rows.append({"file": str(path), "class": name, "size": size, "seed": wish.seed, "seen": seen})
+    shown = shown_classes(pretrained, labels)
     captions = ["{class} {size[0]}x{size[1]}".format(**row) + ("" if row["seen"] else " *") for row in rows]
-    sheet = out / "sheet.png"
-    contact_sheet([images[number] for number in range(len(wishes))], captions).save(sheet)
+    sheet = out / SHEET
+    save_sheet(contact_sheet([images[number] for number in range(len(wishes))], captions, shown), sheet)
+    finish(out, request, [{"file": name, **row} for name, row in zip(names, rows, strict=True)])
 
-    calls, taken = sampling.model_calls, sampling.steps
-    report = {"model": model, "solver": sampling.solver, "steps": taken, "model_calls": calls}
-    report |= {
-        "guidance": guidance,
-        "guidance_interval": guidance_interval,
-        "seconds": round(seconds, 2),
-        "sheet": str(sheet),
-        "images": rows,
-    }
+    calls = sampling.model_calls
+    report = {"model": model, "step": pretrained.step, "solver": sampling.solver, "steps": sampling.steps}
+    report |= {"model_calls": calls, "guidance": guidance, "guidance_interval": guidance_interval}
+    report |= {"seconds": round(seconds, 2), "sheet": str(sheet)}
+    report["images"] = [{"file": str(out / name), **row} for name, row in zip(names, rows, strict=True)]
     if as_json:
         print(json.dumps(report))
         return
-    unseen = sum(not row["seen"] for row in rows)
+    spent = f"{counted(sampling.steps, 'step')}, {counted(calls, 'model call')}" if calls else "steps of its own choice"
+    of_step = "" if pretrained.step is None else f" (step {pretrained.step})"
     print(
-        f"{len(rows)} pictures by {model} in {seconds:.1f} s: {sampling.solver}, "
-        f"{f'{taken} steps, {calls} model calls' if calls else 'steps of its own choice'}, guidance {guidance:g}."
+        f"{counted(len(rows), 'image')} by {model}{of_step} in {seconds:.1f} s: {sampling.solver}, "
+        f"{spent}, guidance {guidance:g}."
     )
-    if unseen:
-        print(
-            f"{unseen} of them have a size that is not among those of their class in training (marked * on the sheet)."
-        )
+    if shown is not None:
+        print(f"{shown}; choose others with --labels.")
+    if unseen := sum(not row["seen"] for row in rows):
+        verb = "has" if unseen == 1 else "have"
+        print(f"{unseen} of them {verb} a size that is not among those of the class in training (* on the sheet).")
     print(f"One PNG each in {out}{'/' if str(out) != '/' else ''}, all together in {sheet}")
+
+
+def describe(pretrained: Pretrained, wish: Wish, factor: int) -> dict[str, Any]:
+    """One image of a request: its class by name and number, size in pixels, seed, and whether training had the size."""
+    return {
+        "class": class_name(pretrained, wish.label),
+        "label": wish.label,
+        "size": [side * factor for side in wish.size],
+        "seed": wish.seed,
+        "seen": wish.size in own_sizes(pretrained, wish.label),
+    }
+
+
+def shown_classes(pretrained: Pretrained, labels: list[str] | None) -> str | None:
+    """How many of the classes are shown where nobody has chosen them; None where all are."""
+    classes = pretrained.model.config.num_classes
+    return None if labels or classes <= DEFAULT_CLASSES else f"{DEFAULT_CLASSES} of {classes:,} classes"
+
+
+def warn_of_sizes(pretrained: Pretrained, wishes: list[Wish], factor: int) -> None:
+    """Says on stderr which size is far beyond those of training, in tokens or in aspect."""
+    trained = [(h, w) for of_class in pretrained.shapes for h, w, _ in of_class]
+    if not trained or pretrained.model.config.fixed_grid is not None:
+        return
+    most, widest = max(h * w for h, w in trained), max(aspect(size) for size in trained)
+    for height, width in dict.fromkeys(wish.size for wish in wishes):
+        name, more = f"{height * factor}x{width * factor}", height * width / most
+        if more > FAR:
+            print(
+                f"Warning: {name} is {more:.1f} times the area of the largest image in training; expect broken "
+                "content; --extrapolation vision-ntk may help.",
+                file=sys.stderr,
+            )
+        elif (ratio := aspect((height, width))) > FAR * widest:
+            print(
+                f"Warning: {name} has an aspect of 1:{ratio:.1f}, and training had at most 1:{widest:.1f}; expect "
+                "broken content.",
+                file=sys.stderr,
+            )
+
+
+def aspect(size: tuple[int, int]) -> float:
+    return max(size) / min(size)
 
 
 def list_wishes(
@@ -173,7 +251,7 @@ def list_wishes(
         parts = [part for text in labels for part in ([text] if text in pretrained.class_names else text.split(","))]
         chosen = [pretrained.classes.number(part.strip()) for part in parts]
     else:
-        chosen = list(range(min(pretrained.model.config.num_classes, 16))) or [null]
+        chosen = list(range(min(pretrained.model.config.num_classes, DEFAULT_CLASSES))) or [null]
     pairs = [
         (label, size)
         for label in chosen
@@ -248,5 +326,6 @@ def check_memory(pretrained: Pretrained, wishes: list[Wish], sampling: Sampling)
         height, width = max((wishes[i].size for i in largest), key=lambda size: size[0] * size[1])
         raise UserError(
             f"{len(largest)} pictures of up to {height}x{width} together would need about {needed / 2**30:.0f} GiB of "
-            f"memory, and {free / 2**30:.0f} GiB are free; ask for a smaller --size"
+            f"memory, and {free / 2**30:.0f} GiB are free; ask for a smaller --size, or add "
+            "--ignore-memory"
         )

@@ -58,6 +58,9 @@ Precision = Annotated[
     str | None,
     typer.Option(metavar="fp32|bf16", help="of weights and products (fp32 on CUDA: TF32); default bf16 on CUDA"),
 ]
+IgnoreMemory = Annotated[
+    bool, typer.Option("--ignore-memory", help="go on even if the estimated memory is more than what is free")
+]
 Device = Annotated[
     str | None, typer.Option(help="cuda, mps, xpu or cpu, also with an index as cuda:1; default: the best there is")
 ]
@@ -83,7 +86,7 @@ def build_sampling(
         solver=solver or default_solver(config),
         channels=None if guidance_channels is None else guidance_channels * config.patch_size**2,
         rope=None if extrapolation is None else config.rope.named(extrapolation, attention_scale),
-        **plain,
+        **{name: value for name, value in plain.items() if value is not None},
     )
 
 
@@ -114,9 +117,12 @@ def load_any(model: str, dtype: torch.dtype) -> Pretrained:
 
     if not (Path(model) / "model_index.json").is_file():
         return load_pretrained(model, dtype)
+    from diffusers.utils import logging
+
     from ..adapters.pipeline import FiTPipeline
 
-    pipeline = FiTPipeline.from_pretrained(model, torch_dtype=dtype, vae=None)
+    logging.disable_progress_bar()  # Of a loading that takes a moment.
+    pipeline = FiTPipeline.from_pretrained(model, dtype=dtype, vae=None)
     return pipeline.to_model(autoencoder=model if (Path(model) / "vae").is_dir() else None)
 
 

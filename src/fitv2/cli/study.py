@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import UserError
+from ..messages import counted
 
 if TYPE_CHECKING:
     from ..study.definition import Study
@@ -128,7 +129,7 @@ def list_studies(as_json: bool) -> None:
         print(json.dumps({name: one.model_dump(mode="json") for name, one in found.items()}))
         return
     for name, one in found.items():
-        print(f"{name:14} {one.title}: {len(one.variants)} variants, {one.seeds} seeds")
+        print(f"{name:14} {one.title}: {counted(len(one.variants), 'variant')}, {counted(one.seeds, 'seed')}")
 
 
 def list_jobs(name: str, chosen: Study, folder: Path, work: Path) -> list[Job]:
@@ -170,7 +171,7 @@ def finish(chosen: list[Chosen], failures: list[tuple[Job, str]], as_json: bool)
         try:
             made = load_report(one.jobs, one.command, one.trial)
             write_report(made, one.folder)
-        except ValueError as error:
+        except UserError as error:
             complaints.append(str(error))
             continue
         results.append(made.result() | {"failures": [text for job, text in failures if job.name == one.name]})

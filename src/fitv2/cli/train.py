@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import UserError
+from ..messages import command, counted
 from .sampling import Device
 
 if TYPE_CHECKING:
@@ -131,8 +132,9 @@ def report_end(trainer: Trainer, run: Path) -> None:
     if trainer.stopping:
         print(f"stopped by SIGTERM at step {trainer.done}, which is saved; the same command with --resume continues.")
         return
-    print(f"trained {trainer.done} steps in {trainer.seconds / 60:.1f} min; {trainer.skipped} skipped as not finite.")
-    print(f"Samples in {run}/samples; now try: fitv2 sample --model {run}")
+    done = counted(trainer.done, "step")
+    print(f"trained {done} in {trainer.seconds / 60:.1f} min; {trainer.skipped} skipped as not finite.")
+    print(f"Samples in {run}/samples; now try: {command('sample', '--model', run)}")
 
 
 def data_override(data: str | None) -> list[str]:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..atomic import write_text
 from ..errors import UserError
+from ..messages import counted
 from ..randomness import Purpose, numpy_generator
 from .contents import Contents, Labels, read_contents
 from .formats import advice
@@ -64,7 +65,8 @@ class ScanReport:
 
     def summary(self, most: int = 20) -> str:
         """A few lines of text: the counts, and the first `most` skipped files with their reasons."""
-        lines = [f"{self.root}: {self.found} picture files, {self.usable} usable, {len(self.skipped)} skipped"]
+        found = counted(self.found, "picture file")
+        lines = [f"{self.root}: {found}, {self.usable} usable, {len(self.skipped)} skipped"]
         lines += [f"  {count} skipped: {reason}" for reason, count in self.skipped_by_reason.items()]
         lines += [f"    {path}: {reason}" for path, reason in self.skipped[:most]]
         if len(self.skipped) > most:

@@ -26,7 +26,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..atomic import remove_drafts, write_file, write_text
-from ..autoencoder import KLAutoencoder, Pixels
+from ..autoencoder import Decoding, KLAutoencoder, Pixels
 from ..data.images import to_array
 from ..errors import UserError
 from ..generate import Sampling, Wish, generate
@@ -151,11 +151,12 @@ def make_wishes(
 ) -> list[Image.Image]:
     made: dict[int, Image.Image] = {}
 
-    def keep(index: int, latent: Tensor) -> None:
-        made[index] = to_image(codec.decode(latent))
+    def keep(index: int, image: Tensor) -> None:
+        made[index] = to_image(image)
         done(1)
 
-    generate(pretrained.model, wishes, sampling, keep)
+    with Decoding(codec, keep) as decoding:
+        generate(pretrained.model, wishes, sampling, decoding.add)
     return [made[i] for i in range(len(wishes))]
 
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..atomic import write_file
-from ..sheets import contact_sheet
+from ..sheets import contact_sheet, save_sheet
 from .archives import write_pictures
 from .run import Samples
 
@@ -23,7 +22,7 @@ def write_sheet(path: Path, samples: Samples) -> None:
         name = pictures.class_names[pictures.labels[index]][:20] if pictures.class_names else ""
         captions.append("{} {}x{}".format(name, *pictures.sizes[index]).strip())
     page = contact_sheet(list(pictures.read(chosen, "RGB", small)), captions)
-    write_file(path, lambda draft: page.save(draft, "PNG"))
+    save_sheet(page, path)
 
 
 def small(image: Image.Image) -> Image.Image:

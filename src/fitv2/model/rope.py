@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..messages import suggestion
 from ..tokens import upload
 
 
@@ -52,7 +53,8 @@ class RopeScheme:
         attention None: YaRN's own factor for YaRN, no factor for the others. Raises ValueError for an unknown name.
         """
         if name not in EXTRAPOLATIONS:
-            raise UserError(f"there is no extrapolation {name!r}; choose from {', '.join(EXTRAPOLATIONS)}")
+            near = suggestion(name, EXTRAPOLATIONS)
+            raise UserError(f"there is no extrapolation {name!r}; choose from {', '.join(EXTRAPOLATIONS)}{near}")
         method, per_axis = EXTRAPOLATIONS[name]
         attention = attention or ("yarn" if method == "yarn" else "none")
         return replace(self, method=method, per_axis=per_axis, attention=attention, target=None)

@@ -56,7 +56,7 @@ class Case:
             raise UserError(f"a batch of {self.batch} pictures cannot be: it needs at least one")
         try:
             check_divisible(self.size, self.pixels)
-        except ValueError as error:
+        except UserError as error:
             raise UserError(f"{self.subject.name}: {error}") from None
         if self.subject.config.fixed_grid and self.size[0] != self.size[1]:
             raise UserError(

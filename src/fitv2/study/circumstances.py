@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..messages import counted
 from .conditions import SAMPLERS
 from .tables import REAL
 from .views import extractor_of
@@ -52,7 +53,8 @@ def condition_lines(report: Report) -> Iterator[str]:
     views = "; ".join(f"{view}: {as_words(changes)}" for view, changes in evaluation.views.items())
     done = sum(len(runs) for runs in report.records.values())
     yield f"Command: `{report.command}`; `{report.command} --report` makes this page and its plots anew, without runs"
-    wanted = f"{len(study.variants) * study.seeds}, {len(study.variants)} variants with {study.seeds} seeds each"
+    variants, seeds = len(study.variants), study.seeds
+    wanted = f"{variants * seeds}, {counted(variants, 'variant')} with {counted(seeds, 'seed')} each"
     yield f"Runs: {done} of {wanted}; weights, data order and noise follow the seed"
     yield f"Recipe: `{study.recipe}`" + (f" with {as_words(study.set)}" if study.set else "") + f"; {training(report)}"
     yield from scale_lines(report)

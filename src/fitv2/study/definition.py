@@ -72,7 +72,7 @@ class Study(Settings):
         changes = self.set | self.variants[variant].set | log | {"training.seed": seed}
         try:
             return load_recipe(self.recipe, overrides(changes))
-        except ValueError as error:
+        except UserError as error:
             raise UserError(f"the variant {variant}: {error}") from None
 
     def view_recipe(self, view: str) -> Recipe:

@@ -73,7 +73,7 @@ def write_real(job: Job) -> None:
     try:
         if read_real(job) is not None:
             return
-    except ValueError as error:
+    except UserError as error:
         logger.warning("%s", error)
     data, patch = job.run.recipe.data, job.run.recipe.model.patch_size
     dataset = build_dataset(data, patch)

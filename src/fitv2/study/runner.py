@@ -12,6 +12,7 @@ from multiprocessing.process import BaseProcess
 import torch
 
 from ..cores import available_cores
+from ..errors import UserError
 from ..training.preemption import STOPPED, Termination
 from .job import Job
 from .worker import OUTPUT, work
@@ -54,7 +55,7 @@ def unfinished(jobs: Sequence[Job]) -> list[Job]:
 def is_done(job: Job) -> bool:
     try:
         return job.is_done()
-    except ValueError as error:
+    except UserError as error:
         logger.warning("%s", error)
         return False
 

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..atomic import write_file
 from ..autoencoder import KLAutoencoder, Pixels, load_autoencoder, read_factor
 from ..data.dataset import Dataset
 from ..device import choose_device
@@ -28,7 +27,7 @@ from ..generate import check_divisible, generate
 from ..hashes import json_digest
 from ..model.config import NetworkConfig
 from ..pretrained import Pretrained, load_pretrained
-from ..sheets import to_image
+from ..sheets import save_sheet, to_image
 from ..training.samples import draw_sheet
 from .conditions import Condition
 from .job import Job
@@ -134,7 +133,7 @@ class Scorer:
                 page = draw_sheet(pretrained.model, pretrained.class_names, view.shapes, sampling, self.codec)
         except NotFinite:  # A model that diverged has scores that say so, and no images.
             return
-        write_file(self.job.sheet, lambda draft: page.save(draft, "PNG"))
+        save_sheet(page, self.job.sheet)
 
     @cached_property
     def codec(self) -> Pixels | KLAutoencoder:

@@ -85,7 +85,7 @@ def read_part(checkpoint: Path, part: str, parameters: dict[str, Tensor]) -> dic
         return read_tensors(checkpoint / f"{part}.safetensors", like)
     try:
         return read_split(checkpoint / SHARDS, part, like)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(
             f"{checkpoint / SHARDS} is damaged ({error}); delete its folder to continue from the one before"
         ) from None

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..autoencoder import KLAutoencoder, Pixels
+from ..autoencoder import KLAutoencoder, Pixels, decode_all
 from ..generate import Sampling, Wish, generate_with
 from ..model.network import Network
 from ..sheets import contact_sheet, to_image
@@ -44,6 +44,7 @@ def draw_sheet(
     if codec is None:
         return None
     names = class_names or [f"class {label}" if len(shapes) > 1 else "picture" for label in range(len(shapes))]
-    images = [to_image(codec.decode(latent)) for latent in latents]
+    images = [to_image(image) for image in decode_all(codec, latents)]
     captions = [f"{names[w.label]} {image.height}x{image.width}" for w, image in zip(wishes, images, strict=True)]
-    return contact_sheet(images, captions)
+    left_out = len(shapes) > CLASSES
+    return contact_sheet(images, captions, f"{CLASSES} of {len(shapes)} classes" if left_out else None)

@@ -19,7 +19,6 @@ import torch
 from accelerate import Accelerator
 
 from .. import randomness
-from ..atomic import write_file
 from ..autoencoder import load_autoencoder
 from ..build import build_objective
 from ..config import Recipe, TrainingSettings
@@ -33,6 +32,7 @@ from ..model.network import Network, build_network, load_strictly
 from ..pretrained import Pretrained, save_pretrained, shapes_of
 from ..processes import check_launcher, first_says
 from ..randomness import Purpose, seed_of, torch_generator
+from ..sheets import save_sheet
 from .checkpoint import (
     checkpoints,
     load_optimizer_tensors,
@@ -280,7 +280,7 @@ class Trainer:
     def export(self, folder: Path) -> None:
         """The averaged weights as a model folder; one process gathers them, tensor by tensor."""
         weights = gathered(self.ema.average, keep=self.accelerator.is_main_process)
-        about = list(self.dataset.class_names), self.shapes, torch.float32, self.dataset.autoencoder
+        about = list(self.dataset.class_names), self.shapes, torch.float32, self.dataset.autoencoder, self.done
         first_says(lambda: save_pretrained(folder, self.bare_model.config, weights, *about))
 
     def resume(self) -> None:
@@ -336,7 +336,7 @@ class Trainer:
 
         try:
             first_says(load) if self.sharded else load()
-        except ValueError as error:  # Training needs none, and may run where there is none.
+        except UserError as error:  # Training needs none, and may run where there is none.
             logger.warning("no sample sheet: %s", error)
             return
         # Pictures to look at have other shapes than steps: graphs of them would use up those that there may be.
@@ -349,4 +349,4 @@ class Trainer:
                 logger.warning("no sample sheet at step %d: %s", self.done, error)
                 return
         if main:
-            write_file(self.sheet, lambda draft: page.save(draft, "PNG"))
+            save_sheet(page, self.sheet)

@@ -1,0 +1,87 @@
+"""The folder of `fitv2 sample`: samples.json says what was asked for and which files are the answer.
+
+While images are made, a draft of it holds the place; what an earlier call left is told by either from a user's files.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+
+MANIFEST, DRAFT, SHEET = "samples.json", ".samples.json.partial", "sheet.png"
+FORMAT = 1
+
+
+def free_folder(name: str = "outputs") -> Path:
+    """The first of outputs, outputs-2, outputs-3, ... that is not there or is empty."""
+    for number in itertools.count(1):
+        folder = Path(name if number == 1 else f"{name}-{number}")
+        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+            return folder
+    raise AssertionError
+
+
+def begin(folder: Path, request: dict[str, Any], names: Sequence[str], overwrite: bool) -> None:
+    """Makes the folder ready for files of those names, without touching a file of anybody else's.
+
+    The same request may be made again. Raises UserError for images of another request or foreign files, unless
+    `overwrite`: then the files of the earlier request are removed, and foreign files of those names replaced.
+    """
+    from ..atomic import write_text
+
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out {folder} is a file; name a folder for the images")
+    mine = [*names, SHEET]
+    earlier = read(folder)
+    same = earlier is not None and earlier["request"] == request
+    if earlier is not None and not same:
+        if not overwrite:
+            raise UserError(
+                f"{folder} holds the images of another request ({MANIFEST}); choose another --out, or add --overwrite "
+                "to remove them"
+            )
+        for name in files_of(earlier):
+            (folder / name).unlink(missing_ok=True)
+    known = {*files_of(earlier), MANIFEST} if earlier is not None else set()
+    foreign = [name for name in [*mine, MANIFEST] if name not in known and (folder / name).exists()]
+    if foreign and not overwrite:
+        raise UserError(
+            f"{folder} holds {foreign[0]} already, which no request here has made; choose another --out, or add "
+            "--overwrite to replace it"
+        )
+    images = [{"file": name} for name in names]
+    write_text(folder / DRAFT, json.dumps({"format": FORMAT, "request": request, "images": images, "sheet": SHEET}))
+    (folder / MANIFEST).unlink(missing_ok=True)
+
+
+def finish(folder: Path, request: dict[str, Any], images: Sequence[dict[str, Any]]) -> None:
+    """Writes samples.json, now that all images are there."""
+    from ..atomic import write_text
+
+    content = {"format": FORMAT, "request": request, "images": list(images), "sheet": SHEET}
+    write_text(folder / MANIFEST, json.dumps(content, indent=1))
+    (folder / DRAFT).unlink(missing_ok=True)
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """What an earlier call says of its files, finished or not; None where there was none."""
+    for name in (MANIFEST, DRAFT):
+        try:
+            content = json.loads((folder / name).read_bytes())
+            if content["format"] == FORMAT and isinstance(content["request"], dict):
+                files_of(content)
+                return content
+        except (OSError, ValueError, KeyError, TypeError):  # Somebody else's file of that name, or none.
+            continue
+    return None
+
+
+def files_of(manifest: dict[str, Any]) -> list[str]:
+    """The names of the images and of the sheet; only names within the folder itself."""
+    names = [*(image["file"] for image in manifest["images"]), manifest["sheet"]]
+    return [name for name in names if Path(name).name == name]

@@ -1,0 +1,102 @@
+"""Which device and which precision are chosen, on machines that have what this one may not have."""
+
+import pytest
+import torch
+
+import fitv2
+from fitv2.classes import Classes
+from fitv2.device import choose_device, choose_precision, join_processes
+from fitv2.errors import UserError
+from fitv2.finite import NotFinite, check_finite, check_weights
+from fitv2.messages import command, counted
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine with so many CUDA and XPU devices, with MPS or without."""
+
+    def build(cuda: int = 0, xpu: int = 0, mps: bool = False, bf16: bool = True) -> None:
+        for kind, count in (("cuda", cuda), ("xpu", xpu)):
+            module = getattr(torch, kind)
+            monkeypatch.setattr(module, "is_available", lambda count=count: count > 0)
+            monkeypatch.setattr(module, "device_count", lambda count=count: count)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bf16)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+
+    before = torch.get_float32_matmul_precision()
+    yield build
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize(
+    ("there", "name", "chosen", "precision"),
+    [
+        ({"cuda": 2}, None, "cuda", "bf16"),
+        ({"cuda": 2, "bf16": False}, None, "cuda", "fp32"),
+        ({"cuda": 2}, "cuda:1", "cuda:1", "bf16"),
+        ({"cuda": 2}, "cpu", "cpu", "fp32"),
+        ({"xpu": 1}, None, "xpu", "fp32"),
+        ({"mps": True}, None, "mps", "fp32"),
+        ({"mps": True}, "mps:0", "mps", "fp32"),
+        ({}, None, "cpu", "fp32"),
+    ],
+)
+def test_the_device_and_what_suits_it(machine, there, name, chosen, precision):
+    machine(**there)
+    device = choose_device(name)
+    assert str(device) == chosen and choose_precision(None, device) == precision
+    assert (torch.get_float32_matmul_precision() == "high") == (device.type == "cuda")
+
+
+@pytest.mark.parametrize(
+    ("there", "name", "told"),
+    [
+        ({}, "cuda", "no device cuda"),
+        ({"cuda": 2}, "cuda:2", "cuda:0 to cuda:1"),
+        ({}, "gpu", "'gpu' is not a device"),
+        ({}, "cpu:1", "no device cpu:1"),
+    ],
+)
+def test_a_device_that_is_not_there_names_those_that_are(machine, there, name, told):
+    machine(**there)
+    with pytest.raises(UserError, match=told) as caught:
+        choose_device(name)
+    assert "cpu" in str(caught.value)
+
+
+def test_one_device_is_not_for_several_processes(machine, monkeypatch):
+    machine(cuda=2)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="several processes"):
+        join_processes("cuda:1", None)
+
+
+def test_words_of_precision():
+    words = {"fp32": "fp32", "float32": "fp32", "no": "fp32", "bf16": "bf16"}
+    assert {word: choose_precision(word, torch.device("cpu")) for word in words} == words
+    with pytest.raises(UserError, match="fp16"):
+        choose_precision("fp16", torch.device("cpu"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_single_number_that_is_not_finite_is_found(dtype, value):
+    numbers = torch.full((3, 5), torch.finfo(dtype).max, dtype=dtype)
+    check_finite(numbers, "all")
+    numbers[1, 2] = value
+    with pytest.raises(NotFinite, match="the weight a of b"):
+        check_weights({"empty": torch.zeros(0), "whole": torch.ones(2, dtype=torch.int64), "a": numbers}, "b")
+
+
+def test_words_of_messages():
+    assert counted(1, "image") == "1 image" and counted(10_000, "class", "classes") == "10,000 classes"
+    assert command("sample", "--model", "my runs/a'b") == """fitv2 sample --model 'my runs/a'"'"'b'"""
+    with pytest.raises(UserError, match="did you mean animals"):
+        Classes(2, {0: "animals", 1: "cars"}).number("Animals")
+
+
+def test_the_package_lists_its_public_names():
+    assert {"FiTPipeline", "from_official", "preset"} <= set(dir(fitv2)) == set(fitv2.__all__)
+    names: dict = {}
+    exec("from fitv2 import *", names)
+    assert names["TokenBatch"] is fitv2.TokenBatch
