@@ -133,7 +133,7 @@ class TrainingSettings(Settings):
     time_scale: float = Field(
         1.29, ge=-1, le=1.75, description="mode: above 0 more in the middle of the path, below at its ends"
     )
-    precision: Literal["bf16", "no"] = Field("bf16", description="autocast; 'no' is plain float32")
+    precision: Literal["bf16", "no"] = Field("bf16", description="bf16 (autocast) or fp32, stored as 'no'")
     compile: bool = Field(False, description="fuse element-wise work with torch.compile (needs a C++ compiler)")
     activation_checkpointing: bool = Field(False, description="less memory for a third more time")
     sharding: Literal["none", "fsdp"] = Field(
@@ -160,8 +160,8 @@ class TrainingSettings(Settings):
     @field_validator("precision", mode="before")
     @classmethod
     def no_is_a_word(cls, value: Any) -> Any:
-        """YAML reads a bare `no` as false."""
-        return "no" if value is False else value
+        """fp32 is stored under its old name, so that older recipes stay equal; YAML reads a bare `no` as false."""
+        return "no" if value is False or value in ("fp32", "float32") else value
 
 
 class LogSettings(Settings):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ..errors import UserError
+from .sampling import Device
 
 if TYPE_CHECKING:
     from ..prepare.run import Report
@@ -40,6 +41,7 @@ def prepare(
     channels: Annotated[int | None, typer.Option(help="with pixels: 3 for colour (the default), 1 for grey")] = None,
     workers: Annotated[int, typer.Option(min=1, help="threads that read and decode")] = 4,
     shard_size: Annotated[int, typer.Option(min=1, help="files of the source per shard")] = 1024,
+    device: Device = None,
     as_json: Annotated[bool, typer.Option("--json", help="print a JSON report instead of text")] = False,
 ) -> None:
     """Encode pictures at their own aspect ratio into a folder that 'fitv2 train --data' takes.
@@ -57,9 +59,7 @@ def prepare(
     from datetime import timedelta
     from functools import partial
 
-    import torch
-    from accelerate import PartialState
-
+    from ..device import join_processes
     from ..prepare.run import prepare as run
     from ..prepare.settings import build_encoder
     from ..prepare.sources import open_source
@@ -70,7 +70,7 @@ def prepare(
     if Path(source).is_dir() and out.resolve().is_relative_to(Path(source).resolve()):
         raise UserError(f"--out {out} lies within the source {source}; choose a folder outside of it")
     # Processes finish far apart: whoever waits must not give up.
-    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=30))
+    state = join_processes(device, timedelta(days=30))
     patch_size = patch_size or (8 if autoencoder == "pixels" else 2)
     encoder, preparation = build_encoder(
         autoencoder, max_tokens, patch_size, preprocessing, flip, channels, str(state.device)
