@@ -26,7 +26,7 @@ from .errors import UserError
 
 
 class Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ModelSettings(Settings):
@@ -182,6 +182,8 @@ PARTS: dict[str, dict[str, Any]] = {
     "DiT": {"prediction": "noise"},
     "SiT": {"prediction": "velocity"},
 }
+# Of the full diffusion process, which a sampler can only shorten.
+MOST_NOISE_STEPS = 1000
 # What only FiTv2 and FiT have: parts of the network, and ways to train it.
 NOT_OF_GRIDS = ("mlp_ratio", "lora_rank", "qk_norm", "qk_norm_affine", "modulation", "extrapolation")
 NOT_FOR_GRIDS = ("start_from", "begin_anew", "train_only", "compile", "sharding")
@@ -226,6 +228,16 @@ class Recipe(Settings):
         return getattr(settings, name) != type(settings).model_fields[name].default
 
     @model_validator(mode="after")
+    def sheets_can_be_made(self) -> Self:
+        """A training must not end at its first sample sheet."""
+        if self.model.parts["prediction"] == "noise" and self.log.sample_steps > MOST_NOISE_STEPS:
+            raise UserError(
+                f"log.sample_steps={self.log.sample_steps} is more than the {MOST_NOISE_STEPS} steps of a network that "
+                "predicts noise: lower it"
+            )
+        return self
+
+    @model_validator(mode="after")
     def every_change_has_an_effect(self) -> Self:
         useless = [
             f"{', '.join(changed)} would have no effect with {reason}"
@@ -254,7 +266,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises ValueError for an unknown recipe, key or value; an unknown key is told with the nearest valid one.
     """
     if name in recipe_names():
-        text = recipe_folder().joinpath(f"{name}.yaml").read_text()
+        text = recipe_folder().joinpath(f"{name}.yaml").read_text(encoding="utf-8")
     elif Path(name).is_file():
         try:
             text = Path(name).read_text(encoding="utf-8")
@@ -278,7 +290,7 @@ def build_recipe(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Recipe:
             branch = branch.setdefault(section, {})
             if not isinstance(branch, dict):
                 raise UserError(f"{override!r} cannot be set: {section!r} holds {branch!r}, not keys with values")
-        branch[leaf] = parse_yaml(f"value: {value}", override)["value"]
+        branch[leaf] = parse_value(value, override)
     for key in dotted_keys(tree):
         check_key(key)
     try:
@@ -288,6 +300,13 @@ def build_recipe(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Recipe:
         mistakes = [e for e in error.errors() if e["type"] != "default_factory_not_called"]
         problems = [f"{'.'.join(map(str, e['loc']))}: {complaint(e)}" for e in mistakes]
         raise UserError("the recipe does not hold: " + "; ".join(problems)) from None
+
+
+def parse_value(text: str, override: str) -> Any:
+    """The value of an override, as YAML has it. Bytes that are not UTF-8, as in names of folders, are text as it is."""
+    if any("\udc80" <= character <= "\udcff" for character in text):
+        return text
+    return parse_yaml(f"value: {text}", override)["value"]
 
 
 def complaint(error: dict[str, Any]) -> str:
