@@ -49,9 +49,9 @@ def show_plan(
     dataset, stands_in = data_or_stand_in(recipe)
     config, notes = check_ahead(recipe, run, dataset, stands_in)
     figures = plan_figures(recipe, dataset, config, devices)
-    seconds = seconds_per_flop(choose_device(device)) * figures["flops_total"]
-    figures["seconds_estimated"] = seconds
-    if peak_tflops is not None:
+    if peak_tflops is None:
+        figures["seconds_estimated"] = seconds_per_flop(choose_device(device)) * figures["flops_total"] / devices
+    else:
         figures["device_hours"] = figures["flops_total"] / (peak_tflops * 1e12 * utilisation) / 3600
     if as_json:
         print(json.dumps({"recipe": recipe.model_dump(mode="json"), "stand_in": stands_in, **figures}))
@@ -60,14 +60,7 @@ def show_plan(
     if stands_in:
         print(f"{recipe.data.source} is not here: planned with sizes like those of {recipe.data.stand_in}")
     print("\n".join([*notes, *plan_lines(figures, devices)]))
-    share = f"{100 * SHARE_OF_PRODUCTS:.0f} % of the speed of large matrix products"
-    print(f"time              about {duration(seconds)} on this machine, an estimate by {share}")
-    if peak_tflops is not None:
-        hours = figures["device_hours"]
-        print(
-            f"                  {hours:.0f} device-hours at {100 * utilisation:.0f} % of {peak_tflops:g} TFLOP/s: "
-            f"{hours / devices / 24:.1f} days on {devices}"
-        )
+    print(f"time              {time_line(figures, devices, peak_tflops, utilisation)}")
     if (lack := lack_of_memory(recipe, config, choose_device(device), devices)) is not None:
         print(f"On this machine now, {lack}")
 
@@ -104,6 +97,17 @@ def seconds_per_flop(device: torch.device) -> float:
 
     work, flops = matrix_product(torch.bfloat16, device)
     return min(in_turn({"product": work}, repeats=2)["product"]) / (SHARE_OF_PRODUCTS * flops)
+
+
+def time_line(figures: dict[str, Any], devices: int, peak_tflops: float | None, utilisation: float) -> str:
+    """How long a run takes: on devices of that peak, or else on such as this machine has."""
+    if peak_tflops is None:
+        where = "this machine" if devices == 1 else f"{devices} devices like this one"
+        share = f"{100 * SHARE_OF_PRODUCTS:.0f} % of the speed of its large matrix products"
+        return f"about {duration(figures['seconds_estimated'])} on {where} (an estimate: {share})"
+    hours = figures["device_hours"]
+    rate = f"{100 * utilisation:.0f} % of {peak_tflops:g} TFLOP/s"
+    return f"{hours:.0f} device-hours at {rate}: {hours / devices / 24:.1f} days on {devices}"
 
 
 def duration(seconds: float) -> str:
