@@ -23,6 +23,7 @@ from fitv2.model.fit1 import FiT1Config
 from fitv2.pretrained import load_pretrained
 from fitv2.training.checkpoint import optimizer_tensors
 from fitv2.training.ema import EMA
+from fitv2.training.heap import TRIM_EVERY, c_library, trim_heap
 from fitv2.training.trainer import Trainer, learning_rate
 from tiny import garments, log_lines, random_model, recipe, trainer
 

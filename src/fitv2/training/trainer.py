@@ -37,6 +37,7 @@ from .checkpoint import (
     save_checkpoint,
 )
 from .ema import EMA
+from .heap import trim_heap
 from .log import RunLog
 from .preemption import Termination
 from .run_folder import check_data, identity, keep_recipe, resume_command
@@ -165,6 +166,8 @@ class Trainer:
         try:
             while self.done < self.recipe.training.steps and not self.stopping:
                 figures = self.timed_step(steps)
+                if self.accelerator.device.type == "cpu":
+                    trim_heap(self.done)
                 if log is not None:
                     log.write(figures)
                     report(figures)
