@@ -103,7 +103,7 @@ def write_report(report: Report, folder: Path) -> None:
 
 def overview(folder: Path) -> Iterator[str]:
     """Every claim of every study in one table."""
-    results = [json.loads(path.read_text()) for path in sorted(folder.glob(f"*/{RESULT}"))]
+    results = [json.loads(path.read_bytes()) for path in sorted(folder.glob(f"*/{RESULT}"))]
     yield "# The paper's claims, put to the test"
     yield ""
     yield "Written by `fitv2 study NAME --report` from the JSON files of each study; not edited by hand."

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from ..build import build_objective
-from ..config import Recipe, TrainingSettings
+from ..config import Recipe
 from ..data.dataset import Dataset
 from ..data.loader import PackLoader, Position, Step
 from ..generate import Sampling, default_solver
@@ -42,20 +42,13 @@ from .log import RunLog
 from .preemption import Termination
 from .run_folder import check_data, identity, keep_recipe, resume_command
 from .samples import write_sheet
+from .schedule import learning_rate
 from .sharding import gathered, shard, whole
 from .start import start_from, train_alone, trained_before, trained_names
 from .watch import DataGone, DataWatch, Diverged, GradientWatch
 
 logger = logging.getLogger(__name__)
 __all__ = ["Diverged", "Trainer", "learning_rate"]
-
-
-def learning_rate(step: int, training: TrainingSettings) -> float:
-    """Linear warm-up, constant, then linear decay to zero over the last `decay_share`; step counts from 0."""
-    rise = min(1.0, (step + 1) / training.warmup_steps) if training.warmup_steps else 1.0
-    decay = training.steps * training.decay_share
-    fall = min(1.0, (training.steps - step) / decay) if decay else 1.0
-    return training.learning_rate * rise * fall
 
 
 class Trainer:
@@ -203,9 +196,8 @@ class Trainer:
         """
         start, cpu_start = time.perf_counter(), time.process_time()
         step = next(steps)
-        gone = step.unreadable > 0 and self.loader.is_gone()
-        readable, unreadable, gone = self.over_all(sum(step.readable), step.unreadable, int(gone))
-        self.images_read.check(readable, unreadable, bool(gone))
+        gone = int(step.unreadable > 0 and self.loader.is_gone())
+        self.images_read.check(*self.over_all(sum(step.readable), step.unreadable, gone))
         loss, norm = self.step(step)
         end, cpu_seconds = time.perf_counter(), time.process_time() - cpu_start
         seconds = end - start

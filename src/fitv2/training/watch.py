@@ -61,10 +61,10 @@ class DataWatch:
         self.skipped = 0
         self.recent: deque[tuple[int, int]] = deque()
 
-    def check(self, readable: int, unreadable: int, gone: bool) -> None:
+    def check(self, readable: int, unreadable: int, gone: int) -> None:
         """Of the images of a step over all processes, before it is trained.
 
-        gone: whether a look at other images found most of them unreadable too. Raises DataGone.
+        gone: the processes in which a look at other images found most of them unreadable too. Raises DataGone.
         """
         self.recent.append((readable, unreadable))
         # As few of the last steps as hold the window.
