@@ -24,6 +24,7 @@ from fitv2.cli.samples import begin
 from fitv2.config import recipe_folder
 from fitv2.errors import UserError
 from fitv2.generate import DIFFUSION_SOLVERS, FLOW_SOLVERS
+from fitv2.locks import locked
 from fitv2.pretrained import Pretrained, load_pretrained, save_pretrained
 from fitv2.sheets import SHEET
 from fitv2.training.preemption import STOPPED
@@ -477,6 +478,102 @@ def test_a_training_that_is_asked_to_stop_says_so_and_goes_on_by_the_same_comman
         assert ended.code == 0 and f"trained {step + 2} steps" in ended.out
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_resume_alone_ends_as_the_run_that_nobody_interrupted(
+    train, fitv2, pictures, tmp_path, number
+):
+    """`--resume` needs neither the recipe nor its settings again; a second training meanwhile is refused."""
+    settings, log = ["training.steps=60", "log.checkpoint_every=50"], tmp_path / "run/log.jsonl"
+    assert train(settings=settings).code == 0
+    (tmp_path / "run").rename(tmp_path / "whole")
+    refused = []
+
+    def ask() -> None:
+        while not (log.exists() and log.read_bytes().count(b"\n") > 2):
+            time.sleep(0.01)
+        with pytest.raises(UserError, match="in use"), locked(tmp_path / "run", "a training"):
+            pass
+        refused.append(True)
+        os.kill(int((tmp_path / "pid").read_text()), number)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    stopped = train(settings=settings)
+    asking.join()
+    assert stopped.code == 128 + number and refused, stopped.err
+    assert "which is saved" in stopped.out and "fitv2 train --resume --out run" in stopped.out
+    assert fitv2("train", "--resume", "--out", "run").code == 0
+    for part in ("model", "ema", "optimizer"):
+        file = f"checkpoints/step-00000060/{part}.safetensors"
+        assert (tmp_path / "run" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+def test_data_that_vanishes_ends_the_training_before_anything_is_lost(train, fitv2, pictures, tmp_path):
+    settings, log = ["training.steps=100000", "log.checkpoint_every=100000"], tmp_path / "run/log.jsonl"
+
+    def rename() -> None:
+        while not (log.exists() and log.read_bytes().count(b"\n") > 2):
+            time.sleep(0.01)
+        pictures.rename(tmp_path / "elsewhere")
+
+    renaming = threading.Thread(target=rename)
+    renaming.start()
+    lost = train(settings=settings)
+    renaming.join()
+    assert_sentence(lost, "cannot be read", "fitv2 train --resume --out run")
+    last = json.loads(log.read_text().splitlines()[-1])
+    assert last["skipped_images"] == 0 and [p.name for p in (tmp_path / "run/checkpoints").glob("step-*")] == [
+        f"step-{last['step']:08d}"
+    ]
+    assert_sentence(fitv2("train", "--resume", "--out", "run"), "--data FOLDER")
+    more = ["--set", f"training.steps={last['step'] + 2}"]
+    assert fitv2("train", "--resume", "--out", "run", "--data", "elsewhere/", *more).code == 0
+    # Other images of the same names, sizes and classes are other data; other classes are another training.
+    for path in (tmp_path / "elsewhere").rglob("*.png"):
+        with Image.open(path) as image:
+            image.transpose(Image.Transpose.ROTATE_180).save(tmp_path / "other.png")
+        target = tmp_path / "others" / path.relative_to(tmp_path / "elsewhere")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "other.png").rename(target)
+    assert_sentence(fitv2("train", "--resume", "--out", "run", "--data", "others"), "are not those of")
+    (tmp_path / "elsewhere/cat").rename(tmp_path / "elsewhere/kitten")
+    assert_sentence(fitv2("train", "--resume", "--out", "run"), "cat, dog", "dog, kitten")
+
+
+def test_a_plan_fails_as_the_training_would(train, pictures, tmp_path):
+    nowhere = train("--dry-run", settings=["training.start_from=nowhere"])
+    assert_sentence(nowhere, "nowhere is not a model")
+    assert train(settings=["training.steps=2"]).code == 0
+    assert_sentence(train("--dry-run"), "already holds a run")
+    (tmp_path / "pictures/cow").mkdir()
+    shutil.copy(next((tmp_path / "pictures/cat").glob("*.png")), tmp_path / "pictures/cow")
+    assert_sentence(train("--dry-run", "--resume", settings=["training.steps=2"]), "cat, dog", "cow")
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        ([], "--recipe"),
+        (["--recipe", "pictures"], "--data"),
+        (["--resume", "--out", "nothing"], "no run in nothing"),
+        (
+            ["--recipe", "fashion-tiny", "--set", "model.architecture=FiT", "--set", "log.sample_steps=2000"],
+            "1000 steps",
+        ),
+        (["--recipe", "fashion-tiny", "--set", "log.sample_guidance=.nan"], "finite"),
+    ],
+)
+def test_what_a_training_cannot_begin_with_is_one_sentence(fitv2, words, part):
+    assert_sentence(fitv2("train", *words), part)
+
+
+def test_the_classes_and_the_inputs_are_shown(train, pictures, tmp_path):
+    shown = train()
+    assert "0 cat: 5" in shown.err and "1 dog: 5" in shown.err
+    with Image.open(tmp_path / "run/inputs.png") as page:
+        assert min(page.size) > 100
+
+
 def test_a_damaged_recipe_of_a_run_is_one_sentence(train, pictures, tmp_path):
     train()
     (tmp_path / "run" / "recipe.json").write_text('{"model": {"width": "wide"}}')
@@ -498,9 +595,12 @@ def test_folders_without_pictures_are_one_sentence(train, fitv2, tmp_path):
 
 
 def test_a_folder_of_any_name(train, pictures, tmp_path):
-    name = "my #1: 'größe' 📷"
-    pictures.rename(tmp_path / name)
-    assert train("--dry-run", data=name).code == 0
+    for name in ("my #1: 'größe' 📷", os.fsdecode(b"caf\xe9")):
+        pictures = pictures.rename(tmp_path / name)
+        assert train("--dry-run", data=name).code == 0
+    result = train(data=name)
+    assert result.code == 0, result.err
+    assert train("--resume", "--set", f"data.source={name}").code == 0
 
 
 def test_a_damaged_checkpoint_is_one_sentence(train, pictures, tmp_path):

@@ -19,9 +19,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from fitv2.errors import UserError
 from fitv2.pretrained import load_pretrained
 from fitv2.training.checkpoint import checkpoints, read_part, read_state
-from fitv2.training.preemption import STOPPED
 from tiny import command_line, log_lines, processes, train, trainer
 
 SETTINGS = [
@@ -173,10 +173,29 @@ def test_shards_that_would_run_code_are_refused(tmp_path, sharded_by_two):
     assert not (tmp_path / "was here").exists()
 
 
-def test_a_launcher_that_would_split_weights_itself_is_told_so(tmp_path, monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(ValueError, match=r"accelerate was told to use FSDP .* training\.sharding=fsdp"):
+@pytest.mark.parametrize(
+    ("variable", "value", "part"),
+    [
+        ("USE_FSDP", "true", "training.sharding=fsdp"),
+        ("USE_DEEPSPEED", "1", "training.sharding=fsdp"),
+        ("GRADIENT_ACCUMULATION_STEPS", "4", "packs_per_step"),
+        ("DYNAMO_BACKEND", "inductor", "training.compile"),
+    ],
+)
+def test_an_option_of_the_launcher_that_would_change_the_training_is_refused(
+    tmp_path, monkeypatch, variable, value, part
+):
+    monkeypatch.setenv(f"ACCELERATE_{variable}", value)
+    with pytest.raises(UserError, match=part):
         trainer(tmp_path)
+
+
+@pytest.mark.parametrize(("variable", "value"), [("MIXED_PRECISION", "bf16"), ("USE_CPU", "true")])
+def test_an_option_of_the_launcher_that_the_recipe_overrules_changes_nothing(tmp_path, monkeypatch, variable, value):
+    trainer(tmp_path / "plain").fit(lambda figures: None)
+    monkeypatch.setenv(f"ACCELERATE_{variable}", value)
+    trainer(tmp_path / "launched").fit(lambda figures: None)
+    assert log_lines(tmp_path / "launched") == log_lines(tmp_path / "plain")
 
 
 COMMAND = ["train", "--recipe", "fashion-tiny", "--resume"]
@@ -214,11 +233,14 @@ def wait_for_lines(run: Path, number: int, started) -> None:
         time.sleep(0.001)
 
 
-def test_sigterm_to_one_of_two_stops_both_at_the_same_step_and_the_same_command_continues(tmp_path, uninterrupted):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_one_of_two_stops_both_at_the_same_step_and_the_same_command_continues(
+    tmp_path, uninterrupted, number
+):
     pair = processes(2, command_line, *COMMAND, "--out", str(tmp_path))
     wait_for_lines(tmp_path, 4, pair)
-    os.kill(pair[1].pid, signal.SIGTERM)
-    assert exit_codes(pair) == [STOPPED] * 2
+    os.kill(pair[1].pid, number)
+    assert exit_codes(pair) == [128 + number] * 2
     last = log_lines(tmp_path)[-1]["step"]
     assert 4 < last < 30 and read_state(checkpoints(tmp_path / "checkpoints")[-1])["step"] == last
     run_together(2, command_line, *COMMAND, "--out", str(tmp_path))

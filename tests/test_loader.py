@@ -142,11 +142,11 @@ def test_a_picture_that_goes_bad_during_training_is_named_and_left_out(tmp_path,
     assert "2.png could be read at the start and now cannot" in caplog.text
 
 
-def test_a_pack_without_any_readable_picture_is_a_grey_patch(tmp_path, caplog):
+def test_a_pack_without_any_readable_image_counts_for_nothing(tmp_path, caplog):
     Image.new("RGB", (16, 16)).save(tmp_path / "only.png")
     loader = PackLoader(ImageFolder(tmp_path, max_tokens=4, patch=8), tokens_per_pack=16)
+    assert not loader.is_gone()
     (tmp_path / "only.png").unlink()
     (step,) = take(loader, 1)
-    batch, labels = step.packs[0]
-    assert batch.sizes == [(1, 1)] and len(labels) == 1 and not batch.x.any()
+    assert (step.readable, step.unreadable) == ([0], 1) and loader.is_gone()
     assert "only.png could be read at the start" in caplog.text

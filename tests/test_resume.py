@@ -14,6 +14,8 @@ import pytest
 import torch
 
 from fitv2 import randomness
+from fitv2.atomic import write_tensors
+from fitv2.errors import UserError
 from fitv2.training.checkpoint import checkpoints, prune, read_part, read_state, save_checkpoint
 from fitv2.training.log import RunLog
 from tiny import command_line, log_lines, process, trainer
@@ -183,6 +185,26 @@ def test_sigterm_saves_the_step_that_is_under_way_and_ends_the_training(tmp_path
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
+def test_a_second_ctrl_c_ends_at_once_and_harms_no_checkpoint(tmp_path, whole):
+    """Both at random moments, also before the first step."""
+    moments = random.Random(2)
+    for wait in (0.0, 0.3, moments.uniform(0.5, 1)):
+        child = process(command_line, *COMMAND, "--out", str(tmp_path))
+        while child.is_alive() and lines_of(tmp_path) < 1:
+            time.sleep(0.001)
+        time.sleep(wait)
+        for _ in range(2):
+            if child.is_alive():
+                os.kill(child.pid, signal.SIGINT)
+                time.sleep(moments.uniform(0, 0.02))
+        child.join()
+        assert child.exitcode in (-signal.SIGINT, 128 + signal.SIGINT, 0)
+    child = process(command_line, *COMMAND, "--out", str(tmp_path))
+    child.join()
+    assert child.exitcode == 0
+    assert_same_run(tmp_path, whole)
+
+
 def test_a_full_disk_is_a_sentence_and_harms_nothing(tmp_path):
     """Stood in for by a limit on the size of files, which the system reports as an error in the same way."""
     trainer(tmp_path / "whole").fit(nothing)
@@ -269,6 +291,18 @@ def test_a_damaged_checkpoint_is_a_sentence_that_says_what_to_do(tmp_path, file,
     assert path.exists(), "nothing may be deleted on a failure"
 
 
+@pytest.mark.parametrize("part", ["ema", "optimizer", "state"])
+def test_a_checkpoint_whose_file_holds_something_else_is_damaged(tmp_path, part):
+    trainer(tmp_path, "training.steps=1").fit(nothing)
+    folder = tmp_path / "checkpoints/step-00000001"
+    if part == "state":
+        (folder / "state.json").write_text('["no", "object"]')
+    else:
+        write_tensors(folder / f"{part}.safetensors", {"a": torch.ones(1)})
+    with pytest.raises(UserError, match=rf"{part}.* is damaged .*from the one before"):
+        trainer(tmp_path).fit(nothing)
+
+
 def test_a_checkpoint_without_one_of_its_files(tmp_path):
     trainer(tmp_path, "training.steps=1").fit(nothing)
     (tmp_path / "checkpoints/step-00000001/ema.safetensors").unlink()
@@ -294,7 +328,7 @@ def test_a_checkpoint_before_the_first_optimiser_step(tmp_path):
 def test_the_log_is_cut_back_to_the_checkpoint(tmp_path):
     lines = [json.dumps({"step": step}) for step in range(1, 9)]
     log = tmp_path / "log.jsonl"
-    for end in ("\n", "", '\n{"step": 9, "lo', "\n\n"):
+    for end in ("\n", "", '\n{"step": 9, "lo', "\n\n", '\n{"step": "x"}\n'):
         log.write_text("\n".join(lines) + end)
         RunLog(tmp_path, done=8, tensorboard=False).close()
         kept = log.read_text().splitlines()

@@ -1,6 +1,8 @@
 """Training from another model's weights: what is taken, what begins anew, and what stays frozen."""
 
+import json
 import logging
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -8,11 +10,12 @@ import torch
 
 from fitv2.build import build_model_config
 from fitv2.config import build_recipe
+from fitv2.errors import UserError
 from fitv2.model.presets import preset
 from fitv2.model.transformer import FiT
-from fitv2.pretrained import Pretrained, load_pretrained
-from fitv2.training.start import LABELS, PATCHES, freeze_for_high_resolution, start_from, trained_share
-from tiny import CLASSES, CONFIG, garments, random_model, recipe, trainer
+from fitv2.pretrained import Pretrained, load_pretrained, save_pretrained
+from fitv2.training.start import LABELS, PATCHES, check_start, start_from, trained_names, trained_share
+from tiny import CLASSES, CONFIG, garments, new_trainer, random_model, recipe, trainer
 
 
 def base(names=CLASSES, **changes) -> Pretrained:
@@ -31,14 +34,15 @@ def changed(model: FiT, other: FiT) -> set[str]:
 
 def test_the_same_classes_and_latents_take_everything():
     model, start = fresh(), base()
-    assert start_from(model, start, garments()) == []
+    found = start_from(model, start, garments())
+    assert found.notes == [] and found.anew == set()
     assert changed(model, start.model) == set()
 
 
 @pytest.mark.parametrize("start", [base(names="abcdefghij"), base(names="abcde", num_classes=5)])
 def test_other_classes_begin_with_a_new_table_but_the_old_row_of_no_class(start):
     model, untouched = fresh(), fresh()
-    (note,) = start_from(model, start, garments())
+    (note,) = start_from(model, start, garments()).notes
     assert "label table" in note and changed(model, start.model) <= {LABELS}
     table = model.y_embedder.embedding_table.weight
     assert torch.equal(table[-1], start.model.y_embedder.embedding_table.weight[-1])
@@ -46,22 +50,21 @@ def test_other_classes_begin_with_a_new_table_but_the_old_row_of_no_class(start)
 
 
 def test_nothing_random_stays_frozen():
-    model = fresh()
-    freeze_for_high_resolution(model)
-    assert not model.get_parameter(LABELS).requires_grad
-    start_from(model, base(names="abcdefghij"), garments())
-    assert model.get_parameter(LABELS).requires_grad
+    names = [name for name, _ in fresh().named_parameters()]
+    assert LABELS not in trained_names(names, "high-resolution")
+    start = start_from(fresh(), base(names="abcdefghij"), garments(), train_only="high-resolution")
+    assert LABELS in trained_names(names, "high-resolution", start.anew)
 
 
 def test_another_autoencoder_is_told():
     start = replace(base(), autoencoder="some/vae")
-    (note,) = start_from(fresh(), start, garments())
+    (note,) = start_from(fresh(), start, garments()).notes
     assert "those of some/vae, and these are of None" in note
 
 
 def test_other_latents_begin_with_new_patch_layers():
     model, untouched, start = fresh(), fresh(), base(in_channels=4)
-    (note,) = start_from(model, start, garments())
+    (note,) = start_from(model, start, garments()).notes
     assert "patch layers" in note
     own, theirs, before = model.state_dict(), start.model.state_dict(), untouched.state_dict()
     for name, weight in own.items():
@@ -70,14 +73,19 @@ def test_other_latents_begin_with_new_patch_layers():
 
 def test_parts_begin_anew_on_demand():
     model, untouched, start = fresh(), fresh(), base()
-    notes = start_from(model, start, garments(), begin_anew=["patches"])
+    notes = start_from(model, start, garments(), begin_anew=["patches"]).notes
     assert len(notes) == 1 and changed(model, untouched) & set(PATCHES) == set()
     assert changed(model, start.model) <= set(PATCHES)
 
 
-def test_a_base_of_another_width_is_refused():
-    with pytest.raises(ValueError, match=r"another shape; .*attn.proj.bias is \(64,\) there and \(32,\) here"):
-        start_from(fresh(), base(width=64), garments())
+@pytest.mark.parametrize("names", [CLASSES, "abcdefghij"])
+def test_a_base_of_another_width_is_refused(names):
+    """Whether its classes are others or not, and by a plan as by a training."""
+    start = base(names, width=64)
+    with pytest.raises(UserError, match=r"another shape; .*attn.proj.bias is \(64,\) there and \(32,\) here"):
+        start_from(fresh(), start, garments())
+    with pytest.raises(UserError, match="another shape"):
+        check_start(CONFIG, start, garments(), ())
 
 
 def test_share_trained_at_high_resolution_is_that_of_the_paper():
@@ -110,6 +118,27 @@ def test_post_training_moves_what_it_should_and_resumes(tmp_path, caplog):
         again.fit(lambda figures: None)
     assert "continuing from" in caplog.text and again.done == 10
     assert changed(again.bare_model, whole.bare_model) == set()
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_post_training_with_other_classes_continues_bit_for_bit_without_its_base(tmp_path, older):
+    """older: a checkpoint that does not say what is trained."""
+    start = base(names="abcdefghij")
+    save_pretrained(tmp_path / "base", CONFIG, start.model.state_dict(), start.class_names, start.shapes, None)
+    settings = [f"training.start_from={tmp_path / 'base'}", "training.train_only=high-resolution"]
+    whole = trainer(tmp_path / "whole", *settings)
+    whole.fit(lambda figures: None)
+    assert LABELS in changed(whole.bare_model, start.model)
+    trainer(tmp_path / "half", *settings, "training.steps=5").fit(lambda figures: None)
+    shutil.rmtree(tmp_path / "base")
+    state = tmp_path / "half/checkpoints/step-00000005/state.json"
+    if older:
+        kept = json.loads(state.read_text())
+        state.write_text(json.dumps({key: kept[key] for key in kept.keys() - {"trained", "classes", "content"}}))
+    chosen = recipe(*settings)
+    again = new_trainer(chosen, garments(), build_model_config(chosen, garments()), tmp_path / "half")
+    again.fit(lambda figures: None)
+    assert changed(again.bare_model, whole.bare_model) == set() and again.names == whole.names
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ import json
 import logging
 import math
 import sys
+from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import psutil
@@ -25,6 +27,7 @@ from fitv2.training.checkpoint import optimizer_tensors
 from fitv2.training.ema import EMA
 from fitv2.training.heap import TRIM_EVERY, c_library, trim_heap
 from fitv2.training.trainer import Trainer, learning_rate
+from fitv2.training.watch import DataGone, DataWatch
 from tiny import garments, log_lines, random_model, recipe, trainer
 
 
@@ -216,6 +219,37 @@ def test_pictures_that_cannot_be_read_do_not_count(tmp_path):
     expected_loss, expected = one_big_batch(run, step)
     loss, gradients = step_and_its_gradients(run, step)
     assert loss == pytest.approx(expected_loss, rel=1e-5) and run.images == loaded
+    for gradient, other in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, other, atol=1e-5 * float(other.abs().max()), rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("steps", "gone"),
+    [
+        ([(20, 0, True)], True),
+        ([(0, 5, False)], True),
+        ([(20, 1, False)] * 40, False),
+        ([(90, 10, False)] * 6, True),
+        ([(10, 10, False)] * 5 + [(500, 0, False)] * 4 + [(10, 10, False)] * 4, False),
+    ],
+)
+def test_a_training_ends_when_its_data_is_gone_or_too_much_of_it_cannot_be_read(steps, gone):
+    """(readable, unreadable, gone) of steps: more than 50 of the last 1 000 images are too many."""
+    watch = DataWatch()
+    with pytest.raises(DataGone) if gone else nullcontext():
+        for step in steps:
+            watch.check(*step)
+
+
+def test_an_unreadable_pack_adds_nothing_to_the_gradient(tmp_path):
+    run = with_random_weights(trainer(tmp_path, "training.clip=1e9"))
+    step = next(run.loader.steps(Position()))
+    first = replace(step, packs=step.packs[:1], readable=step.readable[:1])
+    stand_in = TokenBatch(torch.zeros(1, 16), [(1, 1)]), torch.zeros(1, dtype=torch.long)
+    both = replace(step, packs=[step.packs[0], stand_in], readable=[step.readable[0], 0])
+    (loss, gradients), run.done = step_and_its_gradients(run, both), 0
+    expected_loss, expected = one_big_batch(with_random_weights(run), first)
+    assert loss == pytest.approx(expected_loss, rel=1e-5)
     for gradient, other in zip(gradients, expected, strict=True):
         torch.testing.assert_close(gradient, other, atol=1e-5 * float(other.abs().max()), rtol=0)
 

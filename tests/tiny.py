@@ -64,12 +64,17 @@ def recipe(*overrides: str) -> Recipe:
 
 
 def trainer(run: Path, *overrides: str, dataset: Fashion | None = None) -> Trainer:
-    """A new trainer as a new process would have it: accelerate otherwise refuses another precision."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    """A new trainer of the recipe's network."""
     chosen, dataset = recipe(*overrides), dataset or garments()
     base = build_base(chosen.training)
-    return Trainer(chosen, dataset, build_model_config(chosen, dataset, base), run, base)
+    return new_trainer(chosen, dataset, build_model_config(chosen, dataset, base), run, base)
+
+
+def new_trainer(*arguments) -> Trainer:
+    """As a new process would have it: accelerate otherwise refuses another precision."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    return Trainer(*arguments)
 
 
 def log_lines(run: Path) -> list[dict]:

@@ -1,6 +1,7 @@
-"""Kills a training with -9 at random moments, resumes it each time, and compares it with one that nobody killed.
+"""Ends a training by a signal at random moments, resumes it each time, and compares it with one that nobody ended.
 
 python tools/kill_training.py --kills 20
+python tools/kill_training.py --kills 20 --signal INT
 python tools/kill_training.py --kills 20 --processes 2 --sharding fsdp
 
 A short run of a tiny network on the built-in garments; with several processes, torchrun starts them and one is killed.
@@ -10,6 +11,7 @@ Exit code 0 when log, weights, averages, moments and exported model are the same
 import argparse
 import json
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -49,7 +51,7 @@ def lines(run: Path) -> list[str]:
     return (run / "log.jsonl").read_text().splitlines() if (run / "log.jsonl").exists() else []
 
 
-def kill_once(run: Path, processes: int, sharding: str, moments: random.Random) -> int:
+def kill_once(run: Path, processes: int, sharding: str, moments: random.Random, number: signal.Signals) -> int:
     """Waits for some new steps, then a moment more, and kills; returns the step that was reached."""
     target = len(lines(run)) + moments.randint(0, 6)
     started = start(run, processes, sharding)
@@ -57,7 +59,7 @@ def kill_once(run: Path, processes: int, sharding: str, moments: random.Random) 
         time.sleep(0.002)
     time.sleep(moments.uniform(0, 0.05))
     members = psutil.Process(started.pid).children() if processes > 1 else [psutil.Process(started.pid)]
-    moments.choice(members).kill()
+    moments.choice(members).send_signal(number)
     started.communicate()
     return len(lines(run))
 
@@ -80,6 +82,7 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("--kills", type=int, default=20)
 parser.add_argument("--processes", type=int, default=1)
 parser.add_argument("--sharding", choices=["none", "fsdp"], default="none")
+parser.add_argument("--signal", choices=["KILL", "INT", "TERM"], default="KILL")
 parser.add_argument("--seed", type=int, default=0)
 options = parser.parse_args()
 how = options.processes, options.sharding
@@ -87,9 +90,9 @@ with tempfile.TemporaryDirectory() as folder:
     whole, killed = Path(folder) / "whole", Path(folder) / "killed"
     finish(whole, *how)
     moments = random.Random(options.seed)
-    reached = [kill_once(killed, *how, moments) for _ in range(options.kills)]
+    reached = [kill_once(killed, *how, moments, signal.Signals[f"SIG{options.signal}"]) for _ in range(options.kills)]
     finish(killed, *how)
-    print(f"killed {options.kills} times, at the steps {reached}, then run to step {STEPS}")
+    print(f"ended {options.kills} times, at the steps {reached}, then run to step {STEPS}")
     differs = difference(killed, whole)
 if differs:
     sys.exit(f"{differs} differ from those of the run that was not killed")

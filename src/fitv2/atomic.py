@@ -24,12 +24,13 @@ def write_file(path: Path, write: Callable[[Path], None]) -> None:
         write(draft)
         flush(draft)
         draft.replace(path)
+        flush(path.parent)
     finally:
         draft.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    write_file(path, lambda draft: draft.write_text(text))
+    write_file(path, lambda draft: draft.write_text(text, encoding="utf-8"))
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -80,8 +81,10 @@ def flush(path: Path) -> None:
     if path.is_dir() and os.name == "nt":
         return
     descriptor = os.open(path, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def remove_drafts(folder: Path) -> None:

@@ -155,12 +155,12 @@ def build_stand_in(data: DataSettings) -> Dataset:
     return ImageNetLike(data.max_tokens)
 
 
-def build_base(training: TrainingSettings) -> Pretrained | None:
-    """The model that training begins with, if the recipe names one.
+def build_base(training: TrainingSettings, dtype: torch.dtype | None = torch.float32) -> Pretrained | None:
+    """The model that training begins with, if the recipe names one; dtype None: its shapes alone.
 
     Raises ValueError when it is not there, and for a fixed grid, with which no training begins.
     """
-    base = None if training.start_from is None else load_pretrained(training.start_from)
+    base = None if training.start_from is None else load_pretrained(training.start_from, dtype)
     if base is not None and base.model.config.fixed_grid is not None:
         raise UserError(f"{training.start_from} is of a fixed grid, and no training begins with such a model")
     return base

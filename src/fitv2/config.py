@@ -27,7 +27,7 @@ from .messages import suggestion
 
 
 class Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ModelSettings(Settings):
@@ -188,8 +188,8 @@ PARTS: dict[str, dict[str, Any]] = {
     "DiT": {"prediction": "noise"},
     "SiT": {"prediction": "velocity"},
 }
-# Of `fitv2.diffusion`.
-DIFFUSION_STEPS = 1000
+# Of the full diffusion process, which a sampler can only shorten.
+MOST_NOISE_STEPS = 1000
 # What only FiTv2 and FiT have: parts of the network, and ways to train it.
 NOT_OF_GRIDS = ("mlp_ratio", "lora_rank", "qk_norm", "qk_norm_affine", "modulation", "extrapolation")
 NOT_FOR_GRIDS = ("start_from", "begin_anew", "train_only", "compile", "sharding")
@@ -207,15 +207,6 @@ class Recipe(Settings):
     def extrapolation_has_a_base(self) -> Self:
         if self.model.extrapolation is not None and self.training.start_from is None:
             raise UserError("model.extrapolation goes with training.start_from: it extends the size of that model")
-        return self
-
-    @model_validator(mode="after")
-    def a_sheet_has_no_more_steps_than_the_process(self) -> Self:
-        log, most = self.log, DIFFUSION_STEPS
-        if self.model.parts["prediction"] == "noise" and log.sample_every is not None and log.sample_steps > most:
-            raise UserError(
-                f"log.sample_steps={log.sample_steps}: a model of noise is sampled in {most} steps at most; lower it"
-            )
         return self
 
     def without_effect(self) -> Iterator[tuple[str, list[str]]]:
@@ -241,6 +232,18 @@ class Recipe(Settings):
         section, _, name = key.partition(".")
         settings = getattr(self, section)
         return getattr(settings, name) != type(settings).model_fields[name].default
+
+    @model_validator(mode="after")
+    def sheets_can_be_made(self) -> Self:
+        """A training must not end at its first sample sheet."""
+        log = self.log
+        noise = self.model.parts["prediction"] == "noise"
+        if noise and log.sample_every is not None and log.sample_steps > MOST_NOISE_STEPS:
+            raise UserError(
+                f"log.sample_steps={log.sample_steps} is more than the {MOST_NOISE_STEPS} steps of a network that "
+                "predicts noise: lower it"
+            )
+        return self
 
     @model_validator(mode="after")
     def every_change_has_an_effect(self) -> Self:
@@ -271,7 +274,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises ValueError for an unknown recipe, key or value; an unknown key is told with the nearest valid one.
     """
     if name in recipe_names():
-        text = recipe_folder().joinpath(f"{name}.yaml").read_text()
+        text = recipe_folder().joinpath(f"{name}.yaml").read_text(encoding="utf-8")
     elif Path(name).is_file():
         try:
             text = Path(name).read_text(encoding="utf-8")
@@ -296,7 +299,7 @@ def build_recipe(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Recipe:
             branch = branch.setdefault(section, {})
             if not isinstance(branch, dict):
                 raise UserError(f"{override!r} cannot be set: {section!r} holds {branch!r}, not keys with values")
-        branch[leaf] = parse_yaml(f"value: {value}", override)["value"]
+        branch[leaf] = parse_value(value, override)
     for key in dotted_keys(tree):
         check_key(key)
     try:
@@ -306,6 +309,13 @@ def build_recipe(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Recipe:
         mistakes = [e for e in error.errors() if e["type"] != "default_factory_not_called"]
         problems = [f"{'.'.join(map(str, e['loc']))}: {complaint(e)}" for e in mistakes]
         raise UserError("the recipe does not hold: " + "; ".join(problems)) from None
+
+
+def parse_value(text: str, override: str) -> Any:
+    """The value of an override, as YAML has it. Bytes that are not UTF-8, as in names of folders, are text as it is."""
+    if any("\udc80" <= character <= "\udcff" for character in text):
+        return text
+    return parse_yaml(f"value: {text}", override)["value"]
 
 
 def complaint(error: dict[str, Any]) -> str:

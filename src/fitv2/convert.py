@@ -239,7 +239,7 @@ def read_official_config(path: Path) -> tuple[dict[str, Any], str | None]:
     What omegaconf would replace, such as ${tuple:0.9, 0.999}, is elsewhere. Raises ValueError for another file.
     """
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -72,7 +72,7 @@ def is_pickle(path: Path) -> bool:
 def read_shards(index: Path) -> dict[str, Tensor]:
     """All shards of an index as Hugging Face writes it."""
     try:
-        names = json.loads(index.read_text())["weight_map"]
+        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         shards = sorted(set(names.values()), key=str)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{index} {DAMAGED.format(repr(error))}") from None

@@ -129,7 +129,7 @@ class FiTPipeline(DiffusionPipeline):
         folder = Path(save_directory)
         hub = {option: kwargs.pop(option) for option in PUSH_OPTIONS if option in kwargs}
         super().save_pretrained(folder, *args, **kwargs)
-        index = json.loads((folder / self.config_name).read_text())
+        index = json.loads((folder / self.config_name).read_bytes())
         index["_class_name"] = ["pipeline", "FiTPipeline"]
         index["transformer"] = [TRANSFORMER_MODULE, FiTTransformer2DModel.__name__]
         write_text(folder / self.config_name, json.dumps(index, indent=2) + "\n")

@@ -10,26 +10,49 @@ from ..errors import UserError
 from ..messages import counted
 
 if TYPE_CHECKING:
+    import torch
+
     from ..config import Recipe
     from ..data.dataset import Dataset
-    from ..model.config import FiTConfig
+    from ..model.config import NetworkConfig
 
 
-def show_plan(recipe: Recipe, devices: int, peak_tflops: float | None, utilisation: float, as_json: bool) -> None:
-    """Prints settings and cost of a run on so many devices; with a device's peak also the device-hours."""
+# Of the speed of large matrix products; what small models reach.
+SHARE_OF_PRODUCTS = 0.2
+
+
+def show_plan(
+    recipe: Recipe,
+    run: Path,
+    resume: bool,
+    device: str | None,
+    devices: int,
+    peak_tflops: float | None,
+    utilisation: float,
+    as_json: bool,
+) -> None:
+    """Prints settings, cost and time of a run on so many devices; with a device's peak also the device-hours.
+
+    Raises UserError for all that would end such a training before it starts, as far as data and base model are here.
+    """
     import yaml
 
-    from ..build import build_model_config
+    from ..device import choose_device
     from ..training.plan import plan_figures
+    from ..training.run_folder import check_run
 
+    check_run(run, recipe, resume)
     if recipe.training.packs_per_step % devices:
         raise UserError(
             f"{recipe.training.packs_per_step} packs a step cannot be shared evenly by {devices} devices: set "
             f"training.packs_per_step to a multiple of {devices}"
         )
     dataset, stands_in = data_or_stand_in(recipe)
-    figures = plan_figures(recipe, dataset, build_model_config(recipe, dataset), devices)
-    if peak_tflops is not None:
+    config, notes = check_ahead(recipe, run, dataset, stands_in)
+    figures = plan_figures(recipe, dataset, config, devices)
+    if peak_tflops is None:
+        figures["seconds_estimated"] = seconds_per_flop(choose_device(device)) * figures["flops_total"] / devices
+    else:
         figures["device_hours"] = figures["flops_total"] / (peak_tflops * 1e12 * utilisation) / 3600
     if as_json:
         print(json.dumps({"recipe": recipe.model_dump(mode="json"), "stand_in": stands_in, **figures}))
@@ -37,13 +60,63 @@ def show_plan(recipe: Recipe, devices: int, peak_tflops: float | None, utilisati
     print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
     if stands_in:
         print(f"{recipe.data.source} is not here: planned with sizes like those of {recipe.data.stand_in}")
-    print("\n".join(plan_lines(figures, devices)))
-    if peak_tflops is not None:
-        hours = figures["device_hours"]
-        print(
-            f"time              {hours:.0f} device-hours at {100 * utilisation:.0f} % of {peak_tflops:g} TFLOP/s: "
-            f"{hours / devices / 24:.1f} days on {devices}"
-        )
+    print("\n".join([*notes, *plan_lines(figures, devices)]))
+    print(f"time              {time_line(figures, devices, peak_tflops, utilisation)}")
+    if (lack := lack_of_memory(recipe, config, choose_device(device), devices)) is not None:
+        print(f"On this machine now, {lack}")
+
+
+def check_ahead(recipe: Recipe, run: Path, dataset: Dataset, stands_in: bool) -> tuple[NetworkConfig, list[str]]:
+    """The network of a plan and what is to be told of it; raises UserError as the training would."""
+    from importlib.util import find_spec
+
+    from ..build import build_base, build_model_config
+    from ..training.checkpoint import newest_state
+    from ..training.run_folder import check_data, identity
+    from ..training.start import check_start
+
+    if recipe.log.tensorboard and find_spec("tensorboard") is None:
+        raise UserError("log.tensorboard needs the package tensorboard: pip install tensorboard")
+    begun = newest_state(run / "checkpoints")
+    if begun is not None:
+        check_data(run, recipe, identity(dataset), begun[1])
+        return build_model_config(recipe, dataset), []
+    start = recipe.training.start_from
+    if stands_in and start is not None and not Path(start).exists():
+        return build_model_config(recipe, dataset), [f"{start} is not here: planned without the model to begin with"]
+    base = build_base(recipe.training, dtype=None)
+    config = build_model_config(recipe, dataset, base)
+    notes = [] if base is None else check_start(config, base, dataset, recipe.training.begin_anew)
+    return config, [f"{start}: {note}" for note in notes]
+
+
+def seconds_per_flop(device: torch.device) -> float:
+    """Of a training on this device, by a short measurement of large matrix products in bfloat16."""
+    import torch
+
+    from ..profiling.measure import in_turn, matrix_product
+
+    work, flops = matrix_product(torch.bfloat16, device)
+    return min(in_turn({"product": work}, repeats=2)["product"]) / (SHARE_OF_PRODUCTS * flops)
+
+
+def time_line(figures: dict[str, Any], devices: int, peak_tflops: float | None, utilisation: float) -> str:
+    """How long a run takes: on devices of that peak, or else on such as this machine has."""
+    if peak_tflops is None:
+        where = "this machine" if devices == 1 else f"{devices} devices like this one"
+        share = f"{100 * SHARE_OF_PRODUCTS:.0f} % of the speed of its large matrix products"
+        return f"about {duration(figures['seconds_estimated'])} on {where} (an estimate: {share})"
+    hours = figures["device_hours"]
+    rate = f"{100 * utilisation:.0f} % of {peak_tflops:g} TFLOP/s"
+    return f"{hours:.0f} device-hours at {rate}: {hours / devices / 24:.1f} days on {devices}"
+
+
+def duration(seconds: float) -> str:
+    """For people: minutes up to two hours, hours up to two days."""
+    for unit, length, most in (("minutes", 60, 120), ("hours", 3600, 48)):
+        if seconds / length < most:
+            return f"{max(seconds / length, 0.1):.2g} {unit}"
+    return f"{seconds / 86400:,.0f} days"
 
 
 def data_or_stand_in(recipe: Recipe) -> tuple[Dataset, bool]:
@@ -72,17 +145,22 @@ def plan_lines(figures: dict[str, Any], devices: int) -> list[str]:
     ]
 
 
-def check_memory(recipe: Recipe, config: FiTConfig, device: str, devices: int) -> None:
-    """Raises ValueError when a step would not fit into the memory that is free now."""
-    import torch
+def check_memory(recipe: Recipe, config: NetworkConfig, device: torch.device, devices: int) -> None:
+    """Raises UserError when a step would not fit into the memory that is free now."""
+    if (lack := lack_of_memory(recipe, config, device, devices)) is not None:
+        raise UserError(f"{lack}. This is an estimate: --ignore-memory trains all the same")
 
+
+def lack_of_memory(recipe: Recipe, config: NetworkConfig, device: torch.device, devices: int) -> str | None:
+    """What to do where a step would not fit into the memory that is free now."""
     from ..training.plan import needed_bytes
     from .memory import free_bytes
 
-    needed, free = needed_bytes(recipe, config, devices), free_bytes(torch.device(device))
-    if needed > free:
-        raise UserError(
-            f"a step over {recipe.training.tokens_per_pack} tokens would need about {needed / 2**30:.1f} GiB, and "
-            f"{free / 2**30:.1f} GiB are free; lower training.tokens_per_pack (and raise training.packs_per_step to "
-            "keep the batch), or set training.activation_checkpointing=true"
-        )
+    needed, free = needed_bytes(recipe, config, devices), free_bytes(device)
+    if needed <= free:
+        return None
+    return (
+        f"a step over {recipe.training.tokens_per_pack} tokens would need about {needed / 2**30:.1f} GiB, and "
+        f"{free / 2**30:.1f} GiB are free; lower training.tokens_per_pack (and raise training.packs_per_step to "
+        "keep the batch), or set training.activation_checkpointing=true"
+    )

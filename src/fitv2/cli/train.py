@@ -19,18 +19,19 @@ from ..messages import command, counted
 from .sampling import Device
 
 if TYPE_CHECKING:
+    from ..config import Recipe
     from ..data.dataset import Dataset
     from ..training.trainer import Trainer
 
 
 def train(
     recipe: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="fashion, fashion-tiny, fashion-study, pictures, latents, imagenet-b, -xl, -3b, -hr-xl, -hr-3b, or a "
-            "YAML file"
+            "YAML file; a run that is resumed has its own"
         ),
-    ],
+    ] = None,
     data: Annotated[
         str | None, typer.Option(help="a folder of pictures, a sub-folder per class or none; short for data.source")
     ] = None,
@@ -38,8 +39,12 @@ def train(
         list[str] | None, typer.Option("--set", help="section.key=value, repeatable; --dry-run lists every key")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="the run's folder; default runs/RECIPE")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="continue the run in that folder, bit for bit")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="show configuration and cost, train nothing")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="continue the run in that folder, on a CPU bit for bit")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="show configuration, cost and time, train nothing")
+    ] = False,
     devices: Annotated[int, typer.Option(min=1, help="with --dry-run: how many processes would share the work")] = 1,
     peak_tflops: Annotated[
         float | None, typer.Option(min=0.001, help="with --dry-run: a device's peak, such as 312 for an A100 in bf16")
@@ -48,6 +53,9 @@ def train(
         float, typer.Option(min=0.01, max=1, help="with --peak-tflops: the share of the peak that is reached")
     ] = 0.4,
     device: Device = None,
+    ignore_memory: Annotated[
+        bool, typer.Option("--ignore-memory", help="train even if the estimated memory is more than what is free")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="with --dry-run: print JSON")] = False,
 ) -> None:
     """Train a model on images of all shapes, without padding.
@@ -60,81 +68,170 @@ def train(
 
       fitv2 train --recipe pictures --data my/pictures --out runs/mine
 
-      fitv2 train --recipe pictures --data my/pictures --out runs/mine --resume
+      fitv2 train --resume --out runs/mine
 
       fitv2 train --recipe fashion --set training.steps=2000 --set model.width=192 --dry-run
+
+    [bold]How long is long enough?[/bold] --dry-run estimates the time on this machine. As measured: fashion-tiny makes
+    recognisable garments after its 3 000 steps (10 minutes on two CPU cores), fashion is good after 8 000 (1.7 hours).
+    pictures, on 800 images of 16 classes, has matching neighbour patches after 1 000 steps (16 minutes) and wants all
+    4 000 for shapes, more of them for more images, and better a GPU. latents is meant for 50 000 steps on a GPU,
+    ImageNet for the 400 000 and more of its recipes. The sheets in samples/ show when nothing improves any more.
 
     FiT, DiT and SiT, with which FiTv2 compares, are trained by --set model.architecture=FiT and so on; DiT and SiT take
     squares of one size (--set data.preprocessing=crop).
 
-    The run's folder holds log.jsonl, samples/, checkpoints/ and model/, which 'fitv2 sample --model' takes.
-    SIGTERM saves the step under way and ends with exit code 143; the same command with --resume continues.
+    The run's folder holds log.jsonl, inputs.png (what the model sees), samples/, checkpoints/ and model/, which
+    'fitv2 sample --model' takes. Ctrl-C and SIGTERM save the step under way and end with exit code 130 and 143;
+    --resume continues with the settings of the run, and with those that are given now.
     """
-    from ..build import build_base, build_dataset, build_model_config
-    from ..config import load_recipe
-    from ..device import join_processes
-    from ..pretrained import read_config
-    from ..training.run import check_run
+    from ..training.preemption import NAMES, signal_of, sigterm_interrupts
 
     if not dry_run and (as_json or devices > 1 or peak_tflops is not None):
         raise UserError(
             "--json, --devices and --peak-tflops go with --dry-run; the figures of a training are in its log.jsonl"
         )
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    chosen = load_recipe(recipe, [*data_override(data), *(settings or [])])
-    run = out or Path("runs") / Path(recipe).stem
-    # Under torchrun, one process of several speaks and writes.
-    speaks = os.environ.get("RANK", "0") == "0"
+    run = folder_of(recipe, out)
+    chosen = choose_recipe(recipe, run, resume, [*data_override(data), *(settings or [])])
+    check_source(chosen, recipe, run, resume, dry_run)
     if dry_run:
         from .plan import show_plan
 
-        show_plan(chosen, devices, peak_tflops, utilisation, as_json)
+        show_plan(chosen, run, resume, device, devices, peak_tflops, utilisation, as_json)
         return
-    if speaks:
-        check_run(run, chosen, resume)
-    # A first scan of a million pictures takes longer than processes usually wait for each other.
-    state = join_processes(device, timedelta(hours=6))
-    dataset = in_turn(lambda: build_dataset(chosen.data, chosen.model.patch_size, run / "pictures.json"))
-    if speaks:
-        report_data(dataset, run / "skipped.json")
-    begun = has_checkpoint(run)
-    base = None if begun else build_base(chosen.training)
-    config = build_model_config(chosen, dataset, base)
-    if begun and config.fixed_grid is None:  # The model that it began with may be gone.
-        config = replace(config, rope=read_config(run / "model/config.json")[1].rope)
+    try:
+        with sigterm_interrupts():
+            trainer = carry_out(chosen, run, resume, device, ignore_memory)
+    except KeyboardInterrupt as interruption:
+        number = signal_of(interruption)
+        if speaks():
+            say(f"stopped by {NAMES[number]} before the first step: nothing is lost, and the same command starts again")
+        raise typer.Exit(128 + number) from None
+    if speaks():
+        report_end(trainer, run)
+    if trainer.stopped_by is not None:
+        raise typer.Exit(128 + trainer.stopped_by)
 
-    from ..processes import leave
-    from ..training.preemption import STOPPED
+
+def carry_out(chosen: Recipe, run: Path, resume: bool, device: str | None, ignore_memory: bool) -> Trainer:
+    """The whole training, alone in the run's folder; returns what it has come to."""
+    from ..build import build_base, build_dataset, build_model_config
+    from ..device import join_processes
+    from ..pretrained import read_config
+    from ..processes import check_launcher, first_says, leave, locked_by_first
+    from ..training.checkpoint import checkpoints
+    from ..training.inputs import class_lines, write_inputs
+    from ..training.run_folder import check_run
     from ..training.trainer import Trainer
     from .plan import check_memory
     from .progress import training_progress
 
-    check_memory(chosen, config, state.device, int(os.environ.get("WORLD_SIZE", "1")))
-    trainer = Trainer(chosen, dataset, config, run, base)
-    del base  # Gigabytes, of a large model.
-    try:
-        with training_progress(chosen.training.steps) if speaks else nullcontext(lambda figures: None) as report:
+    # A first scan of a million images takes longer than processes usually wait for each other.
+    state = join_processes(device, timedelta(hours=6))
+    check_launcher()
+    if run.exists() and not run.is_dir():
+        raise UserError(f"{run} is a file; name a folder for the run")
+    with locked_by_first(run, "a training"):
+        first_says(lambda: check_run(run, chosen, resume))
+        dataset = in_turn(lambda: build_dataset(chosen.data, chosen.model.patch_size, run / "pictures.json"))
+        begun = first_says(lambda: bool(checkpoints(run / "checkpoints")))
+        base = None if begun else build_base(chosen.training)
+        config = build_model_config(chosen, dataset, base)
+        if begun and config.fixed_grid is None:  # The model that it began with may be gone.
+            config = replace(config, rope=read_config(run / "model/config.json")[1].rope)
+        if not ignore_memory:
+            check_memory(chosen, config, state.device, state.num_processes)
+        trainer = Trainer(chosen, dataset, config, run, base)
+        del base  # Gigabytes, of a large model.
+        if speaks():
+            report_data(dataset, run / "skipped.json")
+            logging.info("%s", "\n".join(class_lines(dataset)))
+            if not begun or not (run / "inputs.png").is_file():
+                write_inputs(run / "inputs.png", dataset, chosen.training.seed)
+        with training_progress(chosen.training.steps) if speaks() else nullcontext(lambda figures: None) as report:
             trainer.fit(report)
-    except KeyboardInterrupt:
-        if speaks:
-            every = f"one every {chosen.log.checkpoint_every} steps"
-            print(f"interrupted at step {trainer.done}; --resume continues from the last checkpoint ({every})")
-        raise
-    leave()
-    if speaks:
-        report_end(trainer, run)
-    if trainer.stopping:
-        raise typer.Exit(STOPPED)
+        leave()
+    return trainer
+
+
+def speaks() -> bool:
+    """Under torchrun, one process of several speaks and writes."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def say(text: str) -> None:
+    """Prints, also the names of folders that are not UTF-8."""
+    print(text.encode(errors="backslashreplace").decode())
 
 
 def report_end(trainer: Trainer, run: Path) -> None:
     """What was reached, and how to go on."""
-    if trainer.stopping:
-        print(f"stopped by SIGTERM at step {trainer.done}, which is saved; the same command with --resume continues.")
+    from ..training.preemption import NAMES
+    from ..training.run_folder import resume_command
+
+    if trainer.stopped_by is not None:
+        how = "the same command with --resume continues"
+        how += f", or: {resume_command(run)}" if "WORLD_SIZE" not in os.environ else ""
+        say(f"stopped by {NAMES[trainer.stopped_by]} at step {trainer.done}, which is saved; {how}")
         return
-    done = counted(trainer.done, "step")
-    print(f"trained {done} in {trainer.seconds / 60:.1f} min; {trainer.skipped} skipped as not finite.")
-    print(f"Samples in {run}/samples; now try: {command('sample', '--model', run)}")
+    unread = trainer.images_read.skipped
+    lost = f", {counted(unread, 'image')} could not be read" if unread else ""
+    minutes = f"{trainer.seconds / 60:.1f} min"
+    say(f"trained {counted(trainer.done, 'step')} in {minutes}; {trainer.skipped} skipped as not finite{lost}.")
+    say(f"Samples in {run}/samples; now try: {command('sample', '--model', run)}")
+
+
+def folder_of(recipe: str | None, out: Path | None) -> Path:
+    if out is None and recipe is None:
+        raise UserError("name what to train on with --recipe, or continue a run with --resume --out RUN")
+    return out or Path("runs") / Path(recipe).stem
+
+
+def choose_recipe(name: str | None, run: Path, resume: bool, overrides: list[str]) -> Recipe:
+    """The recipe of that name, or of the run that is resumed, with the overrides on top."""
+    from ..config import load_recipe
+    from ..training.run_folder import resumed_recipe
+
+    kept = resumed_recipe(run, overrides) if resume else None
+    if name is None and kept is None:
+        raise UserError(f"there is no run in {run} to continue; to begin one there, give --recipe")
+    if kept is None:
+        return load_recipe(name, overrides)
+    if name is not None:
+        warn_of_others(name, load_recipe(name), kept)
+    return kept
+
+
+def warn_of_others(name: str, recipe: Recipe, kept: Recipe) -> None:
+    """Says which settings of a recipe do not count, because the run that is resumed has its own."""
+    for section, settings in recipe:
+        for key in sorted(settings.model_fields_set):
+            here, there = getattr(getattr(kept, section), key), getattr(settings, key)
+            if here != there and (section, key) != ("data", "source"):
+                logging.warning(
+                    "%s.%s is %s in this run, and %s in %s: --set changes it", section, key, here, there, name
+                )
+
+
+def check_source(chosen: Recipe, name: str | None, run: Path, resume: bool, dry_run: bool) -> None:
+    """Raises UserError where the data is not there, and it is plain what to give."""
+    from ..config import recipe_names
+    from ..training.run_folder import resume_command
+
+    source = chosen.data.source
+    if source == "fashion" or Path(source).exists() or (dry_run and chosen.data.stand_in):
+        return
+    if resume and (run / "recipe.json").is_file():
+        raise UserError(f"{source} is not there any more; if it is elsewhere now: {resume_command(run)} --data FOLDER")
+    if name in recipe_names() and source == load_source(name):
+        raise UserError(f"the recipe {name} trains on images of your own: give their folder with --data")
+
+
+def load_source(name: str) -> str:
+    from ..config import load_recipe
+
+    return load_recipe(name).data.source
 
 
 def data_override(data: str | None) -> list[str]:
@@ -142,7 +239,12 @@ def data_override(data: str | None) -> list[str]:
     if data is None:
         return []
     path = data if os.path.isabs(data) else os.path.join(".", data)
-    return [f"data.source={json.dumps(path, ensure_ascii=False)}"]
+    return [f"data.source={quoted(path)}"]
+
+
+def quoted(path: str) -> str:
+    """A string of YAML for a path; what YAML does not take as it is, such as bytes that are not UTF-8, is escaped."""
+    return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in json.dumps(path, ensure_ascii=False))
 
 
 def in_turn(build: Callable[[], Dataset]) -> Dataset:
@@ -152,12 +254,6 @@ def in_turn(build: Callable[[], Dataset]) -> Dataset:
     built: list[Dataset] = []
     first_says(lambda: built.append(build()))
     return built[0] if built else build()
-
-
-def has_checkpoint(run: Path) -> bool:
-    from ..training.checkpoint import checkpoints
-
-    return bool(checkpoints(run / "checkpoints"))
 
 
 def report_data(dataset: Dataset, path: Path) -> None:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from .images import UnreadableImage
 from .packing import plan_packs, real_share
 
 logger = logging.getLogger(__name__)
+# Images that tell whether a data set is still there, and unreadable ones of a pack that are named.
+PROBES, NAMED = 20, 5
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,15 @@ class Position:
 class Step:
     """One optimiser step: this process's packs with their labels, and what all processes hold together.
 
-    images, tokens: as planned, over all packs of all processes. after: the position that follows. real_share: share of
-    the token budget that holds real tokens, for the step's last epoch.
+    readable: of each pack the images that could be read; where it is 0, the pack is a stand-in that must not count.
+    unreadable: the number of the other images of this process. images, tokens: as planned, over all packs of all
+    processes. after: the position that follows. real_share: share of the token budget that holds real tokens, for the
+    step's last epoch.
     """
 
     packs: list[tuple[TokenBatch, Tensor]]
+    readable: list[int]
+    unreadable: int
     images: int
     tokens: int
     after: Position
@@ -46,7 +53,8 @@ class Step:
 class PackLoader:
     """An endless stream of `Step`s. Every process plans the same packs and loads only its own.
 
-    packs_per_step: packs of one step over all processes; process `rank` of `world` takes every world-th.
+    packs_per_step: packs of one step over all processes; process `rank` of `world` takes every world-th. pin: load into
+    memory from which a GPU copies without the host waiting.
     """
 
     def __init__(
@@ -58,6 +66,7 @@ class PackLoader:
         rank: int = 0,
         world: int = 1,
         workers: int = 2,
+        pin: bool = False,
     ) -> None:
         if packs_per_step % world:
             raise UserError(
@@ -69,7 +78,7 @@ class PackLoader:
         self.packs_per_step = packs_per_step
         self.seed = seed
         self.rank, self.world = rank, world
-        self.workers = workers
+        self.workers, self.pin = workers, pin
         self._planned: tuple[int, EpochView, list[np.ndarray], float] | None = None
 
     def steps(self, position: Position) -> Iterator[Step]:
@@ -80,7 +89,11 @@ class PackLoader:
                 pending, images, tokens, after, share = upcoming
                 upcoming = self._submit(pool, after)
                 shape = self.dataset.patch_size, self.dataset.channels
-                yield Step([collect(*shape, *pack) for pack in pending], images, tokens, after, share)
+                loaded = [collect(*shape, *pack) for pack in pending]
+                packs = [(pinned(pack.batch), pack.labels.pin_memory()) if self.pin else pack[:2] for pack in loaded]
+                readable = [pack.readable for pack in loaded]
+                unreadable = sum(len(latents) for latents, _ in pending) - sum(readable)
+                yield Step(packs, readable, unreadable, images, tokens, after, share)
 
     def _submit(self, pool: ThreadPoolExecutor, position: Position):
         pending, images, tokens, share = [], 0, 0, 0.0
@@ -98,6 +111,12 @@ class PackLoader:
             position = Position(position.epoch + 1) if last else Position(position.epoch, position.pack + 1)
         return pending, images, tokens, position, share
 
+    def is_gone(self) -> bool:
+        """Whether at least half of a few images, spread evenly over the data set, cannot be read now."""
+        view, _, _ = self._plan(0 if self._planned is None else self._planned[0])
+        few = np.linspace(0, len(view.labels) - 1, min(PROBES, len(view.labels))).astype(int)
+        return 2 * sum(not can_be_read(view, int(i)) for i in few) >= len(few)
+
     def _plan(self, epoch: int) -> tuple[EpochView, list[np.ndarray], float]:
         if self._planned is None or self._planned[0] != epoch:
             view = self.dataset.epoch(epoch, self.seed)
@@ -107,25 +126,45 @@ class PackLoader:
         return self._planned[1:]
 
 
-def collect(
-    patch_size: int, channels: int, latents: list[Future[Tensor]], labels: np.ndarray
-) -> tuple[TokenBatch, Tensor]:
-    """Loaded latents and labels as a packed batch, shortest pictures first so that the model need not sort.
+class Pack(NamedTuple):
+    """batch, labels: of a forward pass. readable: the images among them; 0 for a stand-in."""
 
-    A picture that went bad since the scan is left out and named on the log.
+    batch: TokenBatch
+    labels: Tensor
+    readable: int
+
+
+def collect(patch_size: int, channels: int, latents: list[Future[Tensor]], labels: np.ndarray) -> Pack:
+    """Loaded latents and labels as a packed batch, shortest images first so that the model need not sort.
+
+    An image that went bad since the scan is left out. Where none is left, one patch of zeros stands in for the pack, so
+    that every process still has its packs.
     """
-    loaded = [latent_or_none(future) for future in latents]
-    if not any(latent is not None for latent in loaded):  # So that every process still has its packs.
-        logger.warning("no picture of this pack of %d can be read: one grey patch stands in for it", len(loaded))
+    loaded, errors = [], []
+    for future in latents:
+        try:
+            loaded.append(future.result())
+        except UnreadableImage as error:
+            loaded.append(None)
+            errors.append(error)
+    for error in errors[:NAMED]:
+        logger.warning("left out of this step: %s", error)
+    if len(errors) > NAMED:
+        logger.warning("left out of this step: %d more images", len(errors) - NAMED)
+    if len(errors) == len(loaded):
         loaded[0] = torch.zeros(channels, patch_size, patch_size)
     order = sorted((i for i, latent in enumerate(loaded) if latent is not None), key=lambda i: loaded[i].numel())
     batch = TokenBatch.from_latents([loaded[i] for i in order], patch_size)
-    return batch, torch.from_numpy(labels[order])
+    return Pack(batch, torch.from_numpy(labels[order]), len(loaded) - len(errors))
 
 
-def latent_or_none(future: Future[Tensor]) -> Tensor | None:
+def pinned(batch: TokenBatch) -> TokenBatch:
+    return batch.with_x(batch.x.pin_memory())
+
+
+def can_be_read(view: EpochView, index: int) -> bool:
     try:
-        return future.result()
-    except UnreadableImage as error:
-        logger.warning("left out of this step: %s", error)
-        return None
+        view.latent(index)
+    except UnreadableImage:
+        return False
+    return True

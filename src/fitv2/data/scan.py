@@ -77,7 +77,7 @@ def _read_cache(cache_file: Path | None) -> dict[str, list[int]]:
     if cache_file is None or not Path(cache_file).exists():
         return {}
     try:
-        content = json.loads(Path(cache_file).read_text())
+        content = json.loads(Path(cache_file).read_bytes())
         if content["version"] == _CACHE_VERSION:
             return content["pictures"]
     except (ValueError, TypeError, KeyError):

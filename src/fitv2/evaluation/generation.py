@@ -188,7 +188,7 @@ def take(lock: FileLock) -> None:
 def begin(folder: Path, settings: dict[str, Any]) -> None:
     """The folder for those settings, without what a kill may have left."""
     path, text = folder / SETTINGS, json.dumps(settings, indent=1, sort_keys=True)
-    if path.is_file() and path.read_text() != text:
+    if path.is_file() and path.read_text(encoding="utf-8") != text:
         raise UserError(f"{folder} holds pictures of other settings; choose another --out")
     write_text(path, text)
     remove_drafts(folder)

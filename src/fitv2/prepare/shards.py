@@ -108,7 +108,7 @@ def refresh_index(folder: Path, plan: ShardPlan) -> None:
     _, index = shard_files(folder, plan.name)
     header, lines = read_shard_index(index)
     text = index_text(plan, header, outcomes_of(lines))
-    if index.read_text() != text:
+    if index.read_text(encoding="utf-8") != text:
         write_text(index, text)
 
 

@@ -125,7 +125,7 @@ def load_study(name: str) -> Study:
     """A shipped study by name or a YAML file by path. Raises ValueError for an unknown or impossible one."""
     file = file_of(name)
     if file is None:
-        text = definitions().joinpath(f"{name}.yaml").read_text()
+        text = definitions().joinpath(f"{name}.yaml").read_text(encoding="utf-8")
     elif file.is_file():
         try:
             text = file.read_text(encoding="utf-8")

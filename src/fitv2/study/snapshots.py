@@ -85,7 +85,7 @@ class TrainingLog:
     """What the log of a training says up to each step; steps count from 1."""
 
     def __init__(self, folder: Path) -> None:
-        lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        lines = [json.loads(line) for line in (folder / "log.jsonl").read_bytes().splitlines()]
         self.images = np.cumsum([line["images"] for line in lines])
         self.seconds = np.cumsum([line["tokens"] / line["tokens_per_second"] for line in lines])
         self.cpu_seconds = np.cumsum([line["cpu_seconds"] for line in lines])

@@ -13,7 +13,7 @@ from accelerate import PartialState
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..atomic import begin_folder, finish_folder, flush, write_tensors, write_text
+from ..atomic import begin_folder, finish_folder, flush, partial_folder, write_tensors, write_text
 from ..distributed_checkpoint import read_split, write_split
 from ..errors import UserError
 from ..processes import first_says
@@ -68,7 +68,19 @@ def checkpoints(folder: Path) -> list[Path]:
 def prune(folder: Path, keep: int) -> None:
     """Removes all but the newest `keep`."""
     for path in checkpoints(folder)[:-keep]:
-        shutil.rmtree(path)
+        # Renamed first: stopped in between, what is left is no checkpoint, and `save_checkpoint` removes it.
+        shutil.rmtree(path.rename(partial_folder(path)))
+
+
+def newest_state(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint below `folder` and its state.json, if there is one. Raises UserError when damaged."""
+    found = checkpoints(folder)
+    return (found[-1], read_state(found[-1])) if found else None
+
+
+def damaged(path: Path, why: object) -> UserError:
+    """path: a file or folder in a checkpoint."""
+    return UserError(f"{path} is damaged ({why}); delete its folder to continue from the one before")
 
 
 def read_part(checkpoint: Path, part: str, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -86,8 +98,20 @@ def read_part(checkpoint: Path, part: str, parameters: dict[str, Tensor]) -> dic
     try:
         return read_split(checkpoint / SHARDS, part, like)
     except UserError as error:
-        raise UserError(
-            f"{checkpoint / SHARDS} is damaged ({error}); delete its folder to continue from the one before"
+        raise damaged(checkpoint / SHARDS, error) from None
+
+
+def restore(checkpoint: Path, part: str, parameters: dict[str, Tensor], load: Callable[[dict[str, Tensor]], None]):
+    """Gives one part of a checkpoint to `load`. Raises UserError, naming the file, when it is damaged or does not fit.
+
+    Every process has to call this.
+    """
+    tensors = read_part(checkpoint, part, parameters)
+    try:
+        load(tensors)
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise damaged(
+            checkpoint / (SHARDS if (checkpoint / SHARDS).is_dir() else f"{part}.safetensors"), error
         ) from None
 
 
@@ -100,15 +124,19 @@ def read_tensors(path: Path, like: Callable[[str], Tensor | None]) -> dict[str, 
         with safe_open(path, "pt", backend="pread") as file:
             return {key: split_like(file.get_tensor(key), like(key)) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged ({error}); delete its folder to continue from the one before") from None
+        raise damaged(path, error) from None
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """state.json of a checkpoint. Raises ValueError when damaged."""
+    """state.json of a checkpoint. Raises UserError when damaged."""
+    file = path / "state.json"
     try:
-        return json.loads((path / "state.json").read_bytes())
+        state = json.loads(file.read_bytes())
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}); delete the folder to continue from the one before") from None
+        raise damaged(file, error) from None
+    if not isinstance(state, dict):
+        raise damaged(file, "no JSON object")
+    return state
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:

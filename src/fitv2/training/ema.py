@@ -8,6 +8,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from ..errors import UserError
+from .sharding import local
+
 
 class EMA:
     """Averages by name. The decay warms up as (1 + n) / (10 + n), so that early averages forget the initialisation."""
@@ -17,13 +20,23 @@ class EMA:
         self.average = {name: p.detach().float().clone() for name, p in model.named_parameters()}
 
     @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
-        """Moves the averages towards the weights after optimiser step `step` (from 0)."""
+    def update(self, model: nn.Module, step: int, finite: Tensor | None = None) -> None:
+        """Moves the averages towards the weights after optimiser step `step` (from 0).
+
+        finite: () bool; where it is false, the step was skipped, and the averages stay as they are.
+        """
         decay = min(self.decay, (1 + step) / (10 + step))
-        weights = [p.float() for p in model.parameters()]
-        torch._foreach_lerp_(list(self.average.values()), weights, 1 - decay)
+        averages = [local(average) for average in self.average.values()]
+        weights = [local(p).float() for p in model.parameters()]
+        # As a tensor, so that the host need not wait to know it.
+        weight = (1 - decay) * (torch.ones((), device=weights[0].device) if finite is None else finite)
+        torch._foreach_lerp_(averages, weights, [weight] * len(weights))
 
     def load(self, state: dict[str, Tensor]) -> None:
+        """Restores the averages. Raises UserError where one is missing or of another shape."""
+        wrong = [n for n, average in self.average.items() if n not in state or state[n].shape != average.shape]
+        if wrong:
+            raise UserError(f"the averaged weights of {', '.join(wrong[:3])} are missing or of another shape")
         for name, average in self.average.items():
             average.copy_(state[name])
 

@@ -1,7 +1,9 @@
 """Freed memory back to the system.
 
-Steps of ever new sizes leave the heap of glibc in pieces, which it keeps: without this a training on a CPU grows by
-gigabytes that nothing uses (measured on pictures of many sizes: 2.5 GB after 90 steps and rising, of which 1.1 in use).
+Steps of ever new sizes leave the heap of glibc in pieces, which it keeps. A plain loop over a network of width 256 and
+depth 8, 4 096 tokens a step in bfloat16, held 2.5 GB after 350 steps, of which 1.0 GB was in use. (Asking glibc to map
+large blocks one by one, by its option M_MMAP_THRESHOLD, also cures that, but took 2.5 times as long: each block is then
+cleared anew.)
 """
 
 from __future__ import annotations
@@ -24,6 +26,9 @@ def c_library() -> ctypes.CDLL | None:
 
 
 def trim_heap(step: int) -> None:
-    """Every `TRIM_EVERY` steps."""
+    """Gives freed memory back to the system every `TRIM_EVERY` steps.
+
+    For every training loop on a CPU, your own as well: call it after each step, with the number of the step.
+    """
     if step % TRIM_EVERY == 0 and (library := c_library()) is not None:
         library.malloc_trim(0)

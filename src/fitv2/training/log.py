@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from pathlib import Path
 from typing import Any
 
 from ..atomic import write_text
 from ..errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 class RunLog:
@@ -22,10 +25,14 @@ class RunLog:
         path = run / "log.jsonl"
         run.mkdir(parents=True, exist_ok=True)
         if path.is_file():
-            lines = path.read_text().splitlines(keepends=True)
-            write_text(path, "".join(line for line in lines if 0 < logged_step(line) <= done))
+            # Only line feeds end a line of JSON; bytes that are no text are damage, which the next line drops.
+            lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+            kept = [line for line in lines if 0 < logged_step(line) <= done]
+            if len(kept) < done:
+                logger.warning("%s is damaged: %d of the %d steps before are not in it", path, done - len(kept), done)
+            write_text(path, "".join(f"{line}\n" for line in kept))
         self.board = open_board(run / "tensorboard", done) if tensorboard else None
-        self.file = path.open("a", buffering=1)
+        self.file = path.open("a", buffering=1, encoding="utf-8")
 
     def write(self, figures: dict[str, Any]) -> None:
         self.file.write(log_line(figures))
@@ -47,9 +54,10 @@ def log_line(figures: dict[str, Any]) -> str:
 def logged_step(line: str) -> int:
     """The step of a log line; 0 for a damaged one."""
     try:
-        return json.loads(line)["step"] if line.endswith("\n") else 0
+        step = json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):
         return 0
+    return step if type(step) is int else 0
 
 
 def open_board(folder: Path, done: int):

@@ -1,31 +1,72 @@
-"""Preemption: a scheduler that needs the machine sends SIGTERM some time before it kills."""
+"""Being asked to stop: by Ctrl-C, or by a scheduler that sends SIGTERM some time before it kills."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-# The exit code of a process that ended because it was asked to: 128 + 15, as shells and schedulers know it.
+# The exit codes of a process that ended because it was asked to: 128 + the signal, as shells and schedulers know them.
 STOPPED = 128 + signal.SIGTERM
+NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+
+
+class Interrupted(KeyboardInterrupt):
+    """SIGTERM, raised as Ctrl-C is."""
+
+
+def signal_of(interruption: KeyboardInterrupt) -> signal.Signals:
+    return signal.SIGTERM if isinstance(interruption, Interrupted) else signal.SIGINT
 
 
 class Termination:
-    """Notes SIGTERM within a with block instead of dying of it.
+    """Notes signals within a with block instead of dying of them; `asked` is the first one that came, or None.
 
-    Only a program's main thread may catch signals; in another one the block changes nothing.
+    Only a program's main thread may catch signals; in another one the block changes nothing. A signal that the program
+    ignores stays ignored. After the first Ctrl-C the next one kills the process at once, whatever it is doing.
+
+    signals: those that are noted. told: is printed when the first Ctrl-C comes.
     """
 
-    def __init__(self) -> None:
-        self.asked = False
+    def __init__(self, *signals: signal.Signals, told: str = "") -> None:
+        self.signals, self.told = signals or (signal.SIGTERM,), told
+        self.asked: signal.Signals | None = None
+        self.before: dict = {}
 
     def __enter__(self) -> Termination:
         if threading.current_thread() is threading.main_thread():
-            self.before = signal.signal(signal.SIGTERM, self.note)
+            caught = [number for number in self.signals if signal.getsignal(number) != signal.SIG_IGN]
+            self.before = {number: signal.signal(number, self.note) for number in caught}
         return self
 
     def __exit__(self, *error) -> None:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self.before)
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        self.before = {}
 
     def note(self, number, frame) -> None:
-        self.asked = True
+        if self.asked is None:
+            self.asked = signal.Signals(number)
+        if number == signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)
+            if self.told:  # Not print: a signal may come in the middle of another print.
+                os.write(2, f"\n{self.told}\n".encode(errors="replace"))
+
+
+@contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """Within, SIGTERM is raised as `Interrupted`, so that what is under way can clean up, as after Ctrl-C."""
+
+    def interrupt(number, frame) -> None:
+        raise Interrupted
+
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) == signal.SIG_IGN:
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

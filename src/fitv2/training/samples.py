@@ -1,19 +1,27 @@
-"""Sample sheets: what the averaged model makes at a step of training, always from the same wishes."""
+"""Sample sheets: what the averaged model makes at a step of training, always from the same requests."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 
-from ..autoencoder import KLAutoencoder, Pixels, decode_all
+from ..autoencoder import KLAutoencoder, Pixels, decode_all, load_autoencoder
+from ..data.dataset import Dataset
+from ..errors import UserError
+from ..finite import NotFinite
 from ..generate import Sampling, Wish, generate_with
 from ..model.network import Network
-from ..sheets import contact_sheet, to_image
+from ..processes import first_says
+from ..sheets import contact_sheet, save_sheet, to_image
 from ..tokens import TokenBatch
 
+logger = logging.getLogger(__name__)
 CLASSES = 10
 COLUMNS = 8
 
@@ -48,3 +56,35 @@ def draw_sheet(
     captions = [f"{names[w.label]} {image.height}x{image.width}" for w, image in zip(wishes, images, strict=True)]
     left_out = len(shapes) > CLASSES
     return contact_sheet(images, captions, f"{CLASSES} of {len(shapes)} classes" if left_out else None)
+
+
+def write_sheet(
+    path: Path,
+    model: Network,
+    dataset: Dataset,
+    shapes: Sequence[Sequence[tuple[int, int, int]]],
+    sampling: Sampling,
+    accelerator: Accelerator,
+    sharded: bool,
+) -> None:
+    """Writes the sheet of a model as rank 0 has it; where weights are split, every process computes it with the others.
+
+    Training needs no autoencoder, and may run where there is none: one log line says then that there is no sheet.
+    """
+    main, codecs = accelerator.is_main_process, []
+    if not main and not sharded:
+        return
+
+    def load() -> None:
+        codecs.append(load_autoencoder(dataset.autoencoder, accelerator.device))
+
+    try:
+        first_says(load) if sharded else load()
+        page = draw_sheet(model, dataset.class_names, shapes, sampling, codecs[0] if codecs else None)
+    except NotFinite as error:  # The next sheet may be well; what is trained is saved in any case.
+        logger.warning("no %s: %s", path.name, error)
+    except UserError as error:
+        logger.warning("no sample sheet: %s", error)
+    else:
+        if main:
+            save_sheet(page, path)

@@ -39,6 +39,11 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def local(tensor: Tensor) -> Tensor:
+    """What this process has of a tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def gathered(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
     """Whole tensors, gathered one after another, in the memory of the CPU; empty in a process that does not keep them.
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,37 +16,57 @@ from ..model.config import NetworkConfig
 from ..model.network import bare_model
 from ..model.transformer import FiT
 from ..pretrained import Pretrained
+from .checkpoint import read_part
 
 LABELS = "y_embedder.embedding_table.weight"
 PATCHES = ("x_embedder.proj.weight", "x_embedder.proj.bias", "final_layer.linear.weight", "final_layer.linear.bias")
 
 
-def start_from(model: FiT, base: Pretrained, dataset: Dataset, begin_anew: Collection[str] = ()) -> list[str]:
-    """Gives the fresh model the weights of `base`; returns what begins anew instead, as sentences.
+@dataclass(frozen=True)
+class Start:
+    """How a training began. anew: the tensors without the base model's values; notes: sentences about them."""
 
-    The label table does where the classes are others (the "no class" row is kept), the patch layers where they have
-    another shape; begin_anew asks for more: "labels", "patches", or "trained" for all that is not frozen. Raises
-    ValueError naming every other tensor that does not fit.
+    anew: set[str]
+    notes: list[str]
+
+
+def start_from(
+    model: FiT, base: Pretrained, dataset: Dataset, begin_anew: Collection[str] = (), train_only: str = "all"
+) -> Start:
+    """Gives the fresh model the weights of `base`, on the meta device as well, where that only checks the shapes.
+
+    The label table begins anew where the classes are others (the "no class" row is kept), the patch layers where they
+    have another shape; begin_anew asks for more: "labels", "patches", or "trained" for all that is trained. Raises
+    UserError naming every other tensor that does not fit.
     """
-    state, own, told = base.model.state_dict(), model.state_dict(), []
+    state, own, anew, notes = base.model.state_dict(), model.state_dict(), set(), []
     if "labels" in begin_anew or not same_classes(base, dataset):
-        state[LABELS] = torch.cat((own[LABELS][:-1], state[LABELS][-1:]))
-        model.get_parameter(LABELS).requires_grad_(True)  # Nothing random may stay frozen.
-        told.append("the label table begins anew, but for its row of no class")
-    if "patches" in begin_anew or any(state[name].shape != own[name].shape for name in PATCHES):
+        if LABELS in state and state[LABELS].shape[1:] == own[LABELS].shape[1:]:
+            state[LABELS] = torch.cat((own[LABELS][:-1], state[LABELS][-1:]))
+        anew.add(LABELS)
+        notes.append("the label table begins anew, but for its row of no class")
+    if "patches" in begin_anew or any(name in state and state[name].shape != own[name].shape for name in PATCHES):
         state |= {name: own[name] for name in PATCHES}
-        told.append("the patch layers begin anew")
+        anew.update(PATCHES)
+        notes.append("the patch layers begin anew")
     elif base.autoencoder != dataset.autoencoder:
-        told.append(
+        notes.append(
             f"its latents were those of {base.autoencoder}, and these are of {dataset.autoencoder}: if that is another "
             "autoencoder, begin the patch layers anew (training.begin_anew=[patches])"
         )
     if "trained" in begin_anew:
-        state |= {name: own[name] for name, parameter in model.named_parameters() if parameter.requires_grad}
-        told.append("all that is trained begins anew")
+        trained = trained_names(dict(model.named_parameters()), train_only, anew)
+        state |= {name: own[name] for name in trained}
+        anew.update(trained)
+        notes.append("all that is trained begins anew")
     check_shapes(state, own)
     model.load_state_dict(state)
-    return told
+    return Start(anew, notes)
+
+
+def check_start(config: NetworkConfig, base: Pretrained, dataset: Dataset, begin_anew: Collection[str]) -> list[str]:
+    """The notes of `start_from`, without a network in memory. Raises UserError as it does."""
+    return start_from(bare_model(config), base, dataset, begin_anew).notes
 
 
 def same_classes(base: Pretrained, dataset: Dataset) -> bool:
@@ -67,10 +90,32 @@ def check_shapes(state: dict[str, Tensor], own: dict[str, Tensor]) -> None:
         )
 
 
-def freeze_for_high_resolution(model: FiT) -> None:
-    """Leaves to training what FiTv2 trains at high resolution: patch layers, biases, norms and AdaLN (Sec. III-F)."""
+def trained_names(names: Iterable[str], train_only: str, anew: Collection[str] = ()) -> list[str]:
+    """Which parameters a run trains. anew: those that began without the base model's values.
+
+    "high-resolution": what FiTv2 trains then, patch layers, biases, norms and AdaLN (Sec. III-F), and all of `anew`:
+    nothing random may stay frozen.
+    """
+    return [name for name in names if train_only == "all" or trains_at_high_resolution(name) or name in anew]
+
+
+def trained_before(checkpoint: Path, state: dict[str, Any], names: list[str], train_only: str) -> list[str]:
+    """Which of the parameters `names` a run trained before; every process has to call this.
+
+    state: state.json of its checkpoint. Those of older versions do not say, but what the optimiser has moments of was
+    trained.
+    """
+    if "trained" in state:
+        return names if state["trained"] == "all" else state["trained"]
+    if train_only == "all":
+        return names
+    return trained_names(names, train_only, {key.partition(".")[2] for key in read_part(checkpoint, "optimizer", {})})
+
+
+def train_alone(model: FiT, names: Collection[str]) -> None:
+    """Freezes all other parameters."""
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(trains_at_high_resolution(name))
+        parameter.requires_grad_(name in names)
 
 
 def trains_at_high_resolution(name: str) -> bool:
@@ -80,8 +125,5 @@ def trains_at_high_resolution(name: str) -> bool:
 
 def trained_share(config: NetworkConfig, train_only: str) -> float:
     """Of the weights of such a network, those that are trained."""
-    model = bare_model(config)
-    if train_only == "high-resolution":
-        freeze_for_high_resolution(model)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return trained / sum(p.numel() for p in model.parameters())
+    counts = {name: parameter.numel() for name, parameter in bare_model(config).named_parameters()}
+    return sum(counts[name] for name in trained_names(counts, train_only)) / sum(counts.values())

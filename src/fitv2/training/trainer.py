@@ -1,4 +1,4 @@
-"""The training loop: one packed step after another, logged, checkpointed, resumable bit for bit.
+"""The training loop: one packed step after another, logged, checkpointed, resumable (on a CPU bit for bit).
 
 No global random state is used after the start: data order comes from (seed, epoch), and times, noise and dropped
 labels of a pack from (seed, step, pack). So a resume restores tensors, the step and the position, and no generator.
@@ -7,71 +7,59 @@ labels of a pack from (seed, step, pack). So a resume restores tensors, the step
 from __future__ import annotations
 
 import logging
-import math
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
 from .. import randomness
-from ..autoencoder import load_autoencoder
 from ..build import build_objective
-from ..config import Recipe, TrainingSettings
+from ..config import Recipe
 from ..data.dataset import Dataset
 from ..data.loader import PackLoader, Position, Step
-from ..errors import UserError
-from ..finite import NotFinite
 from ..generate import Sampling, default_solver
 from ..model.config import NetworkConfig
 from ..model.network import Network, build_network, load_strictly
 from ..pretrained import Pretrained, save_pretrained, shapes_of
-from ..processes import check_launcher, first_says
+from ..processes import first_says, new_accelerator
 from ..randomness import Purpose, seed_of, torch_generator
-from ..sheets import save_sheet
+from ..tokens import upload
 from .checkpoint import (
-    checkpoints,
+    damaged,
     load_optimizer_tensors,
+    newest_state,
     optimizer_tensors,
     prune,
-    read_part,
-    read_state,
+    restore,
     save_checkpoint,
 )
 from .ema import EMA
 from .heap import trim_heap
 from .log import RunLog
 from .preemption import Termination
-from .run import data_digest, keep_recipe
-from .samples import draw_sheet
+from .run_folder import check_data, identity, keep_recipe, resume_command
+from .samples import write_sheet
+from .schedule import learning_rate
 from .sharding import gathered, shard, whole
-from .start import freeze_for_high_resolution, start_from
+from .start import start_from, train_alone, trained_before, trained_names
+from .watch import DataGone, DataWatch, Diverged, GradientWatch
 
 logger = logging.getLogger(__name__)
-MOST_SKIPPED = 100
-
-
-class Diverged(UserError):
-    """No gradient is finite any more."""
-
-
-def learning_rate(step: int, training: TrainingSettings) -> float:
-    """Linear warm-up, constant, then linear decay to zero over the last `decay_share`; step counts from 0."""
-    rise = min(1.0, (step + 1) / training.warmup_steps) if training.warmup_steps else 1.0
-    decay = training.steps * training.decay_share
-    fall = min(1.0, (training.steps - step) / decay) if decay else 1.0
-    return training.learning_rate * rise * fall
+__all__ = ["Diverged", "Trainer", "learning_rate"]
 
 
 class Trainer:
     """A run in the folder `run`: recipe.json, log.jsonl, checkpoints/, samples/ and, at the end, model/.
 
-    Training starts from the newest checkpoint there, if any, else from the weights of `base`, else anew. stopping:
-    SIGTERM has come to one of the processes, and the step that was under way is saved.
+    Training starts from the newest checkpoint there, if any, else from the weights of `base`, else anew. Raises
+    UserError where the checkpoint is of other classes or other data. stopped_by: the signal that came to one of the
+    processes; the step that was under way is saved then.
     """
 
     def __init__(
@@ -79,24 +67,22 @@ class Trainer:
     ) -> None:
         settings = recipe.training
         self.recipe, self.dataset, self.run = recipe, dataset, run
-        self.shapes, self.digest = shapes_of(dataset), data_digest(dataset)
-        check_launcher()
-        self.accelerator = Accelerator(mixed_precision=settings.precision, cpu=not torch.cuda.is_available())
+        self.accelerator = new_accelerator(settings.precision)
+        self.shapes, self.identity = shapes_of(dataset), identity(dataset)
+        self.begun = first_says(lambda: newest_state(run / "checkpoints"))
+        if self.begun is not None:
+            first_says(lambda: check_data(run, recipe, self.identity, self.begun[1]))
         torch.manual_seed(seed_of(Purpose.WEIGHTS, settings.seed))
         model = build_network(config)
         model.activation_checkpointing = settings.activation_checkpointing
-        if settings.train_only == "high-resolution":
-            freeze_for_high_resolution(model)
-        if base is not None:
-            for note in start_from(model, base, dataset, settings.begin_anew):
-                logger.info("%s: %s", settings.start_from, note)
+        self.names = self.begin(model, base)
+        train_alone(model, set(self.names))
         self.sharded = settings.sharding == "fsdp" and self.accelerator.num_processes > 1
         if self.sharded:
             shard(model, self.accelerator.device, self.accelerator.num_processes, settings.precision)
         self.model = model if self.sharded else self.accelerator.prepare(model)
         self.bare_model: Network = self.accelerator.unwrap_model(self.model)
         trained = {name: weight for name, weight in self.bare_model.named_parameters() if weight.requires_grad}
-        self.names = list(trained)
         optimizer = torch.optim.AdamW(
             trained.values(),
             lr=settings.learning_rate,
@@ -115,17 +101,48 @@ class Trainer:
             self.accelerator.process_index,
             self.accelerator.num_processes,
             settings.workers,
+            pin=self.accelerator.device.type == "cuda",
         )
-        self.done = 0
+        # saved: the step of the newest checkpoint.
+        self.done = self.saved = 0
         self.position = Position()
-        self.skipped = self.skipped_in_a_row = 0
+        self.gradients, self.images_read = GradientWatch(), DataWatch()
         self.seconds = 0.0
-        self.termination, self.stopping = Termination(), False
+        told = "saving the step under way, then stopping; Ctrl-C once more ends at once without saving"
+        main = self.accelerator.is_main_process
+        self.termination = Termination(signal.SIGINT, signal.SIGTERM, told=told if main else "")
+        self.stopped_by: signal.Signals | None = None
+
+    def begin(self, model: Network, base: Pretrained | None) -> list[str]:
+        """Gives the network the weights of `base`, if there is one; returns the names of what is trained.
+
+        That is a fact of the run: where it continues, its checkpoint says so.
+        """
+        settings, names = self.recipe.training, [name for name, _ in model.named_parameters()]
+        if self.begun is not None:
+            return trained_before(*self.begun, names, settings.train_only)
+        if base is None:
+            return names
+        start = start_from(model, base, self.dataset, settings.begin_anew, settings.train_only)
+        for note in start.notes:
+            logger.info("%s: %s", settings.start_from, note)
+        return trained_names(names, settings.train_only, start.anew)
+
+    @property
+    def skipped(self) -> int:
+        """Steps that were left out, because their gradient was not finite."""
+        return self.gradients.skipped
+
+    @property
+    def stopping(self) -> bool:
+        """Whether a signal ended the training before its last step."""
+        return self.stopped_by is not None
 
     def fit(self, report: Callable[[dict[str, Any]], None]) -> None:
-        """Trains to the last step, or to the one in which SIGTERM comes.
+        """Trains to the last step, or to the one in which Ctrl-C or SIGTERM comes.
 
-        `report` gets the figures of each step: those of the log.
+        `report` gets the figures of each step: those of the log. Raises DataGone, with the last step saved, when the
+        data cannot be read any more, and Diverged when no gradient is finite any more.
         """
         with self.termination:
             self.train(report)
@@ -142,20 +159,27 @@ class Trainer:
             self.write_samples()
         steps = self.loader.steps(self.position)
         self.clock = time.perf_counter()
-        while self.done < self.recipe.training.steps and not self.stopping:
-            figures = self.timed_step(steps)
-            trim_heap(self.done)
+        try:
+            while self.done < self.recipe.training.steps and not self.stopping:
+                figures = self.timed_step(steps)
+                if self.accelerator.device.type == "cpu":
+                    trim_heap(self.done)
+                if log is not None:
+                    log.write(figures)
+                    report(figures)
+                last = self.stopping or self.done == self.recipe.training.steps
+                if last or self.done % log_settings.checkpoint_every == 0:
+                    self.save()
+                if self.samples_are_due() and not self.stopping:
+                    self.write_samples()
+        except DataGone as error:
+            if self.done > self.saved:
+                self.save(keep=None)
+            raise error.told(self.recipe.data.source, self.done, resume_command(self.run)) from None
+        finally:
+            steps.close()
             if log is not None:
-                log.write(figures)
-                report(figures)
-            last = self.stopping or self.done == self.recipe.training.steps
-            if last or self.done % log_settings.checkpoint_every == 0:
-                self.save()
-            if self.samples_are_due() and not self.stopping:
-                self.write_samples()
-        steps.close()
-        if log is not None:
-            log.close()
+                log.close()
 
     def compile(self) -> None:
         """Fuses the blocks if the recipe says so and the machine can."""
@@ -175,6 +199,8 @@ class Trainer:
         """
         start, cpu_start = time.perf_counter(), time.process_time()
         step = next(steps)
+        gone = int(step.unreadable > 0 and self.loader.is_gone())
+        self.images_read.check(*self.over_all(sum(step.readable), step.unreadable, gone))
         loss, norm = self.step(step)
         end, cpu_seconds = time.perf_counter(), time.process_time() - cpu_start
         seconds = end - start
@@ -190,7 +216,8 @@ class Trainer:
             "tokens": step.tokens,
             "tokens_per_second": step.tokens / seconds,
             "real_share": round(step.real_share, 5),
-            "skipped": self.skipped,
+            "skipped": self.gradients.skipped,
+            "skipped_images": self.images_read.skipped,
             "seconds": round(self.seconds, 3),
             "cpu_seconds": round(cpu_seconds, 4),
         }
@@ -204,13 +231,14 @@ class Trainer:
         settings = self.recipe.training
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.done, settings)
-        total = torch.zeros((), device=self.accelerator.device)
-        # Not as planned: pictures that went bad meanwhile are left out, and must not count.
-        self.images = self.over_all(sum(len(batch) for batch, _ in step.packs))
+        device, world = self.accelerator.device, self.accelerator.num_processes
+        total = torch.zeros((), device=device)
+        # Not as planned: images that went bad meanwhile are left out, and must not count.
+        (self.images,) = self.over_all(sum(step.readable))
         for number, (batch, labels) in enumerate(step.packs):
             generator = self.pack_generator(number)
-            share = len(batch) / self.images * self.accelerator.num_processes
-            batch, labels = batch.to(self.accelerator.device), labels.to(self.accelerator.device)
+            share = step.readable[number] / self.images * world
+            batch, labels = batch.to(device), upload(labels, device)
             last = number + 1 == len(step.packs)
             # The prepared model runs under autocast by itself; the loss and the backward pass stay outside. Sharded
             # gradients are shared after each pack: kept whole, they would take the memory that sharding saves.
@@ -218,41 +246,41 @@ class Trainer:
                 result = self.objective(self.model, batch, labels, self.bare_model.null_label, generator)
                 self.accelerator.backward(result.loss * share)
             total += result.loss.detach() * share
-        norm = float(whole(torch.nn.utils.clip_grad_norm_(self.bare_model.parameters(), settings.clip)))
-        if math.isfinite(norm):
-            self.optimizer.step()
-            self.ema.update(self.bare_model, self.done)
-            self.skipped_in_a_row = 0
-        else:
-            self.skipped += 1
-            self.skipped_in_a_row += 1
-            logger.warning("step %d: the gradient is not finite, the step is skipped", self.done + 1)
-            if self.skipped_in_a_row == MOST_SKIPPED:
-                raise Diverged(
-                    f"{MOST_SKIPPED} steps in a row had no finite gradient: the training has diverged; continue from "
-                    "an earlier checkpoint with a lower training.learning_rate"
-                )
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.bare_model.parameters(), settings.clip))
+        # All of a step is given to the device before the host waits for it: a step without a finite gradient is left
+        # out there, as torch's own gradient scaler does it.
+        finite = norm.isfinite()
+        self.optimizer.optimizer.found_inf = (~finite).float()
+        self.optimizer.step()
+        self.ema.update(self.bare_model, self.done, finite)
         self.optimizer.zero_grad()
         self.done += 1
         self.position = step.after
         # The question whether to stop travels with the loss, so that all processes stop at the same step.
-        asked = torch.tensor(float(self.termination.asked), device=total.device)
-        loss, stop = self.accelerator.reduce(torch.stack([total, asked]), "mean").tolist()
-        self.stopping = stop > 0 and self.done < settings.steps
+        asked = [float(self.termination.asked == number) for number in (signal.SIGINT, signal.SIGTERM)]
+        told = torch.cat([torch.stack([total, norm]), torch.tensor(asked, device=device)])
+        loss, norm, interrupt, terminate = self.accelerator.reduce(told, "mean").tolist()
+        if (interrupt or terminate) and self.done < settings.steps:
+            self.stopped_by = signal.SIGINT if interrupt else signal.SIGTERM
+        self.gradients.check(self.done, norm)
         return loss, norm
 
-    def over_all(self, count: int) -> int:
-        """The sum over all processes."""
-        own = torch.tensor(count, device=self.accelerator.device)
-        return int(self.accelerator.reduce(own, "sum"))
+    def over_all(self, *counts: int) -> list[int]:
+        """The sums over all processes."""
+        if self.accelerator.num_processes == 1:
+            return list(counts)
+        return self.accelerator.reduce(torch.tensor(counts, device=self.accelerator.device), "sum").tolist()
 
     def pack_generator(self, number: int) -> torch.Generator:
         """For the times, noise and dropped labels of one of this process's packs, whatever the number of processes."""
         pack = number * self.loader.world + self.loader.rank
         return torch_generator(Purpose.TRAINING, self.recipe.training.seed, self.done, pack)
 
-    def save(self) -> None:
-        """Writes a checkpoint and the averaged weights as a model folder. Raises OSError when it cannot."""
+    def save(self, keep: int | None = 0) -> None:
+        """Writes a checkpoint and the averaged weights as a model folder, and removes older checkpoints.
+
+        keep: how many; 0: as the recipe says; None: all. Raises OSError when it cannot be written.
+        """
         folder = self.run / "checkpoints"
         tensors = {
             "model": dict(self.bare_model.named_parameters()),
@@ -260,9 +288,11 @@ class Trainer:
             "optimizer": optimizer_tensors(self.optimizer, self.names),
         }
         state = {
-            "data": self.digest,
+            **self.identity,
+            "trained": self.names if len(self.names) < len(tensors["model"]) else "all",
             "position": asdict(self.position),
-            "skipped": self.skipped,
+            "skipped": self.gradients.skipped,
+            "skipped_images": self.images_read.skipped,
             "seconds": self.seconds,
             "randomness": randomness.VERSION,
         }
@@ -275,7 +305,9 @@ class Trainer:
                 f"step {self.done} could not be saved ({error}); the checkpoints before it are as they were: make room "
                 f"for {folder}, then --resume continues from the newest"
             ) from None
-        first_says(lambda: prune(folder, self.recipe.log.keep_checkpoints))
+        self.saved = self.done
+        if keep is not None:
+            first_says(lambda: prune(folder, keep or self.recipe.log.keep_checkpoints))
 
     def export(self, folder: Path) -> None:
         """The averaged weights as a model folder; one process gathers them, tensor by tensor."""
@@ -285,20 +317,21 @@ class Trainer:
 
     def resume(self) -> None:
         """Restores weights, average, optimiser and position from the newest checkpoint, if there is one."""
-        newest = first_says(lambda: next(reversed(checkpoints(self.run / "checkpoints")), None))
-        if newest is None:
-            if (self.run / "log.jsonl").is_file():
+        if self.begun is None:
+            if first_says((self.run / "log.jsonl").is_file):
                 logger.info("no checkpoint in %s yet: starting at step 0", self.run)
             return
-        state, parameters = read_state(newest), dict(self.bare_model.named_parameters())
-        load_strictly(self.bare_model, read_part(newest, "model", parameters))
-        self.ema.load(read_part(newest, "ema", parameters))
-        load_optimizer_tensors(self.optimizer, self.names, read_part(newest, "optimizer", parameters))
+        (newest, state), parameters = self.begun, dict(self.bare_model.named_parameters())
+        restore(newest, "model", parameters, partial(load_strictly, self.bare_model))
+        restore(newest, "ema", parameters, self.ema.load)
+        restore(newest, "optimizer", parameters, partial(load_optimizer_tensors, self.optimizer, self.names))
         try:
-            self.done, self.position = state["step"], Position(**state["position"])
-            self.skipped, self.seconds, digest = state["skipped"], state["seconds"], state["data"]
-        except (KeyError, TypeError) as error:
-            raise UserError(f"{newest} is damaged ({error!r}); delete it to continue from the one before") from None
+            self.done, self.position = int(state["step"]), Position(**state["position"])
+            self.gradients.skipped, self.seconds = int(state["skipped"]), float(state["seconds"])
+            self.images_read.skipped = int(state.get("skipped_images", 0))
+        except (KeyError, TypeError, ValueError) as error:
+            raise damaged(newest / "state.json", repr(error)) from None
+        self.saved = self.done
         logger.info("continuing from %s", newest)
         if state.get("randomness") != randomness.VERSION:
             logger.warning(
@@ -306,8 +339,6 @@ class Trainer:
                 "images differ from what that version would have drawn",
                 newest,
             )
-        if digest != self.digest:
-            logger.warning("the pictures are not those of before: the run continues, but in another order")
 
     def samples_are_due(self) -> bool:
         every, last = self.recipe.log.sample_every, self.recipe.training.steps
@@ -319,34 +350,10 @@ class Trainer:
         return self.run / "samples" / f"step-{self.done:08d}.png"
 
     def write_samples(self) -> None:
-        """A sheet of the averaged model, made in the precision of training.
-
-        Where weights are split, every process computes it, because none could hold them all.
-        """
-        main = self.accelerator.is_main_process
-        if not main and not self.sharded:
-            return
-        log = self.recipe.log
-        solver = default_solver(self.bare_model.config)
-        sampling = Sampling(steps=log.sample_steps, solver=solver, guidance=log.sample_guidance)
-        codecs = []
-
-        def load() -> None:
-            codecs.append(load_autoencoder(self.dataset.autoencoder, self.accelerator.device))
-
-        try:
-            first_says(load) if self.sharded else load()
-        except UserError as error:  # Training needs none, and may run where there is none.
-            logger.warning("no sample sheet: %s", error)
-            return
-        # Pictures to look at have other shapes than steps: graphs of them would use up those that there may be.
+        """A sheet of the averaged model, made in the precision of training."""
+        log, model = self.recipe.log, self.bare_model
+        sampling = Sampling(steps=log.sample_steps, solver=default_solver(model.config), guidance=log.sample_guidance)
+        # Images to look at have other shapes than steps: graphs of them would use up those that there may be.
         eager = torch.compiler.set_stance("force_eager") if self.recipe.training.compile else nullcontext()
-        with eager, self.ema.applied_to(self.bare_model):
-            names, codec = self.dataset.class_names, codecs[0] if codecs else None
-            try:
-                page = draw_sheet(self.bare_model, names, self.shapes, sampling, codec)
-            except NotFinite as error:  # The next sheet may be well; what is trained is saved in any case.
-                logger.warning("no sample sheet at step %d: %s", self.done, error)
-                return
-        if main:
-            save_sheet(page, self.sheet)
+        with eager, self.ema.applied_to(model):
+            write_sheet(self.sheet, model, self.dataset, self.shapes, sampling, self.accelerator, self.sharded)

@@ -1,0 +1,195 @@
+"""The folder of a run: which recipe, classes and data it belongs to, and whether training may continue in it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..atomic import write_text
+from ..config import Recipe, build_recipe
+from ..data.dataset import Dataset
+from ..data.folder import ImageFolder
+from ..data.latents import LatentShards
+from ..data.official_latents import OfficialLatents
+from ..errors import UserError
+from ..messages import command
+
+logger = logging.getLogger(__name__)
+# The settings of a run as they are in effect, and which settings of the data were given, not defaults.
+RECIPE, GIVEN = "recipe.json", "given.json"
+# What decides which weights are trained is settled when a run begins.
+SETTLED = ("start_from", "begin_anew", "train_only")
+# Class names of each list that a message shows, and files whose bytes stand for a data set.
+TOLD, SAMPLED = 20, 16
+
+
+def resume_command(run: Path) -> str:
+    """What continues a run, for a shell."""
+    return command("train", "--resume", "--out", run)
+
+
+def kept_recipe(run: Path) -> Recipe | None:
+    """The recipe of the run in a folder, None where there is no run. Raises UserError when it is damaged."""
+    path = run / RECIPE
+    if not path.is_file():
+        return None
+    try:
+        return build_recipe(json.loads(path.read_bytes()))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({error!r}); remove it to continue with the settings given") from None
+
+
+def resumed_recipe(run: Path, overrides: Sequence[str]) -> Recipe | None:
+    """The recipe of the run in a folder with overrides (section.key=value), None where there is no run."""
+    kept = kept_recipe(run)
+    if kept is None:
+        return None
+    tree = kept.model_dump(mode="json")
+    given = given_keys(run)
+    if given is None:  # Older versions kept no such list: a value that is no default was given.
+        plain = build_recipe({"data": {"source": kept.data.source}}).data
+        given = [key for key, value in kept.data if value != getattr(plain, key)]
+    # What was not given is for the data to say, of prepared data above all.
+    tree["data"] = {key: value for key, value in tree["data"].items() if key in {*given, "source"}}
+    return build_recipe(tree, overrides)
+
+
+def given_keys(run: Path) -> list[str] | None:
+    try:
+        given = json.loads((run / GIVEN).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return given if isinstance(given, list) else None
+
+
+def check_run(run: Path, recipe: Recipe, resume: bool) -> None:
+    """Raises UserError where continuing would mix two runs; logs what else has changed.
+
+    Where the data is does not matter here: `check_data` compares what it is.
+    """
+    if run.exists() and not run.is_dir():
+        raise UserError(f"{run} is a file; name a folder for the run")
+    if not (run / RECIPE).is_file():
+        if resume:
+            logger.warning("there is no run in %s to continue: starting at step 0", run)
+        return
+    if not resume:
+        raise UserError(f"{run} already holds a run; add --resume to continue it, or choose another --out")
+    before, now = kept_recipe(run).model_dump(mode="json"), recipe.model_dump(mode="json")
+    changes = [
+        (f"{section}.{key}", before[section].get(key), now[section].get(key))
+        for section in before
+        for key in sorted(before[section].keys() | now[section].keys())
+        if before[section].get(key) != now[section].get(key)
+    ]
+    settled = [f"training.{key}" for key in SETTLED]
+    lasting = [
+        c for c in changes if (c[0].startswith(("model.", "data.")) or c[0] in settled) and c[0] != "data.source"
+    ]
+    if lasting:
+        told = ", ".join(f"{key}={old}" for key, old, _ in lasting)
+        raise UserError(f"{run} was trained with {told}, which --resume cannot change; see {run / RECIPE}")
+    for key, old, new in changes:
+        if key != "data.source":
+            logger.warning("%s was %s until here and is %s from here", key, old, new)
+
+
+def keep_recipe(run: Path, recipe: Recipe) -> None:
+    """The resolved settings as recipe.json."""
+    # Not pydantic's own JSON, which cannot hold the names of folders that are not UTF-8.
+    write_text(run / GIVEN, json.dumps(sorted(recipe.data.model_fields_set)))
+    write_text(run / RECIPE, json.dumps(recipe.model_dump(mode="json"), indent=1))
+
+
+def identity(dataset: Dataset) -> dict[str, Any]:
+    """What a checkpoint says of its data: the class names in their order, and a digest of what the data is."""
+    return {"classes": list(dataset.class_names), "content": content_digest(dataset)}
+
+
+def check_data(run: Path, recipe: Recipe, found: dict[str, Any], state: dict[str, Any]) -> None:
+    """Compares the data with that of the checkpoint which training continues from.
+
+    Args:
+        run: The folder of the run.
+        recipe: The recipe that training continues with.
+        found: The `identity` of the data.
+        state: state.json of the checkpoint. Those of older versions hold no identity.
+
+    Raises:
+        UserError: Classes were renamed, added, removed or reordered, or the data is at another place and other data.
+    """
+    classes = state.get("classes", exported_classes(run))
+    if classes is not None and classes != found["classes"]:
+        raise UserError(
+            f"{run} was trained on other classes, and its label table would mean something else. It knows "
+            f"{listed(classes)}; {recipe.data.source} has {listed(found['classes'])}. Restore the classes, or begin "
+            "another run, from this one's weights if you like (--set training.start_from=RUN)"
+        )
+    content, kept = state.get("content"), kept_recipe(run)
+    if content in (None, found["content"]):
+        return
+    if kept is not None and not same_place(kept.data.source, recipe.data.source):
+        raise UserError(
+            f"the images in {recipe.data.source} are not those of {kept.data.source}, on which {run} was trained; "
+            "give the folder that holds the same images (--data), or begin another run"
+        )
+    logger.warning("the images are not those of before: the run continues, but in another order")
+
+
+def same_place(a: str, b: str) -> bool:
+    """Whether two sources are the same, however they are written."""
+    return a == b or ("fashion" not in (a, b) and Path(a).absolute() == Path(b).absolute())
+
+
+def exported_classes(run: Path) -> list[str] | None:
+    """The classes of a run's model folder, None where it cannot tell."""
+    try:
+        return json.loads((run / "model/config.json").read_bytes())["class_names"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def listed(names: Sequence[str]) -> str:
+    """Class names for a message."""
+    more = f" and {len(names) - TOLD} more" if len(names) > TOLD else ""
+    return (", ".join(names[:TOLD]) or "no classes") + more
+
+
+def content_digest(dataset: Dataset) -> str:
+    """16 digits that follow from the data itself and not from where it lies.
+
+    Names, sizes and labels of all images and the bytes of a few files; of prepared data the checksums of all.
+    """
+    digest = hashlib.sha256(repr(list(dataset.class_names)).encode(errors="surrogateescape"))
+    files: list[Path] = []
+    match dataset:
+        case ImageFolder():
+            names, facts = list(dataset.paths), [dataset.labels, dataset.sizes]
+            files = [dataset.root / name for name in names]
+        case OfficialLatents():
+            names, facts = [name for of_image in dataset.versions for name in of_image], [dataset.labels, dataset.sizes]
+            files = [dataset.root / name for name in names]
+        case LatentShards():
+            names, facts = list(dataset.ids), [dataset.labels, dataset.hw, dataset.crc32]
+        case _:
+            view = dataset.epoch(0, 0)
+            names, facts = [], [view.labels, view.hw]
+    digest.update("\n".join(names).encode(errors="surrogateescape"))
+    for array in facts:
+        digest.update(np.ascontiguousarray(array).astype(np.int64).tobytes())
+    for i in np.linspace(0, len(files) - 1, min(SAMPLED, len(files))).astype(int):
+        digest.update(content_of(files[i]))
+    return digest.hexdigest()[:16]
+
+
+def content_of(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:  # Training tells more of what it cannot read.
+        return b""
