@@ -12,7 +12,7 @@ import fitv2
 PACKAGE = Path(fitv2.__file__).parent
 # A module may import lower layers, and its own only inside one sub-package (or among the package's own modules).
 LAYERS = [
-    {"__init__", "atomic", "classes", "commit", "config", "errors", "hashes"} | {"randomness", "tokens"},
+    {"__init__", "atomic", "classes", "commit", "config", "errors", "hashes", "locks"} | {"randomness", "tokens"},
     {"model", "flow", "diffusion"},
     {"samplers", "data"},
     {"autoencoder", "build", "convert", "distributed_checkpoint", "drawing", "generate", "pretrained", "processes"}
