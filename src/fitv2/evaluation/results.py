@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,12 +34,13 @@ NEEDED = MUST_AGREE.keys() | {LABELS, "size", "names", "reference"}
 
 @dataclass(frozen=True)
 class Result:
-    """Figures of samples of one size. stamp: how they came about; scores, real, notes: see `suite.measure`."""
+    """Figures of samples of one size. stamp: how they came about; all else: see `suite.Measured`."""
 
     stamp: dict[str, Any]
     scores: dict[str, Any]
     real: dict[str, Any]
     notes: list[str]
+    equal: dict[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

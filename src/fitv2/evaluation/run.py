@@ -114,7 +114,7 @@ class Evaluation:
         own = self.see_samples(samples, protocol)
         real, count, notes = self.see_reference(protocol, samples.size)
         side = Side(samples.pictures.class_names, own.statistics, own.spatial, own)
-        scores, of_real, said = measure(side, real, self.extractor, self.metrics)
+        found = measure(side, real, self.extractor, self.metrics)
         stamp = {
             "suite": VERSION,
             "size": samples.called,
@@ -130,7 +130,8 @@ class Evaluation:
             "extractor_sha256": self.extractor.digest,
             "resize": self.extractor.resize,
         }
-        return Result(stamp | samples.about, scores, of_real, [*said, *notes, *samples.notes])
+        notes = [*found.notes, *notes, *samples.notes]
+        return Result(stamp | samples.about, found.scores, found.real, notes, found.equal)
 
     def see_samples(self, samples: Samples, protocol: Protocol) -> Summary:
         pictures, chosen = samples.pictures, samples.chosen
