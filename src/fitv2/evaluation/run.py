@@ -136,10 +136,10 @@ class Evaluation:
     def see_samples(self, samples: Samples, protocol: Protocol) -> Summary:
         pictures, chosen = samples.pictures, samples.chosen
         cut = protocol if protocol == "centre" else "as they are"
-        key = (pictures.digest, chosen.tolist(), cut, self.extractor.digest)
         return kept_summary(
             self.kept,
-            key,
+            self.extractor,
+            (pictures.digest, chosen.tolist(), cut),
             lambda: self.see(pictures, chosen, lambda image: sample_view(image, protocol), f"samples {samples.called}"),
         )
 
@@ -154,15 +154,18 @@ class Evaluation:
                 notes = enlarged_note(pictures.sizes, protocol, size)
         names = [] if pictures is None else pictures.class_names
         if known is not None:
+            if not known.statistics.count:
+                notes.append("the reference does not say of how many pictures its statistics are")
             side = Side(names, known.statistics, known.spatial, summary, known.recognised)
             return side, known.statistics.count, notes
         return Side(names, summary.statistics, summary.spatial, summary), int(summary.count), notes
 
     def see_pictures(self, pictures: Pictures, protocol: Protocol, size: tuple[int, int] | None) -> Summary:
-        key = (pictures.digest, protocol, None if protocol == "adm-square" else size, FILTER, self.extractor.digest)
+        key = (pictures.digest, protocol, None if protocol == "adm-square" else size, FILTER)
         indices = np.arange(len(pictures.sizes))
         return kept_summary(
             self.cache,
+            self.extractor,
             key,
             lambda: self.see(pictures, indices, lambda image: real_view(image, protocol, size), "real pictures"),
         )

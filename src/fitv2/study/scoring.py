@@ -107,7 +107,10 @@ class Scorer:
         before = self.done
         try:
             summary = kept_summary(
-                self.job.folder / "seen" / snapshot.path.name, [key], lambda: self.look(snapshot, condition, images)
+                self.job.folder / "seen" / snapshot.path.name,
+                self.views[condition.view].extractor,
+                [key],
+                lambda: self.look(snapshot, condition, images),
             )
         except NotFinite:
             return None
