@@ -27,7 +27,7 @@ from torch._dynamo import config as compiler
 from contenders import Contender
 from fitv2.atomic import write_text
 from fitv2.commit import code_commit
-from fitv2.pretrained import default_device
+from fitv2.device import choose_device
 from fitv2.profiling.measure import in_turn, matrix_product, most_bytes
 from parts import PARTS, Build
 from plots import save_plots
@@ -181,7 +181,7 @@ def main(given: Sequence[str] | None = None) -> None:
         write_pages(results, args.out)
     else:
         parts = {name: PARTS[name] for name in args.parts}
-        results = compare(parts, torch.device(default_device()), args.repeats, args.out)
+        results = compare(parts, choose_device(), args.repeats, args.out)
     if args.json:
         print(results.model_dump_json(indent=1))
         return

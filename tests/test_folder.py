@@ -174,7 +174,7 @@ def test_bad_files_are_named_and_skipped(root, caplog):
     (root / "lists").mkdir()
     (root / "lists" / "all.json").write_text("{}")
     with caplog.at_level(logging.WARNING):
-        data = open_folder(root)
+        data = open_folder(root, labels_from="folders")
     assert data.paths == sorted(SIZES) and data.class_names == ["cat", "dog"]
     report = data.report
     reasons = {path: reason.partition(":")[0] for path, reason in report.skipped}

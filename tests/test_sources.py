@@ -6,7 +6,8 @@ import tarfile
 import pytest
 
 from fitv2.data.images import UnreadableImage
-from fitv2.prepare.sources import Item, open_source
+from fitv2.data.labelling import Item
+from fitv2.prepare.sources import open_source
 from pictures import as_bytes, good_files, noise, write_files
 
 GOOD = good_files(6)
@@ -51,7 +52,7 @@ def test_folder_without_classes(tmp_path):
 def test_every_other_file_of_a_folder_is_named(tmp_path):
     write_files(tmp_path, GOOD | {"loose.png": b"x", "cat/notes.txt": b"x", "cat/README": b"", ".git/config": b""})
     (tmp_path / "dog" / "link.png").symlink_to(tmp_path / "nowhere")
-    source = open_source(str(tmp_path))
+    source = open_source(str(tmp_path), "folders")
     assert refused(source) == {
         "loose.png": "outside the class folders",
         "cat/notes.txt": "ignored extension: .txt",
@@ -88,7 +89,7 @@ def test_list_with_numbers_gaps_and_no_labels(tmp_path):
         [],
     )
     listing.write_bytes(b"\xff\xfe\xff")
-    with pytest.raises(ValueError, match=r"list\.txt is not a list of pictures"):
+    with pytest.raises(ValueError, match=r"list\.txt is not a list"):
         open_source(str(listing))
 
 
@@ -135,7 +136,7 @@ def test_a_truncated_archive_gives_what_is_whole_and_is_named(tmp_path, kept):
         ("nowhere/at/all", "there is no nowhere/at/all: give a folder of pictures"),
         ("nowhere.tar", "there is no nowhere.tar"),
         ("./nowhere", "there is no ./nowhere"),
-        ("file.zip", "file.zip is neither a folder, a list (.txt, .tsv, .csv) nor a .tar archive"),
+        ("file.zip", "file.zip is neither a folder, a list (.txt, .tsv, .csv, .jsonl) nor a .tar archive"),
     ],
 )
 def test_what_is_no_source_is_one_sentence(tmp_path, monkeypatch, name, part):
@@ -180,7 +181,7 @@ def test_hugging_face_folders(tmp_path, kind):
 
 
 def test_a_file_far_too_large_is_refused_unread(tmp_path, monkeypatch):
-    monkeypatch.setattr("fitv2.prepare.sources.MOST_BYTES", 1000)
+    monkeypatch.setattr("fitv2.prepare.items.MOST_BYTES", 1000)
     write_files(tmp_path / "pictures", {"large.png": bytes(1001), "small.png": bytes(1000)})
     (tmp_path / "list.txt").write_text("pictures/large.png\npictures/small.png\n")
     write_tar(tmp_path / "all.tar", {"large.png": bytes(1001), "small.png": bytes(1000)})

@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from fitv2.device import choose_device
 from fitv2.evaluation.scores import ENOUGH, Scores, score_garments
 from fitv2.generate import SOLVER_NAMES, Sampling
-from fitv2.pretrained import Pretrained, default_device, load_pretrained
+from fitv2.pretrained import Pretrained, load_pretrained
 
 
 def arguments() -> argparse.Namespace:
@@ -73,7 +74,7 @@ def table(scores: list[Scores]) -> Table:
 def main() -> None:
     args = arguments()
     pretrained = load_pretrained(args.model)
-    pretrained.model.to(default_device())
+    pretrained.model.to(choose_device())
     scores = [score(pretrained, guidance, args) for guidance in args.guidance or [2.0]]
     reuse = f", all blocks in one call of {args.full_every}" if args.full_every > 1 else ""
     sampler = f"{args.steps} {args.solver} steps{reuse} in {args.precision}, guided within {tuple(args.interval)}"

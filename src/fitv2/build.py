@@ -76,6 +76,7 @@ def build_folder(data: DataSettings, patch_size: int, cache_file: Path | None) -
         flip=data.flip,
         min_scale=data.min_scale,
         cache_file=cache_file,
+        labels_from=data.labels,
     )
 
 
@@ -98,6 +99,7 @@ def build_prepared(data: DataSettings, patch_size: int) -> LatentShards:
         "flip": data.flip and shards.preparation.flip,
     }
     refuse_others(data, fixed, f"{data.source} was prepared with")
+    refuse_labels(data)
     refuse_patch(shards, patch_size, data.source)
     return shards
 
@@ -105,6 +107,7 @@ def build_prepared(data: DataSettings, patch_size: int) -> LatentShards:
 def build_official(data: DataSettings, patch_size: int, cache_file: Path | None) -> OfficialLatents:
     """The authors' latents of ImageNet. Raises ValueError where a setting asks for what is not stored."""
     refuse_others(data, {"channels": 3}, f"{data.source} was prepared with")
+    refuse_labels(data)
     refuse_patch(OfficialLatents, patch_size, data.source)
     return OfficialLatents(
         data.source,
@@ -125,6 +128,15 @@ def refuse_others(data: DataSettings, fixed: dict[str, Any], what: str) -> None:
                 f"{what} {key} {value}, and data.{key} is {given}: set data.{key}={json.dumps(value)}, or prepare the "
                 "pictures anew"
             )
+
+
+def refuse_labels(data: DataSettings) -> None:
+    """Raises UserError for a choice of labels where they are stored with the latents."""
+    if data.labels != "auto":
+        raise UserError(
+            f"{data.source} holds its labels, so that data.labels={data.labels} would have no effect; remove it, or "
+            f"prepare the images anew with --labels {data.labels}"
+        )
 
 
 def refuse_patch(latents: LatentShards | type[OfficialLatents], patch_size: int, source: str) -> None:

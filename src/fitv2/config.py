@@ -75,6 +75,11 @@ class DataSettings(Settings):
         description="larger pictures are scaled down to this many tokens; fashion: 49, of whole garments, by default",
     )
     channels: Literal[1, 3] = Field(3, description="folder: 3 for colour, 1 for grey")
+    labels: Literal["auto", "folders", "none"] = Field(
+        "auto",
+        description="folder: the classes are its sub-folders (folders), those of metadata.jsonl, metadata.csv or "
+        "dataset.json in it, or else its sub-folders (auto); or there are none (none)",
+    )
     preprocessing: Literal["mixed", "resize", "crop"] = Field(
         default_factory=lambda data: "resize" if data["source"] == "fashion" else "mixed",
         description="Algorithm 1 of FiTv2 (mixed) or one of its versions alone; fashion: resize by default",
@@ -87,7 +92,7 @@ class DataSettings(Settings):
 
     def of_other_sources(self) -> set[str]:
         """The keys that mean nothing for this source."""
-        builtin, folder = {"split", "folder"}, {"channels", "flip", "stand_in"}
+        builtin, folder = {"split", "folder"}, {"channels", "flip", "labels", "stand_in"}
         return folder if self.source == "fashion" else builtin
 
     @model_validator(mode="after")
@@ -133,7 +138,7 @@ class TrainingSettings(Settings):
     time_scale: float = Field(
         1.29, ge=-1, le=1.75, description="mode: above 0 more in the middle of the path, below at its ends"
     )
-    precision: Literal["bf16", "no"] = Field("bf16", description="autocast; 'no' is plain float32")
+    precision: Literal["bf16", "no"] = Field("bf16", description="bf16 (autocast) or fp32, stored as 'no'")
     compile: bool = Field(False, description="fuse element-wise work with torch.compile (needs a C++ compiler)")
     activation_checkpointing: bool = Field(False, description="less memory for a third more time")
     sharding: Literal["none", "fsdp"] = Field(
@@ -160,8 +165,8 @@ class TrainingSettings(Settings):
     @field_validator("precision", mode="before")
     @classmethod
     def no_is_a_word(cls, value: Any) -> Any:
-        """YAML reads a bare `no` as false."""
-        return "no" if value is False else value
+        """fp32 is stored under its old name, so that older recipes stay equal; YAML reads a bare `no` as false."""
+        return "no" if value is False or value in ("fp32", "float32") else value
 
 
 class LogSettings(Settings):

@@ -12,6 +12,7 @@ from torch import Tensor
 from .diffusion.sampling import sample_ddim, sample_ddpm
 from .diffusion.schedule import STEPS, ddim_steps, ddpm_steps, linear_schedule
 from .errors import UserError
+from .finite import check_finite
 from .model.block_cache import BlockCache
 from .model.config import NetworkConfig
 from .model.network import Network as Model
@@ -116,7 +117,7 @@ def generate(
 
     An image depends on its own wish alone, not on the others. `finished` gets each image as soon as it is made.
     Raises ValueError for a size that the patch does not divide or that is not the model's only one, a label out of
-    range, or a solver of another kind of model.
+    range, or a solver of another kind of model; NotFinite where the model makes NaN or infinity.
     """
 
     def network() -> Network:
@@ -142,6 +143,7 @@ def generate_with(
     for chosen in passes([wish.tokens(config.patch_size) for wish in wishes], pass_budget(sampling, device)):
         batch = generate_pass(new_network(), config, [wishes[i] for i in chosen], sampling, device)
         for i, latent in zip(chosen, batch.to_latents(config.patch_size), strict=True):
+            check_finite(latent, f"the image that the model made (seed {wishes[i].seed})")
             latents[i] = latent
             if finished is not None:
                 finished(i, latent)

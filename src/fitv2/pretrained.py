@@ -76,11 +76,6 @@ def save_pretrained(
     write_tensors(folder / "model.safetensors", {key: tensor.to(dtype) for key, tensor in weights.items()})
 
 
-def default_device() -> str:
-    """A CUDA device if there is one."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def is_own_model(name: str | Path) -> bool:
     """Whether it is a built-in model, one of this project's folders, or a run's with one in it."""
     homes = (Path(name), Path(name) / "model")

@@ -14,6 +14,7 @@ from .sample import check_memory, file_name
 from .sampling import (
     AttentionScale,
     Autoencoder,
+    Device,
     Extrapolation,
     FullEvery,
     GuidanceChannels,
@@ -111,7 +112,8 @@ def evaluate(
     extrapolation: Extrapolation = None,
     attention_scale: AttentionScale = None,
     autoencoder: Autoencoder = None,
-    precision: Precision = "float32",
+    precision: Precision = None,
+    device: Device = None,
     seed: Annotated[int, typer.Option(min=0, max=2**40, help="picture i has the seed SEED * 1000000 + i")] = 0,
     out: Annotated[Path, typer.Option(help="folder for the result, plots, and a model's pictures")] = Path(
         "outputs/evaluation"
@@ -160,9 +162,7 @@ def evaluate(
         raise UserError(f"--out {out} is a file; name a folder")
     from datetime import timedelta
 
-    import torch
-    from accelerate import PartialState
-
+    from ..device import choose_precision, join_processes
     from ..evaluation.generation import SHARD
     from ..evaluation.models import make_samples
     from ..evaluation.wishes import balanced_wishes
@@ -172,7 +172,8 @@ def evaluate(
     wanted = [parse_size_wish(text) for text in size or (["own"] if is_model(names[0]) else [])]
     check_archive(save_npz, [wish.pixels for wish in wanted])
     # Processes finish far apart: whoever waits must not give up.
-    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=30))
+    state = join_processes(device, timedelta(days=30))
+    precision = choose_precision(precision, state.device)
     progress = partial(image_progress, shown=state.is_main_process)
     built: list[Evaluation] = []
 
@@ -186,7 +187,7 @@ def evaluate(
     try:
         first_says(check)
         if is_model(names[0]):
-            pretrained, codec = load_for_sampling(names[0], autoencoder, precision, str(state.device))
+            pretrained, codec = load_for_sampling(names[0], autoencoder, precision, state.device)
             plain = {"steps": steps, "interval": guidance_interval, "power": guidance_power}
             plain |= {"shift": time_shift, "full_every": full_every}
             chosen = [solver, guidance_channels, extrapolation, attention_scale]
@@ -203,7 +204,7 @@ def evaluate(
                 num or DEFAULT_NUM,
                 name=names[0],
                 seed=seed,
-                precision=precision,
+                precision={"fp32": "float32"}.get(precision, precision),  # The word that results have.
                 out=out / "samples",
                 state=state,
                 progress=progress,

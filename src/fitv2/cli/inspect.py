@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import UserError
+from ..messages import counted
 
 if TYPE_CHECKING:
     from ..prepare.inspection import Inspection
+    from ..prepare.verify import Verified
 
+PLOTS = "plots.png"
 BAR = 40
 MOST_CLASSES = 20
 
@@ -24,7 +27,9 @@ def inspect(
         int | None, typer.Option(min=1, help="tokens of a pack; default: ten times the longest picture")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="for the table and the plots; default: FOLDER-inspected")] = None,
-    verify: Annotated[bool, typer.Option("--verify", help="also compare every shard with its hash")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="also compare every shard with its hash, and look for NaN and infinity")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print a JSON report instead of text")] = False,
 ) -> None:
     """Show what became of each picture: sizes, tokens, what was cropped, what was skipped and why.
@@ -39,23 +44,19 @@ def inspect(
     from ..drawing import write_page
     from ..prepare import inspection as inspecting
     from ..prepare.plots import bars, points
-    from ..prepare.verify import damaged_shards
+    from ..prepare.verify import verify as read_all
     from .progress import image_progress
 
     if verify:
         with image_progress("verifying", len(read_dataset(folder)[1]["shards"])) as done:
-            damaged = damaged_shards(folder, done)
-        if damaged:
-            raise UserError(
-                f"{len(damaged)} shards of {folder} are not as they were written: {', '.join(damaged)}; the same fitv2 "
-                "prepare as before makes them anew"
-            )
+            refuse_damage(folder, read_all(folder, done))
     named = folder if folder.name else folder.resolve()  # "." has no name.
     out = out or named.with_name(f"{named.resolve().name}-inspected")
+    refuse_foreign(out, {inspecting.TABLE, PLOTS})
     inspection = inspecting.inspect(folder, out)
     figures = inspecting.summary(inspection) | {"packing": inspecting.packing(folder, budget)}
     write_page(
-        out / "plots.png",
+        out / PLOTS,
         [
             points("sizes in pixels", {"before": inspection.sizes, "after": inspection.new_sizes}),
             bars("width / height", figures["aspects"]),
@@ -65,27 +66,59 @@ def inspect(
             bars("skipped", figures["skipped_by_reason"] or {"none": 0}),
         ],
     )
-    figures |= {"table": str(out / inspecting.TABLE), "plots": str(out / "plots.png")}
+    figures |= {"table": str(out / inspecting.TABLE), "plots": str(out / PLOTS)}
     if verify:
         figures["verified"] = True
-    print(json.dumps(figures) if as_json else "\n".join(text(folder, inspection, figures)))
+    # Names of files and folders may hold bytes that no terminal can show.
+    shown = json.dumps(figures) if as_json else "\n".join(text(folder, inspection, figures))
+    print(shown.encode(errors="replace").decode())
+
+
+def refuse_damage(folder: Path, found: Verified) -> None:
+    """Raises UserError where shards are damaged or hold numbers that are not finite."""
+    anew = "the same fitv2 prepare as before makes them anew"
+    if found.damaged:
+        shards = counted(len(found.damaged), "shard")
+        raise UserError(
+            f"{shards} of {folder} {'is' if len(found.damaged) == 1 else 'are'} not as written: "
+            f"{', '.join(found.damaged)}; {anew}"
+        )
+    if found.not_finite:
+        names = ", ".join(found.not_finite[:MOST_CLASSES]) + (", ..." if len(found.not_finite) > MOST_CLASSES else "")
+        raise UserError(
+            f"{counted(len(found.not_finite), 'image')} of {folder} {'has' if len(found.not_finite) == 1 else 'have'} "
+            f"latents that are not finite (NaN or infinity): {names}; {anew}, and stops if the autoencoder is broken"
+        )
+
+
+def refuse_foreign(out: Path, own: set[str]) -> None:
+    """Raises UserError for a folder that holds anything but an earlier inspection: nothing of others is overwritten."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; name a folder")
+    others = sorted({path.name for path in out.iterdir()} - own) if out.exists() else []
+    if others:
+        raise UserError(f"{out} holds other files, such as {others[0]}; choose another --out")
 
 
 def text(folder: Path, inspection: Inspection, figures: dict[str, Any]) -> Iterator[str]:
     preparation, low_to_high = inspection.preparation, "{:g} to {:g}, median {:g}"
     what = f"latents of {preparation.autoencoder}" if preparation.autoencoder else "pixels"
-    yield f"{folder}: {figures['pictures']} pictures of {figures['files']} files as {what}, {figures['bytes']:,} bytes"
+    images, files = counted(figures["pictures"], "image"), counted(figures["files"], "file")
+    yield f"{folder}: {images} of {files} as {what}, {figures['bytes']:,} bytes"
+    yield f"  {counted(len(figures['classes']), 'class', 'classes') if figures['classes'] else 'no classes'}"
     yield f"  at most {preparation.max_tokens} tokens of {preparation.patch}x{preparation.patch} pixels; " + ", ".join(
         f"{count} {variant}" for variant, count in figures["variants"].items()
     )
     for name in ("height", "new_height", "width", "new_width", "scale", "tokens"):
         low, median, high = figures[name]
         yield f"  {name.replace('_', ' '):12} {low_to_high.format(low, high, median)}"
-    yield f"  {figures['stretched_visibly']} changed in aspect by over a tenth; {figures['duplicates']} duplicates"
+    duplicates = counted(figures["duplicates"], "duplicate")
+    yield f"  {figures['stretched_visibly']} changed in aspect by over a tenth; {duplicates}"
     pack = figures["packing"]
-    yield f"  packs of {pack['budget']} tokens: {pack['packs']} an epoch, {100 * pack['real_share']:.2f} % real tokens"
+    budget, share = counted(pack["budget"], "token"), 100 * pack["real_share"]
+    yield f"  packs of {budget}: {pack['packs']} an epoch, {share:.2f} % real tokens"
     if "verified" in figures:
-        yield f"  every one of {len(inspection.dataset['shards'])} shards is as it was written"
+        yield f"  all of {counted(len(inspection.dataset['shards']), 'shard')} as written, every number finite"
     shown = {"width / height": "aspects", "tokens": "token_counts", "lost by cropping": "cropped"}
     for title, name in (shown | {"skipped": "skipped_by_reason", "classes": "classes"}).items():
         if any(figures[name].values()):

@@ -9,8 +9,10 @@ if TYPE_CHECKING:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that is free now, of a CUDA device or of the machine."""
+    """Memory that is free now: of the GPU, or of the machine where the device shares its memory."""
     import psutil
     import torch
 
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    if device.type in ("cuda", "xpu"):
+        return getattr(torch, device.type).mem_get_info(device)[0]
+    return psutil.virtual_memory().available

@@ -5,25 +5,29 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from ..errors import UserError
+from ..messages import command, counted
+from .sampling import Device
 
 if TYPE_CHECKING:
     from ..prepare.run import Report
 
-MOST_NAMED = 20
+MOST_NAMED, MOST_CLASSES = 20, 50
 
 
 def prepare(
     source: Annotated[
         str,
         typer.Argument(
-            help="a folder of pictures, a sub-folder per class or none; a list of 'path<TAB>label' lines (.txt, .tsv, "
-            ".csv); WebDataset archives (.tar, a folder of them, or a quoted pattern); or a data set of Hugging Face"
+            help="a folder of images, a sub-folder per class or none; a list of 'path<TAB>label' lines (.txt, .tsv, "
+            ".csv, .jsonl); WebDataset archives (.tar, a folder of them, or a quoted pattern); or a data set of Hugging"
+            " Face"
         ),
     ],
     out: Annotated[Path, typer.Option(help="the folder to make or to complete")],
@@ -36,10 +40,18 @@ def prepare(
         Literal["mixed", "resize", "crop"],
         typer.Option(help="mixed: large pictures resized and as a square crop (Algorithm 1 of FiTv2)"),
     ] = "mixed",
+    labels: Annotated[
+        Literal["auto", "folders", "none"],
+        typer.Option(
+            help="auto: the source's own; of a folder those of metadata.jsonl, metadata.csv or dataset.json in it, or "
+            "else its sub-folders; folders: sub-folders are the classes; none: no classes"
+        ),
+    ] = "auto",
     flip: Annotated[bool, typer.Option(help="mirror images belong to the set")] = True,
     channels: Annotated[int | None, typer.Option(help="with pixels: 3 for colour (the default), 1 for grey")] = None,
     workers: Annotated[int, typer.Option(min=1, help="threads that read and decode")] = 4,
     shard_size: Annotated[int, typer.Option(min=1, help="files of the source per shard")] = 1024,
+    device: Device = None,
     as_json: Annotated[bool, typer.Option("--json", help="print a JSON report instead of text")] = False,
 ) -> None:
     """Encode pictures at their own aspect ratio into a folder that 'fitv2 train --data' takes.
@@ -57,9 +69,7 @@ def prepare(
     from datetime import timedelta
     from functools import partial
 
-    import torch
-    from accelerate import PartialState
-
+    from ..device import join_processes
     from ..prepare.run import prepare as run
     from ..prepare.settings import build_encoder
     from ..prepare.sources import open_source
@@ -67,16 +77,18 @@ def prepare(
 
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; name a folder")
+    if Path(source).exists():
+        source = str(Path(source))  # Without a slash at the end, so that the same folder has the same name.
     if Path(source).is_dir() and out.resolve().is_relative_to(Path(source).resolve()):
         raise UserError(f"--out {out} lies within the source {source}; choose a folder outside of it")
     # Processes finish far apart: whoever waits must not give up.
-    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=30))
+    state = join_processes(device, timedelta(days=30))
     patch_size = patch_size or (8 if autoencoder == "pixels" else 2)
     encoder, preparation = build_encoder(
         autoencoder, max_tokens, patch_size, preprocessing, flip, channels, str(state.device)
     )
     start = time.perf_counter()
-    opened = open_source(source)
+    opened = open_source(source, labels)
     progress = partial(image_progress, shown=state.is_main_process)
     report = run(opened, source, out, encoder, preparation, shard_size, workers, state, progress)
     if report is not None:
@@ -90,17 +102,34 @@ def show(report: Report, out: Path, seconds: float, patch_size: int, as_json: bo
         print(json.dumps(figures | {"skipped_by_reason": report.skipped_by_reason, "skipped_files": report.skipped}))
         return
     lines = [
-        f"{out}: {report.pictures} pictures of {report.files} files in {report.shards} shards; "
-        f"{report.encoded} encoded now, {report.reused} moved from other shards, {seconds:.1f} s"
+        f"{out}: {counted(report.pictures, 'image')} of {counted(report.files, 'file')} in "
+        f"{counted(report.shards, 'shard')}; {report.encoded:,} encoded now, {report.reused:,} moved from other "
+        f"shards, {seconds:.1f} s"
     ]
+    lines += class_lines(report.classes)
+    lines += [f"  {note}" for note in report.notes]
     if report.duplicates:
-        lines.append(f"  {report.duplicates} files have the same content as an earlier one: encoded and stored once")
+        lines.append(
+            f"  {counted(report.duplicates, 'file has', 'files have')} the same content as an earlier one: encoded and "
+            "stored once"
+        )
     lines += [f"  {count} skipped: {reason}" for reason, count in report.skipped_by_reason.items()]
     lines += [f"    {name}: {reason}" for name, reason in report.skipped[:MOST_NAMED]]
     if len(report.skipped) > MOST_NAMED:
         lines.append(f"    and {len(report.skipped) - MOST_NAMED} more, all of them in {out / 'index.jsonl'}")
-    lines.append(f"Look at it with: fitv2 inspect {out}")
-    patch = "" if patch_size == 2 else f" --set model.patch_size={patch_size}"
-    lines.append(f"Train on it with: fitv2 train --recipe latents --data {out}{patch}")
+    patch = [] if patch_size == 2 else ["--set", f"model.patch_size={patch_size}"]
+    lines.append(f"Look at it with: {command('inspect', out)}")
+    lines.append(f"Train on it with: {command('train', '--recipe', 'latents', '--data', out, *patch)}")
     # File names may hold bytes that no terminal can show.
     print(os.linesep.join(lines).encode(errors="replace").decode())
+
+
+def class_lines(classes: dict[str, int]) -> Iterator[str]:
+    """Every class with its number of images, or that there are none; of many the first."""
+    if not classes:
+        yield "  no classes"
+        return
+    shown = ", ".join(f"{name} {count:,}" for name, count in list(classes.items())[:MOST_CLASSES])
+    yield f"  {counted(len(classes), 'class', 'classes')}: {shown}{', ...' if len(classes) > MOST_CLASSES else ''}"
+    if empty := sum(not count for count in classes.values()):
+        yield f"  {counted(empty, 'class has', 'classes have')} no image, and cannot be learned"

@@ -6,12 +6,12 @@ import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..errors import UserError
-from .sampling import check_pixels, load_any, parse_size
+from .sampling import Device, check_pixels, load_any, parse_size
 
 if TYPE_CHECKING:
     import torch
@@ -41,10 +41,9 @@ def profile(
             "frequent one of its training"
         ),
     ] = None,
-    batch: Annotated[int, typer.Option(help="pictures in a forward or step")] = 1,
-    precision: Annotated[
-        Literal["bf16", "no"], typer.Option(help="of products, as training.precision; 'no' is plain float32")
-    ] = "bf16",
+    batch: Annotated[int, typer.Option(min=1, help="images in a forward pass or step")] = 1,
+    precision: Annotated[str, typer.Option(metavar="bf16|fp32", help="of products, as training.precision")] = "bf16",
+    device: Device = None,
     measure: Annotated[
         bool,
         typer.Option(
@@ -61,7 +60,8 @@ def profile(
         ),
     ] = False,
     repeats: Annotated[
-        int | None, typer.Option(help=f"with --measure: runs of which the median counts; default {DEFAULT_REPEATS}")
+        int | None,
+        typer.Option(min=1, help=f"with --measure: runs of which the median counts; default {DEFAULT_REPEATS}"),
     ] = None,
     autoencoder: Annotated[
         str | None,
@@ -82,37 +82,37 @@ def profile(
 
       fitv2 profile FiTv2-B/2 DiT-B/2 --measure --compile --batch 8
 
-      fitv2 profile runs/mine --measure --precision no --json
+      fitv2 profile runs/mine --measure --precision fp32 --json
 
     GMAC are multiply-accumulates of linear layers, the "GFLOPs" of Table I of FiTv2; GFLOP are operations, two for
     each, and those of attention. Formulas need no memory: ask for any size of any model.
     """
     import torch
 
-    from ..pretrained import default_device
+    from ..device import choose_device, choose_precision
     from ..profiling.profile import TABLE_1, Case, Profile, cost_of
     from ..profiling.profile import measure as measured
     from .progress import image_progress
     from .tables import show_profiles
 
-    for option, given in {"--repeats": repeats is not None, "--compile": compiled}.items():
+    for option, given in {"--repeats": repeats, "--compile": compiled, "--device": device}.items():
         if given and not measure:
-            raise UserError(f"{option} goes with --measure")
-    repeats = DEFAULT_REPEATS if repeats is None else repeats
-    if repeats < 1:
-        raise UserError(f"--repeats {repeats} measures nothing; give at least 1")
+            raise UserError(f"{option} has no effect without --measure; add it or leave out {option}")
+    repeats = repeats or DEFAULT_REPEATS
     if plot is not None and plot.is_dir():
         raise UserError(f"--plot {plot} is a folder; name a PNG file")
+    where = choose_device(device)
+    precision = choose_precision(precision, where)
+    products = "no" if precision == "fp32" else precision  # The words of recipes.
     sizes = [parse_size(text) for text in size or []]
     subjects = [find_subject(name, autoencoder) for name in models or TABLE_1]
-    cases = [Case(subject, s, batch, precision) for subject in subjects for s in sizes or [subject.size]]
+    cases = [Case(subject, s, batch, products) for subject in subjects for s in sizes or [subject.size]]
     profiles = [Profile(case, cost_of(case)) for case in cases]
-    device = torch.device(default_device())
     if measure:
-        with_step = [fits(p, device) for p in profiles]
+        with_step = [fits(p, where) for p in profiles]
         with image_progress("measuring", sum(2 + step for step in with_step) * (repeats + 1)) as done:
             profiles = [
-                replace(p, measured=measured(p.case, p.cost.forward_flops, device, repeats, done, step, compiled))
+                replace(p, measured=measured(p.case, p.cost.forward_flops, where, repeats, done, step, compiled))
                 for p, step in zip(profiles, with_step, strict=True)
             ]
     if plot is not None:
@@ -124,12 +124,12 @@ def profile(
         about = {
             "precision": precision,
             "compiled": compiled,
-            "device": device.type,
+            "device": where.type,
             "threads": torch.get_num_threads(),
         }
         print(json.dumps(about | {"profiles": [p.report() for p in profiles], "plot": plot and str(plot)}))
         return
-    show_profiles(profiles, device.type, torch.get_num_threads(), compiled)
+    show_profiles(profiles, where.type, torch.get_num_threads(), compiled)
     if plot is not None:
         print(f"Drawn in {plot}")
 

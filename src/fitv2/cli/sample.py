@@ -14,6 +14,7 @@ from ..errors import UserError
 from .sampling import (
     AttentionScale,
     Autoencoder,
+    Device,
     Extrapolation,
     FullEvery,
     GuidanceChannels,
@@ -62,7 +63,8 @@ def sample(
     extrapolation: Extrapolation = None,
     attention_scale: AttentionScale = None,
     autoencoder: Autoencoder = None,
-    precision: Precision = "float32",
+    precision: Precision = None,
+    device: Device = None,
     seed: Annotated[
         int, typer.Option(min=0, max=2**62, help="the first picture's seed; each further one has the next")
     ] = 0,
@@ -82,12 +84,14 @@ def sample(
     The same seed gives the same picture, whatever else is made along with it.
     """
     from ..atomic import write_file
+    from ..device import choose_device, choose_precision
     from ..generate import generate
-    from ..pretrained import default_device
     from ..sheets import contact_sheet, to_image
     from .progress import image_progress
 
-    pretrained, codec = load_for_sampling(model, autoencoder, precision, default_device())
+    where = choose_device(device)
+    precision = choose_precision(precision, where)
+    pretrained, codec = load_for_sampling(model, autoencoder, precision, where)
     sampling = build_sampling(
         pretrained,
         solver,

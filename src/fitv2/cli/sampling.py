@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from ..autoencoder import KLAutoencoder, Pixels
     from ..generate import Sampling
     from ..pretrained import Pretrained
-
-PRECISIONS = {"float32": "float32", "bf16": "bfloat16"}
 
 Steps = Annotated[int, typer.Option(min=1, help="solver steps")]
 Solver = Annotated[
@@ -55,7 +53,11 @@ Autoencoder = Annotated[
     str | None, typer.Option(help="folder or hub id, where the model's own cannot be found; default: the model's")
 ]
 Precision = Annotated[
-    Literal["float32", "bf16"], typer.Option(help="of the weights and products; bf16 takes half the memory")
+    str | None,
+    typer.Option(metavar="fp32|bf16", help="of weights and products (fp32 on CUDA: TF32); default bf16 on CUDA"),
+]
+Device = Annotated[
+    str | None, typer.Option(help="cuda, mps, xpu or cpu, also with an index as cuda:1; default: the best there is")
 ]
 
 
@@ -84,15 +86,14 @@ def build_sampling(
 
 
 def load_for_sampling(
-    model: str, autoencoder: str | None, precision: str, device: str
+    model: str, autoencoder: str | None, precision: str, device: torch.device
 ) -> tuple[Pretrained, Pixels | KLAutoencoder]:
     """The model on the device, and what makes pictures of its latents. Raises ValueError where they do not fit."""
-    import torch
-
     from ..autoencoder import Pixels, load_autoencoder
+    from ..device import DTYPES
     from ..model.transformer import lay_out_by_input
 
-    pretrained = load_any(model, getattr(torch, PRECISIONS[precision]))
+    pretrained = load_any(model, DTYPES[precision])
     pretrained.model.to(device)
     if precision == "bf16":
         lay_out_by_input(pretrained.model)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from ..messages import counted
+
 if TYPE_CHECKING:
     from ..profiling.profile import Case, Profile
 
@@ -37,7 +39,7 @@ def show_profiles(profiles: Sequence[Profile], device: str, threads: int, compil
     print(ABOUT_FORMULAS)
     measured = [profile for profile in profiles if profile.measured]
     if measured:
-        where = "a GPU" if device == "cuda" else f"a CPU, {threads} thread{'s' if threads > 1 else ''}"
+        where = f"a CPU, {counted(threads, 'thread')}" if device == "cpu" else f"a GPU ({device})"
         table = empty(f"\nMeasured on {where}{', blocks of FiT and FiTv2 compiled' if compiled else ''}", MEASURED)
         for profile in measured:
             for cells in measured_rows(profile):

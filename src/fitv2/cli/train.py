@@ -8,12 +8,14 @@ import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..errors import UserError
+from .sampling import Device
 
 if TYPE_CHECKING:
     from ..data.dataset import Dataset
@@ -44,9 +46,12 @@ def train(
     utilisation: Annotated[
         float, typer.Option(min=0.01, max=1, help="with --peak-tflops: the share of the peak that is reached")
     ] = 0.4,
+    device: Device = None,
     as_json: Annotated[bool, typer.Option("--json", help="with --dry-run: print JSON")] = False,
 ) -> None:
-    """Train a model on pictures of all shapes, none of them cropped to a square or padded.
+    """Train a model on images of all shapes, without padding.
+
+    The recipe pictures keeps every image whole. The ImageNet recipes and 'fitv2 prepare' may also use square crops.
 
     [bold]Examples[/bold]
 
@@ -66,7 +71,8 @@ def train(
     """
     from ..build import build_base, build_dataset, build_model_config
     from ..config import load_recipe
-    from ..pretrained import default_device, read_config
+    from ..device import join_processes
+    from ..pretrained import read_config
     from ..training.run import check_run
 
     if not dry_run and (as_json or devices > 1 or peak_tflops is not None):
@@ -85,6 +91,8 @@ def train(
         return
     if speaks:
         check_run(run, chosen, resume)
+    # A first scan of a million pictures takes longer than processes usually wait for each other.
+    state = join_processes(device, timedelta(hours=6))
     dataset = in_turn(lambda: build_dataset(chosen.data, chosen.model.patch_size, run / "pictures.json"))
     if speaks:
         report_data(dataset, run / "skipped.json")
@@ -100,7 +108,7 @@ def train(
     from .plan import check_memory
     from .progress import training_progress
 
-    check_memory(chosen, config, default_device(), int(os.environ.get("WORLD_SIZE", "1")))
+    check_memory(chosen, config, state.device, int(os.environ.get("WORLD_SIZE", "1")))
     trainer = Trainer(chosen, dataset, config, run, base)
     del base  # Gigabytes, of a large model.
     try:
@@ -137,15 +145,8 @@ def data_override(data: str | None) -> list[str]:
 
 def in_turn(build: Callable[[], Dataset]) -> Dataset:
     """What the first of several processes has built before the others do: one scans, the others read what it found."""
-    from datetime import timedelta
-
-    import torch
-    from accelerate import PartialState
-
     from ..processes import first_says
 
-    # A first scan of a million pictures takes longer than processes usually wait for each other.
-    PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=6))
     built: list[Dataset] = []
     first_says(lambda: built.append(build()))
     return built[0] if built else build()

@@ -1,7 +1,7 @@
-"""A folder of pictures as a data set, every picture at its own aspect.
+"""A folder of images as a data set, each image at its own aspect ratio.
 
-Sub-folders of the root are the classes; a root that holds pictures only directly has none. Each picture is decoded
-once before training, to learn its size and to find bad files; a cache file makes later starts fast.
+`contents` says which files are data, and of which class. Each image is decoded once before training, to learn its size
+and to find bad files; a cache file makes later starts fast.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from torch import Tensor
 
 from ..atomic import write_text
 from ..errors import UserError
+from .contents import Contents, Labels, read_contents
 from .images import Preprocessing, UnreadableImage, decode, fit_size, prepare, target_size, to_array, variants
-from .listing import class_of, classes_of, list_files
 from .scan import check_all
 
 logger = logging.getLogger(__name__)
 
+MOST_EMPTY = 20
 # Keeps the stream of these draws apart from that of the packs.
 _DRAWS = 1
 
@@ -75,7 +76,8 @@ class ImageFolder:
     flip: each epoch mirrors a picture left to right with probability 1/2. min_scale in (0, 1]: each epoch shrinks a
     picture by a linear factor drawn from [min_scale, 1]. cache_file: where to keep sizes between starts; an entry
     counts while the file's size and time are the same. paths, sizes: (N,) relative names, (N, 2) pixels, upright.
-    Raises ValueError when there is no folder, or no readable picture in it.
+    labels_from, labels_option: see `contents.read_contents`. Raises UserError when there is no folder, no readable
+    picture in it, or no telling what its classes are.
     """
 
     autoencoder = None
@@ -91,6 +93,8 @@ class ImageFolder:
         flip: bool = True,
         min_scale: float = 1.0,
         cache_file: Path | None = None,
+        labels_from: Labels = "auto",
+        labels_option: str | None = "--set data.labels=",
     ) -> None:
         if channels not in (1, 3):
             raise UserError(f"pictures have 1 or 3 channels, not {channels}")
@@ -103,11 +107,15 @@ class ImageFolder:
         self.max_tokens, self.patch_size, self.channels = max_tokens, patch, channels
         self.preprocessing, self.flip, self.min_scale = preprocessing, flip, min_scale
         self.mode: Literal["RGB", "L"] = "RGB" if channels == 3 else "L"
-        self.report, self.class_names, found = _scan(self.root, self.mode, cache_file)
-        self.num_classes = len(self.class_names)
+        contents = _contents(self.root, labels_from, labels_option)
+        self.class_names, self.num_classes = contents.class_names, len(contents.class_names)
+        self.report, found = _scan(self.root, contents, self.mode, cache_file)
         self.paths = list(found)
         self.sizes = np.array(list(found.values()), dtype=np.int64)
-        self.labels = _labels(self.paths, self.class_names)
+        label_of = {item.id: item.label for item in contents.items}
+        self.labels = np.array([label_of[name] for name in self.paths], dtype=np.int64)
+        for label in sorted(set(range(self.num_classes)) - set(self.labels.tolist()))[:MOST_EMPTY]:
+            logger.warning("class %r has no readable picture: it cannot be learned", self.class_names[label])
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -157,46 +165,47 @@ def _to_latent(image: Image.Image) -> Tensor:
     return torch.from_numpy(to_array(image).astype(np.float32) / 127.5 - 1)
 
 
-def _scan(root: Path, mode: str, cache_file: Path | None) -> tuple[ScanReport, list[str], dict[str, list[int]]]:
-    """The report, the names of the classes, and name to [height, width] of each usable picture."""
+def _contents(root: Path, labels: Labels, option: str | None) -> Contents:
+    if root.is_file():
+        raise UserError(
+            f"{root} is a file, and no folder of pictures; of lists and archives fitv2 prepare makes a folder that can "
+            "be trained on"
+        )
     if not root.is_dir():
         raise UserError(f"there is no folder {root}: give the folder that holds the pictures")
-    report = ScanReport(str(root))
-    names = _picture_names(root, report)
-    classes = classes_of(names)
-    outcomes = check_all(root, names, lambda path: _check(path, mode), cache_file)
+    contents = read_contents(root, labels, option)
+    for note in contents.notes:
+        logger.warning("%s: %s", root, note)
+    return contents
+
+
+def _scan(
+    root: Path, contents: Contents, mode: str, cache_file: Path | None
+) -> tuple[ScanReport, dict[str, list[int]]]:
+    """The report, and name to [height, width] of each usable picture."""
+    report, ignored = ScanReport(str(root)), Counter()
+    names = [item.id for item in contents.items if item.refused is None]
+    for file, item in zip(contents.files, contents.items, strict=True):
+        if file.kind in ("picture", "unopened", "ours"):
+            report.found += file.kind == "picture"
+            report.skipped += [(item.id, item.refused)] if item.refused else []
+        else:
+            ignored[file.kind] += 1
+    report.ignored = dict(ignored)
     sizes = {}
-    for name, outcome in outcomes.items():
+    for name, outcome in check_all(root, names, lambda path: _check(path, mode), cache_file).items():
         if isinstance(outcome, str):
             report.skipped.append((name, outcome))
-        elif classes and class_of(name) is None:
-            report.skipped.append((name, "outside the class folders"))
         else:
             sizes[name] = outcome
-    report.found, report.usable = len(names), len(sizes)
+    report.usable = len(sizes)
     logger.log(logging.WARNING if report.skipped else logging.INFO, report.summary())
     if not names:
         hint = "put picture files (.jpg, .png, .webp) in it, or in one sub-folder per class"
         raise UserError(f"no picture files: {hint}\n{report.summary()}")
     if not sizes:
         raise UserError(f"no picture can be read: replace the files or give another folder\n{report.summary()}")
-    for name in sorted(set(classes) - {class_of(name) for name in sizes}):
-        logger.warning("class %r has no readable picture: it cannot be learned", name)
-    return report, classes, sizes
-
-
-def _picture_names(root: Path, report: ScanReport) -> list[str]:
-    """Paths relative to the root, with forward slashes, in order; all other files are counted in the report."""
-    names, ignored = [], Counter()
-    for listed in list_files(root):
-        if listed.kind == "picture":
-            names.append(listed.name)
-        elif listed.kind == "unopened":
-            report.skipped.append((listed.name, f"folder cannot be opened: {listed.error}"))
-        else:
-            ignored[listed.kind] += 1
-    report.ignored = dict(ignored)
-    return names
+    return report, sizes
 
 
 def _check(path: Path, mode: str) -> list[int] | str:
@@ -207,9 +216,3 @@ def _check(path: Path, mode: str) -> list[int] | str:
     except UnreadableImage as error:
         return str(error)
     return [image.height, image.width]
-
-
-def _labels(names: list[str], class_names: list[str]) -> np.ndarray:
-    """(N,) int64: the index of each picture's class; 0 where there are no classes."""
-    index = {name: number for number, name in enumerate(class_names)}
-    return np.array([index.get(class_of(name), 0) for name in names], dtype=np.int64)

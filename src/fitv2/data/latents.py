@@ -11,11 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 from .images import UnreadableImage
 from .prepared import SHARDS, read_dataset, read_index
 
 # Keep the streams of these draws apart from that of the packs, and from each other.
 _DRAWS, _NOISE = 1, 2
+
+
+class NotFiniteLatent(UnreadableImage):
+    """A stored latent with NaN or infinity."""
 
 
 class LatentShards:
@@ -36,6 +41,7 @@ class LatentShards:
         self.num_classes = len(self.class_names)
         self.shards = [shard["file"] for shard in dataset["shards"]]
         self._read_index(read_index(self.root, dataset))
+        self._refuse_not_finite()
 
     def _read_index(self, lines: Iterable[dict]) -> None:
         """Into plain arrays: as objects, a million pictures would fill gigabytes."""
@@ -58,6 +64,16 @@ class LatentShards:
         self.hw = np.array(size).reshape(-1, 2, 2) // self.preparation.patch  # per variant, in patches
         self.offset = np.array(offset).reshape(-1, 2)  # per variant
         self.crc32 = np.array(crc32).reshape(-1, 2, 2)  # per variant and flip
+
+    def _refuse_not_finite(self) -> None:
+        """Raises UserError for latents of a broken autoencoder, by the first of each shard, before anything trains."""
+        for index in np.unique(self.shard, return_index=True)[1].tolist():
+            try:
+                self.stored(index, 0, 0)
+            except NotFiniteLatent as error:
+                raise UserError(f"{self.root} cannot be trained on: {error}") from None
+            except UnreadableImage:  # Damage is reported where it is met.
+                continue
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -86,6 +102,11 @@ class LatentShards:
                 f"{self.ids[index]} is damaged in {path}; the same fitv2 prepare as before makes that shard anew"
             )
         numbers = np.frombuffer(content, preparation.dtype)
+        if preparation.kind == "moments" and not np.isfinite(numbers).all():
+            raise NotFiniteLatent(
+                f"{self.ids[index]} has latents that are not finite (NaN or infinity) in {path}; fitv2 inspect "
+                "--verify lists all of them, and the same fitv2 prepare as before makes them anew"
+            )
         return numbers.reshape((-1, h, w) if preparation.kind == "pixels" else (2, -1, h, w))
 
 

@@ -1,4 +1,4 @@
-"""What lies below a folder of pictures: each file once, in a fixed order, and the classes that its sub-folders are."""
+"""What lies below a folder of images: each file once, in a fixed order, and the classes that its sub-folders are."""
 
 from __future__ import annotations
 
@@ -7,22 +7,35 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .images import EXTENSIONS
+from .made import SAMPLES, SHEET, made_by_fitv2
+
+# What systems and programs leave beside images, some of it images: previews, waste, copies.
+SYSTEM = {
+    *("@eaDir", "#recycle", "@Recycle", ".@__thumb", "$RECYCLE.BIN", "System Volume Information", "lost+found"),
+    *("__MACOSX", ".thumbnails", ".Trashes", ".Spotlight-V100", ".fseventsd", ".AppleDouble"),
+    *(".ipynb_checkpoints", "__pycache__", "Thumbs.db", "desktop.ini", ".DS_Store"),
+}
 
 
 class Listed(NamedTuple):
-    """A file below the root.
+    """A file below the root, or a folder that is not entered.
 
-    name: relative to the root, with forward slashes. kind: "picture" by its extension, "hidden", "unopened" for a
-    folder that cannot be listed, else its extension, or "without extension". error: why a folder cannot be listed.
+    name: Relative to the root, with forward slashes.
+    kind: Of what it is one: "picture" by its extension, "unopened", "ours" (made by fitv2), "hidden", a name of
+        SYSTEM, else its extension, or "without extension".
+    reason: Why it is not used; None for images.
     """
 
     name: str
     kind: str
-    error: str | None = None
+    reason: str | None = None
 
 
 def list_files(root: Path) -> Iterator[Listed]:
-    """Every file below, and hidden folders unopened. Links to folders are followed, but not in a circle."""
+    """Every file below. Links to folders are followed, but not in a circle.
+
+    Folders that are hidden, a system's or made by fitv2 are listed and not entered; the root is entered in any case.
+    """
     yield from _files(root, root, frozenset())
 
 
@@ -30,29 +43,53 @@ def _files(root: Path, folder: Path, above: frozenset[Path]) -> Iterator[Listed]
     resolved = folder.resolve()
     if resolved in above:
         return
+    own = folder.relative_to(root).as_posix()
     try:
         entries = sorted(folder.iterdir())
     except OSError as error:
-        yield Listed(folder.relative_to(root).as_posix(), "unopened", error.strerror)
+        yield Listed(own, "unopened", f"folder cannot be opened: {error.strerror}")
+        return
+    made = made_by_fitv2({path.name for path in entries})
+    if made and folder != root:
+        yield Listed(own, "ours", f"made by fitv2: {made}")
         return
     for path in entries:
-        if path.is_dir() and not path.name.startswith("."):
+        name = path.relative_to(root).as_posix()
+        if made == SAMPLES and path.name == SHEET:
+            yield Listed(name, "ours", "made by fitv2: a contact sheet")
+        elif path.is_dir() and _name_kind(path.name) is None:
             yield from _files(root, path, above | {resolved})
         else:
-            yield Listed(path.relative_to(root).as_posix(), _kind(path))
+            yield listed(name)
 
 
-def _kind(path: Path) -> str:
-    if path.name.startswith("."):
-        return "hidden"
-    return "picture" if path.suffix.lower() in EXTENSIONS else path.suffix.lower() or "without extension"
+def listed(name: str) -> Listed:
+    """A file by its name alone, wherever it lies; folders above it count too, as in an archive."""
+    for part in name.split("/"):
+        kind = _name_kind(part)
+        if kind is not None:
+            return Listed(name, kind, "hidden" if kind == "hidden" else f"of the system: {kind}")
+    suffix = Path(name).suffix.lower()
+    if suffix in EXTENSIONS:
+        return Listed(name, "picture")
+    kind = suffix or "without extension"
+    return Listed(name, kind, f"ignored extension: {kind}")
+
+
+def _name_kind(name: str) -> str | None:
+    if name in SYSTEM:
+        return name
+    return "hidden" if name.startswith(".") and name not in (".", "..") else None
 
 
 def class_of(name: str) -> str | None:
-    """The sub-folder of the root that a picture lies in; None directly below the root."""
+    """The sub-folder of the root that an image lies in; None directly below the root."""
     return name.partition("/")[0] if "/" in name else None
 
 
 def classes_of(names: Iterable[str]) -> list[str]:
-    """The sub-folders that hold pictures, in order: the classes. None where all lie directly below the root."""
+    """The sub-folders that hold images, in order: the classes. Empty where all lie directly below the root.
+
+    In the order of text, numbers too (1, 10, 2): a folder's name is a name, and runs and prepared data count on it.
+    """
     return sorted({folder for folder in map(class_of, names) if folder is not None})

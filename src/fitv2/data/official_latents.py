@@ -100,6 +100,8 @@ class OfficialEpoch:
                 feature = file.get_slice("feature")[int(self.flip[index])]
         except (OSError, SafetensorError, IndexError) as error:
             raise UnreadableImage(f"{name} could be read at the start and now cannot: {error}") from error
+        if not feature.isfinite().all():
+            raise UnreadableImage(f"{name} holds numbers that are not finite (NaN or infinity)")
         if tuple(feature.shape) != (*size, NUMBERS_PER_TOKEN):
             raise UnreadableImage(f"{name} was {size} tokens at the start and now is {tuple(feature.shape[:2])}")
         return unpatchify(feature.float().flatten(0, 1), size, self.latents.patch_size)

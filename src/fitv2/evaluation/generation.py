@@ -152,8 +152,6 @@ def make_wishes(
     made: dict[int, Image.Image] = {}
 
     def keep(index: int, latent: Tensor) -> None:
-        if not latent.isfinite().all():  # As a picture it would be black, and nobody would know why.
-            raise UserError(f"the model made a picture of numbers that are not finite (seed {wishes[index].seed})")
         made[index] = to_image(codec.decode(latent))
         done(1)
 

@@ -58,7 +58,7 @@ class FolderPictures:
     """
 
     def __init__(self, root: Path, cache_file: Path | None) -> None:
-        self.folder = ImageFolder(root, max_tokens=1, patch=1, cache_file=cache_file)
+        self.folder = ImageFolder(root, max_tokens=1, patch=1, cache_file=cache_file, labels_option=None)
         self.name, self.class_names = str(root), readable_names(self.folder.class_names)
         self.labels, self.sizes = self.folder.labels, self.folder.sizes
 

@@ -1,19 +1,28 @@
-"""WebDataset archives: pictures as KEY.jpg (or another such extension), their labels in KEY.cls or KEY.json."""
+"""WebDataset archives: images as KEY.jpg (or another such extension), their labels in KEY.cls or KEY.json."""
 
 from __future__ import annotations
 
 import json
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from posixpath import normpath
+from typing import BinaryIO, NamedTuple
 
-from ..data.images import EXTENSIONS
-from .sources import Item, check_length, labelled
+from ..data.contents import Labels
+from ..data.labelling import WHOLE, Item, labelled
+from ..data.listing import listed
+from ..data.tables import label_text, labelling_key
+from ..errors import UserError
+from ..messages import counted
+from .items import check_length
 
 LABEL_EXTENSIONS = (".cls", ".json")
-LABEL_KEYS = ("label", "cls")
 MOST_LABEL_BYTES = 1 << 20
+# What compressed archives begin with; they cannot be read where they lie.
+COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK": "zip"}
 
 
 class Place(NamedTuple):
@@ -24,53 +33,142 @@ class Place(NamedTuple):
     length: int
 
 
+class Member(NamedTuple):
+    """name: ARCHIVE/member, or the archive alone for what is wrong with it. refused: Why it is not used."""
+
+    archive: Path
+    name: str
+    place: Place | None = None
+    refused: str | None = None
+
+
 class ArchiveSource:
     """The members of uncompressed tar archives, one archive after another in the order given, read where they lie."""
 
-    def __init__(self, archives: Sequence[Path]) -> None:
-        names: list[str] = []
-        keys: list[tuple[Path, str]] = []
-        reasons: list[str | None] = []
-        self.places: list[Place | None] = []
-        label_of: dict[tuple[Path, str], str] = {}
-        for archive, member in ((path, member) for path in archives for member in members(path)):
-            name, place, reason = member
-            key, extension = split_key(name)
-            if reason is None and extension in LABEL_EXTENSIONS:
-                label = read_label(place, extension)
-                if label is not None:
-                    label_of.setdefault((archive, key), label)
-                continue
-            if reason is None and extension not in EXTENSIONS:
-                reason = f"ignored extension: {extension or 'without extension'}"
-            names.append(name)
-            keys.append((archive, key))
-            reasons.append(reason)
-            self.places.append(place)
-        pictures = [i for i, reason in enumerate(reasons) if reason is None]
-        items, self.class_names = labelled([names[i] for i in pictures], [label_of.get(keys[i]) for i in pictures])
+    def __init__(self, archives: Sequence[Path], labels: Labels = "auto") -> None:
+        found = [member for archive in archives for member in without_replaced(list(members(archive)))]
+        files = [m for m in found if m.refused or split_name(m.name).extension not in LABEL_EXTENSIONS]
+        images = [m for m in files if not m.refused]
+        self.notes: list[str] = []
+        texts = [None] * len(images) if labels == "none" else self._labels(images, found)
+        items, self.class_names = labelled([m.name for m in images], texts, named(archives))
         taken = iter(items)
-        self.items = [
-            next(taken) if reason is None else Item(name, refused=reason)
-            for name, reason in zip(names, reasons, strict=True)
-        ]
+        self.items = [Item(m.name, refused=m.refused) if m.refused else next(taken) for m in files]
+        self.places = [m.place for m in files]
 
     def read(self, index: int) -> bytes:
         return read_place(self.places[index])
 
+    def _labels(self, images: Sequence[Member], found: Sequence[Member]) -> list[str | None]:
+        """The label of each image: by the member that has its whole name, else by the one that has its key."""
+        stems = {(m.archive, split_name(m.name).stem) for m in images}
+        of_stem, of_key, silent = defaultdict(dict), defaultdict(dict), Counter()
+        for archive, name, place, refused in found:
+            key, stem, extension = split_name(name)
+            if refused is not None or extension not in LABEL_EXTENSIONS:
+                continue
+            label = read_label(place, extension)
+            if label is None:
+                silent[extension] += 1
+                continue
+            of_stem[archive, stem][name] = label
+            if stem == key or (archive, stem) not in stems:
+                of_key[archive, key][name] = label
+        self.notes += [f"{counted(number, f'{kind} member')} without a label in it" for kind, number in silent.items()]
+        return [
+            one_label(m.name, of_stem.get((m.archive, own.stem)) or of_key.get((m.archive, own.key), {}))
+            for m in images
+            for own in [split_name(m.name)]
+        ]
 
-def members(archive: Path) -> Iterator[tuple[str, Place | None, str | None]]:
-    """(ARCHIVE/member, its place, None) of every file in order, or (name, None, why it cannot be taken)."""
+
+def one_label(image: str, labels: dict[str, str]) -> str | None:
+    """The label of an image, from the members that have one for it; one of .cls before one of .json.
+
+    Raises UserError where they contradict each other: an id and a name do not.
+    """
+    for ids in (True, False):
+        alike = {name: label for name, label in labels.items() if bool(WHOLE.fullmatch(label)) == ids}
+        if len(set(alike.values())) > 1:
+            told = " and ".join(f"{label} ({name})" for name, label in sorted(alike.items()))
+            raise UserError(f"{image} has several labels, {told}: give it one, or use --labels none")
+    return next((labels[name] for name in sorted(labels)), None)
+
+
+def named(archives: Sequence[Path]) -> str:
+    return str(archives[0]) if len(archives) == 1 else f"{archives[0]} and {len(archives) - 1} more"
+
+
+def without_replaced(found: list[Member]) -> Iterator[Member]:
+    """Of several members of one name the last one is used, as unpacking would leave it."""
+    last = {normpath(member.name): index for index, member in enumerate(found) if member.place}
+    for index, member in enumerate(found):
+        replaced = member.place is not None and last[normpath(member.name)] != index
+        yield member._replace(refused="replaced by a later member of this name") if replaced else member
+
+
+def members(archive: Path) -> Iterator[Member]:
+    """Every file of an archive in order, and what of the archive cannot be read.
+
+    Archives that were joined are read to the end of the last one. The tarfile library ends in silence where a header is
+    missing or damaged, so the end of the last member is compared with the file.
+    """
+    size, start = archive.stat().st_size, 0
+    if not size:
+        yield Member(archive, archive.name, refused="empty file")
+    with archive.open("rb") as file:
+        refuse_compressed(archive, file.read(6))
+        while start < size:
+            end = yield from joined_part(archive, file, start)
+            start = after_zeros(file, end)
+            if start == end:
+                yield Member(archive, archive.name, refused=f"truncated or damaged: {what_is_missing(end, size)}")
+                return
+
+
+def refuse_compressed(archive: Path, begin: bytes) -> None:
+    kind = next((kind for mark, kind in COMPRESSED.items() if begin.startswith(mark)), None)
+    if kind is not None:
+        raise UserError(f"{archive} is compressed ({kind}), and images cannot be read where they lie: unpack it first")
+
+
+def joined_part(archive: Path, file: BinaryIO, start: int) -> Generator[Member, None, int]:
+    """The members of the archive that begins at a byte of a file; returns where the last one ends."""
+    file.seek(start)
     try:
-        with tarfile.open(archive, "r:") as tar:
-            for member in tar:
-                name = f"{archive.name}/{member.name}"
-                if member.isreg():
-                    yield name, Place(archive, member.offset_data, member.size), None
-                elif not member.isdir():
-                    yield name, None, "not a file"
-    except (tarfile.TarError, EOFError) as error:
-        yield archive.name, None, f"truncated or damaged: {error}"
+        tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 - what it opens is not its own.
+    except (tarfile.TarError, EOFError, ValueError):
+        return start
+    with suppress(tarfile.TarError, EOFError, ValueError):
+        for member in tar:
+            name = f"{archive.name}/{member.name}"
+            kind = listed(member.name)
+            if member.isdir():
+                continue
+            if not member.isreg():
+                yield Member(archive, name, refused="not a file")
+            elif kind.reason is None or kind.kind in LABEL_EXTENSIONS:
+                yield Member(archive, name, Place(archive, member.offset_data, member.size))
+            else:
+                yield Member(archive, name, refused=kind.reason)
+    return tar.offset
+
+
+def what_is_missing(end: int, size: int) -> str:
+    """Of an archive of `size` bytes whose last member ends at `end`, without the blocks of zeros that belong there."""
+    if end > size:
+        return f"the file ends at byte {size}, and its last member at byte {end}"
+    if end == size:
+        return "it ends without the mark of its end, so that members after the last one may be missing"
+    return f"no member begins at byte {end}, and the {size - end} bytes from there on are not read"
+
+
+def after_zeros(file: BinaryIO, start: int) -> int:
+    """Where the blocks of zeros that begin at `start` end; in a whole archive there are two at least."""
+    file.seek(start)
+    while (block := file.read(tarfile.BLOCKSIZE)) and not any(block):
+        start += len(block)
+    return start
 
 
 def read_place(place: Place) -> bytes:
@@ -83,10 +181,19 @@ def read_place(place: Place) -> bytes:
     return content
 
 
-def split_key(name: str) -> tuple[str, str]:
-    """WebDataset's key, up to the first dot of the file's own name, and the last extension in lower case."""
-    folder, slash, own = name.rpartition("/")
-    return folder + slash + own.partition(".")[0], Path(own).suffix.lower()
+class Split(NamedTuple):
+    """A member's name in parts. key: WebDataset's, up to the first dot of the file's own name. stem: all but the last
+    extension. extension: that one, in lower case.
+    """
+
+    key: str
+    stem: str
+    extension: str
+
+
+def split_name(name: str) -> Split:
+    folder, slash, own = normpath(name).rpartition("/")
+    return Split(folder + slash + own.partition(".")[0], folder + slash + Path(own).stem, Path(own).suffix.lower())
 
 
 def read_label(place: Place, extension: str) -> str | None:
@@ -94,11 +201,11 @@ def read_label(place: Place, extension: str) -> str | None:
     try:
         if place.length > MOST_LABEL_BYTES:
             return None
-        text = read_place(place).decode().strip()
+        text = read_place(place).decode("utf-8-sig").strip()
         if extension == ".cls":
             return text or None
         content = json.loads(text)
-        values = [content[key] for key in LABEL_KEYS if key in content] if isinstance(content, dict) else []
-        return str(values[0]) if values and isinstance(values[0], int | str) else None
+        key = labelling_key(list(content)) if isinstance(content, dict) else None
+        return label_text(content if not isinstance(content, dict) else content.get(key))
     except (OSError, ValueError):
         return None

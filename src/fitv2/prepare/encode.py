@@ -12,6 +12,8 @@ import torch
 from ..autoencoder import KLAutoencoder
 from ..data.images import UnreadableImage, decode, prepare, to_array, variants
 from ..data.prepared import Preparation
+from ..errors import UserError
+from ..finite import NotFinite
 
 # Pictures of equal size share a pass through the autoencoder while together they have no more pixels than this.
 PIXELS_PER_PASS = 8 * 256 * 256
@@ -56,10 +58,11 @@ def decode_variants(content: bytes, preparation: Preparation) -> Decoded:
 
 def encode_all(
     encoder: PixelEncoder | MomentEncoder, pictures: Iterable[tuple[str, np.ndarray]]
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Names and latents of all pictures, those of equal size together.
+) -> Iterator[tuple[str, np.ndarray | None]]:
+    """Names and latents of all images, those of equal size together; None for latents that are not finite.
 
-    Which pictures share a pass follows from their order alone: a pass of another number rounds otherwise.
+    Which images share a pass follows from their order alone: a pass of another number rounds otherwise. Raises
+    UserError for an autoencoder that gives such numbers whatever it is shown.
     """
     waiting: dict[tuple[int, ...], list[tuple[str, np.ndarray]]] = {}
     for name, picture in pictures:
@@ -73,6 +76,37 @@ def encode_all(
 
 def encode_pass(
     encoder: PixelEncoder | MomentEncoder, alike: list[tuple[str, np.ndarray]]
-) -> Iterator[tuple[str, np.ndarray]]:
-    latents = encoder.encode(np.stack([picture for _, picture in alike]))
+) -> Iterator[tuple[str, np.ndarray | None]]:
+    pictures = np.stack([picture for _, picture in alike])
+    latents = finite_latents(encoder, pictures)
+    if any(latent is None for latent in latents):
+        grey = np.full_like(pictures[:1], 128)
+        if finite_latents(encoder, grey) == [None]:
+            raise UserError(not_finite(encoder))
     yield from zip([name for name, _ in alike], latents, strict=True)
+
+
+def finite_latents(encoder: PixelEncoder | MomentEncoder, pictures: np.ndarray) -> list[np.ndarray | None]:
+    """Of each image its latents, or None where they are not finite, also as the float16 that is stored."""
+    try:
+        with np.errstate(over="ignore"):
+            latents = encoder.encode(pictures)
+    except NotFinite:  # Of one image at least.
+        return [None] if len(pictures) == 1 else [finite_latents(encoder, picture[None])[0] for picture in pictures]
+    return [latent if np.isfinite(latent).all() else None for latent in latents]
+
+
+def not_finite(encoder: PixelEncoder | MomentEncoder) -> str:
+    """What to do about an autoencoder whose latents are not finite."""
+    network = encoder.codec.network
+    name, precision = network.config.get("_name_or_path") or "given", str(network.dtype).removeprefix("torch.")
+    cure = (
+        "its weights are damaged or were saved in a precision that they do not fit into: get its float32 weights, or "
+        "name another autoencoder"
+        if network.dtype == torch.float32
+        else "compute in float32, as force_upcast in its config.json asks for"
+    )
+    return (
+        f"the autoencoder {name} gives latents that are not finite (NaN or infinity) in {precision}, so nothing was "
+        f"stored: {cure}"
+    )

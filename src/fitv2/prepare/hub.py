@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..data.contents import Labels
+from ..data.labelling import UNLABELLED, Item, labelled
+from ..data.tables import label_text, labelling_key
 from ..errors import UserError
-from .sources import Item, labelled, read_file
+from .items import read_file
 
 # What `save_to_disk` writes, and what a downloaded data set consists of.
 SAVED = ("dataset_dict.json", "state.json")
@@ -14,28 +17,31 @@ TABLES = ("*.parquet", "*.arrow", "data/*.parquet")
 
 
 class HubSource:
-    """The first column of pictures with the first of class labels (else one called label); of several splits, train."""
+    """The first column of images with the first of class labels (else one called label, class, ...); of several splits,
+    train.
+    """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, labels: Labels = "auto") -> None:
         rows = load_rows(name)
         kinds = {column: type(feature).__name__ for column, feature in rows.features.items()}
         pictures = [column for column, kind in kinds.items() if kind == "Image"]
         if not pictures:
             raise UserError(f"the data set {name} has no column of pictures; its columns are {', '.join(kinds)}")
         self.column = pictures[0]
-        labels = [column for column, kind in kinds.items() if kind == "ClassLabel"] + [c for c in kinds if c == "label"]
-        number = len(rows)
+        classes = [column for column, kind in kinds.items() if kind == "ClassLabel"]
+        by = None if labels == "none" else next(iter(classes), None) or labelling_key(list(kinds))
+        self.notes = [f"the labels are those of the column {by}"] if by and len(kinds) > 2 else []
         self.class_names: list[str] = []
-        if labels and kinds[labels[0]] == "ClassLabel":
-            self.class_names = list(rows.features[labels[0]].names)
+        if by in classes:
+            self.class_names = list(rows.features[by].names)
             # -1 is how `datasets` writes that a class is not known.
             self.items = [
-                Item(str(i), label) if label is not None and label >= 0 else Item(str(i), refused="without a label")
-                for i, label in enumerate(rows[labels[0]])
+                Item(str(i), label) if label is not None and label >= 0 else Item(str(i), refused=UNLABELLED)
+                for i, label in enumerate(rows[by])
             ]
         else:
-            texts = [None if label is None else str(label) for label in rows["label"]] if labels else [None] * number
-            self.items, self.class_names = labelled([str(i) for i in range(number)], texts)
+            texts = [label_text(label) for label in rows[by]] if by else [None] * len(rows)
+            self.items, self.class_names = labelled([str(i) for i in range(len(rows))], texts, name)
         self.rows = undecoded(rows.select_columns([self.column]), self.column)
 
     def read(self, index: int) -> bytes:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..atomic import write_file
+from ..data.labelling import count_classes
 from ..data.latents import LatentShards
 from ..data.packing import plan_packs, real_share
 from ..data.prepared import Preparation, read_dataset, read_index
@@ -47,8 +48,7 @@ class Inspection:
     @property
     def classes(self) -> dict[str, int]:
         """Pictures of each class, in the order of the labels."""
-        counts = Counter(self.labels)
-        return {name: counts[label] for label, name in enumerate(self.dataset["class_names"])}
+        return count_classes(self.labels, self.dataset["class_names"])
 
     @property
     def aspects(self) -> dict[str, int]:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ..data.images import UnreadableImage
-from .sources import Item, Source
+from ..data.labelling import Item
+from .items import Source
 
 
 @dataclass(frozen=True)

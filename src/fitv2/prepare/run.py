@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,11 +17,15 @@ from accelerate.utils import gather_object
 
 from ..atomic import remove_drafts, write_file, write_text
 from ..data.images import UnreadableImage
+from ..data.labelling import count_classes
 from ..data.prepared import DATASET, INDEX, SETTINGS, SHARDS, Preparation, read_settings
 from ..data.scan import in_threads
+from ..data.tables import told
 from ..errors import UserError
+from ..locks import locked
 from ..processes import first_says
-from .encode import Decoded, MomentEncoder, PixelEncoder, decode_variants, encode_all
+from .encode import Decoded, MomentEncoder, PixelEncoder, decode_variants, encode_all, not_finite
+from .items import Source
 from .plan import File, ShardPlan, hash_file, plan_shards, repeated
 from .shards import (
     Outcome,
@@ -33,17 +37,19 @@ from .shards import (
     shard_files,
     write_shard,
 )
-from .sources import Source
 
 T = TypeVar("T")
 MOST_NAMED = 5
+NOT_FINITE = "not finite: the autoencoder gives NaN or infinity for it"
 # (what is being done, how many) to a context whose value takes the number just finished.
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 
 @dataclass
 class Report:
-    """What a preparation found and did. skipped: (id, reason). encoded, reused: pictures, by this run."""
+    """What a preparation found and did. skipped: (id, reason). encoded, reused: Images, by this run. classes: Images of
+    each class, by name. notes: What was decided about the labels, as sentences.
+    """
 
     files: int = 0
     pictures: int = 0
@@ -52,6 +58,8 @@ class Report:
     shards: int = 0
     encoded: int = 0
     reused: int = 0
+    classes: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def skipped_by_reason(self) -> dict[str, int]:
@@ -76,7 +84,7 @@ def prepare(
     else, OSError where it cannot be written; what was there before is still whole then.
     """
     shards = out / SHARDS
-    with one_sentence(out):
+    with one_sentence(out), alone(out):
         first_says(partial(begin, out, preparation))
         files = hash_all(source, workers, state, progress)
         plans = plan_shards(files, shard_size, preparation.digest)
@@ -98,6 +106,22 @@ def prepare(
         return report
 
 
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """One preparation at a time in a folder: the first of its processes holds the lock.
+
+    Raises UserError, in all of them, where another one holds it.
+    """
+
+    def take() -> None:
+        refuse_foreign(out)  # Before a lock is left there.
+        held.enter_context(locked(out, "a preparation"))
+
+    with ExitStack() as held:
+        first_says(take)
+        yield
+
+
 def begin(out: Path, preparation: Preparation) -> None:
     """The folder as this preparation needs it, without what a kill may have left."""
     keep_settings(out, preparation)
@@ -105,11 +129,16 @@ def begin(out: Path, preparation: Preparation) -> None:
     remove_drafts(out / SHARDS)
 
 
-def keep_settings(out: Path, preparation: Preparation) -> None:
-    """Raises ValueError where the folder holds something else than this preparation."""
-    kept = read_settings(out)
-    if kept is None and out.exists() and any(path for path in out.iterdir() if not path.name.startswith(".")):
+def refuse_foreign(out: Path) -> None:
+    """Raises UserError for a folder that holds something else than prepared data."""
+    foreign = out.exists() and read_settings(out) is None
+    if foreign and any(path for path in out.iterdir() if not path.name.startswith(".")):
         raise UserError(f"{out} holds something else than a prepared data set; choose another --out")
+
+
+def keep_settings(out: Path, preparation: Preparation) -> None:
+    """Raises UserError where the folder was prepared in another way."""
+    kept = read_settings(out)
     begun = any((out / SHARDS).glob("*.jsonl"))
     if kept is not None and begun and kept.what_counts != preparation.what_counts:
         raise UserError(f"{out} was prepared with {difference(kept, preparation)}; choose another --out")
@@ -165,9 +194,14 @@ def build_shard(
                 yield f"{sha256}.{variant}", array
             done(1)
 
-    arrays |= dict(encode_all(encoder, pictures()))
+    encoded = dict(encode_all(encoder, pictures()))
+    lost = {name.partition(".")[0] for name, latent in encoded.items() if latent is None}
+    if 2 * len(lost) > len(missing):
+        raise UserError(f"{len(lost)} of {len(missing)} images have no finite latents: {not_finite(encoder)}")
+    outcomes |= {sha256: {"skipped": NOT_FINITE} for sha256 in lost}
+    arrays |= {name: latent for name, latent in encoded.items() if name.partition(".")[0] not in lost}
     write_shard(folder, plan, arrays, outcomes)
-    return Counter(encoded=len(missing), reused=len(known))
+    return Counter(encoded=len(missing) - len(lost), reused=len(known))
 
 
 def decode_again(source: Source, index: int, sha256: str, preparation: Preparation) -> Decoded:
@@ -185,13 +219,16 @@ def merge(
     out: Path, plans: Sequence[ShardPlan], twice: set[str], source: Source, source_name: str, preparation: Preparation
 ) -> Report:
     """Writes index.jsonl and dataset.json, then removes what they do not speak of."""
-    report = Report(shards=len(plans))
+    report = Report(shards=len(plans), notes=[*source.notes, *changed_classes(out, source.class_names)])
+    labels: list[int] = []
     index = hashlib.sha256()
     headers = []
 
     def write(draft: Path) -> None:
         with draft.open("wb") as file:
             for line in merged_lines(out / SHARDS, plans, twice, headers, report):
+                if "skipped" not in line:
+                    labels.append(line["label"])
                 content = json.dumps(line).encode() + b"\n"
                 index.update(content)
                 file.write(content)
@@ -200,6 +237,7 @@ def merge(
             raise UserError(f"no picture can be read in {source_name}: {told or 'there are no files'}")
 
     write_file(out / INDEX, write)
+    report.classes = count_classes(labels, source.class_names)
     counts = {"files": report.files, "pictures": report.pictures, "duplicates": report.duplicates}
     dataset = asdict(preparation) | {
         "source": source_name,
@@ -217,6 +255,23 @@ def merge(
         if path.name not in kept:
             path.unlink()
     return report
+
+
+def changed_classes(out: Path, class_names: Sequence[str]) -> Iterator[str]:
+    """A sentence where an earlier preparation in the folder had other classes: labels mean something else then."""
+    try:
+        before = json.loads((out / DATASET).read_bytes())["class_names"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if before == list(class_names):
+        return
+    new = told([name for name in class_names if name not in before])
+    gone = told([name for name in before if name not in class_names])
+    parts = [f"new {new}"] * bool(new) + [f"gone {gone}"] * bool(gone)
+    yield (
+        f"the classes are others than before ({'; '.join(parts) or 'in another order'}): a training on the earlier "
+        "ones cannot be resumed with these"
+    )
 
 
 def merged_lines(

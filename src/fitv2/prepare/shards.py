@@ -6,7 +6,7 @@ import hashlib
 import json
 import zlib
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +39,13 @@ def read_shard_index(index: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]
 
 
 def is_whole(folder: Path, name: str) -> bool:
-    """Whether a shard is as it was written, by the hash in its index."""
+    """Whether a shard is as it was written, by the hash in its index, and holds finite numbers."""
     tensors, index = shard_files(folder, name)
     try:
         header, _ = read_shard_index(index)
         with tensors.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == header["sha256"]
+            same = hashlib.file_digest(file, "sha256").hexdigest() == header["sha256"]
+        return same and not any(not_finite(tensors))
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -53,6 +54,14 @@ def outcomes_of(lines: Iterable[dict[str, Any]]) -> dict[str, Outcome]:
     """Content to outcome, from the lines of those contents that the shard owns."""
     owned = [line for line in lines if "sha256" in line and ("variants" in line or "skipped" in line)]
     return {line["sha256"]: {key: line[key] for key in OUTCOME if key in line} for line in owned}
+
+
+def not_finite(tensors: Path) -> Iterator[str]:
+    """The names of the tensors of a shard that hold NaN or infinity, which older versions stored."""
+    with safe_open(tensors, "np") as file:
+        for name in file.keys():  # noqa: SIM118 - it is no dictionary.
+            if file.get_slice(name).get_dtype() == "F16" and not np.isfinite(file.get_tensor(name)).all():
+                yield name
 
 
 def read_store(folder: Path, names: Iterable[str], wanted: Collection[str]) -> dict[str, tuple[Path, Outcome]]:

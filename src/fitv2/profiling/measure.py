@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 
 Work = Callable[[], object]
 # Large enough that a product is all arithmetic, small enough to measure it often.
-PEAK_SIDE = {"cpu": 2048, "cuda": 8192}
+PEAK_SIDE = {"cpu": 2048, "cuda": 8192, "xpu": 8192, "mps": 4096}
 
 
 def in_turn(
@@ -37,8 +37,8 @@ def in_turn(
 
 def synchronize() -> None:
     """Waits until a GPU has done what it was given."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
 
 
 def matrix_product(dtype: torch.dtype, device: torch.device) -> tuple[Work, int]:

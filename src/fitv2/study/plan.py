@@ -11,9 +11,9 @@ import torch
 from ..autoencoder import read_factor
 from ..build import build_base, build_dataset, build_model_config
 from ..config import Recipe
+from ..device import choose_device
 from ..model.config import NetworkConfig
 from ..model.cost import forward_flops
-from ..pretrained import default_device
 from ..profiling.measure import in_turn, matrix_product
 from ..training.plan import plan_figures
 from .conditions import Evaluation
@@ -66,6 +66,6 @@ def speed(jobs: Sequence[Job], at_a_time: int) -> tuple[float, str]:
         rate = sum(point.flops for point in trained) / sum(point.seconds for point in trained)
         return rate, f"as fast as the {len(trained)} that are done"
     torch.set_num_threads(threads_of_a_run(at_a_time))
-    work, flops = matrix_product(torch.bfloat16, torch.device(default_device()))
+    work, flops = matrix_product(torch.bfloat16, choose_device())
     (seconds,) = in_turn({"product": work}, repeats=1)["product"]
     return SHARE_OF_PEAK * flops / seconds, f"at {100 * SHARE_OF_PEAK:.0f} % of the peak of large matrix products"

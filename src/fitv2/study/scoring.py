@@ -16,16 +16,18 @@ from torch import Tensor
 from ..atomic import write_file
 from ..autoencoder import KLAutoencoder, Pixels, load_autoencoder, read_factor
 from ..data.dataset import Dataset
+from ..device import choose_device
 from ..errors import UserError
 from ..evaluation.frechet import frechet_distance
 from ..evaluation.kid import kernel_distance
 from ..evaluation.neighbours import compare_neighbours
 from ..evaluation.summary import Summary, kept_summary, summarise
 from ..evaluation.wishes import SizeWish, balanced_wishes
+from ..finite import NotFinite
 from ..generate import check_divisible, generate
 from ..hashes import json_digest
 from ..model.config import NetworkConfig
-from ..pretrained import Pretrained, default_device, load_pretrained
+from ..pretrained import Pretrained, load_pretrained
 from ..sheets import to_image
 from ..training.samples import draw_sheet
 from .conditions import Condition
@@ -39,10 +41,6 @@ CURVE_SCORES = ("distance", "recognised")
 SCORES = (*CURVE_SCORES, "kid", "precision", "recall", "density", "coverage")
 
 
-class NotFinite(Exception):
-    """A model made numbers that are no picture."""
-
-
 @dataclass
 class Snapshot:
     """A model of a run, loaded when it is first needed, and once."""
@@ -52,7 +50,7 @@ class Snapshot:
     @cached_property
     def pretrained(self) -> Pretrained:
         pretrained = load_pretrained(self.path)
-        pretrained.model.to(default_device())
+        pretrained.model.to(choose_device())
         return pretrained
 
 
@@ -125,8 +123,6 @@ class Scorer:
         wishes = balanced_wishes(as_the_view, images, SizeWish(condition.pixels), self.job.run.seed, self.factor)
         with self.precision():
             latents = generate(snapshot.pretrained.model, wishes, sampling, lambda *_: self.finished(1))
-        if not all(bool(latent.isfinite().all()) for latent in latents):
-            raise NotFinite
         pictures = (to_image(self.codec.decode(latent)).convert(view.extractor.mode) for latent in latents)
         labels = np.array([wish.label for wish in wishes], dtype=np.int64)
         return summarise(view.extractor, pictures, labels, lambda _: None)
@@ -136,19 +132,22 @@ class Scorer:
         evaluation, pretrained = self.job.study.evaluation, snapshot.pretrained
         view = self.views[[c for c in self.final if c in evaluation.by_view][-1].view]
         sampling = evaluation.sampling(evaluation.point, self.config)
-        with self.precision():
-            page = draw_sheet(pretrained.model, pretrained.class_names, view.shapes, sampling, self.codec)
+        try:
+            with self.precision():
+                page = draw_sheet(pretrained.model, pretrained.class_names, view.shapes, sampling, self.codec)
+        except NotFinite:  # A model that diverged has scores that say so, and no images.
+            return
         write_file(self.job.sheet, lambda draft: page.save(draft, "PNG"))
 
     @cached_property
     def codec(self) -> Pixels | KLAutoencoder:
         """What makes pictures of the models' latents."""
-        return load_autoencoder(self.dataset.autoencoder, default_device())
+        return load_autoencoder(self.dataset.autoencoder, choose_device())
 
     def precision(self) -> torch.autocast:
         """That of the training."""
         return torch.autocast(
-            default_device(), torch.bfloat16, enabled=self.job.run.recipe.training.precision == "bf16"
+            choose_device().type, torch.bfloat16, enabled=self.job.run.recipe.training.precision == "bf16"
         )
 
     def finished(self, images: int) -> None:

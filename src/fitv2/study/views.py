@@ -21,6 +21,7 @@ from ..build import build_dataset, holds_latents
 from ..config import DataSettings
 from ..data.dataset import Dataset
 from ..data.images import variants
+from ..device import choose_device
 from ..errors import UserError
 from ..evaluation.extractors import load_extractor
 from ..evaluation.features import Extractor
@@ -30,7 +31,7 @@ from ..evaluation.summary import Summary, kept_summary, summarise
 from ..hashes import json_digest
 from ..model.config import NetworkConfig
 from ..model.presets import architecture_of
-from ..pretrained import default_device, shapes_of
+from ..pretrained import shapes_of
 from ..sheets import to_image
 from .conditions import FEWEST, Condition, Evaluation
 from .definition import Study
@@ -39,7 +40,7 @@ from .definition import Study
 @cache
 def extractor_of(name: str) -> Extractor:
     """The network that sees the pictures, loaded once in a process. Raises ValueError where it is not installed."""
-    return load_extractor(name, default_device())
+    return load_extractor(name, str(choose_device()))
 
 
 def load_views(study: Study, factor: int, cache: Path) -> dict[str, View]:

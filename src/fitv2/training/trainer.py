@@ -25,6 +25,7 @@ from ..config import Recipe, TrainingSettings
 from ..data.dataset import Dataset
 from ..data.loader import PackLoader, Position, Step
 from ..errors import UserError
+from ..finite import NotFinite
 from ..generate import Sampling, default_solver
 from ..model.config import NetworkConfig
 from ..model.network import Network, build_network, load_strictly
@@ -334,6 +335,10 @@ class Trainer:
         eager = torch.compiler.set_stance("force_eager") if self.recipe.training.compile else nullcontext()
         with eager, self.ema.applied_to(self.bare_model):
             names, codec = self.dataset.class_names, codecs[0] if codecs else None
-            page = draw_sheet(self.bare_model, names, self.shapes, sampling, codec)
+            try:
+                page = draw_sheet(self.bare_model, names, self.shapes, sampling, codec)
+            except NotFinite as error:  # The next sheet may be well; what is trained is saved in any case.
+                logger.warning("no sample sheet at step %d: %s", self.done, error)
+                return
         if main:
             write_file(self.sheet, lambda draft: page.save(draft, "PNG"))

@@ -1,0 +1,191 @@
+"""What a folder of images holds: which of its files are data, of which class, and why the others are not.
+
+Labels come from a table beside the images (metadata.jsonl, metadata.csv, dataset.json) if there is one, else from the
+sub-folders of the root. Where it is not clear what is meant, nothing is guessed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from posixpath import normpath
+from typing import Literal, NamedTuple
+
+from ..errors import UserError
+from ..messages import counted
+from .labelling import Item, labelled
+from .listing import Listed, class_of, classes_of, list_files
+from .made import SAMPLES, made_by_fitv2
+from .tables import Table, is_there, read_table
+
+Labels = Literal["auto", "folders", "none"]
+TABLES = ("metadata.jsonl", "metadata.csv", "dataset.json")
+# Not read; named, so that nobody wonders.
+UNREAD = ("metadata.parquet",)
+SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval"}
+MOST_NAMED = 5
+
+
+@dataclass
+class Contents:
+    """files: All that was met, in order. items: One for each of them, with its label or the reason why it is left out.
+    class_names: In the order of the labels; empty without classes. notes: What was decided, as sentences.
+    """
+
+    files: list[Listed]
+    items: list[Item]
+    class_names: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def read_contents(root: Path, labels: Labels = "auto", option: str | None = "--set data.labels=") -> Contents:
+    """The files below a folder.
+
+    Args:
+        root: The folder.
+        labels: "folders", the sub-folders of the root are the classes; "none", there are no classes; "auto", by a table
+            beside the images or by sub-folders, where that is clear.
+        option: How people choose `labels`, for messages; None where they cannot.
+
+    Raises:
+        UserError: fitv2 itself made the folder, or it is not clear what the classes are.
+    """
+    refuse_own(root)
+    files = list(list_files(root))
+    images = [file.name for file in files if file.reason is None]
+    if labels == "none":
+        return Contents(files, [Item(file.name, refused=file.reason) for file in files])
+    notes: list[str] = []
+    if labels == "auto":
+        table = find_table(root, files, notes, option)
+        if table is not None and table.has_labels:
+            return by_table(root, table, files, notes, option)
+        if table is not None:
+            return Contents(files, [Item(file.name, refused=file.reason) for file in files], notes=notes)
+        refuse_unclear(root, images, option)
+    class_names = classes_of(images)
+    if len(class_names) == 1:
+        notes.append(f"one class alone, {class_names[0]}, tells a model nothing{advice(option, 'none')}")
+    elif class_names and all(name.isdecimal() for name in class_names) and class_names != sorted(class_names, key=int):
+        notes.append(f"the classes are the sub-folders in the order of text: {', '.join(class_names[:12])}")
+    number = {name: label for label, name in enumerate(class_names)}
+    items = [Item(file.name, number.get(class_of(file.name), 0), file.reason) for file in files]
+    if class_names:
+        items = [
+            item if item.refused or class_of(item.id) else Item(item.id, refused="outside the class folders")
+            for item in items
+        ]
+    return Contents(files, items, class_names, notes)
+
+
+def refuse_own(root: Path) -> None:
+    """Raises UserError for a folder that fitv2 made; samples alone are taken by their name."""
+    made = made_by_fitv2({path.name for path in root.iterdir()})
+    if made not in (None, SAMPLES):
+        raise UserError(f"{root} is {made}, made by fitv2, and no folder of images: name the images that it is about")
+
+
+class Beside(NamedTuple):
+    """A table beside the images."""
+
+    name: str
+    table: Table
+
+    @property
+    def has_labels(self) -> bool:
+        return self.table.has_labels
+
+
+def find_table(root: Path, files: Sequence[Listed], notes: list[str], option: str | None) -> Beside | None:
+    """The table that has the labels, or says that there are none; `notes` get what people should know."""
+    tables = [Beside(f.name, read_table(root / f.name)) for f in files if f.name.rpartition("/")[2] in TABLES]
+    deeper = [beside.name for beside in tables if "/" in beside.name and beside.has_labels]
+    tables = [beside for beside in tables if "/" not in beside.name]
+    labelling = [beside for beside in tables if beside.has_labels]
+    if len(labelling) > 1:
+        names = " and in ".join(beside.name for beside in labelling)
+        raise UserError(f"{root} has labels in {names}: remove or rename all but one{advice(option, 'folders')}")
+    if deeper and not labelling:
+        raise UserError(
+            f"the labels lie in {', '.join(deeper[:MOST_NAMED])}, below {root}: name that folder, "
+            f"{Path(root, deeper[0]).parent}, instead{advice(option, 'folders')}"
+        )
+    notes += [beside.table.note or f"{beside.name} holds no labels" for beside in tables if not beside.has_labels]
+    notes += [f"{file.name} is not read: save it as metadata.csv" for file in files if file.name in UNREAD]
+    silent = [beside for beside in tables if beside.table.says_none]
+    return next(iter(labelling or silent), None)
+
+
+def by_table(root: Path, beside: Beside, files: Sequence[Listed], notes: list[str], option: str | None) -> Contents:
+    """Every file, labelled by a table, and after them the rows of the table that have none."""
+    label_of = {normpath(row.path): row.label for row in beside.table.rows}
+    images = [file.name for file in files if file.reason is None]
+    known = [name for name in images if name in label_of]
+    if 2 * len(known) < len(images):
+        unknown = next(name for name in images if name not in label_of)
+        raise UserError(
+            f"{beside.name} lists {len(known)} of the {counted(len(images), 'image')} below {root}, and not {unknown}: "
+            f"complete it{advice(option, 'folders')}{advice(option, 'none')}"
+        )
+    items, class_names = labelled(known, [label_of[name] for name in known], str(root / beside.name))
+    given = {item.id: item for item in items}
+    unlisted = f"not in {beside.name}"
+    every = [
+        Item(file.name, refused=file.reason) if file.reason else given.get(file.name, Item(file.name, refused=unlisted))
+        for file in files
+    ]
+    lost = [name for name in label_of if name not in given and not is_there(root, name)]
+    notes.append(
+        f"the labels are those of {beside.name}" + (", and sub-folders are no classes" if classes_of(images) else "")
+    )
+    return Contents(
+        [*files, *(Listed(name, "picture", "not a file") for name in lost)],
+        [*every, *(Item(name, refused="not a file") for name in lost)],
+        class_names,
+        notes,
+    )
+
+
+def refuse_unclear(root: Path, images: Sequence[str], option: str | None) -> None:
+    """Raises UserError where sub-folders may be classes or may not; offers what can be meant."""
+    folders = Counter(map(class_of, images))
+    loose = folders.pop(None, 0)
+    names = sorted(folders)
+    if loose and folders:
+        told = ", ".join(f"{name}/ ({folders[name]})" for name in names[:MOST_NAMED])
+        raise UserError(
+            f"{root} holds {counted(loose, 'image')} and, beside {'it' if loose == 1 else 'them'}, "
+            f"{counted(len(folders), 'sub-folder')} with images: {told}{', ...' if len(names) > MOST_NAMED else ''}. "
+            f"Which are meant?{choices(option, loose, len(images))}"
+        )
+    within = {name.split("/")[1] for name in images if name.count("/") > 1}
+    if len(names) == 1 and len(within) > 1:
+        shown = ", ".join(sorted(within)[:MOST_NAMED])
+        raise UserError(
+            f"all images of {root} lie in its one sub-folder {names[0]}, and there in {shown}: name {root / names[0]} "
+            f"to have these as classes{advice(option, 'folders')}"
+        )
+    if len(names) > 1 and SPLITS.issuperset(name.lower() for name in names):
+        raise UserError(
+            f"the sub-folders of {root} are {', '.join(names)}: name one of these parts, such as {root / names[0]}"
+            f"{advice(option, 'folders')}"
+        )
+
+
+def choices(option: str | None, loose: int, every: int) -> str:
+    """What to add to the command for either meaning."""
+    if option is None:
+        return " Name a folder that holds nothing else, or move the others away"
+    return (
+        f" Add one of these to the command, or move the others away:\n"
+        f"  {option}folders  the {every - loose} in sub-folders, which are the classes\n"
+        f"  {option}none     all {every}, without classes"
+    )
+
+
+def advice(option: str | None, value: Literal["folders", "none"]) -> str:
+    """The other way out, as the end of a sentence."""
+    meaning = {"folders": "takes the sub-folders of the root as classes", "none": "takes all without classes"}[value]
+    return "" if option is None else f"; {option}{value} {meaning}"

@@ -1,0 +1,107 @@
+"""From labels as texts to classes. Whole numbers are class ids and keep their meaning; anything else is a name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import UserError
+from ..messages import counted
+
+# Beyond this a whole number is no class id: a table of the classes would fill the memory.
+MOST_CLASSES = 100_000
+# As tables write whole numbers: pandas makes 3.0 of them in a column with gaps.
+WHOLE = re.compile(r"[+-]?\d+(\.0+)?")
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+# How Hugging Face and others write that a class is not known.
+UNKNOWN = -1
+UNLABELLED = "without a label"
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A file of a source. id: its name there. label: its class, 0 without classes. refused: why it is not used."""
+
+    id: str
+    label: int = 0
+    refused: str | None = None
+
+
+def labelled(names: Sequence[str], labels: Sequence[str | None], where: str) -> tuple[list[Item], list[str]]:
+    """Items, and the class names in the order of their labels; no classes where nothing has a label.
+
+    Items without a label, or with -1, are refused where others have one.
+
+    Args:
+        names: Of the images, in order.
+        labels: Of each image, None or empty where it has none.
+        where: What holds the labels, for messages.
+
+    Raises:
+        UserError: Labels mix numbers and names, are numbers but no ids, or most images have none.
+    """
+    given = {label for label in labels if label}
+    if given and all(map(WHOLE.fullmatch, given)):
+        numbers = {label: int(label.partition(".")[0]) for label in given}
+        numbers = {label: number for label, number in numbers.items() if number != UNKNOWN}
+        class_names, numbers = _of_ids(numbers, where)
+    else:
+        _refuse_mixture(given, where)
+        class_names = sorted(given)
+        numbers = {label: number for number, label in enumerate(class_names)}
+    items = [
+        Item(name, refused=UNLABELLED) if numbers and label not in numbers else Item(name, numbers.get(label, 0))
+        for name, label in zip(names, labels, strict=True)
+    ]
+    missing = [item.id for item in items if item.refused]
+    if 2 * len(missing) > len(items):
+        raise UserError(
+            f"{len(missing)} of {counted(len(items), 'image')} have no label in {where}, the first {missing[0]}: add "
+            "the labels, or train without any (prepare: --labels none; train: --set data.labels=none)"
+        )
+    return items, class_names
+
+
+def _of_ids(ids: dict[str, int], where: str) -> tuple[list[str], dict[str, int]]:
+    """Class names and the label of each text, for class ids."""
+    if min(ids.values(), default=0) < 0:
+        raise UserError(f"{where} has the label {min(ids.values())}; class ids begin at 0, and -1 stands for no label")
+    most = max(ids.values(), default=-1) + 1
+    if most <= MOST_CLASSES:
+        return [str(number) for number in range(most)], ids
+    # Numbers of a catalogue: names, but in the order of numbers.
+    known = sorted(set(ids.values()))
+    place = {number: label for label, number in enumerate(known)}
+    return [str(number) for number in known], {label: place[number] for label, number in ids.items()}
+
+
+def _refuse_mixture(given: set[str], where: str) -> None:
+    numbers = sorted(filter(NUMBER.fullmatch, given))
+    names = sorted(given - set(numbers))
+    if numbers and names:
+        raise UserError(
+            f"the labels of {where} mix numbers ({numbers[0]}) and names ({names[0]}): write all of them as ids or all "
+            "as names, or use none of them (prepare: --labels none; train: --set data.labels=none)"
+        )
+    if numbers:
+        fraction = next(label for label in numbers if not WHOLE.fullmatch(label))
+        raise UserError(f"{where} has the label {fraction}, which is no class: write ids (0, 1, 2) or names")
+
+
+def count_classes(labels: np.ndarray | Sequence[int], class_names: Sequence[str]) -> dict[str, int]:
+    """Images of each class by its name, in the order of the labels; empty without classes.
+
+    Args:
+        labels: (N,) of images, in [0, number of classes).
+        class_names: Of all classes; of several with one name, the others get their number behind it.
+    """
+    if not class_names:
+        return {}
+    counts = np.bincount(np.asarray(labels, np.int64), minlength=len(class_names)).tolist()
+    seen: dict[str, int] = {}
+    for number, (name, count) in enumerate(zip(class_names, counts, strict=True)):
+        seen[name if name not in seen else f"{name} ({number})"] = count
+    return seen

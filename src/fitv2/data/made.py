@@ -1,0 +1,30 @@
+"""Folders that fitv2 itself fills: the images in them are its output, and never data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+
+RUN, PREPARED, SAMPLES = "a training run", "prepared data", "samples"
+# What a folder is, by the names in it: all of a set have to be there.
+MARKS: list[tuple[str, set[str]]] = [
+    (RUN, {"recipe.json", "checkpoints"}),
+    (RUN, {"recipe.json", "samples"}),
+    (RUN, {"recipe.json", "log.jsonl"}),
+    (RUN, {"recipe.json", "model"}),
+    (PREPARED, {"settings.json", "shards"}),
+    ("an inspection", {"pictures.csv", "plots.png"}),
+    ("an evaluation", {"result.json", "scores.png"}),
+    ("a study", {"result.json", "final.png"}),
+    ("a study", {"runs", "sheets"}),
+]
+SHEET = "sheet.png"
+SAMPLE = re.compile(r".+_\d+x\d+_seed\d+\.png")
+
+
+def made_by_fitv2(names: Collection[str]) -> str | None:
+    """What fitv2 made of a folder that holds these names; None for a folder of anybody else's."""
+    for what, marks in MARKS:
+        if marks.issubset(names):
+            return what
+    return SAMPLES if SHEET in names and any(map(SAMPLE.fullmatch, names)) else None

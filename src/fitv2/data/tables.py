@@ -1,0 +1,259 @@
+"""Tables of images and labels: lists, and the metadata that data sets carry beside their images.
+
+    .txt, .tsv          path, tab, label; a quote is a character like any other
+    .csv                path, comma, label; quoted as spreadsheets do it
+    .jsonl              an object per line, as metadata.jsonl of Hugging Face
+    dataset.json        {"labels": [[path, label], ...]}, of StyleGAN and EDM
+
+A header line names the columns in any order; without one they are path and label. Empty lines are left out, and so are
+comments: lines that begin with # and name no file.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from posixpath import normpath
+from typing import Any, NamedTuple
+
+from ..errors import UserError
+from .images import EXTENSIONS
+
+DELIMITED = {".txt": "\t", ".tsv": "\t", ".csv": ","}
+LISTS = (*DELIMITED, ".jsonl")
+# Names of columns, the most telling first.
+PATHS = ("file_name", "filename", "file", "file_path", "filepath", "path", "image", "image_path", "image_file")
+PATHS += ("image_name", "image_file_name", "img", "img_path", "images", "name", "image_id", "id")
+LABELS = ("label", "labels", "class", "class_name", "class_label", "category", "target", "cls", "class_id")
+LABELS += ("class_index", "label_id", "label_name", "y")
+CAPTIONS = ("text", "caption", "captions", "prompt", "description")
+MOST_NAMED = 6
+UNLABELLED = "dataset.json says that these images have no labels"
+
+
+class Row(NamedTuple):
+    """path: As written. label: As text, None without one. line: Where it stands, counted from 1."""
+
+    path: str
+    label: str | None
+    line: int
+
+
+class Table(NamedTuple):
+    """rows: Each path once. repeated: Later rows with a path and label that stand above already. note: What people
+    should know about it. says_none: Whether it says that the images have no labels.
+    """
+
+    rows: list[Row]
+    repeated: list[Row]
+    note: str | None = None
+    says_none: bool = False
+
+    @property
+    def has_labels(self) -> bool:
+        return any(row.label for row in self.rows)
+
+
+def read_table(file: Path, with_labels: bool = True) -> Table:
+    """The images and labels of a table; the images alone without `with_labels`.
+
+    Raises:
+        UserError: It cannot be read, or it is not clear what is meant; the message says where and what to do.
+    """
+    suffix = file.suffix.lower()
+    if suffix == ".json":
+        rows, note = _of_dataset_json(file)
+    elif suffix == ".jsonl":
+        rows, note = _of_objects(file)
+    else:
+        rows, note = _of_lines(file, DELIMITED[suffix])
+    first: dict[str, Row] = {}
+    repeated = []
+    for row in rows:
+        row = Row(_native(file.parent, row.path), row.label if with_labels else None, row.line)
+        before = first.setdefault(normpath(row.path), row)
+        if before is not row and before.label != row.label:
+            raise UserError(
+                f"{file} has two labels for {row.path}: {before.label or 'none'} (line {before.line}) and "
+                f"{row.label or 'none'} (line {row.line}); remove one of the lines"
+            )
+        if before is not row:
+            repeated.append(row)
+    return Table(list(first.values()), repeated, note, suffix == ".json" and note == UNLABELLED)
+
+
+def label_text(value: Any) -> str | None:
+    """A label of JSON as text. Raises ValueError for what can be no label: lists, objects."""
+    if value is None or isinstance(value, str):
+        return (value or "").strip() or None
+    if isinstance(value, list | dict):
+        raise ValueError(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def labelling_key(names: Sequence[str]) -> str | None:
+    """Which of some keys or column names holds the label."""
+    return _first_of(LABELS, names)
+
+
+def is_there(folder: Path, path: str) -> bool:
+    """Whether a path of a table is a file. What no system takes for a path is none."""
+    try:
+        return (folder / path).is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _native(folder: Path, path: str) -> str:
+    """A path of a table from Windows with slashes, where that is what is there."""
+    slashes = path.replace("\\", "/")
+    return slashes if slashes != path and not is_there(folder, path) and is_there(folder, slashes) else path
+
+
+def _of_dataset_json(file: Path) -> tuple[list[Row], str | None]:
+    try:
+        pairs = json.loads(file.read_bytes())["labels"]
+        rows = [Row(path, label_text(label), number) for number, (path, label) in enumerate(pairs or [], 1)]
+    except (OSError, ValueError, TypeError, KeyError):
+        return [], f"{file.name} is not used: it has no labels that are pairs of a path and a class"
+    return rows, None if rows else UNLABELLED
+
+
+def _of_objects(file: Path) -> tuple[list[Row], str | None]:
+    objects = []
+    for number, line in _lines(file):
+        try:
+            content = json.loads(line)
+        except ValueError:
+            content = None
+        if not isinstance(content, dict):
+            raise UserError(f"{file}, line {number}, is no JSON object: correct or remove that line")
+        objects.append((number, content))
+    names = list(dict.fromkeys(name for _, content in objects for name in content))
+    path, label = _columns(file, names) if objects else (None, None)
+    rows = []
+    for number, content in objects:
+        try:
+            rows.append(Row(str(content.get(path, "")), label_text(content.get(label)), number))
+        except ValueError:
+            raise UserError(f"{file}, line {number}: {label} is no number or name; write a class there") from None
+    return [row for row in rows if row.path], _without_labels(file, names, label)
+
+
+def _of_lines(file: Path, delimiter: str) -> tuple[list[Row], str | None]:
+    lines = list(_lines(file))
+    if file.suffix.lower() == ".csv" and lines and delimiter not in lines[0][1]:
+        # Spreadsheets of many countries separate by semicolons.
+        delimiter = next((other for other in ";\t" if other in lines[0][1]), delimiter)
+    cells = [(number, _split(file, number, line, delimiter)) for number, line in lines]
+    folder, note = file.parent, None
+    if cells and _is_header(folder, [row for _, row in cells[:2]]):
+        names = cells.pop(0)[1]
+        path, label = _columns(file, names)
+        at, of_label = names.index(path), len(names) if label is None else names.index(label)
+        rows = [Row(_cell(row, at), _cell(row, of_label) or None, number) for number, row in cells]
+        note = _without_labels(file, names, label)
+    else:
+        rows = [_positional(file, number, row, delimiter) for number, row in cells]
+    return [row for row in rows if row.path], note
+
+
+def _lines(file: Path) -> Iterator[tuple[int, str]]:
+    """The lines that are neither empty nor comments, with their numbers. Bytes that are not UTF-8 stay in them."""
+    with file.open("rb") as opened:
+        content = opened.read()
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = content.decode("utf-16") if wide else content.decode("utf-8-sig", "surrogateescape")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not a list of images: {error}") from None
+    if "\0" in text:
+        raise UserError(f"{file} is not a list of images: it is not text")
+    for number, line in enumerate(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), 1):
+        comment = line.startswith("#") and not is_there(file.parent, re.split(r"[\t,;]", line)[0].strip())
+        if line.strip(" \t,;") and not comment:
+            yield number, line
+
+
+def _split(file: Path, number: int, line: str, delimiter: str) -> list[str]:
+    if file.suffix.lower() != ".csv":
+        return line.split(delimiter)
+    try:
+        return next(csv.reader([line], delimiter=delimiter, strict=True, skipinitialspace=True))
+    except csv.Error:
+        raise UserError(
+            f'{file}, line {number}: a quote is opened and not closed; double a quote that belongs to a name ("")'
+        ) from None
+
+
+def _is_header(folder: Path, rows: Sequence[Sequence[str]]) -> bool:
+    """Whether the first of these rows names the columns."""
+    cells = [cell.strip() for cell in rows[0]]
+    if is_there(folder, cells[0]) or any(Path(cell).suffix.lower() in EXTENSIONS for cell in cells):
+        return False
+    known = {*PATHS, *LABELS, *CAPTIONS}
+    if any(_plain(cell) in known for cell in cells):
+        return True
+    return len(rows) > 1 and len(rows[1]) == len(cells) > 1 and is_there(folder, rows[1][0].strip())
+
+
+def _columns(file: Path, names: Sequence[str]) -> tuple[str, str | None]:
+    """The columns of paths and of labels, or None where there are none of these."""
+    path = _first_of(PATHS, names)
+    label = _first_of(LABELS, names)
+    if path is None:
+        others = [name for name in names if name != label]
+        if len(others) != 1 and file.suffix.lower() == ".jsonl":
+            raise UserError(f"{file} has no key file_name with the paths of the images; its keys are {told(names)}")
+        path = others[0] if others else names[0]
+    if label is None:
+        others = [name for name in names if name != path and _plain(name) not in (*CAPTIONS, *PATHS)]
+        if len(others) > 1 and file.suffix.lower() != ".jsonl":
+            raise UserError(f"{file}: which of the columns {told(others)} holds the labels? Rename that one to label")
+        label = others[0] if len(others) == 1 and file.suffix.lower() != ".jsonl" else None
+    return path, label
+
+
+def _positional(file: Path, number: int, cells: list[str], delimiter: str) -> Row:
+    """Path and label of a line without a header above it; the path itself may hold the delimiter."""
+    while len(cells) > 1 and not cells[-1].strip():
+        cells = cells[:-1]
+    whole, path, last = delimiter.join(cells), delimiter.join(cells[:-1]), cells[-1].strip()
+    if len(cells) == 1 or is_there(file.parent, whole):
+        return Row(_trimmed(file, whole), None, number)
+    if len(cells) > 2 and not is_there(file.parent, path.strip()):
+        raise UserError(
+            f"{file}, line {number}, has {len(cells)} columns and no header says which: begin the list with a line "
+            f"such as file_name{delimiter}label"
+        )
+    return Row(_trimmed(file, path), last, number)
+
+
+def _trimmed(file: Path, path: str) -> str:
+    """Without spaces around, unless they belong to the name of the file."""
+    return path if is_there(file.parent, path) else path.strip()
+
+
+def _cell(row: Sequence[str], column: int) -> str:
+    return row[column].strip() if column < len(row) else ""
+
+
+def _first_of(wanted: Sequence[str], names: Sequence[str]) -> str | None:
+    plain = {_plain(name): name for name in reversed(names)}
+    return next((plain[name] for name in wanted if name in plain), None)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"\W+", "_", name.strip().lower()).strip("_")
+
+
+def _without_labels(file: Path, names: Sequence[str], label: str | None) -> str | None:
+    return None if label is not None or len(names) < 2 else f"{file.name} holds no labels, only {told(names)}"
+
+
+def told(names: Sequence[str]) -> str:
+    return ", ".join(names[:MOST_NAMED]) + (" and more" if len(names) > MOST_NAMED else "")

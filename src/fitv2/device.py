@@ -1,0 +1,79 @@
+"""Where networks run: a device by its name, and the precision that suits it."""
+
+from __future__ import annotations
+
+import os
+import re
+from datetime import timedelta
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from .errors import UserError
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+Precision = Literal["fp32", "bf16"]
+# float32 and no are the words of older versions.
+PRECISIONS: dict[str, Precision] = {"fp32": "fp32", "bf16": "bf16", "float32": "fp32", "no": "fp32"}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+NAME = re.compile(r"(cuda|mps|xpu|cpu)(?::(\d+))?")
+
+
+def choose_device(name: str | None = None) -> torch.device:
+    """The device called cuda, mps, xpu or cpu, of the first two also with an index as in cuda:1; None: the best one.
+
+    On CUDA it also allows TF32 in float32 products. Raises UserError for a device that this machine does not have.
+    """
+    there = device_counts()
+    parts = NAME.fullmatch(name or next(iter(there)))
+    if parts is None:
+        raise UserError(f"{name!r} is not a device; choose from {' '.join(there)} (several GPUs: cuda:0, cuda:1, ...)")
+    kind, index = parts.groups()
+    if int(index or 0) >= there.get(kind, 0):
+        known = ", ".join(kind if count == 1 else f"{kind}:0 to {kind}:{count - 1}" for kind, count in there.items())
+        raise UserError(f"there is no device {name} here for the installed PyTorch; choose from {known}")
+    if kind == "cuda":
+        torch.set_float32_matmul_precision("high")
+    return torch.device(kind, None if index is None or kind in ("cpu", "mps") else int(index))
+
+
+def device_counts() -> dict[str, int]:
+    """How many devices of each kind PyTorch can use, the fastest kind first."""
+    counts = {"cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0}
+    counts["xpu"] = torch.xpu.device_count() if torch.xpu.is_available() else 0
+    counts["mps"] = int(torch.backends.mps.is_available())
+    return {kind: count for kind, count in counts.items() if count} | {"cpu": 1}
+
+
+def default_precision(device: torch.device) -> Precision:
+    """bf16 on CUDA devices that compute in it; else fp32, which is right everywhere."""
+    bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if bf16 else "fp32"
+
+
+def choose_precision(name: str | None, device: torch.device) -> Precision:
+    """fp32 or bf16; None: what suits the device. Raises UserError for another word."""
+    if name is None:
+        return default_precision(device)
+    if name not in PRECISIONS:
+        raise UserError(f"the precision is fp32 or bf16, not {name!r}")
+    return PRECISIONS[name]
+
+
+def join_processes(name: str | None, timeout: timedelta) -> PartialState:
+    """This process among those that a launcher started; its `device` is one of the kind of that name.
+
+    Whatever uses accelerate later in this process finds the same device. Raises UserError as `choose_device` does, and
+    for an index where several processes choose among the devices.
+    """
+    from accelerate import PartialState  # It takes a second to load, which sampling need not wait for.
+
+    device = choose_device(name)
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several and device.index is not None:
+        raise UserError(f"--device {name} is one device for several processes; give its kind alone ({device.type})")
+    if name is not None and not several:
+        os.environ["ACCELERATE_TORCH_DEVICE"] = str(device)
+    return PartialState(cpu=device.type == "cpu", timeout=timeout)
