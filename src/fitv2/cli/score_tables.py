@@ -135,8 +135,8 @@ def lines_below(results: Sequence[Result]) -> Iterator[str]:
         signs.append("after the slash: real pictures")
     if any(result.equal for result in results):
         signs.append(
-            f"at equal numbers: mean and range of {DRAWS} draws of so many samples, and of as many other real pictures, "
-            "against so many real pictures, by class where samples are"
+            f"at equal numbers: mean and range of {DRAWS} draws of so many samples, and of as many other real "
+            "pictures, against so many real pictures, by class where samples are"
         )
     judges = dict.fromkeys(result.scores["accuracy_by"] for result in results if "accuracy_by" in result.scores)
     signs += [f"accuracy: share of the class asked for, by {judge}" for judge in judges]
@@ -148,4 +148,3 @@ def lines_below(results: Sequence[Result]) -> Iterator[str]:
             notes.setdefault(note, []).append(result.name)
     for note, names in notes.items():
         yield f"Note ({', '.join(dict.fromkeys(names))}): {note}"
-

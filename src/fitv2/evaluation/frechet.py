@@ -12,7 +12,6 @@ from torch import Tensor
 from ..errors import UserError
 from .features import check_features
 
-
 # What rounding may do to a covariance, relative to its size: of sums in float32.
 ROUNDING = 1e-6
 
@@ -108,6 +107,6 @@ def check_statistics(mean: Tensor, covariance: Tensor) -> None:
     if size > 0 and torch.linalg.cholesky_ex(raised).info:
         lowest = float(torch.linalg.eigvalsh(covariance)[0])
         raise UserError(
-            f"the covariance has negative eigenvalues, down to {lowest:.3g}: it is none, or lost too many digits when it "
-            "was stored; make it again in float64"
+            f"the covariance has negative eigenvalues, down to {lowest:.3g}: it is none, or lost too many digits when "
+            "it was stored; make it again in float64"
         )

@@ -81,7 +81,7 @@ def garments_of_the_test(name: str) -> Reference:
 
 
 def read_known(path: Path) -> tuple[Known | None, bool]:
-    """ADM's statistics of an archive, and whether it holds images. Raises UserError for a damaged or impossible file."""
+    """ADM's statistics of an archive, and whether it holds images. Raises UserError for damaged files."""
     try:
         with np.load(path) as archive:
             arrays = {name: archive[name] for pair in STATISTICS for name in pair if name in archive}
@@ -92,7 +92,9 @@ def read_known(path: Path) -> tuple[Known | None, bool]:
         raise UserError(f"{path} is no archive of a reference, or damaged: {error}") from None
     pairs = [known_statistics(arrays, *pair, width, path) for pair, width in STATISTICS.items()]
     if pairs[0] is None and pairs[1] is not None:
-        raise UserError(f"{path} has statistics of features with places (mu_s, sigma_s), and none of the others (mu, sigma)")
+        raise UserError(
+            f"{path} has statistics of features with places (mu_s, sigma_s), and none of the others (mu, sigma)"
+        )
     return (None if pairs[0] is None else Known(InceptionExtractor.name, *pairs)), has_pictures
 
 

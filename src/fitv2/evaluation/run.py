@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
+from ..messages import counted
 from .features import Extractor
 from .pictures import FolderPictures, Pictures, in_turn
 from .protocols import FILTER, Protocol, real_view, sample_view
 from .references import Reference
-from .results import LABELS, Result, class_counts
+from .results import CLASSES, LABELS, Result, class_counts
 from .suite import VERSION, Side, figure_names, measure
 from .summary import Summary, kept_summary, summarise
 
@@ -55,11 +56,12 @@ def given_samples(pictures: Pictures, sizes: Collection[tuple[int, int]], number
             )
         called = "own" if size is None else f"{size[0]}x{size[1]}"
         if number is not None and number > len(chosen):
-            raise UserError(f"{pictures.name} has {len(chosen)} pictures of the size {called}, and not {number}")
+            raise UserError(f"{pictures.name} has {counted(len(chosen), 'picture')} of the size {called}, not {number}")
         if number is not None and number < len(chosen):
             chosen = chosen[in_turn(pictures.labels[chosen], number)]
         about = {"samples": pictures.name, "samples_sha256": pictures.digest, "seeds": None}
         about[LABELS] = class_counts(pictures.labels[chosen], len(pictures.class_names))
+        about[CLASSES] = list(pictures.class_names) or None
         notes = file_notes(pictures, chosen)
         yield Samples(pictures=pictures, chosen=chosen, size=size, called=called, about=about, notes=notes)
 
@@ -68,8 +70,9 @@ def file_notes(pictures: Pictures, chosen: np.ndarray) -> tuple[str, ...]:
     """Extractors see what JPEG loses (arXiv 2104.11222), which is no fault of whoever made the pictures."""
     if not isinstance(pictures, FolderPictures):
         return ()
-    lossy = sum(pictures.folder.paths[i].lower().endswith((".jpg", ".jpeg", ".jfif")) for i in chosen.tolist())
-    return (f"{lossy} of {len(chosen)} samples are JPEG files, whose losses count as theirs",) if lossy else ()
+    lossy = sum(pictures.paths[i].lower().endswith((".jpg", ".jpeg", ".jfif")) for i in chosen.tolist())
+    told = [f"{lossy} of {len(chosen)} samples are JPEG files, whose losses count as theirs"] if lossy else []
+    return (*told, *pictures.notes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +110,12 @@ class Evaluation:
         """Whether the statistics that come with the reference are what is needed."""
         known = self.reference.known
         return known is not None and known.extractor == self.extractor.name and protocol == "adm-square"
+
+    def about(self) -> dict[str, Any]:
+        """All that decides a result besides the samples."""
+        extractor = [self.extractor.name, self.extractor.digest, self.extractor.resize]
+        of_all = {"suite": VERSION, "reference": self.reference.digest, "protocol": self.protocol}
+        return of_all | {"extractor": extractor, "metrics": sorted(set(self.metrics))}
 
     def score(self, samples: Samples) -> Result:
         """Raises ValueError where samples and reference do not go together."""
@@ -146,12 +155,12 @@ class Evaluation:
     def see_reference(self, protocol: Protocol, size: tuple[int, int] | None) -> tuple[Side, int, list[str]]:
         """The reference as samples of that size meet it, the number of its pictures (0: not known), and notes."""
         known, pictures = self.reference.known if self.knows(protocol) else None, self.reference.pictures
-        summary, notes = None, []
+        summary, notes = None, list(getattr(pictures, "notes", ()))
         # Statistics alone spare all real pictures.
         if pictures is not None and (known is None or set(self.metrics) - {"fd", "sfd"}):
             summary = self.see_pictures(pictures, protocol, size)
             if protocol != "adm-square" and size is not None:
-                notes = enlarged_note(pictures.sizes, protocol, size)
+                notes += enlarged_note(pictures.sizes, protocol, size)
         names = [] if pictures is None else pictures.class_names
         if known is not None:
             if not known.statistics.count:

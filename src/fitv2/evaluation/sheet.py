@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from ..atomic import write_file
 from ..sheets import contact_sheet
 from .archives import write_pictures
 from .run import Samples
+from .sample_list import CONTACT_SHEET
 
 SHOWN = 32
 LARGEST = 256
@@ -23,7 +25,9 @@ def write_sheet(path: Path, samples: Samples) -> None:
         name = pictures.class_names[pictures.labels[index]][:20] if pictures.class_names else ""
         captions.append("{} {}x{}".format(name, *pictures.sizes[index]).strip())
     page = contact_sheet(list(pictures.read(chosen, "RGB", small)), captions)
-    write_file(path, lambda draft: page.save(draft, "PNG"))
+    about = PngInfo()
+    about.add_text("Software", CONTACT_SHEET)
+    write_file(path, lambda draft: page.save(draft, "PNG", pnginfo=about))
 
 
 def small(image: Image.Image) -> Image.Image:

@@ -210,8 +210,8 @@ def size_notes(samples: Side, real: Side, metrics: Collection[str]) -> list[str]
         return notes
     if samples.class_names and samples.summary is not None and by_class(samples.summary.labels) is not None:
         notes.append(
-            "the classes are balanced, which lowers a Frechet distance: papers draw classes at random, so theirs do not "
-            "compare at equal numbers"
+            "the classes are balanced, which lowers a Frechet distance: papers draw classes at random, so theirs do "
+            "not compare at equal numbers"
         )
     if count < ENOUGH:
         notes.append(f"the Frechet distance of {count} pictures is biased upwards; compare it only at equal numbers")

@@ -96,9 +96,7 @@ def checked(summary: Summary) -> Summary:
     return summary
 
 
-def kept_summary(
-    folder: Path, extractor: Extractor, key: Sequence[object], make: Callable[[], Summary]
-) -> Summary:
+def kept_summary(folder: Path, extractor: Extractor, key: Sequence[object], make: Callable[[], Summary]) -> Summary:
     """What the extractor sees in a set of images, from a file, or made and written there. A damaged file is remade.
 
     key: all that decides the result besides the extractor, of which weights and preprocessing count.
