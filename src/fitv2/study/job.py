@@ -7,12 +7,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..hashes import json_digest
 from .definition import Run, Study
 from .record import Record, read_record
 from .views import data_of, extractor_of
 
 # Changes when other pictures would be made or seen otherwise, so that those of before are not taken for them.
 PROTOCOL = "study-2"
+# Changes when the same recipe trains to other weights. Version 1 gave times, noise and dropped labels the same random
+# numbers whatever the seed, and began AdaLN-LoRA otherwise than the authors' code.
+TRAINING = "training-2"
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,8 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        """Of the training; studies with the same run share it."""
-        return self.work / self.run.digest
+        """Of the training; studies with the same run share it, versions that train otherwise do not."""
+        return self.work / json_digest({"training": TRAINING, "run": self.run.digest})[:16]
 
     @property
     def references(self) -> Path:
@@ -65,14 +69,22 @@ class Job:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """All that the scores depend on besides the training; what is not given is left out, as in `given`."""
-        return given(self.sight | self.study.evaluation.model_dump(mode="json", exclude={"views"}))
+        scoring = self.sight | self.study.evaluation.model_dump(mode="json", exclude={"views"})
+        return given({"training": TRAINING} | scoring)
 
-    def result(self) -> Record | None:
-        """The record of this run with these settings, if there is one. Raises ValueError for a damaged one."""
+    def result(self, any_training: bool = False) -> Record | None:
+        """The record of this run with these settings, if there is one. Raises ValueError for a damaged one.
+
+        any_training: also one whose training another version carried out, which is to be told beside its scores.
+        """
         if not self.record.is_file():
             return None
         record = read_record(self.record)
-        return record if (record.digest, given(record.settings)) == (self.run.digest, self.settings) else None
+        found, wanted = given(record.settings), dict(self.settings)
+        if any_training:
+            found.pop("training", None)
+            wanted.pop("training")
+        return record if (record.digest, found) == (self.run.digest, wanted) else None
 
     def is_done(self) -> bool:
         """Raises ValueError for a damaged record."""

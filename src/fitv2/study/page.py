@@ -39,6 +39,13 @@ def page(report: Report, figures: Sequence[str], folder: Path) -> Iterator[str]:
     yield from (f"# {study.title}", "", study.question.strip(), "")
     if report.trial:
         yield from ("**A trial: every run was shortened, and nothing here decides a claim.**", "")
+    if report.earlier:
+        yield from (
+            f"**{len(report.earlier)} of {len(report.all)} runs were trained by an earlier version, in which the seed "
+            "changed neither times nor noise nor dropped labels, and AdaLN-LoRA began otherwise than in the authors' "
+            "code. `fitv2 study` repeats them.**",
+            "",
+        )
     yield "Written by the command below from the JSON files in `runs/`; not edited by hand."
     if study.claims:
         yield from section("Claims", claim_lines(report))

@@ -15,7 +15,7 @@ from . import plots
 from .circumstances import CIRCUMSTANCES, circumstances
 from .claims import RULE, Claim, Finding
 from .definition import Study
-from .job import Job
+from .job import TRAINING, Job
 from .page import CLAIMS_HEAD, page
 from .real import Real, read_real
 from .record import Record, Records
@@ -43,6 +43,11 @@ class Report:
         return self.study.evaluation.point.name
 
     @property
+    def earlier(self) -> list[Record]:
+        """Those whose training an earlier version carried out."""
+        return [record for record in self.all if record.settings.get("training") != TRAINING]
+
+    @property
     def all(self) -> list[Record]:
         return [record for runs in self.records.values() for record in runs.values()]
 
@@ -61,10 +66,12 @@ class Report:
 
 
 def read_records(jobs: Sequence[Job]) -> Records:
-    """Of the jobs that are done. Records of other settings are left out, and named on the log."""
+    """Of the jobs that are done, by an earlier version's training too. Records of other settings are left out, and
+    named on the log.
+    """
     records: Records = {variant: {} for variant in jobs[0].study.variants}
     for job in jobs:
-        record = job.result()
+        record = job.result(any_training=True)
         if record is not None:
             records[job.run.variant][job.run.seed] = record
         elif job.record.is_file():
