@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from ..errors import UserError
 from .features import check_features
@@ -105,17 +106,17 @@ class Pairs:
     @classmethod
     def of(cls, a: Tensor, of_a: Strata, b: Tensor, of_b: Strata) -> Pairs:
         own, step = a is b, max(BLOCK // len(b), 1)
-        rows = a.new_zeros(len(a), len(of_b.counts))
-        columns = a.new_zeros(len(b), len(of_a.counts))
+        members_a, members_b = (one_hot(of.classes).double() for of in (of_a, of_b))
+        rows, columns = a.new_zeros(len(a), len(of_b.counts)), a.new_zeros(len(b), len(of_a.counts))
         squares = a.new_zeros(len(of_a.counts), len(of_b.counts))
         for start in range(0, len(a), step):
-            block, classes = cubic(a[start : start + step], b), of_a.classes[start : start + step]
+            part = slice(start, start + step)
+            block = cubic(a[part], b)
             if own:
                 block.diagonal(start).zero_()
-            rows[start : start + step].index_add_(1, of_b.classes, block)
-            columns.index_add_(1, classes, block.T)
-            by_column = rows.new_zeros(len(block), len(of_b.counts)).index_add_(1, of_b.classes, block.square_())
-            squares.index_add_(0, classes, by_column)
+            rows[part] = block @ members_b
+            columns += block.T @ members_a[part]
+            squares += members_a[part].T @ (block.square_() @ members_b)
         return cls(of_a, of_b, own, rows, columns, squares)
 
     def transposed(self) -> Pairs:

@@ -94,8 +94,8 @@ class FolderPictures:
         paths = [image.file for image in images]
         if missing := [path for path in paths if not (root / path).is_file()]:
             raise UserError(
-                f"{root / SAMPLES_LIST} lists images that are not there ({shortened(missing)}): make the samples again, "
-                "or remove the list to evaluate all images that are there"
+                f"{root / SAMPLES_LIST} lists images that are not there ({shortened(missing)}): make the samples "
+                "again, or remove the list to evaluate all images that are there"
             )
         classes = {image.label: image.name for image in images if image.name is not None}
         numbers = {label: number for number, label in enumerate(sorted(classes))}
