@@ -314,7 +314,9 @@ def test_a_full_disk_is_one_sentence_and_costs_nothing(fitv2, root, tmp_path):
     assert child.exitcode == 1 and "Traceback" not in message, message
     assert "out cannot be written (File too large); what is finished is kept: free some space" in message
     after = contents(tmp_path / "out")
-    assert {name: after[name] for name in before} == before and not any(name.startswith(".") for name in after.keys() - {".lock"})
+    assert {name: after[name] for name in before} == before and not any(
+        name.startswith(".") for name in after.keys() - {".lock"}
+    )
     assert fitv2("pictures", "--out", "out", *PIXELS)["pictures"] == 20
 
 

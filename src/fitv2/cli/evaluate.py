@@ -208,6 +208,8 @@ def evaluate(
             evaluation.protocol_for(wish.pixels)
         if not is_model(name):
             samples.extend(find_samples(name, wanted, num, evaluation.cache))
+            for of_size in samples:
+                evaluation.protocol_for(of_size.size)
             check_archive(save_npz, [of_size.size for of_size in samples])
             about.update(samples=samples[0].pictures.digest, num=num)
 
