@@ -162,7 +162,7 @@ def test_a_model_that_makes_no_picture_is_told(tmp_path):
     broken = Pretrained(random_model(), CLASSES, SHAPES)
     torch.nn.init.constant_(broken.model.x_embedder.proj.bias, float("nan"))
     for _ in range(2):  # The folder is free again.
-        with pytest.raises(ValueError, match=r"not finite \(seed 3000000\)"):
+        with pytest.raises(ValueError, match="seed 3000000"):
             make(broken, tmp_path, 2, SizeWish((8, 8)))
 
 

@@ -50,12 +50,17 @@ def read_result(path: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) and {"study", "claims", "runs"} <= content.keys() else None
 
 
+def refuse_foreign_report(folder: Path) -> None:
+    """Raises UserError where the folder has a page or a result that no study wrote."""
+    refuse_foreign_page(folder / PAGE)
+    if (folder / RESULT).exists() and read_result(folder / RESULT) is None:
+        raise UserError(f"{folder / RESULT} is no result of a study and would be overwritten: choose another --out")
+
+
 def refuse_foreign(folder: Path) -> None:
     """Raises UserError where the folder holds files, by names that a study writes, which none has written."""
-    refuse_foreign_page(folder / PAGE)
+    refuse_foreign_report(folder)
     there = [name for name in WRITTEN if (folder / name).exists()]
-    if RESULT in there and read_result(folder / RESULT) is None:
-        raise UserError(f"{folder / RESULT} is no result of a study and would be overwritten: choose another --out")
     if there and not ({PAGE, RESULT} & {*there} or (folder / LOCK).exists()):
         raise UserError(f"{folder / there[0]} is of no study and would be overwritten: choose another --out")
 

@@ -15,7 +15,7 @@ from . import plots
 from .circumstances import CIRCUMSTANCES, circumstances
 from .claims import RULE, Claim, Finding
 from .definition import Study
-from .home import PAGE, RESULT, read_result, refuse_foreign, write_page
+from .home import PAGE, RESULT, read_result, refuse_foreign_report, write_page
 from .job import TRAINING, Job
 from .page import CLAIMS_HEAD, WITHDRAWN, page
 from .real import Real, read_real
@@ -94,7 +94,7 @@ def write_report(report: Report, folder: Path) -> None:
     """
     if not report.all:
         raise UserError(f"no run of the study {report.name} is done yet: there is nothing to report")
-    refuse_foreign(folder)
+    refuse_foreign_report(folder)
     figures = plots.draw(folder, report.records, report.point)
     write_page(folder / PAGE, page(report, figures, folder))
     write_text(folder / RESULT, json.dumps(report.result(), indent=1) + "\n")
