@@ -190,8 +190,8 @@ def test_real_garments_against_themselves_and_against_noise(garments, tmp_path):
     assert low < 0 < high and low < result.real["kid"] < high
     assert 0.5 < result.real["precision"] < 1 and result.real["drawn"] == len(same.chosen) // 2
     assert any("at equal numbers 40 of 80 samples are compared" in note for note in result.notes)
-    # Samples that are real score as real images do, at equal numbers.
-    assert result.equal["fd"] == pytest.approx(result.real["fd"], rel=0.3)
+    # Samples that are real score as real images do, at equal numbers, or better where they are the same ones.
+    assert 0 < result.equal["fd"] <= result.real["fd_range"][1]
     write_pictures(tmp_path / "noise.npz", [noise(28, 12, seed) for seed in range(40)], 40, (28, 12))
     (other,) = given_samples(open_pictures(str(tmp_path / "noise.npz"), tmp_path), [], None)
     bad = evaluation(reference, tmp_path).score(other).scores

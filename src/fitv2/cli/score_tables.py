@@ -67,8 +67,8 @@ def equal_rows(results: Sequence[Result]) -> Iterator[tuple[str, list[str]]]:
         return
     yield "at equal numbers", [str(result.real.get("drawn", "-")) for result in results]
     for key, title in titles.items():
-        cells = [(drawn_cell(result.equal, key), drawn_cell(result.real, key)) for result in results]
-        yield f"  {title}", [" / ".join(pair) if "-" not in pair else "-" for pair in cells]
+        yield f"  {title}", [drawn_cell(result.equal, key) for result in results]
+        yield "    of real pictures", [drawn_cell(result.real, key) for result in results]
 
 
 def drawn_cell(figures: Mapping[str, Any], key: str) -> str:
