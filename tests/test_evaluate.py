@@ -13,23 +13,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate import PartialState
-from filelock import FileLock
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from safetensors.torch import load_file, save_file
 
-from fitv2.autoencoder import KLAutoencoder, Pixels
-from fitv2.cli.evaluate import evaluate, is_model
+from evaluations import SHAPES, Silent, contents
+from fitv2.cli.evaluate import OF_SAMPLES, evaluate, is_model
 from fitv2.data import fashion
 from fitv2.data.fashion import bundled, to_latent
 from fitv2.data.images import decode, prepare
-from fitv2.evaluation import generation, summary
+from fitv2.errors import UserError
+from fitv2.evaluation import generation, references, summary
 from fitv2.evaluation import pictures as pictures_module
 from fitv2.evaluation.archives import read_pictures, write_pictures
 from fitv2.evaluation.classifier import examine, load_classifier
 from fitv2.evaluation.features import Features
 from fitv2.evaluation.frechet import Statistics, frechet_distance
 from fitv2.evaluation.garments import GarmentExtractor
-from fitv2.evaluation.models import make_samples
 from fitv2.evaluation.pictures import blocks, in_turn, open_pictures
 from fitv2.evaluation.protocols import central_square, cover, real_view
 from fitv2.evaluation.references import Reference, default_extractor, open_reference
@@ -37,13 +37,11 @@ from fitv2.evaluation.results import difference
 from fitv2.evaluation.run import Evaluation, given_samples
 from fitv2.evaluation.scores import load_reference
 from fitv2.evaluation.suite import METRICS
-from fitv2.evaluation.wishes import SizeWish, balanced_wishes
-from fitv2.generate import Sampling
-from fitv2.pretrained import Pretrained, save_pretrained
+from fitv2.locks import locked
+from fitv2.pretrained import save_pretrained
 from pictures import good_files, noise, write_files
 from tiny import CLASSES, CONFIG, command_line, processes, random_model, tiny_autoencoder
 
-SHAPES = [[(28, 8, 3), (24, 12, 1)], *[[(8, 28, 1)]] * 9]
 FAST = ("--steps", "1", "--guidance", "1")
 
 
@@ -52,11 +50,6 @@ def model(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     save_pretrained(folder, CONFIG, random_model().state_dict(), CLASSES, SHAPES, torch.float32)
     return folder
-
-
-@pytest.fixture(scope="module")
-def pretrained() -> Pretrained:
-    return Pretrained(random_model(), CLASSES, SHAPES)
 
 
 @pytest.fixture(scope="module")
@@ -77,19 +70,6 @@ def of_this_test_alone(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(fashion, "DEBIAN_FOLDER", tmp_path / "not installed")
 
 
-class Silent:
-    """A progress that nobody sees."""
-
-    def __init__(self, what: str, total: int) -> None:
-        pass
-
-    def __enter__(self):
-        return lambda count: None
-
-    def __exit__(self, *error) -> None:
-        pass
-
-
 def evaluation(reference: Reference, tmp_path: Path, **changes) -> Evaluation:
     usual = Evaluation(
         reference=reference,
@@ -101,16 +81,6 @@ def evaluation(reference: Reference, tmp_path: Path, **changes) -> Evaluation:
         progress=Silent,
     )
     return replace(usual, **changes)
-
-
-def make(pretrained: Pretrained, out: Path, number: int, *sizes: SizeWish, codec=None, **changes):
-    sampling = Sampling(steps=1, solver="euler", guidance=1.5)
-    arguments = {"name": "tiny", "seed": 3, "precision": "float32", "state": PartialState(cpu=True), "progress": Silent}
-    return make_samples(pretrained, codec or Pixels(), [sampling], sizes, number, out=out, **(arguments | changes))
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 # What is compared
@@ -216,13 +186,17 @@ def test_real_garments_against_themselves_and_against_noise(garments, tmp_path):
     assert (result.scores["precision"], result.scores["recall"], result.scores["coverage"]) == (1, 1, 1)
     assert result.scores["accuracy"] == pytest.approx(result.real["accuracy"]) and result.real["accuracy"] > 0.8
     assert result.scores["classifier_score"] == result.real["classifier_score"]
-    assert abs(result.real["kid"]) < 3 * result.real["kid_std"]
+    low, high = result.real["kid_range"]
+    assert low < 0 < high and low < result.real["kid"] < high
     assert 0.5 < result.real["precision"] <= 1 and result.real["drawn"] == len(same.chosen) // 2
+    assert any("at equal numbers 40 of 80 samples are compared" in note for note in result.notes)
+    # Samples that are real score as real images do, at equal numbers, or better where they are the same ones.
+    assert 0 < result.equal["fd"] <= result.real["fd_range"][1]
     write_pictures(tmp_path / "noise.npz", [noise(28, 12, seed) for seed in range(40)], 40, (28, 12))
     (other,) = given_samples(open_pictures(str(tmp_path / "noise.npz"), tmp_path), [], None)
     bad = evaluation(reference, tmp_path).score(other).scores
     assert bad["fd"] > 2 * result.real["fd"] > 0
-    assert bad["fd"] > 10 and bad["kid"] > bad["kid_std"] > 0 and bad["coverage"] < 0.3
+    assert bad["fd"] > 10 and bad["kid"] > 3 * bad["kid_error"] > 0 and bad["coverage"] < 0.3
     assert "accuracy" not in bad
 
 
@@ -241,11 +215,12 @@ def test_classes_that_the_extractor_does_not_know_are_those_of_the_nearest(garme
     assert list(result.scores["accuracy_per_class"]) == sorted(f"my {name}" for name in CLASSES)
 
 
-def test_statistics_of_an_adm_archive_are_used(garments, tmp_path):
+def test_statistics_of_an_adm_archive_are_used(garments, tmp_path, monkeypatch):
     """mu and sigma count where the extractor and the protocol are theirs; arr_0 serves the rest."""
     pictures = [np.asarray(noise(8, 8, seed)) for seed in range(10)]
     statistics = {"mu": np.full(64, 3.0), "sigma": np.eye(64), "mu_s": np.zeros(343), "sigma_s": 2 * np.eye(343)}
     np.savez(tmp_path / "adm.npz", arr_0=np.stack(pictures), **statistics)
+    monkeypatch.setattr(references, "STATISTICS", {("mu", "sigma"): 64, ("mu_s", "sigma_s"): 343})
     reference = open_reference(str(tmp_path / "adm.npz"), tmp_path)
     assert reference.known.extractor == "inception"
     reference = replace(reference, known=replace(reference.known, extractor="garments"))
@@ -259,6 +234,7 @@ def test_statistics_of_an_adm_archive_are_used(garments, tmp_path):
         frechet_distance(found.spatial, Statistics(torch.zeros(343).double(), 2 * torch.eye(343).double(), 0))
     )
     assert result.scores["precision"] < 0.5 and result.stamp["reference_count"] == 0
+    assert any("does not say of how many" in note for note in result.notes)
     cut = evaluation(reference, tmp_path, protocol="centre").score(samples)
     assert cut.stamp["reference_statistics"] == "of its pictures" and cut.stamp["reference_count"] == 10
     assert cut.scores == evaluation(replace(reference, known=None), tmp_path, protocol="centre").score(samples).scores
@@ -511,7 +487,7 @@ def test_archives_of_anything_else_are_refused(tmp_path, arrays, complaint):
 
 
 def test_an_archive_without_pictures_or_statistics_is_no_reference(tmp_path):
-    np.savez(tmp_path / "a.npz", mu=np.zeros(3))
+    np.savez(tmp_path / "a.npz", other=np.zeros(3))
     with pytest.raises(ValueError, match=r"neither pictures \(arr_0\) nor statistics"):
         open_reference(str(tmp_path / "a.npz"), tmp_path)
     (tmp_path / "b.npz").write_bytes(b"PK nothing")
@@ -519,143 +495,155 @@ def test_an_archive_without_pictures_or_statistics_is_no_reference(tmp_path):
         open_reference(str(tmp_path / "b.npz"), tmp_path)
 
 
+EYE = np.eye(4)
+TURNED = np.eye(4) + np.eye(4)[::-1] * 3
+
+
 @pytest.mark.parametrize(
-    "statistics",
+    ("statistics", "complaint"),
     [
-        {"mu": np.array(["a", "b"]), "sigma": np.eye(2)},
-        {"mu": np.zeros(3), "sigma": np.zeros((3, 5))},
-        {"mu": np.zeros(8), "sigma": np.eye(3)},
+        ({"mu": np.array(["a", "b"]), "sigma": np.eye(2)}, "not real"),
+        ({"mu": np.zeros(4), "sigma": np.zeros((4, 5))}, "wanted"),
+        ({"mu": np.zeros(8), "sigma": EYE}, "wanted"),
+        ({"mu": np.zeros(4), "sigma": EYE - 3 * EYE}, "negative eigenvalues"),
+        ({"mu": np.zeros(4), "sigma": TURNED}, "negative eigenvalues"),
+        ({"mu": np.zeros(4), "sigma": EYE + np.tri(4)}, "symmetric"),
+        ({"mu": np.zeros(4), "sigma": EYE * np.nan}, "not finite"),
+        ({"mu": np.full(4, np.inf), "sigma": EYE}, "not finite"),
+        ({"mu": np.zeros(4), "sigma": 0 * EYE}, "zero"),
+        ({"mu": np.zeros(5), "sigma": np.eye(5)}, "5 features"),
+        ({"mu": np.zeros(4)}, "missing"),
+        ({"mu": np.zeros(4), "sigma": EYE, "mu_s": np.zeros(3), "sigma_s": -np.eye(3)}, "mu_s and sigma_s"),
+        ({"mu_s": np.zeros(3), "sigma_s": np.eye(3)}, "and none of the others"),
     ],
 )
-def test_statistics_that_do_not_belong_together_are_refused(tmp_path, statistics):
+def test_statistics_that_are_none_are_refused(tmp_path, monkeypatch, statistics, complaint):
+    monkeypatch.setattr(references, "STATISTICS", {("mu", "sigma"): 4, ("mu_s", "sigma_s"): 3})
     np.savez(tmp_path / "a.npz", **statistics)
-    with pytest.raises(ValueError, match="these are"):
+    with pytest.raises(UserError, match=complaint):
         open_reference(str(tmp_path / "a.npz"), tmp_path)
 
 
-# What models make
+def test_kept_features_that_are_none_are_made_anew(garments, tmp_path, caplog):
+    reference = open_reference(str(garments), tmp_path)
+    (samples,) = given_samples(open_pictures("fashion", tmp_path), [(28, 8)], 20)
+    first = evaluation(reference, tmp_path).score(samples)
+    (kept,) = (tmp_path / "cache").glob("features-*")
+    save_file(load_file(kept) | {"pooled_covariance": -torch.eye(64).double()}, kept)
+    assert evaluation(reference, tmp_path).score(samples) == first and "made anew" in caplog.text
 
 
-def test_wishes_are_balanced_and_have_seeds_of_their_own(pretrained):
-    wishes = balanced_wishes(pretrained, 400, SizeWish(), 7, 1)
-    assert [wish.label for wish in wishes[:12]] == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]
-    assert [wish.seed for wish in wishes[:2]] == [7_000_000, 7_000_001]
-    own = [wish.size for wish in wishes if wish.label == 0]
-    assert own.count((28, 8)) + own.count((24, 12)) == 40 and 20 < own.count((28, 8)) < 40
-    assert balanced_wishes(pretrained, 100, SizeWish(), 7, 1) == wishes[:100]
-    turned = balanced_wishes(pretrained, 400, SizeWish(scale=1.5, turned=True), 7, 1)
-    assert {wish.size for wish in turned if wish.label} == {(40, 12)}
-    assert {wish.size for wish in balanced_wishes(pretrained, 9, SizeWish((32, 64)), 0, 8)} == {(4, 8)}
-    with pytest.raises(ValueError, match="not divisible by the patch of 32"):
-        balanced_wishes(pretrained, 9, SizeWish((32, 40)), 0, 8)
-    with pytest.raises(ValueError, match="not 1000001"):
-        balanced_wishes(pretrained, 1_000_001, SizeWish(), 0, 1)
+def test_features_are_kept_by_preprocessing(garments, tmp_path, monkeypatch, seen):
+    """Not by weights alone."""
+    reference = open_reference(str(garments), tmp_path)
+    (samples,) = given_samples(open_pictures("fashion", tmp_path), [(28, 8)], 20)
+    evaluation(reference, tmp_path).score(samples)
+    monkeypatch.setattr(GarmentExtractor, "resize", "in another way")
+    evaluation(reference, tmp_path).score(samples)
+    assert len(seen) == 200
 
 
-def test_models_without_classes_or_shapes(pretrained):
-    no_classes = Pretrained(random_model(replace(CONFIG, num_classes=0)), [], [[(8, 8, 1)]])
-    assert {(w.label, w.size) for w in balanced_wishes(no_classes, 3, SizeWish(), 0, 1)} == {(0, (8, 8))}
-    with pytest.raises(ValueError, match="give --size"):
-        balanced_wishes(Pretrained(pretrained.model, CLASSES, []), 3, SizeWish(), 0, 1)
+# Samples alone are samples
 
 
-def as_made(samples) -> list[Image.Image]:
-    return list(samples.pictures.read(samples.chosen.tolist(), None, lambda image: image))
+def sampled(folder: Path, *names: str, mark: str | None = None) -> None:
+    """As `fitv2 sample` leaves a folder, with a list of those images."""
+    folder.mkdir(exist_ok=True)
+    for number, name in enumerate(names):
+        noise(28, 12, number).save(folder / name)
+    about = PngInfo()
+    about.add_text("Software", "fitv2 contact sheet")
+    noise(90, 90).save(folder / "sheet.png", pnginfo=about if mark else None)
 
 
-@pytest.fixture
-def asked(monkeypatch) -> list[int]:
-    """The numbers of all pictures that a model is asked for; shards are of four."""
-    numbers, whole = [], generation.generate
-
-    def count(model, wishes, *arguments):
-        numbers.extend(wish.seed - 3_000_000 for wish in wishes)
-        return whole(model, wishes, *arguments)
-
-    monkeypatch.setattr(generation, "generate", count)
-    monkeypatch.setattr(generation, "SHARD", 4)
-    return numbers
+def listed(folder: Path, *names: str) -> None:
+    images = [{"file": name, "class": "bag", "label": 8, "size": [28, 12], "seed": 0} for name in names]
+    (folder / "samples.json").write_text(json.dumps({"format": 1, "request": {}, "images": images}))
 
 
-def test_pictures_do_not_depend_on_interruptions(pretrained, tmp_path, asked, caplog):
-    (whole,) = make(pretrained, tmp_path / "whole", 10, SizeWish())
-    expected = contents(tmp_path / "whole")
-    assert sum(name.endswith(".npz") for name in expected) == 3
-    (stopped,) = make(pretrained, tmp_path / "stopped", 10, SizeWish())
-    folder = stopped.pictures.folder
-    (folder / "00000.npz").write_bytes((folder / "00000.npz").read_bytes()[:-100])
-    (folder / "00002.npz").unlink()
-    (folder / f".00001.npz.{'0' * 32}").write_bytes(b"what a kill left")
-    asked.clear()
-    with caplog.at_level(logging.WARNING):
-        make(pretrained, tmp_path / "stopped", 10, SizeWish())
-    assert asked == [0, 1, 2, 3, 8, 9] and "00000.npz is damaged, and its pictures are made anew" in caplog.text
-    assert contents(tmp_path / "stopped") == expected
-    read = list(whole.pictures.read([1, 7], "RGB", lambda image: image))
-    assert [(image.height, image.width) for image in read] == [whole.pictures.wishes[i].size for i in (1, 7)]
+NAMES = [f"bag_28x12_seed{number}.png" for number in range(3)]
 
 
-def test_no_picture_is_made_twice_or_thrown_away(pretrained, tmp_path, asked):
-    """More pictures go on where fewer ended, within a shard as well; fewer are the first of those that are there."""
-    (at_once,) = make(pretrained, tmp_path / "at once", 11, SizeWish())
-    asked.clear()
-    for number, new in ((6, range(6)), (3, ()), (11, range(6, 11)), (5, ()), (11, ()), (1, ())):
-        (samples,) = make(pretrained, tmp_path / "grown", number, SizeWish())
-        assert asked == [*new]
-        asked.clear()
-        made = as_made(samples)
-        assert len(made) == number
-        for image, expected in zip(made, as_made(at_once), strict=False):
-            # Made in other company, sums are rounded otherwise.
-            assert np.allclose(np.asarray(image, float), np.asarray(expected, float), atol=1)
-        if number == 6:
-            first = [image.tobytes() for image in made]
-        assert [image.tobytes() for image in made[:6]] == first[:number]
-    (of_five, of_six) = (make(pretrained, tmp_path / "grown", number, SizeWish())[0].pictures for number in (5, 6))
-    assert of_five.digest != of_six.digest
-    assert of_five.digest == make(pretrained, tmp_path / "grown", 5, SizeWish())[0].pictures.digest
+@pytest.mark.parametrize(("names", "mark"), [(NAMES, None), (["a.png", "b.png", "c.png"], "marked")])
+def test_contact_sheets_are_no_samples(tmp_path, names, mark):
+    sampled(tmp_path / "s", *names, mark=mark)
+    (tmp_path / "s/.hidden.png").write_bytes((tmp_path / "s/sheet.png").read_bytes())
+    pictures = open_pictures(str(tmp_path / "s"), tmp_path)
+    assert pictures.paths == names and "sheet.png" in pictures.notes[0]
 
 
-def test_two_commands_do_not_make_the_same_pictures(pretrained, tmp_path):
-    (samples,) = make(pretrained, tmp_path, 2, SizeWish())
-    with FileLock(samples.pictures.folder / "lock"):
-        with pytest.raises(ValueError, match=r"another fitv2 evaluate is making these pictures .*choose another --out"):
-            make(pretrained, tmp_path, 4, SizeWish())
-        make(pretrained, tmp_path, 2, SizeWish((8, 8)))
-    make(pretrained, tmp_path, 4, SizeWish())
+def test_a_list_of_samples_says_which_images_are_of_the_last_call(tmp_path):
+    sampled(tmp_path / "s", *NAMES, "old.png")
+    listed(tmp_path / "s", *NAMES)
+    pictures = open_pictures(str(tmp_path / "s"), tmp_path)
+    assert pictures.paths == NAMES and pictures.class_names == ["bag"] and pictures.sizes.tolist() == [[28, 12]] * 3
+    (samples,) = given_samples(pictures, [], None)
+    assert "1 other image" in samples.notes[0] and "old.png" in samples.notes[0]
+    (tmp_path / "s" / NAMES[1]).unlink()
+    with pytest.raises(UserError, match=NAMES[1]):
+        open_pictures(str(tmp_path / "s"), tmp_path)
+    (tmp_path / "s/samples.json").write_text("{}")
+    with pytest.raises(UserError, match="no list of samples"):
+        open_pictures(str(tmp_path / "s"), tmp_path)
 
 
-def test_other_settings_have_folders_of_their_own(pretrained, tmp_path):
-    folders = set()
-    other = Pretrained(random_model(seed=1), CLASSES, SHAPES)
-    for model, changes in [(pretrained, {}), (pretrained, {"seed": 4}), (other, {}), (pretrained, {"precision": "b"})]:
-        (samples,) = make(model, tmp_path, 2, SizeWish(), **changes)
-        folders.add(samples.pictures.folder)
-    folders |= {samples.pictures.folder for samples in make(pretrained, tmp_path, 2, SizeWish((8, 8)), SizeWish())}
-    assert len(folders) == 5
-    (folders.pop() / "settings.json").write_text("{}")
-    with pytest.raises(ValueError, match="holds pictures of other settings"):
-        make(pretrained, tmp_path, 2, SizeWish((8, 8)), SizeWish())
-        for changes in ({"seed": 4}, {"precision": "b"}):
-            make(pretrained, tmp_path, 2, SizeWish(), **changes)
-        make(other, tmp_path, 2, SizeWish())
+@pytest.mark.parametrize("out", [(), ("--out", "mine")])
+def test_an_evaluation_within_its_reference_does_not_change_it(fitv2, garments, tmp_path, out):
+    """Nor do samples there."""
+    write_pictures(tmp_path / "s.npz", [noise(28, 12, seed) for seed in range(9)], 9, (28, 12))
+    for number, path in enumerate(sorted((garments / "bag").iterdir())):
+        shutil.copy(path, tmp_path / f"{number}.png")
+    sampled(tmp_path / "outputs", *NAMES)
+    command = ("evaluate", "s.npz", "--reference", ".", "--extractor", "garments", "--json", *out)
+    found = [report(fitv2(*command))["results"][0] for _ in range(2)]
+    assert found[0]["scores"] == found[1]["scores"] and found[1]["stamp"]["reference_count"] == 8
+    assert "folder of the images" in fitv2(*command[:6], "--out", ".")[0]
 
 
-def test_a_model_that_makes_no_picture_is_told(tmp_path):
-    broken = Pretrained(random_model(), CLASSES, SHAPES)
-    torch.nn.init.constant_(broken.model.x_embedder.proj.bias, float("nan"))
-    for _ in range(2):  # The folder is free again.
-        with pytest.raises(ValueError, match=r"not finite \(seed 3000000\)"):
-            make(broken, tmp_path, 2, SizeWish((8, 8)))
+def test_no_result_takes_the_place_of_another(fitv2, garments, tmp_path):
+    """By default each has its own folder; in a given one the same evaluation may run again."""
+    command = ("evaluate", "fashion", "--reference", garments, "--extractor", "garments", "--metrics", "fd", "--num")
+    for number in (20, 21, 20):
+        assert fitv2(*command, number)[0] == 0
+    assert len(list((tmp_path / "outputs/evaluation").glob("*/result.json"))) == 2
+    for number in (20, 20):
+        assert fitv2(*command, number, "--out", "o")[0] == 0
+    before = contents(tmp_path / "o")
+    assert "another evaluation" in fitv2(*command, 21, "--out", "o")[0] and contents(tmp_path / "o") == before
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p/result.json").write_text("precious")
+    assert "overwritten" in fitv2(*command, 20, "--out", "p")[0]
+    assert (tmp_path / "p/result.json").read_text() == "precious"
+    with locked(tmp_path / "o", "a test"):
+        assert "in use" in fitv2(*command, 20, "--out", "o")[0]
 
 
-def test_latents_are_decoded(tmp_path):
-    codec = KLAutoencoder(tiny_autoencoder(), "cpu")
-    colour = Pretrained(random_model(replace(CONFIG, in_channels=4, patch_size=2)), CLASSES, SHAPES)
-    (samples,) = make(colour, tmp_path, 3, SizeWish((32, 48)), codec=codec)
-    images = list(samples.pictures.read([0, 1, 2], None, lambda image: image))
-    assert {(image.mode, image.size) for image in images} == {("RGB", (48, 32))}
-    assert samples.about["autoencoder_sha256"] == codec.digest()
+def option(parameter: inspect.Parameter) -> list[str]:
+    """A parameter as it is given in a command, with a value that is none of the defaults."""
+    values = {"guidance_interval": ("0.1", "0.9"), "as_json": (), "save_npz": (), "force": (), "solver": ("euler",)}
+    values |= {
+        "precision": ("bf16",),
+        "device": ("cpu",),
+        "autoencoder": ("x",),
+        "size": ("8x8",),
+        "protocol": ("centre",),
+    }
+    values |= {"extrapolation": ("yarn",), "attention_scale": ("yarn",)}
+    return [f"--{'json' if parameter == 'as_json' else parameter.replace('_', '-')}", *values.get(parameter, ("3",))]
+
+
+EVERY = [name for name in inspect.signature(evaluate).parameters if name not in ("context", "names")]
+
+
+@pytest.mark.parametrize("name", [name for name in EVERY if name not in OF_SAMPLES])
+def test_options_without_effect_on_given_samples_are_refused(fitv2, name):
+    said = fitv2("evaluate", "fashion", "--reference", "fashion", *option(name))[0]
+    assert "without effect" in said and option(name)[0] in said
+
+
+@pytest.mark.parametrize("name", [name for name in EVERY if name not in ("force", "as_json")])
+def test_options_without_effect_on_results_are_refused(fitv2, name):
+    assert "without effect" in fitv2("evaluate", "a.json", "b.json", *option(name))[0]
 
 
 # The command
@@ -699,7 +687,7 @@ def test_command_measures_a_model_at_many_sizes(fitv2, model, garments, tmp_path
     of_each = [("own", square), ("20x8", "matched"), ("own:1.5-turned", square)]
     assert rows == [(size, scale, protocol) for scale in (1, 2) for size, protocol in of_each]
     for result in found["results"]:
-        keys = {"fd", "sfd", "kid", "kid_std", "classifier_score", "precision", "recall", "density", "coverage"}
+        keys = {"fd", "sfd", "kid", "kid_error", "classifier_score", "precision", "recall", "density", "coverage"}
         assert keys | {"accuracy"} <= result["scores"].keys()
         assert all(np.isfinite(result["scores"][key]) for key in keys)
         stamp = result["stamp"]
@@ -716,7 +704,7 @@ def test_command_shows_a_table_and_where_all_is(fitv2, garments, tmp_path):
     code, out = fitv2("evaluate", "fashion", "--reference", "fashion:test", "--num", 40)
     assert code == 0
     assert "FD-garments" in out and "FID" not in out and "against fashion:test, seen by garments" in out
-    assert "ankle boot" in out and "Note (own): " in out and "outputs/evaluation/result.json" in out
+    assert "ankle boot" in out and "Note (own): " in out and "outputs/evaluation/fashion-" in out
 
 
 def test_command_writes_what_the_authors_evaluator_reads(fitv2, model, garments, tmp_path):
@@ -777,7 +765,7 @@ def test_nothing_is_called_by_a_name_of_another_network(fitv2, garments, tmp_pat
     command = ("evaluate", garments, "--reference", garments, "--extractor", "garments")
     code, out = fitv2(*command)
     assert code == 0 and all(f" {name}-garments " in out for name in ("FD", "sFD", "KD", "CS"))
-    written = (tmp_path / "outputs/evaluation/result.json").read_text()
+    written = next((tmp_path / "outputs/evaluation").glob("*/result.json")).read_text()
     assert not any("inception" in text.lower() or "KID" in text or "FID" in text for text in (out, written))
     (result,) = json.loads(written)["results"]
     assert result["stamp"]["names"].keys() <= result["scores"].keys()
@@ -805,11 +793,10 @@ def test_nothing_is_called_by_a_name_of_another_network(fitv2, garments, tmp_pat
         (("fashion", "--reference", "fashion:test", "--extractor", "efficientnet-lite0"), "no pictures for"),
         (
             ("fashion", "--reference", "fashion:test", "--num", "10001"),
-            "has 10000 pictures of the size own, and not 10001",
+            "has 10,000 pictures of the size own, not 10001",
         ),
         (("builtin:fashion", "--reference", "fashion:test", "--size", "40000x40000"), "ask for a smaller --size"),
         (("fashion", "--reference", "fashion:test", "--force"), "--force goes with results"),
-        (("fashion", "--reference", "fashion:test", "--guidance", "2"), "--guidance is for models"),
         (("missing.json", "missing.json"), "missing.json cannot be read"),
         (("damaged.json",), "is no result of fitv2 evaluate"),
         (("fashion", "--reference", "fashion", "--out", "damaged.json"), "is a file; name a folder"),
@@ -835,7 +822,7 @@ def test_all_processes_leave_pictures_alone_that_another_command_makes(fitv2, ga
     code, _ = fitv2(*command, "--out", "o")
     (shard,) = (tmp_path / "o/samples").glob("*/00000.npz")
     shard.unlink()
-    with FileLock(shard.parent / "lock"):
+    with locked(shard.parent, "a test"):
         second = processes(2, command_in_company, str(tmp_path / "cache"), *command, "--out", str(tmp_path / "o"))
         for member in second:
             member.join(100)

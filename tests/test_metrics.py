@@ -16,11 +16,14 @@ from torch import Tensor
 from torchmetrics.image.fid import _compute_fid
 from torchmetrics.image.kid import poly_mmd
 
-from fitv2.evaluation import neighbours
+from fitv2.data.fashion import bundled, to_latent
+from fitv2.errors import UserError
+from fitv2.evaluation import kid, neighbours
+from fitv2.evaluation.classifier import examine, load_classifier
 from fitv2.evaluation.classifier_score import classifier_score
-from fitv2.evaluation.features import split
+from fitv2.evaluation.features import by_class, drawn_sets
 from fitv2.evaluation.frechet import RunningStatistics, Statistics, frechet_distance
-from fitv2.evaluation.kid import SUBSETS, kernel_distance, unbiased_discrepancy
+from fitv2.evaluation.kid import kernel_distance, kid_of_subsets, unbiased_discrepancy
 from fitv2.evaluation.neighbours import Neighbours, compare_neighbours, vote
 
 
@@ -43,7 +46,7 @@ with np.load(Path(__file__).parent / "data/metrics.npz") as archive:
 
 def ours() -> dict[str, float]:
     """Of the features in float32, as extractors give them; without k, what is called by the same name."""
-    mean, deviation = kernel_distance(GENERATED, REAL)
+    mean, deviation = kid_of_subsets(GENERATED, REAL)
     shares = asdict(compare_neighbours(GENERATED, REAL))
     return {
         "fd": frechet_distance(Statistics.of(GENERATED), Statistics.of(REAL)),
@@ -131,10 +134,40 @@ def test_distance_of_constant_features_is_that_of_the_means():
     assert frechet_distance(Statistics.of(a), Statistics.of(a)) == 0
 
 
-def test_statistics_that_are_not_finite_are_refused():
-    good = Statistics.of(normal(9, 3, 0))
-    with pytest.raises(ValueError, match="not finite"):
-        frechet_distance(good, Statistics(good.mean, good.covariance * float("nan"), 9))
+TURNED = torch.tensor([[1.0, 2], [2, 1]]).double()
+PLAIN = torch.eye(2).double()
+
+
+@pytest.mark.parametrize(
+    ("mean", "covariance", "complaint"),
+    [
+        (torch.zeros(2), PLAIN - 3 * PLAIN, "negative eigenvalues"),
+        (torch.zeros(2), TURNED, "negative eigenvalues"),
+        (torch.zeros(2), torch.tensor([[1.0, 0.5], [0, 1]]), "symmetric"),
+        (torch.zeros(2), PLAIN * float("nan"), "not finite"),
+        (torch.tensor([0, float("inf")]), PLAIN, "not finite"),
+        (torch.zeros(2), torch.eye(3), "wanted"),
+        (torch.zeros(2), torch.zeros(2), "wanted"),
+        (torch.zeros(0), torch.zeros(0, 0), "wanted"),
+    ],
+)
+def test_statistics_that_are_none_are_refused_on_either_side(mean, covariance, complaint):
+    """And never have a distance of 0."""
+    bad, good = Statistics(mean.double(), covariance.double(), 9), Statistics(torch.zeros(len(mean)), PLAIN, 9)
+    for pair in ((bad, good), (good, bad)):
+        with pytest.raises(UserError, match=complaint):
+            frechet_distance(*pair)
+
+
+def test_rounding_does_not_make_a_covariance_none():
+    """As of sums in float32, of features that depend on each other or never change."""
+    features = torch.cat([correlated(40, 60, 0).float(), torch.zeros(40, 3)], 1)
+    centred = features - features.mean(0)
+    covariance = (centred.T @ centred / 39).double()
+    covariance[0, 1] += 1e-9
+    assert torch.linalg.eigvalsh(covariance)[0] < 0
+    rounded, exact = Statistics(features.mean(0).double(), covariance, 40), Statistics.of(features)
+    assert frechet_distance(rounded, exact) == pytest.approx(0, abs=1e-2)
 
 
 # KID
@@ -157,35 +190,87 @@ def test_discrepancy_of_sets_of_different_sizes_is_the_mean_over_pairs():
     assert unbiased_discrepancy(torch.from_numpy(a), torch.from_numpy(b)) == pytest.approx(expected, rel=1e-9)
 
 
-def test_kid_of_two_normal_distributions_is_the_closed_form():
+def test_distance_of_two_normal_distributions_is_the_closed_form():
     """One feature, means 0 and m: the kernel's powers 1, 2, 3 weigh 3, 3, 1, and the moments differ by m, m^2 and
     m^3 + 3 m.
     """
     m = 0.5
     expected = 3 * m**2 + 3 * m**4 + (m**3 + 3 * m) ** 2
-    mean, deviation = kernel_distance(normal(20_000, 1, 0), normal(20_000, 1, 1, shift=m))
-    assert deviation > 0.01
-    assert mean == pytest.approx(expected, abs=4 * deviation / SUBSETS**0.5)
+    found = kernel_distance(normal(4000, 1, 0), normal(4000, 1, 1, shift=m))
+    assert found.value == pytest.approx(expected, abs=3 * found.error) and 0.01 < found.error < 0.5
 
 
-def test_kid_of_equals_is_about_zero_and_may_be_below():
-    values = [kernel_distance(normal(500, 8, i), normal(500, 8, i + 50))[0] for i in range(6)]
-    _, deviation = kernel_distance(normal(500, 8, 0), normal(500, 8, 50))
-    assert min(values) < 0 < max(values) and max(map(abs, values)) < 2 * deviation
+def test_distance_of_free_draws_is_the_unbiased_discrepancy(monkeypatch):
+    a, b = correlated(60, 5, 0), correlated(50, 5, 1)
+    whole = kernel_distance(a, b)
+    assert whole.value == pytest.approx(unbiased_discrepancy(a, b), rel=1e-9)
+    monkeypatch.setattr(kid, "BLOCK", 200)
+    in_blocks = kernel_distance(a.float(), b.float())
+    assert (in_blocks.value, in_blocks.error) == pytest.approx((whole.value, whole.error), rel=1e-4)
 
 
-def test_kid_depends_on_its_seed_alone():
+def test_distance_by_class_is_the_weighted_mean_over_pairs_of_classes():
+    a, b = correlated(9, 3, 0), correlated(8, 3, 1)
+    of_a, of_b = torch.tensor([5, 2, 5, 2, 2, 5, 7, 7, 7]), torch.tensor([0, 1] * 4)
+
+    def mean(x, of_x, y, of_y):
+        total = 0.0
+        for c in of_x.unique():
+            for d in of_y.unique():
+                pairs = [(i, j) for i in (of_x == c).nonzero()[:, 0] for j in (of_y == d).nonzero()[:, 0]]
+                kernel = [float(x[i] @ y[j] / 3 + 1) ** 3 for i, j in pairs if not (x is y and i == j)]
+                total += float((of_x == c).double().mean() * (of_y == d).double().mean()) * np.mean(kernel)
+        return total
+
+    expected = mean(a, of_a, a, of_a) + mean(b, of_b, b, of_b) - 2 * mean(a, of_a, b, of_b)
+    assert kernel_distance(a, b, of_a, of_b).value == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.fixture(scope="module")
+def real() -> tuple[Tensor, Tensor]:
+    """Features and classes of a hundred garments of each class."""
+    garments = bundled()
+    chosen = np.concatenate([np.flatnonzero(garments.labels == label)[:100] for label in range(10)])
+    features = examine(load_classifier(), [to_latent(garments.pictures[i]) for i in chosen])[0]
+    return features, torch.from_numpy(garments.labels[chosen])
+
+
+@pytest.mark.parametrize("balanced", [True, False])
+def test_real_images_are_at_no_distance_and_the_error_is_the_spread(real, balanced):
+    """Over splits of a thousand into 100 and 900, by class or not; a mean over all pairs is at -0.8 if by class."""
+    features, labels = real
+    found, generator = [], torch.Generator().manual_seed(0)
+    for _ in range(200):
+        order = torch.randperm(1000, generator=generator)
+        first = torch.cat([order[labels[order] == c][:10] for c in range(10)]) if balanced else order[:100]
+        second = order[~torch.isin(order, first)]
+        classes = (labels[first], labels[second]) if balanced else (None, None)
+        found.append(kernel_distance(features[first], features[second], *classes))
+    values = torch.tensor([one.value for one in found])
+    assert abs(values.mean()) < 3 * values.std() / 200**0.5
+    assert np.mean([one.error for one in found]) == pytest.approx(float(values.std()), rel=0.2)
+
+
+def test_the_error_of_a_large_distance_is_the_spread():
+    found = [kernel_distance(normal(80, 4, i), normal(60, 4, i + 500, shift=0.7)) for i in range(200)]
+    assert np.mean([one.error for one in found]) == pytest.approx(np.std([one.value for one in found]), rel=0.2)
+
+
+def test_kid_of_subsets_is_always_the_same():
     a, b = correlated(300, 5, 0), correlated(200, 5, 1)
-    assert kernel_distance(a, b) == kernel_distance(a, b) != kernel_distance(a, b, seed=1)
     torch.manual_seed(5)
-    assert kernel_distance(a.float(), b.float()) == pytest.approx(kernel_distance(a, b), rel=1e-5)
+    assert kid_of_subsets(a.float(), b.float()) == pytest.approx(kid_of_subsets(a, b), rel=1e-5)
 
 
-def test_kid_of_few_and_of_constant_features_is_finite():
-    assert all(map(np.isfinite, kernel_distance(normal(2, 4, 0), normal(3, 4, 1))))
-    assert kernel_distance(torch.ones(30, 4), torch.ones(20, 4)) == (0, 0)
-    with pytest.raises(ValueError, match="two pictures of each set"):
+def test_kernel_distance_of_few_and_of_constant_features_is_finite():
+    found = kernel_distance(normal(2, 4, 0), normal(3, 4, 1))
+    assert np.isfinite(found.value) and np.isfinite(found.error)
+    same = kernel_distance(torch.ones(30, 4), torch.ones(20, 4))
+    assert (same.value, same.error) == pytest.approx((0, 0), abs=1e-6)
+    with pytest.raises(UserError, match="two images of each set"):
         kernel_distance(normal(1, 4, 0), normal(30, 4, 1))
+    with pytest.raises(UserError, match="each class"):
+        kernel_distance(normal(3, 4, 0), normal(30, 4, 1), torch.tensor([0, 0, 1]))
 
 
 # Classifier score
@@ -315,9 +400,17 @@ def test_too_few_pictures_have_no_neighbours():
         compare_neighbours(normal(20, 4, 0), normal(5, 4, 1))
 
 
-def test_a_split_draws_so_many_of_each_class_and_leaves_all_others():
-    features, labels = torch.arange(20.0)[:, None], torch.tensor([0] * 14 + [1] * 4 + [2] * 2)
-    drawn, others = split(features, labels, torch.tensor([0, 0, 0, 1, 1, 1, 1]), seed=0)
-    assert sorted(torch.cat([drawn, others]).flatten().tolist()) == list(range(20))
-    assert labels[drawn.flatten().long()].tolist() == [0, 0, 0, 1, 1]  # Of 4, at most half.
-    assert not torch.equal(split(features, labels, labels, seed=1)[0], split(features, labels, labels, seed=0)[0])
+def test_draws_are_of_equal_frequencies_and_take_nothing_twice():
+    labels = torch.tensor([0] * 14 + [1] * 4 + [2] * 2)
+    sets = drawn_sets(labels, torch.tensor([0, 0, 0, 1, 1, 1, 1]), seed=0)
+    assert sorted(torch.cat(sets).tolist()) == list(range(20))
+    assert [labels[chosen].tolist() for chosen in sets[:2]] == [[0, 0, 0, 1, 1]] * 2  # Of 4, at most half.
+    assert not torch.equal(drawn_sets(labels, labels, seed=1)[0], drawn_sets(labels, labels, seed=0)[0])
+
+
+@pytest.mark.parametrize(
+    ("counts", "balanced"), [((4, 4, 4), True), ((5, 4, 5), True), ((9, 4, 4), False), ((1, 2, 2), False)]
+)
+def test_sets_of_equally_many_of_each_class_are_told_from_free_draws(counts, balanced):
+    labels = torch.arange(3).repeat_interleave(torch.tensor(counts))
+    assert (by_class(labels) is not None) == balanced

@@ -53,6 +53,22 @@ def test_seeds_and_unknown_classes_do_not_make_results_incomparable(fitv2, tmp_p
     )
 
 
+def test_classes_are_compared_and_judges_kept_apart(fitv2, tmp_path):
+    """Ten balanced classes of cats are not ten of cars; accuracies by different judges have rows of their own."""
+    files = results(tmp_path, a={"class_names": ["cat", "dog"]}, b={"class_names": ["bus", "car"]}, c={})
+    assert "classes at 8x8: cat, dog in a.json, bus, car in b.json" in fitv2("evaluate", *files)[0]
+    for file, judge in zip(files, ("x", "y"), strict=False):
+        content = json.loads((tmp_path / file).read_text())
+        content["results"][0]["scores"] |= {"accuracy": 0.5, "accuracy_by": judge}
+        content["results"][0]["stamp"].pop("class_names")
+        (tmp_path / file).write_text(json.dumps(content))
+    code, out = fitv2("evaluate", *files)
+    assert code == 0 and [line.split()[:3] for line in out.splitlines() if line.startswith(" accuracy by")] == [
+        ["accuracy", "by", "x"],
+        ["accuracy", "by", "y"],
+    ]
+
+
 def test_results_of_some_sizes_in_common_are_compared_at_those(fitv2, tmp_path):
     """Others are named; without any in common there is nothing to compare."""
     files = results(tmp_path, a={}, b={}, c={"size": "own"})
@@ -72,9 +88,8 @@ def test_results_of_before_are_told(fitv2, tmp_path):
 
 def test_only_inceptions_figures_have_its_names():
     of_inception = figure_names("FID")
-    assert of_inception == {"fd": "FID", "sfd": "sFID", "kid": "KID", "classifier_score": "Inception Score"}
+    subsets = {"kid": "KD", "kid_subsets": "KID of 100 subsets"}
+    assert of_inception == {"fd": "FID", "sfd": "sFID", "classifier_score": "Inception Score"} | subsets
     for extractor in (GarmentExtractor, EfficientNetExtractor):
         called = figure_names(extractor.score)
-        assert called.keys() == figure_names("FID").keys() and {*called.values()}.isdisjoint(
-            figure_names("FID").values()
-        )
+        assert called.keys() < of_inception.keys() and {*called.values()}.isdisjoint(of_inception.values())

@@ -18,12 +18,13 @@ import yaml
 from fitv2.cli.study import Chosen
 from fitv2.cli.study import perform as perform_all
 from fitv2.commit import code_commit
+from fitv2.locks import locked
 from fitv2.study.circumstances import scale_lines
-from fitv2.study.definition import build_study, load_study, study_names
+from fitv2.study.definition import build_study, load_study, shortened, study_names
 from fitv2.study.job import Job
 from fitv2.study.one_run import perform
 from fitv2.study.record import read_record
-from fitv2.study.report import load_report, read_records, write_report
+from fitv2.study.report import load_report, overview, read_records, write_report
 from fitv2.study.runner import next_of
 from fitv2.study.snapshots import TrainingLog
 from fitv2.training.preemption import STOPPED
@@ -56,6 +57,10 @@ def options(work: Path) -> list:
     return ["--out", work.parent / "studies", "--work", work, "--jobs", 2]
 
 
+def reported(work: Path) -> list:
+    return ["--out", work.parent / "studies", "--report"]
+
+
 def test_a_study_runs_once_and_its_report_comes_from_its_records(fitv2, definition, work):
     code, printed = fitv2("study", definition, *options(work))
     assert code == 0 and "better" in printed
@@ -71,7 +76,7 @@ def test_a_study_runs_once_and_its_report_comes_from_its_records(fitv2, definiti
         path.unlink()
     for number in list(work.iterdir()):
         number.rename(number.with_name(f"gone-{number.name}"))
-    code, printed = fitv2("study", definition, *options(work), "--report", "--json")
+    code, printed = fitv2("study", definition, *reported(work), "--json")
     assert code == 0 and {path: path.read_bytes() for path in made} == made
     assert [claim["text"] for claim in json.loads(printed)["claims"]] == ["faster", "better"]
     written = (folder / "README.md").read_text()
@@ -81,7 +86,7 @@ def test_a_study_runs_once_and_its_report_comes_from_its_records(fitv2, definiti
     command = shlex.split(re.search(r"Command: `fitv2 (.*?)`", written)[1])
     assert command == ["study", str(folder / "tiny.yaml"), "--out", str(folder.parent)]
     assert (folder / "tiny.yaml").read_text() == definition.read_text()
-    assert fitv2(*command, "--work", work, "--report")[0] == 0 and (folder / "README.md").read_text() == written
+    assert fitv2(*command, "--report")[0] == 0 and (folder / "README.md").read_text() == written
     assert written.count("| real pictures |") == 3 and "of real pictures are recognised" in written
     overview = (folder.parent / "README.md").read_text()
     assert "[tiny](tiny/README.md): faster" in overview
@@ -202,8 +207,8 @@ def test_two_files_of_one_name_do_not_share_their_results(fitv2, definition, wor
     other = tmp_path / "elsewhere/tiny.yaml"
     other.parent.mkdir()
     other.write_text(yaml.safe_dump(tree(title="Another title")))
-    for extra in ((), ("--report",), ("--dry-run",)):
-        complaint, _ = fitv2("study", other, *options(work), *extra)
+    for given in (options(work), reported(work), [*options(work), "--dry-run"]):
+        complaint, _ = fitv2("study", other, *given)
         assert "studies/tiny holds results of another study, 'A title', of a file tiny.yaml" in complaint
     complaint, _ = fitv2("study", definition, other, "--out", tmp_path / "new")
     assert "two of these studies would have their results in" in complaint
@@ -304,7 +309,7 @@ def test_a_plan_of_several_studies_counts_a_shared_training_once(fitv2, definiti
 
 
 def test_a_report_without_results_is_a_sentence(fitv2, definition, work):
-    code, _ = fitv2("study", definition, *options(work), "--report")
+    code, _ = fitv2("study", definition, *reported(work))
     assert "no run of the study tiny is done yet" in code
 
 
@@ -321,3 +326,71 @@ def test_what_is_committed_comes_from_the_records(tmp_path):
         write_report(load_report(jobs, f"fitv2 study {folder.name}"), target)
     for path in tmp_path.rglob("*.md"):
         assert path.read_text() == (committed / path.relative_to(tmp_path)).read_text(), path.name
+
+
+def study_of_before(folder: Path, seeds: int = 3) -> None:
+    """What is left of a study with so many seeds."""
+    folder.mkdir(parents=True)
+    result = {"study": folder.name, "claims": [], "runs": {"FiT": list(range(seeds))}, "title": "A title"}
+    (folder / "result.json").write_text(json.dumps(result))
+
+
+@pytest.mark.parametrize("name", ["README.md", "tiny/README.md", "tiny/result.json", "tiny/curves.png", "tiny/runs/x"])
+@pytest.mark.parametrize("option", ["--report", "--dry-run", "--json"])
+def test_no_file_is_overwritten_that_no_study_wrote(fitv2, definition, tmp_path, name, option):
+    """And nothing is trained before that is said."""
+    precious = tmp_path / "mine" / name
+    precious.parent.mkdir(parents=True)
+    precious.write_text('{"format": 2, "results": []}')
+    assert "overwritten" in fitv2("study", definition, "--out", tmp_path / "mine", option)[0]
+    assert precious.read_text() == '{"format": 2, "results": []}' and not (tmp_path / "runs").exists()
+
+
+def test_results_of_others_beside_studies_are_named_and_left_out(tmp_path, caplog):
+    study_of_before(tmp_path / "ours")
+    for name, content in (("evaluation", '{"format": 2, "results": []}'), ("broken", "{"), ("list", "[]")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "result.json").write_text(content)
+    assert any("withdrawn" in line for line in overview(tmp_path))
+    assert all(f"{name}/result.json" in caplog.text for name in ("evaluation", "broken", "list"))
+
+
+def test_fewer_seeds_do_not_replace_a_page_of_more(fitv2, definition, tmp_path):
+    study_of_before(tmp_path / "s/tiny", seeds=2)
+    before = (tmp_path / "s/tiny/result.json").read_text()
+    for option in ("--report", "--dry-run", "--json"):
+        assert "2 seeds" in fitv2("study", definition, "--seeds", 1, "--out", tmp_path / "s", option)[0]
+    assert (tmp_path / "s/tiny/result.json").read_text() == before
+
+
+def test_two_studies_do_not_run_in_one_folder(fitv2, definition, work):
+    with locked(work.parent / "studies/tiny", "a test"):
+        assert "in use" in fitv2("study", definition, *options(work))[0]
+    assert not work.exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("tiny.yaml", "--report", "--dry-run"),
+        ("tiny.yaml", "--report", "--jobs", "2"),
+        ("tiny.yaml", "--report", "--work", "w"),
+        *(("--" + option, *value) for option, value in [("seeds", "2"), ("out", "x"), ("report", ()), ("dry-run", ())]),
+    ],
+)
+def test_options_without_effect_on_studies_are_refused(fitv2, definition, arguments):
+    said = fitv2("study", *arguments)[0]
+    assert said.startswith("fitv2: ") and arguments[-2 if arguments[-1] in "2wx" else -1] in said
+
+
+def test_a_trial_shortens_scoring_as_well():
+    """A trial of a fiftieth took hours, nearly all of them for scores."""
+    whole, trial = load_study("convergence"), shortened(load_study("convergence"), 0.02)
+    assert trial.evaluation.final_images == trial.evaluation.images == 40
+    assert shortened(whole, 0.5).evaluation.final_images == whole.evaluation.final_images // 2
+    assert shortened(whole, 1).evaluation == whole.evaluation
+
+
+def test_counts_are_of_one_or_of_many(fitv2):
+    out = fitv2("study")[1]
+    assert "3 variants, 1 seed\n" in out and "3 seeds" in out

@@ -339,3 +339,8 @@ def test_a_record_is_read_as_it_was_written(tmp_path):
     one = record("a", 0, [3.0, None, 1.0])
     write_record(tmp_path / "a.json", one)
     assert read_record(tmp_path / "a.json") == one
+
+
+def test_rounding_noise_is_no_interval():
+    """Equal values whose mean is rounded: not 0.299999999999999989 ± 0.000000000000000080."""
+    assert estimate([0.1 + 0.2, 0.3, 0.3]).text() == estimate([0.3]).text() == "0.300"

@@ -24,6 +24,7 @@ from fitv2.prepare.run import prepare
 from fitv2.prepare.settings import build_encoder
 from fitv2.prepare.sources import FolderSource
 from fitv2.pretrained import load_pretrained
+from fitv2.randomness import Purpose, numpy_generator
 from fitv2.study import scoring, views
 from fitv2.study.one_run import perform
 from fitv2.study.page import page
@@ -152,7 +153,7 @@ def test_real_pictures_score_as_many_of_each_class_against_the_others(work):
     (place,) = read_real(one).places.values()
     seen = load_views(one.study, 1, one.references)["square"].seen(None)
     by_class = {label: [] for label in range(10)}
-    for index in np.random.default_rng(1).permutation(60).tolist():
+    for index in numpy_generator(Purpose.SPLITS, 1).permutation(60).tolist():
         by_class[int(seen.labels[index])].append(index)
     drawn = [index for of_class in by_class.values() for index in of_class[: min(3, len(of_class) // 2)]]
     halves = (Statistics.of(seen.pooled[part]) for part in (sorted(drawn), sorted(set(range(60)) - set(drawn))))

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from .atomic import write_file
 from .finite import check_finite
+from .sample_list import CONTACT_SHEET
 
-# The text chunk "Software" of every sheet.
-SHEET = "fitv2 contact sheet"
 MARGIN = 6
 CAPTION = 13
 
@@ -61,5 +60,5 @@ def contact_sheet(
 def save_sheet(page: Image.Image, path: Path) -> None:
     """Writes a page as a PNG file that says of itself that it is none of the samples."""
     about = PngInfo()
-    about.add_text("Software", SHEET)
+    about.add_text("Software", CONTACT_SHEET)
     write_file(path, lambda draft: page.save(draft, "PNG", pnginfo=about))

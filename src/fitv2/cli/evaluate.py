@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from ..errors import UserError
+from .given import refuse_without_effect
 from .sample import check_memory, file_name
 from .sampling import (
     AttentionScale,
@@ -33,11 +35,16 @@ if TYPE_CHECKING:
     from ..evaluation.run import Evaluation, Progress, Samples
     from ..evaluation.wishes import SizeWish
 
+OUT = Path("outputs/evaluation")
 DEFAULT_NUM = 10_000
 DEFAULT_GUIDANCE = 2.0
+# What does something where images are made already.
+OF_SAMPLES = {"names", "reference", "size", "protocol", "extractor", "inception_weights", "metrics", "num", "device"}
+OF_SAMPLES |= {"out", "save_npz", "force", "as_json"}
 
 
 def evaluate(
+    context: typer.Context,
     names: Annotated[
         list[str],
         typer.Argument(
@@ -65,9 +72,10 @@ def evaluate(
     protocol: Annotated[
         Literal["adm-square", "matched", "centre"] | None,
         typer.Option(
-            help="adm-square: real pictures as they are, both sides stretched to the network's square (default with "
-            "statistics in the reference and for own sizes); matched: real pictures scaled to cover the size and cut "
-            "to it (default otherwise); centre: both sides cut to the central square",
+            help="adm-square: real pictures as they are, both sides resized as the extractor does, which for all but "
+            "garments stretches them to a square (default with statistics in the reference and for own sizes); "
+            "matched: real pictures scaled to cover the size and cut to it (default otherwise); centre: both sides cut "
+            "to the central square",
             show_default=False,
         ),
     ] = None,
@@ -115,9 +123,14 @@ def evaluate(
     precision: Precision = None,
     device: Device = None,
     seed: Annotated[int, typer.Option(min=0, max=2**40, help="picture i has the seed SEED * 1000000 + i")] = 0,
-    out: Annotated[Path, typer.Option(help="folder for the result, plots, and a model's pictures")] = Path(
-        "outputs/evaluation"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="folder for the result, plots, and a model's images; default: one for each evaluation below "
+            f"{OUT}, where evaluations share a model's images",
+            show_default=False,
+        ),
+    ] = None,
     save_npz: Annotated[
         bool, typer.Option("--save-npz", help="also write samples of each size as ADM's evaluator takes them")
     ] = False,
@@ -140,85 +153,118 @@ def evaluate(
 
       torchrun --nproc_per_node 8 -m fitv2.cli evaluate runs/mine --reference my/pictures --size 256x256 --number 50000
 
-    A model's pictures are kept below --out: stopped or killed, the same command goes on, and other metrics or
-    references find them there. They are the same for any number of processes (torchrun wants --number, because it takes
-    --num for an option of its own). Every result says all that it depends on, and results of different protocols,
-    numbers, references or extractors are not compared, unless --force.
+    A model's images are kept: stopped or killed, the same command continues, and without --out other metrics or
+    references find them as well. They are the same for any number of processes (torchrun wants --number, because it
+    takes --num for an option of its own). Every result says all that it depends on, and results of different protocols,
+    numbers, references or extractors are not compared, unless --force. Of a folder that fitv2 sample has filled, the
+    images of its last call are evaluated. What is seen in real images is kept in ~/.cache/fitv2 (FITV2_CACHE names
+    another folder), which may be removed at any time.
     """
     if all(name.endswith(".json") for name in names):
+        refuse_without_effect(context, {"names", "force", "as_json"}, "on results that are only compared")
         compare(names, force, as_json)
         return
     if len(names) > 1:
         raise UserError(f"one model or set of samples at a time, not {len(names)}; only results (.json) are compared")
     if force:
         raise UserError("--force goes with results (.json) that are to be compared")
-    if guidance and not is_model(names[0]):
-        raise UserError(f"--guidance is for models; the pictures of {names[0]} are made already")
+    (name,) = names
+    if not is_model(name):
+        refuse_without_effect(context, OF_SAMPLES, f"on images that are made already, as those of {name}")
     if reference is None:
         raise UserError("name real pictures to compare with: --reference FOLDER, an .npz archive, or fashion")
     if is_model(reference):
         raise UserError(f"--reference {reference} is a model or a run; name real pictures to compare with")
-    if out.exists() and not out.is_dir():
+    if out is not None and out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; name a folder")
+    from contextlib import ExitStack
     from datetime import timedelta
 
     from ..device import choose_precision, join_processes
     from ..evaluation.generation import SHARD
-    from ..evaluation.models import make_samples
+    from ..evaluation.home import claimed, own_folder, refuse_among
+    from ..evaluation.models import all_of, make_samples
     from ..evaluation.wishes import balanced_wishes
     from ..processes import first_says, leave
     from .progress import image_progress
 
-    wanted = [parse_size_wish(text) for text in size or (["own"] if is_model(names[0]) else [])]
+    refuse_among(out or OUT, [reference, name])
+    wanted = [parse_size_wish(text) for text in size or (["own"] if is_model(name) else [])]
     check_archive(save_npz, [wish.pixels for wish in wanted])
     # Processes finish far apart: whoever waits must not give up.
     state = join_processes(device, timedelta(days=30))
     precision = choose_precision(precision, state.device)
     progress = partial(image_progress, shown=state.is_main_process)
-    built: list[Evaluation] = []
+    evaluation: Evaluation | None = None
+    samples: list[Samples] = []
+    about: dict[str, Any] = {}
 
     def check() -> None:
         """All that can be wrong with what is asked for is found before pictures are made."""
-        options = (reference, extractor, inception_weights, metrics, protocol, out, str(state.device), progress)
-        built.append(build_evaluation(*options))
+        nonlocal evaluation
+        options = (reference, extractor, inception_weights, metrics, protocol, out or OUT, str(state.device), progress)
+        evaluation = build_evaluation(*options)
         for wish in wanted:
-            built[0].protocol_for(wish.pixels)
+            evaluation.protocol_for(wish.pixels)
+        if not is_model(name):
+            samples.extend(find_samples(name, wanted, num, evaluation.cache))
+            for of_size in samples:
+                evaluation.protocol_for(of_size.size)
+            check_archive(save_npz, [of_size.size for of_size in samples])
+            about.update(samples=samples[0].pictures.digest, num=num)
+
+    def claim() -> Path:
+        """The folder of this evaluation, for the first process alone."""
+        about.update(evaluation.about(), size=sorted(map(str, wanted)))
+        folder = own_folder(OUT, file_name(Path(name).resolve().name), about) if out is None else out
+        held.enter_context(claimed(folder, about))
+        return folder
 
     try:
-        first_says(check)
-        if is_model(names[0]):
-            pretrained, codec = load_for_sampling(names[0], autoencoder, precision, state.device)
-            plain = {"steps": steps, "shift": time_shift, "full_every": full_every, "solver": solver}
-            plain |= {"extrapolation": extrapolation, "attention_scale": attention_scale}
-            guiding = {"interval": guidance_interval, "power": guidance_power, "guidance_channels": guidance_channels}
-            scales = guidance or [DEFAULT_GUIDANCE]
-            # Of several scales, how guidance acts is a matter of those that guide.
-            some_guide = any(scale != 1 for scale in scales)
-            samplings = [
-                build_sampling(pretrained, **plain, guidance=scale, **({} if some_guide and scale == 1 else guiding))
-                for scale in scales
-            ]
-            for wish in wanted:
-                few = balanced_wishes(pretrained, min(num or SHARD, SHARD), wish, seed, codec.factor)
-                check_memory(pretrained, few, samplings[0])
-            samples = make_samples(
-                pretrained,
-                codec,
-                samplings,
-                wanted,
-                num or DEFAULT_NUM,
-                name=names[0],
-                seed=seed,
-                precision={"fp32": "float32"}.get(precision, precision),  # The word that results have.
-                out=out / "samples",
-                state=state,
-                progress=progress,
-            )
-            del pretrained, codec  # Gigabytes, of a large model.
-        elif state.is_main_process:
-            samples = find_samples(names[0], wanted, num, built[0].cache)
-        if state.is_main_process:
-            finish(built[0], samples, out, save_npz, as_json)
+        with ExitStack() as held:
+            first_says(check)
+            if is_model(name):
+                pretrained, codec = load_for_sampling(name, autoencoder, precision, state.device)
+                plain = {"steps": steps, "shift": time_shift, "full_every": full_every, "solver": solver}
+                plain |= {"extrapolation": extrapolation, "attention_scale": attention_scale}
+                guiding = {
+                    "interval": guidance_interval,
+                    "power": guidance_power,
+                    "guidance_channels": guidance_channels,
+                }
+                scales = guidance or [DEFAULT_GUIDANCE]
+                # Of several scales, how guidance acts is a matter of those that guide.
+                some_guide = any(scale != 1 for scale in scales)
+                samplings = [
+                    build_sampling(
+                        pretrained, **plain, guidance=scale, **({} if some_guide and scale == 1 else guiding)
+                    )
+                    for scale in scales
+                ]
+                for wish in wanted:
+                    few = balanced_wishes(pretrained, min(num or SHARD, SHARD), wish, seed, codec.factor)
+                    check_memory(pretrained, few, samplings[0])
+                # The word that results have.
+                settings = all_of(pretrained, codec, {"fp32": "float32"}.get(precision, precision), seed)
+                about.update(settings, num=num or DEFAULT_NUM, sampling=[asdict(one) for one in samplings])
+                folder = first_says(claim)
+                samples = make_samples(
+                    pretrained,
+                    codec,
+                    samplings,
+                    wanted,
+                    num or DEFAULT_NUM,
+                    name=name,
+                    settings=settings,
+                    out=(out or OUT) / "samples",
+                    state=state,
+                    progress=progress,
+                )
+                del pretrained, codec  # Gigabytes, of a large model.
+            else:
+                folder = first_says(claim)
+            if state.is_main_process:
+                finish(evaluation, samples, folder, save_npz, as_json)
     finally:
         leave()
 
@@ -301,15 +347,15 @@ def check_archive(save_npz: bool, sizes: list[tuple[int, int] | None]) -> None:
 def finish(evaluation: Evaluation, samples: list[Samples], out: Path, save_npz: bool, as_json: bool) -> None:
     """Scores all samples, writes what there is to see, and prints it."""
     from ..drawing import write_page
+    from ..evaluation.home import PLOT, RESULT
     from ..evaluation.plots import panels
     from ..evaluation.results import report, write_results
     from ..evaluation.sheet import write_archive, write_sheet
     from .score_tables import show_results
 
-    check_archive(save_npz, [of_size.size for of_size in samples])
     results = [evaluation.score(of_size) for of_size in samples]
-    write_results(out / "result.json", results)
-    write_page(out / "scores.png", panels(results))
+    write_results(out / RESULT, results)
+    write_page(out / PLOT, panels(results))
     for of_size, result in zip(samples, results, strict=True):
         stem = file_name(result.name)
         write_sheet(out / f"sheet-{stem}.png", of_size)
@@ -319,7 +365,7 @@ def finish(evaluation: Evaluation, samples: list[Samples], out: Path, save_npz: 
         print(json.dumps(report(results)))
         return
     show_results({"": results})
-    print(f"Everything is in {out / 'result.json'}, plots in {out / 'scores.png'}, samples in {out}/sheet-*.png")
+    print(f"Everything is in {out / RESULT}, plots in {out / PLOT}, samples in {out}/sheet-*.png")
 
 
 def compare(names: list[str], force: bool, as_json: bool) -> None:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..sample_list import FORMAT, SAMPLES_LIST, SHEET
 
-MANIFEST, DRAFT, SHEET = "samples.json", ".samples.json.partial", "sheet.png"
-FORMAT = 1
+DRAFT = ".samples.json.partial"
 
 
 def free_folder(name: str = "outputs") -> Path:
@@ -42,13 +42,13 @@ def begin(folder: Path, request: dict[str, Any], names: Sequence[str], overwrite
     if earlier is not None and not same:
         if not overwrite:
             raise UserError(
-                f"{folder} holds the images of another request ({MANIFEST}); choose another --out, or add --overwrite "
-                "to remove them"
+                f"{folder} holds the images of another request ({SAMPLES_LIST}); choose another --out, or add "
+                "--overwrite to remove them"
             )
         for name in files_of(earlier):
             (folder / name).unlink(missing_ok=True)
-    known = {*files_of(earlier), MANIFEST} if earlier is not None else set()
-    foreign = [name for name in [*mine, MANIFEST] if name not in known and (folder / name).exists()]
+    known = {*files_of(earlier), SAMPLES_LIST} if earlier is not None else set()
+    foreign = [name for name in [*mine, SAMPLES_LIST] if name not in known and (folder / name).exists()]
     if foreign and not overwrite:
         raise UserError(
             f"{folder} holds {foreign[0]} already, which no request here has made; choose another --out, or add "
@@ -56,7 +56,7 @@ def begin(folder: Path, request: dict[str, Any], names: Sequence[str], overwrite
         )
     images = [{"file": name} for name in names]
     write_text(folder / DRAFT, json.dumps({"format": FORMAT, "request": request, "images": images, "sheet": SHEET}))
-    (folder / MANIFEST).unlink(missing_ok=True)
+    (folder / SAMPLES_LIST).unlink(missing_ok=True)
 
 
 def finish(folder: Path, request: dict[str, Any], images: Sequence[dict[str, Any]]) -> None:
@@ -64,13 +64,13 @@ def finish(folder: Path, request: dict[str, Any], images: Sequence[dict[str, Any
     from ..atomic import write_text
 
     content = {"format": FORMAT, "request": request, "images": list(images), "sheet": SHEET}
-    write_text(folder / MANIFEST, json.dumps(content, indent=1))
+    write_text(folder / SAMPLES_LIST, json.dumps(content, indent=1))
     (folder / DRAFT).unlink(missing_ok=True)
 
 
 def read(folder: Path) -> dict[str, Any] | None:
     """What an earlier call says of its files, finished or not; None where there was none."""
-    for name in (MANIFEST, DRAFT):
+    for name in (SAMPLES_LIST, DRAFT):
         try:
             content = json.loads((folder / name).read_bytes())
             if content["format"] == FORMAT and isinstance(content["request"], dict):

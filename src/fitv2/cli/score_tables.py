@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from ..evaluation.results import Result
 
 SHARES = ("precision", "recall", "coverage", "accuracy")
-OTHERS = ("precision", "recall", "density", "coverage", "accuracy")
+OTHERS = ("precision", "recall", "density", "coverage")
 MOST_CLASSES = 20
 # Of a column, where the output is no terminal.
 WIDTH = 20
@@ -38,34 +39,79 @@ def show_results(files: Mapping[str, Sequence[Result]]) -> None:
 
 
 def rows(results: Sequence[Result]) -> Iterator[tuple[str, list[str]]]:
-    """Title and cells: how samples were compared, every figure that one of them has, classes below."""
+    """Title and cells: how samples were compared, every figure, what real images reach, and the classes.
+
+    Accuracies by different judges are not comparable, so each judge has its own rows.
+    """
     yield "protocol", [result.stamp["protocol"] for result in results]
     yield "pictures", [str(result.stamp["num"]) for result in results]
     yield "real pictures", [str(result.stamp["reference_count"] or "statistics") for result in results]
     for key, title in shown(results).items():
         yield title, [cell(result.scores, result.real, key) for result in results]
-    classes = [result.scores.get("accuracy_per_class", {}) for result in results]
-    for name in list(dict.fromkeys(name for of_result in classes for name in of_result))[:MOST_CLASSES]:
-        real = [result.real.get("accuracy_per_class", {}) for result in results]
-        yield f"  {name}", [share(own.get(name), of_real.get(name)) for own, of_real in zip(classes, real, strict=True)]
+    judges = dict.fromkeys(result.scores["accuracy_by"] for result in results if "accuracy_by" in result.scores)
+    for judge in judges:
+        judged = [result if result.scores.get("accuracy_by") == judge else None for result in results]
+        title = "accuracy" if len(judges) == 1 else f"accuracy by {judge}"
+        yield title, [share_of(result, lambda figures: figures.get("accuracy")) for result in judged]
+        classes = (name for result in judged if result for name in result.scores.get("accuracy_per_class", {}))
+        for name in list(dict.fromkeys(classes))[:MOST_CLASSES]:
+            read = partial(class_share, name)
+            yield f"  {name}", [share_of(result, read) for result in judged]
+    yield from equal_rows(results)
+
+
+def equal_rows(results: Sequence[Result]) -> Iterator[tuple[str, list[str]]]:
+    """Samples and real images against the same real images, equally many of each: mean and range of the draws."""
+    titles = {key: title for key, title in shown(results).items() if any(key in result.equal for result in results)}
+    if not titles:
+        return
+    yield "at equal numbers", [str(result.real.get("drawn", "-")) for result in results]
+    for key, title in titles.items():
+        yield f"  {title}", [drawn_cell(result.equal, key) for result in results]
+        yield "    of real pictures", [drawn_cell(result.real, key) for result in results]
+
+
+def drawn_cell(figures: Mapping[str, Any], key: str) -> str:
+    if f"{key}_range" not in figures:
+        return "-"
+    mean, low, high = (f"{scaled(value, key):.3g}" for value in (figures[key], *figures[f"{key}_range"]))
+    return f"{mean} ({low} to {high})"
+
+
+def scaled(value: float, key: str) -> float:
+    """Shares are shown in percent."""
+    return 100 * value if key in SHARES else value
+
+
+def class_share(name: str, figures: Mapping[str, Any]) -> float | None:
+    return figures.get("accuracy_per_class", {}).get(name)
+
+
+def share_of(result: Result | None, read: Callable[[Mapping[str, Any]], float | None]) -> str:
+    return "-" if result is None else share(read(result.scores), read(result.real))
 
 
 def shown(results: Sequence[Result]) -> dict[str, str]:
-    """Key and title of every figure that one of them has."""
+    """Key and title of every figure but the accuracy that one of them has."""
     from ..evaluation.results import titles
 
-    return titles(results) | {key: key for key in OTHERS if any(key in result.scores for result in results)}
+    others = {key: key for key in OTHERS if any(key in result.scores for result in results)}
+    return titles(results) | others
 
 
 def cell(scores: Mapping[str, Any], real: Mapping[str, Any], key: str) -> str:
-    """A figure, its deviation, and what real pictures reach."""
+    """A figure, its standard error or deviation, and what all real images reach where numbers do not matter."""
     if key in SHARES:
-        return share(scores.get(key), real.get(key))
+        return share(scores.get(key), None)
     if key not in scores:
         return "-"
-    # Of few pictures, the classifier score is of one part.
-    spread = f" ± {scores[f'{key}_std']:.2g}" if scores.get(f"{key}_std") else ""
-    return f"{scores[key]:.4g}{spread}" + (f" / {real[key]:.4g}" if key in real else "")
+    # Of few images, the classifier score is of one part.
+    spread = scores.get(f"{key}_error") or scores.get(f"{key}_std")
+    return f"{scores[key]:.4g}" + (f" ± {spread:.2g}" if spread else "") + of_all_real(real, key)
+
+
+def of_all_real(real: Mapping[str, Any], key: str) -> str:
+    return f" / {real[key]:.4g}" if key in real and f"{key}_range" not in real else ""
 
 
 def share(value: float | None, real: float | None) -> str:
@@ -76,13 +122,22 @@ def share(value: float | None, real: float | None) -> str:
 
 def lines_below(results: Sequence[Result]) -> Iterator[str]:
     """What was compared, what the signs mean, and notes with the sizes that they are about."""
+    from ..evaluation.suite import DRAWS
+
     stamp = results[0].stamp
     yield f"against {stamp['reference']}, seen by {stamp['extractor']} ({stamp['resize']})"
     signs = []
+    if any(result.scores.get(f"{key}_error") for result in results for key in shown(results)):
+        signs.append("± of a kernel distance: standard error")
     if any(result.scores.get(f"{key}_std") for result in results for key in shown(results)):
-        signs.append("±: deviation over subsets")
-    if any(key in result.real for result in results for key in shown(results)):
-        signs.append(f"behind /: real pictures{drawn_words(results)}")
+        signs.append("± of a score: standard deviation over its parts or subsets")
+    if any(result.real for result in results):
+        signs.append("after the slash: real pictures")
+    if any(result.equal for result in results):
+        signs.append(
+            f"at equal numbers: mean and range of {DRAWS} draws of so many samples, and of as many other real "
+            "pictures, against so many real pictures, by class where samples are"
+        )
     judges = dict.fromkeys(result.scores["accuracy_by"] for result in results if "accuracy_by" in result.scores)
     signs += [f"accuracy: share of the class asked for, by {judge}" for judge in judges]
     if signs:
@@ -93,12 +148,3 @@ def lines_below(results: Sequence[Result]) -> Iterator[str]:
             notes.setdefault(note, []).append(result.name)
     for note, names in notes.items():
         yield f"Note ({', '.join(dict.fromkeys(names))}): {note}"
-
-
-def drawn_words(results: Sequence[Result]) -> str:
-    """How many real pictures the figures behind the stroke are of, where they were set against others."""
-    numbers = dict.fromkeys(result.real["drawn"] for result in results if "drawn" in result.real)
-    if not numbers:
-        return ""
-    words = " or ".join(map(str, numbers))
-    return f", of distances and neighbours {words} at random against all others, of known classes as many as samples"

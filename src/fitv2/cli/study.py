@@ -6,6 +6,7 @@ import json
 import logging
 import shlex
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,12 +15,14 @@ import typer
 
 from ..errors import UserError
 from ..messages import counted
+from .given import refuse_without_effect
 
 if TYPE_CHECKING:
     from ..study.definition import Study
     from ..study.job import Job
 
 OUT = Path("studies")
+EFFECTIVE = {"names", "seeds", "budget", "jobs", "out", "work", "report", "dry_run", "as_json"}
 
 
 @dataclass(frozen=True)
@@ -37,13 +40,17 @@ class Chosen:
 
 
 def study(
+    context: typer.Context,
     names: Annotated[
         list[str] | None, typer.Argument(help="studies that ship with the package, or YAML files; none: list them")
     ] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="how many; default: as each study says")] = None,
     budget: Annotated[
         float | None,
-        typer.Option(min=0, help="a trial: at most 1, a share of the steps of every run, or above 1, steps of a run"),
+        typer.Option(
+            min=0,
+            help="a trial: shorten every run and its scoring, to a fraction of its steps (0.05) or to steps (200)",
+        ),
     ] = None,
     jobs: Annotated[
         int | None, typer.Option(min=1, help="runs at a time; default: as many as cores, and 1 on a GPU")
@@ -77,18 +84,28 @@ def study(
     one queue of runs, first all of the first seed.
     """
     if not names:
+        refuse_without_effect(context, {"names", "as_json"}, "where studies are listed")
         list_studies(as_json)
         return
+    if report and dry_run:
+        raise UserError("--report makes pages and --dry-run a plan: give one of both")
+    if report:
+        refuse_without_effect(context, EFFECTIVE - {"jobs", "work"}, "with --report, which runs nothing")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     chosen = [choose(name, seeds, budget, out, work) for name in names]
     refuse_one_folder(chosen)
+    from ..locks import locked
+
     if dry_run:
         from .study_plan import show_plan
 
         show_plan([one.jobs for one in chosen], jobs, as_json)
         return
-    failures = [] if report else perform(chosen, jobs)
-    finish(chosen, failures, as_json)
+    with ExitStack() as held:
+        for one in [] if report else chosen:
+            held.enter_context(locked(one.folder, "a study"))
+        failures = [] if report else perform(chosen, jobs)
+        finish(chosen, failures, as_json)
     if failures:
         raise typer.Exit(1)
 
@@ -96,11 +113,15 @@ def study(
 def choose(name: str, seeds: int | None, budget: float | None, out: Path, work: Path) -> Chosen:
     """Raises ValueError for an unknown study, or a folder that is another's."""
     from ..study.definition import file_of, load_study, shortened
-    from ..study.home import copy_of, refuse_another
+    from ..study.home import PAGE, copy_of, refuse_another, refuse_fewer_seeds, refuse_foreign, refuse_foreign_page
 
     wanted, label, file = load_study(name), Path(name).stem, file_of(name)
     folder = out / label if budget is None else out / "trials" / f"{label}-{budget:g}"
     refuse_another(folder, label, wanted, file)
+    refuse_foreign(folder)
+    refuse_fewer_seeds(folder, seeds or wanted.seeds)
+    if budget is None:
+        refuse_foreign_page(out / PAGE)
     command = ["fitv2", "study", name if file is None else str(copy_of(folder, label))]
     command += ["--seeds", str(seeds)] if seeds else []
     command += ["--out", str(out)] if file is not None and out != OUT else []

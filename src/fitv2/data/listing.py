@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from ..sample_list import SHEET
 from .formats import EXTENSIONS, ignored
-from .made import SAMPLES, SHEET, made_by_fitv2
+from .made import SAMPLES, made_by_fitv2
 
 # What systems and programs leave beside images, some of it images: previews, waste, copies.
 SYSTEM = {

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
+from ..sample_list import SAMPLES_LIST, SHEET
+
 RUN, PREPARED, SAMPLES = "a training run", "prepared data", "samples"
 # What a folder is, by the names in it: all of a set have to be there.
 MARKS: list[tuple[str, set[str]]] = [
@@ -17,9 +19,8 @@ MARKS: list[tuple[str, set[str]]] = [
     ("an evaluation", {"result.json", "scores.png"}),
     ("a study", {"result.json", "final.png"}),
     ("a study", {"runs", "sheets"}),
-    (SAMPLES, {"samples.json", "sheet.png"}),
+    (SAMPLES, {SAMPLES_LIST, SHEET}),
 ]
-SHEET = "sheet.png"
 SAMPLE = re.compile(r".+_\d+x\d+_seed\d+\.png")
 
 

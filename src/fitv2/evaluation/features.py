@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..data.images import to_array
 from ..errors import UserError
+from ..randomness import Purpose, numpy_generator
 
 # Pictures through the network at once; and bytes of pictures that wait to be put together by size.
 BATCH = 50
@@ -82,18 +83,30 @@ def gathered(images: Iterable[Image.Image]) -> Iterator[list[Image.Image]]:
         yield waiting
 
 
-def split(features: Tensor, labels: Tensor, wanted: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Some of features (N, F) of classes (N,) at random, and all others: with them, perfect pictures can be scored.
+def drawn_sets(labels: Tensor, wanted: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Indices of two equal random sets of images and of all others, of images of the classes `labels` (N,).
 
-    wanted: (M,) the class of each to draw, at most half of a class. Other frequencies of classes would be a distance.
+    wanted: (M,) the class of each image of a set; of a class both sets together take at most all, so a set may be
+    smaller. Equal frequencies of classes in both sets: other ones would be a distance.
     """
-    order, drawn = torch.from_numpy(np.random.default_rng(seed).permutation(len(features))), []
+    order = torch.from_numpy(numpy_generator(Purpose.SPLITS, seed).permutation(len(labels)))
+    first, second, others = [], [], [order[~torch.isin(labels[order], wanted)]]
     for label, number in zip(*wanted.unique(return_counts=True), strict=True):
         of_class = order[labels[order] == label]
-        drawn.append(of_class[: min(int(number), len(of_class) // 2)])
-    chosen = torch.zeros(len(features), dtype=torch.bool)
-    chosen[torch.cat(drawn)] = True
-    return features[chosen], features[~chosen]
+        number = min(int(number), len(of_class) // 2)
+        first.append(of_class[:number])
+        second.append(of_class[number : 2 * number])
+        others.append(of_class[2 * number :])
+    return torch.cat(first), torch.cat(second), torch.cat(others)
+
+
+def by_class(labels: Tensor) -> Tensor | None:
+    """The labels (N,) of a set with equally many images of each of its classes, which chance does not make; else None.
+
+    Equal within one, as classes in turn are, and at least two of each.
+    """
+    counts = labels.unique(return_counts=True)[1]
+    return labels if counts.min() >= 2 and counts.max() - counts.min() <= 1 else None
 
 
 def check_features(*sets: Tensor) -> None:

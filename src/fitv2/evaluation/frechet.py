@@ -12,6 +12,9 @@ from torch import Tensor
 from ..errors import UserError
 from .features import check_features
 
+# What rounding may do to a covariance, relative to its size: of sums in float32.
+ROUNDING = 1e-6
+
 
 @dataclass(frozen=True)
 class Statistics:
@@ -71,14 +74,39 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
 
     C_a C_b has the eigenvalues of the symmetric C_a^(1/2) C_b C_a^(1/2), so the trace of its root is the sum of their
     roots: real and exact also for singular covariances, where the root of the product itself is neither.
-    Raises ValueError when the two do not have the same number of features, or are not finite.
+    Raises UserError when the two do not have the same number of features, or as `check_statistics`.
     """
     if a.mean.shape != b.mean.shape:
         raise UserError(f"the features are {len(a.mean)} and {len(b.mean)} numbers: not of the same network")
-    if not all(part.isfinite().all() for part in (a.mean, a.covariance, b.mean, b.covariance)):
-        raise UserError("the statistics hold numbers that are not finite")
+    check_statistics(a.mean, a.covariance)
+    check_statistics(b.mean, b.covariance)
     values, vectors = torch.linalg.eigh(a.covariance)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
     overlap = torch.linalg.eigvalsh(root @ b.covariance @ root).clamp(min=0).sqrt().sum()
     spread = a.covariance.trace() + b.covariance.trace() - 2 * overlap
     return max(float((a.mean - b.mean).square().sum() + spread), 0.0)
+
+
+def check_statistics(mean: Tensor, covariance: Tensor) -> None:
+    """Raises UserError for anything but a mean (F,) and a covariance (F, F): finite, symmetric, no variance below zero.
+
+    Of a covariance of negative eigenvalues the formula would make a distance that is too small, or none at all.
+    """
+    if mean.ndim != 1 or not len(mean) or covariance.shape != 2 * mean.shape:
+        shapes = f"{tuple(mean.shape)} and {tuple(covariance.shape)}"
+        raise UserError(f"a mean (F,) and a covariance (F, F) are wanted, and these are {shapes}")
+    if not (mean.isfinite().all() and covariance.isfinite().all()):
+        raise UserError("the statistics hold numbers that are not finite: make them again")
+    covariance = covariance.double()
+    size = torch.linalg.matrix_norm(covariance)
+    if (covariance - covariance.T).abs().max() > ROUNDING * size:
+        raise UserError("the covariance is not symmetric, so it is none: make it again")
+    # It has a Cholesky factor where all eigenvalues are above minus what rounding may do.
+    raised = (covariance + covariance.T) / 2
+    raised.diagonal().add_(ROUNDING * size)
+    if size > 0 and torch.linalg.cholesky_ex(raised).info:
+        lowest = float(torch.linalg.eigvalsh(covariance)[0])
+        raise UserError(
+            f"the covariance has negative eigenvalues, down to {lowest:.3g}: it is none, or lost too many digits when "
+            "it was stored; make it again in float64"
+        )

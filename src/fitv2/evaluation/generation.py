@@ -14,14 +14,13 @@ import logging
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from accelerate import PartialState
-from filelock import FileLock, Timeout
 from PIL import Image
 from torch import Tensor
 
@@ -30,13 +29,14 @@ from ..autoencoder import Decoding, KLAutoencoder, Pixels
 from ..data.images import to_array
 from ..errors import UserError
 from ..generate import Sampling, Wish, generate
+from ..locks import locked
 from ..pretrained import Pretrained
 from ..processes import first_says
 from ..sheets import to_image
 from .pictures import View
 
 SHARD = 250
-SETTINGS, LOCK = "settings.json", "lock"
+SETTINGS = "settings.json"
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ def make_pictures(
     settings: all that the pictures depend on. Raises ValueError where the folder holds pictures of other settings,
     another run is making some there, or the model makes none.
     """
-    with alone(pictures.folder):
+    with locked_by_first(pictures.folder):
         first_says(lambda: begin(pictures.folder, settings))
         for number in range(state.process_index, len(pictures.shards), state.num_processes):
             there = pictures.stored(number)
@@ -161,28 +161,14 @@ def make_wishes(
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """One run at a time in a folder: the first of its processes holds a lock, which is free again however it ends.
+def locked_by_first(folder: Path) -> Iterator[None]:
+    """One evaluation at a time in a folder of images: the first of its processes holds the lock.
 
-    Raises ValueError, in all of them, where another run holds it.
+    Raises UserError, in all of them, where another one holds it.
     """
-    lock = FileLock(folder / LOCK)
-    first_says(lambda: take(lock))
-    try:
+    with ExitStack() as held:
+        first_says(lambda: held.enter_context(locked(folder, "a fitv2 evaluate that makes these images")))
         yield
-    finally:
-        lock.release()  # Nothing, in the others.
-
-
-def take(lock: FileLock) -> None:
-    folder = Path(lock.lock_file).parent
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise UserError(
-            f"another fitv2 evaluate is making these pictures ({folder}); wait for it or choose another --out"
-        ) from None
 
 
 def begin(folder: Path, settings: dict[str, Any]) -> None:

@@ -20,6 +20,8 @@ from .features import Features
 SIDE = 299
 # Of mixed_6/conv, as in ADM's evaluator: 17 x 17 places of 7 channels are 2023 numbers.
 SPATIAL_CHANNELS = 7
+# Numbers of an image's features, of the whole and with places.
+POOLED, SPATIAL = 2048, 17 * 17 * SPATIAL_CHANNELS
 CLASSES = 1008
 MEAN, MAXIMUM, HALVING = "mean", "maximum", "halving"
 

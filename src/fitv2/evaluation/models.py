@@ -18,7 +18,7 @@ from ..model.presets import architecture_of
 from ..pretrained import Pretrained
 from ..state_files import weights_digest
 from .generation import GeneratedPictures, make_pictures
-from .results import LABELS, OWN_CHOICE, class_counts
+from .results import CLASSES, LABELS, OWN_CHOICE, class_counts
 from .run import Progress, Samples
 from .wishes import LABEL_SCHEME, SEED_SCHEME, SizeWish, balanced_wishes
 
@@ -33,17 +33,45 @@ def make_samples(
     number: int,
     *,
     name: str,
-    seed: int,
-    precision: str,
+    settings: dict[str, Any],
     out: Path,
     state: PartialState,
     progress: Progress,
 ) -> list[Samples]:
     """`number` pictures of each sampling and size, in folders of `out` that are named by all they depend on.
 
-    name: of the model; precision: of its weights, which decides with them. Raises ValueError for impossible sizes.
+    name: of the model; settings: see `all_of`. Raises ValueError for impossible sizes.
     """
-    of_all = {
+    samples = []
+    for sampling in samplings:
+        for size in sizes:
+            wishes = balanced_wishes(pretrained, number, size, settings["seed"], codec.factor)
+            own = settings | {"size": str(size), "sampling": asdict(sampling)}
+            folder = out / f"{str(size).replace(':', '-')}-{json_digest(own)[:12]}"
+            pictures = GeneratedPictures(name, folder, wishes, pretrained.class_names, codec.factor)
+            with progress(f"making {size} at {sampling.guidance:g}", number) as done:
+                make_pictures(pictures, pretrained, codec, sampling, own, state, done)
+            about: dict[str, Any] = {"model": name, "pictures": str(folder), "model_calls": sampling.model_calls}
+            about[LABELS] = asked_for(wishes, pretrained.model.config.num_classes)
+            about[CLASSES] = list(pretrained.class_names) or None
+            samples.append(
+                Samples(
+                    pictures=pictures,
+                    chosen=np.arange(number),
+                    size=size.pixels,
+                    called=str(size),
+                    about=about | {key: value for key, value in own.items() if key not in ("format", "size", LABELS)},
+                )
+            )
+    return samples
+
+
+def all_of(pretrained: Pretrained, codec: Pixels | KLAutoencoder, precision: str, seed: int) -> dict[str, Any]:
+    """What a model's images depend on besides their sampling and size.
+
+    precision: of the model's weights, which decides with them.
+    """
+    return {
         "format": FORMAT,
         "model_sha256": model_digest(pretrained),
         "autoencoder_sha256": codec.digest() if isinstance(codec, KLAutoencoder) else None,
@@ -52,28 +80,6 @@ def make_samples(
         "labels": LABEL_SCHEME,
         "seeds": SEED_SCHEME,
     }
-    samples = []
-    for sampling in samplings:
-        for size in sizes:
-            wishes = balanced_wishes(pretrained, number, size, seed, codec.factor)
-            settings = of_all | {"size": str(size), "sampling": asdict(sampling)}
-            folder = out / f"{str(size).replace(':', '-')}-{json_digest(settings)[:12]}"
-            pictures = GeneratedPictures(name, folder, wishes, pretrained.class_names, codec.factor)
-            with progress(f"making {size} at {sampling.guidance:g}", number) as done:
-                make_pictures(pictures, pretrained, codec, sampling, settings, state, done)
-            about: dict[str, Any] = {"model": name, "pictures": str(folder), "model_calls": sampling.model_calls}
-            about[LABELS] = asked_for(wishes, pretrained.model.config.num_classes)
-            samples.append(
-                Samples(
-                    pictures=pictures,
-                    chosen=np.arange(number),
-                    size=size.pixels,
-                    called=str(size),
-                    about=about
-                    | {key: value for key, value in settings.items() if key not in ("format", "size", LABELS)},
-                )
-            )
-    return samples
 
 
 def asked_for(wishes: Sequence[Wish], classes: int) -> str:

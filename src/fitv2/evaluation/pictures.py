@@ -15,16 +15,22 @@ from PIL import Image
 from ..classes import readable_names
 from ..data.fashion import SPLITS, Fashion, bundled, full
 from ..data.folder import ImageFolder
+from ..data.formats import EXTENSIONS
 from ..data.images import MAX_PIXELS, UnreadableImage, decode
 from ..data.latents import LatentShards
+from ..data.made import SHEET
 from ..data.official_latents import budgets
 from ..data.prepared import is_prepared, read_dataset
 from ..data.scan import in_threads
 from ..errors import UserError
+from ..messages import counted
 from ..randomness import Purpose, numpy_generator
+from ..sample_list import SAMPLES_LIST, is_contact_sheet, read_list, shortened
 from .archives import read_pictures, read_shape
 
 FASHION = "fashion"
+# How the reasons begin for which files that fitv2 made are no data.
+MADE = "made by fitv2"
 WORKERS = 4
 # Pictures that threads may be ahead of the network, and pixels of these: 400 MB in colour.
 AHEAD, AHEAD_PIXELS = 64, 1 << 27
@@ -53,33 +59,78 @@ class Pictures(Protocol):
 
 
 class FolderPictures:
-    """The readable pictures below a folder; its sub-folders are the classes. What cannot be read is warned about.
+    """Images in files below a folder. paths: relative to it. notes: which files there are left out, in sentences."""
 
-    cache_file: where sizes are kept between starts.
-    """
+    def __init__(
+        self, root: Path, paths: list[str], sizes: np.ndarray, labels: np.ndarray, class_names: list[str]
+    ) -> None:
+        self.root, self.name, self.paths, self.sizes, self.labels = root, str(root), paths, sizes, labels
+        self.class_names = readable_names(class_names)
+        self.notes: list[str] = []
 
-    def __init__(self, root: Path, cache_file: Path | None) -> None:
+    @classmethod
+    def below(cls, root: Path, cache_file: Path | None) -> FolderPictures:
+        """All readable images; sub-folders are the classes. What fitv2 made of other images is left out.
+
+        cache_file: where sizes are kept between starts. What cannot be read is warned about.
+        """
         # A budget that every size fits: only the list of images counts here.
-        self.folder = ImageFolder(root, max_tokens=MAX_PIXELS, patch=1, cache_file=cache_file, labels_option=None)
-        self.name, self.class_names = str(root), readable_names(self.folder.class_names)
-        self.labels, self.sizes = self.folder.labels, self.folder.sizes
+        folder = ImageFolder(root, max_tokens=MAX_PIXELS, patch=1, cache_file=cache_file, labels_option=None)
+        sheets = [name for name in folder.paths if is_contact_sheet(root / name)]
+        kept = [i for i, name in enumerate(folder.paths) if name not in set(sheets)]
+        if not kept:
+            raise UserError(f"{root} holds contact sheets of fitv2, and no other image: name the folder of the samples")
+        paths, sizes, labels = [folder.paths[i] for i in kept], folder.sizes[kept], folder.labels[kept]
+        pictures = cls(root, paths, sizes, labels, folder.class_names)
+        left = [name for name, reason in folder.report.skipped if reason.startswith(MADE)] + sheets
+        if left:
+            pictures.notes.append(f"left out of {root}, as made by fitv2: {shortened(left)}")
+        return pictures
+
+    @classmethod
+    def listed(cls, root: Path) -> FolderPictures:
+        """The images that the last `fitv2 sample` has made in a folder, as its list says.
+
+        Raises UserError where one is missing.
+        """
+        images = read_list(root / SAMPLES_LIST)
+        paths = [image.file for image in images]
+        if missing := [path for path in paths if not (root / path).is_file()]:
+            raise UserError(
+                f"{root / SAMPLES_LIST} lists images that are not there ({shortened(missing)}): make the samples "
+                "again, or remove the list to evaluate all images that are there"
+            )
+        classes = {image.label: image.name for image in images if image.name is not None}
+        numbers = {label: number for number, label in enumerate(sorted(classes))}
+        labels = np.array([numbers.get(image.label, 0) for image in images], dtype=np.int64)
+        sizes = np.array([image.size for image in images], dtype=np.int64)
+        pictures = cls(root, paths, sizes, labels, [classes[label] for label in sorted(classes)])
+        others = {path.name for path in root.iterdir() if path.suffix.lower() in EXTENSIONS} - {*paths}
+        others = sorted(name for name in others if not is_contact_sheet(root / name) and name != SHEET)
+        if others:
+            number = counted(len(others), "other image")
+            pictures.notes.append(f"left out of {root}, {number} not of the last fitv2 sample: {shortened(others)}")
+        return pictures
 
     @cached_property
     def digest(self) -> str:
         """Over names, which hold the classes, and bytes."""
-        content, root = hashlib.sha256(), self.folder.root
-        hashes = in_threads(WORKERS, lambda name: file_digest(root / name), self.folder.paths)
-        for name, sha256 in zip(self.folder.paths, hashes, strict=True):
+        content = hashlib.sha256()
+        hashes = in_threads(WORKERS, lambda name: file_digest(self.root / name), self.paths)
+        for name, sha256 in zip(self.paths, hashes, strict=True):
             content.update(f"{name}\n{sha256}\n".encode(errors="surrogateescape"))
         return content.hexdigest()
 
     def read(self, indices: Sequence[int], mode: Literal["RGB", "L"], view: View) -> Iterator[Image.Image]:
         def seen(index: int) -> Image.Image:
-            path = self.folder.root / self.folder.paths[index]
+            path, size = self.root / self.paths[index], tuple(self.sizes[index].tolist())
             try:
-                return view(decode(path, mode))
+                image = decode(path, mode)
             except UnreadableImage as error:
-                raise UserError(f"{path} could be read at the start and now cannot: {error}") from error
+                raise UserError(f"{path} cannot be read: {error}") from error
+            if (image.height, image.width) != size:
+                raise UserError(f"{path} has {image.height}x{image.width} pixels, and not {size[0]}x{size[1]} any more")
+            return view(image)
 
         for block in blocks(indices, self.sizes.prod(1)):
             yield from in_threads(WORKERS, seen, block)
@@ -169,8 +220,10 @@ def open_pictures(name: str, cache: Path) -> Pictures:
         return PreparedPictures(path)
     if budgets(path):
         raise UserError(NO_LATENTS.format(path))
+    if (path / SAMPLES_LIST).is_file():
+        return FolderPictures.listed(path)
     scanned = hashlib.sha256(str(path.resolve()).encode(errors="surrogateescape")).hexdigest()
-    return FolderPictures(path, cache / f"scan-{scanned[:16]}.json")
+    return FolderPictures.below(path, cache / f"scan-{scanned[:16]}.json")
 
 
 def is_garments(name: str) -> bool:

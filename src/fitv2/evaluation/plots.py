@@ -13,7 +13,7 @@ SHARES = ("precision", "recall", "density", "coverage", "accuracy")
 
 
 def panels(results: Sequence[Result]) -> list[Panel]:
-    """Of the measures that there are; dashed lines say what real pictures reach."""
+    """Of the measures that there are; dashed lines say what real pictures reach, both at equal numbers."""
     drawn = [bars(results, key, title) for key, title in titles(results).items()]
     if any(share in result.scores for result in results for share in SHARES):
         drawn.append(shares(results))
@@ -21,15 +21,15 @@ def panels(results: Sequence[Result]) -> list[Panel]:
 
 
 def bars(results: Sequence[Result], key: str, title: str) -> Panel:
-    """A bar for each result, with the deviation over subsets where there is one."""
+    """A bar for each result, with its standard error, or its deviation over parts, where there is one."""
     shown = [result for result in results if key in result.scores]
 
     def draw(axes: Axes) -> None:
         places = range(len(shown))
-        spread = [result.scores.get(f"{key}_std", 0) for result in shown]
+        spread = [result.scores.get(f"{key}_error", result.scores.get(f"{key}_std", 0)) for result in shown]
         axes.bar(
             places,
-            [result.scores[key] for result in shown],
+            [comparable(result, key) for result in shown],
             yerr=spread if any(spread) else None,
             color=BLUE,
             ecolor=ORANGE,
@@ -47,7 +47,7 @@ def shares(results: Sequence[Result]) -> Panel:
 
     def draw(axes: Axes) -> None:
         for number, name in enumerate(SHARES):
-            points = [(place, r.scores[name]) for place, r in enumerate(results) if name in r.scores]
+            points = [(place, comparable(r, name)) for place, r in enumerate(results) if name in r.scores]
             if points:
                 axes.plot(*zip(*points, strict=True), "o-", markersize=4, color=f"C{number}", label=name)
             real_lines(axes, results, name, f"C{number}")
@@ -59,11 +59,18 @@ def shares(results: Sequence[Result]) -> Panel:
     return draw
 
 
+def comparable(result: Result, key: str) -> float:
+    """The figure at the numbers of the real images beside it, where that depends on numbers."""
+    return result.equal.get(key, result.scores[key])
+
+
 def real_lines(axes: Axes, results: Sequence[Result], key: str, colour: str) -> None:
     """What real pictures reach, at the place of each result that knows it."""
     for place, result in enumerate(results):
         if key in result.real:
             axes.hlines(result.real[key], place - 0.4, place + 0.4, color=colour, linestyle="--")
+        if f"{key}_range" in result.real:
+            axes.vlines(place + 0.4, *result.real[f"{key}_range"], color=colour)  # Of the draws.
 
 
 def dashed_words(results: Sequence[Result], keys: Sequence[str]) -> str:

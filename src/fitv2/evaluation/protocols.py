@@ -1,8 +1,9 @@
 """What of a picture is compared, where samples are of one size and real pictures are not.
 
-adm-square: real pictures as they are; both sides are stretched to the network's square. With ADM's files the protocol
-of the papers, where a wide sample is squeezed and meets square crops.
-matched: real pictures scaled to cover the size of the samples and cut to it; then the same stretch for both.
+adm-square: real pictures as they are; both sides are resized as the extractor does: Inception and EfficientNet stretch
+them to their square, the network of the garments keeps the aspect. With ADM's files the protocol of the papers, where a
+wide sample is squeezed and meets square crops.
+matched: real pictures scaled to cover the size of the samples and cut to it; then the same resizing for both.
 centre: both sides cut to their central square, which shows how the middle looks, and misses the borders.
 """
 

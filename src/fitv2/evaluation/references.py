@@ -16,11 +16,14 @@ from ..data.fashion import CLASS_NAMES, split_files
 from ..errors import UserError
 from .archives import PICTURES
 from .efficientnet import EfficientNetExtractor
-from .frechet import Statistics
+from .frechet import Statistics, check_statistics
 from .garments import GarmentExtractor
-from .inception import InceptionExtractor
+from .inception import POOLED, SPATIAL, InceptionExtractor
 from .pictures import FASHION, Pictures, file_digest, is_garments, open_garments, open_pictures, split_of
 from .scores import TEST_STATISTICS, load_reference
+
+# Names of a mean and a covariance in ADM's archives, and of how many features of Inception they are.
+STATISTICS = {("mu", "sigma"): POOLED, ("mu_s", "sigma_s"): SPATIAL}
 
 
 @dataclass(frozen=True)
@@ -78,31 +81,47 @@ def garments_of_the_test(name: str) -> Reference:
 
 
 def read_known(path: Path) -> tuple[Known | None, bool]:
-    """ADM's statistics of an archive, and whether it holds pictures. Raises ValueError for a damaged file."""
+    """ADM's statistics of an archive, and whether it holds images. Raises UserError for damaged files."""
     try:
         with np.load(path) as archive:
-            pairs = [
-                known_statistics(*(archive[key] for key in pair)) if set(pair) <= set(archive) else None
-                for pair in (("mu", "sigma"), ("mu_s", "sigma_s"))
-            ]
+            arrays = {name: archive[name] for pair in STATISTICS for name in pair if name in archive}
             has_pictures = PICTURES in archive
     except FileNotFoundError:
         raise UserError(f"there is no file {path}") from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path} is no archive of a reference, or damaged: {error}") from None
+    pairs = [known_statistics(arrays, *pair, width, path) for pair, width in STATISTICS.items()]
+    if pairs[0] is None and pairs[1] is not None:
+        raise UserError(
+            f"{path} has statistics of features with places (mu_s, sigma_s), and none of the others (mu, sigma)"
+        )
     return (None if pairs[0] is None else Known(InceptionExtractor.name, *pairs)), has_pictures
 
 
-def known_statistics(mean: np.ndarray, covariance: np.ndarray) -> Statistics:
-    """In float64; the covariance is the mean of its halves, which rounding has made unequal.
+def known_statistics(
+    arrays: dict[str, np.ndarray], mean: str, covariance: str, width: int, path: Path
+) -> Statistics | None:
+    """In float64, of so many features, from the arrays of those names; None where both lack. The covariance is the mean
+    of its halves, which rounding has made unequal.
 
-    Raises ValueError for anything but numbers (F,) and (F, F).
+    Raises UserError for anything but statistics of some spread.
     """
-    shapes = f"{mean.dtype} {mean.shape} and {covariance.dtype} {covariance.shape}"
-    if mean.ndim != 1 or covariance.shape != 2 * mean.shape or {mean.dtype.kind, covariance.dtype.kind} != {"f"}:
-        raise UserError(f"a mean (F,) and a covariance (F, F) of real numbers are wanted, and these are {shapes}")
-    half = torch.from_numpy(covariance).double()
-    return Statistics(torch.from_numpy(mean).double(), (half + half.T) / 2, count=0)
+    if mean not in arrays and covariance not in arrays:
+        return None
+    try:
+        if mean not in arrays or covariance not in arrays:
+            raise UserError("one of both is missing")
+        if {arrays[name].dtype.kind for name in (mean, covariance)} != {"f"}:
+            raise UserError("they are not real numbers")
+        own_mean, half = (torch.from_numpy(arrays[name].astype(np.float64)) for name in (mean, covariance))
+        check_statistics(own_mean, half)
+        if len(own_mean) != width:
+            raise UserError(f"they are of {len(own_mean)} features, and {InceptionExtractor.name} has {width}")
+        if not half.any():
+            raise UserError("the covariance is zero: they are of one image, or of a network that sees nothing")
+    except UserError as error:
+        raise UserError(f"{path}: {mean} and {covariance} are no statistics that can be used: {error}") from None
+    return Statistics(own_mean, (half + half.T) / 2, count=0)
 
 
 def default_extractor(reference: str, inception_weights: Path | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 
 from ..atomic import write_text
 from ..errors import UserError
+from ..sample_list import shortened
 
 FORMAT = 2
 # What must be the same in figures that stand side by side, and how a sentence calls it.
@@ -27,19 +28,20 @@ MUST_AGREE = {
     "extractor_sha256": "weights of the extractor",
     "resize": "resize of the extractor",
 }
-LABELS, OWN_CHOICE = "labels", "as the model likes"
+LABELS, OWN_CHOICE, CLASSES = "labels", "as the model likes", "class_names"
 # What reading a result needs besides.
 NEEDED = MUST_AGREE.keys() | {LABELS, "size", "names", "reference"}
 
 
 @dataclass(frozen=True)
 class Result:
-    """Figures of samples of one size. stamp: how they came about; scores, real, notes: see `suite.measure`."""
+    """Figures of samples of one size. stamp: how they came about; all else: see `suite.Measured`."""
 
     stamp: dict[str, Any]
     scores: dict[str, Any]
     real: dict[str, Any]
     notes: list[str]
+    equal: dict[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -107,17 +109,23 @@ def difference(files: Mapping[str, Sequence[Result]]) -> str | None:
     if not set.intersection(*map(set, sizes.values())):
         return "sizes: " + ", ".join(f"{', '.join(of_file)} in {file}" for file, of_file in sizes.items())
     known: dict[tuple[str, str], tuple[str, Any]] = {}
+    where_known = {CLASSES: "classes", LABELS: "frequency of classes"}
     for file, results in files.items():
         for result in results:
             size = result.stamp["size"]
-            for key, called in (MUST_AGREE | {LABELS: "frequency of classes"}).items():
-                value = result.stamp[key]
-                if key == LABELS and value in (None, OWN_CHOICE):
+            for key, called in (MUST_AGREE | where_known).items():
+                value = result.stamp.get(key)
+                if key in where_known and value in (None, OWN_CHOICE):
                     continue
                 known_file, first = known.setdefault((size, key), (file, value))
                 if first != value:
-                    return f"{called} at {size}: {first} in {known_file}, {value} in {file}"
+                    return f"{called} at {size}: {in_words(first)} in {known_file}, {in_words(value)} in {file}"
     return None
+
+
+def in_words(value: Any) -> str:
+    """Of many names the first."""
+    return shortened(value) if isinstance(value, list) else str(value)
 
 
 def remarks(files: Mapping[str, Sequence[Result]]) -> list[str]:

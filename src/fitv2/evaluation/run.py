@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
+from ..messages import counted
 from .features import Extractor
 from .pictures import FolderPictures, Pictures, in_turn
 from .protocols import FILTER, Protocol, real_view, sample_view
 from .references import Reference
-from .results import LABELS, Result, class_counts
+from .results import CLASSES, LABELS, Result, class_counts
 from .suite import VERSION, Side, figure_names, measure
 from .summary import Summary, kept_summary, summarise
 
@@ -55,11 +56,12 @@ def given_samples(pictures: Pictures, sizes: Collection[tuple[int, int]], number
             )
         called = "own" if size is None else f"{size[0]}x{size[1]}"
         if number is not None and number > len(chosen):
-            raise UserError(f"{pictures.name} has {len(chosen)} pictures of the size {called}, and not {number}")
+            raise UserError(f"{pictures.name} has {counted(len(chosen), 'picture')} of the size {called}, not {number}")
         if number is not None and number < len(chosen):
             chosen = chosen[in_turn(pictures.labels[chosen], number)]
         about = {"samples": pictures.name, "samples_sha256": pictures.digest, "seeds": None}
         about[LABELS] = class_counts(pictures.labels[chosen], len(pictures.class_names))
+        about[CLASSES] = list(pictures.class_names) or None
         notes = file_notes(pictures, chosen)
         yield Samples(pictures=pictures, chosen=chosen, size=size, called=called, about=about, notes=notes)
 
@@ -68,8 +70,9 @@ def file_notes(pictures: Pictures, chosen: np.ndarray) -> tuple[str, ...]:
     """Extractors see what JPEG loses (arXiv 2104.11222), which is no fault of whoever made the pictures."""
     if not isinstance(pictures, FolderPictures):
         return ()
-    lossy = sum(pictures.folder.paths[i].lower().endswith((".jpg", ".jpeg", ".jfif")) for i in chosen.tolist())
-    return (f"{lossy} of {len(chosen)} samples are JPEG files, whose losses count as theirs",) if lossy else ()
+    lossy = sum(pictures.paths[i].lower().endswith((".jpg", ".jpeg", ".jfif")) for i in chosen.tolist())
+    told = [f"{lossy} of {len(chosen)} samples are JPEG files, whose losses count as theirs"] if lossy else []
+    return (*told, *pictures.notes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,13 +111,19 @@ class Evaluation:
         known = self.reference.known
         return known is not None and known.extractor == self.extractor.name and protocol == "adm-square"
 
+    def about(self) -> dict[str, Any]:
+        """All that decides a result besides the samples."""
+        extractor = [self.extractor.name, self.extractor.digest, self.extractor.resize]
+        of_all = {"suite": VERSION, "reference": self.reference.digest, "protocol": self.protocol}
+        return of_all | {"extractor": extractor, "metrics": sorted(set(self.metrics))}
+
     def score(self, samples: Samples) -> Result:
         """Raises ValueError where samples and reference do not go together."""
         protocol = self.protocol_for(samples.size)
         own = self.see_samples(samples, protocol)
         real, count, notes = self.see_reference(protocol, samples.size)
         side = Side(samples.pictures.class_names, own.statistics, own.spatial, own)
-        scores, of_real, said = measure(side, real, self.extractor, self.metrics)
+        found = measure(side, real, self.extractor, self.metrics)
         stamp = {
             "suite": VERSION,
             "size": samples.called,
@@ -130,38 +139,42 @@ class Evaluation:
             "extractor_sha256": self.extractor.digest,
             "resize": self.extractor.resize,
         }
-        return Result(stamp | samples.about, scores, of_real, [*said, *notes, *samples.notes])
+        notes = [*found.notes, *notes, *samples.notes]
+        return Result(stamp | samples.about, found.scores, found.real, notes, found.equal)
 
     def see_samples(self, samples: Samples, protocol: Protocol) -> Summary:
         pictures, chosen = samples.pictures, samples.chosen
         cut = protocol if protocol == "centre" else "as they are"
-        key = (pictures.digest, chosen.tolist(), cut, self.extractor.digest)
         return kept_summary(
             self.kept,
-            key,
+            self.extractor,
+            (pictures.digest, chosen.tolist(), cut),
             lambda: self.see(pictures, chosen, lambda image: sample_view(image, protocol), f"samples {samples.called}"),
         )
 
     def see_reference(self, protocol: Protocol, size: tuple[int, int] | None) -> tuple[Side, int, list[str]]:
         """The reference as samples of that size meet it, the number of its pictures (0: not known), and notes."""
         known, pictures = self.reference.known if self.knows(protocol) else None, self.reference.pictures
-        summary, notes = None, []
+        summary, notes = None, list(getattr(pictures, "notes", ()))
         # Statistics alone spare all real pictures.
         if pictures is not None and (known is None or set(self.metrics) - {"fd", "sfd"}):
             summary = self.see_pictures(pictures, protocol, size)
             if protocol != "adm-square" and size is not None:
-                notes = enlarged_note(pictures.sizes, protocol, size)
+                notes += enlarged_note(pictures.sizes, protocol, size)
         names = [] if pictures is None else pictures.class_names
         if known is not None:
+            if not known.statistics.count:
+                notes.append("the reference does not say of how many pictures its statistics are")
             side = Side(names, known.statistics, known.spatial, summary, known.recognised)
             return side, known.statistics.count, notes
         return Side(names, summary.statistics, summary.spatial, summary), int(summary.count), notes
 
     def see_pictures(self, pictures: Pictures, protocol: Protocol, size: tuple[int, int] | None) -> Summary:
-        key = (pictures.digest, protocol, None if protocol == "adm-square" else size, FILTER, self.extractor.digest)
+        key = (pictures.digest, protocol, None if protocol == "adm-square" else size, FILTER)
         indices = np.arange(len(pictures.sizes))
         return kept_summary(
             self.cache,
+            self.extractor,
             key,
             lambda: self.see(pictures, indices, lambda image: real_view(image, protocol, size), "real pictures"),
         )

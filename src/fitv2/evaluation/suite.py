@@ -9,19 +9,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..randomness import Purpose, numpy_generator
 from .classifier_score import PART
-from .features import Extractor, split
+from .features import Extractor, by_class, drawn_sets
 from .frechet import Statistics, frechet_distance
 from .inception import InceptionExtractor
-from .kid import kernel_distance
+from .kid import SUBSETS, kernel_distance, kid_of_subsets
 from .neighbours import DENSITY_NEIGHBOURS, VOTERS, compare_neighbours, vote
+from .pictures import in_turn
 from .summary import Summary
 
 # Counts up when the same pictures get other figures.
-VERSION = 2
+VERSION = 3
 METRICS = ("fd", "sfd", "kid", "cs", "pr", "accuracy")
 # Below, the Frechet distance is too large by chance alone; papers take 50 000.
 ENOUGH = 10_000
+# Draws of real images, and the most images of each: nearest neighbours of more would take hours.
+DRAWS, MOST_DRAWN = 10, 10_000
 Figures = dict[str, Any]
 
 
@@ -29,9 +33,11 @@ def figure_names(score: str) -> dict[str, str]:
     """What the figures of a network are called, by their keys; score: the name of its Frechet distance.
 
     FID, sFID, KID and Inception Score are those of Inception alone: of another network nobody may take them for these.
+    The KID of the papers is a mean over subsets; `kid` is the kernel distance of all images.
     """
     if score == InceptionExtractor.score:
-        return {"fd": "FID", "sfd": "sFID", "kid": "KID", "classifier_score": "Inception Score"}
+        subsets = f"KID of {SUBSETS} subsets"
+        return {"fd": "FID", "sfd": "sFID", "kid": "KD", "kid_subsets": subsets, "classifier_score": "Inception Score"}
     network = score.removeprefix("FD-")
     return {"fd": score, "sfd": f"s{score}", "kid": f"KD-{network}", "classifier_score": f"CS-{network}"}
 
@@ -48,17 +54,46 @@ class Side:
     summary: Summary | None
     recognised: dict[str, float] | None = None
 
+    @property
+    def as_set(self) -> ImageSet:
+        return ImageSet(self.summary.pooled, by_class(self.summary.labels) if self.class_names else None)
 
-def measure(
-    samples: Side, real: Side, extractor: Extractor, metrics: Collection[str]
-) -> tuple[Figures, Figures, list[str]]:
-    """The figures of the samples, those of real pictures (of distances and neighbours see `floor`), and notes.
 
-    fd, sfd: Frechet distance and that of the features with places. kid, kid_std; classifier_score and its _std;
-    precision, recall, density, coverage; accuracy and accuracy_per_class: shares in [0, 1] of the class asked for. What
-    cannot be had is left out, with a note. Raises ValueError where features are unfit.
+@dataclass(frozen=True)
+class ImageSet:
+    """features (N, F); classes (N,) where their frequencies are fixed by construction, see `kernel_distance`."""
+
+    features: Tensor
+    classes: Tensor | None
+
+    @classmethod
+    def of(cls, summary: Summary, indices: Tensor, of_classes: bool) -> ImageSet:
+        """Of some images; of_classes: whether they were drawn by class."""
+        labels = summary.labels[indices]
+        pairs = of_classes and bool(labels.unique(return_counts=True)[1].min() >= 2)
+        return cls(summary.pooled[indices], labels if pairs else None)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """scores: of the samples. real: of real images. equal: of the samples at the numbers of `real`, see
+    `at_equal_numbers`. fd, sfd: Frechet distance and that of the features with places. kid, kid_error: kernel distance
+    and its standard error; of Inception kid_subsets and its _std, over subsets. classifier_score and its _std over
+    parts. precision, recall, density, coverage. accuracy, accuracy_per_class: in [0, 1], of the class asked for.
     """
-    scores, of_real, notes = {}, {}, size_notes(samples, real, metrics)
+
+    scores: Figures
+    real: Figures
+    equal: Figures
+    notes: list[str]
+
+
+def measure(samples: Side, real: Side, extractor: Extractor, metrics: Collection[str]) -> Measured:
+    """All figures of the samples against real images. What cannot be had is left out, with a note.
+
+    Raises UserError where features are unfit.
+    """
+    scores, of_real, equal, notes = {}, {}, {}, size_notes(samples, real, metrics)
     if "fd" in metrics:
         scores["fd"] = frechet_distance(samples.statistics, real.statistics)
     if "sfd" in metrics:
@@ -74,47 +109,96 @@ def measure(
         if left := sorted({"kid", "pr"} & set(metrics)):
             notes.append(f"the reference has statistics and no pictures, so there is no {' and no '.join(left)}")
     else:
-        own, others = samples.summary.pooled, real.summary.pooled
-        scores |= compare_pictures(own, others, metrics)
-        if "precision" in scores:
-            if len(own) < len(others):
-                notes.append(f"{len(own)} samples cover fewer of {len(others)} real pictures than as many would")
-        elif "pr" in metrics:
-            notes.append(f"{min(len(own), len(others))} pictures are too few for nearest neighbours, so there is no pr")
+        scores |= compare_images(samples.as_set, real.as_set, metrics)
+        if "kid" in metrics and extractor.score == InceptionExtractor.score:
+            pair = samples.summary.pooled, real.summary.pooled
+            scores["kid_subsets"], scores["kid_subsets_std"] = kid_of_subsets(*pair)
+        notes += pair_notes(samples, real, metrics)
         if {"fd", "kid", "pr"} & set(metrics):
-            of_real |= floor(samples, real, metrics)
+            drawn, equal, said = at_equal_numbers(samples, real, metrics)
+            of_real |= drawn
+            notes += said
     if "accuracy" in metrics and samples.class_names:
         add_accuracy(samples, real, extractor, scores, of_real, notes)
-    return scores, of_real, notes
+    return Measured(scores, of_real, equal, notes)
 
 
-def compare_pictures(own: Tensor, others: Tensor, metrics: Collection[str]) -> Figures:
-    """Of features (N, F) and (M, F): kid, kid_std; precision and so on, where they are enough to have neighbours."""
+def compare_images(own: ImageSet, others: ImageSet, metrics: Collection[str]) -> Figures:
+    """kid, kid_error; precision and so on, where images are enough to have neighbours."""
     figures: Figures = {}
     if "kid" in metrics:
-        figures["kid"], figures["kid_std"] = kernel_distance(own, others)
-    if "pr" in metrics and min(len(own), len(others)) > DENSITY_NEIGHBOURS:
-        figures |= asdict(compare_neighbours(own, others))
+        found = kernel_distance(own.features, others.features, own.classes, others.classes)
+        figures["kid"], figures["kid_error"] = found.value, found.error
+    if "pr" in metrics and min(len(own.features), len(others.features)) > DENSITY_NEIGHBOURS:
+        figures |= asdict(compare_neighbours(own.features, others.features))
     return figures
 
 
-def floor(samples: Side, real: Side, metrics: Collection[str]) -> Figures:
-    """What real pictures score against all others of them, drawn once: as many as samples, and of the same classes
-    where they are known, but at most half.
+def at_equal_numbers(samples: Side, real: Side, metrics: Collection[str]) -> tuple[Figures, Figures, list[str]]:
+    """What real images score against other real ones, what samples score against the same, and notes.
 
-    drawn: how many. Empty where they are too few to say anything.
+    In each of ten draws two disjoint sets of real images and one of samples, all of one size: as many as there are
+    samples, or as real images suffice for. By class where the samples are. Figures are means, with KEY_range the least
+    and the largest; drawn: the size of the sets. Empty where images are too few to say anything.
     """
-    labels, wanted = torch.zeros_like(real.summary.labels), torch.zeros_like(samples.summary.labels)
+    own, others = samples.summary, real.summary
+    labels, wanted = torch.zeros_like(others.labels), torch.zeros_like(own.labels)
     numbers = numbers_among(samples.class_names, real.class_names)
-    if samples.class_names and numbers is not None:
-        labels, wanted = real.summary.labels, numbers[samples.summary.labels]
-    drawn, others = split(real.summary.pooled, labels, wanted, seed=0)
-    if len(drawn) <= DENSITY_NEIGHBOURS:
-        return {}
-    figures = {"drawn": len(drawn)} | compare_pictures(drawn, others, metrics)
+    of_classes = samples.as_set.classes is not None and numbers is not None
+    if of_classes:
+        labels, wanted = others.labels, numbers[own.labels]
+    asked = wanted[torch.from_numpy(in_turn(wanted.numpy(), MOST_DRAWN))]
+    drawn: list[Figures] = []
+    sampled: list[Figures] = []
+    for seed in range(DRAWS):
+        first, second, _ = drawn_sets(labels, asked, seed)
+        if len(first) <= DENSITY_NEIGHBOURS:
+            return {}, {}, []
+        chosen = as_many(wanted, labels[first], seed)
+        sets = [ImageSet.of(side, at, of_classes) for side, at in ((own, chosen), (others, first), (others, second))]
+        drawn.append(compare_sets(sets[1], sets[2], metrics))
+        sampled.append(compare_sets(sets[0], sets[2], metrics))
+    notes = []
+    if len(first) < len(wanted):
+        why = "more would take hours" if len(first) == len(asked) else "there are not twice as many real pictures"
+        notes.append(f"at equal numbers {len(first)} of {len(wanted)} samples are compared, as {why}")
+    return {"drawn": len(first)} | over_draws(drawn), over_draws(sampled), notes
+
+
+def compare_sets(own: ImageSet, others: ImageSet, metrics: Collection[str]) -> Figures:
+    figures = compare_images(own, others, metrics)
+    figures.pop("kid_error", None)
     if "fd" in metrics:
-        figures["fd"] = frechet_distance(Statistics.of(drawn), Statistics.of(others))
+        figures["fd"] = frechet_distance(Statistics.of(own.features), Statistics.of(others.features))
     return figures
+
+
+def over_draws(draws: Sequence[Figures]) -> Figures:
+    """Mean of each figure, and KEY_range: the least and the largest."""
+    means = {key: sum(draw[key] for draw in draws) / len(draws) for key in draws[0]}
+    return means | {
+        f"{key}_range": [min(draw[key] for draw in draws), max(draw[key] for draw in draws)] for key in draws[0]
+    }
+
+
+def as_many(labels: Tensor, wanted: Tensor, seed: int) -> Tensor:
+    """Random indices of images of the classes `labels` (N,), as many of each class as `wanted` (M,) has."""
+    order = torch.from_numpy(numpy_generator(Purpose.SPLITS, seed, 1).permutation(len(labels)))
+    classes, counts = wanted.unique(return_counts=True)
+    return torch.cat([order[labels[order] == label][:count] for label, count in zip(classes, counts, strict=True)])
+
+
+def pair_notes(samples: Side, real: Side, metrics: Collection[str]) -> list[str]:
+    """What too few images do to figures of pairs of images."""
+    notes, own, others = [], len(samples.summary.pooled), len(real.summary.pooled)
+    if "pr" in metrics and min(own, others) <= DENSITY_NEIGHBOURS:
+        notes.append(f"{min(own, others)} pictures are too few for nearest neighbours, so there is no pr")
+    elif "pr" in metrics and own < others:
+        notes.append(f"{own} samples cover fewer of {others} real pictures than as many would")
+    counts = samples.summary.labels.unique(return_counts=True)[1]
+    if "kid" in metrics and len(counts) > 1 and counts.max() <= 2 and counts.min() < 2:
+        notes.append("of some classes there is one sample only, so the kernel distance is too low by the missing pairs")
+    return notes
 
 
 def size_notes(samples: Side, real: Side, metrics: Collection[str]) -> list[str]:
@@ -124,6 +208,11 @@ def size_notes(samples: Side, real: Side, metrics: Collection[str]) -> list[str]
         notes.append(f"the classifier score of {count} pictures is biased downwards, as of fewer than {PART}")
     if not {"fd", "sfd"} & set(metrics):
         return notes
+    if samples.class_names and samples.summary is not None and by_class(samples.summary.labels) is not None:
+        notes.append(
+            "the classes are balanced, which lowers a Frechet distance: papers draw classes at random, so theirs do "
+            "not compare at equal numbers"
+        )
     if count < ENOUGH:
         notes.append(f"the Frechet distance of {count} pictures is biased upwards; compare it only at equal numbers")
     for whose, side in (("samples", samples), ("real pictures", real)):

@@ -18,14 +18,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..atomic import write_tensors
+from ..errors import UserError
 from ..randomness import Purpose, torch_generator
 from .classifier_score import classifier_score
-from .features import Extractor, extract
-from .frechet import RunningStatistics, Statistics
+from .features import Extractor, check_features, extract
+from .frechet import RunningStatistics, Statistics, check_statistics
 
 # Pictures whose own features are kept, for what compares picture with picture; statistics are of all.
 MOST_KEPT = 50_000
-FORMAT = 2
+# Rises when the same images would be seen otherwise.
+FORMAT = 3
 
 logger = logging.getLogger(__name__)
 
@@ -85,14 +87,27 @@ def summarise(
     )
 
 
-def kept_summary(folder: Path, key: Sequence[object], make: Callable[[], Summary]) -> Summary:
-    """From the file of that key, whatever decides the result, or made and written there. A damaged file is remade."""
-    about = json.dumps([FORMAT, *map(str, key)])
+def checked(summary: Summary) -> Summary:
+    """Raises UserError for numbers that no network has seen."""
+    check_features(summary.pooled)
+    for statistics in (summary.statistics, summary.spatial):
+        check_statistics(statistics.mean, statistics.covariance)
+    if not len(summary.pooled) == len(summary.labels) == len(summary.classes):
+        raise UserError("there are not as many labels as features")
+    return summary
+
+
+def kept_summary(folder: Path, extractor: Extractor, key: Sequence[object], make: Callable[[], Summary]) -> Summary:
+    """What the extractor sees in a set of images, from a file, or made and written there. A damaged file is remade.
+
+    key: all that decides the result besides the extractor, of which weights and preprocessing count.
+    """
+    about = json.dumps([FORMAT, extractor.digest, extractor.resize, extractor.mode, *map(str, key)])
     path = folder / f"features-{hashlib.sha256(about.encode()).hexdigest()[:32]}.safetensors"
     if path.is_file():
         try:
-            return Summary(**load_file(path))
-        except (SafetensorError, OSError, TypeError) as error:
+            return checked(Summary(**load_file(path)))
+        except (SafetensorError, OSError, TypeError, UserError) as error:
             logger.warning("%s is damaged and is made anew (%s)", path, error)
     summary = make()
     try:

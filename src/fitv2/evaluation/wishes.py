@@ -44,7 +44,11 @@ def balanced_wishes(pretrained: Pretrained, number: int, size: SizeWish, seed: i
     classes = pretrained.model.config.num_classes
     patch = pretrained.model.config.patch_size
     if size.pixels is None:
-        drawn = [drawn_sizes(own_shapes(pretrained, label), number, (seed, label)) for label in range(max(classes, 1))]
+        # Of each class no more than it has images: the first of the same draw, whatever the number.
+        drawn = [
+            drawn_sizes(shapes, len(range(label, number, max(classes, 1))), (seed, label))
+            for label, shapes in zip(range(number), own_shapes(pretrained, max(classes, 1)), strict=False)
+        ]
     else:
         check_divisible(size.pixels, factor * patch)
     wishes = []
@@ -59,13 +63,13 @@ def balanced_wishes(pretrained: Pretrained, number: int, size: SizeWish, seed: i
     return wishes
 
 
-def own_shapes(pretrained: Pretrained, label: int) -> list[tuple[int, int, int]]:
-    """(height, width, count) that training had of a class, of all classes where it had none."""
-    own = pretrained.shapes[label : label + 1]
-    shapes = own[0] if own and own[0] else [shape for of_class in pretrained.shapes for shape in of_class]
-    if not shapes:
+def own_shapes(pretrained: Pretrained, classes: int) -> list[list[tuple[int, int, int]]]:
+    """Of each class the (height, width, count) that training had of it; of all classes where it had none."""
+    of_all = [shape for of_class in pretrained.shapes for shape in of_class]
+    if not of_all:
         raise UserError("this model does not say which sizes it was trained on; give --size")
-    return shapes
+    known = dict(enumerate(pretrained.shapes))
+    return [known.get(label) or of_all for label in range(classes)]
 
 
 def drawn_sizes(shapes: Sequence[tuple[int, int, int]], number: int, seed: tuple[int, int]) -> list[tuple[int, int]]:

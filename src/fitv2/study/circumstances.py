@@ -25,11 +25,9 @@ def real_lines(report: Report) -> Iterator[str]:
     """How the last rows come about, and what a view does to real pictures."""
     if report.real is None:
         return
-    draws = max(len(place.draws) for place in report.real.places.values())
     yield (
         f"{REAL.capitalize()} (last rows): at random as many of a view as a model makes, of each class so many and at "
-        f"most half, against all others; the mean of {draws} draws. A model that does no worse is as good as can be "
-        "seen here"
+        "most half, against all others. A model that does no worse is as good as can be seen here"
     )
     for name, place in report.real.places.items():
         found = [] if place.recognised is None else [f"{100 * place.recognised:.1f} % of real pictures are recognised"]
@@ -53,13 +51,12 @@ def condition_lines(report: Report) -> Iterator[str]:
     views = "; ".join(f"{view}: {as_words(changes)}" for view, changes in evaluation.views.items())
     done = sum(len(runs) for runs in report.records.values())
     yield f"Command: `{report.command}`; `{report.command} --report` makes this page and its plots anew, without runs"
-    variants, seeds = len(study.variants), study.seeds
-    wanted = f"{variants * seeds}, {counted(variants, 'variant')} with {counted(seeds, 'seed')} each"
-    yield f"Runs: {done} of {wanted}; weights, data order and noise follow the seed"
+    number, seeds = len(study.variants), counted(study.seeds, "seed")
+    yield f"Runs: {done} of {number * study.seeds}, {counted(number, 'variant')} with {seeds} each; {seeded(report)}"
     yield f"Recipe: `{study.recipe}`" + (f" with {as_words(study.set)}" if study.set else "") + f"; {training(report)}"
     yield from scale_lines(report)
     yield (
-        f"Curves: {len(evaluation.points)} points and the last step, {evaluation.images} pictures each, "
+        f"Curves: {counted(len(evaluation.points), 'point')} and the last step, {evaluation.images} pictures each, "
         f"{evaluation.point.name}; the end: {evaluation.final_images} pictures under each condition; averaged weights"
     )
     yield (
@@ -81,6 +78,13 @@ def condition_lines(report: Report) -> Iterator[str]:
         "Seconds are of training steps alone, without scoring; runs shared the machine with each other, which CPU "
         "seconds show less. Operations: of matrix products with attention, of forward and backward pass, by formula"
     )
+
+
+def seeded(report: Report) -> str:
+    """What follows the seed of a training."""
+    if report.earlier:
+        return "weights and data order follow the seed; times, noise and dropped labels did not, in earlier versions"
+    return "weights, data order, times, noise and dropped labels follow the seed"
 
 
 def circumstances(report: Report) -> dict[str, str]:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from ..config import Settings
+from ..messages import counted
 from . import paper_cost
 from .record import Record, Records, paired
 from .statistics import Compared, Estimate, compare, reach
@@ -66,7 +67,7 @@ def in_words(found: Estimate | None, sign: str = "") -> str:
 
 
 def seeds_in_words(count: int) -> str:
-    return f"{count} seed{'' if count == 1 else 's'}"
+    return counted(count, "seed")
 
 
 class SpeedUp(Settings):

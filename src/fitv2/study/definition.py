@@ -20,6 +20,8 @@ from .conditions import Evaluation, Name
 OWN_KEYS = ("training.seed", "log.")
 # Steps between those from which a stopped training continues.
 CHECKPOINT_EVERY = 250
+# Images of a score of a trial.
+LEAST_OF_TRIALS = 40
 
 
 class Variant(Settings):
@@ -149,7 +151,7 @@ def build_study(tree: dict[str, Any], name: str) -> Study:
 
 
 def shortened(study: Study, share: float) -> Study:
-    """A trial: every run, its warm-up and its points at this share of the steps (0 to 1). Raises ValueError."""
+    """A trial: every run, its warm-up, its points and the images of scores at this share (0 to 1). Raises UserError."""
     if not 0 < share <= 1:
         raise UserError(f"a trial takes a share of the steps above 0 and at most 1, not {share:g}")
     changes = {
@@ -157,8 +159,14 @@ def shortened(study: Study, share: float) -> Study:
         for name, variant in study.variants.items()
     }
     points = tuple(sorted({max(1, round(point * share)) for point in study.evaluation.points}))
-    evaluation = study.evaluation.model_copy(update={"points": points})
+    images = {key: shorter_scores(getattr(study.evaluation, key), share) for key in ("images", "final_images")}
+    evaluation = study.evaluation.model_copy(update={"points": points} | images)
     return study.model_copy(update={"variants": changes, "evaluation": evaluation})
+
+
+def shorter_scores(images: int, share: float) -> int:
+    """Of a trial: not so few that no score can be had of them."""
+    return min(images, max(LEAST_OF_TRIALS, round(images * share)))
 
 
 def shorter(recipe: Recipe, share: float) -> dict[str, int]:

@@ -17,6 +17,8 @@ PROTOCOL = "study-2"
 # Changes when the same recipe trains to other weights. Version 1 gave times, noise and dropped labels the same random
 # numbers whatever the seed, and began AdaLN-LoRA otherwise than the authors' code.
 TRAINING = "training-2"
+# How kernel distances are estimated; records without it have a bias of class-balanced samples.
+KERNEL = "by class"
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Job:
     def settings(self) -> dict[str, Any]:
         """All that the scores depend on besides the training; what is not given is left out, as in `given`."""
         scoring = self.sight | self.study.evaluation.model_dump(mode="json", exclude={"views"})
-        return given({"training": TRAINING} | scoring)
+        return given({"training": TRAINING, "kernel": KERNEL} | scoring)
 
     def result(self, any_training: bool = False) -> Record | None:
         """The record of this run with these settings, if there is one. Raises ValueError for a damaged one.
@@ -82,8 +84,9 @@ class Job:
         record = read_record(self.record)
         found, wanted = given(record.settings), dict(self.settings)
         if any_training:
-            found.pop("training", None)
-            wanted.pop("training")
+            for key in ("training", "kernel"):
+                found.pop(key, None)
+                wanted.pop(key)
         return record if (record.digest, found) == (self.run.digest, wanted) else None
 
     def is_done(self) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..messages import counted
 from .circumstances import condition_lines
 from .claims import RULE, UNITS
 from .definition import Study
@@ -13,6 +14,7 @@ from .paper_cost import account
 from .tables import (
     COST_HEAD,
     OTHER_SCORES,
+    REAL_CAPTION,
     TITLES,
     condition_names,
     cost_rows,
@@ -31,6 +33,13 @@ from .tables import (
 if TYPE_CHECKING:
     from .report import Report
 
+# Of trainings by an earlier version; see `Report.earlier`.
+WITHDRAWN = (
+    "> **All figures are withdrawn until the studies have been repeated.** The runs' seeds shared training times, "
+    "noise and dropped labels: a seed reached only the initial weights and the order of the data. AdaLN-LoRA was "
+    "initialised with torch's default instead of Xavier, 2.19 times smaller. On a CPU, attention in bfloat16 rounded "
+    "its logits. Kernel distances were too low by a bias of class-balanced samples, and are not shown."
+)
 CLAIMS_HEAD = ("claim", "figure in the paper", "figure here", "conditions", "verdict")
 
 
@@ -40,12 +49,7 @@ def page(report: Report, figures: Sequence[str], folder: Path) -> Iterator[str]:
     if report.trial:
         yield from ("**A trial: every run was shortened, and nothing here decides a claim.**", "")
     if report.earlier:
-        yield from (
-            f"**{len(report.earlier)} of {len(report.all)} runs were trained by an earlier version, in which the seed "
-            "changed neither times nor noise nor dropped labels, and AdaLN-LoRA began otherwise than in the authors' "
-            "code. `fitv2 study` repeats them.**",
-            "",
-        )
+        yield from (f"{WITHDRAWN} It concerns {len(report.earlier)} of {counted(len(report.all), 'run')} here.", "")
     yield "Written by the command below from the JSON files in `runs/`; not edited by hand."
     if study.claims:
         yield from section("Claims", claim_lines(report))
@@ -57,6 +61,8 @@ def page(report: Report, figures: Sequence[str], folder: Path) -> Iterator[str]:
         if has_score(report, score):
             yield from section(f"{title} at the end", score_lines(report, score))
     yield from ("", "Means over the seeds, with Student's 95 % interval; differences are taken seed by seed.")
+    if report.real is not None:
+        yield from ("", REAL_CAPTION)
     yield from section(f"Other measures at the end, {report.point}", other_lines(report))
     yield from section("On the way", reach_lines(report))
     yield from ("", *(f"![{name}]({name})" for name in figures))

@@ -13,18 +13,16 @@ from ..autoencoder import read_factor
 from ..build import build_dataset
 from ..config import Settings
 from ..errors import UserError
-from ..evaluation.features import split
+from ..evaluation.features import drawn_sets
 from ..evaluation.frechet import Statistics, frechet_distance
+from ..evaluation.suite import DRAWS, ImageSet
 from ..evaluation.summary import Summary
-from .job import Job
+from .job import KERNEL, Job
 from .record import Scores
 from .scoring import other_scores, recognised
 from .views import croppable, load_views
 
 logger = logging.getLogger(__name__)
-
-# Each at random, with the seeds from 0 on.
-DRAWS = 10
 
 
 class RealPlace(Settings):
@@ -65,7 +63,8 @@ def read_real(job: Job) -> Real | None:
 def settings(job: Job) -> dict[str, Any]:
     evaluation = job.study.evaluation
     places = list(dict.fromkeys(condition.place for condition in evaluation.final))
-    return job.sight | {"images": evaluation.final_images, "places": places, "drawn": "classes in turn"}
+    drawn = {"drawn": "classes in turn", "kernel": KERNEL}
+    return job.sight | {"images": evaluation.final_images, "places": places} | drawn
 
 
 def write_real(job: Job) -> None:
@@ -93,5 +92,8 @@ def write_real(job: Job) -> None:
 def drawn_scores(seen: Summary, images: int, seed: int) -> Scores:
     """Of so many random pictures, of classes in turn as models make them, against all others."""
     classes = seen.labels.unique()
-    drawn, others = split(seen.pooled, seen.labels, classes[torch.arange(images) % len(classes)], seed)
-    return {"distance": frechet_distance(Statistics.of(drawn), Statistics.of(others))} | other_scores(drawn, others)
+    first, second, rest = drawn_sets(seen.labels, classes[torch.arange(images) % len(classes)], seed)
+    others = torch.cat([second, rest])
+    drawn, others = (ImageSet.of(seen, chosen, len(classes) > 1) for chosen in (first, others))
+    distance = frechet_distance(Statistics.of(drawn.features), Statistics.of(others.features))
+    return {"distance": distance} | other_scores(drawn, others)

@@ -15,14 +15,14 @@ from . import plots
 from .circumstances import CIRCUMSTANCES, circumstances
 from .claims import RULE, Claim, Finding
 from .definition import Study
+from .home import PAGE, RESULT, read_result, refuse_foreign_report, write_page
 from .job import TRAINING, Job
-from .page import CLAIMS_HEAD, page
+from .page import CLAIMS_HEAD, WITHDRAWN, page
 from .real import Real, read_real
 from .record import Record, Records
 from .tables import markdown
 
 logger = logging.getLogger(__name__)
-RESULT = "result.json"
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Report:
             for c, f in self.findings()
         ]
         runs = {variant: sorted(of_seeds) for variant, of_seeds in self.records.items()}
-        about = {"study": self.name, "title": self.study.title, "trial": self.trial}
+        about = {"study": self.name, "title": self.study.title, "trial": self.trial, "earlier": len(self.earlier)}
         return about | {"circumstances": circumstances(self), "runs": runs, "claims": claims}
 
 
@@ -94,18 +94,29 @@ def write_report(report: Report, folder: Path) -> None:
     """
     if not report.all:
         raise UserError(f"no run of the study {report.name} is done yet: there is nothing to report")
+    refuse_foreign_report(folder)
     figures = plots.draw(folder, report.records, report.point)
-    write_text(folder / "README.md", "\n".join(page(report, figures, folder)) + "\n")
+    write_page(folder / PAGE, page(report, figures, folder))
     write_text(folder / RESULT, json.dumps(report.result(), indent=1) + "\n")
     if not report.trial:
-        write_text(folder.parent / "README.md", "\n".join(overview(folder.parent)) + "\n")
+        write_page(folder.parent / PAGE, overview(folder.parent))
+
+
+def results_below(folder: Path) -> list[dict[str, Any]]:
+    """Of all studies; other files of that name are left out, and named on the log."""
+    found = {path: read_result(path) for path in sorted(folder.glob(f"*/{RESULT}"))}
+    if foreign := [str(path) for path, result in found.items() if result is None]:
+        logger.warning("left out of the overview, as no results of studies: %s", ", ".join(foreign))
+    return [result for result in found.values() if result is not None]
 
 
 def overview(folder: Path) -> Iterator[str]:
     """Every claim of every study in one table."""
-    results = [json.loads(path.read_bytes()) for path in sorted(folder.glob(f"*/{RESULT}"))]
+    results = results_below(folder)
     yield "# The paper's claims, put to the test"
     yield ""
+    if any(result.get("earlier", 1) for result in results):  # Results of before do not say it.
+        yield from (WITHDRAWN, "")
     yield "Written by `fitv2 study NAME --report` from the JSON files of each study; not edited by hand."
     yield ""
     rows = [

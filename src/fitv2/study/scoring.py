@@ -17,9 +17,11 @@ from ..autoencoder import KLAutoencoder, Pixels, load_autoencoder, read_factor
 from ..data.dataset import Dataset
 from ..device import choose_device
 from ..errors import UserError
+from ..evaluation.features import by_class
 from ..evaluation.frechet import frechet_distance
 from ..evaluation.kid import kernel_distance
 from ..evaluation.neighbours import compare_neighbours
+from ..evaluation.suite import ImageSet
 from ..evaluation.summary import Summary, kept_summary, summarise
 from ..evaluation.wishes import SizeWish, balanced_wishes
 from ..finite import NotFinite
@@ -104,7 +106,10 @@ class Scorer:
         before = self.done
         try:
             summary = kept_summary(
-                self.job.folder / "seen" / snapshot.path.name, [key], lambda: self.look(snapshot, condition, images)
+                self.job.folder / "seen" / snapshot.path.name,
+                self.views[condition.view].extractor,
+                [key],
+                lambda: self.look(snapshot, condition, images),
             )
         except NotFinite:
             return None
@@ -170,10 +175,13 @@ def final_scores(seen: Summary | None, real: Summary, classes: Tensor | None) ->
     """The same, and what other measures say of the features: see `fitv2.evaluation`."""
     if seen is None:
         return dict.fromkeys(SCORES)
-    return curve_scores(seen, real, classes) | other_scores(seen.pooled, real.pooled)
+    return curve_scores(seen, real, classes) | other_scores(*map(all_of, (seen, real)))
 
 
-def other_scores(features: Tensor, real: Tensor) -> Scores:
-    """Of features (N, F) and (M, F)."""
-    kid, _ = kernel_distance(features, real)
-    return {"kid": kid} | asdict(compare_neighbours(features, real))
+def all_of(summary: Summary) -> ImageSet:
+    return ImageSet(summary.pooled, by_class(summary.labels))
+
+
+def other_scores(own: ImageSet, real: ImageSet) -> Scores:
+    found = kernel_distance(own.features, real.features, own.classes, real.classes)
+    return {"kid": found.value} | asdict(compare_neighbours(own.features, real.features))

@@ -10,6 +10,8 @@ from statistics import fmean, stdev
 from scipy.special import stdtrit
 
 CONFIDENCE = 0.95
+# Half widths below this share of the mean are those of equal values, and rounding.
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Estimate:
 
     def text(self, sign: str = "") -> str:
         """Mean and half width, which has two digits; a single value has three. sign: "+" shows it always."""
-        if not self.half:
+        if not self.half or self.half < ROUNDING * abs(self.mean):
             return f"{self.mean:{sign},.0f}" if abs(self.mean) >= 1000 else f"{self.mean:{sign}#.3g}".rstrip(".")
         decimals = max(0, 1 - math.floor(math.log10(self.half)))
         return f"{self.mean:{sign}z,.{decimals}f} ± {self.half:,.{decimals}f}"

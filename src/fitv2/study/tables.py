@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from statistics import fmean
 
 from .claims import UNITS, cost_to_reach, difference, in_words, is_bound
 from .conditions import Condition
@@ -14,6 +15,10 @@ from .statistics import Estimate, estimate
 TITLES = {"distance": "Frechet distance", "recognised": "Share recognised"}
 OTHER_SCORES = ("kid", "precision", "recall", "density", "coverage")
 REAL = "real pictures"
+REAL_CAPTION = (
+    "The row of real pictures has the mean and the range of ten draws: at random as many as samples, by class as "
+    "these, against all others. It says nothing of other data."
+)
 Row = list[str]
 
 
@@ -56,20 +61,24 @@ def final_rows(records: Records, score: str) -> list[Row]:
 
 
 def real_row(records: Records, real: Real, of_study: Sequence[Condition], score: str) -> Row:
-    """What real pictures score under the conditions of `final_rows`."""
+    """What real pictures score under the conditions of `final_rows`: see `range_in_words`."""
     places = {condition.name: real.places[condition.place] for condition in of_study}
     shown = [places[name] for name in condition_names(records)]
     if score == "recognised":
-        found = [None if place.recognised is None else estimate([place.recognised]) for place in shown]
-    else:
-        found = [estimate([scores[score] for scores in place.draws]) for place in shown]
-    return [REAL, "-", *map(in_words, found)]
+        return [REAL, "-", *(in_words(place.recognised and estimate([place.recognised])) for place in shown)]
+    return [REAL, "-", *(range_in_words([scores[score] for scores in place.draws]) for place in shown)]
 
 
 def real_other_row(real: Real, condition: Condition) -> Row:
     """What real pictures score in `other_rows`."""
     draws = real.places[condition.place].draws
-    return [REAL, *(in_words(estimate([scores[name] for scores in draws])) for name in OTHER_SCORES)]
+    return [REAL, *(range_in_words([scores[name] for scores in draws]) for name in OTHER_SCORES)]
+
+
+def range_in_words(values: Sequence[float]) -> str:
+    """Mean and range of draws of the same real pictures, which depend on each other: no interval can be had."""
+    mean, low, high = (f"{value:#.3g}".rstrip(".") for value in (fmean(values), min(values), max(values)))
+    return f"{mean} ({low} to {high})"
 
 
 def other_rows(records: Records, condition: str) -> list[Row]:

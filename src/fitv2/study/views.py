@@ -107,8 +107,12 @@ class View:
         for image in self.images(size):
             content.update(repr((image.mode, image.size)).encode() + image.tobytes())
         images = (image.convert(extractor.mode) for image in self.images(size))
-        key = (extractor.name, extractor.digest, content.hexdigest())
-        return kept_summary(self.cache, key, lambda: summarise(extractor, images, self.labels, lambda _: None))
+        return kept_summary(
+            self.cache,
+            extractor,
+            [content.hexdigest()],
+            lambda: summarise(extractor, images, self.labels, lambda _: None),
+        )
 
     @property
     def labels(self) -> np.ndarray:

@@ -8,19 +8,18 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 
+from ..locks import locked
 from ..training.preemption import STOPPED
 from .job import Job
 from .one_run import perform
 
 OUTPUT = "output.txt"
+WAITING = "waiting for another study with the same run"
 SECONDS_BETWEEN_MESSAGES = 0.25
 
 
@@ -37,7 +36,7 @@ def work(job: Job, threads: int, connection: Connection) -> None:
     write_to(job.folder / OUTPUT)
     reporter = Reporter(connection)
     try:
-        with alone(job.folder, reporter):
+        with locked(job.folder, "a study with the same run", lambda: reporter.tell(WAITING, 0, 1)):
             perform(job, reporter.tell)
     except Exception as error:
         traceback.print_exc()
@@ -60,21 +59,6 @@ class Reporter:
             self.connection.send((what, done, total))
         except BrokenPipeError:  # Whoever started this was killed.
             sys.exit(STOPPED)
-
-
-@contextmanager
-def alone(folder: Path, reporter: Reporter) -> Iterator[None]:
-    """One process at a time in a run's folder, which studies share; it is free again however a process ends."""
-    lock = FileLock(folder / "lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        reporter.tell("waiting for another study with the same run", 0, 1)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def write_to(path: Path) -> None:
