@@ -26,7 +26,7 @@ from fitv2.errors import UserError
 from fitv2.generate import DIFFUSION_SOLVERS, FLOW_SOLVERS
 from fitv2.locks import locked
 from fitv2.pretrained import Pretrained, load_pretrained, save_pretrained
-from fitv2.sheets import SHEET
+from fitv2.sample_list import CONTACT_SHEET
 from fitv2.training.preemption import STOPPED
 from tiny import CLASSES, CONFIG, command_line, process, random_model
 
@@ -192,7 +192,7 @@ def test_a_request_is_written_beside_its_images_and_nothing_else_is_overwritten(
         }
         assert {path.name for path in (tmp_path / out).iterdir()} == {*names, "sheet.png", "samples.json"}
     with Image.open(tmp_path / "outputs/sheet.png") as sheet, Image.open(tmp_path / "outputs" / names[0]) as image:
-        assert sheet.text["Software"] == SHEET and not image.text
+        assert sheet.text["Software"] == CONTACT_SHEET and not image.text
     assert fitv2(*command, "--steps", 1, "--out", "outputs").code == 0  # The same request again.
     assert_sentence(fitv2(*command, "--steps", 2, "--out", "outputs"), "another request", "--overwrite")
     assert fitv2(*command, "--steps", 2, "--seed", 7, "--out", "outputs", "--overwrite").code == 0

@@ -22,6 +22,8 @@ LAYERS = [
     {"study"},
     {"cli"},
 ]
+# Modules without imports of weight, which the command line may load at its top.
+LIGHT = {"errors", "messages", "sample_list"}
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 # What goes beyond the layers: these know no model, and the data knows nothing of what is done with it.
 FORBIDDEN = {
@@ -115,11 +117,7 @@ def test_settings_and_the_command_line_load_nothing_heavy():
             if isinstance(node, ast.Import | ast.ImportFrom):
                 names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
                 assert not {"torch", "numpy", "PIL", "accelerate", "matplotlib"} & {part(name) for name in names}, path
-                if part(str(path.relative_to(PACKAGE))) == "cli" and part(names[0]) not in (
-                    "errors",
-                    "messages",
-                    "sample_list",
-                ):
+                if part(str(path.relative_to(PACKAGE))) == "cli" and part(names[0]) not in LIGHT:
                     assert getattr(node, "level", 0) < 2, f"{path} imports the package at its top"
 
 

@@ -96,7 +96,7 @@ def test_no_sheet_is_written_of_images_that_are_not_finite(tmp_path, caplog):
     run.write_samples()
     assert (
         not run.sheet.exists()
-        and "no sample sheet at step 0: the image that the model made is not finite" in caplog.text
+        and "no sample sheet step-00000000.png: the image that the model made is not finite" in caplog.text
     )
 
 

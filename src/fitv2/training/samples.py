@@ -82,7 +82,7 @@ def write_sheet(
         first_says(load) if sharded else load()
         page = draw_sheet(model, dataset.class_names, shapes, sampling, codecs[0] if codecs else None)
     except NotFinite as error:  # The next sheet may be well; what is trained is saved in any case.
-        logger.warning("no %s: %s", path.name, error)
+        logger.warning("no sample sheet %s: %s", path.name, error)
     except UserError as error:
         logger.warning("no sample sheet: %s", error)
     else:
