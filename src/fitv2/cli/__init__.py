@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import traceback
 import warnings
 from collections.abc import Iterator
+from inspect import cleandoc
 from typing import Annotated
 
 import typer
@@ -51,7 +53,7 @@ class Commands(TyperGroup):
 app = typer.Typer(
     cls=Commands,
     help="Diffusion transformers for images of any size and aspect ratio (FiTv2).\n\n"
-    "Start with 'fitv2 sample': it needs nothing, and shows what the built-in model makes.",
+    "Start with 'fitv2 sample': it needs no data and shows what the built-in model makes.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -68,7 +70,7 @@ def show_version(asked: bool) -> None:
 @app.callback()
 def of_all(
     _: Annotated[
-        bool, typer.Option("--version", is_eager=True, callback=show_version, help="print the version and end")
+        bool, typer.Option("--version", is_eager=True, callback=show_version, help="print the version and exit")
     ] = False,
     debug: Annotated[
         bool,
@@ -78,14 +80,9 @@ def of_all(
     pass
 
 
-app.command()(sample)
-app.command()(prepare)
-app.command()(inspect)
-app.command()(train)
-app.command()(evaluate)
-app.command()(convert)
-app.command()(profile)
-app.command()(study)
+# Typer keeps line breaks within a paragraph, which a narrower terminal would break once more.
+for run in (sample, prepare, inspect, train, evaluate, convert, profile, study):
+    app.command(help=re.sub(r"(?<=\S)\n(?=\S)", " ", cleandoc(run.__doc__)))(run)
 
 
 def main() -> None:

@@ -20,14 +20,14 @@ def convert(
     out: Annotated[Path, typer.Option(help="the model folder to write")],
     labels: Annotated[
         Path | None,
-        typer.Option(help="text file of class names, one a line in order of their numbers; default: those of ImageNet"),
+        typer.Option(help="text file of class names, one per line in the order of their numbers; default: ImageNet's"),
     ] = None,
     autoencoder: Annotated[
-        str | None, typer.Option(help="folder or hub id; default: the one that the YAML file names")
+        str | None, typer.Option(help="folder or hub id; default: the one named in the YAML file")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a model that is in --out already")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a model that --out already holds")] = False,
 ) -> None:
-    """Convert a checkpoint of the authors' FiT or FiTv2, so that 'fitv2 sample --model OUT' runs it.
+    """Convert a checkpoint of the authors' FiT or FiTv2 for 'fitv2 sample --model OUT'.
 
     [bold]Example[/bold]
 

@@ -1,4 +1,4 @@
-"""`fitv2 evaluate`: how good pictures are, against real ones, at any sizes; and results side by side."""
+"""`fitv2 evaluate`: how good images are, compared with real ones, at any sizes; and results side by side."""
 
 from __future__ import annotations
 
@@ -48,34 +48,33 @@ def evaluate(
     names: Annotated[
         list[str],
         typer.Argument(
-            help="builtin:fashion or the folder of a model, a run, a checkpoint or a saved FiTPipeline; or pictures: a "
-            "folder, an .npz archive (arr_0), garments as of --reference; or several result.json, to be compared",
+            help="builtin:fashion or the folder of a model, a run, a checkpoint or a saved FiTPipeline; or images: a "
+            "folder, an .npz archive (arr_0) or garments as for --reference; or several result.json to compare",
             metavar="MODEL|SAMPLES|RESULT.json...",
         ),
     ],
     reference: Annotated[
         str | None,
         typer.Option(
-            help="real pictures: a folder, a sub-folder per class or none, or pixels of fitv2 prepare; an .npz archive "
-            "as ADM has it (arr_0, mu, sigma, mu_s, sigma_s); fashion, the bundled garments; where the files of "
-            "Fashion-MNIST are installed or in a FOLDER, fashion:train[:FOLDER], all 60000, and fashion:test[:FOLDER], "
-            "of which statistics are there without"
+            help="real images: a folder, with a sub-folder per class or none, or pixels of fitv2 prepare; an .npz "
+            "archive as ADM has it (arr_0, mu, sigma, mu_s, sigma_s); fashion, the bundled garments; "
+            "fashion:train[:FOLDER], all 60000, where Fashion-MNIST is installed or in FOLDER; fashion:test[:FOLDER], "
+            "whose statistics ship with fitv2"
         ),
     ] = None,
     size: Annotated[
         list[str] | None,
         typer.Option(
-            help="HEIGHTxWIDTH in pixels, repeatable; of a model also own (as training had them of each class; the "
-            "default), own:1.5, own-turned; of samples by default the size or sizes that they have"
+            help="HEIGHTxWIDTH in pixels, repeatable; for a model also own (the sizes that training had of each class; "
+            "the default), own:1.5, own-turned; samples have their own sizes by default"
         ),
     ] = None,
     protocol: Annotated[
         Literal["adm-square", "matched", "centre"] | None,
         typer.Option(
-            help="adm-square: real pictures as they are, both sides resized as the extractor does, which for all but "
-            "garments stretches them to a square (default with statistics in the reference and for own sizes); "
-            "matched: real pictures scaled to cover the size and cut to it (default otherwise); centre: both sides cut "
-            "to the central square",
+            help="adm-square: the extractor resizes samples and real images whole, which for all but garments "
+            "stretches them to a square (default for own sizes and for statistics as the reference); matched: real images are scaled to "
+            "cover the size and cropped to it (default otherwise); centre: both are cropped to the central square",
             show_default=False,
         ),
     ] = None,
@@ -92,9 +91,9 @@ def evaluate(
     metrics: Annotated[
         str,
         typer.Option(
-            help="comma-separated: fd, sfd (features with places), kid (kernel distance), cs (classifier score), "
-            "pr (precision, recall, density, coverage), accuracy (of the classes asked for); names are those of the "
-            "extractor, as FID, KID and Inception Score of inception"
+            help="comma-separated: fd (Frechet distance), sfd (the same of spatial features), kid (kernel distance), "
+            "cs (classifier score), pr (precision, recall, density, coverage), accuracy (of the requested classes); "
+            "with inception they are FID, sFID, KID and Inception Score"
         ),
     ] = "fd,sfd,kid,cs,pr,accuracy",
     num: Annotated[
@@ -103,12 +102,12 @@ def evaluate(
             "--num",
             "--number",  # torchrun takes the shorter one for its own --numa-binding, also behind -m.
             min=2,
-            help=f"pictures of each size; default {DEFAULT_NUM} of a model, all of samples. Fewer make the Frechet "
-            "distance larger by chance; papers take 50000",
+            help=f"images of each size; default {DEFAULT_NUM} from a model, or all samples. The fewer there are, the "
+            "larger the Frechet distance; papers use 50000",
         ),
     ] = None,
     guidance: Annotated[
-        list[float] | None, typer.Option(help=f"scale of guidance, repeatable; default {DEFAULT_GUIDANCE:g}")
+        list[float] | None, typer.Option(help=f"guidance scale, repeatable; default {DEFAULT_GUIDANCE:g}")
     ] = None,
     guidance_interval: GuidanceInterval = (0.0, 1.0),
     guidance_power: GuidancePower = 0.0,
@@ -122,24 +121,24 @@ def evaluate(
     autoencoder: Autoencoder = None,
     precision: Precision = None,
     device: Device = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**40, help="picture i has the seed SEED * 1000000 + i")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**40, help="image i has the seed SEED * 1000000 + i")] = 0,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="folder for the result, plots, and a model's images; default: one for each evaluation below "
+            help="folder for the result, the plots and a model's images; default: one per evaluation below "
             f"{OUT}, where evaluations share a model's images",
             show_default=False,
         ),
     ] = None,
     save_npz: Annotated[
-        bool, typer.Option("--save-npz", help="also write samples of each size as ADM's evaluator takes them")
+        bool, typer.Option("--save-npz", help="also write the samples of each size as an archive for ADM's evaluator")
     ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="compare results that were measured in different ways")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
 ) -> None:
-    """Measure pictures against real ones: Frechet and kernel distance, precision and recall, and what else there is.
+    """Compare images with real ones: Frechet and kernel distance, precision, recall and more.
 
     [bold]Examples[/bold]
 
@@ -153,12 +152,12 @@ def evaluate(
 
       torchrun --nproc_per_node 8 -m fitv2.cli evaluate runs/mine --reference my/pictures --size 256x256 --number 50000
 
-    A model's images are kept: stopped or killed, the same command continues, and without --out other metrics or
-    references find them as well. They are the same for any number of processes (torchrun wants --number, because it
-    takes --num for an option of its own). Every result says all that it depends on, and results of different protocols,
-    numbers, references or extractors are not compared, unless --force. Of a folder that fitv2 sample has filled, the
-    images of its last call are evaluated. What is seen in real images is kept in ~/.cache/fitv2 (FITV2_CACHE names
-    another folder), which may be removed at any time.
+    A model's images are kept. After a stop or a kill, the same command continues; without --out, evaluations with other
+    metrics or references use the same images. They do not depend on the number of processes (with torchrun write
+    --number, because it takes --num for an option of its own). Each result records what it depends on; results of
+    different protocols, numbers, references or extractors are compared only with --force. In a folder that 'fitv2
+    sample' filled, only the images of its last call count. Features of real images are cached in ~/.cache/fitv2 (or
+    FITV2_CACHE), which may be removed at any time.
     """
     if all(name.endswith(".json") for name in names):
         refuse_without_effect(context, {"names", "force", "as_json"}, "on results that are only compared")

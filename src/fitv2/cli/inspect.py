@@ -1,4 +1,4 @@
-"""`fitv2 inspect`: what a preparation made of the pictures, as text, table and plots."""
+"""`fitv2 inspect`: what a preparation made of the images, as text, table and plots."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MOST_CLASSES = 20
 def inspect(
     folder: Annotated[Path, typer.Argument(help="what 'fitv2 prepare' made")],
     budget: Annotated[
-        int | None, typer.Option(min=1, help="tokens of a pack; default: ten times the longest picture")
+        int | None, typer.Option(min=1, help="tokens per pack; default: ten times the longest image")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="for the table and the plots; default: FOLDER-inspected")] = None,
     verify: Annotated[
@@ -32,7 +32,7 @@ def inspect(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print a JSON report instead of text")] = False,
 ) -> None:
-    """Show what became of each picture: sizes, tokens, what was cropped, what was skipped and why.
+    """Show what became of each image: sizes, tokens, what was cropped, what was skipped and why.
 
     [bold]Examples[/bold]
 
@@ -61,7 +61,7 @@ def inspect(
             points("sizes in pixels", {"before": inspection.sizes, "after": inspection.new_sizes}),
             bars("width / height", figures["aspects"]),
             bars("tokens", figures["token_counts"]),
-            bars("share of the picture that crops lose", figures["cropped"]),
+            bars("fraction lost by cropping", figures["cropped"]),
             bars("classes", figures["classes"] or {"without classes": len(inspection.sizes)}),
             bars("skipped", figures["skipped_by_reason"] or {"none": 0}),
         ],
@@ -76,7 +76,7 @@ def inspect(
 
 def refuse_damage(folder: Path, found: Verified) -> None:
     """Raises UserError where shards are damaged or hold numbers that are not finite."""
-    anew = "the same fitv2 prepare as before makes them anew"
+    anew = "the same fitv2 prepare as before makes them again"
     if found.damaged:
         shards = counted(len(found.damaged), "shard")
         raise UserError(
@@ -119,7 +119,7 @@ def text(folder: Path, inspection: Inspection, figures: dict[str, Any]) -> Itera
     yield f"  packs of {budget}: {pack['packs']} an epoch, {share:.2f} % real tokens"
     if "verified" in figures:
         yield f"  all of {counted(len(inspection.dataset['shards']), 'shard')} as written, every number finite"
-    shown = {"width / height": "aspects", "tokens": "token_counts", "lost by cropping": "cropped"}
+    shown = {"width / height": "aspects", "tokens": "token_counts", "fraction lost by cropping": "cropped"}
     for title, name in (shown | {"skipped": "skipped_by_reason", "classes": "classes"}).items():
         if any(figures[name].values()):
             yield title

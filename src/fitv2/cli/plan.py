@@ -108,12 +108,12 @@ def time_line(figures: dict[str, Any], devices: int, peak_tflops: float | None, 
         return f"about {duration(figures['seconds_estimated'])} on {where} (an estimate: {share})"
     hours = figures["device_hours"]
     rate = f"{100 * utilisation:.0f} % of {peak_tflops:g} TFLOP/s"
-    return f"{hours:.0f} device-hours at {rate}: {hours / devices / 24:.1f} days on {devices}"
+    return f"{hours:,.0f} device-hours at {rate}: {hours / devices / 24:.1f} days on {devices}"
 
 
 def duration(seconds: float) -> str:
-    """For people: minutes up to two hours, hours up to two days."""
-    for unit, length, most in (("minutes", 60, 120), ("hours", 3600, 48)):
+    """For people, in two digits: minutes up to an hour and a half, hours up to two days."""
+    for unit, length, most in (("minutes", 60, 90), ("hours", 3600, 48)):
         if seconds / length < most:
             return f"{max(seconds / length, 0.1):.2g} {unit}"
     return f"{seconds / 86400:,.0f} days"
@@ -132,13 +132,13 @@ def plan_lines(figures: dict[str, Any], devices: int) -> list[str]:
     """The figures for people."""
     return [
         f"parameters        {figures['parameters'] / 1e6:.2f} M, {100 * figures['trained_share']:.4g} % trained",
-        f"pictures          {figures['pictures']} in {counted(figures['classes'], 'class', 'classes')}",
+        f"pictures          {figures['pictures']:,} in {counted(figures['classes'], 'class', 'classes')}",
         f"tokens a picture  {figures['tokens_per_picture']:.1f}",
         f"pictures a step   {figures['pictures_per_step']:.1f}",
         f"real tokens       {100 * figures['real_token_share']:.2f} % of the budget",
-        f"epochs            {figures['epochs']:.1f} of {figures['packs_per_epoch']} packs",
-        f"operations        {figures['flops_per_step'] / 1e9:.1f} GFLOP a step",
-        f"                  {figures['flops_total'] / 1e15:.3f} PFLOP in all",
+        f"epochs            {figures['epochs']:.1f} of {counted(figures['packs_per_epoch'], 'pack')}",
+        f"operations        {figures['flops_per_step'] / 1e9:,.1f} GFLOP a step",
+        f"                  {figures['flops_total'] / 1e15:,.3f} PFLOP in all",
         f"memory            about {figures['memory_bytes'] / 2**30:.2f} GiB on each of {devices} devices"
         if devices > 1
         else f"memory            about {figures['memory_bytes'] / 2**30:.2f} GiB",

@@ -26,36 +26,36 @@ def prepare(
     source: Annotated[
         str,
         typer.Argument(
-            help="a folder of images, a sub-folder per class or none; a list of 'path<TAB>label' lines (.txt, .tsv, "
-            ".csv, .jsonl); WebDataset archives (.tar, a folder of them, or a quoted pattern); or a data set of Hugging"
-            " Face"
+            help="a folder of images, with a sub-folder per class or none; a list of 'path<TAB>label' lines (.txt, "
+            ".tsv, .csv, .jsonl); WebDataset archives (.tar, a folder of them, or a quoted pattern); or a data set of "
+            "Hugging Face"
         ),
     ],
-    out: Annotated[Path, typer.Option(help="the folder to make or to complete")],
-    max_tokens: Annotated[int, typer.Option(min=1, help="larger pictures are scaled down to this many tokens")],
-    autoencoder: Annotated[str, typer.Option(help="folder or hub id of an AutoencoderKL, or: pixels")],
+    out: Annotated[Path, typer.Option(help="the folder to write, or to complete")],
+    max_tokens: Annotated[int, typer.Option(min=1, help="larger images are scaled down to this many tokens")],
+    autoencoder: Annotated[str, typer.Option(help="folder or hub id of an AutoencoderKL, or the word pixels")],
     patch_size: Annotated[
-        int | None, typer.Option(min=1, help="side of a token, in latent pixels; default 2, with pixels 8")
+        int | None, typer.Option(min=1, help="side of a token in latent pixels; default 2, or 8 with pixels")
     ] = None,
     preprocessing: Annotated[
         Literal["mixed", "resize", "crop"],
-        typer.Option(help="mixed: large pictures resized and as a square crop (Algorithm 1 of FiTv2)"),
+        typer.Option(help="mixed: large images both resized and cropped to a square (Algorithm 1 of FiTv2)"),
     ] = "mixed",
     labels: Annotated[
         Literal["auto", "folders", "none"],
         typer.Option(
-            help="auto: the source's own; of a folder those of metadata.jsonl, metadata.csv or dataset.json in it, or "
-            "else its sub-folders; folders: sub-folders are the classes; none: no classes"
+            help="auto: the source's own labels; for a folder those of its metadata.jsonl, metadata.csv or "
+            "dataset.json, else its sub-folders; folders: the sub-folders are the classes; none: no classes"
         ),
     ] = "auto",
-    flip: Annotated[bool, typer.Option(help="mirror images belong to the set")] = True,
+    flip: Annotated[bool, typer.Option(help="also use the mirror image of each")] = True,
     channels: Annotated[int | None, typer.Option(help="with pixels: 3 for colour (the default), 1 for grey")] = None,
     workers: Annotated[int, typer.Option(min=1, help="threads that read and decode")] = 4,
     shard_size: Annotated[int, typer.Option(min=1, help="files of the source per shard")] = 1024,
     device: Device = None,
     as_json: Annotated[bool, typer.Option("--json", help="print a JSON report instead of text")] = False,
 ) -> None:
-    """Encode pictures at their own aspect ratio into a folder that 'fitv2 train --data' takes.
+    """Encode images, each at its own aspect ratio, into a folder for 'fitv2 train --data'.
 
     [bold]Examples[/bold]
 
@@ -65,7 +65,7 @@ def prepare(
 
       torchrun --nproc_per_node 8 -m fitv2.cli prepare 'train-*.tar' --out prepared --max-tokens 256 --autoencoder vae
 
-    Stopped or killed, the same command goes on. On a changed source, only new and changed pictures are encoded.
+    After a stop or a kill, the same command continues. If the source changes, only new and changed images are encoded.
     """
     from datetime import timedelta
     from functools import partial

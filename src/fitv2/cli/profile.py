@@ -37,8 +37,8 @@ def profile(
     size: Annotated[
         list[str] | None,
         typer.Option(
-            help="HEIGHTxWIDTH of a picture in pixels, repeatable; default 256x256, and for a model on disk the most "
-            "frequent one of its training"
+            help="HEIGHTxWIDTH of an image in pixels, repeatable; default 256x256, or for a model on disk the most "
+            "frequent size of its training"
         ),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="images in a forward pass or step")] = 1,
@@ -49,29 +49,28 @@ def profile(
         bool,
         typer.Option(
             "--measure",
-            help="also run each model; not by default, because a step of XL/2 takes 15 GiB and minutes on a CPU, and "
-            "formulas take neither",
+            help="also run each model; on a CPU, a step of XL/2 takes 15 GiB and minutes",
         ),
     ] = False,
     compiled: Annotated[
         bool,
         typer.Option(
             "--compile",
-            help="with --measure: fuse the blocks of FiT and FiTv2 first, as training.compile does (a minute once)",
+            help="with --measure: first compile the blocks of FiT and FiTv2, as training.compile does (about a minute)",
         ),
     ] = False,
     repeats: Annotated[
         int | None,
-        typer.Option(min=1, help=f"with --measure: runs of which the median counts; default {DEFAULT_REPEATS}"),
+        typer.Option(min=1, help=f"with --measure: runs, whose median is reported; default {DEFAULT_REPEATS}"),
     ] = None,
     autoencoder: Annotated[
         str | None,
-        typer.Option(help="folder or hub id, where the model's own cannot be found; presets: 8 pixels a latent pixel"),
+        typer.Option(help="folder or hub id; default: the model's own (presets: 8 pixels per latent pixel)"),
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="also draw the figures into this PNG file")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print a JSON report instead of tables")] = False,
 ) -> None:
-    """Show what models cost: parameters, operations and memory by formula, seconds and share of the peak by measuring.
+    """Show what models cost: parameters, FLOPs and memory by formula; time and fraction of the peak by measuring.
 
     [bold]Examples[/bold]
 
@@ -85,8 +84,8 @@ def profile(
 
       fitv2 profile runs/mine --measure --precision fp32 --json
 
-    GMAC are multiply-accumulates of linear layers, the "GFLOPs" of Table I of FiTv2; GFLOP are operations, two for
-    each, and those of attention. Formulas need no memory: ask for any size of any model.
+    GMAC counts the multiply-accumulates of linear layers (the "GFLOPs" of the paper's Table I). GFLOP counts two
+    operations for each of them, and adds those of attention. Formulas need no memory: ask for any size of any model.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Progress for people: bars on a terminal, a plain line now and then elsewhere."""
+"""Progress for people: bars on a terminal, and elsewhere a line now and then from trainings and studies."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ ENDS = ("done", "failed")
 
 @contextmanager
 def image_progress(what: str, total: int, shown: bool = True) -> Iterator[Callable[[int], None]]:
-    """A bar of images on stderr, if shown; the value is a function that takes the number just finished."""
+    """A bar of images on stderr, if shown and on a terminal; the value takes the number of images just finished."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not shown) as bar:
+    console = Console(stderr=True)
+    # Elsewhere than on a terminal it would leave an empty line.
+    with Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal)) as bar:
         task = bar.add_task(what, total=total)
         yield lambda count: bar.advance(task, count)
 

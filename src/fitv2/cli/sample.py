@@ -52,11 +52,11 @@ def sample(
     ] = "builtin:fashion",
     labels: Annotated[
         list[str] | None,
-        typer.Option(help="class names or numbers, comma-separated or repeated; default all (16 at most)"),
+        typer.Option(help="class names or numbers, comma-separated or repeated; default: all (at most 16)"),
     ] = None,
     size: Annotated[
         list[str] | None,
-        typer.Option(help="HEIGHTxWIDTH in pixels, repeatable; default: sizes of training and ones never seen"),
+        typer.Option(help="HEIGHTxWIDTH in pixels, repeatable; default: some from training and some never seen"),
     ] = None,
     num: Annotated[int, typer.Option(min=1, help="images per class and size")] = 1,
     steps: Steps = None,
@@ -74,17 +74,17 @@ def sample(
     device: Device = None,
     ignore_memory: IgnoreMemory = False,
     seed: Annotated[
-        int, typer.Option(min=0, max=2**62, help="the first image's seed; each further one has the next")
+        int, typer.Option(min=0, max=2**62, help="seed of the first image; each further image takes the next")
     ] = 0,
     out: Annotated[
         Path | None, typer.Option(help="folder for the images; default: the first free of outputs, outputs-2, ...")
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="remove the images of an earlier request from --out, and replace files")
+        bool, typer.Option("--overwrite", help="remove the images of another request from --out, and replace files")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print a JSON report instead of text")] = False,
 ) -> None:
-    """Make images: every class at every size, each its own PNG, and a contact sheet of all.
+    """Make images of each class in each size: one PNG per image, and a contact sheet.
 
     [bold]Examples[/bold]
 
@@ -94,8 +94,8 @@ def sample(
 
       fitv2 sample --model runs/mine --steps 50 --guidance 1.5 --seed 7
 
-    The same seed gives the same image, whatever else is made along with it. samples.json in the folder says what was
-    asked for; images of another request are never overwritten.
+    The same seed gives the same image, whatever else is made with it. samples.json in the folder records the request;
+    images of another request are never overwritten unless you add --overwrite.
     """
     from ..atomic import write_file
     from ..autoencoder import Decoding
@@ -187,7 +187,7 @@ def sample(
         print(f"{shown}; choose others with --labels.")
     if unseen := sum(not row["seen"] for row in rows):
         verb = "has" if unseen == 1 else "have"
-        print(f"{unseen} of them {verb} a size that is not among those of the class in training (* on the sheet).")
+        print(f"{unseen} of them {verb} a size that training never had for the class (* on the sheet).")
     print(f"One PNG each in {out}{'/' if str(out) != '/' else ''}, all together in {sheet}")
 
 

@@ -17,52 +17,54 @@ if TYPE_CHECKING:
     from ..pretrained import Pretrained
 
 Steps = Annotated[
-    int | None, typer.Option(min=1, help="solver steps; default 25, and none for dopri5 and adaptive_heun")
+    int | None, typer.Option(min=1, help="solver steps; default 25; dopri5 and adaptive_heun choose their own")
 ]
 Solver = Annotated[
     str | None,
     typer.Option(
         help="euler, midpoint, heun, heun3, rk4, rk4_38, ab2, dopri5, adaptive_heun, euler-maruyama, sde-heun; "
-        "for FiT models ddpm or ddim; default ab2, and ddim"
+        "for FiT models ddpm or ddim; default: ab2, for FiT ddim"
     ),
 ]
 GuidanceInterval = Annotated[
     tuple[float, float],
-    typer.Option(help="two times between which guidance acts, as in 0.3 0.9; 0 is noise, 1 is the picture"),
+    typer.Option(help="the times between which guidance acts, such as 0.3 0.9; 0 is noise, 1 is the image"),
 ]
 GuidancePower = Annotated[
-    float, typer.Option(help="let the scale fall to 1 towards the picture by a cosine of this power; 0 is constant")
+    float, typer.Option(help="lower the scale to 1 towards the image, by a cosine of this power; 0 keeps it constant")
 ]
 GuidanceChannels = Annotated[
     int | None,
-    typer.Option(min=1, help="guide only the first channels of a latent (the authors: 3); default all"),
+    typer.Option(min=1, help="guide only the first N channels of a latent (the authors: 3); default: all"),
 ]
-TimeShift = Annotated[float, typer.Option(help="above 1, more steps near the picture; below 1, near the noise")]
+TimeShift = Annotated[float, typer.Option(help="above 1: more steps near the image; below 1: near the noise")]
 FullEvery = Annotated[
-    int, typer.Option(min=1, help="compute the inner blocks in one model call of so many, and reuse what they added")
+    int,
+    typer.Option(min=1, help="compute the inner blocks only every N model calls and reuse their output in between"),
 ]
 Extrapolation = Annotated[
     str | None,
     typer.Option(
-        help="positions for sizes beyond training: none, pi, ntk, parts, yarn, or each of these as vision-pi, ... "
-        "with height and width scaled each by its own ratio; default: as the model was saved"
+        help="how positions extend beyond the training size: none, pi, ntk, parts, yarn, or vision-pi, vision-ntk "
+        "and so on, which scale height and width separately; default: as saved with the model"
     ),
 ]
 AttentionScale = Annotated[
     str | None, typer.Option(help="with --extrapolation: none, yarn, pro1, pro2, or paper (Eq. 15 of FiTv2)")
 ]
-Autoencoder = Annotated[
-    str | None, typer.Option(help="folder or hub id, where the model's own cannot be found; default: the model's")
-]
+Autoencoder = Annotated[str | None, typer.Option(help="folder or hub id of an autoencoder; default: the model's own")]
 Precision = Annotated[
     str | None,
-    typer.Option(metavar="fp32|bf16", help="of weights and products (fp32 on CUDA: TF32); default bf16 on CUDA"),
+    typer.Option(
+        metavar="fp32|bf16",
+        help="of weights and computation (fp32 on CUDA: TF32); default: bf16 on CUDA, else fp32",
+    ),
 ]
 IgnoreMemory = Annotated[
-    bool, typer.Option("--ignore-memory", help="go on even if the estimated memory is more than what is free")
+    bool, typer.Option("--ignore-memory", help="continue even if the estimate exceeds the free memory")
 ]
 Device = Annotated[
-    str | None, typer.Option(help="cuda, mps, xpu or cpu, also with an index as cuda:1; default: the best there is")
+    str | None, typer.Option(help="cuda, mps, xpu or cpu, also with an index (cuda:1); default: the best one available")
 ]
 
 
@@ -79,7 +81,7 @@ def build_sampling(
 
     config = pretrained.model.config
     if extrapolation is not None and config.fixed_grid is not None:
-        raise UserError("a model of a fixed grid makes its own size alone; leave --extrapolation away")
+        raise UserError("a model of a fixed grid makes its own size only; omit --extrapolation")
     if extrapolation is None and attention_scale is not None:
         raise UserError("--attention-scale belongs to an --extrapolation; name one (--extrapolation vision-ntk)")
     return Sampling(

@@ -132,14 +132,14 @@ def lines_below(results: Sequence[Result]) -> Iterator[str]:
     if any(result.scores.get(f"{key}_std") for result in results for key in shown(results)):
         signs.append("± of a score: standard deviation over its parts or subsets")
     if any(result.real for result in results):
-        signs.append("after the slash: real pictures")
+        signs.append("after the slash: real images")
     if any(result.equal for result in results):
         signs.append(
-            f"at equal numbers: mean and range of {DRAWS} draws of so many samples, and of as many other real "
-            "pictures, against so many real pictures, by class where samples are"
+            f"at equal numbers: mean and range of {DRAWS} draws of that many samples, and of as many other real "
+            "images, each against that many real images, by class where samples are"
         )
     judges = dict.fromkeys(result.scores["accuracy_by"] for result in results if "accuracy_by" in result.scores)
-    signs += [f"accuracy: share of the class asked for, by {judge}" for judge in judges]
+    signs += [f"accuracy: images recognised as the requested class, by {judge}" for judge in judges]
     if signs:
         yield "; ".join(signs)
     notes: dict[str, list[str]] = {}

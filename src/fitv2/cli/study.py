@@ -44,28 +44,29 @@ def study(
     names: Annotated[
         list[str] | None, typer.Argument(help="studies that ship with the package, or YAML files; none: list them")
     ] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="how many; default: as each study says")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="number of seeds; default: as each study says")] = None,
     budget: Annotated[
         float | None,
         typer.Option(
             min=0,
-            help="a trial: shorten every run and its scoring, to a fraction of its steps (0.05) or to steps (200)",
+            help="a trial: shorten every run and its scoring, to a fraction of its steps (0.05) or to so many steps (200)",
         ),
     ] = None,
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="runs at a time; default: as many as cores, and 1 on a GPU")
+        int | None, typer.Option(min=1, help="runs at a time; default: one per core, or 1 on a GPU")
     ] = None,
-    out: Annotated[Path, typer.Option(help="where results go, a folder per study; of trials below trials/")] = OUT,
-    work: Annotated[Path, typer.Option(help="where trainings are kept, which studies share")] = Path("runs/study"),
+    out: Annotated[Path, typer.Option(help="where results go, a folder per study; trials go below trials/")] = OUT,
+    work: Annotated[Path, typer.Option(help="where trainings are kept; studies share them")] = Path("runs/study"),
     report: Annotated[
-        bool, typer.Option("--report", help="run nothing; make tables, plots and verdicts anew from the results")
+        bool, typer.Option("--report", help="run nothing; make tables, plots and verdicts again from the results")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="run nothing; list the runs and what they take")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="run nothing; list the runs and their cost")] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="print JSON instead of text: an object, of several studies a list of them")
+        bool,
+        typer.Option("--json", help="print JSON instead of text: an object, or a list for several studies"),
     ] = False,
 ) -> None:
-    """Put claims to the test: train variants with several seeds, score them alike, and say what holds.
+    """Test claims: train variants with several seeds, score them alike, and say which claims hold.
 
     [bold]Examples[/bold]
 
@@ -79,9 +80,9 @@ def study(
 
       fitv2 study convergence --report
 
-    Results are in studies/NAME: README.md with tables, plots and verdicts, and a JSON file per run, from which all of
-    it is made. Stopped at any moment, the same command continues; what is finished is left alone. Several studies are
-    one queue of runs, first all of the first seed.
+    Results are in studies/NAME: README.md with tables, plots and verdicts, all made from a JSON file per run. The same
+    command continues after any stop, and never repeats a finished run. Several studies form one queue of runs, which
+    begins with all runs of the first seed.
     """
     if not names:
         refuse_without_effect(context, {"names", "as_json"}, "where studies are listed")

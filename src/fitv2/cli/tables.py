@@ -19,12 +19,12 @@ FORMULA = ("tokens", "parameters", "GMAC", "GFLOP", "forward", "step", "training
 MEASURED = ("pass", "seconds", "tokens/s", "memory", "of peak")
 WORDS = ("model", "picture", "pass")
 ABOUT_FORMULAS = """\
-GMAC: multiply-accumulates of linear layers in a forward, the "GFLOPs" of Table I. GFLOP: operations, two for
-each and those of attention; a training step takes three times as many. Memory: of a forward beyond the weights;
-what a step keeps for its backward pass; all of training, with weights, average, gradients and moments."""
+GMAC: multiply-accumulates of linear layers in a forward pass (the "GFLOPs" of Table I). GFLOP: two operations for
+each, plus attention; a training step takes three times as many. Memory: forward, beyond the weights; step, kept for
+the backward pass; training, all of it, with weights, average, gradients and AdamW's moments."""
 ABOUT_MEASURING = """\
-Memory: the most at a time beyond weights and moments, of a step with its gradients. Peak: large matrix products,
-measured in turn with the models, {peak:,.0f} GFLOP/s at most; only the operations above count."""
+Memory: the peak beyond weights and moments, for a step with its gradients. "of peak": the GFLOP above, compared with
+large matrix products measured in turn with the models, {peak:,.0f} GFLOP/s at most."""
 
 
 def show_profiles(profiles: Sequence[Profile], device: str, threads: int, compiled: bool) -> None:
@@ -71,7 +71,7 @@ def formula_cells(profile: Profile) -> list[str]:
 
 
 def measured_rows(profile: Profile) -> Iterator[list[str]]:
-    """One of the forward, one of the training step."""
+    """One for the forward pass, one for the training step."""
     for name in ("forward", "step"):
         run = getattr(profile.measured, name)
         if run is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import timedelta
@@ -29,38 +29,37 @@ def train(
         str | None,
         typer.Option(
             help="fashion, fashion-tiny, fashion-study, pictures, latents, imagenet-b, -xl, -3b, -hr-xl, -hr-3b, or a "
-            "YAML file; a run that is resumed has its own"
+            "YAML file; a resumed run has its own"
         ),
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="a folder of pictures, a sub-folder per class or none; short for data.source")
+        str | None, typer.Option(help="a folder of images, with a sub-folder per class or none; short for data.source")
     ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="section.key=value, repeatable; --dry-run lists every key")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="the run's folder; default runs/RECIPE")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="continue the run in that folder, on a CPU bit for bit")
+        bool, typer.Option("--resume", help="continue the run in that folder, bit for bit on a CPU")
     ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="show configuration, cost and time, train nothing")
-    ] = False,
-    devices: Annotated[int, typer.Option(min=1, help="with --dry-run: how many processes would share the work")] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show settings, cost and time; train nothing")] = False,
+    devices: Annotated[int, typer.Option(min=1, help="with --dry-run: processes that would share the work")] = 1,
     peak_tflops: Annotated[
-        float | None, typer.Option(min=0.001, help="with --dry-run: a device's peak, such as 312 for an A100 in bf16")
+        float | None,
+        typer.Option(min=0.001, help="with --dry-run: peak of a device, such as 312 for an A100 in bf16"),
     ] = None,
     utilisation: Annotated[
-        float, typer.Option(min=0.01, max=1, help="with --peak-tflops: the share of the peak that is reached")
+        float, typer.Option(min=0.01, max=1, help="with --peak-tflops: the fraction of the peak that training reaches")
     ] = 0.4,
     device: Device = None,
     ignore_memory: Annotated[
-        bool, typer.Option("--ignore-memory", help="train even if the estimated memory is more than what is free")
+        bool, typer.Option("--ignore-memory", help="train even if the estimate exceeds the free memory")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="with --dry-run: print JSON")] = False,
 ) -> None:
     """Train a model on images of all shapes, without padding.
 
-    The recipe pictures keeps every image whole. The ImageNet recipes and 'fitv2 prepare' may also use square crops.
+    The recipe 'pictures' uses whole images. The ImageNet recipes and 'fitv2 prepare' may also use square crops.
 
     [bold]Examples[/bold]
 
@@ -72,24 +71,24 @@ def train(
 
       fitv2 train --recipe fashion --set training.steps=2000 --set model.width=192 --dry-run
 
-    [bold]How long is long enough?[/bold] --dry-run estimates the time on this machine. As measured: fashion-tiny makes
-    recognisable garments after its 3 000 steps (10 minutes on two CPU cores), fashion is good after 8 000 (1.7 hours).
-    pictures, on 800 images of 16 classes, has matching neighbour patches after 1 000 steps (16 minutes) and wants all
-    4 000 for shapes, more of them for more images, and better a GPU. latents is meant for 50 000 steps on a GPU,
-    ImageNet for the 400 000 and more of its recipes. The sheets in samples/ show when nothing improves any more.
+    [bold]How long is long enough?[/bold] --dry-run estimates the time on this machine. Measured on two CPU cores:
+    fashion-tiny makes recognisable garments after its 3 000 steps (10 minutes), and fashion is good after 8 000 (1.7
+    hours). On 800 images of 16 classes, the patches made by 'pictures' match their neighbours after 1 000 steps (16
+    minutes), and shapes need all 4 000. More images need more steps, preferably on a GPU. latents is meant for 50 000
+    steps on a GPU, the ImageNet recipes for 400 000 and more. Stop when the sheets in samples/ no longer improve.
 
-    FiT, DiT and SiT, with which FiTv2 compares, are trained by --set model.architecture=FiT and so on; DiT and SiT take
-    squares of one size (--set data.preprocessing=crop).
+    FiT, DiT and SiT, with which FiTv2 is compared, are trained with --set model.architecture=FiT and so on. DiT and SiT
+    take squares of one size: --set data.preprocessing=crop.
 
-    The run's folder holds log.jsonl, inputs.png (what the model sees), samples/, checkpoints/ and model/, which
-    'fitv2 sample --model' takes. Ctrl-C and SIGTERM save the step under way and end with exit code 130 and 143;
-    --resume continues with the settings of the run, and with those that are given now.
+    The run's folder holds log.jsonl, inputs.png (what the model sees), samples/, checkpoints/, and model/ for
+    'fitv2 sample --model'. Ctrl-C and SIGTERM save the current step and end with exit code 130 and 143. --resume
+    continues with the run's own settings, except those that --set gives now.
     """
     from ..training.preemption import NAMES, signal_of, sigterm_interrupts
 
     if not dry_run and (as_json or devices > 1 or peak_tflops is not None):
         raise UserError(
-            "--json, --devices and --peak-tflops go with --dry-run; the figures of a training are in its log.jsonl"
+            "--json, --devices and --peak-tflops go with --dry-run; a training writes its figures to log.jsonl"
         )
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     run = folder_of(recipe, out)
@@ -175,6 +174,9 @@ def report_end(trainer: Trainer, run: Path) -> None:
         how += f", or: {resume_command(run)}" if "WORLD_SIZE" not in os.environ else ""
         say(f"stopped by {NAMES[trainer.stopped_by]} at step {trainer.done}, which is saved; {how}")
         return
+    if trainer.begun is not None and trainer.begun[1]["step"] == trainer.done:
+        say(f"nothing to do: all {counted(trainer.done, 'step')} are trained; --set training.steps=... raises them")
+        return
     unread = trainer.images_read.skipped
     lost = f", {counted(unread, 'image')} could not be read" if unread else ""
     minutes = f"{trainer.seconds / 60:.1f} min"
@@ -199,18 +201,19 @@ def choose_recipe(name: str | None, run: Path, resume: bool, overrides: list[str
     if kept is None:
         return load_recipe(name, overrides)
     if name is not None:
-        warn_of_others(name, load_recipe(name), kept)
+        warn_of_others(name, load_recipe(name), kept, {override.partition("=")[0].strip() for override in overrides})
     return kept
 
 
-def warn_of_others(name: str, recipe: Recipe, kept: Recipe) -> None:
-    """Says which settings of a recipe do not count, because the run that is resumed has its own."""
+def warn_of_others(name: str, recipe: Recipe, kept: Recipe, given: Collection[str]) -> None:
+    """Says which settings of a recipe have no effect, because the run that is resumed has its own; `given` ones do."""
     for section, settings in recipe:
         for key in sorted(settings.model_fields_set):
             here, there = getattr(getattr(kept, section), key), getattr(settings, key)
-            if here != there and (section, key) != ("data", "source"):
+            if here != there and f"{section}.{key}" not in {"data.source", *given}:
                 logging.warning(
-                    "%s.%s is %s in this run, and %s in %s: --set changes it", section, key, here, there, name
+                    "%s.%s stays %s, as the run began, and is not %s, as in %s: --set changes it",
+                    *(section, key, here, there, name),
                 )
 
 

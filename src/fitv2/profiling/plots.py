@@ -44,7 +44,7 @@ def scales(profiles: Sequence[Profile]) -> Panel:
                 highest[scale] = max(highest.get(scale, point), point, key=lambda at: at[1])
         for scale, point in highest.items():
             axes.annotate(scale, point, (-4, 5), textcoords="offset points", horizontalalignment="right", fontsize=7)
-        axes.set(title="a forward", xlabel="million parameters", ylabel="GFLOP", xscale="log", yscale="log")
+        axes.set(title="a forward pass", xlabel="million parameters", ylabel="GFLOP", xscale="log", yscale="log")
         plain_ticks(axes.xaxis)
         plain_ticks(axes.yaxis)
         axes.margins(0.12)
@@ -60,7 +60,7 @@ def kind_and_scale(name: str) -> tuple[str, str]:
 
 
 def over_tokens(profiles: Sequence[Profile], title: str, figure: Callable[[Pass], float], logarithmic: bool) -> Panel:
-    """A measured figure over the tokens of a picture: of the forward dashed, of the training step in full."""
+    """A measured figure over the tokens of an image: triangles for the forward pass, dots for the training step."""
     lines: dict[str, list[Profile]] = defaultdict(list)
     for profile in profiles:
         lines[profile.case.subject.name].append(profile)
@@ -69,7 +69,7 @@ def over_tokens(profiles: Sequence[Profile], title: str, figure: Callable[[Pass]
         for number, (name, line) in enumerate(lines.items()):
             ordered = sorted(line, key=lambda profile: profile.case.tokens)
             tokens = [profile.case.tokens for profile in ordered]
-            for kind, style in (("forward", "o--"), ("step", "o-")):
+            for kind, style in (("forward", "^--"), ("step", "o-")):
                 runs = [getattr(profile.measured, kind) for profile in ordered]
                 values = [figure(run) if run else math.nan for run in runs]  # A step that does not fit leaves a gap.
                 axes.plot(tokens, values, style, markersize=4, color=f"C{number}", label=f"{name} {kind}")
