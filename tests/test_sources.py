@@ -268,8 +268,8 @@ def test_numbers_of_a_catalogue_are_names_in_the_order_of_numbers(tmp_path):
     ("text", "parts"),
     [
         ("a.png\t3\nb.png\tcat", ["mix numbers", "3", "cat", "--labels none"]),
-        ("a.png\t0.5\nb.png\t1", ["0.5", "no class"]),
-        ("a.png\t-2\nb.png\t1", ["-2", "begin at 0"]),
+        ("a.png\t0.5\nb.png\t1", ["0.5", "not a class"]),
+        ("a.png\t-2\nb.png\t1", ["-2", "start at 0"]),
         ("a.png\t0\nb.png\nc.png\t-1", ["2 of 3 images have no label", "b.png"]),
         ("a.png\tcat\nb.png\tdog\na.png\tdog", ["two labels for a.png", "cat (line 1)", "dog (line 3)"]),
         ("a.png cat\nb.png dog", ["'a.png cat'", "a tab its label"]),

@@ -43,7 +43,7 @@ def test_the_same_classes_and_latents_take_everything():
 def test_other_classes_begin_with_a_new_table_but_the_old_row_of_no_class(start):
     model, untouched = fresh(), fresh()
     (note,) = start_from(model, start, garments()).notes
-    assert "label table" in note and changed(model, start.model) <= {LABELS}
+    assert "label embedding" in note and changed(model, start.model) <= {LABELS}
     table = model.y_embedder.embedding_table.weight
     assert torch.equal(table[-1], start.model.y_embedder.embedding_table.weight[-1])
     assert torch.equal(table[:-1], untouched.y_embedder.embedding_table.weight[:-1])
@@ -59,7 +59,7 @@ def test_nothing_random_stays_frozen():
 def test_another_autoencoder_is_told():
     start = replace(base(), autoencoder="some/vae")
     (note,) = start_from(fresh(), start, garments()).notes
-    assert "those of some/vae, and these are of None" in note
+    assert "latents of some/vae" in note
 
 
 def test_other_latents_begin_with_new_patch_layers():

@@ -1,4 +1,4 @@
-"""How many processor cores this process may use, which an affinity mask or a container limits."""
+"""How many processor cores this process may use: an affinity mask or a container may limit them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MEMBERSHIP = Path("/proc/self/cgroup")
 
 
 def available_cores() -> int:
-    """At least 1; a quota of 2.5 cores counts as 3."""
+    """The number of cores that this process may use, at least 1; a quota of 2.5 cores counts as 3."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min([affinity, *(math.ceil(quota) for quota in _quotas())]))
 
@@ -28,11 +28,11 @@ def _quotas() -> Iterator[float]:
         controllers, _, path = rest.partition(":")
         if controllers and "cpu" not in controllers.split(","):
             continue
-        # Version 1 mounts the controllers one by one, under the name of one or of all of a line.
+        # Version 1 mounts each controller, or the group of a line, under its name.
         homes = [CGROUPS] if not controllers else [CGROUPS / controllers, CGROUPS / "cpu"]
         parts = [part for part in path.split("/") if part not in ("", "..")]
         for home in homes:
-            # The limit of a parent holds as well. A container sees its own group as the root.
+            # The limits of parents hold as well. A container sees its own group as the root.
             for depth in range(len(parts), -1, -1):
                 quota = _quota(home.joinpath(*parts[:depth]))
                 if quota is not None:

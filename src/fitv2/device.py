@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     from accelerate import PartialState
 
 Precision = Literal["fp32", "bf16"]
-# float32 and no are the words of older versions.
+# float32 and no are the names of older versions.
 PRECISIONS: dict[str, Precision] = {"fp32": "fp32", "bf16": "bf16", "float32": "fp32", "no": "fp32"}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 NAME = re.compile(r"(cuda|mps|xpu|cpu)(?::(\d+))?")
 
 
 def choose_device(name: str | None = None) -> torch.device:
-    """The device called cuda, mps, xpu or cpu, of the first two also with an index as in cuda:1; None: the best one.
+    """The device of that name: cuda, mps, xpu or cpu, also with an index such as cuda:1; None: the best available.
 
-    On CUDA it also allows TF32 in float32 products. Raises UserError for a device that this machine does not have.
+    On CUDA this also allows TF32 in float32 products. Raises UserError for a device that this machine does not have.
     """
     there = device_counts()
     parts = NAME.fullmatch(name or next(iter(there)))
@@ -48,13 +48,13 @@ def device_counts() -> dict[str, int]:
 
 
 def default_precision(device: torch.device) -> Precision:
-    """bf16 on CUDA devices that compute in it; else fp32, which is right everywhere."""
+    """bf16 on CUDA devices that compute in it; else fp32, which works everywhere."""
     bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return "bf16" if bf16 else "fp32"
 
 
 def choose_precision(name: str | None, device: torch.device) -> Precision:
-    """fp32 or bf16; None: what suits the device. Raises UserError for another word."""
+    """fp32 or bf16; None: the default of the device. Raises UserError for another name."""
     if name is None:
         return default_precision(device)
     if name not in PRECISIONS:
@@ -63,12 +63,12 @@ def choose_precision(name: str | None, device: torch.device) -> Precision:
 
 
 def join_processes(name: str | None, timeout: timedelta) -> PartialState:
-    """This process among those that a launcher started; its `device` is one of the kind of that name.
+    """The state of this process among those of a launcher; its `device` is of the kind that `name` says.
 
-    Whatever uses accelerate later in this process finds the same device. Raises UserError as `choose_device` does, and
-    for an index where several processes choose among the devices.
+    All later uses of accelerate in this process get the same device. Raises UserError like `choose_device`, and for a
+    device with an index if there are several processes.
     """
-    from accelerate import PartialState  # It takes a second to load, which sampling need not wait for.
+    from accelerate import PartialState  # Takes a second to load, which sampling does not need.
 
     device = choose_device(name)
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1

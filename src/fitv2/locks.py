@@ -1,7 +1,7 @@
 """One process at a time in a folder: a training, a preparation, an evaluation, a study.
 
-The operating system holds the lock and frees it however the process ends, by a kill or a crash as well. The file
-itself stays behind and means nothing.
+The operating system holds the lock and frees it however the process ends, even by a kill or a crash. The lock file
+stays behind and means nothing.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from filelock import FileLock, Timeout
 
 from .errors import UserError
 
-# Hidden, so that nobody takes it for content of the folder.
+# Hidden, so that nobody takes it for part of the folder's content.
 LOCK = ".lock"
 
 
 @contextmanager
 def locked(folder: Path, what: str, wait: Callable[[], object] | None = None) -> Iterator[None]:
-    """Holds the lock of `folder`, which is made if need be, for the length of a with block.
+    """Holds the lock of `folder` for the length of a with block. Makes the folder if need be.
 
     Args:
-        folder: What is to be used by one process alone.
-        what: Who uses it, as a noun with its article: "a training", "an evaluation".
-        wait: Called once when the lock is held elsewhere; the lock is then waited for.
+        folder: The folder that only one process may use.
+        what: The kind of use, with its article, for the message: "a training", "an evaluation".
+        wait: Called once if another process holds the lock; this process then waits for the lock.
 
     Raises:
         UserError: Another process holds the lock, and `wait` is None.

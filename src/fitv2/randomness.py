@@ -1,8 +1,8 @@
-"""The one source of randomness: every generator comes from a key, (purpose, numbers), and from nothing else.
+"""The one source of randomness: every generator is derived from a key, (purpose, numbers), and from nothing else.
 
-Equal keys give equal numbers on any number of processes and machines; keys that differ in anything give independent
-ones. torch's CPU generator keeps only 32 bits of a seed, in which a quarter of 50 000 draws would meet one of their
-kind: a key fills its whole state instead.
+Equal keys give equal numbers on any number of processes and machines; different keys give independent numbers. torch's
+CPU generator uses only 32 bits of a seed, so that among 50 000 drawn seeds two are equal with a probability of a
+quarter. A key fills the generator's whole state instead.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from .errors import UserError
 if TYPE_CHECKING:
     import torch
 
-# Rises when the same key gives other numbers than before; checkpoints carry it.
+# Increased when the same key gives other numbers than before; stored in checkpoints.
 VERSION = 2
-# Seeds below this give the images that they always gave.
+# Seeds below this give the same images as in all earlier versions.
 PLAIN_SEEDS = 2**32
 LARGEST_SEED = 2**64 - 1
 
@@ -40,22 +40,22 @@ class Purpose(IntEnum):
 
 
 def seed_of(purpose: Purpose, *key: int) -> int:
-    """32 bits that depend on every number of the key, for torch's global generators, which take no more."""
+    """A seed of 32 bits that depends on every number of the key, for torch's global generators, which use no more."""
     return int(_sequence(purpose, key).generate_state(1, np.uint32)[0])
 
 
 def numpy_generator(purpose: Purpose, *key: int) -> np.random.Generator:
-    """A generator for the key. Raises UserError for a number that is not whole, or not from 0 to 2**64 - 1."""
+    """The generator of a key. Raises UserError for a number that is not a whole one from 0 to 2**64 - 1."""
     return np.random.default_rng(_sequence(purpose, key))
 
 
 def torch_generator(purpose: Purpose, *key: int) -> torch.Generator:
-    """On the CPU, so that all devices get the same numbers. Raises UserError as `numpy_generator`."""
-    import torch  # Loading it takes a second that not every user of keys has to wait.
+    """The generator of a key, on the CPU: all devices get the same numbers. Raises UserError like `numpy_generator`."""
+    import torch  # Takes a second to load, which not every caller needs.
 
     generator = torch.Generator()
     state = generator.get_state()
-    # Of a generator that has drawn nothing, the first three words count, and the 624 of the Mersenne Twister follow.
+    # The state: three words of bookkeeping, as in a generator that has drawn nothing, then the Mersenne Twister's 624.
     words = np.random.MT19937(_sequence(purpose, key)).state["state"]["key"]
     state.view(torch.int64)[3:627] = torch.from_numpy(words.astype(np.int64))
     generator.set_state(state)
@@ -63,7 +63,7 @@ def torch_generator(purpose: Purpose, *key: int) -> torch.Generator:
 
 
 def image_generator(seed: int) -> torch.Generator:
-    """The noise of the image of that seed. Raises UserError as `check_seed`."""
+    """The generator of the noise of the image with that seed. Raises UserError like `check_seed`."""
     import torch
 
     if check_seed(seed) >= PLAIN_SEEDS:
@@ -72,7 +72,7 @@ def image_generator(seed: int) -> torch.Generator:
 
 
 def check_seed(seed: int) -> int:
-    """The seed as a plain number. Raises UserError for one that is not whole, or not from 0 to 2**64 - 1."""
+    """The seed as a plain int. Raises UserError if it is not a whole number from 0 to 2**64 - 1."""
     try:
         number = index(seed)
     except TypeError:
@@ -83,6 +83,6 @@ def check_seed(seed: int) -> int:
 
 
 def _sequence(purpose: Purpose, key: tuple[int, ...]) -> np.random.SeedSequence:
-    # Two words a number, so that no number runs into the next; SeedSequence itself does not see trailing zeros.
+    # Two words per number, so that numbers cannot run into each other; SeedSequence itself ignores trailing zeros.
     words = [word for number in key for word in divmod(check_seed(number), 2**32)]
     return np.random.SeedSequence([len(key), purpose, *words])

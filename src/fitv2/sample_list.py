@@ -1,4 +1,4 @@
-"""What tells the images that `fitv2 sample` made from others in a folder: their list, and the mark of its sheets."""
+"""How the images of `fitv2 sample` are told from others in a folder: their list, and a mark in contact sheets."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class SampledImage(NamedTuple):
 
 
 def read_list(path: Path) -> list[SampledImage]:
-    """Raises UserError for anything but what `fitv2 sample` wrote, or for no image."""
+    """The images of a samples.json. Raises UserError if `fitv2 sample` did not write it, or if it lists no image."""
     try:
         content = json.loads(path.read_bytes())
         if content["format"] != FORMAT:
@@ -42,12 +42,12 @@ def read_list(path: Path) -> list[SampledImage]:
 
 
 def class_of(image: dict[str, Any]) -> str | None:
-    """The name of its class; images of models without classes are called pictures."""
+    """The name of the image's class; models without classes write "picture"."""
     return None if image["class"] == "picture" else image["class"]
 
 
 def is_contact_sheet(path: Path) -> bool:
-    """Whether fitv2 wrote the file as a page of many images."""
+    """Whether the file is a contact sheet of fitv2."""
     from PIL import Image  # Names and constants are needed without it.
 
     if path.suffix.lower() != ".png":
@@ -60,5 +60,5 @@ def is_contact_sheet(path: Path) -> bool:
 
 
 def shortened(names: Sequence[str]) -> str:
-    """The first of many names."""
+    """The first few names, and how many more there are."""
     return ", ".join(names[:MOST_NAMED]) + (f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else "")

@@ -73,8 +73,9 @@ def evaluate(
         Literal["adm-square", "matched", "centre"] | None,
         typer.Option(
             help="adm-square: the extractor resizes samples and real images whole, which for all but garments "
-            "stretches them to a square (default for own sizes and for statistics as the reference); matched: real images are scaled to "
-            "cover the size and cropped to it (default otherwise); centre: both are cropped to the central square",
+            "stretches them to a square (default for own sizes and for statistics as the reference); matched: real "
+            "images are scaled to cover the size and cropped to it (default otherwise); centre: both are cropped to "
+            "the central square",
             show_default=False,
         ),
     ] = None,

@@ -1,4 +1,4 @@
-"""Which options of a command were given, so that those without effect are refused and not ignored."""
+"""Refuses options that were given but have no effect, instead of ignoring them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from ..errors import UserError
 
 
 def refuse_without_effect(context: typer.Context, effective: Collection[str], why: str) -> None:
-    """Raises UserError where options were given that do nothing here.
+    """Raises UserError if options were given that have no effect here.
 
-    effective: names of the parameters that do something. why: in which case the others do not, as the end of a
-    sentence.
+    effective: names of the parameters that have an effect. why: when the others have none, as the end of a sentence.
     """
     given = [
         parameter
@@ -22,7 +21,7 @@ def refuse_without_effect(context: typer.Context, effective: Collection[str], wh
     ]
     if given:
         options = ", ".join(parameter.opts[0] for parameter in given)
-        raise UserError(f"{options}: without effect {why}; leave {'it' if len(given) == 1 else 'them'} out")
+        raise UserError(f"{options}: without effect {why}; omit {'it' if len(given) == 1 else 'them'}")
 
 
 def source(context: typer.Context, name: str) -> str:

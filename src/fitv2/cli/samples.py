@@ -1,6 +1,6 @@
-"""The folder of `fitv2 sample`: samples.json says what was asked for and which files are the answer.
+"""The folder of `fitv2 sample`: samples.json records the request and the files that were made for it.
 
-While images are made, a draft of it holds the place; what an earlier call left is told by either from a user's files.
+While images are being made, a draft stands in for it. Either file tells the images of earlier calls from other files.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ def free_folder(name: str = "outputs") -> Path:
 
 
 def begin(folder: Path, request: dict[str, Any], names: Sequence[str], overwrite: bool) -> None:
-    """Makes the folder ready for files of those names, without touching a file of anybody else's.
+    """Prepares the folder for files of these names, without touching other files.
 
-    The same request may be made again. Raises UserError for images of another request or foreign files, unless
-    `overwrite`: then the files of the earlier request are removed, and foreign files of those names replaced.
+    The same request may be repeated. Raises UserError if the folder holds images of another request, or other files of
+    these names, unless `overwrite` is set: it removes the images of the earlier request and replaces the other files.
     """
     from ..atomic import write_text
 
@@ -69,7 +69,7 @@ def finish(folder: Path, request: dict[str, Any], images: Sequence[dict[str, Any
 
 
 def read(folder: Path) -> dict[str, Any] | None:
-    """What an earlier call says of its files, finished or not; None where there was none."""
+    """The list that an earlier call left, finished or not; None if there was no earlier call."""
     for name in (SAMPLES_LIST, DRAFT):
         try:
             content = json.loads((folder / name).read_bytes())
@@ -82,6 +82,6 @@ def read(folder: Path) -> dict[str, Any] | None:
 
 
 def files_of(manifest: dict[str, Any]) -> list[str]:
-    """The names of the images and of the sheet; only names within the folder itself."""
+    """The names of the images and of the sheet, without any outside the folder."""
     names = [*(image["file"] for image in manifest["images"]), manifest["sheet"]]
     return [name for name in names if Path(name).name == name]

@@ -75,7 +75,7 @@ def drawn_cell(figures: Mapping[str, Any], key: str) -> str:
     if f"{key}_range" not in figures:
         return "-"
     mean, low, high = (f"{scaled(value, key):.3g}" for value in (figures[key], *figures[f"{key}_range"]))
-    return f"{mean} ({low} to {high})"
+    return f"{mean} ({low} to {high})" + (" %" if key in SHARES else "")
 
 
 def scaled(value: float, key: str) -> float:

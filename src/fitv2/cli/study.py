@@ -49,7 +49,7 @@ def study(
         float | None,
         typer.Option(
             min=0,
-            help="a trial: shorten every run and its scoring, to a fraction of its steps (0.05) or to so many steps (200)",
+            help="a trial: shorten every run and its scoring, to a fraction of its steps (0.05) or to a number (200)",
         ),
     ] = None,
     jobs: Annotated[

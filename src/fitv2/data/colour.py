@@ -1,6 +1,6 @@
 """Colours to sRGB by an ICC profile.
 
-Files without one are sRGB, as everywhere on the web. A profile that cannot be used counts as none, with a warning.
+Files without a profile are taken as sRGB, as on the web. A profile that cannot be used is ignored, with a warning.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from PIL import Image, ImageCms
 logger = logging.getLogger(__name__)
 
 _SPACES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK", "LAB": "LAB", "Lab ": "LAB"}
-# Values of 255 by which a profile may differ from sRGB and count as sRGB, of which many versions circulate.
+# A profile counts as sRGB, of which many versions circulate, up to this difference in values of 0 to 255.
 _SAME = 2
 _PROFILES = 64
 
 
 def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """RGB or grey (mode L) in sRGB from mode L, RGB, CMYK, YCbCr or LAB and the ICC profile of the file."""
+    """Converts mode L, RGB, CMYK, YCbCr or LAB to RGB or grey (mode L) in sRGB, by the ICC profile of the file."""
     if image.mode == "LAB":
         return ImageCms.applyTransform(image, _lab())
     if image.mode not in ("L", "RGB", "CMYK"):
@@ -38,17 +38,17 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 @lru_cache(maxsize=_PROFILES)
 def _space(profile: bytes) -> str | None:
-    """The mode of the pixels that a profile is for; None for one that is broken or of another kind."""
+    """The pixel mode that a profile is for; None if it is broken or of another kind."""
     try:
         return _SPACES.get(ImageCms.ImageCmsProfile(io.BytesIO(profile)).profile.xcolor_space)
-    except Exception as error:  # Of OSError, TypeError, ValueError and others.
+    except Exception as error:  # OSError, TypeError, ValueError and others.
         logger.warning("a colour profile of %d bytes cannot be read and is ignored: %s", len(profile), error)
         return None
 
 
 @lru_cache(maxsize=_PROFILES)
 def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """From a profile to sRGB; None where that changes nothing visible, or cannot be done."""
+    """The transform from a profile to sRGB; None if it would change nothing visible or cannot be built."""
     try:
         transform = ImageCms.buildTransform(
             ImageCms.ImageCmsProfile(io.BytesIO(profile)),

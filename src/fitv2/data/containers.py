@@ -1,4 +1,4 @@
-"""The parts that image files consist of: chunks of PNG and RIFF (WebP), boxes of ISO media (AVIF, HEIF, JPEG 2000)."""
+"""The parts of image files: chunks of PNG and RIFF (WebP), boxes of ISO media (AVIF, HEIF, JPEG 2000)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Chunk(NamedTuple):
-    """Part of a PNG. crc: as stored; checked: what it is of. Both are shorter where the file is cut off."""
+    """Part of a PNG. crc: the stored checksum; checked: the bytes it covers. Both are shorter in a cut-off file."""
 
     kind: bytes
     data: memoryview
@@ -26,7 +26,7 @@ def png_chunks(content: bytes) -> Iterator[Chunk]:
 
 
 def webp_chunks(content: bytes, position: int = 12, end: int | None = None) -> Iterator[tuple[bytes, bytes]]:
-    """Kind and data of the chunks, and in their place those within the frames of an animation."""
+    """Kind and data of each chunk; animation frames are replaced by the chunks within them."""
     end = len(content) if end is None else end
     while position + 8 <= end:
         kind, length = struct.unpack("<4sI", content[position : position + 8])
@@ -39,7 +39,7 @@ def webp_chunks(content: bytes, position: int = 12, end: int | None = None) -> I
 
 
 def boxes(content: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Kind and content of boxes that follow one another."""
+    """Kind and content of consecutive boxes."""
     position = 0
     while position + 8 <= len(content):
         length, kind = struct.unpack(">I4s", content[position : position + 8])
@@ -54,9 +54,9 @@ def boxes(content: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def boxes_within(content: bytes, path: tuple[bytes, ...]) -> Iterator[bytes]:
-    """The contents of all boxes at a path of kinds."""
+    """The content of every box at a path of nested kinds."""
     for kind, data in boxes(content):
         if kind == path[0]:
-            # This one kind begins with a version and flags.
+            # Only this kind begins with a version and flags.
             inner = data[4:] if kind == b"meta" else data
             yield from boxes_within(inner, path[1:]) if len(path) > 1 else (data,)

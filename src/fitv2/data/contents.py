@@ -1,7 +1,7 @@
 """What a folder of images holds: which of its files are data, of which class, and why the others are not.
 
 Labels come from a table beside the images (metadata.jsonl, metadata.csv, dataset.json) if there is one, else from the
-sub-folders of the root. Where it is not clear what is meant, nothing is guessed.
+sub-folders of the root. If this is not clear, an error asks; nothing is guessed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .tables import Table, is_there, read_table
 
 Labels = Literal["auto", "folders", "none"]
 TABLES = ("metadata.jsonl", "metadata.csv", "dataset.json")
-# Not read; named, so that nobody wonders.
+# Not read, but mentioned in a note.
 UNREAD = ("metadata.parquet",)
 SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval"}
 MOST_NAMED = 5
@@ -30,8 +30,8 @@ MOST_NAMED = 5
 
 @dataclass
 class Contents:
-    """files: All that was met, in order. items: One for each of them, with its label or the reason why it is left out.
-    class_names: In the order of the labels; empty without classes. notes: What was decided, as sentences.
+    """files: Everything found, in order. items: One per file, with its label or the reason why it is left out.
+    class_names: In the order of the labels; empty without classes. notes: Sentences about what was decided.
     """
 
     files: list[Listed]
@@ -45,12 +45,12 @@ def read_contents(root: Path, labels: Labels = "auto", option: str | None = "--s
 
     Args:
         root: The folder.
-        labels: "folders", the sub-folders of the root are the classes; "none", there are no classes; "auto", by a table
-            beside the images or by sub-folders, where that is clear.
-        option: How people choose `labels`, for messages; None where they cannot.
+        labels: "folders": the sub-folders of the root are the classes; "none": there are no classes; "auto": a table
+            beside the images, or else the sub-folders, if that is clear.
+        option: How users choose `labels`, for messages; None if they cannot.
 
     Raises:
-        UserError: fitv2 itself made the folder, or it is not clear what the classes are.
+        UserError: The folder was made by fitv2 itself, or it is not clear what the classes are.
     """
     refuse_own(root)
     files = list(list_files(root))
@@ -67,9 +67,11 @@ def read_contents(root: Path, labels: Labels = "auto", option: str | None = "--s
         refuse_unclear(root, images, option)
     class_names = classes_of(images)
     if len(class_names) == 1:
-        notes.append(f"one class alone, {class_names[0]}, tells a model nothing{advice(option, 'none')}")
+        notes.append(f"the only class, {class_names[0]}, tells a model nothing{advice(option, 'none')}")
     elif class_names and all(name.isdecimal() for name in class_names) and class_names != sorted(class_names, key=int):
-        notes.append(f"the classes are the sub-folders in the order of text: {', '.join(class_names[:12])}")
+        notes.append(
+            f"the classes are the sub-folders in alphabetical order, not numerical: {', '.join(class_names[:12])}"
+        )
     number = {name: label for label, name in enumerate(class_names)}
     items = [Item(file.name, number.get(class_of(file.name), 0), file.reason) for file in files]
     if class_names:
@@ -81,15 +83,17 @@ def read_contents(root: Path, labels: Labels = "auto", option: str | None = "--s
 
 
 def refuse_own(root: Path) -> None:
-    """Raises UserError for a folder that fitv2 made; samples alone are taken by their name."""
+    """Raises UserError for a folder that fitv2 made. Samples are the exception: they may be given by name."""
     made = made_by_fitv2({path.name for path in root.iterdir()})
     if made not in (None, SAMPLES):
-        raise UserError(f"{root} is {made}, made by fitv2, and no folder of images: name the images that it is about")
+        raise UserError(
+            f"{root} is {made}, made by fitv2, and not a folder of images: give the folder of the images themselves"
+        )
 
 
 def refuse_among(folder: Path, root: Path) -> None:
-    """Raises UserError where output would lie among the images below `root`: in a folder of theirs, which would pass
-    for one that fitv2 made from then on.
+    """Raises UserError if output would go into a folder of the images below `root`, because that folder would then
+    count as one made by fitv2.
     """
     if not folder.is_dir() or not root.is_dir() or not folder.resolve().is_relative_to(root.resolve()):
         return
@@ -110,7 +114,7 @@ class Beside(NamedTuple):
 
 
 def find_table(root: Path, files: Sequence[Listed], notes: list[str], option: str | None) -> Beside | None:
-    """The table that has the labels, or says that there are none; `notes` get what people should know."""
+    """The table that has the labels, or that says there are none; `notes` collects what users should know."""
     tables = [Beside(f.name, read_table(root / f.name)) for f in files if f.name.rpartition("/")[2] in TABLES]
     deeper = [beside.name for beside in tables if "/" in beside.name and beside.has_labels]
     tables = [beside for beside in tables if "/" not in beside.name]
@@ -120,7 +124,7 @@ def find_table(root: Path, files: Sequence[Listed], notes: list[str], option: st
         raise UserError(f"{root} has labels in {names}: remove or rename all but one{advice(option, 'folders')}")
     if deeper and not labelling:
         raise UserError(
-            f"the labels lie in {', '.join(deeper[:MOST_NAMED])}, below {root}: name that folder, "
+            f"the labels are in {', '.join(deeper[:MOST_NAMED])}, below {root}: give that folder, "
             f"{Path(root, deeper[0]).parent}, instead{advice(option, 'folders')}"
         )
     notes += [beside.table.note or f"{beside.name} holds no labels" for beside in tables if not beside.has_labels]
@@ -130,14 +134,14 @@ def find_table(root: Path, files: Sequence[Listed], notes: list[str], option: st
 
 
 def by_table(root: Path, beside: Beside, files: Sequence[Listed], notes: list[str], option: str | None) -> Contents:
-    """Every file, labelled by a table, and after them the rows of the table that have none."""
+    """Every file, labelled by a table, followed by the rows of the table that have no file."""
     label_of = {normpath(row.path): row.label for row in beside.table.rows}
     images = [file.name for file in files if file.reason is None]
     known = [name for name in images if name in label_of]
     if 2 * len(known) < len(images):
         unknown = next(name for name in images if name not in label_of)
         raise UserError(
-            f"{beside.name} lists {len(known)} of the {counted(len(images), 'image')} below {root}, and not {unknown}: "
+            f"{beside.name} lists {len(known)} of the {counted(len(images), 'image')} below {root}, not {unknown}: "
             f"complete it{advice(option, 'folders')}{advice(option, 'none')}"
         )
     items, class_names = labelled(known, [label_of[name] for name in known], str(root / beside.name))
@@ -146,7 +150,7 @@ def by_table(root: Path, beside: Beside, files: Sequence[Listed], notes: list[st
     every = [given.get(file.name, Item(file.name, refused=file.reason or unlisted)) for file in files]
     lost = [name for name in label_of if name not in given and not is_there(root, name)]
     notes.append(
-        f"the labels are those of {beside.name}" + (", and sub-folders are no classes" if classes_of(images) else "")
+        f"the labels are those of {beside.name}" + ("; the sub-folders are not classes" if classes_of(images) else "")
     )
     return Contents(
         [*files, *(Listed(name, "picture", "not a file") for name in lost)],
@@ -157,7 +161,7 @@ def by_table(root: Path, beside: Beside, files: Sequence[Listed], notes: list[st
 
 
 def refuse_unclear(root: Path, images: Sequence[str], option: str | None) -> None:
-    """Raises UserError where sub-folders may be classes or may not; offers what can be meant."""
+    """Raises UserError if sub-folders may or may not be classes; the message offers each reading."""
     folders = Counter(map(class_of, images))
     loose = folders.pop(None, 0)
     names = sorted(folders)
@@ -166,27 +170,27 @@ def refuse_unclear(root: Path, images: Sequence[str], option: str | None) -> Non
         raise UserError(
             f"{root} holds {counted(loose, 'image')} and, beside {'it' if loose == 1 else 'them'}, "
             f"{counted(len(folders), 'sub-folder')} with images: {told}{', ...' if len(names) > MOST_NAMED else ''}. "
-            f"Which are meant?{choices(option, loose, len(images))}"
+            f"Which do you mean?{choices(option, loose, len(images))}"
         )
     within = {name.split("/")[1] for name in images if name.count("/") > 1}
     if len(names) == 1 and len(within) > 1:
         shown = ", ".join(sorted(within)[:MOST_NAMED])
         raise UserError(
-            f"all images of {root} lie in its one sub-folder {names[0]}, and there in {shown}: name {root / names[0]} "
-            f"to have these as classes{advice(option, 'folders')}"
+            f"all images of {root} are in its only sub-folder {names[0]}, and there in {shown}: give {root / names[0]} "
+            f"to use these as classes{advice(option, 'folders')}"
         )
     if len(names) > 1 and SPLITS.issuperset(name.lower() for name in names):
         part = next((name for name in names if name.lower().startswith("train")), names[0])
         raise UserError(
-            f"the sub-folders of {root} are {', '.join(names)}, parts of a data set and no classes: name one of them, "
+            f"the sub-folders of {root} are {', '.join(names)}, parts of a data set and not classes: give one of them, "
             f"such as {root / part}{advice(option, 'folders')}"
         )
 
 
 def choices(option: str | None, loose: int, every: int) -> str:
-    """What to add to the command for either meaning."""
+    """What to add to the command for each reading."""
     if option is None:
-        return " Name a folder that holds nothing else, or move the others away"
+        return " Give a folder that holds nothing else, or move the others away"
     return (
         f" Add one of these to the command, or move the others away:\n"
         f"  {option}folders  the {every - loose} in sub-folders, which are the classes\n"
@@ -195,6 +199,8 @@ def choices(option: str | None, loose: int, every: int) -> str:
 
 
 def advice(option: str | None, value: Literal["folders", "none"]) -> str:
-    """The other way out, as the end of a sentence."""
-    meaning = {"folders": "takes the sub-folders of the root as classes", "none": "takes all without classes"}[value]
+    """The alternative, as the end of a sentence."""
+    meaning = {"folders": "uses the sub-folders of the root as classes", "none": "uses all images without classes"}[
+        value
+    ]
     return "" if option is None else f"; {option}{value} {meaning}"

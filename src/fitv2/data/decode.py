@@ -1,4 +1,4 @@
-"""Any image file to pixels: the one place where files are decoded, for every mode, depth, profile and orientation."""
+"""Decodes image files, of every mode, depth, profile and orientation: the one place where this is done."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAX_BYTES = 1 << 30
 # Images beyond this are decoded one at a time: with alpha they take over ten bytes a pixel for a moment.
 LARGE = 32_000_000
 _ONE_LARGE = Lock()
-# Of text, such as the workflow that made an image, or a colour profile, within a PNG; Pillow's own limit is 1 MiB.
+# Limit for text in a PNG, such as the workflow that made it, and for its profile; Pillow's own limit is 1 MiB.
 _MAX_TEXT = 256 << 20
 
 _UPRIGHT = {
@@ -83,7 +83,7 @@ def _decoded(image: Image.Image, content: bytes, mode: str) -> Image.Image:
     if image.format == "TGA" and not content[17] & 15:  # How many bits of a pixel are alpha.
         alpha = None
     colours = to_srgb(colours, profile_of(image, content))
-    if extent not in (None, (0, 0, *image.size)):  # What the first frame of an animation leaves open.
+    if extent not in (None, (0, 0, *image.size)):  # The first frame of an animation need not cover all of it.
         alpha = _only(extent, alpha or Image.new("L", image.size, 255))
     if alpha is not None:
         if alpha.getextrema()[1] == 0:
@@ -93,15 +93,15 @@ def _decoded(image: Image.Image, content: bytes, mode: str) -> Image.Image:
 
 
 def _only(extent: tuple[int, int, int, int], alpha: Image.Image) -> Image.Image:
-    """Transparent outside of a box."""
+    """The alpha channel, transparent outside a box."""
     inside = Image.new("L", alpha.size, 0)
     inside.paste(alpha.crop(extent), extent)
     return inside
 
 
 def _upright(pixels: Image.Image, image: Image.Image) -> Image.Image:
-    """Turned as the EXIF orientation of the file says. Not ImageOps.exif_transpose: it writes the EXIF anew, which
-    often fails.
+    """Turns the image as the EXIF orientation of the file says. ImageOps.exif_transpose would also rewrite the EXIF,
+    which often fails.
     """
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
@@ -117,9 +117,9 @@ _lenient: tuple[bool, int, int] = (False, 0, 0)
 
 @contextmanager
 def _strict_pillow() -> Iterator[None]:
-    """Pillow's switches as decoding needs them, and as another library has set them again when no thread decodes.
+    """Sets Pillow's global switches for decoding, and restores them when no thread decodes any more.
 
-    They hold for the whole process: half images must not pass for whole ones, and long texts are harmless.
+    Half images must not pass for whole ones, and long texts are harmless.
     """
     global _strict_users, _lenient
     with _strict_lock:

@@ -1,4 +1,4 @@
-"""Which files are images: the formats that are read, by extension and by content, and what to do about all others."""
+"""Which files are images: the formats that are read, by extension and content, and advice for all others."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class UnreadableImage(UserError):
 
 
 def advice(extensions: Mapping[str, int]) -> list[str]:
-    """What to do about files of other formats, from their number by extension: a sentence for each kind."""
+    """What to do about files of other formats, a sentence for each kind. extensions: number of files by extension."""
     kinds: dict[str, int] = {}
     for extension, count in extensions.items():
         if extension in ADVICE:
@@ -57,7 +57,7 @@ def advice(extensions: Mapping[str, int]) -> list[str]:
 
 
 def ignored(extension: str) -> str:
-    """Why a file with an extension that is not an image's is left out."""
+    """Why a file whose extension is not that of an image is left out."""
     told = f", {ADVICE[extension]}" if extension in ADVICE else ""
     return f"ignored extension: {extension or 'without extension'}{told}"
 
@@ -65,7 +65,7 @@ def ignored(extension: str) -> str:
 def open_image(content: bytes) -> Image.Image:
     """The first image of a file, by content and not by name, its pixels not yet decoded.
 
-    Raises UnreadableImage for formats that are known but not read, Pillow's UnidentifiedImageError for all else.
+    Raises UnreadableImage for known formats that are not read, and Pillow's UnidentifiedImageError for all others.
     """
     for pattern, kind in _BY_CONTENT:
         if pattern.match(content):
@@ -90,7 +90,7 @@ def _open_heif(content: bytes) -> Image.Image:
 
 
 def _is_tga(content: bytes) -> bool:
-    """TGA has no magic number at its start: its footer says it, or a plausible header and exactly the data of it."""
+    """TGA has no magic number at its start: its footer tells, or a plausible header with exactly its amount of data."""
     if content.endswith(_TGA_FOOTER):
         return True
     if len(content) < 18 or content[1] > 1 or content[2] not in (1, 2, 3) or content[16] not in (8, 16, 24, 32):
@@ -101,7 +101,7 @@ def _is_tga(content: bytes) -> bool:
 
 
 def is_raw_camera_file(image: Image.Image) -> bool:
-    """Whether a TIFF is a camera's: Pillow would give the thumbnail that stands first in it."""
+    """Whether a TIFF is a raw camera file, of which Pillow would return only the thumbnail that comes first."""
     tags = getattr(image, "tag_v2", {})
     with suppress(TypeError):
         return 50706 in tags or bool(tags.get(254, 0) & 1) or tags.get(262) in (32803, 34892)

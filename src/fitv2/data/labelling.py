@@ -1,4 +1,4 @@
-"""From labels as texts to classes. Whole numbers are class ids and keep their meaning; anything else is a name."""
+"""Turns labels from text into classes. Whole numbers are class ids and keep their value; anything else is a name."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 from ..errors import UserError
 from ..messages import counted
 
-# Beyond this a whole number is no class id: a table of the classes would fill the memory.
+# Larger whole numbers are not taken as class ids: a table of all classes would fill the memory.
 MOST_CLASSES = 100_000
 # As tables write whole numbers: pandas makes 3.0 of them in a column with gaps.
 WHOLE = re.compile(r"[+-]?\d+(\.0+)?")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
-# How Hugging Face and others write that a class is not known.
+# How Hugging Face and others write an unknown class.
 UNKNOWN = -1
 UNLABELLED = "without a label"
 
@@ -31,17 +31,17 @@ class Item:
 
 
 def labelled(names: Sequence[str], labels: Sequence[str | None], where: str) -> tuple[list[Item], list[str]]:
-    """Items, and the class names in the order of their labels; no classes where nothing has a label.
+    """The items, and the class names in the order of their labels; no classes if nothing has a label.
 
-    Items without a label, or with -1, are refused where others have one.
+    If some items have a label, items without one, or with -1, are refused.
 
     Args:
         names: Of the images, in order.
-        labels: Of each image, None or empty where it has none.
+        labels: Of each image; None or empty if it has none.
         where: What holds the labels, for messages.
 
     Raises:
-        UserError: Labels mix numbers and names, are numbers but no ids, or most images have none.
+        UserError: Labels mix numbers and names, are numbers but not whole ones, or are missing for most images.
     """
     given = {label for label in labels if label}
     if given and all(map(WHOLE.fullmatch, given)):
@@ -68,11 +68,11 @@ def labelled(names: Sequence[str], labels: Sequence[str | None], where: str) -> 
 def _of_ids(ids: dict[str, int], where: str) -> tuple[list[str], dict[str, int]]:
     """Class names and the label of each text, for class ids."""
     if min(ids.values(), default=0) < 0:
-        raise UserError(f"{where} has the label {min(ids.values())}; class ids begin at 0, and -1 stands for no label")
+        raise UserError(f"{where} has the label {min(ids.values())}; class ids start at 0, and -1 means no label")
     most = max(ids.values(), default=-1) + 1
     if most <= MOST_CLASSES:
         return [str(number) for number in range(most)], ids
-    # Numbers of a catalogue: names, but in the order of numbers.
+    # Catalogue numbers: used as names, but in numerical order.
     known = sorted(set(ids.values()))
     place = {number: label for label, number in enumerate(known)}
     return [str(number) for number in known], {label: place[number] for label, number in ids.items()}
@@ -88,7 +88,7 @@ def _refuse_mixture(given: set[str], where: str) -> None:
         )
     if numbers:
         fraction = next(label for label in numbers if not WHOLE.fullmatch(label))
-        raise UserError(f"{where} has the label {fraction}, which is no class: write ids (0, 1, 2) or names")
+        raise UserError(f"{where} has the label {fraction}, which is not a class: write ids (0, 1, 2) or names")
 
 
 def count_classes(labels: np.ndarray | Sequence[int], class_names: Sequence[str]) -> dict[str, int]:
@@ -96,7 +96,7 @@ def count_classes(labels: np.ndarray | Sequence[int], class_names: Sequence[str]
 
     Args:
         labels: (N,) of images, in [0, number of classes).
-        class_names: Of all classes; of several with one name, the others get their number behind it.
+        class_names: Of all classes. Where several share a name, the later ones get their number appended.
     """
     if not class_names:
         return {}

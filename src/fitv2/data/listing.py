@@ -1,4 +1,4 @@
-"""What lies below a folder of images: each file once, in a fixed order, and the classes that its sub-folders are."""
+"""Lists a folder of images: each file once, in a fixed order, and the classes that its sub-folders make."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..sample_list import SHEET
 from .formats import EXTENSIONS, ignored
 from .made import SAMPLES, made_by_fitv2
 
-# What systems and programs leave beside images, some of it images: previews, waste, copies.
+# What systems and programs leave beside images, sometimes images themselves: previews, deleted files, copies.
 SYSTEM = {
     *("@eaDir", "#recycle", "@Recycle", ".@__thumb", "$RECYCLE.BIN", "System Volume Information", "lost+found"),
     *("__MACOSX", ".thumbnails", ".Trashes", ".Spotlight-V100", ".fseventsd", ".AppleDouble"),
@@ -19,11 +19,11 @@ SYSTEM = {
 
 
 class Listed(NamedTuple):
-    """A file below the root, or a folder that is not entered.
+    """A file below the root, or a folder that is not searched.
 
     name: Relative to the root, with forward slashes.
-    kind: Of what it is one: "picture" by its extension, "unopened", "ours" (made by fitv2), "hidden", a name of
-        SYSTEM, else its extension, or "without extension".
+    kind: "picture" by its extension, "unopened", "ours" (made by fitv2), "hidden", a name of SYSTEM, or else its
+        extension or "without extension".
     reason: Why it is not used; None for images.
     """
 
@@ -33,9 +33,9 @@ class Listed(NamedTuple):
 
 
 def list_files(root: Path) -> Iterator[Listed]:
-    """Every file below. Links to folders are followed, but not in a circle.
+    """Every file below the root. Links to folders are followed, but not in circles.
 
-    Folders that are hidden, a system's or made by fitv2 are listed and not entered; the root is entered in any case.
+    Folders that are hidden, belong to a system or were made by fitv2 are listed but not searched, except for the root.
     """
     yield from _files(root, root, frozenset())
 
@@ -65,7 +65,7 @@ def _files(root: Path, folder: Path, above: frozenset[Path]) -> Iterator[Listed]
 
 
 def listed(name: str) -> Listed:
-    """A file by its name alone, wherever it lies; folders above it count too, as in an archive."""
+    """Classifies a file by its name alone, as in an archive; the folders in the name count too."""
     for part in name.split("/"):
         kind = _name_kind(part)
         if kind is not None:
@@ -88,8 +88,8 @@ def class_of(name: str) -> str | None:
 
 
 def classes_of(names: Iterable[str]) -> list[str]:
-    """The sub-folders that hold images, in order: the classes. Empty where all lie directly below the root.
+    """The classes: the sub-folders that hold images. Empty if all images are directly below the root.
 
-    In the order of text, numbers too (1, 10, 2): a folder's name is a name, and runs and prepared data count on it.
+    The order is alphabetical, also for numbers (1, 10, 2): existing runs and prepared data depend on it.
     """
     return sorted({folder for folder in map(class_of, names) if folder is not None})

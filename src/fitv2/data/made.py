@@ -1,4 +1,4 @@
-"""Folders that fitv2 itself fills: the images in them are its output, and never data."""
+"""Recognises folders that fitv2 itself wrote: the images in them are its output, never data."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Collection
 from ..sample_list import SAMPLES_LIST, SHEET
 
 RUN, PREPARED, SAMPLES = "a training run", "prepared data", "samples"
-# What a folder is, by the names in it: all of a set have to be there.
+# What a folder is, by the names in it: every name of a set must be there.
 MARKS: list[tuple[str, set[str]]] = [
     (RUN, {"recipe.json", "checkpoints"}),
     (RUN, {"recipe.json", "samples"}),
@@ -25,7 +25,7 @@ SAMPLE = re.compile(r".+_\d+x\d+_seed\d+\.png")
 
 
 def made_by_fitv2(names: Collection[str]) -> str | None:
-    """What fitv2 made of a folder that holds these names; None for a folder of anybody else's."""
+    """What a folder with these names is, if fitv2 made it; None for all other folders."""
     for what, marks in MARKS:
         if marks.issubset(names):
             return what

@@ -1,4 +1,4 @@
-"""The colour profile of a file: embedded, or made from the primaries and the transfer curve that it names instead."""
+"""The colour profile of a file: embedded, or built from the primaries and the transfer curve that the file names."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PRIMARIES: dict[int, Chromaticities] = {
     9: (0.3127, 0.329, 0.708, 0.292, 0.17, 0.797, 0.131, 0.046),
     12: (0.3127, 0.329, 0.68, 0.32, 0.265, 0.69, 0.15, 0.06),
 }
-# None: the curve of sRGB. Video curves (1, 6, 14, 15) mean the screen's, which is that of sRGB in practice.
+# None: the curve of sRGB. Video curves (1, 6, 14, 15) assume the screen's curve, in practice that of sRGB.
 _CURVES: dict[int, float | None] = {1: None, 2: None, 4: 2.2, 5: 2.8, 6: None, 8: 1.0, 13: None, 14: None, 15: None}
 _BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
 _D50 = np.array([0.9642, 1.0, 0.8249])
@@ -35,9 +35,9 @@ _JPEG2000 = (0, 12, 15, 16, 17, 18)
 
 
 def profile_of(image: Image.Image, content: bytes) -> bytes | None:
-    """The ICC profile of a file; None for sRGB and for files that say nothing.
+    """The ICC profile of a file; None for sRGB and for files that name none.
 
-    Raises UnreadableImage for high dynamic range, whose white is not fixed, and for colours that are not known.
+    Raises UnreadableImage for high dynamic range, whose white is not fixed, and for unknown colour spaces.
     """
     embedded = image.info.get("icc_profile")
     if image.format == "PNG":
@@ -68,7 +68,7 @@ def _of_jpeg2000(content: bytes) -> bytes | None:
 
 
 def _of_bmp(content: bytes) -> bytes | None:
-    """Version 5 of the header can hold one."""
+    """The profile in a BMP; only version 5 of the header can hold one."""
     header = content[14:138]
     if len(header) < 124 or int.from_bytes(header[:4], "little") != 124 or header[56:60] != b"DEBM":
         return None
@@ -93,14 +93,14 @@ def _of_png(info: dict) -> bytes | None:
         return None
     if primaries is None or np.abs(np.subtract(primaries, SRGB)).max() < 0.005:
         primaries = SRGB
-    # The nearest exponent to its curve is how files say sRGB.
+    # Files mean sRGB by the exponent nearest to its curve.
     curve = None if not gamma or (primaries == SRGB and abs(gamma - 1 / 2.2) < 0.01) else 1 / gamma
     return None if (primaries, curve) == (SRGB, None) else make_profile(tuple(primaries), curve)
 
 
 @lru_cache(maxsize=_PROFILES)
 def make_profile(primaries: Chromaticities, exponent: float | None) -> bytes | None:
-    """A version 4 ICC profile of three primaries and an exponent, or the curve of sRGB; None for impossible ones."""
+    """A version 4 ICC profile of primaries and an exponent (None: the curve of sRGB); None for impossible primaries."""
     try:
         white, *colours = np.array([(x / y, 1.0, (1 - x - y) / y) for x, y in zip(*[iter(primaries)] * 2, strict=True)])
         columns = np.stack(colours, 1)

@@ -1,4 +1,4 @@
-"""Samples of any depth and meaning to 8 bits, black 0 and white 255: an image and, where there is one, its alpha."""
+"""Converts samples of any depth and meaning to 8 bits (black 0, white 255): an image and its alpha, if any."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _UNSIGNED, _FLOAT = 1, 3
 
 
 class Scale(NamedTuple):
-    """The values of black and white, in the file's own units; black above white is a negative. reached: a value without
-    which the image does not show that white is meant.
+    """The values of black and white in the file's own units; in a negative, black is above white. reached: the highest
+    value must be at least this, or `white` is doubtful.
     """
 
     black: float
@@ -36,9 +36,9 @@ def no_white(why: str) -> UnreadableImage:
 
 
 def scale_of(image: Image.Image) -> Scale | None:
-    """Black and white of an image whose pixels are not yet decoded; None where Pillow gives 8 bits, rightly scaled.
+    """Black and white of an image that is not yet decoded; None if Pillow decodes it to correctly scaled 8 bits.
 
-    Raises UnreadableImage where the file does not say which value is white.
+    Raises UnreadableImage if the file does not say which value is white.
     """
     if image.format == "TIFF":
         return _tiff_scale(image)
@@ -75,10 +75,10 @@ def _tiff_scale(image: Image.Image) -> Scale | None:
 
 
 def _range(tags: Mapping[int, Any], bits: int, kind: int) -> Scale:
-    """What the file names as its lowest and highest value, or else all that unsigned numbers of 16 bits and less hold.
+    """The lowest and highest value that the file names, or else the full range of unsigned numbers up to 16 bits.
 
-    Floats and signed numbers have no white of their own. Whole numbers of 32 bits are how Pillow stores grey of 16;
-    they must use the upper half of these, as others store 12 bits so.
+    Floats and signed numbers have no white of their own. Pillow stores 16-bit grey as 32-bit whole numbers; they must
+    reach the upper half of 16 bits, because other programs store 12 bits in the same way.
     """
     own = Scale(0, 2**bits - 1) if kind == _UNSIGNED and bits <= 16 else None
     if own is None and kind != _FLOAT and bits == 32:
@@ -94,25 +94,25 @@ def _range(tags: Mapping[int, Any], bits: int, kind: int) -> Scale:
 
 
 def _single(value: Any) -> float | None:
-    """The value of a tag that is one number, or the same for every sample."""
+    """The value of a tag that is one number, or the same number for every sample."""
     values = set(value) if isinstance(value, tuple) else {value}
     return float(values.pop()) if len(values) == 1 and None not in values else None
 
 
 def transparent_value(image: Image.Image) -> Any:
-    """What is transparent, in the units of the decoded pixels, of an image whose pixels are not yet decoded."""
+    """The transparent value of an image that is not yet decoded, in the units of the decoded pixels."""
     value = image.info.get("transparency")
     if image.format != "PNG" or value is None or not image.tile:
         return value
     stored = image.tile[0].args
     if stored == "RGB;16B":
         raise UnreadableImage("not supported: a transparent colour of 16 bits")
-    # Pillow spreads grey of 2 and 4 bits over 0 to 255, and not what the file calls transparent.
+    # Pillow scales grey of 2 and 4 bits to 0 to 255, but not the transparent value.
     return value * {"L;2": 85, "L;4": 17}.get(stored, 1) if isinstance(value, int) else value
 
 
 def split_alpha(image: Image.Image, scale: Scale | None, transparent: Any) -> tuple[Image.Image, Image.Image | None]:
-    """Colours, as L, RGB, CMYK, YCbCr or LAB, and alpha (mode L) or None, of decoded pixels."""
+    """Splits decoded pixels into colours (L, RGB, CMYK, YCbCr or LAB) and alpha (mode L), or None without alpha."""
     if image.mode in _GREY16:
         values = np.asarray(image)
         alpha = (
@@ -135,15 +135,15 @@ def split_alpha(image: Image.Image, scale: Scale | None, transparent: Any) -> tu
 
 
 def _grey8(values: np.ndarray, scale: Scale) -> Image.Image:
-    """Grey of any depth to 8 bits, rounded; Pillow's own conversion would cut off everything above 255."""
+    """Converts grey of any depth to 8 bits, rounded; Pillow's own conversion would clip everything above 255."""
     black, white, reached = scale
     low, high = sorted((black, white))
-    # Not a comparison of the extremes: a NaN is neither.
+    # Written so that NaN fails.
     if not (values.min() >= low and values.max() <= high):
         raise no_white(f"grey values beyond {low:g} to {high:g}")
     if values.max() < reached:
         raise no_white(f"whole numbers of 32 bits, up to {values.max()}")
-    # By a table where there are few values: sixteen times less memory than floating point.
+    # Unsigned values use a table, with a sixteenth of the memory of floating point.
     if values.dtype.kind == "u":
         table = (np.arange(2 ** (8 * values.dtype.itemsize)) - black) * (255 / (white - black))
         return Image.fromarray(np.clip(np.floor(table + 0.5), 0, 255).astype(np.uint8)[values])

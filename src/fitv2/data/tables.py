@@ -1,12 +1,12 @@
 """Tables of images and labels: lists, and the metadata that data sets carry beside their images.
 
-    .txt, .tsv          path, tab, label; a quote is a character like any other
-    .csv                path, comma, label; quoted as spreadsheets do it
+    .txt, .tsv          path, tab, label; quotes have no meaning
+    .csv                path, comma, label; quoted as by spreadsheets
     .jsonl              an object per line, as metadata.jsonl of Hugging Face
     dataset.json        {"labels": [[path, label], ...]}, of StyleGAN and EDM
 
-A header line names the columns in any order; without one they are path and label. Empty lines are left out, and so are
-comments: lines that begin with # and name no file.
+A header line may name the columns, in any order; without one they are path and label. Empty lines are ignored, and so
+are comments: lines that begin with # and name no file.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ UNLABELLED = "dataset.json says that these images have no labels"
 
 
 class Row(NamedTuple):
-    """path: As written. label: As text, None without one. line: Where it stands, counted from 1."""
+    """path: As written. label: As text; None without one. line: Its number, counted from 1."""
 
     path: str
     label: str | None
@@ -44,8 +44,8 @@ class Row(NamedTuple):
 
 
 class Table(NamedTuple):
-    """rows: Each path once. repeated: Later rows with a path and label that stand above already. note: What people
-    should know about it. says_none: Whether it says that the images have no labels.
+    """rows: Each path once. repeated: Rows that repeat the path and label of an earlier row. note: What users should
+    know about the table. says_none: Whether it says that the images have no labels.
     """
 
     rows: list[Row]
@@ -59,10 +59,10 @@ class Table(NamedTuple):
 
 
 def read_table(file: Path, with_labels: bool = True) -> Table:
-    """The images and labels of a table; the images alone without `with_labels`.
+    """The images and labels of a table; without `with_labels`, only the images.
 
     Raises:
-        UserError: It cannot be read, or it is not clear what is meant; the message says where and what to do.
+        UserError: The table cannot be read, or its meaning is unclear; the message says where, and what to do.
     """
     suffix = file.suffix.lower()
     if suffix == ".json":
@@ -87,7 +87,7 @@ def read_table(file: Path, with_labels: bool = True) -> Table:
 
 
 def label_text(value: Any) -> str | None:
-    """A label of JSON as text. Raises ValueError for what can be no label: lists, objects."""
+    """A JSON label as text. Raises ValueError for lists and objects, which cannot be labels."""
     if value is None or isinstance(value, str):
         return (value or "").strip() or None
     if isinstance(value, list | dict):
@@ -96,12 +96,12 @@ def label_text(value: Any) -> str | None:
 
 
 def labelling_key(names: Sequence[str]) -> str | None:
-    """Which of some keys or column names holds the label."""
+    """Which of these keys or column names holds the label."""
     return _first_of(LABELS, names)
 
 
 def is_there(folder: Path, path: str) -> bool:
-    """Whether a path of a table is a file. What no system takes for a path is none."""
+    """Whether a path of a table is a file; text that cannot be a path is not."""
     try:
         return (folder / path).is_file()
     except (OSError, ValueError):
@@ -109,7 +109,7 @@ def is_there(folder: Path, path: str) -> bool:
 
 
 def _native(folder: Path, path: str) -> str:
-    """A path of a table from Windows with slashes, where that is what is there."""
+    """A path with its backslashes as slashes, if only that file exists: tables may come from Windows."""
     slashes = path.replace("\\", "/")
     return slashes if slashes != path and not is_there(folder, path) and is_there(folder, slashes) else path
 
@@ -119,7 +119,7 @@ def _of_dataset_json(file: Path) -> tuple[list[Row], str | None]:
         pairs = json.loads(file.read_bytes())["labels"]
         rows = [Row(path, label_text(label), number) for number, (path, label) in enumerate(pairs or [], 1)]
     except (OSError, ValueError, TypeError, KeyError):
-        return [], f"{file.name} is not used: it has no labels that are pairs of a path and a class"
+        return [], f"{file.name} is not used: its labels are not pairs of a path and a class"
     return rows, None if rows else UNLABELLED
 
 

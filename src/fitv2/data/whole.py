@@ -1,6 +1,7 @@
-"""Whether a file holds the whole of its first image: half an image must not pass for a whole one.
+"""Checks that a file holds the whole of its first image: half an image must not pass for a whole one.
 
-Pillow reports data that are cut off, but decodes zeros, which a broken download leaves, as if they were an image:
+Pillow reports missing data, but decodes the zeros that a broken download leaves as if they were an image. So each
+format has its own checks:
 
     JPEG      an end marker, or every block decoded without one; no run of zeros that the code tables cannot mean
     PNG       the checksums of the image data, and the end marker
@@ -11,8 +12,8 @@ Pillow reports data that are cut off, but decodes zeros, which a broken download
     BMP       with run lengths: the end marker
     GIF, PPM, TGA, other BMP   the length, by Pillow
 
-What cannot be known: whether zeros in pixels that are stored uncompressed (BMP, PPM, TGA, TIFF) are black or lost; and
-a hole of zeros amid a progressive JPEG of at most a byte for each of its blocks.
+What cannot be detected: whether zeros in uncompressed pixels (BMP, PPM, TGA, TIFF) are black or lost, and a hole of
+zeros within a progressive JPEG, of at most one byte per block.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ from PIL import Image
 from .containers import boxes, png_chunks, webp_chunks
 from .formats import UnreadableImage, open_image
 
-# Bytes of zeros in a row that compressed data hold by chance once in 2**512 places.
+# Zero bytes in a row that compressed data contain by chance once in 2**512 places.
 _RUN = 64
 _PART = 64
 _ZEROS = re.compile(rb"\0{%d,}" % _RUN)
-# Where the coded data of a JPEG end: at any marker but a stuffed zero or a restart.
+# Where the coded data of a JPEG end: at any marker except a stuffed zero or a restart.
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]", re.DOTALL)
 _SEQUENTIAL, _PROGRESSIVE = (0xC0, 0xC1), (0xC2,)
 _DEFLATE, _LZW_PACKBITS = (8, 32946), (5, 32773)
@@ -44,7 +45,7 @@ _AHEAD = bytes(8)
 
 
 def check_whole(image: Image.Image, content: bytes) -> bytes:
-    """The bytes to decode, nearly always `content`. Raises UnreadableImage for a file that lacks a part.
+    """The bytes to decode, nearly always `content`. Raises UnreadableImage if part of the image is missing.
 
     image: as opened from the content, its pixels not yet decoded.
     """
@@ -73,7 +74,7 @@ def _require(whole: bool, why: str) -> None:
 
 
 def _longest_run(data: bytes) -> int:
-    """The most zeros in a row, of 64 and more."""
+    """The length of the longest run of zeros, 0 if below 64."""
     if bytes(_RUN) not in data:  # Much faster than the pattern.
         return 0
     return max((len(run.group()) for run in _ZEROS.finditer(data)), default=0)
@@ -111,14 +112,14 @@ def _jpeg(content: bytes) -> bytes:
             run = _longest_run(content[position:end]) if found is not None else 0
             if run and frame in _SEQUENTIAL:
                 tables = {0x10 | segment[2 + 2 * i] & 15 for i in range(segment[0])}
-                # The code of only zero bits must mean the end of a block, or 64 bytes of it make no image.
+                # Zeros are only plausible if the code of all zero bits means the end of a block.
                 plausible = all(first_symbols.get(table) == 0 for table in tables)
                 early = segment[0] == components and _is_decoded(content[: end - _RUN])
                 _require(plausible and not early, "zeros in the image data")
             _require(run <= blocks or frame not in (*_SEQUENTIAL, *_PROGRESSIVE), "zeros in the image data")
             position = end
     _require(scans == 1 and frame in _SEQUENTIAL, "no end of the image")
-    # Pillow completes this if every block is there, and only then.
+    # Pillow decodes this only if every block is there.
     return content.rstrip(b"\0") + _AHEAD
 
 
@@ -132,7 +133,7 @@ def _blocks(frame: bytes) -> int:
 
 
 def _first_symbols(tables: bytes) -> Iterator[tuple[int, int]]:
-    """Class and number of each Huffman table, and what its code of only zero bits means."""
+    """Class and number of each Huffman table, and the symbol of its code of all zero bits."""
     position = 0
     while position + 17 <= len(tables):
         symbols = sum(tables[position + 1 : position + 17])
@@ -142,7 +143,7 @@ def _first_symbols(tables: bytes) -> Iterator[tuple[int, int]]:
 
 def _png(content: bytes) -> None:
     for chunk in png_chunks(content):
-        # Pillow checks the others, and not the image data.
+        # Pillow checks the other chunks, but not the image data.
         if chunk.kind in (b"IDAT", b"IEND"):
             _require(zlib.crc32(chunk.checked).to_bytes(4, "big") == chunk.crc, "wrong checksum of the image data")
         if chunk.kind == b"IEND":
@@ -154,7 +155,7 @@ def _webp(content: bytes) -> None:
     for kind, data in webp_chunks(content):
         if kind in (b"VP8 ", b"VP8L"):
             if _longest_run(data):
-                # An image that is black below needs all its data; one with a hole was complete before.
+                # A real image needs all its data, even if it ends in black; one with a hole is complete before.
                 chunk = struct.pack("<4sI", kind, len(data) - _SLACK) + data[:-_SLACK]
                 chunk += b"\0" * (len(chunk) % 2)
                 alone = b"RIFF" + struct.pack("<I", len(chunk) + 4) + b"WEBP" + chunk

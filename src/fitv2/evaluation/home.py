@@ -1,4 +1,4 @@
-"""The folder of an evaluation: one for each, so that no result takes the place of another."""
+"""The folder of an evaluation: each has its own, so that no result overwrites another."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ ABOUT, RESULT, PLOT = "evaluation.json", "result.json", "scores.png"
 
 
 def own_folder(root: Path, name: str, about: dict[str, Any]) -> Path:
-    """Below `root`, by the name of what is evaluated and all that decides the result."""
+    """The folder below `root`: the name of what is evaluated, and a digest of everything that decides the result."""
     return root / f"{name}-{json_digest(about)[:12]}"
 
 
 @contextmanager
 def claimed(folder: Path, about: dict[str, Any]) -> Iterator[None]:
-    """Holds the folder for an evaluation; the same one may write there again.
+    """Reserves the folder for an evaluation; the same evaluation may write there again.
 
-    about: all that decides the result. Raises UserError where another process evaluates there, the folder holds the
-    result of another evaluation, or files that no evaluation wrote.
+    about: everything that decides the result. Raises UserError if another process evaluates there, or if the folder
+    holds the result of another evaluation or files that no evaluation wrote.
     """
     with locked(folder, "an evaluation"):
         path, text = folder / ABOUT, json.dumps(about, indent=1, sort_keys=True)
@@ -34,7 +34,7 @@ def claimed(folder: Path, about: dict[str, Any]) -> Iterator[None]:
             if changed := differences(path, about):
                 raise UserError(
                     f"{folder} holds another evaluation, with another {' and '.join(changed)}: choose another --out, "
-                    "or leave it out, and each evaluation has its own folder"
+                    "or omit --out to give each evaluation its own folder"
                 )
         elif there := [name for name in (RESULT, PLOT) if (folder / name).exists()]:
             raise UserError(
@@ -45,7 +45,7 @@ def claimed(folder: Path, about: dict[str, Any]) -> Iterator[None]:
 
 
 def differences(path: Path, about: dict[str, Any]) -> list[str]:
-    """What is not as the file says."""
+    """The keys whose values differ from those in the file."""
     try:
         known = json.loads(path.read_bytes())
         return [key for key in known | about if known.get(key) != json.loads(json.dumps(about.get(key)))]
@@ -54,7 +54,7 @@ def differences(path: Path, about: dict[str, Any]) -> list[str]:
 
 
 def refuse_among(out: Path, folders: Iterable[str]) -> None:
-    """Raises UserError where results would lie among the images of one of the folders, and count as such."""
+    """Raises UserError if results would be written among the images of one of the folders, and count as images."""
     for name in folders:
         if Path(name).is_dir() and out.resolve() == Path(name).resolve():
-            raise UserError(f"--out {out} is the folder of the images themselves: name another one")
+            raise UserError(f"--out {out} is the folder of the images themselves: choose another one")

@@ -1,9 +1,9 @@
 """The kernel distance between two sets of features (KID: arXiv 1801.01401, Section 4 and Appendix C.1).
 
-The estimate is the U-statistic of the squared maximum mean discrepancy (arXiv 1206.0465, Eq. 3), which no number of
-images biases, provided that images are independent. Of a set that holds equally many images of each class by
-construction they are not: two of its images are of one class less often than by chance, and the plain mean over pairs
-is too low. There the kernel is averaged over each pair of classes and weighted by the classes' fractions.
+The estimate is the U-statistic of the squared maximum mean discrepancy (arXiv 1206.0465, Eq. 3). It is unbiased for any
+number of images, provided that they are independent. In a set with equally many images of each class by construction
+they are not: two of its images share a class less often than by chance, so the plain mean over pairs is too low. For
+such sets, the kernel is averaged over each pair of classes and weighted by the classes' fractions.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from torch.nn.functional import one_hot
 from ..errors import UserError
 from .features import check_features
 
-# Of the figure that is called KID, as everybody has it; of sets below twice as many the half, so that subsets differ.
+# Of the usual KID. Sets below twice the size use half of their images, so that subsets differ.
 SUBSETS, SUBSET_SIZE = 100, 1000
-# Numbers of some rows of a kernel matrix: 128 MiB in float64.
+# Kernel values that are computed at a time: 128 MiB in float64.
 BLOCK = 1 << 24
 
 
 @dataclass(frozen=True)
 class KernelDistance:
-    """value: unbiased, so it may be below zero. error: its standard error over draws of the images, at least 0."""
+    """value: unbiased, so it may be negative. error: its standard error over draws of the images, at least 0."""
 
     value: float
     error: float
@@ -37,34 +37,34 @@ def kernel_distance(
     """The squared maximum mean discrepancy of features (N, F) and (M, F), in float64.
 
     Args:
-        classes_a: (N,) int64, of a set whose number of images of each class is fixed by construction, with two images
-            or more of each class that it has; None for independent draws.
+        classes_a: (N,) int64, for a set with a fixed number of images of each class, at least two of each class that
+            occurs; None for independent draws.
         classes_b: (M,), the same for the other set.
 
     Raises:
-        UserError: A set or a class has fewer than two images, or features are not finite or of two networks.
+        UserError: A set or a class has fewer than two images, or features are not finite, or from different networks.
     """
     check_features(a, b)
     if min(len(a), len(b)) < 2:
-        raise UserError("the kernel distance needs two images of each set at least, and one has fewer")
+        raise UserError("the kernel distance needs at least two images of each set, and one has fewer")
     of_a, of_b = Strata.of(a, classes_a), Strata.of(b, classes_b)
     a, b = a.double(), b.double()
     within_a, within_b, between = Pairs.of(a, of_a, a, of_a), Pairs.of(b, of_b, b, of_b), Pairs.of(a, of_a, b, of_b)
     value = within_a.mean() + within_b.mean() - 2 * between.mean()
-    # The change of the estimate with each image; their spread (a jack-knife) counts the variance that belongs to pairs
-    # twice (Efron and Stein 1981), so that is subtracted once.
+    # How much each image changes the estimate. The spread of these changes (a jackknife) counts the variance of pairs
+    # twice (Efron and Stein 1981), so it is subtracted once.
     influence_a = within_a.of_rows() - between.of_rows()
     influence_b = within_b.of_rows() - between.transposed().of_rows()
     pairs = 2 * within_a.variance() + 2 * within_b.variance() + 4 * between.variance()
     variance = 4 * (of_a.variance(influence_a) + of_b.variance(influence_b)) - pairs
-    # Of equal distributions the jack-knife scatters widely, and the truth is `pairs`: half of that is the least, which
-    # keeps the error within 15 % of the true spread on average (simulated, from no difference to a large one).
+    # For equal distributions the true variance is `pairs`, but the jackknife scatters widely. With half of `pairs` as
+    # minimum, the error is within 15 % of the true spread on average (simulated, from no difference to a large one).
     return KernelDistance(float(value), float(torch.maximum(variance, pairs / 2).sqrt()))
 
 
 @dataclass(frozen=True)
 class Strata:
-    """classes: (N,) of each image among K; counts, fractions: (K,), in float64."""
+    """classes: (N,), of each image, among K; counts, fractions: (K,), float64."""
 
     classes: Tensor
     counts: Tensor
@@ -77,11 +77,11 @@ class Strata:
         classes = classes.unique(return_inverse=True)[1]
         counts = classes.bincount().double()
         if counts.min() < 2:
-            raise UserError("the kernel distance by classes needs two images of each class at least")
+            raise UserError("the kernel distance by classes needs at least two images of each class")
         return cls(classes, counts, counts / len(features))
 
     def variance(self, influence: Tensor) -> Tensor:
-        """Of the weighted sum of the classes' mean influence, from that of each image (N,)."""
+        """The variance of the weighted sum of the classes' mean influence, from that of each image (N,)."""
         means = influence.new_zeros(len(self.counts)).index_add_(0, self.classes, influence) / self.counts
         squares = (influence - means[self.classes]).square()
         of_class = squares.new_zeros(len(self.counts)).index_add_(0, self.classes, squares)
@@ -138,13 +138,13 @@ class Pairs:
         return (weights * self.sums / self.numbers).sum()
 
     def of_rows(self) -> Tensor:
-        """(N,): the mean kernel of each image of the rows with the other set, or with all others of its own."""
+        """(N,): the mean kernel of each row's image with the other set, or with all other images of its own."""
         partners = self.numbers / self.of_rows_set.counts[:, None]
         return self.rows / partners[self.of_rows_set.classes] @ self.of_columns_set.fractions
 
     def variance(self) -> Tensor:
-        """Of the mean, as far as it belongs to pairs and not to single images: of the kernel less its means by row and
-        by column (within a class as Szekely and Rizzo have it: arXiv 1310.2926, Eq. 2.2), over the number of pairs.
+        """The part of the mean's variance that belongs to pairs and not to single images: the variance of the kernel
+        after subtracting its row and column means (within a class: arXiv 1310.2926, Eq. 2.2), over the number of pairs.
         """
         n, m = self.of_rows_set.counts[:, None], self.of_columns_set.counts
         by_row = self.rows.new_zeros(self.squares.shape).index_add_(0, self.of_rows_set.classes, self.rows.square())
@@ -155,7 +155,7 @@ class Pairs:
         if self.own:
             n = self.of_rows_set.counts
             diagonal = self.squares.diag() - 2 * by_row.diag() / (n - 2) + sums.diag() / ((n - 1) * (n - 2))
-            # Of three images or fewer nobody can tell.
+            # It cannot be estimated from three images or fewer.
             centred.diagonal().copy_(torch.where(n > 3, diagonal / (n * (n - 3)).clamp(min=1), 0))
         weights = torch.outer(self.of_rows_set.fractions, self.of_columns_set.fractions).square()
         return (weights * centred / self.numbers).sum().clamp(min=0)
@@ -169,8 +169,8 @@ def cubic(a: Tensor, b: Tensor) -> Tensor:
 def kid_of_subsets(a: Tensor, b: Tensor) -> tuple[float, float]:
     """Mean and standard deviation over 100 random pairs of subsets of up to 1 000 images: the KID of the papers.
 
-    The deviation is that of a subset's figure, several times the standard error of the mean; images count as
-    independent draws. Raises UserError as `kernel_distance`.
+    The standard deviation is that of one subset's value, several times the standard error of the mean. Images are
+    treated as independent draws. Raises UserError like `kernel_distance`.
     """
     check_features(a, b)
     size = min(SUBSET_SIZE, max(min(len(a), len(b)) // 2, 2))
@@ -184,6 +184,6 @@ def kid_of_subsets(a: Tensor, b: Tensor) -> tuple[float, float]:
 
 
 def unbiased_discrepancy(a: Tensor, b: Tensor) -> float:
-    """Squared maximum mean discrepancy of independent draws (N, F) and (M, F), N and M at least 2."""
+    """The squared maximum mean discrepancy of independent draws (N, F) and (M, F), N and M at least 2."""
     within = [(kernel.sum() - kernel.trace()) / (n * (n - 1)) for n, kernel in ((len(x), cubic(x, x)) for x in (a, b))]
     return float(within[0] + within[1] - 2 * cubic(a, b).mean())

@@ -52,9 +52,9 @@ def shares(results: Sequence[Result]) -> Panel:
                 axes.plot(*zip(*points, strict=True), "o-", markersize=4, color=f"C{number}", label=name)
             real_lines(axes, results, name, f"C{number}")
         axes.set_title("shares" + dashed_words(results, SHARES))
-        axes.set_ylim(0, 1.05 * max(1, axes.dataLim.y1))
+        axes.set_ylim(0, 1.3 * max(1, axes.dataLim.y1))  # Room for the legend.
         label(axes, results)
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=7, loc="upper center", ncols=3)
 
     return draw
 

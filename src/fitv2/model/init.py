@@ -1,8 +1,8 @@
-"""Initial values, all of a network's in one function, as its authors draw them (DiT, SiT, FiT, FiTv2).
+"""Initial values, one function per network, as the authors draw them (DiT, SiT, FiT, FiTv2).
 
-They share one scheme: Xavier uniform weights and zero biases in linear layers, normal values of deviation 0.02 in the
-label table and in what embeds times, and zeros in all that modulates and in the output. So at first every block is the
-identity, and the network predicts zero. The meta device has no values: `fitv2.model.network` leaves them out there.
+They share one scheme: Xavier uniform weights and zero biases in linear layers, normal values of standard deviation 0.02
+in the label and time embeddings, and zeros in the modulation and output layers. At first every block is thus the
+identity, and the network predicts zero. On the meta device there are no values: `fitv2.model.network` skips this.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ EMBEDDING_STD = 0.02
 
 
 def initialise_fit(model: FiT) -> None:
-    """FiT's and FiTv2's, from torch's own generator. Context layers follow the same scheme, with a closed gate."""
+    """Initialises FiT or FiTv2 from torch's global generator. Context layers follow the scheme, with a closed gate."""
     xavier(model)
     blocks, times = model.blocks, model.t_embedder.mlp
     normal(model.y_embedder.embedding_table.weight, times[0].weight, times[2].weight)
-    # Of a low-rank pair only the second layer: were both zero, neither would ever learn.
+    # Only the second layer of a low-rank pair is zero: if both were, neither would ever learn.
     modulations = [part.adaLN_modulation[-1] for part in (*blocks, model.final_layer)]
     if isinstance(model.global_adaLN_modulation, nn.Sequential):
         modulations.append(model.global_adaLN_modulation[-1])
@@ -36,11 +36,11 @@ def initialise_fit(model: FiT) -> None:
 
 
 def initialise_dit(dit: DiTTransformer2DModel) -> None:
-    """DiT's and SiT's, from torch's own generator."""
+    """Initialises DiT or SiT from torch's global generator."""
     xavier(dit)
     for block in dit.transformer_blocks:
         for layer in (block.attn1.to_q, block.attn1.to_k, block.attn1.to_v):
-            nn.init.xavier_uniform_(layer.weight, gain=0.5**0.5)  # As parts of one layer from D to 3 D numbers.
+            nn.init.xavier_uniform_(layer.weight, gain=0.5**0.5)  # As if they were one layer from D to 3 D.
     nn.init.xavier_uniform_(dit.pos_embed.proj.weight.flatten(1))  # A convolution, but linear on each patch.
     nn.init.zeros_(dit.pos_embed.proj.bias)
     embedder = dit.transformer_blocks[0].norm1.emb
@@ -50,7 +50,7 @@ def initialise_dit(dit: DiTTransformer2DModel) -> None:
 
 
 def dit_modulations(dit: DiTTransformer2DModel) -> list[nn.Linear]:
-    """The layers that give shifts, scales and gates."""
+    """The layers that produce shifts, scales and gates."""
     return [*(block.norm1.linear for block in dit.transformer_blocks), dit.proj_out_1]
 
 

@@ -1,4 +1,4 @@
-"""Half precision of a network: products in it, all that needs more in float32."""
+"""Half precision in a network: matrix products use it, and operations that need more run in float32."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ HALF = (torch.bfloat16, torch.float16)
 
 
 def autocast_in(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[None]:
-    """Autocast in a half-precision dtype, unless a caller has begun one; for other dtypes, nothing."""
+    """Autocast in a half-precision dtype, unless a caller has already begun it; does nothing for other dtypes."""
     if dtype not in HALF or torch.is_autocast_enabled(device.type):
         return nullcontext()
     return torch.autocast(device.type, dtype)

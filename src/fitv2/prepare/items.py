@@ -1,6 +1,6 @@
-"""What every source of images is: items in a fixed order, with labels, read as bytes.
+"""The interface of every source of images: items in a fixed order, with labels, read as bytes.
 
-Every file that a source meets becomes an item, the unusable ones too, with the reason: nothing goes unnamed.
+Every file of a source becomes an item, even an unusable one, with the reason: every file is accounted for.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Protocol
 from ..data.images import UnreadableImage
 from ..data.labelling import Item
 
-# Such files are no photographs, and reading one would take the memory of the machine.
+# Larger files are not photographs, and reading one could exhaust the memory.
 MOST_BYTES = 1 << 30
 
 
 class Source(Protocol):
-    """items: In an order that the source alone fixes. class_names: In the order of the labels; empty without any.
-    notes: What was decided about the labels, as sentences.
+    """items: In an order that depends on the source alone. class_names: In the order of the labels; empty without
+    classes. notes: Sentences about what was decided about the labels.
     """
 
     items: Sequence[Item]
@@ -26,8 +26,8 @@ class Source(Protocol):
     notes: list[str]
 
     def read(self, index: int) -> bytes:
-        """The file of an item that is not refused. Raises OSError where it cannot be read, UnreadableImage where it
-        is far too large.
+        """The file of an item that is not refused. Raises OSError if it cannot be read, UnreadableImage if it is far
+        too large.
         """
 
 

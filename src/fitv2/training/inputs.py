@@ -1,4 +1,4 @@
-"""What a training will see, for people, before it starts: classes with counts, and a sheet of images as they go in."""
+"""Shows what a training will see before it starts: class counts, and a sheet of images as the model sees them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..messages import counted
 from ..sheets import contact_sheet, to_image
 
 logger = logging.getLogger(__name__)
-# Classes that are told, images of a sheet, and latents of one: each of them takes a moment to decode.
+# Classes that are listed, images on a sheet, and latents on one, each of which takes a moment to decode.
 TOLD, IMAGES, LATENTS = 20, 64, 16
 
 
@@ -39,10 +39,10 @@ def name_of(dataset: Dataset, label: int) -> str:
 
 
 def write_inputs(path: Path, dataset: Dataset, seed: int) -> None:
-    """A sheet of images as the first epoch takes them: resized or cropped, mirrored, latents decoded.
+    """Writes a sheet of images as the first epoch takes them: resized or cropped, mirrored, latents decoded.
 
-    At most 64 images, 16 where they are latents, of as many classes as possible. Where latents cannot be decoded, one
-    log line says so instead.
+    It shows at most 64 images, or 16 latents, of as many classes as possible. If latents cannot be decoded, a log line
+    says so instead.
     """
     view = dataset.epoch(0, seed)
     try:

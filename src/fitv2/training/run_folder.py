@@ -21,21 +21,21 @@ from ..errors import UserError
 from ..messages import command
 
 logger = logging.getLogger(__name__)
-# The settings of a run as they are in effect, and which settings of the data were given, not defaults.
+# The settings of a run that are in effect, and which of the data settings were given and are not defaults.
 RECIPE, GIVEN = "recipe.json", "given.json"
-# What decides which weights are trained is settled when a run begins.
+# Settings that decide which weights are trained are fixed when a run begins.
 SETTLED = ("start_from", "begin_anew", "train_only")
-# Class names of each list that a message shows, and files whose bytes stand for a data set.
+# Class names that a message shows, and files whose bytes represent a data set.
 TOLD, SAMPLED = 20, 16
 
 
 def resume_command(run: Path) -> str:
-    """What continues a run, for a shell."""
+    """The command that continues a run."""
     return command("train", "--resume", "--out", run)
 
 
 def kept_recipe(run: Path) -> Recipe | None:
-    """The recipe of the run in a folder, None where there is no run. Raises UserError when it is damaged."""
+    """The recipe of the run in a folder; None if there is no run. Raises UserError if it is damaged."""
     path = run / RECIPE
     if not path.is_file():
         return None
@@ -46,7 +46,7 @@ def kept_recipe(run: Path) -> Recipe | None:
 
 
 def resumed_recipe(run: Path, overrides: Sequence[str]) -> Recipe | None:
-    """The recipe of the run in a folder with overrides (section.key=value), None where there is no run."""
+    """The recipe of the run in a folder, with overrides (section.key=value); None if there is no run."""
     kept = kept_recipe(run)
     if kept is None:
         return None
@@ -55,7 +55,7 @@ def resumed_recipe(run: Path, overrides: Sequence[str]) -> Recipe | None:
     if given is None:  # Older versions kept no such list: a value that is no default was given.
         plain = build_recipe({"data": {"source": kept.data.source}}).data
         given = [key for key, value in kept.data if value != getattr(plain, key)]
-    # What was not given is for the data to say, of prepared data above all.
+    # Settings that were not given come from the data, above all from prepared data.
     tree["data"] = {key: value for key, value in tree["data"].items() if key in {*given, "source"}}
     return build_recipe(tree, overrides)
 
@@ -69,9 +69,9 @@ def given_keys(run: Path) -> list[str] | None:
 
 
 def check_run(run: Path, recipe: Recipe, resume: bool) -> None:
-    """Raises UserError where continuing would mix two runs; logs what else has changed.
+    """Raises UserError if continuing would mix two runs; logs all other changes.
 
-    Where the data is does not matter here: `check_data` compares what it is.
+    The place of the data does not matter here: `check_data` compares its content.
     """
     if run.exists() and not run.is_dir():
         raise UserError(f"{run} is a file; name a folder for the run")
@@ -97,18 +97,18 @@ def check_run(run: Path, recipe: Recipe, resume: bool) -> None:
         raise UserError(f"{run} was trained with {told}, which --resume cannot change; see {run / RECIPE}")
     for key, old, new in changes:
         if key != "data.source":
-            logger.warning("%s was %s until here and is %s from here", key, old, new)
+            logger.warning("%s was %s up to here and is %s from now on", key, old, new)
 
 
 def keep_recipe(run: Path, recipe: Recipe) -> None:
-    """The resolved settings as recipe.json."""
+    """Writes the resolved settings as recipe.json."""
     # Not pydantic's own JSON, which cannot hold the names of folders that are not UTF-8.
     write_text(run / GIVEN, json.dumps(sorted(recipe.data.model_fields_set)))
     write_text(run / RECIPE, json.dumps(recipe.model_dump(mode="json"), indent=1))
 
 
 def identity(dataset: Dataset) -> dict[str, Any]:
-    """What a checkpoint says of its data: the class names in their order, and a digest of what the data is."""
+    """What a checkpoint records about its data: the class names in order, and a digest of the content."""
     return {"classes": list(dataset.class_names), "content": content_digest(dataset)}
 
 
@@ -119,10 +119,10 @@ def check_data(run: Path, recipe: Recipe, found: dict[str, Any], state: dict[str
         run: The folder of the run.
         recipe: The recipe that training continues with.
         found: The `identity` of the data.
-        state: state.json of the checkpoint. Those of older versions hold no identity.
+        state: state.json of the checkpoint; those of older versions hold no identity.
 
     Raises:
-        UserError: Classes were renamed, added, removed or reordered, or the data is at another place and other data.
+        UserError: Classes were renamed, added, removed or reordered, or other data at another place was given.
     """
     classes = state.get("classes", exported_classes(run))
     if classes is not None and classes != found["classes"]:
@@ -139,7 +139,7 @@ def check_data(run: Path, recipe: Recipe, found: dict[str, Any], state: dict[str
             f"the images in {recipe.data.source} are not those of {kept.data.source}, on which {run} was trained; "
             "give the folder that holds the same images (--data), or begin another run"
         )
-    logger.warning("the images are not those of before: the run continues, but in another order")
+    logger.warning("the images have changed since the last checkpoint: the run continues, but in another order")
 
 
 def same_place(a: str, b: str) -> bool:
@@ -148,7 +148,7 @@ def same_place(a: str, b: str) -> bool:
 
 
 def exported_classes(run: Path) -> list[str] | None:
-    """The classes of a run's model folder, None where it cannot tell."""
+    """The class names in a run's model folder; None if it has none."""
     try:
         return json.loads((run / "model/config.json").read_bytes())["class_names"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -162,9 +162,9 @@ def listed(names: Sequence[str]) -> str:
 
 
 def content_digest(dataset: Dataset) -> str:
-    """16 digits that follow from the data itself and not from where it lies.
+    """16 digits that depend on the data and not on its place.
 
-    Names, sizes and labels of all images and the bytes of a few files; of prepared data the checksums of all.
+    They cover names, sizes and labels of all images, and the bytes of a few files; of prepared data, all checksums.
     """
     digest = hashlib.sha256(repr(list(dataset.class_names)).encode(errors="surrogateescape"))
     files: list[Path] = []
@@ -191,5 +191,5 @@ def content_digest(dataset: Dataset) -> str:
 def content_of(path: Path) -> bytes:
     try:
         return path.read_bytes()
-    except OSError:  # Training tells more of what it cannot read.
+    except OSError:  # Training itself reports what it cannot read.
         return b""

@@ -1,4 +1,4 @@
-"""Training that begins with the weights of another model: fine-tuning and high-resolution post-training."""
+"""Training that starts from the weights of another model: fine-tuning and high-resolution post-training."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PATCHES = ("x_embedder.proj.weight", "x_embedder.proj.bias", "final_layer.linear
 
 @dataclass(frozen=True)
 class Start:
-    """How a training began. anew: the tensors without the base model's values; notes: sentences about them."""
+    """How a training started. anew: names of the reinitialised tensors; notes: sentences about them."""
 
     anew: set[str]
     notes: list[str]
@@ -33,44 +33,44 @@ class Start:
 def start_from(
     model: FiT, base: Pretrained, dataset: Dataset, begin_anew: Collection[str] = (), train_only: str = "all"
 ) -> Start:
-    """Gives the fresh model the weights of `base`, on the meta device as well, where that only checks the shapes.
+    """Gives a new model the weights of `base`. On the meta device this only checks the shapes.
 
-    The label table begins anew where the classes are others (the "no class" row is kept), the patch layers where they
-    have another shape; begin_anew asks for more: "labels", "patches", or "trained" for all that is trained. Raises
-    UserError naming every other tensor that does not fit.
+    The label embedding is reinitialised if the classes differ (the "no class" row is kept), the patch layers if their
+    shape differs. begin_anew reinitialises more: "labels", "patches", or "trained" for all that is trained. Raises
+    UserError, which lists every other tensor that does not fit.
     """
     state, own, anew, notes = base.model.state_dict(), model.state_dict(), set(), []
     if "labels" in begin_anew or not same_classes(base, dataset):
         if LABELS in state and state[LABELS].shape[1:] == own[LABELS].shape[1:]:
             state[LABELS] = torch.cat((own[LABELS][:-1], state[LABELS][-1:]))
         anew.add(LABELS)
-        notes.append("the label table begins anew, but for its row of no class")
+        notes.append("the label embedding is reinitialised, except for its row for no class")
     if "patches" in begin_anew or any(name in state and state[name].shape != own[name].shape for name in PATCHES):
         state |= {name: own[name] for name in PATCHES}
         anew.update(PATCHES)
-        notes.append("the patch layers begin anew")
+        notes.append("the patch layers are reinitialised")
     elif base.autoencoder != dataset.autoencoder:
         notes.append(
-            f"its latents were those of {base.autoencoder}, and these are of {dataset.autoencoder}: if that is another "
-            "autoencoder, begin the patch layers anew (training.begin_anew=[patches])"
+            f"it was trained on latents of {base.autoencoder}, not of {dataset.autoencoder}: if that is another "
+            "autoencoder, reinitialise the patch layers (training.begin_anew=[patches])"
         )
     if "trained" in begin_anew:
         trained = trained_names(dict(model.named_parameters()), train_only, anew)
         state |= {name: own[name] for name in trained}
         anew.update(trained)
-        notes.append("all that is trained begins anew")
+        notes.append("everything that is trained is reinitialised")
     check_shapes(state, own)
     model.load_state_dict(state)
     return Start(anew, notes)
 
 
 def check_start(config: NetworkConfig, base: Pretrained, dataset: Dataset, begin_anew: Collection[str]) -> list[str]:
-    """The notes of `start_from`, without a network in memory. Raises UserError as it does."""
+    """The notes of `start_from`, without a network in memory. Raises UserError like it."""
     return start_from(bare_model(config), base, dataset, begin_anew).notes
 
 
 def same_classes(base: Pretrained, dataset: Dataset) -> bool:
-    """By name where both have names, else by number."""
+    """Compares the class names if both have names, else their number."""
     if base.class_names and dataset.class_names:
         return list(base.class_names) == list(dataset.class_names)
     return base.model.config.num_classes == dataset.num_classes
@@ -91,19 +91,19 @@ def check_shapes(state: dict[str, Tensor], own: dict[str, Tensor]) -> None:
 
 
 def trained_names(names: Iterable[str], train_only: str, anew: Collection[str] = ()) -> list[str]:
-    """Which parameters a run trains. anew: those that began without the base model's values.
+    """Which parameters a run trains. anew: the reinitialised ones.
 
-    "high-resolution": what FiTv2 trains then, patch layers, biases, norms and AdaLN (Sec. III-F), and all of `anew`:
-    nothing random may stay frozen.
+    "high-resolution" means what FiTv2 trains there, patch layers, biases, norms and AdaLN (Sec. III-F), and all of
+    `anew`: nothing random may stay frozen.
     """
     return [name for name in names if train_only == "all" or trains_at_high_resolution(name) or name in anew]
 
 
 def trained_before(checkpoint: Path, state: dict[str, Any], names: list[str], train_only: str) -> list[str]:
-    """Which of the parameters `names` a run trained before; every process has to call this.
+    """Which of the parameters `names` a run has trained so far; every process has to call this.
 
-    state: state.json of its checkpoint. Those of older versions do not say, but what the optimiser has moments of was
-    trained.
+    state: state.json of its checkpoint. In older versions it does not say, but the parameters for which the optimiser
+    has moments were trained.
     """
     if "trained" in state:
         return names if state["trained"] == "all" else state["trained"]
@@ -124,6 +124,6 @@ def trains_at_high_resolution(name: str) -> bool:
 
 
 def trained_share(config: NetworkConfig, train_only: str) -> float:
-    """Of the weights of such a network, those that are trained."""
+    """The fraction of a network's weights that is trained."""
     counts = {name: parameter.numel() for name, parameter in bare_model(config).named_parameters()}
     return sum(counts[name] for name in trained_names(counts, train_only)) / sum(counts.values())

@@ -1,4 +1,4 @@
-"""What ends a training that no longer learns: data that has vanished, and gradients that are never finite."""
+"""Ends a training that no longer learns: its data has vanished, or its gradients are never finite."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ WINDOW, MOST_UNREADABLE = 1000, 50
 
 
 class DataGone(UserError):
-    """The data cannot be read any more; what was trained before is as it was."""
+    """The data can no longer be read; the training up to here is intact."""
 
     def told(self, source: str, done: int, resume: str) -> DataGone:
-        """The same with what to do. done: the last step, which is saved; resume: the command that continues."""
+        """The same error, with what to do. done: the last step, which is saved; resume: the command that continues."""
         reached = f"step {done} is saved" if done else "no step was trained yet"
         return DataGone(
             f"{self}: {source} has vanished or is damaged; {reached}. When the data is back, continue with: {resume}"
@@ -27,17 +27,17 @@ class DataGone(UserError):
 
 
 class Diverged(UserError):
-    """No gradient is finite any more."""
+    """Gradients are no longer finite."""
 
 
 class GradientWatch:
-    """Counts the steps that were skipped, because their gradient was not finite. skipped: their number so far."""
+    """Counts the steps that were skipped because their gradient was not finite. skipped: their number so far."""
 
     def __init__(self) -> None:
         self.skipped = self.in_a_row = 0
 
     def check(self, step: int, norm: float) -> None:
-        """norm: of the gradient of a step. Raises Diverged after many steps in a row without a finite one."""
+        """norm: of the gradient of a step. Raises Diverged after too many steps in a row without a finite gradient."""
         if math.isfinite(norm):
             self.in_a_row = 0
             return
@@ -52,7 +52,7 @@ class GradientWatch:
 
 
 class DataWatch:
-    """Counts the images that could not be read, so that training stops before what it has learned is thrown away.
+    """Counts the images that could not be read, and stops training before too many spoil what it has learned.
 
     skipped: their number so far.
     """
@@ -62,12 +62,12 @@ class DataWatch:
         self.recent: deque[tuple[int, int]] = deque()
 
     def check(self, readable: int, unreadable: int, gone: int) -> None:
-        """Of the images of a step over all processes, before it is trained.
+        """Takes the counts of a step over all processes, before it is trained.
 
-        gone: the processes in which a look at other images found most of them unreadable too. Raises DataGone.
+        gone: the number of processes that tried other images and found most of those unreadable too. Raises DataGone.
         """
         self.recent.append((readable, unreadable))
-        # As few of the last steps as hold the window.
+        # Keeps only the last steps, as many as fill the window.
         while sum(map(sum, self.recent)) - sum(self.recent[0]) >= WINDOW:
             self.recent.popleft()
         lost = sum(unreadable for _, unreadable in self.recent)
