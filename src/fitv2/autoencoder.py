@@ -203,7 +203,8 @@ def told_in_one_sentence(name: str) -> Iterator[None]:
         raise
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"the autoencoder {name} cannot be loaded; name its folder instead ({reason})") from None
+        cure = "name its folder instead, or check the network"
+        raise UserError(f"the autoencoder {name} cannot be loaded; {cure} ({reason})") from None
 
 
 def decode_all(codec: Pixels | KLAutoencoder, latents: Sequence[Tensor]) -> list[Tensor]:
