@@ -87,15 +87,16 @@ def refuse_own(root: Path) -> None:
         raise UserError(f"{root} is {made}, made by fitv2, and no folder of images: name the images that it is about")
 
 
-def refuse_among(folder: Path, root: Path) -> None:
-    """Raises UserError where output would lie among the images below `root`: in a folder of theirs, which would pass
-    for one that fitv2 made from then on.
+def refuse_among(folder: Path, *sources: Path) -> None:
+    """Raises UserError where output would lie in a folder of `sources`, or in one with images below it: a folder with
+    output passes for one that fitv2 made from then on.
     """
-    if not folder.is_dir() or not root.is_dir() or not folder.resolve().is_relative_to(root.resolve()):
+    if not folder.is_dir():
         return
-    theirs = made_by_fitv2({path.name for path in folder.iterdir()}) is None
-    if folder.samefile(root) or (theirs and any(file.reason is None for file in list_files(folder))):
-        raise UserError(f"{folder} holds images of {root}: choose another --out, in a folder of its own")
+    foreign = made_by_fitv2({path.name for path in folder.iterdir()}) in (None, SAMPLES)
+    is_source = any(source.is_dir() and folder.samefile(source) for source in sources)
+    if is_source or (foreign and any(file.reason is None for file in list_files(folder))):
+        raise UserError(f"{folder} holds images: choose another --out, in a folder of its own")
 
 
 class Beside(NamedTuple):
