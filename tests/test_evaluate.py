@@ -597,7 +597,7 @@ def test_an_evaluation_within_its_reference_does_not_change_it(fitv2, garments, 
     command = ("evaluate", "s.npz", "--reference", ".", "--extractor", "garments", "--json", *out)
     found = [report(fitv2(*command))["results"][0] for _ in range(2)]
     assert found[0]["scores"] == found[1]["scores"] and found[1]["stamp"]["reference_count"] == 8
-    assert "folder of the images" in fitv2(*command[:6], "--out", ".")[0]
+    assert "holds images" in fitv2(*command[:6], "--out", ".")[0]
 
 
 def test_no_result_takes_the_place_of_another(fitv2, garments, tmp_path):

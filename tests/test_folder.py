@@ -483,13 +483,26 @@ def test_what_fitv2_made_is_no_data(tmp_path, what):
             open_folder(root / "cat/out")
 
 
+def test_samples_among_images_hide_none_of_them(tmp_path):
+    names = ["cat/a.png", "cat/more/b.png", "dog/a.png"]
+    save_all(tmp_path, *names)
+    for folder in ("", "cat", "cat/more", "dog"):
+        save_all(tmp_path, *(f"{folder}/{name}" for name in OWN["samples"]))
+    assert list(both_readings(tmp_path)) == names
+    (tmp_path / "cat/more/b.png").unlink()
+    assert list(both_readings(tmp_path)) == ["cat/a.png", "dog/a.png"]
+    assert ("cat/more", "made by fitv2: samples") in open_folder(tmp_path).report.skipped
+
+
 def test_a_run_does_not_lie_among_the_images(tmp_path):
     save_all(tmp_path, "cat/a.png", "dog/a.png")
     (tmp_path / "link").symlink_to(tmp_path / "cat")
     data = build_recipe({"data": {"source": str(tmp_path)}}).data
     for run in ("", "cat", "link", "cat/../dog"):
-        with pytest.raises(UserError, match="holds images of"):
+        with pytest.raises(UserError, match="holds images"):
             build_dataset(data, 4, tmp_path / run / "pictures.json")
+    with pytest.raises(UserError, match="holds images"):
+        build_dataset(build_recipe({"data": {"source": "fashion"}}).data, 4, tmp_path / "cat" / "pictures.json")
     for _ in range(2):  # The scan of a first start may have been interrupted.
         assert len(build_dataset(data, 4, tmp_path / "cat/runs/mine/pictures.json")) == 3
     save_all(tmp_path, "cat/runs/mine/samples/a.png")

@@ -45,7 +45,11 @@ PICTURE_CHANNELS = {"RGB": 3, "L": 1}
 
 
 def build_dataset(data: DataSettings, patch_size: int, cache_file: Path | None = None) -> Dataset:
-    """The data set of a recipe. Raises ValueError where the data is not there or does not fit the model."""
+    """The data set of a recipe. Raises UserError where the data is not there or does not fit the model, or where
+    `cache_file`, and so the run, would lie among images.
+    """
+    if cache_file is not None:
+        refuse_among(cache_file.parent, Path(data.source))
     if data.source == "fashion":
         return build_fashion(data, patch_size)
     if is_prepared(Path(data.source)):
@@ -67,11 +71,7 @@ def holds_latents(data: DataSettings) -> bool:
 
 
 def build_folder(data: DataSettings, patch_size: int, cache_file: Path | None) -> ImageFolder:
-    """Images as they lie in a folder, as pixels. Raises UserError where `cache_file`, and so the run, would lie among
-    them.
-    """
-    if cache_file is not None:
-        refuse_among(cache_file.parent, Path(data.source))
+    """Images as they lie in a folder, as pixels."""
     return ImageFolder(
         Path(data.source),
         max_tokens=data.max_tokens,

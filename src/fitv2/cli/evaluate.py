@@ -180,15 +180,16 @@ def evaluate(
     from contextlib import ExitStack
     from datetime import timedelta
 
+    from ..data.contents import refuse_among
     from ..device import choose_precision, join_processes
     from ..evaluation.generation import SHARD
-    from ..evaluation.home import claimed, own_folder, refuse_among
+    from ..evaluation.home import claimed, own_folder
     from ..evaluation.models import all_of, make_samples
     from ..evaluation.wishes import balanced_wishes
     from ..processes import first_says, leave
     from .progress import image_progress
 
-    refuse_among(out or OUT, [reference, name])
+    refuse_among(out or OUT, Path(reference), Path(name))
     wanted = [parse_size_wish(text) for text in size or (["own"] if is_model(name) else [])]
     check_archive(save_npz, [wish.pixels for wish in wanted])
     # Processes finish far apart: whoever waits must not give up.

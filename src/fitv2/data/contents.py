@@ -91,15 +91,16 @@ def refuse_own(root: Path) -> None:
         )
 
 
-def refuse_among(folder: Path, root: Path) -> None:
-    """Raises UserError if output would go into a folder of the images below `root`, because that folder would then
-    count as one made by fitv2.
+def refuse_among(folder: Path, *sources: Path) -> None:
+    """Raises UserError if output would go into a folder of `sources`, or into one with images below it, because that
+    folder would then count as one made by fitv2.
     """
-    if not folder.is_dir() or not root.is_dir() or not folder.resolve().is_relative_to(root.resolve()):
+    if not folder.is_dir():
         return
-    theirs = made_by_fitv2({path.name for path in folder.iterdir()}) is None
-    if folder.samefile(root) or (theirs and any(file.reason is None for file in list_files(folder))):
-        raise UserError(f"{folder} holds images of {root}: choose another --out, in a folder of its own")
+    foreign = made_by_fitv2({path.name for path in folder.iterdir()}) in (None, SAMPLES)
+    is_source = any(source.is_dir() and folder.samefile(source) for source in sources)
+    if is_source or (foreign and any(file.reason is None for file in list_files(folder))):
+        raise UserError(f"{folder} holds images: choose another --out, in a folder of its own")
 
 
 class Beside(NamedTuple):

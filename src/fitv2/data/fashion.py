@@ -17,13 +17,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from ..errors import UserError
 from ..randomness import Purpose, numpy_generator
-from .images import Preprocessing, prepare, target_size, variants
+from .images import Preprocessing, prepare, resize, target_size, variants
 
 PATCH = 4
 SIDE = 28
@@ -48,10 +47,11 @@ class Fashion:
     """Trimmed garments in memory; a `Dataset` (see `fitv2.data.dataset`).
 
     pictures: uint8 (h, w) arrays with sides divisible by 4, bright garment on black. min_scale below 1 draws each
-    picture at a random linear scale in [min_scale, 1] every epoch, its sides rounded to the patch. max_tokens,
-    preprocessing: the budget, and what each epoch draws of the `images.variants` under it; "resize" and "crop" make all
-    epochs alike, as a reference for evaluation has to be. sizes: (N, 2) pixels of whole garments. Raises ValueError for
-    min_scale with anything but whole garments, and for a preprocessing that is not known.
+    picture at a random linear scale in [min_scale, 1] every epoch, its sides rounded to the patch, and cropped as
+    `images.resize` does where that would stretch it. max_tokens, preprocessing: the budget, and what each epoch draws
+    of the `images.variants` under it; "resize" and "crop" make all epochs alike, as a reference for evaluation has to
+    be. sizes: (N, 2) pixels of whole garments. Raises ValueError for min_scale with anything but whole garments, and
+    for a preprocessing that is not known.
     """
 
     patch_size = PATCH
@@ -120,18 +120,12 @@ class FashionEpoch:
 
     def latent(self, index: int) -> Tensor:
         """(1, h, w) float32 in [-1, 1]."""
-        picture = self.garments.pictures[index]
+        image = Image.fromarray(self.garments.pictures[index])
         if self.cropped is None:
-            return scaled(to_latent(picture), tuple((self.hw[index] * PATCH).tolist()))
-        variant = "crop" if self.cropped[index] else "resize"
-        return to_latent(np.asarray(prepare(Image.fromarray(picture), self.garments.max_tokens, PATCH, variant)))
-
-
-def scaled(latent: Tensor, size: tuple[int, int]) -> Tensor:
-    """The latent at that size."""
-    if latent.shape[1:] == size:
-        return latent
-    return F.interpolate(latent[None], size, mode="bicubic", antialias=True)[0].clamp(-1, 1)
+            image = resize(image, tuple((self.hw[index] * PATCH).tolist()))
+        else:
+            image = prepare(image, self.garments.max_tokens, PATCH, "crop" if self.cropped[index] else "resize")
+        return to_latent(np.asarray(image))
 
 
 def to_latent(picture: np.ndarray) -> Tensor:

@@ -6,9 +6,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from ..sample_list import SHEET
 from .formats import EXTENSIONS, ignored
-from .made import SAMPLES, made_by_fitv2
+from .made import SAMPLES, SHEET, is_sample, made_by_fitv2
 
 # What systems and programs leave beside images, sometimes images themselves: previews, deleted files, copies.
 SYSTEM = {
@@ -36,6 +35,7 @@ def list_files(root: Path) -> Iterator[Listed]:
     """Every file below the root. Links to folders are followed, but not in circles.
 
     Folders that are hidden, belong to a system or were made by fitv2 are listed but not searched, except for the root.
+    Samples among other images are left out one by one.
     """
     yield from _files(root, root, frozenset())
 
@@ -51,17 +51,24 @@ def _files(root: Path, folder: Path, above: frozenset[Path]) -> Iterator[Listed]
         yield Listed(own, "unopened", f"folder cannot be opened: {error.strerror}")
         return
     made = made_by_fitv2({path.name for path in entries})
-    if made and folder != root:
+
+    def below(path: Path) -> Iterator[Listed]:
+        if path.is_dir() and _name_kind(path.name) is None:
+            yield from _files(root, path, above | {resolved})
+        else:
+            yield listed(path.relative_to(root).as_posix())
+
+    samples = {path for path in entries if is_sample(path.name)} if made == SAMPLES else set()
+    mixed = samples and any(file.reason is None for path in entries if path not in samples for file in below(path))
+    if made and folder != root and not mixed:
         yield Listed(own, "ours", f"made by fitv2: {made}")
         return
     for path in entries:
-        name = path.relative_to(root).as_posix()
-        if made == SAMPLES and path.name == SHEET:
-            yield Listed(name, "ours", "made by fitv2: a contact sheet")
-        elif path.is_dir() and _name_kind(path.name) is None:
-            yield from _files(root, path, above | {resolved})
+        if path in samples and (mixed or path.name == SHEET):
+            what = "a contact sheet" if path.name == SHEET else "a sample"
+            yield Listed(path.relative_to(root).as_posix(), "ours", f"made by fitv2: {what}")
         else:
-            yield listed(name)
+            yield from below(path)
 
 
 def listed(name: str) -> Listed:

@@ -24,6 +24,11 @@ MARKS: list[tuple[str, set[str]]] = [
 SAMPLE = re.compile(r".+_\d+x\d+_seed\d+\.png")
 
 
+def is_sample(name: str) -> bool:
+    """Whether a file of a folder of samples is one of them, or their sheet."""
+    return name == SHEET or SAMPLE.fullmatch(name) is not None
+
+
 def made_by_fitv2(names: Collection[str]) -> str | None:
     """What a folder with these names is, if fitv2 made it; None for all other folders."""
     for what, marks in MARKS:

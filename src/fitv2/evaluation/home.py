@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,10 +51,3 @@ def differences(path: Path, about: dict[str, Any]) -> list[str]:
         return [key for key in known | about if known.get(key) != json.loads(json.dumps(about.get(key)))]
     except (ValueError, TypeError, AttributeError):
         return ["content"]
-
-
-def refuse_among(out: Path, folders: Iterable[str]) -> None:
-    """Raises UserError if results would be written among the images of one of the folders, and count as images."""
-    for name in folders:
-        if Path(name).is_dir() and out.resolve() == Path(name).resolve():
-            raise UserError(f"--out {out} is the folder of the images themselves: choose another one")
