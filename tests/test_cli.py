@@ -536,6 +536,12 @@ def test_data_that_vanishes_ends_the_training_before_anything_is_lost(train, fit
         target.parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "other.png").rename(target)
     assert_sentence(fitv2("train", "--resume", "--out", "run", "--data", "others"), "are not those of")
+    # A loose image makes unclear what is meant, and may be answered.
+    shutil.copy(next((tmp_path / "elsewhere/cat").iterdir()), tmp_path / "elsewhere/loose.png")
+    assert_sentence(fitv2("train", "--resume", "--out", "run"), "--set data.labels=folders")
+    assert_sentence(fitv2("train", "--resume", "--out", "run", "--set", "data.labels=none"), "cat, dog", "no classes")
+    assert fitv2("train", "--resume", "--out", "run", "--set", "data.labels=folders").code == 0
+    (tmp_path / "elsewhere/loose.png").unlink()
     (tmp_path / "elsewhere/cat").rename(tmp_path / "elsewhere/kitten")
     assert_sentence(fitv2("train", "--resume", "--out", "run"), "cat, dog", "dog, kitten")
 

@@ -312,6 +312,7 @@ def test_names_that_are_not_utf8(tmp_path):
     name = os.fsdecode(b"caf\xe9.png")
     source = listed(tmp_path, "list.txt", b"caf\xe9.png\tna\xefve\nb.png\tdog", (name, "b.png"))
     assert labels_of(source)[name] == os.fsdecode(b"na\xefve")
+    assert archive_labels(tmp_path, {"a.png": b"x", "a.cls": b"na\xefve\n"}) == {"a.png": os.fsdecode(b"na\xefve")}
 
 
 def joined(*parts: bytes) -> bytes:
@@ -334,6 +335,7 @@ def test_an_archive_is_read_to_its_end_or_said_to_be_cut(tmp_path):
         "within a header": (first[: cut + 100], 3, "not read"),
         "cut and joined": (first[:cut] + second, 9, None),
         "garbage behind": (first + b"x" * 700, 6, "700 bytes"),
+        "zeros to the end": (first[:cut] + bytes(20480), 3, "in the place of members"),
         "damaged header": (first[:cut] + b"x" * 512 + first[cut + 512 :], 3, "not read"),
         "empty": (b"", 0, "empty file"),
     }

@@ -22,8 +22,8 @@ from .tables import Table, is_there, read_table
 
 Labels = Literal["auto", "folders", "none"]
 TABLES = ("metadata.jsonl", "metadata.csv", "dataset.json")
-# Not read; named, so that nobody wonders.
-UNREAD = ("metadata.parquet",)
+# Files beside images that may hold labels too; they are named, so that nobody wonders.
+UNREAD = (".csv", ".tsv", ".jsonl", ".parquet")
 SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval"}
 MOST_NAMED = 5
 
@@ -125,7 +125,11 @@ def find_table(root: Path, files: Sequence[Listed], notes: list[str], option: st
             f"{Path(root, deeper[0]).parent}, instead{advice(option, 'folders')}"
         )
     notes += [beside.table.note or f"{beside.name} holds no labels" for beside in tables if not beside.has_labels]
-    notes += [f"{file.name} is not read: save it as metadata.csv" for file in files if file.name in UNREAD]
+    notes += [
+        f"{file.name} is not read; if it holds the labels, save it as metadata.csv"
+        for file in files
+        if file.kind in UNREAD and "/" not in file.name and file.name not in TABLES
+    ]
     silent = [beside for beside in tables if beside.table.says_none]
     return next(iter(labelling or silent), None)
 
