@@ -142,9 +142,12 @@ def _strict_pillow() -> Iterator[None]:
 def _reason(content: bytes, error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError):
         return f"too large: {error}"
+    is_tiff = content.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"))
+    if is_tiff and int.from_bytes(content[4:8], "little" if content[:1] == b"I" else "big") >= len(content):
+        return "truncated or damaged: what describes the image is cut off"
+    if is_tiff and (isinstance(error, UnidentifiedImageError) or "raw mode" in str(error)):
+        return "not supported: a TIFF of this kind, convert it to PNG"
     if isinstance(error, UnidentifiedImageError):
-        if content.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
-            return "not supported: a TIFF of this kind, convert it to PNG"
         return "not a picture" if content else "empty file"
     if isinstance(error, OSError) and error.errno is not None:
         return f"cannot be read: {error.strerror}"
