@@ -10,6 +10,7 @@ from typing import BinaryIO, Literal
 
 from PIL import ExifTags, Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 
+from ..sample_list import is_contact_sheet
 from .colour import to_srgb
 from .formats import UnreadableImage, open_image
 from .profiles import profile_of
@@ -45,11 +46,13 @@ def decode(file: str | Path | BinaryIO, mode: Literal["RGB", "L"] = "RGB", max_p
 
     Raises:
         UnreadableImage: The file is not an image, of a format that is not read, truncated, damaged, too large, or its
-            pixels have no defined white.
+            pixels have no defined white; or it is a contact sheet of fitv2, which is no data.
     """
     content = b""
     try:
         content = _read(file)
+        if is_contact_sheet(content):
+            raise UnreadableImage("made by fitv2: a contact sheet")
         with _strict_pillow(), open_image(content) as image:
             pixels = image.width * image.height
             if pixels > max_pixels:
