@@ -490,6 +490,8 @@ def test_samples_among_images_hide_none_of_them(tmp_path):
     for folder in ("", "cat", "cat/more", "dog"):
         save_all(tmp_path, *(f"{folder}/{name}" for name in OWN["samples"]))
     assert list(both_readings(tmp_path)) == names
+    (tmp_path / "cat/sheet.png").rename(tmp_path / "cat/.samples.json.partial")  # As a call leaves it that was killed.
+    assert list(both_readings(tmp_path)) == names
     (tmp_path / "cat/more/b.png").unlink()
     assert list(both_readings(tmp_path)) == ["cat/a.png", "dog/a.png"]
     save_sheet(Image.new("RGB", (40, 40)), tmp_path / "dog/copy.png")

@@ -182,6 +182,20 @@ def test_hugging_face_folders(tmp_path, kind):
     assert list(taken(source).values()) == [(int(name.startswith("dog")), content) for name, content in GOOD.items()]
 
 
+@pytest.mark.parametrize(
+    ("labels", "problem"), [([-1, -1, -1, 0], "3 of 4 images have no label"), ([[0]] * 4, "no class")]
+)
+def test_hugging_face_labels_that_are_none(tmp_path, labels, problem):
+    datasets = pytest.importorskip("datasets")
+    names = datasets.ClassLabel(names=["cat", "dog"])
+    features = {"image": datasets.Image(), "label": [names] if isinstance(labels[0], list) else names}
+    columns = {"image": [{"bytes": b"x", "path": None}] * 4, "label": labels}
+    datasets.Dataset.from_dict(columns, features=datasets.Features(features)).save_to_disk(str(tmp_path))
+    with pytest.raises(UserError, match=problem):
+        open_source(str(tmp_path))
+    assert open_source(str(tmp_path), "none").class_names == []
+
+
 def test_a_file_far_too_large_is_refused_unread(tmp_path, monkeypatch):
     monkeypatch.setattr("fitv2.prepare.items.MOST_BYTES", 1000)
     write_files(tmp_path / "pictures", {"large.png": bytes(1001), "small.png": bytes(1000)})

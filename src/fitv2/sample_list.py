@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 from .errors import UserError
 
 SAMPLES_LIST, SHEET, FORMAT = "samples.json", "sheet.png", 1
+# The list while images are made.
+DRAFT = ".samples.json.partial"
 # The text chunk "Software" of every contact sheet.
 CONTACT_SHEET = "fitv2 contact sheet"
 MOST_NAMED = 5

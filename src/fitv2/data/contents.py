@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 
 from ..errors import UserError
 from ..messages import counted
+from ..sample_list import is_contact_sheet
 from .labelling import Item, labelled
 from .listing import Listed, class_of, classes_of, list_files
 from .made import SAMPLES, made_by_fitv2
@@ -88,15 +89,23 @@ def refuse_own(root: Path) -> None:
 
 
 def refuse_among(folder: Path, *sources: Path) -> None:
-    """Raises UserError where output would lie in a folder of `sources`, or in one with images below it: a folder with
-    output passes for one that fitv2 made from then on.
+    """Raises UserError where output would lie in a folder of `sources`, or in one with images below it, save those of
+    a run that was killed early: a folder with output passes for one that fitv2 made from then on.
     """
     if not folder.is_dir():
         return
     foreign = made_by_fitv2({path.name for path in folder.iterdir()}) in (None, SAMPLES)
     is_source = any(source.is_dir() and folder.samefile(source) for source in sources)
-    if is_source or (foreign and any(file.reason is None for file in list_files(folder))):
+    images = (folder / file.name for file in list_files(folder) if file.reason is None)
+    if is_source or (foreign and not all(map(is_contact_sheet_file, images))):
         raise UserError(f"{folder} holds images: choose another --out, in a folder of its own")
+
+
+def is_contact_sheet_file(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return is_contact_sheet(file.read(1024))
 
 
 class Beside(NamedTuple):
