@@ -570,6 +570,9 @@ def broken_cases(rng: np.random.Generator, h: int, w: int) -> Iterator[Case]:
         for colour in ("black", "white", "#406080"):
             flat = Image.new("RGB", (20 * w, 20 * h), colour)
             yield Case(f"{name} all {colour}", saved(flat, kind, **options), np.asarray(flat).astype(float), 6, 256)
+    fax = saved(Image.fromarray(image[..., 0] > 0.5), "TIFF", compression="group4")
+    hole = len(fax) // 3
+    yield Case("tiff fax hole", fax[:hole] + bytes(hole) + fax[2 * hole :], None)
     for compression in (5, 8, 32773):
         for last in (False, True):
             data = tiff(quantised(image, 8)[0], 8, 2, compression=compression, last=last)

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from fitv2.adapters.pipeline import FiTPipeline
-from fitv2.cli.sample import showcase
+from fitv2.cli.sample import file_name, showcase
 from fitv2.cli.samples import begin
 from fitv2.config import recipe_folder
 from fitv2.errors import UserError
@@ -198,6 +198,10 @@ def test_a_request_is_written_beside_its_images_and_nothing_else_is_overwritten(
     assert fitv2(*command, "--steps", 2, "--seed", 7, "--out", "outputs", "--overwrite").code == 0
     left = {path.name for path in (tmp_path / "outputs").iterdir()}
     assert left == {"bag_8x12_seed7.png", "bag_8x12_seed8.png", "sheet.png", "samples.json"}
+
+
+def test_a_class_name_leaves_room_in_the_name_of_a_file():
+    assert file_name("a cat/dog") == "a-cat-dog" and file_name("日" * 85) == "日" * 50
 
 
 def test_images_of_a_call_that_was_killed_are_known_as_ours(tmp_path):
@@ -539,6 +543,12 @@ def test_data_that_vanishes_ends_the_training_before_anything_is_lost(train, fit
         target.parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "other.png").rename(target)
     assert_sentence(fitv2("train", "--resume", "--out", "run", "--data", "others"), "are not those of")
+    # A loose image makes unclear what is meant, and may be answered.
+    shutil.copy(next((tmp_path / "elsewhere/cat").iterdir()), tmp_path / "elsewhere/loose.png")
+    assert_sentence(fitv2("train", "--resume", "--out", "run"), "--set data.labels=folders")
+    assert_sentence(fitv2("train", "--resume", "--out", "run", "--set", "data.labels=none"), "cat, dog", "no classes")
+    assert fitv2("train", "--resume", "--out", "run", "--set", "data.labels=folders").code == 0
+    (tmp_path / "elsewhere/loose.png").unlink()
     (tmp_path / "elsewhere/cat").rename(tmp_path / "elsewhere/kitten")
     assert_sentence(fitv2("train", "--resume", "--out", "run"), "cat, dog", "dog, kitten")
 

@@ -18,6 +18,7 @@ from fitv2.data.folder import ImageFolder
 from fitv2.data.images import UnreadableImage
 from fitv2.errors import UserError
 from fitv2.prepare.sources import FolderSource
+from fitv2.sheets import save_sheet
 
 SIZES = {  # height, width in pixels; the tests' budget is 16 tokens of 4 x 4 pixels
     "cat/a.png": (60, 40),  # both sides over 16: may be cropped
@@ -489,9 +490,13 @@ def test_samples_among_images_hide_none_of_them(tmp_path):
     for folder in ("", "cat", "cat/more", "dog"):
         save_all(tmp_path, *(f"{folder}/{name}" for name in OWN["samples"]))
     assert list(both_readings(tmp_path)) == names
+    (tmp_path / "cat/sheet.png").rename(tmp_path / "cat/.samples.json.partial")  # As a call leaves it that was killed.
+    assert list(both_readings(tmp_path)) == names
     (tmp_path / "cat/more/b.png").unlink()
     assert list(both_readings(tmp_path)) == ["cat/a.png", "dog/a.png"]
-    assert ("cat/more", "made by fitv2: samples") in open_folder(tmp_path).report.skipped
+    save_sheet(Image.new("RGB", (40, 40)), tmp_path / "dog/copy.png")
+    skipped = open_folder(tmp_path).report.skipped
+    assert {("cat/more", "made by fitv2: samples"), ("dog/copy.png", "made by fitv2: a contact sheet")} <= {*skipped}
 
 
 def test_a_run_does_not_lie_among_the_images(tmp_path):

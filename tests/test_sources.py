@@ -182,6 +182,20 @@ def test_hugging_face_folders(tmp_path, kind):
     assert list(taken(source).values()) == [(int(name.startswith("dog")), content) for name, content in GOOD.items()]
 
 
+@pytest.mark.parametrize(
+    ("labels", "problem"), [([-1, -1, -1, 0], "3 of 4 images have no label"), ([[0]] * 4, "no class")]
+)
+def test_hugging_face_labels_that_are_none(tmp_path, labels, problem):
+    datasets = pytest.importorskip("datasets")
+    names = datasets.ClassLabel(names=["cat", "dog"])
+    features = {"image": datasets.Image(), "label": [names] if isinstance(labels[0], list) else names}
+    columns = {"image": [{"bytes": b"x", "path": None}] * 4, "label": labels}
+    datasets.Dataset.from_dict(columns, features=datasets.Features(features)).save_to_disk(str(tmp_path))
+    with pytest.raises(UserError, match=problem):
+        open_source(str(tmp_path))
+    assert open_source(str(tmp_path), "none").class_names == []
+
+
 def test_a_file_far_too_large_is_refused_unread(tmp_path, monkeypatch):
     monkeypatch.setattr("fitv2.prepare.items.MOST_BYTES", 1000)
     write_files(tmp_path / "pictures", {"large.png": bytes(1001), "small.png": bytes(1000)})
@@ -312,6 +326,7 @@ def test_names_that_are_not_utf8(tmp_path):
     name = os.fsdecode(b"caf\xe9.png")
     source = listed(tmp_path, "list.txt", b"caf\xe9.png\tna\xefve\nb.png\tdog", (name, "b.png"))
     assert labels_of(source)[name] == os.fsdecode(b"na\xefve")
+    assert archive_labels(tmp_path, {"a.png": b"x", "a.cls": b"na\xefve\n"}) == {"a.png": os.fsdecode(b"na\xefve")}
 
 
 def joined(*parts: bytes) -> bytes:
@@ -334,6 +349,7 @@ def test_an_archive_is_read_to_its_end_or_said_to_be_cut(tmp_path):
         "within a header": (first[: cut + 100], 3, "not read"),
         "cut and joined": (first[:cut] + second, 9, None),
         "garbage behind": (first + b"x" * 700, 6, "700 bytes"),
+        "zeros to the end": (first[:cut] + bytes(20480), 3, "in the place of members"),
         "damaged header": (first[:cut] + b"x" * 512 + first[cut + 512 :], 3, "not read"),
         "empty": (b"", 0, "empty file"),
     }

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 from .errors import UserError
 
 SAMPLES_LIST, SHEET, FORMAT = "samples.json", "sheet.png", 1
+# The list while images are made.
+DRAFT = ".samples.json.partial"
 # The text chunk "Software" of every contact sheet.
 CONTACT_SHEET = "fitv2 contact sheet"
 MOST_NAMED = 5
@@ -46,17 +48,9 @@ def class_of(image: dict[str, Any]) -> str | None:
     return None if image["class"] == "picture" else image["class"]
 
 
-def is_contact_sheet(path: Path) -> bool:
-    """Whether the file is a contact sheet of fitv2."""
-    from PIL import Image  # Names and constants are needed without it.
-
-    if path.suffix.lower() != ".png":
-        return False
-    try:
-        with Image.open(path) as image:
-            return image.info.get("Software") == CONTACT_SHEET
-    except (OSError, ValueError, SyntaxError):  # Other code says what is wrong with it.
-        return False
+def is_contact_sheet(content: bytes) -> bool:
+    """Whether the content of a file is a contact sheet of fitv2."""
+    return content.startswith(b"\x89PNG") and b"Software\0" + CONTACT_SHEET.encode() in content[:1024]
 
 
 def shortened(names: Sequence[str]) -> str:

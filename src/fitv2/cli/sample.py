@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 LARGER = 1.43
 DEFAULT_CLASSES = 16
+# Of a class in the name of a file.
+MOST_BYTES = 150
 # Times the most tokens, or the widest aspect, of training: beyond it people are warned.
 FAR = 2.0
 
@@ -294,8 +296,8 @@ def latent_size(text: str, factor: int, patch: int) -> tuple[int, int]:
 
 
 def file_name(name: str) -> str:
-    """A class name without what file systems would take amiss."""
-    return re.sub(r"[^\w-]+", "-", name)
+    """A class name without what file systems would take amiss, and cut to leave room in the 255 bytes of a name."""
+    return re.sub(r"[^\w-]+", "-", name).encode()[:MOST_BYTES].decode(errors="ignore")
 
 
 def picture_name(pretrained: Pretrained, wish: Wish, factor: int) -> str:

@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..sample_list import FORMAT, SAMPLES_LIST, SHEET
-
-DRAFT = ".samples.json.partial"
+from ..sample_list import DRAFT, FORMAT, SAMPLES_LIST, SHEET
 
 
 def free_folder(name: str = "outputs") -> Path:

@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 
 from ..errors import UserError
 from ..messages import counted
+from ..sample_list import is_contact_sheet
 from .labelling import Item, labelled
 from .listing import Listed, class_of, classes_of, list_files
 from .made import SAMPLES, made_by_fitv2
@@ -22,8 +23,8 @@ from .tables import Table, is_there, read_table
 
 Labels = Literal["auto", "folders", "none"]
 TABLES = ("metadata.jsonl", "metadata.csv", "dataset.json")
-# Not read, but mentioned in a note.
-UNREAD = ("metadata.parquet",)
+# Files beside images that may hold labels too: not read, but mentioned in a note.
+UNREAD = (".csv", ".tsv", ".jsonl", ".parquet")
 SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval"}
 MOST_NAMED = 5
 
@@ -92,15 +93,23 @@ def refuse_own(root: Path) -> None:
 
 
 def refuse_among(folder: Path, *sources: Path) -> None:
-    """Raises UserError if output would go into a folder of `sources`, or into one with images below it, because that
-    folder would then count as one made by fitv2.
+    """Raises UserError if output would go into a folder of `sources`, or into one with images below it (except those of
+    a run that was killed early), because that folder would then count as one made by fitv2.
     """
     if not folder.is_dir():
         return
     foreign = made_by_fitv2({path.name for path in folder.iterdir()}) in (None, SAMPLES)
     is_source = any(source.is_dir() and folder.samefile(source) for source in sources)
-    if is_source or (foreign and any(file.reason is None for file in list_files(folder))):
+    images = (folder / file.name for file in list_files(folder) if file.reason is None)
+    if is_source or (foreign and not all(map(is_contact_sheet_file, images))):
         raise UserError(f"{folder} holds images: choose another --out, in a folder of its own")
+
+
+def is_contact_sheet_file(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return is_contact_sheet(file.read(1024))
 
 
 class Beside(NamedTuple):
@@ -129,7 +138,11 @@ def find_table(root: Path, files: Sequence[Listed], notes: list[str], option: st
             f"{Path(root, deeper[0]).parent}, instead{advice(option, 'folders')}"
         )
     notes += [beside.table.note or f"{beside.name} holds no labels" for beside in tables if not beside.has_labels]
-    notes += [f"{file.name} is not read: save it as metadata.csv" for file in files if file.name in UNREAD]
+    notes += [
+        f"{file.name} is not read; if it holds the labels, save it as metadata.csv"
+        for file in files
+        if file.kind in UNREAD and "/" not in file.name and file.name not in TABLES
+    ]
     silent = [beside for beside in tables if beside.table.says_none]
     return next(iter(labelling or silent), None)
 

@@ -10,6 +10,7 @@ from typing import BinaryIO, Literal
 
 from PIL import ExifTags, Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 
+from ..sample_list import is_contact_sheet
 from .colour import to_srgb
 from .formats import UnreadableImage, open_image
 from .profiles import profile_of
@@ -45,11 +46,13 @@ def decode(file: str | Path | BinaryIO, mode: Literal["RGB", "L"] = "RGB", max_p
 
     Raises:
         UnreadableImage: The file is not an image, of a format that is not read, truncated, damaged, too large, or its
-            pixels have no defined white.
+            pixels have no defined white; or it is a contact sheet of fitv2, which is no data.
     """
     content = b""
     try:
         content = _read(file)
+        if is_contact_sheet(content):
+            raise UnreadableImage("made by fitv2: a contact sheet")
         with _strict_pillow(), open_image(content) as image:
             pixels = image.width * image.height
             if pixels > max_pixels:
@@ -142,9 +145,12 @@ def _strict_pillow() -> Iterator[None]:
 def _reason(content: bytes, error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError):
         return f"too large: {error}"
+    is_tiff = content.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"))
+    if is_tiff and int.from_bytes(content[4:8], "little" if content[:1] == b"I" else "big") >= len(content):
+        return "truncated or damaged: what describes the image is cut off"
+    if is_tiff and (isinstance(error, UnidentifiedImageError) or "raw mode" in str(error)):
+        return "not supported: a TIFF of this kind, convert it to PNG"
     if isinstance(error, UnidentifiedImageError):
-        if content.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
-            return "not supported: a TIFF of this kind, convert it to PNG"
         return "not a picture" if content else "empty file"
     if isinstance(error, OSError) and error.errno is not None:
         return f"cannot be read: {error.strerror}"

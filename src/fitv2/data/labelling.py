@@ -56,13 +56,18 @@ def labelled(names: Sequence[str], labels: Sequence[str | None], where: str) -> 
         Item(name, refused=UNLABELLED) if numbers and label not in numbers else Item(name, numbers.get(label, 0))
         for name, label in zip(names, labels, strict=True)
     ]
+    refuse_unlabelled(items, where)
+    return items, class_names
+
+
+def refuse_unlabelled(items: Sequence[Item], where: str) -> None:
+    """Raises UserError where most items have no label."""
     missing = [item.id for item in items if item.refused]
     if 2 * len(missing) > len(items):
         raise UserError(
             f"{len(missing)} of {counted(len(items), 'image')} have no label in {where}, the first {missing[0]}: add "
             "the labels, or train without any (prepare: --labels none; train: --set data.labels=none)"
         )
-    return items, class_names
 
 
 def _of_ids(ids: dict[str, int], where: str) -> tuple[list[str], dict[str, int]]:

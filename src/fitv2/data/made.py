@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
-from ..sample_list import SAMPLES_LIST, SHEET
+from ..sample_list import DRAFT, SAMPLES_LIST, SHEET
 
 RUN, PREPARED, SAMPLES = "a training run", "prepared data", "samples"
 # What a folder is, by the names in it: every name of a set must be there.
@@ -19,7 +19,6 @@ MARKS: list[tuple[str, set[str]]] = [
     ("an evaluation", {"result.json", "scores.png"}),
     ("a study", {"result.json", "final.png"}),
     ("a study", {"runs", "sheets"}),
-    (SAMPLES, {SAMPLES_LIST, SHEET}),
 ]
 SAMPLE = re.compile(r".+_\d+x\d+_seed\d+\.png")
 
@@ -34,4 +33,5 @@ def made_by_fitv2(names: Collection[str]) -> str | None:
     for what, marks in MARKS:
         if marks.issubset(names):
             return what
-    return SAMPLES if SHEET in names and any(map(SAMPLE.fullmatch, names)) else None
+    listed = not {SHEET, SAMPLES_LIST, DRAFT}.isdisjoint(names)
+    return SAMPLES if listed and any(map(SAMPLE.fullmatch, names)) else None

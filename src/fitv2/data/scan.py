@@ -18,7 +18,7 @@ from ..cores import available_cores
 logger = logging.getLogger(__name__)
 
 # Counts the rules of what is a good image: after a change all are checked again.
-_CACHE_VERSION = 2
+_CACHE_VERSION = 3
 BLOCK = 512
 T, R = TypeVar("T"), TypeVar("R")
 # A file by its path to a few whole numbers about it, or the reason why it cannot be used.

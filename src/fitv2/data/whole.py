@@ -7,7 +7,7 @@ format has its own checks:
     PNG       the checksums of the image data, and the end marker
     WebP      no run of zeros before which the decoder is done
     AVIF, HEIF, JPEG 2000   no run of zeros of 64 bytes and a 64th of the data; for JPEG 2000 an end marker as well
-    TIFF      every strip lies within the file; deflate: its checksum; JPEG, LZW, PackBits: no run of zeros
+    TIFF      every strip lies within the file; deflate: its checksum; fax, JPEG, LZW, PackBits: no run of zeros
     QOI       the end marker, and no run of zeros
     BMP       with run lengths: the end marker
     GIF, PPM, TGA, other BMP   the length, by Pillow
@@ -36,7 +36,7 @@ _ZEROS = re.compile(rb"\0{%d,}" % _RUN)
 # Where the coded data of a JPEG end: at any marker except a stuffed zero or a restart.
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]", re.DOTALL)
 _SEQUENTIAL, _PROGRESSIVE = (0xC0, 0xC1), (0xC2,)
-_DEFLATE, _LZW_PACKBITS = (8, 32946), (5, 32773)
+_DEFLATE, _LZW_PACKBITS, _FAX = (8, 32946), (5, 32773), (2, 3, 4)
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 # Bytes at the end of a WebP that its decoder may not need.
 _SLACK = 12
@@ -207,3 +207,6 @@ def _strip(data: bytes, compression: int, pixels: int) -> None:
     elif compression in _LZW_PACKBITS:
         # A run of equal bytes becomes a few codes; a packet that is not a run holds 128 bytes.
         _require(_longest_run(data) <= 128, "zeros in the image data")
+    elif compression in _FAX:
+        # No code has more than eleven zero bits.
+        _require(not _longest_run(data), "zeros in the image data")

@@ -25,7 +25,7 @@ from ..data.scan import in_threads
 from ..errors import UserError
 from ..messages import counted
 from ..randomness import Purpose, numpy_generator
-from ..sample_list import SAMPLES_LIST, is_contact_sheet, read_list, shortened
+from ..sample_list import SAMPLES_LIST, read_list, shortened
 from .archives import read_pictures, read_shape
 
 FASHION = "fashion"
@@ -76,13 +76,8 @@ class FolderPictures:
         """
         # A budget that every size fits: only the list of images counts here.
         folder = ImageFolder(root, max_tokens=MAX_PIXELS, patch=1, cache_file=cache_file, labels_option=None)
-        sheets = [name for name in folder.paths if is_contact_sheet(root / name)]
-        kept = [i for i, name in enumerate(folder.paths) if name not in set(sheets)]
-        if not kept:
-            raise UserError(f"{root} holds contact sheets of fitv2, and no other image: name the folder of the samples")
-        paths, sizes, labels = [folder.paths[i] for i in kept], folder.sizes[kept], folder.labels[kept]
-        pictures = cls(root, paths, sizes, labels, folder.class_names)
-        left = [name for name, reason in folder.report.skipped if reason.startswith(MADE)] + sheets
+        pictures = cls(root, folder.paths, folder.sizes, folder.labels, folder.class_names)
+        left = [name for name, reason in folder.report.skipped if reason.startswith(MADE)]
         if left:
             pictures.notes.append(f"left out of {root}, as made by fitv2: {shortened(left)}")
         return pictures
@@ -106,8 +101,7 @@ class FolderPictures:
         sizes = np.array([image.size for image in images], dtype=np.int64)
         pictures = cls(root, paths, sizes, labels, [classes[label] for label in sorted(classes)])
         others = {path.name for path in root.iterdir() if path.suffix.lower() in EXTENSIONS} - {*paths}
-        others = sorted(name for name in others if not is_contact_sheet(root / name) and name != SHEET)
-        if others:
+        if others := sorted(others - {SHEET}):
             number = counted(len(others), "other image")
             pictures.notes.append(f"left out of {root}, {number} not of the last fitv2 sample: {shortened(others)}")
         return pictures

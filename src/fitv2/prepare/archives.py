@@ -21,6 +21,8 @@ from .items import check_length
 
 LABEL_EXTENSIONS = (".cls", ".json")
 MOST_LABEL_BYTES = 1 << 20
+# After the last member: two blocks mark the end, and fill a record.
+MOST_ZEROS = tarfile.RECORDSIZE + 2 * tarfile.BLOCKSIZE
 # What compressed archives begin with; they cannot be read where they lie.
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK": "zip"}
 
@@ -121,8 +123,10 @@ def members(archive: Path) -> Iterator[Member]:
         while start < size:
             end = yield from joined_part(archive, file, start)
             start = after_zeros(file, end)
+            if start == end or start - end > MOST_ZEROS:
+                missing = what_is_missing(end, start, size)
+                yield Member(archive, archive.name, refused=f"truncated or damaged: {missing}")
             if start == end:
-                yield Member(archive, archive.name, refused=f"truncated or damaged: {what_is_missing(end, size)}")
                 return
 
 
@@ -154,8 +158,12 @@ def joined_part(archive: Path, file: BinaryIO, start: int) -> Generator[Member, 
     return tar.offset
 
 
-def what_is_missing(end: int, size: int) -> str:
-    """Of an archive of `size` bytes whose last member ends at `end`, without the blocks of zeros that belong there."""
+def what_is_missing(end: int, start: int, size: int) -> str:
+    """Of an archive of `size` bytes, where the blocks of zeros from `end`, after a member, to `start` are no or too
+    many.
+    """
+    if start > end:
+        return f"{start - end} zeros from byte {end} on, in the place of members perhaps"
     if end > size:
         return f"the file ends at byte {size}, and its last member at byte {end}"
     if end == size:
@@ -201,10 +209,12 @@ def read_label(place: Place, extension: str) -> str | None:
     try:
         if place.length > MOST_LABEL_BYTES:
             return None
-        text = read_place(place).decode("utf-8-sig").strip()
+        content = read_place(place)
         if extension == ".cls":
-            return text or None
-        content = json.loads(text)
+            # Bytes that are not UTF-8 stay in a label, as in those of lists.
+            text = content.decode("utf-8-sig", "surrogateescape").strip()
+            return None if "\0" in text else text or None
+        content = json.loads(content.decode("utf-8-sig"))
         key = labelling_key(list(content)) if isinstance(content, dict) else None
         return label_text(content if not isinstance(content, dict) else content.get(key))
     except (OSError, ValueError):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..data.contents import Labels
-from ..data.labelling import UNLABELLED, Item, labelled
+from ..data.labelling import UNLABELLED, Item, labelled, refuse_unlabelled
 from ..data.tables import label_text, labelling_key
 from ..errors import UserError
 from .items import read_file
@@ -39,8 +40,9 @@ class HubSource:
                 Item(str(i), label) if label is not None and label >= 0 else Item(str(i), refused=UNLABELLED)
                 for i, label in enumerate(rows[by])
             ]
+            refuse_unlabelled(self.items, name)
         else:
-            texts = [label_text(label) for label in rows[by]] if by else [None] * len(rows)
+            texts = label_texts(rows[by], name, by) if by else [None] * len(rows)
             self.items, self.class_names = labelled([str(i) for i in range(len(rows))], texts, name)
         self.rows = undecoded(rows.select_columns([self.column]), self.column)
 
@@ -52,6 +54,16 @@ class HubSource:
         if picture.get("path"):
             return read_file(Path(picture["path"]))
         raise OSError(None, "the row holds no picture")
+
+
+def label_texts(labels: Sequence[Any], name: str, column: str) -> list[str | None]:
+    try:
+        return [label_text(label) for label in labels]
+    except ValueError as error:
+        raise UserError(
+            f"the column {column} of {name} holds {error}, which is no class: choose one class for each image, or add "
+            "--labels none"
+        ) from None
 
 
 def is_hub_folder(folder: Path) -> bool:

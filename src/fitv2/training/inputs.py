@@ -8,12 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..atomic import write_file
 from ..autoencoder import load_autoencoder
 from ..data.dataset import Dataset
 from ..data.images import UnreadableImage
 from ..messages import counted
-from ..sheets import contact_sheet, to_image
+from ..sheets import contact_sheet, save_sheet, to_image
 
 logger = logging.getLogger(__name__)
 # Classes that are listed, images on a sheet, and latents on one, each of which takes a moment to decode.
@@ -61,8 +60,7 @@ def write_inputs(path: Path, dataset: Dataset, seed: int) -> None:
         images.append(image)
         captions.append(name_of(dataset, label) if dataset.num_classes else f"{image.height}x{image.width}")
     if images:
-        page = contact_sheet(images, captions)
-        write_file(path, lambda draft: page.save(draft, "PNG"))
+        save_sheet(contact_sheet(images, captions), path)
 
 
 def spread_over_classes(labels: np.ndarray, number: int) -> list[int]:

@@ -23,6 +23,8 @@ from ..messages import command
 logger = logging.getLogger(__name__)
 # The settings of a run that are in effect, and which of the data settings were given and are not defaults.
 RECIPE, GIVEN = "recipe.json", "given.json"
+# Settings of the data that may change, because the data itself is compared with that of before.
+COMPARED = ("data.source", "data.labels")
 # Settings that decide which weights are trained are fixed when a run begins.
 SETTLED = ("start_from", "begin_anew", "train_only")
 # Class names that a message shows, and files whose bytes represent a data set.
@@ -71,7 +73,7 @@ def given_keys(run: Path) -> list[str] | None:
 def check_run(run: Path, recipe: Recipe, resume: bool) -> None:
     """Raises UserError if continuing would mix two runs; logs all other changes.
 
-    The place of the data does not matter here: `check_data` compares its content.
+    Where the data is and how its labels are chosen do not matter here: `check_data` compares the content.
     """
     if run.exists() and not run.is_dir():
         raise UserError(f"{run} is a file; name a folder for the run")
@@ -89,14 +91,12 @@ def check_run(run: Path, recipe: Recipe, resume: bool) -> None:
         if before[section].get(key) != now[section].get(key)
     ]
     settled = [f"training.{key}" for key in SETTLED]
-    lasting = [
-        c for c in changes if (c[0].startswith(("model.", "data.")) or c[0] in settled) and c[0] != "data.source"
-    ]
+    lasting = [c for c in changes if (c[0].startswith(("model.", "data.")) or c[0] in settled) and c[0] not in COMPARED]
     if lasting:
         told = ", ".join(f"{key}={old}" for key, old, _ in lasting)
         raise UserError(f"{run} was trained with {told}, which --resume cannot change; see {run / RECIPE}")
     for key, old, new in changes:
-        if key != "data.source":
+        if key not in COMPARED:
             logger.warning("%s was %s up to here and is %s from now on", key, old, new)
 
 
