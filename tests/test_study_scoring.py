@@ -157,7 +157,8 @@ def test_real_pictures_score_as_many_of_each_class_against_the_others(work):
         by_class[int(seen.labels[index])].append(index)
     drawn = [index for of_class in by_class.values() for index in of_class[: min(3, len(of_class) // 2)]]
     halves = (Statistics.of(seen.pooled[part]) for part in (sorted(drawn), sorted(set(range(60)) - set(drawn))))
-    assert place.draws[1]["distance"] == pytest.approx(frechet_distance(*halves), rel=1e-9)
+    # 60 images of 64 features: the root of a matrix of deficient rank resolves half of a float64's digits.
+    assert place.draws[1]["distance"] == pytest.approx(frechet_distance(*halves), rel=1e-7)
     assert len(place.draws) == 10 and set(place.draws[0]) == set(SCORES) - {"recognised"}
     one.real.write_text("{")
     with pytest.raises(ValueError, match=r"real\.json is damaged"):

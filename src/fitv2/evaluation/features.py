@@ -97,8 +97,7 @@ def drawn_sets(labels: Tensor, wanted: Tensor, seed: int) -> tuple[Tensor, Tenso
         first.append(of_class[:number])
         second.append(of_class[number : 2 * number])
         others.append(of_class[2 * number :])
-    # In the order of the images: sums of features then round alike whatever was drawn.
-    return tuple(torch.cat(part).sort().values for part in (first, second, others))
+    return torch.cat(first), torch.cat(second), torch.cat(others)
 
 
 def by_class(labels: Tensor) -> Tensor | None:
