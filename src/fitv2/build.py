@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from .classes import imagenet_names, readable_names
 from .config import NOT_OF_GRIDS, DataSettings, ModelSettings, Recipe, TrainingSettings
 from .data import fashion
-from .data.contents import refuse_among
 from .data.dataset import Dataset
 from .data.fashion import Fashion
 from .data.folder import ImageFolder
@@ -67,11 +66,7 @@ def holds_latents(data: DataSettings) -> bool:
 
 
 def build_folder(data: DataSettings, patch_size: int, cache_file: Path | None) -> ImageFolder:
-    """Images as they lie in a folder, as pixels. Raises UserError where `cache_file`, and so the run, would lie among
-    them.
-    """
-    if cache_file is not None:
-        refuse_among(cache_file.parent, Path(data.source))
+    """Images as they lie in a folder, as pixels."""
     return ImageFolder(
         Path(data.source),
         max_tokens=data.max_tokens,

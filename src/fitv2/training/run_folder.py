@@ -13,16 +13,19 @@ import numpy as np
 
 from ..atomic import write_text
 from ..config import Recipe, build_recipe
+from ..data.contents import refuse_among
 from ..data.dataset import Dataset
 from ..data.folder import ImageFolder
 from ..data.latents import LatentShards
 from ..data.official_latents import OfficialLatents
-from ..errors import UserError
+from ..errors import UserError, damaged
 from ..messages import command
 
 logger = logging.getLogger(__name__)
 # The settings of a run as they are in effect, and which settings of the data were given, not defaults.
 RECIPE, GIVEN = "recipe.json", "given.json"
+# What a training writes once it has begun: without RECIPE it is somebody else's.
+WRITTEN = ("checkpoints", "log.jsonl", "model", "samples")
 # What decides which weights are trained is settled when a run begins.
 SETTLED = ("start_from", "begin_anew", "train_only")
 # Class names of each list that a message shows, and files whose bytes stand for a data set.
@@ -42,7 +45,7 @@ def kept_recipe(run: Path) -> Recipe | None:
     try:
         return build_recipe(json.loads(path.read_bytes()))
     except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error!r}); remove it to continue with the settings given") from None
+        raise damaged(path, error, "remove it to continue with the settings given") from None
 
 
 def resumed_recipe(run: Path, overrides: Sequence[str]) -> Recipe | None:
@@ -69,13 +72,18 @@ def given_keys(run: Path) -> list[str] | None:
 
 
 def check_run(run: Path, recipe: Recipe, resume: bool) -> None:
-    """Raises UserError where continuing would mix two runs; logs what else has changed.
+    """Raises UserError where continuing would mix two runs, or files of others would be lost; logs what has changed.
 
     Where the data is does not matter here: `check_data` compares what it is.
     """
     if run.exists() and not run.is_dir():
         raise UserError(f"{run} is a file; name a folder for the run")
+    if recipe.data.source != "fashion":
+        refuse_among(run, Path(recipe.data.source))
     if not (run / RECIPE).is_file():
+        there = [name for name in WRITTEN if (run / name).exists()]
+        if there and not (resume and "checkpoints" in there):  # Whose damaged recipe was removed.
+            raise UserError(f"{run} is no run, and its {there[0]} would be overwritten: choose another --out")
         if resume:
             logger.warning("there is no run in %s to continue: starting at step 0", run)
         return
