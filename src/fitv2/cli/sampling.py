@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import UserError
+from ..messages import counted
 
 if TYPE_CHECKING:
     import torch
@@ -75,19 +76,21 @@ def build_sampling(
     **plain,
 ) -> Sampling:
     """What the options mean for that model; plain: what needs no translation. Raises ValueError for what is wrong."""
-    from ..generate import Sampling, default_solver
+    from ..generate import Sampling, check_sampling, default_solver
 
     config = pretrained.model.config
     if extrapolation is not None and config.fixed_grid is not None:
         raise UserError("a model of a fixed grid makes its own size alone; leave --extrapolation away")
     if extrapolation is None and attention_scale is not None:
         raise UserError("--attention-scale belongs to an --extrapolation; name one (--extrapolation vision-ntk)")
-    return Sampling(
+    sampling = Sampling(
         solver=solver or default_solver(config),
         channels=None if guidance_channels is None else guidance_channels * config.patch_size**2,
         rope=None if extrapolation is None else config.rope.named(extrapolation, attention_scale),
         **{name: value for name, value in plain.items() if value is not None},
     )
+    check_sampling(sampling, config)
+    return sampling
 
 
 def load_for_sampling(
@@ -107,7 +110,7 @@ def load_for_sampling(
     if isinstance(codec, Pixels):
         check_pixels(model, channels)
     if codec.channels not in (None, channels):
-        raise UserError(f"{model} makes {channels} channels, and the autoencoder takes {codec.channels}")
+        raise UserError(f"{model} makes {counted(channels, 'channel')}, and the autoencoder takes {codec.channels}")
     return pretrained, codec
 
 
@@ -129,7 +132,9 @@ def load_any(model: str, dtype: torch.dtype) -> Pretrained:
 def check_pixels(model: str, channels: int) -> None:
     """Raises ValueError where what a model without autoencoder makes cannot be pixels."""
     if channels not in (1, 3):
-        raise UserError(f"{model} makes latents of {channels} channels and names no autoencoder; give --autoencoder")
+        raise UserError(
+            f"{model} makes latents of {counted(channels, 'channel')} and names no autoencoder; give --autoencoder"
+        )
 
 
 def parse_size(text: str) -> tuple[int, int]:
