@@ -206,7 +206,8 @@ def test_a_class_name_leaves_room_in_the_name_of_a_file():
 
 def test_images_of_a_call_that_was_killed_are_known_as_ours(tmp_path):
     request = {"seed": 1}
-    begin(tmp_path, request, ["a.png"], False)
+    begin(tmp_path, {"seed": 3}, ["a.png"], False)
+    begin(tmp_path, request, ["a.png"], False)  # Of the other there is no image yet.
     (tmp_path / "a.png").touch()
     with pytest.raises(UserError, match="another request"):
         begin(tmp_path, {"seed": 2}, ["a.png"], False)
@@ -280,7 +281,7 @@ def test_a_class_that_had_no_picture_is_shown_in_the_sizes_of_another(model):
         (["--size", "28"], ["'28' is not a size"]),
         (
             ["--size", "400000x400000"],
-            ["of up to 400000x400000 together", "ask for a smaller --size"],
+            ["1 image of up to 400000x400000 would need", "ask for a smaller --size"],
         ),
         (["--labels", "spoon"], ["no class 'spoon' in this model; its classes are 0 t-shirt, 1 trouser"]),
         (["--labels", "Trousers"], ["did you mean trouser?"]),
@@ -288,7 +289,11 @@ def test_a_class_that_had_no_picture_is_shown_in_the_sizes_of_another(model):
         (["--extrapolation", "vision_ntk"], ["did you mean vision-ntk"]),
         (["--model", "builtin:fashon"], ["did you mean builtin:fashion?"]),
         (["--guidance", "-1"], ["guidance -1"]),
+        (["--guidance-power", "-1"], ["the power 0 or more"]),
+        (["--guidance-channels", "9"], ["1 channel: guidance of more has no effect"]),
         (["--device", "cuda:99"], ["there is no device cuda:99"]),
+        (["--device", ""], ["'' is not a device"]),
+        (["--size", "8x8", "--labels", "1", "--out", "stdout/x"], ["fitv2: stdout/x: Not a directory"]),
         (["--precision", "fp16"], ["the precision is fp32 or bf16, not 'fp16'"]),
         (["--labels", "10"], ["no class '10' in this model"]),
         (["--solver", "dpm"], ["no solver 'dpm'; the solvers are euler"]),
@@ -414,6 +419,15 @@ def test_a_first_attempt_that_failed_is_in_nobodys_way(train, pictures):
     assert train().code == 0
 
 
+def test_no_training_begins_among_files_of_others(train, pictures, tmp_path):
+    theirs = tmp_path / "run/model/config.json"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("precious")
+    assert_sentence(train(), "its model would be overwritten")
+    assert_sentence(train("--resume"), "its model would be overwritten")
+    assert theirs.read_text() == "precious"
+
+
 @pytest.mark.parametrize(
     ("settings", "parts"),
     [
@@ -462,7 +476,7 @@ def test_names_with_commas_and_slashes(fitv2, tmp_path):
 def test_what_a_resume_finds_and_what_json_is_for(train, pictures):
     first = train("--resume")
     assert first.code == 0 and "there is no run in run to continue: starting at step 0" in first.err
-    assert_sentence(train("--resume", "--json"), "--peak-tflops go with --dry-run")
+    assert_sentence(train("--resume", "--json"), "--json: without effect without --dry-run")
 
 
 def test_a_training_that_is_asked_to_stop_says_so_and_goes_on_by_the_same_command(train, pictures, tmp_path):
@@ -568,6 +582,9 @@ def test_a_plan_fails_as_the_training_would(train, pictures, tmp_path):
     [
         ([], "--recipe"),
         (["--recipe", "pictures"], "--data"),
+        (["--recipe", "fashion", "--devices", "2", "--json"], "--devices, --json: without effect without --dry-run"),
+        (["--recipe", "fashion", "--dry-run", "--ignore-memory"], "--ignore-memory: without effect with --dry-run"),
+        (["--recipe", "fashion", "--dry-run", "--utilisation", "0.3"], "without effect without --peak-tflops"),
         (["--resume", "--out", "nothing"], "no run in nothing"),
         (
             ["--recipe", "fashion-tiny", "--set", "model.architecture=FiT", "--set", "log.sample_steps=2000"],

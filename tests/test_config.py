@@ -210,7 +210,7 @@ def test_an_override_below_something_that_is_no_section():
         build_recipe({"model": 5}, ["model.width=3"])
 
 
-@pytest.mark.parametrize("text", ["- a\n- b\n", "just words\n", "7\n"])
+@pytest.mark.parametrize("text", ["- a\n- b\n", "just words\n", "7\n", "[]\n"])
 def test_a_file_without_sections(tmp_path, text):
     path = tmp_path / "list.yaml"
     path.write_text(text)

@@ -171,6 +171,10 @@ def test_no_model_is_overwritten_without_being_told(request, state, yaml_file, t
     assert "--overwrite" in run(*arguments)[0]
     assert (tmp_path / "my models/config.json").stat().st_mtime_ns == before
     assert run(*arguments, "--overwrite")[0] in (0, None)
+    (tmp_path / "my models/model.safetensors").unlink()  # As of a conversion that was stopped.
+    assert run(*arguments)[0] in (0, None)
+    (tmp_path / "my models/model").mkdir()
+    assert "folder of a run" in run(*arguments, "--overwrite")[0]
 
 
 def test_a_model_with_context_is_not_the_authors():
@@ -321,7 +325,7 @@ def test_a_missing_shard_and_a_shard_that_lacks_keys(state, tmp_path):
 
 def test_the_yaml_files_of_the_authors(yaml_file, tmp_path):
     assert read_official_config(yaml_file) == (KWARGS, "stabilityai/sd-vae-ft-ema")
-    for text, complaint in (("a: b", "no diffusion.network_config.params"), ("a: [", "is not YAML")):
+    for text, complaint in (("a: b", "no diffusion.network_config.params"), ("a: [", "is not valid YAML")):
         (tmp_path / "other.yaml").write_text(text)
         with pytest.raises(ValueError, match=complaint):
             read_official_config(tmp_path / "other.yaml")

@@ -14,7 +14,7 @@ from diffusers import (
 )
 
 from fitv2 import FiT1Config, FiTConfig, FiTPipeline, FiTTransformer2DModel, RopeScheme
-from fitv2.adapters.pipeline import draw_seeds
+from fitv2.adapters.arguments import draw_seeds
 from fitv2.adapters.schedulers import check_scheduler, default_scheduler
 from fitv2.autoencoder import KLAutoencoder
 from fitv2.errors import UserError
@@ -215,7 +215,7 @@ def test_extrapolation_by_name_and_by_scheme(pipe):
     [
         ({"sizes": [(28, 10)] * 3}, "28x10 is not divisible by the patch of 4; the nearest is 28x8"),
         ({"sizes": [(28, 12)] * 2}, "2 sizes for 3 class labels"),
-        ({"seeds": [1]}, "1 seeds or generators for 3 pictures"),
+        ({"seeds": [1]}, "1 seed for 3 pictures: give one seed or generator"),
         (
             {"class_labels": ["trouser", 3, "hat"]},
             "no class 'hat' in this model; its classes are 0 t-shirt, 1 trouser",
@@ -229,7 +229,7 @@ def test_extrapolation_by_name_and_by_scheme(pipe):
         ({"extrapolation": {"method": "yarn"}}, "extrapolation is a name or a RopeScheme"),
         ({"class_labels": []}, "there is no class label"),
         ({"class_labels": [1.0, 2, 3]}, "there is no class 1.0"),
-        ({"seeds": 3}, "no list of seeds or generators for 3 pictures"),
+        ({"seeds": 3}, "no list of seeds for 3 pictures"),
         ({"generator": torch.Generator()}, "give seeds, a generator or latents"),
         ({"sizes": ["28x12"] * 3}, "'28x12' is not a size"),
         ({"sizes": [(0, 0)]}, "0x0 is not divisible"),

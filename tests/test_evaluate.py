@@ -18,7 +18,8 @@ from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file, save_file
 
 from evaluations import SHAPES, Silent, contents
-from fitv2.cli.evaluate import OF_SAMPLES, evaluate, is_model
+from fitv2.cli.evaluate import OF_SAMPLES, evaluate
+from fitv2.cli.evaluated import is_model
 from fitv2.data import fashion
 from fitv2.data.fashion import bundled, to_latent
 from fitv2.data.images import decode, prepare
@@ -610,12 +611,15 @@ def test_no_result_takes_the_place_of_another(fitv2, garments, tmp_path):
         assert fitv2(*command, number, "--out", "o")[0] == 0
     before = contents(tmp_path / "o")
     assert "another evaluation" in fitv2(*command, 21, "--out", "o")[0] and contents(tmp_path / "o") == before
-    (tmp_path / "p").mkdir()
-    (tmp_path / "p/result.json").write_text("precious")
-    assert "overwritten" in fitv2(*command, 20, "--out", "p")[0]
-    assert (tmp_path / "p/result.json").read_text() == "precious"
+    (tmp_path / "o/result.json").unlink()  # As one that was interrupted.
+    assert fitv2(*command, 21, "--out", "o")[0] == 0
+    for name in ("result.json", "sheet-28x28.png", "samples-28x28.npz"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_text("precious")
+        assert "overwritten" in fitv2(*command, 20, "--out", name)[0]
+        assert (tmp_path / name / name).read_text() == "precious"
     with locked(tmp_path / "o", "a test"):
-        assert "in use" in fitv2(*command, 20, "--out", "o")[0]
+        assert "in use" in fitv2(*command, 21, "--out", "o")[0]
 
 
 def option(parameter: inspect.Parameter) -> list[str]:

@@ -19,6 +19,7 @@ from fitv2.data.images import UnreadableImage
 from fitv2.errors import UserError
 from fitv2.prepare.sources import FolderSource
 from fitv2.sheets import save_sheet
+from fitv2.training.run_folder import check_run, keep_recipe
 
 SIZES = {  # height, width in pixels; the tests' budget is 16 tokens of 4 x 4 pixels
     "cat/a.png": (60, 40),  # both sides over 16: may be cropped
@@ -502,18 +503,19 @@ def test_samples_among_images_hide_none_of_them(tmp_path):
 def test_a_run_does_not_lie_among_the_images(tmp_path):
     save_all(tmp_path, "cat/a.png", "dog/a.png")
     (tmp_path / "link").symlink_to(tmp_path / "cat")
-    data = build_recipe({"data": {"source": str(tmp_path)}}).data
+    recipe, mine = build_recipe({"data": {"source": str(tmp_path)}}), tmp_path / "cat/runs/mine"
     for run in ("", "cat", "link", "cat/../dog"):
         with pytest.raises(UserError, match="holds images"):
-            build_dataset(data, 4, tmp_path / run / "pictures.json")
+            check_run(tmp_path / run, recipe, False)
     with pytest.raises(UserError, match="holds images"):
-        build_dataset(build_recipe({"data": {"source": "fashion"}}).data, 4, tmp_path / "cat" / "pictures.json")
+        check_run(tmp_path / "cat", build_recipe({"data": {"source": "fashion"}}), False)
     for _ in range(2):  # The scan of a first start may have been interrupted.
-        assert len(build_dataset(data, 4, tmp_path / "cat/runs/mine/pictures.json")) == 3
+        check_run(mine, recipe, False)
+        assert len(build_dataset(recipe.data, 4, mine / "pictures.json")) == 3
     save_all(tmp_path, "cat/runs/mine/samples/a.png")
-    for name in ("recipe.json", ".lock"):
-        (tmp_path / "cat/runs/mine" / name).touch()
-    assert len(build_dataset(data, 4, tmp_path / "cat/runs/mine/pictures.json")) == 3
+    keep_recipe(mine, recipe)
+    check_run(mine, recipe, True)
+    assert len(build_dataset(recipe.data, 4, mine / "pictures.json")) == 3
 
 
 def test_lists_and_archives_are_sent_to_prepare(tmp_path):

@@ -130,6 +130,21 @@ def test_weights_of_another_network(folder, depth, problem):
         load_pretrained(folder)
 
 
+def test_names_for_some_of_the_classes_alone(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["class_names"] = config["class_names"][:2]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="it names 2 of 10 classes"):
+        load_pretrained(folder)
+
+
+def test_weights_that_are_no_floating_point_numbers(folder):
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: weight.int() for name, weight in weights.items()}, folder / "model.safetensors")
+    with pytest.raises(UserError, match=r"holds torch\.int32, which are no weights"):
+        load_pretrained(folder)
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_weights_that_are_not_finite_are_refused(folder, value):
     weights = load_file(folder / "model.safetensors")

@@ -133,6 +133,8 @@ def test_json_of_several_sizes_and_a_plot(fitv2, tmp_path):
     assert rows[2]["parameters"] == 2_971_928_080 and set(Cost.__annotations__) < set(rows[2])
     with Image.open(tmp_path / "deep/a.png") as plot:
         assert plot.format == "PNG" and len(plot.convert("RGB").getcolors(100_000)) > 5
+    assert "--overwrite" in fitv2("profile", "FiTv2-B/2", "--plot", "deep/a.png")[0]
+    assert fitv2("profile", "FiTv2-B/2", "--plot", "deep/a.png", "--overwrite")[0] in (0, None)
 
 
 def test_a_model_on_disk_is_profiled_at_its_own_size(fitv2, tmp_path):

@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -301,6 +302,16 @@ def test_a_checkpoint_whose_file_holds_something_else_is_damaged(tmp_path, part)
         write_tensors(folder / f"{part}.safetensors", {"a": torch.ones(1)})
     with pytest.raises(UserError, match=rf"{part}.* is damaged .*from the one before"):
         trainer(tmp_path).fit(nothing)
+
+
+def test_what_is_no_fault_of_a_checkpoint_is_not_called_its_damage(tmp_path, monkeypatch):
+    """Whoever believed it would delete a good one."""
+    trainer(tmp_path, "training.steps=1").fit(nothing)
+    bug, denied = ("training.ema.EMA.load", ValueError("a bug")), ("training.checkpoint.safe_open", PermissionError())
+    for (where, error), told in ((bug, "^a bug$"), (denied, "permission denied$")):
+        monkeypatch.setattr(f"fitv2.{where}", Mock(side_effect=error))
+        with pytest.raises(ValueError, match=told):
+            trainer(tmp_path).fit(nothing)
 
 
 def test_a_checkpoint_without_one_of_its_files(tmp_path):

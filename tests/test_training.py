@@ -23,10 +23,11 @@ from fitv2.flow.path import LOGIT_NORMAL, sample_times
 from fitv2.generate import Sampling, Wish, default_solver, generate
 from fitv2.model.fit1 import FiT1Config
 from fitv2.pretrained import load_pretrained
-from fitv2.training.checkpoint import optimizer_tensors
 from fitv2.training.ema import EMA
 from fitv2.training.heap import TRIM_EVERY, c_library, trim_heap
-from fitv2.training.trainer import Trainer, learning_rate
+from fitv2.training.optimizer import optimizer_tensors
+from fitv2.training.schedule import learning_rate
+from fitv2.training.trainer import Trainer
 from fitv2.training.watch import DataGone, DataWatch
 from tiny import garments, log_lines, random_model, recipe, trainer
 
@@ -275,7 +276,7 @@ def test_a_step_without_a_finite_gradient_leaves_no_trace_but_in_the_log(tmp_pat
         same = after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
         assert same == spoilt and math.isfinite(norm) != spoilt
         skipped += spoilt
-        assert (run.skipped, run.done, run.position) == (skipped, number, step.after)
+        assert (run.gradients.skipped, run.done, run.position) == (skipped, number, step.after)
         assert (f"step {number}: the gradient is not finite, the step is skipped" in caplog.messages) == spoilt
     assert skipped == 1
 

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from .classes import imagenet_names, readable_names
 from .config import NOT_OF_GRIDS, DataSettings, ModelSettings, Recipe, TrainingSettings
 from .data import fashion
-from .data.contents import refuse_among
 from .data.dataset import Dataset
 from .data.fashion import Fashion
 from .data.folder import ImageFolder

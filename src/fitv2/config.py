@@ -9,7 +9,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -24,6 +23,7 @@ from pydantic import (
 
 from .errors import UserError
 from .messages import suggestion
+from .yaml_text import parse_yaml, read_yaml
 
 
 class Settings(BaseModel):
@@ -274,16 +274,13 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises ValueError for an unknown recipe, key or value; an unknown key is told with the nearest valid one.
     """
     if name in recipe_names():
-        text = recipe_folder().joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+        tree = parse_yaml(recipe_folder().joinpath(f"{name}.yaml").read_bytes(), name)
     elif Path(name).is_file():
-        try:
-            text = Path(name).read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            raise UserError(f"{name} is not a recipe: it is not UTF-8 text") from None
+        tree = read_yaml(Path(name))
     else:
         near = suggestion(name, recipe_names())
         raise UserError(f"there is no recipe {name!r}; give a YAML file, or one of {', '.join(recipe_names())}{near}")
-    return build_recipe(parse_yaml(text, name), overrides)
+    return build_recipe(tree, overrides)
 
 
 def build_recipe(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Recipe:
@@ -323,17 +320,6 @@ def complaint(error: dict[str, Any]) -> str:
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
     return f"{error['msg']} (given: {error['input']!r})"
-
-
-def parse_yaml(text: str, source: str) -> dict[str, Any]:
-    """A YAML mapping. Raises ValueError for anything else."""
-    try:
-        tree = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise UserError(f"{source} is not valid YAML: {error}") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"{source} must hold sections with keys, such as 'training:' and below it 'steps: 1000'")
-    return tree
 
 
 def valid_keys() -> list[str]:

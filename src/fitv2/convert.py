@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import Tensor
 
 from .errors import UserError
@@ -18,7 +17,8 @@ from .model.network import bare_model, model_of
 from .model.presets import architecture_of
 from .model.rope import PLAIN, RopeScheme
 from .model.transformer import FiT
-from .state_files import plain_names, read_state
+from .state_files import check_floating, plain_names, read_state
+from .yaml_text import read_yaml
 
 # What makes each family, in the authors' arguments; an argument left out has its family's value.
 FITV2 = {
@@ -93,19 +93,12 @@ def from_official(state: dict[str, Tensor] | str | Path, /, **kwargs) -> FiT:
     else:
         name, state = str(state), read_state(Path(state))
     config = official_config(kwargs, shared_modulation="global_adaLN_modulation.1.weight" in state)
-    check_kind_of_weights(state, config.depth)
+    check_floating(state)
+    blocks = len({key.split(".")[1] for key in state if key.startswith("blocks.")})
+    if blocks != config.depth:  # Said at once: building the other network could take for ever.
+        raise UserError(f"depth={config.depth}, and the checkpoint has {blocks} blocks")
     check_weights(state, name)
     return model_of(config, state)
-
-
-def check_kind_of_weights(state: dict[str, Tensor], depth: int) -> None:
-    """Raises ValueError for weights that are no numbers to compute with, or of another number of blocks."""
-    for key, tensor in state.items():
-        if not tensor.is_floating_point():
-            raise UserError(f"{key} holds {tensor.dtype}, which are no weights: the file is damaged")
-    blocks = len({key.split(".")[1] for key in state if key.startswith("blocks.")})
-    if blocks != depth:  # Said at once: building the other network could take for ever.
-        raise UserError(f"depth={depth}, and the checkpoint has {blocks} blocks")
 
 
 def to_official(model: FiT) -> dict[str, Tensor]:
@@ -238,13 +231,7 @@ def read_official_config(path: Path) -> tuple[dict[str, Any], str | None]:
 
     What omegaconf would replace, such as ${tuple:0.9, 0.999}, is elsewhere. Raises ValueError for another file.
     """
-    try:
-        content = yaml.safe_load(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    part = content
+    part = content = read_yaml(path)
     for name in ("diffusion", "network_config", "params"):
         part = part.get(name) if isinstance(part, dict) else None
     if not isinstance(part, dict) or not all(isinstance(name, str) for name in part):

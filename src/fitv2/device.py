@@ -27,7 +27,7 @@ def choose_device(name: str | None = None) -> torch.device:
     On CUDA this also allows TF32 in float32 products. Raises UserError for a device that this machine does not have.
     """
     there = device_counts()
-    parts = NAME.fullmatch(name or next(iter(there)))
+    parts = NAME.fullmatch(next(iter(there)) if name is None else name)
     if parts is None:
         raise UserError(f"{name!r} is not a device; choose from {' '.join(there)} (several GPUs: cuda:0, cuda:1, ...)")
     kind, index = parts.groups()

@@ -6,3 +6,14 @@ class UserError(ValueError):
 
     Any other exception, including other ValueErrors, is a fault of this program and keeps its traceback.
     """
+
+
+def damaged(what: object, why: object, cure: str) -> UserError:
+    """For a file of ours that cannot be used. What may not be read is not called damaged, lest it be deleted.
+
+    why: an exception or a reason in words.
+    """
+    if isinstance(why, PermissionError):
+        return UserError(f"{what} cannot be read: permission denied")
+    reason = why if isinstance(why, str | OSError | UserError) else repr(why)
+    return UserError(f"{what} is damaged ({reason}); {cure}")

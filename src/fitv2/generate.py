@@ -13,7 +13,7 @@ from .diffusion.sampling import sample_ddim, sample_ddpm
 from .diffusion.schedule import STEPS, check_count, ddim_steps, ddpm_steps, linear_schedule
 from .errors import UserError
 from .finite import check_finite
-from .messages import suggestion
+from .messages import counted, suggestion
 from .model.block_cache import SHALLOWEST_CACHED, BlockCache
 from .model.config import NetworkConfig
 from .model.network import Network as Model
@@ -85,10 +85,11 @@ class Sampling:
             raise UserError(f"a sampler needs at least one step, not {self.steps}")
         if self.solver in DIFFUSION_SOLVERS:
             check_count(self.steps)
-        if not all(map(math.isfinite, (self.guidance, self.power, self.shift))) or self.shift <= 0:
+        numbers = (self.guidance, self.power, self.shift)
+        if not all(map(math.isfinite, numbers)) or self.shift <= 0 or self.power < 0:
             raise UserError(
-                f"guidance {self.guidance}, power {self.power} and shift {self.shift} must be finite numbers, and the "
-                "shift above 0"
+                f"guidance {self.guidance}, power {self.power} and shift {self.shift} must be finite numbers, "
+                "the power 0 or more and the shift above 0"
             )
         if self.guidance < 0:
             raise UserError(f"guidance {self.guidance:g} would lead away from the class: give 1 for none, or more")
@@ -194,6 +195,10 @@ def check_sampling(sampling: Sampling, config: NetworkConfig) -> None:
     check_solver(sampling.solver, config)
     if config.fixed_grid is not None and sampling.rope is not None:
         raise UserError("a model of a fixed grid has no rotary positions that could be changed; remove rope")
+    if sampling.channels is not None and sampling.channels > config.token_channels:
+        raise UserError(
+            f"the latents of this model have {counted(config.in_channels, 'channel')}: guidance of more has no effect"
+        )
     if sampling.full_every > 1 and (config.fixed_grid is not None or config.depth < SHALLOWEST_CACHED):
         raise UserError(
             f"full_every {sampling.full_every} would have no effect: only models of FiT and FiTv2 with at least "

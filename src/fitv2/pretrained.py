@@ -17,13 +17,13 @@ from torch import Tensor
 from .atomic import write_tensors, write_text
 from .classes import Classes
 from .data.dataset import Dataset
-from .errors import UserError
+from .errors import UserError, damaged
 from .finite import check_weights
 from .messages import counted, suggestion
 from .model.config import NetworkConfig
 from .model.network import Network, bare_model, model_of
 from .model.presets import ARCHITECTURES, architecture_of
-from .state_files import plain_names
+from .state_files import check_floating, plain_names
 
 BUILTIN = "builtin:"
 RECIPE, CHECKPOINTS = "recipe.json", "checkpoints"
@@ -121,7 +121,7 @@ def step_of(state: Path) -> int:
     try:
         return int(json.loads(state.read_bytes())["step"])
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise UserError(f"{state} is damaged ({error!r}); take another checkpoint") from error
+        raise damaged(state, error, "take another checkpoint") from error
 
 
 def not_yet(run: Path) -> str:
@@ -155,12 +155,15 @@ def read_model(config_file: Path, weights_file: Path, name: str, dtype: torch.dt
         content, config = read_config(config_file)
         shapes = [[tuple(shape) for shape in of_class] for of_class in content["shapes"]]
         class_names = content["class_names"]
+        if len(class_names) not in (0, config.num_classes):
+            raise UserError(f"it names {len(class_names)} of {config.num_classes} classes")
     except (ValueError, KeyError, TypeError, OSError) as error:  # JSON that anybody may have written.
-        raise damaged(name, error) from error
+        raise damaged(f"the model {name}", error, "copy or train it again") from error
     try:
         weights = None if dtype is None else read_weights(weights_file, dtype)
+        check_floating(weights or {})
     except (UserError, SafetensorError, OSError) as error:
-        raise damaged(name, error) from error
+        raise damaged(f"the model {name}", error, "copy or train it again") from error
     if weights is None:
         return Pretrained(bare_model(config), class_names, shapes, content.get("autoencoder"), content.get("step"))
     try:
@@ -180,16 +183,19 @@ def names_like(name: str) -> list[str]:
     return [*builtin, *(str(path) for path in folder.parent.iterdir() if path.is_dir())]
 
 
-def damaged(name: str, error: Exception) -> UserError:
-    return UserError(f"the model {name} is damaged ({error!r}); copy or train it again")
-
-
 def read_weights(path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, or the averaged weights of a checkpoint's folder of shards."""
+    """The tensors of a safetensors file, or the averaged weights of a checkpoint's folder of shards.
+
+    dtype: of all that are floating-point numbers.
+    """
+
+    def cast(tensor: Tensor) -> Tensor:
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
     if path.is_dir():
         from .distributed_checkpoint import read_split  # Takes long to load, and few checkpoints have one.
 
-        return plain_names({key: t.to(dtype) for key, t in read_split(path, "ema", lambda name: None).items()})
+        return plain_names({key: cast(t) for key, t in read_split(path, "ema", lambda name: None).items()})
     # One by one and read, not mapped: never a second copy of all, whatever the dtypes.
     with safe_open(path, "pt", backend="pread") as file:
-        return plain_names({key: file.get_tensor(key).to(dtype) for key in file.keys()})  # noqa: SIM118
+        return plain_names({key: cast(file.get_tensor(key)) for key in file.keys()})  # noqa: SIM118

@@ -56,6 +56,13 @@ def plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: state[key] for key, name in names.items()}
 
 
+def check_floating(state: Mapping[str, Tensor]) -> None:
+    """Raises UserError for tensors that hold no numbers to compute with."""
+    for key, tensor in state.items():
+        if not tensor.is_floating_point():
+            raise UserError(f"{key} holds {tensor.dtype}, which are no weights: the file is damaged")
+
+
 def is_pickle(path: Path) -> bool:
     """Whether a file begins as torch's archives or bare pickles do, and not as safetensors.
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -21,14 +21,24 @@ from ..autoencoder import KLAutoencoder, Pixels, decode_all, load_autoencoder, r
 from ..classes import Classes
 from ..errors import UserError
 from ..finite import check_finite
-from ..generate import Network, Sampling, Wish, check_divisible, default_solver, generate_with, guided
+from ..generate import (
+    Network,
+    Sampling,
+    Wish,
+    check_divisible,
+    check_sampling,
+    default_solver,
+    generate_with,
+    guided,
+)
+from ..messages import counted
 from ..model.rope import RopeScheme
 from ..pretrained import Pretrained, is_own_model, load_pretrained
-from ..randomness import PLAIN_SEEDS
 from ..samplers.noise import ImageNoise
 from ..samplers.ode import Velocity
 from ..sheets import to_image
 from ..tokens import TokenBatch
+from .arguments import draw_seeds, flat, is_size, plain, stacked
 from .schedulers import advance, check_scheduler, default_scheduler, set_steps
 from .transformer import FiTTransformer2DModel, check_no_adapter, own_dtype
 
@@ -186,6 +196,8 @@ class FiTPipeline(DiffusionPipeline):
             raise UserError(f"callback_on_step_end and latents go with a scheduler, not with the solver {solver}")
         if solver is None:
             check_scheduler(self.scheduler)
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise UserError(f"output_type is 'pil', 'np', 'pt' or 'latent', not {output_type!r}")
         if sizes is not None and not (height is width is None):
             raise UserError("give sizes, or height and width for all, not both")
         if sum(given is not None for given in (seeds, generator, latents)) > 1:
@@ -202,6 +214,7 @@ class FiTPipeline(DiffusionPipeline):
             channels=None if guidance_channels is None else guidance_channels * config.patch_size**2,
             rope=self.rope_scheme(extrapolation, attention_scale),
         )
+        check_sampling(sampling, config)
         network = self.network(sampling)
         if solver is not None:
             made = generate_with(lambda: network, config, wishes, sampling, device)
@@ -280,11 +293,14 @@ class FiTPipeline(DiffusionPipeline):
             raise UserError(f"{wrong[0]!r} is not a size: give (height, width) in whole pixels")
         sizes = list(sizes) * (len(labels) if len(sizes) == 1 else 1)
         if len(sizes) != len(labels):
-            raise UserError(f"{len(sizes)} sizes for {len(labels)} class labels: give one per picture, or one for all")
+            raise UserError(
+                f"{counted(len(sizes), 'size')} for {counted(len(labels), 'class label')}: give one each, or one for "
+                "all"
+            )
         seeds = draw_seeds(len(labels), generator) if seeds is None else plain(seeds)
         if not isinstance(seeds, Sequence) or len(seeds) != len(labels):
-            number = len(seeds) if isinstance(seeds, Sequence) else "no list of"
-            raise UserError(f"{number} seeds or generators for {len(labels)} pictures: give one per picture")
+            number = counted(len(seeds), "seed") if isinstance(seeds, Sequence) else "no list of seeds"
+            raise UserError(f"{number} for {counted(len(labels), 'picture')}: give one seed or generator per picture")
         own = self.transformer.config.sample_size * factor
         wishes = []
         for label, size, seed in zip(labels, sizes, seeds, strict=True):
@@ -319,8 +335,6 @@ class FiTPipeline(DiffusionPipeline):
 
     def finished(self, latents: list[Tensor], output_type: str) -> list | Tensor | np.ndarray:
         """Latents as what was asked for; arrays are stacked where all sizes are equal."""
-        if output_type not in ("pil", "np", "pt", "latent"):
-            raise UserError(f"output_type is 'pil', 'np', 'pt' or 'latent', not {output_type!r}")
         if output_type == "latent":
             return stacked(latents)
         images = [image.cpu() for image in decode_all(self.codec, latents)]
@@ -328,39 +342,3 @@ class FiTPipeline(DiffusionPipeline):
             return [to_image(image) for image in images]
         images = [(image / 2 + 0.5).clamp(0, 1) for image in images]
         return stacked(images if output_type == "pt" else [image.permute(1, 2, 0).numpy() for image in images])
-
-
-def plain(values: Any) -> Any:
-    """Tensors and arrays as lists of numbers."""
-    return values.tolist() if hasattr(values, "tolist") else values
-
-
-def is_size(size: Any) -> bool:
-    """Whether it is (height, width) in whole pixels, either of them None for the model's own."""
-    return isinstance(size, Sequence) and len(size) == 2 and all(isinstance(side, int | None) for side in size)
-
-
-def flat(labels: int | str | Tensor | np.ndarray | Sequence) -> list[int | str]:
-    """Labels of any nesting, or a tensor of them, as one list."""
-    labels = plain(labels)
-    if isinstance(labels, list | tuple):
-        return [label for part in labels for label in flat(part)]
-    return [labels]
-
-
-def draw_seeds(count: int, generator: torch.Generator | Sequence[torch.Generator] | None) -> list[int]:
-    """A seed per image below 2**32: from its own generator, or different ones from that for all (None: torch's own)."""
-    if isinstance(generator, Sequence):
-        return [draw_seeds(1, own)[0] for own in generator]
-    device = generator.device if generator is not None else "cpu"
-    seeds: dict[int, None] = {}
-    while len(seeds) < count:
-        drawn = torch.randint(PLAIN_SEEDS, (count - len(seeds),), generator=generator, device=device)
-        seeds |= dict.fromkeys(drawn.tolist())
-    return list(seeds)
-
-
-def stacked(arrays: list) -> list | Tensor | np.ndarray:
-    if len({tuple(array.shape) for array in arrays}) > 1:
-        return arrays
-    return torch.stack(arrays) if isinstance(arrays[0], Tensor) else np.stack(arrays)

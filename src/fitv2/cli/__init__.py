@@ -100,8 +100,7 @@ def main() -> None:
         print("fitv2: interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except Exception as error:
-        known = isinstance(error, UserError | OSError)
-        sentence = str(error) if known else memory_sentence(error)
+        sentence = sentence_of(error)
         if debug or sentence is None:
             traceback.print_exception(whole(error))
         sys.exit(f"fitv2: {sentence or FAULT.format(installed_version(), given)}")
@@ -125,6 +124,13 @@ def silence_libraries() -> None:
         os.environ.setdefault(name, level)
     for name in TALKATIVE:
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def sentence_of(error: Exception) -> str | None:
+    """What a user is told of an error; None for a fault of this program."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error) if isinstance(error, UserError | OSError) else memory_sentence(error)
 
 
 def memory_sentence(error: Exception) -> str | None:

@@ -72,6 +72,18 @@ def check_out(out: Path, overwrite: bool) -> None:
     """Raises UserError where --out cannot be the model's folder, or holds files that would be lost."""
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; name a folder for the model")
+    if (out / "model").is_dir():
+        raise UserError(f"{out} is the folder of a run, which has its own model; choose another --out")
     there = [name for name in ("config.json", "model.safetensors") if (out / name).exists()]
-    if there and not overwrite:
+    if there and not overwrite and not (there == ["config.json"] and is_begun(out)):
         raise UserError(f"{out} holds {' and '.join(there)} already; choose another --out, or add --overwrite")
+
+
+def is_begun(out: Path) -> bool:
+    """Whether a conversion that was stopped has written the configuration, and no weights yet."""
+    from ..pretrained import read_config
+
+    try:
+        return bool(read_config(out / "config.json"))
+    except (OSError, ValueError, KeyError, TypeError):  # Somebody else's.
+        return False

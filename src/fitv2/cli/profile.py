@@ -68,6 +68,7 @@ def profile(
         typer.Option(help="folder or hub id; default: the model's own (presets: 8 pixels per latent pixel)"),
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="also draw the figures into this PNG file")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the file of --plot if it is there")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print a JSON report instead of tables")] = False,
 ) -> None:
     """Show what models cost: parameters, FLOPs and memory by formula; time and fraction of the peak by measuring.
@@ -102,6 +103,8 @@ def profile(
     repeats = repeats or DEFAULT_REPEATS
     if plot is not None and plot.is_dir():
         raise UserError(f"--plot {plot} is a folder; name a PNG file")
+    if plot is not None and plot.exists() and not overwrite:
+        raise UserError(f"--plot {plot} is there already; name another file, or add --overwrite to replace it")
     where = choose_device(device)
     precision = choose_precision(precision, where)
     products = "no" if precision == "fp32" else precision  # The words of recipes.

@@ -245,7 +245,7 @@ def list_wishes(
     factor: int = 1,
 ) -> list[Wish]:
     """Every class at every size, `num` times, with seeds counting up; raises ValueError for unknown ones."""
-    from ..generate import Wish
+    from ..generate import Wish, check_wish
 
     null, patch = pretrained.model.null_label, pretrained.model.config.patch_size
     if labels:
@@ -260,7 +260,10 @@ def list_wishes(
         for size in ([latent_size(text, factor, patch) for text in sizes] if sizes else showcase(pretrained, label))
         for _ in range(num)
     ]
-    return [Wish(label, size, seed + i) for i, (label, size) in enumerate(pairs)]
+    wishes = [Wish(label, size, seed + i) for i, (label, size) in enumerate(pairs)]
+    for wish in wishes:
+        check_wish(wish, pretrained.model.config)
+    return wishes
 
 
 def own_sizes(pretrained: Pretrained, label: int) -> list[tuple[int, int]]:
@@ -327,7 +330,6 @@ def check_memory(pretrained: Pretrained, wishes: list[Wish], sampling: Sampling)
     if needed > free:
         height, width = max((wishes[i].size for i in largest), key=lambda size: size[0] * size[1])
         raise UserError(
-            f"{len(largest)} pictures of up to {height}x{width} together would need about {needed / 2**30:.0f} GiB of "
-            f"memory, and {free / 2**30:.0f} GiB are free; ask for a smaller --size, or add "
-            "--ignore-memory"
+            f"{counted(len(largest), 'image')} of up to {height}x{width} would need about {needed / 2**30:,.0f} GiB of "
+            f"memory, and {free / 2**30:.0f} GiB are free; ask for a smaller --size, or add --ignore-memory"
         )

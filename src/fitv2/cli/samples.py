@@ -38,10 +38,9 @@ def begin(folder: Path, request: dict[str, Any], names: Sequence[str], overwrite
     earlier = read(folder)
     same = earlier is not None and earlier["request"] == request
     if earlier is not None and not same:
-        if not overwrite:
+        if not overwrite and any((folder / name).exists() for name in files_of(earlier)):
             raise UserError(
-                f"{folder} holds the images of another request ({SAMPLES_LIST}); choose another --out, or add "
-                "--overwrite to remove them"
+                f"{folder} holds images of another request; choose another --out, or add --overwrite to remove them"
             )
         for name in files_of(earlier):
             (folder / name).unlink(missing_ok=True)

@@ -77,19 +77,21 @@ def build_sampling(
     **plain,
 ) -> Sampling:
     """What the options mean for that model; plain: what needs no translation. Raises ValueError for what is wrong."""
-    from ..generate import Sampling, default_solver
+    from ..generate import Sampling, check_sampling, default_solver
 
     config = pretrained.model.config
     if extrapolation is not None and config.fixed_grid is not None:
         raise UserError("a model of a fixed grid makes its own size only; omit --extrapolation")
     if extrapolation is None and attention_scale is not None:
         raise UserError("--attention-scale belongs to an --extrapolation; name one (--extrapolation vision-ntk)")
-    return Sampling(
+    sampling = Sampling(
         solver=solver or default_solver(config),
         channels=None if guidance_channels is None else guidance_channels * config.patch_size**2,
         rope=None if extrapolation is None else config.rope.named(extrapolation, attention_scale),
         **{name: value for name, value in plain.items() if value is not None},
     )
+    check_sampling(sampling, config)
+    return sampling
 
 
 def load_for_sampling(

@@ -116,6 +116,8 @@ def choose(name: str, seeds: int | None, budget: float | None, out: Path, work: 
     from ..study.definition import file_of, load_study, shortened
     from ..study.home import PAGE, copy_of, refuse_another, refuse_fewer_seeds, refuse_foreign, refuse_foreign_page
 
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; name a folder")
     wanted, label, file = load_study(name), Path(name).stem, file_of(name)
     folder = out / label if budget is None else out / "trials" / f"{label}-{budget:g}"
     refuse_another(folder, label, wanted, file)

@@ -16,6 +16,7 @@ import typer
 
 from ..errors import UserError
 from ..messages import command, counted
+from .given import refuse_without_effect
 from .sampling import Device
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 
 def train(
+    context: typer.Context,
     recipe: Annotated[
         str | None,
         typer.Option(
@@ -86,10 +88,13 @@ def train(
     """
     from ..training.preemption import NAMES, signal_of, sigterm_interrupts
 
-    if not dry_run and (as_json or devices > 1 or peak_tflops is not None):
-        raise UserError(
-            "--json, --devices and --peak-tflops go with --dry-run; a training writes its figures to log.jsonl"
-        )
+    of_trainings, of_plans = {"ignore_memory"}, {"devices", "peak_tflops", "utilisation", "as_json"}
+    every = {parameter.name for parameter in context.command.params}
+    refuse_without_effect(
+        context, every - (of_trainings if dry_run else of_plans), f"with{'' if dry_run else 'out'} --dry-run"
+    )
+    if peak_tflops is None:
+        refuse_without_effect(context, every - {"utilisation"}, "without --peak-tflops")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     run = folder_of(recipe, out)
     chosen = choose_recipe(recipe, run, resume, [*data_override(data), *(settings or [])])
@@ -129,10 +134,8 @@ def carry_out(chosen: Recipe, run: Path, resume: bool, device: str | None, ignor
     # A first scan of a million images takes longer than processes usually wait for each other.
     state = join_processes(device, timedelta(hours=6))
     check_launcher()
-    if run.exists() and not run.is_dir():
-        raise UserError(f"{run} is a file; name a folder for the run")
+    first_says(lambda: check_run(run, chosen, resume))
     with locked_by_first(run, "a training"):
-        first_says(lambda: check_run(run, chosen, resume))
         dataset = in_turn(lambda: build_dataset(chosen.data, chosen.model.patch_size, run / "pictures.json"))
         begun = first_says(lambda: bool(checkpoints(run / "checkpoints")))
         base = None if begun else build_base(chosen.training)
@@ -179,8 +182,8 @@ def report_end(trainer: Trainer, run: Path) -> None:
         return
     unread = trainer.images_read.skipped
     lost = f", {counted(unread, 'image')} could not be read" if unread else ""
-    minutes = f"{trainer.seconds / 60:.1f} min"
-    say(f"trained {counted(trainer.done, 'step')} in {minutes}; {trainer.skipped} skipped as not finite{lost}.")
+    minutes, skipped = f"{trainer.seconds / 60:.1f} min", trainer.gradients.skipped
+    say(f"trained {counted(trainer.done, 'step')} in {minutes}; {skipped} skipped as not finite{lost}.")
     say(f"Samples in {run}/samples; now try: {command('sample', '--model', run)}")
 
 

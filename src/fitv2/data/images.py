@@ -60,7 +60,7 @@ def why_unfit(height: int, width: int, max_tokens: int, patch: int, preprocessin
     if short < patch:
         return f"too narrow: {height}x{width} pixels, and a token covers {patch}x{patch}"
     if long > max_tokens * short and preprocessing != "crop":
-        return f"too narrow: {height}x{width} pixels, and {max_tokens} tokens reach an aspect of 1:{max_tokens}"
+        return f"too narrow: {height}x{width} pixels, and max_tokens={max_tokens} allows 1:{max_tokens} at most"
     return None
 
 

@@ -17,6 +17,7 @@ MARKS: list[tuple[str, set[str]]] = [
     (PREPARED, {"settings.json", "shards"}),
     ("an inspection", {"pictures.csv", "plots.png"}),
     ("an evaluation", {"result.json", "scores.png"}),
+    ("an evaluation", {"evaluation.json"}),
     ("a study", {"result.json", "final.png"}),
     ("a study", {"runs", "sheets"}),
 ]

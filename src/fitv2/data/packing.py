@@ -7,6 +7,7 @@ from bisect import bisect_left
 import numpy as np
 
 from ..errors import UserError
+from ..messages import counted
 from ..randomness import Purpose, numpy_generator
 
 # Packs kept open at a time. More fill better, but mix pictures over a longer stretch of the shuffled order.
@@ -22,7 +23,7 @@ def plan_packs(lengths: np.ndarray, budget: int, seed: int, epoch: int) -> list[
     """
     if lengths.max() > budget:
         raise UserError(
-            f"a picture of {lengths.max()} tokens does not fit a pack of {budget} tokens: raise "
+            f"a picture of {counted(lengths.max(), 'token')} does not fit a pack of {counted(budget, 'token')}: raise "
             "training.tokens_per_pack, or lower data.max_tokens"
         )
     order = numpy_generator(Purpose.ORDER, seed, epoch).permutation(len(lengths))

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from .. import errors
 from ..errors import UserError
 from ..hashes import json_digest
 from .images import Preprocessing
@@ -142,4 +143,4 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def damaged(path: Path, why: object) -> ValueError:
-    return UserError(f"{path} is damaged ({why}); run the same fitv2 prepare again")
+    return errors.damaged(path, why, "run the same fitv2 prepare again")

@@ -14,7 +14,6 @@ import logging
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -29,9 +28,8 @@ from ..autoencoder import Decoding, KLAutoencoder, Pixels
 from ..data.images import to_array
 from ..errors import UserError
 from ..generate import Sampling, Wish, generate
-from ..locks import locked
 from ..pretrained import Pretrained
-from ..processes import first_says
+from ..processes import first_says, locked_by_first
 from ..sheets import to_image
 from .pictures import View
 
@@ -131,7 +129,7 @@ def make_pictures(
     settings: all that the pictures depend on. Raises ValueError where the folder holds pictures of other settings,
     another run is making some there, or the model makes none.
     """
-    with locked_by_first(pictures.folder):
+    with locked_by_first(pictures.folder, "a fitv2 evaluate that makes these images"):
         first_says(lambda: begin(pictures.folder, settings))
         for number in range(state.process_index, len(pictures.shards), state.num_processes):
             there = pictures.stored(number)
@@ -158,17 +156,6 @@ def make_wishes(
     with Decoding(codec, keep) as decoding:
         generate(pretrained.model, wishes, sampling, decoding.add)
     return [made[i] for i in range(len(wishes))]
-
-
-@contextmanager
-def locked_by_first(folder: Path) -> Iterator[None]:
-    """One evaluation at a time in a folder of images: the first of its processes holds the lock.
-
-    Raises UserError, in all of them, where another one holds it.
-    """
-    with ExitStack() as held:
-        first_says(lambda: held.enter_context(locked(folder, "a fitv2 evaluate that makes these images")))
-        yield
 
 
 def begin(folder: Path, settings: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from ..hashes import json_digest
 from ..locks import locked
 
 ABOUT, RESULT, PLOT = "evaluation.json", "result.json", "scores.png"
+WRITTEN = (RESULT, PLOT, "sheet-*.png", "samples-*.npz")
 
 
 def own_folder(root: Path, name: str, about: dict[str, Any]) -> Path:
@@ -30,16 +31,14 @@ def claimed(folder: Path, about: dict[str, Any]) -> Iterator[None]:
     """
     with locked(folder, "an evaluation"):
         path, text = folder / ABOUT, json.dumps(about, indent=1, sort_keys=True)
-        if path.is_file():
-            if changed := differences(path, about):
-                raise UserError(
-                    f"{folder} holds another evaluation, with another {' and '.join(changed)}: choose another --out, "
-                    "or omit --out to give each evaluation its own folder"
-                )
-        elif there := [name for name in (RESULT, PLOT) if (folder / name).exists()]:
+        known = path.is_file()
+        if known and (folder / RESULT).exists() and (changed := differences(path, about)):
             raise UserError(
-                f"{folder / there[0]} is not of this evaluation and would be overwritten: choose another --out"
+                f"{folder} holds another evaluation, with another {' and '.join(changed)}: choose another --out, "
+                "or omit --out to give each evaluation its own folder"
             )
+        if not known and (there := sorted(file for name in WRITTEN for file in folder.glob(name))):
+            raise UserError(f"{there[0]} is not of this evaluation and might be overwritten: choose another --out")
         write_text(path, text)
         yield
 

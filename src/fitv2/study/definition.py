@@ -10,9 +10,10 @@ from typing import Any, Self
 
 from pydantic import Field, PositiveInt, ValidationError, model_validator
 
-from ..config import Recipe, Settings, complaint, load_recipe, parse_yaml
+from ..config import Recipe, Settings, complaint, load_recipe
 from ..errors import UserError
 from ..hashes import json_digest
+from ..yaml_text import parse_yaml, read_yaml
 from .claims import Claim
 from .conditions import Evaluation, Name
 
@@ -127,15 +128,12 @@ def load_study(name: str) -> Study:
     """A shipped study by name or a YAML file by path. Raises ValueError for an unknown or impossible one."""
     file = file_of(name)
     if file is None:
-        text = definitions().joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+        tree = parse_yaml(definitions().joinpath(f"{name}.yaml").read_bytes(), name)
     elif file.is_file():
-        try:
-            text = file.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            raise UserError(f"{name} is not a study: it is not UTF-8 text") from None
+        tree = read_yaml(file)
     else:
         raise UserError(f"there is no study {name!r}; give a YAML file, or one of {', '.join(study_names())}")
-    study = build_study(parse_yaml(text, name), name)
+    study = build_study(tree, name)
     for variant in study.variants:
         study.recipe_of(variant, 0)
     return study

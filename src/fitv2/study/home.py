@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic import write_text
-from ..config import parse_yaml
 from ..errors import UserError
 from ..locks import LOCK
+from ..yaml_text import read_yaml
 from .definition import Study
 
 PAGE, RESULT, REAL, RUNS, SHEETS = "README.md", "result.json", "real.json", "runs", "sheets"
@@ -88,7 +88,7 @@ def refuse_another(folder: Path, name: str, study: Study, file: Path | None) -> 
     """
     copy = copy_of(folder, name)
     if copy.is_file():
-        title = parse_yaml(copy.read_text(encoding="utf-8"), str(copy)).get("title")
+        title = read_yaml(copy).get("title")
         whose = None if file is not None and title == study.title else f"{title!r}, of a file {name}.yaml"
     else:
         whose = f"{name!r}, which ships with the package" if file is not None and (folder / RUNS).is_dir() else None

@@ -15,7 +15,8 @@ from ..atomic import write_text
 from ..build import build_base, build_dataset, build_model_config
 from ..errors import UserError
 from ..training.preemption import STOPPED
-from ..training.trainer import Diverged, Trainer
+from ..training.trainer import Trainer
+from ..training.watch import Diverged
 from .definition import Run
 
 # Holds the step at which no gradient was finite any more: a result like any other.

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from .. import errors
 from ..atomic import begin_folder, finish_folder, flush, partial_folder, write_tensors, write_text
 from ..distributed_checkpoint import read_split, write_split
 from ..errors import UserError
@@ -80,7 +80,7 @@ def newest_state(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 
 def damaged(path: Path, why: object) -> UserError:
     """path: a file or folder in a checkpoint."""
-    return UserError(f"{path} is damaged ({why}); delete its folder to continue from the one before")
+    return errors.damaged(path, why, "delete its folder to continue from the one before")
 
 
 def read_part(checkpoint: Path, part: str, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -109,7 +109,7 @@ def restore(checkpoint: Path, part: str, parameters: dict[str, Tensor], load: Ca
     tensors = read_part(checkpoint, part, parameters)
     try:
         load(tensors)
-    except (ValueError, RuntimeError, KeyError) as error:
+    except UserError as error:
         raise damaged(
             checkpoint / (SHARDS if (checkpoint / SHARDS).is_dir() else f"{part}.safetensors"), error
         ) from None
@@ -137,21 +137,3 @@ def read_state(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise damaged(file, "no JSON object")
     return state
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
-    """An optimiser's per-parameter state as flat tensors named `<entry>.<parameter>`."""
-    state = optimizer.state_dict()["state"]
-    return {f"{entry}.{names[i]}": torch.as_tensor(value) for i, s in state.items() for entry, value in s.items()}
-
-
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str], tensors: dict[str, Tensor]) -> None:
-    """The inverse of `optimizer_tensors`."""
-    state: dict[int, dict[str, Tensor]] = {}
-    index = {name: i for i, name in enumerate(names)}
-    for key, value in tensors.items():
-        entry, _, name = key.partition(".")
-        if name not in index:
-            raise UserError(f"the optimiser's checkpoint is of another network: it has {name}")
-        state.setdefault(index[name], {})[entry] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -11,6 +11,7 @@ import numpy as np
 from ..autoencoder import load_autoencoder
 from ..data.dataset import Dataset
 from ..data.images import UnreadableImage
+from ..errors import UserError
 from ..messages import counted
 from ..sheets import contact_sheet, save_sheet, to_image
 
@@ -46,7 +47,7 @@ def write_inputs(path: Path, dataset: Dataset, seed: int) -> None:
     view = dataset.epoch(0, seed)
     try:
         codec = load_autoencoder(dataset.autoencoder, "cpu")
-    except (ValueError, OSError, ImportError) as error:
+    except (UserError, OSError, ImportError) as error:
         logger.warning("no %s: the latents cannot be decoded (%s)", path.name, error)
         return
     images, captions = [], []

@@ -13,16 +13,19 @@ import numpy as np
 
 from ..atomic import write_text
 from ..config import Recipe, build_recipe
+from ..data.contents import refuse_among
 from ..data.dataset import Dataset
 from ..data.folder import ImageFolder
 from ..data.latents import LatentShards
 from ..data.official_latents import OfficialLatents
-from ..errors import UserError
+from ..errors import UserError, damaged
 from ..messages import command
 
 logger = logging.getLogger(__name__)
 # The settings of a run that are in effect, and which of the data settings were given and are not defaults.
 RECIPE, GIVEN = "recipe.json", "given.json"
+# What a training writes once it has begun: without RECIPE it is somebody else's.
+WRITTEN = ("checkpoints", "log.jsonl", "model", "samples")
 # Settings of the data that may change, because the data itself is compared with that of before.
 COMPARED = ("data.source", "data.labels")
 # Settings that decide which weights are trained are fixed when a run begins.
@@ -44,7 +47,7 @@ def kept_recipe(run: Path) -> Recipe | None:
     try:
         return build_recipe(json.loads(path.read_bytes()))
     except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error!r}); remove it to continue with the settings given") from None
+        raise damaged(path, error, "remove it to continue with the settings given") from None
 
 
 def resumed_recipe(run: Path, overrides: Sequence[str]) -> Recipe | None:
@@ -71,13 +74,17 @@ def given_keys(run: Path) -> list[str] | None:
 
 
 def check_run(run: Path, recipe: Recipe, resume: bool) -> None:
-    """Raises UserError if continuing would mix two runs; logs all other changes.
+    """Raises UserError if continuing would mix two runs or lose files of others; logs all other changes.
 
     Where the data is and how its labels are chosen do not matter here: `check_data` compares the content.
     """
     if run.exists() and not run.is_dir():
         raise UserError(f"{run} is a file; name a folder for the run")
+    refuse_among(run, *([] if recipe.data.source == "fashion" else [Path(recipe.data.source)]))
     if not (run / RECIPE).is_file():
+        there = [name for name in WRITTEN if (run / name).exists()]
+        if there and not (resume and "checkpoints" in there):  # Whose damaged recipe was removed.
+            raise UserError(f"{run} is no run, and its {there[0]} would be overwritten: choose another --out")
         if resume:
             logger.warning("there is no run in %s to continue: starting at step 0", run)
         return

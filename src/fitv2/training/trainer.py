@@ -23,6 +23,7 @@ from ..build import build_objective
 from ..config import Recipe
 from ..data.dataset import Dataset
 from ..data.loader import PackLoader, Position, Step
+from ..errors import UserError
 from ..generate import Sampling, default_solver
 from ..model.config import NetworkConfig
 from ..model.network import Network, build_network, load_strictly
@@ -30,28 +31,20 @@ from ..pretrained import Pretrained, save_pretrained, shapes_of
 from ..processes import first_says, new_accelerator
 from ..randomness import Purpose, seed_of, torch_generator
 from ..tokens import upload
-from .checkpoint import (
-    damaged,
-    load_optimizer_tensors,
-    newest_state,
-    optimizer_tensors,
-    prune,
-    restore,
-    save_checkpoint,
-)
+from .checkpoint import damaged, newest_state, prune, restore, save_checkpoint
 from .ema import EMA
 from .heap import trim_heap
 from .log import RunLog
+from .optimizer import build_optimizer, load_optimizer_tensors, optimizer_tensors
 from .preemption import Termination
 from .run_folder import check_data, identity, keep_recipe, resume_command
 from .samples import write_sheet
 from .schedule import learning_rate
 from .sharding import gathered, shard, whole
 from .start import start_from, train_alone, trained_before, trained_names
-from .watch import DataGone, DataWatch, Diverged, GradientWatch
+from .watch import DataGone, DataWatch, GradientWatch
 
 logger = logging.getLogger(__name__)
-__all__ = ["Diverged", "Trainer", "learning_rate"]
 
 
 class Trainer:
@@ -82,15 +75,7 @@ class Trainer:
             shard(model, self.accelerator.device, self.accelerator.num_processes, settings.precision)
         self.model = model if self.sharded else self.accelerator.prepare(model)
         self.bare_model: Network = self.accelerator.unwrap_model(self.model)
-        trained = {name: weight for name, weight in self.bare_model.named_parameters() if weight.requires_grad}
-        optimizer = torch.optim.AdamW(
-            trained.values(),
-            lr=settings.learning_rate,
-            betas=(0.9, settings.beta2),
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
-        self.optimizer = self.accelerator.prepare(optimizer)
+        self.optimizer = self.accelerator.prepare(build_optimizer(self.bare_model, settings))
         self.ema = EMA(self.bare_model, settings.ema_decay)
         self.objective = build_objective(settings, config)
         self.loader = PackLoader(
@@ -127,11 +112,6 @@ class Trainer:
         for note in start.notes:
             logger.info("%s: %s", settings.start_from, note)
         return trained_names(names, settings.train_only, start.anew)
-
-    @property
-    def skipped(self) -> int:
-        """Steps that were left out, because their gradient was not finite."""
-        return self.gradients.skipped
 
     @property
     def stopping(self) -> bool:
@@ -188,7 +168,7 @@ class Trainer:
             torch._dynamo.config.optimize_ddp = False
             try:
                 self.bare_model.compile_blocks(self.recipe.training.tokens_per_pack)
-            except ValueError as error:
+            except UserError as error:
                 logger.warning("%s: training goes on without training.compile", error)
 
     def timed_step(self, steps: Iterator[Step]) -> dict[str, Any]:
