@@ -1,9 +1,13 @@
 """The command line in a test's own process. What a machine cannot run is not collected, so that no test is skipped."""
 
+import signal
 import sys
 
 import pytest
 import torch
+
+# A shell that runs the tests in the background has them, and the commands that they start, ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 collect_ignore = []
 if not torch.cuda.is_available():

@@ -44,11 +44,7 @@ PICTURE_CHANNELS = {"RGB": 3, "L": 1}
 
 
 def build_dataset(data: DataSettings, patch_size: int, cache_file: Path | None = None) -> Dataset:
-    """The data set of a recipe. Raises UserError where the data is not there or does not fit the model, or where
-    `cache_file`, and so the run, would lie among images.
-    """
-    if cache_file is not None:
-        refuse_among(cache_file.parent, Path(data.source))
+    """The data set of a recipe. Raises UserError where the data is not there or does not fit the model."""
     if data.source == "fashion":
         return build_fashion(data, patch_size)
     if is_prepared(Path(data.source)):
