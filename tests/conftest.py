@@ -1,10 +1,14 @@
 """The command line in a test's own process. What a machine cannot run is not collected, so that no test is skipped."""
 
+import os
 import signal
 import sys
 
-import pytest
-import torch
+# Workers of pytest share the cores; and sums of several threads round otherwise than those of one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 # A shell that runs the tests in the background has them, and the commands that they start, ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)

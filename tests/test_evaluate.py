@@ -616,7 +616,7 @@ def test_no_result_takes_the_place_of_another(fitv2, garments, tmp_path):
     for name in ("result.json", "sheet-28x28.png", "samples-28x28.npz"):
         (tmp_path / name).mkdir()
         (tmp_path / name / name).write_text("precious")
-        assert "overwritten" in fitv2(*command, 20, "--out", name)[0]
+        assert "choose another --out" in fitv2(*command, 20, "--out", name)[0]
         assert (tmp_path / name / name).read_text() == "precious"
     with locked(tmp_path / "o", "a test"):
         assert "in use" in fitv2(*command, 21, "--out", "o")[0]
