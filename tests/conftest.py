@@ -7,8 +7,8 @@ import sys
 # Workers of pytest share the cores; and sums of several threads round otherwise than those of one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
 
 # A shell that runs the tests in the background has them, and the commands that they start, ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
