@@ -201,7 +201,7 @@ def told_in_one_sentence(name: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         cure = "name its folder instead, or check the network"
         raise UserError(f"the autoencoder {name} cannot be loaded; {cure} ({reason})") from None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import UserError
+from ..messages import counted
 
 if TYPE_CHECKING:
     import torch
@@ -111,7 +112,7 @@ def load_for_sampling(
     if isinstance(codec, Pixels):
         check_pixels(model, channels)
     if codec.channels not in (None, channels):
-        raise UserError(f"{model} makes {channels} channels, and the autoencoder takes {codec.channels}")
+        raise UserError(f"{model} makes {counted(channels, 'channel')}, and the autoencoder takes {codec.channels}")
     return pretrained, codec
 
 
@@ -133,7 +134,9 @@ def load_any(model: str, dtype: torch.dtype) -> Pretrained:
 def check_pixels(model: str, channels: int) -> None:
     """Raises ValueError where what a model without autoencoder makes cannot be pixels."""
     if channels not in (1, 3):
-        raise UserError(f"{model} makes latents of {channels} channels and names no autoencoder; give --autoencoder")
+        raise UserError(
+            f"{model} makes latents of {counted(channels, 'channel')} and names no autoencoder; give --autoencoder"
+        )
 
 
 def parse_size(text: str) -> tuple[int, int]:
