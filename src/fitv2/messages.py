@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:
@@ -15,6 +15,11 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
 def command(*words: object) -> str:
     """A fitv2 command, quoted for a shell."""
     return shlex.join(["fitv2", *map(str, words)])
+
+
+def shortened(names: Sequence[str], most: int = 5) -> str:
+    """The first few names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +13,6 @@ SAMPLES_LIST, SHEET, FORMAT = "samples.json", "sheet.png", 1
 DRAFT = ".samples.json.partial"
 # The text chunk "Software" of every contact sheet.
 CONTACT_SHEET = "fitv2 contact sheet"
-MOST_NAMED = 5
 
 
 class SampledImage(NamedTuple):
@@ -51,8 +49,3 @@ def class_of(image: dict[str, Any]) -> str | None:
 def is_contact_sheet(content: bytes) -> bool:
     """Whether the content of a file is a contact sheet of fitv2."""
     return content.startswith(b"\x89PNG") and b"Software\0" + CONTACT_SHEET.encode() in content[:1024]
-
-
-def shortened(names: Sequence[str]) -> str:
-    """The first few names, and how many more there are."""
-    return ", ".join(names[:MOST_NAMED]) + (f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else "")

@@ -222,7 +222,7 @@ def warn_of_others(name: str, recipe: Recipe, kept: Recipe, given: Collection[st
 
 def check_source(chosen: Recipe, name: str | None, run: Path, resume: bool, dry_run: bool) -> None:
     """Raises UserError where the data is not there, and it is plain what to give."""
-    from ..config import recipe_names
+    from ..config import load_recipe, recipe_names
     from ..training.run_folder import resume_command
 
     source = chosen.data.source
@@ -230,14 +230,8 @@ def check_source(chosen: Recipe, name: str | None, run: Path, resume: bool, dry_
         return
     if resume and (run / "recipe.json").is_file():
         raise UserError(f"{source} is not there any more; if it is elsewhere now: {resume_command(run)} --data FOLDER")
-    if name in recipe_names() and source == load_source(name):
+    if name in recipe_names() and source == load_recipe(name).data.source:
         raise UserError(f"the recipe {name} trains on images of your own: give their folder with --data")
-
-
-def load_source(name: str) -> str:
-    from ..config import load_recipe
-
-    return load_recipe(name).data.source
 
 
 def data_override(data: str | None) -> list[str]:

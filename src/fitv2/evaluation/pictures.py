@@ -23,9 +23,9 @@ from ..data.official_latents import budgets
 from ..data.prepared import is_prepared, read_dataset
 from ..data.scan import in_threads
 from ..errors import UserError
-from ..messages import counted
+from ..messages import counted, shortened
 from ..randomness import Purpose, numpy_generator
-from ..sample_list import SAMPLES_LIST, read_list, shortened
+from ..sample_list import SAMPLES_LIST, read_list
 from .archives import read_pictures, read_shape
 
 FASHION = "fashion"

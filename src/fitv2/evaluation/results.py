@@ -13,7 +13,7 @@ import numpy as np
 
 from ..atomic import write_text
 from ..errors import UserError
-from ..sample_list import shortened
+from ..messages import shortened
 
 FORMAT = 2
 # What must be the same in figures that stand side by side, and how a sentence calls it.

@@ -85,33 +85,24 @@ class FiT(nn.Module):
         autocast: norms, rotations and the residual stream stay float32. Raises ValueError where times, labels or
         contexts are not one per image, or the model takes no context.
         """
-        with autocast_in(self.final_layer.linear.weight.dtype, batch.x.device):
-            return self._forward(batch, t_B, y_B, rope or self.config.rope, context, cache)
-
-    def _forward(
-        self,
-        batch: TokenBatch,
-        t_B: Tensor,
-        y_B: Tensor,
-        rope: RopeScheme,
-        context: TokenBatch | None,
-        cache: BlockCache | None,
-    ) -> Tensor:
         if (context is None) != (self.config.context == "none") or (context and len(context) != len(batch)):
             given = "none" if context is None else f"{len(context)}"
             raise ValueError(f"context={self.config.context!r} in the model, and {given} given for {len(batch)} images")
         if len(t_B) != len(batch) or len(y_B) != len(batch):
             raise ValueError(f"{len(t_B)} times and {len(y_B)} labels for {len(batch)} images: give one of each")
+        rope = rope or self.config.rope
         lengths = list(zip(batch.lengths, context.lengths if context else batch.lengths, strict=True))
-        # A graph is made for one mix of lengths anyway, and sorting numbers that it holds open cannot be traced.
-        if torch.compiler.is_compiling() or all(shorter <= longer for shorter, longer in pairwise(lengths)):
-            return self._forward_sorted(batch, t_B, y_B, rope, context, cache)
-        # Sorted by length, images of equal length become neighbours, and attention needs few products.
-        order = sorted(range(len(batch)), key=lengths.__getitem__)
-        back = sorted(range(len(order)), key=order.__getitem__)
-        index = batch.once(("order", *order), lambda: upload(torch.tensor(order), batch.x.device))
-        batch, context = batch.select(order), context.select(order) if context else None
-        return batch.with_x(self._forward_sorted(batch, t_B[index], y_B[index], rope, context, cache)).select(back).x
+        with autocast_in(self.final_layer.linear.weight.dtype, batch.x.device):
+            # A graph is made for one mix of lengths anyway, and sorting numbers that it holds open cannot be traced.
+            if torch.compiler.is_compiling() or all(shorter <= longer for shorter, longer in pairwise(lengths)):
+                return self._forward_sorted(batch, t_B, y_B, rope, context, cache)
+            # Sorted by length, images of equal length become neighbours, and attention needs few products.
+            order = sorted(range(len(batch)), key=lengths.__getitem__)
+            back = sorted(range(len(order)), key=order.__getitem__)
+            index = batch.once(("order", *order), lambda: upload(torch.tensor(order), batch.x.device))
+            batch, context = batch.select(order), context.select(order) if context else None
+            x = self._forward_sorted(batch, t_B[index], y_B[index], rope, context, cache)
+            return batch.with_x(x).select(back).x
 
     def _forward_sorted(
         self,

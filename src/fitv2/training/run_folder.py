@@ -19,7 +19,7 @@ from ..data.folder import ImageFolder
 from ..data.latents import LatentShards
 from ..data.official_latents import OfficialLatents
 from ..errors import UserError, damaged
-from ..messages import command
+from ..messages import command, shortened
 
 logger = logging.getLogger(__name__)
 # The settings of a run that are in effect, and which of the data settings were given and are not defaults.
@@ -133,9 +133,10 @@ def check_data(run: Path, recipe: Recipe, found: dict[str, Any], state: dict[str
     """
     classes = state.get("classes", exported_classes(run))
     if classes is not None and classes != found["classes"]:
+        known, there = (shortened(names, TOLD) or "no classes" for names in (classes, found["classes"]))
         raise UserError(
             f"{run} was trained on other classes, and its label table would mean something else. It knows "
-            f"{listed(classes)}; {recipe.data.source} has {listed(found['classes'])}. Restore the classes, or begin "
+            f"{known}; {recipe.data.source} has {there}. Restore the classes, or begin "
             "another run, from this one's weights if you like (--set training.start_from=RUN)"
         )
     content, kept = state.get("content"), kept_recipe(run)
@@ -160,12 +161,6 @@ def exported_classes(run: Path) -> list[str] | None:
         return json.loads((run / "model/config.json").read_bytes())["class_names"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def listed(names: Sequence[str]) -> str:
-    """Class names for a message."""
-    more = f" and {len(names) - TOLD} more" if len(names) > TOLD else ""
-    return (", ".join(names[:TOLD]) or "no classes") + more
 
 
 def content_digest(dataset: Dataset) -> str:
