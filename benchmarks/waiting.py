@@ -3,8 +3,8 @@
     python benchmarks/waiting.py --repeats 5 --json waiting.json
 
 Policies take turns, so that drifts of the machine hit all of them: `spin` is OpenMP's own default (300 000 turns of a
-loop), `passive` sleeps at once, `fitv2` is what the package sets. Each measurement is a new process: a short training
-(tokens per second of its steps after the first few) and `fitv2 sample` (wall time from a cold start).
+loop), `passive` sleeps at once, `fitv2` is what the package does (`fitv2.openmp`). Each measurement is a new process: a
+short training (tokens per second of its steps after the first few) and `fitv2 sample` (wall time from a cold start).
 """
 
 from __future__ import annotations

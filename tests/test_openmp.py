@@ -1,36 +1,114 @@
-"""OpenMP threads must not spin for long, and a user's own choice is left alone."""
+"""OpenMP threads sleep soon while threads wait for cores, spin otherwise, and a user's own choice is left alone."""
 
 import os
 import subprocess
 import sys
+import textwrap
 
 import pytest
 
-SHOW = "import os; print(os.environ.get('OMP_WAIT_POLICY'), os.environ.get('GOMP_SPINCOUNT'))"
+from fitv2 import openmp
+from fitv2.cores import available_cores
+
+SHOW = "import os, threading; print(os.environ.get('OMP_WAIT_POLICY'), [t.name for t in threading.enumerate()])"
+linux = pytest.mark.skipif(not openmp.waited(), reason="needs Linux, and its statistics of scheduling")
+two_cores = pytest.mark.skipif(available_cores() < 2, reason="needs two cores")
 
 
-def environment_after(code: str, **given: str) -> list[str]:
-    inherited = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")}
-    command = [sys.executable, "-c", f"{code}; {SHOW}"]
-    return subprocess.check_output(command, text=True, env=inherited | given).split()
+def python(code: str, **given: str) -> str:
+    inherited = {k: v for k, v in os.environ.items() if k not in (*openmp.SETTINGS, "OMP_NUM_THREADS")}
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, env=inherited | given, check=True).stdout
 
 
+@linux
 @pytest.mark.parametrize("entry", ["import fitv2", "import fitv2.cli", "from fitv2.training import trainer"])
-def test_every_entry_point_limits_spinning(entry):
-    policy, spins = environment_after(entry)
-    assert policy == "PASSIVE" and 1000 <= int(spins) <= 10_000
+def test_every_entry_point_watches(entry):
+    assert python(f"{entry}; {SHOW}").startswith("None ['MainThread', 'fitv2-thread-watch'")
 
 
-@pytest.mark.parametrize("name", ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT"])
+@pytest.mark.parametrize("name", openmp.SETTINGS)
 def test_a_users_choice_stays(name):
-    assert environment_after("import fitv2", **{name: "7"}) == ["7", "None"][:: 1 if name == "OMP_WAIT_POLICY" else -1]
+    shown = python(f"import fitv2; {SHOW}", **{name: "7"})
+    assert shown == f"{'7' if name == 'OMP_WAIT_POLICY' else None} ['MainThread']\n"
 
 
-def test_the_library_knows_the_settings():
-    """What libgomp itself says that it has taken from the environment."""
-    shown = subprocess.run(
-        [sys.executable, "-c", "import fitv2, os; os.environ['OMP_DISPLAY_ENV'] = 'VERBOSE'; import torch"],
-        capture_output=True,
-        text=True,
-    ).stderr
-    assert "OMP_WAIT_POLICY = 'PASSIVE'" in shown
+@linux
+def test_without_statistics_threads_sleep_at_once():
+    elsewhere = "import pathlib; from fitv2 import openmp; openmp.THREADS = pathlib.Path('x'); openmp.share_cores()"
+    assert python(f"{elsewhere}; {SHOW}").startswith("PASSIVE")
+
+
+@linux
+@two_cores
+def test_spare_threads_stop_the_spinning_and_its_end_restores_it():
+    """By the processor time that a thread burns while it has nothing to do, whatever else the machine does."""
+    spinning, sharing, again = map(
+        float,
+        python("""
+            import threading, time, torch
+            from fitv2 import openmp
+
+            openmp.BUSY = float("inf")  # The watch of this process does nothing.
+            torch.set_num_threads(2)
+            x = torch.ones(1 << 20)
+
+            def burnt():
+                start = time.process_time()
+                for _ in range(20):
+                    x.neg_()
+                    time.sleep(0.02)
+                return time.process_time() - start
+
+            def settle():
+                time.sleep(0.5)
+                return burnt()
+
+            watch = openmp.ThreadWatch()
+            burnt()
+            spinning = settle()
+            watch.adapt(openmp.BUSY)
+            sharing = settle()
+            watch.adapt(0)
+            print(spinning, sharing, settle())
+            assert [t.name for t in threading.enumerate()] == ["MainThread", "fitv2-thread-watch"]
+        """).split(),
+    )
+    assert sharing < 0.5 * min(spinning, again)
+
+
+@linux
+@two_cores
+def test_a_busy_machine_is_noticed():
+    found = python("""
+        import os, subprocess, sys, threading, time, torch, fitv2
+
+        x = torch.ones(1 << 20)
+        loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in os.sched_getaffinity(0)]
+        end = time.monotonic() + 30
+        while time.monotonic() < end and "fitv2-spare-threads" not in [t.name for t in threading.enumerate()]:
+            x.neg_()
+        for loop in loops:
+            loop.kill()
+        print([t.name for t in threading.enumerate()].count("fitv2-spare-threads") > 0)
+    """)
+    assert found == "True\n"
+
+
+@linux
+@two_cores
+def test_results_are_the_same_with_spare_threads():
+    different = python("""
+        import torch
+        from fitv2.openmp import ThreadWatch
+
+        def sums():
+            x = torch.randn(512, 512, generator=torch.Generator().manual_seed(0))
+            return torch.stack([(x @ x).softmax(-1).sum(), x.sum(), x.pow(3).mean()])
+
+        alone, watch = sums(), ThreadWatch()
+        watch.adapt(1)
+        print((sums() != alone).sum().item())
+        watch.adapt(0)
+    """)
+    assert different == "0\n"

@@ -2,9 +2,9 @@
 
 from importlib import import_module
 
-from .openmp import limit_spinning
+from .openmp import share_cores
 
-limit_spinning()  # Before anything here loads torch.
+share_cores()  # Before torch is imported, for systems where that matters.
 
 # Where each public name lives; loaded on first use, so that `fitv2 --help` does not wait for torch.
 _HOMES = {
