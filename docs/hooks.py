@@ -1,0 +1,64 @@
+"""Generates the reference of commands and recipes from the program itself, when mkdocs builds the pages."""
+
+import re
+from collections.abc import Iterator
+from typing import Any, get_args
+
+import typer.main
+
+from fitv2.cli import app
+from fitv2.config import Recipe
+
+
+def on_page_markdown(markdown: str, **_) -> str:
+    for mark, generate in {"<!-- commands -->": commands, "<!-- recipes -->": recipes}.items():
+        if mark in markdown:
+            markdown = markdown.replace(mark, generate())
+    return markdown
+
+
+def commands() -> str:
+    group = typer.main.get_command(app)
+    return "\n\n".join(command_section(f"fitv2 {name}", command) for name, command in group.commands.items())
+
+
+def command_section(name: str, command: Any) -> str:
+    parameters = [p for p in command.params if not getattr(p, "hidden", False)]
+    arguments = " ".join(p.name.upper() for p in parameters if not p.opts[0].startswith("-"))
+    usage = " ".join(word for word in (name, arguments, "[OPTIONS]") if word)
+    rows = (parameter_row(parameter) for parameter in parameters)
+    table = ["| option | meaning |", "|---|---|", *rows]
+    return "\n".join([f"## `{name}`", "", *paragraphs(command.help or ""), f"`{usage}`", "", *table])
+
+
+def paragraphs(text: str) -> Iterator[str]:
+    """The help text as Markdown: indented paragraphs are commands, and rich's markup has no place here."""
+    for paragraph in re.sub(r"\[/?bold\]", "**", text).split("\n\n"):
+        yield from ["```", paragraph.strip(), "```", ""] if paragraph.startswith("  ") else [paragraph, ""]
+
+
+def parameter_row(parameter: Any) -> str:
+    names = ", ".join(f"`{name}`" for name in (*parameter.opts, *parameter.secondary_opts))
+    meaning = getattr(parameter, "help", None) or ""
+    if getattr(parameter, "show_default", False) and parameter.default not in (None, (), [], False):
+        meaning += f"; default: {getattr(parameter.default, 'value', parameter.default)}"
+    return f"| {names} | {cell(meaning)} |"
+
+
+def recipes() -> str:
+    return "\n\n".join(settings_section(name, field.annotation) for name, field in Recipe.model_fields.items())
+
+
+def settings_section(section: str, settings: type) -> str:
+    rows = [f"## `{section}`", "", (settings.__doc__ or "").strip(), "", "| key | default | meaning |", "|---|---|---|"]
+    for name, field in settings.model_fields.items():
+        choices = [str(value) for value in get_args(field.annotation) if isinstance(value, str)]
+        meaning = (field.description or "") + (f" ({', '.join(choices)})" if choices else "")
+        default = "" if field.is_required() or field.default_factory else f"`{field.default}`"
+        rows.append(f"| `{name}` | {default} | {cell(meaning)} |")
+    return "\n".join(rows)
+
+
+def cell(text: str) -> str:
+    """Text that stands within a Markdown table and is taken literally."""
+    return text.replace("|", r"\|").replace("[", r"\[").replace("<", "&lt;").replace("*", r"\*")
