@@ -1,6 +1,6 @@
 """Draws the figures of the documentation's concept pages from the package's own functions.
 
-    python tools/draw_concepts.py docs/images
+python tools/draw_concepts.py docs/images
 """
 
 from __future__ import annotations
@@ -84,9 +84,7 @@ def modulation() -> Figure:
     return figure
 
 
-def draw_boxes(
-    axes: Axes, title: str, boxes: dict[str, tuple[float, float]], arrows: list[tuple[int, int]]
-) -> None:
+def draw_boxes(axes: Axes, title: str, boxes: dict[str, tuple[float, float]], arrows: list[tuple[int, int]]) -> None:
     places = list(boxes.values())
     for start, end in arrows:
         axes.annotate("", places[end], places[start], arrowprops={"arrowstyle": "->", "shrinkA": 18, "shrinkB": 18})
