@@ -15,10 +15,11 @@ import yaml
 
 from fitv2.provenance import code_commit
 from fitv2.study.definition import build_study
+from fitv2.study.outputs import has_diverged
 from fitv2.study.queue import Clock, CommandFailed, Commands, Queue, done_of
 from fitv2.study.report import MARK, Report, claim, write_overview, write_report
 from fitv2.study.results import REAL, Table
-from fitv2.study.runs import Run, frame_of, has_diverged, runs_of
+from fitv2.study.runs import Run, frame_of, runs_of
 from fitv2.training.preemption import STOPPED
 from studies import TREE, tree
 from tiny import command_line, process

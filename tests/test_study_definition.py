@@ -101,7 +101,7 @@ ONLY = {"own": {"guidance": 1}, "wide": {"variants": ["FiT"]}}
     [
         ({"variants": {}}, "variants"),
         ({"variants": {"a/b": {"about": "x"}}}, "pattern"),
-        ({"variants": {"a": {"about": "x"}}}, "'FiT', which is none of a"),
+        ({"variants": {"a": {"about": "x"}}}, "'FiTv2', which is none of a"),
         ({"set": {"training.seed": 3}}, "training.seed"),
         ({"set": {"model.widht": 3}}, "model.width"),
         ({"set": {"model.width": "many"}}, "the variant FiT"),

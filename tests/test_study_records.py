@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import re
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from convert_records import convert
 from fitv2.study.results import CURVE, REAL, TRAINING, Table
 from fitv2.study.statistics import reach
 
@@ -148,10 +148,7 @@ def speed(frame: pd.DataFrame, of: str, to: str, unit: str) -> str:
 
 
 def test_a_record_becomes_lines_that_say_what_is_known(tmp_path, table):
-    spec = importlib.util.spec_from_file_location("convert_records", ROOT / "tools/convert_records.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    assert tool.convert(ROOT / "tests/data/study_records", tmp_path) > 30
+    assert convert(ROOT / "tests/data/study_records", tmp_path) > 30
     frame = Table(tmp_path).frame
     same = table[table["run"].isin(set(frame["run"])) & (table["variant"] != REAL)].drop(columns="study")
     both = [

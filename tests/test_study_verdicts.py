@@ -74,7 +74,7 @@ def test_claims_are_corrected_together():
     ],
 )
 def test_the_best_is_better_than_each_other_one(others, expected):
-    measure = {"kind": "best", "of": "a", "than": ["b", "c"]}
+    measure = {"kind": "better", "of": "a", "than": ["b", "c"]}
     assert verdict(measure, frame(a=LOW, **others), variants="abc") == expected
 
 

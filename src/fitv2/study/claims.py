@@ -9,78 +9,59 @@ from pydantic import Field, PositiveFloat
 from ..config import Settings
 
 # Metrics of `fitv2 evaluate` that are positive, so that they have a logarithm. The kernel distance may be negative.
-Metric = Literal["fd", "sfd", "classifier_score", "precision", "recall", "density", "coverage", "accuracy"]
-LOWER_IS_BETTER = ("fd", "sfd", "kid")
+Metric = Literal["fd", "accuracy", "precision", "recall", "density", "coverage"]
+LOWER_IS_BETTER = ("fd", "kid")
 
 
-class Better(Settings):
-    """The final score of `of` is better than that of `than`.
+class Measure(Settings):
+    """What compares a variant with another one, or with several."""
 
-    Attributes:
-        condition: A condition of the evaluation, by name; by default the first one, which decides.
-    """
-
-    kind: Literal["better"]
     of: str
-    than: str
-    metric: Metric = "fd"
-    condition: str | None = None
+    than: str | tuple[str, ...]
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        return (self.than,) if isinstance(self.than, str) else self.than
 
     @property
     def variants(self) -> tuple[str, ...]:
-        return self.of, self.than
+        return self.of, *self.others
+
+
+class Better(Measure):
+    """The final score is better than that of each other variant; condition: by default the one that decides."""
+
+    kind: Literal["better"]
+    metric: Metric = "fd"
+    condition: str | None = None
 
 
 class Equal(Better):
     """The final scores differ by less than a fraction `within`."""
 
     kind: Literal["equal"]
+    than: str
     within: PositiveFloat = 0.1
 
 
-class Best(Settings):
-    """The final score of `of` is better than that of each variant of `than`."""
-
-    kind: Literal["best"]
-    of: str
-    than: tuple[str, ...] = Field(min_length=2)
-    metric: Metric = "fd"
-    condition: str | None = None
-
-    @property
-    def variants(self) -> tuple[str, ...]:
-        return self.of, *self.than
-
-
-class Faster(Settings):
+class Faster(Measure):
     """`of` reaches the last score of the curve of `than` at 1 / `at_least` of its cost.
 
-    That is decided where it would be seen: by the score of `of` at that fraction of the cost, which must not be worse
-    than the last one of `than`. So a variant that never gets there needs no cost.
+    That is decided where it would be seen: by the score of `of` at that fraction of the cost, which must be better than
+    the last one of `than`. So a variant that never gets there needs no cost.
     """
 
     kind: Literal["faster"]
-    of: str
     than: str
     at_least: float = Field(gt=1)
     cost: Literal["step", "operations", "cpu_seconds"] = "step"
-    metric: Literal["fd"] = "fd"
-
-    @property
-    def variants(self) -> tuple[str, ...]:
-        return self.of, self.than
 
 
-class Diverges(Settings):
+class Diverges(Measure):
     """The training of `of` diverges and that of `than` does not."""
 
     kind: Literal["diverges"]
-    of: str
     than: str
-
-    @property
-    def variants(self) -> tuple[str, ...]:
-        return self.of, self.than
 
 
 class Claim(Settings):
@@ -88,4 +69,4 @@ class Claim(Settings):
 
     text: str
     paper: str
-    measure: Annotated[Better | Equal | Best | Faster | Diverges, Field(discriminator="kind")]
+    measure: Annotated[Better | Equal | Faster | Diverges, Field(discriminator="kind")]

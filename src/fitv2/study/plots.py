@@ -53,12 +53,11 @@ def draw_forest(path: Path, groups: dict[str, Sequence[Finding]]) -> None:
 def of(finding: Finding) -> str:
     """A short name of what is compared."""
     measure = finding.claim.measure
-    other = measure.than if isinstance(measure.than, str) else "each other"
     sooner = (
         f" at 1/{measure.at_least:g} of the {measure.cost.replace('_', ' ')}s" if isinstance(measure, Faster) else ""
     )
     condition = getattr(measure, "condition", None)
-    return f"{measure.of}{sooner} against {other}" + (f", {condition}" if condition else "")
+    return f"{measure.of}{sooner} against {' and '.join(measure.others)}" + (f", {condition}" if condition else "")
 
 
 def draw_curves(path: Path, figures: Figures, variants: Sequence[str]) -> bool:

@@ -1,12 +1,11 @@
 """The queue of a study: `fitv2 train` and `fitv2 evaluate` commands, some at a time, their figures in one table.
 
-Each command resumes by itself and locks its folder, so the queue keeps no state: it looks at the table and at the
+Each command resumes by itself and locks its folder. So the queue keeps no state: it looks at the table and at the
 folders of the trainings, and runs what is missing.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -18,14 +17,12 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from ..errors import UserError
+from .outputs import RESULT, has_diverged, last_step, score_lines, training_lines
 from .results import Table
-from .runs import Run, Scoring, has_diverged
+from .runs import Run, Scoring
 
-OUTPUT, RESULT, SCORES, SHEET = "output.txt", "result.json", "scores", "sheet-*.png"
 # Between two looks at how far the trainings are.
 SECONDS = 2.0
-# Bytes of a line in the log of a training, at most.
-LONGEST_LINE = 4096
 # What `fitv2 evaluate` says of a model that makes NaN or infinity: a result, if a poor one.
 NOT_FINITE = "is not finite"
 
@@ -43,30 +40,27 @@ class CommandFailed(UserError):
 
 
 class Commands:
-    """Runs fitv2 commands as processes, each with its share of the threads, until `stop` ends them all."""
+    """Runs fitv2 commands as processes of some threads each, until `stop` ends them all."""
 
     def __init__(self, threads: int) -> None:
         self.environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         self.lock, self.stopping = threading.Lock(), False
-        self.processes: set[subprocess.Popen] = set()
+        self.processes: set[subprocess.Popen[bytes]] = set()
 
     def run(self, words: Sequence[str], folder: Path, name: str) -> None:
         """Runs one command to its end, its output in the folder. Raises CommandFailed, or Stopped."""
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / OUTPUT).open("ab") as output:
+        path, command = folder / "output.txt", [sys.executable, "-m", "fitv2.cli", *words]
+        with path.open("ab") as output:
             start = output.tell()
             with self.lock:
                 if self.stopping:
                     raise Stopped
                 # A session of its own: Ctrl-C reaches this process alone, which then stops the others.
                 process = subprocess.Popen(
-                    [sys.executable, "-m", "fitv2.cli", *words],
-                    env=self.environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
+                    command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=self.environment,
                     start_new_session=True,
-                )
+                )  # fmt: skip
                 self.processes.add(process)
             code = process.wait()
             with self.lock:
@@ -74,11 +68,11 @@ class Commands:
         if self.stopping:
             raise Stopped
         if code:
-            said = (folder / OUTPUT).read_bytes()[start:].decode(errors="replace").strip().splitlines()
-            raise CommandFailed(name, folder / OUTPUT, said[-1] if said else "")
+            said = path.read_bytes()[start:].decode(errors="replace").strip().splitlines()
+            raise CommandFailed(name, path, said[-1] if said else "")
 
     def stop(self) -> None:
-        """Asks all processes to save and end. Those that wait for them end, too."""
+        """Asks all processes to save and end."""
         with self.lock:
             self.stopping = True
             for process in self.processes:
@@ -89,7 +83,7 @@ class Queue:
     """Works off trainings and their scores.
 
     Args:
-        table: The results, which finished work is added to.
+        table: The results, to which finished work is added.
         work: The folder of all trainings; each has one that is named by its id.
         commands: What runs the commands.
         sheets: The folder for images of the final model of a run.
@@ -113,7 +107,7 @@ class Queue:
             try:
                 while left:
                     done, _ = wait(left, SECONDS, FIRST_COMPLETED)
-                    failures += filter(None, [failure_of(future) for future in done])
+                    failures += [sentence for future in done if (sentence := failure_of(future)) is not None]
                     left = {future: run for future, run in left.items() if future not in done}
                     report([*left.values()])
             except BaseException:
@@ -127,14 +121,14 @@ class Queue:
         # The one that needs the most models of the training is the one to train.
         for run in sorted(runs, key=lambda run: -len(run.scorings())):
             folder, groups = self.work / run.id, run.pending(self.table)
-            lacking = [group[0].step for group in groups if not run.is_trained(folder, group[0].step)]
+            lacking = [group[0].step for group in groups if run.model(folder, group[0].step) is None]
             if lacking and not has_diverged(folder):
                 self.train(run, folder, min(lacking))
             if groups and run.recorded(self.table) not in self.table.trainings:
-                self.add(run.training_lines(folder))
+                self.add(training_lines(run, folder))
             for group in groups:
-                if run.is_trained(folder, group[0].step):
-                    self.score(run, folder, group)
+                if (model := run.model(folder, group[0].step)) is not None:
+                    self.score(run, folder, model, group)
 
     def train(self, run: Run, folder: Path, first: int) -> None:
         """Trains or resumes; from scratch if the checkpoint is beyond the first model that is missing."""
@@ -147,22 +141,21 @@ class Queue:
             if not has_diverged(folder):
                 raise
 
-    def score(self, run: Run, folder: Path, group: list[Scoring]) -> None:
+    def score(self, run: Run, folder: Path, model: Path, group: list[Scoring]) -> None:
         """One `fitv2 evaluate`, unless its result is there already."""
         first = group[0]
-        out = folder / SCORES / f"step-{first.step:08d}-{run.scoring_id(first)}"
+        out = folder / "scores" / f"step-{first.step:08d}-{run.scoring_id(first)}"
         result: Path | None = out / RESULT
         if not (out / RESULT).is_file():
-            command = run.evaluate_command(run.model(folder, first.step), group, out)
             try:
-                self.commands.run(command, folder, run.name)
+                self.commands.run(run.evaluate_command(model, group, out), folder, run.name)
             except CommandFailed as error:
                 if NOT_FINITE not in error.said:
                     raise
                 result = None
-        self.add(list(run.score_lines(group, result, run.recorded(self.table))))
-        sheets = sorted(out.glob(SHEET))
-        if run.seed == 0 and first.name == run.study.evaluation.deciding and sheets:
+        self.add(list(score_lines(run, group, result, run.recorded(self.table))))
+        sheets = sorted(out.glob("sheet-*.png"))
+        if run.seed == 0 and sheets and first.name == run.study.evaluation.deciding:
             self.sheets(run).mkdir(parents=True, exist_ok=True)
             shutil.copyfile(sheets[0], self.sheets(run) / f"{run.variant}.png")
 
@@ -181,23 +174,11 @@ def failure_of(future: Future[None]) -> str | None:
 
 def done_of(run: Run, table: Table, work: Path) -> float:
     """The part of a run that is done, from 0 to 1: steps of its training, and its scores."""
-    if not run.pending(table):
-        return 1.0
-    training = run.costs["flops_total"] / run.operations
-    trained = last_step(work / run.id / "log.jsonl") / run.steps
     pending = sum(scoring.images for group in run.pending(table) for scoring in group)
     scored = 1 - pending / sum(scoring.images for scoring in run.scorings())
-    return min(trained, 1.0) * training + scored * (1 - training)
-
-
-def last_step(log: Path) -> int:
-    """The last step in the log of a training; 0 before the first one."""
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - LONGEST_LINE))
-            return int(json.loads(file.read().splitlines()[-1])["step"])
-    except (OSError, ValueError, KeyError, IndexError):
-        return 0
+    trained = min(last_step(work / run.id) / run.steps, 1.0) if pending else 1.0
+    training = run.costs["flops_total"] / run.operations
+    return trained * training + scored * (1 - training)
 
 
 class Clock:

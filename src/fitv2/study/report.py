@@ -16,11 +16,11 @@ from jinja2 import Environment, StrictUndefined
 from ..atomic import write_text
 from ..errors import UserError
 from ..messages import counted
-from .claims import LOWER_IS_BETTER
 from .definition import MOST_LINES, Study
+from .outputs import FIGURES
 from .plots import draw_curves, draw_forest
 from .results import REAL, Table
-from .runs import FIGURES, Run, frame_of, runs_of
+from .runs import Run, frame_of, runs_of
 from .verdicts import EQUIVALENT, HOLDS, NO_RESULT, OPEN, REFUTED, Figures, Finding, judge
 
 PAGE, FOREST, CURVES, SHEETS = "README.md", "forest.png", "curves.png", "sheets"
@@ -33,11 +33,7 @@ TOLD = ("fitv2", "commit", "torch", "device", "threads")
 
 @dataclass(frozen=True)
 class Report:
-    """A study with its results.
-
-    Attributes:
-        trial: Whether its trainings were shortened, so that nothing is decided.
-    """
+    """A study with its results; trial: whether its trainings were shortened, so that nothing is decided."""
 
     name: str
     study: Study
@@ -46,9 +42,8 @@ class Report:
 
     @cached_property
     def runs(self) -> list[Run]:
-        """The trainings that are done, tuning left out."""
-        tuning = self.study.tuning.seed if self.study.tuning else None
-        found = [run for run in runs_of(self.study, self.table) if run.seed != tuning]
+        """The trainings that are done, without those that tune."""
+        found = [run for run in runs_of(self.study, self.table) if not run.tunes]
         return [run for run in found if run.recorded(self.table) in self.table.trainings]
 
     @cached_property
@@ -56,39 +51,46 @@ class Report:
         return frame_of(self.runs, self.table)
 
     @cached_property
-    def figures(self) -> Figures:
-        return Figures(self.frame)
-
-    @cached_property
     def findings(self) -> list[Finding]:
         return judge(self.study, self.frame)
+
+    @property
+    def trainings(self) -> pd.DataFrame:
+        return pd.DataFrame([self.table.trainings[run.recorded(self.table)] for run in self.runs])
 
     @property
     def answer(self) -> str:
         """The first claim in a sentence, and how many of all are decided."""
         if not self.runs:
             return "This study has not been run yet."
-        counts = pd.Series([finding.verdict for finding in self.findings]).value_counts()
-        counts = ", ".join(f"{number} {verdict}" for verdict, number in counts.items() if verdict != NO_RESULT)
+        counts = pd.Series([finding.verdict for finding in self.findings], dtype=str).value_counts()
+        claims = counted(len(self.findings), "claim")
+        told = f"{claims} in all: {', '.join(f'{number} {verdict}' for verdict, number in counts.items())}."
         if not self.findings or self.findings[0].verdict == NO_RESULT:
-            return f"Of the {counted(len(self.findings), 'claim')}: {counts or 'no result yet'}."
+            return told if self.findings else "This study makes no claim."
         first = self.findings[0]
-        return (
-            f"“{first.claim.text}” **{WORDS[first.verdict]}** (here: {first.effect}; p {p_in_words(first.p)}). "
-            f"Of all {counted(len(self.findings), 'claim')}: {counts}."
-        )
+        return f"“{first.claim.text}” **{WORDS[first.verdict]}** ({first.effect}; p {in_words(first.p)}). {told}"
 
     @property
     def scale(self) -> str:
         """How small the study is."""
-        lines = pd.DataFrame([self.table.trainings[run.recorded(self.table)] for run in self.runs])
-        seeds, steps = len({run.seed for run in self.runs}), self.runs[0].steps
+        lines = self.trainings
         return (
-            f"{counted(len(lines), 'training')} with {counted(seeds, 'seed')}, "
-            f"{_ends(lines['parameters'] / 1e6)} million parameters (FiTv2-XL/2 has 671), {steps:,} steps of "
-            f"{_ends(lines['pictures_per_step'])} images, {_ends(lines['epochs'])} epochs of "
+            f"{counted(len(lines), 'training')} with {counted(lines['seed'].nunique(), 'seed')}, "
+            f"{_ends(lines['parameters'] / 1e6)} million parameters (FiTv2-XL/2 has 671), {self.runs[0].steps:,} steps "
+            f"of {_ends(lines['pictures_per_step'])} images, {_ends(lines['epochs'])} epochs of "
             f"{lines['pictures'].max():,} images of {_ends(lines['tokens_per_picture'])} tokens on average"
         )
+
+    @property
+    def lines(self) -> list[str]:
+        """The variants that are drawn and shown."""
+        return list(self.study.lines or list(self.study.variants)[:MOST_LINES])
+
+    @property
+    def tuned(self) -> dict[str, float]:
+        """The chosen value of each variant."""
+        return {run.variant: run.tuned for run in self.runs if run.tuned is not None}
 
     def scores(self, condition: str) -> pd.DataFrame:
         """The final scores: the mean over the seeds of each variant, and the mean and range of real images."""
@@ -103,25 +105,11 @@ class Report:
 
     @property
     def provenance(self) -> pd.DataFrame:
-        """Which code trained and scored, on which machine: a row for each, with the number of trainings or scores."""
-        trained = [(entry, "trained") for run in self.runs for entry in self._line(run)["by"]]
-        scored = [(entry, "scored") for entry in self.frame["scored"] if isinstance(entry, dict)]
-        rows = [{"what": what} | {key: entry.get(key) or "unknown" for key in TOLD} for entry, what in trained + scored]
-        return pd.DataFrame(rows).value_counts(sort=False).rename("entries").reset_index() if rows else pd.DataFrame()
-
-    def _line(self, run: Run) -> dict[str, Any]:
-        return self.table.trainings[run.recorded(self.table)]
-
-    @property
-    def tuned(self) -> pd.DataFrame:
-        """The values that were tried, the best one of each variant chosen."""
-        chosen = {run.variant: run.tuned for run in self.runs if run.tuned is not None}
-        return pd.DataFrame(sorted(chosen.items()), columns=["variant", "chosen"])
-
-    @property
-    def lines(self) -> list[str]:
-        """The variants that are drawn and shown."""
-        return list(self.study.lines or list(self.study.variants)[:MOST_LINES])
+        """Which code trained and scored, on which machine: a row for each, and how many trainings or figures."""
+        entries = [(entry, "trained") for by in self.trainings["by"] for entry in by]
+        entries += [(entry, "scored") for entry in self.frame["scored"] if isinstance(entry, dict)]
+        rows = [{"what": what} | {key: entry.get(key) or "unknown" for key in TOLD} for entry, what in entries]
+        return pd.DataFrame(rows, columns=["what", *TOLD]).value_counts(sort=False).rename("number").reset_index()
 
     def as_json(self) -> dict[str, Any]:
         claims = [
@@ -130,7 +118,7 @@ class Report:
             for f in self.findings
         ]
         about = {"study": self.name, "title": self.study.title, "trial": self.trial, "answer": self.answer}
-        return about | {"runs": sorted(run.name for run in self.runs), "claims": claims}
+        return about | {"runs": [run.name for run in self.runs], "claims": claims}
 
 
 def write_report(report: Report, folder: Path) -> None:
@@ -138,12 +126,11 @@ def write_report(report: Report, folder: Path) -> None:
     if not report.runs:
         raise UserError(f"no training of the study {report.name} is done yet: there is nothing to report")
     refuse_foreign(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     plots = []
     if any(finding.contrast for finding in report.findings):
         draw_forest(folder / FOREST, {report.name: report.findings})
         plots.append(FOREST)
-    if draw_curves(folder / CURVES, report.figures, report.lines):
+    if draw_curves(folder / CURVES, Figures(report.frame), report.lines):
         plots.append(CURVES)
     sheets = {v: f"{SHEETS}/{v}.png" for v in report.lines if (folder / SHEETS / f"{v}.png").is_file()}
     write_page(folder / PAGE, "study.md.j2", r=report, plots=plots, sheets=sheets)
@@ -153,19 +140,18 @@ def write_overview(reports: Sequence[Report], folder: Path) -> None:
     """The page of all studies, with a forest of all their claims."""
     refuse_foreign(folder)
     done = {report.name: report.findings for report in reports if report.runs}
-    drawn = any(finding.contrast for found in done.values() for finding in found)
-    if drawn:
+    plots = [FOREST] if any(finding.contrast for found in done.values() for finding in found) else []
+    if plots:
         draw_forest(folder / FOREST, done)
     withdrawn = (folder / "withdrawn" / PAGE).is_file()
-    write_page(folder / PAGE, "overview.md.j2", reports=reports, plots=[FOREST] * drawn, withdrawn=withdrawn)
+    write_page(folder / PAGE, "overview.md.j2", reports=reports, plots=plots, withdrawn=withdrawn)
 
 
 def write_page(path: Path, template: str, **content: Any) -> None:
     """Fills a template of this package, which becomes a page marked as one of ours."""
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"table": as_markdown, "p": p_in_words, "counted": counted}
-    environment.globals |= {"lower_is_better": LOWER_IS_BETTER}
-    text = files("fitv2.study").joinpath(template).read_text(encoding="utf-8")
+    environment.filters |= {"table": as_markdown, "p": in_words, "counted": counted}
+    text = files(__package__).joinpath(template).read_text(encoding="utf-8")
     write_text(path, f"{MARK}\n{environment.from_string(text).render(content).strip()}\n")
 
 
@@ -180,23 +166,19 @@ def refuse_foreign(folder: Path) -> None:
     """Raises UserError if the folder has a page or plots that no study wrote."""
     page = folder / PAGE
     if page.exists():
-        with page.open("rb") as file:
-            if file.readline().strip() == MARK.encode():
-                return
+        if page.read_bytes().startswith(MARK.encode()):
+            return
         raise UserError(f"{page} was not written by fitv2 study and would be overwritten: choose another --out")
     if there := [name for name in (FOREST, CURVES, SHEETS) if (folder / name).exists()]:
         raise UserError(f"{folder / there[0]} is of no study and would be overwritten: choose another --out")
 
 
 def as_markdown(table: pd.DataFrame) -> str:
-    """A table of Markdown; cells as they are."""
-    rows = [[str(name) for name in table.columns], ["---"] * len(table.columns), *table.astype(str).to_numpy().tolist()]
-    return "\n".join(
-        "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in rows
-    )
+    rows = [list(table.columns), ["---"] * len(table.columns), *table.astype(str).to_numpy().tolist()]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
 
 
-def p_in_words(p: float) -> str:
+def in_words(p: float) -> str:
     return "-" if np.isnan(p) else "< 0.001" if p < 0.001 else f"= {p:.2g}"
 
 

@@ -82,6 +82,12 @@ class Table:
         self._take(lines)
 
     @property
+    def speed(self) -> float | None:
+        """Operations a second of one training, on the mean of all; None before the first one."""
+        taken = {key: sum(r["value"] for r in self.rows if r["metric"] == key) for key in ("operations", "wall")}
+        return taken["operations"] / taken["wall"] if taken["wall"] else None
+
+    @property
     def frame(self) -> pd.DataFrame:
         """All figures, one a row, with the line of their training in the column `trained`; None is NaN in `value`."""
         frame = pd.DataFrame(self.rows, columns=COLUMNS).drop_duplicates(KEY)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -11,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ..messages import counted
-from .claims import LOWER_IS_BETTER, Best, Better, Claim, Diverges, Equal, Faster
+from .claims import LOWER_IS_BETTER, Better, Claim, Diverges, Equal, Faster, Measure
 from .definition import Study
 from .results import CURVE, REAL, TRAINING
 from .statistics import LEVEL, Contrast, TwoWayFit, at_cost, corrected, p_of_counts, reach
@@ -50,8 +49,7 @@ class Finding:
     @property
     def p(self) -> float:
         """The corrected p-value that belongs to the verdict."""
-        equal = isinstance(self.claim.measure, Equal) and self.favours == HOLDS
-        return self.p_equal if equal or self.verdict == EQUIVALENT else self.p_decide
+        return self.p_equal if self.p_equal < LEVEL else self.p_decide
 
 
 class Figures:
@@ -83,10 +81,12 @@ class Figures:
     @cached_property
     def failed(self) -> dict[str, set[int]]:
         """The seeds with which a variant diverged, or makes no finite images at its end."""
-        diverged = self.frame[self.frame["metric"] == "diverged"]
-        final = self.frame[(self.frame["metric"] == "fd") & ~self.frame["condition"].isin([CURVE, TRAINING])]
-        both = pd.concat([diverged, final[final["value"].isna()]])
-        return {name: {int(seed) for seed in rows["seed"]} for name, rows in both.groupby("variant")}
+        final = (self.frame["metric"] == "fd") & ~self.frame["condition"].isin([CURVE, TRAINING])
+        rows = self.frame[(self.frame["metric"] == "diverged") | (final & self.frame["value"].isna())]
+        return {name: {int(seed) for seed in found} for name, found in rows.groupby("variant")["seed"]}
+
+    def failures(self, variant: str) -> int:
+        return len(self.failed.get(variant, ()))
 
     def seeds(self, variant: str) -> set[int]:
         return {int(seed) for seed in self.frame.loc[self.frame["variant"] == variant, "seed"]}
@@ -94,141 +94,115 @@ class Figures:
 
 def judge(study: Study, frame: pd.DataFrame) -> list[Finding]:
     """A finding for each claim, their p-values corrected together."""
-    figures = Figures(frame)
-    found = [_judge_one(study, claim, figures) for claim in study.claims]
+    figures, found = Figures(frame), []
+    for claim in study.claims:
+        match claim.measure:
+            case Diverges() as measure:
+                found.append(_by_failures(Finding(claim, "", "trainings that failed"), measure, figures))
+            case Faster() as measure:
+                found.append(_speed_up(claim, measure, figures))
+            case Better() as measure:
+                found.append(_difference(study, claim, measure, figures))
     decide, equal = corrected([f.p_decide for f in found], [f.p_equal for f in found])
     return [replace(f, p_decide=d, p_equal=e) for f, d, e in zip(found, decide.tolist(), equal.tolist(), strict=True)]
 
 
-def _judge_one(study: Study, claim: Claim, figures: Figures) -> Finding:
-    match claim.measure:
-        case Diverges() as measure:
-            return _divergence(claim, measure, figures)
-        case Faster() as measure:
-            return _speed_up(study, claim, measure, figures)
-        case Best() as measure:
-            return _best(study, claim, measure, figures)
-        case measure:
-            return _difference(study, claim, measure, figures)
+def _difference(study: Study, claim: Claim, measure: Better, figures: Figures) -> Finding:
+    """Compares final scores.
 
-
-def _difference(study: Study, claim: Claim, measure: Better | Equal, figures: Figures) -> Finding:
-    condition = measure.condition or study.evaluation.deciding
-    found = figures.fit(measure.metric, condition).contrast(measure.of, measure.than)
-    where = f"{measure.metric}, {condition}{_seeds(found, figures, measure.variants)}"
-    if found is None:
-        return _without_scores(claim, figures, measure, where)
-    margin = math.log1p(measure.within if isinstance(measure, Equal) else study.equal_within)
-    effect, found = in_words(found), _for_the_claim(found, measure.metric)
-    p_equal, p_differs, favours = found.p_within(margin), found.p_differs(), HOLDS if found.value < 0 else REFUTED
-    if isinstance(measure, Equal):
-        p_differs, favours = found.p_differs(margin), REFUTED if abs(found.value) > margin else HOLDS
-        p_differs = p_differs if favours == REFUTED else 1.0
-    return _with_failures(Finding(claim, effect, where, p_differs, p_equal, favours, found), figures, measure)
-
-
-def _best(study: Study, claim: Claim, measure: Best, figures: Figures) -> Finding:
-    """Holds if better than each other variant: each test at full level. Refuted if any is better: Bonferroni."""
-    condition = measure.condition or study.evaluation.deciding
+    Against several variants, it must be better than each of them, every test at the full level; it is refuted if any
+    of them is better after a Bonferroni correction.
+    """
+    condition, sign = study.condition_of(measure), 1 if measure.metric in LOWER_IS_BETTER else -1
     fit = figures.fit(measure.metric, condition)
-    contrasts = {other: fit.contrast(measure.of, other) for other in measure.than}
-    found = {name: (c, _for_the_claim(c, measure.metric)) for name, c in contrasts.items() if c is not None}
-    if len(found) < len(measure.than):
-        return Finding(claim, "-", f"{measure.metric}, {condition}")
-    nearest = max(found, key=lambda name: found[name][1].value)
-    first = found[nearest][1]
-    where = f"{measure.metric}, {condition}{_seeds(first, figures, measure.variants)}"
-    effect = f"{in_words(found[nearest][0])} against {nearest}, the nearest"
-    p = [c.p_differs() for _, c in found.values()]
-    if first.value < 0:
-        finding = Finding(claim, effect, where, max(p), math.nan, HOLDS, first)
-    else:
-        p_better = [c.p_differs() for _, c in found.values() if c.value > 0]
-        finding = Finding(claim, effect, where, min(1.0, len(p) * min(p_better)), math.nan, REFUTED, first)
-    return _with_failures(finding, figures, measure)
+    found = {other: c for other in measure.others if (c := fit.contrast(measure.of, other)) is not None}
+    nearest = max(found, key=lambda other: sign * found[other].value, default=None)
+    finding = Finding(claim, "-", f"{measure.metric}, {condition}")
+    if nearest is None or len(found) < len(measure.others):
+        return _by_failures(finding, measure, figures)
+    first, several = replace(found[nearest], value=sign * found[nearest].value), len(found) > 1
+    p = [c.p_differs() for c in found.values()]
+    if first.value >= 0 and several:
+        p = [len(found) * min(c.p_differs() for c in found.values() if sign * c.value >= 0)]
+    finding = replace(
+        finding,
+        effect=_change(found[nearest]) + f" against {nearest}, the nearest" * several,
+        p_decide=min(float(np.max(p)), 1.0) if not np.isnan(p).any() else math.nan,
+        favours=HOLDS if first.value < 0 else REFUTED,
+        contrast=first,
+    )
+    if isinstance(measure, Equal):
+        margin = math.log1p(measure.within)
+        finding = replace(finding, p_decide=first.p_differs(margin), p_equal=first.p_within(margin), favours=REFUTED)
+    elif not several:
+        finding = replace(finding, p_equal=first.p_within(math.log1p(study.equal_within)))
+    return _without_failures(finding, measure, figures)
 
 
-def _speed_up(study: Study, claim: Claim, measure: Faster, figures: Figures) -> Finding:
+def _speed_up(claim: Claim, measure: Faster, figures: Figures) -> Finding:
     """Compares scores where the claim sets them equal; the ratio of costs is told, and decides nothing."""
-    ratios, early, scores = [], {}, figures.scores("fd", CURVE)
-    missed = bounds = 0
+    ratios, sooner, missed, bound = [], {}, 0, False
     for seed in sorted(figures.seeds(measure.of) & figures.seeds(measure.than)):
         costs, own = figures.curve(measure.of, seed, measure.cost)
         other_costs, others = figures.curve(measure.than, seed, measure.cost)
         if not len(costs) or not len(others) or math.isnan(others[-1]):
             continue
-        early[seed] = at_cost(costs, own, other_costs[-1] / measure.at_least)
+        sooner[seed] = at_cost(costs, own, other_costs[-1] / measure.at_least)
         taken, base = reach(costs, own, others[-1]), reach(other_costs, others, others[-1])
         missed += taken is None
-        bounds += taken == costs[0] or base == other_costs[0]
+        bound |= bool(taken == costs[0] or base == other_costs[0])
         ratios += [math.log(base / taken)] if taken is not None and base is not None else []
     name = f"{measure.of} at 1/{measure.at_least:g}"
-    together = pd.concat([scores, pd.DataFrame([early], index=pd.Index([name]))])
-    found = TwoWayFit(np.log(together.astype(float))).contrast(name, measure.than)
-    where = f"curve, by {measure.cost.replace('_', ' ')}{_seeds(found, figures, measure.variants)}"
-    if missed:
-        effect = f"not reached with {missed} of {counted(len(early), 'seed')}"
-    else:
-        effect = _speed_in_words(ratios) + (", a bound: the first point is there already" if bounds else "")
+    scores = pd.concat([figures.scores("fd", CURVE), pd.DataFrame([sooner], index=pd.Index([name]), dtype=float)])
+    found = TwoWayFit(np.log(scores)).contrast(name, measure.than)
+    finding = Finding(claim, "-", f"curve, by {measure.cost.replace('_', ' ')}")
     if found is None:
-        return _without_scores(claim, figures, measure, where)
+        return _by_failures(finding, measure, figures)
+    effect = f"not reached with {missed} of {counted(len(sooner), 'seed')}" if missed else _speed(ratios)
+    effect += ", a bound: the first point is there already" * bound
     favours = HOLDS if found.value < 0 else REFUTED
-    return _with_failures(Finding(claim, effect, where, found.p_differs(), math.nan, favours, found), figures, measure)
+    finding = replace(finding, effect=effect, p_decide=found.p_differs(), favours=favours, contrast=found)
+    return _without_failures(finding, measure, figures)
 
 
-def _divergence(claim: Claim, measure: Diverges, figures: Figures) -> Finding:
-    counts = [(len(figures.failed.get(name, ())), len(figures.seeds(name))) for name in measure.variants]
-    (own, of), (others, of_others) = counts
-    effect = f"{own} of {of} against {others} of {of_others}"
-    p = p_of_counts(own, of, others, of_others) if of and of_others else math.nan
-    return Finding(claim, effect, "trainings that failed", p, math.nan, HOLDS if own > others else REFUTED)
+def _by_failures(finding: Finding, measure: Measure, figures: Figures) -> Finding:
+    """Decides by the number of failed trainings: what a claim of divergence is about, and all that is left of others
+    if a variant has no score.
+    """
+    own, other = ((figures.failures(name), len(figures.seeds(name))) for name in measure.variants[:2])
+    if not all((own[1], other[1])) or not (isinstance(measure, Diverges) or own[0] or other[0]):
+        return finding
+    worse = HOLDS if isinstance(measure, Diverges) else REFUTED
+    favours = worse if own[0] > other[0] else HOLDS if worse == REFUTED else REFUTED
+    effect = f"{own[0]} of {own[1]} failed against {other[0]} of {other[1]}"
+    return replace(finding, effect=effect, p_decide=p_of_counts(*own, *other), favours=favours)
 
 
-def _without_scores(claim: Claim, figures: Figures, measure: Better | Best | Faster, where: str) -> Finding:
-    """One of both has no score at all: because all its trainings failed, or because there is none yet."""
-    others = measure.than if isinstance(measure, Best) else (measure.than,)
-    own, worst = figures.failed.get(measure.of, set()), figures.failed.get(others[0], set())
-    if not own and not worst:
-        return Finding(claim, "-", where)
-    p = p_of_counts(len(own), len(figures.seeds(measure.of)), len(worst), len(figures.seeds(others[0])))
-    return Finding(claim, "-", where, p, math.nan, REFUTED if len(own) > len(worst) else HOLDS)
-
-
-def _with_failures(finding: Finding, figures: Figures, measure: Better | Best | Faster) -> Finding:
-    """The scores of what failed are missing, and would have been worse than any: they cannot count in its favour."""
-    own, *others = (len(figures.failed.get(name, ())) for name in measure.variants)
+def _without_failures(finding: Finding, measure: Measure, figures: Figures) -> Finding:
+    """Tells the seeds. The scores of failed trainings would have been worse than any: they favour no variant."""
+    failed = {name: figures.failures(name) for name in measure.variants}
+    told = [f", {n} of {len(figures.seeds(name))} of {name} failed" for name, n in failed.items() if n]
+    own, *others = failed.values()
+    seeds = counted(finding.contrast.seeds if finding.contrast else 0, "seed")
+    finding = replace(finding, where=f"{finding.where}, {seeds}{''.join(told)}")
     against = own > min(others) if finding.favours == HOLDS else max(others) > own
     return replace(finding, favours=OPEN, p_equal=math.nan) if against else finding
 
 
-def _for_the_claim(found: Contrast, metric: str) -> Contrast:
-    return found if metric in LOWER_IS_BETTER else replace(found, value=-found.value)
-
-
-def _seeds(found: Contrast | None, figures: Figures, variants: Sequence[str]) -> str:
-    failed = {name: len(figures.failed.get(name, ())) for name in variants}
-    told = [f", {count} of {len(figures.seeds(name))} of {name} failed" for name, count in failed.items() if count]
-    return f", {counted(0 if found is None else found.seeds, 'seed')}{''.join(told)}"
-
-
-def in_words(found: Contrast) -> str:
+def _change(found: Contrast) -> str:
     """A contrast of logarithms as a relative change with its interval."""
     low, high = found.interval
-    mean = _percent(found.value)
-    if not found.freedom or high - low < 1e-6:
-        return f"{mean} %"
-    return f"{mean} % ({_percent(low)} to {_percent(high)})"
+    known = found.freedom and high - low > 1e-6
+    return f"{_percent(found.value)} %" + (f" ({_percent(low)} to {_percent(high)})" if known else "")
 
 
 def _percent(logarithm: float) -> str:
-    """A relative change in percent with as many digits as it has; never -0."""
+    """A relative change in percent with the digits that it has; never -0."""
     change = 100 * math.expm1(min(logarithm, 20))
     return f"{change:+.{0 if abs(change) >= 10 else 1}f}" if abs(change) >= 0.05 else "0"
 
 
-def _speed_in_words(ratios: Sequence[float]) -> str:
+def _speed(ratios: list[float]) -> str:
     """The geometric mean of ratios from their logarithms, and the range over the seeds."""
-    if not ratios:
-        return "-"
     mean, low, high = (f"{math.exp(x):.3g}" for x in (float(np.mean(ratios)), min(ratios), max(ratios)))
     return f"{mean} times faster" + (f" ({low} to {high} over the seeds)" if low != high else "")
