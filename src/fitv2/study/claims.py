@@ -13,38 +13,41 @@ Metric = Literal["fd", "accuracy", "precision", "recall", "density", "coverage"]
 LOWER_IS_BETTER = ("fd", "kid")
 
 
-class Measure(Settings):
-    """What compares a variant with another one, or with several."""
+class Better(Settings):
+    """The final score is better than that of each other variant; condition: by default the one that decides."""
 
+    kind: Literal["better"]
     of: str
     than: str | tuple[str, ...]
+    metric: Metric = "fd"
+    condition: str | None = None
 
     @property
     def others(self) -> tuple[str, ...]:
         return (self.than,) if isinstance(self.than, str) else self.than
 
+
+class Pair(Settings):
+    """A comparison of two variants."""
+
+    of: str
+    than: str
+
     @property
-    def variants(self) -> tuple[str, ...]:
-        return self.of, *self.others
+    def others(self) -> tuple[str, ...]:
+        return (self.than,)
 
 
-class Better(Measure):
-    """The final score is better than that of each other variant; condition: by default the one that decides."""
+class Equal(Pair):
+    """The final scores differ by less than a fraction `within`."""
 
-    kind: Literal["better"]
+    kind: Literal["equal"]
+    within: PositiveFloat = 0.1
     metric: Metric = "fd"
     condition: str | None = None
 
 
-class Equal(Better):
-    """The final scores differ by less than a fraction `within`."""
-
-    kind: Literal["equal"]
-    than: str
-    within: PositiveFloat = 0.1
-
-
-class Faster(Measure):
+class Faster(Pair):
     """`of` reaches the last score of the curve of `than` at 1 / `at_least` of its cost.
 
     That is decided where it would be seen: by the score of `of` at that fraction of the cost, which must be better than
@@ -52,16 +55,17 @@ class Faster(Measure):
     """
 
     kind: Literal["faster"]
-    than: str
     at_least: float = Field(gt=1)
     cost: Literal["step", "operations", "cpu_seconds"] = "step"
 
 
-class Diverges(Measure):
+class Diverges(Pair):
     """The training of `of` diverges and that of `than` does not."""
 
     kind: Literal["diverges"]
-    than: str
+
+
+Measure = Better | Equal | Faster | Diverges
 
 
 class Claim(Settings):
@@ -69,4 +73,8 @@ class Claim(Settings):
 
     text: str
     paper: str
-    measure: Annotated[Better | Equal | Faster | Diverges, Field(discriminator="kind")]
+    measure: Annotated[Measure, Field(discriminator="kind")]
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        return self.measure.of, *self.measure.others

@@ -15,7 +15,7 @@ from ..errors import UserError
 from ..generate import ADAPTIVE, DIFFUSION_SOLVERS, SOLVER_NAMES
 from ..messages import suggestion
 from ..yaml_text import parse_yaml, read_yaml
-from .claims import Better, Claim, Diverges, Faster
+from .claims import Better, Claim, Diverges, Equal, Faster
 
 # What a study itself decides.
 OWN_KEYS = ("training.seed", "log.")
@@ -46,7 +46,7 @@ class Tuning(Settings):
 class Sampler(Settings):
     """A solver of `fitv2 evaluate` and its steps."""
 
-    solver: Literal[*(name for name in SOLVER_NAMES if name not in ADAPTIVE)]
+    solver: str = Field(pattern=f"^({'|'.join(name for name in SOLVER_NAMES if name not in ADAPTIVE)})$")
     steps: PositiveInt
 
 
@@ -141,12 +141,12 @@ class Study(Settings):
         conditions = self.evaluation.conditions
         for claim in self.claims:
             measure, where = claim.measure, f"the claim {claim.text!r}"
-            _check_names(where, measure.variants, self.variants)
+            _check_names(where, claim.variants, self.variants)
             if isinstance(measure, Diverges):
                 continue
             name = self.evaluation.curve if isinstance(measure, Faster) else self.condition_of(measure)
             _check_names(where, [name], conditions)
-            if lacking := [variant for variant in measure.variants if not conditions[name].suits(variant)]:
+            if lacking := [variant for variant in claim.variants if not conditions[name].suits(variant)]:
                 raise UserError(f"{where} needs the condition {name!r}, which is not for {lacking[0]}")
             if isinstance(measure, Faster):
                 decided = self.recipe_of(measure.than, 0).training.steps / measure.at_least
@@ -157,7 +157,7 @@ class Study(Settings):
                     )
         return self
 
-    def condition_of(self, measure: Better) -> str:
+    def condition_of(self, measure: Better | Equal) -> str:
         return measure.condition or self.evaluation.deciding
 
     def settings_of(self, variant: str, seed: int, tuned: float | None = None) -> list[str]:
@@ -193,14 +193,14 @@ def _check_names(where: str, names: Collection[str], known: Collection[str]) -> 
 
 def study_names() -> list[str]:
     """The studies that ship with the package."""
-    return sorted(path.name.removesuffix(".yaml") for path in files(__package__).joinpath("definitions").iterdir())
+    return sorted(path.name.removesuffix(".yaml") for path in files("fitv2.study").joinpath("definitions").iterdir())
 
 
 def load_study(name: str) -> Study:
     """Reads a shipped study by name, or a YAML file by path. Raises UserError for an unknown or impossible one."""
     if name in study_names():
         return build_study(
-            parse_yaml(files(__package__).joinpath("definitions", f"{name}.yaml").read_bytes(), name), name
+            parse_yaml(files("fitv2.study").joinpath("definitions", f"{name}.yaml").read_bytes(), name), name
         )
     if Path(name).is_file():
         return build_study(read_yaml(Path(name)), name)

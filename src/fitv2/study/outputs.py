@@ -30,9 +30,9 @@ def training_lines(run: Run, folder: Path) -> list[dict[str, Any]]:
     log = pd.read_json(folder / LOG, lines=True).set_index("step")
     log["wall"] = log["tokens"] / log["tokens_per_second"]
     log["operations"] = run.costs["flops_per_step"]
-    taken = log[["images", "wall", "cpu_seconds", "operations"]].cumsum().round(3)
-    steps = sorted({scoring.step for scoring in run.scorings()} & set(taken.index))
-    figures = [(step, key, float(value)) for step in steps for key, value in taken.loc[step].items()]
+    taken = log[["images", "wall", "cpu_seconds", "operations"]].cumsum().round(3).to_dict("index")
+    steps = sorted({scoring.step for scoring in run.scorings()} & taken.keys())
+    figures = [(step, key, float(value)) for step in steps for key, value in taken[step].items()]
     if has_diverged(folder):
         figures.append((int(log.index.max()), "diverged", 1.0))
     about = {"run": run.id, "variant": run.variant, "seed": run.seed}

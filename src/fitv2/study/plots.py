@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,47 +17,44 @@ from .verdicts import EQUIVALENT, HOLDS, REFUTED, Figures, Finding
 
 COLOURS = {HOLDS: BLUE, REFUTED: ORANGE, EQUIVALENT: "black"}
 LINES = (BLUE, ORANGE, "#4d9a5b", "#8b5fa8", "#b5473c", "black")
-# Of a score, in percent, where the forest ends: an interval may be far wider.
-WIDEST = 400.0
+# Ratios of scores at which the forest ends: an interval may be far wider.
+ENDS, TICKS = (0.1, 5.0), {0.1: "-90", 0.2: "-80", 0.5: "-50", 0.8: "-20", 1: "0", 1.25: "+25", 2: "+100", 5: "+400"}
 
 
-def draw_forest(path: Path, groups: dict[str, Sequence[Finding]]) -> None:
+def draw_forest(path: Path, groups: Mapping[str, Sequence[Finding]]) -> None:
     """Every claim with an interval: the change of the score, to the left in favour of the claim; by study."""
-    rows = [(name, f) for name, found in groups.items() for f in found if f.contrast is not None]
-    figure = Figure(figsize=(9.5, 1.2 + 0.3 * len(rows)), dpi=DOTS_PER_INCH, layout="constrained")
+    rows = [(name, f, f.contrast) for name, found in groups.items() for f in found if f.contrast is not None]
+    figure = Figure(figsize=(9.0, 1.3 + 0.26 * len(rows)), dpi=DOTS_PER_INCH, layout="constrained")
     axes = figure.add_subplot()
-    for height, (_, finding) in enumerate(rows):
-        low, mean, high = (
-            np.clip(100 * np.expm1(np.clip(x, -20, 20)), -100, WIDEST)
-            for x in (finding.contrast.interval[0], finding.contrast.value, finding.contrast.interval[1])
-        )
+    for height, (_, finding, contrast) in enumerate(rows):
+        ends = (*contrast.interval, contrast.value)
+        low, high, mean = np.clip(np.exp(np.clip(ends, -20, 20)), *ENDS)
         colour = COLOURS.get(finding.verdict, GREY)
         axes.plot([low, high], [height, height], color=colour, lw=1.5)
         axes.plot(mean, height, "o", color=colour, markersize=4)
-    axes.axvline(0, color="black", lw=0.8)
-    several = len(groups) > 1
-    labels = [f"{name}: {of(f)}" if several else of(f) for name, f in rows]
-    axes.set_yticks(range(len(rows)), labels, fontsize=7, parse_math=False)
+    axes.axvline(1, color="black", lw=0.8)
+    labels = [f"{name}: {compared(f)}" if len(groups) > 1 else compared(f) for name, f, _ in rows]
+    axes.set_yticks(range(len(rows)), labels, parse_math=False)
     axes.invert_yaxis()
-    axes.set_xscale("symlog", linthresh=20)
-    axes.set_xticks(
-        [-90, -50, -20, -10, 0, 10, 20, 50, 100, 400], ["-90", "-50", "-20", "-10", "0", "10", "20", "50", "100", "400"]
-    )
-    axes.set_xlabel("change of the score in %, 95 % interval; left: in favour of the claim", fontsize=8)
-    axes.set_title("blue: holds · orange: refuted · black: equivalent · grey: open", fontsize=8)
-    axes.tick_params(axis="x", labelsize=7)
+    axes.set_xscale("log")
+    axes.set_xticks([*TICKS], [*TICKS.values()])
+    axes.minorticks_off()
+    axes.tick_params(labelsize=7)
     axes.grid(alpha=0.3, axis="x")
+    figure.suptitle("change of the score in %, with 95 % interval; left of 0: in favour of the claim", fontsize=8)
+    figure.supxlabel("blue: holds · orange: refuted · black: equivalent · grey: open", fontsize=8)
     _save(path, figure)
 
 
-def of(finding: Finding) -> str:
+def compared(finding: Finding) -> str:
     """A short name of what is compared."""
     measure = finding.claim.measure
-    sooner = (
-        f" at 1/{measure.at_least:g} of the {measure.cost.replace('_', ' ')}s" if isinstance(measure, Faster) else ""
-    )
+    others = measure.others[0] if len(measure.others) == 1 else f"each of {len(measure.others)} others"
+    if isinstance(measure, Faster):
+        cost = measure.cost.removesuffix("s").replace("_", " ")
+        return f"{measure.of} at 1/{measure.at_least:g} of the {cost}s against {others}"
     condition = getattr(measure, "condition", None)
-    return f"{measure.of}{sooner} against {' and '.join(measure.others)}" + (f", {condition}" if condition else "")
+    return f"{measure.of} against {others}" + (f", {condition}" if condition else "")
 
 
 def draw_curves(path: Path, figures: Figures, variants: Sequence[str]) -> bool:
@@ -75,7 +72,7 @@ def draw_curves(path: Path, figures: Figures, variants: Sequence[str]) -> bool:
     left, right = figure.subplots(1, 2, sharey=True)
     for number, variant in enumerate(v for v in variants if v in set(frame["variant"])):
         own = frame[frame["variant"] == variant].groupby("step")["value"]
-        mean, low, high = np.exp(own.agg(lambda x: np.log(x).mean())), own.min(), own.max()
+        mean, low, high = own.agg(lambda x: np.exp(np.log(x).mean())), own.min(), own.max()
         operations = [costs.get((variant, step), np.nan) / 1e12 for step in mean.index]
         for axes, x in ((left, mean.index), (right, operations)):
             axes.plot(x, mean, "o-", color=LINES[number], markersize=3, lw=1.2)

@@ -151,7 +151,7 @@ def write_page(path: Path, template: str, **content: Any) -> None:
     """Fills a template of this package, which becomes a page marked as one of ours."""
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"table": as_markdown, "p": in_words, "counted": counted}
-    text = files(__package__).joinpath(template).read_text(encoding="utf-8")
+    text = files("fitv2.study").joinpath(template).read_text(encoding="utf-8")
     write_text(path, f"{MARK}\n{environment.from_string(text).render(content).strip()}\n")
 
 

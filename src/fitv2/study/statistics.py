@@ -114,10 +114,11 @@ def corrected(decide: Sequence[float], equal: Sequence[float]) -> tuple[np.ndarr
 
 def p_of_counts(failed: int, of: int, others_failed: int, of_others: int) -> float:
     """Fisher's exact test: the two-sided p-value of equal probabilities."""
-    return float(stats.fisher_exact([[failed, of - failed], [others_failed, of_others - others_failed]]).pvalue)
+    _, p = stats.fisher_exact([[failed, of - failed], [others_failed, of_others - others_failed]])
+    return float(np.asarray(p))
 
 
-def reach(costs: Sequence[float], scores: Sequence[float], target: float) -> float | None:
+def reach(costs: Sequence[float] | np.ndarray, scores: Sequence[float] | np.ndarray, target: float) -> float | None:
     """The cost at which a falling score first comes down to `target`; None if it never does.
 
     The logarithm of the score is a line between two points, and NaN is no score. If the first point is down already,
@@ -134,7 +135,7 @@ def reach(costs: Sequence[float], scores: Sequence[float], target: float) -> flo
     return None
 
 
-def at_cost(costs: Sequence[float], scores: Sequence[float], cost: float) -> float:
+def at_cost(costs: Sequence[float] | np.ndarray, scores: Sequence[float] | np.ndarray, cost: float) -> float:
     """The score at a cost, interpolated as in `reach`; NaN outside the curve."""
     if len(costs) == 0:
         return math.nan

@@ -61,7 +61,7 @@ class Figures:
 
     def fit(self, metric: str, condition: str) -> TwoWayFit:
         if (metric, condition) not in self.fits:
-            self.fits[metric, condition] = TwoWayFit(np.log(self.scores(metric, condition)))
+            self.fits[metric, condition] = TwoWayFit(self.scores(metric, condition).apply(np.log))
         return self.fits[metric, condition]
 
     def scores(self, metric: str, condition: str) -> pd.DataFrame:
@@ -83,7 +83,7 @@ class Figures:
         """The seeds with which a variant diverged, or makes no finite images at its end."""
         final = (self.frame["metric"] == "fd") & ~self.frame["condition"].isin([CURVE, TRAINING])
         rows = self.frame[(self.frame["metric"] == "diverged") | (final & self.frame["value"].isna())]
-        return {name: {int(seed) for seed in found} for name, found in rows.groupby("variant")["seed"]}
+        return {str(name): {int(seed) for seed in found} for name, found in rows.groupby("variant")["seed"]}
 
     def failures(self, variant: str) -> int:
         return len(self.failed.get(variant, ()))
@@ -101,13 +101,13 @@ def judge(study: Study, frame: pd.DataFrame) -> list[Finding]:
                 found.append(_by_failures(Finding(claim, "", "trainings that failed"), measure, figures))
             case Faster() as measure:
                 found.append(_speed_up(claim, measure, figures))
-            case Better() as measure:
+            case measure:
                 found.append(_difference(study, claim, measure, figures))
     decide, equal = corrected([f.p_decide for f in found], [f.p_equal for f in found])
     return [replace(f, p_decide=d, p_equal=e) for f, d, e in zip(found, decide.tolist(), equal.tolist(), strict=True)]
 
 
-def _difference(study: Study, claim: Claim, measure: Better, figures: Figures) -> Finding:
+def _difference(study: Study, claim: Claim, measure: Better | Equal, figures: Figures) -> Finding:
     """Compares final scores.
 
     Against several variants, it must be better than each of them, every test at the full level; it is refuted if any
@@ -154,7 +154,7 @@ def _speed_up(claim: Claim, measure: Faster, figures: Figures) -> Finding:
         ratios += [math.log(base / taken)] if taken is not None and base is not None else []
     name = f"{measure.of} at 1/{measure.at_least:g}"
     scores = pd.concat([figures.scores("fd", CURVE), pd.DataFrame([sooner], index=pd.Index([name]), dtype=float)])
-    found = TwoWayFit(np.log(scores)).contrast(name, measure.than)
+    found = TwoWayFit(scores.apply(np.log)).contrast(name, measure.than)
     finding = Finding(claim, "-", f"curve, by {measure.cost.replace('_', ' ')}")
     if found is None:
         return _by_failures(finding, measure, figures)
@@ -169,7 +169,7 @@ def _by_failures(finding: Finding, measure: Measure, figures: Figures) -> Findin
     """Decides by the number of failed trainings: what a claim of divergence is about, and all that is left of others
     if a variant has no score.
     """
-    own, other = ((figures.failures(name), len(figures.seeds(name))) for name in measure.variants[:2])
+    own, other = ((figures.failures(name), len(figures.seeds(name))) for name in (measure.of, *measure.others[:1]))
     if not all((own[1], other[1])) or not (isinstance(measure, Diverges) or own[0] or other[0]):
         return finding
     worse = HOLDS if isinstance(measure, Diverges) else REFUTED
@@ -180,7 +180,7 @@ def _by_failures(finding: Finding, measure: Measure, figures: Figures) -> Findin
 
 def _without_failures(finding: Finding, measure: Measure, figures: Figures) -> Finding:
     """Tells the seeds. The scores of failed trainings would have been worse than any: they favour no variant."""
-    failed = {name: figures.failures(name) for name in measure.variants}
+    failed = {name: figures.failures(name) for name in finding.claim.variants}
     told = [f", {n} of {len(figures.seeds(name))} of {name} failed" for name, n in failed.items() if n]
     own, *others = failed.values()
     seeds = counted(finding.contrast.seeds if finding.contrast else 0, "seed")
