@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from PIL import Image
 
 from fitv2.config import load_recipe
 from fitv2.study.definition import Study, build_study
-from fitv2.study.results import CURVE, TRAINING
+from fitv2.study.results import CURVE, REAL, TRAINING
 from tiny import CLASSES, garments
 
 TREE: dict[str, Any] = {
@@ -66,10 +67,11 @@ def tree(**changes) -> dict[str, Any]:
     return {"recipe": str(home() / "recipe.yaml")} | TREE | changes | {"evaluation": evaluation}
 
 
-def study_of(*measures: dict[str, Any], variants: str = "ab", **changes) -> Study:
+def study_of(*measures: dict[str, Any], variants: Sequence[str] = "ab", **changes) -> Study:
     """A study of these variants, with a claim for each measure."""
     claims = [{"text": str(number), "paper": "", "measure": measure} for number, measure in enumerate(measures)]
-    return build_study(tree(variants={v: {"about": v} for v in variants}, claims=claims, **changes), "made up")
+    known = {v: {"about": v} for v in variants if v != REAL}
+    return build_study(tree(variants=known, claims=claims, **changes), "made up")
 
 
 def frame(condition: str = "own", metric: str = "fd", **scores: list[float | None]) -> pd.DataFrame:

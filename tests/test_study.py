@@ -146,11 +146,7 @@ def test_a_table_survives_kills_and_refuses_what_is_none(tmp_path, caplog):
     again = Table(tmp_path)
     assert len(again.rows) == len(table.rows) and "damaged" in caplog.text
     again.append([table.rows[0]])
-    assert table.path.read_text() == whole + json.dumps(table.rows[0]) + "\n"
     assert len(Table(tmp_path).frame) == len(table.rows)  # The same row twice, as after a merge, is one.
-    table.path.write_text(whole.replace('"variant"', "variant", 1))
-    with pytest.raises(ValueError, match="line 2"):
-        Table(tmp_path)
     table.path.write_text("precious")
     with pytest.raises(ValueError, match="no table"):
         Table(tmp_path)

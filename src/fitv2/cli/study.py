@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 STATUS, COPY = "status", "study.yaml"
 # Operations a second of a training on one core, until results tell.
-ASSUMED_SPEED = 8e10
+ASSUMED_SPEED = 5e10
 SECONDS_BETWEEN_LINES = 60
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -63,24 +64,13 @@ class Report:
         """The first claim in a sentence, and how many of all are decided."""
         if not self.runs:
             return "This study has not been run yet."
-        counts = pd.Series([finding.verdict for finding in self.findings], dtype=str).value_counts()
+        counts = Counter(finding.verdict for finding in self.findings).most_common()
         claims = counted(len(self.findings), "claim")
-        told = f"{claims} in all: {', '.join(f'{number} {verdict}' for verdict, number in counts.items())}."
-        if not self.findings or self.findings[0].verdict == NO_RESULT:
-            return told if self.findings else "This study makes no claim."
-        first = self.findings[0]
-        return f"“{first.claim.text}” **{WORDS[first.verdict]}** ({first.effect}; p {in_words(first.p)}). {told}"
-
-    @property
-    def scale(self) -> str:
-        """How small the study is."""
-        lines = self.trainings
-        return (
-            f"{counted(len(lines), 'training')} with {counted(lines['seed'].nunique(), 'seed')}, "
-            f"{_ends(lines['parameters'] / 1e6)} million parameters (FiTv2-XL/2 has 671), {self.runs[0].steps:,} steps "
-            f"of {_ends(lines['pictures_per_step'])} images, {_ends(lines['epochs'])} epochs of "
-            f"{lines['pictures'].max():,} images of {_ends(lines['tokens_per_picture'])} tokens on average"
-        )
+        told = f"{claims} in all: {', '.join(f'{number} {verdict}' for verdict, number in counts) or 'none'}."
+        if not self.findings or (first := self.findings[0]).verdict == NO_RESULT:
+            return told
+        figure = f"{first.effect}; p {in_words(first.p)}; {first.where}"
+        return f"“{first.claim.text}” **{WORDS[first.verdict]}** ({figure}). {told}"
 
     @property
     def lines(self) -> list[str]:
@@ -150,7 +140,7 @@ def write_overview(reports: Sequence[Report], folder: Path) -> None:
 def write_page(path: Path, template: str, **content: Any) -> None:
     """Fills a template of this package, which becomes a page marked as one of ours."""
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"table": as_markdown, "p": in_words, "counted": counted}
+    environment.filters |= {"table": as_markdown, "p": in_words, "counted": counted, "ends": ends}
     text = files("fitv2.study").joinpath(template).read_text(encoding="utf-8")
     write_text(path, f"{MARK}\n{environment.from_string(text).render(content).strip()}\n")
 
@@ -182,6 +172,6 @@ def in_words(p: float) -> str:
     return "-" if np.isnan(p) else "< 0.001" if p < 0.001 else f"= {p:.2g}"
 
 
-def _ends(values: pd.Series) -> str:
+def ends(values: pd.Series) -> str:
     """The lowest and the highest, or one of them if they read alike."""
     return " to ".join(dict.fromkeys(f"{value:.3g}" for value in (values.min(), values.max())))

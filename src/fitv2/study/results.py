@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ class Table:
     """The results in a folder.
 
     Raises:
-        UserError: The file is there and is no table of results, or a line of it is damaged.
+        UserError: The file is there and is no table of results.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -45,20 +45,16 @@ class Table:
         if self.path.exists():
             self._take(self._read())
 
-    def _read(self) -> list[dict[str, Any]]:
+    def _read(self) -> Iterator[dict[str, Any]]:
         first, *lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n")
         if first != json.dumps(HEADER):
             raise UserError(f"{self.path} is no table of results of fitv2 study: move it, or choose another --out")
-        found = []
         for number, line in enumerate(lines, 2):
             try:
                 if line:
-                    found.append(json.loads(line))
-            except ValueError:
-                if number <= len(lines):  # All but the last one, of which a kill may have left a part.
-                    raise UserError(f"line {number} of {self.path} is damaged: repair or remove it") from None
-                logger.warning("the last line of %s is damaged and is ignored", self.path)
-        return found
+                    yield json.loads(line)
+            except ValueError:  # A kill may have left a part of a line, and a merge its marks.
+                logger.warning("line %d of %s is damaged and is ignored", number, self.path)
 
     def _take(self, lines: Iterable[dict[str, Any]]) -> None:
         for line in lines:
@@ -72,13 +68,11 @@ class Table:
         """Adds lines to the file and to what has been read."""
         if not self.path.exists():
             write_text(self.path, json.dumps(HEADER) + "\n")
-        with self.path.open("r+", encoding="utf-8", errors="replace") as file:
-            whole = file.read()
-            # What a kill left of a line must not spoil the next one.
-            file.seek(0)
-            file.truncate(len(whole[: whole.rfind("\n") + 1].encode()))
-            file.seek(0, 2)
-            file.write("".join(json.dumps(line) + "\n" for line in lines))
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        with self.path.open("rb+") as file:
+            file.seek(-1, 2)
+            whole = file.read() == b"\n"
+            file.write(("" if whole else "\n").encode() + text.encode())
         self._take(lines)
 
     @property

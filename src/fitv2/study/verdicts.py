@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ..messages import counted
-from .claims import LOWER_IS_BETTER, Better, Claim, Diverges, Equal, Faster, Measure
+from .claims import LOWER_IS_BETTER, Better, Claim, Diverges, Equal, Faster
 from .definition import Study
 from .results import CURVE, REAL, TRAINING
 from .statistics import LEVEL, Contrast, TwoWayFit, at_cost, corrected, p_of_counts, reach
@@ -98,7 +98,7 @@ def judge(study: Study, frame: pd.DataFrame) -> list[Finding]:
     for claim in study.claims:
         match claim.measure:
             case Diverges() as measure:
-                found.append(_by_failures(Finding(claim, "", "trainings that failed"), measure, figures))
+                found.append(_divergence(claim, measure, figures))
             case Faster() as measure:
                 found.append(_speed_up(claim, measure, figures))
             case measure:
@@ -119,7 +119,7 @@ def _difference(study: Study, claim: Claim, measure: Better | Equal, figures: Fi
     nearest = max(found, key=lambda other: sign * found[other].value, default=None)
     finding = Finding(claim, "-", f"{measure.metric}, {condition}")
     if nearest is None or len(found) < len(measure.others):
-        return _by_failures(finding, measure, figures)
+        return _without_failures(finding, figures)
     first, several = replace(found[nearest], value=sign * found[nearest].value), len(found) > 1
     p = [c.p_differs() for c in found.values()]
     if first.value >= 0 and several:
@@ -136,7 +136,7 @@ def _difference(study: Study, claim: Claim, measure: Better | Equal, figures: Fi
         finding = replace(finding, p_decide=first.p_differs(margin), p_equal=first.p_within(margin), favours=REFUTED)
     elif not several:
         finding = replace(finding, p_equal=first.p_within(math.log1p(study.equal_within)))
-    return _without_failures(finding, measure, figures)
+    return _without_failures(finding, figures)
 
 
 def _speed_up(claim: Claim, measure: Faster, figures: Figures) -> Finding:
@@ -157,28 +157,22 @@ def _speed_up(claim: Claim, measure: Faster, figures: Figures) -> Finding:
     found = TwoWayFit(scores.apply(np.log)).contrast(name, measure.than)
     finding = Finding(claim, "-", f"curve, by {measure.cost.replace('_', ' ')}")
     if found is None:
-        return _by_failures(finding, measure, figures)
+        return _without_failures(finding, figures)
     effect = f"not reached with {missed} of {counted(len(sooner), 'seed')}" if missed else _speed(ratios)
     effect += ", a bound: the first point is there already" * bound
     favours = HOLDS if found.value < 0 else REFUTED
     finding = replace(finding, effect=effect, p_decide=found.p_differs(), favours=favours, contrast=found)
-    return _without_failures(finding, measure, figures)
+    return _without_failures(finding, figures)
 
 
-def _by_failures(finding: Finding, measure: Measure, figures: Figures) -> Finding:
-    """Decides by the number of failed trainings: what a claim of divergence is about, and all that is left of others
-    if a variant has no score.
-    """
-    own, other = ((figures.failures(name), len(figures.seeds(name))) for name in (measure.of, *measure.others[:1]))
-    if not all((own[1], other[1])) or not (isinstance(measure, Diverges) or own[0] or other[0]):
-        return finding
-    worse = HOLDS if isinstance(measure, Diverges) else REFUTED
-    favours = worse if own[0] > other[0] else HOLDS if worse == REFUTED else REFUTED
-    effect = f"{own[0]} of {own[1]} failed against {other[0]} of {other[1]}"
-    return replace(finding, effect=effect, p_decide=p_of_counts(*own, *other), favours=favours)
+def _divergence(claim: Claim, measure: Diverges, figures: Figures) -> Finding:
+    own, other = ((figures.failures(name), len(figures.seeds(name))) for name in (measure.of, measure.than))
+    p = p_of_counts(*own, *other) if own[1] and other[1] else math.nan
+    effect = f"{own[0]} of {own[1]} against {other[0]} of {other[1]}"
+    return Finding(claim, effect, "trainings that failed", p, favours=HOLDS if own[0] > other[0] else REFUTED)
 
 
-def _without_failures(finding: Finding, measure: Measure, figures: Figures) -> Finding:
+def _without_failures(finding: Finding, figures: Figures) -> Finding:
     """Tells the seeds. The scores of failed trainings would have been worse than any: they favour no variant."""
     failed = {name: figures.failures(name) for name in finding.claim.variants}
     told = [f", {n} of {len(figures.seeds(name))} of {name} failed" for name, n in failed.items() if n]
