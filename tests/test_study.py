@@ -21,8 +21,9 @@ from fitv2.study.report import MARK, Report, claim, write_overview, write_report
 from fitv2.study.results import REAL, Table
 from fitv2.study.runs import Run, frame_of, runs_of
 from fitv2.training.preemption import STOPPED
+from fitv2.training.run_folder import exported, kept_provenance
 from studies import TREE, tree
-from tiny import command_line, process
+from tiny import command_line, process, trainer
 
 PROVENANCE = {"fitv2": "0", "commit": "c0ffee", "torch": "0", "device": "CPU", "threads": 1}
 
@@ -224,7 +225,7 @@ def test_a_wrong_command_is_a_sentence(fitv2, definition, arguments, complaint):
 
 
 def test_another_study_of_that_name_is_refused(fitv2, definition, tmp_path):
-    kept = tmp_path / "studies/tiny/study.yaml"
+    kept = tmp_path / "studies/tiny/tiny.yaml"
     kept.parent.mkdir(parents=True)
     kept.write_text(yaml.safe_dump(tree(title="Another title")))
     assert "Another title" in fitv2("study", definition, "--dry-run")[0]
@@ -248,13 +249,24 @@ def test_a_study_runs_stops_and_continues_with_real_commands(fitv2, definition, 
     (result,) = json.loads(printed)
     assert code == 0 and result["failures"] == [] and len(result["runs"]) == 2
     page = (tmp_path / "studies/tiny/README.md").read_text()
-    assert "sheets/FiTv2.png" in page and (tmp_path / "studies/tiny/study.yaml").read_text() == definition.read_text()
+    assert "sheets/FiTv2.png" in page and (tmp_path / "studies/tiny/tiny.yaml").read_text() == definition.read_text()
     provenance = [json.loads(path.read_text()) for path in tmp_path.glob("runs/study/*/provenance.json")]
     assert provenance[0][0]["from_step"] == 0 and len(provenance[0]) == 2
     before = (tmp_path / "studies/results.jsonl").read_bytes()
     shutil.rmtree(tmp_path / "runs")
     assert fitv2(*arguments)[0] == 0 and (tmp_path / "studies/results.jsonl").read_bytes() == before
     assert not list(tmp_path.glob("runs/study/*"))
+
+
+def test_training_keeps_averaged_weights_of_a_step_and_says_who_trained(tmp_path):
+    long, short = tmp_path / "long", tmp_path / "short"
+    trainer(long, "training.steps=5", "log.export_at=[3]").fit(lambda figures: None)
+    trainer(short, "training.steps=3").fit(lambda figures: None)
+    assert (exported(long, 3) / "model.safetensors").read_bytes() == (short / "model/model.safetensors").read_bytes()
+    trainer(long, "training.steps=6").fit(lambda figures: None)
+    entries = kept_provenance(long)
+    assert [entry["from_step"] for entry in entries] == [0, 5] and entries[0]["data"] == entries[1]["data"]
+    assert {"fitv2", "commit", "torch", "device", "threads"} <= entries[0].keys()
 
 
 def test_a_commit_is_known_of_a_checkout_alone(tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..study.results import Table
     from ..study.runs import Run
 
-STATUS, COPY = "status", "study.yaml"
+STATUS = "status"
 # Operations a second of a training on one core, until results tell.
 ASSUMED_SPEED = 5e10
 SECONDS_BETWEEN_LINES = 60
@@ -37,6 +37,10 @@ class Chosen:
     study: Study
     folder: Path
     file: Path | None
+
+    @property
+    def copy(self) -> Path:
+        return self.folder / f"{self.name}.yaml"
 
 
 def study(
@@ -100,10 +104,8 @@ def study(
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     status = names[0] == STATUS
     if status or report:
-        every = {str(parameter.name) for parameter in context.command.params}
-        refuse_without_effect(
-            context, every - ({"dry_run", "jobs", "only"} | ({"report"} if status else set())), "where nothing is run"
-        )
+        every = {str(parameter.name) for parameter in context.command.params} - {"dry_run", "jobs", "only"}
+        refuse_without_effect(context, every - ({"report"} if status else set()), "where nothing is run")
     chosen, place = choose(names[status:] or study_names(), trial, steps, budget, out)
     table = Table(place)
     if status or dry_run:
@@ -128,7 +130,7 @@ def choose(
     if trial is not None and steps is not None:
         raise UserError("--trial and --steps both shorten the trainings: give one of them")
     shorter = trial is not None or steps is not None
-    place = out / "trials" / (trial or f"{steps}-steps") if shorter else out
+    place = out / "trials" / (trial or f"{steps} steps").replace("%", " percent").replace(" ", "-") if shorter else out
     found: list[Chosen] = []
     for name in names:
         loaded, file = load_study(name), None if name in study_names() else Path(name)
@@ -154,8 +156,7 @@ def refuse_another(one: Chosen, others: Sequence[Chosen]) -> None:
     """Raises UserError if the folder of a study is that of another one."""
     from ..yaml_text import read_yaml
 
-    copy = one.folder / COPY
-    known = read_yaml(copy).get("title") if copy.is_file() else None
+    known = read_yaml(one.copy).get("title") if one.copy.is_file() else None
     if known is not None and (known != one.study.title or one.file is None):
         raise UserError(f"{one.folder} is of another study, {known!r}: choose another --out, or rename your file")
     if any(other.folder == one.folder for other in others):
@@ -190,8 +191,8 @@ def perform(
     with locked(table.path.parent, "a study"):
         for one in chosen:
             claim(one.folder, one.study.title)
-            if one.file is not None and one.file.resolve() != (one.folder / COPY).resolve():
-                write_text(one.folder / COPY, one.file.read_text(encoding="utf-8"))
+            if one.file is not None and one.file.resolve() != one.copy.resolve():
+                write_text(one.copy, one.file.read_text(encoding="utf-8"))
         try:
             with sigterm_interrupts():
                 # After those that tune, all others can be named.
@@ -240,7 +241,7 @@ def write_pages(chosen: Sequence[Chosen], table: Table, place: Path, failures: S
         write_report(reports[one.name], one.folder)
     if not trial:
         others = {name: name for name in study_names()}
-        others |= {path.parent.name: str(path) for path in place.glob(f"*/{COPY}")}
+        others |= {path.stem: str(path) for path in place.glob("*/*.yaml") if path.stem == path.parent.name}
         for name in others.keys() - reports.keys():
             reports[name] = Report(name, load_study(others[name]), table)
         write_overview([reports[name] for name in sorted(reports)], place)

@@ -105,6 +105,8 @@ class Run:
         return self.id
 
     def _means(self, settings: dict[str, Any]) -> bool:
+        if all(settings.get(name, {}).keys() == own.keys() for name, own in self.identity["settings"].items()):
+            return False  # Known by the same settings, it would have the same id.
         try:
             return build_recipe(settings).model_dump(mode="json", exclude={"log"}) == self.identity["settings"]
         except UserError:
