@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from fitv2.build import build_model_config
 from fitv2.cli.progress import image_progress
 from fitv2.config import DataSettings
-from fitv2.evaluation.frechet import Statistics, frechet_distance
-from fitv2.evaluation.summary import summarise
+from fitv2.evaluation.features import compute_features as summarise
+from fitv2.evaluation.metrics import Statistics, frechet_distance
 from fitv2.prepare.run import prepare
 from fitv2.prepare.settings import build_encoder
 from fitv2.prepare.sources import FolderSource

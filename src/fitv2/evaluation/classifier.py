@@ -1,6 +1,6 @@
-"""A small classifier of garments of any size: what it recognises, and the features that distances are taken of.
+"""A small classifier of Fashion-MNIST items of any size, and the canvas that it sees them on.
 
-The shipped weights are trained on the 60 000 training pictures of Fashion-MNIST by `tools/train_classifier.py`.
+The shipped weights are trained on the 60 000 training images by `tools/train_classifier.py`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ from ..errors import UserError
 WEIGHTS = files("fitv2.evaluation").joinpath("garment-classifier.safetensors")
 WIDTHS = (32, 64, 128)
 FEATURES = 64
+# Layers of the trunk up to 7 x 7 places.
+SPATIAL_LAYERS = 12
 
 
 class GarmentClassifier(nn.Module):
-    """Three convolutional stages, each halving the sides, then the mean over places, 64 features and 10 logits.
+    """Three convolutional stages that each halve the sides, a mean over places, 64 features and 10 logits.
 
-    About 296 thousand parameters. Takes what `canvas` makes; the classes are those of `fitv2.data.fashion`.
+    About 296 thousand parameters. The classes are those of `fitv2.data.fashion`.
     """
 
     def __init__(self) -> None:
@@ -44,22 +46,19 @@ class GarmentClassifier(nn.Module):
         )
         self.head = nn.Sequential(nn.Dropout(0.2), nn.Linear(FEATURES, len(CLASS_NAMES)))
 
-    def features(self, x: Tensor) -> Tensor:
-        """(B, 1, 28, 28) in [-1, 1] to (B, 64), none below 0: the input of the last layer."""
-        return self.trunk(x)
-
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 1, 28, 28) in [-1, 1] to logits (B, 10)."""
-        return self.head(self.features(x))
+        """Takes what `canvas` makes, (B, 1, 28, 28) in [-1, 1]; returns logits (B, 10)."""
+        return self.head(self.trunk(x))
 
 
 def convolution(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> list[nn.Module]:
+    """Returns a convolution, its normalisation and its activation."""
     conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
     return [conv, nn.BatchNorm2d(outputs), nn.ReLU()]
 
 
 def load_classifier() -> GarmentClassifier:
-    """The shipped classifier, in float32 and eval mode."""
+    """Returns the shipped classifier, in float32 and eval mode."""
     classifier = GarmentClassifier()
     weights = load(WEIGHTS.read_bytes())
     classifier.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
@@ -67,18 +66,23 @@ def load_classifier() -> GarmentClassifier:
 
 
 def canvas(latents: Sequence[Tensor]) -> Tensor:
-    """Garments (1, h, w) in [-1, 1], values beyond clipped, each centred on black: (B, 1, 28, 28).
+    """Returns grey images, each centred on black, as (B, 1, 28, 28).
 
-    Each is scaled so that its longer side is 28, aspect kept to the nearest whole pixel (antialiased bicubic), larger
-    and smaller ones alike: nearly all real garments have a side of 28, so one made at half or twice the size is judged
-    by its shape. Raises ValueError for another number of channels and for values that are not finite.
+    Each image is scaled so that its longer side is 28, with its aspect kept to the nearest whole pixel (antialiased
+    bicubic). Nearly all real items have a side of 28, so one made at half or twice that size is judged by its shape.
+
+    Args:
+        latents: (1, h, w) each, in [-1, 1]; values beyond are clipped.
+
+    Raises:
+        UserError: An image has another number of channels, or values that are not finite.
     """
     page = torch.full((len(latents), 1, SIDE, SIDE), -1.0)
     for i, latent in enumerate(latents):
         if latent.ndim != 3 or len(latent) != 1:
-            raise UserError(f"a garment is (1, h, w), not {tuple(latent.shape)}")
+            raise UserError(f"a grey image is (1, h, w), not {tuple(latent.shape)}")
         if not latent.isfinite().all():
-            raise UserError(f"picture {i} of {len(latents)} has values that are not finite")
+            raise UserError(f"image {i} of {len(latents)} has values that are not finite")
         fitted = fit(latent.float().clamp(-1, 1))
         h, w = fitted.shape[1:]
         top, left = (SIDE - h) // 2, (SIDE - w) // 2
@@ -87,7 +91,7 @@ def canvas(latents: Sequence[Tensor]) -> Tensor:
 
 
 def fit(latent: Tensor) -> Tensor:
-    """(1, h, w) scaled to a longer side of 28, in [-1, 1]."""
+    """Scales (1, h, w) to a longer side of 28, in [-1, 1]."""
     longer = max(latent.shape[1:])
     if longer == SIDE:
         return latent
@@ -97,6 +101,7 @@ def fit(latent: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def examine(classifier: GarmentClassifier, latents: Sequence[Tensor], batch: int = 500) -> tuple[Tensor, Tensor]:
-    """Features (N, 64) float32 and recognised classes (N,) int64 of garments (1, h, w) in [-1, 1]."""
-    features = torch.cat([classifier.features(canvas(latents[i : i + batch])) for i in range(0, len(latents), batch)])
+    """Returns features (N, 64) float32 and recognised classes (N,) int64 of images (1, h, w) in [-1, 1]."""
+    blocks = [canvas(latents[i : i + batch]) for i in range(0, len(latents), batch)]
+    features = torch.cat([classifier.trunk(block) for block in blocks])
     return features, classifier.head(features).argmax(1)

@@ -8,8 +8,7 @@ from pydantic import Field, PositiveInt, StringConstraints, model_validator
 
 from ..config import Settings
 from ..errors import UserError
-from ..evaluation.efficientnet import EfficientNetExtractor
-from ..evaluation.garments import GarmentExtractor
+from ..evaluation.extractors import EfficientNetExtractor, GarmentExtractor
 from ..generate import ADAPTIVE, DIFFUSION_SOLVERS, Sampling
 from ..model.config import NetworkConfig
 from ..model.rope import ATTENTION_SCALES, EXTRAPOLATIONS

@@ -13,10 +13,10 @@ from ..autoencoder import read_factor
 from ..build import build_dataset
 from ..config import Settings
 from ..errors import UserError
-from ..evaluation.features import drawn_sets
-from ..evaluation.frechet import Statistics, frechet_distance
-from ..evaluation.suite import DRAWS, ImageSet
-from ..evaluation.summary import Summary
+from ..evaluation.comparison import DRAWS, ImageSet
+from ..evaluation.features import FeatureSet as Summary
+from ..evaluation.features import disjoint_subsets as drawn_sets
+from ..evaluation.metrics import Statistics, frechet_distance
 from .job import KERNEL, Job
 from .record import Scores
 from .scoring import other_scores, recognised
@@ -94,6 +94,6 @@ def drawn_scores(seen: Summary, images: int, seed: int) -> Scores:
     classes = seen.labels.unique()
     first, second, rest = drawn_sets(seen.labels, classes[torch.arange(images) % len(classes)], seed)
     others = torch.cat([second, rest])
-    drawn, others = (ImageSet.of(seen, chosen, len(classes) > 1) for chosen in (first, others))
+    drawn, others = (ImageSet.drawn(seen, chosen, len(classes) > 1) for chosen in (first, others))
     distance = frechet_distance(Statistics.of(drawn.features), Statistics.of(others.features))
     return {"distance": distance} | other_scores(drawn, others)

@@ -17,13 +17,14 @@ from ..autoencoder import KLAutoencoder, Pixels, load_autoencoder, read_factor
 from ..data.dataset import Dataset
 from ..device import choose_device
 from ..errors import UserError
-from ..evaluation.features import by_class
-from ..evaluation.frechet import frechet_distance
-from ..evaluation.kid import kernel_distance
-from ..evaluation.neighbours import compare_neighbours
-from ..evaluation.suite import ImageSet
-from ..evaluation.summary import Summary, kept_summary, summarise
-from ..evaluation.wishes import SizeWish, balanced_wishes
+from ..evaluation.comparison import ImageSet
+from ..evaluation.features import FeatureSet as Summary
+from ..evaluation.features import balanced_classes as by_class
+from ..evaluation.features import cached_features as kept_summary
+from ..evaluation.features import compute_features as summarise
+from ..evaluation.kernel_distance import kernel_distance
+from ..evaluation.metrics import compare_neighbours, frechet_distance
+from ..evaluation.requests import SizeSpec, balanced_specs
 from ..finite import NotFinite
 from ..generate import check_divisible, generate
 from ..hashes import json_digest
@@ -121,7 +122,8 @@ class Scorer:
         """Makes the pictures and looks at them. Raises NotFinite."""
         view, sampling = self.views[condition.view], self.job.study.evaluation.sampling(condition, self.config)
         as_the_view = replace(snapshot.pretrained, shapes=view.shapes)
-        wishes = balanced_wishes(as_the_view, images, SizeWish(condition.pixels), self.job.run.seed, self.factor)
+        seed = self.job.run.seed * 1_000_000
+        wishes = balanced_specs(as_the_view, images, SizeSpec(condition.pixels), seed, self.factor)
         with self.precision():
             latents = generate(snapshot.pretrained.model, wishes, sampling, lambda *_: self.finished(1))
         pictures = (to_image(self.codec.decode(latent)).convert(view.extractor.mode) for latent in latents)

@@ -23,11 +23,12 @@ from ..data.dataset import Dataset
 from ..data.images import variants
 from ..device import choose_device
 from ..errors import UserError
-from ..evaluation.extractors import load_extractor
-from ..evaluation.features import Extractor
-from ..evaluation.protocols import cover
-from ..evaluation.suite import numbers_among
-from ..evaluation.summary import Summary, kept_summary, summarise
+from ..evaluation.comparison import numbers_among
+from ..evaluation.evaluate import cover
+from ..evaluation.extractors import Extractor, load_extractor
+from ..evaluation.features import FeatureSet as Summary
+from ..evaluation.features import cached_features as kept_summary
+from ..evaluation.features import compute_features as summarise
 from ..hashes import json_digest
 from ..model.config import NetworkConfig
 from ..model.presets import architecture_of
