@@ -22,7 +22,7 @@ from fitv2.evaluation import kernel_distance as kernel_module
 from fitv2.evaluation import metrics
 from fitv2.evaluation.classifier import examine, load_classifier
 from fitv2.evaluation.features import balanced_classes, disjoint_subsets
-from fitv2.evaluation.kernel_distance import kernel_distance, kid_of_subsets, unbiased_discrepancy
+from fitv2.evaluation.kernel_distance import kernel_distance, kid_of_subsets
 from fitv2.evaluation.metrics import (
     Neighbours,
     RunningStatistics,
@@ -57,7 +57,7 @@ def ours() -> dict[str, float]:
     shares = asdict(compare_neighbours(GENERATED, REAL))
     return {
         "fd": frechet_distance(Statistics.of(GENERATED), Statistics.of(REAL)),
-        "discrepancy": unbiased_discrepancy(GENERATED.double(), REAL.double()),
+        "discrepancy": kernel_distance(GENERATED, REAL).value,
         "kid": mean,
         "kid_std": deviation,
         "precision_3": shares["precision"],
@@ -193,7 +193,7 @@ def test_rounding_does_not_make_a_covariance_none():
 @pytest.mark.parametrize("features", [1, 16, 200])
 def test_discrepancy_is_that_of_torchmetrics(features):
     a, b = correlated(60, features, 0), correlated(60, features, 1) * 1.1
-    assert unbiased_discrepancy(a, b) == pytest.approx(float(poly_mmd(a, b)), rel=1e-6)
+    assert kernel_distance(a, b).value == pytest.approx(float(poly_mmd(a, b)), rel=1e-6)
 
 
 def test_discrepancy_of_sets_of_different_sizes_is_the_mean_over_pairs():
@@ -204,7 +204,7 @@ def test_discrepancy_of_sets_of_different_sizes_is_the_mean_over_pairs():
         return np.mean(values)
 
     expected = mean(a, a, True) + mean(b, b, True) - 2 * mean(a, b, False)
-    assert unbiased_discrepancy(torch.from_numpy(a), torch.from_numpy(b)) == pytest.approx(expected, rel=1e-9)
+    assert kernel_distance(torch.from_numpy(a), torch.from_numpy(b)).value == pytest.approx(expected, rel=1e-9)
 
 
 def test_distance_of_two_normal_distributions_is_the_closed_form():
@@ -217,10 +217,9 @@ def test_distance_of_two_normal_distributions_is_the_closed_form():
     assert found.value == pytest.approx(expected, abs=3 * found.error) and 0.01 < found.error < 0.5
 
 
-def test_distance_of_free_draws_is_the_unbiased_discrepancy(monkeypatch):
+def test_distance_does_not_depend_on_the_size_of_blocks(monkeypatch):
     a, b = correlated(60, 5, 0), correlated(50, 5, 1)
     whole = kernel_distance(a, b)
-    assert whole.value == pytest.approx(unbiased_discrepancy(a, b), rel=1e-9)
     monkeypatch.setattr(kernel_module, "BLOCK", 200)
     in_blocks = kernel_distance(a.float(), b.float())
     assert (in_blocks.value, in_blocks.error) == pytest.approx((whole.value, whole.error), rel=1e-4)

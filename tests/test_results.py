@@ -1,13 +1,21 @@
-"""Results side by side: what is compared, what is refused, and what their figures are called."""
+"""Results side by side: what is compared, what is refused, and what their figures are called.
+
+data/evaluation: a result.json of 60 images, and features of 12 images by `Thirds`, written by commit ae82e1f.
+"""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from fitv2.evaluation.comparison import figure_names
 from fitv2.evaluation.extractors import EfficientNetExtractor, GarmentExtractor
-from fitv2.evaluation.results import MUST_AGREE, class_counts
+from fitv2.evaluation.features import cached_features
+from fitv2.evaluation.results import MUST_AGREE, class_counts, read_results
+
+FROZEN = Path(__file__).parent / "data/evaluation"
 
 
 def test_class_counts():
@@ -83,6 +91,24 @@ def test_results_of_some_sizes_in_common_are_compared_at_those(fitv2, tmp_path):
     code, out = fitv2("evaluate", "a.json", "c.json")
     assert code == 0 and "Note: own: samples of many sizes" in out
     assert "they differ in sizes: 8x8 in b.json, own in c.json" in fitv2("evaluate", *files[1:])[0]
+
+
+class Thirds:
+    """An extractor whose features are the means of three parts of an image."""
+
+    name, score, digest, resize, mode, class_names = "thirds", "FD-thirds", "0", "none", "L", None
+
+
+def test_files_of_earlier_versions_are_read(fitv2, tmp_path):
+    """The features under the name that they had."""
+    (own, whole) = read_results(FROZEN / "result.json")
+    assert (own.name, whole.name) == ("28x12 at 1", "own at 1") and own.scores["fd"] == pytest.approx(22.76, abs=0.01)
+    shutil.copy(FROZEN / "result.json", tmp_path / "a.json")
+    code, out = fitv2("evaluate", "a.json", "a.json")
+    assert code == 0 and "22.76" in out
+    found = cached_features(FROZEN, Thirds(), ["some images", None], lambda: pytest.fail("computed again"))
+    assert found.pooled_mean.tolist() == pytest.approx([129.2, 125.55, 119.583], abs=1e-3)
+    assert int(found.count) == 12 and found.labels.tolist() == [0, 1, 2] * 4
 
 
 def test_results_of_before_are_told(fitv2, tmp_path):

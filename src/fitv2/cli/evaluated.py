@@ -170,6 +170,7 @@ class Job:
     def load(self, options: ModelOptions, device: torch.device) -> tuple[Maker, list[Sampling]]:
         """Loads the model and checks how it is sampled."""
         from ..device import choose_precision
+        from ..evaluation.requests import balanced_specs
         from ..evaluation.samples import SHARD, Maker
 
         precision = choose_precision(options.precision, device)
@@ -179,7 +180,8 @@ class Job:
         told = {"fp32": "float32"}.get(precision, precision)
         maker = Maker(name=self.name, pretrained=pretrained, codec=codec, precision=told, seed=options.seed)
         for size in self.sizes:
-            check_memory(pretrained, maker.specs(min(self.count, SHARD), size), samplings[0])
+            few = balanced_specs(pretrained, min(self.count, SHARD), size, options.seed, codec.factor)
+            check_memory(pretrained, few, samplings[0])
         self.about |= maker.settings | {"num": self.count, "sampling": [asdict(one) for one in samplings]}
         return maker, samplings
 

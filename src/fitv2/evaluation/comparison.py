@@ -42,14 +42,9 @@ def figure_names(score: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Side:
-    """Samples, or what they are compared with.
+    """Samples, or what they are compared with; `features` is None if only statistics are known.
 
-    Attributes:
-        class_names: Of the labels; empty without classes.
-        statistics: Of pooled features.
-        spatial: Of spatial features; None if unknown.
-        features: None if only statistics are known.
-        recognised: Fraction by class name, for a side without features.
+    recognised: Fraction by class name, for a side without features.
     """
 
     class_names: Sequence[str]
@@ -210,7 +205,8 @@ def add_accuracy(found: Comparison, samples: Side, real: Side, extractor: Extrac
     """
     own, others = samples.features, real.features
     assert own is not None
-    names, by, of_class = list(extractor.class_names or []), extractor.name, real.recognised or {}
+    names = [*(extractor.class_names or ())]
+    by, of_class = extractor.name, real.recognised or {}
     numbers = numbers_among(samples.class_names, names)
     if numbers is not None:
         classes, known = own.classes, numbers_among(real.class_names, names)
@@ -251,7 +247,7 @@ def numbers_among(names: Sequence[str], others: Sequence[str]) -> Tensor | None:
 def fractions(classes: Tensor, labels: Tensor, names: Sequence[str]) -> dict[str, float]:
     """Returns by name, for each class that has images, how often the recognised class (N,) is the label (N,)."""
     right = (classes == labels).double()
-    return {names[label]: float(right[labels == label].mean()) for label in labels.unique().tolist()}
+    return {names[int(label)]: float(right[labels == label].mean()) for label in labels.unique()}
 
 
 # Notes

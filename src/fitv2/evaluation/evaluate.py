@@ -87,13 +87,10 @@ class Evaluation:
     progress: Progress
 
     def protocol_for(self, size: Size | None) -> Protocol:
-        """Returns the protocol for samples of that size, None for many sizes.
+        """Returns the protocol for samples of that size, None for many sizes. Raises UserError if none is possible.
 
         The default is "matched". It is "adm-square" if statistics of images as they are come with the reference, or if
         samples and real images have many sizes.
-
-        Raises:
-            UserError: No protocol is possible for them.
         """
         usual: Protocol = "adm-square" if self.reference.known is not None or size is None else "matched"
         protocol = self.protocol or usual

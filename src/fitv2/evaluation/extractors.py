@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -47,7 +47,7 @@ class Features:
     probabilities: Tensor
 
 
-class Extractor(Protocol):
+class Extractor:
     """A network, and how images become its input.
 
     Attributes:
@@ -63,23 +63,19 @@ class Extractor(Protocol):
     score: str
     digest: str
     resize: str
-    mode: Literal["RGB", "L"]
-    class_names: Sequence[str] | None
+    mode: Literal["RGB", "L"] = "RGB"
+    class_names: Sequence[str] | None = None
 
     def __call__(self, images: Tensor) -> Features:
         """Takes images (B, 3 or 1 as the mode says, H, W) uint8 of one size."""
-        ...
+        raise NotImplementedError
 
 
-class InceptionExtractor:
-    """An `Extractor`: Inception v3, whose distances are the FID and the sFID."""
+class InceptionExtractor(Extractor):
+    """Inception v3, whose distances are the FID and the sFID; the order of its 1008 classes is its own."""
 
-    name: str = "inception"
-    score: str = "FID"
-    mode: Literal["RGB", "L"] = "RGB"
-    resize: str = "TensorFlow 1 bilinear to 299x299, without antialiasing"
-    # The order of the graph's 1008 classes is not the usual one of ImageNet.
-    class_names: Sequence[str] | None = None
+    name, score = "inception", "FID"
+    resize = "TensorFlow 1 bilinear to 299x299, without antialiasing"
 
     def __init__(self, weights: Path, device: str) -> None:
         self.network, self.device = InceptionV3().eval().to(device), device
@@ -99,20 +95,14 @@ class InceptionExtractor:
         return Features(pooled.cpu(), spatial.cpu(), logits.softmax(1).cpu())
 
 
-class EfficientNetExtractor:
-    """An `Extractor`: EfficientNet-Lite0 with ImageNet weights, which two small packages bring along.
+class EfficientNetExtractor(Extractor):
+    """EfficientNet-Lite0 with ImageNet weights: 1280 features, 1372 spatial ones, ImageNet's classes in usual order.
 
-    1280 features, 1372 spatial ones, and the 1000 classes of ImageNet in their usual order.
-
-    Raises:
-        UserError: The packages are not installed.
+    Two small packages bring the weights along. Raises UserError if they are not installed.
     """
 
-    name: str = "efficientnet-lite0"
-    score: str = "FD-ENLite0"
-    mode: Literal["RGB", "L"] = "RGB"
-    resize: str = "antialiased bicubic to 224x224"
-    class_names: Sequence[str] | None
+    name, score = "efficientnet-lite0", "FD-ENLite0"
+    resize = "antialiased bicubic to 224x224"
     # The last of the blocks with 14 x 14 places.
     spatial_block = 10
 
@@ -142,14 +132,12 @@ class EfficientNetExtractor:
         return Features(pooled.cpu(), spatial.cpu(), self.network._fc(pooled).softmax(1).cpu())
 
 
-class GarmentExtractor:
-    """An `Extractor`: the shipped classifier of Fashion-MNIST, with 64 features, 343 spatial ones and ten classes."""
+class GarmentExtractor(Extractor):
+    """The shipped classifier of Fashion-MNIST: 64 features, 343 spatial ones and ten classes."""
 
-    name: str = "garments"
-    score: str = "FD-garments"
-    mode: Literal["RGB", "L"] = "L"
-    resize: str = "antialiased bicubic to a longer side of 28, aspect kept, centred on black"
-    class_names: Sequence[str] | None = CLASS_NAMES
+    name, score, mode = "garments", "FD-garments", "L"
+    resize = "antialiased bicubic to a longer side of 28, aspect kept, centred on black"
+    class_names = CLASS_NAMES
 
     def __init__(self, device: str) -> None:
         self.network, self.device = load_classifier().to(device), device

@@ -7,6 +7,8 @@ numbers, or these tensors as safetensors. The architecture equals torch-fidelity
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,8 +20,7 @@ CLASSES = 1008
 MEAN, MAXIMUM, HALVING = "mean", "maximum", "halving"
 
 # A layer is (channels, kernel), or (channels, kernel, stride); layers of a path are numbered from 1 if it has several.
-Layer = tuple[int, int | tuple[int, int]] | tuple[int, int | tuple[int, int], int]
-Paths = dict[str, list[Layer]]
+Paths = dict[str, list[Any]]
 
 
 class Convolution(nn.Module):
@@ -30,7 +31,7 @@ class Convolution(nn.Module):
     ) -> None:
         super().__init__()
         sides = (kernel, kernel) if isinstance(kernel, int) else kernel
-        padding = tuple(side // 2 for side in sides) if stride == 1 and padded else 0
+        padding = (sides[0] // 2, sides[1] // 2) if stride == 1 and padded else (0, 0)
         self.conv = nn.Conv2d(inputs, outputs, sides, stride, padding, bias=False)
         self.bn = nn.BatchNorm2d(outputs, eps=1e-3)
 

@@ -76,8 +76,7 @@ class RunningStatistics:
 
     def __init__(self) -> None:
         self.count = 0
-        self.mean: Tensor | float = 0.0
-        self.scatter: Tensor | float = 0.0
+        self.mean = self.scatter = torch.zeros((), dtype=torch.float64)
 
     def add(self, features: Tensor) -> None:
         """Adds features (N, F) by the update of Chan et al. (Stanford STAN-CS-79-773, Eq. 2.1).
@@ -95,7 +94,7 @@ class RunningStatistics:
 
     def result(self) -> Statistics:
         """Raises UserError for fewer than two features."""
-        if self.count < 2 or isinstance(self.mean, float) or isinstance(self.scatter, float):
+        if self.count < 2:
             raise UserError(f"statistics need at least two feature vectors (N, F), and there are {self.count}")
         return Statistics(self.mean, self.scatter / (self.count - 1), self.count)
 
@@ -105,9 +104,7 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
 
     C_a C_b has the eigenvalues of the symmetric C_a^(1/2) C_b C_a^(1/2), so the trace of its root is the sum of their
     roots. This is real and exact for singular covariances as well, where the root of the product itself is neither.
-
-    Raises:
-        UserError: The numbers of features differ, or one side fails `check_statistics`.
+    Raises UserError if the numbers of features differ, or like `check_statistics`.
     """
     if a.mean.shape != b.mean.shape:
         raise UserError(f"the features are {len(a.mean)} and {len(b.mean)} numbers: not of the same network")
@@ -121,13 +118,9 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
 
 
 def check_statistics(mean: Tensor, covariance: Tensor) -> None:
-    """Checks a mean (F,) and a covariance (F, F).
+    """Raises UserError unless a mean (F,) and a covariance (F, F) are finite, the latter symmetric and semidefinite.
 
     With negative eigenvalues in a covariance, the formula would give a distance that is too small, or none at all.
-
-    Raises:
-        UserError: A shape is wrong, a number is not finite, or the covariance is not symmetric or has an eigenvalue
-            below zero by more than rounding explains.
     """
     if mean.ndim != 1 or not len(mean) or covariance.shape != 2 * mean.shape:
         shapes = f"{tuple(mean.shape)} and {tuple(covariance.shape)}"
@@ -172,10 +165,8 @@ class Neighbours:
 def compare_neighbours(samples: Tensor, real: Tensor) -> Neighbours:
     """Compares features (N, F) of samples with features (M, F) of real images, in float64.
 
-    Distances are computed in blocks of rows: 50 000 against 50 000 images with 2048 features need 2 GB.
-
-    Raises:
-        UserError: A set has 5 images or fewer, or features are not finite or of different networks.
+    Distances are computed in blocks of rows: 50 000 against 50 000 images with 2048 features need 2 GB. Raises
+    UserError for a set of 5 images or fewer, and like `check_features`.
     """
     samples, real = _centred(samples, real, DENSITY_NEIGHBOURS)
     equal = DISTANCE_ROUNDING * float(max(_squared_norms(samples).max(), _squared_norms(real).max()))
@@ -200,15 +191,8 @@ def compare_neighbours(samples: Tensor, real: Tensor) -> Neighbours:
 def vote(features: Tensor, known: Tensor, labels: Tensor) -> Tensor:
     """Returns for each of the features (N, F) the most frequent label among its 5 nearest of `known`, (N,) int64.
 
-    Ties go to the label that is nearer in sum. If `features` is `known`, an image has no vote on itself.
-
-    Args:
-        features: (N, F).
-        known: (M, F), of images whose labels are known.
-        labels: (M,) int64.
-
-    Raises:
-        UserError: As for `compare_neighbours`.
+    The features `known` (M, F) have the labels (M,). Ties go to the label that is nearer in sum. If `features` is
+    `known`, an image has no vote on itself. Raises UserError like `compare_neighbours`.
     """
     itself = features is known
     features, known = _centred(features, known, VOTERS)
@@ -260,14 +244,8 @@ def _radii(features: Tensor, *neighbours: int) -> Tensor:
 def classifier_score(probabilities: Tensor, seed: int = 0) -> tuple[float, float]:
     """Returns mean and standard deviation over parts of about 5 000 images of exp(H(mean of p) - mean of H(p)).
 
-    The order is shuffled first, for sets that are sorted by class.
-
-    Args:
-        probabilities: (N, K), each row summing to 1. The score is in [1, K].
-        seed: Decides the order.
-
-    Raises:
-        UserError: There is no image, or a row is not a distribution.
+    Each score is in [1, K] for probabilities (N, K). The order is shuffled first, for sets that are sorted by class.
+    Raises UserError without images, or if a row is not a distribution.
     """
     if probabilities.ndim != 2 or not len(probabilities):
         raise UserError(f"probabilities are (N, K) with at least one image, not {tuple(probabilities.shape)}")

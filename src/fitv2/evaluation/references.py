@@ -39,13 +39,9 @@ STATISTICS = {("mu", "sigma"): POOLED, ("mu_s", "sigma_s"): SPATIAL}
 
 @dataclass(frozen=True)
 class Known:
-    """Statistics that come with a reference, of images as they are.
+    """Statistics of an extractor's pooled and spatial features that come with a reference, of images as they are.
 
-    Attributes:
-        extractor: The name of the extractor that they are of.
-        statistics: Of its pooled features.
-        spatial: Of its spatial features; None if they are missing.
-        recognised: Fraction in [0, 1] of each class, by name, that the extractor recognises; None if unknown.
+    recognised: Fraction in [0, 1] of each class, by name, that the extractor recognises; None if unknown.
     """
 
     extractor: str
@@ -56,10 +52,9 @@ class Known:
 
 @dataclass(frozen=True)
 class Reference:
-    """What samples are compared with; at least one of `images` and `known` is there.
+    """What samples are compared with: images, statistics, or both.
 
-    Attributes:
-        source: A file that stands for the whole reference; None if the images do.
+    source: A file that stands for the whole reference; None if the images do.
     """
 
     name: str
@@ -70,19 +65,17 @@ class Reference:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the contents."""
-        return file_digest(self.source) if self.source is not None else self.images.digest
+        if self.source is not None:
+            return file_digest(self.source)
+        assert self.images is not None
+        return self.images.digest
 
 
 def open_reference(name: str, cache: Path) -> Reference:
-    """Returns what `open_images` opens, an archive as ADM has it, or fashion:test.
+    """Returns what `open_images` opens, fashion:test, or an archive as ADM has it.
 
-    Args:
-        name: As for `open_images`; an .npz archive may hold images (arr_0), statistics (mu, sigma, and mu_s, sigma_s of
-            spatial features), or both.
-        cache: A folder in which sizes of images are kept.
-
-    Raises:
-        UserError: There is nothing of that name, or it is damaged.
+    Such an .npz file holds images (arr_0), statistics (mu and sigma, also mu_s and sigma_s of spatial features), or
+    both. Raises UserError if there is nothing of that name, or it is damaged.
     """
     if is_fashion(name) and name != FASHION and split_of(name)[0] == "test":
         return fashion_test(name)
@@ -130,10 +123,8 @@ def known_statistics(
 ) -> Statistics | None:
     """Returns the statistics in the arrays of those names, in float64; None if both are missing.
 
-    The covariance becomes the mean of its two halves, which rounding has made unequal.
-
-    Raises:
-        UserError: They are not statistics of `width` features with some spread.
+    The covariance becomes the mean of its two halves, which rounding has made unequal. Raises UserError if they are not
+    statistics of `width` features with some spread.
     """
     if mean not in arrays and covariance not in arrays:
         return None

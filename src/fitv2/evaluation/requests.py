@@ -18,12 +18,9 @@ SEED_SCHEME, LABEL_SCHEME = "seed + index", "classes in turn"
 
 @dataclass(frozen=True)
 class SizeSpec:
-    """The sizes of an evaluation's images.
+    """(height, width) in pixels of every image; None for sizes drawn from those that training had of each class.
 
-    Attributes:
-        pixels: (height, width) of every image; None for sizes drawn from those that training had of each class.
-        scale: Factor on both sides of these.
-        turned: Whether height and width are exchanged.
+    scale, turned: A factor on both sides of these, and whether height and width are exchanged.
     """
 
     pixels: tuple[int, int] | None = None
@@ -40,17 +37,9 @@ def balanced_specs(pretrained: Pretrained, number: int, size: SizeSpec, seed: in
     """Returns `number` requests; the first ones are the same whatever the number.
 
     Image i is of class i modulo the number of classes and has the seed `seed` + i, so `fitv2 sample` with its class,
-    size and seed makes the same image.
-
-    Args:
-        pretrained: The model.
-        number: Of images, at least 1.
-        size: Of the images.
-        seed: Of the first image; it also decides which sizes are drawn.
-        factor: Pixels per latent pixel.
-
-    Raises:
-        UserError: A size is not divisible by the patch, or the model does not know the sizes of its training.
+    size and seed makes the same image. The seed also decides which sizes are drawn; `factor` is the number of pixels
+    per latent pixel. Raises UserError if a size is not divisible by the patch, or if the model does not know the sizes
+    of its training.
     """
     classes, patch = pretrained.model.config.num_classes, pretrained.model.config.patch_size
     labels = [i % classes if classes else pretrained.model.null_label for i in range(number)]

@@ -42,15 +42,7 @@ NEEDED = MUST_AGREE.keys() | {LABELS, "size", "names", "reference"}
 
 @dataclass(frozen=True)
 class Result:
-    """Figures of samples of one size.
-
-    Attributes:
-        stamp: How they came about.
-        scores: Of the samples, see `comparison.Comparison`, as are `real` and `equal`.
-        real: Of real images.
-        notes: What must be said about them, in sentences.
-        equal: Of as many samples as there are real images in `real`.
-    """
+    """Figures of samples of one size; `stamp` says how they came about. The rest is that of `comparison.Comparison`."""
 
     stamp: dict[str, Any]
     scores: dict[str, Any]
@@ -112,15 +104,10 @@ def own_folder(root: Path, name: str, about: dict[str, Any]) -> Path:
 
 @contextmanager
 def claimed(folder: Path, about: dict[str, Any]) -> Iterator[None]:
-    """Reserves a folder for an evaluation; the same evaluation may write there again.
+    """Reserves a folder for an evaluation, of which `about` is all that decides the result.
 
-    Args:
-        folder: The folder.
-        about: All that decides the result.
-
-    Raises:
-        UserError: Another process evaluates there, or the folder has the result of another evaluation or files that no
-            evaluation wrote.
+    The same evaluation may write there again. Raises UserError if another process evaluates there, or if the folder has
+    the result of another evaluation, or files that no evaluation wrote.
     """
     with locked(folder, "an evaluation"):
         path, text = folder / ABOUT, json.dumps(about, indent=1, sort_keys=True)
@@ -194,8 +181,7 @@ def remarks(files: Mapping[str, Sequence[Result]]) -> list[str]:
     labels = {file: {result.stamp[LABELS] for result in results} for file, results in files.items()}
     if unknown := [file for file, of_file in labels.items() if None in of_file]:
         found.append(
-            f"how often each class occurs in {', '.join(unknown)} is not known; the figures are comparable if it is as "
-            "in the others"
+            f"how often each class occurs in {', '.join(unknown)} is not known; figures compare if it is as elsewhere"
         )
     free = [file for file, of_file in labels.items() if OWN_CHOICE in of_file]
     if free and len(set.union(*labels.values()) - {None}) > 1:

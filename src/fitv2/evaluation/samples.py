@@ -28,7 +28,6 @@ from torch import Tensor
 
 from ..atomic import remove_drafts, write_file, write_text
 from ..autoencoder import Decoding, KLAutoencoder, Pixels
-from ..data.images import to_array
 from ..errors import UserError
 from ..generate import Sampling, Wish, generate, pass_budget
 from ..hashes import json_digest
@@ -79,15 +78,10 @@ class Samples:
 
 
 def given_samples(images: Images, sizes: Collection[tuple[int, int]], number: int | None) -> Iterator[Samples]:
-    """Yields the samples of each size among images that are there already; without sizes, all of them.
+    """Yields the samples of each (height, width) among images that are there already; without sizes, all of them.
 
-    Args:
-        images: The images.
-        sizes: (height, width) in pixels.
-        number: Of samples of each size, with classes in turn; None for all.
-
-    Raises:
-        UserError: A size has no images, or fewer than `number`.
+    `number` is that of samples of each size, with classes in turn; None for all. Raises UserError if a size has no
+    images, or fewer.
     """
     found = np.unique(images.sizes, axis=0)
     for size in sizes or [tuple(found[0].tolist()) if len(found) == 1 else None]:
@@ -113,15 +107,7 @@ def given_samples(images: Images, sizes: Collection[tuple[int, int]], number: in
 
 @dataclass(frozen=True, kw_only=True)
 class Maker:
-    """What makes the images of a model, and everything that they depend on besides sampling and size.
-
-    Attributes:
-        name: Of the model, as the user wrote it.
-        pretrained: The model.
-        codec: Its autoencoder.
-        precision: Of the weights and of the computation.
-        seed: Of the first image.
-    """
+    """A model of a name, its autoencoder and precision, and the seed of the first image."""
 
     name: str
     pretrained: Pretrained
@@ -131,7 +117,7 @@ class Maker:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """In a form that JSON takes."""
+        """All that the images depend on besides sampling and size."""
         return {
             "format": FORMAT,
             "model_sha256": model_digest(self.pretrained),
@@ -142,25 +128,23 @@ class Maker:
             "seeds": SEED_SCHEME,
         }
 
-    def specs(self, number: int, size: SizeSpec) -> list[Wish]:
-        """Returns what is requested of the model, see `balanced_specs`."""
-        return balanced_specs(self.pretrained, number, size, self.seed, self.codec.factor)
+    def samples(self, sampling: Sampling, size: SizeSpec, number: int, out: Path) -> tuple[Samples, GeneratedImages]:
+        """Returns samples, and their images, which may still have to be made.
 
-    def samples(self, sampling: Sampling, size: SizeSpec, number: int, out: Path) -> Samples:
-        """Returns samples, in a folder below `out` that is named after all that they depend on.
-
-        Their images may still have to be made, see `GeneratedImages.make`.
+        The images are in a folder below `out` that is named after all that they depend on.
         """
         own = self.settings | {"size": str(size), "sampling": asdict(sampling)}
         folder = out / f"{str(size).replace(':', '-')}-{json_digest(own)[:12]}"
-        specs, names = self.specs(number, size), self.pretrained.class_names
+        specs = balanced_specs(self.pretrained, number, size, self.seed, self.codec.factor)
+        names = self.pretrained.class_names
         images = GeneratedImages(self.name, folder, specs, names, self.codec.factor, own)
         about: dict[str, Any] = {"model": self.name, "pictures": str(folder), "model_calls": sampling.model_calls}
         labels = np.array([spec.label for spec in specs])
         about[LABELS] = class_counts(labels, self.pretrained.model.config.num_classes) or OWN_CHOICE
         about |= {CLASSES: list(names) or None, "step": self.pretrained.step}
         about |= {key: value for key, value in own.items() if key not in ("format", "size", LABELS)}
-        return Samples(images=images, chosen=np.arange(number), size=size.pixels, called=str(size), about=about)
+        samples = Samples(images=images, chosen=np.arange(number), size=size.pixels, called=str(size), about=about)
+        return samples, images
 
     def generate(self, sampling: Sampling, specs: Sequence[Wish], done: Callable[[int], None]) -> list[Image.Image]:
         """Returns the images of those requests."""
@@ -184,13 +168,13 @@ class Maker:
         few = int((tokens.cumsum() <= budget).sum()) or 1
         plain = {"guidance": 1.0, "interval": (0.0, 1.0), "power": 0.0, "channels": None, "full_every": 1}
         once = replace(sampling, steps=1, **plain)
-        for _ in range(2):  # The first call is slower than all others.
-            start = time.perf_counter()
-            generate(model, specs[:few], once)
-            seconds = time.perf_counter() - start
+        generate(model, specs[:few], once)  # The first call is slower than all others.
+        start = time.perf_counter()
+        generate(model, specs[:few], once)
+        seconds = (time.perf_counter() - start) / (once.model_calls or 1)
         low, high = sampling.interval
         passes = sampling.model_calls * (1 if sampling.guidance == 1 else 1 + high - low)
-        return seconds / (once.model_calls or 1) * float(tokens.sum() / tokens[:few].sum()) * passes
+        return seconds * passes * float(tokens.sum() / tokens[:few].sum())
 
 
 def make_samples(
@@ -203,33 +187,26 @@ def make_samples(
     progress: Progress,
     tell: Callable[[int, float], None],
 ) -> list[Samples]:
-    """Returns `number` samples of each sampling and size, after their images have been made.
+    """Returns `number` samples of each sampling and size, after their images have been made in folders below `out`.
 
-    Args:
-        maker: Makes the images.
-        samplings: How.
-        sizes: In which sizes.
-        number: How many.
-        out: The folder of all images.
-        state: The processes that share the work.
-        progress: Told about finished images.
-        tell: Told the number of images that are missing and an estimate of the seconds they take, if there are many.
+    All processes of `state` share the work. `tell` is called with the number of images that are missing and an estimate
+    of the seconds they take, if there are many.
     """
-    planned = [(sampling, maker.samples(sampling, size, number, out)) for sampling in samplings for size in sizes]
-    missing = [(sampling, samples.images.missing()) for sampling, samples in planned]
+    planned = [(sampling, *maker.samples(sampling, size, number, out)) for sampling in samplings for size in sizes]
+    missing = [(sampling, images.missing()) for sampling, _, images in planned]
     if state.is_main_process and (total := sum(len(specs) for _, specs in missing)) >= MANY:
         tell(total, sum(maker.seconds(*one) for one in missing) / state.num_processes)
-    for sampling, samples in planned:
+    for sampling, samples, images in planned:
         with progress(f"making {samples.called} at {sampling.guidance:g}", number) as done:
-            samples.images.make(partial(maker.generate, sampling), state, done)
-    return [samples for _, samples in planned]
+            images.make(partial(maker.generate, sampling), state, done)
+    return [samples for _, samples, _ in planned]
 
 
 class GeneratedImages(Images):
     """A model's images in a folder of shards, in the order of the requests.
 
-    A shard NUMBER.npz holds up to 250 images: `hw` (n, 2), and `pixels` uint8, one image after another, each (height,
-    width, channels). images.jsonl has the index, class, size and seed of each image.
+    A shard NUMBER.npz holds up to 250 images, uint8 (h, w) or (h, w, 3). images.jsonl has the index, class, size and
+    seed of each image.
     """
 
     def __init__(
@@ -279,28 +256,20 @@ class GeneratedImages(Images):
             return []
         try:
             with np.load(path) as archive:
-                hw, pixels = archive["hw"].tolist(), archive["pixels"]
-            each, rest = divmod(len(pixels), sum(h * w for h, w in hw))
-            if rest or each not in (1, 3):
-                raise UserError("the pixels do not fit the sizes")
-            if any(found != size for found, size in zip(hw, wanted, strict=False)):
-                raise UserError("its images are of other sizes")
-            parts = np.split(pixels, np.cumsum([h * w * each for h, w in hw])[:-1])
-            arrays = [part.reshape(h, w, each) for part, (h, w) in zip(parts, hw, strict=True)][: len(wanted)]
-            return [Image.fromarray(array[:, :, 0] if each == 1 else array) for array in arrays]
-        except (OSError, ValueError, KeyError, EOFError, ZeroDivisionError, zipfile.BadZipFile, zlib.error) as error:
+                images = [Image.fromarray(archive[f"arr_{i}"]) for i in range(min(len(archive.files), len(wanted)))]
+            if any([image.height, image.width] != size for image, size in zip(images, wanted, strict=False)):
+                raise UserError("its images have other sizes")
+            return images
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             logger.warning("%s is damaged, and its images are made again (%s)", path, error)
             return []
 
     def write_shard(self, number: int, images: Sequence[Image.Image]) -> None:
         """Writes the file of a shard."""
-        arrays = [to_array(image).transpose(1, 2, 0) for image in images]
-        hw = np.array([array.shape[:2] for array in arrays], dtype=np.int32)
-        pixels = np.concatenate([array.reshape(-1) for array in arrays])
 
         def write(draft: Path) -> None:
             with draft.open("wb") as file:  # Given a name, numpy would add to it.
-                np.savez(file, hw=hw, pixels=pixels)
+                np.savez(file, *map(np.asarray, images))
 
         write_file(self.path(number), write)
 

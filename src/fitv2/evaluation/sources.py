@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from importlib.resources import as_file
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import IO, Literal
@@ -114,9 +115,9 @@ class FolderImages(Images):
                 f"{root / SAMPLES_LIST} lists images that are not there ({shortened(missing)}): make the samples "
                 "again, or remove the list to evaluate all images that are there"
             )
-        classes = {image.label: image.name for image in images if image.name is not None}
+        classes = {image.label or 0: image.name for image in images if image.name is not None}
         numbers = {label: number for number, label in enumerate(sorted(classes))}
-        labels = np.array([numbers.get(image.label, 0) for image in images], dtype=np.int64)
+        labels = np.array([numbers.get(image.label or 0, 0) for image in images], dtype=np.int64)
         sizes = np.array([image.size for image in images], dtype=np.int64)
         found = cls(root, paths, sizes, labels, [classes[label] for label in sorted(classes)])
         others = {path.name for path in root.iterdir() if path.suffix.lower() in EXTENSIONS} - {*paths, SHEET}
@@ -331,5 +332,5 @@ def blocks(indices: Sequence[int], pixels: np.ndarray) -> Iterator[Sequence[int]
 
 def file_digest(path: Path | Traversable) -> str:
     """Returns the SHA-256 of a file."""
-    with path.open("rb") as file:
+    with as_file(path) as local, local.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
