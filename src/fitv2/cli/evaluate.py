@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import typer
 
 from ..errors import UserError
 from .evaluated import DEFAULT_NUMBER, Job, ModelOptions, is_model, parse_size_spec
-from .given import refuse_without_effect
+from .given import refuse_without_effect, source
 from .sampling import (
     AttentionScale,
     Autoencoder,
@@ -28,7 +28,7 @@ from .sampling import (
 )
 
 OUT = Path("outputs/evaluation")
-DEFAULT_GUIDANCE = 2.0
+T = TypeVar("T")
 # Parameters that have an effect on images that exist already.
 OF_SAMPLES = {"names", "reference", "size", "protocol", "extractor", "inception_weights", "metrics", "num_images"}
 OF_SAMPLES |= {"num", "device", "out", "save_npz", "force", "as_json"}
@@ -121,7 +121,7 @@ def evaluate(
         typer.Option(
             "--guidance",
             "-g",
-            help=f"scale of classifier-free guidance, repeatable; default {DEFAULT_GUIDANCE:g}",
+            help="scale of classifier-free guidance, repeatable; default: what the model recommends, else 2",
             rich_help_panel=GUIDANCE,
         ),
     ] = None,
@@ -213,11 +213,17 @@ def evaluate(
         raise UserError(f"--out {out} is a file; give a folder")
     if num is not None:
         print("Note: --num and --number are now called --num-images (-n)", file=sys.stderr)
-    scales = guidance or [DEFAULT_GUIDANCE]
-    plain = {"steps": steps, "shift": time_shift, "full_every": full_every, "solver": solver}
-    plain |= {"extrapolation": extrapolation, "attention_scale": attention_scale}
-    guiding = {"interval": guidance_interval, "power": guidance_power, "guidance_channels": guidance_channels}
+
+    def given(name: str, value: T) -> T | None:
+        """What is not given is left to the model's recommendation."""
+        return value if source(context, name) == "COMMANDLINE" else None
+
+    plain = {"steps": steps, "shift": given("time_shift", time_shift), "full_every": given("full_every", full_every)}
+    plain |= {"solver": solver, "extrapolation": extrapolation, "attention_scale": attention_scale}
+    guiding = {"interval": given("guidance_interval", guidance_interval), "guidance_channels": guidance_channels}
+    guiding |= {"power": given("guidance_power", guidance_power)}
     # With several scales, settings of guidance are for those that guide.
+    scales = guidance or [None]
     some_guide = any(scale != 1 for scale in scales)
     options = [plain | {"guidance": scale} | ({} if some_guide and scale == 1 else guiding) for scale in scales]
     job = Job(
