@@ -21,9 +21,8 @@ from fitv2.data.fashion import bundled, to_latent
 from fitv2.errors import UserError
 from fitv2.evaluation import features as features_module
 from fitv2.evaluation import samples as samples_module
-from fitv2.evaluation.classifier import examine, load_classifier
 from fitv2.evaluation.evaluate import central_square, cover, real_view
-from fitv2.evaluation.extractors import NAMES, Features, GarmentExtractor
+from fitv2.evaluation.extractors import NAMES, Features, GarmentExtractor, examine, load_classifier
 from fitv2.evaluation.features import compute_features
 from fitv2.evaluation.metrics import Statistics, frechet_distance
 from fitv2.evaluation.references import TEST_STATISTICS, open_reference

@@ -16,7 +16,7 @@ from PIL import Image
 from evaluations import SHAPES, Silent, contents
 from fitv2.autoencoder import KLAutoencoder, Pixels
 from fitv2.evaluation import samples as module
-from fitv2.evaluation.classifier import examine, load_classifier
+from fitv2.evaluation.extractors import examine, load_classifier
 from fitv2.evaluation.requests import SizeSpec, balanced_specs
 from fitv2.evaluation.samples import Maker, make_samples
 from fitv2.generate import Sampling, generate

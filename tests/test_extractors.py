@@ -19,13 +19,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fitv2.data.fashion import bundled, to_latent
-from fitv2.evaluation.classifier import canvas, examine, load_classifier
 from fitv2.evaluation.extractors import (
     BATCH,
     EfficientNetExtractor,
     Features,
     GarmentExtractor,
+    canvas,
+    examine,
     extract,
+    load_classifier,
     load_extractor,
 )
 from fitv2.evaluation.inception import InceptionV3, resize_like_tensorflow

@@ -20,7 +20,7 @@ from fitv2.data.fashion import bundled, to_latent
 from fitv2.errors import UserError
 from fitv2.evaluation import kernel_distance as kernel_module
 from fitv2.evaluation import metrics
-from fitv2.evaluation.classifier import examine, load_classifier
+from fitv2.evaluation.extractors import examine, load_classifier
 from fitv2.evaluation.features import balanced_classes, disjoint_subsets
 from fitv2.evaluation.kernel_distance import kernel_distance, kid_of_subsets
 from fitv2.evaluation.metrics import (

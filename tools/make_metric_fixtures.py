@@ -21,7 +21,7 @@ from torchmetrics.image.fid import _compute_fid
 from torchmetrics.image.kid import poly_mmd
 
 from fitv2.data.fashion import bundled, to_latent
-from fitv2.evaluation.classifier import examine, load_classifier
+from fitv2.evaluation.extractors import examine, load_classifier
 from fitv2.evaluation.features import balanced_subset
 from fitv2.evaluation.requests import SizeSpec, balanced_specs
 from fitv2.generate import Sampling, generate

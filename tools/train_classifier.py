@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fitv2.data.fashion import CLASS_NAMES, Fashion, bundled, full, to_latent
-from fitv2.evaluation.classifier import GarmentClassifier, canvas, examine, load_classifier
 from fitv2.evaluation.comparison import fractions
+from fitv2.evaluation.extractors import GarmentClassifier, canvas, examine, load_classifier
 from fitv2.evaluation.metrics import Statistics, frechet_distance
 
 OUT = Path(__file__).parent.parent / "src/fitv2/evaluation"

@@ -96,6 +96,8 @@ class Job:
 
     def run(self, device: str | None, as_json: bool) -> None:
         """Carries it out, together with the other processes if there are any."""
+        import torch
+
         from ..data.contents import refuse_among
         from ..device import join_processes
         from ..evaluation.samples import make_samples
@@ -109,7 +111,7 @@ class Job:
         try:
             with ExitStack() as held:
                 first_says(partial(self.check, str(state.device), progress))
-                loaded = None if self.model is None else self.load(self.model, state.device)
+                loaded = None if self.model is None else self.load(self.model, torch.device(str(state.device)))
                 folder = first_says(lambda: self.claim(held))
                 if loaded is not None:
                     to = (self.out or self.root) / "samples"

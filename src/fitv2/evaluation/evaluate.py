@@ -11,8 +11,9 @@ centre: Both are cropped to their central square, which shows the quality of the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,10 +24,10 @@ from ..errors import UserError
 from .comparison import VERSION, Side, compare, figure_names
 from .extractors import Extractor
 from .features import FeatureSet, cached_features, compute_features
-from .references import Reference
+from .references import Known, Reference
 from .results import Result
 from .samples import Progress, Samples
-from .sources import Images
+from .sources import Images, View
 
 Protocol = Literal["adm-square", "matched", "centre"]
 FILTER = "antialiased bicubic"
@@ -66,16 +67,9 @@ def central_square(image: Image.Image) -> Image.Image:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """How samples are compared.
+    """How samples are compared, by which metrics and protocol (None: the usual one).
 
-    Attributes:
-        reference: Real images.
-        extractor: What sees the images.
-        metrics: Of `comparison.METRICS`.
-        protocol: None for the usual one.
-        cache: A folder for features of real images.
-        kept: A folder for features of samples.
-        progress: Told about the images that are seen.
+    cache, kept: Folders for features of real images and of samples.
     """
 
     reference: Reference
@@ -96,18 +90,17 @@ class Evaluation:
         protocol = self.protocol or usual
         if protocol == "matched" and size is None:
             raise UserError("the protocol matched needs samples of one size; give --size HxW, or another --protocol")
-        if self.reference.images is None and not self.knows(protocol):
-            known = "" if self.reference.known is None else self.reference.known.extractor
+        if self.reference.images is None and self.known(protocol) is None:
             raise UserError(
-                f"{self.reference.name} holds statistics of the extractor {known} by adm-square, and no images for "
+                f"{self.reference.name} holds statistics of another extractor or protocol, and no images for "
                 f"{self.extractor.name} by {protocol}"
             )
         return protocol
 
-    def knows(self, protocol: Protocol) -> bool:
-        """Whether the statistics that come with the reference are the ones that are needed."""
+    def known(self, protocol: Protocol) -> Known | None:
+        """Returns the statistics that come with the reference, if they are the ones that are needed."""
         known = self.reference.known
-        return known is not None and known.extractor == self.extractor.name and protocol == "adm-square"
+        return known if known and known.extractor == self.extractor.name and protocol == "adm-square" else None
 
     def about(self) -> dict[str, Any]:
         """Returns all that decides a result besides the samples."""
@@ -131,7 +124,7 @@ class Evaluation:
             "reference": self.reference.name,
             "reference_sha256": self.reference.digest,
             "reference_count": count,
-            "reference_statistics": "given" if self.knows(protocol) else "of its pictures",
+            "reference_statistics": "of its pictures" if self.known(protocol) is None else "given",
             "extractor": self.extractor.name,
             "names": figure_names(self.extractor.score),
             "extractor_sha256": self.extractor.digest,
@@ -144,49 +137,33 @@ class Evaluation:
         """Returns the features of samples."""
         images, chosen = samples.images, samples.chosen
         key = (images.digest, chosen.tolist(), protocol if protocol == "centre" else "as they are")
-
-        def view(image: Image.Image) -> Image.Image:
-            return sample_view(image, protocol)
-
-        return self.see(self.kept, key, images, chosen, view, f"samples {samples.called}")
+        view = partial(sample_view, protocol=protocol)
+        return self.see(images, chosen, view, self.kept, key, f"samples {samples.called}")
 
     def see_reference(self, protocol: Protocol, size: Size | None) -> tuple[Side, int, list[str]]:
         """Returns the reference as samples of that size meet it, its number of images (0: not known), and notes."""
-        known, images = self.reference.known if self.knows(protocol) else None, self.reference.images
+        known, images = self.known(protocol), self.reference.images
         features, names, notes = None, [], []
-        # With statistics alone, no real image has to be seen.
         if images is not None:
             names, notes = images.class_names, list(images.notes)
+            # For statistics that are known, no real image has to be seen.
             if known is None or set(self.metrics) - {"fd", "sfd"}:
-                features = self.see_images(images, protocol, size)
+                key = (images.digest, protocol, None if protocol == "adm-square" else size, FILTER)
+                view = partial(real_view, protocol=protocol, size=size)
+                features = self.see(images, np.arange(len(images)), view, self.cache, key, "real images")
                 notes += enlarged_note(images.sizes, protocol, size)
-        if known is not None:
-            if not known.statistics.count:
-                notes.append("the reference does not say how many images its statistics are of")
-            side = Side(names, known.statistics, known.spatial, features, known.recognised)
-            return side, known.statistics.count, notes
-        assert features is not None  # See `protocol_for`.
-        return Side(names, features.statistics, features.spatial, features), int(features.count), notes
-
-    def see_images(self, images: Images, protocol: Protocol, size: Size | None) -> FeatureSet:
-        """Returns the features of real images."""
-        key = (images.digest, protocol, None if protocol == "adm-square" else size, FILTER)
-
-        def view(image: Image.Image) -> Image.Image:
-            return real_view(image, protocol, size)
-
-        return self.see(self.cache, key, images, np.arange(len(images)), view, "real images")
+        if known is None:
+            assert features is not None  # See `protocol_for`.
+            return Side(names, features.statistics, features.spatial, features), int(features.count), notes
+        if not known.statistics.count:
+            notes.append("the reference does not say how many images its statistics are of")
+        side = Side(names, known.statistics, known.spatial, features, known.recognised)
+        return side, known.statistics.count, notes
 
     def see(
-        self,
-        folder: Path,
-        key: tuple[object, ...],
-        images: Images,
-        chosen: np.ndarray,
-        view: Callable[[Image.Image], Image.Image],
-        what: str,
+        self, images: Images, chosen: np.ndarray, view: View, folder: Path, key: tuple[object, ...], what: str
     ) -> FeatureSet:
-        """Returns the features of chosen images, see `cached_features`."""
+        """Returns the features of views of chosen images, see `cached_features`."""
 
         def compute() -> FeatureSet:
             with self.progress(f"extracting features of {what}", len(chosen)) as done:
@@ -202,6 +179,5 @@ def enlarged_note(sizes: np.ndarray, protocol: Protocol, size: Size | None) -> l
         return []
     height, width = size if protocol == "matched" else (min(size), min(size))
     smaller = int(((sizes[:, 0] < height) | (sizes[:, 1] < width)).sum())
-    if not smaller:
-        return []
-    return [f"{smaller} of {len(sizes)} real images are smaller than {height}x{width} and were enlarged"]
+    told = f"{smaller} of {len(sizes)} real images are smaller than {height}x{width} and were enlarged"
+    return [told] if smaller else []

@@ -132,7 +132,7 @@ class InceptionV3(nn.Module):
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(F.max_pool2d(x, 3, 2)))
         x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(F.max_pool2d(x, 3, 2))))
         x = self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(x)))
-        spatial = self.Mixed_6d.branch1x1(x)  # TensorFlow's mixed_6/conv.
+        spatial = self.Mixed_6d.get_submodule("branch1x1")(x)  # TensorFlow's mixed_6/conv.
         x = self.Mixed_7a(self.Mixed_6e(self.Mixed_6d(x)))
         pooled = self.Mixed_7c(self.Mixed_7b(x)).mean((2, 3))
         return pooled, spatial, pooled @ self.fc.weight.T

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from ..errors import UserError
 from .metrics import BLOCK, check_features
@@ -56,7 +55,7 @@ def kernel_distance(
     if counts.min() < 2:
         raise UserError("the kernel distance by classes needs at least two images of each class")
     weights = torch.cat([counts[:first] / len(a), -counts[first:] / len(b)])
-    rows, squares = _kernel_sums(torch.cat([a, b]).double(), one_hot(classes).double())
+    rows, squares = _kernel_sums(torch.cat([a, b]).double(), classes, counts)
     pairs = counts[:, None] * counts - counts.diag()
     sums = _by_class(rows, classes, counts)
     value = (torch.outer(weights, weights) * sums / pairs).sum()
@@ -85,19 +84,19 @@ def _by_class(values: Tensor, classes: Tensor, counts: Tensor) -> Tensor:
     return values.new_zeros(len(counts), *values.shape[1:]).index_add_(0, classes, values)
 
 
-def _kernel_sums(x: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
+def _kernel_sums(x: Tensor, classes: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     """Sums (N, C) of the kernel of each image with the others of each class, and (C, C) of squares over pairs.
 
-    No image is paired with itself. members: (N, C), one-hot.
+    No image is paired with itself.
     """
-    rows, squares = x.new_zeros(members.shape), x.new_zeros(members.shape[1], members.shape[1])
+    rows, squares = x.new_zeros(len(x), len(counts)), x.new_zeros(len(counts), len(counts))
     step = max(BLOCK // len(x), 1)
     for start in range(0, len(x), step):
         part = slice(start, start + step)
-        block = cubic(x[part], x)
-        block.diagonal(start).zero_()
-        rows[part] = block @ members
-        squares += members[part].T @ (block.square_() @ members)
+        block = cubic(x, x[part])
+        block.diagonal(-start).zero_()
+        rows[part] = _by_class(block, classes, counts).T
+        squares += _by_class(_by_class(block.square_(), classes, counts).T, classes[part], counts)
     return rows, squares
 
 
