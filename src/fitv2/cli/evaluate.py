@@ -197,20 +197,8 @@ def evaluate(
         refuse_without_effect(context, {"names", "force", "as_json"}, "on results that are only compared")
         compare(names, force, as_json)
         return
-    if len(names) > 1:
-        raise UserError(f"one model or set of samples at a time, not {len(names)}; only results (.json) are compared")
-    if force:
-        raise UserError("--force is for results (.json) that are compared")
-    (name,) = names
+    name, reference = checked(context, names, reference, out)
     of_model = is_model(name)
-    if not of_model:
-        refuse_without_effect(context, OF_SAMPLES, f"on images that exist already, such as those of {name}")
-    if reference is None:
-        raise UserError("give real images to compare with: --reference FOLDER, an .npz archive, or fashion")
-    if is_model(reference):
-        raise UserError(f"--reference {reference} is a model or a run; give real images to compare with")
-    if out is not None and out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file; give a folder")
     if num is not None:
         print("Note: --num and --number are now called --num-images (-n)", file=sys.stderr)
 
@@ -241,6 +229,24 @@ def evaluate(
         model=ModelOptions(autoencoder, precision, seed, options) if of_model else None,
     )
     job.run(device, as_json)
+
+
+def checked(context: typer.Context, names: list[str], reference: str | None, out: Path | None) -> tuple[str, str]:
+    """Returns what is evaluated and the reference. Raises UserError for options that do not go with them."""
+    if len(names) > 1:
+        raise UserError(f"one model or set of samples at a time, not {len(names)}; only results (.json) are compared")
+    (name,) = names
+    if context.params["force"]:
+        raise UserError("--force is for results (.json) that are compared")
+    if not is_model(name):
+        refuse_without_effect(context, OF_SAMPLES, f"on images that exist already, such as those of {name}")
+    if reference is None:
+        raise UserError("give real images to compare with: --reference FOLDER, an .npz archive, or fashion")
+    if is_model(reference):
+        raise UserError(f"--reference {reference} is a model or a run; give real images to compare with")
+    if out is not None and out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; give a folder")
+    return name, reference
 
 
 def compare(names: list[str], force: bool, as_json: bool) -> None:

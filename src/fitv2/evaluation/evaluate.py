@@ -91,8 +91,9 @@ class Evaluation:
         if protocol == "matched" and size is None:
             raise UserError("the protocol matched needs samples of one size; give --size HxW, or another --protocol")
         if self.reference.images is None and self.known(protocol) is None:
+            known = self.reference.known.extractor if self.reference.known else "another extractor"
             raise UserError(
-                f"{self.reference.name} holds statistics of another extractor or protocol, and no images for "
+                f"{self.reference.name} holds statistics of {known} by adm-square, and no images for "
                 f"{self.extractor.name} by {protocol}"
             )
         return protocol
