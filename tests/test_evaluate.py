@@ -39,7 +39,7 @@ FAST = ("--steps", "1", "--guidance", "1")
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("model")
-    save_pretrained(folder, CONFIG, random_model().state_dict(), CLASSES, SHAPES, torch.float32)
+    save_pretrained(folder, CONFIG, random_model().state_dict(), CLASSES, SHAPES, torch.float32, step=40)
     return folder
 
 
@@ -359,7 +359,7 @@ def test_command_measures_a_model_at_many_sizes(fitv2, model, garments, tmp_path
         keys = {"fd", "sfd", "kid", "kid_error", "classifier_score", "precision", "recall", "density", "coverage"}
         assert all(np.isfinite(result["scores"][key]) for key in keys | {"accuracy", "accuracy_error"})
         stamp = result["stamp"]
-        assert (stamp["num"], stamp["seed"], stamp["model_calls"]) == (24, 7, 1)
+        assert (stamp["num"], stamp["seed"], stamp["model_calls"], stamp["step"]) == (24, 7, 1, 40)
         assert stamp["seeds"] == "seed + index" and stamp["labels"] == "10 classes, balanced"
         assert stamp["sampling"]["solver"] == "ab2" and stamp["sampling"]["interval"] == [0, 1]
         assert len(stamp["model_sha256"]) == len(stamp["extractor_sha256"]) == len(stamp["reference_sha256"]) == 64
