@@ -60,9 +60,9 @@ class Extractor:
         name: As for `--extractor`.
         score: What its Fréchet distance is called.
         digest: SHA-256 of its weights.
-        resize: How an image of any size becomes the network's input, in words.
+        resize: How an image of any size becomes its input, in words.
         mode: Pillow's mode of the images.
-        class_names: Of its probabilities; None if they are not known.
+        class_names: Of its probabilities; None if not known.
     """
 
     name: str
@@ -181,16 +181,11 @@ def load_classifier() -> GarmentClassifier:
 
 
 def canvas(latents: Sequence[Tensor]) -> Tensor:
-    """Returns grey images, each centred on black, as (B, 1, 28, 28).
+    """Returns grey images (1, h, w) in [-1, 1], values beyond clipped, each centred on black: (B, 1, 28, 28).
 
     Each image is scaled so that its longer side is 28, with its aspect kept to the nearest whole pixel (antialiased
     bicubic). Nearly all real items have a side of 28, so one made at half or twice that size is judged by its shape.
-
-    Args:
-        latents: (1, h, w) each, in [-1, 1]; values beyond are clipped.
-
-    Raises:
-        UserError: An image has another number of channels, or values that are not finite.
+    Raises UserError for another number of channels, and for values that are not finite.
     """
     page = torch.full((len(latents), 1, CANVAS, CANVAS), -1.0)
     for i, latent in enumerate(latents):
@@ -246,11 +241,7 @@ NAMES = (InceptionExtractor.name, EfficientNetExtractor.name, GarmentExtractor.n
 
 
 def load_extractor(name: str, device: str, inception_weights: Path | None = None) -> Extractor:
-    """Returns the extractor of that name on that device.
-
-    Raises:
-        UserError: The name is unknown, or the weights or packages are missing, damaged, or of another extractor.
-    """
+    """Returns an extractor. Raises UserError if it is unknown, or its weights or packages are missing or wrong."""
     if name not in NAMES:
         raise UserError(f"there is no extractor {name!r}; choose from {', '.join(NAMES)}")
     if name == InceptionExtractor.name:
@@ -268,10 +259,7 @@ def load_extractor(name: str, device: str, inception_weights: Path | None = None
 def extract(extractor: Extractor, images: Iterable[Image.Image], done: Callable[[int], Any]) -> Iterator[Features]:
     """Yields the features of images of any sizes, several images at a time and in order.
 
-    Args:
-        extractor: The network.
-        images: In the extractor's mode.
-        done: Called with the number of images just finished.
+    `done` is called with the number of images just finished.
     """
     for waiting in _gathered(images):
         arrays = [to_array(image) for image in waiting]

@@ -112,13 +112,9 @@ def compute_features(
 def cached_features(
     folder: Path, extractor: Extractor, key: Sequence[object], compute: Callable[[], FeatureSet]
 ) -> FeatureSet:
-    """Returns the features from a file, or computes them and writes the file. A damaged file is replaced.
+    """Returns the features from a file in `folder`, or computes them and writes the file. A damaged file is replaced.
 
-    Args:
-        folder: Where the files are.
-        extractor: Its weights and preprocessing are part of the file's name.
-        key: Everything else that decides the result.
-        compute: Called if there is no usable file.
+    The file is named after the extractor's weights and preprocessing, and `key`: everything else that decides them.
     """
     about = json.dumps([FORMAT, extractor.digest, extractor.resize, extractor.mode, *map(str, key)])
     path = folder / f"features-{hashlib.sha256(about.encode()).hexdigest()[:32]}.safetensors"
@@ -158,14 +154,10 @@ def balanced_subset(labels: np.ndarray, number: int) -> np.ndarray:
 
 
 def disjoint_subsets(labels: Tensor, wanted: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns indices of two equal random sets of images, and of all others.
+    """Returns indices of two equal random sets of images with the classes `labels` (N,), and of all others.
 
-    Both sets have the same frequencies of classes, since different ones would be a distance of their own.
-
-    Args:
-        labels: (N,), the classes of the images to draw from.
-        wanted: (M,), the class of each image of a set. A set has at most half of the images of a class.
-        seed: Of the draw.
+    Each set has the classes `wanted` (M,), but at most half of the images of a class. Both have the same frequencies of
+    classes, since different ones would be a distance of their own.
     """
     order = torch.from_numpy(numpy_generator(Purpose.SPLITS, seed).permutation(len(labels)))
     first, second, others = [], [], [order[~torch.isin(labels[order], wanted)]]

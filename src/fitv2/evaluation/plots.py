@@ -1,4 +1,4 @@
-"""What an evaluation shows: panels of its figures, and a contact sheet of its samples."""
+"""What an evaluation shows: a plot of each figure, and a contact sheet of its samples."""
 
 from __future__ import annotations
 
@@ -19,62 +19,33 @@ SHOWN, LARGEST = 32, 256
 
 
 def panels(results: Sequence[Result]) -> list[Panel]:
-    """Returns a panel for each figure, and one for all fractions; dashed lines are real images, at equal numbers."""
-    drawn = [bars(results, key, title) for key, title in titles(results).items()]
-    return drawn + ([fractions(results)] if any(f in r.scores for r in results for f in FRACTIONS) else [])
+    """Returns a panel for each figure that one of the results has."""
+    names = titles(results) | {name: name for name in FRACTIONS if any(name in result.scores for result in results)}
+    return [bars(results, key, title) for key, title in names.items()]
 
 
 def bars(results: Sequence[Result], key: str, title: str) -> Panel:
-    """Draws a bar for each result, with its standard error, or its standard deviation over parts."""
+    """Draws a bar for each result, with its standard error, or its standard deviation over parts.
+
+    Dashed lines are real images, at equal numbers if the figure depends on numbers, with the range of the draws.
+    """
     shown = [result for result in results if key in result.scores]
 
     def draw(axes: Axes) -> None:
         spread = [result.scores.get(f"{key}_error", result.scores.get(f"{key}_std", 0)) for result in shown]
-        heights = [comparable(result, key) for result in shown]
+        heights = [result.equal.get(key, result.scores[key]) for result in shown]
         axes.bar(range(len(shown)), heights, yerr=spread if any(spread) else None, color=BLUE, ecolor=ORANGE, capsize=3)
-        draw_real(axes, shown, key, GREY)
-        finish(axes, shown, title, [key])
+        for place, real in enumerate(result.real for result in shown):
+            if key in real:
+                axes.hlines(real[key], place - 0.4, place + 0.4, color=GREY, linestyle="--")
+            if f"{key}_range" in real:
+                axes.vlines(place + 0.4, *real[f"{key}_range"], color=GREY)
+        axes.set_title(title + (" (dashed: real images)" if any(key in result.real for result in shown) else ""))
+        axes.set_xticks(range(len(shown)), [r.name for r in shown], rotation=30 if len(shown) > 3 else 0, fontsize=7)
+        axes.set_xlim(-0.6, len(shown) - 0.4)
+        axes.grid(axis="y", alpha=0.3)
 
     return draw
-
-
-def fractions(results: Sequence[Result]) -> Panel:
-    """Draws a line for each figure that is a fraction, or like one."""
-
-    def draw(axes: Axes) -> None:
-        for number, name in enumerate(FRACTIONS):
-            points = [(place, comparable(r, name)) for place, r in enumerate(results) if name in r.scores]
-            if points:
-                axes.plot(*zip(*points, strict=True), "o-", markersize=4, color=f"C{number}", label=name)
-            draw_real(axes, results, name, f"C{number}")
-        axes.set_ylim(0, 1.3 * max(1, axes.dataLim.y1))  # Room for the legend.
-        finish(axes, results, "fractions", FRACTIONS)
-        axes.legend(fontsize=7, loc="upper center", ncols=3)
-
-    return draw
-
-
-def comparable(result: Result, key: str) -> float:
-    """Returns a figure at the numbers of the real images beside it, if it depends on numbers."""
-    return result.equal.get(key, result.scores[key])
-
-
-def draw_real(axes: Axes, results: Sequence[Result], key: str, colour: str) -> None:
-    """Draws what real images score, and the range of the draws, at the place of each result that knows it."""
-    for place, result in enumerate(results):
-        if key in result.real:
-            axes.hlines(result.real[key], place - 0.4, place + 0.4, color=colour, linestyle="--")
-        if f"{key}_range" in result.real:
-            axes.vlines(place + 0.4, *result.real[f"{key}_range"], color=colour)
-
-
-def finish(axes: Axes, results: Sequence[Result], title: str, keys: Sequence[str]) -> None:
-    """Adds the title and the names of the results."""
-    real = any(key in result.real for result in results for key in keys)
-    axes.set_title(title + (" (dashed: real images)" if real else ""))
-    axes.set_xticks(range(len(results)), [r.name for r in results], rotation=30 if len(results) > 3 else 0, fontsize=7)
-    axes.set_xlim(-0.6, len(results) - 0.4)
-    axes.grid(axis="y", alpha=0.3)
 
 
 def write_sheet(path: Path, samples: Samples) -> None:

@@ -92,12 +92,7 @@ class FolderImages(Images):
 
     @classmethod
     def below(cls, root: Path, cache_file: Path | None) -> FolderImages:
-        """All readable images, with sub-folders as classes, except those that fitv2 made of others.
-
-        Args:
-            root: The folder.
-            cache_file: Where sizes are kept between starts.
-        """
+        """All readable images, with sub-folders as classes, except those that fitv2 made of others."""
         # A budget that every size fits: only the list of images matters here.
         folder = ImageFolder(root, max_tokens=MAX_PIXELS, patch=1, cache_file=cache_file, labels_option=None)
         images = cls(root, folder.paths, folder.sizes, folder.labels, folder.class_names)
@@ -158,11 +153,7 @@ class FolderImages(Images):
 
 
 class ArchiveImages(Images):
-    """`arr_0` of an .npz file, (N, H, W, 1 or 3) uint8, without classes. One image at a time is in memory.
-
-    Raises:
-        UserError: The file is missing or damaged, or holds something else.
-    """
+    """`arr_0` of an .npz file, (N, H, W, 1 or 3) uint8, without classes. One image at a time is in memory."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -265,16 +256,11 @@ class FashionImages(Images):
 
 
 def open_images(name: str, cache: Path) -> Images:
-    """Returns the images of that name.
+    """Returns a folder of images or of prepared pixels, an .npz archive, or the built-in data set.
 
-    Args:
-        name: A folder of images or of prepared pixels, an .npz archive, or one of fashion (the bundled 10 000),
-            fashion:train and fashion:test (all 60 000 and 10 000), the last two also with the folder of the authors'
-            files, as in fashion:train:FOLDER.
-        cache: A folder in which sizes of images are kept.
-
-    Raises:
-        UserError: There is nothing of that name, or it holds no images.
+    The latter is fashion (the bundled 10 000), fashion:train or fashion:test (all 60 000 and 10 000), also with the
+    folder of the authors' files, as in fashion:train:FOLDER. Sizes of images are kept in the folder `cache`. Raises
+    UserError if there is nothing of that name, or if it holds no images.
     """
     path = Path(name)
     if is_fashion(name):
