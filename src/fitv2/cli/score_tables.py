@@ -16,7 +16,7 @@ PERCENT = ("precision", "recall", "coverage", "accuracy")
 OTHERS = ("precision", "recall", "density", "coverage")
 MOST_CLASSES = 20
 # Of a column, if the output is no terminal.
-WIDTH = 20
+WIDTH = 25
 Figures = Mapping[str, Any]
 
 
