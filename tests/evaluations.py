@@ -2,7 +2,24 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fitv2.data import fashion
+from fitv2.data.fashion import bundled
+from fitv2.evaluation.comparison import METRICS
+from fitv2.evaluation.evaluate import Evaluation
+from fitv2.evaluation.extractors import GarmentExtractor
+from fitv2.evaluation.features import balanced_subset
+from fitv2.evaluation.references import Reference
+from fitv2.evaluation.samples import Samples, given_samples
+from fitv2.evaluation.sources import Images, open_images
+from tiny import CLASSES
 
 SHAPES = [[(28, 8, 3), (24, 12, 1)], *[[(8, 28, 1)]] * 9]
 
@@ -22,3 +39,49 @@ class Silent:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def write_garments(root: Path) -> Path:
+    """Eight real garments of each class, a folder per class."""
+    real = bundled()
+    for index in balanced_subset(real.labels, 80):
+        path = root / CLASSES[real.labels[index]] / f"{index}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(np.ascontiguousarray(real.pictures[index])).save(path)
+    return root
+
+
+def isolate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hides cached features, and garments that may be installed."""
+    monkeypatch.setenv("FITV2_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(fashion, "DEBIAN_FOLDER", tmp_path / "not installed")
+
+
+def evaluation(reference: Reference, tmp_path: Path, **changes) -> Evaluation:
+    usual = Evaluation(
+        reference=reference,
+        extractor=GarmentExtractor("cpu"),
+        metrics=METRICS,
+        protocol=None,
+        cache=tmp_path / "cache",
+        kept=tmp_path / "kept",
+        progress=Silent,
+    )
+    return replace(usual, **changes)
+
+
+def samples_of(name: Path | str, tmp_path: Path, number: int | None = None) -> Samples:
+    """The samples of all sizes that there are under a name."""
+    (samples,) = given_samples(open_images(str(name), tmp_path), [], number)
+    return samples
+
+
+def read_all(images: Images, mode: str = "RGB") -> list[np.ndarray]:
+    return [np.asarray(image) for image in images.read(range(len(images)), mode, lambda image: image)]
+
+
+def report(done: tuple) -> dict:
+    """What a command printed with --json."""
+    code, out = done
+    assert code == 0, code
+    return json.loads(out)

@@ -1,4 +1,7 @@
-"""Networks that see pictures: Inception against torch-fidelity's, what EfficientNet recognises, the garments' features.
+"""Networks that see images: Inception as torch-fidelity has it, what EfficientNet and the classifier of garments see.
+
+data/fashion-test-500.npz: 50 test images of each class of Fashion-MNIST (MIT, Copyright 2017 Zalando SE), on which
+nothing is trained; written by tools/build_fashion_bundle.py.
 
 data/inception-random.safetensors: what torch-fidelity 0.4.0's Inception v3 says of `random_pictures` with
 `random_weights`: its input, Mixed_6d.branch1x1, pool_3 and logits without bias. The true weights were not at hand.
@@ -10,16 +13,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fitv2.data.fashion import bundled, to_latent
-from fitv2.evaluation.classifier import examine, load_classifier
-from fitv2.evaluation.efficientnet import EfficientNetExtractor
-from fitv2.evaluation.extractors import load_extractor
-from fitv2.evaluation.features import BATCH, Features, extract
-from fitv2.evaluation.garments import GarmentExtractor
+from fitv2.evaluation.extractors import (
+    BATCH,
+    EfficientNetExtractor,
+    Features,
+    GarmentExtractor,
+    canvas,
+    examine,
+    extract,
+    load_classifier,
+    load_extractor,
+)
 from fitv2.evaluation.inception import InceptionV3, resize_like_tensorflow
 
 GOLDEN = Path(__file__).parent / "data/inception-random.safetensors"
@@ -103,13 +113,13 @@ def test_resize_is_that_of_tensorflow_1():
 
 def test_inception_refuses_other_weights(tmp_path):
     torch.save({"fc.weight": torch.zeros(10, 3)}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match=r"other.pth does not hold the Inception v3 of the FID"):
+    with pytest.raises(ValueError, match=r"other.pth"):
         load_extractor("inception", "cpu", tmp_path / "other.pth")
-    with pytest.raises(ValueError, match="needs --inception-weights"):
+    with pytest.raises(ValueError, match="--inception-weights FILE"):
         load_extractor("inception", "cpu")
-    with pytest.raises(ValueError, match="goes with the extractor inception, not with garments"):
+    with pytest.raises(ValueError, match="not for garments"):
         load_extractor("garments", "cpu", tmp_path / "other.pth")
-    with pytest.raises(ValueError, match="no extractor 'fid'; choose from inception, efficientnet-lite0, garments"):
+    with pytest.raises(ValueError, match="'fid'"):
         load_extractor("fid", "cpu")
 
 
@@ -173,6 +183,55 @@ def test_garments_have_the_features_of_the_classifier():
     torch.testing.assert_close(seen.pooled, features, rtol=1e-5, atol=1e-5)
     assert torch.equal(seen.probabilities.argmax(1), classes)
     assert seen.spatial.shape == (40, 343)
+
+
+@pytest.fixture(scope="module")
+def held_out() -> tuple[list[Tensor], Tensor]:
+    """500 garments (1, h, w) of the test split and their labels (500,)."""
+    with np.load(Path(__file__).parent / "data/fashion-test-500.npz") as archive:
+        hw, pixels, labels = archive["hw"].astype(int), archive["pixels"], archive["labels"].astype(int)
+    parts = np.split(pixels, np.cumsum(hw.prod(1))[:-1])
+    latents = [to_latent(part.reshape(size)) for part, size in zip(parts, hw, strict=True)]
+    return latents, torch.from_numpy(labels)
+
+
+def resized(latent: Tensor, factor: float) -> Tensor:
+    size = [round(side * factor) for side in latent.shape[1:]]
+    return F.interpolate(latent[None], size, mode="bicubic", antialias=True)[0].clamp(-1, 1)
+
+
+def test_canvas_leaves_a_real_garment_as_it_is(held_out):
+    latent = next(latent for latent in held_out[0] if latent.shape == (1, 28, 12))
+    page = canvas([latent])
+    assert page.shape == (1, 1, 28, 28) and torch.equal(page[0, :, :, 8:20], latent)
+    assert (page[0, :, :, :8] == -1).all() and (page[0, :, :, 20:] == -1).all()
+
+
+def test_canvas_scales_to_a_longer_side_of_28(held_out):
+    original = canvas(held_out[0][:100])
+    difference = (canvas([resized(latent, 2) for latent in held_out[0][:100]]) - original).abs().mean()
+    assert difference < 0.05
+    for axis in (2, 3):
+        assert difference < (original.roll(1, axis) - original).abs().mean() / 2
+    rows, columns = (torch.nonzero((canvas([torch.ones(1, 14, 7)])[0, 0] > 0).any(axis))[:, 0] for axis in (1, 0))
+    assert (rows[0], rows[-1]) == (0, 27) and (columns[0], columns[-1]) == (7, 20)
+    extreme = canvas([torch.full((1, 4, 400), 9.0), torch.full((1, 1, 1), -9.0)])
+    assert extreme.shape == (2, 1, 28, 28) and extreme[0].max() == 1 and extreme[1].max() == -1
+
+
+def test_canvas_refuses_what_is_no_garment():
+    with pytest.raises(ValueError, match=r"\(3, 28, 28\)"):
+        canvas([torch.zeros(3, 28, 28)])
+    with pytest.raises(ValueError, match="1 of 2"):
+        canvas([torch.zeros(1, 28, 28), torch.full((1, 28, 28), float("nan"))])
+
+
+def test_the_classifier_recognises_held_out_garments_of_all_sizes(held_out):
+    classifier, (latents, labels) = load_classifier(), held_out
+    features, classes = examine(classifier, latents)
+    assert features.shape == (500, 64) and (features >= 0).all()
+    assert (classes == labels).float().mean() >= 0.88
+    assert (examine(classifier, [resized(latent, 2) for latent in latents])[1] == labels).float().mean() >= 0.86
 
 
 class Means:

@@ -132,7 +132,7 @@ def test_settings_and_the_command_line_load_nothing_heavy():
         ("data/folder.py", "from ..samplers.noise import ImageNoise", "data.folder: must not import samplers.noise"),
         ("tokens.py", "from .model.rope import rotate", "tokens: must not import model.rope"),
         ("convert.py", "from .training.ema import EMA", "convert: must not import training.ema"),
-        ("training/ema.py", "from ..evaluation import scores", "training.ema: must not import evaluation.scores"),
+        ("training/ema.py", "from ..evaluation import results", "training.ema: must not import evaluation.results"),
         ("generate.py", "from .cli.train import train", "generate: must not import cli.train"),
         ("data/latents.py", "from ..autoencoder import Pixels", "data.latents: must not import autoencoder.Pixels"),
         ("prepare/run.py", "from ..training.ema import EMA", "prepare.run: must not import training.ema"),

@@ -1,26 +1,27 @@
-"""Results side by side: what is compared, what is refused, and what their figures are called."""
+"""Results side by side: what is compared, what is refused, and what their figures are called.
+
+data/evaluation: a result.json of 60 images, and features of 12 images by `Thirds`, written by commit ae82e1f.
+"""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fitv2.evaluation.efficientnet import EfficientNetExtractor
-from fitv2.evaluation.garments import GarmentExtractor
-from fitv2.evaluation.results import MUST_AGREE, class_counts
-from fitv2.evaluation.suite import figure_names
+from fitv2.evaluation.comparison import figure_names
+from fitv2.evaluation.extractors import EfficientNetExtractor, GarmentExtractor
+from fitv2.evaluation.features import cached_features
+from fitv2.evaluation.results import MUST_AGREE, class_counts, read_results
+
+FROZEN = Path(__file__).parent / "data/evaluation"
 
 
 def test_class_counts():
     labels = np.array([0, 0, 1, 1, 2])
     assert class_counts(labels, 3) == "3 classes, balanced" and class_counts(labels, 0) is None
     assert class_counts(labels, 4) == "4 classes, 0 to 2 pictures of each"
-
-
-def test_what_must_agree():
-    assert {"protocol", "reference_sha256", "num", "extractor", "extractor_sha256", "resize", "filter"} <= {*MUST_AGREE}
-    assert "suite" in MUST_AGREE
 
 
 def results(tmp_path: Path, **stamps: dict) -> list[str]:
@@ -33,10 +34,21 @@ def results(tmp_path: Path, **stamps: dict) -> list[str]:
     return [f"{name}.json" for name in stamps]
 
 
-@pytest.mark.parametrize("key", MUST_AGREE)
-def test_every_part_of_a_stamp_that_matters_is_compared(fitv2, tmp_path, key):
-    files = results(tmp_path, a={}, b={key: "2"})
-    assert f"differ in {MUST_AGREE[key]} at 8x8: 1 in a.json, 2 in b.json" in fitv2("evaluate", *files)[0]
+def test_every_part_of_a_stamp_that_matters_is_compared(fitv2, tmp_path):
+    keys = {"suite", "protocol", "filter", "num", "reference_sha256", "reference_count"}
+    assert {*MUST_AGREE} == keys | {"extractor", "extractor_sha256", "resize"}
+    for key in MUST_AGREE:
+        files = results(tmp_path, a={}, b={key: "2"})
+        assert f"{MUST_AGREE[key]} at 8x8: 1 in a.json, 2 in b.json" in fitv2("evaluate", *files)[0]
+
+
+def test_seeds_of_which_some_images_share_the_noise_are_told(fitv2, tmp_path):
+    stamps = {
+        str(seed): {"num": 20, "model_sha256": "m", "seeds": "seed + index", "seed": seed} for seed in (0, 10, 30)
+    }
+    files = results(tmp_path, **stamps)
+    assert "seeds 0 and 10" in fitv2("evaluate", *files)[1]
+    assert "seeds" not in fitv2("evaluate", files[1], files[2])[1]
 
 
 def test_seeds_and_unknown_classes_do_not_make_results_incomparable(fitv2, tmp_path):
@@ -44,7 +56,7 @@ def test_seeds_and_unknown_classes_do_not_make_results_incomparable(fitv2, tmp_p
     free = {"labels": "as the model likes"}
     assert fitv2("evaluate", *results(tmp_path, a={"seeds": 1}, b={"seeds": None}))[0] == 0
     code, out = fitv2("evaluate", *results(tmp_path, a=free, b={}))
-    assert code == 0 and "Note: a.json: of a model that is asked for no class, while others are told which" in out
+    assert code == 0 and "Note: a.json: the model was asked for no class" in out
     code, out = fitv2("evaluate", *results(tmp_path, a=free, b=free))
     assert code == 0 and "Note" not in out
     three = results(tmp_path, a={"labels": None}, b={}, c={"labels": "2 classes, 1 to 3 pictures of each"})
@@ -77,13 +89,31 @@ def test_results_of_some_sizes_in_common_are_compared_at_those(fitv2, tmp_path):
     code, out = fitv2("evaluate", "a.json", "b.json")
     assert code == 0 and "Note: own is not in b.json; compare what has the same size" in out
     code, out = fitv2("evaluate", "a.json", "c.json")
-    assert code == 0 and "Note: own: each in sizes of its own" in out
+    assert code == 0 and "Note: own: samples of many sizes" in out
     assert "they differ in sizes: 8x8 in b.json, own in c.json" in fitv2("evaluate", *files[1:])[0]
+
+
+class Thirds:
+    """An extractor whose features are the means of three parts of an image."""
+
+    name, score, digest, resize, mode, class_names = "thirds", "FD-thirds", "0", "none", "L", None
+
+
+def test_files_of_earlier_versions_are_read(fitv2, tmp_path):
+    """The features under the name that they had."""
+    (own, whole) = read_results(FROZEN / "result.json")
+    assert (own.name, whole.name) == ("28x12 at 1", "own at 1") and own.scores["fd"] == pytest.approx(22.76, abs=0.01)
+    shutil.copy(FROZEN / "result.json", tmp_path / "a.json")
+    code, out = fitv2("evaluate", "a.json", "a.json")
+    assert code == 0 and "22.76" in out
+    found = cached_features(FROZEN, Thirds(), ["some images", None], lambda: pytest.fail("computed again"))
+    assert found.pooled_mean.tolist() == pytest.approx([129.2, 125.55, 119.583], abs=1e-3)
+    assert int(found.count) == 12 and found.labels.tolist() == [0, 1, 2] * 4
 
 
 def test_results_of_before_are_told(fitv2, tmp_path):
     (tmp_path / "a.json").write_text(json.dumps({"format": 1, "results": []}))
-    assert "format 1, and this version reads 2: evaluate anew" in fitv2("evaluate", "a.json", "a.json")[0]
+    assert "format is 1" in fitv2("evaluate", "a.json", "a.json")[0]
 
 
 def test_only_inceptions_figures_have_its_names():

@@ -21,9 +21,9 @@ from torchmetrics.image.fid import _compute_fid
 from torchmetrics.image.kid import poly_mmd
 
 from fitv2.data.fashion import bundled, to_latent
-from fitv2.evaluation.classifier import examine, load_classifier
-from fitv2.evaluation.pictures import in_turn
-from fitv2.evaluation.wishes import SizeWish, balanced_wishes
+from fitv2.evaluation.extractors import examine, load_classifier
+from fitv2.evaluation.features import balanced_subset
+from fitv2.evaluation.requests import SizeSpec, balanced_specs
 from fitv2.generate import Sampling, generate
 from fitv2.pretrained import load_pretrained
 
@@ -71,9 +71,9 @@ def golden(generated: Tensor, real: Tensor, logits: Tensor) -> dict[str, float]:
 
 classifier, garments = load_classifier(), bundled()
 pretrained = load_pretrained("builtin:fashion")
-wishes = balanced_wishes(pretrained, NUMBER, SizeWish(), 0, 1)
-made = examine(classifier, generate(pretrained.model, wishes, Sampling(steps=8)))[0]
-seen = examine(classifier, [to_latent(garments.pictures[i]) for i in in_turn(garments.labels, NUMBER)])[0]
+specs = balanced_specs(pretrained, NUMBER, SizeSpec(), 0, 1)
+made = examine(classifier, generate(pretrained.model, specs, Sampling(steps=8)))[0]
+seen = examine(classifier, [to_latent(garments.pictures[i]) for i in balanced_subset(garments.labels, NUMBER)])[0]
 with torch.inference_mode():
     logits = classifier.head(made)
 figures = golden(made.double(), seen.double(), logits.double())

@@ -1,8 +1,8 @@
 """Draws a run's loss, and the scores of its snapshots where given, over the steps of training.
 
-python tools/plot_training.py runs/fashion docs/fashion-training.png 1000=scores-1000.json 2000=scores-2000.json ...
+python tools/plot_training.py runs/fashion docs/fashion-training.png 1000=o/1000/result.json 2000=o/2000/result.json ...
 
-The scores are the --json output of tools/score_model.py; the first guidance scale in each is drawn.
+The scores are those of `fitv2 evaluate` against fashion:test; the first result in each file is drawn.
 """
 
 import json
@@ -25,13 +25,13 @@ loss.set(title="training loss", xlabel="step", yscale="log")
 if scored:
     pairs = [text.split("=") for text in scored]
     steps = [int(step) for step, _ in pairs]
-    scores = [json.loads(Path(path).read_text())["scores"][0] for _, path in pairs]
-    sampling = scores[0]["sampling"]
-    about = f"{scores[0]['num_images']} pictures, guidance {sampling['guidance']:g}"
-    axes[0, 1].plot(steps, [s["distance"] for s in scores], "o-")
+    results = [json.loads(Path(path).read_text())["results"][0] for _, path in pairs]
+    stamp = results[0]["stamp"]
+    about = f"{stamp['num']} images, guidance {stamp['sampling']['guidance']:g}"
+    axes[0, 1].plot(steps, [result["scores"]["fd"] for result in results], "o-")
     axes[0, 1].set(title="Frechet distance", xlabel="step", yscale="log")
-    axes[0, 2].plot(steps, [s["recognised"] for s in scores], "o-", label="made")
-    axes[0, 2].axhline(scores[0]["recognised_real"], color="grey", linestyle="--", label="real")
+    axes[0, 2].plot(steps, [result["scores"]["accuracy"] for result in results], "o-", label="generated")
+    axes[0, 2].axhline(results[0]["real"]["accuracy"], color="grey", linestyle="--", label="real")
     axes[0, 2].set(title="recognised", xlabel="step")
     figure.suptitle(f"scores of {about}", fontsize=9)
     axes[0, 2].legend()

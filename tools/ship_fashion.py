@@ -3,7 +3,7 @@
 python tools/ship_fashion.py runs/fashion
 
 Writes src/fitv2/builtin/fashion/{model.safetensors, config.json, training.json}; the card beside them is written by
-hand from training.json and from the output of tools/score_model.py.
+hand from training.json and from the output of `fitv2 evaluate`.
 """
 
 import json

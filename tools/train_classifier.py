@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fitv2.data.fashion import Fashion, full, to_latent
-from fitv2.evaluation.classifier import GarmentClassifier, canvas, examine, load_classifier
-from fitv2.evaluation.frechet import Statistics, frechet_distance
-from fitv2.evaluation.scores import real_distance, shares_recognised
+from fitv2.data.fashion import CLASS_NAMES, Fashion, bundled, full, to_latent
+from fitv2.evaluation.comparison import fractions
+from fitv2.evaluation.extractors import GarmentClassifier, canvas, examine, load_classifier
+from fitv2.evaluation.metrics import Statistics, frechet_distance
 
 OUT = Path(__file__).parent.parent / "src/fitv2/evaluation"
 EPOCHS = 16
@@ -76,7 +76,7 @@ def write_statistics(test: Fashion) -> Tensor:
     labels = torch.from_numpy(test.labels)
     metadata = {
         "accuracy": f"{(classes == labels).double().mean():.4f}",
-        "recognised_per_class": json.dumps(shares_recognised(classes, labels)),
+        "recognised_per_class": json.dumps([*fractions(classes, labels, CLASS_NAMES).values()]),
         "parameters": str(sum(parameter.numel() for parameter in classifier.parameters())),
     }
     Statistics.of(features).save(OUT / "fashion-test-statistics.safetensors", metadata)
@@ -89,8 +89,10 @@ def main() -> None:
     garments, test = full("train", folder), full("test", folder)
     write_weights(train(canvas(latents(garments)), torch.from_numpy(garments.labels)))
     features = write_statistics(test)
+    own = Statistics.of(examine(load_classifier(), latents(bundled()))[0])
+    distance = frechet_distance(own, Statistics.of(features))
     halves = [Statistics.of(half) for half in features.split(len(features) // 2)]
-    print(f"distance of the bundled training pictures to the test pictures: {real_distance():.4f}")
+    print(f"distance of the bundled training pictures to the test pictures: {distance:.4f}")
     print(f"distance of the two halves of the test pictures: {frechet_distance(*halves):.4f}")
 
 

@@ -1,83 +1,225 @@
-"""What `fitv2 evaluate` is given: models, images, sizes and ways to compare, from their names."""
+"""One `fitv2 evaluate`: it checks what is given, makes a model's images, scores all samples and writes the result."""
 
 from __future__ import annotations
 
+import json
+import sys
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
-from .sampling import parse_size
+from ..messages import counted
+from .sample import check_memory, file_name
+from .sampling import build_sampling, load_for_sampling, parse_size
 
 if TYPE_CHECKING:
-    from ..evaluation.run import Evaluation, Progress, Samples
-    from ..evaluation.wishes import SizeWish
+    import torch
+
+    from ..evaluation.evaluate import Evaluation, Protocol
+    from ..evaluation.requests import SizeSpec
+    from ..evaluation.samples import Maker, Progress, Samples
+    from ..generate import Sampling
+
+DEFAULT_NUMBER = 10_000
+# Seconds from which on the time is told before images are made.
+LONG = 60
 
 
 def is_model(name: str) -> bool:
-    """Whether it is anything that makes pictures; else it should be pictures."""
+    """Whether it is a name of a model, or of a run that has none yet; else it should be images."""
     from ..pretrained import is_own_model
 
-    # Of a saved pipeline, of checkpoints, of a run that has no model yet; prepared pictures, too, have shards.
+    # Of a saved pipeline, of checkpoints, of a run; prepared images have shards as well.
     marks = ("model_index.json", "ema.safetensors", "shards/.metadata", "log.jsonl")
     return is_own_model(name) or any((Path(name) / mark).exists() for mark in marks)
 
 
-def parse_size_wish(text: str) -> SizeWish:
-    """HxW, own, own:SCALE, and either of the last two with -turned."""
-    from ..evaluation.wishes import SizeWish
+def parse_size_spec(text: str) -> SizeSpec:
+    """Reads HxW, own or own:SCALE, and either of the last two with -turned."""
+    from ..evaluation.requests import SizeSpec
 
     word, turned, _ = text.partition("-turned")
     word, _, scale = word.partition(":")
     if word != "own":
-        return SizeWish(parse_size(text))
+        return SizeSpec(parse_size(text))
     try:
         factor = float(scale) if scale else 1.0
     except ValueError:
         factor = 0.0
     if not 0 < factor < 100:
-        raise UserError(f"{text!r} is not a size; write HEIGHTxWIDTH, own, or own:1.5 for sizes of training enlarged")
-    return SizeWish(scale=factor, turned=bool(turned))
+        raise UserError(f"{text!r} is not a size; write HEIGHTxWIDTH, own, or own:1.5 for enlarged sizes of training")
+    return SizeSpec(scale=factor, turned=bool(turned))
 
 
-def build_evaluation(
-    reference: str,
-    extractor: str | None,
-    inception_weights: Path | None,
-    metrics: str,
-    protocol: str | None,
-    out: Path,
-    device: str,
-    progress: Progress,
-) -> Evaluation:
-    """Raises ValueError for what is not there, or not to be had together."""
-    from ..evaluation.extractors import load_extractor
-    from ..evaluation.references import default_extractor, open_reference
-    from ..evaluation.run import Evaluation
-    from ..evaluation.suite import METRICS
-    from ..evaluation.summary import cache_folder
+@dataclass(frozen=True)
+class ModelOptions:
+    """Options of a model: its autoencoder, precision and seed, and for each guidance the options of its sampling."""
 
-    chosen = [name.strip() for name in metrics.split(",")]
-    if unknown := [name for name in chosen if name not in METRICS]:
-        raise UserError(f"there is no metric {unknown[0]!r}; choose from {', '.join(METRICS)}")
-    network = extractor or default_extractor(reference, inception_weights)
-    return Evaluation(
-        extractor=load_extractor(network, device, inception_weights),
-        reference=open_reference(reference, cache_folder()),
-        metrics=chosen,
-        protocol=protocol,
-        cache=cache_folder(),
-        kept=out / "features",
-        progress=progress,
-    )
+    autoencoder: str | None
+    precision: str | None
+    seed: int
+    samplings: list[dict[str, Any]]
 
 
-def find_samples(name: str, wanted: list[SizeWish], num: int | None, cache: Path) -> list[Samples]:
-    """Of pictures that are there already."""
-    from ..evaluation.pictures import is_garments, open_pictures
-    from ..evaluation.run import given_samples
+@dataclass(kw_only=True)
+class Job:
+    """What a command asks for, and in the first process what it has found.
 
-    if not is_garments(name) and not Path(name).exists():
-        raise UserError(f"there is no model, folder of pictures or archive {name!r}; builtin:fashion ships with fitv2")
-    if any(wish.pixels is None for wish in wanted):
-        raise UserError(f"--size own is for models; the pictures of {name} have the sizes that they have")
-    return list(given_samples(open_pictures(name, cache), [wish.pixels for wish in wanted], num))
+    Attributes:
+        name: Of a model, or of images.
+        number: Of images of each size; None for the default.
+        root: The folder of all evaluations.
+        out: The folder of this one; None for one below `root`.
+        model: None for images that exist already.
+        about: All that decides the result.
+    """
+
+    name: str
+    reference: str
+    extractor: str | None
+    inception_weights: Path | None
+    metrics: str
+    protocol: Protocol | None
+    sizes: list[SizeSpec]
+    number: int | None
+    root: Path
+    out: Path | None
+    save_npz: bool
+    model: ModelOptions | None
+    samples: list[Samples] = field(default_factory=list)
+    about: dict[str, Any] = field(default_factory=dict)
+    evaluation: Evaluation | None = None
+
+    def run(self, device: str | None, as_json: bool) -> None:
+        """Carries it out, together with the other processes if there are any."""
+        import torch
+
+        from ..data.contents import refuse_among
+        from ..device import join_processes
+        from ..evaluation.samples import make_samples
+        from ..processes import first_says, leave
+        from .progress import image_progress
+
+        refuse_among(self.out or self.root, Path(self.reference), Path(self.name))
+        # Processes finish far apart, and none may give up waiting.
+        state = join_processes(device, timedelta(days=30))
+        progress = partial(image_progress, shown=state.is_main_process)
+        try:
+            with ExitStack() as held:
+                first_says(partial(self.check, str(state.device), progress))
+                loaded = None if self.model is None else self.load(self.model, torch.device(str(state.device)))
+                folder = first_says(lambda: self.claim(held))
+                if loaded is not None:
+                    to = (self.out or self.root) / "samples"
+                    self.samples = make_samples(*loaded, self.sizes, self.count, to, state, progress, tell_seconds)
+                    del loaded  # Gigabytes, of a large model.
+                if state.is_main_process:
+                    self.finish(folder, as_json)
+        finally:
+            leave()
+
+    @property
+    def count(self) -> int:
+        """Images of each size that a model makes."""
+        return self.number or DEFAULT_NUMBER
+
+    def check(self, device: str, progress: Progress) -> None:
+        """Finds the mistakes in what is asked for before images are made; for the first process alone."""
+        from ..evaluation.comparison import METRICS
+        from ..evaluation.evaluate import Evaluation
+        from ..evaluation.extractors import load_extractor
+        from ..evaluation.features import cache_folder
+        from ..evaluation.references import default_extractor, open_reference
+
+        metrics = [name.strip() for name in self.metrics.split(",")]
+        if unknown := [name for name in metrics if name not in METRICS]:
+            raise UserError(f"there is no metric {unknown[0]!r}; choose from {', '.join(METRICS)}")
+        network = self.extractor or default_extractor(self.reference, self.inception_weights)
+        self.evaluation = Evaluation(
+            extractor=load_extractor(network, device, self.inception_weights),
+            reference=open_reference(self.reference, cache_folder()),
+            metrics=metrics,
+            protocol=self.protocol,
+            cache=cache_folder(),
+            kept=(self.out or self.root) / "features",
+            progress=progress,
+        )
+        if self.model is None:
+            self.samples = self.find_samples(cache_folder())
+            self.about = {"samples": self.samples[0].images.digest, "num": self.number}
+        for size in [of_size.size for of_size in self.samples] or [spec.pixels for spec in self.sizes]:
+            if self.save_npz and size is None:
+                raise UserError("--save-npz writes images of one size, as ADM's evaluator takes them; give --size HxW")
+            self.evaluation.protocol_for(size)
+        self.about |= self.evaluation.about() | {"size": sorted(map(str, self.sizes))}
+
+    def find_samples(self, cache: Path) -> list[Samples]:
+        """Returns images that exist already."""
+        from ..evaluation.samples import given_samples
+        from ..evaluation.sources import is_fashion, open_images
+
+        if not is_fashion(self.name) and not Path(self.name).exists():
+            raise UserError(f"there is no model, folder or archive {self.name!r}; builtin:fashion ships with fitv2")
+        sizes = [spec.pixels for spec in self.sizes if spec.pixels is not None]
+        if len(sizes) < len(self.sizes):
+            raise UserError(f"--size own is for models; the images of {self.name} have the sizes that they have")
+        return list(given_samples(open_images(self.name, cache), sizes, self.number))
+
+    def load(self, options: ModelOptions, device: torch.device) -> tuple[Maker, list[Sampling]]:
+        """Loads the model and checks how it is sampled."""
+        from ..device import choose_precision
+        from ..evaluation.requests import balanced_specs
+        from ..evaluation.samples import SHARD, Maker
+
+        precision = choose_precision(options.precision, device)
+        pretrained, codec = load_for_sampling(self.name, options.autoencoder, precision, device)
+        samplings = [build_sampling(pretrained, **sampling) for sampling in options.samplings]
+        # Stamps have the precision's older name.
+        told = {"fp32": "float32"}.get(precision, precision)
+        maker = Maker(name=self.name, pretrained=pretrained, codec=codec, precision=told, seed=options.seed)
+        for size in self.sizes:
+            few = balanced_specs(pretrained, min(self.count, SHARD), size, options.seed, codec.factor)
+            check_memory(pretrained, few, samplings[0])
+        self.about |= maker.settings | {"num": self.count, "sampling": [asdict(one) for one in samplings]}
+        return maker, samplings
+
+    def claim(self, held: ExitStack) -> Path:
+        """Returns the folder of this evaluation, reserved for it; for the first process alone."""
+        from ..evaluation.results import claimed, own_folder
+
+        folder = self.out or own_folder(self.root, file_name(Path(self.name).resolve().name), self.about)
+        held.enter_context(claimed(folder, self.about))
+        return folder
+
+    def finish(self, folder: Path, as_json: bool) -> None:
+        """Scores all samples, writes what there is to see, and prints it."""
+        from ..drawing import write_page
+        from ..evaluation.plots import panels, write_sheet
+        from ..evaluation.results import PLOT, RESULT, report, write_results
+        from ..evaluation.sources import write_archive
+        from .score_tables import show_results
+
+        assert self.evaluation is not None
+        results = [self.evaluation.score(of_size) for of_size in self.samples]
+        write_results(folder / RESULT, results)
+        write_page(folder / PLOT, panels(results))
+        for of_size, result in zip(self.samples, results, strict=True):
+            stem = file_name(result.name)
+            write_sheet(folder / f"sheet-{stem}.png", of_size)
+            if self.save_npz:
+                write_archive(folder / f"samples-{stem}.npz", of_size.images, of_size.chosen.tolist())
+        if as_json:
+            print(json.dumps(report(results)))
+            return
+        show_results({"": results})
+        print(f"Everything is in {folder / RESULT}, plots in {folder / PLOT}, samples in {folder}/sheet-*.png")
+
+
+def tell_seconds(images: int, seconds: float) -> None:
+    """Says how long a model's images will take."""
+    if seconds >= LONG:
+        print(f"Making {counted(images, 'image')}: about {seconds / 60:,.0f} minutes", file=sys.stderr, flush=True)

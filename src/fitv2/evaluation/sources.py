@@ -1,0 +1,322 @@
+"""Sets of images to evaluate or to compare with: folders, prepared images, archives, the built-in data set.
+
+An `Images` object knows its sizes and labels at once, and reads its images in order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from importlib.resources import as_file
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import IO, Literal
+
+import numpy as np
+from PIL import Image
+
+from ..atomic import write_file
+from ..classes import readable_names
+from ..data.fashion import SPLITS, Fashion, bundled, full
+from ..data.folder import ImageFolder
+from ..data.formats import EXTENSIONS
+from ..data.images import MAX_PIXELS, UnreadableImage, decode
+from ..data.latents import LatentShards
+from ..data.made import SHEET
+from ..data.official_latents import budgets
+from ..data.prepared import is_prepared, read_dataset
+from ..data.scan import in_threads
+from ..errors import UserError
+from ..messages import counted, shortened
+from ..sample_list import SAMPLES_LIST, read_list
+
+FASHION = "fashion"
+ARCHIVE = "arr_0"
+# How the reasons begin for which files that fitv2 made are not data.
+MADE = "made by fitv2"
+WORKERS = 4
+# Images that threads may be ahead of the network, and pixels of these: 400 MB in colour.
+AHEAD, AHEAD_PIXELS = 64, 1 << 27
+NO_LATENTS = (
+    "{} holds latents, which no extractor can see: give the folder of the images that they were made of, or prepare "
+    "these with --autoencoder pixels"
+)
+Mode = Literal["RGB", "L"]
+View = Callable[[Image.Image], Image.Image]
+
+
+class Images:
+    """N images of known sizes.
+
+    Attributes:
+        name: As the user wrote it.
+        sizes: (N, 2) int64, height and width in pixels.
+        labels: (N,) int64, indices of class_names; all 0 without classes.
+        class_names: Empty without classes.
+        notes: What must be said about the set, in sentences.
+    """
+
+    def __init__(self, name: str, sizes: np.ndarray, labels: np.ndarray, class_names: Sequence[str] = ()) -> None:
+        self.name, self.sizes, self.labels, self.class_names = name, sizes, labels, list(class_names)
+        self.notes: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the contents."""
+        raise NotImplementedError
+
+    def read(self, indices: Sequence[int], mode: Mode, view: View) -> Iterator[Image.Image]:
+        """Yields views of those images, by ascending index and in order. Raises UserError for an unreadable one."""
+        raise NotImplementedError
+
+    def notes_on(self, chosen: np.ndarray) -> list[str]:
+        """Returns what must be said about those images as samples."""
+        return self.notes
+
+
+class FolderImages(Images):
+    """Images in files below a folder; `paths` are relative to it."""
+
+    def __init__(
+        self, root: Path, paths: list[str], sizes: np.ndarray, labels: np.ndarray, class_names: Sequence[str]
+    ) -> None:
+        super().__init__(str(root), sizes, labels, readable_names(list(class_names)))
+        self.root, self.paths = root, paths
+
+    @classmethod
+    def below(cls, root: Path, cache_file: Path | None) -> FolderImages:
+        """All readable images, with sub-folders as classes, except those that fitv2 made of others."""
+        # A budget that every size fits: only the list of images matters here.
+        folder = ImageFolder(root, max_tokens=MAX_PIXELS, patch=1, cache_file=cache_file, labels_option=None)
+        images = cls(root, folder.paths, folder.sizes, folder.labels, folder.class_names)
+        if left := [name for name, reason in folder.report.skipped if reason.startswith(MADE)]:
+            images.notes.append(f"left out of {root}, as made by fitv2: {shortened(left)}")
+        return images
+
+    @classmethod
+    def listed(cls, root: Path) -> FolderImages:
+        """The images of the last `fitv2 sample` in a folder, by its list. Raises UserError if one is missing."""
+        images = read_list(root / SAMPLES_LIST)
+        paths = [image.file for image in images]
+        if missing := [path for path in paths if not (root / path).is_file()]:
+            raise UserError(
+                f"{root / SAMPLES_LIST} lists images that are not there ({shortened(missing)}): make the samples "
+                "again, or remove the list to evaluate all images that are there"
+            )
+        classes = {image.label or 0: image.name for image in images if image.name is not None}
+        numbers = {label: number for number, label in enumerate(sorted(classes))}
+        labels = np.array([numbers.get(image.label or 0, 0) for image in images], dtype=np.int64)
+        sizes = np.array([image.size for image in images], dtype=np.int64)
+        found = cls(root, paths, sizes, labels, [classes[label] for label in sorted(classes)])
+        others = {path.name for path in root.iterdir() if path.suffix.lower() in EXTENSIONS} - {*paths, SHEET}
+        if others:
+            number = counted(len(others), "other image")
+            names = shortened(sorted(others))
+            found.notes.append(f"left out of {root}, {number} not of the last fitv2 sample: {names}")
+        return found
+
+    @cached_property
+    def digest(self) -> str:
+        """Over names, which hold the classes, and bytes."""
+        content = hashlib.sha256()
+        hashes = in_threads(WORKERS, lambda name: file_digest(self.root / name), self.paths)
+        for name, sha256 in zip(self.paths, hashes, strict=True):
+            content.update(f"{name}\n{sha256}\n".encode(errors="surrogateescape"))
+        return content.hexdigest()
+
+    def read(self, indices: Sequence[int], mode: Mode, view: View) -> Iterator[Image.Image]:
+        def seen(index: int) -> Image.Image:
+            path, (height, width) = self.root / self.paths[index], self.sizes[index].tolist()
+            try:
+                image = decode(path, mode)
+            except UnreadableImage as error:
+                raise UserError(f"{path} cannot be read: {error}") from error
+            if (image.height, image.width) != (height, width):
+                raise UserError(f"{path} has {image.height}x{image.width} pixels now, and had {height}x{width}")
+            return view(image)
+
+        for block in blocks(indices, self.sizes.prod(1)):
+            yield from in_threads(WORKERS, seen, block)
+
+    def notes_on(self, chosen: np.ndarray) -> list[str]:
+        """Extractors see what JPEG loses (arXiv 2104.11222), which the maker of the images need not have caused."""
+        lossy = sum(self.paths[i].lower().endswith((".jpg", ".jpeg", ".jfif")) for i in chosen.tolist())
+        told = [f"{lossy} of {len(chosen)} samples are JPEG files, whose losses count as theirs"] if lossy else []
+        return [*told, *self.notes]
+
+
+class ArchiveImages(Images):
+    """`arr_0` of an .npz file, (N, H, W, 1 or 3) uint8, without classes. One image at a time is in memory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with self.opened() as (_, (number, height, width, _)):
+            super().__init__(str(path), np.tile(np.array([height, width]), (number, 1)), np.zeros(number, np.int64))
+
+    @cached_property
+    def digest(self) -> str:
+        return file_digest(self.path)
+
+    def read(self, indices: Sequence[int], mode: Mode, view: View) -> Iterator[Image.Image]:
+        with self.opened() as (file, (_, height, width, channels)):
+            length, at = height * width * channels, 0
+            for index in indices:
+                for _ in range(index - at):
+                    file.read(length)
+                content, at = file.read(length), index + 1
+                if len(content) < length:
+                    raise UserError(f"{self.path} ends before its images do: copy or make it again")
+                pixels = np.frombuffer(content, np.uint8).reshape(height, width, channels)
+                yield view(Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels).convert(mode))
+
+    @contextmanager
+    def opened(self) -> Iterator[tuple[IO[bytes], tuple[int, int, int, int]]]:
+        """Yields the array's bytes, and its shape."""
+        try:
+            with zipfile.ZipFile(self.path) as archive, archive.open(f"{ARCHIVE}.npy") as file:
+                yield file, self.shape(file)
+        except FileNotFoundError:
+            raise UserError(f"there is no file {self.path}") from None
+        except (zipfile.BadZipFile, zlib.error, KeyError, EOFError) as error:
+            raise UserError(f"{self.path} is not an archive of images ({ARCHIVE}), or damaged: {error}") from None
+
+    def shape(self, file: IO[bytes]) -> tuple[int, int, int, int]:
+        """Reads the array's header."""
+        try:
+            readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+            shape, fortran, dtype = readers[np.lib.format.read_magic(file)](file)
+        except ValueError as error:
+            raise UserError(f"{self.path} holds an array that cannot be read: {error}") from None
+        if len(shape) != 4 or shape[3] not in (1, 3) or dtype != np.uint8 or fortran or not all(shape):
+            raise UserError(f"{ARCHIVE} of {self.path} is {dtype} {shape}, not uint8 (N, H, W, 3)")
+        return shape
+
+
+def write_archive(path: Path, images: Images, chosen: Sequence[int]) -> None:
+    """Writes chosen images of one size as `arr_0` (N, H, W, 3) uint8; ADM's evaluator needs RGB, grey images too."""
+    header = {"descr": "|u1", "fortran_order": False, "shape": (len(chosen), *images.sizes[chosen[0]].tolist(), 3)}
+
+    def write(draft: Path) -> None:
+        with zipfile.ZipFile(draft, "w") as archive, archive.open(f"{ARCHIVE}.npy", "w", force_zip64=True) as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for image in images.read(chosen, "RGB", lambda image: image):
+                file.write(np.asarray(image).tobytes())
+
+    write_file(path, write)
+
+
+class PreparedImages(Images):
+    """What `fitv2 prepare` stored as pixels: every image fitted to the budget, and whole where there is a crop too."""
+
+    def __init__(self, root: Path) -> None:
+        self.shards = shards = LatentShards(root, flip=False)
+        if shards.preparation.kind != "pixels":
+            raise UserError(NO_LATENTS.format(root))
+        if not len(shards):
+            raise UserError(f"{root} holds no image: all files of its source were skipped")
+        sizes = shards.hw[:, 0] * shards.preparation.patch
+        super().__init__(str(root), sizes, shards.labels, readable_names(shards.class_names))
+
+    @cached_property
+    def digest(self) -> str:
+        """Over the index, which has hashes of each image's file and pixels, and what it does not say."""
+        preparation, dataset = read_dataset(self.shards.root)
+        about = preparation.digest, dataset["index_sha256"], *self.class_names
+        return hashlib.sha256("\n".join(about).encode()).hexdigest()
+
+    def read(self, indices: Sequence[int], mode: Mode, view: View) -> Iterator[Image.Image]:
+        for index in indices:
+            pixels = np.ascontiguousarray(self.shards.stored(index, 0, 0).transpose(1, 2, 0))
+            yield view(Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).convert(mode))
+
+
+class FashionImages(Images):
+    """Fashion-MNIST in memory, each item in its own size."""
+
+    def __init__(self, name: str, fashion: Fashion) -> None:
+        super().__init__(name, fashion.sizes, fashion.labels, fashion.class_names)
+        self.arrays = fashion.pictures
+
+    @cached_property
+    def digest(self) -> str:
+        content = hashlib.sha256(self.labels.tobytes() + self.sizes.tobytes())
+        for array in self.arrays:
+            content.update(array.tobytes())
+        return content.hexdigest()
+
+    def read(self, indices: Sequence[int], mode: Mode, view: View) -> Iterator[Image.Image]:
+        return (view(Image.fromarray(np.ascontiguousarray(self.arrays[i])).convert(mode)) for i in indices)
+
+
+def open_images(name: str, cache: Path) -> Images:
+    """Returns a folder of images or of prepared pixels, an .npz archive, or the built-in data set.
+
+    The latter is fashion (the bundled 10 000), fashion:train or fashion:test (all 60 000 and 10 000), also with the
+    folder of the authors' files, as in fashion:train:FOLDER. Sizes of images are kept in the folder `cache`. Raises
+    UserError if there is nothing of that name, or if it holds no images.
+    """
+    path = Path(name)
+    if is_fashion(name):
+        return fashion_images(name)
+    if path.suffix == ".npz":
+        return ArchiveImages(path)
+    if path.is_file():
+        raise UserError(
+            f"{path} is neither a folder of images nor an archive (.npz); of lists, WebDataset archives and data sets "
+            "of Hugging Face, fitv2 prepare --autoencoder pixels makes a folder that can be given here"
+        )
+    if not path.is_dir():
+        raise UserError(f"there is no folder, archive (.npz) or data set {name!r}; the built-in data set is fashion")
+    if is_prepared(path):
+        return PreparedImages(path)
+    if budgets(path):
+        raise UserError(NO_LATENTS.format(path))
+    if (path / SAMPLES_LIST).is_file():
+        return FolderImages.listed(path)
+    scanned = hashlib.sha256(str(path.resolve()).encode(errors="surrogateescape")).hexdigest()
+    return FolderImages.below(path, cache / f"scan-{scanned[:16]}.json")
+
+
+def is_fashion(name: str) -> bool:
+    """Whether it is a name of the built-in data set."""
+    return name == FASHION or name.startswith(f"{FASHION}:")
+
+
+def fashion_images(name: str) -> FashionImages:
+    """Returns the built-in data set of that name, see `open_images`."""
+    return FashionImages(name, bundled() if name == FASHION else full(*split_of(name)))
+
+
+def split_of(name: str) -> tuple[str, Path | None]:
+    """Returns split and folder of fashion:SPLIT or fashion:SPLIT:FOLDER. Raises UserError for another split."""
+    _, split, folder = (*name.split(":", 2), "")[:3]
+    if split not in SPLITS:
+        raise UserError(
+            f"there is no data set {name!r}: fashion is the bundled 10 000 images, fashion:train all 60 000 and "
+            "fashion:test the 10 000 of the test; fashion:train:FOLDER names the folder of the authors' four files"
+        )
+    return split, Path(folder) if folder else None
+
+
+def blocks(indices: Sequence[int], pixels: np.ndarray) -> Iterator[Sequence[int]]:
+    """Yields consecutive indices, of as many images as may be held at once; pixels: (N,) of each image."""
+    start = held = 0
+    for end, index in enumerate(indices):
+        if end > start and (end - start == AHEAD or held + pixels[index] > AHEAD_PIXELS):
+            yield indices[start:end]
+            start, held = end, 0
+        held += pixels[index]
+    yield indices[start:]
+
+
+def file_digest(path: Path | Traversable) -> str:
+    """Returns the SHA-256 of a file."""
+    with as_file(path) as local, local.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
