@@ -17,11 +17,11 @@ from fitv2.build import build_dataset
 from fitv2.cli.progress import image_progress
 from fitv2.config import build_recipe
 from fitv2.data.images import UnreadableImage, decode, prepare, to_array
-from fitv2.data.latents import LatentShards
 from fitv2.data.loader import PackLoader, Position
+from fitv2.data.shards import LatentShards
 from fitv2.errors import UserError
+from fitv2.prepare.encode import build_encoder
 from fitv2.prepare.run import prepare as run_prepare
-from fitv2.prepare.settings import build_encoder
 from fitv2.prepare.sources import FolderSource
 from fitv2.pretrained import load_pretrained
 from pictures import as_bytes, good_files, noise, write_files

@@ -18,7 +18,7 @@ from safetensors import safe_open
 
 from fitv2.autoencoder import KLAutoencoder
 from fitv2.data.images import decode, prepare, target_size, to_array, variants
-from fitv2.data.latents import LatentShards
+from fitv2.data.shards import LatentShards
 from fitv2.finite import NotFinite
 from fitv2.locks import locked
 from fitv2.prepare import run as run_module

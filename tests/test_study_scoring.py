@@ -20,8 +20,8 @@ from fitv2.cli.progress import image_progress
 from fitv2.config import DataSettings
 from fitv2.evaluation.frechet import Statistics, frechet_distance
 from fitv2.evaluation.summary import summarise
+from fitv2.prepare.encode import build_encoder
 from fitv2.prepare.run import prepare
-from fitv2.prepare.settings import build_encoder
 from fitv2.prepare.sources import FolderSource
 from fitv2.pretrained import load_pretrained
 from fitv2.randomness import Purpose, numpy_generator

@@ -6,7 +6,6 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -19,7 +18,7 @@ from .sampling import Device
 if TYPE_CHECKING:
     from ..prepare.run import Report
 
-MOST_NAMED, MOST_CLASSES = 20, 50
+MOST_NAMED = 20
 
 
 def prepare(
@@ -71,8 +70,8 @@ def prepare(
     from functools import partial
 
     from ..device import join_processes
+    from ..prepare.encode import build_encoder
     from ..prepare.run import prepare as run
-    from ..prepare.settings import build_encoder
     from ..prepare.sources import open_source
     from .progress import image_progress
 
@@ -97,6 +96,8 @@ def prepare(
 
 
 def show(report: Report, out: Path, seconds: float, patch_size: int, as_json: bool) -> None:
+    from ..data.labelling import class_lines
+
     if as_json:
         figures = {key: value for key, value in vars(report).items() if key != "skipped"}
         figures |= {"out": str(out), "seconds": round(seconds, 2), "skipped": len(report.skipped)}
@@ -107,7 +108,7 @@ def show(report: Report, out: Path, seconds: float, patch_size: int, as_json: bo
         f"{counted(report.shards, 'shard')}; {report.encoded:,} encoded now, {report.reused:,} moved from other "
         f"shards, {seconds:.1f} s"
     ]
-    lines += class_lines(report.classes)
+    lines += [f"  {line}" for line in class_lines(report.classes)]
     lines += [f"  {note}" for note in report.notes]
     if report.duplicates:
         lines.append(
@@ -125,14 +126,3 @@ def show(report: Report, out: Path, seconds: float, patch_size: int, as_json: bo
     lines.append(f"Train on it with: {command('train', '--recipe', 'latents', '--data', out, *patch)}")
     # File names may hold bytes that no terminal can show.
     print(os.linesep.join(lines).encode(errors="replace").decode())
-
-
-def class_lines(classes: dict[str, int]) -> Iterator[str]:
-    """Every class with its number of images, or that there are none; of many the first."""
-    if not classes:
-        yield "  no classes"
-        return
-    shown = ", ".join(f"{name} {count:,}" for name, count in list(classes.items())[:MOST_CLASSES])
-    yield f"  {counted(len(classes), 'class', 'classes')}: {shown}{', ...' if len(classes) > MOST_CLASSES else ''}"
-    if empty := sum(not count for count in classes.values()):
-        yield f"  {counted(empty, 'class has', 'classes have')} no image, and cannot be learned"

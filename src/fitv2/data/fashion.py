@@ -16,13 +16,13 @@ from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
 from ..errors import UserError
-from ..randomness import Purpose, numpy_generator
-from .images import Preprocessing, prepare, resize, target_size, variants
+from . import images
+from .dataset import Dataset
+from .images import Preprocessing, fitted, variant_sizes, variants
 
 PATCH = 4
 SIDE = 28
@@ -43,22 +43,30 @@ SPLITS = {"train": "train", "test": "t10k"}
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 
 
-class Fashion:
-    """Trimmed garments in memory; a `Dataset` (see `fitv2.data.dataset`).
+class Fashion(Dataset):
+    """Trimmed garments in memory.
 
-    pictures: uint8 (h, w) arrays with sides divisible by 4, bright garment on black. min_scale below 1 draws each
-    picture at a random linear scale in [min_scale, 1] every epoch, its sides rounded to the patch, and cropped as
-    `images.resize` does where that would stretch it. max_tokens, preprocessing: the budget, and what each epoch draws
-    of the `images.variants` under it; "resize" and "crop" make all epochs alike, as a reference for evaluation has to
-    be. sizes: (N, 2) pixels of whole garments. Raises ValueError for min_scale with anything but whole garments, and
-    for a preprocessing that is not known.
+    Args:
+        pictures: uint8 (h, w) arrays with sides divisible by 4, bright garment on black.
+        labels: (N,) in [0, 10).
+        min_scale: Below 1, each epoch draws each garment at a random linear scale in [min_scale, 1], its sides rounded
+            to the patch, and cropped as `images.resize` does where that would stretch it.
+        max_tokens, preprocessing: The budget, and what each epoch draws of the `images.variants` under it. "resize" and
+            "crop" make all epochs alike, as a reference for evaluation has to be.
+
+    Attributes:
+        sizes: (N, 2) pixels of whole garments.
+        hw: The same in patches.
+
+    Raises:
+        UserError: min_scale is below 1 with anything but whole garments, or the preprocessing is unknown.
     """
 
     patch_size = PATCH
     channels = 1
     num_classes = len(CLASS_NAMES)
     class_names = CLASS_NAMES
-    autoencoder = None
+    drawn = ("variant",)
 
     def __init__(
         self,
@@ -73,64 +81,32 @@ class Fashion:
                 f"data.min_scale={min_scale} shrinks whole garments: set data.max_tokens={WHOLE} and "
                 "data.preprocessing=resize, or data.min_scale=1"
             )
+        variants(SIDE, SIDE, max_tokens, PATCH, preprocessing)  # Raises for an unknown one.
         self.pictures = pictures
         self.labels = np.asarray(labels, dtype=np.int64)
         self.sizes = np.array([picture.shape for picture in pictures], dtype=np.int64)
         self.hw = self.sizes // PATCH
-        self.min_scale, self.max_tokens = min_scale, max_tokens
-        # Sizes are few: what each becomes is worked out once, (S, 2) of two equally probable variants.
-        sizes, self.size_index = np.unique(self.hw * PATCH, axis=0, return_inverse=True)
-        possible = [variants(*size, max_tokens, PATCH, preprocessing) for size in sizes.tolist()]
-        pairs = [(names[0], names[-1]) for names in possible]
-        self.fitted_hw = (
-            np.array(
-                [
-                    [target_size(*size, max_tokens, PATCH, variant) for variant in pair]
-                    for size, pair in zip(sizes.tolist(), pairs, strict=True)
-                ],
-                dtype=np.int64,
-            )
-            // PATCH
-        )
-        self.is_crop = np.array(pairs) == "crop"
+        self.min_scale, self.preprocessing = min_scale, preprocessing
+        self.drawn = ("scale",) if min_scale < 1 else ("variant",)
+        sizes, self.possible = variant_sizes(self.sizes, max_tokens, PATCH, preprocessing)
+        self.variant_hw = sizes // PATCH
 
-    def __len__(self) -> int:
-        return len(self.pictures)
+    def sized(self, variant: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        if self.min_scale == 1:
+            return super().sized(variant, scale)
+        scales = self.min_scale + (1 - self.min_scale) * scale
+        return np.maximum(np.rint(self.hw * scales[:, None]), 1).astype(np.int64)
 
-    def epoch(self, epoch: int, seed: int) -> FashionEpoch:
-        """The set with the sizes and variants drawn for this epoch."""
-        if self.min_scale < 1:
-            scale = numpy_generator(Purpose.VARIANTS, seed, epoch).uniform(self.min_scale, 1, len(self))
-            return FashionEpoch(self, np.maximum(np.rint(self.hw * scale[:, None]), 1).astype(np.int64))
-        second = numpy_generator(Purpose.VARIANTS, seed, epoch).random(len(self)) >= 0.5
-        drawn = self.size_index.ravel(), second.astype(np.int64)
-        return FashionEpoch(self, self.fitted_hw[drawn], self.is_crop[drawn])
-
-
-class FashionEpoch:
-    """One epoch's view: hw (N, 2) in patches, labels (N,), and the latent of each picture at that size.
-
-    cropped: (N,) whether that is its square; None where pictures are at random scales.
-    """
-
-    def __init__(self, garments: Fashion, hw: np.ndarray, cropped: np.ndarray | None = None) -> None:
-        self.garments = garments
-        self.hw, self.cropped = hw, cropped
-        self.labels = garments.labels
-
-    def latent(self, index: int) -> Tensor:
-        """(1, h, w) float32 in [-1, 1]."""
-        image = Image.fromarray(self.garments.pictures[index])
-        if self.cropped is None:
-            image = resize(image, tuple((self.hw[index] * PATCH).tolist()))
-        else:
-            image = prepare(image, self.garments.max_tokens, PATCH, "crop" if self.cropped[index] else "resize")
+    def load(self, index: int, variant: int, hw: tuple[int, int], flip: bool, rng: object) -> Tensor:
+        is_crop = variant == 1 or self.preprocessing == "crop"
+        size = hw[0] * PATCH, hw[1] * PATCH
+        image = fitted(Image.fromarray(self.pictures[index]), size, "crop" if is_crop else "resize")
         return to_latent(np.asarray(image))
 
 
 def to_latent(picture: np.ndarray) -> Tensor:
-    """uint8 (h, w) to float32 (1, h, w) in [-1, 1]."""
-    return torch.from_numpy(np.array(picture)).float()[None] / 127.5 - 1
+    """Converts uint8 (h, w) to float32 (1, h, w) in [-1, 1]."""
+    return images.to_latent(picture[None])
 
 
 def bundled(min_scale: float = 1.0, max_tokens: int = WHOLE, preprocessing: Preprocessing = "resize") -> Fashion:

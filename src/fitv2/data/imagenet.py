@@ -7,12 +7,15 @@ deviation 0.35) and area (log-normal around 350x300 pixels, deviation 0.7).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from torch import Tensor
 
 from ..errors import UserError
 from ..randomness import Purpose, numpy_generator
-from .images import fit_size, variants
+from .dataset import Dataset
+from .images import variant_sizes
 
 PICTURES, CLASSES = 1_281_167, 1000
 # Of the autoencoder of Stable Diffusion, with which FiT and FiTv2 were trained.
@@ -34,37 +37,20 @@ def picture_sizes(number: int, seed: int = 0) -> np.ndarray:
     return np.rint(np.stack((np.sqrt(area / aspect), np.sqrt(area * aspect)), 1)).astype(np.int64)
 
 
-class ImageNetLike:
-    """Latents of ImageNet as far as sizes go: a `Dataset` that plans and never loads. Mixed preprocessing (Alg. 1)."""
+class ImageNetLike(Dataset):
+    """Latents of ImageNet as far as sizes go: plans, and never loads. Mixed preprocessing (Algorithm 1)."""
 
     patch_size, channels, num_classes, factor = PATCH, CHANNELS, CLASSES, FACTOR
-    class_names: tuple[str, ...] = ()
-    autoencoder = None
+    class_names: Sequence[str] = ()
 
     def __init__(self, max_tokens: int, pictures: int = PICTURES) -> None:
-        self.pictures = pictures
-        patch = PATCH * FACTOR
-        self.fitted = []
-        for height, width in picture_sizes(min(DRAWN, pictures)).tolist():
-            resized = np.array(fit_size(height, width, max_tokens, patch)) // patch
-            square = np.full(2, int(max_tokens**0.5))
-            cropped = "crop" in variants(height, width, max_tokens, patch, "mixed")
-            self.fitted.append((resized, square if cropped else resized))
+        patch, repeated = PATCH * FACTOR, np.arange(pictures) % DRAWN
+        sizes, possible = variant_sizes(picture_sizes(min(DRAWN, pictures)), max_tokens, patch, "mixed")
+        self.variant_hw, self.possible = (sizes // patch)[repeated], possible[repeated]
+        self.labels = np.arange(pictures) % CLASSES
 
-    def __len__(self) -> int:
-        return self.pictures
+    def draw(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        return {"variant": rng.integers(0, 2, len(self)) / 2}
 
-    def epoch(self, epoch: int, seed: int) -> ImageNetLikeEpoch:
-        variant = numpy_generator(Purpose.VARIANTS, seed, epoch).integers(0, 2, self.pictures)
-        return ImageNetLikeEpoch(np.array(self.fitted)[np.arange(self.pictures) % len(self.fitted), variant])
-
-
-class ImageNetLikeEpoch:
-    """Sizes in patches of one epoch."""
-
-    def __init__(self, hw: np.ndarray) -> None:
-        self.hw = hw
-        self.labels = np.arange(len(hw)) % CLASSES
-
-    def latent(self, index: int) -> Tensor:
-        raise UserError("these pictures stand in for ImageNet's sizes only; prepare the real ones: fitv2 prepare")
+    def load(self, *_: object) -> Tensor:
+        raise UserError("these images stand in for ImageNet's sizes only; prepare the real ones: fitv2 prepare")

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..errors import UserError
-from ..messages import counted
+from ..messages import counted, shortened
 
 # Larger whole numbers are not taken as class ids: a table of all classes would fill the memory.
 MOST_CLASSES = 100_000
 # As tables write whole numbers: pandas makes 3.0 of them in a column with gaps.
 WHOLE = re.compile(r"[+-]?\d+(\.0+)?")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+# Classes that are listed for people.
+MOST_LISTED = 50
 # How Hugging Face and others write an unknown class.
 UNKNOWN = -1
 UNLABELLED = "without a label"
@@ -110,3 +112,14 @@ def count_classes(labels: np.ndarray | Sequence[int], class_names: Sequence[str]
     for number, (name, count) in enumerate(zip(class_names, counts, strict=True)):
         seen[name if name not in seen else f"{name} ({number})"] = count
     return seen
+
+
+def class_lines(classes: Mapping[str, int]) -> Iterator[str]:
+    """Yields the classes with their numbers of images as lines for people, in the order of the labels."""
+    if not classes:
+        yield "no classes"
+        return
+    shown = shortened([f"{name} {count:,}" for name, count in classes.items()], MOST_LISTED)
+    yield f"{counted(len(classes), 'class', 'classes')}: {shown}"
+    if empty := sum(not count for count in classes.values()):
+        yield f"{counted(empty, 'class has', 'classes have')} no image, and cannot be learned"

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..tokens import TokenBatch
-from .dataset import Dataset, EpochView
-from .images import UnreadableImage
-from .packing import plan_packs, real_share
+from .dataset import Dataset, Epoch
+from .formats import UnreadableImage
+from .packing import Packs, plan_packs, real_share
 
 logger = logging.getLogger(__name__)
 # Images that tell whether a data set is still there, and unreadable ones of a pack that are named.
@@ -79,7 +79,7 @@ class PackLoader:
         self.seed = seed
         self.rank, self.world = rank, world
         self.workers, self.pin = workers, pin
-        self._planned: tuple[int, EpochView, list[np.ndarray], float] | None = None
+        self._planned: tuple[int, Epoch, Packs, float] | None = None
 
     def steps(self, position: Position) -> Iterator[Step]:
         """The steps from `position` on. The next step loads in threads while the current one is used."""
@@ -117,7 +117,7 @@ class PackLoader:
         few = np.linspace(0, len(view.labels) - 1, min(PROBES, len(view.labels))).astype(int)
         return 2 * sum(not can_be_read(view, int(i)) for i in few) >= len(few)
 
-    def _plan(self, epoch: int) -> tuple[EpochView, list[np.ndarray], float]:
+    def _plan(self, epoch: int) -> tuple[Epoch, Packs, float]:
         if self._planned is None or self._planned[0] != epoch:
             view = self.dataset.epoch(epoch, self.seed)
             lengths = view.hw.prod(1)
@@ -162,7 +162,7 @@ def pinned(batch: TokenBatch) -> TokenBatch:
     return batch.with_x(batch.x.pin_memory())
 
 
-def can_be_read(view: EpochView, index: int) -> bool:
+def can_be_read(view: Epoch, index: int) -> bool:
     try:
         view.latent(index)
     except UnreadableImage:

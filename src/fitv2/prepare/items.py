@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from ..data.images import UnreadableImage
+from ..data.formats import UnreadableImage
 from ..data.labelling import Item
 
 # Larger files are not photographs, and reading one could exhaust the memory.

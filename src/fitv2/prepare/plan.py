@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from ..data.images import UnreadableImage
+from ..data.formats import UnreadableImage
 from ..data.labelling import Item
 from .items import Source
 

@@ -16,15 +16,15 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from ..atomic import remove_drafts, write_file, write_text
-from ..data.images import UnreadableImage
+from ..data.formats import UnreadableImage
 from ..data.labelling import count_classes
 from ..data.prepared import DATASET, INDEX, SETTINGS, SHARDS, Preparation, read_settings
-from ..data.scan import in_threads
-from ..data.tables import told
+from ..data.scan import count_reasons, in_threads
 from ..errors import UserError
 from ..locks import locked
+from ..messages import shortened
 from ..processes import first_says
-from .encode import Decoded, MomentEncoder, PixelEncoder, decode_variants, encode_all, not_finite
+from .encode import Decoded, Encoder, MomentEncoder, decode_variants, encode_all
 from .items import Source
 from .plan import File, ShardPlan, hash_file, plan_shards, repeated
 from .shards import (
@@ -39,7 +39,6 @@ from .shards import (
 )
 
 T = TypeVar("T")
-MOST_NAMED = 5
 NOT_FINITE = "not finite: the autoencoder gives NaN or infinity for it"
 # (what is being done, how many) to a context whose value takes the number just finished.
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
@@ -63,15 +62,14 @@ class Report:
 
     @property
     def skipped_by_reason(self) -> dict[str, int]:
-        """Number of skipped files by the kind of the reason, most frequent first."""
-        return dict(Counter(reason.partition(":")[0] for _, reason in self.skipped).most_common())
+        return count_reasons(self.skipped)
 
 
 def prepare(
     source: Source,
     name: str,
     out: Path,
-    encoder: PixelEncoder | MomentEncoder,
+    encoder: Encoder,
     preparation: Preparation,
     shard_size: int,
     workers: int,
@@ -172,7 +170,7 @@ def build_shard(
     folder: Path,
     plan: ShardPlan,
     source: Source,
-    encoder: PixelEncoder | MomentEncoder,
+    encoder: Encoder,
     preparation: Preparation,
     store: dict[str, tuple[Path, Outcome]],
     workers: int,
@@ -198,8 +196,8 @@ def build_shard(
 
     encoded = dict(encode_all(encoder, pictures()))
     lost = {name.partition(".")[0] for name, latent in encoded.items() if latent is None}
-    if 2 * len(lost) > len(missing):
-        raise UserError(f"{len(lost)} of {len(missing)} images have no finite latents: {not_finite(encoder)}")
+    if isinstance(encoder, MomentEncoder) and 2 * len(lost) > len(missing):
+        raise UserError(f"{len(lost)} of {len(missing)} images have no finite latents: {encoder.not_finite}")
     outcomes |= {sha256: {"skipped": NOT_FINITE} for sha256 in lost}
     arrays |= {name: latent for name, latent in encoded.items() if name.partition(".")[0] not in lost}
     write_shard(folder, plan, arrays, outcomes)
@@ -235,7 +233,7 @@ def merge(
                 index.update(content)
                 file.write(content)
         if not report.pictures:  # What was there before is worth more.
-            told = "; ".join(f"{name}: {reason}" for name, reason in report.skipped[:MOST_NAMED])
+            told = shortened([f"{name}: {reason}" for name, reason in report.skipped])
             raise UserError(f"no picture can be read in {source_name}: {told or 'there are no files'}")
 
     write_file(out / INDEX, write)
@@ -267,8 +265,8 @@ def changed_classes(out: Path, class_names: Sequence[str]) -> Iterator[str]:
         return
     if before == list(class_names):
         return
-    new = told([name for name in class_names if name not in before])
-    gone = told([name for name in before if name not in class_names])
+    new = shortened([name for name in class_names if name not in before])
+    gone = shortened([name for name in before if name not in class_names])
     parts = [f"new {new}"] * bool(new) + [f"gone {gone}"] * bool(gone)
     yield (
         f"the classes are others than before ({'; '.join(parts) or 'in another order'}): a training on the earlier "
