@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from .finite import check_finite, check_weights
 from .state_files import weights_digest
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 # Larger pictures are decoded in overlapping tiles: at once their activations take tens of gigabytes.
 LARGEST_UNTILED = 1024 * 1024
@@ -32,6 +32,8 @@ class Pixels:
     def decode(self, latent: Tensor) -> Tensor:
         return latent
 
+    decode_batch = decode
+
     def encode(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation, which is zero, of each latent."""
         return pictures, torch.zeros_like(pictures)
@@ -44,9 +46,10 @@ class KLAutoencoder:
     """
 
     def __init__(self, network: AutoencoderKL, device: torch.device | str) -> None:
-        self.network, self.device = network.eval(), device
-        self.channels: int = network.config.latent_channels
-        self.factor = factor_of(network.config)
+        self.network: Any = network.eval()
+        self.device = device
+        self.channels: int = self.network.config.latent_channels
+        self.factor = factor_of(self.network.config)
 
     def decode(self, latent: Tensor) -> Tensor:
         """(c, h, w) as the transformer gives it to (3, h * factor, w * factor) in about [-1, 1], float32 on the CPU.
@@ -128,7 +131,7 @@ def load_autoencoder(
         return Pixels()
     with told_in_one_sentence(name):
         network = read_network(name, subfolder_of(name), dtype)
-    return KLAutoencoder(network.to(device), device)
+    return KLAutoencoder(cast(Any, network).to(device), device)
 
 
 def read_network(name: str, subfolder: str | None, dtype: torch.dtype, **options) -> AutoencoderKL:
@@ -136,9 +139,9 @@ def read_network(name: str, subfolder: str | None, dtype: torch.dtype, **options
 
     Raises UserError for another class of autoencoder and for weights that are not all its own, NotFinite for NaN.
     """
-    from diffusers import AutoencoderKL
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-    check_class(name, AutoencoderKL.load_config(name, subfolder=subfolder))
+    check_class(name, cast(Any, AutoencoderKL.load_config(name, subfolder=subfolder)))
     options |= {"subfolder": subfolder, "dtype": dtype, "output_loading_info": True}
     network, found = loaded(AutoencoderKL.from_pretrained, name, **options)
     check_loaded(found, name)
@@ -177,10 +180,10 @@ def read_factor(name: str | None) -> int:
     """Picture pixels per latent pixel on each axis of the autoencoder of that name, from its configuration alone."""
     if name is None:
         return Pixels.factor
-    from diffusers import AutoencoderKL
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     with told_in_one_sentence(name):
-        config = AutoencoderKL.load_config(name, subfolder=subfolder_of(name))
+        config = cast(Any, AutoencoderKL.load_config(name, subfolder=subfolder_of(name)))
         check_class(name, config)
         return factor_of(config)
 

@@ -9,6 +9,7 @@ import io
 import logging
 import struct
 from functools import lru_cache
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image, ImageCms
@@ -47,7 +48,7 @@ _JPEG2000 = (0, 12, 15, 16, 17, 18)
 def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     """Converts mode L, RGB, CMYK, YCbCr or LAB to RGB or grey (mode L) in sRGB, by the ICC profile of the file."""
     if image.mode == "LAB":
-        return ImageCms.applyTransform(image, _lab())
+        return _transformed(image, _lab())
     if image.mode not in ("L", "RGB", "CMYK"):
         image = image.convert("RGB")
     if profile:
@@ -56,15 +57,20 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
             image = image.convert("RGB")
         if image.mode == space:
             transform = _transform(profile, space)
-            return image if transform is None else ImageCms.applyTransform(image, transform)
+            return image if transform is None else _transformed(image, transform)
     return image.convert("RGB") if image.mode == "CMYK" else image
+
+
+def _transformed(image: Image.Image, transform: ImageCms.ImageCmsTransform) -> Image.Image:
+    return cast(Image.Image, ImageCms.applyTransform(image, transform))  # None only in place.
 
 
 @lru_cache(maxsize=_PROFILES)
 def _space(profile: bytes) -> str | None:
     """The pixel mode that a profile is for; None if it is broken or of another kind."""
     try:
-        return _SPACES.get(ImageCms.ImageCmsProfile(io.BytesIO(profile)).profile.xcolor_space)
+        opened: Any = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        return _SPACES.get(opened.profile.xcolor_space)
     except Exception as error:  # OSError, TypeError, ValueError and others.
         logger.warning("a colour profile of %d bytes cannot be read and is ignored: %s", len(profile), error)
         return None
@@ -90,7 +96,7 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     levels = np.linspace(0, 255, 9 if mode == "RGB" else 256).round().astype(np.uint8)
     probe = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(27, 27, 3) if mode == "RGB" else levels[None]
     before = Image.fromarray(probe)
-    after = np.asarray(ImageCms.applyTransform(before, transform)).astype(int)
+    after = np.asarray(_transformed(before, transform)).astype(int)
     return None if abs(after - np.asarray(before.convert("RGB"))).max() <= _SAME else transform
 
 
@@ -118,7 +124,7 @@ def profile_of(image: Image.Image, content: bytes) -> bytes | None:
     if image.format == "HEIF" and not embedded and (named := image.info.get("nclx_profile")):
         return _of_code(int(named["color_primaries"]), int(named["transfer_characteristics"]))
     if image.format == "AVIF" and not embedded:
-        found = boxes_within(content, (b"meta", b"iprp", b"ipco", b"colr"))
+        found = boxes_within(content, b"meta", b"iprp", b"ipco", b"colr")
         codes = [struct.unpack(">HH", data[4:8]) for data in found if data.startswith(b"nclx")]
         return _of_code(*codes[0]) if codes else None
     if image.format == "JPEG2000":
@@ -129,7 +135,7 @@ def profile_of(image: Image.Image, content: bytes) -> bytes | None:
 
 
 def _of_jpeg2000(content: bytes) -> bytes | None:
-    for data in boxes_within(content, (b"jp2h", b"colr")):
+    for data in boxes_within(content, b"jp2h", b"colr"):
         if data[0] == 2:
             return data[3:]
         if data[0] == 1 and (space := int.from_bytes(data[3:7], "big")) not in _JPEG2000:

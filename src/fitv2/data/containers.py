@@ -53,10 +53,9 @@ def boxes(content: bytes) -> Iterator[tuple[bytes, bytes]]:
         position = end
 
 
-def boxes_within(content: bytes, path: tuple[bytes, ...]) -> Iterator[bytes]:
+def boxes_within(content: bytes, outer: bytes, *inner: bytes) -> Iterator[bytes]:
     """The content of every box at a path of nested kinds."""
     for kind, data in boxes(content):
-        if kind == path[0]:
+        if kind == outer:
             # Only this kind begins with a version and flags.
-            inner = data[4:] if kind == b"meta" else data
-            yield from boxes_within(inner, path[1:]) if len(path) > 1 else (data,)
+            yield from boxes_within(data[4:] if kind == b"meta" else data, *inner) if inner else (data,)

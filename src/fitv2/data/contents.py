@@ -76,7 +76,7 @@ def read_contents(root: Path, labels: Labels = "auto", option: str | None = "--s
     outside = "outside the class folders" if class_names else None
     number = {name: label for label, name in enumerate(class_names)}
     items = [
-        Item(file.name, number.get(own, 0), file.reason or (None if own else outside))
+        Item(file.name, number.get(own or "", 0), file.reason or (None if own else outside))
         for file in files
         for own in [class_of(file.name)]
     ]
@@ -165,8 +165,8 @@ def by_table(root: Path, table: Table, files: Sequence[Listed], notes: list[str]
 
 def refuse_unclear(root: Path, images: Sequence[str], option: str | None) -> None:
     """Raises UserError if sub-folders may or may not be classes; the message offers each reading."""
-    folders = Counter(map(class_of, images))
-    loose = folders.pop(None, 0)
+    folders = Counter(class_of(name) or "" for name in images)
+    loose = folders.pop("", 0)
     names = sorted(folders)
     if loose and folders:
         told = shortened([f"{name}/ ({folders[name]})" for name in names])

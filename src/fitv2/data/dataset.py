@@ -106,16 +106,17 @@ class Dataset(ABC):
         They cover the names, sizes and labels of all images, and the bytes of a few files; of prepared data, all
         checksums. Checkpoints record them.
         """
-        names, facts, files = self.identity()
+        names, facts, folder = self.identity()
         digest = hashlib.sha256(repr(list(self.class_names)).encode(errors="surrogateescape"))
         digest.update("\n".join(names).encode(errors="surrogateescape"))
         for array in facts:
             digest.update(np.ascontiguousarray(array, dtype=np.int64).tobytes())
-        for i in np.linspace(0, len(names) - 1, min(SAMPLED, len(names))).astype(int) if files else []:
-            digest.update(_content_of(files / names[i]))
+        if folder is not None:
+            for i in np.linspace(0, len(names) - 1, min(SAMPLED, len(names))).astype(int):
+                digest.update(_content_of(folder / names[i]))
         return digest.hexdigest()[:16]
 
-    def identity(self) -> tuple[Sequence[str], Sequence[np.ndarray], Path | None]:
+    def identity(self) -> tuple[list[str], Sequence[np.ndarray], Path | None]:
         """Returns what `digest` covers: names, arrays of whole numbers, and the folder of files with these names."""
         return [], [self.labels, self.first_hw], None
 

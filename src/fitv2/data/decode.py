@@ -79,7 +79,7 @@ def _read(file: str | Path | BinaryIO) -> bytes:
     return content
 
 
-def _decoded(image: Image.Image, content: bytes, mode: str) -> Image.Image:
+def _decoded(image: ImageFile.ImageFile, content: bytes, mode: str) -> Image.Image:
     scale, transparent = scale_of(image), transparent_value(image)
     extent = image.tile[0].extents if image.format == "GIF" else None
     image.load()

@@ -136,7 +136,7 @@ def full(
 def trim(image: np.ndarray) -> np.ndarray:
     """The garment's box in a uint8 (28, 28) picture, each side grown to a multiple of 4."""
     bright = image > THRESHOLD
-    rows, columns = (grown_span(bright.any(axis)) for axis in (1, 0))
+    rows, columns = (grown_span(np.asarray(bright.any(axis))) for axis in (1, 0))
     return image[rows, columns]
 
 

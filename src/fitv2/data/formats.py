@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 
-from PIL import Image
+from PIL import Image, ImageFile
 
 from ..errors import UserError
 
@@ -62,7 +62,7 @@ def ignored(extension: str) -> str:
     return f"ignored extension: {extension or 'without extension'}{told}"
 
 
-def open_image(content: bytes) -> Image.Image:
+def open_image(content: bytes) -> ImageFile.ImageFile:
     """The first image of a file, by content and not by name, its pixels not yet decoded.
 
     Raises UnreadableImage for known formats that are not read, and Pillow's UnidentifiedImageError for all others.
@@ -81,7 +81,7 @@ def _is_avif(content: bytes) -> bool:
     return any(content[at : at + 4] in (b"avif", b"avis") for at in range(8, min(length, 256), 4))
 
 
-def _open_heif(content: bytes) -> Image.Image:
+def _open_heif(content: bytes) -> ImageFile.ImageFile:
     try:
         from pillow_heif import HeifImageFile
     except ImportError:

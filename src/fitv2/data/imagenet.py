@@ -52,5 +52,5 @@ class ImageNetLike(Dataset):
     def draw(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
         return {"variant": rng.integers(0, 2, len(self)) / 2}
 
-    def load(self, *_: object) -> Tensor:
+    def load(self, index: int, variant: int, hw: object, flip: bool, rng: object) -> Tensor:
         raise UserError("these images stand in for ImageNet's sizes only; prepare the real ones: fitv2 prepare")

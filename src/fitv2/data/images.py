@@ -132,7 +132,7 @@ def resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Resizes to (height, width), bicubic with antialiasing, after a centre crop to that aspect beyond MAX_STRETCH."""
     height, width = _kept(image.height, image.width, size)
     left, top = (image.width - width) / 2, (image.height - height) / 2
-    return image.resize(size[::-1], Image.Resampling.BICUBIC, box=(left, top, left + width, top + height))
+    return image.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=(left, top, left + width, top + height))
 
 
 def cropped_share(height: int, width: int, size: tuple[int, int]) -> float:

@@ -55,7 +55,7 @@ def labelled(names: Sequence[str], labels: Sequence[str | None], where: str) -> 
         class_names = sorted(given)
         numbers = {label: number for number, label in enumerate(class_names)}
     items = [
-        Item(name, refused=UNLABELLED) if numbers and label not in numbers else Item(name, numbers.get(label, 0))
+        Item(name, refused=UNLABELLED) if numbers and label not in numbers else Item(name, numbers.get(label or "", 0))
         for name, label in zip(names, labels, strict=True)
     ]
     refuse_unlabelled(items, where)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from ..randomness import Purpose, numpy_generator
 OPEN_PACKS = 64
 
 
-class Packs(Sequence[np.ndarray]):
+class Packs:
     """The packs of an epoch: each the indices of its images. Kept as two arrays, since there may be 200,000 packs."""
 
     def __init__(self, images: np.ndarray, ends: np.ndarray) -> None:
@@ -25,8 +24,7 @@ class Packs(Sequence[np.ndarray]):
         return len(self.ends)
 
     def __getitem__(self, number: int) -> np.ndarray:
-        end = self.ends[number]
-        return self.images[self.ends[number - 1] if number % len(self) else 0 : end]
+        return self.images[self.ends[number - 1] if number else 0 : self.ends[number]]
 
 
 def plan_packs(lengths: np.ndarray, budget: int, seed: int, epoch: int) -> Packs:
@@ -75,6 +73,6 @@ def plan_packs(lengths: np.ndarray, budget: int, seed: int, epoch: int) -> Packs
     return Packs(order[np.argsort(place_of, kind="stable")], np.cumsum(np.bincount(place_of)))
 
 
-def real_share(lengths: np.ndarray, packs: Sequence[np.ndarray], budget: int) -> float:
+def real_share(lengths: np.ndarray, packs: Packs, budget: int) -> float:
     """Returns the fraction of the budget that holds real tokens."""
     return float(lengths.sum() / (len(packs) * budget))

@@ -27,7 +27,8 @@ logger = logging.getLogger(__name__)
 _CACHE_VERSION = 3
 BLOCK = 512
 MOST_LISTED = 20
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 # A file by its path to a few whole numbers about it, or the reason why it cannot be used.
 Check = Callable[[Path], list[int] | str]
 
@@ -78,9 +79,7 @@ def count_reasons(skipped: Iterable[tuple[str, str]]) -> dict[str, int]:
     return dict(Counter(reason.partition(":")[0] for _, reason in skipped).most_common())
 
 
-def check_all(
-    root: Path, names: Sequence[str], check: Check, cache_file: Path | None
-) -> tuple[np.ndarray, dict[int, str]]:
+def check_all(root: Path, names: list[str], check: Check, cache_file: Path | None) -> tuple[np.ndarray, dict[int, str]]:
     """Checks every file that the cache does not know.
 
     An entry of the cache counts while the file's size and time are the same. Only good files have one, so a file that
@@ -110,8 +109,9 @@ def check_all(
         if cache_file is not None and entries != cache:
             _write_cache(Path(cache_file), entries)
     reasons = {i: outcome for i, outcome in enumerate(outcomes) if isinstance(outcome, str)}
-    numbers = np.fromiter(chain.from_iterable(o for o in outcomes if isinstance(o, list)), np.int64)
-    return numbers.reshape(len(names) - len(reasons), -1) if numbers.size else numbers.reshape(0, 0), reasons
+    good = [outcome for outcome in outcomes if isinstance(outcome, list)]
+    numbers = np.fromiter(chain.from_iterable(good), np.int64)
+    return numbers.reshape(len(good), -1 if good else 0), reasons
 
 
 def in_threads(workers: int, work: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:

@@ -17,7 +17,7 @@ from ..data.listing import listed
 from ..data.tables import label_text, labelling_key
 from ..errors import UserError
 from ..messages import counted
-from .items import check_length
+from .items import Source, check_length
 
 LABEL_EXTENSIONS = (".cls", ".json")
 MOST_LABEL_BYTES = 1 << 20
@@ -44,7 +44,7 @@ class Member(NamedTuple):
     refused: str | None = None
 
 
-class ArchiveSource:
+class ArchiveSource(Source):
     """The members of uncompressed tar archives, one archive after another in the order given, read where they lie."""
 
     def __init__(self, archives: Sequence[Path], labels: Labels = "auto") -> None:
@@ -59,7 +59,9 @@ class ArchiveSource:
         self.places = [m.place for m in files]
 
     def read(self, index: int) -> bytes:
-        return read_place(self.places[index])
+        place = self.places[index]
+        assert place is not None  # Only what is refused has none.
+        return read_place(place)
 
     def _labels(self, images: Sequence[Member], found: Sequence[Member]) -> list[str | None]:
         """The label of each image: by the member that has its whole name, else by the one that has its key."""
@@ -67,7 +69,7 @@ class ArchiveSource:
         of_stem, of_key, silent = defaultdict(dict), defaultdict(dict), Counter()
         for archive, name, place, refused in found:
             key, stem, extension = split_name(name)
-            if refused is not None or extension not in LABEL_EXTENSIONS:
+            if place is None or refused is not None or extension not in LABEL_EXTENSIONS:
                 continue
             label = read_label(place, extension)
             if label is None:

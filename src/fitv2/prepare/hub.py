@@ -10,14 +10,14 @@ from ..data.contents import Labels
 from ..data.labelling import UNLABELLED, Item, labelled, refuse_unlabelled
 from ..data.tables import label_text, labelling_key
 from ..errors import UserError
-from .items import read_file
+from .items import Source, read_file
 
 # What `save_to_disk` writes, and what a downloaded data set consists of.
 SAVED = ("dataset_dict.json", "state.json")
 TABLES = ("*.parquet", "*.arrow", "data/*.parquet")
 
 
-class HubSource:
+class HubSource(Source):
     """The first column of images with the first of class labels (else one called label, class, ...); of several splits,
     train.
     """
@@ -88,7 +88,7 @@ def load_rows(name: str) -> Any:
     if not isinstance(found, datasets.DatasetDict):
         return found
     if "train" not in found and len(found) > 1:
-        raise UserError(f"the data set {name} has the splits {', '.join(found)} and none called train")
+        raise UserError(f"the data set {name} has the splits {', '.join(map(str, found))} and none called train")
     return found["train"] if "train" in found else next(iter(found.values()))
 
 

@@ -19,7 +19,7 @@ from ..data.labelling import count_classes
 from ..data.packing import plan_packs, real_share
 from ..data.prepared import SHARDS, Preparation, read_dataset, read_index
 from ..data.shards import LatentShards
-from .shards import not_finite
+from .shards import not_finite, sha256_of
 
 TABLE = "pictures.csv"
 # Of each variant of an image.
@@ -168,7 +168,7 @@ def verify(folder: Path, done: Callable[[int], None]) -> Verified:
         try:
             with path.open("rb") as file:
                 whole = hashlib.file_digest(file, "sha256").hexdigest() == shard["sha256"]
-            contents |= {name.partition(".")[0] for name in not_finite(path)} if whole else set()
+            contents |= {sha256_of(name) for name in not_finite(path)} if whole else set()
         except (OSError, SafetensorError):
             whole = False
         if not whole:

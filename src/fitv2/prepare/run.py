@@ -26,14 +26,19 @@ from ..messages import shortened
 from ..processes import first_says
 from .encode import Decoded, Encoder, MomentEncoder, decode_variants, encode_all
 from .items import Source
-from .plan import File, ShardPlan, hash_file, plan_shards, repeated
 from .shards import (
+    File,
     Outcome,
+    ShardPlan,
+    hash_file,
     is_whole,
+    plan_shards,
     read_shard_index,
     read_store,
     read_stored,
     refresh_index,
+    repeated,
+    sha256_of,
     shard_files,
     write_shard,
 )
@@ -195,11 +200,11 @@ def build_shard(
             done(1)
 
     encoded = dict(encode_all(encoder, pictures()))
-    lost = {name.partition(".")[0] for name, latent in encoded.items() if latent is None}
+    lost = {sha256_of(name) for name, latent in encoded.items() if latent is None}
     if isinstance(encoder, MomentEncoder) and 2 * len(lost) > len(missing):
         raise UserError(f"{len(lost)} of {len(missing)} images have no finite latents: {encoder.not_finite}")
     outcomes |= {sha256: {"skipped": NOT_FINITE} for sha256 in lost}
-    arrays |= {name: latent for name, latent in encoded.items() if name.partition(".")[0] not in lost}
+    arrays |= {name: latent for name, latent in encoded.items() if latent is not None and sha256_of(name) not in lost}
     write_shard(folder, plan, arrays, outcomes)
     return Counter(encoded=len(missing) - len(lost), reused=len(known))
 

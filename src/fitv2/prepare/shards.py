@@ -1,12 +1,19 @@
-"""Shards on disk: tensors, then an index that holds their hash; what is there is trusted once the hash is right."""
+"""Shards: which one holds what, and how they lie on disk.
+
+The content hashes of all files decide on the shards before the first image is encoded. A content is encoded and stored
+once, in the shard of the first file that has it, whoever writes that shard and when. A shard is a file of tensors, and
+an index that is written after it and holds its hash: what is there is trusted once the hash is right.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import zlib
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +22,77 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from ..atomic import write_file, write_text
+from ..data.formats import UnreadableImage
+from ..data.labelling import Item
 from ..errors import UserError
-from .plan import ShardPlan
+from .items import Source
 
 # What is known of a content: {"size", "variants": {VARIANT: {"size", "tensor", "offset", "crc32"}}} or {"skipped"}.
 Outcome = dict[str, Any]
 OUTCOME = ("size", "variants", "skipped")
 Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class File:
+    """An item of the source, and the SHA-256 of its bytes, or why it is not taken."""
+
+    item: Item
+    sha256: str | None
+    refused: str | None = None
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """Consecutive files of the source. owned: the contents that this shard stores, each with the index of its file."""
+
+    number: int
+    first: int
+    files: Sequence[File]
+    owned: dict[str, int]
+    settings: str
+
+    @cached_property
+    def name(self) -> str:
+        """The same where the same contents are prepared alike, so a shard that need not change keeps its name."""
+        content = hashlib.sha256(self.settings.encode())
+        for sha256 in self.owned:
+            content.update(bytes.fromhex(sha256))
+        return f"{self.number:05d}-{content.hexdigest()[:12]}"
+
+
+def hash_file(source: Source, index: int) -> File:
+    """Reads a file once; one that cannot be read, is empty or far too large is refused."""
+    item = source.items[index]
+    if item.refused is not None:
+        return File(item, None, item.refused)
+    try:
+        content = source.read(index)
+    except OSError as error:
+        return File(item, None, f"cannot be read: {error.strerror or error}")
+    except UnreadableImage as error:
+        return File(item, None, str(error))
+    return File(item, hashlib.sha256(content).hexdigest()) if content else File(item, None, "empty file")
+
+
+def plan_shards(files: Sequence[File], shard_size: int, settings: str) -> list[ShardPlan]:
+    """All shards of the source, `shard_size` files each."""
+    seen: set[str] = set()
+    plans = []
+    for number, first in enumerate(range(0, len(files), shard_size)):
+        part = files[first : first + shard_size]
+        owned: dict[str, int] = {}
+        for index, file in enumerate(part, first):
+            if file.sha256 is not None and file.sha256 not in seen:
+                seen.add(file.sha256)
+                owned[file.sha256] = index
+        plans.append(ShardPlan(number, first, part, owned, settings))
+    return plans
+
+
+def repeated(files: Sequence[File]) -> set[str]:
+    """The contents that more than one file has."""
+    return {sha256 for sha256, count in Counter(file.sha256 for file in files).items() if sha256 and count > 1}
 
 
 def shard_files(folder: Path, name: str) -> tuple[Path, Path]:
@@ -48,6 +119,11 @@ def is_whole(folder: Path, name: str) -> bool:
         return same and not any(not_finite(tensors))
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def sha256_of(tensor: str) -> str:
+    """The content that a tensor, called CONTENT.VARIANT, belongs to."""
+    return tensor.partition(".")[0]
 
 
 def outcomes_of(lines: Iterable[dict[str, Any]]) -> dict[str, Outcome]:
@@ -99,7 +175,11 @@ def write_shard(folder: Path, plan: ShardPlan, arrays: Arrays, outcomes: dict[st
             stored["crc32"] = [zlib.crc32(blob[at : at + step]) for at in range(start, end, step)]
     tensors, index = shard_files(folder, plan.name)
     header = {"shard": tensors.name, "sha256": hashlib.sha256(blob).hexdigest(), "bytes": len(blob)}
-    write_file(tensors, lambda draft: draft.write_bytes(blob))
+
+    def write(draft: Path) -> None:
+        draft.write_bytes(blob)
+
+    write_file(tensors, write)
     write_text(index, index_text(plan, header, outcomes))
 
 

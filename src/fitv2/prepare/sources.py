@@ -23,7 +23,7 @@ OPTION = "--labels "
 NOT_THERE = "not a file"
 
 
-class FolderSource:
+class FolderSource(Source):
     """The image files below a folder, labelled as `data.contents` reads them."""
 
     def __init__(self, root: Path, labels: Labels = "auto") -> None:
@@ -40,7 +40,7 @@ class FolderSource:
         return item if (self.root / item.id).is_file() else replace(item, refused=NOT_THERE)
 
 
-class ListSource:
+class ListSource(Source):
     """The rows of a table as `data.tables` reads it; paths are relative to it, or absolute."""
 
     def __init__(self, file: Path, labels: Labels = "auto") -> None:
