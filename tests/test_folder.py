@@ -194,7 +194,7 @@ def test_bad_files_are_named_and_skipped(root, caplog):
     }
     assert (report.found, report.usable) == (10, 5)
     assert report.ignored == {"without extension": 1, "hidden": 2, ".txt": 2, ".json": 1}
-    for text in ("10 picture files, 5 usable, 5 skipped", "dog/half.jpg: truncated", "2 .txt", "1 skipped: empty file"):
+    for text in ("10 image files, 5 usable, 5 skipped", "dog/half.jpg: truncated", "2 .txt", "1 skipped: empty file"):
         assert text in report.summary() and text in caplog.text
 
 
@@ -215,19 +215,19 @@ def test_class_without_a_readable_picture_keeps_its_label(root, caplog):
     (root / "cow" / "a.png").write_bytes(b"")
     data = open_folder(root)
     assert data.class_names == ["cat", "cow", "dog"] and data.labels.tolist() == [0, 0, 2, 2, 2]
-    assert "class 'cow' has no readable picture" in caplog.text
+    assert "class 'cow' has no readable image" in caplog.text
 
 
 def test_nothing_to_train_on(tmp_path):
     with pytest.raises(ValueError, match=r"no folder .*nowhere: give the folder"):
         open_folder(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="no picture files: put picture files"):
+    with pytest.raises(ValueError, match="no image files: put image files"):
         open_folder(tmp_path)
     (tmp_path / "a.txt").write_text("text")
-    with pytest.raises(ValueError, match=r"no picture files(.|\n)*1 \.txt"):
+    with pytest.raises(ValueError, match=r"no image files(.|\n)*1 \.txt"):
         open_folder(tmp_path)
     (tmp_path / "a.png").write_text("text")
-    with pytest.raises(ValueError, match=r"no picture can be read(.|\n)*a.png: not a picture"):
+    with pytest.raises(ValueError, match=r"no image can be read(.|\n)*a.png: not a picture"):
         open_folder(tmp_path)
 
 

@@ -335,7 +335,7 @@ def test_a_full_disk_is_one_sentence_and_costs_nothing(fitv2, root, tmp_path):
             ["--autoencoder", "vae"],
             ["out was prepared with another autoencoder, pixels and not ", "; choose another --out"],
         ),
-        (["--channels", 4], ["pictures have 1 or 3 channels, not 4"]),
+        (["--channels", 4], ["images have 1 or 3 channels, not 4"]),
         (["--autoencoder", "vae", "--channels", 1], ["--channels goes with --autoencoder pixels"]),
         (["--autoencoder", "./no/where"], ["the autoencoder ./no/where cannot be loaded; name its folder instead"]),
         (["--out", "pictures/out"], ["lies within the source", "choose a folder outside of it"]),
@@ -354,10 +354,10 @@ def test_a_mistake_is_one_sentence(fitv2, root, vae, tmp_path, change, parts):
 
 def test_sources_without_a_picture_are_one_sentence(fitv2, tmp_path):
     (tmp_path / "empty").mkdir()
-    assert "no picture can be read" in fitv2("empty", "--out", "out", *PIXELS)
+    assert "no image can be read" in fitv2("empty", "--out", "out", *PIXELS)
     write_files(tmp_path / "bad", {"a.png": b"x"})
     message = fitv2("bad", "--out", "out", *PIXELS)
-    assert "no picture can be read" in message and "a.png: not a picture" in message
+    assert "no image can be read" in message and "a.png: not a picture" in message
 
 
 def test_an_index_of_a_shard_that_was_changed_is_made_anew(fitv2, root, tmp_path):

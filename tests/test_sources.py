@@ -135,7 +135,7 @@ def test_a_truncated_archive_gives_what_is_whole_and_is_named(tmp_path, kept):
 @pytest.mark.parametrize(
     ("name", "part"),
     [
-        ("nowhere/at/all", "there is no nowhere/at/all: give a folder of pictures"),
+        ("nowhere/at/all", "there is no nowhere/at/all: give a folder of images"),
         ("nowhere.tar", "there is no nowhere.tar"),
         ("./nowhere", "there is no ./nowhere"),
         ("file.zip", "file.zip is neither a folder, a list (.txt, .tsv, .csv, .jsonl) nor a .tar archive"),
@@ -152,7 +152,7 @@ def test_what_is_no_source_is_one_sentence(tmp_path, monkeypatch, name, part):
 def test_archives_beside_pictures_are_not_taken_for_all(tmp_path):
     write_files(tmp_path, good_files(3))
     write_tar(tmp_path / "a.tar", {"x.png": as_bytes(noise(8, 8))})
-    with pytest.raises(ValueError, match="holds archives and pictures: name the archives by "):
+    with pytest.raises(ValueError, match="holds archives and images: name the archives by "):
         open_source(str(tmp_path))
     assert list(taken(open_source(str(tmp_path / "*.tar")))) == ["a.tar/x.png"]
 

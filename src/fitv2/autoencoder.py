@@ -1,4 +1,4 @@
-"""Between latents and pictures: pixels as they are, or a KL autoencoder as diffusers has it."""
+"""Between latents and images: pixels as they are, or a KL autoencoder as diffusers has it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .state_files import weights_digest
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-# Larger pictures are decoded in overlapping tiles: at once their activations take tens of gigabytes.
+# Larger images are decoded in overlapping tiles: at once their activations take tens of gigabytes.
 LARGEST_UNTILED = 1024 * 1024
 DECODING_CURES = "try --precision fp32 (an autoencoder in float32), or another copy of the autoencoder"
 
@@ -42,7 +42,7 @@ class Pixels:
 class KLAutoencoder:
     """An AutoencoderKL of diffusers, computing on `device`, wherever offloading keeps its weights meanwhile.
 
-    factor: picture pixels per latent pixel on each axis. channels: of a latent.
+    factor: image pixels per latent pixel on each axis. channels: of a latent.
     """
 
     def __init__(self, network: AutoencoderKL, device: torch.device | str) -> None:
@@ -110,7 +110,7 @@ class KLAutoencoder:
 
     @contextmanager
     def _tiles(self, pixels: int) -> Iterator[None]:
-        """Tiles within, for pictures of more pixels than fit at once."""
+        """Tiles within, for images of more pixels than fit at once."""
         tiled = self.network.use_tiling
         if pixels > LARGEST_UNTILED:
             self.network.enable_tiling()
@@ -177,7 +177,7 @@ def check_loaded(found: Mapping[str, Any], name: str) -> None:
 
 
 def read_factor(name: str | None) -> int:
-    """Picture pixels per latent pixel on each axis of the autoencoder of that name, from its configuration alone."""
+    """Image pixels per latent pixel on each axis of the autoencoder of that name, from its configuration alone."""
     if name is None:
         return Pixels.factor
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL

@@ -1,4 +1,4 @@
-"""`fitv2 prepare`: pictures to latents in shards, once, for any number of trainings."""
+"""`fitv2 prepare`: images to latents in shards, once, for any number of trainings."""
 
 from __future__ import annotations
 

@@ -156,7 +156,7 @@ def by_table(root: Path, table: Table, files: Sequence[Listed], notes: list[str]
         f"the labels are those of {table.name}" + ("; the sub-folders are not classes" if classes_of(images) else "")
     )
     return Contents(
-        [*files, *(Listed(name, "picture", "not a file") for name in lost)],
+        [*files, *(Listed(name, "image", "not a file") for name in lost)],
         [*every, *(Item(name, refused="not a file") for name in lost)],
         class_names,
         notes,

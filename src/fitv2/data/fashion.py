@@ -31,7 +31,7 @@ WHOLE = (SIDE // PATCH) ** 2
 # Fainter pixels are paper and shadow: with this threshold the boxes hug the garment and still contain all of it.
 THRESHOLD = 32
 CLASS_NAMES = ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
-# SHA-256 of the unpacked files: distributions compress them anew, so the archives themselves differ.
+# SHA-256 of the unpacked files: distributions recompress them, so the archives themselves differ.
 SHA256 = {
     "train-images-idx3-ubyte.gz": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
     "train-labels-idx1-ubyte.gz": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
@@ -110,7 +110,7 @@ def to_latent(picture: np.ndarray) -> Tensor:
 
 
 def bundled(min_scale: float = 1.0, max_tokens: int = WHOLE, preprocessing: Preprocessing = "resize") -> Fashion:
-    """The 10 000 training pictures that ship with the package, 1 000 of each class; settings as of `Fashion`."""
+    """The 10 000 training images that ship with the package, 1 000 of each class; settings as of `Fashion`."""
     with files("fitv2.data").joinpath("fashion-10k.npz").open("rb") as file, np.load(file) as archive:
         hw, pixels, labels = archive["hw"].astype(np.int64), archive["pixels"], archive["labels"]
     parts = np.split(pixels, np.cumsum(hw.prod(1))[:-1])
@@ -125,7 +125,7 @@ def full(
     max_tokens: int = WHOLE,
     preprocessing: Preprocessing = "resize",
 ) -> Fashion:
-    """All 60 000 pictures of the split "train" or the 10 000 of "test", from the upstream files, trimmed.
+    """All 60 000 images of the split "train" or the 10 000 of "test", from the upstream files, trimmed.
 
     The other settings are those of `Fashion`.
     """
@@ -134,14 +134,14 @@ def full(
 
 
 def trim(image: np.ndarray) -> np.ndarray:
-    """The garment's box in a uint8 (28, 28) picture, each side grown to a multiple of 4."""
+    """The garment's box in a uint8 (28, 28) image, each side grown to a multiple of 4."""
     bright = image > THRESHOLD
     rows, columns = (grown_span(np.asarray(bright.any(axis))) for axis in (1, 0))
     return image[rows, columns]
 
 
 def grown_span(bright: np.ndarray) -> slice:
-    """From the first to the last bright line, grown evenly to a multiple of the patch inside the picture."""
+    """From the first to the last bright line, grown evenly to a multiple of the patch inside the image."""
     lines = np.flatnonzero(bright) if bright.any() else np.arange(len(bright))
     length = int(lines[-1] - lines[0] + 1)
     grown = -(-length // PATCH) * PATCH
@@ -150,7 +150,7 @@ def grown_span(bright: np.ndarray) -> slice:
 
 
 def read_split(split: str, folder: Path | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Untrimmed (N, 28, 28) uint8 pictures and (N,) uint8 labels of "train" or "test".
+    """Untrimmed (N, 28, 28) uint8 images and (N,) uint8 labels of "train" or "test".
 
     Raises ValueError when the files are not there or are not the upstream ones.
     """
@@ -159,7 +159,7 @@ def read_split(split: str, folder: Path | None = None) -> tuple[np.ndarray, np.n
 
 
 def split_files(split: str, folder: Path | None = None) -> tuple[Path, Path]:
-    """The upstream files of pictures and of labels."""
+    """The upstream files of images and of labels."""
     folder, prefix = folder or DEBIAN_FOLDER, SPLITS[split]
     return folder / f"{prefix}-images-idx3-ubyte.gz", folder / f"{prefix}-labels-idx1-ubyte.gz"
 
@@ -170,7 +170,7 @@ def read_checked(path: Path) -> np.ndarray:
         raise UserError(
             f"{path} is not there: install the Debian package dataset-fashion-mnist, or put the four files of "
             "Fashion-MNIST into a folder and name it (data.folder of a recipe, fashion:train:FOLDER to evaluate); the "
-            "bundled 10 000 pictures need neither"
+            "bundled 10 000 images need neither"
         )
     try:
         content = gzip.decompress(path.read_bytes())

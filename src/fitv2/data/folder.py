@@ -70,7 +70,7 @@ class ImageFolder(Dataset):
         labels_option: str | None = "--set data.labels=",
     ) -> None:
         if channels not in (1, 3):
-            raise UserError(f"pictures have 1 or 3 channels, not {channels}")
+            raise UserError(f"images have 1 or 3 channels, not {channels}")
         if not 0 < min_scale <= 1:
             raise UserError(f"min_scale must be above 0 and at most 1, not {min_scale}")
         # Both raise for settings that fit no image, before the long scan.
@@ -88,14 +88,14 @@ class ImageFolder(Dataset):
         sizes, self.possible = variant_sizes(self.sizes, *self.budget)
         self.variant_hw = sizes // patch
         for label in np.setdiff1d(np.arange(self.num_classes), self.labels)[:MOST_EMPTY]:
-            logger.warning("class %r has no readable picture: it cannot be learned", self.class_names[label])
+            logger.warning("class %r has no readable image: it cannot be learned", self.class_names[label])
 
     def _scan(self, contents: Contents, cache_file: Path | None, unfit: Callable[[int, int], str | None]) -> None:
         """Sets paths, sizes, labels and the report."""
         report, ignored = ScanReport(str(self.root)), Counter()
         for file, item in zip(contents.files, contents.items, strict=True):
-            if file.kind in ("picture", "unopened", "ours"):
-                report.found += file.kind == "picture"
+            if file.kind in ("image", "unopened", "ours"):
+                report.found += file.kind == "image"
                 report.skipped += [(item.id, item.refused)] if item.refused else []
             else:
                 ignored[file.kind] += 1
@@ -118,10 +118,10 @@ class ImageFolder(Dataset):
         self.report = report
         logger.log(logging.WARNING if report.skipped else logging.INFO, report.summary())
         if not names:
-            hint = "put picture files (.jpg, .png, .webp) in it, or in one sub-folder per class"
-            raise UserError(f"no picture files: {hint}\n{report.summary()}")
+            hint = "put image files (.jpg, .png, .webp) in it, or in one sub-folder per class"
+            raise UserError(f"no image files: {hint}\n{report.summary()}")
         if not kept:
-            raise UserError(f"no picture can be read: replace the files or give another folder\n{report.summary()}")
+            raise UserError(f"no image can be read: replace the files or give another folder\n{report.summary()}")
 
     def sized(self, variant: np.ndarray, scale: np.ndarray) -> np.ndarray:
         if self.min_scale == 1:
@@ -154,11 +154,11 @@ def _doubtful(sizes: np.ndarray, max_tokens: int, patch: int, preprocessing: Pre
 def _contents(root: Path, labels: Labels, option: str | None) -> Contents:
     if root.is_file():
         raise UserError(
-            f"{root} is a file, and no folder of pictures; of lists and archives fitv2 prepare makes a folder that can "
+            f"{root} is a file, and no folder of images; of lists and archives fitv2 prepare makes a folder that can "
             "be trained on"
         )
     if not root.is_dir():
-        raise UserError(f"there is no folder {root}: give the folder that holds the pictures")
+        raise UserError(f"there is no folder {root}: give the folder that holds the images")
     contents = read_contents(root, labels, option)
     for note in contents.notes:
         logger.warning("%s: %s", root, note)

@@ -1,6 +1,6 @@
-"""A stand-in for ImageNet where only the sizes of its pictures matter: for planning a training before the data is here.
+"""A stand-in for ImageNet where only the sizes of its images matter: for planning a training before the data is here.
 
-Not measured but drawn after what is known of ImageNet: 60 % of the pictures have a long side of 500 pixels and a
+Not measured but drawn after what is known of ImageNet: 60 % of the images have a long side of 500 pixels and a
 camera's aspect (4:3, 3:4, 3:2, 2:3 or square, give or take 2 %); the others have any aspect (log-normal around 1.1,
 deviation 0.35) and area (log-normal around 350x300 pixels, deviation 0.7).
 """
@@ -20,7 +20,7 @@ from .images import variant_sizes
 PICTURES, CLASSES = 1_281_167, 1000
 # Of the autoencoder of Stable Diffusion, with which FiT and FiTv2 were trained.
 FACTOR, CHANNELS, PATCH = 8, 4, 2
-# Sizes are drawn for so many pictures and repeated: enough for a plan, and quick.
+# Sizes are drawn for this many images, then repeated: enough for a plan, and quick.
 DRAWN = 20_000
 ASPECTS, SHARES = (4 / 3, 3 / 4, 3 / 2, 2 / 3, 1.0), (0.45, 0.2, 0.2, 0.07, 0.08)
 

@@ -37,7 +37,7 @@ class Listed(NamedTuple):
     """A file below the root, or a folder that is not searched.
 
     name: Relative to the root, with forward slashes.
-    kind: "picture" by its extension, "unopened", "ours" (made by fitv2), "hidden", a name of SYSTEM, or else its
+    kind: "image" by its extension, "unopened", "ours" (made by fitv2), "hidden", a name of SYSTEM, or else its
         extension or "without extension".
     reason: Why it is not used; None for images.
     """
@@ -95,7 +95,7 @@ def listed(name: str) -> Listed:
             return Listed(name, kind, "hidden" if kind == "hidden" else f"of the system: {kind}")
     suffix = Path(name).suffix.lower()
     if suffix in EXTENSIONS:
-        return Listed(name, "picture")
+        return Listed(name, "image")
     return Listed(name, suffix or "without extension", ignored(suffix))
 
 

@@ -99,7 +99,7 @@ class PackLoader:
         pending, images, tokens, share = [], 0, 0, 0.0
         for number in range(self.packs_per_step):
             view, packs, share = self._plan(position.epoch)
-            if position.pack >= len(packs):  # After a resume with fewer pictures or larger packs than before.
+            if position.pack >= len(packs):  # After a resume with fewer images or larger packs than before.
                 position = Position(position.epoch + 1)
                 view, packs, share = self._plan(position.epoch)
             pack = packs[position.pack]

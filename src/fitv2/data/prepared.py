@@ -1,12 +1,12 @@
 """The format of a prepared data set: what `fitv2 prepare` writes, and all that reading it needs to know.
 
-    settings.json   how pictures become latents; there from the start
+    settings.json   how images become latents; there from the start
     shards/         NUMBER-DIGEST.safetensors, each with a .jsonl that says what it holds, written after it
     index.jsonl     a line per file of the source, in order
     dataset.json    the whole, written last: without it the preparation has not finished
 
-A tensor is called CONTENT.VARIANT, by the SHA-256 of the picture's file. Pixels: (1, channels, height, width) uint8.
-Moments: (flips, 2, channels, h, w) float16, the mean and the standard deviation of the latent of the picture and, with
+A tensor is called CONTENT.VARIANT, by the SHA-256 of the image's file. Pixels: (1, channels, height, width) uint8.
+Moments: (flips, 2, channels, h, w) float16, the mean and the standard deviation of the latent of the image and, with
 flip, of its mirror image, after the autoencoder's scaling and shift.
 """
 
@@ -32,7 +32,7 @@ SETTINGS, SHARDS, INDEX, DATASET = "settings.json", "shards", "index.jsonl", "da
 
 @dataclass(frozen=True, kw_only=True)
 class Preparation:
-    """How pictures became latents.
+    """How images became latents.
 
     autoencoder: folder or hub id, None for pixels. factor: pixels per latent pixel on each axis. channels: of a latent.
     patch_size: latent pixels per token on each axis. flip: whether mirror images belong to the set.
@@ -56,12 +56,12 @@ class Preparation:
 
     @property
     def patch(self) -> int:
-        """Picture pixels that a token's side covers."""
+        """Image pixels that a token's side covers."""
         return self.patch_size * self.factor
 
     @property
     def mode(self) -> Literal["RGB", "L"]:
-        """Pillow's mode of the pictures."""
+        """Pillow's mode of the images."""
         return "L" if self.channels == 1 and self.kind == "pixels" else "RGB"
 
     @property

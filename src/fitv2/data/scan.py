@@ -55,7 +55,7 @@ class ScanReport:
 
     def summary(self) -> str:
         """A few lines of text: the counts, and the first skipped files with their reasons."""
-        found, skipped = counted(self.found, "picture file"), len(self.skipped)
+        found, skipped = counted(self.found, "image file"), len(self.skipped)
         lines = [f"{self.root}: {found}, {self.usable} usable, {skipped} skipped"]
         lines += [f"  {count} skipped: {reason}" for reason, count in self.skipped_by_reason.items()]
         lines += [f"    {path}: {reason}" for path, reason in self.skipped[:MOST_LISTED]]
@@ -63,7 +63,7 @@ class ScanReport:
             lines.append(f"    and {skipped - MOST_LISTED} more")
         if self.ignored:
             counts = ", ".join(f"{count} {extension}" for extension, count in sorted(self.ignored.items()))
-            lines.append(f"  ignored, not a picture extension: {counts}")
+            lines.append(f"  ignored, not an image extension: {counts}")
             lines += [f"    {line}" for line in advice(self.ignored)]
         # File names may hold bytes that no terminal can show.
         return "\n".join(lines).encode(errors="replace").decode()
@@ -96,9 +96,7 @@ def check_all(root: Path, names: list[str], check: Check, cache_file: Path | Non
         if (entry := cache.get(name)) is not None and entry[:2] == stamp:
             outcomes[i] = entry[2:]
     todo = [i for i, outcome in enumerate(outcomes) if outcome is None]
-    logger.info(
-        "%s: checking %d picture files, %d known from an earlier start", root, len(todo), len(names) - len(todo)
-    )
+    logger.info("%s: checking %d image files, %d known from an earlier start", root, len(todo), len(names) - len(todo))
     try:
         results = in_threads(min(8, available_cores()), lambda i: check(root / names[i]), todo)
         for i, outcome in zip(todo, _progress(results, len(todo)), strict=True):
@@ -124,7 +122,7 @@ def in_threads(workers: int, work: Callable[[T], R], items: Sequence[T]) -> Iter
 def _progress(outcomes: Iterator[list[int] | str], total: int) -> Iterable[list[int] | str]:
     console = Console(stderr=True)
     disable = total == 0 or not console.is_terminal
-    return track(outcomes, "Checking pictures", total=total, console=console, transient=True, disable=disable)
+    return track(outcomes, "Checking images", total=total, console=console, transient=True, disable=disable)
 
 
 def _stamp(path: Path) -> list[int]:
@@ -153,4 +151,4 @@ def _write_cache(cache_file: Path, entries: dict[str, list[int]]) -> None:
     try:
         write_text(cache_file, json.dumps({"version": _CACHE_VERSION, "pictures": entries}, indent=1))
     except OSError as error:
-        logger.warning("%s cannot be written, so the next start checks every picture again: %s", cache_file, error)
+        logger.warning("%s cannot be written, so the next start checks every image again: %s", cache_file, error)

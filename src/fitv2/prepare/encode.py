@@ -92,7 +92,7 @@ def build_encoder(
     asked |= {"flip": flip, "decoding": DECODING}
     if autoencoder == PIXELS:
         if channels not in (None, 1, 3):
-            raise UserError(f"pictures have 1 or 3 channels, not {channels}")
+            raise UserError(f"images have 1 or 3 channels, not {channels}")
         return PixelEncoder(), Preparation(kind="pixels", channels=channels or 3, dtype="uint8", **asked)
     if channels is not None:
         raise UserError("--channels goes with --autoencoder pixels; an autoencoder takes colour and fixes its own")

@@ -27,7 +27,7 @@ class HubSource(Source):
         kinds = {column: type(feature).__name__ for column, feature in rows.features.items()}
         pictures = [column for column, kind in kinds.items() if kind == "Image"]
         if not pictures:
-            raise UserError(f"the data set {name} has no column of pictures; its columns are {', '.join(kinds)}")
+            raise UserError(f"the data set {name} has no column of images; its columns are {', '.join(kinds)}")
         self.column = pictures[0]
         classes = [column for column, kind in kinds.items() if kind == "ClassLabel"]
         by = None if labels == "none" else next(iter(classes), None) or labelling_key(list(kinds))
@@ -67,7 +67,7 @@ def label_texts(labels: Sequence[Any], name: str, column: str) -> list[str | Non
 
 
 def is_hub_folder(folder: Path) -> bool:
-    """Whether a folder holds the tables of a data set and not the pictures themselves."""
+    """Whether a folder holds the tables of a data set and not the images themselves."""
     return any((folder / name).is_file() for name in SAVED) or any(any(folder.glob(pattern)) for pattern in TABLES)
 
 
@@ -84,7 +84,7 @@ def load_rows(name: str) -> Any:
         found = datasets.load_from_disk(name) if saved else datasets.load_dataset(name)
     except Exception as error:  # The library passes on what its readers and the network raise, of nearly any type.
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{name} is no picture source, and as a data set of Hugging Face: {reason}") from None
+        raise UserError(f"{name} is no image source, and as a data set of Hugging Face: {reason}") from None
     if not isinstance(found, datasets.DatasetDict):
         return found
     if "train" not in found and len(found) > 1:
@@ -93,7 +93,7 @@ def load_rows(name: str) -> Any:
 
 
 def undecoded(rows: Any, column: str) -> Any:
-    """The pictures as bytes: what decodes them must be ours, as for every other source."""
+    """The images as bytes: what decodes them must be ours, as for every other source."""
     import datasets
 
     return rows.cast_column(column, datasets.Image(decode=False))

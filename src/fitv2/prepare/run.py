@@ -239,7 +239,7 @@ def merge(
                 file.write(content)
         if not report.pictures:  # What was there before is worth more.
             told = shortened([f"{name}: {reason}" for name, reason in report.skipped])
-            raise UserError(f"no picture can be read in {source_name}: {told or 'there are no files'}")
+            raise UserError(f"no image can be read in {source_name}: {told or 'there are no files'}")
 
     write_file(out / INDEX, write)
     report.classes = count_classes(labels, source.class_names)

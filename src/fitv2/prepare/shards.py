@@ -184,7 +184,7 @@ def write_shard(folder: Path, plan: ShardPlan, arrays: Arrays, outcomes: dict[st
 
 
 def refresh_index(folder: Path, plan: ShardPlan) -> None:
-    """Writes the index of a whole shard anew where its files have other names or labels than before."""
+    """Writes the index of a whole shard again where its files have other names or labels than before."""
     _, index = shard_files(folder, plan.name)
     header, lines = read_shard_index(index)
     text = index_text(plan, header, outcomes_of(lines))
