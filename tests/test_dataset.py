@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from fitv2.data import folder as folder_module
 from fitv2.data.contents import Contents
@@ -41,22 +42,52 @@ def test_data_prepared_by_version_0_1_gives_the_same_epochs(kind):
 
 
 class Sizes(Dataset):
-    """Numbers of tokens without images."""
+    """Numbers of tokens without images, at scales of 1 to 2; an image is noise."""
 
-    patch_size, channels, num_classes, class_names = 1, 3, 2, ("a", "b")
+    patch_size, channels, num_classes, class_names = 1, 1, 2, ("a", "b")
+    drawn = ("variant", "flip", "scale")
 
-    def __init__(self, labels, hw) -> None:
-        self.labels, self.variant_hw = np.array(labels), np.array(hw)[:, None]
-        self.possible = np.ones(len(labels), np.int64)
+    def __init__(self, labels, *variants, flip=True) -> None:
+        self.labels, self.variant_hw, self.flip = np.array(labels), np.stack(variants, 1), flip
+        self.possible = np.where(self.labels == 0, len(variants), 1)
 
-    def load(self, *_):
-        raise NotImplementedError
+    def sized(self, variant, scale):
+        return np.rint(super().sized(variant, scale) * (1 + scale[:, None])).astype(int)
+
+    def load(self, index, variant, hw, flip, rng):
+        return torch.from_numpy(rng().standard_normal((1, *hw), np.float32))
 
 
 def test_shapes_are_counted_by_class_the_most_frequent_and_then_the_first_one_first():
-    data = Sizes([0, 0, 0, 1, 0], [(5, 2), (2, 5), (2, 5), (9, 9), (1, 1)])
+    data = Sizes([0, 0, 0, 1, 0], np.array([(5, 2), (2, 5), (2, 5), (9, 9), (1, 1)]))
+    data.drawn = ()
     assert data.shapes(2) == [[(2, 5, 2), (5, 2, 1)], [(9, 9, 1)]]
     assert data.shapes(5)[0] == [(2, 5, 2), (5, 2, 1), (1, 1, 1)]
+
+
+def test_the_draws_of_an_epoch_are_fair_and_independent():
+    number = 20_000
+    sizes = np.full((number, 2), 1000)
+    data = Sizes(np.arange(number) % 2, sizes, 3 * sizes)
+    view = data.epoch(0, 0)
+    assert not view.variant[1::2].any(), "an image has one variant"
+    scale = view.hw[::2, 0] / (1000 + 2000 * view.variant[::2])
+    draws = np.stack([view.variant[::2], view.flip[::2], scale])
+    assert abs(draws[:2].mean(1) - 0.5).max() < 0.02 and abs(scale.mean() - 1.5) < 0.01
+    assert abs(np.corrcoef(draws) - np.eye(3)).max() < 0.05
+    assert not Sizes([0] * 9, sizes[:9], flip=False).epoch(0, 0).flip.any()
+
+
+def test_an_epoch_follows_from_seed_and_epoch_and_an_image_is_not_changed_by_later_ones():
+    labels, sizes = np.zeros(50, int), np.full((50, 2), 9)
+    data, shorter = Sizes(labels, sizes, 2 * sizes), Sizes(labels[:20], sizes[:20], 2 * sizes[:20])
+    view, fewer = data.epoch(3, 7), shorter.epoch(3, 7)
+    for name in ("variant", "flip", "hw"):
+        assert np.array_equal(getattr(view, name)[:20], getattr(fewer, name))
+    assert all(torch.equal(view.latent(i), fewer.latent(i)) for i in range(20))
+    for other in ((4, 7), (3, 8), (7, 3)):
+        different = data.epoch(*other)
+        assert not np.array_equal(view.flip, different.flip) and not np.array_equal(view.hw, different.hw)
 
 
 @pytest.mark.slow

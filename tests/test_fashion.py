@@ -88,16 +88,6 @@ def test_a_budget_of_whole_garments_changes_nothing(bundled):
         assert np.array_equal(view.hw, bundled.hw) and not view.variant.any()
 
 
-def test_variants_are_drawn_anew_each_epoch_with_equal_probability_and_the_same_for_the_same_seed():
-    mixed = fashion.bundled(max_tokens=25, preprocessing="mixed")
-    two = (mixed.hw > 5).all(1)
-    first, again, second, other = (mixed.epoch(*at).variant == 1 for at in ((0, 7), (0, 7), (1, 7), (0, 8)))
-    assert np.array_equal(first, again) and not first[~two].any()
-    assert abs(first[two].mean() - 0.5) < 4 * 0.5 / two.sum() ** 0.5
-    for drawn in (second, other):
-        assert abs((first == drawn)[two].mean() - 0.5) < 4 * 0.5 / two.sum() ** 0.5
-
-
 def test_random_scales_are_of_whole_garments():
     for settings in ({"max_tokens": 25}, {"preprocessing": "crop"}):
         with pytest.raises(ValueError, match=r"data\.min_scale=0\.5 shrinks whole garments: set data\.max_tokens=49"):

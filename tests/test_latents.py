@@ -107,17 +107,6 @@ def test_an_epoch_follows_from_seed_and_epoch_alone_in_any_order_and_thread(mome
     assert not np.allclose(noise_0, noise_1)
 
 
-def test_variants_and_flips_have_the_stated_probabilities(pixels):
-    data = LatentShards(pixels)
-    both = int(np.flatnonzero(data.possible == 2)[0])
-    one = int(np.flatnonzero(data.possible == 1)[0])
-    views = [data.epoch(epoch, seed=1) for epoch in range(400)]
-    assert 160 < sum(view.variant[both] for view in views) < 240
-    assert not any(view.variant[one] for view in views)
-    assert 160 < sum(bool(view.flip[0]) for view in views) < 240
-    assert not any(LatentShards(pixels, flip=False).epoch(epoch, 0).flip.any() for epoch in range(20))
-
-
 def test_without_flip_there_is_none(root, moments, tmp_path):
     data = LatentShards(make(root, tmp_path / "out", str(moments.parent / "vae"), patch_size=2, flip=False))
     assert not data.epoch(0, 0).flip.any() and len(data.stored(0, 0, 0)) == 2

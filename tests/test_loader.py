@@ -109,15 +109,6 @@ def test_nearly_all_tokens_of_the_bundled_garments_are_real(budget):
     assert sum(step.packs[0][0].lengths) >= 0.9 * budget
 
 
-def test_sizes_at_random_scales_are_new_each_epoch_and_a_function_of_it():
-    dataset = numbered(min_scale=0.5)
-    first, again, second = dataset.epoch(0, 7), dataset.epoch(0, 7), dataset.epoch(1, 7)
-    assert np.array_equal(first.hw, again.hw) and not np.array_equal(first.hw, second.hw)
-    assert (first.hw <= dataset.hw).all() and (first.hw >= np.floor(dataset.hw / 2).clip(1)).all()
-    for i in range(NUMBER):
-        assert first.latent(i).shape == (1, *first.hw[i] * 4)
-
-
 def test_a_position_that_the_epoch_no_longer_has_goes_on_with_the_next_epoch():
     """After a resume with fewer pictures, or larger packs."""
     loader = PackLoader(numbered(), 200)

@@ -89,14 +89,6 @@ def test_latents_come_back_and_as_tokens_equal_the_features(root):
     assert len(seen) == 10
 
 
-def test_an_epoch_follows_from_seed_and_epoch_alone(root):
-    one, other = open_latents(root).epoch(3, 1), open_latents(root).epoch(3, 1)
-    assert np.array_equal(one.hw, other.hw) and np.array_equal(one.flip, other.flip)
-    views = [open_latents(root).epoch(epoch, 1) for epoch in range(30)]
-    assert 5 < sum(bool(view.variant[2]) for view in views) < 25 and 5 < sum(bool(view.flip[2]) for view in views) < 25
-    assert not open_latents(root, flip=False).epoch(0, 1).flip.any()
-
-
 def test_bad_files_are_named_and_one_version_is_enough(root):
     crop = root / f"greater_than_{LARGEST}_crop/n02_1.safetensors"
     crop.write_bytes(crop.read_bytes()[:300])

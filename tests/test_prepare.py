@@ -246,6 +246,7 @@ def whole(tmp_path_factory, vae) -> tuple[list[str], dict[str, bytes]]:
     return command, contents(folder / "out")
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_it_ends_at_the_same_bytes(tmp_path, whole):
     command, expected = whole
     moments, kills = random.Random(0), 0
@@ -266,6 +267,7 @@ def test_killed_at_random_moments_it_ends_at_the_same_bytes(tmp_path, whole):
     assert contents(out) == expected
 
 
+@pytest.mark.slow
 def test_killed_between_two_file_operations_it_ends_at_the_same_bytes(tmp_path, whole):
     command, expected = whole
     moments, kills = random.Random(1), 0
@@ -278,6 +280,7 @@ def test_killed_between_two_file_operations_it_ends_at_the_same_bytes(tmp_path, 
     assert contents(tmp_path / "out") == expected
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_same_bytes_as_one(tmp_path, whole):
     command, expected = whole
     children = processes(2, command_line, "prepare", *command, "--out", str(tmp_path / "out"))
