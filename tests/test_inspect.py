@@ -9,8 +9,8 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from fitv2.cli.prepare import MOST_NAMED
 from fitv2.data.packing import plan_packs, real_share
+from fitv2.data.scan import MOST_LISTED
 from fitv2.data.shards import LatentShards
 from fitv2.drawing import write_page
 from fitv2.prepare.inspection import NUMBERS, numbers_of
@@ -115,7 +115,7 @@ def test_what_is_not_prepared_is_one_sentence(fitv2, prepared):
 
 
 def test_long_reports_name_the_first_files_and_where_all_are(fitv2, tmp_path):
-    bad = {f"{i:03}.png": b"x" for i in range(MOST_NAMED + 5)}
+    bad = {f"{i:03}.png": b"x" for i in range(MOST_LISTED + 5)}
     write_files(tmp_path / "pictures", bad | {"good.png": as_bytes(noise(9, 9))})
     _, shown = fitv2("prepare", "pictures", "--out", "out", "--max-tokens", 16, "--autoencoder", "pixels")
     assert "019.png: not a picture" in shown and "020.png" not in shown

@@ -25,7 +25,9 @@ def inspect(
     budget: Annotated[
         int | None, typer.Option(min=1, help="tokens per pack; default: ten times the longest image")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="for the table and the plots; default: FOLDER-inspected")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="for the table and the plots; default: FOLDER-inspected")
+    ] = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="also compare every shard with its hash, and look for NaN and infinity")
     ] = False,

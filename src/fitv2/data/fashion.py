@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -109,28 +110,18 @@ def to_latent(picture: np.ndarray) -> Tensor:
     return images.to_latent(picture[None])
 
 
-def bundled(min_scale: float = 1.0, max_tokens: int = WHOLE, preprocessing: Preprocessing = "resize") -> Fashion:
-    """The 10 000 training images that ship with the package, 1 000 of each class; settings as of `Fashion`."""
+def bundled(*settings: Any, **more: Any) -> Fashion:
+    """Returns the 10 000 training images that ship with the package, 1 000 of each class; settings: of `Fashion`."""
     with files("fitv2.data").joinpath("fashion-10k.npz").open("rb") as file, np.load(file) as archive:
         hw, pixels, labels = archive["hw"].astype(np.int64), archive["pixels"], archive["labels"]
     parts = np.split(pixels, np.cumsum(hw.prod(1))[:-1])
-    pictures = [part.reshape(size) for part, size in zip(parts, hw, strict=True)]
-    return Fashion(pictures, labels, min_scale, max_tokens, preprocessing)
+    return Fashion([part.reshape(size) for part, size in zip(parts, hw, strict=True)], labels, *settings, **more)
 
 
-def full(
-    split: str,
-    folder: Path | None = None,
-    min_scale: float = 1.0,
-    max_tokens: int = WHOLE,
-    preprocessing: Preprocessing = "resize",
-) -> Fashion:
-    """All 60 000 images of the split "train" or the 10 000 of "test", from the upstream files, trimmed.
-
-    The other settings are those of `Fashion`.
-    """
+def full(split: str, folder: Path | None = None, *settings: Any, **more: Any) -> Fashion:
+    """Returns all 60 000 images of the split "train" or the 10 000 of "test", from the upstream files, trimmed."""
     images, labels = read_split(split, folder)
-    return Fashion([trim(image) for image in images], labels, min_scale, max_tokens, preprocessing)
+    return Fashion([trim(image) for image in images], labels, *settings, **more)
 
 
 def trim(image: np.ndarray) -> np.ndarray:

@@ -55,12 +55,9 @@ class ScanReport:
 
     def summary(self) -> str:
         """A few lines of text: the counts, and the first skipped files with their reasons."""
-        found, skipped = counted(self.found, "image file"), len(self.skipped)
-        lines = [f"{self.root}: {found}, {self.usable} usable, {skipped} skipped"]
-        lines += [f"  {count} skipped: {reason}" for reason, count in self.skipped_by_reason.items()]
-        lines += [f"    {path}: {reason}" for path, reason in self.skipped[:MOST_LISTED]]
-        if skipped > MOST_LISTED:
-            lines.append(f"    and {skipped - MOST_LISTED} more")
+        found = counted(self.found, "image file")
+        lines = [f"{self.root}: {found}, {self.usable} usable, {len(self.skipped)} skipped"]
+        lines += skipped_lines(self.skipped)
         if self.ignored:
             counts = ", ".join(f"{count} {extension}" for extension, count in sorted(self.ignored.items()))
             lines.append(f"  ignored, not an image extension: {counts}")
@@ -77,6 +74,14 @@ class ScanReport:
 def count_reasons(skipped: Iterable[tuple[str, str]]) -> dict[str, int]:
     """Counts skipped files by the kind of the reason, the text before a colon; the most frequent first."""
     return dict(Counter(reason.partition(":")[0] for _, reason in skipped).most_common())
+
+
+def skipped_lines(skipped: Sequence[tuple[str, str]], where: str = "") -> Iterator[str]:
+    """Yields the numbers of skipped files by reason, and the first files, as lines; where: what lists all of them."""
+    yield from (f"  {count} skipped: {reason}" for reason, count in count_reasons(skipped).items())
+    yield from (f"    {name}: {reason}" for name, reason in skipped[:MOST_LISTED])
+    if len(skipped) > MOST_LISTED:
+        yield f"    and {len(skipped) - MOST_LISTED} more{where}"
 
 
 def check_all(root: Path, names: list[str], check: Check, cache_file: Path | None) -> tuple[np.ndarray, dict[int, str]]:
