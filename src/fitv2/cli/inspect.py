@@ -128,7 +128,7 @@ def text(folder: Path, inspection: Inspection, figures: dict[str, Any]) -> Itera
 
 
 def histogram(counts: dict[str, int]) -> Iterator[str]:
-    """A bar of characters per entry; of many, the first ones."""
+    """Yields a bar of characters per entry; of many, the first ones."""
     longest = max(counts.values()) or 1
     for name, count in list(counts.items())[:MOST_CLASSES]:
         # File names may hold bytes that no terminal can show.

@@ -111,7 +111,7 @@ def _lab() -> ImageCms.ImageCmsTransform:
 
 
 def profile_of(image: Image.Image, content: bytes) -> bytes | None:
-    """The ICC profile of a file; None for sRGB and for files that name none.
+    """Returns the ICC profile of a file; None for sRGB and for files that name none.
 
     Raises UnreadableImage for high dynamic range, whose white is not fixed, and for unknown colour spaces.
     """
@@ -176,7 +176,7 @@ def _of_png(info: dict) -> bytes | None:
 
 @lru_cache(maxsize=_PROFILES)
 def make_profile(primaries: Chromaticities, exponent: float | None) -> bytes | None:
-    """A version 4 ICC profile of primaries and an exponent (None: the curve of sRGB); None for impossible primaries."""
+    """Builds a version 4 ICC profile of primaries and an exponent (None: sRGB's curve); None if that is impossible."""
     try:
         white, *colours = np.array([(x / y, 1.0, (1 - x - y) / y) for x, y in zip(*[iter(primaries)] * 2, strict=True)])
         columns = np.stack(colours, 1)

@@ -40,7 +40,7 @@ class Contents:
 
 
 def read_contents(root: Path, labels: Labels = "auto", option: str | None = "--set data.labels=") -> Contents:
-    """The files below a folder.
+    """Lists the files below a folder, each with its label or the reason why it is left out.
 
     Args:
         root: The folder.
@@ -113,7 +113,7 @@ def is_contact_sheet_file(path: Path) -> bool:
 
 
 def find_table(root: Path, files: Sequence[Listed], notes: list[str], option: str | None) -> Table | None:
-    """The table that has the labels, or that says there are none; `notes` collects what users should know."""
+    """Returns the table that has the labels, or says that there are none; adds to `notes` what users should know."""
     every = {f.name: read_table(root / f.name) for f in files if f.name.rpartition("/")[2] in TABLES}
     deeper = [name for name, table in every.items() if "/" in name and table.has_labels]
     tables = [table for name, table in every.items() if "/" not in name]
@@ -137,7 +137,7 @@ def find_table(root: Path, files: Sequence[Listed], notes: list[str], option: st
 
 
 def by_table(root: Path, table: Table, files: Sequence[Listed], notes: list[str], option: str | None) -> Contents:
-    """Every file, labelled by a table, followed by the rows of the table that have no file."""
+    """Returns every file, labelled by a table, and then the rows of the table that have no file."""
     label_of = {normpath(row.path): row.label for row in table.rows}
     images = [file.name for file in files if file.reason is None]
     known = [name for name in images if name in label_of]
@@ -191,7 +191,7 @@ def refuse_unclear(root: Path, images: Sequence[str], option: str | None) -> Non
 
 
 def choices(option: str | None, loose: int, every: int) -> str:
-    """What to add to the command for each reading."""
+    """Returns what to add to the command for each reading, as the end of a sentence."""
     if option is None:
         return " Give a folder that holds nothing else, or move the others away"
     return (
@@ -202,7 +202,7 @@ def choices(option: str | None, loose: int, every: int) -> str:
 
 
 def advice(option: str | None, value: Literal["folders", "none"]) -> str:
-    """The alternative, as the end of a sentence."""
+    """Returns the alternative, as the end of a sentence."""
     meaning = {"folders": "uses the sub-folders of the root as classes", "none": "uses all images without classes"}[
         value
     ]

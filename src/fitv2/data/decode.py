@@ -38,10 +38,10 @@ _UPRIGHT = {
 
 
 def decode(file: str | Path | BinaryIO, mode: Literal["RGB", "L"] = "RGB", max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The first image in a file, by path or open: upright, in sRGB, alpha on white, 8 bits a channel.
+    """Decodes the first image in a file: upright, in sRGB, alpha on white, 8 bits a channel.
 
     Args:
-        file: The first frame of an animation, page of a TIFF, or primary image of a HEIC counts.
+        file: A path or an open file. Of several images, the first frame, the first page or the primary image counts.
         mode: Pillow's mode of the result.
         max_pixels: Compared with the header, before pixels are decoded. Pillow's own limit holds as well.
 

@@ -125,14 +125,14 @@ def full(split: str, folder: Path | None = None, *settings: Any, **more: Any) ->
 
 
 def trim(image: np.ndarray) -> np.ndarray:
-    """The garment's box in a uint8 (28, 28) image, each side grown to a multiple of 4."""
+    """Cuts the garment's box from a uint8 (28, 28) image, each side grown to a multiple of 4."""
     bright = image > THRESHOLD
     rows, columns = (grown_span(np.asarray(bright.any(axis))) for axis in (1, 0))
     return image[rows, columns]
 
 
 def grown_span(bright: np.ndarray) -> slice:
-    """From the first to the last bright line, grown evenly to a multiple of the patch inside the image."""
+    """Returns the lines from the first to the last bright one, grown evenly to a multiple of the patch."""
     lines = np.flatnonzero(bright) if bright.any() else np.arange(len(bright))
     length = int(lines[-1] - lines[0] + 1)
     grown = -(-length // PATCH) * PATCH
@@ -141,22 +141,22 @@ def grown_span(bright: np.ndarray) -> slice:
 
 
 def read_split(split: str, folder: Path | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Untrimmed (N, 28, 28) uint8 images and (N,) uint8 labels of "train" or "test".
+    """Reads untrimmed (N, 28, 28) uint8 images and (N,) uint8 labels of "train" or "test".
 
-    Raises ValueError when the files are not there or are not the upstream ones.
+    Raises UserError if the files are not there or are not the upstream ones.
     """
     images, labels = map(read_checked, split_files(split, folder))
     return images[16:].reshape(-1, SIDE, SIDE), labels[8:]
 
 
 def split_files(split: str, folder: Path | None = None) -> tuple[Path, Path]:
-    """The upstream files of images and of labels."""
+    """Returns the paths of the upstream files of images and of labels."""
     folder, prefix = folder or DEBIAN_FOLDER, SPLITS[split]
     return folder / f"{prefix}-images-idx3-ubyte.gz", folder / f"{prefix}-labels-idx1-ubyte.gz"
 
 
 def read_checked(path: Path) -> np.ndarray:
-    """The bytes of one upstream file, its checksum verified."""
+    """Reads one upstream file, and verifies its checksum."""
     if not path.is_file():
         raise UserError(
             f"{path} is not there: install the Debian package dataset-fashion-mnist, or put the four files of "

@@ -26,7 +26,7 @@ ASPECTS, SHARES = (4 / 3, 3 / 4, 3 / 2, 2 / 3, 1.0), (0.45, 0.2, 0.2, 0.07, 0.08
 
 
 def picture_sizes(number: int, seed: int = 0) -> np.ndarray:
-    """(number, 2) int64 heights and widths in pixels, as the module says."""
+    """Draws (number, 2) int64 heights and widths in pixels, as the module says."""
     rng = numpy_generator(Purpose.VARIANTS, seed)
     camera = rng.choice(ASPECTS, number, p=SHARES) * np.exp(rng.normal(0, 0.02, number))
     other = np.exp(rng.normal(np.log(1.1), 0.35, number))

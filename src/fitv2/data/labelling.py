@@ -33,7 +33,7 @@ class Item:
 
 
 def labelled(names: Sequence[str], labels: Sequence[str | None], where: str) -> tuple[list[Item], list[str]]:
-    """The items, and the class names in the order of their labels; no classes if nothing has a label.
+    """Returns the items, and the class names in the order of their labels; no classes if nothing has a label.
 
     If some items have a label, items without one, or with -1, are refused.
 
@@ -99,7 +99,7 @@ def _refuse_mixture(given: set[str], where: str) -> None:
 
 
 def count_classes(labels: np.ndarray | Sequence[int], class_names: Sequence[str]) -> dict[str, int]:
-    """Images of each class by its name, in the order of the labels; empty without classes.
+    """Counts the images of each class by its name, in the order of the labels; empty without classes.
 
     Args:
         labels: (N,) of images, in [0, number of classes).

@@ -48,7 +48,7 @@ class Listed(NamedTuple):
 
 
 def list_files(root: Path) -> Iterator[Listed]:
-    """Every file below the root. Links to folders are followed, but not in circles.
+    """Yields every file below the root. Links to folders are followed, but not in circles.
 
     Folders that are hidden, belong to a system or were made by fitv2 are listed but not searched, except for the root.
     Samples among other images are left out one by one.
@@ -106,12 +106,12 @@ def _name_kind(name: str) -> str | None:
 
 
 def class_of(name: str) -> str | None:
-    """The sub-folder of the root that an image lies in; None directly below the root."""
+    """Returns the sub-folder of the root that an image lies in; None directly below the root."""
     return name.partition("/")[0] if "/" in name else None
 
 
 def classes_of(names: Iterable[str]) -> list[str]:
-    """The classes: the sub-folders that hold images. Empty if all images are directly below the root.
+    """Returns the classes: the sub-folders that hold images. Empty if all images are directly below the root.
 
     The order is alphabetical, also for numbers (1, 10, 2): existing runs and prepared data depend on it.
     """
@@ -124,7 +124,7 @@ def is_sample(name: str) -> bool:
 
 
 def made_by_fitv2(names: Collection[str]) -> str | None:
-    """What a folder with these names is, if fitv2 made it; None for all other folders."""
+    """Returns what a folder with these names in it is, if fitv2 made it; None for all other folders."""
     for what, marks in MARKS:
         if marks.issubset(names):
             return what

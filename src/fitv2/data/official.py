@@ -134,7 +134,7 @@ def files_of(root: Path, max_tokens: int, preprocessing: Preprocessing) -> list[
 
 
 def check(path: Path, classes: int) -> list[int] | str:
-    """[h, w, label] of a file, or why it cannot be used."""
+    """Returns [h, w, label] of a file, or why it cannot be used."""
     try:
         with safe_open(path, "pt") as file:
             shape = file.get_slice("feature").get_shape()

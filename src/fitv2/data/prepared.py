@@ -34,9 +34,13 @@ SETTINGS, SHARDS, INDEX, DATASET = "settings.json", "shards", "index.jsonl", "da
 class Preparation:
     """How images became latents.
 
-    autoencoder: folder or hub id, None for pixels. factor: pixels per latent pixel on each axis. channels: of a latent.
-    patch_size: latent pixels per token on each axis. flip: whether mirror images belong to the set.
-    decoding: version of the rules by which files became pixels.
+    Attributes:
+        patch_size: Latent pixels per token on each axis.
+        flip: Whether mirror images belong to the set.
+        channels: Of a latent.
+        factor: Pixels per latent pixel on each axis.
+        autoencoder: Folder or hub id; None for pixels.
+        decoding: Version of the rules by which files became pixels.
     """
 
     kind: Literal["pixels", "moments"]
@@ -65,11 +69,6 @@ class Preparation:
         return "L" if self.channels == 1 and self.kind == "pixels" else "RGB"
 
     @property
-    def flips(self) -> int:
-        """Mirror images stored apart: latents have them, pixels are mirrored on reading."""
-        return 2 if self.flip and self.kind == "moments" else 1
-
-    @property
     def bytes_per_flip(self) -> int:
         """Bytes per latent pixel of one stored flip."""
         return self.channels * (1 if self.kind == "pixels" else 4)
@@ -93,7 +92,7 @@ def is_prepared(folder: Path) -> bool:
 
 
 def read_settings(folder: Path) -> Preparation | None:
-    """What a folder was or is being prepared with; None in a new one. Raises ValueError where it cannot be read."""
+    """Reads what a folder was or is being prepared with; None for a new one. Raises UserError if it cannot be read."""
     path = folder / SETTINGS
     if not path.is_file():
         return None
@@ -107,7 +106,7 @@ def read_settings(folder: Path) -> Preparation | None:
 
 
 def read_dataset(folder: Path) -> tuple[Preparation, dict[str, Any]]:
-    """Settings and dataset.json of a finished preparation. Raises ValueError for anything else."""
+    """Reads settings and dataset.json of a finished preparation. Raises UserError for anything else."""
     preparation = read_settings(folder)
     if preparation is None:
         raise UserError(f"{folder} is no prepared data set: there is no {SETTINGS}; make one with fitv2 prepare")
@@ -120,7 +119,7 @@ def read_dataset(folder: Path) -> tuple[Preparation, dict[str, Any]]:
 
 
 def read_index(folder: Path, dataset: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The lines of index.jsonl. Raises ValueError if it is not the one that dataset.json speaks of."""
+    """Yields the lines of index.jsonl. Raises UserError if its hash is not the one in dataset.json."""
     path = folder / INDEX
     try:
         with path.open("rb") as file:

@@ -36,7 +36,7 @@ def no_white(why: str) -> UnreadableImage:
 
 
 def scale_of(image: Image.Image) -> Scale | None:
-    """Black and white of an image that is not yet decoded; None if Pillow decodes it to correctly scaled 8 bits.
+    """Returns black and white of an image not yet decoded; None if Pillow decodes it to correctly scaled 8 bits.
 
     Raises UnreadableImage if the file does not say which value is white.
     """
@@ -100,7 +100,7 @@ def _single(value: Any) -> float | None:
 
 
 def transparent_value(image: ImageFile.ImageFile) -> Any:
-    """The transparent value of an image that is not yet decoded, in the units of the decoded pixels."""
+    """Returns the transparent value of an image not yet decoded, in the units of the decoded pixels."""
     value = image.info.get("transparency")
     if image.format != "PNG" or value is None or not image.tile:
         return value

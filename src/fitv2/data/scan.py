@@ -54,7 +54,7 @@ class ScanReport:
         return count_reasons(self.skipped)
 
     def summary(self) -> str:
-        """A few lines of text: the counts, and the first skipped files with their reasons."""
+        """Returns a few lines of text: the counts, and the first skipped files with their reasons."""
         found = counted(self.found, "image file")
         lines = [f"{self.root}: {found}, {self.usable} usable, {len(self.skipped)} skipped"]
         lines += skipped_lines(self.skipped)

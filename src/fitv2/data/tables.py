@@ -60,7 +60,7 @@ class Table(NamedTuple):
 
 
 def read_table(file: Path, with_labels: bool = True) -> Table:
-    """The images and labels of a table; without `with_labels`, only the images.
+    """Reads the images and labels of a table; without `with_labels`, only the images.
 
     Raises:
         UserError: The table cannot be read, or its meaning is unclear; the message says where, and what to do.
@@ -88,7 +88,7 @@ def read_table(file: Path, with_labels: bool = True) -> Table:
 
 
 def label_text(value: Any) -> str | None:
-    """A JSON label as text. Raises ValueError for lists and objects, which cannot be labels."""
+    """Returns a JSON label as text. Raises ValueError for lists and objects, which cannot be labels."""
     if value is None or isinstance(value, str):
         return (value or "").strip() or None
     if isinstance(value, list | dict):
@@ -97,7 +97,7 @@ def label_text(value: Any) -> str | None:
 
 
 def labelling_key(names: Sequence[str]) -> str | None:
-    """Which of these keys or column names holds the label."""
+    """Returns which of these keys or column names holds the label."""
     return _first_of(LABELS, names)
 
 

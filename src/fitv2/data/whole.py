@@ -45,7 +45,7 @@ _AHEAD = bytes(8)
 
 
 def check_whole(image: Image.Image, content: bytes) -> bytes:
-    """The bytes to decode, nearly always `content`. Raises UnreadableImage if part of the image is missing.
+    """Returns the bytes to decode, nearly always `content`. Raises UnreadableImage if part of the image is missing.
 
     image: as opened from the content, its pixels not yet decoded.
     """

@@ -87,7 +87,7 @@ class ArchiveSource(Source):
 
 
 def one_label(image: str, labels: dict[str, str]) -> str | None:
-    """The label of an image, from the members that have one for it; one of .cls before one of .json.
+    """Returns the label of an image from the members that have one for it; .cls comes before .json.
 
     Raises UserError where they contradict each other: an id and a name do not.
     """
@@ -104,7 +104,7 @@ def named(archives: Sequence[Path]) -> str:
 
 
 def without_replaced(found: list[Member]) -> Iterator[Member]:
-    """Of several members of one name the last one is used, as unpacking would leave it."""
+    """Refuses all but the last of several members of one name: only that one would be left by unpacking."""
     last = {normpath(member.name): index for index, member in enumerate(found) if member.place}
     for index, member in enumerate(found):
         replaced = member.place is not None and last[normpath(member.name)] != index
@@ -112,7 +112,7 @@ def without_replaced(found: list[Member]) -> Iterator[Member]:
 
 
 def members(archive: Path) -> Iterator[Member]:
-    """Every file of an archive in order, and what of the archive cannot be read.
+    """Yields every file of an archive in order, and what of the archive cannot be read.
 
     Archives that were joined are read to the end of the last one. The tarfile library ends in silence where a header is
     missing or damaged, so the end of the last member is compared with the file.
@@ -139,7 +139,7 @@ def refuse_compressed(archive: Path, begin: bytes) -> None:
 
 
 def joined_part(archive: Path, file: BinaryIO, start: int) -> Generator[Member, None, int]:
-    """The members of the archive that begins at a byte of a file; returns where the last one ends."""
+    """Yields the members of the archive that begins at a byte of a file; returns where the last one ends."""
     file.seek(start)
     try:
         tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 - what it opens is not its own.
@@ -161,8 +161,8 @@ def joined_part(archive: Path, file: BinaryIO, start: int) -> Generator[Member, 
 
 
 def what_is_missing(end: int, start: int, size: int) -> str:
-    """Of an archive of `size` bytes, where the blocks of zeros from `end`, after a member, to `start` are no or too
-    many.
+    """Returns what an archive of `size` bytes lacks, if it has no or too many zeros from `end`, after a member, to
+    `start`.
     """
     if start > end:
         return f"{start - end} zeros from byte {end} on, in the place of members perhaps"
@@ -174,7 +174,7 @@ def what_is_missing(end: int, start: int, size: int) -> str:
 
 
 def after_zeros(file: BinaryIO, start: int) -> int:
-    """Where the blocks of zeros that begin at `start` end; in a whole archive there are two at least."""
+    """Returns where the blocks of zeros that begin at `start` end; a whole archive has at least two."""
     file.seek(start)
     while (block := file.read(tarfile.BLOCKSIZE)) and not any(block):
         start += len(block)
@@ -207,7 +207,7 @@ def split_name(name: str) -> Split:
 
 
 def read_label(place: Place, extension: str) -> str | None:
-    """What a .cls or .json member says; None where it says nothing that can be a label."""
+    """Returns the label in a .cls or .json member; None if it holds nothing that can be a label."""
     try:
         if place.length > MOST_LABEL_BYTES:
             return None

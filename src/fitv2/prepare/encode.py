@@ -29,7 +29,7 @@ class PixelEncoder:
     """Stores pixels as they are."""
 
     def encode(self, pictures: np.ndarray) -> np.ndarray:
-        """(B, c, h, w) uint8 to (B, 1, c, h, w) uint8."""
+        """Returns (B, 1, c, h, w) uint8 for (B, c, h, w) uint8."""
         return pictures[:, None]
 
 
@@ -43,7 +43,7 @@ class MomentEncoder:
         self.codec, self.flip = codec, flip
 
     def encode(self, pictures: np.ndarray) -> np.ndarray:
-        """(B, 3, h, w) uint8 to (B, flips, 2, c, h / factor, w / factor) float16."""
+        """Returns (B, flips, 2, c, h / factor, w / factor) float16 for (B, 3, h, w) uint8."""
         upright = torch.from_numpy(pictures).float() / 127.5 - 1
         faces = [upright, upright.flip(3)] if self.flip else [upright]
         return torch.stack([torch.stack(self.codec.encode(face), 1) for face in faces], 1).half().numpy()

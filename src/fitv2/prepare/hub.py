@@ -18,8 +18,9 @@ TABLES = ("*.parquet", "*.arrow", "data/*.parquet")
 
 
 class HubSource(Source):
-    """The first column of images with the first of class labels (else one called label, class, ...); of several splits,
-    train.
+    """The first column of images, with the first column of class labels or else one called label, class, and so on.
+
+    Of several splits, train is used.
     """
 
     def __init__(self, name: str, labels: Labels = "auto") -> None:
@@ -47,7 +48,7 @@ class HubSource(Source):
         self.rows = undecoded(rows.select_columns([self.column]), self.column)
 
     def read(self, index: int) -> bytes:
-        """Some sets hold the bytes, others the path of a file."""
+        """Returns the file of an image: some sets hold its bytes, others its path."""
         picture = self.rows[index][self.column] or {}
         if picture.get("bytes"):
             return picture["bytes"]
@@ -93,7 +94,7 @@ def load_rows(name: str) -> Any:
 
 
 def undecoded(rows: Any, column: str) -> Any:
-    """The images as bytes: what decodes them must be ours, as for every other source."""
+    """Returns the rows with images as bytes: they are decoded by `data.decode`, as for every other source."""
     import datasets
 
     return rows.cast_column(column, datasets.Image(decode=False))

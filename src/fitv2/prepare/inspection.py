@@ -49,7 +49,7 @@ class Inspection:
     numbers: dict[str, np.ndarray]
 
     def sizes(self, prefix: str = "") -> np.ndarray:
-        """(N, 2) heights and widths of the images; with "new_" (M, 2), those of their variants."""
+        """Returns (N, 2) heights and widths of the images; with "new_" (M, 2), those of their variants."""
         sizes = np.stack([self.numbers[f"{prefix}height"], self.numbers[f"{prefix}width"]], 1)
         return sizes if prefix else sizes[self.first]
 
@@ -114,7 +114,7 @@ def histogram(values: np.ndarray, edges: Sequence[float], whole: bool = False) -
 
 
 def packing(folder: Path, budget: int | None) -> dict[str, Any]:
-    """How well the packs of a first epoch are filled; by default a budget that holds ten of the longest images."""
+    """Plans the packs of a first epoch; the budget is by default that of ten of the longest images."""
     lengths = LatentShards(folder).first_hw.prod(1)
     budget = budget or 10 * int(lengths.max())
     packs = plan_packs(lengths, budget, seed=0, epoch=0)
@@ -122,7 +122,7 @@ def packing(folder: Path, budget: int | None) -> dict[str, Any]:
 
 
 def quantiles(values: np.ndarray) -> list[float]:
-    """Smallest, median, largest."""
+    """Returns smallest, median and largest."""
     return [round(float(value), 4) for value in np.quantile(values, (0, 0.5, 1))]
 
 

@@ -15,7 +15,7 @@ LONGEST_NAME = 24
 
 
 def bars(title: str, counts: Mapping[str, int]) -> Panel:
-    """A bar per entry, its count behind it; of more than fit, the first ones."""
+    """Draws a bar per entry, with its count; of more than fit, the first ones."""
     shown = list(counts.items())[:MOST_BARS]
     if len(counts) > MOST_BARS:
         shown[-1] = f"{len(counts) - MOST_BARS + 1} more", sum(list(counts.values())[MOST_BARS - 1 :])
@@ -38,7 +38,7 @@ def bars(title: str, counts: Mapping[str, int]) -> Panel:
 
 
 def points(title: str, groups: Mapping[str, np.ndarray]) -> Panel:
-    """(N, 2) heights and widths on logarithmic axes, width to the right and height upwards."""
+    """Draws (N, 2) heights and widths on logarithmic axes, width to the right and height upwards."""
     log = np.log2(np.concatenate([*groups.values()]).astype(float))
     ends = 2 ** np.floor(log.min()), 2 ** np.ceil(log.max() + 1e-9)
 

@@ -51,8 +51,13 @@ Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 @dataclass
 class Report:
-    """What a preparation found and did. skipped: (id, reason). encoded, reused: Images, by this run. classes: Images of
-    each class, by name. notes: What was decided about the labels, as sentences.
+    """What a preparation found and did.
+
+    Attributes:
+        skipped: (id, reason).
+        encoded, reused: Numbers of images, by this run.
+        classes: Number of images of each class, by name.
+        notes: What was decided about the labels, as sentences.
     """
 
     files: int = 0
@@ -81,10 +86,24 @@ def prepare(
     state: PartialState,
     progress: Progress,
 ) -> Report | None:
-    """Makes or completes the data set `out`; `name` is what the source is called. The report is the first process's.
+    """Makes or completes a prepared data set. Interrupted at any moment, the same call continues, to the same bytes.
 
-    Interrupted at any moment, the same call goes on, to the same bytes. Raises ValueError where `out` holds something
-    else, OSError where it cannot be written; what was there before is still whole then.
+    Args:
+        source: The images.
+        name: What the source is called.
+        out: The folder.
+        encoder, preparation: How images become latents; see `encode.build_encoder`.
+        shard_size: Files of the source per shard.
+        workers: Threads that read and decode.
+        state: This process among those that share the work.
+        progress: Shows progress.
+
+    Returns:
+        The report, on rank 0 alone.
+
+    Raises:
+        UserError: `out` holds something else.
+        OSError: `out` cannot be written; what was there before is still whole then.
     """
     shards = out / SHARDS
     with one_sentence(out), alone(out):
@@ -111,9 +130,9 @@ def prepare(
 
 @contextmanager
 def alone(out: Path) -> Iterator[None]:
-    """One preparation at a time in a folder: the first of its processes holds the lock.
+    """Locks a folder for one preparation: rank 0 holds the lock.
 
-    Raises UserError, in all of them, where another one holds it.
+    Raises UserError, on every rank, if another preparation holds it.
     """
 
     def take() -> None:
@@ -126,7 +145,7 @@ def alone(out: Path) -> Iterator[None]:
 
 
 def begin(out: Path, preparation: Preparation) -> None:
-    """The folder as this preparation needs it, without what a kill may have left."""
+    """Brings the folder into the state that this preparation needs, without what a kill may have left."""
     keep_settings(out, preparation)
     remove_drafts(out)
     remove_drafts(out / SHARDS)
@@ -150,7 +169,7 @@ def keep_settings(out: Path, preparation: Preparation) -> None:
 
 
 def difference(kept: Preparation, wanted: Preparation) -> str:
-    """What is not the same, in words."""
+    """Returns what is not the same, in words."""
     if kept.autoencoder_sha256 != wanted.autoencoder_sha256:
         return f"another autoencoder, {kept.autoencoder or 'pixels'} and not {wanted.autoencoder or 'pixels'}"
     if kept.decoding != wanted.decoding:
@@ -161,7 +180,7 @@ def difference(kept: Preparation, wanted: Preparation) -> str:
 
 
 def hash_all(source: Source, workers: int, state: PartialState, progress: Progress) -> list[File]:
-    """Every file of the source, in order."""
+    """Reads and hashes every file of the source, in order."""
     indices = mine(state, range(len(source.items)))
     with progress("reading", len(indices)) as done:
         hashed = []
@@ -263,7 +282,7 @@ def merge(
 
 
 def changed_classes(out: Path, class_names: Sequence[str]) -> Iterator[str]:
-    """A sentence where an earlier preparation in the folder had other classes: labels mean something else then."""
+    """Yields a sentence if an earlier preparation in the folder had other classes, since labels then change meaning."""
     try:
         before = json.loads((out / DATASET).read_bytes())["class_names"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -282,7 +301,7 @@ def changed_classes(out: Path, class_names: Sequence[str]) -> Iterator[str]:
 def merged_lines(
     folder: Path, plans: Sequence[ShardPlan], twice: set[str], headers: list[dict[str, Any]], report: Report
 ) -> Iterator[dict[str, Any]]:
-    """The lines of all shards, a repeated content with what its first file says; counts them in the report."""
+    """Yields the lines of all shards, repeated contents with what their first file says; counts them in the report."""
     first: dict[str, dict[str, Any]] = {}
     for plan in plans:
         header, lines = read_shard_index(shard_files(folder, plan.name)[1])
@@ -306,7 +325,7 @@ def merged_lines(
 
 
 def stems(folder: Path) -> list[str]:
-    """The names of all shards that have an index, in order."""
+    """Returns the names of all shards that have an index, in order."""
     return sorted(path.stem for path in folder.glob("*.jsonl"))
 
 
@@ -322,7 +341,7 @@ def everyones(state: PartialState, results: list[T]) -> list[T]:
 
 @contextmanager
 def one_sentence(out: Path) -> Iterator[None]:
-    """What to do about a full disk or a folder that cannot be written."""
+    """Adds to an OSError what to do about a full disk or a folder that cannot be written."""
     try:
         yield
     except OSError as error:

@@ -76,7 +76,7 @@ def hash_file(source: Source, index: int) -> File:
 
 
 def plan_shards(files: Sequence[File], shard_size: int, settings: str) -> list[ShardPlan]:
-    """All shards of the source, `shard_size` files each."""
+    """Returns all shards of the source, `shard_size` files each."""
     seen: set[str] = set()
     plans = []
     for number, first in enumerate(range(0, len(files), shard_size)):
@@ -91,17 +91,17 @@ def plan_shards(files: Sequence[File], shard_size: int, settings: str) -> list[S
 
 
 def repeated(files: Sequence[File]) -> set[str]:
-    """The contents that more than one file has."""
+    """Returns the contents that more than one file has."""
     return {sha256 for sha256, count in Counter(file.sha256 for file in files).items() if sha256 and count > 1}
 
 
 def shard_files(folder: Path, name: str) -> tuple[Path, Path]:
-    """The tensors of a shard and its index."""
+    """Returns the paths of the tensors of a shard and of its index."""
     return folder / f"{name}.safetensors", folder / f"{name}.jsonl"
 
 
 def read_shard_index(index: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The header and the lines of a shard's index. Raises OSError, ValueError or KeyError where it is not whole."""
+    """Reads header and lines of a shard's index. Raises OSError, ValueError or KeyError if it is not whole."""
     first, lines = index.read_bytes().split(b"\n", 1)
     header = json.loads(first)
     if hashlib.sha256(lines).hexdigest() != header["lines_sha256"]:
@@ -122,18 +122,18 @@ def is_whole(folder: Path, name: str) -> bool:
 
 
 def sha256_of(tensor: str) -> str:
-    """The content that a tensor, called CONTENT.VARIANT, belongs to."""
+    """Returns the content that a tensor, called CONTENT.VARIANT, belongs to."""
     return tensor.partition(".")[0]
 
 
 def outcomes_of(lines: Iterable[dict[str, Any]]) -> dict[str, Outcome]:
-    """Content to outcome, from the lines of those contents that the shard owns."""
+    """Returns content to outcome, from the lines of the contents that the shard owns."""
     owned = [line for line in lines if "sha256" in line and ("variants" in line or "skipped" in line)]
     return {line["sha256"]: {key: line[key] for key in OUTCOME if key in line} for line in owned}
 
 
 def not_finite(tensors: Path) -> Iterator[str]:
-    """The names of the tensors of a shard that hold NaN or infinity, which older versions stored."""
+    """Yields the names of the tensors of a shard that hold NaN or infinity, which older versions stored."""
     with safe_open(tensors, "np") as file:
         for name in file.keys():  # noqa: SIM118 - it is no dictionary.
             if file.get_slice(name).get_dtype() == "F16" and not np.isfinite(file.get_tensor(name)).all():
@@ -141,7 +141,7 @@ def not_finite(tensors: Path) -> Iterator[str]:
 
 
 def read_store(folder: Path, names: Iterable[str], wanted: Collection[str]) -> dict[str, tuple[Path, Outcome]]:
-    """Where the wanted contents are stored already, among whole shards."""
+    """Returns where the wanted contents are stored already, among whole shards."""
     store = {}
     for name in names:
         tensors, index = shard_files(folder, name)
@@ -151,7 +151,7 @@ def read_store(folder: Path, names: Iterable[str], wanted: Collection[str]) -> d
 
 
 def read_stored(found: Iterable[tuple[Path, Outcome]]) -> Arrays:
-    """The tensors of stored contents by name; each shard is opened once."""
+    """Reads the tensors of stored contents by name; each shard is opened once."""
     names = defaultdict(list)
     for path, outcome in found:
         names[path] += [stored["tensor"] for stored in outcome.get("variants", {}).values()]
@@ -163,7 +163,7 @@ def read_stored(found: Iterable[tuple[Path, Outcome]]) -> Arrays:
 
 
 def write_shard(folder: Path, plan: ShardPlan, arrays: Arrays, outcomes: dict[str, Outcome]) -> None:
-    """The tensors, whole or not at all, and after them the index."""
+    """Writes the tensors, whole or not at all, and after them the index."""
     blob = save(arrays)
     places = tensor_places(blob)
     for outcome in outcomes.values():
@@ -193,14 +193,14 @@ def refresh_index(folder: Path, plan: ShardPlan) -> None:
 
 
 def tensor_places(blob: bytes) -> dict[str, tuple[int, int]]:
-    """Where each tensor of a safetensors file begins and ends, in bytes from the start of the file."""
+    """Returns where each tensor of a safetensors file begins and ends, in bytes from the start of the file."""
     header = 8 + int.from_bytes(blob[:8], "little")
     entries = json.loads(blob[8:header])
     return {name: tuple(header + at for at in entry["data_offsets"]) for name, entry in entries.items()}
 
 
 def index_text(plan: ShardPlan, header: dict[str, Any], outcomes: dict[str, Outcome]) -> str:
-    """A line about the shard, then one per file of the source: what became of it if its content is owned here."""
+    """Returns a line about the shard, and one per file of the source with its outcome if its content is owned here."""
     lines = []
     for index, file in enumerate(plan.files, plan.first):
         line: dict[str, Any] = {"id": file.item.id, "label": file.item.label}

@@ -65,8 +65,8 @@ class ListSource(Source):
 
 
 def open_source(name: str, labels: Labels = "auto") -> Source:
-    """The source that a name means: a folder of images, a list, archives (a file, a folder or a pattern), or else a
-    data set of Hugging Face by folder or hub id. Raises UserError where there is none.
+    """Opens the source that a name means: a folder of images, a list, archives (a file, a folder or a pattern), or else
+    a data set of Hugging Face by folder or hub id. Raises UserError if there is none.
     """
     path = Path(name)
     found = path.glob("*.tar") if path.is_dir() else map(Path, glob.glob(name))

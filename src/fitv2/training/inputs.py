@@ -59,7 +59,7 @@ def write_inputs(path: Path, dataset: Dataset, seed: int) -> None:
 
 
 def spread_over_classes(labels: np.ndarray, number: int) -> list[int]:
-    """Indices of at most `number` images: one of each class, then a second one of each, and so on; in class order."""
+    """Returns at most `number` indices: an image of each class, then a second of each, and so on; in class order."""
     order = np.argsort(labels, kind="stable")
     turn = np.arange(len(order)) - np.searchsorted(labels[order], labels[order])
     chosen = order[np.argsort(turn, kind="stable")[:number]]
