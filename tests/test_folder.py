@@ -73,12 +73,6 @@ def test_classes_sizes_and_order(root):
     assert view.labels.dtype == view.hw.dtype == np.int64
 
 
-def test_no_classes(root):
-    data = open_folder(root / "dog")
-    assert (data.num_classes, data.class_names, data.paths) == (0, [], ["a.webp", "b.png", "c.png"])
-    assert data.epoch(0, seed=0).labels.tolist() == [0, 0, 0]
-
-
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("preprocessing", ["resize", "crop", "mixed"])
 def test_latents_are_as_planned(root, channels, preprocessing):

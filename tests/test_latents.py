@@ -17,7 +17,6 @@ from fitv2.build import build_dataset
 from fitv2.cli.progress import image_progress
 from fitv2.config import build_recipe
 from fitv2.data.images import UnreadableImage, decode, prepare, to_array
-from fitv2.data.loader import PackLoader, Position
 from fitv2.data.shards import LatentShards
 from fitv2.errors import UserError
 from fitv2.prepare.encode import build_encoder
@@ -112,16 +111,6 @@ def test_without_flip_there_is_none(root, moments, tmp_path):
     assert not data.epoch(0, 0).flip.any() and len(data.stored(0, 0, 0)) == 2
     size = sum(path.stat().st_size for path in (tmp_path / "out/shards").glob("*.safetensors"))
     assert size < 0.7 * sum(path.stat().st_size for path in (moments / "shards").glob("*.safetensors"))
-
-
-def test_packs_of_a_loader_hold_every_picture_once(moments):
-    steps = PackLoader(LatentShards(moments), tokens_per_pack=40).steps(Position())
-    labels = []
-    for step in steps:
-        labels += step.packs[0][1].tolist()
-        if step.after.epoch == 1:
-            break
-    assert sorted(labels) == [0] * 6 + [1] * 6
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "lose"])

@@ -45,12 +45,6 @@ def test_folder(tmp_path):
     assert [item.id for item in source.items] == sorted(GOOD)
 
 
-def test_folder_without_classes(tmp_path):
-    write_files(tmp_path, {"b.png": b"b", "a.png": b"a"})
-    source = open_source(str(tmp_path))
-    assert (source.items, source.class_names) == ([Item("a.png"), Item("b.png")], [])
-
-
 def test_every_other_file_of_a_folder_is_named(tmp_path):
     write_files(tmp_path, GOOD | {"loose.png": b"x", "cat/notes.txt": b"x", "cat/README": b"", ".git/config": b""})
     (tmp_path / "dog" / "link.png").symlink_to(tmp_path / "nowhere")
