@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -83,23 +82,15 @@ class ImageFolder(Dataset):
         contents = _contents(self.root, labels_from, labels_option)
         self.class_names = readable_names(contents.class_names)
         self.num_classes = len(self.class_names)
-        unfit = partial(why_unfit, max_tokens=max_tokens, patch=patch, preprocessing=preprocessing)
-        self._scan(contents, cache_file, unfit)
+        self._scan(contents, cache_file)
         sizes, self.possible = variant_sizes(self.sizes, *self.budget)
         self.variant_hw = sizes // patch
         for label in np.setdiff1d(np.arange(self.num_classes), self.labels)[:MOST_EMPTY]:
             logger.warning("class %r has no readable image: it cannot be learned", self.class_names[label])
 
-    def _scan(self, contents: Contents, cache_file: Path | None, unfit: Callable[[int, int], str | None]) -> None:
+    def _scan(self, contents: Contents, cache_file: Path | None) -> None:
         """Sets paths, sizes, labels and the report."""
-        report, ignored = ScanReport(str(self.root)), Counter()
-        for file, item in zip(contents.files, contents.items, strict=True):
-            if file.kind in ("image", "unopened", "ours"):
-                report.found += file.kind == "image"
-                report.skipped += [(item.id, item.refused)] if item.refused else []
-            else:
-                ignored[file.kind] += 1
-        report.ignored = dict(ignored)
+        self.report = report = _reported(self.root, contents)
         items = [item for item in contents.items if item.refused is None]
         names = [item.id for item in items]
         sizes, reasons = check_all(self.root, names, partial(_check, mode=self.mode), cache_file)
@@ -107,15 +98,15 @@ class ImageFolder(Dataset):
         readable[list(reasons)] = False
         kept, sizes = np.flatnonzero(readable), sizes.reshape(-1, 2)
         fits = np.ones(len(sizes), bool)
-        for place in _doubtful(sizes, *self.budget):
-            if reason := unfit(*sizes[place].tolist()):
+        for place in _extreme(sizes, *self.budget):
+            height, width = sizes[place].tolist()
+            if reason := why_unfit(height, width, *self.budget):
                 fits[place], reasons[int(kept[place])] = False, reason
         report.skipped += [(names[i], reasons[i]) for i in sorted(reasons)]
         self.sizes, kept = sizes[fits], kept[fits].tolist()
         self.paths = [names[i] for i in kept]
         self.labels = np.fromiter((items[i].label for i in kept), np.int64, len(kept))
         report.usable = len(kept)
-        self.report = report
         logger.log(logging.WARNING if report.skipped else logging.INFO, report.summary())
         if not names:
             hint = "put image files (.jpg, .png, .webp) in it, or in one sub-folder per class"
@@ -145,10 +136,23 @@ class ImageFolder(Dataset):
         return self.paths, [self.labels, self.sizes], self.root
 
 
-def _doubtful(sizes: np.ndarray, max_tokens: int, patch: int, preprocessing: Preprocessing) -> list[int]:
-    """Places of the few images of extreme size that `why_unfit` may refuse."""
+def _extreme(sizes: np.ndarray, max_tokens: int, patch: int, _: Preprocessing) -> list[int]:
+    """Places of the few images of extreme sizes, which `why_unfit` may refuse."""
     short, long = sizes.min(1), sizes.max(1)
     return np.flatnonzero((short < patch) | (long > max_tokens * short)).tolist()
+
+
+def _reported(root: Path, contents: Contents) -> ScanReport:
+    """A report of what is known before the scan: files that are ignored, and images that are skipped unread."""
+    report, ignored = ScanReport(str(root)), Counter()
+    for file, item in zip(contents.files, contents.items, strict=True):
+        if file.kind in ("image", "unopened", "ours"):
+            report.found += file.kind == "image"
+            report.skipped += [(item.id, item.refused)] if item.refused else []
+        else:
+            ignored[file.kind] += 1
+    report.ignored = dict(ignored)
+    return report
 
 
 def _contents(root: Path, labels: Labels, option: str | None) -> Contents:
