@@ -23,7 +23,7 @@ from torch import Tensor
 from ..errors import UserError
 from . import images
 from .dataset import Dataset
-from .images import Preprocessing, fitted, variant_sizes, variants
+from .images import VARIANTS, Preprocessing, fitted, variant_sizes, variants
 
 PATCH = 4
 SIDE = 28
@@ -99,10 +99,8 @@ class Fashion(Dataset):
         return np.maximum(np.rint(self.hw * scales[:, None]), 1).astype(np.int64)
 
     def load(self, index: int, variant: int, hw: tuple[int, int], flip: bool, rng: object) -> Tensor:
-        is_crop = variant == 1 or self.preprocessing == "crop"
-        size = hw[0] * PATCH, hw[1] * PATCH
-        image = fitted(Image.fromarray(self.pictures[index]), size, "crop" if is_crop else "resize")
-        return to_latent(np.asarray(image))
+        size, image = (hw[0] * PATCH, hw[1] * PATCH), Image.fromarray(self.pictures[index])
+        return to_latent(np.asarray(fitted(image, size, VARIANTS[self.preprocessing][variant])))
 
 
 def to_latent(picture: np.ndarray) -> Tensor:

@@ -22,7 +22,7 @@ from .contents import Contents, Labels, read_contents
 from .dataset import Dataset
 from .decode import decode
 from .formats import UnreadableImage
-from .images import Preprocessing, fit_size, fitted, to_array, to_latent, variant_sizes, variants, why_unfit
+from .images import VARIANTS, Preprocessing, fit_size, fitted, to_array, to_latent, variant_sizes, variants, why_unfit
 from .scan import ScanReport, check_all
 
 logger = logging.getLogger(__name__)
@@ -128,8 +128,7 @@ class ImageFolder(Dataset):
             raise UnreadableImage(f"{name} could be read at the start and now cannot: {error}") from error
         if (image.height, image.width) != size:
             raise UnreadableImage(f"{name} was {size} pixels at the start and now is {(image.height, image.width)}")
-        is_crop = variant == 1 or self.budget[2] == "crop"
-        image = fitted(image, (hw[0] * self.patch_size, hw[1] * self.patch_size), "crop" if is_crop else "resize")
+        image = fitted(image, (hw[0] * self.patch_size, hw[1] * self.patch_size), VARIANTS[self.budget[2]][variant])
         return to_latent(to_array(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image))
 
     def identity(self) -> tuple[list[str], list[np.ndarray], Path]:

@@ -27,6 +27,12 @@ __all__ = ["MAX_PIXELS", "UnreadableImage", "decode"]
 Variant = Literal["resize", "crop"]
 Preprocessing = Literal["resize", "crop", "mixed"]
 Pixels = int | np.ndarray
+# Of the largest images; smaller ones have the first alone.
+VARIANTS: dict[Preprocessing, tuple[Variant, ...]] = {
+    "resize": ("resize",),
+    "crop": ("crop",),
+    "mixed": ("resize", "crop"),
+}
 # By how much one axis may be scaled more than the other.
 MAX_STRETCH = 0.05
 
@@ -42,11 +48,9 @@ def variants(height: int, width: int, max_tokens: int, patch: int, preprocessing
     "mixed": the resized image, and the square crop as well where `can_crop` allows it. "crop": always the square
     crop, for models of a fixed grid; smaller images are then enlarged. Raises UserError for another name.
     """
-    if preprocessing == "mixed":
-        return ("resize", "crop") if can_crop(height, width, max_tokens, patch) else ("resize",)
-    if preprocessing not in ("resize", "crop"):
+    if preprocessing not in VARIANTS:
         raise UserError(f'preprocessing must be "resize", "crop" or "mixed", not {preprocessing!r}')
-    return (preprocessing,)
+    return VARIANTS[preprocessing] if can_crop(height, width, max_tokens, patch) else VARIANTS[preprocessing][:1]
 
 
 def why_unfit(height: int, width: int, max_tokens: int, patch: int, preprocessing: Preprocessing) -> str | None:
@@ -111,10 +115,10 @@ def variant_sizes(
         (N, V, 2) int64 pixels, with V = 2 for "mixed", else 1; and (N,) int64 in 1 to V.
     """
     height, width = sizes.T
-    names = ("resize", "crop") if preprocessing == "mixed" else (preprocessing,)
+    names = VARIANTS[preprocessing]
     every = [np.broadcast_arrays(*target_size(height, width, max_tokens, patch, v, scale), height)[:2] for v in names]
-    possible = 1 + can_crop(height, width, max_tokens, patch) if preprocessing == "mixed" else np.ones(len(sizes))
-    return np.stack([np.stack(size, -1) for size in every], 1), possible.astype(np.int64)
+    possible = np.where(can_crop(height, width, max_tokens, patch), len(names), 1)
+    return np.stack([np.stack(size, -1) for size in every], 1), possible
 
 
 def prepare(image: Image.Image, max_tokens: int, patch: int, variant: Variant) -> Image.Image:
