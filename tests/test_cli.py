@@ -320,7 +320,7 @@ def test_a_damaged_model_is_one_sentence(fitv2, model, tmp_path):
 def test_a_folder_with_a_broken_file_trains_to_the_end_and_the_file_is_named(train, fitv2, pictures, tmp_path):
     result = train("--set", "log.sample_every=2")
     assert result.code == 0, result.err
-    assert "11 picture files, 10 usable, 1 skipped" in result.err and "cat/broken.jpg: " in result.err
+    assert "11 image files, 10 usable, 1 skipped" in result.err and "cat/broken.jpg: " in result.err
     (skipped,) = json.loads((tmp_path / "run/skipped.json").read_text())["skipped"]
     assert skipped[0] == "cat/broken.jpg" and skipped[1]
     assert "step 4/4  loss" in result.err and "tokens/s" in result.err
@@ -414,7 +414,7 @@ def test_a_run_is_continued_on_request_only_and_not_with_another_network(train, 
 
 
 def test_a_first_attempt_that_failed_is_in_nobodys_way(train, pictures):
-    assert_sentence(train(data="picturse"), "there is no folder picturse: give the folder that holds the pictures")
+    assert_sentence(train(data="picturse"), "there is no folder picturse: give the folder that holds the images")
     assert_sentence(train(settings=["training.tokens_per_pack=999999999"]), "lower training.tokens_per_pack")
     assert train().code == 0
 
@@ -435,7 +435,7 @@ def test_no_training_begins_among_files_of_others(train, pictures, tmp_path):
         (["training.steps=few"], ["training.steps: ", "'few'"]),
         (["training.steps"], ["'training.steps' is not of the form section.key=value"]),
         (["model.width=30"], ["width 30 with 2 heads", "multiple of 4"]),
-        (["training.tokens_per_pack=30"], ["a picture of 55 tokens does not fit a pack of 30 tokens"]),
+        (["training.tokens_per_pack=30"], ["55 tokens does not fit a pack of 30 tokens"]),
         (["training.tokens_per_pack=999999999"], ["GiB are free; lower training.tokens_per_pack"]),
         (
             ["data.source=fashion", "data.flip=false"],
@@ -451,7 +451,7 @@ def test_a_mistake_in_a_setting_is_one_sentence(train, pictures, settings, parts
     ("setting", "part"),
     [
         ("model.patch_size=8", "fashion is cut into patches of 4; set model.patch_size=4"),
-        ("data.folder=nowhere", "the bundled 10 000 pictures need neither"),
+        ("data.folder=nowhere", "the bundled 10 000 images need neither"),
     ],
 )
 def test_a_mistake_with_the_built_in_set_is_one_sentence(fitv2, setting, part):
@@ -599,7 +599,7 @@ def test_what_a_training_cannot_begin_with_is_one_sentence(fitv2, words, part):
 
 def test_the_classes_and_the_inputs_are_shown(train, pictures, tmp_path):
     shown = train()
-    assert "0 cat: 5" in shown.err and "1 dog: 5" in shown.err
+    assert "2 classes: cat 5, dog 5" in shown.err
     with Image.open(tmp_path / "run/inputs.png") as page:
         assert min(page.size) > 100
 
@@ -617,9 +617,9 @@ def test_solver_names_in_help_are_those_that_exist(fitv2):
 
 def test_folders_without_pictures_are_one_sentence(train, fitv2, tmp_path):
     (tmp_path / "empty").mkdir()
-    assert_sentence(train(data="empty"), "no picture files: put picture files", "in one sub-folder per class")
+    assert_sentence(train(data="empty"), "no image files: put image files", "in one sub-folder per class")
     (tmp_path / "empty/a.jpg").write_text("no picture")
-    assert_sentence(train(data="empty"), "no picture can be read", "a.jpg: not a picture")
+    assert_sentence(train(data="empty"), "no image can be read", "a.jpg: not a picture")
     assert_sentence(train(data="nowhere"), "there is no folder nowhere")
     assert_sentence(fitv2("train", "--recipe", "fashon"), "there is no recipe 'fashon'", "fashion-tiny")
 

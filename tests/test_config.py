@@ -134,6 +134,12 @@ def test_a_yaml_file_with_an_empty_section(tmp_path):
     assert load_recipe(str(path)).training == Recipe().training
 
 
+def test_an_empty_recipe_is_refused(tmp_path):
+    (tmp_path / "empty.yaml").write_text("# nothing yet\n")
+    with pytest.raises(UserError, match="is empty"):
+        load_recipe(str(tmp_path / "empty.yaml"))
+
+
 def test_settings_cannot_be_changed_later():
     with pytest.raises(ValidationError):
         Recipe().training.steps = 3

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile, PngImagePlugin
 
-from fitv2.data import profiles
+from fitv2.data import colour as colours
 from fitv2.data.colour import to_srgb
 from fitv2.data.images import UnreadableImage, decode
 from image_files import FAMILIES, adobe_rgb, from_adobe, saved, scene, verdict
@@ -78,15 +78,15 @@ def test_a_broken_profile_is_named_once_and_ignored(colour, caplog):
 
 
 def test_profiles_that_a_file_names_by_number():
-    assert profiles._of_code(1, 13) is None and profiles._of_code(2, 2) is None
+    assert colours._of_code(1, 13) is None and colours._of_code(2, 2) is None
     image = Image.new("RGB", (1, 1), (0, 255, 0))
     for code, expected in (((12, 13), (0, 255, 0)), ((9, 13), (0, 255, 0))):
-        assert to_srgb(image, profiles._of_code(*code)).getpixel((0, 0)) == expected
+        assert to_srgb(image, colours._of_code(*code)).getpixel((0, 0)) == expected
     # (234, 51, 35) of Display P3 is the red of sRGB.
-    red = to_srgb(Image.new("RGB", (1, 1), (234, 51, 35)), profiles._of_code(12, 13)).getpixel((0, 0))
+    red = to_srgb(Image.new("RGB", (1, 1), (234, 51, 35)), colours._of_code(12, 13)).getpixel((0, 0))
     assert abs(np.subtract(red, (255, 0, 0))).max() <= 4
     with pytest.raises(UnreadableImage, match="no defined white"):
-        profiles._of_code(9, 18)
+        colours._of_code(9, 18)
 
 
 def test_switches_of_another_library_hold_again_afterwards(tmp_path, colour, monkeypatch):
@@ -96,6 +96,15 @@ def test_switches_of_another_library_hold_again_afterwards(tmp_path, colour, mon
     with pytest.raises(UnreadableImage):
         decode(io.BytesIO(saved(Image.fromarray(colour), "PNG")[:500]))
     assert ImageFile.LOAD_TRUNCATED_IMAGES and limits == (PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY)
+
+
+def test_damage_to_a_tiff_is_reported_by_the_error_alone(colour, capfd):
+    """libtiff itself would also print a line."""
+    data = bytearray(saved(Image.fromarray(colour), "TIFF", compression="tiff_lzw"))
+    data[1000:1040] = b"\xa5" * 40
+    with pytest.raises(UnreadableImage, match="truncated or damaged"):
+        decode(io.BytesIO(data))
+    assert capfd.readouterr().err == ""
 
 
 def test_an_image_of_nothing_but_transparency_is_refused(tmp_path, colour):

@@ -3,7 +3,6 @@
 import base64
 import io
 import math
-import random
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from fitv2.data.images import (
     prepare,
     resize,
     target_size,
+    variant_sizes,
     variants,
     why_unfit,
 )
@@ -64,23 +64,38 @@ def test_fit_size(height, width, max_tokens, patch, expected):
     assert fit_size(height, width, max_tokens, patch) == expected
 
 
-def test_fit_size_properties():
-    rng = random.Random(0)
-    for _ in range(20_000):
-        height, width = (int(math.exp(rng.uniform(0, math.log(20_000)))) for _ in range(2))
-        max_tokens, patch = rng.choice([1, 7, 64, 200, 256, 1024]), rng.choice([1, 2, 4, 16])
-        new_height, new_width = fit_size(height, width, max_tokens, patch)
-        rows, columns = new_height // patch, new_width // patch
-        assert (rows * patch, columns * patch) == (new_height, new_width)
-        assert 1 <= rows * columns <= max_tokens
-        assert fit_size(new_height, new_width, max_tokens, patch) == (new_height, new_width)
-        assert fit_size(width, height, max_tokens, patch) == (new_width, new_height)
-        scale = rng.uniform(0.05, 1)
-        assert 1 <= math.prod(fit_size(height, width, max_tokens, patch, scale)) <= max_tokens * patch**2
-        aspect = width / height
-        if 1 / max_tokens <= aspect <= max_tokens and min(rows, columns) > 1:
-            # Flooring takes less than one patch of each side.
-            assert columns / (rows + 1) < aspect * (1 + 1e-12) and aspect < (columns + 1) / rows * (1 + 1e-12)
+@pytest.mark.parametrize("max_tokens", [1, 7, 64, 200, 256, 1024])
+@pytest.mark.parametrize("patch", [1, 2, 4, 16])
+def test_fit_size_properties(max_tokens, patch):
+    rng = np.random.default_rng(max_tokens * patch)
+    height, width = np.exp(rng.uniform(0, math.log(20_000), (2, 1000))).astype(int)
+    new = new_height, new_width = fit_size(height, width, max_tokens, patch)
+    rows, columns = new_height // patch, new_width // patch
+    assert (rows * patch == new_height).all() and (columns * patch == new_width).all()
+    assert (rows * columns >= 1).all() and (rows * columns <= max_tokens).all()
+    assert np.array_equal(fit_size(*new, max_tokens, patch), new)
+    assert np.array_equal(fit_size(width, height, max_tokens, patch), new[::-1])
+    small = np.multiply(*fit_size(height, width, max_tokens, patch, rng.uniform(0.05, 1, 1000)))
+    assert (small >= 1).all() and (small <= max_tokens * patch**2).all()
+    # Flooring takes less than one patch of each side.
+    aspect = width / height
+    usual = (aspect >= 1 / max_tokens) & (aspect <= max_tokens) & (np.minimum(rows, columns) > 1)
+    assert (columns / (rows + 1) < aspect * (1 + 1e-12))[usual].all()
+    assert (aspect < (columns + 1) / rows * (1 + 1e-12))[usual].all()
+    for i in range(100):
+        assert fit_size(int(height[i]), int(width[i]), max_tokens, patch) == (new_height[i], new_width[i])
+
+
+@pytest.mark.parametrize("preprocessing", ["resize", "crop", "mixed"])
+def test_sizes_of_variants_are_those_of_each_image(preprocessing):
+    rng = np.random.default_rng(0)
+    sizes = np.exp(rng.uniform(0, math.log(500), (500, 2))).astype(int)
+    found, possible = variant_sizes(sizes, 100, 8, preprocessing)
+    for (height, width), of_image, number in zip(sizes.tolist(), found.tolist(), possible, strict=True):
+        names = variants(height, width, 100, 8, preprocessing)
+        assert len(names) == number
+        for size, name in zip(of_image, names, strict=False):
+            assert tuple(size) == target_size(height, width, 100, 8, name)
 
 
 def test_fit_size_is_the_largest_that_fits():

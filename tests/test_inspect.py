@@ -3,17 +3,17 @@
 import csv
 import json
 import warnings
-from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from fitv2.cli.prepare import MOST_NAMED
-from fitv2.data.latents import LatentShards
 from fitv2.data.packing import plan_packs, real_share
+from fitv2.data.scan import MOST_LISTED
+from fitv2.data.shards import LatentShards
 from fitv2.drawing import write_page
-from fitv2.prepare.inspection import Inspection, rows_of
+from fitv2.prepare.inspection import NUMBERS, numbers_of
 from fitv2.prepare.plots import MOST_BARS, bars, points
 from pictures import as_bytes, noise, write_files
 
@@ -63,7 +63,7 @@ def test_the_summary_counts(fitv2, prepared, tmp_path):
     assert sum(report["token_counts"].values()) == 8 and report["token_counts"]["15 to 16"] == 5
     assert sum(report["cropped"].values()) == 5 and report["cropped"]["0.5 to 0.75"] == 2
     assert report["stretched_visibly"] == 0
-    lengths = LatentShards(prepared).epoch(0, 0).hw.prod(1)
+    lengths = LatentShards(prepared).first_hw.prod(1)
     packs = plan_packs(lengths, 40, 0, 0)
     assert report["packing"] == {"budget": 40, "packs": len(packs), "real_share": real_share(lengths, packs, 40)}
     with Image.open(tmp_path / report["plots"]) as plots:
@@ -72,10 +72,8 @@ def test_the_summary_counts(fitv2, prepared, tmp_path):
 
 
 def test_older_preparations_were_stretched_and_not_cropped():
-    inspection = Inspection(SimpleNamespace(patch=4), {"class_names": []})
-    line = {"id": "a", "label": 0, "size": [32, 64], "variants": {"resize": {"size": [8, 20]}}}
-    (row,) = rows_of(line, inspection)
-    assert (row["cropped"], row["stretched"]) == (0, 0.25)
+    found = dict(zip(NUMBERS, numbers_of([32, 64], "resize", {"size": [8, 20]}, 4), strict=True))
+    assert (found["cropped"], found["stretched"], found["tokens"]) == (0, 0.25, 10)
 
 
 def test_text_for_people(fitv2, prepared):
@@ -117,7 +115,7 @@ def test_what_is_not_prepared_is_one_sentence(fitv2, prepared):
 
 
 def test_long_reports_name_the_first_files_and_where_all_are(fitv2, tmp_path):
-    bad = {f"{i:03}.png": b"x" for i in range(MOST_NAMED + 5)}
+    bad = {f"{i:03}.png": b"x" for i in range(MOST_LISTED + 5)}
     write_files(tmp_path / "pictures", bad | {"good.png": as_bytes(noise(9, 9))})
     _, shown = fitv2("prepare", "pictures", "--out", "out", "--max-tokens", 16, "--autoencoder", "pixels")
     assert "019.png: not a picture" in shown and "020.png" not in shown
@@ -131,7 +129,10 @@ def test_plots_of_any_names_and_sizes(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         write_page(tmp_path / "names.png", [bars("classes", counts)])
-        write_page(tmp_path / "page.png", [points("one size", {"before": [(16, 16)], "after": [(8, 8)]})] * 3)
+        write_page(
+            tmp_path / "page.png",
+            [points("one size", {"before": np.array([(16, 16)]), "after": np.array([(8, 8)])})] * 3,
+        )
     axes = Figure().add_subplot()
     bars("classes", counts)(axes)
     shown = [label.get_text() for label in axes.get_yticklabels()]

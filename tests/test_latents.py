@@ -17,11 +17,10 @@ from fitv2.build import build_dataset
 from fitv2.cli.progress import image_progress
 from fitv2.config import build_recipe
 from fitv2.data.images import UnreadableImage, decode, prepare, to_array
-from fitv2.data.latents import LatentShards
-from fitv2.data.loader import PackLoader, Position
+from fitv2.data.shards import LatentShards
 from fitv2.errors import UserError
+from fitv2.prepare.encode import build_encoder
 from fitv2.prepare.run import prepare as run_prepare
-from fitv2.prepare.settings import build_encoder
 from fitv2.prepare.sources import FolderSource
 from fitv2.pretrained import load_pretrained
 from pictures import as_bytes, good_files, noise, write_files
@@ -107,32 +106,11 @@ def test_an_epoch_follows_from_seed_and_epoch_alone_in_any_order_and_thread(mome
     assert not np.allclose(noise_0, noise_1)
 
 
-def test_variants_and_flips_have_the_stated_probabilities(pixels):
-    data = LatentShards(pixels)
-    both = int(np.flatnonzero(data.possible == 2)[0])
-    one = int(np.flatnonzero(data.possible == 1)[0])
-    views = [data.epoch(epoch, seed=1) for epoch in range(400)]
-    assert 160 < sum(view.variant[both] for view in views) < 240
-    assert not any(view.variant[one] for view in views)
-    assert 160 < sum(bool(view.flip[0]) for view in views) < 240
-    assert not any(LatentShards(pixels, flip=False).epoch(epoch, 0).flip.any() for epoch in range(20))
-
-
 def test_without_flip_there_is_none(root, moments, tmp_path):
     data = LatentShards(make(root, tmp_path / "out", str(moments.parent / "vae"), patch_size=2, flip=False))
     assert not data.epoch(0, 0).flip.any() and len(data.stored(0, 0, 0)) == 2
     size = sum(path.stat().st_size for path in (tmp_path / "out/shards").glob("*.safetensors"))
     assert size < 0.7 * sum(path.stat().st_size for path in (moments / "shards").glob("*.safetensors"))
-
-
-def test_packs_of_a_loader_hold_every_picture_once(moments):
-    steps = PackLoader(LatentShards(moments), tokens_per_pack=40).steps(Position())
-    labels = []
-    for step in steps:
-        labels += step.packs[0][1].tolist()
-        if step.after.epoch == 1:
-            break
-    assert sorted(labels) == [0] * 6 + [1] * 6
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "lose"])

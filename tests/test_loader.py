@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fitv2.data.fashion import Fashion, bundled
+from fitv2.data.fashion import Fashion
 from fitv2.data.folder import ImageFolder
 from fitv2.data.loader import PackLoader, Position, Step
 from tiny import garments
@@ -99,23 +99,6 @@ def test_processes_share_the_packs_of_a_step_without_overlap_or_gap(world):
 def test_packs_that_processes_cannot_share_evenly():
     with pytest.raises(ValueError, match="3 packs a step cannot be shared evenly by 2 processes"):
         PackLoader(numbered(), 200, packs_per_step=3, world=2)
-
-
-@pytest.mark.parametrize("budget", [2048, 4096])
-def test_nearly_all_tokens_of_the_bundled_garments_are_real(budget):
-    dataset = bundled()
-    (step,) = take(PackLoader(dataset, budget), 1)
-    assert step.real_share >= 0.98
-    assert sum(step.packs[0][0].lengths) >= 0.9 * budget
-
-
-def test_sizes_at_random_scales_are_new_each_epoch_and_a_function_of_it():
-    dataset = numbered(min_scale=0.5)
-    first, again, second = dataset.epoch(0, 7), dataset.epoch(0, 7), dataset.epoch(1, 7)
-    assert np.array_equal(first.hw, again.hw) and not np.array_equal(first.hw, second.hw)
-    assert (first.hw <= dataset.hw).all() and (first.hw >= np.floor(dataset.hw / 2).clip(1)).all()
-    for i in range(NUMBER):
-        assert first.latent(i).shape == (1, *first.hw[i] * 4)
 
 
 def test_a_position_that_the_epoch_no_longer_has_goes_on_with_the_next_epoch():

@@ -8,8 +8,8 @@ from safetensors.torch import load_file, save_file
 from fitv2.build import build_dataset
 from fitv2.classes import imagenet_names
 from fitv2.config import build_recipe
-from fitv2.data.images import UnreadableImage
-from fitv2.data.official_latents import OfficialLatents, budgets
+from fitv2.data.formats import UnreadableImage
+from fitv2.data.official import OfficialLatents, budgets
 from fitv2.tokens import TokenBatch
 
 LARGEST = 64
@@ -73,7 +73,7 @@ def test_sizes_labels_and_what_is_left_out(root):
 
 def test_latents_come_back_and_as_tokens_equal_the_features(root):
     data = open_latents(root)
-    seeds = [[1, 1], [2, 2], [3, 4], [5, 5]]
+    seeds = [[1], [2], [4, 3], [5]]
     seen = set()
     for epoch in range(40):
         view = data.epoch(epoch, seed=0)
@@ -87,14 +87,6 @@ def test_latents_come_back_and_as_tokens_equal_the_features(root):
             assert torch.equal(TokenBatch.from_latents([latent], 2).x, expected)
             seen.add((i, seed, flip))
     assert len(seen) == 10
-
-
-def test_an_epoch_follows_from_seed_and_epoch_alone(root):
-    one, other = open_latents(root).epoch(3, 1), open_latents(root).epoch(3, 1)
-    assert np.array_equal(one.hw, other.hw) and np.array_equal(one.flip, other.flip)
-    views = [open_latents(root).epoch(epoch, 1) for epoch in range(30)]
-    assert 5 < sum(bool(view.variant[2]) for view in views) < 25 and 5 < sum(bool(view.flip[2]) for view in views) < 25
-    assert not open_latents(root, flip=False).epoch(0, 1).flip.any()
 
 
 def test_bad_files_are_named_and_one_version_is_enough(root):
@@ -111,16 +103,16 @@ def test_bad_files_are_named_and_one_version_is_enough(root):
         "n09_2.safetensors": "truncated or damaged",
     }
     view = data.epoch(0, 0)
-    (root / data.versions[0][0]).unlink()
+    (root / data.names[data.place[0, 0]]).unlink()
     with pytest.raises(UnreadableImage, match=r"n01_1.safetensors could be read at the start and now cannot"):
         view.latent(0)
 
 
 def test_a_cache_saves_the_second_scan(root, tmp_path, monkeypatch):
     first = open_latents(root, cache_file=tmp_path / "cache.json")
-    monkeypatch.setattr("fitv2.data.official_latents.check", lambda path, classes: pytest.fail(f"{path} was read"))
+    monkeypatch.setattr("fitv2.data.official.check", lambda path, classes: pytest.fail(f"{path} was read"))
     second = open_latents(root, cache_file=tmp_path / "cache.json")
-    assert np.array_equal(first.sizes, second.sizes) and np.array_equal(first.labels, second.labels)
+    assert np.array_equal(first.variant_hw, second.variant_hw) and np.array_equal(first.labels, second.labels)
 
 
 def test_a_recipe_takes_the_authors_folder(root):
@@ -144,6 +136,6 @@ def test_numbers_that_are_not_finite_are_refused(root):
     content["feature"][:, 0, 0, 0] = torch.nan
     save_file(content, path)
     data = open_latents(root, max_tokens=LARGEST)
-    index = next(i for i, versions in enumerate(data.versions) if "n01_1" in versions[0])
+    index = next(i for i, place in enumerate(data.place) if "n01_1" in data.names[place[0]])
     with pytest.raises(UnreadableImage, match="not finite"):
         data.epoch(0, 0).latent(index)

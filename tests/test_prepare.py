@@ -18,7 +18,7 @@ from safetensors import safe_open
 
 from fitv2.autoencoder import KLAutoencoder
 from fitv2.data.images import decode, prepare, target_size, to_array, variants
-from fitv2.data.latents import LatentShards
+from fitv2.data.shards import LatentShards
 from fitv2.finite import NotFinite
 from fitv2.locks import locked
 from fitv2.prepare import run as run_module
@@ -246,6 +246,7 @@ def whole(tmp_path_factory, vae) -> tuple[list[str], dict[str, bytes]]:
     return command, contents(folder / "out")
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_it_ends_at_the_same_bytes(tmp_path, whole):
     command, expected = whole
     moments, kills = random.Random(0), 0
@@ -266,6 +267,7 @@ def test_killed_at_random_moments_it_ends_at_the_same_bytes(tmp_path, whole):
     assert contents(out) == expected
 
 
+@pytest.mark.slow
 def test_killed_between_two_file_operations_it_ends_at_the_same_bytes(tmp_path, whole):
     command, expected = whole
     moments, kills = random.Random(1), 0
@@ -278,6 +280,7 @@ def test_killed_between_two_file_operations_it_ends_at_the_same_bytes(tmp_path, 
     assert contents(tmp_path / "out") == expected
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_same_bytes_as_one(tmp_path, whole):
     command, expected = whole
     children = processes(2, command_line, "prepare", *command, "--out", str(tmp_path / "out"))
@@ -335,7 +338,7 @@ def test_a_full_disk_is_one_sentence_and_costs_nothing(fitv2, root, tmp_path):
             ["--autoencoder", "vae"],
             ["out was prepared with another autoencoder, pixels and not ", "; choose another --out"],
         ),
-        (["--channels", 4], ["pictures have 1 or 3 channels, not 4"]),
+        (["--channels", 4], ["images have 1 or 3 channels, not 4"]),
         (["--autoencoder", "vae", "--channels", 1], ["--channels goes with --autoencoder pixels"]),
         (["--autoencoder", "./no/where"], ["the autoencoder ./no/where cannot be loaded; name its folder instead"]),
         (["--out", "pictures/out"], ["lies within the source", "choose a folder outside of it"]),
@@ -354,10 +357,10 @@ def test_a_mistake_is_one_sentence(fitv2, root, vae, tmp_path, change, parts):
 
 def test_sources_without_a_picture_are_one_sentence(fitv2, tmp_path):
     (tmp_path / "empty").mkdir()
-    assert "no picture can be read" in fitv2("empty", "--out", "out", *PIXELS)
+    assert "no image can be read" in fitv2("empty", "--out", "out", *PIXELS)
     write_files(tmp_path / "bad", {"a.png": b"x"})
     message = fitv2("bad", "--out", "out", *PIXELS)
-    assert "no picture can be read" in message and "a.png: not a picture" in message
+    assert "no image can be read" in message and "a.png: not a picture" in message
 
 
 def test_an_index_of_a_shard_that_was_changed_is_made_anew(fitv2, root, tmp_path):

@@ -45,12 +45,6 @@ def test_folder(tmp_path):
     assert [item.id for item in source.items] == sorted(GOOD)
 
 
-def test_folder_without_classes(tmp_path):
-    write_files(tmp_path, {"b.png": b"b", "a.png": b"a"})
-    source = open_source(str(tmp_path))
-    assert (source.items, source.class_names) == ([Item("a.png"), Item("b.png")], [])
-
-
 def test_every_other_file_of_a_folder_is_named(tmp_path):
     write_files(tmp_path, GOOD | {"loose.png": b"x", "cat/notes.txt": b"x", "cat/README": b"", ".git/config": b""})
     (tmp_path / "dog" / "link.png").symlink_to(tmp_path / "nowhere")
@@ -135,7 +129,7 @@ def test_a_truncated_archive_gives_what_is_whole_and_is_named(tmp_path, kept):
 @pytest.mark.parametrize(
     ("name", "part"),
     [
-        ("nowhere/at/all", "there is no nowhere/at/all: give a folder of pictures"),
+        ("nowhere/at/all", "there is no nowhere/at/all: give a folder of images"),
         ("nowhere.tar", "there is no nowhere.tar"),
         ("./nowhere", "there is no ./nowhere"),
         ("file.zip", "file.zip is neither a folder, a list (.txt, .tsv, .csv, .jsonl) nor a .tar archive"),
@@ -152,7 +146,7 @@ def test_what_is_no_source_is_one_sentence(tmp_path, monkeypatch, name, part):
 def test_archives_beside_pictures_are_not_taken_for_all(tmp_path):
     write_files(tmp_path, good_files(3))
     write_tar(tmp_path / "a.tar", {"x.png": as_bytes(noise(8, 8))})
-    with pytest.raises(ValueError, match="holds archives and pictures: name the archives by "):
+    with pytest.raises(ValueError, match="holds archives and images: name the archives by "):
         open_source(str(tmp_path))
     assert list(taken(open_source(str(tmp_path / "*.tar")))) == ["a.tar/x.png"]
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 import torch
 
-from fitv2.data.latents import LatentShards
 from fitv2.data.loader import PackLoader, Position
+from fitv2.data.shards import LatentShards
 from fitv2.flow.objective import flow_loss
 from fitv2.model.presets import preset
 from fitv2.model.transformer import FiT

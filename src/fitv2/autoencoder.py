@@ -1,4 +1,4 @@
-"""Between latents and pictures: pixels as they are, or a KL autoencoder as diffusers has it."""
+"""Between latents and images: pixels as they are, or a KL autoencoder as diffusers has it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -16,9 +16,9 @@ from .finite import check_finite, check_weights
 from .state_files import weights_digest
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-# Larger pictures are decoded in overlapping tiles: at once their activations take tens of gigabytes.
+# Larger images are decoded in overlapping tiles: at once their activations take tens of gigabytes.
 LARGEST_UNTILED = 1024 * 1024
 DECODING_CURES = "try --precision fp32 (an autoencoder in float32), or another copy of the autoencoder"
 
@@ -32,24 +32,27 @@ class Pixels:
     def decode(self, latent: Tensor) -> Tensor:
         return latent
 
+    decode_batch = decode
+
     def encode(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation, which is zero, of each latent."""
+        """Returns mean and standard deviation, which is zero, of each latent."""
         return pictures, torch.zeros_like(pictures)
 
 
 class KLAutoencoder:
     """An AutoencoderKL of diffusers, computing on `device`, wherever offloading keeps its weights meanwhile.
 
-    factor: picture pixels per latent pixel on each axis. channels: of a latent.
+    factor: image pixels per latent pixel on each axis. channels: of a latent.
     """
 
     def __init__(self, network: AutoencoderKL, device: torch.device | str) -> None:
-        self.network, self.device = network.eval(), device
-        self.channels: int = network.config.latent_channels
-        self.factor = factor_of(network.config)
+        self.network: Any = network.eval()
+        self.device = device
+        self.channels: int = self.network.config.latent_channels
+        self.factor = factor_of(self.network.config)
 
     def decode(self, latent: Tensor) -> Tensor:
-        """(c, h, w) as the transformer gives it to (3, h * factor, w * factor) in about [-1, 1], float32 on the CPU.
+        """Decodes (c, h, w) of the transformer to (3, h * factor, w * factor) in about [-1, 1], float32 on the CPU.
 
         Scaling and shift are those of the autoencoder's own configuration. Raises NotFinite for NaN or infinity.
         """
@@ -57,7 +60,7 @@ class KLAutoencoder:
 
     @torch.no_grad()
     def decode_batch(self, latents: Tensor) -> Tensor:
-        """`decode` of (B, c, h, w) in one pass."""
+        """Decodes (B, c, h, w) in one pass, like `decode`."""
         config = self.network.config
         unscaled = latents.float() / config.scaling_factor + (config.shift_factor or 0)
         with self._tiles(latents.shape[2] * latents.shape[3] * self.factor**2), self._whole_precision():
@@ -68,10 +71,16 @@ class KLAutoencoder:
 
     @torch.no_grad()
     def encode(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 3, h * factor, w * factor) in [-1, 1] to the mean and the standard deviation of their latents, as the
-        transformer takes them: each (B, c, h, w), float32 on the CPU. Latents are drawn as mean + std * noise.
+        """Encodes images to the moments of their latents, as the transformer takes them.
 
-        Raises NotFinite for NaN or infinity.
+        Args:
+            pictures: (B, 3, h * factor, w * factor) in [-1, 1].
+
+        Returns:
+            Mean and standard deviation, each (B, c, h, w) float32 on the CPU. Latents are drawn as mean + std * noise.
+
+        Raises:
+            NotFinite: A moment is NaN or infinite.
         """
         config = self.network.config
         with self._tiles(pictures.shape[2] * pictures.shape[3]), self._whole_precision():
@@ -83,18 +92,18 @@ class KLAutoencoder:
         return mean, std
 
     def digest(self) -> str:
-        """SHA-256 over configuration and weights, wherever they were loaded from."""
+        """Returns the SHA-256 of configuration and weights, wherever they were loaded from."""
         config = {key: value for key, value in self.network.config.items() if not key.startswith("_")}
         return weights_digest(self.network.state_dict(), json.dumps(config, sort_keys=True, default=str))
 
     def _dtype(self) -> torch.dtype:
-        """What the network computes in: float16 overflows in autoencoders whose configuration says so."""
+        """The precision of a pass: float16 overflows in autoencoders whose configuration has force_upcast."""
         upcast = self.network.dtype == torch.float16 and self.network.config.get("force_upcast", True)
         return torch.float32 if upcast else self.network.dtype
 
     @contextmanager
     def _whole_precision(self) -> Iterator[None]:
-        """The network in float32 within, where `_dtype` wants that of float16 weights."""
+        """Converts the network to `_dtype` within the context."""
         own, wanted = self.network.dtype, self._dtype()
         if own == wanted:
             yield
@@ -107,7 +116,7 @@ class KLAutoencoder:
 
     @contextmanager
     def _tiles(self, pixels: int) -> Iterator[None]:
-        """Tiles within, for pictures of more pixels than fit at once."""
+        """Turns on tiling within the context, for images of more pixels than fit at once."""
         tiled = self.network.use_tiling
         if pixels > LARGEST_UNTILED:
             self.network.enable_tiling()
@@ -120,25 +129,25 @@ class KLAutoencoder:
 def load_autoencoder(
     name: str | None, device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> Pixels | KLAutoencoder:
-    """The autoencoder of a folder (also a pipeline's, with it in `vae`) or a hub id; None: pixels.
+    """Loads the autoencoder of a folder (also that of a pipeline, in `vae`) or a hub id; for None, returns `Pixels`.
 
-    Raises ValueError when there is none.
+    Raises UserError if there is none.
     """
     if name is None:
         return Pixels()
     with told_in_one_sentence(name):
         network = read_network(name, subfolder_of(name), dtype)
-    return KLAutoencoder(network.to(device), device)
+    return KLAutoencoder(cast(Any, network).to(device), device)
 
 
 def read_network(name: str, subfolder: str | None, dtype: torch.dtype, **options) -> AutoencoderKL:
-    """The network itself; options: of diffusers, such as `variant`.
+    """Loads the network itself; options: of diffusers, such as `variant`.
 
     Raises UserError for another class of autoencoder and for weights that are not all its own, NotFinite for NaN.
     """
-    from diffusers import AutoencoderKL
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-    check_class(name, AutoencoderKL.load_config(name, subfolder=subfolder))
+    check_class(name, cast(Any, AutoencoderKL.load_config(name, subfolder=subfolder)))
     options |= {"subfolder": subfolder, "dtype": dtype, "output_loading_info": True}
     network, found = loaded(AutoencoderKL.from_pretrained, name, **options)
     check_loaded(found, name)
@@ -153,7 +162,7 @@ def check_class(name: str, config: Mapping[str, Any]) -> None:
 
 
 def loaded(load: Callable, name: str, **options) -> Any:
-    """What diffusers loads; its complaint about weights of other shapes as UserError."""
+    """Returns what diffusers loads. Raises UserError for weights of other shapes."""
     try:
         return load(name, **options)
     except ValueError as error:
@@ -174,19 +183,19 @@ def check_loaded(found: Mapping[str, Any], name: str) -> None:
 
 
 def read_factor(name: str | None) -> int:
-    """Picture pixels per latent pixel on each axis of the autoencoder of that name, from its configuration alone."""
+    """Returns the image pixels per latent pixel on each axis, from the autoencoder's configuration alone."""
     if name is None:
         return Pixels.factor
-    from diffusers import AutoencoderKL
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     with told_in_one_sentence(name):
-        config = AutoencoderKL.load_config(name, subfolder=subfolder_of(name))
+        config = cast(Any, AutoencoderKL.load_config(name, subfolder=subfolder_of(name)))
         check_class(name, config)
         return factor_of(config)
 
 
 def factor_of(config: Mapping[str, Any]) -> int:
-    """Each block but the last halves both sides."""
+    """Returns the image pixels per latent pixel: each block but the last halves both sides."""
     return 2 ** (len(config["block_out_channels"]) - 1)
 
 
@@ -196,7 +205,7 @@ def subfolder_of(name: str) -> str | None:
 
 @contextmanager
 def told_in_one_sentence(name: str) -> Iterator[None]:
-    """Whatever the library says of an autoencoder that is not there."""
+    """Turns what the library says of a missing autoencoder into a UserError of one sentence."""
     try:
         yield
     except UserError:
@@ -208,7 +217,7 @@ def told_in_one_sentence(name: str) -> Iterator[None]:
 
 
 def decode_all(codec: Pixels | KLAutoencoder, latents: Sequence[Tensor]) -> list[Tensor]:
-    """The images of latents (c, h, w), in their order."""
+    """Decodes latents (c, h, w) to images, in their order."""
     images: dict[int, Tensor] = {}
     with Decoding(codec, images.__setitem__) as decoding:
         for number, latent in enumerate(latents):
@@ -217,9 +226,10 @@ def decode_all(codec: Pixels | KLAutoencoder, latents: Sequence[Tensor]) -> list
 
 
 class Decoding:
-    """Hands on the images of latents: on an accelerator decoded in batches of one size, on a CPU one by one.
+    """Decodes latents one after another: on an accelerator in batches of one size, on a CPU one by one.
 
-    done: gets the number of a latent and its image (3, H, W). A with block, at whose end all are decoded.
+    A context manager; at its end all latents are decoded. done: is called with the number of a latent and its image,
+    (3, H, W).
     """
 
     def __init__(self, codec: Pixels | KLAutoencoder, done: Callable[[int, Tensor], None]) -> None:

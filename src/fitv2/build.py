@@ -13,16 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .classes import imagenet_names, readable_names
+from .classes import imagenet_names
 from .config import NOT_OF_GRIDS, DataSettings, ModelSettings, Recipe, TrainingSettings
 from .data import fashion
 from .data.dataset import Dataset
 from .data.fashion import Fashion
 from .data.folder import ImageFolder
 from .data.imagenet import ImageNetLike
-from .data.latents import LatentShards
-from .data.official_latents import OfficialLatents, budgets
+from .data.official import OfficialLatents, budgets
 from .data.prepared import is_prepared, read_dataset
+from .data.shards import LatentShards
 from .diffusion.objective import DiffusionLoss, diffusion_loss
 from .diffusion.schedule import linear_schedule
 from .errors import UserError
@@ -48,13 +48,10 @@ def build_dataset(data: DataSettings, patch_size: int, cache_file: Path | None =
     if data.source == "fashion":
         return build_fashion(data, patch_size)
     if is_prepared(Path(data.source)):
-        dataset = build_prepared(data, patch_size)
-    elif budgets(Path(data.source)):
-        dataset = build_official(data, patch_size, cache_file)
-    else:
-        dataset = build_folder(data, patch_size, cache_file)
-    dataset.class_names = readable_names(dataset.class_names)
-    return dataset
+        return build_prepared(data, patch_size)
+    if budgets(Path(data.source)):
+        return build_official(data, patch_size, cache_file)
+    return build_folder(data, patch_size, cache_file)
 
 
 def holds_latents(data: DataSettings) -> bool:
@@ -167,7 +164,7 @@ def build_model_config(recipe: Recipe, dataset: Dataset, base: Pretrained | None
     Extrapolation begins at the size of the data, or where the recipe extends the size of a base model, at that one's.
     Raises ValueError for a fixed grid where pictures are of several sizes.
     """
-    hw = dataset.epoch(0, 0).hw
+    hw = dataset.first_hw
     if issubclass(ARCHITECTURES[recipe.model.architecture], GridConfig):
         return build_grid_config(recipe.model, dataset, hw)
     most_tokens = int(hw.prod(1).max())

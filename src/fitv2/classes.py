@@ -11,7 +11,7 @@ from pathlib import Path
 from .errors import UserError
 from .messages import suggestion
 
-# That many numbers and names are told to people; the rest is "and so on".
+# Classes that a message lists; the rest is "and so on".
 TOLD = 20
 
 
@@ -23,7 +23,7 @@ class Classes:
     names: Mapping[int, str]
 
     def number(self, label: int | str) -> int:
-        """A class by name or number. Raises ValueError, naming the classes, for one that is not there."""
+        """Returns the number of a class given by name or number. Raises UserError for an unknown one."""
         if isinstance(label, str):
             called = [number for number, name in self.names.items() if name == label]
             if len(called) > 1:
@@ -47,9 +47,9 @@ class Classes:
 
 
 def read_names(path: Path) -> list[str]:
-    """Class names from a text file, one a line in the order of their numbers; lines that start with # do not count.
+    """Reads class names from a text file, one per line in the order of their numbers, without comments (#).
 
-    Raises ValueError where there is no such file or it is not text.
+    Raises UserError if there is no such file or it is not text.
     """
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
@@ -59,7 +59,7 @@ def read_names(path: Path) -> list[str]:
 
 
 def readable_names(folders: Sequence[str]) -> list[str]:
-    """The names of class folders, in their order; for ImageNet's, n01440764 to n15075141, those of its classes."""
+    """Returns the names of class folders; for the 1 000 of ImageNet, n01440764 to n15075141, those of its classes."""
     if not folders or not all(re.fullmatch(r"n\d{8}", name) for name in folders):
         return list(folders)
     known = imagenet_names()
@@ -67,5 +67,5 @@ def readable_names(folders: Sequence[str]) -> list[str]:
 
 
 def imagenet_names() -> Sequence[str]:
-    """The 1 000 classes of ImageNet, each by the first of its names in WordNet."""
+    """Returns the 1 000 classes of ImageNet, each by the first of its names in WordNet."""
     return read_names(Path(str(files("fitv2").joinpath("builtin", "imagenet-classes.txt"))))

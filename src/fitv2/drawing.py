@@ -22,7 +22,7 @@ COLUMNS = 2
 
 
 def write_page(path: Path, panels: Sequence[Panel]) -> None:
-    """All panels as one PNG, two in a row; a reader meets a whole file. Raises OSError when it cannot be written."""
+    """Writes all panels as one PNG, two in a row, in one atomic step. Raises OSError if it cannot be written."""
     columns = min(COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
     size = (columns * PANEL_INCHES[0], rows * PANEL_INCHES[1])
@@ -36,7 +36,7 @@ def write_page(path: Path, panels: Sequence[Panel]) -> None:
 
 
 def plain_ticks(axis: Axis, base: int = 10) -> None:
-    """Few ticks, as plain numbers, of an axis that is logarithmic already: 1, 2, 5, 10, or powers of another base."""
+    """Sets few ticks, as plain numbers, on a logarithmic axis: 1, 2, 5, 10, or powers of another base."""
     axis.set_major_locator(LogLocator(base, subs=(1, 2, 5) if base == 10 else (1,), numticks=12))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))

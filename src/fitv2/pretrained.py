@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import as_file, files
@@ -55,11 +54,7 @@ class Pretrained:
 
 def shapes_of(dataset: Dataset) -> list[list[tuple[int, int, int]]]:
     """The most frequent (height, width, count) in latent pixels, per class, in one epoch; random scales draw others."""
-    view = dataset.epoch(0, 0)
-    counts: list[Counter] = [Counter() for _ in range(max(dataset.num_classes, 1))]
-    for label, (h, w) in zip(view.labels.tolist(), (view.hw * dataset.patch_size).tolist(), strict=True):
-        counts[label][h, w] += 1
-    return [[(h, w, n) for (h, w), n in counter.most_common(MOST_SHAPES)] for counter in counts]
+    return dataset.shapes(MOST_SHAPES)
 
 
 def save_pretrained(

@@ -11,14 +11,16 @@ from .errors import UserError
 
 
 def parse_yaml(text: str | bytes, source: object) -> dict[str, Any]:
-    """A YAML mapping, empty where there is no text; source: where it comes from. Raises UserError for anything else."""
+    """Returns a YAML mapping; source: where it comes from. Raises UserError for anything else, also for no content."""
     try:
         tree = yaml.safe_load(text)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict | None):
+    if tree is None:
+        raise UserError(f"{source} is empty: write sections with keys into it, or give another file")
+    if not isinstance(tree, dict):
         raise UserError(f"{source} must hold sections with keys, as in 'section:' and below it 'key: value'")
-    return tree or {}
+    return tree
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import UserError
-from ..messages import counted
+from ..messages import counted, shortened
 
 if TYPE_CHECKING:
-    from ..prepare.inspection import Inspection
-    from ..prepare.verify import Verified
+    from ..prepare.inspection import Inspection, Verified
 
 PLOTS = "plots.png"
 BAR = 40
@@ -26,7 +25,9 @@ def inspect(
     budget: Annotated[
         int | None, typer.Option(min=1, help="tokens per pack; default: ten times the longest image")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="for the table and the plots; default: FOLDER-inspected")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="for the table and the plots; default: FOLDER-inspected")
+    ] = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="also compare every shard with its hash, and look for NaN and infinity")
     ] = False,
@@ -44,12 +45,11 @@ def inspect(
     from ..drawing import write_page
     from ..prepare import inspection as inspecting
     from ..prepare.plots import bars, points
-    from ..prepare.verify import verify as read_all
     from .progress import image_progress
 
     if verify:
         with image_progress("verifying", len(read_dataset(folder)[1]["shards"])) as done:
-            refuse_damage(folder, read_all(folder, done))
+            refuse_damage(folder, inspecting.verify(folder, done))
     named = folder if folder.name else folder.resolve()  # "." has no name.
     out = out or named.with_name(f"{named.resolve().name}-inspected")
     refuse_foreign(out, {inspecting.TABLE, PLOTS})
@@ -58,11 +58,11 @@ def inspect(
     write_page(
         out / PLOTS,
         [
-            points("sizes in pixels", {"before": inspection.sizes, "after": inspection.new_sizes}),
+            points("sizes in pixels", {"before": inspection.sizes(), "after": inspection.sizes("new_")}),
             bars("width / height", figures["aspects"]),
             bars("tokens", figures["token_counts"]),
             bars("fraction lost by cropping", figures["cropped"]),
-            bars("classes", figures["classes"] or {"without classes": len(inspection.sizes)}),
+            bars("classes", figures["classes"] or {"without classes": len(inspection.labels)}),
             bars("skipped", figures["skipped_by_reason"] or {"none": 0}),
         ],
     )
@@ -81,10 +81,10 @@ def refuse_damage(folder: Path, found: Verified) -> None:
         shards = counted(len(found.damaged), "shard")
         raise UserError(
             f"{shards} of {folder} {'is' if len(found.damaged) == 1 else 'are'} not as written: "
-            f"{', '.join(found.damaged)}; {anew}"
+            f"{shortened(found.damaged, MOST_CLASSES)}; {anew}"
         )
     if found.not_finite:
-        names = ", ".join(found.not_finite[:MOST_CLASSES]) + (", ..." if len(found.not_finite) > MOST_CLASSES else "")
+        names = shortened(found.not_finite, MOST_CLASSES)
         raise UserError(
             f"{counted(len(found.not_finite), 'image')} of {folder} {'has' if len(found.not_finite) == 1 else 'have'} "
             f"latents that are not finite (NaN or infinity): {names}; {anew}, and stops if the autoencoder is broken"
@@ -128,7 +128,7 @@ def text(folder: Path, inspection: Inspection, figures: dict[str, Any]) -> Itera
 
 
 def histogram(counts: dict[str, int]) -> Iterator[str]:
-    """A bar of characters per entry; of many, the first ones."""
+    """Yields a bar of characters per entry; of many, the first ones."""
     longest = max(counts.values()) or 1
     for name, count in list(counts.items())[:MOST_CLASSES]:
         # File names may hold bytes that no terminal can show.

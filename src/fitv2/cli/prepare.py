@@ -1,4 +1,4 @@
-"""`fitv2 prepare`: pictures to latents in shards, once, for any number of trainings."""
+"""`fitv2 prepare`: images to latents in shards, once, for any number of trainings."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -19,7 +18,7 @@ from .sampling import Device
 if TYPE_CHECKING:
     from ..prepare.run import Report
 
-MOST_NAMED, MOST_CLASSES = 20, 50
+FITTING, RUNNING = "How images are fitted", "Running"
 
 
 def prepare(
@@ -31,15 +30,23 @@ def prepare(
             "Hugging Face"
         ),
     ],
-    out: Annotated[Path, typer.Option(help="the folder to write, or to complete")],
-    max_tokens: Annotated[int, typer.Option(min=1, help="larger images are scaled down to this many tokens")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="the folder to write, or to complete")],
+    max_tokens: Annotated[
+        int, typer.Option(min=1, help="larger images are scaled down to this many tokens", rich_help_panel=FITTING)
+    ],
     autoencoder: Annotated[str, typer.Option(help="folder or hub id of an AutoencoderKL, or the word pixels")],
     patch_size: Annotated[
-        int | None, typer.Option(min=1, help="side of a token in latent pixels; default 2, or 8 with pixels")
+        int | None,
+        typer.Option(
+            min=1, help="side of a token in latent pixels; default 2, or 8 with pixels", rich_help_panel=FITTING
+        ),
     ] = None,
     preprocessing: Annotated[
         Literal["mixed", "resize", "crop"],
-        typer.Option(help="mixed: large images both resized and cropped to a square (Algorithm 1 of FiTv2)"),
+        typer.Option(
+            help="mixed: large images both resized and cropped to a square (Algorithm 1 of FiTv2)",
+            rich_help_panel=FITTING,
+        ),
     ] = "mixed",
     labels: Annotated[
         Literal["auto", "folders", "none"],
@@ -48,12 +55,19 @@ def prepare(
             "dataset.json, else its sub-folders; folders: the sub-folders are the classes; none: no classes"
         ),
     ] = "auto",
-    flip: Annotated[bool, typer.Option(help="also use the mirror image of each")] = True,
-    channels: Annotated[int | None, typer.Option(help="with pixels: 3 for colour (the default), 1 for grey")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="threads that read and decode")] = 4,
-    shard_size: Annotated[int, typer.Option(min=1, help="files of the source per shard")] = 1024,
+    flip: Annotated[bool, typer.Option(help="also use the mirror image of each", rich_help_panel=FITTING)] = True,
+    channels: Annotated[
+        int | None,
+        typer.Option(help="with pixels: 3 for colour (the default), 1 for grey", rich_help_panel=FITTING),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="threads that read and decode", rich_help_panel=RUNNING)] = 4,
+    shard_size: Annotated[
+        int, typer.Option(min=1, help="files of the source per shard", rich_help_panel=RUNNING)
+    ] = 1024,
     device: Device = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print a JSON report instead of text")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="print a JSON report instead of text", rich_help_panel=RUNNING)
+    ] = False,
 ) -> None:
     """Encode images, each at its own aspect ratio, into a folder for 'fitv2 train --data'.
 
@@ -71,8 +85,8 @@ def prepare(
     from functools import partial
 
     from ..device import join_processes
+    from ..prepare.encode import build_encoder
     from ..prepare.run import prepare as run
-    from ..prepare.settings import build_encoder
     from ..prepare.sources import open_source
     from .progress import image_progress
 
@@ -97,6 +111,9 @@ def prepare(
 
 
 def show(report: Report, out: Path, seconds: float, patch_size: int, as_json: bool) -> None:
+    from ..data.labelling import class_lines
+    from ..data.scan import skipped_lines
+
     if as_json:
         figures = {key: value for key, value in vars(report).items() if key != "skipped"}
         figures |= {"out": str(out), "seconds": round(seconds, 2), "skipped": len(report.skipped)}
@@ -107,32 +124,18 @@ def show(report: Report, out: Path, seconds: float, patch_size: int, as_json: bo
         f"{counted(report.shards, 'shard')}; {report.encoded:,} encoded now, {report.reused:,} moved from other "
         f"shards, {seconds:.1f} s"
     ]
-    lines += class_lines(report.classes)
+    lines += [f"  {line}" for line in class_lines(report.classes)]
     lines += [f"  {note}" for note in report.notes]
     if report.duplicates:
         lines.append(
             f"  {counted(report.duplicates, 'file has', 'files have')} the same content as an earlier one: encoded and "
             "stored once"
         )
-    lines += [f"  {count} skipped: {reason}" for reason, count in report.skipped_by_reason.items()]
-    lines += [f"    {name}: {reason}" for name, reason in report.skipped[:MOST_NAMED]]
+    lines += skipped_lines(report.skipped, f", all of them in {out / 'index.jsonl'}")
     kinds = Counter(reason.partition(", ")[2] for _, reason in report.skipped if reason.startswith("ignored extension"))
     lines += [f"    {count} of them: {advice}" for advice, count in kinds.items() if advice]
-    if len(report.skipped) > MOST_NAMED:
-        lines.append(f"    and {len(report.skipped) - MOST_NAMED} more, all of them in {out / 'index.jsonl'}")
     patch = [] if patch_size == 2 else ["--set", f"model.patch_size={patch_size}"]
     lines.append(f"Look at it with: {command('inspect', out)}")
     lines.append(f"Train on it with: {command('train', '--recipe', 'latents', '--data', out, *patch)}")
     # File names may hold bytes that no terminal can show.
     print(os.linesep.join(lines).encode(errors="replace").decode())
-
-
-def class_lines(classes: dict[str, int]) -> Iterator[str]:
-    """Every class with its number of images, or that there are none; of many the first."""
-    if not classes:
-        yield "  no classes"
-        return
-    shown = ", ".join(f"{name} {count:,}" for name, count in list(classes.items())[:MOST_CLASSES])
-    yield f"  {counted(len(classes), 'class', 'classes')}: {shown}{', ...' if len(classes) > MOST_CLASSES else ''}"
-    if empty := sum(not count for count in classes.values()):
-        yield f"  {counted(empty, 'class has', 'classes have')} no image, and cannot be learned"

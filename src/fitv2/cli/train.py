@@ -125,7 +125,7 @@ def carry_out(chosen: Recipe, run: Path, resume: bool, device: str | None, ignor
     from ..pretrained import read_config
     from ..processes import check_launcher, first_says, leave, locked_by_first
     from ..training.checkpoint import checkpoints
-    from ..training.inputs import class_lines, write_inputs
+    from ..training.inputs import data_lines, write_inputs
     from ..training.run_folder import check_run
     from ..training.trainer import Trainer
     from .plan import check_memory
@@ -148,7 +148,7 @@ def carry_out(chosen: Recipe, run: Path, resume: bool, device: str | None, ignor
         del base  # Gigabytes, of a large model.
         if speaks():
             report_data(dataset, run / "skipped.json")
-            logging.info("%s", "\n".join(class_lines(dataset)))
+            logging.info("%s", "\n".join(data_lines(dataset)))
             if not begun or not (run / "inputs.png").is_file():
                 write_inputs(run / "inputs.png", dataset, chosen.training.seed)
         with training_progress(chosen.training.steps) if speaks() else nullcontext(lambda figures: None) as report:

@@ -1,1 +1,1 @@
-"""Data: pictures at native aspect, the built-in set, and packs filled to a token budget."""
+"""Data: images at native aspect, the built-in set, and packs filled to a token budget."""

@@ -26,7 +26,7 @@ def png_chunks(content: bytes) -> Iterator[Chunk]:
 
 
 def webp_chunks(content: bytes, position: int = 12, end: int | None = None) -> Iterator[tuple[bytes, bytes]]:
-    """Kind and data of each chunk; animation frames are replaced by the chunks within them."""
+    """Yields kind and data of each chunk; animation frames are replaced by the chunks within them."""
     end = len(content) if end is None else end
     while position + 8 <= end:
         kind, length = struct.unpack("<4sI", content[position : position + 8])
@@ -39,7 +39,7 @@ def webp_chunks(content: bytes, position: int = 12, end: int | None = None) -> I
 
 
 def boxes(content: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Kind and content of consecutive boxes."""
+    """Yields kind and content of consecutive boxes."""
     position = 0
     while position + 8 <= len(content):
         length, kind = struct.unpack(">I4s", content[position : position + 8])
@@ -53,10 +53,9 @@ def boxes(content: bytes) -> Iterator[tuple[bytes, bytes]]:
         position = end
 
 
-def boxes_within(content: bytes, path: tuple[bytes, ...]) -> Iterator[bytes]:
-    """The content of every box at a path of nested kinds."""
+def boxes_within(content: bytes, outer: bytes, *inner: bytes) -> Iterator[bytes]:
+    """Yields the content of every box at a path of nested kinds."""
     for kind, data in boxes(content):
-        if kind == path[0]:
+        if kind == outer:
             # Only this kind begins with a version and flags.
-            inner = data[4:] if kind == b"meta" else data
-            yield from boxes_within(inner, path[1:]) if len(path) > 1 else (data,)
+            yield from boxes_within(data[4:] if kind == b"meta" else data, *inner) if inner else (data,)

@@ -11,14 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from posixpath import normpath
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from ..errors import UserError
-from ..messages import counted
+from ..messages import counted, shortened
 from ..sample_list import is_contact_sheet
 from .labelling import Item, labelled
-from .listing import Listed, class_of, classes_of, list_files
-from .made import SAMPLES, made_by_fitv2
+from .listing import SAMPLES, Listed, class_of, classes_of, list_files, made_by_fitv2
 from .tables import Table, is_there, read_table
 
 Labels = Literal["auto", "folders", "none"]
@@ -26,7 +25,6 @@ TABLES = ("metadata.jsonl", "metadata.csv", "dataset.json")
 # Files beside images that may hold labels too: not read, but mentioned in a note.
 UNREAD = (".csv", ".tsv", ".jsonl", ".parquet")
 SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval"}
-MOST_NAMED = 5
 
 
 @dataclass
@@ -42,7 +40,7 @@ class Contents:
 
 
 def read_contents(root: Path, labels: Labels = "auto", option: str | None = "--set data.labels=") -> Contents:
-    """The files below a folder.
+    """Lists the files below a folder, each with its label or the reason why it is left out.
 
     Args:
         root: The folder.
@@ -56,30 +54,32 @@ def read_contents(root: Path, labels: Labels = "auto", option: str | None = "--s
     refuse_own(root)
     files = list(list_files(root))
     images = [file.name for file in files if file.reason is None]
+    unlabelled = [Item(file.name, refused=file.reason) for file in files]
     if labels == "none":
-        return Contents(files, [Item(file.name, refused=file.reason) for file in files])
+        return Contents(files, unlabelled)
     notes: list[str] = []
     if labels == "auto":
         table = find_table(root, files, notes, option)
-        if table is not None and table.has_labels:
-            return by_table(root, table, files, notes, option)
         if table is not None:
-            return Contents(files, [Item(file.name, refused=file.reason) for file in files], notes=notes)
+            return (
+                by_table(root, table, files, notes, option)
+                if table.has_labels
+                else Contents(files, unlabelled, notes=notes)
+            )
         refuse_unclear(root, images, option)
     class_names = classes_of(images)
     if len(class_names) == 1:
         notes.append(f"the only class, {class_names[0]}, tells a model nothing{advice(option, 'none')}")
-    elif class_names and all(name.isdecimal() for name in class_names) and class_names != sorted(class_names, key=int):
-        notes.append(
-            f"the classes are the sub-folders in alphabetical order, not numerical: {', '.join(class_names[:12])}"
-        )
+    elif class_names and all(map(str.isdecimal, class_names)) and class_names != sorted(class_names, key=int):
+        shown = shortened(class_names, 12)
+        notes.append(f"the classes are the sub-folders in alphabetical order, not numerical: {shown}")
+    outside = "outside the class folders" if class_names else None
     number = {name: label for label, name in enumerate(class_names)}
-    items = [Item(file.name, number.get(class_of(file.name), 0), file.reason) for file in files]
-    if class_names:
-        items = [
-            item if item.refused or class_of(item.id) else Item(item.id, refused="outside the class folders")
-            for item in items
-        ]
+    items = [
+        Item(file.name, number.get(own or "", 0), file.reason or (None if own else outside))
+        for file in files
+        for own in [class_of(file.name)]
+    ]
     return Contents(files, items, class_names, notes)
 
 
@@ -112,62 +112,51 @@ def is_contact_sheet_file(path: Path) -> bool:
         return is_contact_sheet(file.read(1024))
 
 
-class Beside(NamedTuple):
-    """A table beside the images."""
-
-    name: str
-    table: Table
-
-    @property
-    def has_labels(self) -> bool:
-        return self.table.has_labels
-
-
-def find_table(root: Path, files: Sequence[Listed], notes: list[str], option: str | None) -> Beside | None:
-    """The table that has the labels, or that says there are none; `notes` collects what users should know."""
-    tables = [Beside(f.name, read_table(root / f.name)) for f in files if f.name.rpartition("/")[2] in TABLES]
-    deeper = [beside.name for beside in tables if "/" in beside.name and beside.has_labels]
-    tables = [beside for beside in tables if "/" not in beside.name]
-    labelling = [beside for beside in tables if beside.has_labels]
+def find_table(root: Path, files: Sequence[Listed], notes: list[str], option: str | None) -> Table | None:
+    """Returns the table that has the labels, or says that there are none; adds to `notes` what users should know."""
+    every = {f.name: read_table(root / f.name) for f in files if f.name.rpartition("/")[2] in TABLES}
+    deeper = [name for name, table in every.items() if "/" in name and table.has_labels]
+    tables = [table for name, table in every.items() if "/" not in name]
+    labelling = [table for table in tables if table.has_labels]
     if len(labelling) > 1:
-        names = " and in ".join(beside.name for beside in labelling)
+        names = " and in ".join(table.name for table in labelling)
         raise UserError(f"{root} has labels in {names}: remove or rename all but one{advice(option, 'folders')}")
     if deeper and not labelling:
         raise UserError(
-            f"the labels are in {', '.join(deeper[:MOST_NAMED])}, below {root}: give that folder, "
+            f"the labels are in {shortened(deeper)}, below {root}: give that folder, "
             f"{Path(root, deeper[0]).parent}, instead{advice(option, 'folders')}"
         )
-    notes += [beside.table.note or f"{beside.name} holds no labels" for beside in tables if not beside.has_labels]
+    notes += [table.note or f"{table.name} holds no labels" for table in tables if not table.has_labels]
     notes += [
         f"{file.name} is not read; if it holds the labels, save it as metadata.csv"
         for file in files
         if file.kind in UNREAD and "/" not in file.name and file.name not in TABLES
     ]
-    silent = [beside for beside in tables if beside.table.says_none]
+    silent = [table for table in tables if table.says_none]
     return next(iter(labelling or silent), None)
 
 
-def by_table(root: Path, beside: Beside, files: Sequence[Listed], notes: list[str], option: str | None) -> Contents:
-    """Every file, labelled by a table, followed by the rows of the table that have no file."""
-    label_of = {normpath(row.path): row.label for row in beside.table.rows}
+def by_table(root: Path, table: Table, files: Sequence[Listed], notes: list[str], option: str | None) -> Contents:
+    """Returns every file, labelled by a table, and then the rows of the table that have no file."""
+    label_of = {normpath(row.path): row.label for row in table.rows}
     images = [file.name for file in files if file.reason is None]
     known = [name for name in images if name in label_of]
     if 2 * len(known) < len(images):
         unknown = next(name for name in images if name not in label_of)
         raise UserError(
-            f"{beside.name} lists {len(known)} of the {counted(len(images), 'image')} below {root}, not {unknown}: "
+            f"{table.name} lists {len(known)} of the {counted(len(images), 'image')} below {root}, not {unknown}: "
             f"complete it{advice(option, 'folders')}{advice(option, 'none')}"
         )
-    items, class_names = labelled(known, [label_of[name] for name in known], str(root / beside.name))
-    given = {item.id: item for item in items} | {beside.name: Item(beside.name, refused="read for its labels")}
-    unlisted = f"not in {beside.name}"
+    items, class_names = labelled(known, [label_of[name] for name in known], str(root / table.name))
+    given = {item.id: item for item in items} | {table.name: Item(table.name, refused="read for its labels")}
+    unlisted = f"not in {table.name}"
     every = [given.get(file.name, Item(file.name, refused=file.reason or unlisted)) for file in files]
     lost = [name for name in label_of if name not in given and not is_there(root, name)]
     notes.append(
-        f"the labels are those of {beside.name}" + ("; the sub-folders are not classes" if classes_of(images) else "")
+        f"the labels are those of {table.name}" + ("; the sub-folders are not classes" if classes_of(images) else "")
     )
     return Contents(
-        [*files, *(Listed(name, "picture", "not a file") for name in lost)],
+        [*files, *(Listed(name, "image", "not a file") for name in lost)],
         [*every, *(Item(name, refused="not a file") for name in lost)],
         class_names,
         notes,
@@ -176,19 +165,19 @@ def by_table(root: Path, beside: Beside, files: Sequence[Listed], notes: list[st
 
 def refuse_unclear(root: Path, images: Sequence[str], option: str | None) -> None:
     """Raises UserError if sub-folders may or may not be classes; the message offers each reading."""
-    folders = Counter(map(class_of, images))
-    loose = folders.pop(None, 0)
+    folders = Counter(class_of(name) or "" for name in images)
+    loose = folders.pop("", 0)
     names = sorted(folders)
     if loose and folders:
-        told = ", ".join(f"{name}/ ({folders[name]})" for name in names[:MOST_NAMED])
+        told = shortened([f"{name}/ ({folders[name]})" for name in names])
         raise UserError(
             f"{root} holds {counted(loose, 'image')} and, beside {'it' if loose == 1 else 'them'}, "
-            f"{counted(len(folders), 'sub-folder')} with images: {told}{', ...' if len(names) > MOST_NAMED else ''}. "
+            f"{counted(len(folders), 'sub-folder')} with images: {told}. "
             f"Which do you mean?{choices(option, loose, len(images))}"
         )
     within = {name.split("/")[1] for name in images if name.count("/") > 1}
     if len(names) == 1 and len(within) > 1:
-        shown = ", ".join(sorted(within)[:MOST_NAMED])
+        shown = shortened(sorted(within))
         raise UserError(
             f"all images of {root} are in its only sub-folder {names[0]}, and there in {shown}: give {root / names[0]} "
             f"to use these as classes{advice(option, 'folders')}"
@@ -202,7 +191,7 @@ def refuse_unclear(root: Path, images: Sequence[str], option: str | None) -> Non
 
 
 def choices(option: str | None, loose: int, every: int) -> str:
-    """What to add to the command for each reading."""
+    """Returns what to add to the command for each reading, as the end of a sentence."""
     if option is None:
         return " Give a folder that holds nothing else, or move the others away"
     return (
@@ -213,7 +202,7 @@ def choices(option: str | None, loose: int, every: int) -> str:
 
 
 def advice(option: str | None, value: Literal["folders", "none"]) -> str:
-    """The alternative, as the end of a sentence."""
+    """Returns the alternative, as the end of a sentence."""
     meaning = {"folders": "uses the sub-folders of the root as classes", "none": "uses all images without classes"}[
         value
     ]

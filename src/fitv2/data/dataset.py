@@ -1,40 +1,156 @@
-"""What training needs of a data set: sizes known before pictures are loaded, so that packs can be planned."""
+"""A data set: image sizes that are known before an image is loaded, and what an epoch draws from them."""
 
 from __future__ import annotations
 
-from typing import Protocol
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
+from ..randomness import Purpose, numpy_generator
+from .scan import ScanReport
 
-class EpochView(Protocol):
-    """A data set as one epoch sees it: what is drawn at random (crop, flip, scale) is fixed.
-
-    hw: (N, 2) int64, height and width of each latent in patches. labels: (N,) int64 in [0, num_classes), or all 0.
-    """
-
-    hw: np.ndarray
-    labels: np.ndarray
-
-    def latent(self, index: int) -> Tensor:
-        """(C, h * p, w * p) float32 in [-1, 1], of the size that hw[index] promises."""
+# Files whose bytes are part of a digest.
+SAMPLED = 16
 
 
-class Dataset(Protocol):
-    """N latents or pictures, channels C, cut into patches of p x p by the model.
+class Dataset(ABC):
+    """N images or latents of C channels, which the model cuts into patches of p x p; a source of `Epoch`s.
 
-    patch_size: p. num_classes: 0 for a set without classes. class_names: num_classes names in the order of the labels.
-    autoencoder: the folder or hub id of the one whose latents these are; None for pixels.
+    Attributes:
+        patch_size: p.
+        channels: C.
+        num_classes: 0 for a set without classes.
+        class_names: One name per class in the order of the labels; may be empty.
+        autoencoder: Folder or hub id of the autoencoder whose latents these are; None for pixels.
+        labels: (N,) int64 in [0, num_classes), or all 0.
+        variant_hw: (N, V, 2) int64, height and width of each variant in patches, at full scale.
+        possible: (N,) int64 in 1 to V, how many variants each image has.
+        flip: Whether an epoch mirrors each image left to right with probability 1/2.
+        drawn: What an epoch draws for each image, in the order of the random numbers.
+        report: What a scan of the files found, if there was one.
     """
 
     patch_size: int
     channels: int
     num_classes: int
-    class_names: list[str]
-    autoencoder: str | None
+    class_names: Sequence[str]
+    autoencoder: str | None = None
+    labels: np.ndarray
+    variant_hw: np.ndarray
+    possible: np.ndarray
+    flip: bool = False
+    drawn: tuple[str, ...] = ("variant", "flip")
+    report: ScanReport | None = None
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        return len(self.labels)
 
-    def epoch(self, epoch: int, seed: int) -> EpochView:
-        """The view of one epoch: a function of (seed, epoch) alone, so any worker or a resumed run gets the same."""
+    def epoch(self, epoch: int, seed: int) -> Epoch:
+        """Returns the images as one epoch takes them."""
+        return Epoch(self, epoch, seed)
+
+    @abstractmethod
+    def load(
+        self, index: int, variant: int, hw: tuple[int, int], flip: bool, rng: Callable[[], np.random.Generator]
+    ) -> Tensor:
+        """Returns one image as (C, h * p, w * p) float32.
+
+        Args:
+            index: Which image.
+            variant: In [0, possible[index]).
+            hw: Height and width in patches, as `sized` gives them.
+            flip: Whether to mirror the image left to right.
+            rng: Returns the generator of this image in this epoch.
+
+        Raises:
+            UnreadableImage: The image cannot be read any more.
+        """
+
+    def draw(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Draws (N,) numbers in [0, 1) for each of `drawn`; those of image i do not depend on the images after it."""
+        return dict(zip(self.drawn, rng.random((len(self), len(self.drawn))).T, strict=True))
+
+    def sized(self, variant: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        """Returns (N, 2) int64 sizes in patches for variants (N,) and numbers (N,) in [0, 1) that decide on a scale."""
+        return self.variant_hw[np.arange(len(self)), variant]
+
+    @cached_property
+    def first_hw(self) -> np.ndarray:
+        """(N, 2) sizes in patches of epoch 0 with seed 0, which stand for all epochs in shapes, digests and costs."""
+        return self.epoch(0, 0).hw
+
+    def shapes(self, most: int) -> list[list[tuple[int, int, int]]]:
+        """Returns the `most` frequent (height, width, count) in latent pixels of each class, in one epoch.
+
+        Sizes of equal frequency are in the order of their first image.
+        """
+        height, width = self.first_hw.T
+        key = (self.labels * (height.max() + 1) + height) * (width.max() + 1) + width
+        _, first, count = np.unique(key, return_index=True, return_counts=True)
+        order = np.lexsort((first, -count))
+        shapes: list[list[tuple[int, int, int]]] = [[] for _ in range(max(self.num_classes, 1))]
+        found = np.column_stack((self.labels[first], self.first_hw[first] * self.patch_size, count))
+        for label, h, w, number in found[order].tolist():
+            if len(shapes[label]) < most:
+                shapes[label].append((h, w, number))
+        return shapes
+
+    def digest(self) -> str:
+        """Returns 16 hexadecimal digits that depend on the data and not on its place.
+
+        They cover the names, sizes and labels of all images, and the bytes of a few files; of prepared data, all
+        checksums. Checkpoints record them.
+        """
+        names, facts, folder = self.identity()
+        digest = hashlib.sha256(repr(list(self.class_names)).encode(errors="surrogateescape"))
+        digest.update("\n".join(names).encode(errors="surrogateescape"))
+        for array in facts:
+            digest.update(np.ascontiguousarray(array, dtype=np.int64).tobytes())
+        if folder is not None:
+            for i in np.linspace(0, len(names) - 1, min(SAMPLED, len(names))).astype(int):
+                digest.update(_content_of(folder / names[i]))
+        return digest.hexdigest()[:16]
+
+    def identity(self) -> tuple[list[str], Sequence[np.ndarray], Path | None]:
+        """Returns what `digest` covers: names, arrays of whole numbers, and the folder of files with these names."""
+        return [], [self.labels, self.first_hw], None
+
+
+class Epoch:
+    """A data set as one epoch sees it, with what is drawn for each image: variant, mirroring, scale and noise.
+
+    The numbers follow from (seed, epoch, image) alone, so any process and a resumed run get the same.
+
+    Attributes:
+        hw: (N, 2) int64, height and width of each image in patches.
+        labels: (N,) int64.
+        variant: (N,) int64.
+        flip: (N,) bool.
+    """
+
+    def __init__(self, dataset: Dataset, epoch: int, seed: int) -> None:
+        self.dataset, self.key = dataset, (seed, epoch)
+        drawn = dataset.draw(numpy_generator(Purpose.VARIANTS, seed, epoch))
+        nothing = np.zeros(len(dataset))
+        self.labels = dataset.labels
+        self.variant = (drawn.get("variant", nothing) * dataset.possible).astype(np.int64)
+        self.flip = dataset.flip & (drawn.get("flip", nothing) < 0.5)
+        self.hw = dataset.sized(self.variant, drawn.get("scale", nothing))
+
+    def latent(self, index: int) -> Tensor:
+        """Returns (C, h * p, w * p) float32, of the size that hw[index] promises. Raises UnreadableImage."""
+        rng = partial(numpy_generator, Purpose.LATENTS, *self.key, index)
+        variant, (h, w) = int(self.variant[index]), self.hw[index].tolist()
+        return self.dataset.load(index, variant, (h, w), bool(self.flip[index]), rng)
+
+
+def _content_of(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:  # Training itself reports what it cannot read.
+        return b""

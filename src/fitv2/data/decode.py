@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+import ctypes
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import BinaryIO, Literal
@@ -11,9 +13,8 @@ from typing import BinaryIO, Literal
 from PIL import ExifTags, Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 
 from ..sample_list import is_contact_sheet
-from .colour import to_srgb
+from .colour import profile_of, to_srgb
 from .formats import UnreadableImage, open_image
-from .profiles import profile_of
 from .samples import scale_of, split_alpha, transparent_value
 from .whole import check_whole
 
@@ -37,10 +38,10 @@ _UPRIGHT = {
 
 
 def decode(file: str | Path | BinaryIO, mode: Literal["RGB", "L"] = "RGB", max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The first image in a file, by path or open: upright, in sRGB, alpha on white, 8 bits a channel.
+    """Decodes the first image in a file: upright, in sRGB, alpha on white, 8 bits a channel.
 
     Args:
-        file: The first frame of an animation, page of a TIFF, or primary image of a HEIC counts.
+        file: A path or an open file. Of several images, the first frame, the first page or the primary image counts.
         mode: Pillow's mode of the result.
         max_pixels: Compared with the header, before pixels are decoded. Pillow's own limit holds as well.
 
@@ -78,7 +79,7 @@ def _read(file: str | Path | BinaryIO) -> bytes:
     return content
 
 
-def _decoded(image: Image.Image, content: bytes, mode: str) -> Image.Image:
+def _decoded(image: ImageFile.ImageFile, content: bytes, mode: str) -> Image.Image:
     scale, transparent = scale_of(image), transparent_value(image)
     extent = image.tile[0].extents if image.format == "GIF" else None
     image.load()
@@ -115,31 +116,48 @@ def _upright(pixels: Image.Image, image: Image.Image) -> Image.Image:
 
 _strict_lock = Lock()
 _strict_users = 0
-_lenient: tuple[bool, int, int] = (False, 0, 0)
+_lenient: tuple = ()
 
 
 @contextmanager
 def _strict_pillow() -> Iterator[None]:
-    """Sets Pillow's global switches for decoding, and restores them when no thread decodes any more.
+    """Sets global switches for decoding, and restores them when no thread decodes any more.
 
-    Half images must not pass for whole ones, and long texts are harmless.
+    Half images must not pass for whole ones, long texts are harmless, and libtiff must not write to stderr.
     """
     global _strict_users, _lenient
     with _strict_lock:
         if not _strict_users:
-            _lenient = (ImageFile.LOAD_TRUNCATED_IMAGES, PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY)
+            _lenient = _switched(False, _MAX_TEXT, _MAX_TEXT, None)
         _strict_users += 1
-        ImageFile.LOAD_TRUNCATED_IMAGES = False
-        PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = _MAX_TEXT
     try:
         yield
     finally:
         with _strict_lock:
             _strict_users -= 1
             if not _strict_users:
-                ImageFile.LOAD_TRUNCATED_IMAGES, PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = (
-                    _lenient
-                )
+                _switched(*_lenient)
+
+
+def _switched(truncated: bool, chunk: int, memory: int, handler: int | None) -> tuple:
+    """Sets the switches of Pillow and the error handler of libtiff; returns the former ones."""
+    former = ImageFile.LOAD_TRUNCATED_IMAGES, PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY
+    ImageFile.LOAD_TRUNCATED_IMAGES = truncated
+    PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = chunk, memory
+    return *former, _set_tiff_handler()(handler)
+
+
+@lru_cache(maxsize=1)
+def _set_tiff_handler() -> Callable[[int | None], int | None]:
+    """TIFFSetErrorHandler of the libtiff that Pillow uses: its wheels bring one, or it is the system's."""
+    home = Path(Image.__file__).parent
+    bundled = [*home.parent.glob("pillow.libs/libtiff*"), *home.glob(".dylibs/libtiff*")]
+    for name in map(str, [*bundled, "libtiff.so.6", "libtiff.so.5"]):
+        with suppress(OSError, AttributeError):
+            function = ctypes.CDLL(name).TIFFSetErrorHandler
+            function.argtypes, function.restype = [ctypes.c_void_p], ctypes.c_void_p
+            return function
+    return lambda handler: None
 
 
 def _reason(content: bytes, error: Exception) -> str:

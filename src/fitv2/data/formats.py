@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 
-from PIL import Image
+from PIL import Image, ImageFile
 
 from ..errors import UserError
 
@@ -48,7 +48,7 @@ class UnreadableImage(UserError):
 
 
 def advice(extensions: Mapping[str, int]) -> list[str]:
-    """What to do about files of other formats, a sentence for each kind. extensions: number of files by extension."""
+    """Returns what to do about files of other formats, a sentence per kind; extensions: how many files have each."""
     kinds: dict[str, int] = {}
     for extension, count in extensions.items():
         if extension in ADVICE:
@@ -57,13 +57,13 @@ def advice(extensions: Mapping[str, int]) -> list[str]:
 
 
 def ignored(extension: str) -> str:
-    """Why a file whose extension is not that of an image is left out."""
+    """Returns why a file whose extension is not that of an image is left out."""
     told = f", {ADVICE[extension]}" if extension in ADVICE else ""
     return f"ignored extension: {extension or 'without extension'}{told}"
 
 
-def open_image(content: bytes) -> Image.Image:
-    """The first image of a file, by content and not by name, its pixels not yet decoded.
+def open_image(content: bytes) -> ImageFile.ImageFile:
+    """Opens the first image of a file, by content and not by name, without decoding its pixels.
 
     Raises UnreadableImage for known formats that are not read, and Pillow's UnidentifiedImageError for all others.
     """
@@ -81,7 +81,7 @@ def _is_avif(content: bytes) -> bool:
     return any(content[at : at + 4] in (b"avif", b"avis") for at in range(8, min(length, 256), 4))
 
 
-def _open_heif(content: bytes) -> Image.Image:
+def _open_heif(content: bytes) -> ImageFile.ImageFile:
     try:
         from pillow_heif import HeifImageFile
     except ImportError:

@@ -1,29 +1,32 @@
-"""A stand-in for ImageNet where only the sizes of its pictures matter: for planning a training before the data is here.
+"""A stand-in for ImageNet where only the sizes of its images matter: for planning a training before the data is here.
 
-Not measured but drawn after what is known of ImageNet: 60 % of the pictures have a long side of 500 pixels and a
+Not measured but drawn after what is known of ImageNet: 60 % of the images have a long side of 500 pixels and a
 camera's aspect (4:3, 3:4, 3:2, 2:3 or square, give or take 2 %); the others have any aspect (log-normal around 1.1,
 deviation 0.35) and area (log-normal around 350x300 pixels, deviation 0.7).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from torch import Tensor
 
 from ..errors import UserError
 from ..randomness import Purpose, numpy_generator
-from .images import fit_size, variants
+from .dataset import Dataset
+from .images import variant_sizes
 
 PICTURES, CLASSES = 1_281_167, 1000
 # Of the autoencoder of Stable Diffusion, with which FiT and FiTv2 were trained.
 FACTOR, CHANNELS, PATCH = 8, 4, 2
-# Sizes are drawn for so many pictures and repeated: enough for a plan, and quick.
+# Sizes are drawn for this many images, then repeated: enough for a plan, and quick.
 DRAWN = 20_000
 ASPECTS, SHARES = (4 / 3, 3 / 4, 3 / 2, 2 / 3, 1.0), (0.45, 0.2, 0.2, 0.07, 0.08)
 
 
 def picture_sizes(number: int, seed: int = 0) -> np.ndarray:
-    """(number, 2) int64 heights and widths in pixels, as the module says."""
+    """Draws (number, 2) int64 heights and widths in pixels, as the module says."""
     rng = numpy_generator(Purpose.VARIANTS, seed)
     camera = rng.choice(ASPECTS, number, p=SHARES) * np.exp(rng.normal(0, 0.02, number))
     other = np.exp(rng.normal(np.log(1.1), 0.35, number))
@@ -34,37 +37,20 @@ def picture_sizes(number: int, seed: int = 0) -> np.ndarray:
     return np.rint(np.stack((np.sqrt(area / aspect), np.sqrt(area * aspect)), 1)).astype(np.int64)
 
 
-class ImageNetLike:
-    """Latents of ImageNet as far as sizes go: a `Dataset` that plans and never loads. Mixed preprocessing (Alg. 1)."""
+class ImageNetLike(Dataset):
+    """Latents of ImageNet as far as sizes go: plans, and never loads. Mixed preprocessing (Algorithm 1)."""
 
     patch_size, channels, num_classes, factor = PATCH, CHANNELS, CLASSES, FACTOR
-    class_names: tuple[str, ...] = ()
-    autoencoder = None
+    class_names: Sequence[str] = ()
 
     def __init__(self, max_tokens: int, pictures: int = PICTURES) -> None:
-        self.pictures = pictures
-        patch = PATCH * FACTOR
-        self.fitted = []
-        for height, width in picture_sizes(min(DRAWN, pictures)).tolist():
-            resized = np.array(fit_size(height, width, max_tokens, patch)) // patch
-            square = np.full(2, int(max_tokens**0.5))
-            cropped = "crop" in variants(height, width, max_tokens, patch, "mixed")
-            self.fitted.append((resized, square if cropped else resized))
+        patch, repeated = PATCH * FACTOR, np.arange(pictures) % DRAWN
+        sizes, possible = variant_sizes(picture_sizes(min(DRAWN, pictures)), max_tokens, patch, "mixed")
+        self.variant_hw, self.possible = (sizes // patch)[repeated], possible[repeated]
+        self.labels = np.arange(pictures) % CLASSES
 
-    def __len__(self) -> int:
-        return self.pictures
+    def draw(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        return {"variant": rng.integers(0, 2, len(self)) / 2}
 
-    def epoch(self, epoch: int, seed: int) -> ImageNetLikeEpoch:
-        variant = numpy_generator(Purpose.VARIANTS, seed, epoch).integers(0, 2, self.pictures)
-        return ImageNetLikeEpoch(np.array(self.fitted)[np.arange(self.pictures) % len(self.fitted), variant])
-
-
-class ImageNetLikeEpoch:
-    """Sizes in patches of one epoch."""
-
-    def __init__(self, hw: np.ndarray) -> None:
-        self.hw = hw
-        self.labels = np.arange(len(hw)) % CLASSES
-
-    def latent(self, index: int) -> Tensor:
-        raise UserError("these pictures stand in for ImageNet's sizes only; prepare the real ones: fitv2 prepare")
+    def load(self, index: int, variant: int, hw: object, flip: bool, rng: object) -> Tensor:
+        raise UserError("these images stand in for ImageNet's sizes only; prepare the real ones: fitv2 prepare")

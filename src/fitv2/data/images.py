@@ -1,11 +1,11 @@
-"""Images for a model: files decoded, and fitted to a token budget (paper, Algorithm 1).
+"""How images are fitted to a token budget (Algorithm 1 of the paper), and how they become numbers.
 
 Sizes are (height, width) in pixels. `patch` is the number of pixels that a token's side covers: the model's patch size
-times the autoencoder's downsampling factor.
+times the autoencoder's downsampling factor. The functions on sizes take numbers or arrays of them.
 
-Sides are whole patches, so a resized image is stretched a little, as the authors' are. Where that would be by more than
-MAX_STRETCH, it is cropped to the new aspect instead. Data sets leave out images that would have to be enlarged to one
-patch (`why_unfit`).
+Sides are whole patches, so a resized image is stretched a little, as the authors' are. If the stretch would exceed
+MAX_STRETCH, the image is cropped to the new aspect instead. Images that would have to be enlarged to one patch are no
+training examples (`why_unfit`).
 """
 
 from __future__ import annotations
@@ -14,46 +14,47 @@ from math import isqrt
 from typing import Literal
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
 from ..errors import UserError
 from .decode import MAX_PIXELS, decode
 from .formats import UnreadableImage
 
-__all__ = ["MAX_PIXELS", "MAX_STRETCH", "Preprocessing", "UnreadableImage", "Variant", "centre_crop"]
-__all__ += [
-    "cropped_share",
-    "decode",
-    "fit_size",
-    "prepare",
-    "resize",
-    "target_size",
-    "to_array",
-    "variants",
-    "why_unfit",
-]
+__all__ = ["MAX_PIXELS", "UnreadableImage", "decode"]
 
 Variant = Literal["resize", "crop"]
 Preprocessing = Literal["resize", "crop", "mixed"]
+Pixels = int | np.ndarray
+# Of the largest images; smaller ones have the first alone.
+VARIANTS: dict[Preprocessing, tuple[Variant, ...]] = {
+    "resize": ("resize",),
+    "crop": ("crop",),
+    "mixed": ("resize", "crop"),
+}
 # By how much one axis may be scaled more than the other.
 MAX_STRETCH = 0.05
 
 
-def variants(height: int, width: int, max_tokens: int, patch: int, preprocessing: Preprocessing) -> tuple[Variant, ...]:
-    """The versions of a picture that training draws from, each with the same probability (Algorithm 1).
+def can_crop(height: Pixels, width: Pixels, max_tokens: int, patch: int) -> np.ndarray:
+    """Whether both sides exceed the square of the budget, so that the square crop does not enlarge the image."""
+    return np.minimum(height, width) > isqrt(max_tokens) * patch
 
-    "mixed": both where each side exceeds the square of the budget, else the resized one. "crop": always the square
-    crop, for models of a fixed grid; smaller pictures are then enlarged. Raises ValueError for another name.
+
+def variants(height: int, width: int, max_tokens: int, patch: int, preprocessing: Preprocessing) -> tuple[Variant, ...]:
+    """Returns the versions of an image that training draws from, each with the same probability (Algorithm 1).
+
+    "mixed": the resized image, and the square crop as well where `can_crop` allows it. "crop": always the square
+    crop, for models of a fixed grid; smaller images are then enlarged. Raises UserError for another name.
     """
-    if preprocessing == "mixed":
-        return ("resize", "crop") if min(height, width) > isqrt(max_tokens) * patch else ("resize",)
-    if preprocessing not in ("resize", "crop"):
+    if preprocessing not in VARIANTS:
         raise UserError(f'preprocessing must be "resize", "crop" or "mixed", not {preprocessing!r}')
-    return (preprocessing,)
+    return VARIANTS[preprocessing] if can_crop(height, width, max_tokens, patch) else VARIANTS[preprocessing][:1]
 
 
 def why_unfit(height: int, width: int, max_tokens: int, patch: int, preprocessing: Preprocessing) -> str | None:
-    """Why an image of height x width can be no training example; None where it can."""
+    """Returns why an image of height x width cannot be a training example; None if it can."""
     short, long = sorted((height, width))
     if long < patch:
         return f"too small: {height}x{width} pixels, and a token covers {patch}x{patch}"
@@ -64,52 +65,82 @@ def why_unfit(height: int, width: int, max_tokens: int, patch: int, preprocessin
     return None
 
 
-def fit_size(height: int, width: int, max_tokens: int, patch: int, scale: float = 1.0) -> tuple[int, int]:
-    """The size to which an image of height x width is resized: multiples of `patch`, at most `max_tokens` tokens.
+def fit_size(
+    height: Pixels, width: Pixels, max_tokens: int, patch: int, scale: float | np.ndarray = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the size to which images are resized: multiples of `patch`, of at most `max_tokens` tokens.
 
     An image over the budget is scaled to it; a smaller one keeps its size; then `scale` in (0, 1] applies to both
-    sides; each side is floored to a multiple, and is at least one patch. What `why_unfit` refuses would be enlarged, or
-    cut off at the budget. Raises UserError for sizes and budgets below 1.
+    sides; each side is floored to a multiple, and is at least one patch. Images that `why_unfit` refuses would be
+    enlarged, or cut off at the budget. Raises UserError for sizes and budgets below 1.
     """
-    if min(height, width, max_tokens, patch) < 1:
+    if min(np.min(height, initial=1), np.min(width, initial=1), max_tokens, patch) < 1:
         raise UserError(f"cannot fit {height}x{width} pixels to {max_tokens} tokens of {patch}x{patch} pixels")
-    if height * width > max_tokens * patch**2:
-        # sqrt(N p^2 / (h w)) * h / p = sqrt(N h / w): floors of whole numbers, so no rounding error can add a token.
-        rows = isqrt(int(scale**2 * max_tokens * height / width))
-        columns = isqrt(int(scale**2 * max_tokens * width / height))
-    else:
-        rows, columns = int(scale * height / patch), int(scale * width / patch)
-    if min(rows, columns) < 1:
-        short = min(height, width)
-        rows, columns = min(max_tokens, height // short), min(max_tokens, width // short)
+    # sqrt(N p^2 / (h w)) * h / p = sqrt(N h / w): floors of whole numbers, so no rounding error can add a token.
+    over = np.multiply(height, width) > max_tokens * patch**2
+    rows = np.where(over, _root(scale**2 * max_tokens * height / width), scale * height / patch).astype(np.int64)
+    columns = np.where(over, _root(scale**2 * max_tokens * width / height), scale * width / patch).astype(np.int64)
+    short, tiny = np.minimum(height, width), np.minimum(rows, columns) < 1
+    rows = np.where(tiny, np.minimum(max_tokens, np.floor_divide(height, short)), rows)
+    columns = np.where(tiny, np.minimum(max_tokens, np.floor_divide(width, short)), columns)
     return rows * patch, columns * patch
 
 
 def target_size(
-    height: int, width: int, max_tokens: int, patch: int, variant: Variant, scale: float = 1.0
-) -> tuple[int, int]:
-    """The size that `prepare` gives an image of height x width: `fit_size`, or for "crop" the square of the budget."""
+    height: Pixels, width: Pixels, max_tokens: int, patch: int, variant: Variant, scale: float | np.ndarray = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the size of a variant: `fit_size`, or for "crop" the square of the budget."""
     if variant == "resize":
         return fit_size(height, width, max_tokens, patch, scale)
-    side = max(1, isqrt(int(scale**2 * max_tokens))) * patch
+    side = np.maximum(1, _root(scale**2 * max_tokens)).astype(np.int64) * patch
     return side, side
 
 
-def prepare(image: Image.Image, max_tokens: int, patch: int, variant: Variant, scale: float = 1.0) -> Image.Image:
-    """The image fitted to the budget by one of its `variants`; `scale` in (0, 1] shrinks both sides further."""
-    size = target_size(image.height, image.width, max_tokens, patch, variant, scale)
+def _root(number: float | np.ndarray) -> np.ndarray:
+    """The square root of the whole part, rounded down. Exact below 2**52."""
+    return np.floor(np.sqrt(np.floor(number)))
+
+
+def variant_sizes(
+    sizes: np.ndarray, max_tokens: int, patch: int, preprocessing: Preprocessing, scale: float | np.ndarray = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the sizes of all variants of N images, in the order of `variants`, and how many each image has.
+
+    Args:
+        sizes: (N, 2) pixels.
+        max_tokens, patch, preprocessing: The budget, and which variants there are.
+        scale: In (0, 1], one or (N,).
+
+    Returns:
+        (N, V, 2) int64 pixels, with V = 2 for "mixed", else 1; and (N,) int64 in 1 to V.
+    """
+    height, width = sizes.T
+    names = VARIANTS[preprocessing]
+    every = [np.broadcast_arrays(*target_size(height, width, max_tokens, patch, v, scale), height)[:2] for v in names]
+    possible = np.where(can_crop(height, width, max_tokens, patch), len(names), 1)
+    return np.stack([np.stack(size, -1) for size in every], 1), possible
+
+
+def prepare(image: Image.Image, max_tokens: int, patch: int, variant: Variant) -> Image.Image:
+    """Returns the image fitted to the budget by one of its `variants`."""
+    height, width = target_size(image.height, image.width, max_tokens, patch, variant)
+    return fitted(image, (int(height), int(width)), variant)
+
+
+def fitted(image: Image.Image, size: tuple[int, int], variant: Variant) -> Image.Image:
+    """Returns the image at the size (height, width) of a variant."""
     return resize(image, size) if variant == "resize" else centre_crop(image, size[0])
 
 
 def resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """To size (height, width), bicubic, antialiased; cut to its aspect around the centre beyond MAX_STRETCH."""
+    """Resizes to (height, width), bicubic with antialiasing, after a centre crop to that aspect beyond MAX_STRETCH."""
     height, width = _kept(image.height, image.width, size)
     left, top = (image.width - width) / 2, (image.height - height) / 2
-    return image.resize(size[::-1], Image.Resampling.BICUBIC, box=(left, top, left + width, top + height))
+    return image.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=(left, top, left + width, top + height))
 
 
 def cropped_share(height: int, width: int, size: tuple[int, int]) -> float:
-    """The fraction of an image of height x width that `resize` cuts off."""
+    """Returns the fraction of an image of height x width that `resize` cuts off."""
     kept_height, kept_width = _kept(height, width, size)
     return 1 - kept_height * kept_width / (height * width)
 
@@ -124,12 +155,13 @@ def _kept(height: int, width: int, size: tuple[int, int]) -> tuple[float, float]
 
 
 def centre_crop(image: Image.Image, side: int) -> Image.Image:
-    """The centre square, side x side pixels, as ADM cuts it: the short side halved by box means while it is at least
-    twice `side`, then resized to `side`, bicubic.
+    """Returns the centre square, side x side pixels, as ADM cuts it.
+
+    The short side is halved by box means while it is at least twice `side`, then resized to `side`, bicubic.
     """
     while min(image.size) >= 2 * side:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    # Resampling only the cut gives ADM's pixels without its whole scaled picture, gigabytes for an extreme aspect.
+    # Resampling only the cut gives ADM's pixels without its whole scaled image, gigabytes for an extreme aspect.
     edges = []
     for length in image.size:
         scaled = round(length * side / min(image.size))
@@ -140,5 +172,11 @@ def centre_crop(image: Image.Image, side: int) -> Image.Image:
 
 
 def to_array(image: Image.Image) -> np.ndarray:
-    """8-bit RGB or grey to (3 or 1, height, width) uint8, contiguous."""
+    """Converts an 8-bit RGB or grey image to (3 or 1, height, width) uint8, contiguous."""
     return np.ascontiguousarray(np.atleast_3d(np.asarray(image)).transpose(2, 0, 1))
+
+
+def to_latent(pixels: np.ndarray) -> Tensor:
+    """Converts (C, height, width) uint8 to float32 in [-1, 1], contiguous: black is -1, white 1."""
+    # In numpy: torch would wake its thread pool for each of these small steps, which costs more than the steps.
+    return torch.from_numpy(pixels.astype(np.float32, order="C") / 127.5 - 1)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..errors import UserError
-from ..messages import counted
+from ..messages import counted, shortened
 
 # Larger whole numbers are not taken as class ids: a table of all classes would fill the memory.
 MOST_CLASSES = 100_000
 # As tables write whole numbers: pandas makes 3.0 of them in a column with gaps.
 WHOLE = re.compile(r"[+-]?\d+(\.0+)?")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+# Classes that are listed for people.
+MOST_LISTED = 50
 # How Hugging Face and others write an unknown class.
 UNKNOWN = -1
 UNLABELLED = "without a label"
@@ -31,7 +33,7 @@ class Item:
 
 
 def labelled(names: Sequence[str], labels: Sequence[str | None], where: str) -> tuple[list[Item], list[str]]:
-    """The items, and the class names in the order of their labels; no classes if nothing has a label.
+    """Returns the items, and the class names in the order of their labels; no classes if nothing has a label.
 
     If some items have a label, items without one, or with -1, are refused.
 
@@ -53,7 +55,7 @@ def labelled(names: Sequence[str], labels: Sequence[str | None], where: str) -> 
         class_names = sorted(given)
         numbers = {label: number for number, label in enumerate(class_names)}
     items = [
-        Item(name, refused=UNLABELLED) if numbers and label not in numbers else Item(name, numbers.get(label, 0))
+        Item(name, refused=UNLABELLED) if numbers and label not in numbers else Item(name, numbers.get(label or "", 0))
         for name, label in zip(names, labels, strict=True)
     ]
     refuse_unlabelled(items, where)
@@ -97,7 +99,7 @@ def _refuse_mixture(given: set[str], where: str) -> None:
 
 
 def count_classes(labels: np.ndarray | Sequence[int], class_names: Sequence[str]) -> dict[str, int]:
-    """Images of each class by its name, in the order of the labels; empty without classes.
+    """Counts the images of each class by its name, in the order of the labels; empty without classes.
 
     Args:
         labels: (N,) of images, in [0, number of classes).
@@ -110,3 +112,14 @@ def count_classes(labels: np.ndarray | Sequence[int], class_names: Sequence[str]
     for number, (name, count) in enumerate(zip(class_names, counts, strict=True)):
         seen[name if name not in seen else f"{name} ({number})"] = count
     return seen
+
+
+def class_lines(classes: Mapping[str, int]) -> Iterator[str]:
+    """Yields the classes with their numbers of images as lines for people, in the order of the labels."""
+    if not classes:
+        yield "no classes"
+        return
+    shown = shortened([f"{name} {count:,}" for name, count in classes.items()], MOST_LISTED)
+    yield f"{counted(len(classes), 'class', 'classes')}: {shown}"
+    if empty := sum(not count for count in classes.values()):
+        yield f"{counted(empty, 'class has', 'classes have')} no image, and cannot be learned"

@@ -1,13 +1,14 @@
-"""Lists a folder of images: each file once, in a fixed order, and the classes that its sub-folders make."""
+"""Lists a folder of images: each file once, in a fixed order; what fitv2 itself made of images is never data."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from ..sample_list import DRAFT, SAMPLES_LIST, SHEET
 from .formats import EXTENSIONS, ignored
-from .made import SAMPLES, SHEET, is_sample, made_by_fitv2
 
 # What systems and programs leave beside images, sometimes images themselves: previews, deleted files, copies.
 SYSTEM = {
@@ -15,13 +16,29 @@ SYSTEM = {
     *("__MACOSX", ".thumbnails", ".Trashes", ".Spotlight-V100", ".fseventsd", ".AppleDouble"),
     *(".ipynb_checkpoints", "__pycache__", "Thumbs.db", "desktop.ini", ".DS_Store"),
 }
+RUN, PREPARED, SAMPLES = "a training run", "prepared data", "samples"
+# What a folder is, by the names in it: every name of a set must be there.
+MARKS: list[tuple[str, set[str]]] = [
+    (RUN, {"recipe.json", "checkpoints"}),
+    (RUN, {"recipe.json", "samples"}),
+    (RUN, {"recipe.json", "log.jsonl"}),
+    (RUN, {"recipe.json", "model"}),
+    (PREPARED, {"settings.json", "shards"}),
+    ("an inspection", {"pictures.csv", "plots.png"}),
+    ("an evaluation", {"result.json", "scores.png"}),
+    ("an evaluation", {"evaluation.json"}),
+    ("a study", {"result.json", "final.png"}),
+    ("a study", {"runs", "sheets"}),
+    ("a study", {"forest.png", "README.md"}),
+]
+SAMPLE = re.compile(r".+_\d+x\d+_seed\d+\.png")
 
 
 class Listed(NamedTuple):
     """A file below the root, or a folder that is not searched.
 
     name: Relative to the root, with forward slashes.
-    kind: "picture" by its extension, "unopened", "ours" (made by fitv2), "hidden", a name of SYSTEM, or else its
+    kind: "image" by its extension, "unopened", "ours" (made by fitv2), "hidden", a name of SYSTEM, or else its
         extension or "without extension".
     reason: Why it is not used; None for images.
     """
@@ -32,7 +49,7 @@ class Listed(NamedTuple):
 
 
 def list_files(root: Path) -> Iterator[Listed]:
-    """Every file below the root. Links to folders are followed, but not in circles.
+    """Yields every file below the root. Links to folders are followed, but not in circles.
 
     Folders that are hidden, belong to a system or were made by fitv2 are listed but not searched, except for the root.
     Samples among other images are left out one by one.
@@ -79,7 +96,7 @@ def listed(name: str) -> Listed:
             return Listed(name, kind, "hidden" if kind == "hidden" else f"of the system: {kind}")
     suffix = Path(name).suffix.lower()
     if suffix in EXTENSIONS:
-        return Listed(name, "picture")
+        return Listed(name, "image")
     return Listed(name, suffix or "without extension", ignored(suffix))
 
 
@@ -90,13 +107,27 @@ def _name_kind(name: str) -> str | None:
 
 
 def class_of(name: str) -> str | None:
-    """The sub-folder of the root that an image lies in; None directly below the root."""
+    """Returns the sub-folder of the root that an image lies in; None directly below the root."""
     return name.partition("/")[0] if "/" in name else None
 
 
 def classes_of(names: Iterable[str]) -> list[str]:
-    """The classes: the sub-folders that hold images. Empty if all images are directly below the root.
+    """Returns the classes: the sub-folders that hold images. Empty if all images are directly below the root.
 
     The order is alphabetical, also for numbers (1, 10, 2): existing runs and prepared data depend on it.
     """
     return sorted({folder for folder in map(class_of, names) if folder is not None})
+
+
+def is_sample(name: str) -> bool:
+    """Whether a file of a folder of samples is one of them, or their sheet."""
+    return name == SHEET or SAMPLE.fullmatch(name) is not None
+
+
+def made_by_fitv2(names: Collection[str]) -> str | None:
+    """Returns what a folder with these names in it is, if fitv2 made it; None for all other folders."""
+    for what, marks in MARKS:
+        if marks.issubset(names):
+            return what
+    listed = not {SHEET, SAMPLES_LIST, DRAFT}.isdisjoint(names)
+    return SAMPLES if listed and any(map(SAMPLE.fullmatch, names)) else None

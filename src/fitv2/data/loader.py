@@ -14,18 +14,18 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..tokens import TokenBatch
-from .dataset import Dataset, EpochView
-from .images import UnreadableImage
-from .packing import plan_packs, real_share
+from .dataset import Dataset, Epoch
+from .formats import UnreadableImage
+from .packing import Packs, plan_packs, real_share
 
 logger = logging.getLogger(__name__)
-# Images that tell whether a data set is still there, and unreadable ones of a pack that are named.
+# Images that tell whether a data set is still there, and unreadable ones of a pack that are listed.
 PROBES, NAMED = 20, 5
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where the stream stands: the epoch, and the number of its packs already taken."""
+    """Where the stream stands: the epoch, and the number of its packs already used."""
 
     epoch: int = 0
     pack: int = 0
@@ -33,12 +33,15 @@ class Position:
 
 @dataclass(frozen=True)
 class Step:
-    """One optimiser step: this process's packs with their labels, and what all processes hold together.
+    """One optimiser step: this rank's packs with their labels, and what all ranks hold together.
 
-    readable: of each pack the images that could be read; where it is 0, the pack is a stand-in that must not count.
-    unreadable: the number of the other images of this process. images, tokens: as planned, over all packs of all
-    processes. after: the position that follows. real_share: share of the token budget that holds real tokens, for the
-    step's last epoch.
+    Attributes:
+        packs: Batch and labels (B,) of each pack of this rank.
+        readable: The number of images of each pack that could be read; a pack with 0 is a stand-in and must not count.
+        unreadable: The number of the other images of this rank.
+        images, tokens: As planned, over all packs of all ranks.
+        after: The position that follows.
+        real_share: The fraction of the token budget that holds real tokens, for the step's last epoch.
     """
 
     packs: list[tuple[TokenBatch, Tensor]]
@@ -51,10 +54,11 @@ class Step:
 
 
 class PackLoader:
-    """An endless stream of `Step`s. Every process plans the same packs and loads only its own.
+    """An endless stream of `Step`s. Every rank plans the same packs and loads only its own.
 
-    packs_per_step: packs of one step over all processes; process `rank` of `world` takes every world-th. pin: load into
-    memory from which a GPU copies without the host waiting.
+    Args:
+        packs_per_step: Packs of one step over all ranks; rank `rank` of `world` takes every world-th.
+        pin: Whether to load into memory from which a GPU copies without the host waiting.
     """
 
     def __init__(
@@ -79,10 +83,10 @@ class PackLoader:
         self.seed = seed
         self.rank, self.world = rank, world
         self.workers, self.pin = workers, pin
-        self._planned: tuple[int, EpochView, list[np.ndarray], float] | None = None
+        self._planned: tuple[int, Epoch, Packs, float] | None = None
 
     def steps(self, position: Position) -> Iterator[Step]:
-        """The steps from `position` on. The next step loads in threads while the current one is used."""
+        """Yields the steps from `position` on. The next step loads in threads while the current one is used."""
         with ThreadPoolExecutor(self.workers) as pool:
             upcoming = self._submit(pool, position)
             while True:
@@ -99,7 +103,7 @@ class PackLoader:
         pending, images, tokens, share = [], 0, 0, 0.0
         for number in range(self.packs_per_step):
             view, packs, share = self._plan(position.epoch)
-            if position.pack >= len(packs):  # After a resume with fewer pictures or larger packs than before.
+            if position.pack >= len(packs):  # After a resume with fewer images or larger packs than before.
                 position = Position(position.epoch + 1)
                 view, packs, share = self._plan(position.epoch)
             pack = packs[position.pack]
@@ -117,7 +121,7 @@ class PackLoader:
         few = np.linspace(0, len(view.labels) - 1, min(PROBES, len(view.labels))).astype(int)
         return 2 * sum(not can_be_read(view, int(i)) for i in few) >= len(few)
 
-    def _plan(self, epoch: int) -> tuple[EpochView, list[np.ndarray], float]:
+    def _plan(self, epoch: int) -> tuple[Epoch, Packs, float]:
         if self._planned is None or self._planned[0] != epoch:
             view = self.dataset.epoch(epoch, self.seed)
             lengths = view.hw.prod(1)
@@ -135,7 +139,7 @@ class Pack(NamedTuple):
 
 
 def collect(patch_size: int, channels: int, latents: list[Future[Tensor]], labels: np.ndarray) -> Pack:
-    """Loaded latents and labels as a packed batch, shortest images first so that the model need not sort.
+    """Packs loaded latents and labels, shortest images first so that the model need not sort.
 
     An image that went bad since the scan is left out. Where none is left, one patch of zeros stands in for the pack, so
     that every process still has its packs.
@@ -162,7 +166,7 @@ def pinned(batch: TokenBatch) -> TokenBatch:
     return batch.with_x(batch.x.pin_memory())
 
 
-def can_be_read(view: EpochView, index: int) -> bool:
+def can_be_read(view: Epoch, index: int) -> bool:
     try:
         view.latent(index)
     except UnreadableImage:

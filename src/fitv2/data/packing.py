@@ -1,4 +1,4 @@
-"""Packs: which pictures share a batch, so that each batch nearly fills its token budget."""
+"""Packs: which images share a batch, so that each batch nearly fills its token budget."""
 
 from __future__ import annotations
 
@@ -10,48 +10,69 @@ from ..errors import UserError
 from ..messages import counted
 from ..randomness import Purpose, numpy_generator
 
-# Packs kept open at a time. More fill better, but mix pictures over a longer stretch of the shuffled order.
+# Packs kept open at a time. More fill better, but mix images over a longer stretch of the shuffled order.
 OPEN_PACKS = 64
 
 
-def plan_packs(lengths: np.ndarray, budget: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """Every picture of an epoch exactly once, in packs of at most `budget` tokens.
+class Packs:
+    """The packs of an epoch: each the indices of its images. Kept as two arrays, since there may be 200,000 packs."""
 
-    lengths: (N,) tokens of each picture. Returns index arrays; a function of its arguments alone. The order is a
-    shuffle; each picture goes to the fullest open pack that still has room (best fit). Raises ValueError when a
-    picture is longer than the budget.
+    def __init__(self, images: np.ndarray, ends: np.ndarray) -> None:
+        self.images, self.ends = images, ends
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        return self.images[self.ends[number - 1] if number else 0 : self.ends[number]]
+
+
+def plan_packs(lengths: np.ndarray, budget: int, seed: int, epoch: int) -> Packs:
+    """Distributes every image of an epoch to packs of at most `budget` tokens.
+
+    The order is a shuffle; each image goes to the fullest open pack that still has room (best fit). The result follows
+    from the arguments alone.
+
+    Args:
+        lengths: (N,) tokens of each image.
+        budget: Tokens of a pack.
+        seed, epoch: Decide the order.
+
+    Raises:
+        UserError: An image is longer than the budget.
     """
     if lengths.max() > budget:
         raise UserError(
-            f"a picture of {counted(lengths.max(), 'token')} does not fit a pack of {counted(budget, 'token')}: raise "
+            f"an image of {counted(lengths.max(), 'token')} does not fit a pack of {counted(budget, 'token')}: raise "
             "training.tokens_per_pack, or lower data.max_tokens"
         )
     order = numpy_generator(Purpose.ORDER, seed, epoch).permutation(len(lengths))
-    shortest = int(lengths.min())
-    packs: list[list[int]] = []
-    # Open packs in order of their room, the fullest first: two lists, because bisect is fast on plain numbers.
+    shortest, opened = int(lengths.min()), 0
+    pack_of: list[int] = []
+    closed: list[int] = []
+    # Open packs and their room, the fullest first. The loop runs a million times: bisect is fast on plain numbers.
+    packs: list[int] = []
     rooms: list[int] = []
-    open_packs: list[list[int]] = []
-    for picture, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
-        fitting = bisect_left(rooms, length)
-        if fitting < len(rooms):
-            room, pack = rooms.pop(fitting), open_packs.pop(fitting)
+    for length in lengths[order].tolist():
+        place = bisect_left(rooms, length)
+        if place < len(rooms):
+            room, pack = rooms.pop(place) - length, packs.pop(place)
         else:
             if len(rooms) == OPEN_PACKS:
                 del rooms[0]
-                packs.append(open_packs.pop(0))
-            room, pack = budget, []
-        room -= length
-        pack.append(picture)
+                closed.append(packs.pop(0))
+            room, pack, opened = budget - length, opened, opened + 1
+        pack_of.append(pack)
         if room < shortest:
-            packs.append(pack)
+            closed.append(pack)
         else:
             place = bisect_left(rooms, room)
             rooms.insert(place, room)
-            open_packs.insert(place, pack)
-    return [np.array(pack) for pack in packs + open_packs]
+            packs.insert(place, pack)
+    place_of = np.argsort(closed + packs)[pack_of]
+    return Packs(order[np.argsort(place_of, kind="stable")], np.cumsum(np.bincount(place_of)))
 
 
-def real_share(lengths: np.ndarray, packs: list[np.ndarray], budget: int) -> float:
-    """The share of the budget that holds real tokens."""
+def real_share(lengths: np.ndarray, packs: Packs, budget: int) -> float:
+    """Returns the fraction of the budget that holds real tokens."""
     return float(lengths.sum() / (len(packs) * budget))

@@ -1,12 +1,12 @@
 """The format of a prepared data set: what `fitv2 prepare` writes, and all that reading it needs to know.
 
-    settings.json   how pictures become latents; there from the start
+    settings.json   how images become latents; there from the start
     shards/         NUMBER-DIGEST.safetensors, each with a .jsonl that says what it holds, written after it
     index.jsonl     a line per file of the source, in order
     dataset.json    the whole, written last: without it the preparation has not finished
 
-A tensor is called CONTENT.VARIANT, by the SHA-256 of the picture's file. Pixels: (1, channels, height, width) uint8.
-Moments: (flips, 2, channels, h, w) float16, the mean and the standard deviation of the latent of the picture and, with
+A tensor is called CONTENT.VARIANT, by the SHA-256 of the image's file. Pixels: (1, channels, height, width) uint8.
+Moments: (flips, 2, channels, h, w) float16, the mean and the standard deviation of the latent of the image and, with
 flip, of its mirror image, after the autoencoder's scaling and shift.
 """
 
@@ -32,11 +32,15 @@ SETTINGS, SHARDS, INDEX, DATASET = "settings.json", "shards", "index.jsonl", "da
 
 @dataclass(frozen=True, kw_only=True)
 class Preparation:
-    """How pictures became latents.
+    """How images became latents.
 
-    autoencoder: folder or hub id, None for pixels. factor: pixels per latent pixel on each axis. channels: of a latent.
-    patch_size: latent pixels per token on each axis. flip: whether mirror images belong to the set.
-    decoding: version of the rules by which files became pixels.
+    Attributes:
+        patch_size: Latent pixels per token on each axis.
+        flip: Whether mirror images belong to the set.
+        channels: Of a latent.
+        factor: Pixels per latent pixel on each axis.
+        autoencoder: Folder or hub id; None for pixels.
+        decoding: Version of the rules by which files became pixels.
     """
 
     kind: Literal["pixels", "moments"]
@@ -56,18 +60,13 @@ class Preparation:
 
     @property
     def patch(self) -> int:
-        """Picture pixels that a token's side covers."""
+        """Image pixels that a token's side covers."""
         return self.patch_size * self.factor
 
     @property
     def mode(self) -> Literal["RGB", "L"]:
-        """Pillow's mode of the pictures."""
+        """Pillow's mode of the images."""
         return "L" if self.channels == 1 and self.kind == "pixels" else "RGB"
-
-    @property
-    def flips(self) -> int:
-        """Mirror images stored apart: latents have them, pixels are mirrored on reading."""
-        return 2 if self.flip and self.kind == "moments" else 1
 
     @property
     def bytes_per_flip(self) -> int:
@@ -93,7 +92,7 @@ def is_prepared(folder: Path) -> bool:
 
 
 def read_settings(folder: Path) -> Preparation | None:
-    """What a folder was or is being prepared with; None in a new one. Raises ValueError where it cannot be read."""
+    """Reads what a folder was or is being prepared with; None for a new one. Raises UserError if it cannot be read."""
     path = folder / SETTINGS
     if not path.is_file():
         return None
@@ -107,7 +106,7 @@ def read_settings(folder: Path) -> Preparation | None:
 
 
 def read_dataset(folder: Path) -> tuple[Preparation, dict[str, Any]]:
-    """Settings and dataset.json of a finished preparation. Raises ValueError for anything else."""
+    """Reads settings and dataset.json of a finished preparation. Raises UserError for anything else."""
     preparation = read_settings(folder)
     if preparation is None:
         raise UserError(f"{folder} is no prepared data set: there is no {SETTINGS}; make one with fitv2 prepare")
@@ -120,7 +119,7 @@ def read_dataset(folder: Path) -> tuple[Preparation, dict[str, Any]]:
 
 
 def read_index(folder: Path, dataset: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The lines of index.jsonl. Raises ValueError if it is not the one that dataset.json speaks of."""
+    """Yields the lines of index.jsonl. Raises UserError if its hash is not the one in dataset.json."""
     path = folder / INDEX
     try:
         with path.open("rb") as file:

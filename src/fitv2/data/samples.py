@@ -7,7 +7,7 @@ from math import inf
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 from .formats import UnreadableImage, is_raw_camera_file
 
@@ -36,7 +36,7 @@ def no_white(why: str) -> UnreadableImage:
 
 
 def scale_of(image: Image.Image) -> Scale | None:
-    """Black and white of an image that is not yet decoded; None if Pillow decodes it to correctly scaled 8 bits.
+    """Returns black and white of an image not yet decoded; None if Pillow decodes it to correctly scaled 8 bits.
 
     Raises UnreadableImage if the file does not say which value is white.
     """
@@ -50,7 +50,7 @@ def scale_of(image: Image.Image) -> Scale | None:
 
 
 def _tiff_scale(image: Image.Image) -> Scale | None:
-    tags = image.tag_v2
+    tags = getattr(image, "tag_v2", {})
     if is_raw_camera_file(image):
         raise UnreadableImage("raw camera file, develop it to JPEG, PNG or TIFF")
     jpeg = tags.get(_COMPRESSION) in _JPEGS
@@ -99,8 +99,8 @@ def _single(value: Any) -> float | None:
     return float(values.pop()) if len(values) == 1 and None not in values else None
 
 
-def transparent_value(image: Image.Image) -> Any:
-    """The transparent value of an image that is not yet decoded, in the units of the decoded pixels."""
+def transparent_value(image: ImageFile.ImageFile) -> Any:
+    """Returns the transparent value of an image not yet decoded, in the units of the decoded pixels."""
     value = image.info.get("transparency")
     if image.format != "PNG" or value is None or not image.tile:
         return value
@@ -108,7 +108,7 @@ def transparent_value(image: Image.Image) -> Any:
     if stored == "RGB;16B":
         raise UnreadableImage("not supported: a transparent colour of 16 bits")
     # Pillow scales grey of 2 and 4 bits to 0 to 255, but not the transparent value.
-    return value * {"L;2": 85, "L;4": 17}.get(stored, 1) if isinstance(value, int) else value
+    return value * {"L;2": 85, "L;4": 17}.get(str(stored), 1) if isinstance(value, int) else value
 
 
 def split_alpha(image: Image.Image, scale: Scale | None, transparent: Any) -> tuple[Image.Image, Image.Image | None]:
@@ -118,7 +118,7 @@ def split_alpha(image: Image.Image, scale: Scale | None, transparent: Any) -> tu
         alpha = (
             None if transparent is None else Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))
         )
-        return _grey8(values, scale), alpha
+        return _grey8(values, scale or Scale(0, 65535)), alpha
     if image.mode not in (*_OPAQUE, *_ALPHA):
         raise no_white(f"pixels of type {image.mode}")
     if transparent is not None:

@@ -1,74 +1,141 @@
-"""Every file of a folder checked once, in threads; a cache file makes later starts fast."""
+"""Checks every file of a folder once, in threads. A cache file makes later starts fast."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 from rich.console import Console
 from rich.progress import track
 
 from ..atomic import write_text
 from ..cores import available_cores
+from ..messages import counted
+from .formats import advice
 
 logger = logging.getLogger(__name__)
 
 # Counts the rules of what is a good image: after a change all are checked again.
 _CACHE_VERSION = 3
 BLOCK = 512
-T, R = TypeVar("T"), TypeVar("R")
+MOST_LISTED = 20
+T = TypeVar("T")
+R = TypeVar("R")
 # A file by its path to a few whole numbers about it, or the reason why it cannot be used.
 Check = Callable[[Path], list[int] | str]
 
 
-def check_all(root: Path, names: list[str], check: Check, cache_file: Path | None) -> dict[str, list[int] | str]:
-    """What `check` says of each file, in the order of the names; only those are checked that the cache lacks.
+@dataclass
+class ScanReport:
+    """What became of each file under the root.
+
+    Attributes:
+        found: Number of files with the extension of an image; each is usable or in `skipped`.
+        skipped: (path relative to the root, reason).
+        ignored: Number of the other files by extension ("hidden" for names that begin with a dot).
+    """
+
+    root: str
+    found: int = 0
+    usable: int = 0
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    ignored: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def skipped_by_reason(self) -> dict[str, int]:
+        return count_reasons(self.skipped)
+
+    def summary(self) -> str:
+        """Returns a few lines of text: the counts, and the first skipped files with their reasons."""
+        found = counted(self.found, "image file")
+        lines = [f"{self.root}: {found}, {self.usable} usable, {len(self.skipped)} skipped"]
+        lines += skipped_lines(self.skipped)
+        if self.ignored:
+            counts = ", ".join(f"{count} {extension}" for extension, count in sorted(self.ignored.items()))
+            lines.append(f"  ignored, not an image extension: {counts}")
+            lines += [f"    {line}" for line in advice(self.ignored)]
+        # File names may hold bytes that no terminal can show.
+        return "\n".join(lines).encode(errors="replace").decode()
+
+    def write(self, path: str | Path) -> None:
+        """Writes the whole report as JSON."""
+        content = asdict(self) | {"skipped_by_reason": self.skipped_by_reason}
+        write_text(Path(path), json.dumps(content, indent=1))
+
+
+def count_reasons(skipped: Iterable[tuple[str, str]]) -> dict[str, int]:
+    """Counts skipped files by the kind of the reason, the text before a colon; the most frequent first."""
+    return dict(Counter(reason.partition(":")[0] for _, reason in skipped).most_common())
+
+
+def skipped_lines(skipped: Sequence[tuple[str, str]], where: str = "") -> Iterator[str]:
+    """Yields the numbers of skipped files by reason, and the first files, as lines; where: what lists all of them."""
+    yield from (f"  {count} skipped: {reason}" for reason, count in count_reasons(skipped).items())
+    yield from (f"    {name}: {reason}" for name, reason in skipped[:MOST_LISTED])
+    if len(skipped) > MOST_LISTED:
+        yield f"    and {len(skipped) - MOST_LISTED} more{where}"
+
+
+def check_all(root: Path, names: list[str], check: Check, cache_file: Path | None) -> tuple[np.ndarray, dict[int, str]]:
+    """Checks every file that the cache does not know.
 
     An entry of the cache counts while the file's size and time are the same. Only good files have one, so a file that
     was unreadable for a passing reason gets another chance.
+
+    Returns:
+        The numbers that `check` gives for the good files, (number of these, K) int64, in the order of the names; and
+        the reasons for the others by their place in `names`.
     """
     cache = _read_cache(cache_file)
-    stamps = {name: _stamp(root / name) for name in names}
-    known = {name: cache[name][2:] for name in names if name in cache and cache[name][:2] == stamps[name]}
-    todo = [name for name in names if name not in known]
-    checked: dict[str, list[int] | str] = {}
-    workers = min(8, available_cores())
-    logger.info("%s: checking %d picture files, %d known from an earlier start", root, len(todo), len(known))
+    stamps = [_stamp(root / name) for name in names]
+    outcomes: list[list[int] | str | None] = [None] * len(names)
+    for i, (name, stamp) in enumerate(zip(names, stamps, strict=True)):
+        if (entry := cache.get(name)) is not None and entry[:2] == stamp:
+            outcomes[i] = entry[2:]
+    todo = [i for i, outcome in enumerate(outcomes) if outcome is None]
+    logger.info("%s: checking %d image files, %d known from an earlier start", root, len(todo), len(names) - len(todo))
     try:
-        results = in_threads(workers, lambda name: check(root / name), todo)
-        for name, outcome in zip(todo, _progress(results, len(todo)), strict=True):
-            checked[name] = outcome
-    finally:  # An interrupted scan of a million pictures goes on where it stopped.
-        outcomes = {name: known.get(name) or checked.get(name) for name in names}
-        entries = {name: stamps[name] + found for name, found in outcomes.items() if isinstance(found, list)}
+        results = in_threads(min(8, available_cores()), lambda i: check(root / names[i]), todo)
+        for i, outcome in zip(todo, _progress(results, len(todo)), strict=True):
+            outcomes[i] = outcome
+    finally:  # An interrupted scan of a million images continues where it stopped.
+        known = zip(names, stamps, outcomes, strict=True)
+        entries = {name: stamp + outcome for name, stamp, outcome in known if isinstance(outcome, list)}
         if cache_file is not None and entries != cache:
             _write_cache(Path(cache_file), entries)
-    return outcomes
+    reasons = {i: outcome for i, outcome in enumerate(outcomes) if isinstance(outcome, str)}
+    good = [outcome for outcome in outcomes if isinstance(outcome, list)]
+    numbers = np.fromiter(chain.from_iterable(good), np.int64)
+    return numbers.reshape(len(good), -1 if good else 0), reasons
 
 
 def in_threads(workers: int, work: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
-    """The results in the order of the items; in blocks, because the pool keeps an object for every task given."""
+    """Yields the results in the order of the items; in blocks, because the pool keeps an object for every task."""
     with ThreadPoolExecutor(workers) as pool:  # Pillow's decoders release the interpreter lock.
         for start in range(0, len(items), BLOCK):
             yield from pool.map(work, items[start : start + BLOCK])
 
 
-def _progress(outcomes: Iterator[list[int] | str], total: int) -> Iterator[list[int] | str]:
+def _progress(outcomes: Iterator[list[int] | str], total: int) -> Iterable[list[int] | str]:
     console = Console(stderr=True)
     disable = total == 0 or not console.is_terminal
-    return track(outcomes, "Checking pictures", total=total, console=console, transient=True, disable=disable)
+    return track(outcomes, "Checking images", total=total, console=console, transient=True, disable=disable)
 
 
-def _stamp(path: Path) -> list[int] | None:
-    """[bytes, time of the last change in ns], or None for a broken link."""
+def _stamp(path: Path) -> list[int]:
+    """[bytes, time of the last change in ns]; empty for a broken link."""
     try:
         status = path.stat()
     except OSError:
-        return None
+        return []
     return [status.st_size, status.st_mtime_ns]
 
 
@@ -81,7 +148,7 @@ def _read_cache(cache_file: Path | None) -> dict[str, list[int]]:
         if content["version"] == _CACHE_VERSION:
             return content["pictures"]
     except (ValueError, TypeError, KeyError):
-        logger.warning("%s is not a cache of this program or is damaged: it is made anew", cache_file)
+        logger.warning("%s is not a cache of this program or is damaged: it is made again", cache_file)
     return {}
 
 
@@ -89,4 +156,4 @@ def _write_cache(cache_file: Path, entries: dict[str, list[int]]) -> None:
     try:
         write_text(cache_file, json.dumps({"version": _CACHE_VERSION, "pictures": entries}, indent=1))
     except OSError as error:
-        logger.warning("%s cannot be written, so the next start checks every picture again: %s", cache_file, error)
+        logger.warning("%s cannot be written, so the next start checks every image again: %s", cache_file, error)

@@ -21,6 +21,7 @@ from posixpath import normpath
 from typing import Any, NamedTuple
 
 from ..errors import UserError
+from ..messages import shortened
 from .formats import EXTENSIONS
 
 DELIMITED = {".txt": "\t", ".tsv": "\t", ".csv": ","}
@@ -31,7 +32,6 @@ PATHS += ("image_name", "image_file_name", "img", "img_path", "images", "name", 
 LABELS = ("label", "labels", "class", "class_name", "class_label", "category", "target", "cls", "class_id")
 LABELS += ("class_index", "label_id", "label_name", "y")
 CAPTIONS = ("text", "caption", "captions", "prompt", "description")
-MOST_NAMED = 6
 UNLABELLED = "dataset.json says that these images have no labels"
 
 
@@ -44,10 +44,11 @@ class Row(NamedTuple):
 
 
 class Table(NamedTuple):
-    """rows: Each path once. repeated: Rows that repeat the path and label of an earlier row. note: What users should
-    know about the table. says_none: Whether it says that the images have no labels.
+    """name: Of the file. rows: Each path once. repeated: Rows that repeat the path and label of an earlier row. note:
+    What users should know about the table. says_none: Whether it says that the images have no labels.
     """
 
+    name: str
     rows: list[Row]
     repeated: list[Row]
     note: str | None = None
@@ -59,7 +60,7 @@ class Table(NamedTuple):
 
 
 def read_table(file: Path, with_labels: bool = True) -> Table:
-    """The images and labels of a table; without `with_labels`, only the images.
+    """Reads the images and labels of a table; without `with_labels`, only the images.
 
     Raises:
         UserError: The table cannot be read, or its meaning is unclear; the message says where, and what to do.
@@ -83,11 +84,11 @@ def read_table(file: Path, with_labels: bool = True) -> Table:
             )
         if before is not row:
             repeated.append(row)
-    return Table(list(first.values()), repeated, note, suffix == ".json" and note == UNLABELLED)
+    return Table(file.name, list(first.values()), repeated, note, suffix == ".json" and note == UNLABELLED)
 
 
 def label_text(value: Any) -> str | None:
-    """A JSON label as text. Raises ValueError for lists and objects, which cannot be labels."""
+    """Returns a JSON label as text. Raises ValueError for lists and objects, which cannot be labels."""
     if value is None or isinstance(value, str):
         return (value or "").strip() or None
     if isinstance(value, list | dict):
@@ -96,7 +97,7 @@ def label_text(value: Any) -> str | None:
 
 
 def labelling_key(names: Sequence[str]) -> str | None:
-    """Which of these keys or column names holds the label."""
+    """Returns which of these keys or column names holds the label."""
     return _first_of(LABELS, names)
 
 
@@ -208,12 +209,16 @@ def _columns(file: Path, names: Sequence[str]) -> tuple[str, str | None]:
     if path is None:
         others = [name for name in names if name != label]
         if len(others) != 1 and file.suffix.lower() == ".jsonl":
-            raise UserError(f"{file} has no key file_name with the paths of the images; its keys are {told(names)}")
+            raise UserError(
+                f"{file} has no key file_name with the paths of the images; its keys are {shortened(names)}"
+            )
         path = others[0] if others else names[0]
     if label is None:
         others = [name for name in names if name != path and _plain(name) not in (*CAPTIONS, *PATHS)]
         if len(others) > 1 and file.suffix.lower() != ".jsonl":
-            raise UserError(f"{file}: which of the columns {told(others)} holds the labels? Rename that one to label")
+            raise UserError(
+                f"{file}: which of the columns {shortened(others)} holds the labels? Rename that one to label"
+            )
         label = others[0] if len(others) == 1 and file.suffix.lower() != ".jsonl" else None
     return path, label
 
@@ -252,8 +257,4 @@ def _plain(name: str) -> str:
 
 
 def _without_labels(file: Path, names: Sequence[str], label: str | None) -> str | None:
-    return None if label is not None or len(names) < 2 else f"{file.name} holds no labels, only {told(names)}"
-
-
-def told(names: Sequence[str]) -> str:
-    return ", ".join(names[:MOST_NAMED]) + (" and more" if len(names) > MOST_NAMED else "")
+    return None if label is not None or len(names) < 2 else f"{file.name} holds no labels, only {shortened(names)}"

@@ -45,7 +45,7 @@ _AHEAD = bytes(8)
 
 
 def check_whole(image: Image.Image, content: bytes) -> bytes:
-    """The bytes to decode, nearly always `content`. Raises UnreadableImage if part of the image is missing.
+    """Returns the bytes to decode, nearly always `content`. Raises UnreadableImage if part of the image is missing.
 
     image: as opened from the content, its pixels not yet decoded.
     """
@@ -62,7 +62,7 @@ def check_whole(image: Image.Image, content: bytes) -> bytes:
     if check is not None:
         check(content)
     elif image.format == "TIFF":
-        _tiff(image.tag_v2, content)
+        _tiff(getattr(image, "tag_v2", {}), content)
     elif image.format == "BMP" and image.info.get("compression") in (1, 2):
         _require(content.rstrip(b"\0").endswith(b"\1"), "no end of the bitmap")
     return content

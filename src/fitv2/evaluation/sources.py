@@ -25,14 +25,13 @@ from ..data.fashion import SPLITS, Fashion, bundled, full
 from ..data.folder import ImageFolder
 from ..data.formats import EXTENSIONS
 from ..data.images import MAX_PIXELS, UnreadableImage, decode
-from ..data.latents import LatentShards
-from ..data.made import SHEET
-from ..data.official_latents import budgets
+from ..data.official import budgets
 from ..data.prepared import is_prepared, read_dataset
 from ..data.scan import in_threads
+from ..data.shards import LatentShards
 from ..errors import UserError
 from ..messages import counted, shortened
-from ..sample_list import SAMPLES_LIST, read_list
+from ..sample_list import SAMPLES_LIST, SHEET, read_list
 
 FASHION = "fashion"
 ARCHIVE = "arr_0"

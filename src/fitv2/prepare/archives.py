@@ -17,7 +17,7 @@ from ..data.listing import listed
 from ..data.tables import label_text, labelling_key
 from ..errors import UserError
 from ..messages import counted
-from .items import check_length
+from .items import Source, check_length
 
 LABEL_EXTENSIONS = (".cls", ".json")
 MOST_LABEL_BYTES = 1 << 20
@@ -44,7 +44,7 @@ class Member(NamedTuple):
     refused: str | None = None
 
 
-class ArchiveSource:
+class ArchiveSource(Source):
     """The members of uncompressed tar archives, one archive after another in the order given, read where they lie."""
 
     def __init__(self, archives: Sequence[Path], labels: Labels = "auto") -> None:
@@ -59,7 +59,9 @@ class ArchiveSource:
         self.places = [m.place for m in files]
 
     def read(self, index: int) -> bytes:
-        return read_place(self.places[index])
+        place = self.places[index]
+        assert place is not None  # Only what is refused has none.
+        return read_place(place)
 
     def _labels(self, images: Sequence[Member], found: Sequence[Member]) -> list[str | None]:
         """The label of each image: by the member that has its whole name, else by the one that has its key."""
@@ -67,7 +69,7 @@ class ArchiveSource:
         of_stem, of_key, silent = defaultdict(dict), defaultdict(dict), Counter()
         for archive, name, place, refused in found:
             key, stem, extension = split_name(name)
-            if refused is not None or extension not in LABEL_EXTENSIONS:
+            if place is None or refused is not None or extension not in LABEL_EXTENSIONS:
                 continue
             label = read_label(place, extension)
             if label is None:
@@ -85,7 +87,7 @@ class ArchiveSource:
 
 
 def one_label(image: str, labels: dict[str, str]) -> str | None:
-    """The label of an image, from the members that have one for it; one of .cls before one of .json.
+    """Returns the label of an image from the members that have one for it; .cls comes before .json.
 
     Raises UserError where they contradict each other: an id and a name do not.
     """
@@ -102,7 +104,7 @@ def named(archives: Sequence[Path]) -> str:
 
 
 def without_replaced(found: list[Member]) -> Iterator[Member]:
-    """Of several members of one name the last one is used, as unpacking would leave it."""
+    """Refuses all but the last of several members of one name: only that one would be left by unpacking."""
     last = {normpath(member.name): index for index, member in enumerate(found) if member.place}
     for index, member in enumerate(found):
         replaced = member.place is not None and last[normpath(member.name)] != index
@@ -110,7 +112,7 @@ def without_replaced(found: list[Member]) -> Iterator[Member]:
 
 
 def members(archive: Path) -> Iterator[Member]:
-    """Every file of an archive in order, and what of the archive cannot be read.
+    """Yields every file of an archive in order, and what of the archive cannot be read.
 
     Archives that were joined are read to the end of the last one. The tarfile library ends in silence where a header is
     missing or damaged, so the end of the last member is compared with the file.
@@ -137,7 +139,7 @@ def refuse_compressed(archive: Path, begin: bytes) -> None:
 
 
 def joined_part(archive: Path, file: BinaryIO, start: int) -> Generator[Member, None, int]:
-    """The members of the archive that begins at a byte of a file; returns where the last one ends."""
+    """Yields the members of the archive that begins at a byte of a file; returns where the last one ends."""
     file.seek(start)
     try:
         tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 - what it opens is not its own.
@@ -159,8 +161,8 @@ def joined_part(archive: Path, file: BinaryIO, start: int) -> Generator[Member, 
 
 
 def what_is_missing(end: int, start: int, size: int) -> str:
-    """Of an archive of `size` bytes, where the blocks of zeros from `end`, after a member, to `start` are no or too
-    many.
+    """Returns what an archive of `size` bytes lacks, if it has no or too many zeros from `end`, after a member, to
+    `start`.
     """
     if start > end:
         return f"{start - end} zeros from byte {end} on, in the place of members perhaps"
@@ -172,7 +174,7 @@ def what_is_missing(end: int, start: int, size: int) -> str:
 
 
 def after_zeros(file: BinaryIO, start: int) -> int:
-    """Where the blocks of zeros that begin at `start` end; in a whole archive there are two at least."""
+    """Returns where the blocks of zeros that begin at `start` end; a whole archive has at least two."""
     file.seek(start)
     while (block := file.read(tarfile.BLOCKSIZE)) and not any(block):
         start += len(block)
@@ -205,7 +207,7 @@ def split_name(name: str) -> Split:
 
 
 def read_label(place: Place, extension: str) -> str | None:
-    """What a .cls or .json member says; None where it says nothing that can be a label."""
+    """Returns the label in a .cls or .json member; None if it holds nothing that can be a label."""
     try:
         if place.length > MOST_LABEL_BYTES:
             return None

@@ -10,16 +10,17 @@ from ..data.contents import Labels
 from ..data.labelling import UNLABELLED, Item, labelled, refuse_unlabelled
 from ..data.tables import label_text, labelling_key
 from ..errors import UserError
-from .items import read_file
+from .items import Source, read_file
 
 # What `save_to_disk` writes, and what a downloaded data set consists of.
 SAVED = ("dataset_dict.json", "state.json")
 TABLES = ("*.parquet", "*.arrow", "data/*.parquet")
 
 
-class HubSource:
-    """The first column of images with the first of class labels (else one called label, class, ...); of several splits,
-    train.
+class HubSource(Source):
+    """The first column of images, with the first column of class labels or else one called label, class, and so on.
+
+    Of several splits, train is used.
     """
 
     def __init__(self, name: str, labels: Labels = "auto") -> None:
@@ -27,7 +28,7 @@ class HubSource:
         kinds = {column: type(feature).__name__ for column, feature in rows.features.items()}
         pictures = [column for column, kind in kinds.items() if kind == "Image"]
         if not pictures:
-            raise UserError(f"the data set {name} has no column of pictures; its columns are {', '.join(kinds)}")
+            raise UserError(f"the data set {name} has no column of images; its columns are {', '.join(kinds)}")
         self.column = pictures[0]
         classes = [column for column, kind in kinds.items() if kind == "ClassLabel"]
         by = None if labels == "none" else next(iter(classes), None) or labelling_key(list(kinds))
@@ -47,7 +48,7 @@ class HubSource:
         self.rows = undecoded(rows.select_columns([self.column]), self.column)
 
     def read(self, index: int) -> bytes:
-        """Some sets hold the bytes, others the path of a file."""
+        """Returns the file of an image: some sets hold its bytes, others its path."""
         picture = self.rows[index][self.column] or {}
         if picture.get("bytes"):
             return picture["bytes"]
@@ -67,7 +68,7 @@ def label_texts(labels: Sequence[Any], name: str, column: str) -> list[str | Non
 
 
 def is_hub_folder(folder: Path) -> bool:
-    """Whether a folder holds the tables of a data set and not the pictures themselves."""
+    """Whether a folder holds the tables of a data set and not the images themselves."""
     return any((folder / name).is_file() for name in SAVED) or any(any(folder.glob(pattern)) for pattern in TABLES)
 
 
@@ -84,16 +85,16 @@ def load_rows(name: str) -> Any:
         found = datasets.load_from_disk(name) if saved else datasets.load_dataset(name)
     except Exception as error:  # The library passes on what its readers and the network raise, of nearly any type.
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{name} is no picture source, and as a data set of Hugging Face: {reason}") from None
+        raise UserError(f"{name} is no image source, and as a data set of Hugging Face: {reason}") from None
     if not isinstance(found, datasets.DatasetDict):
         return found
     if "train" not in found and len(found) > 1:
-        raise UserError(f"the data set {name} has the splits {', '.join(found)} and none called train")
+        raise UserError(f"the data set {name} has the splits {', '.join(map(str, found))} and none called train")
     return found["train"] if "train" in found else next(iter(found.values()))
 
 
 def undecoded(rows: Any, column: str) -> Any:
-    """The pictures as bytes: what decodes them must be ours, as for every other source."""
+    """Returns the rows with images as bytes: they are decoded by `data.decode`, as for every other source."""
     import datasets
 
     return rows.cast_column(column, datasets.Image(decode=False))

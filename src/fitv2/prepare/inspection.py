@@ -1,173 +1,179 @@
-"""What a preparation made of each picture: a table of all of them, and the figures that sum it up."""
+"""What a preparation made of each image: a table of all files, the figures that sum it up, and whether it is whole."""
 
 from __future__ import annotations
 
 import csv
-from collections import Counter
-from collections.abc import Iterator, Sequence
+import hashlib
+from array import array
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 
 from ..atomic import write_file
 from ..data.images import MAX_STRETCH
 from ..data.labelling import count_classes
-from ..data.latents import LatentShards
 from ..data.packing import plan_packs, real_share
-from ..data.prepared import Preparation, read_dataset, read_index
+from ..data.prepared import SHARDS, Preparation, read_dataset, read_index
+from ..data.shards import LatentShards
+from .shards import not_finite, sha256_of
 
 TABLE = "pictures.csv"
-COLUMNS = ("id", "class", "skipped", "variant", "height", "width", "new_height", "new_width")
-COLUMNS += ("tokens", "scale", "cropped", "stretched")
-# Aspects (width / height) and shares cropped, by which pictures are counted.
+# Of each variant of an image.
+NUMBERS = ("height", "width", "new_height", "new_width", "tokens", "scale", "cropped", "stretched")
+# Aspects (width / height) and fractions cropped, by which images are counted.
 ASPECTS = (0, 1 / 4, 1 / 3, 1 / 2, 2 / 3, 4 / 5, 5 / 4, 3 / 2, 2, 3, 4, float("inf"))
 CROPPED = (0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1)
 TOKEN_BINS = 10
 
 
-@dataclass
+@dataclass(frozen=True)
 class Inspection:
-    """Per picture: size (height, width), label. Per variant: its kind, new size, tokens, linear scale, the share of the
-    picture that is cropped, and by how much its aspect has changed.
+    """The images of a prepared data set, as arrays.
+
+    Attributes:
+        labels: (N,) of the images.
+        first: (M,) bool, whether a variant is the first of its image.
+        is_crop: (M,) bool.
+        numbers: (M,) of every variant, by the names of NUMBERS.
     """
 
     preparation: Preparation
     dataset: dict[str, Any]
-    sizes: list[tuple[int, int]] = field(default_factory=list)
-    labels: list[int] = field(default_factory=list)
-    variants: list[str] = field(default_factory=list)
-    new_sizes: list[tuple[int, int]] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-    scales: list[float] = field(default_factory=list)
-    crops: list[float] = field(default_factory=list)
-    stretches: list[float] = field(default_factory=list)
+    labels: np.ndarray
+    first: np.ndarray
+    is_crop: np.ndarray
+    numbers: dict[str, np.ndarray]
 
-    @property
-    def classes(self) -> dict[str, int]:
-        """Pictures of each class, in the order of the labels."""
-        return count_classes(self.labels, self.dataset["class_names"])
-
-    @property
-    def aspects(self) -> dict[str, int]:
-        """Pictures by width / height."""
-        height, width = np.array(self.sizes).T
-        return counted(width / height, ASPECTS)
-
-    @property
-    def token_counts(self) -> dict[str, int]:
-        """Variants by number of tokens."""
-        step = max(1, -(-self.preparation.max_tokens // TOKEN_BINS))
-        edges = [*range(1, self.preparation.max_tokens + 1, step), self.preparation.max_tokens + 1]
-        return counted(np.array(self.tokens), edges, whole=True)
-
-    @property
-    def crop_counts(self) -> dict[str, int]:
-        """Cropped variants by the share of the picture that is lost."""
-        cropped = [
-            share for variant, share in zip(self.variants, self.crops, strict=True) if variant == "crop" or share
-        ]
-        return counted(np.array(cropped), CROPPED)
+    def sizes(self, prefix: str = "") -> np.ndarray:
+        """Returns (N, 2) heights and widths of the images; with "new_" (M, 2), those of their variants."""
+        sizes = np.stack([self.numbers[f"{prefix}height"], self.numbers[f"{prefix}width"]], 1)
+        return sizes if prefix else sizes[self.first]
 
 
 def inspect(folder: Path, out: Path) -> Inspection:
-    """Reads the index, and writes the table of all files into `out`. Raises ValueError if `folder` is not prepared."""
+    """Reads the index, and writes the table of all files into `out`. Raises UserError if `folder` is not prepared."""
     preparation, dataset = read_dataset(folder)
-    inspection = Inspection(preparation, dataset)
+    names, labels, first, is_crop, numbers = dataset["class_names"], array("q"), array("b"), array("b"), array("d")
 
     def write(draft: Path) -> None:
         # File names may hold bytes that are no text.
         with draft.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            table = csv.DictWriter(file, COLUMNS, restval="")
-            table.writeheader()
+            table = csv.writer(file)
+            table.writerow(["id", "class", "skipped", "variant", *NUMBERS])
             for line in read_index(folder, dataset):
-                table.writerows(rows_of(line, inspection))
+                if "skipped" in line:
+                    table.writerow([line["id"], "", line["skipped"], "", *[""] * len(NUMBERS)])
+                    continue
+                labels.append(line["label"])
+                for number, (variant, stored) in enumerate(line["variants"].items()):
+                    first.append(number == 0)
+                    is_crop.append(variant == "crop")
+                    found = numbers_of(line["size"], variant, stored, preparation.patch)
+                    numbers.extend(found)
+                    name = names[line["label"]] if names else ""
+                    table.writerow([line["id"], name, "", variant, *(round(value, 4) for value in found)])
 
     write_file(out / TABLE, write)
-    return inspection
+    columns = np.array(numbers).reshape(-1, len(NUMBERS)).T
+    flags = np.array(first, bool), np.array(is_crop, bool)
+    return Inspection(preparation, dataset, np.array(labels), *flags, dict(zip(NUMBERS, columns, strict=True)))
 
 
-def rows_of(line: dict[str, Any], inspection: Inspection) -> Iterator[dict[str, Any]]:
-    """A row per variant of a picture, or one for a file that was skipped; counts them."""
-    names = inspection.dataset["class_names"]
-    if "skipped" in line:
-        yield {"id": line["id"], "skipped": line["skipped"]}
-        return
-    common = {"id": line["id"], "class": names[line["label"]] if names else ""}
-    height, width = line["size"]
-    inspection.sizes.append((height, width))
-    inspection.labels.append(line["label"])
-    for variant, stored in line["variants"].items():
-        new_height, new_width = stored["size"]
-        # Older preparations stretch what would now be cropped, and say nothing of a crop.
-        cropped = 1 - min(height, width) / max(height, width) if variant == "crop" else stored.get("cropped", 0.0)
-        rows, columns = new_height / height, new_width / width
-        # What a crop keeps has the new aspect.
-        stretched = 0.0 if cropped or variant == "crop" else max(rows / columns, columns / rows) - 1
-        scale = (rows * columns / (1 - cropped)) ** 0.5
-        tokens = new_height * new_width // inspection.preparation.patch**2
-        inspection.new_sizes.append((new_height, new_width))
-        inspection.variants.append(variant)
-        inspection.tokens.append(tokens)
-        inspection.scales.append(scale)
-        inspection.crops.append(cropped)
-        inspection.stretches.append(stretched)
-        yield common | {
-            **{"variant": variant, "height": height, "width": width, "new_height": new_height, "new_width": new_width},
-            **{"tokens": tokens, "scale": round(scale, 4), "cropped": round(cropped, 4)},
-            "stretched": round(stretched, 4),
-        }
+def numbers_of(size: Sequence[int], variant: str, stored: dict[str, Any], patch: int) -> tuple[float, ...]:
+    """Returns the NUMBERS of a variant: scale is linear, `cropped` the fraction lost, `stretched` the change of aspect.
+
+    Args:
+        size: Height and width of the image.
+        stored: What the index says of the variant.
+        patch: Pixels that a token's side covers.
+    """
+    (height, width), (new_height, new_width) = size, stored["size"]
+    # Older preparations stretch what would now be cropped, and say nothing of a crop.
+    cropped = 1 - min(height, width) / max(height, width) if variant == "crop" else stored.get("cropped", 0.0)
+    rows, columns = new_height / height, new_width / width
+    # What a crop keeps has the new aspect.
+    stretched = 0.0 if cropped or variant == "crop" else max(rows / columns, columns / rows) - 1
+    scale = (rows * columns / (1 - cropped)) ** 0.5
+    return height, width, new_height, new_width, new_height * new_width // patch**2, scale, cropped, stretched
 
 
-def counted(values: np.ndarray, edges: Sequence[float], whole: bool = False) -> dict[str, int]:
-    """How many values lie in each range; whole numbers are told by the first and last of a range."""
-    counts, _ = np.histogram(values, np.array(edges))
-    return {
-        range_name(low, high, whole): int(count) for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True)
-    }
+def histogram(values: np.ndarray, edges: Sequence[float], whole: bool = False) -> dict[str, int]:
+    """Counts how many values lie in each range; ranges of whole numbers are named by their first and last."""
 
+    def name(low: float, high: float) -> str:
+        if whole:
+            return f"{low} to {high - 1}"
+        return f"above {low:.2g}" if high == float("inf") else f"{low:.2g} to {high:.2g}"
 
-def range_name(low: float, high: float, whole: bool) -> str:
-    if whole:
-        return f"{low} to {high - 1}"
-    if high == float("inf"):
-        return f"above {low:.2g}"
-    return f"{low:.2g} to {high:.2g}"
+    counts = np.histogram(values, np.array(edges))[0].tolist()
+    return {name(low, high): count for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True)}
 
 
 def packing(folder: Path, budget: int | None) -> dict[str, Any]:
-    """How well the packs of a first epoch are filled; by default a budget that holds ten of the longest pictures."""
-    lengths = LatentShards(folder).epoch(0, 0).hw.prod(1)
+    """Plans the packs of a first epoch; the budget is by default that of ten of the longest images."""
+    lengths = LatentShards(folder).first_hw.prod(1)
     budget = budget or 10 * int(lengths.max())
     packs = plan_packs(lengths, budget, seed=0, epoch=0)
     return {"budget": budget, "packs": len(packs), "real_share": real_share(lengths, packs, budget)}
 
 
-def quantiles(values: list) -> list[float]:
-    """Smallest, median, largest."""
+def quantiles(values: np.ndarray) -> list[float]:
+    """Returns smallest, median and largest."""
     return [round(float(value), 4) for value in np.quantile(values, (0, 0.5, 1))]
 
 
 def summary(inspection: Inspection) -> dict[str, Any]:
-    """All figures, as JSON takes them. Triples are smallest, median and largest."""
-    height, width = zip(*inspection.sizes, strict=True)
-    new_height, new_width = zip(*inspection.new_sizes, strict=True)
-    dataset = inspection.dataset
+    """Returns all figures, ready for JSON. Triples are smallest, median and largest."""
+    numbers, dataset, is_crop = inspection.numbers, inspection.dataset, inspection.is_crop
+    height, width = inspection.sizes().T
+    most, crops = inspection.preparation.max_tokens, numbers["cropped"]
+    token_edges = [*range(1, most + 1, max(1, -(-most // TOKEN_BINS))), most + 1]
+    variants = {"resize": int((~is_crop).sum()), "crop": int(is_crop.sum())}
     return {
         **dataset["counts"],
         "skipped_by_reason": dataset["skipped_by_reason"],
-        "variants": dict(Counter(inspection.variants)),
+        "variants": {variant: count for variant, count in variants.items() if count},
         "height": quantiles(height),
         "width": quantiles(width),
-        "new_height": quantiles(new_height),
-        "new_width": quantiles(new_width),
-        "scale": quantiles(inspection.scales),
-        "tokens": quantiles(inspection.tokens),
-        "stretched_visibly": sum(share > MAX_STRETCH for share in inspection.stretches),
-        "aspects": inspection.aspects,
-        "token_counts": inspection.token_counts,
-        "cropped": inspection.crop_counts,
-        "classes": inspection.classes,
+        **{name: quantiles(numbers[name]) for name in ("new_height", "new_width", "scale", "tokens")},
+        "stretched_visibly": int((numbers["stretched"] > MAX_STRETCH).sum()),
+        "aspects": histogram(width / height, ASPECTS),
+        "token_counts": histogram(numbers["tokens"], token_edges, whole=True),
+        "cropped": histogram(crops[is_crop | (crops > 0)], CROPPED),
+        "classes": count_classes(inspection.labels, dataset["class_names"]),
         "bytes": sum(shard["bytes"] for shard in dataset["shards"]),
     }
+
+
+@dataclass
+class Verified:
+    """damaged: Shards that are gone or have another hash than dataset.json says. not_finite: The ids of images whose
+    latents hold NaN or infinity.
+    """
+
+    damaged: list[str] = field(default_factory=list)
+    not_finite: list[str] = field(default_factory=list)
+
+
+def verify(folder: Path, done: Callable[[int], None]) -> Verified:
+    """Reads every shard; `done` gets the number just read. Raises UserError for an unfinished set."""
+    dataset = read_dataset(folder)[1]
+    found, contents = Verified(), set()
+    for shard in dataset["shards"]:
+        path = folder / SHARDS / shard["file"]
+        try:
+            with path.open("rb") as file:
+                whole = hashlib.file_digest(file, "sha256").hexdigest() == shard["sha256"]
+            contents |= {sha256_of(name) for name in not_finite(path)} if whole else set()
+        except (OSError, SafetensorError):
+            whole = False
+        if not whole:
+            found.damaged.append(shard["file"])
+        done(1)
+    if contents:
+        found.not_finite = [line["id"] for line in read_index(folder, dataset) if line.get("sha256") in contents]
+    return found

@@ -1,33 +1,40 @@
-"""The interface of every source of images: items in a fixed order, with labels, read as bytes.
+"""The base of every source of images: items in a fixed order, with labels, read as bytes.
 
 Every file of a source becomes an item, even an unusable one, with the reason: every file is accounted for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Protocol
 
-from ..data.images import UnreadableImage
+from ..data.formats import UnreadableImage
 from ..data.labelling import Item
 
 # Larger files are not photographs, and reading one could exhaust the memory.
 MOST_BYTES = 1 << 30
 
 
-class Source(Protocol):
-    """items: In an order that depends on the source alone. class_names: In the order of the labels; empty without
-    classes. notes: Sentences about what was decided about the labels.
+class Source(ABC):
+    """Images and their labels.
+
+    Attributes:
+        items: In an order that depends on the source alone.
+        class_names: In the order of the labels; empty without classes.
+        notes: Sentences about what was decided about the labels.
     """
 
-    items: Sequence[Item]
+    items: list[Item]
     class_names: list[str]
     notes: list[str]
 
+    @abstractmethod
     def read(self, index: int) -> bytes:
-        """The file of an item that is not refused. Raises OSError if it cannot be read, UnreadableImage if it is far
-        too large.
+        """Returns the file of an item that is not refused.
+
+        Raises:
+            OSError: It cannot be read.
+            UnreadableImage: It is far too large.
         """
 
 

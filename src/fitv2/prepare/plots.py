@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,7 +15,7 @@ LONGEST_NAME = 24
 
 
 def bars(title: str, counts: Mapping[str, int]) -> Panel:
-    """A bar per entry, its count behind it; of more than fit, the first ones."""
+    """Draws a bar per entry, with its count; of more than fit, the first ones."""
     shown = list(counts.items())[:MOST_BARS]
     if len(counts) > MOST_BARS:
         shown[-1] = f"{len(counts) - MOST_BARS + 1} more", sum(list(counts.values())[MOST_BARS - 1 :])
@@ -37,14 +37,14 @@ def bars(title: str, counts: Mapping[str, int]) -> Panel:
     return draw
 
 
-def points(title: str, groups: Mapping[str, Sequence[tuple[int, int]]]) -> Panel:
-    """(height, width) pairs on logarithmic axes, width to the right and height upwards."""
-    log = np.log2(np.array([size for sizes in groups.values() for size in sizes], dtype=float))
+def points(title: str, groups: Mapping[str, np.ndarray]) -> Panel:
+    """Draws (N, 2) heights and widths on logarithmic axes, width to the right and height upwards."""
+    log = np.log2(np.concatenate([*groups.values()]).astype(float))
     ends = 2 ** np.floor(log.min()), 2 ** np.ceil(log.max() + 1e-9)
 
     def draw(axes: Axes) -> None:
         for (name, sizes), colour in zip(groups.items(), (GREY, ORANGE), strict=True):
-            heights, widths = zip(*sizes[:: -(-len(sizes) // MOST_POINTS)], strict=True)
+            heights, widths = sizes[:: -(-len(sizes) // MOST_POINTS)].T
             axes.scatter(widths, heights, s=6, color=colour, label=name, clip_on=False)
         axes.set(title=title, xlabel="width", ylabel="height", xscale="log", yscale="log", xlim=ends, ylim=ends)
         for axis in (axes.xaxis, axes.yaxis):

@@ -16,30 +16,34 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from ..atomic import remove_drafts, write_file, write_text
-from ..data.images import UnreadableImage
+from ..data.formats import UnreadableImage
 from ..data.labelling import count_classes
 from ..data.prepared import DATASET, INDEX, SETTINGS, SHARDS, Preparation, read_settings
-from ..data.scan import in_threads
-from ..data.tables import told
+from ..data.scan import count_reasons, in_threads
 from ..errors import UserError
 from ..locks import locked
+from ..messages import shortened
 from ..processes import first_says
-from .encode import Decoded, MomentEncoder, PixelEncoder, decode_variants, encode_all, not_finite
+from .encode import Decoded, Encoder, MomentEncoder, decode_variants, encode_all
 from .items import Source
-from .plan import File, ShardPlan, hash_file, plan_shards, repeated
 from .shards import (
+    File,
     Outcome,
+    ShardPlan,
+    hash_file,
     is_whole,
+    plan_shards,
     read_shard_index,
     read_store,
     read_stored,
     refresh_index,
+    repeated,
+    sha256_of,
     shard_files,
     write_shard,
 )
 
 T = TypeVar("T")
-MOST_NAMED = 5
 NOT_FINITE = "not finite: the autoencoder gives NaN or infinity for it"
 # (what is being done, how many) to a context whose value takes the number just finished.
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
@@ -47,8 +51,13 @@ Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 @dataclass
 class Report:
-    """What a preparation found and did. skipped: (id, reason). encoded, reused: Images, by this run. classes: Images of
-    each class, by name. notes: What was decided about the labels, as sentences.
+    """What a preparation found and did.
+
+    Attributes:
+        skipped: (id, reason).
+        encoded, reused: Numbers of images, by this run.
+        classes: Number of images of each class, by name.
+        notes: What was decided about the labels, as sentences.
     """
 
     files: int = 0
@@ -63,25 +72,38 @@ class Report:
 
     @property
     def skipped_by_reason(self) -> dict[str, int]:
-        """Number of skipped files by the kind of the reason, most frequent first."""
-        return dict(Counter(reason.partition(":")[0] for _, reason in self.skipped).most_common())
+        return count_reasons(self.skipped)
 
 
 def prepare(
     source: Source,
     name: str,
     out: Path,
-    encoder: PixelEncoder | MomentEncoder,
+    encoder: Encoder,
     preparation: Preparation,
     shard_size: int,
     workers: int,
     state: PartialState,
     progress: Progress,
 ) -> Report | None:
-    """Makes or completes the data set `out`; `name` is what the source is called. The report is the first process's.
+    """Makes or completes a prepared data set. Interrupted at any moment, the same call continues, to the same bytes.
 
-    Interrupted at any moment, the same call goes on, to the same bytes. Raises ValueError where `out` holds something
-    else, OSError where it cannot be written; what was there before is still whole then.
+    Args:
+        source: The images.
+        name: What the source is called.
+        out: The folder.
+        encoder, preparation: How images become latents; see `encode.build_encoder`.
+        shard_size: Files of the source per shard.
+        workers: Threads that read and decode.
+        state: This process among those that share the work.
+        progress: Shows progress.
+
+    Returns:
+        The report, on rank 0 alone.
+
+    Raises:
+        UserError: `out` holds something else.
+        OSError: `out` cannot be written; what was there before is still whole then.
     """
     shards = out / SHARDS
     with one_sentence(out), alone(out):
@@ -108,9 +130,9 @@ def prepare(
 
 @contextmanager
 def alone(out: Path) -> Iterator[None]:
-    """One preparation at a time in a folder: the first of its processes holds the lock.
+    """Locks a folder for one preparation: rank 0 holds the lock.
 
-    Raises UserError, in all of them, where another one holds it.
+    Raises UserError, on every rank, if another preparation holds it.
     """
 
     def take() -> None:
@@ -123,7 +145,7 @@ def alone(out: Path) -> Iterator[None]:
 
 
 def begin(out: Path, preparation: Preparation) -> None:
-    """The folder as this preparation needs it, without what a kill may have left."""
+    """Brings the folder into the state that this preparation needs, without what a kill may have left."""
     keep_settings(out, preparation)
     remove_drafts(out)
     remove_drafts(out / SHARDS)
@@ -147,7 +169,7 @@ def keep_settings(out: Path, preparation: Preparation) -> None:
 
 
 def difference(kept: Preparation, wanted: Preparation) -> str:
-    """What is not the same, in words."""
+    """Returns what is not the same, in words."""
     if kept.autoencoder_sha256 != wanted.autoencoder_sha256:
         return f"another autoencoder, {kept.autoencoder or 'pixels'} and not {wanted.autoencoder or 'pixels'}"
     if kept.decoding != wanted.decoding:
@@ -158,7 +180,7 @@ def difference(kept: Preparation, wanted: Preparation) -> str:
 
 
 def hash_all(source: Source, workers: int, state: PartialState, progress: Progress) -> list[File]:
-    """Every file of the source, in order."""
+    """Reads and hashes every file of the source, in order."""
     indices = mine(state, range(len(source.items)))
     with progress("reading", len(indices)) as done:
         hashed = []
@@ -172,7 +194,7 @@ def build_shard(
     folder: Path,
     plan: ShardPlan,
     source: Source,
-    encoder: PixelEncoder | MomentEncoder,
+    encoder: Encoder,
     preparation: Preparation,
     store: dict[str, tuple[Path, Outcome]],
     workers: int,
@@ -197,11 +219,11 @@ def build_shard(
             done(1)
 
     encoded = dict(encode_all(encoder, pictures()))
-    lost = {name.partition(".")[0] for name, latent in encoded.items() if latent is None}
-    if 2 * len(lost) > len(missing):
-        raise UserError(f"{len(lost)} of {len(missing)} images have no finite latents: {not_finite(encoder)}")
+    lost = {sha256_of(name) for name, latent in encoded.items() if latent is None}
+    if isinstance(encoder, MomentEncoder) and 2 * len(lost) > len(missing):
+        raise UserError(f"{len(lost)} of {len(missing)} images have no finite latents: {encoder.not_finite}")
     outcomes |= {sha256: {"skipped": NOT_FINITE} for sha256 in lost}
-    arrays |= {name: latent for name, latent in encoded.items() if name.partition(".")[0] not in lost}
+    arrays |= {name: latent for name, latent in encoded.items() if latent is not None and sha256_of(name) not in lost}
     write_shard(folder, plan, arrays, outcomes)
     return Counter(encoded=len(missing) - len(lost), reused=len(known))
 
@@ -235,8 +257,8 @@ def merge(
                 index.update(content)
                 file.write(content)
         if not report.pictures:  # What was there before is worth more.
-            told = "; ".join(f"{name}: {reason}" for name, reason in report.skipped[:MOST_NAMED])
-            raise UserError(f"no picture can be read in {source_name}: {told or 'there are no files'}")
+            told = shortened([f"{name}: {reason}" for name, reason in report.skipped])
+            raise UserError(f"no image can be read in {source_name}: {told or 'there are no files'}")
 
     write_file(out / INDEX, write)
     report.classes = count_classes(labels, source.class_names)
@@ -260,15 +282,15 @@ def merge(
 
 
 def changed_classes(out: Path, class_names: Sequence[str]) -> Iterator[str]:
-    """A sentence where an earlier preparation in the folder had other classes: labels mean something else then."""
+    """Yields a sentence if an earlier preparation in the folder had other classes, since labels then change meaning."""
     try:
         before = json.loads((out / DATASET).read_bytes())["class_names"]
     except (OSError, ValueError, KeyError, TypeError):
         return
     if before == list(class_names):
         return
-    new = told([name for name in class_names if name not in before])
-    gone = told([name for name in before if name not in class_names])
+    new = shortened([name for name in class_names if name not in before])
+    gone = shortened([name for name in before if name not in class_names])
     parts = [f"new {new}"] * bool(new) + [f"gone {gone}"] * bool(gone)
     yield (
         f"the classes are others than before ({'; '.join(parts) or 'in another order'}): a training on the earlier "
@@ -279,7 +301,7 @@ def changed_classes(out: Path, class_names: Sequence[str]) -> Iterator[str]:
 def merged_lines(
     folder: Path, plans: Sequence[ShardPlan], twice: set[str], headers: list[dict[str, Any]], report: Report
 ) -> Iterator[dict[str, Any]]:
-    """The lines of all shards, a repeated content with what its first file says; counts them in the report."""
+    """Yields the lines of all shards, repeated contents with what their first file says; counts them in the report."""
     first: dict[str, dict[str, Any]] = {}
     for plan in plans:
         header, lines = read_shard_index(shard_files(folder, plan.name)[1])
@@ -303,7 +325,7 @@ def merged_lines(
 
 
 def stems(folder: Path) -> list[str]:
-    """The names of all shards that have an index, in order."""
+    """Returns the names of all shards that have an index, in order."""
     return sorted(path.stem for path in folder.glob("*.jsonl"))
 
 
@@ -319,7 +341,7 @@ def everyones(state: PartialState, results: list[T]) -> list[T]:
 
 @contextmanager
 def one_sentence(out: Path) -> Iterator[None]:
-    """What to do about a full disk or a folder that cannot be written."""
+    """Adds to an OSError what to do about a full disk or a folder that cannot be written."""
     try:
         yield
     except OSError as error:

@@ -23,7 +23,7 @@ OPTION = "--labels "
 NOT_THERE = "not a file"
 
 
-class FolderSource:
+class FolderSource(Source):
     """The image files below a folder, labelled as `data.contents` reads them."""
 
     def __init__(self, root: Path, labels: Labels = "auto") -> None:
@@ -40,7 +40,7 @@ class FolderSource:
         return item if (self.root / item.id).is_file() else replace(item, refused=NOT_THERE)
 
 
-class ListSource:
+class ListSource(Source):
     """The rows of a table as `data.tables` reads it; paths are relative to it, or absolute."""
 
     def __init__(self, file: Path, labels: Labels = "auto") -> None:
@@ -65,16 +65,14 @@ class ListSource:
 
 
 def open_source(name: str, labels: Labels = "auto") -> Source:
-    """The source that a name means: a folder of images, a list, archives (a file, a folder or a pattern), or else a
-    data set of Hugging Face by folder or hub id. Raises UserError where there is none.
+    """Opens the source that a name means: a folder of images, a list, archives (a file, a folder or a pattern), or else
+    a data set of Hugging Face by folder or hub id. Raises UserError if there is none.
     """
     path = Path(name)
     found = path.glob("*.tar") if path.is_dir() else map(Path, glob.glob(name))
     archives = sorted(archive for archive in found if archive.suffix == ".tar" and archive.is_file())
     if archives and path.is_dir() and any(file.reason is None for file in list_files(path)):
-        raise UserError(
-            f"{name} holds archives and pictures: name the archives by '{name}/*.tar', or give each a folder"
-        )
+        raise UserError(f"{name} holds archives and images: name the archives by '{name}/*.tar', or give each a folder")
     if path.is_dir() and not archives and not is_hub_folder(path):
         refuse_packed(path)
         return FolderSource(path, labels)
@@ -88,7 +86,7 @@ def open_source(name: str, labels: Labels = "auto") -> Source:
         packed = ": unpack it first" if path.suffix.lower() in PACKED else ""
         raise UserError(f"{name} is neither a folder, a list ({', '.join(LISTS)}) nor a .tar archive{packed}")
     if not path.is_dir() and (path.suffix in (*LISTS, ".tar") or not HUB_ID.fullmatch(name)):
-        raise UserError(f"there is no {name}: give a folder of pictures, a list of paths, or .tar archives")
+        raise UserError(f"there is no {name}: give a folder of images, a list of paths, or .tar archives")
     return HubSource(name, labels)
 
 

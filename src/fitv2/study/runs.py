@@ -18,7 +18,7 @@ from ..data.dataset import Dataset
 from ..errors import UserError
 from ..hashes import json_digest
 from ..training.plan import plan_figures
-from ..training.run_folder import content_digest, exported
+from ..training.run_folder import exported
 from .definition import Condition, Sampler, Study
 from .results import CURVE, REAL, TRAINING, Table
 
@@ -86,7 +86,7 @@ class Run:
     def identity(self) -> dict[str, Any]:
         """What decides the trained weights: the version of the training, all settings, and the content of the data."""
         settings = self.recipe.model_dump(mode="json", exclude={"log"})
-        return {"training": TRAINING_VERSION, "settings": settings, "data": content_digest(self.dataset)}
+        return {"training": TRAINING_VERSION, "settings": settings, "data": self.dataset.digest()}
 
     @cached_property
     def id(self) -> str:

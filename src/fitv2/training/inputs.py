@@ -10,28 +10,22 @@ import numpy as np
 
 from ..autoencoder import load_autoencoder
 from ..data.dataset import Dataset
-from ..data.images import UnreadableImage
+from ..data.formats import UnreadableImage
+from ..data.labelling import class_lines, count_classes
 from ..errors import UserError
 from ..messages import counted
 from ..sheets import contact_sheet, save_sheet, to_image
 
 logger = logging.getLogger(__name__)
-# Classes that are listed, images on a sheet, and latents on one, each of which takes a moment to decode.
-TOLD, IMAGES, LATENTS = 20, 64, 16
+# Images on a sheet, and latents on one, each of which takes a moment to decode.
+IMAGES, LATENTS = 64, 16
 
 
-def class_lines(dataset: Dataset) -> Iterator[str]:
-    """The classes with their numbers of images, in the order of their labels."""
-    counts = np.bincount(dataset.epoch(0, 0).labels, minlength=max(dataset.num_classes, 1)).tolist()
-    images = counted(len(dataset), "image")
-    if not dataset.num_classes:
-        yield f"training on {images} without classes"
-        return
-    yield f"training on {images} in {counted(dataset.num_classes, 'class', 'classes')}:"
-    for label, count in enumerate(counts[:TOLD]):
-        yield f"  {label} {name_of(dataset, label)}: {count:,}"
-    if len(counts) > TOLD:
-        yield f"  and {counted(len(counts) - TOLD, 'more class', 'more classes')}"
+def data_lines(dataset: Dataset) -> Iterator[str]:
+    """Yields what a training reads, for people: how many images, and the classes with their numbers of images."""
+    yield f"training on {counted(len(dataset), 'image')}"
+    names = [name_of(dataset, label) for label in range(dataset.num_classes)]
+    yield from (f"  {line}" for line in class_lines(count_classes(dataset.labels, names)))
 
 
 def name_of(dataset: Dataset, label: int) -> str:
@@ -65,7 +59,7 @@ def write_inputs(path: Path, dataset: Dataset, seed: int) -> None:
 
 
 def spread_over_classes(labels: np.ndarray, number: int) -> list[int]:
-    """Indices of at most `number` images: one of each class, then a second one of each, and so on; in class order."""
+    """Returns at most `number` indices: an image of each class, then a second of each, and so on; in class order."""
     order = np.argsort(labels, kind="stable")
     turn = np.arange(len(order)) - np.searchsorted(labels[order], labels[order])
     chosen = order[np.argsort(turn, kind="stable")[:number]]

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..atomic import write_text
 from ..config import Recipe, build_recipe
 from ..data.contents import refuse_among
 from ..data.dataset import Dataset
-from ..data.folder import ImageFolder
-from ..data.latents import LatentShards
-from ..data.official_latents import OfficialLatents
 from ..errors import UserError, damaged
 from ..messages import command, shortened
 from ..provenance import provenance
@@ -33,8 +27,8 @@ WRITTEN = ("checkpoints", "log.jsonl", "model", "samples")
 COMPARED = ("data.source", "data.labels")
 # Settings that decide which weights are trained are fixed when a run begins.
 SETTLED = ("start_from", "begin_anew", "train_only")
-# Class names that a message shows, and files whose bytes represent a data set.
-TOLD, SAMPLED = 20, 16
+# Class names that a message shows.
+TOLD = 20
 
 
 def resume_command(run: Path) -> str:
@@ -138,7 +132,7 @@ def exported(run: Path, step: int) -> Path:
 
 def identity(dataset: Dataset) -> dict[str, Any]:
     """What a checkpoint records about its data: the class names in order, and a digest of the content."""
-    return {"classes": list(dataset.class_names), "content": content_digest(dataset)}
+    return {"classes": list(dataset.class_names), "content": dataset.digest()}
 
 
 def check_data(run: Path, recipe: Recipe, found: dict[str, Any], state: dict[str, Any]) -> None:
@@ -183,37 +177,3 @@ def exported_classes(run: Path) -> list[str] | None:
         return json.loads((run / "model/config.json").read_bytes())["class_names"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def content_digest(dataset: Dataset) -> str:
-    """16 digits that depend on the data and not on its place.
-
-    They cover names, sizes and labels of all images, and the bytes of a few files; of prepared data, all checksums.
-    """
-    digest = hashlib.sha256(repr(list(dataset.class_names)).encode(errors="surrogateescape"))
-    files: list[Path] = []
-    match dataset:
-        case ImageFolder():
-            names, facts = list(dataset.paths), [dataset.labels, dataset.sizes]
-            files = [dataset.root / name for name in names]
-        case OfficialLatents():
-            names, facts = [name for of_image in dataset.versions for name in of_image], [dataset.labels, dataset.sizes]
-            files = [dataset.root / name for name in names]
-        case LatentShards():
-            names, facts = list(dataset.ids), [dataset.labels, dataset.hw, dataset.crc32]
-        case _:
-            view = dataset.epoch(0, 0)
-            names, facts = [], [view.labels, view.hw]
-    digest.update("\n".join(names).encode(errors="surrogateescape"))
-    for array in facts:
-        digest.update(np.ascontiguousarray(array).astype(np.int64).tobytes())
-    for i in np.linspace(0, len(files) - 1, min(SAMPLED, len(files))).astype(int):
-        digest.update(content_of(files[i]))
-    return digest.hexdigest()[:16]
-
-
-def content_of(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:  # Training itself reports what it cannot read.
-        return b""

@@ -1,32 +1,42 @@
-"""Prepared pictures as a data set: latents from shards, drawn anew every epoch from their moments."""
+"""Prepared images as a data set: latents from shards, drawn again every epoch from their moments."""
 
 from __future__ import annotations
 
 import zlib
 from array import array
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..classes import readable_names
 from ..errors import UserError
-from ..randomness import Purpose, numpy_generator
-from .images import UnreadableImage
+from .dataset import Dataset
+from .formats import UnreadableImage
+from .images import to_latent
 from .prepared import SHARDS, read_dataset, read_index
 
 
 class NotFiniteLatent(UnreadableImage):
-    """A stored latent with NaN or infinity."""
+    """Raised for a stored latent with NaN or infinity."""
 
 
-class LatentShards:
-    """A folder that `fitv2 prepare` has made, as a `Dataset`; `preparation` says how.
+class LatentShards(Dataset):
+    """A folder that `fitv2 prepare` has made.
 
-    flip: each epoch takes a picture's mirror image with probability 1/2. ids: (N,) names in the source. autoencoder:
-    the one whose latents these are, None for pixels. factor: pixels per latent pixel on each axis. Raises ValueError
-    for a folder that is not prepared, not finished or damaged.
+    Args:
+        root: The folder.
+        flip: Whether each epoch takes the mirror image with probability 1/2, if the set was prepared with flip.
+
+    Attributes:
+        preparation: How the images became latents.
+        ids: (N,) names in the source.
+        factor: Pixels per latent pixel on each axis.
+
+    Raises:
+        UserError: The folder is not prepared, not finished, damaged, or holds latents that are not finite.
     """
 
     def __init__(self, root: str | Path, flip: bool = True) -> None:
@@ -35,14 +45,14 @@ class LatentShards:
         self.flip = flip and self.preparation.flip
         self.patch_size, self.channels = self.preparation.patch_size, self.preparation.channels
         self.autoencoder, self.factor = self.preparation.autoencoder, self.preparation.factor
-        self.class_names: list[str] = dataset["class_names"]
+        self.class_names = readable_names(dataset["class_names"])
         self.num_classes = len(self.class_names)
         self.shards = [shard["file"] for shard in dataset["shards"]]
         self._read_index(read_index(self.root, dataset))
         self._refuse_not_finite()
 
     def _read_index(self, lines: Iterable[dict]) -> None:
-        """Into plain arrays: as objects, a million pictures would fill gigabytes."""
+        """Into plain arrays: as objects, a million images would fill gigabytes."""
         number = {name: i for i, name in enumerate(self.shards)}
         self.ids: list[str] = []
         labels, shard, possible, size, offset, crc32 = (array("q") for _ in range(6))
@@ -59,7 +69,7 @@ class LatentShards:
                 offset.append(stored["offset"])
                 crc32.extend((stored["crc32"][0], stored["crc32"][-1]))
         self.labels, self.shard, self.possible = map(np.array, (labels, shard, possible))
-        self.hw = np.array(size).reshape(-1, 2, 2) // self.preparation.patch  # per variant, in patches
+        self.hw = self.variant_hw = np.array(size).reshape(-1, 2, 2) // self.preparation.patch
         self.offset = np.array(offset).reshape(-1, 2)  # per variant
         self.crc32 = np.array(crc32).reshape(-1, 2, 2)  # per variant and flip
 
@@ -73,19 +83,20 @@ class LatentShards:
             except UnreadableImage:  # Damage is reported where it is met.
                 continue
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def epoch(self, epoch: int, seed: int) -> LatentEpoch:
-        """The pictures as one epoch takes them; what is drawn for picture i depends on (seed, epoch, i) alone."""
-        return LatentEpoch(self, epoch, seed)
+    def load(self, index: int, variant: int, hw: object, flip: bool, rng: Callable[[], np.random.Generator]) -> Tensor:
+        if self.preparation.kind == "pixels":
+            pixels = self.stored(index, variant, 0)
+            return to_latent(pixels[:, :, ::-1] if flip else pixels)
+        mean, std = self.stored(index, variant, int(flip)).astype(np.float32)
+        return torch.from_numpy(mean + std * rng().standard_normal(mean.shape, np.float32))
 
     def stored(self, index: int, variant: int, flip: int) -> np.ndarray:
-        """The numbers of a shard: (channels, height, width) uint8, or (2, channels, h, w) float16. Raises
-        UnreadableImage where they are not what was written.
+        """Returns the numbers of a shard: (channels, h, w) uint8, or (2, channels, h, w) float16 mean and deviation.
+
+        Raises UnreadableImage if they are not what was written.
         """
         preparation = self.preparation
-        h, w = (self.hw[index, variant] * self.patch_size).tolist()
+        h, w = (self.variant_hw[index, variant] * self.patch_size).tolist()
         length = h * w * preparation.bytes_per_flip
         path = self.root / SHARDS / self.shards[self.shard[index]]
         try:
@@ -97,35 +108,15 @@ class LatentShards:
             raise UnreadableImage(f"{self.ids[index]} cannot be read from {path}: {error.strerror}") from error
         if len(content) < length or zlib.crc32(content) != self.crc32[index, variant, flip]:
             raise UnreadableImage(
-                f"{self.ids[index]} is damaged in {path}; the same fitv2 prepare as before makes that shard anew"
+                f"{self.ids[index]} is damaged in {path}; the same fitv2 prepare as before makes that shard again"
             )
         numbers = np.frombuffer(content, preparation.dtype)
         if preparation.kind == "moments" and not np.isfinite(numbers).all():
             raise NotFiniteLatent(
                 f"{self.ids[index]} has latents that are not finite (NaN or infinity) in {path}; fitv2 inspect "
-                "--verify lists all of them, and the same fitv2 prepare as before makes them anew"
+                "--verify lists all of them, and the same fitv2 prepare as before makes them again"
             )
         return numbers.reshape((-1, h, w) if preparation.kind == "pixels" else (2, -1, h, w))
 
-
-class LatentEpoch:
-    """An `EpochView` of prepared pictures: variant, flip and noise are drawn."""
-
-    def __init__(self, shards: LatentShards, epoch: int, seed: int) -> None:
-        draws = numpy_generator(Purpose.VARIANTS, seed, epoch).random((len(shards), 2))
-        self.shards, self.key = shards, (seed, epoch)
-        self.labels = shards.labels
-        self.variant = (draws[:, 0] * shards.possible).astype(np.int64)
-        self.flip = shards.flip & (draws[:, 1] < 0.5)
-        self.hw = shards.hw[np.arange(len(shards)), self.variant]
-
-    def latent(self, index: int) -> Tensor:
-        """(channels, h, w) float32: pixels in [-1, 1], or a latent drawn from its moments."""
-        shards, flip = self.shards, bool(self.flip[index])
-        if shards.preparation.kind == "pixels":
-            pixels = shards.stored(index, self.variant[index], 0)
-            pixels = pixels[:, :, ::-1] if flip else pixels
-            return torch.from_numpy(pixels.astype(np.float32, order="C") / 127.5 - 1)
-        mean, std = shards.stored(index, self.variant[index], int(flip)).astype(np.float32)
-        noise = numpy_generator(Purpose.LATENTS, *self.key, index).standard_normal(mean.shape, np.float32)
-        return torch.from_numpy(mean + std * noise)
+    def identity(self) -> tuple[list[str], list[np.ndarray], None]:
+        return self.ids, [self.labels, self.variant_hw, self.crc32], None

@@ -1,0 +1,113 @@
+"""What all data sets share: an epoch's draws, and prepared data that an earlier version wrote."""
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fitv2.data import folder as folder_module
+from fitv2.data.contents import Contents
+from fitv2.data.dataset import Dataset
+from fitv2.data.folder import ImageFolder
+from fitv2.data.imagenet import PICTURES, picture_sizes
+from fitv2.data.labelling import Item
+from fitv2.data.listing import Listed
+from fitv2.data.loader import PackLoader
+from fitv2.data.shards import LatentShards
+
+FROZEN = Path(__file__).parent / "data" / "prepared"
+
+
+@pytest.mark.parametrize("kind", ["pixels", "moments"])
+def test_data_prepared_by_version_0_1_gives_the_same_epochs(kind):
+    """The folders and the numbers were written by the version before `Epoch`."""
+    data = LatentShards(FROZEN / kind)
+    expected = json.loads((FROZEN / "expected.json").read_text())[kind]
+    assert (data.digest(), data.ids, data.shapes(5)) == (
+        expected["digest"],
+        expected["ids"],
+        [[tuple(shape) for shape in of_class] for of_class in expected["shapes"]],
+    )
+    for epoch in expected["epochs"]:
+        view = data.epoch(epoch["epoch"], epoch["seed"])
+        assert view.hw.tolist() == epoch["hw"] and view.labels.tolist() == epoch["labels"]
+        for index, numbers in enumerate(epoch["latents"]):
+            latent = view.latent(index).double()
+            assert [float(latent.sum()), float(latent[0, 0, 0]), float(latent[-1, -1, -1])] == pytest.approx(
+                numbers, abs=1e-6
+            )
+
+
+class Sizes(Dataset):
+    """Numbers of tokens without images, at scales of 1 to 2; an image is noise."""
+
+    patch_size, channels, num_classes, class_names = 1, 1, 2, ("a", "b")
+    drawn = ("variant", "flip", "scale")
+
+    def __init__(self, labels, *variants, flip=True) -> None:
+        self.labels, self.variant_hw, self.flip = np.array(labels), np.stack(variants, 1), flip
+        self.possible = np.where(self.labels == 0, len(variants), 1)
+
+    def sized(self, variant, scale):
+        return np.rint(super().sized(variant, scale) * (1 + scale[:, None])).astype(int)
+
+    def load(self, index, variant, hw, flip, rng):
+        return torch.from_numpy(rng().standard_normal((1, *hw), np.float32))
+
+
+def test_shapes_are_counted_by_class_the_most_frequent_and_then_the_first_one_first():
+    data = Sizes([0, 0, 0, 1, 0], np.array([(5, 2), (2, 5), (2, 5), (9, 9), (1, 1)]))
+    data.drawn = ()
+    assert data.shapes(2) == [[(2, 5, 2), (5, 2, 1)], [(9, 9, 1)]]
+    assert data.shapes(5)[0] == [(2, 5, 2), (5, 2, 1), (1, 1, 1)]
+
+
+def test_the_draws_of_an_epoch_are_fair_and_independent():
+    number = 20_000
+    sizes = np.full((number, 2), 1000)
+    data = Sizes(np.arange(number) % 2, sizes, 3 * sizes)
+    view = data.epoch(0, 0)
+    assert not view.variant[1::2].any(), "an image has one variant"
+    scale = view.hw[::2, 0] / (1000 + 2000 * view.variant[::2])
+    draws = np.stack([view.variant[::2], view.flip[::2], scale])
+    assert abs(draws[:2].mean(1) - 0.5).max() < 0.02 and abs(scale.mean() - 1.5) < 0.01
+    assert abs(np.corrcoef(draws) - np.eye(3)).max() < 0.05
+    assert not Sizes([0] * 9, sizes[:9], flip=False).epoch(0, 0).flip.any()
+
+
+def test_an_epoch_follows_from_seed_and_epoch_and_an_image_is_not_changed_by_later_ones():
+    labels, sizes = np.zeros(50, int), np.full((50, 2), 9)
+    data, shorter = Sizes(labels, sizes, 2 * sizes), Sizes(labels[:20], sizes[:20], 2 * sizes[:20])
+    view, fewer = data.epoch(3, 7), shorter.epoch(3, 7)
+    for name in ("variant", "flip", "hw"):
+        assert np.array_equal(getattr(view, name)[:20], getattr(fewer, name))
+    assert all(torch.equal(view.latent(i), fewer.latent(i)) for i in range(20))
+    for other in ((4, 7), (3, 8), (7, 3)):
+        different = data.epoch(*other)
+        assert not np.array_equal(view.flip, different.flip) and not np.array_equal(view.hw, different.hw)
+
+
+@pytest.mark.slow
+def test_from_the_scan_of_a_million_images_to_the_first_pack_it_takes_two_seconds(tmp_path, monkeypatch):
+    sizes = picture_sizes(PICTURES)
+    names = [f"{i % 1000:03}/{i:07}.jpg" for i in range(PICTURES)]
+    items = [Item(name, i % 1000) for i, name in enumerate(names)]
+    contents = Contents([Listed(name, "picture") for name in names], items, [f"{i:03}" for i in range(1000)])
+    started = []
+
+    def scanned(*_):
+        started.append(time.process_time())
+        return sizes, {}
+
+    monkeypatch.setattr(folder_module, "read_contents", lambda *_: contents)
+    monkeypatch.setattr(folder_module, "check_all", scanned)
+    data = ImageFolder(tmp_path, 256, 16)
+    assert data.first_hw.prod(1).max() <= 256 and len(data.shapes(500)) == 1000 and len(data.digest()) == 16
+    loader = PackLoader(data, 7680, seed=3)
+    view, packs, share = loader._plan(0)
+    took = time.process_time() - started[0]
+    assert share > 0.99 and len(view.hw) == sum(map(len, packs)) == PICTURES
+    assert took < 2, took
