@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers.pipelines.pipeline_loading_utils import _get_custom_components_and_folders
 from huggingface_hub.utils import filter_repo_objects
+from safetensors.torch import load_file
 
 from fitv2 import FiTConfig, FiTPipeline, FiTTransformer2DModel
 from fitv2.adapters.schedulers import default_scheduler
@@ -21,6 +22,7 @@ CALL = {"class_labels": ["trouser", 8, 3], "sizes": [(28, 12), (20, 28), (40, 16
 
 
 QUICK = CALL | {"num_inference_steps": 3}
+SAVED = Path(__file__).parent / "data" / "saved-pipeline"
 
 
 @pytest.fixture
@@ -75,6 +77,25 @@ assert not [name for name in sys.modules if name.startswith(("fitv2.training", "
 """
     environment = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | environment)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("scheduler", {}),
+        ("ab2", {"solver": "ab2"}),
+        ("interval", {"guidance_interval": (0.2, 0.7), "guidance_scale": 1.5}),
+    ],
+)
+def test_a_pipeline_saved_by_version_0_1_0_makes_the_same_images(name, settings):
+    """In `made.safetensors` are the latents that the version which saved it made, before diffusers' convention held."""
+    pipe = FiTPipeline.from_pretrained(SAVED)
+    pipe.set_progress_bar_config(disable=True)
+    call = {"class_labels": ["dog", 0, 2], "sizes": [(8, 12), (12, 4), (6, 10)], "seeds": [1, 2, 3]}
+    made = pipe(**call, num_inference_steps=4, output_type="latent", **settings).images
+    expected = load_file(SAVED / "made.safetensors")
+    for i, latent in enumerate(made):
+        torch.testing.assert_close(latent, expected[f"{name}.{i}"], atol=1e-5, rtol=0)
 
 
 def report_memory_of_loading(folder: str) -> None:

@@ -18,9 +18,9 @@ from fitv2.autoencoder import KLAutoencoder, Pixels
 from fitv2.evaluation import generation
 from fitv2.evaluation.models import all_of, make_samples
 from fitv2.evaluation.wishes import SizeWish, balanced_wishes
-from fitv2.generate import Sampling
 from fitv2.locks import locked
 from fitv2.pretrained import Pretrained
+from fitv2.sampling.spec import Sampling
 from tiny import CLASSES, CONFIG, random_model, tiny_autoencoder
 
 

@@ -23,10 +23,11 @@ from fitv2.evaluation.scores import (
     score_garments,
     shares_recognised,
 )
-from fitv2.generate import Sampling, generate
 from fitv2.model.config import FiTConfig
 from fitv2.model.transformer import FiT
 from fitv2.pretrained import Pretrained, load_pretrained, shapes_of
+from fitv2.sampling.generate import generate
+from fitv2.sampling.spec import Sampling
 
 SAMPLING = Sampling(steps=2, solver="euler", guidance=1.5)
 

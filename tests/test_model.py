@@ -9,9 +9,10 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from fitv2 import FiT, FiT1Config, FiTConfig, TokenBatch, preset
 from fitv2.model import attention, layers, modulation
-from fitv2.model.block_cache import BlockCache
+from fitv2.model.block import BlockInputs
+from fitv2.model.cpu import lay_out_by_input
 from fitv2.model.rope import RopeScheme, rotate, rotation_table
-from fitv2.model.transformer import lay_out_by_input
+from fitv2.sampling.cache import BlockCache
 from tiny import random_model
 
 SIZES = [(4, 6), (1, 2), (40, 3), (3, 4), (4, 3), (5, 5), (1, 2)]
@@ -135,7 +136,7 @@ def test_a_new_block_is_the_identity_and_a_new_model_predicts_zero():
     x, c = torch.randn(batch.x.shape[0], CONFIG.width), torch.randn(len(batch), CONFIG.width)
     shared = torch.zeros(len(batch), 6 * CONFIG.width)
     table = table_at(*batch.positions.tolist())
-    assert torch.equal(model.blocks[0](x, c, shared, batch.rows, batch, table), x)
+    assert torch.equal(model.blocks[0](x, *BlockInputs(c, shared, batch.rows, batch, table)), x)
     assert model(batch, t, y).abs().max() == 0
 
 

@@ -14,8 +14,9 @@ from rich.table import Table
 
 from fitv2.device import choose_device
 from fitv2.evaluation.scores import ENOUGH, Scores, score_garments
-from fitv2.generate import SOLVER_NAMES, Sampling
 from fitv2.pretrained import Pretrained, load_pretrained
+from fitv2.sampling.solvers import SOLVER_NAMES
+from fitv2.sampling.spec import Sampling
 
 
 def arguments() -> argparse.Namespace:

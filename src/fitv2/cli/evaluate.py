@@ -13,7 +13,7 @@ import typer
 from ..errors import UserError
 from .evaluated import build_evaluation, find_samples, is_model, parse_size_wish
 from .given import refuse_without_effect
-from .sample import check_memory, file_name
+from .requested import check_memory, file_name
 from .sampling import (
     AttentionScale,
     Autoencoder,

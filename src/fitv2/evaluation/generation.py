@@ -27,9 +27,10 @@ from ..atomic import remove_drafts, write_file, write_text
 from ..autoencoder import Decoding, KLAutoencoder, Pixels
 from ..data.images import to_array
 from ..errors import UserError
-from ..generate import Sampling, Wish, generate
 from ..pretrained import Pretrained
 from ..processes import first_says, locked_by_first
+from ..sampling.generate import generate
+from ..sampling.spec import SampleSpec, Sampling
 from ..sheets import to_image
 from .pictures import View
 
@@ -44,7 +45,9 @@ class GeneratedPictures:
     hw (n, 2), and pixels (uint8) one picture after another, each (height, width, channels).
     """
 
-    def __init__(self, name: str, folder: Path, wishes: Sequence[Wish], class_names: list[str], factor: int) -> None:
+    def __init__(
+        self, name: str, folder: Path, wishes: Sequence[SampleSpec], class_names: list[str], factor: int
+    ) -> None:
         self.name, self.folder, self.wishes, self.class_names = name, folder, wishes, class_names
         has_classes = bool(class_names)
         self.labels = np.array([wish.label if has_classes else 0 for wish in wishes], dtype=np.int64)
@@ -141,7 +144,7 @@ def make_pictures(
 
 
 def make_wishes(
-    wishes: Sequence[Wish],
+    wishes: Sequence[SampleSpec],
     pretrained: Pretrained,
     codec: Pixels | KLAutoencoder,
     sampling: Sampling,

@@ -12,10 +12,10 @@ import numpy as np
 from accelerate import PartialState
 
 from ..autoencoder import KLAutoencoder, Pixels
-from ..generate import Sampling, Wish
 from ..hashes import json_digest
 from ..model.presets import architecture_of
 from ..pretrained import Pretrained
+from ..sampling.spec import SampleSpec, Sampling
 from ..state_files import weights_digest
 from .generation import GeneratedPictures, make_pictures
 from .results import CLASSES, LABELS, OWN_CHOICE, class_counts
@@ -82,7 +82,7 @@ def all_of(pretrained: Pretrained, codec: Pixels | KLAutoencoder, precision: str
     }
 
 
-def asked_for(wishes: Sequence[Wish], classes: int) -> str:
+def asked_for(wishes: Sequence[SampleSpec], classes: int) -> str:
     """How often each class is asked for, as a stamp says it."""
     return class_counts(np.array([wish.label for wish in wishes]), classes) or OWN_CHOICE
 

@@ -23,9 +23,10 @@ from torch import Tensor
 
 from ..data.fashion import CLASS_NAMES, bundled, to_latent
 from ..errors import UserError
-from ..generate import Sampling, Wish, generate, scaled_size
 from ..pretrained import Pretrained
 from ..randomness import Purpose, numpy_generator
+from ..sampling.generate import generate
+from ..sampling.spec import SampleSpec, Sampling, scaled_size
 from .classifier import WEIGHTS, examine, load_classifier
 from .frechet import Statistics, frechet_distance
 from .suite import ENOUGH
@@ -133,7 +134,7 @@ def score_garments(
 
 def balanced_wishes(
     pretrained: Pretrained, num_images: int, seed: int, scale: float = 1.0, turned: bool = False
-) -> list[Wish]:
+) -> list[SampleSpec]:
     """Classes in turn; shapes drawn from the bundled garments of each class; seeds counted on from `seed`.
 
     scale: factor on both sides, rounded to the patch, for sizes that training never had. turned: height and width
@@ -151,7 +152,7 @@ def balanced_wishes(
         return (width, height) if turned else (height, width)
 
     return [
-        Wish(label, reshaped(sizes[label][turn]), seed * SEEDS + i)
+        SampleSpec(label, reshaped(sizes[label][turn]), seed * SEEDS + i)
         for i in range(num_images)
         for turn, label in [divmod(i, len(CLASS_NAMES))]
     ]

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import UserError
-from ..generate import Wish, check_divisible, scaled_size
 from ..pretrained import Pretrained
 from ..randomness import Purpose, numpy_generator
+from ..sampling.spec import SampleSpec, check_divisible, scaled_size
 
 # The seed of picture i is seed * SEEDS + i, so different seeds share no picture up to this many.
 SEEDS = 1_000_000
@@ -34,7 +34,7 @@ class SizeWish:
         return "own" + (f":{self.scale:g}" if self.scale != 1 else "") + ("-turned" if self.turned else "")
 
 
-def balanced_wishes(pretrained: Pretrained, number: int, size: SizeWish, seed: int, factor: int) -> list[Wish]:
+def balanced_wishes(pretrained: Pretrained, number: int, size: SizeWish, seed: int, factor: int) -> list[SampleSpec]:
     """Picture i is of class i modulo their number, or of none, and is the same whatever the number of pictures.
 
     factor: pixels per latent pixel. Raises ValueError for a size that does not divide, or more than a million pictures.
@@ -59,7 +59,7 @@ def balanced_wishes(pretrained: Pretrained, number: int, size: SizeWish, seed: i
             latent = (width, height) if size.turned else (height, width)
         else:
             latent = (size.pixels[0] // factor, size.pixels[1] // factor)
-        wishes.append(Wish(label, latent, seed * SEEDS + i))
+        wishes.append(SampleSpec(label, latent, seed * SEEDS + i))
     return wishes
 
 

@@ -1,4 +1,4 @@
-"""Initial values, one function per network, as the authors draw them (DiT, SiT, FiT, FiTv2).
+"""Initial values as the authors draw them (DiT, SiT, FiT, FiTv2), one function per network.
 
 They share one scheme: Xavier uniform weights and zero biases in linear layers, normal values of standard deviation 0.02
 in the label and time embeddings, and zeros in the modulation and output layers. At first every block is thus the

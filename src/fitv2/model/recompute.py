@@ -1,4 +1,4 @@
-"""Element-wise work whose results the backward pass computes again instead of keeping: memory is dearer than that."""
+"""Activation recomputation for cheap element-wise functions: only their inputs are saved."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Result = TypeVar("Result")
 
 
 def recomputed(function: Callable[..., Result], *inputs: Tensor) -> Result:
-    """function(*inputs), of which only the inputs are kept for the backward pass. It must draw no random numbers."""
+    """Returns function(*inputs) and saves only the inputs for the backward pass. It must draw no random numbers."""
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():  # The compiler weighs this by itself.
         return function(*inputs)
     return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False, determinism_check="none")

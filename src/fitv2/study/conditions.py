@@ -10,9 +10,10 @@ from ..config import Settings
 from ..errors import UserError
 from ..evaluation.efficientnet import EfficientNetExtractor
 from ..evaluation.garments import GarmentExtractor
-from ..generate import ADAPTIVE, DIFFUSION_SOLVERS, Sampling
-from ..model.config import NetworkConfig
-from ..model.rope import ATTENTION_SCALES, EXTRAPOLATIONS
+from ..model.config import EXTRAPOLATIONS, NetworkConfig
+from ..model.rope import ATTENTION_SCALES
+from ..sampling.solvers import ADAPTIVE, DIFFUSION_SOLVERS
+from ..sampling.spec import Sampling
 
 # Of variants and views: they name files.
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
@@ -23,7 +24,7 @@ FEWEST = 6
 
 
 class Sampler(Settings):
-    """Of one kind of model, see `fitv2.generate.Sampling`; not one that chooses its own steps, which has no cost."""
+    """Of one kind of model, see `fitv2.sampling.spec`; not one that chooses its own steps, which has no cost."""
 
     solver: str
     steps: PositiveInt
@@ -46,7 +47,7 @@ class Condition(Settings):
 
     view: whose shapes, and whose real pictures. size: HEIGHTxWIDTH in pixels; all pictures are asked for in that size,
     and real ones, as the view has them, are scaled to cover it and cut. extrapolation: of positions, by the names of
-    `fitv2.model.rope.EXTRAPOLATIONS`, and attention_scale with it, as of `RopeScheme.named`. sampler: another than that
+    `fitv2.model.config`, and attention_scale with it, as of `RopeScheme.named`. sampler: another than that
     of the evaluation, for the models that it fits.
     """
 

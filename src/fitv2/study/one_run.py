@@ -9,7 +9,7 @@ import torch
 
 from ..build import build_base, build_dataset, build_model_config
 from ..commit import code_commit
-from ..generate import Sampling
+from ..sampling.spec import Sampling
 from ..training.plan import plan_figures
 from .definition import points
 from .job import Job

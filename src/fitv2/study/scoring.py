@@ -25,10 +25,11 @@ from ..evaluation.suite import ImageSet
 from ..evaluation.summary import Summary, kept_summary, summarise
 from ..evaluation.wishes import SizeWish, balanced_wishes
 from ..finite import NotFinite
-from ..generate import check_divisible, generate
 from ..hashes import json_digest
 from ..model.config import NetworkConfig
 from ..pretrained import Pretrained, load_pretrained
+from ..sampling.generate import generate
+from ..sampling.spec import check_divisible
 from ..sheets import save_sheet, to_image
 from ..training.samples import draw_sheet
 from .conditions import Condition
