@@ -650,11 +650,15 @@ def test_names_of_options_are_those_that_exist(fitv2, option, names):
     assert wrong.code == 2 and all(f"'{name}'" in " ".join(wrong.err.replace("│", " ").split()) for name in names)
 
 
-def test_the_completion_knows_the_names_of_options(monkeypatch, fitv2):
-    monkeypatch.setenv("_FITV2_COMPLETE", "complete_bash")
-    monkeypatch.setenv("COMP_WORDS", "fitv2 sample --solver eul")
-    monkeypatch.setenv("COMP_CWORD", "3")
-    assert fitv2().out.split() == ["euler", "euler-maruyama"]
+@pytest.mark.parametrize(
+    ("option", "start", "names"),
+    [("solver", "eul", ["euler", "euler-maruyama"]), ("extrapolation", "vision-p", ["vision-pi", "vision-parts"])],
+)
+def test_the_completion_knows_the_names_of_options(option, start, names):
+    code = "import sys; from fitv2.cli import main; sys.argv = ['fitv2']; main()"
+    asked = {"COMP_WORDS": f"fitv2 sample --{option} {start}", "COMP_CWORD": "3", "_FITV2_COMPLETE": "complete_bash"}
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | asked)
+    assert shown.stdout.split() == names, shown.stderr
 
 
 def test_folders_without_pictures_are_one_sentence(train, fitv2, tmp_path):

@@ -76,9 +76,7 @@ def sample(
     num_images: Annotated[
         int | None, image_option("--num-images", "-n", min=1, help="images in all, the classes in turn")
     ] = None,
-    seed: Annotated[
-        int, image_option(min=0, max=2**62, help="seed of the first image; each further image takes the next")
-    ] = 0,
+    seed: Annotated[int, image_option(min=0, help="seed of the first image; each further image takes the next")] = 0,
     steps: Steps = None,
     solver: Solver = None,
     guidance: Annotated[

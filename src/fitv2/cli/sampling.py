@@ -12,6 +12,7 @@ import typer
 from ..errors import UserError
 from ..messages import counted
 from ..model.config import EXTRAPOLATIONS, AttentionFactor
+from ..sampling.solvers import DIFFUSION_SOLVERS, FLOW_SOLVERS
 from ..sampling.solvers import Solver as SolverName
 
 if TYPE_CHECKING:
@@ -33,7 +34,10 @@ Steps = Annotated[
 ]
 Solver = Annotated[
     SolverName | None,
-    sampling_option(help=f"ddpm and ddim are for FiT, the others for all other models; {ADVISED} ab2, for FiT ddim"),
+    sampling_option(
+        metavar="NAME",
+        help=f"{', '.join(FLOW_SOLVERS)}; for FiT models {' or '.join(DIFFUSION_SOLVERS)}; {ADVISED} ab2, for FiT ddim",
+    ),
 ]
 GuidanceInterval = Annotated[
     tuple[float, float] | None,
@@ -55,12 +59,14 @@ FullEvery = Annotated[
 Extrapolation = Annotated[
     ExtrapolationName | None,
     sampling_option(
-        help="how positions extend beyond the training size; the vision forms scale height and width separately; "
-        "default: as saved with the model"
+        metavar="NAME",
+        help=f"how positions extend beyond the training size: {', '.join(EXTRAPOLATIONS)}; the vision forms scale "
+        "height and width separately; default: as saved with the model",
     ),
 ]
 AttentionScale = Annotated[
-    AttentionFactor | None, sampling_option(help="with --extrapolation; paper is Eq. 15 of FiTv2")
+    AttentionFactor | None,
+    sampling_option(metavar="NAME", help="with --extrapolation: none, yarn, pro1, pro2, or paper (Eq. 15 of FiTv2)"),
 ]
 Autoencoder = Annotated[str | None, machine_option(help="folder or hub id of an autoencoder; default: the model's own")]
 Precision = Annotated[
