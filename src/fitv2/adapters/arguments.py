@@ -46,7 +46,7 @@ def label_numbers(classes: Classes, class_labels: Any) -> list[int]:
     return numbers
 
 
-def flat(labels: int | str | Tensor | np.ndarray | Sequence) -> list[int | str]:
+def flat(labels: Any) -> list[int | str]:
     """Returns labels of any nesting, or a tensor of them, as one list."""
     labels = plain(labels)
     if isinstance(labels, list | tuple):

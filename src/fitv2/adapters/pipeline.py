@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from functools import partial
+from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
-import numpy as np
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline
-from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from huggingface_hub import snapshot_download
 from torch import Tensor
@@ -60,7 +60,7 @@ class FiTPipeline(DiffusionPipeline):
 
     An adapter (LoRA) is saved and loaded apart, see `FiTTransformer2DModel`::
 
-        pipe.transformer.load_lora_adapter("adapter")
+        pipe.transformer.load_lora_adapter("folder")
 
     Args:
         transformer: The network.
@@ -87,14 +87,14 @@ class FiTPipeline(DiffusionPipeline):
             raise UserError(f"the vae is an {type(vae).__name__}, and latents here are those of an AutoencoderKL")
         self.register_modules(transformer=transformer, scheduler=scheduler, vae=vae)
         self.register_to_config(id2label=id2label, sampling=sampling)
-        if transformer is not None and transformer.config.context != "none":
+        if transformer is not None and transformer.fit.config.context != "none":
             raise UserError("this pipeline makes images of classes; a model with context tokens is called directly")
         names = {int(number): name for number, name in (id2label or {}).items()}  # JSON has made text of the numbers.
-        self.classes = Classes(transformer.config.num_embeds_ada_norm, names)
+        self.classes = Classes(transformer.fit.config.num_classes, names)
         self._guidance_scale, self._interrupt = 1.0, False
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs) -> FiTPipeline:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike, **kwargs) -> Self:
         """Loads `builtin:NAME`, a model folder of `fitv2 train` or `fitv2 convert` (with `torch_dtype` alone), or what
         diffusers knows, with its own arguments: the folder or hub id of a saved pipeline. Runs no code of the folder.
         """
@@ -117,9 +117,9 @@ class FiTPipeline(DiffusionPipeline):
         return super().from_pretrained(name, **kwargs)
 
     @classmethod
-    def load_config(cls, *args, **kwargs) -> dict:
+    def load_config(cls, *args, **kwargs) -> Any:
         """Reads a folder's model_index.json, with our classes in place of the code that it names for others."""
-        config = super().load_config(*args, **kwargs)
+        config: Any = super().load_config(*args, **kwargs)
         content = config[0] if isinstance(config, tuple) else config
         if "transformer" in content:
             content["_class_name"] = cls.__name__
@@ -127,11 +127,12 @@ class FiTPipeline(DiffusionPipeline):
         return config
 
     @classmethod
-    def from_model(cls, pretrained: Pretrained, scheduler: SchedulerMixin | None = None, **vae) -> FiTPipeline:
+    def from_model(cls, pretrained: Pretrained, scheduler: SchedulerMixin | None = None, **vae) -> Self:
         """Makes a pipeline of a model of our own; vae=...: instead of the one that the model names, None for none."""
         transformer = FiTTransformer2DModel.from_model(pretrained)
         if "vae" not in vae and pretrained.autoencoder is not None:
-            vae["vae"] = load_autoencoder(pretrained.autoencoder, dtype=transformer.dtype).network
+            codec = load_autoencoder(pretrained.autoencoder, dtype=transformer.dtype)
+            vae["vae"] = codec.network if isinstance(codec, KLAutoencoder) else None
         names = dict(enumerate(pretrained.class_names)) or None
         return cls(
             transformer,
@@ -148,7 +149,7 @@ class FiTPipeline(DiffusionPipeline):
         names = names if self.classes.names else []
         shapes = [[(side, side, 1)]]
         return Pretrained(
-            self.transformer.fit, names, shapes, autoencoder, recommended=dict(self.config.sampling or {})
+            self.transformer.fit, names, shapes, autoencoder, recommended=dict(self.config["sampling"] or {})
         )
 
     def save_pretrained(self, save_directory: str | Path, *args, push_to_hub: bool = False, **kwargs) -> None:
@@ -249,7 +250,7 @@ class FiTPipeline(DiffusionPipeline):
             factor,
             config.patch_size,
         )
-        recommended = self.config.sampling or {}
+        recommended = self.config["sampling"] or {}
         sampling = Sampling.of(
             config,
             recommended if solver else without(recommended, "solver", "shift", "full_every"),
@@ -290,7 +291,8 @@ class FiTPipeline(DiffusionPipeline):
         x = latents.float().to(device)
         set_steps(self.scheduler, sampling.steps or DEFAULT_STEPS, device)
         self._interrupt, self._guidance_scale = False, sampling.guidance
-        for i, timestep in enumerate(self.progress_bar(self.scheduler.timesteps)):
+        progress: Any = self.progress_bar
+        for i, timestep in enumerate(progress(self.scheduler.timesteps)):
             if self.interrupt:
                 break
             guided.scale = self.guidance_scale
@@ -322,7 +324,7 @@ class FiTPipeline(DiffusionPipeline):
         """What decodes latents to images."""
         return Pixels() if self.vae is None else KLAutoencoder(self.vae, self._execution_device)
 
-    def finished(self, latents: list[Tensor], output_type: str) -> list | Tensor | np.ndarray:
+    def finished(self, latents: list[Tensor], output_type: str) -> Any:
         """Returns latents as `output_type` says; arrays are stacked where all sizes are equal."""
         if output_type == "latent":
             return stacked(latents)

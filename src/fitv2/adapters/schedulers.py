@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import (
-    DPMSolverMultistepScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    FlowMatchHeunDiscreteScheduler,
-    UniPCMultistepScheduler,
-)
-from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from diffusers.schedulers.scheduling_flow_match_heun_discrete import FlowMatchHeunDiscreteScheduler
+from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from torch import Tensor
 
 from ..errors import UserError
@@ -30,7 +28,7 @@ def default_scheduler() -> UniPCMultistepScheduler:
     return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=1.0)
 
 
-def check_scheduler(scheduler: SchedulerMixin) -> None:
+def check_scheduler(scheduler: Any) -> None:
     """Raises ValueError for a scheduler that would integrate something else than a rectified flow from noise to data,
     draw noise of its own, or not end at the data.
     """
@@ -58,7 +56,7 @@ def check_scheduler(scheduler: SchedulerMixin) -> None:
         )
 
 
-def probe_error(scheduler: SchedulerMixin) -> float:
+def probe_error(scheduler: Any) -> float:
     """Returns how far the scheduler ends from the known solution, as a fraction of it, for normal data of two scales.
 
     From noise n the flow to data of standard deviation s ends at s * n. NaN where the scheduler makes NaN.
@@ -76,7 +74,7 @@ def probe_error(scheduler: SchedulerMixin) -> float:
     return float(((x - scale * noise).abs() / (2 * scale)).max())
 
 
-def advance(scheduler: SchedulerMixin, i: int, x: Tensor, velocity: Velocity) -> Tensor:
+def advance(scheduler: Any, i: int, x: Tensor, velocity: Velocity) -> Tensor:
     """Returns x (T, C) after step i of the scheduler, whose sigma runs from noise at 1 to the data at 0.
 
     Time comes from the sigmas: the timesteps of some schedulers are cut to integers. Some want more than two
@@ -86,7 +84,7 @@ def advance(scheduler: SchedulerMixin, i: int, x: Tensor, velocity: Velocity) ->
     return scheduler.step(output[None], scheduler.timesteps[i], x[None], return_dict=False)[0][0]
 
 
-def set_steps(scheduler: SchedulerMixin, steps: int, device: torch.device) -> None:
+def set_steps(scheduler: Any, steps: int, device: torch.device) -> None:
     """Sets the steps of the scheduler, from noise at sigma 1 to the image at 0."""
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
         # By itself it would end at sigma 0.001 and spend a step on the rest.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.loaders import PeftAdapterMixin
+from diffusers.loaders.peft import PeftAdapterMixin
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
@@ -20,6 +21,7 @@ from ..finite import check_weights
 from ..model.config import Context, FiTConfig, Modulation, NetworkConfig, Prediction, RopeScheme
 from ..model.context import pack_context
 from ..model.execution import Cache
+from ..model.network import Network
 from ..model.precision import autocast_in
 from ..model.presets import ARCHITECTURES, architecture_of, config_of
 from ..model.transformer import FiT
@@ -44,12 +46,11 @@ class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             velocity = transformer(latents, timestep=t, class_labels=labels).sample
             latents = scheduler.step(velocity, t, latents).prev_sample
 
-    An adapter (LoRA) is added by peft, saved apart, and loaded again. A folder needs no option; the name of an adapter,
-    if it had one, is to be given in both calls::
+    An adapter (LoRA) of peft is saved apart, and loaded again without options::
 
-        transformer.add_adapter(LoraConfig(r=8, target_modules=["qkv", "proj"]))
-        transformer.save_lora_adapter("adapter")
-        transformer.load_lora_adapter("adapter")
+        transformer.add_adapter(LoraConfig(r=8, target_modules=["qkv", "proj"]), "mine")
+        transformer.save_lora_adapter("folder", adapter_name="mine")
+        transformer.load_lora_adapter("folder")
 
     The weights are those of `fitv2.FiT`, under "fit.".
 
@@ -99,36 +100,38 @@ class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         super().__init__()
         if not issubclass(ARCHITECTURES.get(architecture, FiTConfig), FiTConfig):
             raise UserError(NOT_HERE.format(architecture))
-        self.fit = FiT(
-            config_of(
-                architecture,
-                width=num_attention_heads * attention_head_dim,
-                depth=num_layers,
-                heads=num_attention_heads,
-                patch_size=patch_size,
-                in_channels=in_channels,
-                num_classes=num_embeds_ada_norm,
-                mlp_ratio=mlp_ratio,
-                lora_rank=adaln_lora_rank,
-                qk_norm=qk_norm,
-                qk_norm_affine=qk_norm_affine,
-                modulation=modulation,
-                prediction=prediction,
-                rope=rope,
-                context=context,
-                context_channels=cross_attention_dim,
-            )
+        config = config_of(
+            architecture,
+            width=num_attention_heads * attention_head_dim,
+            depth=num_layers,
+            heads=num_attention_heads,
+            patch_size=patch_size,
+            in_channels=in_channels,
+            num_classes=num_embeds_ada_norm,
+            mlp_ratio=mlp_ratio,
+            lora_rank=adaln_lora_rank,
+            qk_norm=qk_norm,
+            qk_norm_affine=qk_norm_affine,
+            modulation=modulation,
+            prediction=prediction,
+            rope=rope,
+            context=context,
+            context_channels=cross_attention_dim,
         )
+        if not isinstance(config, FiTConfig):
+            raise UserError(NOT_HERE.format(architecture))
+        self.fit = FiT(config)
         self.gradient_checkpointing = False
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs) -> FiTTransformer2DModel:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike | None, **kwargs) -> Any:
         """Loads `builtin:NAME` or a model folder of `fitv2 train` or `fitv2 convert` (with `torch_dtype` alone), or
         what diffusers knows, with its own arguments.
         """
-        if is_own_model(pretrained_model_name_or_path):
-            return cls.from_model(load_pretrained(pretrained_model_name_or_path, own_dtype(kwargs)))
-        name, wants_info = str(pretrained_model_name_or_path), kwargs.pop("output_loading_info", False)
+        name = str(pretrained_model_name_or_path)
+        if is_own_model(name):
+            return cls.from_model(load_pretrained(name, own_dtype(kwargs)))
+        wants_info = kwargs.pop("output_loading_info", False)
         model, found = loaded(super().from_pretrained, name, output_loading_info=True, **kwargs)
         check_loaded(found, name)
         check_weights(model.state_dict(), name)
@@ -139,12 +142,14 @@ class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         check_no_adapter(self)
         super().save_pretrained(*args, **kwargs)
 
-    def load_lora_adapter(self, pretrained_model_name_or_path_or_dict, prefix: str | None = None, **kwargs) -> None:
+    def load_lora_adapter(
+        self, pretrained_model_name_or_path_or_dict, prefix: Any = None, hotswap: bool = False, **kwargs
+    ) -> None:
         """Loads as diffusers does, and finds the file and the prefix of the names by itself where they are not given.
 
         Raises UserError for an adapter of another model, and NotFinite for one with NaN or infinity.
         """
-        source = pretrained_model_name_or_path_or_dict
+        source, kwargs["hotswap"] = pretrained_model_name_or_path_or_dict, hotswap
         if isinstance(source, dict):
             state = source
         elif Path(source).exists():
@@ -165,7 +170,7 @@ class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         return cls.from_fit(pretrained.model, max(sizes[0][:2]) if sizes else 32)
 
     @classmethod
-    def from_fit(cls, model: FiT, sample_size: int = 32) -> FiTTransformer2DModel:
+    def from_fit(cls, model: Network, sample_size: int = 32) -> FiTTransformer2DModel:
         """Wraps a network, sharing its weights. Raises UserError for one of a fixed grid."""
         if not isinstance(model, FiT):
             raise UserError(NOT_HERE.format(architecture_of(model.config)))
@@ -198,7 +203,7 @@ class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             return_dict: Whether to return a Transformer2DModelOutput instead of a tuple.
         """
         packed = isinstance(hidden_states, TokenBatch)
-        batch = hidden_states if packed else TokenBatch.from_latents(list(hidden_states), self.config.patch_size)
+        batch = hidden_states if packed else TokenBatch.from_latents(list(hidden_states), self.fit.config.patch_size)
         device = batch.x.device
         if class_labels is None:
             class_labels = torch.full((len(batch),), self.fit.null_label, device=device)
@@ -214,7 +219,7 @@ class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             output = self.fit(batch, t_B, class_labels, context=context, rope=rope, cache=cache).to(batch.x.dtype)
         output = -output if velocity else output
         if not packed:
-            output = torch.stack(batch.with_x(output).to_latents(self.config.patch_size))
+            output = torch.stack(batch.with_x(output).to_latents(self.fit.config.patch_size))
         return Transformer2DModelOutput(sample=output) if return_dict else (output,)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +10,8 @@ import typer
 
 from ..errors import UserError
 from ..messages import counted
-from ..model.config import EXTRAPOLATIONS, AttentionFactor
+from ..model.config import EXTRAPOLATIONS, AttentionFactor, FiTConfig
+from ..model.config import Extrapolation as ExtrapolationName
 from ..sampling.solvers import DIFFUSION_SOLVERS, FLOW_SOLVERS
 from ..sampling.solvers import Solver as SolverName
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 sampling_option = partial(typer.Option, rich_help_panel="Sampling")
 guidance_option = partial(typer.Option, rich_help_panel="Guidance")
 machine_option = partial(typer.Option, rich_help_panel="Model and machine")
-ExtrapolationName = StrEnum("ExtrapolationName", [(name, name) for name in EXTRAPOLATIONS])
 ADVISED = "default: as recommended for the model, else"
 
 Steps = Annotated[
@@ -95,14 +94,17 @@ def build_sampling(
 ) -> Sampling:
     """Returns what the options mean for a model; None means not given. Raises UserError if they do not suit it."""
     config = pretrained.model.config
-    if extrapolation is not None and config.fixed_grid is not None:
-        raise UserError("a model of a fixed grid makes its own size only; omit --extrapolation")
-    if extrapolation is None and attention_scale is not None:
+    rope = None
+    if extrapolation is not None:
+        if not isinstance(config, FiTConfig):
+            raise UserError("a model of a fixed grid makes its own size only; omit --extrapolation")
+        rope = config.rope.named(extrapolation, attention_scale)
+    elif attention_scale is not None:
         raise UserError("--attention-scale belongs to an --extrapolation; name one (--extrapolation vision-ntk)")
     return pretrained.sampling(
         solver=solver,
         channels=None if guidance_channels is None else guidance_channels * config.patch_size**2,
-        rope=None if extrapolation is None else config.rope.named(extrapolation, attention_scale),
+        rope=rope,
         **given,
     )
 

@@ -6,6 +6,7 @@ Shape suffixes as in `fitv2.tokens`, and S tokens that keys and values belong to
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +53,8 @@ def varlen_attention(
     """Returns the attention within images by one kernel."""
     from torch.nn.attention.varlen import varlen_attn  # With torch's compiler in tow, it takes seconds to load.
 
-    return varlen_attn(q_TNH, k_SNH, v_SNH, q_offsets, k_offsets, max_q, max_k)
+    attended: Any = varlen_attn(q_TNH, k_SNH, v_SNH, q_offsets, k_offsets, max_q, max_k)
+    return attended
 
 
 def attention_by_runs(q_TNH: Tensor, k_SNH: Tensor, v_SNH: Tensor, runs: list[tuple[int, int, int]]) -> Tensor:

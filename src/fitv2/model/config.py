@@ -16,6 +16,7 @@ Context = Literal["none", "cross", "joint"]
 RopeMethod = Literal["none", "interpolation", "ntk-aware", "ntk-by-parts", "yarn"]
 AttentionFactor = Literal["none", "yarn", "pro1", "pro2", "paper"]
 # The extrapolations by the names of Table III of the paper: (method, per axis).
+Extrapolation = Literal["none", "pi", "ntk", "parts", "yarn", "vision-pi", "vision-ntk", "vision-parts", "vision-yarn"]
 EXTRAPOLATIONS: dict[str, tuple[RopeMethod, bool]] = {
     "none": ("none", False),
     "pi": ("interpolation", False),

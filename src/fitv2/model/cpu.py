@@ -40,7 +40,8 @@ class _PlainAttention(torch.autograd.Function):
         return p.to(v.dtype) @ v
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        (grad,) = grads
         q, k, v, p = ctx.saved_tensors
         # Also computed again where this pass is differentiated itself: what was kept is a constant there.
         p = probabilities(q, k) if p is None or torch.is_grad_enabled() else p

@@ -8,7 +8,7 @@ and cosines, so every image has to be of one square size.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,6 @@ from .config import NetworkConfig, Prediction, RopeScheme
 from .execution import Cache
 from .init import dit_modulations, initialise_dit
 from .precision import autocast_in
-
-if TYPE_CHECKING:
-    from diffusers import DiTTransformer2DModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +55,12 @@ class DiTConfig(SiTConfig):
     prediction: Prediction = "noise"
 
 
-def build_dit(config: SiTConfig) -> DiTTransformer2DModel:
+def build_dit(config: SiTConfig) -> Any:
     """Returns the network of diffusers over latents (B, c, h, w), with one embedder for all blocks; drops no label."""
-    from diffusers import DiTTransformer2DModel  # Takes long to load, and few runs need it.
+    # Takes long to load, and few runs need it.
+    from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 
-    dit = DiTTransformer2DModel(
+    dit: Any = DiTTransformer2DModel(
         num_attention_heads=config.heads,
         attention_head_dim=config.width // config.heads,
         in_channels=config.in_channels,

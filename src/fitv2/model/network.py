@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..errors import UserError
-from .config import NetworkConfig
+from .config import FiTConfig, NetworkConfig
 from .dit import DiT, SiTConfig
 from .transformer import FiT
 
@@ -16,16 +16,20 @@ Network = FiT | DiT
 
 def build_network(config: NetworkConfig) -> Network:
     """Returns a new network, its weights drawn from torch's global generator."""
-    return DiT(config) if isinstance(config, SiTConfig) else FiT(config)
+    if isinstance(config, FiTConfig):
+        return FiT(config)
+    assert isinstance(config, SiTConfig)
+    return DiT(config)
 
 
 class _NoInitialValues(TorchFunctionMode):
     """Omits the filling of weights with random numbers, for which the meta device would load torch's compiler."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
         if getattr(func, "__module__", None) == "torch.nn.init":
             return args[0] if args else kwargs["tensor"]
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
 
 
 def bare_model(config: NetworkConfig) -> Network:

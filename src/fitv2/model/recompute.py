@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 Result = TypeVar("Result")
 
 
-def recomputed(function: Callable[..., Result], *inputs: Tensor) -> Result:
+def recomputed(function: Callable[..., Result], *inputs: Any) -> Result:
     """Returns function(*inputs) and saves only the inputs for the backward pass. It must draw no random numbers."""
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():  # The compiler weighs this by itself.
         return function(*inputs)

@@ -88,7 +88,7 @@ class FiT(nn.Module):
             # The residual stream stays float32 under autocast: sums of many small bfloat16 steps would lose them.
             sequence, positions, own = batch.with_x(self.x_embedder(batch.x).float()), batch.positions, None
             context = context and self.context_embedder(context)
-            if joint:
+            if joint and context:
                 c_BD = c_BD + context.image_mean(context.x)
                 sequence, positions, own = join(sequence, context)
             table = self._rotation(batch, sequence, positions, rope or self.config.rope)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -101,15 +102,16 @@ def adams_bashforth(
 
     The first step is Euler's: its error of second order happens only once, and so does not lower the order.
     """
-    previous, previous_width = None, None
+    previous: tuple[Tensor, Tensor] | None = None
     for step, (start, end) in enumerate(pairwise(times), 1):
         width = end - start
         slope = velocity(x, start)
         if previous is None:
             x = x + expand(width) * slope
         else:
-            x = x + expand(width) * (slope + expand(width / (2 * previous_width)) * (slope - previous))
-        previous, previous_width = slope, width
+            last_slope, last_width = previous
+            x = x + expand(width) * (slope + expand(width / (2 * last_width)) * (slope - last_slope))
+        previous = slope, width
         if callback is not None:
             callback(step, end, x)
     return x
@@ -135,7 +137,7 @@ def adaptive(
 
     scalars(times[0])
     times = times.to(x.device) if callback is not None else times[[0, -1]].to(x.device)
-    states = odeint(
+    states: Any = odeint(
         # The probe for the first step's width may still pass t = 1.
         lambda t, state: velocity(state, t.clamp(0, 1)),
         x,

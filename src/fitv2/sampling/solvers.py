@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
+from typing import Literal, get_args
 
-# Model calls per step of the ODE solvers with fixed steps.
-CALLS_PER_STEP = {"euler": 1, "midpoint": 2, "heun": 2, "heun3": 3, "rk4": 4, "rk4_38": 4, "ab2": 1}
+OdeSolver = Literal["euler", "midpoint", "heun", "heun3", "rk4", "rk4_38", "ab2", "dopri5", "adaptive_heun"]
+SdeSolver = Literal["euler-maruyama", "sde-heun"]
+DiffusionSolver = Literal["ddpm", "ddim"]  # For a model that predicts noise, such as FiT.
+Solver = OdeSolver | SdeSolver | DiffusionSolver
+ODE_SOLVERS, SDE_SOLVERS, DIFFUSION_SOLVERS = map(get_args, (OdeSolver, SdeSolver, DiffusionSolver))
+FLOW_SOLVERS = (*ODE_SOLVERS, *SDE_SOLVERS)
+SOLVER_NAMES = [*FLOW_SOLVERS, *DIFFUSION_SOLVERS]
 # These choose their steps by the error over all that they integrate.
 ADAPTIVE = ("dopri5", "adaptive_heun")
-ODE_SOLVERS = (*CALLS_PER_STEP, *ADAPTIVE)
-SDE_SOLVERS = ("euler-maruyama", "sde-heun")
-FLOW_SOLVERS = (*ODE_SOLVERS, *SDE_SOLVERS)
-# For a model that predicts noise, such as FiT.
-DIFFUSION_SOLVERS = ("ddpm", "ddim")
-SOLVER_NAMES = [*FLOW_SOLVERS, *DIFFUSION_SOLVERS]
-Solver = StrEnum("Solver", [(name, name) for name in SOLVER_NAMES])
+# Model calls per step; all others have one.
+CALLS_PER_STEP = {"midpoint": 2, "heun": 2, "heun3": 3, "rk4": 4, "rk4_38": 4}
 
 
 def model_calls(solver: str, steps: int | None) -> int | None:

@@ -95,11 +95,10 @@ class Sampling:
             raise UserError(f"guidance {self.guidance:g} would lead away from the class: give 1 for none, or more")
         try:
             low, high = self.interval
-            within = 0 <= low <= high <= 1
+            if not 0 <= low <= high <= 1:
+                raise ValueError
         except (TypeError, ValueError):
-            within = False
-        if not within:
-            raise UserError(f"the guidance interval {self.interval} must lie within 0 and 1, low end first")
+            raise UserError(f"the guidance interval {self.interval} must lie within 0 and 1, low end first") from None
         object.__setattr__(self, "interval", (low, high))
         if self.channels is not None and self.channels < 1:
             raise UserError("guidance needs at least one channel to act on; guidance 1 is none")
@@ -130,12 +129,13 @@ class Sampling:
             UserError: As `Sampling` and `check_sampling` do.
         """
         given = {name: value for name, value in given.items() if value is not None}
-        advice = dict(recommended)
+        advice: dict[str, Any] = dict(recommended)
         if given.get("solver") not in (None, advice.get("solver", default_solver(config))):
             advice = without(advice, "steps", "shift", "full_every")
         if given.get("guidance") == 1:
             advice = without(advice, "interval", "power", "channels")
-        sampling = cls(**{"solver": default_solver(config)} | advice | given)
+        settings: dict[str, Any] = {"solver": default_solver(config), **advice, **given}
+        sampling = cls(**settings)
         check_sampling(sampling, config)
         return sampling
 
