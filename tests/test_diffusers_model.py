@@ -240,21 +240,6 @@ def test_a_folder_of_another_depth_is_refused(transformer, tmp_path, layers, pro
 
 
 @torch.no_grad()
-def test_lora_ranks_may_differ_by_layer(transformer, tmp_path):
-    config = LoraConfig(
-        r=4, target_modules=["qkv", "fc2"], rank_pattern={"blocks.1.mlp.fc2": 2}, init_lora_weights=False
-    )
-    transformer.add_adapter(config)
-    adapted = transformer(**inputs()).sample
-    ranks = {name: module.r["default"] for name, module in transformer.named_modules() if hasattr(module, "lora_A")}
-    assert ranks["fit.blocks.1.mlp.fc2"] == 2 and ranks["fit.blocks.0.mlp.fc2"] == ranks["fit.blocks.1.attn.qkv"] == 4
-    transformer.save_lora_adapter(tmp_path)
-    other = FiTTransformer2DModel.from_fit(random_model(CONFIG), sample_size=8)
-    other.load_lora_adapter(tmp_path)
-    torch.testing.assert_close(other(**inputs()).sample, adapted)
-
-
-@torch.no_grad()
 def test_disk_offload(transformer, tmp_path):
     expected = transformer(**inputs()).sample
     transformer.save_pretrained(tmp_path / "model")
@@ -268,6 +253,7 @@ def test_disk_offload(transformer, tmp_path):
     torch.testing.assert_close(loaded(**inputs()).sample, expected)
 
 
+@pytest.mark.slow
 def test_compiled_whole_without_a_break_for_any_size(transformer):
     """Ordinary latents of other sizes do not compile anew; packed batches do, once for each mix of sizes."""
     given = inputs()

@@ -88,34 +88,11 @@ def test_one_forward_holds_all_sizes_and_classes_and_both_halves_of_guidance(mod
     assert labels[1::2].tolist() == [model.null_label] * len(SPECS)
 
 
-def test_guidance_of_one_computes_no_null_half(model):
-    with Calls(model) as seen:
-        generate(model, SPECS, Sampling(steps=3, solver="heun", guidance=1.0))
-    assert [len(batch) for batch, _, _ in seen] == [len(SPECS)] * 6
-
-
-def test_outside_the_guidance_interval_there_is_no_null_half(model):
-    with Calls(model) as seen:
-        generate(model, SPECS, Sampling(steps=4, solver="euler", interval=(0.2, 0.6)))
-    assert [(float(times[0]), len(batch) // len(SPECS)) for batch, times, _ in seen] == [
-        (0.0, 1),
-        (0.25, 2),
-        (0.5, 2),
-        (0.75, 1),
-    ]
-
-
 def test_an_adaptive_solver_takes_each_picture_alone(model):
     with Calls(model) as seen:
         generate(model, SPECS[:2], Sampling(solver="dopri5", guidance=1.0))
     assert {len(batch) for batch, _, _ in seen} == {1}
     assert Sampling(solver="dopri5").model_calls is None
-
-
-def test_without_any_class_there_is_nothing_to_guide_towards(model):
-    with Calls(model) as seen:
-        generate(model, [SampleSpec(model.null_label, (8, 8), 0)], Sampling(steps=1, solver="euler", guidance=3.0))
-    assert [len(batch) for batch, _, _ in seen] == [1]
 
 
 def test_every_picture_is_handed_over_when_its_pass_is_done(model, monkeypatch):

@@ -171,15 +171,6 @@ def test_multistep_is_exact_for_a_linear_slope_on_uneven_steps():
 
 
 @pytest.mark.parametrize("solver", ["dopri5", "adaptive_heun"])
-def test_adaptive_accuracy(solver):
-    start = torch.linspace(0.5, 2, 4, dtype=torch.float64)[:, None]
-    x = SOLVERS[solver](riccati, start, time_grid(1).double())
-    torch.testing.assert_close(x, 1 / (1 / start + 1), rtol=3e-3, atol=0)
-    x = adaptive(riccati, start, time_grid(1).double(), method=solver, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(x, 1 / (1 / start + 1), rtol=1e-5, atol=0)
-
-
-@pytest.mark.parametrize("solver", ["dopri5", "adaptive_heun"])
 def test_adaptive_steps_never_look_beyond_the_data(solver):
     # A slow field makes torchdiffeq probe far ahead for the width of its first step.
     velocity = Counted(lambda x, t: 1e-3 * x)
@@ -331,12 +322,6 @@ def test_sde_keeps_the_marginals(diffusion, method):
     for t, mean, std in statistics[24::25]:
         assert mean == pytest.approx(t * MEAN, abs=0.03), t
         assert std == pytest.approx(math.hypot(1 - t, t * STD), abs=0.03), t
-
-
-def test_more_noise_does_not_move_the_mean():
-    noise = ImageNoise([0], [20000], 1)
-    x = sample_sde(gaussian_velocity, noise.draw(), sde_grid(200), noise.draw, diffusion_norm=4.0, last_step="tweedie")
-    assert x.mean().item() == pytest.approx(MEAN, abs=0.03)
 
 
 def test_noise_of_an_image_depends_on_its_seed_only():

@@ -18,11 +18,11 @@ from torch import Tensor
 from ..autoencoder import check_loaded, loaded
 from ..errors import UserError
 from ..finite import check_weights
+from ..model.compute import autocast_in
 from ..model.config import Context, FiTConfig, Modulation, NetworkConfig, Prediction, RopeScheme
 from ..model.context import pack_context
 from ..model.execution import Cache
 from ..model.network import Network
-from ..model.precision import autocast_in
 from ..model.presets import ARCHITECTURES, architecture_of, config_of
 from ..model.transformer import FiT
 from ..pretrained import Pretrained, is_own_model, load_pretrained
@@ -31,6 +31,25 @@ from ..tokens import TokenBatch, upload
 
 # The timestep of pure noise in diffusers.
 TIMESTEPS = 1000
+SAME = (
+    "patch_size",
+    "in_channels",
+    "mlp_ratio",
+    "qk_norm",
+    "qk_norm_affine",
+    "modulation",
+    "prediction",
+    "rope",
+    "context",
+)
+# The fields of a configuration by their names in diffusers.
+OUR_NAMES = {name: name for name in SAME} | {
+    "num_attention_heads": "heads",
+    "num_layers": "depth",
+    "num_embeds_ada_norm": "num_classes",
+    "adaln_lora_rank": "lora_rank",
+    "cross_attention_dim": "context_channels",
+}
 NOT_HERE = "{} is of a fixed grid: diffusers has DiTTransformer2DModel for such networks, and this is for FiT and FiTv2"
 
 
@@ -100,24 +119,8 @@ class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         super().__init__()
         if not issubclass(ARCHITECTURES.get(architecture, FiTConfig), FiTConfig):
             raise UserError(NOT_HERE.format(architecture))
-        config = config_of(
-            architecture,
-            width=num_attention_heads * attention_head_dim,
-            depth=num_layers,
-            heads=num_attention_heads,
-            patch_size=patch_size,
-            in_channels=in_channels,
-            num_classes=num_embeds_ada_norm,
-            mlp_ratio=mlp_ratio,
-            lora_rank=adaln_lora_rank,
-            qk_norm=qk_norm,
-            qk_norm_affine=qk_norm_affine,
-            modulation=modulation,
-            prediction=prediction,
-            rope=rope,
-            context=context,
-            context_channels=cross_attention_dim,
-        )
+        settings = {own: self.config[name] for name, own in OUR_NAMES.items()}
+        config = config_of(architecture, width=num_attention_heads * attention_head_dim, **settings)
         if not isinstance(config, FiTConfig):
             raise UserError(NOT_HERE.format(architecture))
         self.fit = FiT(config)
@@ -308,21 +311,5 @@ def own_dtype(kwargs: dict[str, Any]) -> torch.dtype:
 
 def model_settings(config: FiTConfig) -> dict[str, Any]:
     """Returns a configuration in the words of diffusers."""
-    return {
-        "num_attention_heads": config.heads,
-        "attention_head_dim": config.width // config.heads,
-        "num_layers": config.depth,
-        "patch_size": config.patch_size,
-        "in_channels": config.in_channels,
-        "num_embeds_ada_norm": config.num_classes,
-        "mlp_ratio": config.mlp_ratio,
-        "adaln_lora_rank": config.lora_rank,
-        "qk_norm": config.qk_norm,
-        "qk_norm_affine": config.qk_norm_affine,
-        "modulation": config.modulation,
-        "prediction": config.prediction,
-        "rope": asdict(config.rope),
-        "architecture": architecture_of(config),
-        "context": config.context,
-        "cross_attention_dim": config.context_channels,
-    }
+    settings = {name: getattr(config, own) for name, own in OUR_NAMES.items()} | {"rope": asdict(config.rope)}
+    return settings | {"attention_head_dim": config.head_dim, "architecture": architecture_of(config)}

@@ -115,7 +115,7 @@ def load_for_sampling(
     """Returns the model on the device, and what decodes its latents. Raises UserError if they do not fit."""
     from ..autoencoder import Pixels, load_autoencoder
     from ..device import DTYPES
-    from ..model.cpu import lay_out_by_input
+    from ..model.compute import lay_out_by_input
 
     pretrained = load_any(model, DTYPES[precision])
     pretrained.model.to(device)

@@ -1,8 +1,7 @@
 """The rectified path between noise and data (FiTv2, arXiv 2410.13925; SiT, arXiv 2401.08740).
 
-x_t = (1 - t) * noise + t * data, t in [0, 1]: **t = 1 is data**, and the velocity dx_t/dt is data - noise. Given x_t
-and t, velocity, data, noise and score determine each other; the conversions go through the velocity. In all of them t
-is a number or a tensor that broadcasts against x_t, and the result has the shape of x_t.
+x_t = (1 - t) * noise + t * data, t in [0, 1]: **t = 1 is data**, and the velocity dx_t/dt is data - noise. In all
+functions t is a number or a tensor that broadcasts against x_t, and the result has the shape of x_t.
 """
 
 from __future__ import annotations
@@ -32,29 +31,9 @@ def velocity_to_data(velocity: Tensor, x_t: Tensor, t: Time) -> Tensor:
     return x_t + (1 - t) * velocity
 
 
-def velocity_to_noise(velocity: Tensor, x_t: Tensor, t: Time) -> Tensor:
-    """Returns the noise from which the straight line through x_t comes."""
-    return x_t - t * velocity
-
-
 def velocity_to_score(velocity: Tensor, x_t: Tensor, t: Time) -> Tensor:
     """Returns the score of the density of x_t, -E[noise | x_t] / (1 - t); infinite at t = 1."""
     return (t * velocity - x_t) / (1 - t)
-
-
-def data_to_velocity(data: Tensor, x_t: Tensor, t: Time) -> Tensor:
-    """Is the inverse of `velocity_to_data`; undetermined at t = 1, where x_t is the data."""
-    return (data - x_t) / (1 - t)
-
-
-def noise_to_velocity(noise: Tensor, x_t: Tensor, t: Time) -> Tensor:
-    """Is the inverse of `velocity_to_noise`; undetermined at t = 0, where x_t is the noise."""
-    return (x_t - noise) / t
-
-
-def score_to_velocity(score: Tensor, x_t: Tensor, t: Time) -> Tensor:
-    """Is the inverse of `velocity_to_score`; undetermined at t = 0, where every velocity has the score -x_t."""
-    return ((1 - t) * score + x_t) / t
 
 
 @dataclass(frozen=True, kw_only=True)

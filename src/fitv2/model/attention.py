@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..tokens import TokenBatch, runs_of
-from .cpu import plain_attention, suits_plain_attention
-from .recompute import recomputed
+from .compute import plain_attention, recomputed, suits_plain_attention
 from .rope import rotate
 
 

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..tokens import TokenBatch, patchify
+from .compute import autocast_in
 from .config import NetworkConfig, Prediction, RopeScheme
 from .execution import Cache
 from .init import dit_modulations, initialise_dit
-from .precision import autocast_in
 
 
 @dataclass(frozen=True, kw_only=True)

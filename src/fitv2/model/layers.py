@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..tokens import Rows
+from .compute import recomputed
 from .modulation import FullModulation, modulated_norm
-from .recompute import recomputed
 
 FREQUENCIES = 256
 

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..tokens import Rows, spread
+from .compute import recomputed
 from .config import FiTConfig
-from .recompute import recomputed
 
 
 class Modulation(NamedTuple):

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from ..tokens import TokenBatch
 from .block import BlockInputs, FiTBlock
+from .compute import autocast_in
 from .config import FiTConfig, RopeScheme
 from .context import ContextEmbedder, join
 from .execution import Cache, compile_blocks, distinct_conditioning, run_blocks, sorted_by_length
 from .init import initialise_fit
 from .layers import FinalLayer, LabelEmbedder, PatchEmbedder, TimestepEmbedder
 from .modulation import global_modulation
-from .precision import autocast_in
 from .rope import rotation_table
 
 

@@ -14,8 +14,8 @@ from ..build import build_objective
 from ..config import TrainingSettings
 from ..errors import UserError
 from ..model import cost
+from ..model.compute import lay_out_by_input
 from ..model.config import NetworkConfig
-from ..model.cpu import lay_out_by_input
 from ..model.network import build_network
 from ..model.transformer import FiT
 from ..randomness import Purpose, seed_of, torch_generator

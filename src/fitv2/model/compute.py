@@ -1,16 +1,38 @@
-"""What makes the network fast on a CPU: attention by plain products for short images, and a layout of the weights."""
+"""How operations compute: in half precision, recomputed in the backward pass, and fast on a CPU."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+Result = TypeVar("Result")
 
 # On a CPU plain products beat the fused kernel until their (L, L) float32 scores leave the caches. Products of float16
 # are so slow there that the fused kernel always wins.
 LONGEST_PLAIN = {torch.bfloat16: 256, torch.float16: 0}
 LONGEST_PLAIN_FLOAT32 = 512
+
+
+def autocast_in(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[Any]:
+    """Returns autocast in a half-precision dtype, unless a caller has already begun it; for other dtypes nothing."""
+    if dtype not in (torch.bfloat16, torch.float16) or torch.is_autocast_enabled(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, dtype)
+
+
+def recomputed(function: Callable[..., Result], *inputs: Any) -> Result:
+    """Returns function(*inputs) and saves only the inputs for the backward pass.
+
+    For cheap element-wise functions without random numbers: memory matters more than computing them twice.
+    """
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():  # The compiler weighs this by itself.
+        return function(*inputs)
+    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False, determinism_check="none")
 
 
 def suits_plain_attention(q: Tensor, k: Tensor) -> bool:
