@@ -138,7 +138,8 @@ def sample(
         shift=time_shift,
         full_every=full_every,
     )
-    specs = list_specs(pretrained, labels, size, renamed(num, per_class), num_images, seed, codec.factor)
+    per_class = renamed(num, per_class)
+    specs = list_specs(pretrained, labels, size, per_class, num_images, seed, codec.factor)
     if not ignore_memory:
         check_memory(pretrained, specs, sampling)
     if size:
@@ -148,7 +149,7 @@ def sample(
         "model_step": pretrained.step,
         "labels": list(dict.fromkeys(spec.label for spec in specs)),
         "sizes": size or None,
-        **({"num": renamed(num, per_class) or 1} if num_images is None else {"num_images": num_images}),
+        **({"num": per_class or 1} if num_images is None else {"num_images": num_images}),
         "seed": seed,
         **settings_of(sampling, pretrained),
         "extrapolation": extrapolation,

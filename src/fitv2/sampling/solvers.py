@@ -7,7 +7,7 @@ from typing import Literal, get_args
 OdeSolver = Literal["euler", "midpoint", "heun", "heun3", "rk4", "rk4_38", "ab2", "dopri5", "adaptive_heun"]
 SdeSolver = Literal["euler-maruyama", "sde-heun"]
 DiffusionSolver = Literal["ddpm", "ddim"]  # For a model that predicts noise, such as FiT.
-Solver = OdeSolver | SdeSolver | DiffusionSolver
+Solver = Literal[OdeSolver, SdeSolver, DiffusionSolver]
 ODE_SOLVERS, SDE_SOLVERS, DIFFUSION_SOLVERS = map(get_args, (OdeSolver, SdeSolver, DiffusionSolver))
 FLOW_SOLVERS = (*ODE_SOLVERS, *SDE_SOLVERS)
 SOLVER_NAMES = [*FLOW_SOLVERS, *DIFFUSION_SOLVERS]
