@@ -161,6 +161,10 @@ def test_half_precision_keeps_the_residual_stream_its_factors_and_the_times(conf
     assert not torch.equal(two[0], two[1])
 
 
+def test_the_names_of_older_versions_are_the_same_classes():
+    assert fitv2.GridTransformer is DiT and fitv2.GridConfig is SiTConfig and "GridConfig" in dir(fitv2)
+
+
 def test_what_belongs_to_fit_is_refused():
     model, (batch, t, y) = random_model(CONFIGS[0]), inputs(CONFIGS[0])
     for extra in ({"rope": DEFAULT_ROPE}, {"context": batch}, {"cache": BlockCache(2)}):

@@ -134,23 +134,16 @@ class FiTPipeline(DiffusionPipeline):
             codec = load_autoencoder(pretrained.autoencoder, dtype=transformer.dtype)
             vae["vae"] = codec.network if isinstance(codec, KLAutoencoder) else None
         names = dict(enumerate(pretrained.class_names)) or None
-        return cls(
-            transformer,
-            scheduler or default_scheduler(),
-            id2label=names,
-            sampling=pretrained.recommended or None,
-            **vae,
-        )
+        sampling = pretrained.recommended or None
+        return cls(transformer, scheduler or default_scheduler(), id2label=names, sampling=sampling, **vae)
 
     def to_model(self, autoencoder: str | None) -> Pretrained:
         """Is the reverse of `from_model`; autoencoder: where the one of these latents is, if they are not pixels."""
         side = self.transformer.config.sample_size
         names = [self.classes.names.get(number, str(number)) for number in range(self.classes.count)]
-        names = names if self.classes.names else []
-        shapes = [[(side, side, 1)]]
-        return Pretrained(
-            self.transformer.fit, names, shapes, autoencoder, recommended=dict(self.config["sampling"] or {})
-        )
+        names, shapes = names if self.classes.names else [], [[(side, side, 1)]]
+        recommended = dict(self.config["sampling"] or {})
+        return Pretrained(self.transformer.fit, names, shapes, autoencoder, recommended=recommended)
 
     def save_pretrained(self, save_directory: str | Path, *args, push_to_hub: bool = False, **kwargs) -> None:
         """Saves as diffusers does, with the custom code of a hub repository, so that where this package is installed

@@ -247,9 +247,8 @@ def make(
 def text_of(report: dict[str, Any], pretrained: Pretrained, labels: list[str] | None, out: Path) -> str:
     """Returns the report as lines for people."""
     calls, (low, high) = report["model_calls"], report["guidance_interval"]
-    spent = (
-        f"{counted(report['steps'], 'step')}, {counted(calls, 'model call')}" if calls else "steps of its own choice"
-    )
+    spent = "steps of its own choice" if calls is None else f"{counted(report['steps'], 'step')}, "
+    spent += "" if calls is None else counted(calls, "model call")
     of_step = "" if report["step"] is None else f" (step {report['step']})"
     within = "" if (low, high) == (0, 1) else f" between times {low:g} and {high:g}"
     lines = [

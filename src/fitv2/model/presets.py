@@ -11,7 +11,7 @@ from .dit import DiTConfig, SiTConfig
 from .fitv1 import FiT1Config
 
 ARCHITECTURES = {"FiTv2": FiTConfig, "FiT": FiT1Config, "DiT": DiTConfig, "SiT": SiTConfig}
-# The sizes of DiT and SiT, over pictures of 256x256 pixels.
+# The sizes of DiT and SiT, over images of 256x256 pixels.
 GRIDS = {
     "B/2": {"width": 768, "depth": 12, "heads": 12, "side": 16},
     "L/2": {"width": 1024, "depth": 24, "heads": 16, "side": 16},

@@ -83,8 +83,6 @@ class GuidedModel:
         ).float()
         cond, null = output[self._cond], output[self._null]
         guided = null + scale * (cond - null)
-        if isinstance(scale, Tensor):  # Images outside the interval keep v_cond to the last bit.
-            guided = torch.where(scale == 1, cond, guided)
         channels = self._channels
         return guided if channels is None else torch.cat((guided[:, :channels], cond[:, channels:]), dim=1)
 
