@@ -23,8 +23,8 @@ class GuidedModel:
 
     The output is v_null + s * (v_cond - v_null), with s = `guidance_scale(t, scale, power)`. One model call computes
     both halves: each image is followed by itself without its label, so that a batch sorted by length stays sorted.
-    Outside the guidance interval, and where s is 1, only v_cond is computed. The variance that a model of noise
-    predicts is not guided.
+    Where s is 1 for all images, as outside the guidance interval, only v_cond is computed. The variance that a model of
+    noise predicts is not guided.
 
     Args:
         denoiser: The model. It may keep something between calls, so give each batch its own.
