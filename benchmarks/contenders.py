@@ -19,9 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from fitv2 import FiT, FiTConfig, TokenBatch
 from fitv2.flow.objective import flow_loss_at
 from fitv2.flow.path import interpolate
+from fitv2.model.compute import lay_out_by_input
 from fitv2.model.cost import forward_flops
-from fitv2.model.grid import GridConfig, build_dit
-from fitv2.model.transformer import lay_out_by_input
+from fitv2.model.dit import SiTConfig, build_dit
 from fitv2.profiling.measure import Work
 from fitv2.profiling.profile import PASSES_OF_A_STEP
 from fitv2.randomness import Purpose, seed_of
@@ -124,7 +124,7 @@ class Squares:
 
     def __init__(self, config: FiTConfig, layers: int, images: int, device: torch.device) -> None:
         sizes = {name: getattr(config, name) for name in ("width", "heads", "patch_size", "in_channels", "num_classes")}
-        self.config = GridConfig(**sizes, depth=layers, side=SQUARE_SIDE)
+        self.config = SiTConfig(**sizes, depth=layers, side=SQUARE_SIDE)
         side = SQUARE_SIDE * config.patch_size
         self.network = build_dit(self.config).to(device)
         self.x, self.target = torch.randn(2, images, config.in_channels, side, side, device=device)

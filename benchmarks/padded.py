@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fitv2 import FiT, TokenBatch
-from fitv2.model.rope import PLAIN, rotation_table
+from fitv2.model.config import DEFAULT_ROPE
+from fitv2.model.rope import rotation_table
 
 
 class PaddedFiT(nn.Module):
@@ -62,7 +63,7 @@ def turned(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
 
 def padded_inputs(batch: TokenBatch, head_dim: int) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
     """x (B, L, C) with zeros after each image, cosines and sines (B, 1, L, H), mask (B, L) float."""
-    table = rotation_table(batch.positions, batch.image_index, batch.hw, head_dim, PLAIN)
+    table = rotation_table(batch.positions, batch.image_index, batch.hw, head_dim, DEFAULT_ROPE)
     cos, sin = (padded(side.squeeze(1).repeat_interleave(2, dim=-1), batch).unsqueeze(1) for side in table)
     return padded(batch.x, batch), (cos, sin), padded(batch.x.new_ones(len(batch.x)), batch)
 

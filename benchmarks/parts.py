@@ -27,12 +27,13 @@ from fitv2.build import build_dataset, build_model_config
 from fitv2.config import load_recipe
 from fitv2.data.dataset import Dataset
 from fitv2.data.loader import PackLoader, Position
-from fitv2.generate import Sampling, Wish, generate, generate_with
+from fitv2.model.compute import lay_out_by_input
 from fitv2.model.cost import forward_flops
-from fitv2.model.transformer import lay_out_by_input
 from fitv2.pretrained import load_pretrained
 from fitv2.profiling.profile import PASSES_OF_A_STEP
 from fitv2.randomness import Purpose, seed_of
+from fitv2.sampling.generate import generate, sample_batch
+from fitv2.sampling.spec import SampleSpec, Sampling
 from fitv2.tokens import TokenBatch
 from results import Unit
 
@@ -162,27 +163,27 @@ def sampling(device: torch.device, per_class: int = 4, samplers: Sequence[Sampli
     """The built-in model: 40 pictures as `fitv2 sample` makes them, against 250 steps of Euler."""
     pretrained = load_pretrained("builtin:fashion")
     model = pretrained.model.to(device)
-    wishes = [
-        Wish(label, (height, width), seed=number)
+    specs = [
+        SampleSpec(label, (height, width), seed=number)
         for label, shapes in enumerate(pretrained.shapes)
         for number, (height, width, _) in enumerate(shapes[:per_class])
     ]
-    contenders = [samples(model, wishes, settings) for settings in samplers]
-    about = f"Guided, float32, {len(wishes)} pictures a turn. Ratio: pictures a second, to Euler."
+    contenders = [samples(model, specs, settings) for settings in samplers]
+    about = f"Guided, float32, {len(specs)} pictures a turn. Ratio: pictures a second, to Euler."
     return Part("Sampling with the built-in model", about, contenders, "images", contenders[-1].name)
 
 
-def samples(model: FiT, wishes: Sequence[Wish], settings: Sampling) -> Contender:
-    tokens = [wish.tokens(model.config.patch_size) for wish in wishes]
+def samples(model: FiT, specs: Sequence[SampleSpec], settings: Sampling) -> Contender:
+    tokens = [spec.tokens(model.config.patch_size) for spec in specs]
     low, high = settings.interval
     return Contender(
         f"{settings.solver}, {settings.steps} steps" + (f", guided {low:g} to {high:g}" if high - low < 1 else ""),
-        partial(generate, model, wishes, settings),
-        len(wishes),
+        partial(generate, model, specs, settings),
+        len(specs),
         sum(tokens),
         evaluations(model.config, settings) * forward_flops(model.config, tokens),
         precision="float32",
-        short=partial(generate, model, wishes, replace(settings, steps=2)),
+        short=partial(generate, model, specs, replace(settings, steps=2)),
     )
 
 
@@ -190,13 +191,13 @@ def evaluations(config: FiTConfig, settings: Sampling) -> int:
     """Of the network for one picture, counted: a guided call takes two, one outside the guidance interval one."""
     counted = 0
 
-    def network(batch: TokenBatch, t: Tensor, y: Tensor) -> Tensor:
+    def denoiser(batch: TokenBatch, t: Tensor, y: Tensor, context: TokenBatch | None) -> Tensor:
         nonlocal counted
         counted += len(batch.hw)
         return torch.zeros_like(batch.x)
 
-    wish = Wish(0, (config.patch_size, config.patch_size), seed=0)
-    generate_with(lambda: network, config, [wish], settings, torch.device("cpu"))
+    spec = SampleSpec(0, (config.patch_size, config.patch_size), seed=0)
+    sample_batch(denoiser, config, [spec], settings, torch.device("cpu"))
     return counted
 
 

@@ -19,14 +19,15 @@ import torch
 from PIL import Image
 
 from fitv2.adapters.pipeline import FiTPipeline
-from fitv2.cli.sample import file_name, showcase
+from fitv2.cli.requested import file_name, showcase
 from fitv2.cli.samples import begin
 from fitv2.config import recipe_folder
 from fitv2.errors import UserError
-from fitv2.generate import DIFFUSION_SOLVERS, FLOW_SOLVERS
 from fitv2.locks import locked
+from fitv2.model.config import EXTRAPOLATIONS
 from fitv2.pretrained import Pretrained, load_pretrained, save_pretrained
 from fitv2.sample_list import CONTACT_SHEET
+from fitv2.sampling.solvers import SOLVER_NAMES
 from fitv2.training.preemption import STOPPED
 from tiny import CLASSES, CONFIG, command_line, process, random_model
 
@@ -143,13 +144,13 @@ def test_sampling_does_not_load_what_is_for_training_or_compiling(tmp_path):
     )
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     loaded = set(loaded.splitlines()[-1].split())
-    assert "fitv2.generate" in loaded
+    assert "fitv2.sampling.generate" in loaded
     assert not loaded & {"torch._dynamo", "accelerate", "diffusers", "matplotlib"}
 
 
 def test_sample_writes_every_class_at_every_size_exactly_and_a_sheet(fitv2, model, tmp_path):
     sizes = ["28x12", "12x40"]
-    chosen = ["--labels", "trouser,9", "--labels", "bag", "--size", sizes[0], "--size", sizes[1], "--num", 2]
+    chosen = ["--labels", "trouser,9", "--labels", "bag", "--size", sizes[0], "--size", sizes[1], "--per-class", 2]
     result = fitv2("sample", "--model", model, *chosen, "--steps", 2, "--seed", 40)
     assert result.code == 0, result.err
     expected = {}
@@ -175,8 +176,40 @@ def test_sample_reports_in_json(fitv2, model, tmp_path):
             assert [image.height, image.width] == row["size"]
 
 
+def test_a_number_of_images_in_all_takes_the_classes_in_turn(fitv2, model):
+    shown = fitv2("sample", model, "-l", "bag,coat", "-s", "8x12", "-s", "4x8", "-n", 5, "--steps", 1, "--json")
+    rows = [(row["class"], row["size"], row["seed"]) for row in json.loads(shown.out)["images"]]
+    first, second = [8, 12], [4, 8]
+    assert rows == [
+        ("bag", first, 0), ("coat", first, 1), ("bag", second, 2), ("coat", second, 3), ("bag", first, 4)
+    ]  # fmt: skip
+
+
+def test_a_folder_is_of_one_call_at_a_time(fitv2, model, tmp_path):
+    with locked(tmp_path / "mine", "a fitv2 sample"):
+        assert_sentence(fitv2("sample", model, "-l", "bag", "--steps", 1, "-o", "mine"), "mine", "in use")
+
+
+def test_a_model_folder_recommends_settings(fitv2, model, tmp_path):
+    """They are the defaults; what is given comes first, and a recommendation without effect beside it is dropped."""
+    folder = shutil.copytree(model, tmp_path / "advised")
+    advice = {"solver": "heun", "steps": 3, "guidance": 1.5, "interval": [0.2, 0.8]}
+    (folder / "sampling.json").write_text(json.dumps(advice))
+
+    def used(*options) -> tuple:
+        report = json.loads(fitv2("sample", folder, "-l", "bag", "-s", "8x8", "--json", *options).out)
+        return tuple(report[key] for key in ("solver", "steps", "guidance", "guidance_interval"))
+
+    assert used() == ("heun", 3, 1.5, [0.2, 0.8])
+    assert used("--steps", 2, "--guidance", 3) == ("heun", 2, 3.0, [0.2, 0.8])
+    assert used("--solver", "euler", "--guidance", 1) == ("euler", 25, 1.0, [0.0, 1.0])
+    for text, part in [("[]", "no settings"), ('{"step": 3}', "'step'"), ('{"steps": 0}', "step"), ("{", "damaged")]:
+        (folder / "sampling.json").write_text(text)
+        assert_sentence(fitv2("sample", folder), "sampling.json", part)
+
+
 def test_a_request_is_written_beside_its_images_and_nothing_else_is_overwritten(fitv2, model, tmp_path):
-    command = ["sample", "--model", model, "--labels", "bag", "--size", "8x12", "--num", 2]
+    command = ["sample", "--model", model, "--labels", "bag", "--size", "8x12", "--per-class", 2]
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/sheet.png").write_text("drawn by hand")
     assert_sentence(fitv2(*command, "--steps", 1, "--out", "mine"), "sheet.png", "--overwrite")
@@ -190,14 +223,14 @@ def test_a_request_is_written_beside_its_images_and_nothing_else_is_overwritten(
         assert manifest["images"][1] == {
             **{"file": names[1], "class": "bag", "label": 8, "size": [8, 12], "seed": 1, "seen": False}
         }
-        assert {path.name for path in (tmp_path / out).iterdir()} == {*names, "sheet.png", "samples.json"}
+        assert {path.name for path in (tmp_path / out).iterdir()} == {*names, "sheet.png", "samples.json", ".lock"}
     with Image.open(tmp_path / "outputs/sheet.png") as sheet, Image.open(tmp_path / "outputs" / names[0]) as image:
         assert sheet.text["Software"] == CONTACT_SHEET and not image.text
     assert fitv2(*command, "--steps", 1, "--out", "outputs").code == 0  # The same request again.
     assert_sentence(fitv2(*command, "--steps", 2, "--out", "outputs"), "another request", "--overwrite")
     assert fitv2(*command, "--steps", 2, "--seed", 7, "--out", "outputs", "--overwrite").code == 0
     left = {path.name for path in (tmp_path / "outputs").iterdir()}
-    assert left == {"bag_8x12_seed7.png", "bag_8x12_seed8.png", "sheet.png", "samples.json"}
+    assert left == {"bag_8x12_seed7.png", "bag_8x12_seed8.png", "sheet.png", "samples.json", ".lock"}
 
 
 def test_a_class_name_leaves_room_in_the_name_of_a_file():
@@ -258,10 +291,11 @@ def test_guidance_of_the_first_channels_and_by_a_power(fitv2, model, tmp_path):
 
 
 def test_sample_makes_the_same_bytes_of_the_same_seed_whatever_else_is_made(fitv2, model, tmp_path):
-    command = ["sample", "--model", model, "--steps", 3]
+    command = ["sample", model, "--steps", 3]
     for out, labels, number in [("one", 2, 1), ("again", 2, 1), ("more", "2,3,0", 3)]:
-        chosen = ["--labels", labels, "--num", number, "--size", "28x12", "--seed", 5]
-        assert fitv2(*command, *chosen, "--out", out).code == 0
+        chosen = ["-l", labels, "--num", number, "-s", "28x12", "--seed", 5]
+        made = fitv2(*command, *chosen, "-o", out)
+        assert made.code == 0 and "--num is now called --per-class" in made.err
     files = [(tmp_path / out / "pullover_28x12_seed5.png").read_bytes() for out in ("one", "again", "more")]
     assert files[0] == files[1] == files[2]
     assert files[0] != (tmp_path / "more/pullover_28x12_seed6.png").read_bytes()
@@ -285,8 +319,6 @@ def test_a_class_that_had_no_picture_is_shown_in_the_sizes_of_another(model):
         ),
         (["--labels", "spoon"], ["no class 'spoon' in this model; its classes are 0 t-shirt, 1 trouser"]),
         (["--labels", "Trousers"], ["did you mean trouser?"]),
-        (["--solver", "eular"], ["did you mean euler"]),
-        (["--extrapolation", "vision_ntk"], ["did you mean vision-ntk"]),
         (["--model", "builtin:fashon"], ["did you mean builtin:fashion?"]),
         (["--guidance", "-1"], ["guidance -1"]),
         (["--guidance-power", "-1"], ["the power 0 or more"]),
@@ -296,10 +328,9 @@ def test_a_class_that_had_no_picture_is_shown_in_the_sizes_of_another(model):
         (["--size", "8x8", "--labels", "1", "--out", "stdout/x"], ["fitv2: stdout/x: Not a directory"]),
         (["--precision", "fp16"], ["the precision is fp32 or bf16, not 'fp16'"]),
         (["--labels", "10"], ["no class '10' in this model"]),
-        (["--solver", "dpm"], ["no solver 'dpm'; the solvers are euler"]),
         (["--solver", "ddim"], ["ddim is not for this model, which predicts a velocity; choose from euler"]),
-        (["--extrapolation", "ntk-vision"], ["no extrapolation 'ntk-vision'; choose from none, pi"]),
-        (["--extrapolation", "ntk", "--attention-scale", "eq15"], ["no attention scale 'eq15'"]),
+        (["nowhere"], ["two models are named, nowhere and --model"]),
+        (["--num-images", "3", "--per-class", "2"], ["give one of them"]),
         (["--attention-scale", "paper"], ["--attention-scale belongs to an --extrapolation"]),
         (["--guidance", "nan"], ["guidance nan", "must be finite numbers"]),
         (["--guidance-interval", "0.8", "0.2"], ["must lie within 0 and 1, low end first"]),
@@ -610,9 +641,24 @@ def test_a_damaged_recipe_of_a_run_is_one_sentence(train, pictures, tmp_path):
     assert_sentence(train("--resume"), "recipe.json is damaged", "remove it to continue")
 
 
-def test_solver_names_in_help_are_those_that_exist(fitv2):
-    shown = " ".join(fitv2("sample", "--help").out.replace("│", " ").split())
-    assert ", ".join(FLOW_SOLVERS) in shown and " or ".join(DIFFUSION_SOLVERS) in shown
+@pytest.mark.parametrize(
+    ("option", "names"),
+    [("--solver", SOLVER_NAMES), ("--extrapolation", EXTRAPOLATIONS), ("--attention-scale", ["none", "pro1", "paper"])],
+)
+def test_names_of_options_are_those_that_exist(fitv2, option, names):
+    wrong = fitv2("sample", option, "eular")
+    assert wrong.code == 2 and all(f"'{name}'" in " ".join(wrong.err.replace("│", " ").split()) for name in names)
+
+
+@pytest.mark.parametrize(
+    ("option", "start", "names"),
+    [("solver", "eul", ["euler", "euler-maruyama"]), ("extrapolation", "vision-p", ["vision-pi", "vision-parts"])],
+)
+def test_the_completion_knows_the_names_of_options(option, start, names):
+    code = "import sys; from fitv2.cli import main; sys.argv = ['fitv2']; main()"
+    asked = {"COMP_WORDS": f"fitv2 sample --{option} {start}", "COMP_CWORD": "3", "_FITV2_COMPLETE": "complete_bash"}
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | asked)
+    assert shown.stdout.split() == names, shown.stderr
 
 
 def test_folders_without_pictures_are_one_sentence(train, fitv2, tmp_path):

@@ -39,7 +39,7 @@ def sample(run, monkeypatch):
         def fail(*_) -> None:
             raise error
 
-        monkeypatch.setattr("fitv2.generate.generate", fail)
+        monkeypatch.setattr("fitv2.sampling.generate.generate", fail)
         return run(*SAMPLE, *options)
 
     return sample
@@ -104,7 +104,7 @@ def test_warnings_of_libraries_are_shown_with_debug_only(run, monkeypatch, optio
         warnings.warn("about pixels", UserWarning, stacklevel=1)
         raise UserError("end")
 
-    monkeypatch.setattr("fitv2.generate.generate", warn)
+    monkeypatch.setattr("fitv2.sampling.generate.generate", warn)
     monkeypatch.setattr(sys, "warnoptions", [])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

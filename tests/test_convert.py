@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 import fitv2
 from fitv2.convert import official_config, read_official_config
 from fitv2.errors import UserError
-from fitv2.model.fit1 import FiT1Config
+from fitv2.model.fitv1 import FiT1Config
 from fitv2.pretrained import load_pretrained
 from fitv2.state_files import read_state
 from golden_fixtures import FOLDER, INDEX, kwargs, load, weights

@@ -17,7 +17,7 @@ from fitv2.model.cost import (
     parameters,
     training_bytes,
 )
-from fitv2.model.grid import GridConfig
+from fitv2.model.dit import SiTConfig
 from fitv2.model.network import build_network
 from fitv2.profiling.measure import most_bytes
 
@@ -132,7 +132,7 @@ def inference_bytes(config: NetworkConfig, sizes, precision: str) -> int:
 @pytest.mark.parametrize("precision", ["bf16", "no"])
 @pytest.mark.parametrize("side", [8, 16, 32])
 def test_memory_of_sit_is_near_what_it_keeps_and_holds(side, precision):
-    config = GridConfig(width=128, depth=6, heads=2, side=side)
+    config = SiTConfig(width=128, depth=6, heads=2, side=side)
     sizes, tokens = [(side, side)] * (2048 // side**2), 2048
     assert estimated_saved_bytes(config, sizes, precision) == pytest.approx(
         saved_bytes(config, sizes, precision), rel=0.25

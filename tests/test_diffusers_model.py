@@ -4,16 +4,22 @@ import json
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.training_utils import EMAModel
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
 from fitv2 import FiT1Config, FiTConfig, FiTPipeline, FiTTransformer2DModel, RopeScheme, TokenBatch, to_official
 from fitv2.adapters.schedulers import default_scheduler
+from fitv2.adapters.transformer import from_timestep, to_timestep
 from fitv2.errors import UserError
 from fitv2.model.context import pack_context
+from fitv2.sampling.guidance import GuidedModel
+from fitv2.sampling.ode import SOLVERS, time_grid
+from fitv2.sampling.spec import Sampling
 from tiny import random_model
 
+TIMESTEP = torch.tensor([900.0, 500.0, 100.0])
 CONFIG = FiTConfig(width=32, depth=2, heads=2, num_classes=5, rope=RopeScheme(train_side=4))
 
 
@@ -26,7 +32,7 @@ def inputs(dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
     latents = torch.randn(3, 4, 8, 6, generator=torch.Generator().manual_seed(0)).to(dtype)
     return {
         "hidden_states": latents,
-        "timestep": torch.tensor([0.1, 0.5, 0.9]),
+        "timestep": TIMESTEP,
         "class_labels": torch.tensor([0, 1, 5]),
     }
 
@@ -39,12 +45,33 @@ def test_latents_and_packed_batches_give_the_same(transformer):
     plain = transformer(latents, **given).sample
     packed = transformer(batch, **given, return_dict=False)[0]
     torch.testing.assert_close(plain, torch.stack(batch.with_x(packed).to_latents(2)))
-    direct = transformer.fit(batch, given["timestep"], given["class_labels"])
-    torch.testing.assert_close(packed, direct)
-    one_time = transformer(latents, timestep=torch.tensor(0.5), class_labels=given["class_labels"]).sample
-    torch.testing.assert_close(one_time[1], plain[1])
+    direct = transformer.fit(batch, 1 - TIMESTEP / 1000, given["class_labels"])
+    assert torch.equal(packed, -direct)
+    for one_time in (torch.tensor(500), 500.0):
+        again = transformer(latents, timestep=one_time, class_labels=given["class_labels"]).sample
+        torch.testing.assert_close(again[1], plain[1])
     with pytest.raises(ValueError, match="7x6 cannot be cut into patches of 2x2"):
         transformer(latents[:, :, :7], **given)
+
+
+@torch.no_grad()
+def test_a_scheduler_of_diffusers_integrates_it_as_it_is(transformer):
+    """The loop of the class's docstring, against our own Euler: diffusers' convention holds at the border."""
+    given, scheduler = inputs(), FlowMatchEulerDiscreteScheduler()
+    latents, labels = given["hidden_states"], given["class_labels"]
+    batch = TokenBatch.from_latents(list(latents), 2)
+    guided = GuidedModel(transformer.fit, CONFIG, batch.hw, labels, Sampling(guidance=1), torch.device("cpu"))
+    scheduler.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25])
+    for t in scheduler.timesteps:
+        velocity = transformer(latents, timestep=t, class_labels=labels).sample
+        latents = scheduler.step(velocity, t, latents).prev_sample
+    expected = batch.with_x(SOLVERS["euler"](guided, batch.x, time_grid(4))).to_latents(2)
+    torch.testing.assert_close(latents, torch.stack(expected), atol=1e-5, rtol=1e-5)
+
+
+def test_times_survive_the_border_to_the_last_bit():
+    times = torch.rand(10_000)
+    assert torch.equal(from_timestep(to_timestep(times)).float(), times)
 
 
 @torch.no_grad()
@@ -213,21 +240,6 @@ def test_a_folder_of_another_depth_is_refused(transformer, tmp_path, layers, pro
 
 
 @torch.no_grad()
-def test_lora_ranks_may_differ_by_layer(transformer, tmp_path):
-    config = LoraConfig(
-        r=4, target_modules=["qkv", "fc2"], rank_pattern={"blocks.1.mlp.fc2": 2}, init_lora_weights=False
-    )
-    transformer.add_adapter(config)
-    adapted = transformer(**inputs()).sample
-    ranks = {name: module.r["default"] for name, module in transformer.named_modules() if hasattr(module, "lora_A")}
-    assert ranks["fit.blocks.1.mlp.fc2"] == 2 and ranks["fit.blocks.0.mlp.fc2"] == ranks["fit.blocks.1.attn.qkv"] == 4
-    transformer.save_lora_adapter(tmp_path)
-    other = FiTTransformer2DModel.from_fit(random_model(CONFIG), sample_size=8)
-    other.load_lora_adapter(tmp_path)
-    torch.testing.assert_close(other(**inputs()).sample, adapted)
-
-
-@torch.no_grad()
 def test_disk_offload(transformer, tmp_path):
     expected = transformer(**inputs()).sample
     transformer.save_pretrained(tmp_path / "model")
@@ -241,6 +253,7 @@ def test_disk_offload(transformer, tmp_path):
     torch.testing.assert_close(loaded(**inputs()).sample, expected)
 
 
+@pytest.mark.slow
 def test_compiled_whole_without_a_break_for_any_size(transformer):
     """Ordinary latents of other sizes do not compile anew; packed batches do, once for each mix of sizes."""
     given = inputs()

@@ -14,13 +14,14 @@ from diffusers import (
 )
 
 from fitv2 import FiT1Config, FiTConfig, FiTPipeline, FiTTransformer2DModel, RopeScheme
-from fitv2.adapters.arguments import draw_seeds
+from fitv2.adapters.arguments import draw_seeds, label_numbers
 from fitv2.adapters.schedulers import check_scheduler, default_scheduler
 from fitv2.autoencoder import KLAutoencoder
 from fitv2.errors import UserError
 from fitv2.finite import NotFinite
-from fitv2.generate import Sampling, Wish, generate
 from fitv2.pretrained import load_pretrained
+from fitv2.sampling.generate import generate
+from fitv2.sampling.spec import SampleSpec, Sampling
 from tiny import random_model, tiny_autoencoder
 
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 1.0}
@@ -109,11 +110,20 @@ def test_a_model_that_makes_nan_is_one_sentence(pipe, solver):
         pipe(**QUICK, solver=solver)
 
 
+def test_the_recommended_settings_of_the_model_are_the_defaults(pipe):
+    given = {"num_inference_steps": 3, "output_type": "latent", "guidance_scale": 1.8, "guidance_interval": (0.3, 0.9)}
+    expected = pipe(**CALL | given).images
+    made = pipe(**QUICK, output_type="latent").images
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(made, expected, strict=True))
+
+
 def test_our_own_samplers_make_the_same_as_generate(pipe):
     made = pipe(**QUICK, solver="heun", output_type="latent", guidance_interval=(0.2, 0.9)).images
-    wishes = [Wish(label, size, seed) for label, size, seed in zip([1, 8, 3], CALL["sizes"], [1, 2, 3], strict=True)]
-    sampling = Sampling(steps=3, solver="heun", guidance=2.0, interval=(0.2, 0.9))
-    expected = generate(load_pretrained("builtin:fashion").model, wishes, sampling)
+    specs = [
+        SampleSpec(label, size, seed) for label, size, seed in zip([1, 8, 3], CALL["sizes"], [1, 2, 3], strict=True)
+    ]
+    sampling = Sampling(steps=3, solver="heun", guidance=1.8, interval=(0.2, 0.9))
+    expected = generate(load_pretrained("builtin:fashion").model, specs, sampling)
     for ours, theirs in zip(made, expected, strict=True):
         torch.testing.assert_close(ours, theirs)
 
@@ -139,13 +149,13 @@ def test_a_callback_changes_the_guidance_and_ends_the_call(pipe):
         pipe(**QUICK, output_type="latent", callback_on_step_end=callback).images
         for callback in (None, no_guidance, stop)
     )
-    assert pipe.num_timesteps == 3 and pipe.guidance_scale == 2.0
+    assert pipe.num_timesteps == 3 and pipe.guidance_scale == 1.8
     assert not torch.equal(plain[0], changed[0]) and not torch.equal(plain[0], stopped[0])
 
 
 def test_labels_as_tensors_and_nested_lists(pipe):
-    assert pipe.label_numbers(torch.tensor([1, 2])) == pipe.label_numbers([[1], ["pullover"]]) == [1, 2]
-    assert pipe.label_numbers("bag") == [8] and pipe.label_numbers(None) == [10]
+    for labels, numbers in [(torch.tensor([1, 2]), [1, 2]), ([[1], ["pullover"]], [1, 2]), ("bag", [8]), (None, [10])]:
+        assert label_numbers(pipe.classes, labels) == numbers
 
 
 def test_kinds_of_output(pipe):
@@ -215,7 +225,7 @@ def test_extrapolation_by_name_and_by_scheme(pipe):
     [
         ({"sizes": [(28, 10)] * 3}, "28x10 is not divisible by the patch of 4; the nearest is 28x8"),
         ({"sizes": [(28, 12)] * 2}, "2 sizes for 3 class labels"),
-        ({"seeds": [1]}, "1 seed for 3 pictures: give one seed or generator"),
+        ({"seeds": [1]}, "1 seed for 3 images: give one seed or generator"),
         (
             {"class_labels": ["trouser", 3, "hat"]},
             "no class 'hat' in this model; its classes are 0 t-shirt, 1 trouser",
@@ -223,20 +233,20 @@ def test_extrapolation_by_name_and_by_scheme(pipe):
         ({"class_labels": [1, 2, 11]}, "there is no class 11"),
         ({"height": 28}, "give sizes, or height and width for all, not both"),
         ({"callback_on_step_end_tensor_inputs": ["noise"]}, "a callback can have"),
-        ({"output_type": "jpeg"}, "output_type is 'pil'"),
+        ({"output_type": "jpeg"}, "output_type is one of 'pil'"),
         ({"solver": "ddpm"}, "ddpm is not for this model, which predicts a velocity"),
         ({"extrapolation": "ntk2"}, "there is no extrapolation 'ntk2'"),
         ({"extrapolation": {"method": "yarn"}}, "extrapolation is a name or a RopeScheme"),
         ({"class_labels": []}, "there is no class label"),
         ({"class_labels": [1.0, 2, 3]}, "there is no class 1.0"),
-        ({"seeds": 3}, "no list of seeds for 3 pictures"),
+        ({"seeds": 3}, "no list of seeds for 3 images"),
         ({"generator": torch.Generator()}, "give seeds, a generator or latents"),
         ({"sizes": ["28x12"] * 3}, "'28x12' is not a size"),
         ({"sizes": [(0, 0)]}, "0x0 is not divisible"),
         ({"sizes": [(28.0, 12.0)]}, r"\(28.0, 12.0\) is not a size"),
         ({"sizes": None, "height": 0}, "0x28 is not divisible"),
         ({"guidance_channels": 0}, "at least one channel"),
-        ({"guidance_interval": None}, "the guidance interval None"),
+        ({"guidance_interval": 0.5}, "the guidance interval 0.5"),
         ({"seeds": None, "latents": torch.zeros(3, 3)}, r"latents must be packed starting noise \(\d+, 16\), not"),
     ],
 )

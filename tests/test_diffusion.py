@@ -7,14 +7,15 @@ import torch
 
 import fitv2
 from fitv2.diffusion.objective import diffusion_loss, diffusion_loss_at, variational_bound
-from fitv2.diffusion.sampling import ddpm_step, sample_ddim, sample_ddpm
 from fitv2.diffusion.schedule import ddim_steps, ddpm_steps, denoise, diffuse, linear_schedule
-from fitv2.model.fit1 import FiT1Config
-from fitv2.samplers.guidance import guide
+from fitv2.model.fitv1 import FiT1Config
+from fitv2.sampling.ddpm import ddpm_step, sample_ddim, sample_ddpm
+from fitv2.sampling.guidance import GuidedModel
+from fitv2.sampling.spec import Sampling
 from golden_fixtures import assert_matches, load, official_model
 from tiny import random_model
 
-SCHEDULE = linear_schedule()
+SCHEDULE, CPU = linear_schedule(), torch.device("cpu")
 # The reference caps the integer step at 1.0 in the model; the call does it here.
 CAPS = {"literal": lambda t: t.clamp(max=1), "uncapped": lambda t: t}
 
@@ -41,22 +42,17 @@ def test_forward(call):
 def test_guided_forward(call):
     tensors, model = load("f07"), official_model("f07", "fitv1")
     batch = packed(tensors["in.cfg.x"], tensors["in.cfg.size"])
-    first, labels = batch.select([0, 1]), tensors["in.cfg.y"]
-    t = tensors["in.cfg.t" if call == "cfg_float_t" else "in.cfg.t_int"].float()
-    both = fitv2.TokenBatch(first.x.repeat(2, 1), batch.hw)
-
-    def pair(x, now):
-        return model(both, t, labels).chunk(2)
-
-    guided = guide(pair, None, 1.5, channels=12)(first.x, torch.tensor(0.5))
+    first, t = batch.select([0, 1]), tensors["in.cfg.t" if call == "cfg_float_t" else "in.cfg.t_int"].float()
+    labels = tensors["in.cfg.y"][:2]
+    guided = GuidedModel(model, model.config, first.hw, labels, Sampling(guidance=1.5, channels=12), CPU)
     expected = tensors[f"out.{call}.full"][:2].transpose(1, 2).flatten(0, 1)
-    assert_matches("f07", f"{call}.full", guided, expected)
+    assert_matches("f07", f"{call}.full", guided(first.x, t[:2]), expected)
 
 
 def test_schedule():
     for name, ours in (
         ("betas", SCHEDULE.betas),
-        ("alphas_cumprod", SCHEDULE.kept),
+        ("alphas_cumprod", SCHEDULE.alphas_cumprod),
         ("posterior_variance", SCHEDULE.posterior_variance),
     ):
         assert_matches("f12", name, ours)
@@ -66,7 +62,7 @@ def test_schedule():
     assert list(ddim_steps(5)) == tensors["out.timestep_map_ddim"].tolist()
     assert_matches("f12", "spaced_betas", SCHEDULE.respaced(ddpm_steps(6)).betas)
     assert ddim_steps(300)[-1] == 996 and ddpm_steps(1) == (0,)
-    with pytest.raises(ValueError, match="1 to 1000 of them"):
+    with pytest.raises(ValueError, match="1 to 1000 steps"):
         ddpm_steps(1001)
 
 
@@ -100,14 +96,16 @@ def bound_of_padding(tensors) -> torch.Tensor:
     return total
 
 
-def sampled(cap: str, steps: tuple[int, ...]):
+def sampled(cap: str, steps: tuple[int, ...], **guidance):
     """(model output of x and step, starting x, schedule) of the fixture's two images of 3x4 patches."""
     tensors, model = load("f12"), official_model("f12", "fitv1")
     start = packed(tensors["in.sample.x"], tensors["in.sample.size"])
 
-    def output(x, step, labels=tensors["in.sample.y"]):
-        return model(start.with_x(x), CAPS[cap](step.float()).expand(2), labels)
+    def denoiser(batch, step, labels, context):
+        return model(batch, CAPS[cap](step), labels)
 
+    sampling = Sampling(**guidance) if guidance else Sampling(guidance=1)
+    output = GuidedModel(denoiser, model.config, start.hw, tensors["in.sample.y"], sampling, CPU)
     return output, start.x, SCHEDULE.respaced(steps)
 
 
@@ -122,7 +120,7 @@ def test_one_ddpm_step(cap, step):
     tensors = load("f12")
     output, x, schedule = sampled(cap, tuple(range(1000)))
     index, name = torch.tensor(step), f"p_sample.{cap}.t{step}"
-    out = output(x, index)
+    out = output(x, index.float())
     draw = (lambda: tokens_of(tensors["in.sample.noise"][0])) if step else None
     before, after = denoise(schedule, x, out, index).data, ddpm_step(schedule, x, out, index, draw)
     assert_matches("f12", f"{name}.pred_xstart", before, tokens_of(tensors[f"out.{name}.pred_xstart"]))
@@ -144,9 +142,7 @@ def test_ddpm_loop(cap):
 @torch.no_grad()
 def test_guided_ddpm_loop(cap):
     tensors = load("f12")
-    output, x, schedule = sampled(cap, ddpm_steps(6))
-    null = torch.full_like(tensors["in.sample.y"], 10)
-    guided = guide(lambda x, t: (output(x, t), output(x, t, null)), output, 1.5, (0, 1000), channels=12)
+    guided, x, schedule = sampled(cap, ddpm_steps(6), guidance=1.5, channels=12)
     draws = iter(tensors["in.sample_cfg.noise"])
     final = sample_ddpm(guided, x, schedule, lambda: tokens_of(next(draws)[:2]))
     name = f"p_sample_loop_cfg.{cap}.final"

@@ -1,23 +1,25 @@
-"""From wishes to latents: a picture is a matter of its own wish alone, whatever company and order it is made in."""
+"""From specs to latents: a picture is a matter of its own spec alone, whatever company and order it is made in."""
 
 import pytest
 import torch
 
 from fitv2 import TokenBatch
 from fitv2.errors import UserError
-from fitv2.generate import ADAPTIVE, DIFFUSION_SOLVERS, SOLVER_NAMES, TOKENS_PER_PASS, Sampling, Wish, generate, passes
-from fitv2.model.block_cache import BlockCache
 from fitv2.model.config import FiTConfig
-from fitv2.model.grid import GridConfig
+from fitv2.model.dit import SiTConfig
 from fitv2.model.rope import RopeScheme
+from fitv2.sampling.cache import BlockCache
+from fitv2.sampling.generate import MAX_TOKENS, batches, generate
+from fitv2.sampling.solvers import ADAPTIVE, DIFFUSION_SOLVERS, SOLVER_NAMES
+from fitv2.sampling.spec import SampleSpec, Sampling
 from tiny import CONFIG, random_model
 
-WISHES = [
-    Wish(label=3, size=(28, 8), seed=5),
-    Wish(label=7, size=(8, 28), seed=6),
-    Wish(label=3, size=(28, 8), seed=7),
-    Wish(label=CONFIG.num_classes, size=(4, 4), seed=5),  # the null label, and a seed used before
-    Wish(label=0, size=(40, 24), seed=2**40),
+SPECS = [
+    SampleSpec(label=3, size=(28, 8), seed=5),
+    SampleSpec(label=7, size=(8, 28), seed=6),
+    SampleSpec(label=3, size=(28, 8), seed=7),
+    SampleSpec(label=CONFIG.num_classes, size=(4, 4), seed=5),  # the null label, and a seed used before
+    SampleSpec(label=0, size=(40, 24), seed=2**40),
 ]
 
 
@@ -29,7 +31,7 @@ class Calls:
         self.seen = []
 
     def __enter__(self):
-        self.hook = self.model.register_forward_pre_hook(lambda module, arguments: self.seen.append(arguments))
+        self.hook = self.model.register_forward_pre_hook(lambda module, arguments: self.seen.append(arguments[:3]))
         return self.seen
 
     def __exit__(self, *error):
@@ -50,82 +52,59 @@ def assert_same(pictures, expected):
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_the_same_seed_gives_the_same_picture_in_any_company_and_order(model, monkeypatch, solver, guidance):
     sampling = Sampling(steps=None if solver in ADAPTIVE else 4, solver=solver, guidance=guidance)
-    together = generate(model, WISHES, sampling)
-    assert_same([generate(model, [wish], sampling)[0] for wish in WISHES], together)
-    assert_same(generate(model, WISHES[::-1], sampling)[::-1], together)
-    assert_same(generate(model, [WISHES[1], *WISHES], sampling)[1:], together)
-    monkeypatch.setitem(TOKENS_PER_PASS, "cpu", 60)
-    assert_same(generate(model, WISHES, sampling), together)
+    together = generate(model, SPECS, sampling)
+    assert_same([generate(model, [spec], sampling)[0] for spec in SPECS], together)
+    assert_same(generate(model, SPECS[::-1], sampling)[::-1], together)
+    assert_same(generate(model, [SPECS[1], *SPECS], sampling)[1:], together)
+    monkeypatch.setitem(MAX_TOKENS, "cpu", 60)
+    assert_same(generate(model, SPECS, sampling), together)
 
 
 @pytest.mark.parametrize("solver", ["heun", "euler-maruyama"])
 def test_seed_label_and_size_each_make_another_picture(model, solver):
     sampling = Sampling(steps=3, solver=solver)
-    wishes = [(3, (8, 12), 5), (3, (8, 12), 5), (3, (8, 12), 6), (4, (8, 12), 5), (3, (12, 8), 5)]
-    one, again, seed, label, turned = generate(model, [Wish(*wish) for wish in wishes], sampling)
+    specs = [(3, (8, 12), 5), (3, (8, 12), 5), (3, (8, 12), 6), (4, (8, 12), 5), (3, (12, 8), 5)]
+    one, again, seed, label, turned = generate(model, [SampleSpec(*spec) for spec in specs], sampling)
     assert torch.equal(one, again)
     assert (one - seed).abs().max() > 0.1 and (one - label).abs().max() > 0.01
     assert turned.shape == (1, 12, 8) and (one.flatten() - turned.flatten()).abs().max() > 0.1
 
 
 def test_pictures_are_float32_on_the_cpu_of_exactly_the_size_asked_for_in_the_order_asked_for(model):
-    pictures = generate(model, WISHES, Sampling(steps=1, solver="euler"))
-    assert [tuple(picture.shape) for picture in pictures] == [(1, *wish.size) for wish in WISHES]
+    pictures = generate(model, SPECS, Sampling(steps=1, solver="euler"))
+    assert [tuple(picture.shape) for picture in pictures] == [(1, *spec.size) for spec in SPECS]
     assert all(p.dtype == torch.float32 and p.device.type == "cpu" and p.isfinite().all() for p in pictures)
 
 
 def test_one_forward_holds_all_sizes_and_classes_and_both_halves_of_guidance(model):
     with Calls(model) as seen:
-        generate(model, WISHES, Sampling(steps=3, solver="heun", guidance=2.0))
+        generate(model, SPECS, Sampling(steps=3, solver="heun", guidance=2.0))
     assert len(seen) == Sampling(steps=3, solver="heun").model_calls == 6
     batch, times, labels = seen[0]
-    assert len(batch) == 2 * len(WISHES) == len(times)
+    assert len(batch) == 2 * len(SPECS) == len(times)
     assert batch.sizes[::2] == batch.sizes[1::2] and batch.lengths == sorted(batch.lengths)
-    assert sorted(batch.sizes[::2]) == sorted((h // 4, w // 4) for h, w in (wish.size for wish in WISHES))
-    assert sorted(labels[::2].tolist()) == sorted(wish.label for wish in WISHES)
-    assert labels[1::2].tolist() == [model.null_label] * len(WISHES)
-
-
-def test_guidance_of_one_computes_no_null_half(model):
-    with Calls(model) as seen:
-        generate(model, WISHES, Sampling(steps=3, solver="heun", guidance=1.0))
-    assert [len(batch) for batch, _, _ in seen] == [len(WISHES)] * 6
-
-
-def test_outside_the_guidance_interval_there_is_no_null_half(model):
-    with Calls(model) as seen:
-        generate(model, WISHES, Sampling(steps=4, solver="euler", interval=(0.2, 0.6)))
-    assert [(float(times[0]), len(batch) // len(WISHES)) for batch, times, _ in seen] == [
-        (0.0, 1),
-        (0.25, 2),
-        (0.5, 2),
-        (0.75, 1),
-    ]
+    assert sorted(batch.sizes[::2]) == sorted((h // 4, w // 4) for h, w in (spec.size for spec in SPECS))
+    assert sorted(labels[::2].tolist()) == sorted(spec.label for spec in SPECS)
+    assert labels[1::2].tolist() == [model.null_label] * len(SPECS)
 
 
 def test_an_adaptive_solver_takes_each_picture_alone(model):
     with Calls(model) as seen:
-        generate(model, WISHES[:2], Sampling(solver="dopri5", guidance=1.0))
+        generate(model, SPECS[:2], Sampling(solver="dopri5", guidance=1.0))
     assert {len(batch) for batch, _, _ in seen} == {1}
     assert Sampling(solver="dopri5").model_calls is None
 
 
-def test_without_any_class_there_is_nothing_to_guide_towards(model):
-    with Calls(model) as seen:
-        generate(model, [Wish(model.null_label, (8, 8), 0)], Sampling(steps=1, solver="euler", guidance=3.0))
-    assert [len(batch) for batch, _, _ in seen] == [1]
-
-
 def test_every_picture_is_handed_over_when_its_pass_is_done(model, monkeypatch):
-    monkeypatch.setitem(TOKENS_PER_PASS, "cpu", 60)
+    monkeypatch.setitem(MAX_TOKENS, "cpu", 60)
     finished = {}
     with Calls(model) as seen:
 
         def keep(number, latent):
             finished[number] = len(seen), latent
 
-        pictures = generate(model, WISHES, Sampling(steps=1, solver="euler"), keep)
-    assert sorted(finished) == list(range(len(WISHES))) and {calls for calls, _ in finished.values()} == {1, 2}
+        pictures = generate(model, SPECS, Sampling(steps=1, solver="euler"), keep)
+    assert sorted(finished) == list(range(len(SPECS))) and {calls for calls, _ in finished.values()} == {1, 2}
     assert all(torch.equal(finished[i][1], picture) for i, picture in enumerate(pictures))
 
 
@@ -141,11 +120,11 @@ def test_inner_blocks_are_computed_in_one_call_of_so_many(full_every, full, monk
         block.attn.qkv.register_forward_pre_hook(lambda *_, n=number: runs.__setitem__(n, runs[n] + 1))
     settings = {"steps": 12, "solver": "euler", "interval": (0.33, 0.6)}
     sampling = Sampling(**settings, full_every=full_every)
-    together = generate(deep, WISHES, sampling)
+    together = generate(deep, SPECS, sampling)
     assert runs == [12, full, full, 12]
-    monkeypatch.setitem(TOKENS_PER_PASS, "cpu", 60)
-    assert_same(generate(deep, WISHES, sampling), together)
-    exact = generate(deep, WISHES, Sampling(**settings))
+    monkeypatch.setitem(MAX_TOKENS, "cpu", 60)
+    assert_same(generate(deep, SPECS, sampling), together)
+    exact = generate(deep, SPECS, Sampling(**settings))
     far = max(float((a - b).abs().max()) for a, b in zip(together, exact, strict=True))
     assert far < 1e-4 if full_every == 1 else 1e-3 < far < 1
 
@@ -160,20 +139,20 @@ def test_a_cache_of_full_calls_changes_nothing_at_any_depth(depth):
 
 def test_a_model_without_classes():
     model = random_model(FiTConfig(**{**vars(CONFIG), "num_classes": 0}))
-    (picture,) = generate(model, [Wish(0, (8, 8), 1)], Sampling(steps=1))
+    (picture,) = generate(model, [SampleSpec(0, (8, 8), 1)], Sampling(steps=1))
     assert picture.shape == (1, 8, 8)
 
 
 @pytest.mark.parametrize("most_tokens", [1, 14, 15, 60, 75, 10_000])
 def test_passes_hold_every_wish_once_and_respect_the_budget(most_tokens):
-    tokens = [wish.size[0] * wish.size[1] // 16 for wish in WISHES]
-    groups = list(passes(tokens, most_tokens))
-    assert sorted(i for group in groups for i in group) == list(range(len(WISHES)))
+    tokens = [spec.size[0] * spec.size[1] // 16 for spec in SPECS]
+    groups = list(batches(tokens, most_tokens))
+    assert sorted(i for group in groups for i in group) == list(range(len(SPECS)))
     for group, after in zip(groups, [*groups[1:], None], strict=True):
         assert len(group) == 1 or sum(tokens[i] for i in group) <= most_tokens
         assert after is None or sum(tokens[i] for i in group) + tokens[after[0]] > most_tokens
     assert [tokens[i] for group in groups for i in group] == sorted(tokens)
-    assert list(passes([], 10)) == []
+    assert list(batches([], 10)) == []
 
 
 @pytest.mark.parametrize(
@@ -181,13 +160,13 @@ def test_passes_hold_every_wish_once_and_respect_the_budget(most_tokens):
 )
 def test_a_size_that_the_patch_does_not_divide_is_answered_with_the_nearest(model, size, nearest):
     with pytest.raises(ValueError, match=f"is not divisible by the patch of 4; the nearest is {nearest}"):
-        generate(model, [*WISHES, Wish(0, size, 0)], Sampling())
+        generate(model, [*SPECS, SampleSpec(0, size, 0)], Sampling())
 
 
 @pytest.mark.parametrize("label", [-1, 11])
 def test_a_label_out_of_range(model, label):
     with pytest.raises(ValueError, match=f"label {label} is out of range: 0 to 9 are classes, 10 is none"):
-        generate(model, [Wish(label, (8, 8), 0)], Sampling())
+        generate(model, [SampleSpec(label, (8, 8), 0)], Sampling())
 
 
 @pytest.mark.parametrize(
@@ -198,7 +177,7 @@ def test_a_label_out_of_range(model, label):
         ({"interval": (0.5, 0.2)}, "must lie within 0 and 1, low end first"),
         ({"interval": (0.0, 1.5)}, "must lie within 0 and 1"),
         ({"full_every": 0}, "one model call of every 0 cannot be a full one"),
-        ({"full_every": 2, "solver": "dopri5"}, "with 1 for solvers that choose their steps"),
+        ({"full_every": 2, "solver": "dopri5"}, "adaptive solver"),
     ],
 )
 def test_impossible_sampling_is_refused(settings, message):
@@ -240,7 +219,7 @@ def test_a_process_of_a_thousand_steps_has_no_more(solver, steps):
     assert Sampling(solver=solver) == Sampling(solver=solver, steps=25)
 
 
-GRID = GridConfig(width=32, depth=3, heads=2, num_classes=3, side=3)
+GRID = SiTConfig(width=32, depth=3, heads=2, num_classes=3, side=3)
 
 
 @pytest.mark.parametrize(
@@ -256,13 +235,15 @@ GRID = GridConfig(width=32, depth=3, heads=2, num_classes=3, side=3)
 def test_a_setting_that_the_model_has_no_use_for_is_refused(config, settings):
     side = config.patch_size * 3
     with pytest.raises(UserError, match=r"no effect|no rotary positions|is not for this model"):
-        generate(random_model(config), [Wish(0, (side, side), 0)], Sampling(**settings))
+        generate(random_model(config), [SampleSpec(0, (side, side), 0)], Sampling(**settings))
 
 
 def test_seeds_beyond_32_bits_have_their_own_images(model):
     """That of 2**32 + 5 is not that of 5."""
-    images = [generate(model, [Wish(0, (8, 8), seed)], Sampling(steps=1))[0] for seed in (5, 2**32 + 5, 2**33 + 5)]
+    images = [
+        generate(model, [SampleSpec(0, (8, 8), seed)], Sampling(steps=1))[0] for seed in (5, 2**32 + 5, 2**33 + 5)
+    ]
     assert not torch.equal(images[0], images[1]) and not torch.equal(images[1], images[2])
     for seed in (-1, 2**64, 1.5):
         with pytest.raises(UserError, match="is not a seed"):
-            generate(model, [Wish(0, (8, 8), seed)], Sampling(steps=1))
+            generate(model, [SampleSpec(0, (8, 8), seed)], Sampling(steps=1))

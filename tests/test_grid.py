@@ -10,25 +10,26 @@ import fitv2
 from fitv2 import FiTPipeline, FiTTransformer2DModel, TokenBatch
 from fitv2.build import build_base, build_model_config
 from fitv2.config import build_recipe
-from fitv2.generate import Sampling, Wish, default_solver, generate
-from fitv2.model.block_cache import BlockCache
+from fitv2.model.config import DEFAULT_ROPE
 from fitv2.model.cost import activation_bytes, forward_bytes, parameters
-from fitv2.model.grid import DiTConfig, GridConfig, GridTransformer
+from fitv2.model.dit import DiT, DiTConfig, SiTConfig
 from fitv2.model.init import dit_modulations
-from fitv2.model.rope import PLAIN
 from fitv2.pretrained import load_pretrained, save_pretrained
 from fitv2.profiling.measure import most_bytes
+from fitv2.sampling.cache import BlockCache
+from fitv2.sampling.generate import generate
+from fitv2.sampling.spec import SampleSpec, Sampling, default_solver
 from test_cost import saved_bytes
 from test_resume import assert_same_run, nothing, stop_at
 from tiny import CLASSES, garments, random_model, trainer
 
 SIZES = {"width": 48, "depth": 2, "heads": 3, "side": 5, "in_channels": 3, "num_classes": 10}
-CONFIGS = [DiTConfig(**SIZES), GridConfig(**SIZES)]
+CONFIGS = [DiTConfig(**SIZES), SiTConfig(**SIZES)]
 KINDS = pytest.mark.parametrize("config", CONFIGS, ids=["DiT", "SiT"])
 SQUARES = {"max_tokens": 25, "preprocessing": "crop"}
 
 
-def images(config: GridConfig, number: int = 4) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def images(config: SiTConfig, number: int = 4) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Latents, times as that network takes them, and labels, the last of no class."""
     generator, side = torch.Generator().manual_seed(1), config.side * config.patch_size
     t = torch.rand(number, generator=generator) * (999 if config.prediction == "noise" else 1)
@@ -36,12 +37,12 @@ def images(config: GridConfig, number: int = 4) -> tuple[torch.Tensor, torch.Ten
     return latents, t, torch.arange(number) % 10 + torch.tensor([*[0] * (number - 1), 10 - (number - 1) % 10])
 
 
-def inputs(config: GridConfig) -> tuple[TokenBatch, torch.Tensor, torch.Tensor]:
+def inputs(config: SiTConfig) -> tuple[TokenBatch, torch.Tensor, torch.Tensor]:
     latents, *rest = images(config)
     return TokenBatch.from_latents(list(latents), config.patch_size), *rest
 
 
-def of_diffusers(model: GridTransformer) -> DiTTransformer2DModel:
+def of_diffusers(model: DiT) -> DiTTransformer2DModel:
     """Their own class, its embedders all with the weights of our one."""
     config = model.config
     theirs = DiTTransformer2DModel(
@@ -88,7 +89,7 @@ def test_an_image_depends_on_itself_alone(config):
 @KINDS
 def test_a_new_network_begins_as_that_of_the_authors(config):
     torch.manual_seed(0)
-    model = GridTransformer(replace(config, width=192))
+    model = DiT(replace(config, width=192))
     batch, t, y = inputs(config)
     blocks, passed = model.dit.transformer_blocks, []
     for block in blocks:
@@ -160,9 +161,13 @@ def test_half_precision_keeps_the_residual_stream_its_factors_and_the_times(conf
     assert not torch.equal(two[0], two[1])
 
 
+def test_the_names_of_older_versions_are_the_same_classes():
+    assert fitv2.GridTransformer is DiT and fitv2.GridConfig is SiTConfig and "GridConfig" in dir(fitv2)
+
+
 def test_what_belongs_to_fit_is_refused():
     model, (batch, t, y) = random_model(CONFIGS[0]), inputs(CONFIGS[0])
-    for extra in ({"rope": PLAIN}, {"context": batch}, {"cache": BlockCache(2)}):
+    for extra in ({"rope": DEFAULT_ROPE}, {"context": batch}, {"cache": BlockCache(2)}):
         with pytest.raises(ValueError, match="has no rope, no context and no cache of blocks"):
             model(batch, t, y, **extra)
     other = TokenBatch(batch.x[:24], [(4, 6)])
@@ -187,10 +192,10 @@ def test_a_saved_model_comes_back_and_makes_its_own_size(config, tmp_path):
     assert torch.equal(loaded.model(batch, t, y), model(batch, t, y))
     sampling = Sampling(solver=default_solver(config), steps=2)
     for dtype in (torch.float32, torch.bfloat16):
-        (made,) = generate(load_pretrained(tmp_path, dtype).model, [Wish(3, (10, 10), 0)], sampling)
+        (made,) = generate(load_pretrained(tmp_path, dtype).model, [SampleSpec(3, (10, 10), 0)], sampling)
         assert made.shape == (3, 10, 10) and made.isfinite().all()
     with pytest.raises(ValueError, match="this model makes 10x10 latent pixels alone, and 8x12 is asked for"):
-        generate(loaded.model, [Wish(3, (10, 10), 0), Wish(3, (8, 12), 0)], sampling)
+        generate(loaded.model, [SampleSpec(3, (10, 10), 0), SampleSpec(3, (8, 12), 0)], sampling)
     with pytest.raises(ValueError, match="is of a fixed grid"):
         FiTPipeline.from_pretrained(tmp_path)
     recipe = build_recipe({}, [f"training.start_from={tmp_path}"])
@@ -201,7 +206,7 @@ def test_a_saved_model_comes_back_and_makes_its_own_size(config, tmp_path):
 @pytest.mark.parametrize("precision", ["bf16", "no"])
 def test_memory_is_near_what_is_kept_and_no_less_than_is_held(precision):
     """By the formulas of FiT, whose wider MLP and rotations hold more in inference."""
-    config = GridConfig(width=128, depth=6, heads=2, patch_size=4, in_channels=1, num_classes=10, side=12)
+    config = SiTConfig(width=128, depth=6, heads=2, patch_size=4, in_channels=1, num_classes=10, side=12)
     sizes = [(12, 12)] * 8
     tokens = 144 * 8
     assert activation_bytes(config, tokens, precision=precision) == pytest.approx(

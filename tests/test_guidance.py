@@ -3,30 +3,35 @@
 import pytest
 import torch
 
-from fitv2 import TokenBatch
+from fitv2 import FiTConfig
 from fitv2.flow.path import shift_time
-from fitv2.samplers.guidance import guidance_scale, guide
+from fitv2.sampling.guidance import GuidedModel, guidance_scale
+from fitv2.sampling.spec import Sampling
 from golden_fixtures import assert_matches, kwargs, load, official_model
 
 GUIDED_CHANNELS = 12  # the authors' three of four latent channels, in patches of 2 x 2
+CPU = torch.device("cpu")
+CONFIG = FiTConfig(width=32, depth=1, heads=2, num_classes=10)
+HW = torch.tensor([[1, 2], [1, 3]])
+X = torch.zeros(5, 16)
 
 
 class Toy:
-    """Constant velocities 3 (conditional) and 1 (null) that count their evaluations."""
+    """A denoiser whose output is 3 with a label and 1 without; it counts the images of each call."""
 
-    def __init__(self):
-        self.pairs = self.singles = 0
+    def __init__(self, labels=(3, 4), **settings):
+        self.images = []
+        self.guided = GuidedModel(self, CONFIG, HW, torch.tensor(labels), Sampling(**settings), CPU)
 
-    def both(self, x, t):
-        self.pairs += 1
-        return torch.full_like(x, 3.0), torch.full_like(x, 1.0)
+    def __call__(self, batch, t, y, context):
+        self.images.append(len(batch))
+        assert len(t) == len(y) == len(batch)
+        return batch.spread(torch.where(y == 10, 1.0, 3.0))[:, None].expand(-1, 16)
 
-    def conditional(self, x, t):
-        self.singles += 1
-        return torch.full_like(x, 3.0)
-
-
-X = torch.zeros(5, 16)
+    def at(self, *times):
+        """The output of both images, (2,), at a time for both or one for each."""
+        t = torch.tensor(times[0] if len(times) == 1 else times)
+        return self.guided(X, t)[[0, 2], 0]
 
 
 @pytest.mark.parametrize("call", ["pow0", "pow1", "pow2.5", "pow1_shift3"])
@@ -34,28 +39,23 @@ X = torch.zeros(5, 16)
 def test_guidance_of_the_authors(call):
     tensors = load("f08")
     name = "fitv2_shift3" if call.endswith("shift3") else "fitv2"
-    model = official_model("f08", name)
-    shift = kwargs("f08", name).get("time_shifting", 1)
+    model, shift = official_model("f08", name), kwargs("f08", name).get("time_shifting", 1)
     power = float(call.removeprefix("pow").removesuffix("_shift3"))
     x, y, times, sizes = (tensors[f"in.cfg.{key}"] for key in ("x", "y", "t", "size"))
-    images = len(x) // 2
-    conditional_rows, null_rows = [], []
+    images, outputs, rows = len(x) // 2, [], []
+
+    def denoiser(batch, t, labels, context):
+        outputs.append(model(batch, shift_time(t, shift), labels))
+        return outputs[-1]
+
+    sampling = Sampling(guidance=1.5, power=power, channels=GUIDED_CHANNELS)
     for i in range(images):
-        hw = sizes[i].expand(2, 2)
-
-        def both(x_TC, t, hw=hw, labels=y[[i, i + images]]):
-            pair = TokenBatch(x_TC.repeat(2, 1), hw)
-            return model(pair, shift_time(t, shift).expand(2), labels).chunk(2)
-
-        def single(x_TC, t):
-            raise AssertionError("guidance is on at every time of this fixture")
-
-        velocity = guide(both, single, scale=1.5, power=power, channels=GUIDED_CHANNELS)
-        conditional_rows.append(velocity(x[i], times[i]))
+        guided = GuidedModel(denoiser, model.config, sizes[i].view(1, 2), y[i : i + 1], sampling, CPU)
+        rows.append(guided(x[i], times[i]))
         # The authors' null half carries the same guided channels beside its own unguided ones.
-        _, v_null = both(x[i], times[i])
-        null_rows.append(torch.cat((conditional_rows[-1][:, :GUIDED_CHANNELS], v_null[:, GUIDED_CHANNELS:]), dim=1))
-    assert_matches("f08", f"{call}.full", torch.stack(conditional_rows + null_rows))
+        null = outputs[-1].chunk(2)[1]
+        rows.append(torch.cat((rows[-1][:, :GUIDED_CHANNELS], null[:, GUIDED_CHANNELS:]), dim=1))
+    assert_matches("f08", f"{call}.full", torch.stack(rows[::2] + rows[1::2]))
 
 
 def test_scale_schedule():
@@ -65,40 +65,45 @@ def test_scale_schedule():
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.5, 4.0])
-def test_guided_velocity(scale):
-    toy = Toy()
-    expected = torch.full_like(X, 1 + 2 * scale)
-    torch.testing.assert_close(guide(toy.both, toy.conditional, scale)(X, torch.tensor(0.5)), expected)
-    assert (toy.pairs, toy.singles) == (1, 0)
+def test_both_halves_are_one_call(scale):
+    toy = Toy(guidance=scale)
+    assert toy.at(0.5).tolist() == [1 + 2 * scale] * 2 and toy.images == [4]
+    toy.guided.scale = 2.0
+    assert toy.at(0.5).tolist() == [5.0] * 2
 
 
-def test_guidance_off_is_one_conditional_forward():
-    toy = Toy()
-    assert torch.equal(guide(toy.both, toy.conditional, 1.0)(X, torch.tensor(0.5)), torch.full_like(X, 3.0))
-    assert (toy.pairs, toy.singles) == (0, 1)
-    guide(toy.both, toy.conditional, 4.0, power=1.0)(X, torch.tensor(1.0))
-    assert (toy.pairs, toy.singles) == (0, 2)
-
-
-@pytest.mark.parametrize(("t", "active"), [(0.0, False), (0.29, False), (0.3, True), (0.7, True), (0.71, False)])
-def test_interval_has_both_its_ends(t, active):
-    toy = Toy()
-    value = guide(toy.both, toy.conditional, 2.0, interval=(0.3, 0.7))(X, torch.tensor(t))
-    assert torch.equal(value, torch.full_like(X, 5.0 if active else 3.0))
-    assert (toy.pairs, toy.singles) == ((1, 0) if active else (0, 1))
+@pytest.mark.parametrize(
+    ("settings", "time"),
+    [
+        ({"guidance": 1.0}, 0.5),
+        ({"guidance": 4.0, "power": 1.0}, 1.0),
+        ({"guidance": 2.0, "interval": (0.3, 0.7)}, 0.29),
+        ({"guidance": 2.0, "labels": (10, 10)}, 0.5),
+    ],
+    ids=["scale", "power", "interval", "no label"],
+)
+def test_without_guidance_there_is_no_null_half(settings, time):
+    toy = Toy(**settings)
+    assert toy.at(time).tolist() == [1.0 if "labels" in settings else 3.0] * 2 and toy.images == [2]
 
 
 @pytest.mark.parametrize("end", [k / 20 for k in range(21)])
 def test_an_end_of_the_interval_meets_the_same_time_of_the_grid(end):
     """Half of such numbers are smaller in float32, the precision of times, and half are larger."""
     for interval in ((end, 1.0), (0.0, end)):
-        toy = Toy()
-        guide(toy.both, toy.conditional, 2.0, interval=interval)(X, torch.tensor(end))
-        assert toy.pairs == 1
+        toy = Toy(guidance=2.0, interval=interval)
+        assert toy.at(end).tolist() == [5.0] * 2
+
+
+def test_a_time_per_image():
+    """The images may be on both sides of an interval, or at different scales."""
+    toy = Toy(guidance=2.0, interval=(0.3, 0.7))
+    assert toy.at(0.5, 0.8).tolist() == [5.0, 3.0] and toy.at(0.1, 0.8).tolist() == [3.0, 3.0]
+    assert toy.images == [4, 2]
+    powered = Toy(guidance=4.0, power=1.0).at(0.0, 0.5)
+    torch.testing.assert_close(powered, torch.tensor([9.0, 6.0]))
 
 
 def test_only_the_first_channels():
-    toy = Toy()
-    value = guide(toy.both, toy.conditional, 2.0, channels=12)(X, torch.tensor(0.5))
-    assert torch.equal(value[:, :12], torch.full((5, 12), 5.0))
-    assert torch.equal(value[:, 12:], torch.full((5, 4), 3.0))
+    value = Toy(guidance=2.0, channels=12).guided(X, torch.tensor(0.5))
+    assert (value[:, :12] == 5).all() and (value[:, 12:] == 3).all()

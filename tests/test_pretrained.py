@@ -11,7 +11,7 @@ from fitv2.data.fashion import Fashion
 from fitv2.errors import UserError
 from fitv2.finite import NotFinite
 from fitv2.model.config import FiTConfig
-from fitv2.model.fit1 import FiT1Config
+from fitv2.model.fitv1 import FiT1Config
 from fitv2.pretrained import load_pretrained, save_pretrained, shapes_of
 from tiny import CLASSES, CONFIG, garments, random_model
 

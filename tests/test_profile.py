@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fitv2 import FiT, TokenBatch, preset
 from fitv2.model.cost import parameters
-from fitv2.model.grid import build_dit
+from fitv2.model.dit import build_dit
 from fitv2.model.presets import PRESETS
 from fitv2.pretrained import save_pretrained
 from fitv2.profiling.profile import TABLE_1, Case, Cost, Subject, cost_of, measure

@@ -8,7 +8,7 @@ import torch
 
 from fitv2.errors import UserError
 from fitv2.randomness import Purpose, image_generator, numpy_generator, seed_of, torch_generator
-from fitv2.samplers.noise import ImageNoise
+from fitv2.sampling.noise import ImageNoise
 from tiny import trainer
 
 BAD_SEEDS = (-1, 2**64, 1.5, "5", None)

@@ -5,7 +5,8 @@ import torch
 
 from fitv2 import FiTConfig, RopeScheme, TokenBatch
 from fitv2.convert import CUSTOM_FREQS
-from fitv2.model.rope import ATTENTION_SCALES, EXTRAPOLATIONS, METHODS, image_frequencies, rotation_table
+from fitv2.model.config import EXTRAPOLATIONS
+from fitv2.model.rope import ATTENTION_SCALES, METHODS, image_frequencies, rotation_table
 from golden_fixtures import assert_matches, load
 from tiny import random_model
 
@@ -100,8 +101,8 @@ def test_a_batch_mixes_sizes_that_need_different_frequencies():
     t, y = torch.tensor([0.1, 0.5, 0.9]), torch.tensor([0, 1, 2])
     rope = config.rope.named("vision-ntk", attention="paper")
     with torch.no_grad():
-        together, plain = model(batch, t, y, rope), model(batch, t, y)
-        alone = [model(batch.select([i]), t[i : i + 1], y[i : i + 1], rope) for i in range(3)]
+        together, plain = model(batch, t, y, rope=rope), model(batch, t, y)
+        alone = [model(batch.select([i]), t[i : i + 1], y[i : i + 1], rope=rope) for i in range(3)]
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=1e-5)
     # The small image lies within the training size: nothing changes for it. The others do change.
     changed = [
@@ -113,7 +114,7 @@ def test_a_batch_mixes_sizes_that_need_different_frequencies():
 @pytest.mark.parametrize(
     ("fields", "complaint"),
     [
-        ({"method": "linear"}, "there is no RoPE method 'linear'; the methods are none, interpolation"),
+        ({"method": "linear"}, "there is no RoPE method 'linear'; choose from none, interpolation"),
         ({"attention": "pro3"}, "there is no attention scale 'pro3'"),
         ({"train_side": 1}, "train_side 1"),
         ({"target": (0, 4)}, "must be patches per side"),

@@ -20,9 +20,10 @@ from fitv2.diffusion.objective import diffusion_loss
 from fitv2.diffusion.schedule import linear_schedule
 from fitv2.flow.objective import flow_loss_at
 from fitv2.flow.path import LOGIT_NORMAL, sample_times
-from fitv2.generate import Sampling, Wish, default_solver, generate
-from fitv2.model.fit1 import FiT1Config
+from fitv2.model.fitv1 import FiT1Config
 from fitv2.pretrained import load_pretrained
+from fitv2.sampling.generate import generate
+from fitv2.sampling.spec import SampleSpec, Sampling, default_solver
 from fitv2.training.ema import EMA
 from fitv2.training.heap import TRIM_EVERY, c_library, trim_heap
 from fitv2.training.optimizer import optimizer_tensors
@@ -88,7 +89,7 @@ def test_the_predecessor_learns_by_diffusion(tmp_path):
     run.write_samples()
     saved = load_pretrained(tmp_path)
     assert isinstance(saved.model.config, FiT1Config) and run.sheet.is_file()
-    assert generate(saved.model, [Wish(0, (8, 8), 0)], Sampling(solver="ddim", steps=2))[0].isfinite().all()
+    assert generate(saved.model, [SampleSpec(0, (8, 8), 0)], Sampling(solver="ddim", steps=2))[0].isfinite().all()
 
 
 def test_no_sheet_is_written_of_images_that_are_not_finite(tmp_path, caplog):

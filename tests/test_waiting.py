@@ -12,11 +12,14 @@ from fitv2 import FiTConfig, TokenBatch
 from fitv2.diffusion.objective import diffusion_loss
 from fitv2.diffusion.schedule import linear_schedule
 from fitv2.flow.objective import flow_loss
-from fitv2.generate import ADAPTIVE, DIFFUSION_SOLVERS, SOLVER_NAMES, Sampling, integrate
 from fitv2.model.context import pack_context
-from fitv2.model.fit1 import FiT1Config
-from fitv2.model.grid import DiTConfig, GridConfig
+from fitv2.model.dit import DiTConfig, SiTConfig
+from fitv2.model.fitv1 import FiT1Config
 from fitv2.model.network import bare_model
+from fitv2.sampling.generate import sample_batch
+from fitv2.sampling.noise import ImageNoise
+from fitv2.sampling.solvers import ADAPTIVE, DIFFUSION_SOLVERS, SOLVER_NAMES
+from fitv2.sampling.spec import SampleSpec, Sampling
 
 META = torch.device("meta")
 SIZES = {"width": 32, "depth": 3, "heads": 2, "num_classes": 3}
@@ -68,7 +71,7 @@ def test_a_call_of_the_model(context, gradients):
                 output.sum().backward()
 
 
-@pytest.mark.parametrize("config", [DiTConfig(**SIZES, side=3), GridConfig(**SIZES, side=3)], ids=["DiT", "SiT"])
+@pytest.mark.parametrize("config", [DiTConfig(**SIZES, side=3), SiTConfig(**SIZES, side=3)], ids=["DiT", "SiT"])
 def test_a_call_of_a_grid(config):
     model, *given = network_and_batch(config, SQUARES)
     model.to(META)(*given)  # The table of positions is no weight, and has values.
@@ -78,21 +81,22 @@ def test_a_call_of_a_grid(config):
 
 @pytest.mark.parametrize("solver", [solver for solver in SOLVER_NAMES if solver not in ADAPTIVE])
 @pytest.mark.parametrize("settings", [{}, {"interval": (0.2, 0.8), "power": 1.0, "channels": 4}, {"guidance": 1.0}])
-def test_a_step_of_sampling(solver, settings):
-    """From the second call on of a kind, guided or not."""
+def test_a_step_of_sampling(monkeypatch, solver, settings):
+    """From the second call on of a kind, guided or not. Noise comes from the host, which is no wait."""
     config = (FiT1Config if solver in DIFFUSION_SOLVERS else FiTConfig)(**SIZES)
     model, batch, *_ = network_and_batch(config, UNSORTED)
     watch, calls = NoWaiting(), []
 
-    def network(*given):
+    def denoiser(*given):
         watch.active = len(given[0]) in calls
         calls.append(len(given[0]))
         return model(*given)
 
-    given = network, config, batch.hw, torch.tensor([0, 1, 2]), Sampling(solver=solver, steps=5, **settings)
+    monkeypatch.setattr(ImageNoise, "draw", lambda self: torch.empty(batch.x.shape, device=META))
+    specs = [SampleSpec(i, (2 * h, 2 * w), i) for i, (h, w) in enumerate(UNSORTED)]
     watch.active = False
     with torch.no_grad(), watch:
-        integrate(*given, lambda: torch.empty(batch.x.shape, device=META))
+        sample_batch(denoiser, config, specs, Sampling(solver=solver, steps=5, **settings), META)
     assert len(calls) >= 5 and watch.active
 
 

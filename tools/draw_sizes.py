@@ -5,8 +5,9 @@ python tools/draw_sizes.py docs/fashion-sizes.png
 
 import sys
 
-from fitv2.generate import Sampling, Wish, generate, scaled_size
 from fitv2.pretrained import load_pretrained
+from fitv2.sampling.generate import generate
+from fitv2.sampling.spec import SampleSpec, Sampling, scaled_size
 from fitv2.sheets import contact_sheet, to_image
 
 FACTORS = (1.0, 1.2, 1.43, 2.0)
@@ -18,7 +19,7 @@ for label, name in enumerate(pretrained.class_names):
     height, width, _ = pretrained.shapes[label][0]
     sizes = [scaled_size((height, width), factor, patch) for factor in FACTORS]
     for size, factor in zip([*sizes, (width, height)], [*FACTORS, None], strict=True):
-        wishes.append(Wish(label, size, seed=label))
+        wishes.append(SampleSpec(label, size, seed=label))
         captions.append(f"{name} {f'{factor:g}x' if factor else 'turned'}")
 latents = generate(pretrained.model, wishes, Sampling())
 contact_sheet([to_image(latent) for latent in latents], captions, columns=len(FACTORS) + 1).save(sys.argv[1])

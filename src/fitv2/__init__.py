@@ -6,16 +6,19 @@ from .openmp import share_cores
 
 share_cores()  # Before torch is imported, for systems where that matters.
 
-# Where each public name lives; loaded on first use, so that `fitv2 --help` does not wait for torch.
+# Where each public name lives: the module, or module:name for an alias. Loaded on first use, so that `fitv2 --help`
+# does not wait for torch.
 _HOMES = {
     "TokenBatch": "tokens",
     "FiT": "model.transformer",
     "FiTConfig": "model.config",
-    "FiT1Config": "model.fit1",
-    "GridTransformer": "model.grid",
-    "GridConfig": "model.grid",
-    "DiTConfig": "model.grid",
-    "RopeScheme": "model.rope",
+    "FiT1Config": "model.fitv1",
+    "DiT": "model.dit",
+    "DiTConfig": "model.dit",
+    "SiTConfig": "model.dit",
+    "GridTransformer": "model.dit:DiT",
+    "GridConfig": "model.dit:SiTConfig",
+    "RopeScheme": "model.config",
     "preset": "model.presets",
     "FiTPipeline": "adapters.pipeline",
     "FiTTransformer2DModel": "adapters.transformer",
@@ -33,4 +36,5 @@ def __dir__() -> list[str]:
 def __getattr__(name: str):
     if name not in _HOMES:
         raise AttributeError(f"module 'fitv2' has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    module, _, own_name = _HOMES[name].partition(":")
+    return getattr(import_module(f".{module}", __name__), own_name or name)

@@ -29,7 +29,7 @@ from .errors import UserError
 from .flow.objective import FlowLoss, flow_loss
 from .flow.path import TimeDensity
 from .model.config import NetworkConfig
-from .model.grid import GridConfig
+from .model.dit import SiTConfig
 from .model.presets import ARCHITECTURES, config_of
 from .model.rope import RopeScheme
 from .pretrained import Pretrained, load_pretrained
@@ -165,7 +165,7 @@ def build_model_config(recipe: Recipe, dataset: Dataset, base: Pretrained | None
     Raises ValueError for a fixed grid where pictures are of several sizes.
     """
     hw = dataset.first_hw
-    if issubclass(ARCHITECTURES[recipe.model.architecture], GridConfig):
+    if issubclass(ARCHITECTURES[recipe.model.architecture], SiTConfig):
         return build_grid_config(recipe.model, dataset, hw)
     most_tokens = int(hw.prod(1).max())
     rope = RopeScheme(train_side=max(math.isqrt(most_tokens), 2))

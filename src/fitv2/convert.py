@@ -11,11 +11,10 @@ from torch import Tensor
 
 from .errors import UserError
 from .finite import check_weights
-from .model.config import FiTConfig, NetworkConfig
-from .model.fit1 import FiT1Config
+from .model.config import DEFAULT_ROPE, FiTConfig, NetworkConfig, RopeScheme
+from .model.fitv1 import FiT1Config
 from .model.network import bare_model, model_of
 from .model.presets import architecture_of
-from .model.rope import PLAIN, RopeScheme
 from .model.transformer import FiT
 from .state_files import check_floating, plain_names, read_state
 from .yaml_text import read_yaml
@@ -209,7 +208,7 @@ def official_rope(
         raise UserError(f"custom_freqs={custom_freqs!r} is not known here; known are {', '.join(CUSTOM_FREQS)}")
     method, attention = CUSTOM_FREQS[custom_freqs.lower()]
     if method == "none":
-        return RopeScheme(theta=rope_theta, train_side=ori_max_pe_len or PLAIN.train_side)
+        return RopeScheme(theta=rope_theta, train_side=ori_max_pe_len or DEFAULT_ROPE.train_side)
     if ori_max_pe_len is None:
         raise UserError(f"custom_freqs={custom_freqs!r} needs ori_max_pe_len, the patches per side of training")
     given = max_pe_len_h is not None and max_pe_len_w is not None

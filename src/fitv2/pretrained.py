@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,13 @@ from .messages import counted, suggestion
 from .model.config import NetworkConfig
 from .model.network import Network, bare_model, model_of
 from .model.presets import ARCHITECTURES, architecture_of
+from .sampling.spec import Sampling, check_recommended
 from .state_files import check_floating, plain_names
 
 BUILTIN = "builtin:"
 RECIPE, CHECKPOINTS = "recipe.json", "checkpoints"
+# Optional, beside config.json, written by hand: the sampling settings that suit the model best.
+SAMPLING = "sampling.json"
 FORMAT = 1
 # Enough for every size of a set like fashion; of a folder of photographs, the sizes that matter.
 MOST_SHAPES = 500
@@ -38,7 +41,7 @@ class Pretrained:
     class_names: one per class, in order. shapes: per class (one entry for a set without classes) the (height, width)
     in latent pixels of its training pictures with their counts, the 500 most frequent first. autoencoder: the folder or
     hub id of the one whose latents these are; None where pixels are the latents. step: of its training, where it is
-    known.
+    known. recommended: settings of `Sampling` by name, the defaults for this model.
     """
 
     model: Network
@@ -46,6 +49,11 @@ class Pretrained:
     shapes: list[list[tuple[int, int, int]]]
     autoencoder: str | None = None
     step: int | None = None
+    recommended: dict[str, Any] = field(default_factory=dict)
+
+    def sampling(self, **given: Any) -> Sampling:
+        """Returns the settings given, else those recommended for the model, else the defaults; see `Sampling.of`."""
+        return Sampling.of(self.model.config, self.recommended, **given)
 
     @property
     def classes(self) -> Classes:
@@ -159,14 +167,24 @@ def read_model(config_file: Path, weights_file: Path, name: str, dtype: torch.dt
         check_floating(weights or {})
     except (UserError, SafetensorError, OSError) as error:
         raise damaged(f"the model {name}", error, "copy or train it again") from error
+    optional = {key: content.get(key) for key in ("autoencoder", "step")}
+    optional["recommended"] = read_recommended(config_file.with_name(SAMPLING))
     if weights is None:
-        return Pretrained(bare_model(config), class_names, shapes, content.get("autoencoder"), content.get("step"))
+        return Pretrained(bare_model(config), class_names, shapes, **optional)
     try:
         model = model_of(config, weights)
     except UserError as error:
         raise UserError(f"the model {name} is damaged: its config.json is of another model; {error}") from None
     check_weights(weights, name)
-    return Pretrained(model, class_names, shapes, content.get("autoencoder"), content.get("step"))
+    return Pretrained(model, class_names, shapes, **optional)
+
+
+def read_recommended(path: Path) -> dict[str, Any]:
+    """Returns the settings of a sampling.json, none if there is no such file. Raises UserError if it is damaged."""
+    try:
+        return check_recommended(json.loads(path.read_bytes())) if path.is_file() else {}
+    except (ValueError, OSError) as error:
+        raise damaged(path, error, "correct it, or remove it") from error
 
 
 def names_like(name: str) -> list[str]:

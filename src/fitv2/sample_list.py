@@ -1,4 +1,4 @@
-"""How the images of `fitv2 sample` are told from others in a folder: their list, and a mark in contact sheets."""
+"""The list of the images that `fitv2 sample` made in a folder, and the mark that tells contact sheets from images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class SampledImage(NamedTuple):
 
 
 def read_list(path: Path) -> list[SampledImage]:
-    """The images of a samples.json. Raises UserError if `fitv2 sample` did not write it, or if it lists no image."""
+    """Returns the images of a samples.json. Raises UserError if `fitv2 sample` did not write it or it lists none."""
     try:
         content = json.loads(path.read_bytes())
         if content["format"] != FORMAT:
@@ -42,7 +42,7 @@ def read_list(path: Path) -> list[SampledImage]:
 
 
 def class_of(image: dict[str, Any]) -> str | None:
-    """The name of the image's class; models without classes write "picture"."""
+    """Returns the name of the image's class, or None; models without classes write "picture"."""
     return None if image["class"] == "picture" else image["class"]
 
 

@@ -1,4 +1,4 @@
-"""Pictures for people: latents of the pixel models as images, and contact sheets of images of mixed sizes."""
+"""Images for people: pixels as 8-bit images, and contact sheets of images of mixed sizes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CAPTION = 13
 
 
 def to_image(latent: Tensor) -> Image.Image:
-    """(1 or 3, h, w) in [-1, 1], values beyond clipped, to an 8-bit grey or RGB image of exactly w x h.
+    """Returns (1 or 3, h, w) in [-1, 1] as an 8-bit grey or RGB image of exactly w x h; values beyond are clipped.
 
     Raises NotFinite for NaN or infinity, which would become black.
     """
@@ -31,7 +31,7 @@ def to_image(latent: Tensor) -> Image.Image:
 def contact_sheet(
     images: Sequence[Image.Image], captions: Sequence[str], note: str | None = None, columns: int = 8
 ) -> Image.Image:
-    """All images on one white page, captions below; enlarged alike by a whole number, to at most about 128 pixels.
+    """Returns all images on one white page, captions below, enlarged by one whole number to about 128 pixels at most.
 
     note: a line at the bottom.
     """
@@ -58,7 +58,7 @@ def contact_sheet(
 
 
 def save_sheet(page: Image.Image, path: Path) -> None:
-    """Writes a page as a PNG file that says of itself that it is none of the samples."""
+    """Writes a contact sheet as a PNG file whose metadata tell it from the samples."""
     about = PngInfo()
     about.add_text("Software", CONTACT_SHEET)
     write_file(path, lambda draft: page.save(draft, "PNG", pnginfo=about))

@@ -9,9 +9,10 @@ import torch
 
 from fitv2 import FiTConfig, TokenBatch
 from fitv2.flow.objective import flow_loss
-from fitv2.generate import ADAPTIVE, DIFFUSION_SOLVERS, SOLVER_NAMES, Sampling, integrate
 from fitv2.model import attention
-from fitv2.samplers.noise import ImageNoise
+from fitv2.sampling.generate import sample_batch
+from fitv2.sampling.solvers import ADAPTIVE, DIFFUSION_SOLVERS, SOLVER_NAMES
+from fitv2.sampling.spec import SampleSpec, Sampling
 from fitv2.tokens import sum_images, upload
 from tiny import random_model
 
@@ -60,17 +61,10 @@ def test_a_call_of_the_model_and_its_gradients_wait_for_nothing(dtype):
 def test_a_step_of_sampling_waits_for_nothing(solver):
     config = replace(CONFIG, prediction="noise" if solver in DIFFUSION_SOLVERS else "velocity")
     model, device = random_model(config).cuda().bfloat16(), torch.device("cuda")
-    noise = ImageNoise(range(len(SIZES)), [h * w for h, w in SIZES], config.token_channels)
     sampling = Sampling(solver=solver, steps=4, interval=(0.2, 0.9), power=1.0)
+    specs = [SampleSpec(i, (2 * h, 2 * w), i) for i, (h, w) in enumerate(SIZES)]
     with no_waiting():
-        x = integrate(
-            lambda batch, t, y: model(batch, t, y).float(),
-            config,
-            torch.tensor(SIZES),
-            torch.arange(len(SIZES)),
-            sampling,
-            lambda: upload(noise.draw(), device),
-        )
+        x, _ = sample_batch(model, config, specs, sampling, device)
     assert x.isfinite().all()
 
 

@@ -1,4 +1,4 @@
-"""What callers of the pipeline may give in several forms, as one."""
+"""Arguments of the pipeline that have several forms, brought to one."""
 
 from __future__ import annotations
 
@@ -9,12 +9,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..classes import Classes
+from ..errors import UserError
+from ..messages import counted
+from ..model.config import RopeScheme
 from ..randomness import PLAIN_SEEDS
+from ..sampling.spec import SampleSpec, check_divisible
 
 
 def plain(values: Any) -> Any:
-    """Tensors and arrays as lists of numbers."""
+    """Returns tensors and arrays as lists of numbers."""
     return values.tolist() if hasattr(values, "tolist") else values
+
+
+def sizes_of(sizes: Any, own: int) -> list[tuple[int, int]]:
+    """Returns (height, width) in pixels of one size or of several; a side of None is `own`. Raises UserError."""
+    sizes = plain(sizes)
+    sizes = [sizes] if is_size(sizes) else sizes
+    if wrong := [size for size in sizes if not is_size(size)]:
+        raise UserError(f"{wrong[0]!r} is not a size: give (height, width) in whole pixels")
+    return [(own if height is None else height, own if width is None else width) for height, width in sizes]
 
 
 def is_size(size: Any) -> bool:
@@ -22,16 +36,62 @@ def is_size(size: Any) -> bool:
     return isinstance(size, Sequence) and len(size) == 2 and all(isinstance(side, int | None) for side in size)
 
 
-def flat(labels: int | str | Tensor | np.ndarray | Sequence) -> list[int | str]:
-    """Labels of any nesting, or a tensor of them, as one list."""
+def label_numbers(classes: Classes, class_labels: Any) -> list[int]:
+    """Returns names and numbers as numbers; None is "no class", the number of classes. Raises UserError."""
+    if class_labels is None:
+        return [classes.count]
+    numbers = [classes.number(label) for label in flat(class_labels)]
+    if not numbers:
+        raise UserError("there is no class label: give one per image, or None for an image of no class")
+    return numbers
+
+
+def flat(labels: Any) -> list[int | str]:
+    """Returns labels of any nesting, or a tensor of them, as one list."""
     labels = plain(labels)
     if isinstance(labels, list | tuple):
         return [label for part in labels for label in flat(part)]
     return [labels]
 
 
+def specs_of(
+    labels: list[int],
+    sizes: list[tuple[int, int]],
+    seeds: Any,
+    generator: torch.Generator | Sequence[torch.Generator] | None,
+    factor: int,
+    patch_size: int,
+) -> list[SampleSpec]:
+    """Returns one request per label, sizes in latent pixels. Raises UserError unless each has a size and a seed."""
+    sizes = sizes * (len(labels) if len(sizes) == 1 else 1)
+    if len(sizes) != len(labels):
+        numbers = f"{counted(len(sizes), 'size')} for {counted(len(labels), 'class label')}"
+        raise UserError(f"{numbers}: give one each, or one for all")
+    seeds = draw_seeds(len(labels), generator) if seeds is None else plain(seeds)
+    if not isinstance(seeds, Sequence) or len(seeds) != len(labels):
+        number = counted(len(seeds), "seed") if isinstance(seeds, Sequence) else "no list of seeds"
+        raise UserError(f"{number} for {counted(len(labels), 'image')}: give one seed or generator per image")
+    for size in sizes:
+        check_divisible(size, patch_size * factor)
+    given = zip(labels, sizes, seeds, strict=True)
+    return [SampleSpec(label, (height // factor, width // factor), seed) for label, (height, width), seed in given]
+
+
+def rope_scheme(
+    own: RopeScheme, extrapolation: str | RopeScheme | None, attention_scale: str | None
+) -> RopeScheme | None:
+    """Returns the RoPE scheme that is asked for; None means the model's `own`. Raises UserError."""
+    if not isinstance(extrapolation, str | RopeScheme | None):
+        raise UserError(f"extrapolation is a name or a RopeScheme, not {extrapolation!r}")
+    if isinstance(extrapolation, str):
+        return own.named(extrapolation, attention_scale)
+    if attention_scale is not None:
+        raise UserError('attention_scale belongs to an extrapolation by name, such as "vision-ntk"')
+    return extrapolation
+
+
 def draw_seeds(count: int, generator: torch.Generator | Sequence[torch.Generator] | None) -> list[int]:
-    """A seed per image below 2**32: from its own generator, or different ones from that for all (None: torch's own)."""
+    """Returns a different seed per image below 2**32, from its own generator or one for all (None: torch's global)."""
     if isinstance(generator, Sequence):
         return [draw_seeds(1, own)[0] for own in generator]
     device = generator.device if generator is not None else "cpu"

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import (
-    DPMSolverMultistepScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    FlowMatchHeunDiscreteScheduler,
-    UniPCMultistepScheduler,
-)
-from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from diffusers.schedulers.scheduling_flow_match_heun_discrete import FlowMatchHeunDiscreteScheduler
+from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from torch import Tensor
 
 from ..errors import UserError
-from ..samplers.ode import Velocity
+from ..sampling.ode import Velocity
 
 FLOW_SCHEDULERS = (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler)
 # These integrate a flow if told to.
@@ -26,11 +24,11 @@ PROBE_STEPS, LARGEST_ERROR = 50, 0.2
 
 
 def default_scheduler() -> UniPCMultistepScheduler:
-    """Two-step, one model call a step, on the rectified path."""
+    """Returns UniPC of second order on the rectified path, at one model call per step."""
     return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=1.0)
 
 
-def check_scheduler(scheduler: SchedulerMixin) -> None:
+def check_scheduler(scheduler: Any) -> None:
     """Raises ValueError for a scheduler that would integrate something else than a rectified flow from noise to data,
     draw noise of its own, or not end at the data.
     """
@@ -46,7 +44,7 @@ def check_scheduler(scheduler: SchedulerMixin) -> None:
         if config.get(option):
             raise UserError(f"a scheduler with {option} is not for this pipeline")
     if str(config.get("algorithm_type")).startswith("sde"):
-        raise UserError('an SDE scheduler draws noise that no seed of a picture fixes; take solver="euler-maruyama"')
+        raise UserError('an SDE scheduler draws noise that no seed of an image fixes; take solver="euler-maruyama"')
     try:
         error = f"on one whose solution is known it is off by {(off := probe_error(scheduler)):.0%}"
     except (ValueError, AssertionError, IndexError) as failure:  # Combinations of options that diffusers cannot do.
@@ -58,8 +56,8 @@ def check_scheduler(scheduler: SchedulerMixin) -> None:
         )
 
 
-def probe_error(scheduler: SchedulerMixin) -> float:
-    """How far the scheduler ends from the known solution, as a fraction of it, for normal data of two scales.
+def probe_error(scheduler: Any) -> float:
+    """Returns how far the scheduler ends from the known solution, as a fraction of it, for normal data of two scales.
 
     From noise n the flow to data of standard deviation s ends at s * n. NaN where the scheduler makes NaN.
     """
@@ -76,8 +74,8 @@ def probe_error(scheduler: SchedulerMixin) -> float:
     return float(((x - scale * noise).abs() / (2 * scale)).max())
 
 
-def advance(scheduler: SchedulerMixin, i: int, x: Tensor, velocity: Velocity) -> Tensor:
-    """Step i of (T, C), whose time runs from noise at sigma 1 to the data at 0.
+def advance(scheduler: Any, i: int, x: Tensor, velocity: Velocity) -> Tensor:
+    """Returns x (T, C) after step i of the scheduler, whose sigma runs from noise at 1 to the data at 0.
 
     Time comes from the sigmas: the timesteps of some schedulers are cut to integers. Some want more than two
     dimensions, so the packed tokens are one image to them.
@@ -86,8 +84,8 @@ def advance(scheduler: SchedulerMixin, i: int, x: Tensor, velocity: Velocity) ->
     return scheduler.step(output[None], scheduler.timesteps[i], x[None], return_dict=False)[0][0]
 
 
-def set_steps(scheduler: SchedulerMixin, steps: int, device: torch.device) -> None:
-    """From noise at sigma 1 to the picture at 0 in so many steps."""
+def set_steps(scheduler: Any, steps: int, device: torch.device) -> None:
+    """Sets the steps of the scheduler, from noise at sigma 1 to the image at 0."""
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
         # By itself it would end at sigma 0.001 and spend a step on the rest.
         scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps).tolist(), device=device)

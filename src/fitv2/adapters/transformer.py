@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.loaders import PeftAdapterMixin
+from diffusers.loaders.peft import PeftAdapterMixin
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
@@ -17,27 +18,76 @@ from torch import Tensor
 from ..autoencoder import check_loaded, loaded
 from ..errors import UserError
 from ..finite import check_weights
-from ..model.config import FiTConfig, Modulation, Prediction
+from ..model.compute import autocast_in
+from ..model.config import Context, FiTConfig, Modulation, NetworkConfig, Prediction, RopeScheme
 from ..model.context import pack_context
-from ..model.precision import autocast_in
+from ..model.execution import Cache
+from ..model.network import Network
 from ..model.presets import ARCHITECTURES, architecture_of, config_of
-from ..model.rope import RopeScheme
 from ..model.transformer import FiT
 from ..pretrained import Pretrained, is_own_model, load_pretrained
 from ..state_files import read_state
 from ..tokens import TokenBatch, upload
 
+# The timestep of pure noise in diffusers.
+TIMESTEPS = 1000
+SAME = (
+    "patch_size",
+    "in_channels",
+    "mlp_ratio",
+    "qk_norm",
+    "qk_norm_affine",
+    "modulation",
+    "prediction",
+    "rope",
+    "context",
+)
+# The fields of a configuration by their names in diffusers.
+OUR_NAMES = {name: name for name in SAME} | {
+    "num_attention_heads": "heads",
+    "num_layers": "depth",
+    "num_embeds_ada_norm": "num_classes",
+    "adaln_lora_rank": "lora_rank",
+    "cross_attention_dim": "context_channels",
+}
 NOT_HERE = "{} is of a fixed grid: diffusers has DiTTransformer2DModel for such networks, and this is for FiT and FiTv2"
 
 
 class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
     """The velocity network of FiTv2 (or the noise network of FiT) behind the interface of diffusers.
 
-    num_embeds_ada_norm: number of classes; the label of that number is the null class. sample_size: side of a square
-    latent where a call names no size. rope: fields of `fitv2.RopeScheme`. context: "none", "cross" or "joint", of
-    tokens of cross_attention_dim numbers (see `fitv2.model.context`). qk_norm, modulation, prediction: as in
-    `fitv2.FiTConfig`; None: as the architecture has it. The weights are those of `fitv2.FiT`, under
-    "fit.". Raises ValueError as `fitv2.FiTConfig` does.
+    It keeps the convention of diffusers' flow transformers: `timestep` is 1000 * sigma, from 1000 at noise to 0 at
+    data, and the output is noise minus data. The schedulers of diffusers take it as it is::
+
+        scheduler = FlowMatchEulerDiscreteScheduler()
+        scheduler.set_timesteps(25)
+        for t in scheduler.timesteps:
+            velocity = transformer(latents, timestep=t, class_labels=labels).sample
+            latents = scheduler.step(velocity, t, latents).prev_sample
+
+    An adapter (LoRA) of peft is saved apart, and loaded again without options::
+
+        transformer.add_adapter(LoraConfig(r=8, target_modules=["qkv", "proj"]), "mine")
+        transformer.save_lora_adapter("folder", adapter_name="mine")
+        transformer.load_lora_adapter("folder")
+
+    The weights are those of `fitv2.FiT`, under "fit.".
+
+    Args:
+        num_attention_heads, attention_head_dim: Their product is the width.
+        num_layers: Number of blocks.
+        patch_size, in_channels, mlp_ratio, qk_norm_affine: As in `fitv2.FiTConfig`.
+        num_embeds_ada_norm: Number of classes; the label of that number is the null class.
+        adaln_lora_rank: The rank of the modulation; None means a quarter of the width.
+        qk_norm, modulation, prediction: As in `fitv2.FiTConfig`; None means the architecture's default.
+        rope: Fields of `fitv2.RopeScheme`.
+        sample_size: Side of a square latent where a call names no size.
+        architecture: "FiTv2" or "FiT".
+        context: "none", "cross" or "joint" (see `fitv2.model.context`).
+        cross_attention_dim: Numbers per context token.
+
+    Raises:
+        UserError: As `fitv2.FiTConfig` does, and for an architecture of a fixed grid.
     """
 
     _supports_gradient_checkpointing = True
@@ -63,58 +113,46 @@ class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         rope: dict[str, Any] | None = None,
         sample_size: int = 32,
         architecture: str = "FiTv2",
-        context: str = "none",
+        context: Context = "none",
         cross_attention_dim: int = 768,
     ) -> None:
         super().__init__()
         if not issubclass(ARCHITECTURES.get(architecture, FiTConfig), FiTConfig):
             raise UserError(NOT_HERE.format(architecture))
-        self.fit = FiT(
-            config_of(
-                architecture,
-                width=num_attention_heads * attention_head_dim,
-                depth=num_layers,
-                heads=num_attention_heads,
-                patch_size=patch_size,
-                in_channels=in_channels,
-                num_classes=num_embeds_ada_norm,
-                mlp_ratio=mlp_ratio,
-                lora_rank=adaln_lora_rank,
-                qk_norm=qk_norm,
-                qk_norm_affine=qk_norm_affine,
-                modulation=modulation,
-                prediction=prediction,
-                rope=rope,
-                context=context,
-                context_channels=cross_attention_dim,
-            )
-        )
+        settings = {own: self.config[name] for name, own in OUR_NAMES.items()}
+        config = config_of(architecture, width=num_attention_heads * attention_head_dim, **settings)
+        if not isinstance(config, FiTConfig):
+            raise UserError(NOT_HERE.format(architecture))
+        self.fit = FiT(config)
         self.gradient_checkpointing = False
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs) -> FiTTransformer2DModel:
-        """`builtin:NAME` or a model folder of `fitv2 train` or `fitv2 convert` (with `torch_dtype` alone), or what
-        diffusers knows, with its own arguments.
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike | None, **kwargs) -> Any:
+        """Loads `builtin:NAME` or a model folder of `fitv2 train` or `fitv2 convert` (with `torch_dtype` alone), or
+        what diffusers knows, with its own arguments.
         """
-        if is_own_model(pretrained_model_name_or_path):
-            return cls.from_model(load_pretrained(pretrained_model_name_or_path, own_dtype(kwargs)))
-        name, wants_info = str(pretrained_model_name_or_path), kwargs.pop("output_loading_info", False)
+        name = str(pretrained_model_name_or_path)
+        if is_own_model(name):
+            return cls.from_model(load_pretrained(name, own_dtype(kwargs)))
+        wants_info = kwargs.pop("output_loading_info", False)
         model, found = loaded(super().from_pretrained, name, output_loading_info=True, **kwargs)
         check_loaded(found, name)
         check_weights(model.state_dict(), name)
         return (model, found) if wants_info else model
 
     def save_pretrained(self, *args, **kwargs) -> None:
-        """As diffusers does. Raises UserError where an adapter (LoRA) is among the weights: it could not be loaded."""
+        """Saves as diffusers does. Raises UserError if the weights have an adapter (LoRA) among them."""
         check_no_adapter(self)
         super().save_pretrained(*args, **kwargs)
 
-    def load_lora_adapter(self, pretrained_model_name_or_path_or_dict, prefix: str | None = None, **kwargs) -> None:
-        """As diffusers does, and finds the file and the prefix of the names by itself where they are not given.
+    def load_lora_adapter(
+        self, pretrained_model_name_or_path_or_dict, prefix: Any = None, hotswap: bool = False, **kwargs
+    ) -> None:
+        """Loads as diffusers does, and finds the file and the prefix of the names by itself where they are not given.
 
         Raises UserError for an adapter of another model, and NotFinite for one with NaN or infinity.
         """
-        source = pretrained_model_name_or_path_or_dict
+        source, kwargs["hotswap"] = pretrained_model_name_or_path_or_dict, hotswap
         if isinstance(source, dict):
             state = source
         elif Path(source).exists():
@@ -130,13 +168,13 @@ class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
     @classmethod
     def from_model(cls, pretrained: Pretrained) -> FiTTransformer2DModel:
-        """The network of a model of our own, sharing its weights."""
+        """Wraps the network of a model of our own, sharing its weights."""
         sizes = [shape for of_class in pretrained.shapes for shape in of_class]
         return cls.from_fit(pretrained.model, max(sizes[0][:2]) if sizes else 32)
 
     @classmethod
-    def from_fit(cls, model: FiT, sample_size: int = 32) -> FiTTransformer2DModel:
-        """The same network, sharing its weights. Raises ValueError for one of a fixed grid."""
+    def from_fit(cls, model: Network, sample_size: int = 32) -> FiTTransformer2DModel:
+        """Wraps a network, sharing its weights. Raises UserError for one of a fixed grid."""
         if not isinstance(model, FiT):
             raise UserError(NOT_HERE.format(architecture_of(model.config)))
         with torch.device("meta"):
@@ -151,36 +189,89 @@ class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         class_labels: Tensor | None = None,
         encoder_hidden_states: Tensor | TokenBatch | None = None,
         rope: RopeScheme | None = None,
+        cache: Cache | None = None,
         return_dict: bool = True,
     ) -> Transformer2DModelOutput | tuple[Tensor]:
-        """The network's output in the shape of its input: (B, C, H, W), or (T, C) for a packed batch.
+        """Returns the output in the shape of the input: noise minus data, or for FiT the noise and its variance.
 
-        timestep: (B,) or one for all, in [0, 1] where 1 is data (FiT: the step, 0 to 999), never rounded to integers.
-        class_labels: (B,) int64; None: no class. encoder_hidden_states: context tokens (B, S, E), or a context batch of
-        `fitv2.model.context.pack_context` where each image has its own number of them. rope: how positions are turned
-        in this call. The output is the velocity towards the data; schedulers of diffusers integrate towards noise and
-        want its negative.
+        Args:
+            hidden_states: (B, C, H, W), or a packed batch with x (T, C).
+            timestep: (B,) or one for all, 1000 * sigma from 0 at data to 1000 at noise (FiT: the step, 0 to 999); never
+                rounded to integers.
+            class_labels: (B,) int64; None means no class.
+            encoder_hidden_states: Context tokens (B, S, E), or a context batch of `fitv2.model.context.pack_context`
+                where each image has its own number of them.
+            rope: The RoPE scheme of this call.
+            cache: What successive calls of a sampling share, see `fitv2.sampling.cache.BlockCache`.
+            return_dict: Whether to return a Transformer2DModelOutput instead of a tuple.
         """
         packed = isinstance(hidden_states, TokenBatch)
-        batch = hidden_states if packed else TokenBatch.from_latents(list(hidden_states), self.config.patch_size)
+        batch = hidden_states if packed else TokenBatch.from_latents(list(hidden_states), self.fit.config.patch_size)
         device = batch.x.device
         if class_labels is None:
             class_labels = torch.full((len(batch),), self.fit.null_label, device=device)
-        t_B = upload(torch.as_tensor(timestep), device).float().expand(len(batch))
+        velocity = self.fit.config.prediction == "velocity"
+        timestep = upload(torch.as_tensor(timestep), device)
+        t_B = (from_timestep(timestep) if velocity else timestep).float().expand(len(batch))
         context = encoder_hidden_states
         if isinstance(context, Tensor):
             context = pack_context(context.unbind(0))
         self.fit.activation_checkpointing = self.gradient_checkpointing
         # By the model's dtype, not its weights': with layerwise casting those are stored in another one.
         with autocast_in(self.dtype, device):
-            output = self.fit(batch, t_B, class_labels, rope=rope, context=context).to(batch.x.dtype)
+            output = self.fit(batch, t_B, class_labels, context=context, rope=rope, cache=cache).to(batch.x.dtype)
+        output = -output if velocity else output
         if not packed:
-            output = torch.stack(batch.with_x(output).to_latents(self.config.patch_size))
+            output = torch.stack(batch.with_x(output).to_latents(self.fit.config.patch_size))
         return Transformer2DModelOutput(sample=output) if return_dict else (output,)
 
 
+class HookedModel:
+    """The transformer as `generate` calls a model. It is called as diffusers calls it, so that its hooks run."""
+
+    def __init__(self, transformer: FiTTransformer2DModel, device: torch.device) -> None:
+        self.transformer, self.device = transformer, device
+        self.config: NetworkConfig = transformer.fit.config
+
+    def __call__(
+        self,
+        batch: TokenBatch,
+        t_B: Tensor,
+        y_B: Tensor,
+        context: TokenBatch | None = None,
+        *,
+        rope: RopeScheme | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """Returns the output in this package's convention: t = 1 is data, the velocity is data minus noise."""
+        velocity = self.config.prediction == "velocity"
+        output = self.transformer(
+            batch.to(self.transformer.dtype),
+            timestep=to_timestep(t_B) if velocity else t_B,
+            class_labels=y_B,
+            encoder_hidden_states=context,
+            rope=rope,
+            cache=cache,
+            return_dict=False,
+        )[0].float()
+        return -output if velocity else output
+
+
+def to_timestep(t: Tensor) -> Tensor:
+    """Returns the timesteps of diffusers, 1000 * sigma, for times where 1 is data.
+
+    In float64, so that `from_timestep` gives the same float32 times back to the last bit; MPS has float32 alone.
+    """
+    return (1 - (t if t.device.type == "mps" else t.double())) * TIMESTEPS
+
+
+def from_timestep(timestep: Tensor) -> Tensor:
+    """Returns times where 1 is data, for the timesteps of diffusers."""
+    return 1 - (timestep if timestep.dtype == torch.float64 else timestep.float()) / TIMESTEPS
+
+
 def lora_file(path: Path, options: dict[str, Any]) -> Path:
-    """The file of an adapter in a folder, by name where that is given. Raises UserError where it is not clear which."""
+    """Returns the file of an adapter in a folder, by name if it is given. Raises UserError if it is not clear which."""
     if path.is_file():
         return path
     folder, name = path / (options.pop("subfolder", None) or ""), options.pop("weight_name", None)
@@ -210,7 +301,7 @@ def check_no_adapter(model: FiTTransformer2DModel) -> None:
 
 
 def own_dtype(kwargs: dict[str, Any]) -> torch.dtype:
-    """The only argument that loading a model of our own takes. Raises ValueError for others."""
+    """Returns the dtype, the only argument that loading a model of our own takes. Raises UserError for others."""
     dtype = kwargs.pop("torch_dtype", None) or kwargs.pop("dtype", None) or torch.float32
     if kwargs or not isinstance(dtype, torch.dtype):
         given = ", ".join(kwargs) or f"the dtype {dtype!r}"
@@ -219,22 +310,6 @@ def own_dtype(kwargs: dict[str, Any]) -> torch.dtype:
 
 
 def model_settings(config: FiTConfig) -> dict[str, Any]:
-    """A configuration in the words of diffusers."""
-    return {
-        "num_attention_heads": config.heads,
-        "attention_head_dim": config.width // config.heads,
-        "num_layers": config.depth,
-        "patch_size": config.patch_size,
-        "in_channels": config.in_channels,
-        "num_embeds_ada_norm": config.num_classes,
-        "mlp_ratio": config.mlp_ratio,
-        "adaln_lora_rank": config.lora_rank,
-        "qk_norm": config.qk_norm,
-        "qk_norm_affine": config.qk_norm_affine,
-        "modulation": config.modulation,
-        "prediction": config.prediction,
-        "rope": asdict(config.rope),
-        "architecture": architecture_of(config),
-        "context": config.context,
-        "cross_attention_dim": config.context_channels,
-    }
+    """Returns a configuration in the words of diffusers."""
+    settings = {name: getattr(config, own) for name, own in OUR_NAMES.items()} | {"rope": asdict(config.rope)}
+    return settings | {"attention_head_dim": config.head_dim, "architecture": architecture_of(config)}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
 from ..messages import counted
-from .sample import check_memory, file_name
+from .requested import check_memory, file_name
 from .sampling import build_sampling, load_for_sampling, parse_size
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..evaluation.evaluate import Evaluation, Protocol
     from ..evaluation.requests import SizeSpec
     from ..evaluation.samples import Maker, Progress, Samples
-    from ..generate import Sampling
+    from ..sampling.spec import Sampling
 
 DEFAULT_NUMBER = 10_000
 # Seconds from which on the time is told before images are made.

@@ -16,12 +16,18 @@ from ..sample_list import DRAFT, FORMAT, SAMPLES_LIST, SHEET
 
 
 def free_folder(name: str = "outputs") -> Path:
-    """The first of outputs, outputs-2, outputs-3, ... that is not there or is empty."""
+    """Returns the first of outputs, outputs-2, outputs-3, ... that is not there or is empty."""
     for number in itertools.count(1):
         folder = Path(name if number == 1 else f"{name}-{number}")
         if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
             return folder
     raise AssertionError
+
+
+def check_folder(folder: Path) -> None:
+    """Raises UserError if a file is where the folder should be."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out {folder} is a file; name a folder for the images")
 
 
 def begin(folder: Path, request: dict[str, Any], names: Sequence[str], overwrite: bool) -> None:
@@ -32,8 +38,6 @@ def begin(folder: Path, request: dict[str, Any], names: Sequence[str], overwrite
     """
     from ..atomic import write_text
 
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--out {folder} is a file; name a folder for the images")
     mine = [*names, SHEET]
     earlier = read(folder)
     same = earlier is not None and earlier["request"] == request
@@ -66,7 +70,7 @@ def finish(folder: Path, request: dict[str, Any], images: Sequence[dict[str, Any
 
 
 def read(folder: Path) -> dict[str, Any] | None:
-    """The list that an earlier call left, finished or not; None if there was no earlier call."""
+    """Returns the list that an earlier call left, finished or not; None if there was no earlier call."""
     for name in (SAMPLES_LIST, DRAFT):
         try:
             content = json.loads((folder / name).read_bytes())
@@ -79,6 +83,6 @@ def read(folder: Path) -> dict[str, Any] | None:
 
 
 def files_of(manifest: dict[str, Any]) -> list[str]:
-    """The names of the images and of the sheet, without any outside the folder."""
+    """Returns the names of the images and of the sheet, without any outside the folder."""
     names = [*(image["file"] for image in manifest["images"]), manifest["sheet"]]
     return [name for name in names if Path(name).name == name]

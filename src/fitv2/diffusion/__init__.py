@@ -1,1 +1,1 @@
-"""Denoising diffusion, which trains and samples FiT, the baseline: schedule, objective, samplers. Knows no model."""
+"""Denoising diffusion, which trains and samples FiT, the baseline: schedule and objective. Knows no model."""

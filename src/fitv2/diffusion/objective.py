@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..tokens import TokenBatch, upload
-from .schedule import Schedule, denoise, diffuse, posterior_mean, read
+from .schedule import Schedule, denoise, diffuse, gather_like, posterior_mean
 
 # (noisy images, step (B,) of the full process as float, labels (B,)) -> (T, 2 C)
 NetworkOfBatch = Callable[[TokenBatch, Tensor, Tensor], Tensor]
@@ -24,7 +24,7 @@ HALF_LEVEL, EDGE = 1 / 255, 0.999
 
 @dataclass(frozen=True)
 class DiffusionLoss:
-    """loss: scalar to differentiate, the mean over images of mse + bound. mse, bound: (B,) float32, detached."""
+    """loss: the scalar to differentiate, the mean over images of mse + bound. mse, bound: (B,) float32, detached."""
 
     loss: Tensor
     mse: Tensor
@@ -40,7 +40,7 @@ def diffusion_loss(
     schedule: Schedule,
     label_drop: float = 0.1,
 ) -> DiffusionLoss:
-    """The loss at random steps and noise, each image losing its label with probability `label_drop`.
+    """Returns the loss at random steps and noise; each image loses its label with probability `label_drop`.
 
     Everything random comes from `generator`, on the CPU and in this order: steps (B,), a uniform number per label (B,),
     noise (T, C).
@@ -60,23 +60,23 @@ def diffusion_loss_at(
     labels_B: Tensor,
     schedule: Schedule,
 ) -> DiffusionLoss:
-    """Both terms as means over each image's own tokens and channels, then over images; a picture weighs the same."""
+    """Returns both terms as means over each image's own tokens and channels, then over images."""
     schedule, index_T = schedule.on(index_B.device), index_B[data.image_index]
     state_TC = diffuse(schedule, data.x, noise_TC, index_T)
     step_B = schedule.step_table[index_B].float()
     output = network(data.with_x(state_TC), step_B, labels_B).float()
-    predicted_TC, share_TC = output.chunk(2, dim=-1)
+    predicted_TC, fraction_TC = output.chunk(2, dim=-1)
     mse_B = data.image_mean((predicted_TC - noise_TC).square().mean(1))
-    held = torch.cat((predicted_TC.detach(), share_TC), dim=-1)
+    held = torch.cat((predicted_TC.detach(), fraction_TC), dim=-1)
     bound_B = data.image_mean(variational_bound(schedule, data.x, state_TC, held, index_T).mean(1))
     return DiffusionLoss((mse_B + bound_B).mean(), mse_B.detach(), bound_B.detach())
 
 
 def variational_bound(schedule: Schedule, data: Tensor, state: Tensor, output: Tensor, index: Tensor) -> Tensor:
-    """Bits per number, of the shape of the data: the step's KL divergence, or at the first one the likelihood."""
+    """Returns bits per number, in the shape of the data: the step's KL divergence, or at step 0 the likelihood."""
     guess = denoise(schedule, state, output, index)
     mean = posterior_mean(schedule, data, state, index)
-    difference = read(schedule.posterior_log_variance, index, data) - guess.log_variance
+    difference = gather_like(schedule.posterior_log_variance, index, data) - guess.log_variance
     squared = (mean - guess.mean).square() * (-guess.log_variance).exp()
     divergence = (difference.exp() - difference - 1 + squared) / 2
     first = (index == 0).view(*index.shape, *[1] * (data.ndim - index.ndim))
@@ -84,7 +84,7 @@ def variational_bound(schedule: Schedule, data: Tensor, state: Tensor, output: T
 
 
 def log_likelihood(data: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
-    """Nats of 8-bit levels in [-1, 1] under a Gaussian."""
+    """Returns the nats of 8-bit levels in [-1, 1] under a Gaussian."""
     inverse_std = (-log_variance / 2).exp()
     below = normal_cdf((data + HALF_LEVEL - mean) * inverse_std)
     above = normal_cdf((data - HALF_LEVEL - mean) * inverse_std)
@@ -93,5 +93,5 @@ def log_likelihood(data: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
 
 
 def normal_cdf(x: Tensor) -> Tensor:
-    """The usual approximation by tanh, which DDPM, DiT and FiT train with."""
+    """Returns the usual approximation by tanh, which DDPM, DiT and FiT train with."""
     return (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2

@@ -18,9 +18,11 @@ STEPS = 1000
 
 @dataclass(frozen=True)
 class Schedule:
-    """betas: (N,) float64 noise added at each step. steps: the N steps of the full process that are kept, ascending.
+    """The betas of a diffusion process, or of one that goes through some of its steps only.
 
-    The network is told the step of the full process, whatever was skipped.
+    Attributes:
+        betas: (N,) float64, the noise added at each step.
+        steps: The N steps of the full process that are kept, ascending. The network gets these numbers.
     """
 
     betas: Tensor
@@ -35,19 +37,19 @@ class Schedule:
         return torch.tensor(self.steps, device=self.betas.device)
 
     @cached_property
-    def kept(self) -> Tensor:
-        """Share of the data's variance that is left after each step (alpha bar)."""
+    def alphas_cumprod(self) -> Tensor:
+        """(N,) the fraction of the data's variance that is left after each step."""
         return (1 - self.betas).cumprod(0)
 
     @cached_property
-    def kept_before(self) -> Tensor:
-        """The same before each step."""
-        return torch.cat((self.kept.new_ones(1), self.kept[:-1]))
+    def alphas_cumprod_prev(self) -> Tensor:
+        """(N,) the same before each step."""
+        return torch.cat((self.alphas_cumprod.new_ones(1), self.alphas_cumprod[:-1]))
 
     @cached_property
     def posterior_variance(self) -> Tensor:
         """Variance of the state before a step, given the state after it and the data."""
-        return self.betas * (1 - self.kept_before) / (1 - self.kept)
+        return self.betas * (1 - self.alphas_cumprod_prev) / (1 - self.alphas_cumprod)
 
     @cached_property
     def posterior_log_variance(self) -> Tensor:
@@ -56,7 +58,7 @@ class Schedule:
         return torch.cat((second, self.posterior_variance[1:])).log()
 
     def on(self, device: torch.device) -> Schedule:
-        """The same with its tables on a device, where they stay."""
+        """Returns the same schedule with its tables on a device, where they stay."""
         if device == self.betas.device:
             return self
         if device not in self._copies:
@@ -68,19 +70,19 @@ class Schedule:
         return {}
 
     def respaced(self, steps: tuple[int, ...]) -> Schedule:
-        """The process that goes through these of its steps only."""
-        kept = self.kept[list(steps)]
-        before = torch.cat((kept.new_ones(1), kept[:-1]))
-        return Schedule(1 - kept / before, steps)
+        """Returns the process that goes through these of its steps only."""
+        after = self.alphas_cumprod[list(steps)]
+        before = torch.cat((after.new_ones(1), after[:-1]))
+        return Schedule(1 - after / before, steps)
 
 
 def linear_schedule() -> Schedule:
-    """The 1 000 steps of DDPM, DiT and FiT: betas from 0.0001 to 0.02."""
+    """Returns the 1 000 steps of DDPM, DiT and FiT: betas from 0.0001 to 0.02."""
     return Schedule(torch.linspace(1e-4, 0.02, STEPS, dtype=torch.float64), tuple(range(STEPS)))
 
 
 def ddpm_steps(count: int, of: int = STEPS) -> tuple[int, ...]:
-    """`count` steps from the first to the last, evenly spaced before rounding. Raises ValueError for too many."""
+    """Returns `count` steps from the first to the last, evenly spaced before rounding; UserError for too many."""
     check_count(count, of)
     stride = (of - 1) / max(count - 1, 1)
     position, steps = 0.0, []
@@ -91,19 +93,19 @@ def ddpm_steps(count: int, of: int = STEPS) -> tuple[int, ...]:
 
 
 def ddim_steps(count: int, of: int = STEPS) -> tuple[int, ...]:
-    """`count` steps, evenly spaced from the first one."""
+    """Returns `count` steps, evenly spaced from the first one. Raises UserError for too many."""
     check_count(count, of)
     return tuple(i * of // count for i in range(count))
 
 
 def check_count(count: int, of: int = STEPS) -> None:
     if not 1 <= count <= of:
-        raise UserError(f"a process of {of} steps has 1 to {of} of them to go through, not {count}")
+        raise UserError(f"a diffusion process of {of} steps is sampled in 1 to {of} steps, not {count}")
 
 
 @dataclass(frozen=True)
 class Denoised:
-    """What a network's output says of the state before a step: data (T, C), and its mean and log variance."""
+    """What a network's output says of the state before a step: data (T, C), and mean and log variance of the state."""
 
     data: Tensor
     noise: Tensor
@@ -112,31 +114,34 @@ class Denoised:
 
 
 def diffuse(schedule: Schedule, data: Tensor, noise: Tensor, index: Tensor) -> Tensor:
-    """The state after the steps `index`, which broadcasts against data from the left: (T,) for (T, C)."""
-    return read(schedule.kept.sqrt(), index, data) * data + read((1 - schedule.kept).sqrt(), index, data) * noise
+    """Returns the state after the steps `index`, which broadcasts against data from the left: (T,) for (T, C)."""
+    return (
+        gather_like(schedule.alphas_cumprod.sqrt(), index, data) * data
+        + gather_like((1 - schedule.alphas_cumprod).sqrt(), index, data) * noise
+    )
 
 
 def posterior_mean(schedule: Schedule, data: Tensor, state: Tensor, index: Tensor) -> Tensor:
-    """Mean of the state before a step, given the state after it and the data."""
-    of_data = schedule.betas * schedule.kept_before.sqrt() / (1 - schedule.kept)
-    of_state = (1 - schedule.kept_before) * (1 - schedule.betas).sqrt() / (1 - schedule.kept)
-    return read(of_data, index, data) * data + read(of_state, index, state) * state
+    """Returns the mean of the state before a step, given the state after it and the data."""
+    of_data = schedule.betas * schedule.alphas_cumprod_prev.sqrt() / (1 - schedule.alphas_cumprod)
+    of_state = (1 - schedule.alphas_cumprod_prev) * (1 - schedule.betas).sqrt() / (1 - schedule.alphas_cumprod)
+    return gather_like(of_data, index, data) * data + gather_like(of_state, index, state) * state
 
 
 def denoise(schedule: Schedule, state: Tensor, output: Tensor, index: Tensor) -> Denoised:
-    """output (T, 2 C): the noise in the state, and for its log variance -1 (least possible) to 1 (largest)."""
-    noise, share = output.chunk(2, dim=-1)
-    data = read((1 / schedule.kept).sqrt(), index, state) * state
-    data = data - read((1 / schedule.kept - 1).sqrt(), index, state) * noise
-    least = read(schedule.posterior_log_variance, index, state)
-    largest = read(schedule.betas.log(), index, state)
-    share = (share + 1) / 2
+    """Reads an output (T, 2 C): the noise in the state, and its log variance from -1 (least) to 1 (largest)."""
+    noise, fraction = output.chunk(2, dim=-1)
+    data = gather_like((1 / schedule.alphas_cumprod).sqrt(), index, state) * state
+    data = data - gather_like((1 / schedule.alphas_cumprod - 1).sqrt(), index, state) * noise
+    least = gather_like(schedule.posterior_log_variance, index, state)
+    largest = gather_like(schedule.betas.log(), index, state)
+    fraction = (fraction + 1) / 2
     mean = posterior_mean(schedule, data, state, index)
-    return Denoised(data, noise, mean, share * largest + (1 - share) * least)
+    return Denoised(data, noise, mean, fraction * largest + (1 - fraction) * least)
 
 
-def read(table: Tensor, index: Tensor, like: Tensor) -> Tensor:
-    """Entries of a table as float32 that broadcast against `like`.
+def gather_like(table: Tensor, index: Tensor, like: Tensor) -> Tensor:
+    """Returns entries of a table as float32 that broadcast against `like`.
 
     The table is where the index is. A single index may be on the CPU for any `like`: a number travels with the kernel.
     """

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import UserError
-from ..generate import Wish, check_divisible, scaled_size
 from ..pretrained import Pretrained
 from ..randomness import Purpose, numpy_generator
+from ..sampling.spec import SampleSpec, check_divisible, scaled_size
 
 # How seeds and labels follow from the seed of an evaluation and the index of an image.
 SEED_SCHEME, LABEL_SCHEME = "seed + index", "classes in turn"
@@ -33,7 +33,7 @@ class SizeSpec:
         return "own" + (f":{self.scale:g}" if self.scale != 1 else "") + ("-turned" if self.turned else "")
 
 
-def balanced_specs(pretrained: Pretrained, number: int, size: SizeSpec, seed: int, factor: int) -> list[Wish]:
+def balanced_specs(pretrained: Pretrained, number: int, size: SizeSpec, seed: int, factor: int) -> list[SampleSpec]:
     """Returns `number` requests; the first ones are the same whatever the number.
 
     Image i is of class i modulo the number of classes and has the seed `seed` + i, so `fitv2 sample` with its class,
@@ -46,7 +46,7 @@ def balanced_specs(pretrained: Pretrained, number: int, size: SizeSpec, seed: in
     if size.pixels is not None:
         check_divisible(size.pixels, factor * patch)
         latent = size.pixels[0] // factor, size.pixels[1] // factor
-        return [Wish(label, latent, seed + i) for i, label in enumerate(labels)]
+        return [SampleSpec(label, latent, seed + i) for i, label in enumerate(labels)]
     every = max(classes, 1)
     # Of each class only as many as it has images.
     drawn = [
@@ -56,7 +56,7 @@ def balanced_specs(pretrained: Pretrained, number: int, size: SizeSpec, seed: in
     specs = []
     for i, label in enumerate(labels):
         height, width = scaled_size(drawn[i % every][i // every], size.scale, patch)
-        specs.append(Wish(label, (width, height) if size.turned else (height, width), seed + i))
+        specs.append(SampleSpec(label, (width, height) if size.turned else (height, width), seed + i))
     return specs
 
 

@@ -29,12 +29,13 @@ from torch import Tensor
 from ..atomic import remove_drafts, write_file, write_text
 from ..autoencoder import Decoding, KLAutoencoder, Pixels
 from ..errors import UserError
-from ..generate import Sampling, Wish, generate, pass_budget
 from ..hashes import json_digest
 from ..messages import counted
 from ..model.presets import architecture_of
 from ..pretrained import Pretrained
 from ..processes import first_says, locked_by_first
+from ..sampling.generate import generate, max_tokens
+from ..sampling.spec import SampleSpec, Sampling
 from ..sheets import to_image
 from ..state_files import weights_digest
 from .features import balanced_subset
@@ -51,7 +52,7 @@ FORMAT = 2
 # What is being done and how many, to a context whose value takes the number just finished.
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 Codec = Pixels | KLAutoencoder
-Generate = Callable[[Sequence[Wish], Callable[[int], None]], list[Image.Image]]
+Generate = Callable[[Sequence[SampleSpec], Callable[[int], None]], list[Image.Image]]
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +147,7 @@ class Maker:
         samples = Samples(images=images, chosen=np.arange(number), size=size.pixels, called=str(size), about=about)
         return samples, images
 
-    def generate(self, sampling: Sampling, specs: Sequence[Wish], done: Callable[[int], None]) -> list[Image.Image]:
+    def generate(self, sampling: Sampling, specs: Sequence[SampleSpec], done: Callable[[int], None]) -> list[Image.Image]:
         """Returns the images of those requests."""
         made: dict[int, Image.Image] = {}
 
@@ -158,13 +159,13 @@ class Maker:
             generate(self.pretrained.model, specs, sampling, decoding.add)
         return [made[i] for i in range(len(specs))]
 
-    def seconds(self, sampling: Sampling, specs: Sequence[Wish]) -> float:
+    def seconds(self, sampling: Sampling, specs: Sequence[SampleSpec]) -> float:
         """Estimates how long these images take, from one model call; 0 if the solver chooses how many it needs."""
         if sampling.model_calls is None or not specs:
             return 0.0
         patch, model = self.pretrained.model.config.patch_size, self.pretrained.model
         tokens = np.array([spec.tokens(patch) for spec in specs])
-        budget = pass_budget(sampling, next(model.parameters()).device)
+        budget = max_tokens(sampling, next(model.parameters()).device)
         few = int((tokens.cumsum() <= budget).sum()) or 1
         plain = {"guidance": 1.0, "interval": (0.0, 1.0), "power": 0.0, "channels": None, "full_every": 1}
         once = replace(sampling, steps=1, **plain)
@@ -213,7 +214,7 @@ class GeneratedImages(Images):
         self,
         name: str,
         folder: Path,
-        specs: Sequence[Wish],
+        specs: Sequence[SampleSpec],
         class_names: Sequence[str],
         factor: int,
         settings: dict[str, Any],
@@ -306,7 +307,7 @@ class GeneratedImages(Images):
             write_text(listed, "".join(json.dumps(row) + "\n" for row in rows))
         remove_drafts(self.folder)
 
-    def missing(self) -> list[Wish]:
+    def missing(self) -> list[SampleSpec]:
         """Returns the requests of shards that are not there at all."""
         return [self.specs[i] for n, shard in enumerate(self.shards) if not self.path(n).is_file() for i in shard]
 

@@ -20,7 +20,7 @@ VelocityOfBatch = Callable[[TokenBatch, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class FlowLoss:
-    """loss: scalar to differentiate. per_image: (B,) float32, detached. t: (B,) float32, the time of each image."""
+    """loss: the scalar to differentiate. per_image: (B,) float32, detached. t: (B,) float32, the time of each image."""
 
     loss: Tensor
     per_image: Tensor
@@ -36,7 +36,7 @@ def flow_loss(
     label_drop: float = 0.1,
     density: TimeDensity = LOGIT_NORMAL,
 ) -> FlowLoss:
-    """The loss at random times and noise, each image losing its label with probability `label_drop`.
+    """Returns the loss at random times and noise; each image loses its label with probability `label_drop`.
 
     Everything random comes from `generator`, on the CPU and in this order, so that a step is the same on every device:
     times (B,), a uniform number per label (B,), noise (T, C).
@@ -51,9 +51,9 @@ def flow_loss(
 def flow_loss_at(
     velocity: VelocityOfBatch, data: TokenBatch, noise_TC: Tensor, t_B: Tensor, labels_B: Tensor
 ) -> FlowLoss:
-    """Squared error of the velocity: mean over each image's own tokens and channels, then over images.
+    """Returns the squared error of the velocity: mean over each image's own tokens and channels, then over images.
 
-    So a picture weighs the same whatever its size. The error is taken in float32, whatever dtype autocast gives.
+    So an image weighs the same whatever its size. The error is taken in float32, whatever dtype autocast gives.
     """
     x_TC = interpolate(data.x, noise_TC, data.spread(t_B)[:, None])
     predicted_TC = velocity(data.with_x(x_TC), t_B, labels_B)

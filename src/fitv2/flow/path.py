@@ -1,8 +1,7 @@
 """The rectified path between noise and data (FiTv2, arXiv 2410.13925; SiT, arXiv 2401.08740).
 
-x_t = (1 - t) * noise + t * data, t in [0, 1]: **t = 1 is data**, and the velocity dx_t/dt is data - noise. Given x_t
-and t, velocity, data, noise and score determine each other; the conversions go through the velocity. In all of them t
-is a number or a tensor that broadcasts against x_t, and the result has the shape of x_t.
+x_t = (1 - t) * noise + t * data, t in [0, 1]: **t = 1 is data**, and the velocity dx_t/dt is data - noise. In all
+functions t is a number or a tensor that broadcasts against x_t, and the result has the shape of x_t.
 """
 
 from __future__ import annotations
@@ -18,43 +17,23 @@ from ..errors import UserError
 
 Time = Tensor | float
 Density = Literal["logit_normal", "uniform", "cosmap", "mode"]
-# Beyond these scales of the mode density its map from uniform numbers to times turns round.
+# Beyond these scales of the mode density its map from uniform numbers to times is not monotonic.
 MODE_SCALES = (-1.0, 2 / (math.pi - 2))
 
 
 def interpolate(data: Tensor, noise: Tensor, t: Time) -> Tensor:
-    """The point x_t of the path; exactly noise at t = 0 and data at t = 1."""
+    """Returns the point x_t of the path; exactly noise at t = 0 and data at t = 1."""
     return (1 - t) * noise + t * data
 
 
 def velocity_to_data(velocity: Tensor, x_t: Tensor, t: Time) -> Tensor:
-    """The data at which the straight line through x_t ends."""
+    """Returns the data at which the straight line through x_t ends."""
     return x_t + (1 - t) * velocity
 
 
-def velocity_to_noise(velocity: Tensor, x_t: Tensor, t: Time) -> Tensor:
-    """The noise from which the straight line through x_t comes."""
-    return x_t - t * velocity
-
-
 def velocity_to_score(velocity: Tensor, x_t: Tensor, t: Time) -> Tensor:
-    """The score of the density of x_t, -E[noise | x_t] / (1 - t); infinite at t = 1."""
+    """Returns the score of the density of x_t, -E[noise | x_t] / (1 - t); infinite at t = 1."""
     return (t * velocity - x_t) / (1 - t)
-
-
-def data_to_velocity(data: Tensor, x_t: Tensor, t: Time) -> Tensor:
-    """Inverse of `velocity_to_data`; undetermined at t = 1, where x_t is the data."""
-    return (data - x_t) / (1 - t)
-
-
-def noise_to_velocity(noise: Tensor, x_t: Tensor, t: Time) -> Tensor:
-    """Inverse of `velocity_to_noise`; undetermined at t = 0, where x_t is the noise."""
-    return (x_t - noise) / t
-
-
-def score_to_velocity(score: Tensor, x_t: Tensor, t: Time) -> Tensor:
-    """Inverse of `velocity_to_score`; undetermined at t = 0, where every velocity has the score -x_t."""
-    return ((1 - t) * score + x_t) / t
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +65,7 @@ LOGIT_NORMAL = TimeDensity()
 
 
 def sample_times(count: int, generator: torch.Generator, density: TimeDensity) -> Tensor:
-    """(count,) float32 times in [0, 1], on the generator's device."""
+    """Returns (count,) float32 times in [0, 1], on the generator's device."""
     device = generator.device
     if density.kind == "logit_normal":
         return torch.sigmoid(density.mean + density.std * torch.randn(count, generator=generator, device=device))
@@ -99,10 +78,10 @@ def sample_times(count: int, generator: torch.Generator, density: TimeDensity) -
 
 
 def shift_time(t: Tensor, shift: float) -> Tensor:
-    """s t / (1 + (s - 1) t): maps [0, 1] onto itself, towards the data for shift > 1, towards the noise for shift < 1.
+    """Returns s t / (1 + (s - 1) t): maps [0, 1] onto itself, towards the data for s > 1, the noise for s < 1.
 
-    Belongs to the grid of a sampler; the model sees the time it is given. Where noise is at time 1 (Stable Diffusion 3,
-    arXiv 2403.03206) the same warp has the factor 1 / shift.
+    It belongs to the grid of a sampler; the model sees the time it is given. Where noise is at time 1 (Stable Diffusion
+    3, arXiv 2403.03206) the same warp has the factor 1 / shift.
     """
     if shift <= 0:
         raise UserError(f"the time shift must be positive, not {shift}")

@@ -5,14 +5,36 @@ Shape suffixes as in `fitv2.tokens`: T tokens, B images, D width, N heads, H num
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from torch import Tensor, nn
 
 from ..tokens import Rows, TokenBatch
-from .attention import packed_attention
+from .attention import SelfAttention, packed_attention
 from .config import FiTConfig
 from .context import CrossAttention
 from .layers import SwiGLU
-from .modulation import gated, modulated_norm
+from .modulation import Modulation, block_modulation, gated, modulated_norm, split_modulation
+
+
+class BlockInputs(NamedTuple):
+    """What all blocks get beside the residual stream.
+
+    Attributes:
+        c_BD: The conditioning; one row may serve several images.
+        global_B6D: The modulation that all blocks share.
+        rows: The row of the conditioning that belongs to each token.
+        batch: The images; only their sizes matter.
+        table: Cosines and sines of the rotation of each token.
+        context: The packed context, for cross-attention.
+    """
+
+    c_BD: Tensor
+    global_B6D: Tensor
+    rows: Rows
+    batch: TokenBatch
+    table: tuple[Tensor, Tensor]
+    context: TokenBatch | None = None
 
 
 class FiTBlock(nn.Module):
@@ -20,51 +42,39 @@ class FiTBlock(nn.Module):
 
     def __init__(self, config: FiTConfig) -> None:
         super().__init__()
-        self.attn = config.build_attention()
+        self.attn = SelfAttention(config.width, config.heads, config.qk_norm, config.qk_norm_affine)
         self.mlp = SwiGLU(config.width, config.mlp_hidden)
-        self.adaLN_modulation = config.build_modulation()
+        self.adaLN_modulation = block_modulation(config)
         self.cross = CrossAttention(config.width, config.heads) if config.context == "cross" else None
 
-    def forward(
-        self,
-        x_TD: Tensor,
-        c_BD: Tensor,
-        global_B6D: Tensor,
-        rows: Rows,
-        batch: TokenBatch,
-        table: tuple[Tensor, Tensor],
-        context: TokenBatch | None = None,
-    ) -> Tensor:
-        """The residual stream after the block. rows: of the conditioning, the one that belongs to each token."""
-        modulation_B6D = (global_B6D + self.adaLN_modulation(c_BD)).float()
-        shift, scale, gate, *for_mlp = modulation_B6D.chunk(6, dim=-1)
-        q, k, v = self.before_attention(x_TD, shift, scale, rows, table)
-        attended = packed_attention(q, k, v, batch, batch)
+    def forward(self, x_TD: Tensor, *inputs) -> Tensor:
+        """Returns the residual stream after the block. inputs: `BlockInputs`."""
+        given = BlockInputs(*inputs)
+        attention, mlp = split_modulation(given.global_B6D + self.adaLN_modulation(given.c_BD))
+        q, k, v = self.before_attention(x_TD, attention, given.rows, given.table)
+        attended = packed_attention(q, k, v, given.batch, given.batch)
         if self.cross is None:
-            return self.after_attention(x_TD, attended, gate, *for_mlp, rows)
-        x_TD = self.add_attention(x_TD, attended, gate, rows)
-        return self.add_mlp(x_TD + self.cross(x_TD, batch, context), *for_mlp, rows)
+            return self.after_attention(x_TD, attended, attention, mlp, given.rows)
+        x_TD = self.add_attention(x_TD, attended, attention, given.rows)
+        return self.add_mlp(x_TD + self.cross(x_TD, given.batch, given.context), mlp, given.rows)
 
-    # Two halves around attention: all that is per token, so that `FiT.compile_blocks` can fuse each into a few kernels.
-    # Shifts, scales and gates are (B, D), and spread over the tokens only inside: there a kernel reads them in passing.
+    # Two halves around attention: all that is per token, so that `compile_blocks` can fuse each into a few kernels.
+    # Modulations are (B, D), and spread over the tokens only inside: there a kernel reads them in passing.
 
-    def before_attention(self, x_TD: Tensor, shift: Tensor, scale: Tensor, rows: Rows, table: tuple[Tensor, Tensor]):
-        return self.attn.queries_keys_values(modulated_norm(x_TD, shift, scale, rows), table)
+    def before_attention(
+        self, x_TD: Tensor, modulation: Modulation, rows: Rows, table: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        normed = modulated_norm(x_TD, modulation.shift, modulation.scale, rows)
+        return self.attn.queries_keys_values(normed, table)
 
     def after_attention(
-        self,
-        x_TD: Tensor,
-        attended: Tensor,
-        gate: Tensor,
-        shift: Tensor,
-        scale: Tensor,
-        mlp_gate: Tensor,
-        rows: Rows,
+        self, x_TD: Tensor, attended_TNH: Tensor, attention: Modulation, mlp: Modulation, rows: Rows
     ) -> Tensor:
-        return self.add_mlp(self.add_attention(x_TD, attended, gate, rows), shift, scale, mlp_gate, rows)
+        return self.add_mlp(self.add_attention(x_TD, attended_TNH, attention, rows), mlp, rows)
 
-    def add_attention(self, x_TD: Tensor, attended_TNH: Tensor, gate: Tensor, rows: Rows) -> Tensor:
-        return x_TD + gated(gate, self.attn.proj(attended_TNH.flatten(1)), rows)
+    def add_attention(self, x_TD: Tensor, attended_TNH: Tensor, modulation: Modulation, rows: Rows) -> Tensor:
+        return x_TD + gated(modulation.gate, self.attn.proj(attended_TNH.flatten(1)), rows)
 
-    def add_mlp(self, x_TD: Tensor, shift: Tensor, scale: Tensor, gate: Tensor, rows: Rows) -> Tensor:
-        return x_TD + gated(gate, self.mlp(modulated_norm(x_TD, shift, scale, rows)), rows)
+    def add_mlp(self, x_TD: Tensor, modulation: Modulation, rows: Rows) -> Tensor:
+        normed = modulated_norm(x_TD, modulation.shift, modulation.scale, rows)
+        return x_TD + gated(modulation.gate, self.mlp(normed), rows)

@@ -1,29 +1,106 @@
-"""What fixes a network: sizes that any has, and the parts in which relatives of FiTv2 differ."""
+"""Configurations of the networks, as plain data. Loads neither torch nor the modules that it describes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from torch import nn
-
 from ..errors import UserError
-from .attention import SelfAttention
-from .context import CONTEXTS
-from .modulation import FullModulation, LowRankModulation, NoSharedModulation
-from .rope import PLAIN, RopeScheme
+from ..messages import suggestion
 
 Modulation = Literal["low-rank", "full"]
 Prediction = Literal["velocity", "noise"]
+Context = Literal["none", "cross", "joint"]
+# Ways to scale the frequencies of RoPE, and factors on the attention logits: `fitv2.model.rope` computes them.
+RopeMethod = Literal["none", "interpolation", "ntk-aware", "ntk-by-parts", "yarn"]
+AttentionFactor = Literal["none", "yarn", "pro1", "pro2", "paper"]
+# The extrapolations by the names of Table III of the paper: (method, per axis).
+Extrapolation = Literal["none", "pi", "ntk", "parts", "yarn", "vision-pi", "vision-ntk", "vision-parts", "vision-yarn"]
+EXTRAPOLATIONS: dict[str, tuple[RopeMethod, bool]] = {
+    "none": ("none", False),
+    "pi": ("interpolation", False),
+    "ntk": ("ntk-aware", False),
+    "parts": ("ntk-by-parts", False),
+    "yarn": ("yarn", False),
+    "vision-pi": ("interpolation", True),
+    "vision-ntk": ("ntk-aware", True),
+    "vision-parts": ("ntk-by-parts", True),
+    "vision-yarn": ("yarn", True),
+}
+
+
+def check_known(field: str, value: str, known: Collection[str]) -> None:
+    """Raises UserError, with the nearest known names, for a value that is not known."""
+    if value not in known:
+        raise UserError(f"there is no {field} {value!r}; choose from {', '.join(known)}{suggestion(value, known)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeScheme:
+    """The RoPE extrapolation scheme for images larger than those of training.
+
+    Up to the training size every method equals plain RoPE.
+
+    Attributes:
+        method: How frequencies are lowered.
+        per_axis: Whether height and width have each their own ratio to the training size (the *Vision* forms), instead
+            of both the larger one.
+        attention: A factor on the attention logits.
+        train_side: Patches per side of the square of the training budget.
+        theta: The base of the frequencies.
+        target: (rows, columns) that the frequencies are made for; None means each image's own.
+
+    Raises:
+        UserError: An unknown name or an impossible size.
+    """
+
+    method: RopeMethod = "none"
+    per_axis: bool = False
+    attention: AttentionFactor = "none"
+    train_side: int = 16
+    theta: float = 10000.0
+    target: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        check_known("RoPE method", self.method, get_args(RopeMethod))
+        check_known("attention scale", self.attention, get_args(AttentionFactor))
+        if self.train_side < 2 or (self.target is not None and min(self.target) < 1):
+            raise UserError(f"train_side {self.train_side} and target {self.target} must be patches per side")
+        if self.target is not None:
+            rows, columns = self.target
+            object.__setattr__(self, "target", (rows, columns))
+
+    def named(self, name: str, attention: str | None = None) -> RopeScheme:
+        """Returns this scheme with the method of an `EXTRAPOLATIONS` name, for each image's own size.
+
+        attention: None means YaRN's own factor for YaRN, and none for the others. Raises UserError for an unknown name.
+        """
+        check_known("extrapolation", name, EXTRAPOLATIONS)
+        method, per_axis = EXTRAPOLATIONS[name]
+        attention = attention or ("yarn" if method == "yarn" else "none")
+        return replace(self, method=method, per_axis=per_axis, attention=attention, target=None)
+
+
+DEFAULT_ROPE = RopeScheme()
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
-    """What fixes any network here. Raises ValueError for a prediction that is not known.
+    """What fixes any network here.
 
-    prediction: "velocity", trained as a rectified flow with times in [0, 1], or "noise", trained by diffusion with
-    steps 0 to 999: the noise and then where its variance lies, twice the channels.
+    Attributes:
+        width: Numbers per token in the residual stream.
+        depth: Number of blocks.
+        heads: Number of attention heads.
+        patch_size: Side of a patch in latent pixels.
+        in_channels: Channels of a latent.
+        num_classes: Number of classes; the label of that number is the null class.
+        prediction: "velocity", trained as a rectified flow with times in [0, 1], or "noise", trained by diffusion with
+            steps 0 to 999: the noise, and then where its variance lies, twice the channels.
+
+    Raises:
+        UserError: An unknown prediction.
     """
 
     width: int
@@ -39,27 +116,37 @@ class NetworkConfig:
 
     @property
     def token_channels(self) -> int:
+        """Numbers per input token."""
         return self.in_channels * self.patch_size**2
 
     @property
     def output_channels(self) -> int:
-        """Numbers that the network gives per token."""
+        """Numbers per output token."""
         return self.token_channels * (2 if self.prediction == "noise" else 1)
 
     @property
     def fixed_grid(self) -> tuple[int, int] | None:
-        """Rows and columns of tokens of every image; None: of any."""
+        """Rows and columns of tokens of every image; None if any are allowed."""
         return None
 
 
 @dataclass(frozen=True, kw_only=True)
 class FiTConfig(NetworkConfig):
-    """Everything that fixes the network. Raises ValueError where the numbers do not fit each other.
+    """The configuration of FiTv2, and of all between FiT and FiTv2.
 
-    modulation: "low-rank", in each block a pair of rank `lora_rank` beside the projection that all share, or "full", in
-    each block a projection of its own.
-    rope: how positions are turned unless a call says otherwise; its train_side tells where extrapolation begins.
-    context: "none", or how context tokens of `context_channels` numbers condition: see `fitv2.model.context`.
+    Attributes:
+        mlp_ratio: The hidden width of a plain MLP as a multiple of the width; SwiGLU has 2/3 of it.
+        lora_rank: The rank of a block's own modulation; None means a quarter of the width.
+        qk_norm: Whether queries and keys are normalised.
+        qk_norm_affine: Whether that LayerNorm has a learned scale.
+        modulation: "low-rank", a pair of rank `lora_rank` in each block beside a projection that all blocks share
+            (AdaLN-LoRA), or "full", a projection in each block.
+        rope: The RoPE scheme unless a call gives another; its train_side tells where extrapolation begins.
+        context: "none", or how context tokens of `context_channels` numbers condition: see `fitv2.model.context`.
+        context_channels: Numbers per context token.
+
+    Raises:
+        UserError: Numbers that do not fit each other.
     """
 
     mlp_ratio: float = 4.0
@@ -67,18 +154,18 @@ class FiTConfig(NetworkConfig):
     qk_norm: bool = True
     qk_norm_affine: bool = False
     modulation: Modulation = "low-rank"
-    rope: RopeScheme = PLAIN
-    context: str = "none"
+    rope: RopeScheme = DEFAULT_ROPE
+    context: Context = "none"
     context_channels: int = 768
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_known("context", self.context, CONTEXTS)
+        check_known("context", self.context, get_args(Context))
         check_known("modulation", self.modulation, get_args(Modulation))
         if self.width % (4 * self.heads):
             raise UserError(
                 f"width {self.width} with {self.heads} heads: the width of a head must be a whole multiple of 4, "
-                "because rows and columns each turn pairs of its numbers"
+                "because rows and columns each rotate pairs of its numbers"
             )
         if self.lora_rank is not None and self.modulation == "full":
             raise UserError(f"lora_rank {self.lora_rank} is of low-rank modulation, and this one is full")
@@ -88,27 +175,16 @@ class FiTConfig(NetworkConfig):
             object.__setattr__(self, "rope", RopeScheme(**self.rope))
 
     @property
+    def head_dim(self) -> int:
+        """Numbers per attention head."""
+        return self.width // self.heads
+
+    @property
     def mlp_hidden(self) -> int:
+        """Hidden width of SwiGLU."""
         return int(self.width * self.mlp_ratio) * 2 // 3
 
     @property
     def modulation_rank(self) -> int:
+        """Rank of a block's own modulation."""
         return self.width // 4 if self.lora_rank is None else self.lora_rank
-
-    def build_attention(self) -> SelfAttention:
-        return SelfAttention(self.width, self.heads, self.qk_norm, self.qk_norm_affine)
-
-    def build_modulation(self) -> nn.Module:
-        """A block's own part of the modulation, (B, D) to (B, 6 D)."""
-        if self.modulation == "full":
-            return FullModulation(self.width, parts=6)
-        return LowRankModulation(self.width, self.modulation_rank)
-
-    def build_global_modulation(self) -> nn.Module:
-        """The part that all blocks share, (B, D) to (B, 6 D)."""
-        return NoSharedModulation() if self.modulation == "full" else FullModulation(self.width, parts=6)
-
-
-def check_known(field: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise UserError(f"there is no {field} {value!r}; choose from {', '.join(known)}")

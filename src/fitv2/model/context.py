@@ -17,16 +17,14 @@ from torch import Tensor, nn
 from ..tokens import TokenBatch, upload
 from .attention import packed_attention
 
-CONTEXTS = ("none", "cross", "joint")
-
 
 def pack_context(contexts: Sequence[Tensor]) -> TokenBatch:
-    """One (tokens, E) tensor per image, each of its own length, at least one, to a context batch."""
+    """Returns the context batch of one (tokens, E) tensor per image, each of its own length, at least one token."""
     return TokenBatch(torch.cat(list(contexts)), [(len(context), 1) for context in contexts])
 
 
 class ContextEmbedder(nn.Module):
-    """Context tokens (S, E) to the width (S, D)."""
+    """Projects context tokens (S, E) to the width (S, D)."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
@@ -48,7 +46,7 @@ class CrossAttention(nn.Module):
         self.gate = nn.Parameter(torch.empty(width))
 
     def forward(self, x_TD: Tensor, batch: TokenBatch, context: TokenBatch) -> Tensor:
-        """What to add to the residual stream (T, D)."""
+        """Returns what to add to the residual stream, (T, D)."""
         q = self.q(F.layer_norm(x_TD, x_TD.shape[-1:], eps=1e-6)).unflatten(-1, (self.heads, -1))
         k, v = self.kv(context.x).unflatten(-1, (2, self.heads, -1)).unbind(1)
         q, k = (F.layer_norm(x, x.shape[-1:], eps=1e-6).to(v.dtype) for x in (q, k))
@@ -56,10 +54,11 @@ class CrossAttention(nn.Module):
 
 
 def join(batch: TokenBatch, context: TokenBatch) -> tuple[TokenBatch, Tensor, Tensor]:
-    """Context and image tokens of each image as one sequence of T + S tokens, context first.
+    """Joins context and image tokens of each image to one sequence of T + S tokens, context first.
 
-    Returns the joined batch (its images are columns), the (row, column) of every token (T + S, 2) (context token m of M
-    at (m, m), patch (i, j) at (M + i, M + j)), and where the image's own tokens are (T,).
+    Returns:
+        The joined batch, whose images are columns; the (row, column) of every token (T + S, 2), where context token m
+        of M is at (m, m) and patch (i, j) at (M + i, M + j); and the indices of the image tokens (T,).
     """
 
     def places() -> tuple[TokenBatch, Tensor, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Initial values, one function per network, as the authors draw them (DiT, SiT, FiT, FiTv2).
+"""Initial values as the authors draw them (DiT, SiT, FiT, FiTv2), one function per network.
 
 They share one scheme: Xavier uniform weights and zero biases in linear layers, normal values of standard deviation 0.02
 in the label and time embeddings, and zeros in the modulation and output layers. At first every block is thus the
@@ -8,20 +8,15 @@ identity, and the network predicts zero. On the meta device there are no values:
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import Any
 
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from diffusers import DiTTransformer2DModel
-
-    from .transformer import FiT
 
 EMBEDDING_STD = 0.02
 
 
-def initialise_fit(model: FiT) -> None:
-    """Initialises FiT or FiTv2 from torch's global generator. Context layers follow the scheme, with a closed gate."""
+def initialise_fit(model: Any) -> None:
+    """Initialises a `FiT` from torch's global generator. Context layers follow the scheme, with a closed gate."""
     xavier(model)
     blocks, times = model.blocks, model.t_embedder.mlp
     normal(model.y_embedder.embedding_table.weight, times[0].weight, times[2].weight)
@@ -35,8 +30,8 @@ def initialise_fit(model: FiT) -> None:
             nn.init.zeros_(block.cross.gate)
 
 
-def initialise_dit(dit: DiTTransformer2DModel) -> None:
-    """Initialises DiT or SiT from torch's global generator."""
+def initialise_dit(dit: Any) -> None:
+    """Initialises diffusers' network of DiT or SiT from torch's global generator."""
     xavier(dit)
     for block in dit.transformer_blocks:
         for layer in (block.attn1.to_q, block.attn1.to_k, block.attn1.to_v):
@@ -49,8 +44,8 @@ def initialise_dit(dit: DiTTransformer2DModel) -> None:
     zero((*dit_modulations(dit), dit.proj_out_2))
 
 
-def dit_modulations(dit: DiTTransformer2DModel) -> list[nn.Linear]:
-    """The layers that produce shifts, scales and gates."""
+def dit_modulations(dit: Any) -> list[nn.Linear]:
+    """Returns the layers that produce shifts, scales and gates."""
     return [*(block.norm1.linear for block in dit.transformer_blocks), dit.proj_out_1]
 
 

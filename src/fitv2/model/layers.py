@@ -9,14 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..tokens import Rows
+from .compute import recomputed
 from .modulation import FullModulation, modulated_norm
-from .recompute import recomputed
 
 FREQUENCIES = 256
 
 
 class PatchEmbedder(nn.Module):
-    """Tokens (T, C) to width (T, D)."""
+    """Projects tokens (T, C) to the width (T, D)."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class PatchEmbedder(nn.Module):
 
 
 class TimestepEmbedder(nn.Module):
-    """Times (B,) in [0, 1], fed to the sinusoid unscaled and in float32, to (B, D)."""
+    """Embeds times (B,) as (B, D); they enter the sinusoid unscaled and in float32."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class TimestepEmbedder(nn.Module):
 
 
 def sinusoid(t_B: Tensor, theta: float = 10000.0) -> Tensor:
-    """(B, 256) float32: 128 cosines, then 128 sines, of geometrically falling frequency."""
+    """Returns (B, 256) float32: 128 cosines, then 128 sines, of geometrically falling frequency."""
     half = FREQUENCIES // 2
     frequencies = torch.exp(-math.log(theta) * torch.arange(half, dtype=torch.float32, device=t_B.device) / half)
     angles = t_B.float()[:, None] * frequencies
@@ -46,7 +46,7 @@ def sinusoid(t_B: Tensor, theta: float = 10000.0) -> Tensor:
 
 
 class LabelEmbedder(nn.Module):
-    """Class labels (B,) to (B, D); the label `num_classes` is the null class of classifier-free guidance."""
+    """Embeds labels (B,) as (B, D); the label `num_classes` is the null class of classifier-free guidance."""
 
     def __init__(self, num_classes: int, width: int) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ def silu_product(gate: Tensor, x: Tensor) -> Tensor:
 
 
 class FinalLayer(nn.Module):
-    """Modulated norm and a linear layer from width back to token channels."""
+    """A modulated norm and a linear layer from the width to the output channels."""
 
     def __init__(self, width: int, channels: int) -> None:
         super().__init__()

@@ -7,42 +7,46 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..errors import UserError
-from .config import NetworkConfig
-from .grid import GridConfig, GridTransformer
+from .config import FiTConfig, NetworkConfig
+from .dit import DiT, SiTConfig
 from .transformer import FiT
 
-Network = FiT | GridTransformer
+Network = FiT | DiT
 
 
 def build_network(config: NetworkConfig) -> Network:
-    """A new network, its weights drawn from torch's own generator."""
-    return GridTransformer(config) if isinstance(config, GridConfig) else FiT(config)
+    """Returns a new network, its weights drawn from torch's global generator."""
+    if isinstance(config, FiTConfig):
+        return FiT(config)
+    assert isinstance(config, SiTConfig)
+    return DiT(config)
 
 
 class _NoInitialValues(TorchFunctionMode):
-    """Leaves out the filling of weights with random numbers, for which the meta device would load torch's compiler."""
+    """Omits the filling of weights with random numbers, for which the meta device would load torch's compiler."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
         if getattr(func, "__module__", None) == "torch.nn.init":
             return args[0] if args else kwargs["tensor"]
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
 
 
 def bare_model(config: NetworkConfig) -> Network:
-    """A network on the meta device: shapes without values, at once and in no memory, whatever its size."""
+    """Returns a network on the meta device: shapes without values, at once and in no memory, whatever its size."""
     with torch.device("meta"), _NoInitialValues():
         return build_network(config)
 
 
 def model_of(config: NetworkConfig, state: dict[str, Tensor]) -> Network:
-    """A network whose weights are the tensors of `state` themselves, in eval mode; errors as of `load_strictly`."""
+    """Returns a network in eval mode whose weights are the tensors of `state` themselves; errors as `load_strictly`."""
     model = bare_model(config)
     load_strictly(model, state, assign=True)
     return model.eval()
 
 
 def load_strictly(model: Network, state: dict[str, Tensor], assign: bool = False) -> None:
-    """Loads `state` (assign: makes its tensors the model's own), or raises ValueError listing every wrong key."""
+    """Loads `state` (assign: makes its tensors the model's own). Raises UserError that lists every wrong key."""
     own = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     problems = [f"missing {key}" for key in own.keys() - state.keys()]
     problems += [f"unexpected {key}" for key in state.keys() - own.keys()]

@@ -7,11 +7,11 @@ from typing import Any
 
 from ..errors import UserError
 from .config import FiTConfig, NetworkConfig
-from .fit1 import FiT1Config
-from .grid import DiTConfig, GridConfig
+from .dit import DiTConfig, SiTConfig
+from .fitv1 import FiT1Config
 
-ARCHITECTURES = {"FiTv2": FiTConfig, "FiT": FiT1Config, "DiT": DiTConfig, "SiT": GridConfig}
-# The sizes of DiT and SiT, over pictures of 256x256 pixels.
+ARCHITECTURES = {"FiTv2": FiTConfig, "FiT": FiT1Config, "DiT": DiTConfig, "SiT": SiTConfig}
+# The sizes of DiT and SiT, over images of 256x256 pixels.
 GRIDS = {
     "B/2": {"width": 768, "depth": 12, "heads": 12, "side": 16},
     "L/2": {"width": 1024, "depth": 24, "heads": 16, "side": 16},
@@ -28,16 +28,16 @@ PRESETS = {
 
 
 def preset(name: str, **changes) -> NetworkConfig:
-    """The named configuration, with any field changed. Raises ValueError for an unknown name."""
+    """Returns the named configuration, with any field changed. Raises UserError for an unknown name."""
     if name not in PRESETS:
         raise UserError(f"there is no preset {name!r}; the presets are {', '.join(PRESETS)}")
     return replace(PRESETS[name], **changes)
 
 
 def config_of(architecture: str, **fields: Any) -> NetworkConfig:
-    """The configuration of that architecture with these fields; those that are None are as the architecture has them.
+    """Returns the configuration of an architecture; fields that are None take the architecture's default.
 
-    Raises ValueError for an unknown architecture, and as the configuration does.
+    Raises UserError for an unknown architecture, and as the configuration does.
     """
     if architecture not in ARCHITECTURES:
         raise UserError(f"there is no architecture {architecture!r}; choose from {', '.join(ARCHITECTURES)}")
@@ -45,5 +45,5 @@ def config_of(architecture: str, **fields: Any) -> NetworkConfig:
 
 
 def architecture_of(config: NetworkConfig) -> str:
-    """The name of the kind of network."""
+    """Returns the name of the kind of network."""
     return next(name for name, kind in ARCHITECTURES.items() if kind is type(config))

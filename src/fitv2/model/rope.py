@@ -1,72 +1,28 @@
 """2-D rotary position embedding, and its forms for images larger than those of training.
 
-Half of each head turns with the row, half with the column (FiT, Sec. 3.2). For larger images frequencies are lowered,
+Half of each head rotates with the row, half with the column (FiT, Sec. 3.2). For larger images frequencies are lowered,
 per axis or alike, and attention may be sharpened (FiT, Sec. 3.4; FiTv2, Sec. III-E). Frequencies are chosen per image:
-a batch may mix sizes that need different ones.
+a batch may mix sizes that need different ones. `fitv2.model.config.RopeScheme` names the choice.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ..errors import UserError
-from ..messages import suggestion
 from ..tokens import upload
-
-
-@dataclass(frozen=True, kw_only=True)
-class RopeScheme:
-    """How an image beyond the training size is positioned; at or below that size every method leaves RoPE as it is.
-
-    method: one of `METHODS`. per_axis: height and width each by its own ratio (the *Vision* forms) instead of both by
-    the larger one. attention: one of `ATTENTION_SCALES`, a factor on the logits. train_side: patches per side of the
-    square of the training budget. theta: the base of the frequencies. target: (rows, columns) that frequencies are made
-    for; None: each image's own.
-    Raises ValueError for an unknown name or an impossible size.
-    """
-
-    method: str = "none"
-    per_axis: bool = False
-    attention: str = "none"
-    train_side: int = 16
-    theta: float = 10000.0
-    target: tuple[int, int] | None = None
-
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise UserError(f"there is no RoPE method {self.method!r}; the methods are {', '.join(METHODS)}")
-        if self.attention not in ATTENTION_SCALES:
-            known = ", ".join(ATTENTION_SCALES)
-            raise UserError(f"there is no attention scale {self.attention!r}; the scales are {known}")
-        if self.train_side < 2 or (self.target is not None and min(self.target) < 1):
-            raise UserError(f"train_side {self.train_side} and target {self.target} must be patches per side")
-        if self.target is not None:
-            object.__setattr__(self, "target", tuple(self.target))
-
-    def named(self, name: str, attention: str | None = None) -> RopeScheme:
-        """This scheme with the method of a name of `EXTRAPOLATIONS` ("vision-ntk"), for each image's own size.
-
-        attention None: YaRN's own factor for YaRN, no factor for the others. Raises ValueError for an unknown name.
-        """
-        if name not in EXTRAPOLATIONS:
-            near = suggestion(name, EXTRAPOLATIONS)
-            raise UserError(f"there is no extrapolation {name!r}; choose from {', '.join(EXTRAPOLATIONS)}{near}")
-        method, per_axis = EXTRAPOLATIONS[name]
-        attention = attention or ("yarn" if method == "yarn" else "none")
-        return replace(self, method=method, per_axis=per_axis, attention=attention, target=None)
+from .config import RopeScheme
 
 
 def rotation_table(
     positions_T2: Tensor, image_index_T: Tensor, hw_B2: Tensor, head_dim: int, scheme: RopeScheme
 ) -> tuple[Tensor, Tensor]:
-    """Cosines and sines, each (T, 1, head_dim / 2) float32, from (row, column) of every token and its image's size.
+    """Returns cosines and sines, each (T, 1, head_dim / 2) float32, of (row, column) of every token.
 
-    Always float32: in bfloat16 the angle itself is wrong by up to 0.06 rad at position 25. The attention factor is in
-    the table (its root: queries and keys both turn), so it costs nothing.
+    Always float32: in bfloat16 the angle itself is wrong by up to 0.06 rad at position 25. The root of the attention
+    factor is in the table, because queries and keys are both rotated, so it costs nothing.
     """
     device = positions_T2.device
     sizes_B2 = hw_B2 if scheme.target is None else torch.tensor([scheme.target]).expand(len(hw_B2), 2)
@@ -80,14 +36,14 @@ def rotation_table(
 
 
 def rotate(x_TNH: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """Turns each adjacent pair (2i, 2i + 1) of every head by its angle; computed in float32, dtype kept."""
+    """Rotates each adjacent pair (2i, 2i + 1) of every head by its angle; computed in float32, dtype kept."""
     cos, sin = table
     even, odd = x_TNH.float().unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x_TNH.dtype)
 
 
 def image_frequencies(sizes_B2: Tensor, axis_dim: int, scheme: RopeScheme) -> Tensor:
-    """(B, 2, axis_dim / 2) float32 angles per patch for rows and columns of images of these (rows, columns)."""
+    """Returns (B, 2, axis_dim / 2) float32 angles per patch for rows and columns of images of these (rows, columns)."""
     if not scheme.per_axis:
         sizes_B2 = sizes_B2.amax(1, keepdim=True).expand(-1, 2)
     ratio_B21 = (sizes_B2 / scheme.train_side).clamp(min=1).float()[..., None]
@@ -108,7 +64,7 @@ def interpolated(ratio: Tensor, axis_dim: int, scheme: RopeScheme) -> Tensor:
 
 
 def ntk_aware(ratio: Tensor, axis_dim: int, scheme: RopeScheme) -> Tensor:
-    """A larger base: the lowest frequency is interpolated, the highest stays."""
+    """A larger base (NTK-aware): the lowest frequency is interpolated, the highest stays."""
     return base_power(scheme.theta * ratio ** (axis_dim / max(axis_dim - 2, 1)), axis_dim)
 
 
@@ -126,7 +82,7 @@ def yarn(ratio: Tensor, axis_dim: int, scheme: RopeScheme) -> Tensor:
 
 
 def base_power(base: Tensor, axis_dim: int) -> Tensor:
-    """base ** (-2 i / axis_dim) for i below axis_dim / 2."""
+    """Returns base ** (-2 i / axis_dim) for i below axis_dim / 2."""
     return base ** (-torch.arange(0, axis_dim, 2, dtype=torch.float32) / axis_dim)
 
 
@@ -189,10 +145,3 @@ ATTENTION_SCALES = {
     "pro2": doubled_token_scale,
     "paper": token_scale,
 }
-# Names for people, as in Table III of the paper: (method, per axis).
-EXTRAPOLATIONS = {"none": ("none", False)} | {
-    prefix + name: (method, bool(prefix))
-    for prefix in ("", "vision-")
-    for name, method in (("pi", "interpolation"), ("ntk", "ntk-aware"), ("parts", "ntk-by-parts"), ("yarn", "yarn"))
-}
-PLAIN = RopeScheme()

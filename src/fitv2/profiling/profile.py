@@ -13,12 +13,13 @@ import torch
 from ..build import build_objective
 from ..config import TrainingSettings
 from ..errors import UserError
-from ..generate import check_divisible
 from ..model import cost
+from ..model.compute import lay_out_by_input
 from ..model.config import NetworkConfig
 from ..model.network import build_network
-from ..model.transformer import FiT, lay_out_by_input
+from ..model.transformer import FiT
 from ..randomness import Purpose, seed_of, torch_generator
+from ..sampling.spec import check_divisible
 from ..tokens import TokenBatch
 from .measure import Work, in_turn, matrix_product, most_bytes
 

@@ -12,8 +12,8 @@ from pydantic import Field, PositiveFloat, PositiveInt, StringConstraints, Valid
 
 from ..config import Recipe, Settings, complaint, load_recipe
 from ..errors import UserError
-from ..generate import ADAPTIVE, DIFFUSION_SOLVERS, SOLVER_NAMES
 from ..messages import suggestion
+from ..sampling.solvers import ADAPTIVE, DIFFUSION_SOLVERS, SOLVER_NAMES
 from ..yaml_text import parse_yaml, read_yaml
 from .claims import Better, Claim, Diverges, Equal, Faster
 

@@ -9,24 +9,24 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from PIL import Image
-from torch import Tensor
 
 from ..autoencoder import KLAutoencoder, Pixels, decode_all, load_autoencoder
 from ..data.dataset import Dataset
 from ..errors import UserError
 from ..finite import NotFinite
-from ..generate import Sampling, Wish, generate_with
 from ..model.network import Network
 from ..processes import first_says
+from ..sampling.generate import generate
+from ..sampling.spec import SampleSpec, Sampling
 from ..sheets import contact_sheet, save_sheet, to_image
-from ..tokens import TokenBatch
 
 logger = logging.getLogger(__name__)
 CLASSES = 10
 COLUMNS = 8
 
 
-# Not `generate` and its inference mode: FSDP2 keeps the tensors that it first gathers into, and those could not train.
+# Without gradients, `generate` stays out of inference mode: FSDP2 keeps the tensors that it first gathers into, and
+# those of inference mode could not train.
 @torch.no_grad()
 def draw_sheet(
     model: Network,
@@ -39,16 +39,12 @@ def draw_sheet(
 
     Without a codec, as in processes that only take part, there is no picture.
     """
-
-    def network(batch: TokenBatch, t: Tensor, y: Tensor) -> Tensor:
-        return model(batch, t, y).float()
-
     wishes = [
-        Wish(label, shape[:2], seed=COLUMNS * label + column)
+        SampleSpec(label, shape[:2], seed=COLUMNS * label + column)
         for label, of_class in enumerate(shapes[:CLASSES])
         for column, shape in enumerate((list(of_class) * COLUMNS)[:COLUMNS])
     ]
-    latents = generate_with(lambda: network, model.config, wishes, sampling, next(model.parameters()).device)
+    latents = generate(model, wishes, sampling)
     if codec is None:
         return None
     names = class_names or [f"class {label}" if len(shapes) > 1 else "picture" for label in range(len(shapes))]

@@ -24,12 +24,12 @@ from ..config import Recipe
 from ..data.dataset import Dataset
 from ..data.loader import PackLoader, Position, Step
 from ..errors import UserError
-from ..generate import Sampling, default_solver
 from ..model.config import NetworkConfig
 from ..model.network import Network, build_network, load_strictly
 from ..pretrained import Pretrained, save_pretrained, shapes_of
 from ..processes import first_says, new_accelerator
 from ..randomness import Purpose, seed_of, torch_generator
+from ..sampling.spec import Sampling, default_solver
 from ..tokens import upload
 from .checkpoint import damaged, newest_state, prune, restore, save_checkpoint
 from .ema import EMA

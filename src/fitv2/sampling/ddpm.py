@@ -1,6 +1,6 @@
 """Samplers of a diffusion process: DDPM with the learned variance, and deterministic DDIM (arXiv 2010.02502).
 
-x is (T, C). `output(x, step)` gives (T, 2 C), the noise and the variance's share, at a step of the full process (a
+x is (T, C). `output(x, step)` gives (T, 2 C), the noise and where the variance lies, at a step of the full process (a
 scalar tensor); guidance, if any, is inside it.
 """
 
@@ -11,39 +11,40 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .schedule import Schedule, denoise, read
+from ..diffusion.schedule import Schedule, denoise, gather_like
 
 Output = Callable[[Tensor, Tensor], Tensor]
 
 
 def sample_ddpm(output: Output, x: Tensor, schedule: Schedule, draw: Callable[[], Tensor]) -> Tensor:
-    """From noise x through all steps of the schedule; draw() gives normal noise (T, C), for all but the last."""
+    """Goes from noise x through all steps of the schedule; draw() gives normal noise (T, C), for all but the last."""
     for i in reversed(range(len(schedule))):
         x = ddpm_step(schedule, x, at(output, schedule, x, i), torch.tensor(i), draw if i else None)
     return x
 
 
 def sample_ddim(output: Output, x: Tensor, schedule: Schedule) -> Tensor:
-    """The same without randomness; the learned variance is not used."""
+    """Goes from noise x through all steps without randomness; the learned variance is not used."""
     for i in reversed(range(len(schedule))):
         x = ddim_step(schedule, x, at(output, schedule, x, i), torch.tensor(i))
     return x
 
 
 def at(output: Output, schedule: Schedule, x: Tensor, i: int) -> Tensor:
+    """Returns the output at step i of the schedule, which the model knows by its number in the full process."""
     return output(x, torch.tensor(float(schedule.steps[i]))).float()
 
 
 def ddpm_step(
     schedule: Schedule, x: Tensor, output: Tensor, index: Tensor, draw: Callable[[], Tensor] | None
 ) -> Tensor:
-    """The state before the step `index`; without draw its mean, as at the first step."""
+    """Returns the state before the step `index`; without draw its mean, as at the first step."""
     before = denoise(schedule, x, output, index)
     return before.mean if draw is None else before.mean + (before.log_variance / 2).exp() * draw().to(x)
 
 
 def ddim_step(schedule: Schedule, x: Tensor, output: Tensor, index: Tensor) -> Tensor:
-    """The state before the step `index` on the straight line through the predicted data and noise."""
+    """Returns the state before the step `index`, made of the predicted data and noise."""
     after = denoise(schedule, x, output, index)
-    before = read(schedule.kept_before, index, x)
+    before = gather_like(schedule.alphas_cumprod_prev, index, x)
     return before.sqrt() * after.data + (1 - before).sqrt() * after.noise

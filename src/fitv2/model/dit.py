@@ -1,35 +1,35 @@
 """The baselines of a fixed grid, DiT (arXiv 2212.09748) and SiT (2401.08740), behind the interface of `FiT`.
 
-One network: DiT predicts noise, SiT a velocity. It is that of diffusers, but for what the authors have otherwise: one
-embedder of time and class for all blocks, and initial values. Positions are a fixed table of sines and cosines, so
-every image has to be of one square size.
+One network: DiT predicts noise, SiT a velocity. It is that of diffusers, except for two things that the authors have
+otherwise: one embedder of time and class for all blocks, and the initial values. Positions are a fixed table of sines
+and cosines, so every image has to be of one square size.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
 from ..tokens import TokenBatch, patchify
-from .block_cache import BlockCache
-from .config import NetworkConfig, Prediction
+from .compute import autocast_in
+from .config import NetworkConfig, Prediction, RopeScheme
+from .execution import Cache
 from .init import dit_modulations, initialise_dit
-from .precision import autocast_in
-from .rope import RopeScheme
-
-if TYPE_CHECKING:
-    from diffusers import DiTTransformer2DModel
 
 
 @dataclass(frozen=True, kw_only=True)
-class GridConfig(NetworkConfig):
-    """The configuration of SiT; side: rows, and columns, of tokens of every image.
+class SiTConfig(NetworkConfig):
+    """The configuration of SiT.
 
-    Raises ValueError where the numbers do not fit each other.
+    Attributes:
+        side: Rows, and columns, of tokens of every image.
+
+    Raises:
+        UserError: Numbers that do not fit each other.
     """
 
     side: int
@@ -44,21 +44,23 @@ class GridConfig(NetworkConfig):
 
     @property
     def fixed_grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens of every image."""
         return self.side, self.side
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiTConfig(GridConfig):
-    """The configuration of DiT. The network takes t (B,) as steps 0..999, whole or between, as that of FiT does."""
+class DiTConfig(SiTConfig):
+    """The configuration of DiT. The network takes t (B,) as steps 0 to 999, whole or between, as that of FiT does."""
 
     prediction: Prediction = "noise"
 
 
-def build_dit(config: GridConfig) -> DiTTransformer2DModel:
-    """The network of diffusers over latents (B, c, h, w), with one embedder for all blocks, which drops no labels."""
-    from diffusers import DiTTransformer2DModel  # Takes long to load, and few runs need it.
+def build_dit(config: SiTConfig) -> Any:
+    """Returns the network of diffusers over latents (B, c, h, w), with one embedder for all blocks; drops no label."""
+    # Takes long to load, and few runs need it.
+    from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 
-    dit = DiTTransformer2DModel(
+    dit: Any = DiTTransformer2DModel(
         num_attention_heads=config.heads,
         attention_head_dim=config.width // config.heads,
         in_channels=config.in_channels,
@@ -76,10 +78,10 @@ def build_dit(config: GridConfig) -> DiTTransformer2DModel:
     return dit
 
 
-class GridTransformer(nn.Module):
+class DiT(nn.Module):
     """The network over packed tokens of images that are all of `config.fixed_grid`."""
 
-    def __init__(self, config: GridConfig) -> None:
+    def __init__(self, config: SiTConfig) -> None:
         super().__init__()
         self.config = config
         self.dit = build_dit(config)
@@ -91,13 +93,18 @@ class GridTransformer(nn.Module):
             self.dit.pos_embed.pos_embed = position_table(config)
 
     @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return self.dit.proj_out_2.weight.device
+
+    @property
     def null_label(self) -> int:
         """The label that stands for "no class"."""
         return self.config.num_classes
 
     @property
     def activation_checkpointing(self) -> bool:
-        """Whether blocks are computed again in the backward pass."""
+        """Whether blocks are recomputed in the backward pass."""
         return self.dit.gradient_checkpointing
 
     @activation_checkpointing.setter
@@ -112,14 +119,20 @@ class GridTransformer(nn.Module):
         batch: TokenBatch,
         t_B: Tensor,
         y_B: Tensor,
-        rope: RopeScheme | None = None,
         context: TokenBatch | None = None,
-        cache: BlockCache | None = None,
+        rope: RopeScheme | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
-        """batch.x (T, C), t (B,) float, in [0, 1] or for noise in [0, 999], y (B,) int64 to (T, output channels).
+        """Returns the output (T, output channels): SiT's velocity, or DiT's noise and its variance.
 
-        Weights in half precision compute under autocast. Raises ValueError for an image of another size, and for rope,
-        context and cache, which belong to FiT.
+        Args:
+            batch: The images, each of `config.fixed_grid`; x is (T, C).
+            t_B: (B,) float times in [0, 1], or steps in [0, 999] for DiT.
+            y_B: (B,) int64 labels in [0, num_classes]; the last is the null label.
+            context, rope, cache: What belongs to FiT; None.
+
+        Raises:
+            ValueError: An image of another size, or an argument of FiT.
         """
         if not (rope is None and context is None and cache is None):
             raise ValueError("a model of a fixed grid has no rope, no context and no cache of blocks")
@@ -132,8 +145,8 @@ class GridTransformer(nn.Module):
         return torch.cat([patchify(latent, self.config.patch_size) for latent in output])
 
 
-def position_table(config: GridConfig) -> Tensor:
-    """(1, side * side, D) float32, as the network of diffusers makes it."""
+def position_table(config: SiTConfig) -> Tensor:
+    """Returns (1, side * side, D) float32, as the network of diffusers makes it."""
     from diffusers.models.embeddings import get_2d_sincos_pos_embed
 
     with torch.device("cpu"):

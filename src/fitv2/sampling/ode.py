@@ -1,8 +1,9 @@
 """Solvers of the probability-flow ODE dx/dt = velocity(x, t) over a given grid of times.
 
-`SOLVERS` holds them by name, all with one signature: (velocity, x, times, callback=None) -> x at the last time.
-x is (T, C); times are increasing points in [0, 1]; the velocity gets each time as a scalar tensor of the dtype of
-`times`. The callback gets (steps done, time reached, x) after each step.
+`SOLVERS` holds them by name, all with one signature: (velocity, x, times, callback=None, expand=...) -> x at the last
+time. x is (T, C). times are increasing points in [0, 1], from noise at 0 to data at 1: (N + 1,) for all images, or
+(N + 1, B) for a grid per image. The velocity gets each time as a scalar or (B,), and `expand` makes (T, 1) of (B,). The
+callback gets (steps done, time reached, x) after each step. Gradients flow through the solvers.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,13 +22,21 @@ from ..flow.path import shift_time
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 Callback = Callable[[int, Tensor, Tensor], None]
+Expand = Callable[[Tensor], Tensor]
+
+
+def scalars(t: Tensor) -> Tensor:
+    """The `expand` of a grid for all images. Raises ValueError for a time per image."""
+    if t.ndim:
+        raise ValueError("a grid of times per image needs `expand`, such as `GuidedModel.expand`")
+    return t
 
 
 def time_grid(steps: int, shift: float = 1.0) -> Tensor:
-    """(steps + 1,) float32 times from exactly 0 to exactly 1: N steps are N intervals.
+    """Returns (steps + 1,) float32 times from exactly 0 to exactly 1: N steps are N intervals.
 
     The authors' `num_steps` counts the points: their num_steps=N is N - 1 steps here. `shift` warps the grid
-    (`fitv2.flow.path.shift_time`): below 1 it takes more of its steps near the noise.
+    (`fitv2.flow.path.shift_time`): below 1 more of the steps are near the noise.
     """
     if steps < 1:
         raise UserError(f"a sampler needs at least one step, not {steps}")
@@ -35,7 +45,7 @@ def time_grid(steps: int, shift: float = 1.0) -> Tensor:
 
 @dataclass(frozen=True)
 class Tableau:
-    """A Butcher tableau of an explicit Runge-Kutta method: stage times in the step, stage rows, final weights."""
+    """The Butcher tableau of an explicit Runge-Kutta method: nodes in the step, rows of the stages, final weights."""
 
     nodes: tuple[float, ...]
     rows: tuple[tuple[float, ...], ...]
@@ -47,29 +57,27 @@ TABLEAUX = {
     "midpoint": Tableau((0, 1 / 2), ((), (1 / 2,)), (0, 1)),
     "heun": Tableau((0, 1), ((), (1,)), (1 / 2, 1 / 2)),  # torchdiffeq: heun2
     "heun3": Tableau((0, 1 / 3, 2 / 3), ((), (1 / 3,), (0, 2 / 3)), (1 / 4, 0, 3 / 4)),
-    "rk4": Tableau(
-        (0, 1 / 2, 1 / 2, 1),
-        ((), (1 / 2,), (0, 1 / 2), (0, 0, 1)),
-        (1 / 6, 1 / 3, 1 / 3, 1 / 6),
-    ),
-    "rk4_38": Tableau(  # Kutta's 3/8 rule, which torchdiffeq and the authors call rk4
-        (0, 1 / 3, 2 / 3, 1),
-        ((), (1 / 3,), (-1 / 3, 1), (1, -1, 1)),
-        (1 / 8, 3 / 8, 3 / 8, 1 / 8),
-    ),
+    "rk4": Tableau((0, 1 / 2, 1 / 2, 1), ((), (1 / 2,), (0, 1 / 2), (0, 0, 1)), (1 / 6, 1 / 3, 1 / 3, 1 / 6)),
+    # Kutta's 3/8 rule, which torchdiffeq and the authors call rk4.
+    "rk4_38": Tableau((0, 1 / 3, 2 / 3, 1), ((), (1 / 3,), (-1 / 3, 1), (1, -1, 1)), (1 / 8, 3 / 8, 3 / 8, 1 / 8)),
 }
 
 
 def runge_kutta(
-    tableau: Tableau, velocity: Velocity, x: Tensor, times: Tensor, callback: Callback | None = None
+    tableau: Tableau,
+    velocity: Velocity,
+    x: Tensor,
+    times: Tensor,
+    callback: Callback | None = None,
+    expand: Expand = scalars,
 ) -> Tensor:
-    """Explicit Runge-Kutta; the last stage of a step lies at its end at most, never beyond the last time."""
+    """Integrates by an explicit Runge-Kutta method; no stage lies beyond the end of its step."""
     for step, (start, end) in enumerate(pairwise(times), 1):
         width = end - start
         slopes: list[Tensor] = []
         for node, row in zip(tableau.nodes, tableau.rows, strict=True):
-            slopes.append(velocity(_advance(x, width, row, slopes), start + node * width))
-        x = _advance(x, width, tableau.weights, slopes)
+            slopes.append(velocity(_advance(x, expand(width), row, slopes), start + node * width))
+        x = _advance(x, expand(width), tableau.weights, slopes)
         if callback is not None:
             callback(step, end, x)
     return x
@@ -80,20 +88,23 @@ def _advance(x: Tensor, width: Tensor, weights: tuple[float, ...], slopes: list[
     return x + width * sum(used) if used else x
 
 
-def adams_bashforth(velocity: Velocity, x: Tensor, times: Tensor, callback: Callback | None = None) -> Tensor:
-    """Two-step Adams-Bashforth for steps of any width: second order at one model call per step.
+def adams_bashforth(
+    velocity: Velocity, x: Tensor, times: Tensor, callback: Callback | None = None, expand: Expand = scalars
+) -> Tensor:
+    """Integrates by two-step Adams-Bashforth for steps of any width: second order at one model call per step.
 
     The first step is Euler's: its error of second order happens only once, and so does not lower the order.
     """
-    previous, previous_width = None, None
+    previous: tuple[Tensor, Tensor] | None = None
     for step, (start, end) in enumerate(pairwise(times), 1):
         width = end - start
         slope = velocity(x, start)
         if previous is None:
-            x = x + width * slope
+            x = x + expand(width) * slope
         else:
-            x = x + width * (slope + width / (2 * previous_width) * (slope - previous))
-        previous, previous_width = slope, width
+            last_slope, last_width = previous
+            x = x + expand(width) * (slope + expand(width / (2 * last_width)) * (slope - last_slope))
+        previous = slope, width
         if callback is not None:
             callback(step, end, x)
     return x
@@ -104,19 +115,22 @@ def adaptive(
     x: Tensor,
     times: Tensor,
     callback: Callback | None = None,
+    expand: Expand = scalars,
     *,
     method: str = "dopri5",
     rtol: float = 1e-3,
     atol: float = 1e-6,
 ) -> Tensor:
-    """torchdiffeq's solvers that choose their own steps; inner times only say where the callback looks, at the end.
+    """Integrates by one of torchdiffeq's solvers that choose their own steps; times must be (N + 1,).
 
-    The last step ends at the last time. The authors' may pass t = 1 and is interpolated back, with a larger error.
+    Inner times only say where the callback looks, at the end. The last step ends at the last time. The authors' may
+    pass t = 1 and is interpolated back, with a larger error.
     """
     from torchdiffeq import odeint
 
+    scalars(times[0])
     times = times.to(x.device) if callback is not None else times[[0, -1]].to(x.device)
-    states = odeint(
+    states: Any = odeint(
         # The probe for the first step's width may still pass t = 1.
         lambda t, state: velocity(state, t.clamp(0, 1)),
         x,
@@ -138,10 +152,3 @@ SOLVERS: dict[str, Callable[..., Tensor]] = {
     "dopri5": partial(adaptive, method="dopri5"),
     "adaptive_heun": partial(adaptive, method="adaptive_heun"),
 }
-
-CALLS_PER_STEP = {**{name: len(tableau.nodes) for name, tableau in TABLEAUX.items()}, "ab2": 1}
-
-
-def ode_model_calls(solver: str, steps: int) -> int | None:
-    """How often a solver evaluates the velocity; None for the adaptive ones, which decide on the way."""
-    return CALLS_PER_STEP[solver] * steps if solver in CALLS_PER_STEP else None

@@ -1,4 +1,4 @@
-"""Noise that belongs to an image, not to a batch: the same seed gives the same picture in any company."""
+"""Noise that belongs to an image, not to a batch: a seed gives the same image in any batch."""
 
 from __future__ import annotations
 
@@ -11,11 +11,17 @@ from ..randomness import image_generator
 
 
 class ImageNoise:
-    """A stream of standard normal noise per image, on the CPU, so that devices and batch sizes change nothing.
+    """A stream of standard normal noise per image, on the CPU, so that the device and the batch change nothing.
 
-    seeds, lengths: one seed and one number of tokens for each image of a packed batch. Successive draws continue each
-    image's own stream: the first is the starting noise, further ones feed an SDE. Raises UserError for a seed that is
-    not a whole number from 0 to 2**64 - 1.
+    Successive draws continue each image's own stream: the first is the starting noise, the others feed an SDE or DDPM.
+
+    Args:
+        seeds: One per image.
+        lengths: The number of tokens of each image.
+        channels: Numbers per token.
+
+    Raises:
+        UserError: A seed that is not a whole number from 0 to 2**64 - 1.
     """
 
     def __init__(self, seeds: Sequence[int], lengths: Sequence[int], channels: int) -> None:
@@ -25,6 +31,6 @@ class ImageNoise:
         self._shapes = [(length, channels) for length in lengths]
 
     def draw(self) -> Tensor:
-        """(T, C) float32, the images one after the other."""
+        """Returns the next noise (T, C) in float32, image after image."""
         pairs = zip(self._streams, self._shapes, strict=True)
         return torch.cat([torch.randn(shape, generator=stream) for stream, shape in pairs])

@@ -1,4 +1,4 @@
-"""Skipping work between the steps of a sampling: what the inner blocks add changes slowly from step to step."""
+"""Reuse of the inner blocks between the model calls of a sampling: what they add changes slowly from step to step."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ SHALLOWEST_CACHED = 3
 
 
 class BlockCache:
-    """Of every `every` forwards of the same images, one computes all blocks; the others only the first and the last.
+    """Lets one of every `every` model calls compute all blocks, and the others only the first and the last.
 
-    There, what the blocks between added in the last full forward is added once more (the idea of DeepCache, arXiv
-    2312.00858, and Delta-DiT, arXiv 2406.01125). For one sampling of one set of images: make a new one for the next.
+    On the other calls, the residual that the inner blocks added in the last full call is reused (the idea of DeepCache,
+    arXiv 2312.00858, and Delta-DiT, arXiv 2406.01125). It belongs to one sampling of one batch of images.
     """
 
     def __init__(self, every: int) -> None:
@@ -23,9 +23,9 @@ class BlockCache:
         self._since = 0
 
     def add(self, x_TD: Tensor, inner: Callable[[Tensor], Tensor]) -> Tensor:
-        """inner(x_TD), or x_TD plus what inner added to it before.
+        """Returns inner(x_TD), or x_TD plus what the inner blocks added before.
 
-        Where guidance begins or ends, images come with their second halves or without: such a forward is a full one.
+        Where guidance begins or ends, the number of images changes: such a call is a full one.
         """
         if self._added is not None and self._added.shape == x_TD.shape and self._since < self.every - 1:
             self._since += 1

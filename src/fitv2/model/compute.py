@@ -1,0 +1,95 @@
+"""How operations compute: in half precision, recomputed in the backward pass, and fast on a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+Result = TypeVar("Result")
+
+# On a CPU plain products beat the fused kernel until their (L, L) float32 scores leave the caches. Products of float16
+# are so slow there that the fused kernel always wins.
+LONGEST_PLAIN = {torch.bfloat16: 256, torch.float16: 0}
+LONGEST_PLAIN_FLOAT32 = 512
+
+
+def autocast_in(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[Any]:
+    """Returns autocast in a half-precision dtype, unless a caller has already begun it; for other dtypes nothing."""
+    if dtype not in (torch.bfloat16, torch.float16) or torch.is_autocast_enabled(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, dtype)
+
+
+def recomputed(function: Callable[..., Result], *inputs: Any) -> Result:
+    """Returns function(*inputs) and saves only the inputs for the backward pass.
+
+    For cheap element-wise functions without random numbers: memory matters more than computing them twice.
+    """
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():  # The compiler weighs this by itself.
+        return function(*inputs)
+    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False, determinism_check="none")
+
+
+def suits_plain_attention(q: Tensor, k: Tensor) -> bool:
+    """Whether `plain_attention` is the fastest for q and k (n, N, L, H)."""
+    if q.device.type != "cpu":
+        return False
+    return max(q.shape[-2], k.shape[-2]) <= LONGEST_PLAIN.get(q.dtype, LONGEST_PLAIN_FLOAT32)
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Returns softmax(q k^T / sqrt(H)) v over (..., L, H) in the dtype of q.
+
+    Scores and their gradients are float32 at least: rounded to half precision, large ones would be off by whole units.
+    """
+    return _PlainAttention.apply(q.contiguous(), k.contiguous(), v.contiguous())
+
+
+class _PlainAttention(torch.autograd.Function):
+    """Its backward pass computes the (L, L) probabilities again: of long images they would be most of the memory."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        p = probabilities(q, k)
+        # What is compiled is one graph for all lengths, and cannot choose by them.
+        short = not torch.compiler.is_compiling() and k.shape[-2] <= k.shape[-1]
+        ctx.save_for_backward(q, k, v, p if short else None)
+        return p.to(v.dtype) @ v
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        (grad,) = grads
+        q, k, v, p = ctx.saved_tensors
+        # Also computed again where this pass is differentiated itself: what was kept is a constant there.
+        p = probabilities(q, k) if p is None or torch.is_grad_enabled() else p
+        of_scores = torch.ops.aten._softmax_backward_data(float32_product(grad, v.mT), p, -1, p.dtype)
+        of_scores = (of_scores * q.shape[-1] ** -0.5).to(q.dtype)
+        return of_scores @ k, of_scores.mT @ q, p.to(grad.dtype).mT @ grad
+
+
+def probabilities(q: Tensor, k: Tensor) -> Tensor:
+    """Returns softmax(q k^T / sqrt(H)), (..., L, L) in float32 at least."""
+    q = q.to(torch.promote_types(q.dtype, torch.float32))
+    return float32_product(q * q.shape[-1] ** -0.5, k.mT).softmax(-1)
+
+
+def float32_product(a: Tensor, b: Tensor) -> Tensor:
+    """Returns a @ b in float32 at least, also under autocast."""
+    dtype = torch.promote_types(a.dtype, torch.float32)
+    with torch.autocast(a.device.type, enabled=False):
+        return a.to(dtype) @ b.to(dtype)
+
+
+def lay_out_by_input(model: nn.Module) -> None:
+    """Transposes the memory of linear layers' weights, which makes bfloat16 inference on a CPU a tenth faster.
+
+    Shapes and values stay as they are; weights on another device are left alone.
+    """
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear) and layer.weight.device.type == "cpu":
+            layer.weight.data = layer.weight.data.t().contiguous().t()

@@ -1,0 +1,138 @@
+"""Images of all sizes, classes and seeds from one model, in packed batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..diffusion.schedule import ddim_steps, ddpm_steps, linear_schedule
+from ..finite import check_finite
+from ..model.config import NetworkConfig, RopeScheme
+from ..tokens import TokenBatch, upload
+from .cache import BlockCache
+from .ddpm import sample_ddim, sample_ddpm
+from .guidance import Denoiser, GuidedModel
+from .noise import ImageNoise
+from .ode import SOLVERS, time_grid
+from .sde import METHOD_OF, sample_sde, sde_grid
+from .solvers import ADAPTIVE
+from .spec import SampleSpec, Sampling, check_sampling, check_spec
+
+# The most tokens of a batch, before guidance doubles them, on a CPU and elsewhere: enough to keep the device busy, few
+# enough that images are finished now and then. A longer image is a batch of its own.
+MAX_TOKENS = {"cpu": 1024, "other": 8192}
+# Gets the index of a request and its latent.
+OnImage = Callable[[int, Tensor], None]
+
+
+class Model(Protocol):
+    """What `generate` needs of a model, such as `FiT` and `DiT`."""
+
+    @property
+    def config(self) -> NetworkConfig: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def __call__(
+        self,
+        batch: TokenBatch,
+        t_B: Tensor,
+        y_B: Tensor,
+        context: TokenBatch | None = None,
+        *,
+        rope: RopeScheme | None = None,
+        cache: BlockCache | None = None,
+    ) -> Tensor: ...
+
+
+def generate(
+    model: Model, specs: Sequence[SampleSpec], sampling: Sampling, on_image: OnImage | None = None
+) -> list[Tensor]:
+    """Returns one latent (c, height, width) in float32 on the CPU per request, in the order of the requests.
+
+    An image depends on its own request alone, not on the others. Runs in inference mode, or, where gradients are off
+    already, without: FSDP2 keeps tensors that it gathers, and those of inference mode could not train.
+
+    Args:
+        model: The model, on its device.
+        specs: The requests.
+        sampling: How to integrate and guide.
+        on_image: Gets each image as soon as its batch is finished.
+
+    Raises:
+        UserError: A size that the patch does not divide or that is not the model's only one, a label out of range, or
+            a setting for another kind of model.
+        NotFinite: The model made NaN or infinity.
+    """
+    config, device = model.config, model.device
+    check_sampling(sampling, config)
+    for spec in specs:
+        check_spec(spec, config)
+    latents: dict[int, Tensor] = {}
+    with torch.inference_mode(torch.is_grad_enabled()):
+        for chosen in batches([spec.tokens(config.patch_size) for spec in specs], max_tokens(sampling, device)):
+            cache = None if sampling.full_every == 1 else BlockCache(sampling.full_every)
+            denoiser = partial(model, rope=sampling.rope, cache=cache)
+            x, hw = sample_batch(denoiser, config, [specs[i] for i in chosen], sampling, device)
+            made = TokenBatch(x.float().cpu(), hw).to_latents(config.patch_size)
+            for i, latent in zip(chosen, made, strict=True):
+                check_finite(latent, "the image that the model made", detail=f"seed {specs[i].seed}")
+                latents[i] = latent
+                if on_image is not None:
+                    on_image(i, latent)
+    return [latents[i] for i in range(len(specs))]
+
+
+def sample_batch(
+    denoiser: Denoiser, config: NetworkConfig, specs: Sequence[SampleSpec], sampling: Sampling, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Samples requests together, both halves of guidance included, as one packed batch.
+
+    Returns:
+        The tokens (T, C) on the device, and hw (B, 2), the sizes of the images in patches.
+    """
+    hw = torch.tensor([spec.size for spec in specs]) // config.patch_size
+    noise = ImageNoise([spec.seed for spec in specs], hw.prod(1).tolist(), config.token_channels)
+    model = GuidedModel(denoiser, config, hw, torch.tensor([spec.label for spec in specs]), sampling, device)
+
+    def draw() -> Tensor:
+        return upload(noise.draw(), device)
+
+    x, solver, steps = draw(), sampling.solver, sampling.steps or 1
+    if solver == "ddim":
+        x = sample_ddim(model, x, linear_schedule().respaced(ddim_steps(steps)))
+    elif solver == "ddpm":
+        x = sample_ddpm(model, x, linear_schedule().respaced(ddpm_steps(steps)), draw)
+    elif solver in METHOD_OF:
+        times = sde_grid(steps, shift=sampling.shift)
+        x = sample_sde(model, x, times, draw, expand=model.expand, method=METHOD_OF[solver])
+    else:
+        x = SOLVERS[solver](model, x, time_grid(steps, sampling.shift), expand=model.expand)
+    return x, hw
+
+
+def max_tokens(sampling: Sampling, device: torch.device) -> int:
+    """Returns the most tokens of a batch, unless one image has more.
+
+    An adaptive solver gets each image alone: its steps follow from the error over the whole batch.
+    """
+    return 1 if sampling.solver in ADAPTIVE else MAX_TOKENS["cpu" if device.type == "cpu" else "other"]
+
+
+def batches(tokens: Sequence[int], most: int) -> Iterator[list[int]]:
+    """Yields indices of images of these token counts, short ones first, in groups of at most `most` tokens or one."""
+    group: list[int] = []
+    held = 0
+    for i in sorted(range(len(tokens)), key=tokens.__getitem__):
+        if group and held + tokens[i] > most:
+            yield group
+            group, held = [], 0
+        group.append(i)
+        held += tokens[i]
+    if group:
+        yield group

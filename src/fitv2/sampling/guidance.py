@@ -1,0 +1,131 @@
+"""Classifier-free guidance (arXiv 2207.12598): a model and the labels of one packed batch as a function of (x, t)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..diffusion.schedule import STEPS
+from ..model.config import NetworkConfig
+from ..tokens import TokenBatch, upload
+from .spec import Sampling
+
+# (packed images, t (B,), labels (B,), packed context or None) to the model's output, (T, output channels). t is in
+# [0, 1], where 1 is data; for a model that predicts noise it is the step of 1000.
+Denoiser = Callable[[TokenBatch, Tensor, Tensor, TokenBatch | None], Tensor]
+
+
+class GuidedModel:
+    """The guided output of a denoiser for the images of one packed batch.
+
+    The output is v_null + s * (v_cond - v_null), with s = `guidance_scale(t, scale, power)`. One model call computes
+    both halves: each image is followed by itself without its label, so that a batch sorted by length stays sorted.
+    Where s is 1 for all images, as outside the guidance interval, only v_cond is computed. The variance that a model of
+    noise predicts is not guided.
+
+    Args:
+        denoiser: The model. It may keep something between calls, so give each batch its own.
+        config: The configuration of the model.
+        hw: (B, 2) int64 on the CPU, the height and width of each image in patches.
+        labels: (B,) int64 on the CPU; the number of classes stands for "no class".
+        sampling: The guidance: scale, interval, power and channels.
+        device: Where the model is. All that follows from sizes and labels is uploaded here, once.
+        context: The packed context of the images, for a model that takes one.
+
+    Attributes:
+        scale: The guidance scale, which may be changed between calls.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        config: NetworkConfig,
+        hw: Tensor,
+        labels: Tensor,
+        sampling: Sampling,
+        device: torch.device,
+        context: TokenBatch | None = None,
+    ) -> None:
+        self.denoiser, self.config, self.sampling, self.device = denoiser, config, sampling, device
+        self.scale = sampling.guidance
+        nulls = torch.full_like(labels, config.num_classes)
+        self._guidable = not torch.equal(labels, nulls)
+        lengths, hw_twice = hw.prod(1).tolist(), hw.repeat_interleave(2, 0)
+        tokens = torch.arange(sum(lengths)).split(lengths)
+        first = torch.tensor([True, False]).repeat(len(hw)).repeat_interleave(hw_twice.prod(1))
+        self._cond, self._null = (upload(half.nonzero().flatten(), device) for half in (first, ~first))
+        self._twice = upload(torch.cat([part for image in tokens for part in (image, image)]), device)
+        self._labels, self._labels_twice = (
+            upload(y, device) for y in (labels, torch.stack((labels, nulls), 1).flatten())
+        )
+        blank = torch.empty(2 * sum(lengths), 0, device=device)
+        self.batch, self._batch_twice = TokenBatch(blank[: sum(lengths)], hw), TokenBatch(blank, hw_twice)
+        self._context = context
+        self._context_twice = context and context.select([i for i in range(len(hw)) for _ in range(2)])
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """Returns the guided output (T, output channels) in float32 for tokens x (T, C).
+
+        t: A scalar, or a time per image (B,); on the CPU, or on the device for a solver that computes its times there.
+        """
+        scale = self._scale_at(t)
+        if isinstance(scale, float) and scale == 1.0:
+            return self.denoiser(self.batch.with_x(x), self._per_image(t), self._labels, self._context).float()
+        twice = t if t.ndim == 0 else t.repeat_interleave(2)
+        output = self.denoiser(
+            self._batch_twice.with_x(x[self._twice]),
+            self._per_image(twice, 2),
+            self._labels_twice,
+            self._context_twice,
+        ).float()
+        cond, null = output[self._cond], output[self._null]
+        guided = null + scale * (cond - null)
+        channels = self._channels
+        return guided if channels is None else torch.cat((guided[:, :channels], cond[:, channels:]), dim=1)
+
+    def expand(self, t: Tensor) -> Tensor:
+        """Returns a time or a number per image (B,) as (T, 1) on the device, and a scalar as it is."""
+        return t if t.ndim == 0 else self.batch.spread(upload(t, self.device))[:, None]
+
+    @property
+    def _channels(self) -> int | None:
+        """The number of guided channels of a token; None for all."""
+        if self.sampling.channels is None and self.config.prediction == "noise":
+            return self.config.token_channels
+        return self.sampling.channels
+
+    def _scale_at(self, t: Tensor) -> float | Tensor:
+        """The guidance scale: one number, or (T, 1) where the images have times of different scales."""
+        if not self._guidable:
+            return 1.0
+        if self.sampling.power == 0 and self.sampling.interval == (0, 1):  # Does not wait for a time on a GPU.
+            return guidance_scale(0.0, self.scale, 0.0)
+        t = t.detach().cpu()
+        t = 1 - t / STEPS if self.config.prediction == "noise" else t
+        # In the precision of the time, so that an end of the interval meets a time of the grid.
+        low, high = torch.tensor(self.sampling.interval, dtype=t.dtype)
+        scales = [
+            guidance_scale(float(time), self.scale, self.sampling.power) if low <= time <= high else 1.0
+            for time in t.view(-1)
+        ]
+        return scales[0] if len(set(scales)) == 1 else self.expand(torch.tensor(scales))
+
+    def _per_image(self, t: Tensor, repeats: int = 1) -> Tensor:
+        """A time per image on the device; a scalar on the CPU is no copy, but an argument of a kernel."""
+        if t.ndim == 1:
+            return upload(t, self.device)
+        images = repeats * len(self.batch)
+        if t.device.type == self.device.type:
+            return t.expand(images)
+        return torch.full((images,), float(t), dtype=t.dtype, device=self.device)
+
+
+def guidance_scale(t: float, scale: float, power: float) -> float:
+    """Returns the scale at time t by the power-cosine schedule of the authors' code.
+
+    It falls from `scale` at t = 0 to 1 at t = 1; for power 0 it is constant.
+    """
+    return 1 + (scale - 1) * (1 - math.cos(math.pi * (1 - t) ** power)) / 2

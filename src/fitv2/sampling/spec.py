@@ -1,0 +1,222 @@
+"""What is asked of a model: the images (`SampleSpec`) and how to sample them (`Sampling`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+from ..diffusion.schedule import check_count
+from ..errors import UserError
+from ..messages import counted, suggestion
+from ..model.config import NetworkConfig, RopeScheme
+from ..randomness import check_seed
+from .cache import SHALLOWEST_CACHED
+from .solvers import ADAPTIVE, DIFFUSION_SOLVERS, FLOW_SOLVERS, SOLVER_NAMES, model_calls
+
+DEFAULT_STEPS = 25
+WHOLE = (0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class SampleSpec:
+    """One image to make: its class (or the null label), (height, width) in latent pixels, and seed."""
+
+    label: int
+    size: tuple[int, int]
+    seed: int
+
+    def tokens(self, patch_size: int) -> int:
+        """Returns the length of the image as a sequence."""
+        return self.size[0] * self.size[1] // patch_size**2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How to integrate and guide.
+
+    Attributes:
+        steps: Steps of the solver; None means 25, or the choice of an adaptive solver.
+        solver: One of `SOLVER_NAMES`.
+        guidance: The scale of classifier-free guidance; 1 means none.
+        interval: The times in [0, 1] between which guidance acts, both included; 1 is data (arXiv 2404.07724).
+        power: Lowers the scale to 1 towards the data by a cosine of this power; 0 keeps it constant.
+        channels: How many channels of a token are guided, the first ones; None means all. The authors guide three
+            latent channels, 3 p^2.
+        shift: Warps the grid of times: above 1 more steps are near the data, below 1 near the noise.
+        rope: The RoPE scheme, for sizes beyond those of training; None means that of the model's configuration.
+        full_every: Of this many model calls one computes all blocks, see `BlockCache`.
+
+    Raises:
+        UserError: A solver that is not known, an impossible number, or a setting that would have no effect.
+    """
+
+    steps: int | None = None
+    solver: str = "ab2"
+    guidance: float = 2.0
+    interval: tuple[float, float] = WHOLE
+    power: float = 0.0
+    channels: int | None = None
+    shift: float = 1.0
+    rope: RopeScheme | None = None
+    full_every: int = 1
+
+    def __post_init__(self) -> None:
+        self._check_solver()
+        self._check_guidance()
+        if useless := "; ".join(self._without_effect()):
+            raise UserError(f"these settings would have no effect: {useless}. Remove them")
+
+    def _check_solver(self) -> None:
+        if self.solver not in SOLVER_NAMES:
+            near = suggestion(self.solver, SOLVER_NAMES)
+            raise UserError(f"there is no solver {self.solver!r}; the solvers are {', '.join(SOLVER_NAMES)}{near}")
+        if self.steps is None and self.solver not in ADAPTIVE:
+            object.__setattr__(self, "steps", DEFAULT_STEPS)
+        if self.steps is not None and self.steps < 1:
+            raise UserError(f"a sampler needs at least one step, not {self.steps}")
+        if self.solver in DIFFUSION_SOLVERS and self.steps is not None:
+            check_count(self.steps)
+        if self.full_every < 1 or (self.full_every > 1 and self.solver in ADAPTIVE):
+            raise UserError(
+                f"one model call of every {self.full_every} cannot be a full one with the solver {self.solver}: give 1 "
+                "or more, and 1 for an adaptive solver"
+            )
+
+    def _check_guidance(self) -> None:
+        numbers = (self.guidance, self.power, self.shift)
+        if not all(map(math.isfinite, numbers)) or self.shift <= 0 or self.power < 0:
+            raise UserError(
+                f"guidance {self.guidance}, power {self.power} and shift {self.shift} must be finite numbers, "
+                "the power 0 or more and the shift above 0"
+            )
+        if self.guidance < 0:
+            raise UserError(f"guidance {self.guidance:g} would lead away from the class: give 1 for none, or more")
+        try:
+            low, high = self.interval
+            if not 0 <= low <= high <= 1:
+                raise ValueError
+        except (TypeError, ValueError):
+            raise UserError(f"the guidance interval {self.interval} must lie within 0 and 1, low end first") from None
+        object.__setattr__(self, "interval", (low, high))
+        if self.channels is not None and self.channels < 1:
+            raise UserError("guidance needs at least one channel to act on; guidance 1 is none")
+
+    def _without_effect(self) -> Iterator[str]:
+        """Yields each setting that changes nothing, with the reason."""
+        if self.solver in ADAPTIVE and self.steps is not None:
+            yield f"steps {self.steps} (the solver {self.solver} chooses its own)"
+        if self.shift != 1 and self.solver in (*ADAPTIVE, *DIFFUSION_SOLVERS):
+            yield f"shift {self.shift} (the solver {self.solver} has no grid of times to shift)"
+        defaults = {"interval": WHOLE, "power": 0.0, "channels": None}
+        for name, default in defaults.items() if self.guidance == 1 else ():
+            if getattr(self, name) != default:
+                yield f"{name} {getattr(self, name)} (guidance 1 means none)"
+
+    @classmethod
+    def of(cls, config: NetworkConfig, recommended: Mapping[str, Any], **given: Any) -> Self:
+        """Returns the settings for a model: those given, else the recommended ones, else the defaults.
+
+        Args:
+            config: The configuration of the model.
+            recommended: What the model folder recommends, by the names of the attributes. A recommendation that has no
+                effect beside what is given is left out: of steps and times with another solver, of guidance without
+                guidance.
+            **given: The settings of the caller; None means not given.
+
+        Raises:
+            UserError: As `Sampling` and `check_sampling` do.
+        """
+        given = {name: value for name, value in given.items() if value is not None}
+        advice: dict[str, Any] = dict(recommended)
+        if given.get("solver") not in (None, advice.get("solver", default_solver(config))):
+            advice = without(advice, "steps", "shift", "full_every")
+        if given.get("guidance") == 1:
+            advice = without(advice, "interval", "power", "channels")
+        settings: dict[str, Any] = {"solver": default_solver(config), **advice, **given}
+        sampling = cls(**settings)
+        check_sampling(sampling, config)
+        return sampling
+
+    @property
+    def model_calls(self) -> int | None:
+        """Evaluations of the (guided) model per image (NFE); None if the solver decides."""
+        return model_calls(self.solver, self.steps)
+
+
+# What a model folder may recommend; positions beyond the training size are part of the model's configuration.
+RECOMMENDABLE = tuple(field.name for field in fields(Sampling) if field.name != "rope")
+
+
+def check_recommended(content: Any) -> dict[str, Any]:
+    """Returns recommended settings as read from JSON, checked. Raises UserError if they are none."""
+    if not isinstance(content, dict):
+        raise UserError("it holds no settings by name")
+    if unknown := sorted(content.keys() - set(RECOMMENDABLE)):
+        raise UserError(f"there is no setting {unknown[0]!r}; the settings are {', '.join(RECOMMENDABLE)}")
+    try:
+        Sampling(**content)
+    except (TypeError, AttributeError) as error:
+        raise UserError(f"it holds a value of a wrong type ({error})") from None
+    return content
+
+
+def without(settings: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in names}
+
+
+def default_solver(config: NetworkConfig) -> str:
+    """Returns the solver to use when none is named."""
+    return "ddim" if config.prediction == "noise" else "ab2"
+
+
+def check_solver(solver: str, config: NetworkConfig) -> None:
+    """Raises UserError if the solver does not integrate what the model predicts."""
+    what, fitting = ("noise", DIFFUSION_SOLVERS) if config.prediction == "noise" else ("a velocity", FLOW_SOLVERS)
+    if solver not in fitting:
+        raise UserError(
+            f"the solver {solver} is not for this model, which predicts {what}; choose from {', '.join(fitting)}"
+        )
+
+
+def check_sampling(sampling: Sampling, config: NetworkConfig) -> None:
+    """Raises UserError for a solver or setting that the model has no use for."""
+    check_solver(sampling.solver, config)
+    if config.fixed_grid is not None and sampling.rope is not None:
+        raise UserError("a model of a fixed grid has no rotary positions that could be changed; remove rope")
+    if sampling.channels is not None and sampling.channels > config.token_channels:
+        raise UserError(
+            f"the latents of this model have {counted(config.in_channels, 'channel')}: guidance of more has no effect"
+        )
+    if sampling.full_every > 1 and (config.fixed_grid is not None or config.depth < SHALLOWEST_CACHED):
+        raise UserError(
+            f"full_every {sampling.full_every} would have no effect: only models of FiT and FiTv2 with at least "
+            f"{SHALLOWEST_CACHED} blocks can reuse inner ones; remove it"
+        )
+
+
+def check_spec(spec: SampleSpec, config: NetworkConfig) -> None:
+    """Raises UserError for a seed, size or label that the model cannot take."""
+    check_seed(spec.seed)
+    check_divisible(spec.size, config.patch_size)
+    only = config.fixed_grid and tuple(side * config.patch_size for side in config.fixed_grid)
+    if only not in (None, tuple(spec.size)):
+        height, width = spec.size
+        raise UserError(f"this model makes {only[0]}x{only[1]} latent pixels alone, and {height}x{width} is asked for")
+    classes = config.num_classes
+    if not 0 <= spec.label <= classes:
+        raise UserError(f"label {spec.label} is out of range: 0 to {classes - 1} are classes, {classes} is none")
+
+
+def check_divisible(size: tuple[int, int], unit: int) -> None:
+    """Raises UserError, naming the nearest size, if a side is not a multiple of `unit`."""
+    if min(size) < 1 or any(side % unit for side in size):
+        nearest = "x".join(map(str, scaled_size(size, 1.0, unit)))
+        raise UserError(f"{size[0]}x{size[1]} is not divisible by the patch of {unit}; the nearest is {nearest}")
+
+
+def scaled_size(size: tuple[int, int], scale: float, unit: int) -> tuple[int, int]:
+    """Returns both sides times `scale`, each rounded to a multiple of `unit` that is at least one."""
+    height, width = (max(round(side * scale / unit), 1) * unit for side in size)
+    return height, width

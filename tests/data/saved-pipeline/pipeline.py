@@ -1,0 +1,3 @@
+from fitv2.adapters.pipeline import FiTPipeline
+
+__all__ = ["FiTPipeline"]
