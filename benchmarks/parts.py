@@ -28,8 +28,8 @@ from fitv2.config import load_recipe
 from fitv2.data.dataset import Dataset
 from fitv2.data.loader import PackLoader, Position
 from fitv2.model.compute import lay_out_by_input
-from fitv2.model.cost import forward_flops
-from fitv2.pretrained import load_pretrained
+from fitv2.profiling.formula import forward_flops
+from fitv2.checkpoints.model_folder import load_pretrained
 from fitv2.profiling.profile import PASSES_OF_A_STEP
 from fitv2.randomness import Purpose, seed_of
 from fitv2.sampling.generate import generate, sample_batch
@@ -99,7 +99,7 @@ def fashion(device: torch.device, *overrides: str) -> Part:
     """The recipe `fashion`: training steps on some of its packs."""
     recipe = load_recipe("fashion", ["data.split=bundled", *overrides])
     dataset = build_dataset(recipe.data, recipe.model.patch_size)
-    budget = recipe.training.tokens_per_pack
+    budget = recipe.training.max_tokens_per_batch
     examples = packs(dataset, budget, PACKS, device)
     make = SameWeights(build_model_config(recipe, dataset), examples, device)
     contenders = [

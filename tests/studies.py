@@ -23,7 +23,7 @@ TREE: dict[str, Any] = {
     "title": "A title",
     "question": "A question?",
     "set": {
-        **{"model.width": 16, "model.depth": 1, "training.steps": 4, "training.tokens_per_pack": 256},
+        **{"model.width": 16, "model.depth": 1, "training.steps": 4, "training.max_tokens_per_batch": 256},
         **{"training.warmup_steps": 0, "training.precision": "no"},
     },
     "seeds": 2,

@@ -11,7 +11,7 @@ import compare
 import parts
 from contenders import Packed, Padded, SameWeights, Squares, random_example, random_model
 from fitv2 import FiT
-from fitv2.model.cost import forward_flops
+from fitv2.profiling.formula import forward_flops
 from fitv2.profiling import measure
 from fitv2.sampling.spec import Sampling
 from report import markdown, rows
@@ -20,7 +20,7 @@ from tiny import CONFIG
 
 CPU = torch.device("cpu")
 SIZES = [(2, 3), (1, 1), (4, 2)]
-TINY_FASHION = ("model.width=32", "model.depth=1", "model.heads=2", "training.tokens_per_pack=128")
+TINY_FASHION = ("model.width=32", "model.depth=1", "model.heads=2", "training.max_tokens_per_batch=128")
 TINY = {
     "forward": partial(parts.forward, config=CONFIG, hw=SIZES, dit_layers=1),
     "training": partial(parts.training, config=CONFIG, hw=SIZES, dit_layers=1),

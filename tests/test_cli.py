@@ -25,16 +25,16 @@ from fitv2.config import recipe_folder
 from fitv2.errors import UserError
 from fitv2.locks import locked
 from fitv2.model.config import EXTRAPOLATIONS
-from fitv2.pretrained import Pretrained, load_pretrained, save_pretrained
+from fitv2.checkpoints.model_folder import Pretrained, load_pretrained, save_pretrained
 from fitv2.sample_list import CONTACT_SHEET
 from fitv2.sampling.solvers import SOLVER_NAMES
-from fitv2.training.preemption import STOPPED
+from fitv2.training.sigterm import STOPPED
 from tiny import CLASSES, CONFIG, command_line, process, random_model
 
 FITV2 = str(Path(sys.executable).with_name("fitv2"))
 SHAPES = [[(28, 8, 7), (24, 8, 2)], *[[(8, 28, 3)]] * 9]
 SMALL = [
-    *("model.width=32", "model.depth=1", "model.heads=2", "training.steps=4", "training.tokens_per_pack=300"),
+    *("model.width=32", "model.depth=1", "model.heads=2", "training.steps=4", "training.max_tokens_per_batch=300"),
     *("training.warmup_steps=0", "log.checkpoint_every=2", "log.sample_steps=1"),
 ]
 
@@ -417,7 +417,7 @@ def test_a_plan_for_a_number_of_devices_that_cannot_train_is_refused(fitv2):
 def test_post_training_goes_on_without_the_model_it_began_with(train, pictures, tmp_path):
     assert train(settings=["training.steps=2"]).code == 0
     (tmp_path / "run").rename(tmp_path / "base")
-    settings = ["training.start_from=base", "training.train_only=high-resolution", "model.extrapolation=vision-ntk"]
+    settings = ["training.init_from=base", "training.trainable=high-resolution", "model.extrapolation=vision-ntk"]
     assert train(settings=[*settings, "training.steps=2"]).code == 0
     rope = json.loads((tmp_path / "run/model/config.json").read_text())["model"]["rope"]
     shutil.rmtree(tmp_path / "base")
@@ -446,7 +446,7 @@ def test_a_run_is_continued_on_request_only_and_not_with_another_network(train, 
 
 def test_a_first_attempt_that_failed_is_in_nobodys_way(train, pictures):
     assert_sentence(train(data="picturse"), "there is no folder picturse: give the folder that holds the images")
-    assert_sentence(train(settings=["training.tokens_per_pack=999999999"]), "lower training.tokens_per_pack")
+    assert_sentence(train(settings=["training.max_tokens_per_batch=999999999"]), "lower training.max_tokens_per_batch")
     assert train().code == 0
 
 
@@ -466,8 +466,8 @@ def test_no_training_begins_among_files_of_others(train, pictures, tmp_path):
         (["training.steps=few"], ["training.steps: ", "'few'"]),
         (["training.steps"], ["'training.steps' is not of the form section.key=value"]),
         (["model.width=30"], ["width 30 with 2 heads", "multiple of 4"]),
-        (["training.tokens_per_pack=30"], ["55 tokens does not fit a pack of 30 tokens"]),
-        (["training.tokens_per_pack=999999999"], ["GiB are free; lower training.tokens_per_pack"]),
+        (["training.max_tokens_per_batch=30"], ["55 tokens does not fit a pack of 30 tokens"]),
+        (["training.max_tokens_per_batch=999999999"], ["GiB are free; lower training.max_tokens_per_batch"]),
         (
             ["data.source=fashion", "data.flip=false"],
             ["flip would have no effect on the source 'fashion'"],
@@ -599,7 +599,7 @@ def test_data_that_vanishes_ends_the_training_before_anything_is_lost(train, fit
 
 
 def test_a_plan_fails_as_the_training_would(train, pictures, tmp_path):
-    nowhere = train("--dry-run", settings=["training.start_from=nowhere"])
+    nowhere = train("--dry-run", settings=["training.init_from=nowhere"])
     assert_sentence(nowhere, "nowhere is not a model")
     assert train(settings=["training.steps=2"]).code == 0
     assert_sentence(train("--dry-run"), "already holds a run")

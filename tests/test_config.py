@@ -122,8 +122,8 @@ def test_a_setting_without_effect_on_the_source_is_refused():
 
 
 def test_a_schedule_that_never_reaches_its_peak_is_refused():
-    with pytest.raises(ValueError, match=r"training: warmup_steps=60 and decay_share=0.5 overlap within 100 steps"):
-        build_recipe({}, ["training.steps=100", "training.warmup_steps=60", "training.decay_share=0.5"])
+    with pytest.raises(ValueError, match=r"training: warmup_steps=60 and decay_fraction=0.5 overlap within 100 steps"):
+        build_recipe({}, ["training.steps=100", "training.warmup_steps=60", "training.decay_fraction=0.5"])
 
 
 def test_a_yaml_file_with_an_empty_section(tmp_path):
@@ -152,7 +152,7 @@ def test_settings_cannot_be_changed_later():
         ("trainig.steps=1", "training.steps"),
         ("steps=1", "training.steps"),
         ("model.hidden_heads=1", "model.heads"),
-        ("data.tokens_per_pack=1", "training.tokens_per_pack"),
+        ("data.max_tokens_per_batch=1", "training.max_tokens_per_batch"),
         ("log.sample_evry=1", "log.sample_every"),
     ],
 )

@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import fitv2
-from fitv2.convert import official_config, read_official_config
+from fitv2.checkpoints.official import official_config, read_official_config
 from fitv2.errors import UserError
 from fitv2.model.fitv1 import FiT1Config
-from fitv2.pretrained import load_pretrained
-from fitv2.state_files import read_state
+from fitv2.checkpoints.model_folder import load_pretrained
+from fitv2.checkpoints.state_dict import read_state
 from golden_fixtures import FOLDER, INDEX, kwargs, load, weights
 from tiny import command_line, process
 
@@ -186,7 +186,7 @@ def test_a_model_with_context_is_not_the_authors():
 @pytest.mark.parametrize(
     ("kind", "part", "complaint"),
     [
-        (fitv2.FiTConfig, {"prediction": "noise"}, "no form for FiTv2 with prediction=noise"),
+        (fitv2.FiTConfig, {"prediction": "epsilon"}, "no form for FiTv2 with prediction=noise"),
         (fitv2.FiTConfig, {"modulation": "full"}, "no form for FiTv2 with modulation=full"),
         (FiT1Config, {"qk_norm": True}, "no form for FiT with qk_norm=True"),
     ],

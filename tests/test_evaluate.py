@@ -29,7 +29,7 @@ from fitv2.evaluation.references import TEST_STATISTICS, open_reference
 from fitv2.evaluation.samples import given_samples
 from fitv2.evaluation.sources import open_images
 from fitv2.locks import locked
-from fitv2.pretrained import save_pretrained
+from fitv2.checkpoints.model_folder import save_pretrained
 from pictures import noise
 from tiny import CLASSES, CONFIG, command_line, processes, random_model
 

@@ -20,7 +20,7 @@ from fitv2.evaluation.extractors import examine, load_classifier
 from fitv2.evaluation.requests import SizeSpec, balanced_specs
 from fitv2.evaluation.samples import Maker, make_samples
 from fitv2.locks import locked
-from fitv2.pretrained import Pretrained, load_pretrained
+from fitv2.checkpoints.model_folder import Pretrained, load_pretrained
 from fitv2.sampling.generate import generate
 from fitv2.sampling.spec import Sampling
 from tiny import CLASSES, CONFIG, random_model, tiny_autoencoder

@@ -11,10 +11,10 @@ from fitv2 import FiTPipeline, FiTTransformer2DModel, TokenBatch
 from fitv2.build import build_base, build_model_config
 from fitv2.config import build_recipe
 from fitv2.model.config import DEFAULT_ROPE
-from fitv2.model.cost import activation_bytes, forward_bytes, parameters
+from fitv2.profiling.formula import activation_bytes, forward_bytes, parameters
 from fitv2.model.dit import DiT, DiTConfig, SiTConfig
 from fitv2.model.init import dit_modulations
-from fitv2.pretrained import load_pretrained, save_pretrained
+from fitv2.checkpoints.model_folder import load_pretrained, save_pretrained
 from fitv2.profiling.measure import most_bytes
 from fitv2.sampling.cache import BlockCache
 from fitv2.sampling.generate import generate
@@ -32,7 +32,7 @@ SQUARES = {"max_tokens": 25, "preprocessing": "crop"}
 def images(config: SiTConfig, number: int = 4) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Latents, times as that network takes them, and labels, the last of no class."""
     generator, side = torch.Generator().manual_seed(1), config.side * config.patch_size
-    t = torch.rand(number, generator=generator) * (999 if config.prediction == "noise" else 1)
+    t = torch.rand(number, generator=generator) * (999 if config.prediction == "epsilon" else 1)
     latents = torch.randn(number, config.in_channels, side, side, generator=generator)
     return latents, t, torch.arange(number) % 10 + torch.tensor([*[0] * (number - 1), 10 - (number - 1) % 10])
 
@@ -50,7 +50,7 @@ def of_diffusers(model: DiT) -> DiTTransformer2DModel:
         num_attention_heads=config.heads,
         attention_head_dim=config.width // config.heads,
         in_channels=config.in_channels,
-        out_channels=(2 if config.prediction == "noise" else 1) * config.in_channels,
+        out_channels=(2 if config.prediction == "epsilon" else 1) * config.in_channels,
         sample_size=config.side * config.patch_size,
         patch_size=config.patch_size,
         num_embeds_ada_norm=config.num_classes,
@@ -73,7 +73,7 @@ def test_tokens_give_what_the_image_gives_in_diffusers(config):
     output = batch.with_x(model(batch, t, y))
     torch.testing.assert_close(torch.stack(output.to_latents(2)), expected, atol=1e-5, rtol=1e-5)
     assert output.x.shape[1] == config.output_channels == 4 * expected.shape[1]
-    if config.prediction == "noise":
+    if config.prediction == "epsilon":
         noise = torch.stack(output.with_x(output.x.chunk(2, dim=-1)[0]).to_latents(2))
         torch.testing.assert_close(noise, expected[:, :3], atol=1e-5, rtol=1e-5)
 
@@ -198,7 +198,7 @@ def test_a_saved_model_comes_back_and_makes_its_own_size(config, tmp_path):
         generate(loaded.model, [SampleSpec(3, (10, 10), 0), SampleSpec(3, (8, 12), 0)], sampling)
     with pytest.raises(ValueError, match="is of a fixed grid"):
         FiTPipeline.from_pretrained(tmp_path)
-    recipe = build_recipe({}, [f"training.start_from={tmp_path}"])
+    recipe = build_recipe({}, [f"training.init_from={tmp_path}"])
     with pytest.raises(ValueError, match="is of a fixed grid, and no training begins with such a model"):
         build_base(recipe.training)
 
@@ -257,7 +257,7 @@ def test_only_squares_of_one_size_are_learned():
         ("model.qk_norm=true", "model.qk_norm"),
         ("training.compile=true", "training.compile"),
         ("training.sharding=fsdp", "training.sharding"),
-        ("training.start_from=builtin:fashion", "training.start_from"),
+        ("training.init_from=builtin:fashion", "training.init_from"),
     ],
 )
 def test_settings_that_a_fixed_grid_does_not_have(setting, key):

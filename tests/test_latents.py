@@ -22,7 +22,7 @@ from fitv2.errors import UserError
 from fitv2.prepare.encode import build_encoder
 from fitv2.prepare.run import prepare as run_prepare
 from fitv2.prepare.sources import FolderSource
-from fitv2.pretrained import load_pretrained
+from fitv2.checkpoints.model_folder import load_pretrained
 from pictures import as_bytes, good_files, noise, write_files
 from tiny import recipe, tiny_autoencoder, trainer
 

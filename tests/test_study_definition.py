@@ -9,7 +9,7 @@ import yaml
 
 from fitv2.build import build_model_config
 from fitv2.config import load_recipe
-from fitv2.model.cost import parameters
+from fitv2.profiling.formula import parameters
 from fitv2.study.definition import build_study, load_study, shortened, study_names
 from fitv2.study.results import Table
 from fitv2.study.runs import Run, runs_of
@@ -49,9 +49,9 @@ def test_a_training_is_known_by_its_settings_and_its_data():
 
     one = id_of()
     assert (
-        one == id_of(seeds=5) == id_of(evaluation={"points": [1, 2]}) == id_of(set=TREE["set"] | {"training.clip": 1})
+        one == id_of(seeds=5) == id_of(evaluation={"points": [1, 2]}) == id_of(set=TREE["set"] | {"training.max_grad_norm": 1})
     )
-    assert one != id_of(set=TREE["set"] | {"training.clip": 0.5})
+    assert one != id_of(set=TREE["set"] | {"training.max_grad_norm": 0.5})
     assert one != id_of(set=TREE["set"] | {"data.preprocessing": "crop"})
 
 

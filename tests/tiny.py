@@ -19,7 +19,7 @@ from fitv2.config import Recipe, build_recipe
 from fitv2.data.fashion import CLASS_NAMES, Fashion
 from fitv2.model.config import FiTConfig, NetworkConfig
 from fitv2.model.network import Network, build_network
-from fitv2.processes import leave
+from fitv2.distributed.ranks import leave
 from fitv2.training.trainer import Trainer
 
 CONFIG = FiTConfig(width=32, depth=2, heads=2, patch_size=4, in_channels=1, num_classes=10)
@@ -51,8 +51,8 @@ def recipe(*overrides: str) -> Recipe:
         "model": {"width": 32, "depth": 2, "heads": 2, "patch_size": 4},
         "training": {
             "steps": 10,
-            "tokens_per_pack": 200,
-            "packs_per_step": 2,
+            "max_tokens_per_batch": 200,
+            "batches_per_step": 2,
             "learning_rate": 3e-3,
             "warmup_steps": 0,
             "precision": "no",

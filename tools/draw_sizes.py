@@ -5,7 +5,7 @@ python tools/draw_sizes.py docs/fashion-sizes.png
 
 import sys
 
-from fitv2.pretrained import load_pretrained
+from fitv2.checkpoints.model_folder import load_pretrained
 from fitv2.sampling.generate import generate
 from fitv2.sampling.spec import SampleSpec, Sampling, scaled_size
 from fitv2.sheets import contact_sheet, to_image

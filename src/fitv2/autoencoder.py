@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .errors import UserError
 from .finite import check_finite, check_weights
-from .state_files import weights_digest
+from .checkpoints.state_dict import weights_digest
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL

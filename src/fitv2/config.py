@@ -53,7 +53,7 @@ class ModelSettings(Settings):
         None, description="velocity, trained as a rectified flow (FiTv2), or noise and its variance, by diffusion (FiT)"
     )
     extrapolation: str | None = Field(
-        None, description="with training.start_from: positions beyond that model's size, such as vision-ntk"
+        None, description="with training.init_from: positions beyond that model's size, such as vision-ntk"
     )
 
     @property
@@ -111,26 +111,26 @@ class DataSettings(Settings):
 class TrainingSettings(Settings):
     """How it is trained."""
 
-    start_from: str | None = Field(
+    init_from: str | None = Field(
         None, description="a model (folder or builtin:NAME) whose weights training begins with, where they fit"
     )
-    begin_anew: tuple[Literal["labels", "patches", "trained"], ...] = Field(
-        (), description="start_from: begin these without its weights: label table, patch layers, all that is trained"
+    reinit: tuple[Literal["labels", "patches", "trained"], ...] = Field(
+        (), description="init_from: begin these without its weights: label table, patch layers, all that is trained"
     )
-    train_only: Literal["all", "high-resolution"] = Field(
+    trainable: Literal["all", "high-resolution"] = Field(
         "all", description="high-resolution: patch layers, biases, norms and AdaLN, a seventh of the weights"
     )
     steps: PositiveInt = Field(10_000, description="optimiser steps")
-    tokens_per_pack: PositiveInt = Field(4096, description="token budget of one forward pass")
-    packs_per_step: PositiveInt = Field(1, description="packs a step over all processes; more accumulate gradients")
+    max_tokens_per_batch: PositiveInt = Field(4096, description="token budget of one forward pass")
+    batches_per_step: PositiveInt = Field(1, description="packs a step over all processes; more accumulate gradients")
     learning_rate: PositiveFloat = Field(1e-3, description="peak learning rate of AdamW")
     warmup_steps: int = Field(200, ge=0, description="linear rise of the learning rate")
-    decay_share: float = Field(0.0, ge=0, le=1, description="last share of the steps, with a linear fall to zero")
+    decay_fraction: float = Field(0.0, ge=0, le=1, description="last share of the steps, with a linear fall to zero")
     weight_decay: float = Field(0.0, ge=0)
     beta2: float = Field(0.999, gt=0, lt=1, description="AdamW's second-moment decay")
     clip: PositiveFloat = Field(1.0, description="largest norm of the gradient")
     ema_decay: float = Field(0.9999, gt=0, lt=1, description="decay of the averaged weights, warmed up")
-    label_drop: float = Field(0.1, ge=0, le=1, description="share of pictures trained without their label")
+    class_dropout_prob: float = Field(0.1, ge=0, le=1, description="share of pictures trained without their label")
     time_density: Literal["logit_normal", "uniform", "cosmap", "mode"] = Field(
         "logit_normal", description="of training times on the path; cosmap and mode are those of Stable Diffusion 3"
     )
@@ -150,17 +150,17 @@ class TrainingSettings(Settings):
 
     @model_validator(mode="after")
     def the_peak_is_reached(self) -> Self:
-        if self.warmup_steps > self.steps * (1 - self.decay_share):
+        if self.warmup_steps > self.steps * (1 - self.decay_fraction):
             raise UserError(
-                f"warmup_steps={self.warmup_steps} and decay_share={self.decay_share:g} overlap within "
+                f"warmup_steps={self.warmup_steps} and decay_fraction={self.decay_fraction:g} overlap within "
                 f"{self.steps} steps; lower one of them"
             )
         return self
 
     @model_validator(mode="after")
     def only_a_start_has_parts(self) -> Self:
-        if self.start_from is None and (self.begin_anew or self.train_only != "all"):
-            raise UserError("begin_anew and train_only go with start_from, the model to begin with")
+        if self.init_from is None and (self.reinit or self.trainable != "all"):
+            raise UserError("reinit and trainable go with init_from, the model to begin with")
         return self
 
     @field_validator("precision", mode="before")
@@ -187,15 +187,15 @@ class LogSettings(Settings):
 # The parts in which architectures differ, as each has them where a recipe says nothing.
 PARTS: dict[str, dict[str, Any]] = {
     "FiTv2": {"qk_norm": True, "modulation": "low-rank", "prediction": "velocity"},
-    "FiT": {"qk_norm": False, "modulation": "full", "prediction": "noise"},
-    "DiT": {"prediction": "noise"},
+    "FiT": {"qk_norm": False, "modulation": "full", "prediction": "epsilon"},
+    "DiT": {"prediction": "epsilon"},
     "SiT": {"prediction": "velocity"},
 }
 # Of the full diffusion process, which a sampler can only shorten.
 MOST_NOISE_STEPS = 1000
 # What only FiTv2 and FiT have: parts of the network, and ways to train it.
 NOT_OF_GRIDS = ("mlp_ratio", "lora_rank", "qk_norm", "qk_norm_affine", "modulation", "extrapolation")
-NOT_FOR_GRIDS = ("start_from", "begin_anew", "train_only", "compile", "sharding")
+NOT_FOR_GRIDS = ("init_from", "reinit", "trainable", "compile", "sharding")
 
 
 class Recipe(Settings):
@@ -208,8 +208,8 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def extrapolation_has_a_base(self) -> Self:
-        if self.model.extrapolation is not None and self.training.start_from is None:
-            raise UserError("model.extrapolation goes with training.start_from: it extends the size of that model")
+        if self.model.extrapolation is not None and self.training.init_from is None:
+            raise UserError("model.extrapolation goes with training.init_from: it extends the size of that model")
         return self
 
     def without_effect(self) -> Iterator[tuple[str, list[str]]]:

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from tiny import log_lines, processes, train, trainer
 
-SETTINGS = ["training.steps=10", "training.packs_per_step=4", "training.label_drop=0.3", "log.sample_every=5"]
+SETTINGS = ["training.steps=10", "training.batches_per_step=4", "training.class_dropout_prob=0.3", "log.sample_every=5"]
 
 
 def run_together(target, *arguments) -> None:

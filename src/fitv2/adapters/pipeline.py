@@ -22,7 +22,7 @@ from ..classes import Classes
 from ..errors import UserError
 from ..finite import check_finite
 from ..model.config import RopeScheme
-from ..pretrained import Pretrained, is_own_model, load_pretrained
+from ..checkpoints.model_folder import Pretrained, is_own_model, load_pretrained
 from ..sampling.generate import generate
 from ..sampling.guidance import GuidedModel
 from ..sampling.noise import ImageNoise
@@ -220,7 +220,7 @@ class FiTPipeline(DiffusionPipeline):
             NotFinite: The model made NaN or infinity.
         """
         config = self.transformer.fit.config
-        if solver is None and config.prediction == "noise":  # No scheduler of a flow fits it.
+        if solver is None and config.prediction == "epsilon":  # No scheduler of a flow fits it.
             solver = default_solver(config)
         if solver is not None and (callback_on_step_end is not None or latents is not None):
             raise UserError(f"callback_on_step_end and latents go with a scheduler, not with the solver {solver}")
@@ -246,7 +246,7 @@ class FiTPipeline(DiffusionPipeline):
         recommended = self.config["sampling"] or {}
         sampling = Sampling.of(
             config,
-            recommended if solver else without(recommended, "solver", "shift", "full_every"),
+            recommended if solver else without(recommended, "solver", "shift", "cache_interval"),
             steps=num_inference_steps,
             solver=solver,
             guidance=guidance_scale,

@@ -25,8 +25,8 @@ from ..model.execution import Cache
 from ..model.network import Network
 from ..model.presets import ARCHITECTURES, architecture_of, config_of
 from ..model.transformer import FiT
-from ..pretrained import Pretrained, is_own_model, load_pretrained
-from ..state_files import read_state
+from ..checkpoints.model_folder import Pretrained, is_own_model, load_pretrained
+from ..checkpoints.state_dict import read_state
 from ..tokens import TokenBatch, upload
 
 # The timestep of pure noise in diffusers.

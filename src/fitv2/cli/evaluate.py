@@ -17,7 +17,7 @@ from .sampling import (
     Autoencoder,
     Device,
     Extrapolation,
-    FullEvery,
+    CacheInterval,
     GuidanceChannels,
     GuidanceInterval,
     GuidancePower,
@@ -131,7 +131,7 @@ def evaluate(
     steps: Steps = None,
     solver: Solver = None,
     time_shift: TimeShift = 1.0,
-    full_every: FullEvery = 1,
+    cache_interval: CacheInterval = 1,
     extrapolation: Extrapolation = None,
     attention_scale: AttentionScale = None,
     autoencoder: Autoencoder = None,
@@ -206,7 +206,7 @@ def evaluate(
         """What is not given is left to the model's recommendation."""
         return value if source(context, name) == "COMMANDLINE" else None
 
-    plain = {"steps": steps, "shift": given("time_shift", time_shift), "full_every": given("full_every", full_every)}
+    plain = {"steps": steps, "shift": given("time_shift", time_shift), "cache_interval": given("cache_interval", cache_interval)}
     plain |= {"solver": solver, "extrapolation": extrapolation, "attention_scale": attention_scale}
     guiding = {"interval": given("guidance_interval", guidance_interval), "guidance_channels": guidance_channels}
     guiding |= {"power": given("guidance_power", guidance_power)}

@@ -31,7 +31,7 @@ LONG = 60
 
 def is_model(name: str) -> bool:
     """Whether it is a name of a model, or of a run that has none yet; else it should be images."""
-    from ..pretrained import is_own_model
+    from ..checkpoints.model_folder import is_own_model
 
     # Of a saved pipeline, of checkpoints, of a run; prepared images have shards as well.
     marks = ("model_index.json", "ema.safetensors", "shards/.metadata", "log.jsonl")
@@ -101,7 +101,7 @@ class Job:
         from ..data.contents import refuse_among
         from ..device import join_processes
         from ..evaluation.samples import make_samples
-        from ..processes import first_says, leave
+        from ..distributed.ranks import on_rank0, leave
         from .progress import image_progress
 
         refuse_among(self.out or self.root, Path(self.reference), Path(self.name))
@@ -110,9 +110,9 @@ class Job:
         progress = partial(image_progress, shown=state.is_main_process)
         try:
             with ExitStack() as held:
-                first_says(partial(self.check, str(state.device), progress))
+                on_rank0(partial(self.check, str(state.device), progress))
                 loaded = None if self.model is None else self.load(self.model, torch.device(str(state.device)))
-                folder = first_says(lambda: self.claim(held))
+                folder = on_rank0(lambda: self.claim(held))
                 if loaded is not None:
                     to = (self.out or self.root) / "samples"
                     self.samples = make_samples(*loaded, self.sizes, self.count, to, state, progress, tell_seconds)

@@ -12,7 +12,7 @@ from ..messages import counted
 from .sampling import parse_size
 
 if TYPE_CHECKING:
-    from ..pretrained import Pretrained
+    from ..checkpoints.model_folder import Pretrained
     from ..sampling.spec import SampleSpec, Sampling
 
 # The factor between the sides of an image of training and those of a larger one that is shown.
@@ -158,7 +158,7 @@ def check_memory(pretrained: Pretrained, specs: list[SampleSpec], sampling: Samp
     """Raises UserError if the largest batch would not fit into the memory that is free now."""
     import torch
 
-    from ..model.cost import forward_bytes
+    from ..profiling.formula import forward_bytes
     from ..sampling.generate import batches, max_tokens
     from .memory import free_bytes
 

@@ -21,7 +21,7 @@ from .sampling import (
     Autoencoder,
     Device,
     Extrapolation,
-    FullEvery,
+    CacheInterval,
     GuidanceChannels,
     GuidanceInterval,
     GuidancePower,
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..autoencoder import KLAutoencoder, Pixels
-    from ..pretrained import Pretrained
+    from ..checkpoints.model_folder import Pretrained
     from ..sampling.spec import SampleSpec, Sampling
 
 BUILTIN = "builtin:fashion"
@@ -87,7 +87,7 @@ def sample(
     guidance_power: GuidancePower = None,
     guidance_channels: GuidanceChannels = None,
     time_shift: TimeShift = None,
-    full_every: FullEvery = None,
+    cache_interval: CacheInterval = None,
     extrapolation: Extrapolation = None,
     attention_scale: AttentionScale = None,
     autoencoder: Autoencoder = None,
@@ -136,7 +136,7 @@ def sample(
         interval=guidance_interval,
         power=guidance_power,
         shift=time_shift,
-        full_every=full_every,
+        cache_interval=cache_interval,
     )
     per_class = renamed(num, per_class)
     specs = list_specs(pretrained, labels, size, per_class, num_images, seed, codec.factor)
@@ -190,7 +190,7 @@ def settings_of(sampling: Sampling, pretrained: Pretrained) -> dict[str, Any]:
         "guidance_power": sampling.power,
         "guidance_channels": channels and channels // pretrained.model.config.patch_size**2,
         "time_shift": sampling.shift,
-        "full_every": sampling.full_every,
+        "cache_interval": sampling.cache_interval,
     }
 
 

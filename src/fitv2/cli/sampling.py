@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..autoencoder import KLAutoencoder, Pixels
-    from ..pretrained import Pretrained
+    from ..checkpoints.model_folder import Pretrained
     from ..sampling.spec import Sampling
 
 # Options of a panel of the help.
@@ -51,7 +51,7 @@ GuidanceChannels = Annotated[
     guidance_option(min=1, help="guide only the first N channels of a latent (the authors: 3); default: all"),
 ]
 TimeShift = Annotated[float | None, sampling_option(help="above 1: more steps near the image; below 1: near the noise")]
-FullEvery = Annotated[
+CacheInterval = Annotated[
     int | None,
     sampling_option(min=1, help="compute the inner blocks only every N model calls and reuse their output in between"),
 ]
@@ -132,7 +132,7 @@ def load_for_sampling(
 
 def load_any(model: str, dtype: torch.dtype) -> Pretrained:
     """Loads a model of our own, or the one in the folder of a pipeline that diffusers has saved."""
-    from ..pretrained import load_pretrained
+    from ..checkpoints.model_folder import load_pretrained
 
     if not (Path(model) / "model_index.json").is_file():
         return load_pretrained(model, dtype)

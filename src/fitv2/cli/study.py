@@ -183,7 +183,7 @@ def perform(
     from ..locks import locked
     from ..study.queue import Clock, Commands, Queue
     from ..study.report import SHEETS, claim
-    from ..training.preemption import signal_of, sigterm_interrupts
+    from ..training.sigterm import signal_of, sigterm_interrupts
 
     sheets = {id(one.study): one.folder / SHEETS for one in chosen}
     queue = Queue(table, work, Commands(max(1, available_cores() // jobs)), lambda run: sheets[id(run.study)])

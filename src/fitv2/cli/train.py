@@ -86,7 +86,7 @@ def train(
     'fitv2 sample --model'. Ctrl-C and SIGTERM save the current step and end with exit code 130 and 143. --resume
     continues with the run's own settings, except those that --set gives now.
     """
-    from ..training.preemption import NAMES, signal_of, sigterm_interrupts
+    from ..training.sigterm import NAMES, signal_of, sigterm_interrupts
 
     of_trainings, of_plans = {"ignore_memory"}, {"devices", "peak_tflops", "utilisation", "as_json"}
     every = {parameter.name for parameter in context.command.params}
@@ -122,8 +122,8 @@ def carry_out(chosen: Recipe, run: Path, resume: bool, device: str | None, ignor
     """The whole training, alone in the run's folder; returns what it has come to."""
     from ..build import build_base, build_dataset, build_model_config
     from ..device import join_processes
-    from ..pretrained import read_config
-    from ..processes import check_launcher, first_says, leave, locked_by_first
+    from ..checkpoints.model_folder import read_config
+    from ..distributed.ranks import check_launcher, on_rank0, leave, locked_on_rank0
     from ..training.checkpoint import checkpoints
     from ..training.inputs import data_lines, write_inputs
     from ..training.run_folder import check_run
@@ -134,10 +134,10 @@ def carry_out(chosen: Recipe, run: Path, resume: bool, device: str | None, ignor
     # A first scan of a million images takes longer than processes usually wait for each other.
     state = join_processes(device, timedelta(hours=6))
     check_launcher()
-    first_says(lambda: check_run(run, chosen, resume))
-    with locked_by_first(run, "a training"):
+    on_rank0(lambda: check_run(run, chosen, resume))
+    with locked_on_rank0(run, "a training"):
         dataset = in_turn(lambda: build_dataset(chosen.data, chosen.model.patch_size, run / "pictures.json"))
-        begun = first_says(lambda: bool(checkpoints(run / "checkpoints")))
+        begun = on_rank0(lambda: bool(checkpoints(run / "checkpoints")))
         base = None if begun else build_base(chosen.training)
         config = build_model_config(chosen, dataset, base)
         if begun and config.fixed_grid is None:  # The model that it began with may be gone.
@@ -169,7 +169,7 @@ def say(text: str) -> None:
 
 def report_end(trainer: Trainer, run: Path) -> None:
     """What was reached, and how to go on."""
-    from ..training.preemption import NAMES
+    from ..training.sigterm import NAMES
     from ..training.run_folder import resume_command
 
     if trainer.stopped_by is not None:
@@ -249,10 +249,10 @@ def quoted(path: str) -> str:
 
 def in_turn(build: Callable[[], Dataset]) -> Dataset:
     """What the first of several processes has built before the others do: one scans, the others read what it found."""
-    from ..processes import first_says
+    from ..distributed.ranks import on_rank0
 
     built: list[Dataset] = []
-    first_says(lambda: built.append(build()))
+    on_rank0(lambda: built.append(build()))
     return built[0] if built else build()
 
 

@@ -44,7 +44,7 @@ def plan_packs(lengths: np.ndarray, budget: int, seed: int, epoch: int) -> Packs
     if lengths.max() > budget:
         raise UserError(
             f"an image of {counted(lengths.max(), 'token')} does not fit a pack of {counted(budget, 'token')}: raise "
-            "training.tokens_per_pack, or lower data.max_tokens"
+            "training.max_tokens_per_batch, or lower data.max_tokens"
         )
     order = numpy_generator(Purpose.ORDER, seed, epoch).permutation(len(lengths))
     shortest, opened = int(lengths.min()), 0

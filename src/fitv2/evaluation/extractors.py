@@ -24,7 +24,7 @@ from ..data.fashion import CLASS_NAMES
 from ..data.fashion import SIDE as CANVAS
 from ..data.images import to_array
 from ..errors import UserError
-from ..state_files import read_state, weights_digest
+from ..checkpoints.state_dict import read_state, weights_digest
 from .inception import SIDE, InceptionV3, resize_like_tensorflow
 
 # Images through a network at once, and bytes of images that wait to be grouped by size.

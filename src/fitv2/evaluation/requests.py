@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import UserError
-from ..pretrained import Pretrained
+from ..checkpoints.model_folder import Pretrained
 from ..randomness import Purpose, numpy_generator
 from ..sampling.spec import SampleSpec, check_divisible, scaled_size
 

@@ -32,12 +32,12 @@ from ..errors import UserError
 from ..hashes import json_digest
 from ..messages import counted
 from ..model.presets import architecture_of
-from ..pretrained import Pretrained
-from ..processes import first_says, locked_by_first
+from ..checkpoints.model_folder import Pretrained
+from ..distributed.ranks import on_rank0, locked_on_rank0
 from ..sampling.generate import generate, max_tokens
 from ..sampling.spec import SampleSpec, Sampling
 from ..sheets import to_image
-from ..state_files import weights_digest
+from ..checkpoints.state_dict import weights_digest
 from .features import balanced_subset
 from .requests import LABEL_SCHEME, SEED_SCHEME, SizeSpec, balanced_specs
 from .results import CLASSES, LABELS, OWN_CHOICE, class_counts
@@ -167,7 +167,7 @@ class Maker:
         tokens = np.array([spec.tokens(patch) for spec in specs])
         budget = max_tokens(sampling, next(model.parameters()).device)
         few = int((tokens.cumsum() <= budget).sum()) or 1
-        plain = {"guidance": 1.0, "interval": (0.0, 1.0), "power": 0.0, "channels": None, "full_every": 1}
+        plain = {"guidance": 1.0, "interval": (0.0, 1.0), "power": 0.0, "channels": None, "cache_interval": 1}
         once = replace(sampling, steps=1, **plain)
         generate(model, specs[:few], once)  # The first call is slower than all others.
         start = time.perf_counter()
@@ -280,8 +280,8 @@ class GeneratedImages(Images):
         Raises UserError if the folder has images of other settings, another run makes images there, or the model makes
         none.
         """
-        with locked_by_first(self.folder, "a fitv2 evaluate that makes these images"):
-            first_says(self.begin)
+        with locked_on_rank0(self.folder, "a fitv2 evaluate that makes these images"):
+            on_rank0(self.begin)
             for number in range(state.process_index, len(self.shards), state.num_processes):
                 there = self.stored(number)
                 done(len(there))

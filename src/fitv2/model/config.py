@@ -122,7 +122,7 @@ class NetworkConfig:
     @property
     def output_channels(self) -> int:
         """Numbers per output token."""
-        return self.token_channels * (2 if self.prediction == "noise" else 1)
+        return self.token_channels * (2 if self.prediction == "epsilon" else 1)
 
     @property
     def fixed_grid(self) -> tuple[int, int] | None:

@@ -23,7 +23,7 @@ from ..data.scan import count_reasons, in_threads
 from ..errors import UserError
 from ..locks import locked
 from ..messages import shortened
-from ..processes import first_says
+from ..distributed.ranks import on_rank0
 from .encode import Decoded, Encoder, MomentEncoder, decode_variants, encode_all
 from .items import Source
 from .shards import (
@@ -107,7 +107,7 @@ def prepare(
     """
     shards = out / SHARDS
     with one_sentence(out), alone(out):
-        first_says(partial(begin, out, preparation))
+        on_rank0(partial(begin, out, preparation))
         files = hash_all(source, workers, state, progress)
         plans = plan_shards(files, shard_size, preparation.digest)
         whole = set(everyones(state, [name for name in mine(state, stems(shards)) if is_whole(shards, name)]))
@@ -140,7 +140,7 @@ def alone(out: Path) -> Iterator[None]:
         held.enter_context(locked(out, "a preparation"))
 
     with ExitStack() as held:
-        first_says(take)
+        on_rank0(take)
         yield
 
 

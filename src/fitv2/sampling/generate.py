@@ -76,7 +76,7 @@ def generate(
     latents: dict[int, Tensor] = {}
     with torch.inference_mode(torch.is_grad_enabled()):
         for chosen in batches([spec.tokens(config.patch_size) for spec in specs], max_tokens(sampling, device)):
-            cache = None if sampling.full_every == 1 else BlockCache(sampling.full_every)
+            cache = None if sampling.cache_interval == 1 else BlockCache(sampling.cache_interval)
             denoiser = partial(model, rope=sampling.rope, cache=cache)
             x, hw = sample_batch(denoiser, config, [specs[i] for i in chosen], sampling, device)
             made = TokenBatch(x.float().cpu(), hw).to_latents(config.patch_size)

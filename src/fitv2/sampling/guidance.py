@@ -93,7 +93,7 @@ class GuidedModel:
     @property
     def _channels(self) -> int | None:
         """The number of guided channels of a token; None for all."""
-        if self.sampling.channels is None and self.config.prediction == "noise":
+        if self.sampling.channels is None and self.config.prediction == "epsilon":
             return self.config.token_channels
         return self.sampling.channels
 
@@ -104,7 +104,7 @@ class GuidedModel:
         if self.sampling.power == 0 and self.sampling.interval == (0, 1):  # Does not wait for a time on a GPU.
             return guidance_scale(0.0, self.scale, 0.0)
         t = t.detach().cpu()
-        t = 1 - t / STEPS if self.config.prediction == "noise" else t
+        t = 1 - t / STEPS if self.config.prediction == "epsilon" else t
         # In the precision of the time, so that an end of the interval meets a time of the grid.
         low, high = torch.tensor(self.sampling.interval, dtype=t.dtype)
         scales = [

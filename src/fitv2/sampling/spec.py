@@ -46,7 +46,7 @@ class Sampling:
             latent channels, 3 p^2.
         shift: Warps the grid of times: above 1 more steps are near the data, below 1 near the noise.
         rope: The RoPE scheme, for sizes beyond those of training; None means that of the model's configuration.
-        full_every: Of this many model calls one computes all blocks, see `BlockCache`.
+        cache_interval: Of this many model calls one computes all blocks, see `BlockCache`.
 
     Raises:
         UserError: A solver that is not known, an impossible number, or a setting that would have no effect.
@@ -60,7 +60,7 @@ class Sampling:
     channels: int | None = None
     shift: float = 1.0
     rope: RopeScheme | None = None
-    full_every: int = 1
+    cache_interval: int = 1
 
     def __post_init__(self) -> None:
         self._check_solver()
@@ -78,9 +78,9 @@ class Sampling:
             raise UserError(f"a sampler needs at least one step, not {self.steps}")
         if self.solver in DIFFUSION_SOLVERS and self.steps is not None:
             check_count(self.steps)
-        if self.full_every < 1 or (self.full_every > 1 and self.solver in ADAPTIVE):
+        if self.cache_interval < 1 or (self.cache_interval > 1 and self.solver in ADAPTIVE):
             raise UserError(
-                f"one model call of every {self.full_every} cannot be a full one with the solver {self.solver}: give 1 "
+                f"one model call of every {self.cache_interval} cannot be a full one with the solver {self.solver}: give 1 "
                 "or more, and 1 for an adaptive solver"
             )
 
@@ -131,7 +131,7 @@ class Sampling:
         given = {name: value for name, value in given.items() if value is not None}
         advice: dict[str, Any] = dict(recommended)
         if given.get("solver") not in (None, advice.get("solver", default_solver(config))):
-            advice = without(advice, "steps", "shift", "full_every")
+            advice = without(advice, "steps", "shift", "cache_interval")
         if given.get("guidance") == 1:
             advice = without(advice, "interval", "power", "channels")
         settings: dict[str, Any] = {"solver": default_solver(config), **advice, **given}
@@ -168,12 +168,12 @@ def without(settings: Mapping[str, Any], *names: str) -> dict[str, Any]:
 
 def default_solver(config: NetworkConfig) -> str:
     """Returns the solver to use when none is named."""
-    return "ddim" if config.prediction == "noise" else "ab2"
+    return "ddim" if config.prediction == "epsilon" else "ab2"
 
 
 def check_solver(solver: str, config: NetworkConfig) -> None:
     """Raises UserError if the solver does not integrate what the model predicts."""
-    what, fitting = ("noise", DIFFUSION_SOLVERS) if config.prediction == "noise" else ("a velocity", FLOW_SOLVERS)
+    what, fitting = ("noise", DIFFUSION_SOLVERS) if config.prediction == "epsilon" else ("a velocity", FLOW_SOLVERS)
     if solver not in fitting:
         raise UserError(
             f"the solver {solver} is not for this model, which predicts {what}; choose from {', '.join(fitting)}"
@@ -189,9 +189,9 @@ def check_sampling(sampling: Sampling, config: NetworkConfig) -> None:
         raise UserError(
             f"the latents of this model have {counted(config.in_channels, 'channel')}: guidance of more has no effect"
         )
-    if sampling.full_every > 1 and (config.fixed_grid is not None or config.depth < SHALLOWEST_CACHED):
+    if sampling.cache_interval > 1 and (config.fixed_grid is not None or config.depth < SHALLOWEST_CACHED):
         raise UserError(
-            f"full_every {sampling.full_every} would have no effect: only models of FiT and FiTv2 with at least "
+            f"cache_interval {sampling.cache_interval} would have no effect: only models of FiT and FiTv2 with at least "
             f"{SHALLOWEST_CACHED} blocks can reuse inner ones; remove it"
         )
 

@@ -17,7 +17,7 @@ from ..config import Recipe, build_recipe
 from ..data.dataset import Dataset
 from ..errors import UserError
 from ..hashes import json_digest
-from ..training.plan import plan_figures
+from ..profiling.training_plan import plan_figures
 from ..training.run_folder import exported
 from .definition import Condition, Sampler, Study
 from .results import CURVE, REAL, TRAINING, Table

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from .. import errors
 from ..atomic import begin_folder, finish_folder, flush, partial_folder, write_tensors, write_text
-from ..distributed_checkpoint import read_split, write_split
+from ..checkpoints.sharded import read_split, write_split
 from ..errors import UserError
-from ..processes import first_says
-from .sharding import split_like
+from ..distributed.ranks import on_rank0
+from ..distributed.fsdp import split_like
 
 PREFIX = "step-"
 SHARDS = "shards"
@@ -47,12 +47,12 @@ def save_checkpoint(
         write_text(partial / "state.json", json.dumps({"step": step, **state}, indent=1))
         finish_folder(target)
 
-    partial = first_says(begin)
+    partial = on_rank0(begin)
     try:
         if sharded:
             named = {f"{part}.{name}": t for part, content in tensors.items() for name, t in content.items()}
             write_split(partial / SHARDS, named)
-        first_says(finish)
+        on_rank0(finish)
     finally:
         if PartialState().is_main_process:
             shutil.rmtree(partial, ignore_errors=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .sharding import local
+from ..distributed.fsdp import local
 
 
 class EMA:

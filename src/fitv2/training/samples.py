@@ -15,7 +15,7 @@ from ..data.dataset import Dataset
 from ..errors import UserError
 from ..finite import NotFinite
 from ..model.network import Network
-from ..processes import first_says
+from ..distributed.ranks import on_rank0
 from ..sampling.generate import generate
 from ..sampling.spec import SampleSpec, Sampling
 from ..sheets import contact_sheet, save_sheet, to_image
@@ -75,7 +75,7 @@ def write_sheet(
         codecs.append(load_autoencoder(dataset.autoencoder, accelerator.device))
 
     try:
-        first_says(load) if sharded else load()
+        on_rank0(load) if sharded else load()
         page = draw_sheet(model, dataset.class_names, shapes, sampling, codecs[0] if codecs else None)
     except NotFinite as error:  # The next sheet may be well; what is trained is saved in any case.
         logger.warning("no sample sheet %s: %s", path.name, error)

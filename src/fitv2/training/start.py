@@ -15,7 +15,7 @@ from ..errors import UserError
 from ..model.config import NetworkConfig
 from ..model.network import bare_model
 from ..model.transformer import FiT
-from ..pretrained import Pretrained
+from ..checkpoints.model_folder import Pretrained
 from .checkpoint import read_part
 
 LABELS = "y_embedder.embedding_table.weight"
@@ -30,32 +30,32 @@ class Start:
     notes: list[str]
 
 
-def start_from(
-    model: FiT, base: Pretrained, dataset: Dataset, begin_anew: Collection[str] = (), train_only: str = "all"
+def init_from(
+    model: FiT, base: Pretrained, dataset: Dataset, reinit: Collection[str] = (), trainable: str = "all"
 ) -> Start:
     """Gives a new model the weights of `base`. On the meta device this only checks the shapes.
 
     The label embedding is reinitialised if the classes differ (the "no class" row is kept), the patch layers if their
-    shape differs. begin_anew reinitialises more: "labels", "patches", or "trained" for all that is trained. Raises
+    shape differs. reinit reinitialises more: "labels", "patches", or "trained" for all that is trained. Raises
     UserError, which lists every other tensor that does not fit.
     """
     state, own, anew, notes = base.model.state_dict(), model.state_dict(), set(), []
-    if "labels" in begin_anew or not same_classes(base, dataset):
+    if "labels" in reinit or not same_classes(base, dataset):
         if LABELS in state and state[LABELS].shape[1:] == own[LABELS].shape[1:]:
             state[LABELS] = torch.cat((own[LABELS][:-1], state[LABELS][-1:]))
         anew.add(LABELS)
         notes.append("the label embedding is reinitialised, except for its row for no class")
-    if "patches" in begin_anew or any(name in state and state[name].shape != own[name].shape for name in PATCHES):
+    if "patches" in reinit or any(name in state and state[name].shape != own[name].shape for name in PATCHES):
         state |= {name: own[name] for name in PATCHES}
         anew.update(PATCHES)
         notes.append("the patch layers are reinitialised")
     elif base.autoencoder != dataset.autoencoder:
         notes.append(
             f"it was trained on latents of {base.autoencoder}, not of {dataset.autoencoder}: if that is another "
-            "autoencoder, reinitialise the patch layers (training.begin_anew=[patches])"
+            "autoencoder, reinitialise the patch layers (training.reinit=[patches])"
         )
-    if "trained" in begin_anew:
-        trained = trained_names(dict(model.named_parameters()), train_only, anew)
+    if "trained" in reinit:
+        trained = trained_names(dict(model.named_parameters()), trainable, anew)
         state |= {name: own[name] for name in trained}
         anew.update(trained)
         notes.append("everything that is trained is reinitialised")
@@ -64,9 +64,9 @@ def start_from(
     return Start(anew, notes)
 
 
-def check_start(config: NetworkConfig, base: Pretrained, dataset: Dataset, begin_anew: Collection[str]) -> list[str]:
-    """The notes of `start_from`, without a network in memory. Raises UserError like it."""
-    return start_from(bare_model(config), base, dataset, begin_anew).notes
+def check_start(config: NetworkConfig, base: Pretrained, dataset: Dataset, reinit: Collection[str]) -> list[str]:
+    """The notes of `init_from`, without a network in memory. Raises UserError like it."""
+    return init_from(bare_model(config), base, dataset, reinit).notes
 
 
 def same_classes(base: Pretrained, dataset: Dataset) -> bool:
@@ -85,21 +85,21 @@ def check_shapes(state: dict[str, Tensor], own: dict[str, Tensor]) -> None:
     wrong += [f"{name} is not here" for name in state.keys() - own.keys()]
     if wrong:
         raise UserError(
-            "training.start_from names a model of another shape; give this one's model section the same sizes: "
+            "training.init_from names a model of another shape; give this one's model section the same sizes: "
             + "; ".join(sorted(wrong)[:10])
         )
 
 
-def trained_names(names: Iterable[str], train_only: str, anew: Collection[str] = ()) -> list[str]:
+def trained_names(names: Iterable[str], trainable: str, anew: Collection[str] = ()) -> list[str]:
     """Which parameters a run trains. anew: the reinitialised ones.
 
     "high-resolution" means what FiTv2 trains there, patch layers, biases, norms and AdaLN (Sec. III-F), and all of
     `anew`: nothing random may stay frozen.
     """
-    return [name for name in names if train_only == "all" or trains_at_high_resolution(name) or name in anew]
+    return [name for name in names if trainable == "all" or trains_at_high_resolution(name) or name in anew]
 
 
-def trained_before(checkpoint: Path, state: dict[str, Any], names: list[str], train_only: str) -> list[str]:
+def trained_before(checkpoint: Path, state: dict[str, Any], names: list[str], trainable: str) -> list[str]:
     """Which of the parameters `names` a run has trained so far; every process has to call this.
 
     state: state.json of its checkpoint. In older versions it does not say, but the parameters for which the optimiser
@@ -107,9 +107,9 @@ def trained_before(checkpoint: Path, state: dict[str, Any], names: list[str], tr
     """
     if "trained" in state:
         return names if state["trained"] == "all" else state["trained"]
-    if train_only == "all":
+    if trainable == "all":
         return names
-    return trained_names(names, train_only, {key.partition(".")[2] for key in read_part(checkpoint, "optimizer", {})})
+    return trained_names(names, trainable, {key.partition(".")[2] for key in read_part(checkpoint, "optimizer", {})})
 
 
 def train_alone(model: FiT, names: Collection[str]) -> None:
@@ -123,7 +123,7 @@ def trains_at_high_resolution(name: str) -> bool:
     return name.startswith(("x_embedder", "final_layer")) or name.endswith(".bias") or "norm" in name or "adaLN" in name
 
 
-def trained_share(config: NetworkConfig, train_only: str) -> float:
+def trained_share(config: NetworkConfig, trainable: str) -> float:
     """The fraction of a network's weights that is trained."""
     counts = {name: parameter.numel() for name, parameter in bare_model(config).named_parameters()}
-    return sum(counts[name] for name in trained_names(counts, train_only)) / sum(counts.values())
+    return sum(counts[name] for name in trained_names(counts, trainable)) / sum(counts.values())

@@ -26,22 +26,22 @@ from ..data.loader import PackLoader, Position, Step
 from ..errors import UserError
 from ..model.config import NetworkConfig
 from ..model.network import Network, build_network, load_strictly
-from ..pretrained import Pretrained, save_pretrained, shapes_of
-from ..processes import first_says, new_accelerator
+from ..checkpoints.model_folder import Pretrained, save_pretrained, shapes_of
+from ..distributed.ranks import on_rank0, new_accelerator
 from ..randomness import Purpose, seed_of, torch_generator
 from ..sampling.spec import Sampling, default_solver
 from ..tokens import upload
 from .checkpoint import damaged, newest_state, prune, restore, save_checkpoint
 from .ema import EMA
-from .heap import trim_heap
+from .malloc_trim import trim_heap
 from .log import RunLog
 from .optimizer import build_optimizer, load_optimizer_tensors, optimizer_tensors
-from .preemption import Termination
+from .sigterm import Termination
 from .run_folder import check_data, exported, identity, keep_provenance, keep_recipe, resume_command
 from .samples import write_sheet
 from .schedule import learning_rate
-from .sharding import gathered, shard, whole
-from .start import start_from, train_alone, trained_before, trained_names
+from ..distributed.fsdp import gathered, shard, whole
+from .start import init_from, train_alone, trained_before, trained_names
 from .watch import DataGone, DataWatch, GradientWatch
 
 logger = logging.getLogger(__name__)
@@ -62,9 +62,9 @@ class Trainer:
         self.recipe, self.dataset, self.run = recipe, dataset, run
         self.accelerator = new_accelerator(settings.precision)
         self.shapes, self.identity = shapes_of(dataset), identity(dataset)
-        self.begun = first_says(lambda: newest_state(run / "checkpoints"))
+        self.begun = on_rank0(lambda: newest_state(run / "checkpoints"))
         if self.begun is not None:
-            first_says(lambda: check_data(run, recipe, self.identity, self.begun[1]))
+            on_rank0(lambda: check_data(run, recipe, self.identity, self.begun[1]))
         torch.manual_seed(seed_of(Purpose.WEIGHTS, settings.seed))
         model = build_network(config)
         model.activation_checkpointing = settings.activation_checkpointing
@@ -80,8 +80,8 @@ class Trainer:
         self.objective = build_objective(settings, config)
         self.loader = PackLoader(
             dataset,
-            settings.tokens_per_pack,
-            settings.packs_per_step,
+            settings.max_tokens_per_batch,
+            settings.batches_per_step,
             settings.seed,
             self.accelerator.process_index,
             self.accelerator.num_processes,
@@ -105,13 +105,13 @@ class Trainer:
         """
         settings, names = self.recipe.training, [name for name, _ in model.named_parameters()]
         if self.begun is not None:
-            return trained_before(*self.begun, names, settings.train_only)
+            return trained_before(*self.begun, names, settings.trainable)
         if base is None:
             return names
-        start = start_from(model, base, self.dataset, settings.begin_anew, settings.train_only)
+        start = init_from(model, base, self.dataset, settings.reinit, settings.trainable)
         for note in start.notes:
-            logger.info("%s: %s", settings.start_from, note)
-        return trained_names(names, settings.train_only, start.anew)
+            logger.info("%s: %s", settings.init_from, note)
+        return trained_names(names, settings.trainable, start.anew)
 
     @property
     def stopping(self) -> bool:
@@ -136,7 +136,7 @@ class Trainer:
             keep_recipe(self.run, self.recipe)
             keep_provenance(self.run, self.done, self.identity["content"])
         # Stopped after the checkpoint and before its sheet.
-        if self.samples_are_due() and not first_says(self.sheet.exists):
+        if self.samples_are_due() and not on_rank0(self.sheet.exists):
             self.write_samples()
         steps = self.loader.steps(self.position)
         self.clock = time.perf_counter()
@@ -171,7 +171,7 @@ class Trainer:
             # Halves of blocks are graphs of their own: none is worth cutting where DDP cuts gradients.
             torch._dynamo.config.optimize_ddp = False
             try:
-                self.bare_model.compile_blocks(self.recipe.training.tokens_per_pack)
+                self.bare_model.compile_blocks(self.recipe.training.max_tokens_per_batch)
             except UserError as error:
                 logger.warning("%s: training goes on without training.compile", error)
 
@@ -291,18 +291,18 @@ class Trainer:
             ) from None
         self.saved = self.done
         if keep is not None:
-            first_says(lambda: prune(folder, keep or self.recipe.log.keep_checkpoints))
+            on_rank0(lambda: prune(folder, keep or self.recipe.log.keep_checkpoints))
 
     def export(self, folder: Path) -> None:
         """The averaged weights as a model folder; one process gathers them, tensor by tensor."""
         weights = gathered(self.ema.average, keep=self.accelerator.is_main_process)
         about = list(self.dataset.class_names), self.shapes, torch.float32, self.dataset.autoencoder, self.done
-        first_says(lambda: save_pretrained(folder, self.bare_model.config, weights, *about))
+        on_rank0(lambda: save_pretrained(folder, self.bare_model.config, weights, *about))
 
     def resume(self) -> None:
         """Restores weights, average, optimiser and position from the newest checkpoint, if there is one."""
         if self.begun is None:
-            if first_says((self.run / "log.jsonl").is_file):
+            if on_rank0((self.run / "log.jsonl").is_file):
                 logger.info("no checkpoint in %s yet: starting at step 0", self.run)
             return
         (newest, state), parameters = self.begun, dict(self.bare_model.named_parameters())

@@ -16,7 +16,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
-from .errors import UserError
+from ..errors import UserError
 
 # What reading finds in damaged files.
 DAMAGES = (

@@ -13,17 +13,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .atomic import write_tensors, write_text
-from .classes import Classes
-from .data.dataset import Dataset
-from .errors import UserError, damaged
-from .finite import check_weights
-from .messages import counted, suggestion
-from .model.config import NetworkConfig
-from .model.network import Network, bare_model, model_of
-from .model.presets import ARCHITECTURES, architecture_of
-from .sampling.spec import Sampling, check_recommended
-from .state_files import check_floating, plain_names
+from ..atomic import write_tensors, write_text
+from ..classes import Classes
+from ..data.dataset import Dataset
+from ..errors import UserError, damaged
+from ..finite import check_weights
+from ..messages import counted, suggestion
+from ..model.config import NetworkConfig
+from ..model.network import Network, bare_model, model_of
+from ..model.presets import ARCHITECTURES, architecture_of
+from ..sampling.spec import Sampling, check_recommended
+from .state_dict import check_floating, plain_names
 
 BUILTIN = "builtin:"
 RECIPE, CHECKPOINTS = "recipe.json", "checkpoints"
@@ -206,7 +206,7 @@ def read_weights(path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
         return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
     if path.is_dir():
-        from .distributed_checkpoint import read_split  # Takes long to load, and few checkpoints have one.
+        from .sharded import read_split  # Takes long to load, and few checkpoints have one.
 
         return plain_names({key: cast(t) for key, t in read_split(path, "ema", lambda name: None).items()})
     # One by one and read, not mapped: never a second copy of all, whatever the dtypes.

@@ -8,8 +8,8 @@ from ..config import Recipe
 from ..data.dataset import Dataset
 from ..data.packing import plan_packs, real_share
 from ..model.config import NetworkConfig
-from ..model.cost import attention_flops, forward_flops, parameters, training_bytes
-from .start import trained_share
+from .formula import attention_flops, forward_flops, parameters, training_bytes
+from ..training.start import trained_share
 
 
 def plan_figures(recipe: Recipe, dataset: Dataset, config: NetworkConfig, devices: int = 1) -> dict[str, Any]:
@@ -20,25 +20,25 @@ def plan_figures(recipe: Recipe, dataset: Dataset, config: NetworkConfig, device
     """
     settings = recipe.training
     lengths = dataset.epoch(0, settings.seed).hw.prod(1)
-    packs = plan_packs(lengths, settings.tokens_per_pack, settings.seed, 0)
-    trained = trained_share(config, settings.train_only)
+    packs = plan_packs(lengths, settings.max_tokens_per_batch, settings.seed, 0)
+    trained = trained_share(config, settings.trainable)
     # Of the backward pass, the half that leads to the inputs is always needed, the other for weights that are trained
     # and for attention, which has none; activation checkpointing repeats the forward pass in it.
     forward, attention = forward_flops(config, lengths.tolist()), attention_flops(config, lengths.tolist())
     passes = 2 + trained + settings.activation_checkpointing
-    step = int((passes * forward + (1 - trained) * attention) * settings.packs_per_step / len(packs))
+    step = int((passes * forward + (1 - trained) * attention) * settings.batches_per_step / len(packs))
     return {
         "parameters": parameters(config),
         "trained_share": trained,
         "pictures": len(dataset),
         "classes": dataset.num_classes,
         "tokens_per_picture": float(lengths.mean()),
-        "pictures_per_step": len(lengths) / len(packs) * settings.packs_per_step,
+        "pictures_per_step": len(lengths) / len(packs) * settings.batches_per_step,
         "packs_per_epoch": len(packs),
-        "tokens_per_step": float(lengths.sum() / len(packs)) * settings.packs_per_step,
-        "real_token_share": real_share(lengths, packs, settings.tokens_per_pack),
+        "tokens_per_step": float(lengths.sum() / len(packs)) * settings.batches_per_step,
+        "real_token_share": real_share(lengths, packs, settings.max_tokens_per_batch),
         "padded_token_share": float(lengths.mean() / lengths.max()),
-        "epochs": settings.steps * settings.packs_per_step / len(packs),
+        "epochs": settings.steps * settings.batches_per_step / len(packs),
         "flops_per_step": step,
         "flops_total": step * settings.steps,
         "memory_bytes": needed_bytes(recipe, config, devices),
@@ -50,9 +50,9 @@ def needed_bytes(recipe: Recipe, config: NetworkConfig, devices: int) -> int:
     settings = recipe.training
     return training_bytes(
         config,
-        settings.tokens_per_pack,
+        settings.max_tokens_per_batch,
         settings.activation_checkpointing,
         settings.precision,
-        trained_share(config, settings.train_only),
+        trained_share(config, settings.trainable),
         devices if settings.sharding == "fsdp" else 1,
     )

@@ -9,15 +9,15 @@ from typing import Any
 
 from torch import Tensor
 
-from .errors import UserError
-from .finite import check_weights
-from .model.config import DEFAULT_ROPE, FiTConfig, NetworkConfig, RopeScheme
-from .model.fitv1 import FiT1Config
-from .model.network import bare_model, model_of
-from .model.presets import architecture_of
-from .model.transformer import FiT
-from .state_files import check_floating, plain_names, read_state
-from .yaml_text import read_yaml
+from ..errors import UserError
+from ..finite import check_weights
+from ..model.config import DEFAULT_ROPE, FiTConfig, NetworkConfig, RopeScheme
+from ..model.fitv1 import FiT1Config
+from ..model.network import bare_model, model_of
+from ..model.presets import architecture_of
+from ..model.transformer import FiT
+from .state_dict import check_floating, plain_names, read_state
+from ..yaml_text import read_yaml
 
 # What makes each family, in the authors' arguments; an argument left out has its family's value.
 FITV2 = {

@@ -11,9 +11,9 @@ from typing import TypeVar
 from accelerate import Accelerator, PartialState
 from accelerate.utils import GradientAccumulationPlugin, TorchDynamoPlugin, broadcast_object_list
 
-from .device import choose_device
-from .errors import UserError
-from .locks import locked
+from ..device import choose_device
+from ..errors import UserError
+from ..locks import locked
 
 T = TypeVar("T")
 
@@ -32,7 +32,7 @@ def check_launcher() -> None:
     if (steps := os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")) != "1":
         raise UserError(
             f"accelerate was told to accumulate gradients over {steps} steps: leave that option out, and set "
-            f"training.packs_per_step instead, to {steps} times what it is now"
+            f"training.batches_per_step instead, to {steps} times what it is now"
         )
     if (backend := os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no")).lower() != "no":
         raise UserError(
@@ -59,7 +59,7 @@ def new_accelerator(precision: str) -> Accelerator:
     )
 
 
-def first_says(ask: Callable[[], T]) -> T:
+def on_rank0(ask: Callable[[], T]) -> T:
     """Runs `ask` on rank 0 and broadcasts its result, or its ValueError or OSError, to every rank.
 
     Checks of files go through here, because ranks may see different states of a shared disk; and an error is raised in
@@ -78,10 +78,10 @@ def first_says(ask: Callable[[], T]) -> T:
 
 
 @contextmanager
-def locked_by_first(folder: Path, what: str) -> Iterator[None]:
+def locked_on_rank0(folder: Path, what: str) -> Iterator[None]:
     """`fitv2.locks.locked` by rank 0; where the folder is in use, every rank raises UserError."""
     with ExitStack() as stack:
-        first_says(lambda: stack.enter_context(locked(folder, what)))
+        on_rank0(lambda: stack.enter_context(locked(folder, what)))
         yield
 
 
