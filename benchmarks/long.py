@@ -27,7 +27,7 @@ def write_random_model(name: str, folder: Path) -> None:
 
     from contenders import random_model
     from fitv2 import preset
-    from fitv2.pretrained import save_pretrained
+    from fitv2.checkpoints.model_folder import save_pretrained
 
     channels = (128, 256, 512, 512)
     AutoencoderKL(

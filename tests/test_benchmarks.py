@@ -12,8 +12,8 @@ import parts
 from contenders import Packed, Padded, SameWeights, Squares, random_example, random_model
 from fitv2 import FiT
 from fitv2.generate import Sampling
-from fitv2.model.cost import forward_flops
 from fitv2.profiling import measure
+from fitv2.profiling.formula import forward_flops
 from report import markdown, rows
 from results import MeasuredPart, Measurement, Results
 from tiny import CONFIG

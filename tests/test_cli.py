@@ -19,15 +19,15 @@ import torch
 from PIL import Image
 
 from fitv2.adapters.pipeline import FiTPipeline
+from fitv2.checkpoints.model_folder import Pretrained, load_pretrained, save_pretrained
 from fitv2.cli.sample import file_name, showcase
 from fitv2.cli.samples import begin
 from fitv2.config import recipe_folder
 from fitv2.errors import UserError
 from fitv2.generate import DIFFUSION_SOLVERS, FLOW_SOLVERS
 from fitv2.locks import locked
-from fitv2.pretrained import Pretrained, load_pretrained, save_pretrained
 from fitv2.sample_list import CONTACT_SHEET
-from fitv2.training.preemption import STOPPED
+from fitv2.training.sigterm import STOPPED
 from tiny import CLASSES, CONFIG, command_line, process, random_model
 
 FITV2 = str(Path(sys.executable).with_name("fitv2"))
@@ -355,7 +355,7 @@ def test_a_model_of_a_fixed_grid_trains_goes_on_and_makes_its_own_size(train, fi
 def test_a_dry_run_shows_configuration_and_cost_and_writes_nothing(train, pictures, tmp_path):
     shown = train("--dry-run")
     assert shown.code == 0, shown.err
-    for part in ("learning_rate: 0.0005", "parameters ", "10 in 2 classes", "GFLOP a step", "PFLOP in all", "GiB"):
+    for part in ("learning_rate: 0.0005", "parameters ", "10 in 2 classes", "minutes on this machine", "GiB"):
         assert part in shown.out
     figures = json.loads(train("--dry-run", "--json").out)
     assert figures["recipe"]["model"]["width"] == 32 and figures["pictures"] == 10 and figures["classes"] == 2
@@ -370,10 +370,10 @@ def test_the_recipes_of_the_paper_are_planned_without_their_data(fitv2, name):
     header = recipe_folder().joinpath(f"{name}.yaml").read_text()
     options = re.search(r"--dry-run (--devices \d+ --peak-tflops \d+)", header).group(1).split()
     shown = fitv2("train", "--recipe", name, "--dry-run", *options).out
-    assert "is not here: planned with sizes like those of imagenet" in shown
+    assert "is not here: planned with sizes like those of ImageNet" in shown
     hours = re.search(r"time +([\d,]+) device-hours", shown).group(1)
     assert f"Expected time: {hours.replace(',', ' ')} device-hours" in header
-    assert 250 < float(re.search(r"pictures a step +([\d.]+)", shown).group(1)) < 262
+    assert 250 < float(re.search(r"images a step +([\d.]+)", shown).group(1)) < 262
 
 
 def test_a_plan_for_a_number_of_devices_that_cannot_train_is_refused(fitv2):
@@ -439,7 +439,7 @@ def test_no_training_begins_among_files_of_others(train, pictures, tmp_path):
         (["training.tokens_per_pack=999999999"], ["GiB are free; lower training.tokens_per_pack"]),
         (
             ["data.source=fashion", "data.flip=false"],
-            ["flip would have no effect on the source 'fashion'"],
+            ["data.flip: no effect with source fashion"],
         ),
     ],
 )

@@ -9,7 +9,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from fitv2 import FiT, FiTConfig, TokenBatch, preset
 from fitv2.flow.objective import flow_loss_at
 from fitv2.model.config import NetworkConfig
-from fitv2.model.cost import (
+from fitv2.model.grid import GridConfig
+from fitv2.model.network import build_network
+from fitv2.profiling.formula import (
     attention_flops,
     forward_bytes,
     forward_flops,
@@ -17,8 +19,6 @@ from fitv2.model.cost import (
     parameters,
     training_bytes,
 )
-from fitv2.model.grid import GridConfig
-from fitv2.model.network import build_network
 from fitv2.profiling.measure import most_bytes
 
 SMALL = FiTConfig(width=48, depth=2, heads=3, num_classes=5)

@@ -5,7 +5,8 @@ import torch
 
 import fitv2
 from fitv2.classes import Classes
-from fitv2.device import choose_device, choose_precision, join_processes
+from fitv2.device import choose_device, choose_precision
+from fitv2.distributed.ranks import join_processes
 from fitv2.errors import UserError
 from fitv2.finite import NotFinite, check_finite, check_weights
 from fitv2.messages import command, counted

@@ -14,7 +14,7 @@ from huggingface_hub.utils import filter_repo_objects
 
 from fitv2 import FiTConfig, FiTPipeline, FiTTransformer2DModel
 from fitv2.adapters.schedulers import default_scheduler
-from fitv2.pretrained import save_pretrained
+from fitv2.checkpoints.model_folder import save_pretrained
 from tiny import process, random_model, tiny_autoencoder
 
 CALL = {"class_labels": ["trouser", 8, 3], "sizes": [(28, 12), (20, 28), (40, 16)], "seeds": [1, 2, 3]}

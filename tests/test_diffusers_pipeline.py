@@ -17,10 +17,10 @@ from fitv2 import FiT1Config, FiTConfig, FiTPipeline, FiTTransformer2DModel, Rop
 from fitv2.adapters.arguments import draw_seeds
 from fitv2.adapters.schedulers import check_scheduler, default_scheduler
 from fitv2.autoencoder import KLAutoencoder
+from fitv2.checkpoints.model_folder import load_pretrained
 from fitv2.errors import UserError
 from fitv2.finite import NotFinite
 from fitv2.generate import Sampling, Wish, generate
-from fitv2.pretrained import load_pretrained
 from tiny import random_model, tiny_autoencoder
 
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 1.0}

@@ -19,10 +19,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from fitv2.checkpoints.model_folder import load_pretrained
+from fitv2.checkpoints.training_state import checkpoints, read_part, read_state
+from fitv2.distributed.ranks import check_launcher
 from fitv2.errors import UserError
-from fitv2.pretrained import load_pretrained
-from fitv2.training.checkpoint import checkpoints, read_part, read_state
-from tiny import command_line, log_lines, processes, train, trainer
+from tiny import command_line, log_lines, processes, train
 
 SETTINGS = [
     *("training.steps=50", "training.packs_per_step=4", "training.tokens_per_pack=100", "training.label_drop=0.3"),
@@ -180,22 +181,13 @@ def test_shards_that_would_run_code_are_refused(tmp_path, sharded_by_two):
         ("USE_DEEPSPEED", "1", "training.sharding=fsdp"),
         ("GRADIENT_ACCUMULATION_STEPS", "4", "packs_per_step"),
         ("DYNAMO_BACKEND", "inductor", "training.compile"),
+        ("USE_CPU", "true", "--device cpu"),
     ],
 )
-def test_an_option_of_the_launcher_that_would_change_the_training_is_refused(
-    tmp_path, monkeypatch, variable, value, part
-):
+def test_an_option_of_the_launcher_that_would_change_the_training_is_refused(monkeypatch, variable, value, part):
     monkeypatch.setenv(f"ACCELERATE_{variable}", value)
     with pytest.raises(UserError, match=part):
-        trainer(tmp_path)
-
-
-@pytest.mark.parametrize(("variable", "value"), [("MIXED_PRECISION", "bf16"), ("USE_CPU", "true")])
-def test_an_option_of_the_launcher_that_the_recipe_overrules_changes_nothing(tmp_path, monkeypatch, variable, value):
-    trainer(tmp_path / "plain").fit(lambda figures: None)
-    monkeypatch.setenv(f"ACCELERATE_{variable}", value)
-    trainer(tmp_path / "launched").fit(lambda figures: None)
-    assert log_lines(tmp_path / "launched") == log_lines(tmp_path / "plain")
+        check_launcher(torch.device("cuda"))
 
 
 COMMAND = ["train", "--recipe", "fashion-tiny", "--resume"]

@@ -18,6 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file, save_file
 
 from evaluations import SHAPES, Silent, contents
+from fitv2.checkpoints.model_folder import save_pretrained
 from fitv2.cli.evaluate import OF_SAMPLES, evaluate
 from fitv2.cli.evaluated import is_model
 from fitv2.data import fashion
@@ -39,7 +40,6 @@ from fitv2.evaluation.run import Evaluation, given_samples
 from fitv2.evaluation.scores import load_reference
 from fitv2.evaluation.suite import METRICS
 from fitv2.locks import locked
-from fitv2.pretrained import save_pretrained
 from pictures import good_files, noise, write_files
 from tiny import CLASSES, CONFIG, command_line, processes, random_model, tiny_autoencoder
 

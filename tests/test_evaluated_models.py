@@ -10,17 +10,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from accelerate import PartialState
 from PIL import Image
 
 from evaluations import SHAPES, Silent, contents
 from fitv2.autoencoder import KLAutoencoder, Pixels
+from fitv2.checkpoints.model_folder import Pretrained
+from fitv2.distributed.ranks import join_processes
 from fitv2.evaluation import generation
 from fitv2.evaluation.models import all_of, make_samples
 from fitv2.evaluation.wishes import SizeWish, balanced_wishes
 from fitv2.generate import Sampling
 from fitv2.locks import locked
-from fitv2.pretrained import Pretrained
 from tiny import CLASSES, CONFIG, random_model, tiny_autoencoder
 
 
@@ -32,7 +32,7 @@ def pretrained() -> Pretrained:
 def make(pretrained: Pretrained, out: Path, number: int, *sizes: SizeWish, codec=None, **changes):
     sampling = Sampling(steps=1, solver="euler", guidance=1.5)
     codec, about = codec or Pixels(), {"precision": "float32", "seed": 3} | changes
-    others = {"name": "tiny", "state": PartialState(cpu=True), "progress": Silent}
+    others = {"name": "tiny", "state": join_processes("cpu"), "progress": Silent}
     return make_samples(
         pretrained, codec, [sampling], sizes, number, settings=all_of(pretrained, codec, **about), out=out, **others
     )

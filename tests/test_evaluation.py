@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fitv2.checkpoints.model_folder import Pretrained, load_pretrained, shapes_of
 from fitv2.data.fashion import CLASS_NAMES, bundled, to_latent
 from fitv2.evaluation.classifier import canvas, examine, load_classifier
 from fitv2.evaluation.frechet import Statistics, frechet_distance
@@ -26,7 +27,6 @@ from fitv2.evaluation.scores import (
 from fitv2.generate import Sampling, generate
 from fitv2.model.config import FiTConfig
 from fitv2.model.transformer import FiT
-from fitv2.pretrained import Pretrained, load_pretrained, shapes_of
 
 SAMPLING = Sampling(steps=2, solver="euler", guidance=1.5)
 

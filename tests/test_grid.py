@@ -9,14 +9,14 @@ from diffusers import DiTTransformer2DModel
 import fitv2
 from fitv2 import FiTPipeline, FiTTransformer2DModel, TokenBatch
 from fitv2.build import build_base, build_model_config
+from fitv2.checkpoints.model_folder import load_pretrained, save_pretrained
 from fitv2.config import build_recipe
 from fitv2.generate import Sampling, Wish, default_solver, generate
 from fitv2.model.block_cache import BlockCache
-from fitv2.model.cost import activation_bytes, forward_bytes, parameters
 from fitv2.model.grid import DiTConfig, GridConfig, GridTransformer
 from fitv2.model.init import dit_modulations
 from fitv2.model.rope import PLAIN
-from fitv2.pretrained import load_pretrained, save_pretrained
+from fitv2.profiling.formula import activation_bytes, forward_bytes, parameters
 from fitv2.profiling.measure import most_bytes
 from test_cost import saved_bytes
 from test_resume import assert_same_run, nothing, stop_at
@@ -225,9 +225,12 @@ def test_a_training_is_resumed_bit_for_bit(architecture, tmp_path):
         return trainer(tmp_path / name, *settings, dataset=garments(**SQUARES))
 
     whole = run("whole")
-    before = {name: weight.clone() for name, weight in whole.bare_model.named_parameters()}
+    parameters = whole.learner.model.parameters
+    before = {name: weight.clone() for name, weight in parameters.items()}
     whole.fit(nothing)
-    moved = [name for name, weight in whole.bare_model.named_parameters() if not torch.equal(weight, before[name])]
+    moved = [
+        name for name, weight in whole.learner.model.module.named_parameters() if not torch.equal(weight, before[name])
+    ]
     assert len(moved) == len(before)
     with pytest.raises(KeyboardInterrupt):
         run("stopped").fit(stop_at(7))
@@ -243,18 +246,3 @@ def test_only_squares_of_one_size_are_learned():
         with pytest.raises(ValueError, match=r"DiT takes squares of one size, .*: set data\.preprocessing=crop"):
             build_model_config(recipe, pictures)
     assert build_model_config(recipe, garments(**SQUARES)).fixed_grid == (5, 5)
-
-
-@pytest.mark.parametrize(
-    ("setting", "key"),
-    [
-        ("model.mlp_ratio=3", "model.mlp_ratio"),
-        ("model.qk_norm=true", "model.qk_norm"),
-        ("training.compile=true", "training.compile"),
-        ("training.sharding=fsdp", "training.sharding"),
-        ("training.start_from=builtin:fashion", "training.start_from"),
-    ],
-)
-def test_settings_that_a_fixed_grid_does_not_have(setting, key):
-    with pytest.raises(ValueError, match=f"architecture SiT {key} would have no effect with a fixed grid; remove it"):
-        build_recipe({}, ["model.architecture=SiT", setting])

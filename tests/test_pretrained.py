@@ -7,12 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from fitv2.checkpoints.model_folder import load_pretrained, save_pretrained, shapes_of
 from fitv2.data.fashion import Fashion
 from fitv2.errors import UserError
 from fitv2.finite import NotFinite
 from fitv2.model.config import FiTConfig
 from fitv2.model.fit1 import FiT1Config
-from fitv2.pretrained import load_pretrained, save_pretrained, shapes_of
 from tiny import CLASSES, CONFIG, garments, random_model
 
 SHAPES = [[(28, 8, 7), (24, 8, 2)], *[[(8, 28, 3)]] * 9]
@@ -190,7 +190,7 @@ def test_shapes_are_counted_per_class_most_frequent_first():
 
 
 def test_shapes_hold_no_more_than_the_most_frequent(monkeypatch):
-    monkeypatch.setattr("fitv2.pretrained.MOST_SHAPES", 3)
+    monkeypatch.setattr("fitv2.checkpoints.model_folder.MOST_SHAPES", 3)
     shapes = shapes_of(garments(400))
     assert len(shapes) == 10 and all(len(of_class) == 3 for of_class in shapes)
     assert all(a[2] >= b[2] >= c[2] for a, b, c in shapes)

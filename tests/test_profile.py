@@ -14,10 +14,10 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.flop_counter import FlopCounterMode
 
 from fitv2 import FiT, TokenBatch, preset
-from fitv2.model.cost import parameters
+from fitv2.checkpoints.model_folder import save_pretrained
 from fitv2.model.grid import build_dit
 from fitv2.model.presets import PRESETS
-from fitv2.pretrained import save_pretrained
+from fitv2.profiling.formula import parameters
 from fitv2.profiling.profile import TABLE_1, Case, Cost, Subject, cost_of, measure
 from tiny import CLASSES, CONFIG, tiny_autoencoder
 
@@ -185,7 +185,7 @@ def drawn(fitv2, folder):
 
 
 def test_formulas_read_no_weights(fitv2, monkeypatch):
-    monkeypatch.setattr("fitv2.pretrained.read_weights", lambda *arguments: pytest.fail("weights are read"))
+    monkeypatch.setattr("fitv2.checkpoints.model_folder.read_weights", lambda *paths: pytest.fail("weights are read"))
     code, shown = fitv2("profile", "builtin:fashion")
     assert code in (0, None) and "builtin:fashion" in shown
 

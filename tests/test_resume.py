@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from fitv2 import randomness
-from fitv2.atomic import write_tensors
+from fitv2.checkpoints.state_dict import write_tensors
+from fitv2.checkpoints.training_state import checkpoints, prune, read_part, read_state, save_checkpoint
 from fitv2.errors import UserError
-from fitv2.training.checkpoint import checkpoints, prune, read_part, read_state, save_checkpoint
 from fitv2.training.log import RunLog
 from tiny import command_line, log_lines, process, trainer
 
@@ -307,7 +307,10 @@ def test_a_checkpoint_whose_file_holds_something_else_is_damaged(tmp_path, part)
 def test_what_is_no_fault_of_a_checkpoint_is_not_called_its_damage(tmp_path, monkeypatch):
     """Whoever believed it would delete a good one."""
     trainer(tmp_path, "training.steps=1").fit(nothing)
-    bug, denied = ("training.ema.EMA.load", ValueError("a bug")), ("training.checkpoint.safe_open", PermissionError())
+    bug, denied = (
+        ("training.ema.EMA.load", ValueError("a bug")),
+        ("checkpoints.state_dict.safe_open", PermissionError()),
+    )
     for (where, error), told in ((bug, "^a bug$"), (denied, "permission denied$")):
         monkeypatch.setattr(f"fitv2.{where}", Mock(side_effect=error))
         with pytest.raises(ValueError, match=told):
@@ -333,7 +336,7 @@ def test_a_checkpoint_before_the_first_optimiser_step(tmp_path):
     first.save()
     second = trainer(tmp_path)
     second.resume()
-    assert second.done == 0 and not second.optimizer.state_dict()["state"]
+    assert second.done == 0 and not second.learner.optimizer.state_dict()["state"]
 
 
 def test_the_log_is_cut_back_to_the_checkpoint(tmp_path):

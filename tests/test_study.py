@@ -27,7 +27,7 @@ from fitv2.study.record import read_record
 from fitv2.study.report import load_report, overview, read_records, write_report
 from fitv2.study.runner import next_of
 from fitv2.study.snapshots import TrainingLog
-from fitv2.training.preemption import STOPPED
+from fitv2.training.sigterm import STOPPED
 from studies import TREE, job, nothing, tree
 from tiny import command_line, process
 

@@ -11,7 +11,7 @@ import yaml
 
 from fitv2.build import build_dataset, build_model_config
 from fitv2.hashes import json_digest
-from fitv2.model.cost import parameters
+from fitv2.profiling.formula import parameters
 from fitv2.study.definition import Run, build_study, load_study, shortened, study_names
 from fitv2.study.home import refuse_another
 from fitv2.study.job import given

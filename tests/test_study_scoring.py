@@ -11,20 +11,20 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from accelerate import PartialState
 from PIL import Image
 from safetensors.torch import load_file
 
 from fitv2.build import build_model_config
+from fitv2.checkpoints.model_folder import load_pretrained
 from fitv2.cli.progress import image_progress
-from fitv2.config import DataSettings
+from fitv2.distributed.ranks import join_processes
 from fitv2.evaluation.frechet import Statistics, frechet_distance
 from fitv2.evaluation.summary import summarise
 from fitv2.prepare.run import prepare
 from fitv2.prepare.settings import build_encoder
 from fitv2.prepare.sources import FolderSource
-from fitv2.pretrained import load_pretrained
 from fitv2.randomness import Purpose, numpy_generator
+from fitv2.settings import FashionSettings
 from fitv2.study import scoring, views
 from fitv2.study.one_run import perform
 from fitv2.study.page import page
@@ -143,8 +143,8 @@ def test_the_share_that_is_cut_is_that_of_the_central_square(work):
 def test_only_pictures_with_both_sides_above_the_square_of_the_budget_can_be_cropped():
     sizes, labels = np.array([[40, 12], [8, 8], [40, 8]]), np.array([0, 0, 1])
     dataset = SimpleNamespace(sizes=sizes, class_names=["a", "b"], epoch=lambda *_: SimpleNamespace(labels=labels))
-    assert croppable(dataset, DataSettings(max_tokens=4), 4) == {"a": 0.5, "b": 0}
-    assert croppable(SimpleNamespace(), DataSettings(), 4) is None
+    assert croppable(dataset, FashionSettings(source="fashion", max_tokens=4), 4) == {"a": 0.5, "b": 0}
+    assert croppable(SimpleNamespace(), FashionSettings(source="fashion"), 4) is None
 
 
 def test_real_pictures_score_as_many_of_each_class_against_the_others(work):
@@ -196,7 +196,7 @@ def test_models_of_latents_are_compared_with_the_pictures_of_a_folder(tmp_path, 
     root, vae, latents = write_files(tmp_path / "root", good_files(12)), tmp_path / "vae", tmp_path / "latents"
     tiny_autoencoder().save_pretrained(vae)
     encoder, preparation = build_encoder(str(vae), 16, 2, "mixed", False, None, "cpu")
-    state = PartialState(cpu=True)
+    state = join_processes("cpu")
     prepare(FolderSource(root), "pictures", latents, encoder, preparation, 5, 2, state, image_progress)
     recipe = {"data": {"source": str(latents)}, "model": {"patch_size": 2}}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))

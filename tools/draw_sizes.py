@@ -5,8 +5,8 @@ python tools/draw_sizes.py docs/fashion-sizes.png
 
 import sys
 
+from fitv2.checkpoints.model_folder import load_pretrained
 from fitv2.generate import Sampling, Wish, generate, scaled_size
-from fitv2.pretrained import load_pretrained
 from fitv2.sheets import contact_sheet, to_image
 
 FACTORS = (1.0, 1.2, 1.43, 2.0)

@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from fitv2.training.checkpoint import checkpoints, read_part
+from fitv2.checkpoints.training_state import checkpoints, read_part
 
 STEPS = 150
 SETTINGS = [

@@ -20,12 +20,12 @@ from torch_fidelity.metric_prc import calculate_precision_recall_full
 from torchmetrics.image.fid import _compute_fid
 from torchmetrics.image.kid import poly_mmd
 
+from fitv2.checkpoints.model_folder import load_pretrained
 from fitv2.data.fashion import bundled, to_latent
 from fitv2.evaluation.classifier import examine, load_classifier
 from fitv2.evaluation.pictures import in_turn
 from fitv2.evaluation.wishes import SizeWish, balanced_wishes
 from fitv2.generate import Sampling, generate
-from fitv2.pretrained import load_pretrained
 
 OUT = Path(__file__).parent.parent / "tests/data/metrics.npz"
 NUMBER = 300

@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from fitv2.checkpoints.model_folder import Pretrained, load_pretrained
 from fitv2.device import choose_device
 from fitv2.evaluation.scores import ENOUGH, Scores, score_garments
 from fitv2.generate import SOLVER_NAMES, Sampling
-from fitv2.pretrained import Pretrained, load_pretrained
 
 
 def arguments() -> argparse.Namespace:

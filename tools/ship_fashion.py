@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from fitv2.pretrained import load_pretrained, save_pretrained
+from fitv2.checkpoints.model_folder import load_pretrained, save_pretrained
 
 POINTS = 16
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..atomic import write_text
 from ..autoencoder import KLAutoencoder, Pixels, decode_all, load_autoencoder, read_network
+from ..checkpoints.model_folder import Pretrained, is_own_model, load_pretrained
 from ..classes import Classes
 from ..errors import UserError
 from ..finite import check_finite
@@ -33,7 +34,6 @@ from ..generate import (
 )
 from ..messages import counted
 from ..model.rope import RopeScheme
-from ..pretrained import Pretrained, is_own_model, load_pretrained
 from ..samplers.noise import ImageNoise
 from ..samplers.ode import Velocity
 from ..sheets import to_image

@@ -15,6 +15,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
 from ..autoencoder import check_loaded, loaded
+from ..checkpoints.model_folder import Pretrained, is_own_model, load_pretrained
+from ..checkpoints.state_dict import read_state_dict
 from ..errors import UserError
 from ..finite import check_weights
 from ..model.config import FiTConfig, Modulation, Prediction
@@ -23,8 +25,6 @@ from ..model.precision import autocast_in
 from ..model.presets import ARCHITECTURES, architecture_of, config_of
 from ..model.rope import RopeScheme
 from ..model.transformer import FiT
-from ..pretrained import Pretrained, is_own_model, load_pretrained
-from ..state_files import read_state
 from ..tokens import TokenBatch, upload
 
 NOT_HERE = "{} is of a fixed grid: diffusers has DiTTransformer2DModel for such networks, and this is for FiT and FiTv2"
@@ -119,7 +119,7 @@ class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             state = source
         elif Path(source).exists():
             file = lora_file(Path(source), kwargs)
-            state, source = read_state(file), str(file.parent)
+            state, source = read_state_dict(file), str(file.parent)
             kwargs |= {"weight_name": file.name}
         else:
             return super().load_lora_adapter(source, prefix=prefix, **kwargs)

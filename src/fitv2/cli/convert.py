@@ -35,10 +35,10 @@ def convert(
     """
     from math import isqrt
 
+    from ..checkpoints.model_folder import save_pretrained
+    from ..checkpoints.official import from_official, read_official_config
     from ..classes import imagenet_names, read_names
-    from ..convert import from_official, read_official_config
     from ..model.presets import architecture_of
-    from ..pretrained import save_pretrained
 
     check_out(out, overwrite)
     params, named_autoencoder = read_official_config(config)
@@ -81,7 +81,7 @@ def check_out(out: Path, overwrite: bool) -> None:
 
 def is_begun(out: Path) -> bool:
     """Whether a conversion that was stopped has written the configuration, and no weights yet."""
-    from ..pretrained import read_config
+    from ..checkpoints.model_folder import read_config
 
     try:
         return bool(read_config(out / "config.json"))

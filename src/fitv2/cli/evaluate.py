@@ -180,12 +180,12 @@ def evaluate(
     from datetime import timedelta
 
     from ..data.contents import refuse_among
-    from ..device import choose_precision, join_processes
+    from ..device import choose_precision
+    from ..distributed.ranks import destroy_process_group, join_processes, on_rank0
     from ..evaluation.generation import SHARD
     from ..evaluation.home import claimed, own_folder
     from ..evaluation.models import all_of, make_samples
     from ..evaluation.wishes import balanced_wishes
-    from ..processes import first_says, leave
     from .progress import image_progress
 
     refuse_among(out or OUT, Path(reference), Path(name))
@@ -222,7 +222,7 @@ def evaluate(
 
     try:
         with ExitStack() as held:
-            first_says(check)
+            on_rank0(check)
             if is_model(name):
                 pretrained, codec = load_for_sampling(name, autoencoder, precision, state.device)
                 plain = {"steps": steps, "shift": time_shift, "full_every": full_every, "solver": solver}
@@ -247,7 +247,7 @@ def evaluate(
                 # The word that results have.
                 settings = all_of(pretrained, codec, {"fp32": "float32"}.get(precision, precision), seed)
                 about.update(settings, num=num or DEFAULT_NUM, sampling=[asdict(one) for one in samplings])
-                folder = first_says(claim)
+                folder = on_rank0(claim)
                 samples = make_samples(
                     pretrained,
                     codec,
@@ -262,11 +262,11 @@ def evaluate(
                 )
                 del pretrained, codec  # Gigabytes, of a large model.
             else:
-                folder = first_says(claim)
+                folder = on_rank0(claim)
             if state.is_main_process:
                 finish(evaluation, samples, folder, save_npz, as_json)
     finally:
-        leave()
+        destroy_process_group()
 
 
 def check_archive(save_npz: bool, sizes: list[tuple[int, int] | None]) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def is_model(name: str) -> bool:
     """Whether it is anything that makes pictures; else it should be pictures."""
-    from ..pretrained import is_own_model
+    from ..checkpoints.model_folder import is_own_model
 
     # Of a saved pipeline, of checkpoints, of a run that has no model yet; prepared pictures, too, have shards.
     marks = ("model_index.json", "ema.safetensors", "shards/.metadata", "log.jsonl")

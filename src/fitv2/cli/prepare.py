@@ -70,7 +70,7 @@ def prepare(
     from datetime import timedelta
     from functools import partial
 
-    from ..device import join_processes
+    from ..distributed.ranks import join_processes
     from ..prepare.run import prepare as run
     from ..prepare.settings import build_encoder
     from ..prepare.sources import open_source

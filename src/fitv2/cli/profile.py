@@ -141,8 +141,8 @@ def profile(
 def find_subject(name: str, autoencoder: str | None) -> Subject:
     """A preset or a model on disk. Raises ValueError when there is none of that name."""
     from ..autoencoder import read_factor
+    from ..checkpoints.model_folder import BUILTIN
     from ..model.presets import PRESETS
-    from ..pretrained import BUILTIN
     from ..profiling.profile import Subject
 
     if name in PRESETS:
@@ -160,8 +160,8 @@ def read_subject(name: str, autoencoder: str | None) -> Subject:
     import torch
 
     from ..autoencoder import read_factor
+    from ..checkpoints.model_folder import is_own_model, load_pretrained
     from ..model.config import FiTConfig
-    from ..pretrained import is_own_model, load_pretrained
     from ..profiling.profile import Subject
 
     pretrained = load_pretrained(name, None) if is_own_model(name) else load_any(name, torch.bfloat16)

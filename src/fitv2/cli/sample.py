@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+    from ..checkpoints.model_folder import Pretrained
     from ..generate import Sampling, Wish
-    from ..pretrained import Pretrained
 
 LARGER = 1.43
 DEFAULT_CLASSES = 16
@@ -317,7 +317,7 @@ def check_memory(pretrained: Pretrained, wishes: list[Wish], sampling: Sampling)
     import torch
 
     from ..generate import pass_budget, passes
-    from ..model.cost import forward_bytes
+    from ..profiling.formula import forward_bytes
     from .memory import free_bytes
 
     config, weight = pretrained.model.config, next(pretrained.model.parameters())

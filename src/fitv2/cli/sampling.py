@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     import torch
 
     from ..autoencoder import KLAutoencoder, Pixels
+    from ..checkpoints.model_folder import Pretrained
     from ..generate import Sampling
-    from ..pretrained import Pretrained
 
 Steps = Annotated[
     int | None, typer.Option(min=1, help="solver steps; default 25; dopri5 and adaptive_heun choose their own")
@@ -118,7 +118,7 @@ def load_for_sampling(
 
 def load_any(model: str, dtype: torch.dtype) -> Pretrained:
     """A model of our own, or the one in the folder of a pipeline that diffusers has saved."""
-    from ..pretrained import load_pretrained
+    from ..checkpoints.model_folder import load_pretrained
 
     if not (Path(model) / "model_index.json").is_file():
         return load_pretrained(model, dtype)

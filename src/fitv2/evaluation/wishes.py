@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..checkpoints.model_folder import Pretrained
 from ..errors import UserError
 from ..generate import Wish, check_divisible, scaled_size
-from ..pretrained import Pretrained
 from ..randomness import Purpose, numpy_generator
 
 # The seed of picture i is seed * SEEDS + i, so different seeds share no picture up to this many.

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..errors import UserError
+from ..messages import shortened
 from .config import NetworkConfig
 from .grid import GridConfig, GridTransformer
 from .transformer import FiT
@@ -42,7 +43,7 @@ def model_of(config: NetworkConfig, state: dict[str, Tensor]) -> Network:
 
 
 def load_strictly(model: Network, state: dict[str, Tensor], assign: bool = False) -> None:
-    """Loads `state` (assign: makes its tensors the model's own), or raises ValueError listing every wrong key."""
+    """Loads `state` (assign: makes its tensors the model's own), or raises UserError that lists the wrong keys."""
     own = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     problems = [f"missing {key}" for key in own.keys() - state.keys()]
     problems += [f"unexpected {key}" for key in state.keys() - own.keys()]
@@ -52,5 +53,5 @@ def load_strictly(model: Network, state: dict[str, Tensor], assign: bool = False
         if tuple(state[key].shape) != own[key]
     ]
     if problems:
-        raise UserError("the weights do not fit the model: " + "; ".join(sorted(problems)))
+        raise UserError(f"the weights do not fit the model: {shortened(sorted(problems), 10)}")
     model.load_state_dict(state, assign=assign)

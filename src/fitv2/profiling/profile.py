@@ -1,4 +1,4 @@
-"""What a forward and a training step of a model cost at a size: by formula, and measured with random weights."""
+"""What a forward pass and a training step of a model cost at a size: by formula, and measured with random weights."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from statistics import median
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..build import build_objective
-from ..config import TrainingSettings
 from ..errors import UserError
 from ..generate import check_divisible
-from ..model import cost
 from ..model.config import NetworkConfig
-from ..model.network import build_network
+from ..model.network import Network, build_network
 from ..model.transformer import FiT, lay_out_by_input
 from ..randomness import Purpose, seed_of, torch_generator
+from ..settings import TrainingSettings
 from ..tokens import TokenBatch
+from . import formula as cost
 from .measure import Work, in_turn, matrix_product, most_bytes
 
 # The rows of Table I of FiTv2, in its order.
@@ -211,20 +212,25 @@ def workload(case: Case, device: torch.device, with_step: bool, compiled: bool) 
 
     if not with_step:
         return {"forward": forward}
-    objective = build_objective(TrainingSettings(), config)
+    return {"forward": forward, "step": training_step(model, batch, labels, autocast)}
+
+
+def training_step(model: Network, batch: TokenBatch, labels_B: Tensor, autocast: bool) -> Work:
+    """A step that trains a network with AdamW on the same images each time, under bfloat16 autocast if asked."""
+    objective = build_objective(TrainingSettings(), model.config)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     generator = torch_generator(Purpose.MEASURING)
 
-    def network(*inputs: Any) -> torch.Tensor:
-        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+    def network(*inputs: Any) -> Tensor:
+        with torch.autocast(batch.x.device.type, torch.bfloat16, enabled=autocast):
             return model(*inputs)
 
     def step() -> None:
-        objective(network, batch, labels, model.null_label, generator).loss.backward()
+        objective(network, batch, labels_B, model.null_label, generator).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
-    return {"forward": forward, "step": step}
+    return step
 
 
 def dtype_of(case: Case) -> torch.dtype:

@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ..config import Settings
 from ..messages import counted
+from ..settings import Settings
 from . import paper_cost
 from .record import Record, Records, paired
 from .statistics import Compared, Estimate, compare, reach

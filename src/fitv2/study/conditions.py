@@ -6,13 +6,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveInt, StringConstraints, model_validator
 
-from ..config import Settings
 from ..errors import UserError
 from ..evaluation.efficientnet import EfficientNetExtractor
 from ..evaluation.garments import GarmentExtractor
 from ..generate import ADAPTIVE, DIFFUSION_SOLVERS, Sampling
 from ..model.config import NetworkConfig
 from ..model.rope import ATTENTION_SCALES, EXTRAPOLATIONS
+from ..settings import Settings
 
 # Of variants and views: they name files.
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]

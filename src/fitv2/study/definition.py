@@ -10,9 +10,10 @@ from typing import Any, Self
 
 from pydantic import Field, PositiveInt, ValidationError, model_validator
 
-from ..config import Recipe, Settings, complaint, load_recipe
+from ..config import complaint, load_recipe
 from ..errors import UserError
 from ..hashes import json_digest
+from ..settings import Recipe, Settings
 from ..yaml_text import parse_yaml, read_yaml
 from .claims import Claim
 from .conditions import Evaluation, Name

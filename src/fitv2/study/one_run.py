@@ -10,7 +10,7 @@ import torch
 from ..build import build_base, build_dataset, build_model_config
 from ..commit import code_commit
 from ..generate import Sampling
-from ..training.plan import plan_figures
+from ..profiling.training_plan import plan_figures
 from .definition import points
 from .job import Job
 from .record import Point, Record, write_record

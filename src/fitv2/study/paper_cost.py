@@ -14,8 +14,8 @@ import numpy as np
 from ..config import load_recipe
 from ..data.imagenet import PICTURES, ImageNetLike
 from ..data.packing import plan_packs, real_share
-from ..model.cost import forward_flops, linear_macs, parameters
 from ..model.presets import PRESETS
+from ..profiling.formula import forward_flops, linear_macs, parameters
 
 FIT, SIT = PRESETS["FiTv2-XL/2"], PRESETS["SiT-XL/2"]
 # Thousands of steps at a batch of 256 (FiTv2, Sec. IV), and Table I's "GFLOPs".

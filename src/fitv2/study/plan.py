@@ -10,12 +10,12 @@ import torch
 
 from ..autoencoder import read_factor
 from ..build import build_base, build_dataset, build_model_config
-from ..config import Recipe
 from ..device import choose_device
 from ..model.config import NetworkConfig
-from ..model.cost import forward_flops
+from ..profiling.formula import forward_flops
 from ..profiling.measure import in_turn, matrix_product
-from ..training.plan import plan_figures
+from ..profiling.training_plan import plan_figures
+from ..settings import Recipe
 from .conditions import Evaluation
 from .definition import points
 from .job import Job

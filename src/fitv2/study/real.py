@@ -11,12 +11,12 @@ from pydantic import ValidationError
 from ..atomic import write_text
 from ..autoencoder import read_factor
 from ..build import build_dataset
-from ..config import Settings
 from ..errors import UserError
 from ..evaluation.features import drawn_sets
 from ..evaluation.frechet import Statistics, frechet_distance
 from ..evaluation.suite import DRAWS, ImageSet
 from ..evaluation.summary import Summary
+from ..settings import Settings
 from .job import KERNEL, Job
 from .record import Scores
 from .scoring import other_scores, recognised

@@ -10,8 +10,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..atomic import write_text
-from ..config import Settings
 from ..errors import UserError
+from ..settings import Settings
 
 LOWER_IS_BETTER = ("distance", "kid")
 # By name; None where pictures are not finite.
@@ -37,8 +37,8 @@ class Record(Settings):
     """A run and its result.
 
     digest, recipe: see `fitv2.study.definition.Run`. settings: all that its scores depend on. machine: what it ran on,
-    and the commit of the code. cost: what `fitv2.training.plan.plan_figures` says. evaluations: of the network for one
-    picture, by condition. points: along the training. final: scores by condition, empty where the training diverged.
+    and the commit of the code. cost: what `plan_figures` says. evaluations: of the network for one picture,
+    by condition. points: along the training. final: scores by condition, empty where the training diverged.
     loss: (step, mean since the last one). skipped: steps without a finite gradient.
     """
 

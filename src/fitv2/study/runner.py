@@ -13,7 +13,7 @@ import torch
 
 from ..cores import available_cores
 from ..errors import UserError
-from ..training.preemption import STOPPED, Termination
+from ..training.sigterm import STOPPED, Termination
 from .job import Job
 from .worker import OUTPUT, work
 

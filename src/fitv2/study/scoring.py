@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..autoencoder import KLAutoencoder, Pixels, load_autoencoder, read_factor
+from ..checkpoints.model_folder import Pretrained, load_pretrained
 from ..data.dataset import Dataset
 from ..device import choose_device
 from ..errors import UserError
@@ -28,7 +29,6 @@ from ..finite import NotFinite
 from ..generate import check_divisible, generate
 from ..hashes import json_digest
 from ..model.config import NetworkConfig
-from ..pretrained import Pretrained, load_pretrained
 from ..sheets import save_sheet, to_image
 from ..training.samples import draw_sheet
 from .conditions import Condition

@@ -14,7 +14,7 @@ import numpy as np
 from ..atomic import write_text
 from ..build import build_base, build_dataset, build_model_config
 from ..errors import UserError
-from ..training.preemption import STOPPED
+from ..training.sigterm import STOPPED
 from ..training.trainer import Trainer
 from ..training.watch import Diverged
 from .definition import Run

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..build import build_dataset, holds_latents
-from ..config import DataSettings
+from ..checkpoints.model_folder import shapes_of
 from ..data.dataset import Dataset
 from ..data.images import variants
 from ..device import choose_device
@@ -31,7 +31,7 @@ from ..evaluation.summary import Summary, kept_summary, summarise
 from ..hashes import json_digest
 from ..model.config import NetworkConfig
 from ..model.presets import architecture_of
-from ..pretrained import shapes_of
+from ..settings import DataSettings
 from ..sheets import to_image
 from .conditions import FEWEST, Condition, Evaluation
 from .definition import Study

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from ..locks import locked
-from ..training.preemption import STOPPED
+from ..training.sigterm import STOPPED
 from .job import Job
 from .one_run import perform
 

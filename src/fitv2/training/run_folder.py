@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..atomic import write_text
-from ..config import Recipe, build_recipe
+from ..config import build_recipe
 from ..data.contents import refuse_among
 from ..data.dataset import Dataset
 from ..data.folder import ImageFolder
@@ -20,6 +20,7 @@ from ..data.latents import LatentShards
 from ..data.official_latents import OfficialLatents
 from ..errors import UserError, damaged
 from ..messages import command, shortened
+from ..settings import Recipe
 
 logger = logging.getLogger(__name__)
 # The settings of a run that are in effect, and which of the data settings were given and are not defaults.
@@ -35,12 +36,12 @@ TOLD, SAMPLED = 20, 16
 
 
 def resume_command(run: Path) -> str:
-    """The command that continues a run."""
+    """Returns the command that continues a run."""
     return command("train", "--resume", "--out", run)
 
 
 def kept_recipe(run: Path) -> Recipe | None:
-    """The recipe of the run in a folder; None if there is no run. Raises UserError if it is damaged."""
+    """Returns the recipe of the run in a folder; None if there is no run. Raises UserError if it is damaged."""
     path = run / RECIPE
     if not path.is_file():
         return None
@@ -51,7 +52,7 @@ def kept_recipe(run: Path) -> Recipe | None:
 
 
 def resumed_recipe(run: Path, overrides: Sequence[str]) -> Recipe | None:
-    """The recipe of the run in a folder, with overrides (section.key=value); None if there is no run."""
+    """Returns the recipe of the run in a folder with overrides (section.key=value); None if there is no run."""
     kept = kept_recipe(run)
     if kept is None:
         return None

@@ -1,4 +1,4 @@
-"""Being asked to stop: by Ctrl-C, or by a scheduler that sends SIGTERM some time before it kills."""
+"""Requests to stop: Ctrl-C, and the SIGTERM that a scheduler sends some time before it kills a process."""
 
 from __future__ import annotations
 

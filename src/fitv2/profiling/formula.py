@@ -7,8 +7,8 @@ from typing import Literal
 
 from torch import nn
 
-from .config import NetworkConfig
-from .network import bare_model
+from ..model.config import NetworkConfig
+from ..model.network import bare_model
 
 Precision = Literal["bf16", "no"]
 

@@ -9,16 +9,16 @@ from typing import Any
 
 from torch import Tensor
 
-from .errors import UserError
-from .finite import check_weights
-from .model.config import FiTConfig, NetworkConfig
-from .model.fit1 import FiT1Config
-from .model.network import bare_model, model_of
-from .model.presets import architecture_of
-from .model.rope import PLAIN, RopeScheme
-from .model.transformer import FiT
-from .state_files import check_floating, plain_names, read_state
-from .yaml_text import read_yaml
+from ..errors import UserError
+from ..finite import check_weights
+from ..model.config import FiTConfig, NetworkConfig
+from ..model.fit1 import FiT1Config
+from ..model.network import bare_model, model_of
+from ..model.presets import architecture_of
+from ..model.rope import PLAIN, RopeScheme
+from ..model.transformer import FiT
+from ..yaml_text import read_yaml
+from .state_dict import check_floating, plain_names, read_state_dict
 
 # What makes each family, in the authors' arguments; an argument left out has its family's value.
 FITV2 = {
@@ -91,7 +91,7 @@ def from_official(state: dict[str, Tensor] | str | Path, /, **kwargs) -> FiT:
     if isinstance(state, dict):
         state = {key: tensor.clone() for key, tensor in plain_names(state).items()}
     else:
-        name, state = str(state), read_state(Path(state))
+        name, state = str(state), read_state_dict(Path(state))
     config = official_config(kwargs, shared_modulation="global_adaLN_modulation.1.weight" in state)
     check_floating(state)
     blocks = len({key.split(".")[1] for key in state if key.startswith("blocks.")})

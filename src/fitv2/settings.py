@@ -1,0 +1,297 @@
+"""The settings of a run: which there are, what they mean, which go together. `fitv2.config` reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    field_validator,
+    model_validator,
+)
+
+from .errors import UserError
+
+# The steps of the full diffusion process, which a sampler can only shorten.
+DIFFUSION_STEPS = 1000
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class NetworkSettings(Settings):
+    """Settings of any network; input channels and the number of classes come from the data."""
+
+    width: PositiveInt = Field(256, description="numbers per token inside the model")
+    depth: PositiveInt = Field(6, description="number of blocks")
+    heads: PositiveInt = Field(4, description="attention heads")
+    patch_size: PositiveInt = Field(4, description="side of a patch, in latent pixels")
+
+
+class AnyResolutionSettings(NetworkSettings):
+    """Settings of the networks for images of any size."""
+
+    mlp_ratio: PositiveFloat = Field(4.0, description="SwiGLU is 2/3 of this times the width")
+    lora_rank: PositiveInt | None = Field(None, description="rank of each block's modulation; default width / 4")
+    qk_norm_affine: bool = Field(False, description="learned scale in the norm of queries and keys")
+    extrapolation: str | None = Field(
+        None, description="with training.start_from: positions beyond that model's size, such as vision-ntk"
+    )
+
+
+QKNorm = Annotated[bool, Field(description="LayerNorm of queries and keys (FiTv2 yes, FiT no)")]
+Modulation = Annotated[
+    Literal["low-rank", "full"],
+    Field(description="AdaLN: shared with a low-rank part per block (FiTv2), or a full one per block (FiT)"),
+]
+Prediction = Annotated[
+    Literal["velocity", "noise"],
+    Field(description="velocity, trained as a rectified flow (FiTv2, SiT), or noise, by diffusion (FiT, DiT)"),
+]
+
+
+class FiTv2Settings(AnyResolutionSettings):
+    """Settings of FiTv2."""
+
+    architecture: Literal["FiTv2"] = Field(
+        description="FiTv2; FiT: the predecessor, trained with diffusion; DiT, SiT: for one square size only"
+    )
+    qk_norm: QKNorm = True
+    modulation: Modulation = "low-rank"
+    prediction: Prediction = "velocity"
+
+
+class FiTSettings(AnyResolutionSettings):
+    """Settings of FiT, the predecessor."""
+
+    architecture: Literal["FiT"]
+    qk_norm: QKNorm = False
+    modulation: Modulation = "full"
+    prediction: Prediction = "noise"
+
+
+class DiTSettings(NetworkSettings):
+    """Settings of DiT, for one square size."""
+
+    architecture: Literal["DiT"]
+    prediction: Prediction = "noise"
+
+
+class SiTSettings(NetworkSettings):
+    """Settings of SiT, for one square size."""
+
+    architecture: Literal["SiT"]
+    prediction: Prediction = "velocity"
+
+
+ModelSettings = FiTv2Settings | FiTSettings | DiTSettings | SiTSettings
+ARCHITECTURES: dict[str, type[NetworkSettings]] = {
+    "FiTv2": FiTv2Settings,
+    "FiT": FiTSettings,
+    "DiT": DiTSettings,
+    "SiT": SiTSettings,
+}
+GRIDS = (DiTSettings, SiTSettings)
+
+MinScale = Annotated[
+    float, Field(gt=0, le=1, description="draw images at random linear scales from this up to 1; 1: their own size")
+]
+
+
+class FashionSettings(Settings):
+    """The built-in images of garments."""
+
+    source: Literal["fashion"] = Field(
+        description="'fashion' (built in), a folder of images, or one that 'fitv2 prepare' made"
+    )
+    split: Literal["bundled", "full"] = Field("bundled", description="fashion: the packaged 10 000, or all 60 000")
+    folder: Path | None = Field(
+        None, description="fashion: where the upstream files are, if not where Debian puts them"
+    )
+    max_tokens: PositiveInt = Field(
+        49, description="larger images are scaled down to this many tokens; default for fashion 49, else 256"
+    )
+    preprocessing: Literal["mixed", "resize", "crop"] = Field(
+        "resize", description="Algorithm 1 of FiTv2 (mixed) or one of its versions; default for fashion resize"
+    )
+    min_scale: MinScale = 1.0
+
+
+class FolderSettings(Settings):
+    """Images, or latents, in a folder."""
+
+    source: str
+    max_tokens: PositiveInt = 256
+    channels: Literal[1, 3] = Field(3, description="folder: 3 for colour, 1 for grey")
+    labels: Literal["auto", "folders", "none"] = Field(
+        "auto",
+        description="folder: the classes are its sub-folders (folders), those of metadata.jsonl, metadata.csv or "
+        "dataset.json in it, or else its sub-folders (auto); or there are none (none)",
+    )
+    preprocessing: Literal["mixed", "resize", "crop"] = "mixed"
+    flip: bool = Field(True, description="folder: mirror half of the images")
+    stand_in: Literal["imagenet"] | None = Field(
+        None, description="sizes that --dry-run plans with while the source is not here"
+    )
+    min_scale: MinScale = 1.0
+
+
+DataSettings = FashionSettings | FolderSettings
+
+
+def kind_of_source(data: Any) -> str:
+    source = data.get("source", "fashion") if isinstance(data, Mapping) else getattr(data, "source", None)
+    return "fashion" if source == "fashion" else "folder"
+
+
+class TrainingSettings(Settings):
+    """How it is trained."""
+
+    start_from: str | None = Field(
+        None, description="a model (folder or builtin:NAME) whose weights training begins with, where they fit"
+    )
+    begin_anew: tuple[Literal["labels", "patches", "trained"], ...] = Field(
+        (), description="start_from: begin these without its weights: label table, patch layers, all that is trained"
+    )
+    train_only: Literal["all", "high-resolution"] = Field(
+        "all", description="high-resolution: patch layers, biases, norms and AdaLN, a seventh of the weights"
+    )
+    steps: PositiveInt = Field(10_000, description="optimiser steps")
+    tokens_per_pack: PositiveInt = Field(4096, description="most tokens of one forward pass")
+    packs_per_step: PositiveInt = Field(
+        1, description="forward passes of a step, over all processes; more than one each accumulate gradients"
+    )
+    learning_rate: PositiveFloat = Field(1e-3, description="peak learning rate of AdamW")
+    warmup_steps: int = Field(200, ge=0, description="linear rise of the learning rate")
+    decay_share: float = Field(0.0, ge=0, le=1, description="last fraction of the steps, with a linear fall to zero")
+    weight_decay: float = Field(0.0, ge=0, description="of AdamW")
+    beta2: float = Field(0.999, gt=0, lt=1, description="AdamW's second-moment decay")
+    clip: PositiveFloat = Field(1.0, description="largest norm of the gradient")
+    ema_decay: float = Field(0.9999, gt=0, lt=1, description="decay of the averaged weights, warmed up")
+    label_drop: float = Field(0.1, ge=0, le=1, description="fraction of images trained without their label")
+    time_density: Literal["logit_normal", "uniform", "cosmap", "mode"] = Field(
+        "logit_normal", description="of training times on the path; cosmap and mode are those of Stable Diffusion 3"
+    )
+    time_mean: float = Field(0.0, description="logit-normal: mean of the logit of t")
+    time_std: PositiveFloat = Field(1.0, description="logit-normal: standard deviation of the logit of t")
+    time_scale: float = Field(
+        1.29, ge=-1, le=1.75, description="mode: above 0 more in the middle of the path, below at its ends"
+    )
+    precision: Literal["bf16", "no"] = Field("bf16", description="bf16 (autocast) or fp32, stored as 'no'")
+    compile: bool = Field(False, description="compile the blocks with torch.compile (needs a C++ compiler)")
+    activation_checkpointing: bool = Field(False, description="less memory for a third more time")
+    sharding: Literal["none", "fsdp"] = Field(
+        "none", description="several processes: 'none', each holds all weights (DDP); 'fsdp', each a shard (FSDP2)"
+    )
+    workers: PositiveInt = Field(2, description="threads that load images")
+    seed: int = Field(0, ge=0, lt=2**32, description="fixes weights, data order, times and noise")
+
+    @model_validator(mode="after")
+    def the_peak_is_reached(self) -> Self:
+        if self.warmup_steps > self.steps * (1 - self.decay_share):
+            raise UserError(
+                f"warmup_steps={self.warmup_steps} and decay_share={self.decay_share:g} overlap within "
+                f"{self.steps} steps; lower one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def only_a_start_has_parts(self) -> Self:
+        if self.start_from is None and self.changed("begin_anew", "train_only"):
+            raise UserError("begin_anew and train_only go with start_from, the model to begin with")
+        return self
+
+    @model_validator(mode="after")
+    def the_density_has_its_own_numbers(self) -> Self:
+        numbers = {"logit_normal": ("time_mean", "time_std"), "mode": ("time_scale",)}
+        others = [key for kind, keys in numbers.items() if kind != self.time_density for key in keys]
+        if useless := self.changed(*others):
+            raise UserError(f"{', '.join(useless)}: no effect with time_density={self.time_density}; remove it")
+        return self
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def no_is_a_word(cls, value: Any) -> Any:
+        """fp32 is stored under its old name, so that older recipes stay equal; YAML reads a bare `no` as false."""
+        return "no" if value is False or value in ("fp32", "float32") else value
+
+    def changed(self, *keys: str) -> list[str]:
+        """The keys that have other values than by default."""
+        return [key for key in keys if getattr(self, key) != type(self).model_fields[key].default]
+
+
+class LogSettings(Settings):
+    """What is written while it trains."""
+
+    checkpoint_every: PositiveInt = Field(500, description="steps between checkpoints")
+    keep_checkpoints: PositiveInt = Field(2, description="older ones are removed")
+    sample_every: PositiveInt | None = Field(1000, description="steps between sample sheets; null: none")
+    sample_steps: PositiveInt = Field(20, description="steps of the sample sheets, of ab2 (noise: ddim)")
+    sample_guidance: float = Field(2.0, ge=0, description="guidance scale of the sample sheets")
+    tensorboard: bool = Field(False, description="also write TensorBoard events (needs the tensorboard package)")
+
+
+class Recipe(Settings):
+    """A whole run. Which settings exist depends on model.architecture and data.source."""
+
+    model: ModelSettings = Field(FiTv2Settings(architecture="FiTv2"), discriminator="architecture")
+    data: Annotated[
+        Annotated[FashionSettings, Tag("fashion")] | Annotated[FolderSettings, Tag("folder")],
+        Discriminator(kind_of_source),
+    ] = FashionSettings(source="fashion")
+    training: TrainingSettings = TrainingSettings()
+    log: LogSettings = LogSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def default_kinds(cls, tree: Any) -> Any:
+        """The architecture and the source of sections that do not name them."""
+        kinds = {"model": {"architecture": "FiTv2"}, "data": {"source": "fashion"}}
+        if not isinstance(tree, dict):
+            return tree
+        return tree | {s: kind | tree[s] for s, kind in kinds.items() if isinstance(tree.get(s), dict)}
+
+    @model_validator(mode="after")
+    def every_setting_has_an_effect(self) -> Self:
+        model, training, useless = self.model, self.training, []
+        if isinstance(model, GRIDS):
+            useless = training.changed("start_from", "begin_anew", "train_only", "compile", "sharding")
+        elif model.extrapolation is not None and training.start_from is None:
+            raise UserError("model.extrapolation goes with training.start_from: it extends the size of that model")
+        if model.prediction == "noise":
+            useless += training.changed("time_density", "time_mean", "time_std", "time_scale")
+        if useless:
+            keys = ", ".join(f"training.{key}" for key in useless)
+            raise UserError(
+                f"{keys}: no effect with model.architecture={model.architecture} that predicts {model.prediction}; "
+                "remove it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def sheets_can_be_made(self) -> Self:
+        """A training must not end at its first sample sheet."""
+        log = self.log
+        if self.model.prediction == "noise" and log.sample_every is not None and log.sample_steps > DIFFUSION_STEPS:
+            raise UserError(
+                f"log.sample_steps={log.sample_steps} is more than the {DIFFUSION_STEPS} steps of a network that "
+                "predicts noise: lower it"
+            )
+        return self
+
+
+SECTIONS: dict[str, tuple[type[Settings], ...]] = {
+    "model": tuple(ARCHITECTURES.values()),
+    "data": (FashionSettings, FolderSettings),
+    "training": (TrainingSettings,),
+    "log": (LogSettings,),
+}
