@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..errors import UserError
-from ..messages import shortened
 from .config import NetworkConfig
 from .grid import GridConfig, GridTransformer
 from .transformer import FiT
@@ -43,7 +44,14 @@ def model_of(config: NetworkConfig, state: dict[str, Tensor]) -> Network:
 
 
 def load_strictly(model: Network, state: dict[str, Tensor], assign: bool = False) -> None:
-    """Loads `state` (assign: makes its tensors the model's own), or raises UserError that lists the wrong keys."""
+    """Loads `state` (assign: makes its tensors the model's own), or raises UserError listing every wrong key."""
+    if problems := misfits(model, state):
+        raise UserError("the weights do not fit the model: " + "; ".join(problems))
+    model.load_state_dict(state, assign=assign)
+
+
+def misfits(model: Network, state: Mapping[str, Tensor]) -> list[str]:
+    """Returns what keeps `state` from being loaded: missing and unexpected keys, and those of another shape."""
     own = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     problems = [f"missing {key}" for key in own.keys() - state.keys()]
     problems += [f"unexpected {key}" for key in state.keys() - own.keys()]
@@ -52,6 +60,4 @@ def load_strictly(model: Network, state: dict[str, Tensor], assign: bool = False
         for key in own.keys() & state.keys()
         if tuple(state[key].shape) != own[key]
     ]
-    if problems:
-        raise UserError(f"the weights do not fit the model: {shortened(sorted(problems), 10)}")
-    model.load_state_dict(state, assign=assign)
+    return sorted(problems)

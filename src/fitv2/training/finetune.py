@@ -13,8 +13,9 @@ from ..checkpoints.model_folder import Pretrained
 from ..checkpoints.training_state import read_part
 from ..data.dataset import Dataset
 from ..errors import UserError
+from ..messages import shortened
 from ..model.config import NetworkConfig
-from ..model.network import Network, bare_model, load_strictly
+from ..model.network import Network, bare_model, misfits
 from ..model.transformer import FiT
 
 LABELS = "y_embedder.embedding_table.weight"
@@ -70,13 +71,12 @@ def start_from(
         state |= {name: own[name] for name in trained}
         anew.update(trained)
         notes.append("everything that is trained is reinitialised")
-    try:
-        load_strictly(model, state)
-    except UserError as error:
+    if problems := misfits(model, state):
         raise UserError(
             "training.start_from names a model of another shape; give this one's model section the same sizes: "
-            + str(error)
-        ) from None
+            + shortened(problems, 10)
+        )
+    model.load_state_dict(state)
     return Start(anew, notes)
 
 
