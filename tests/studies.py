@@ -20,8 +20,8 @@ TREE = {
     "title": "A title",
     "question": "A question?",
     "set": {
-        **{"model.width": 16, "model.depth": 1, "training.steps": 4, "training.tokens_per_pack": 256},
-        **{"training.warmup_steps": 0, "training.precision": "no"},
+        **{"model.width": 16, "model.depth": 1, "training.steps": 4, "training.max_tokens_per_batch": 256},
+        **{"training.warmup_steps": 0, "training.precision": "fp32"},
     },
     "seeds": 2,
     "variants": {
@@ -30,7 +30,7 @@ TREE = {
     },
     "evaluation": {
         **{"points": [2], "images": 20, "final_images": 30, "views": {"square": SQUARE}},
-        "samplers": {"velocity": {"solver": "euler", "steps": 1}, "noise": {"solver": "ddim", "steps": 1}},
+        "samplers": {"velocity": {"solver": "euler", "steps": 1}, "epsilon": {"solver": "ddim", "steps": 1}},
     },
     "claims": [
         {

@@ -20,7 +20,7 @@ from tiny import CONFIG
 
 CPU = torch.device("cpu")
 SIZES = [(2, 3), (1, 1), (4, 2)]
-TINY_FASHION = ("model.width=32", "model.depth=1", "model.heads=2", "training.tokens_per_pack=128")
+TINY_FASHION = ("model.width=32", "model.depth=1", "model.heads=2", "training.max_tokens_per_batch=128")
 TINY = {
     "forward": partial(parts.forward, config=CONFIG, hw=SIZES, dit_layers=1),
     "training": partial(parts.training, config=CONFIG, hw=SIZES, dit_layers=1),

@@ -22,7 +22,7 @@ from fitv2.adapters.pipeline import FiTPipeline
 from fitv2.checkpoints.model_folder import Pretrained, load_pretrained, save_pretrained
 from fitv2.cli.sample import file_name, showcase
 from fitv2.cli.samples import begin
-from fitv2.config import recipe_folder
+from fitv2.config import recipe_folder, recipe_names
 from fitv2.errors import UserError
 from fitv2.generate import DIFFUSION_SOLVERS, FLOW_SOLVERS
 from fitv2.locks import locked
@@ -33,7 +33,7 @@ from tiny import CLASSES, CONFIG, command_line, process, random_model
 FITV2 = str(Path(sys.executable).with_name("fitv2"))
 SHAPES = [[(28, 8, 7), (24, 8, 2)], *[[(8, 28, 3)]] * 9]
 SMALL = [
-    *("model.width=32", "model.depth=1", "model.heads=2", "training.steps=4", "training.tokens_per_pack=300"),
+    *("model.width=32", "model.depth=1", "model.heads=2", "training.steps=4", "training.max_tokens_per_batch=300"),
     *("training.warmup_steps=0", "log.checkpoint_every=2", "log.sample_steps=1"),
 ]
 
@@ -386,7 +386,7 @@ def test_a_plan_for_a_number_of_devices_that_cannot_train_is_refused(fitv2):
 def test_post_training_goes_on_without_the_model_it_began_with(train, pictures, tmp_path):
     assert train(settings=["training.steps=2"]).code == 0
     (tmp_path / "run").rename(tmp_path / "base")
-    settings = ["training.start_from=base", "training.train_only=high-resolution", "model.extrapolation=vision-ntk"]
+    settings = ["training.init_from=base", "training.trainable=high-resolution", "model.extrapolation=vision-ntk"]
     assert train(settings=[*settings, "training.steps=2"]).code == 0
     rope = json.loads((tmp_path / "run/model/config.json").read_text())["model"]["rope"]
     shutil.rmtree(tmp_path / "base")
@@ -413,9 +413,31 @@ def test_a_run_is_continued_on_request_only_and_not_with_another_network(train, 
     assert "10 known from an earlier start" in result.err
 
 
+def test_a_folder_alone_is_enough_and_a_model_to_start_from_brings_its_size(fitv2, pictures, tmp_path):
+    small = [word for setting in SMALL for word in ("-s", setting)]
+    training = [word for setting in SMALL if not setting.startswith("model.") for word in ("-s", setting)]
+    assert fitv2("train", "-d", "pictures", "-o", "base", *small, "-s", "model.patch_size=4").code == 0
+    tuned = ["train", "-d", "pictures", "--init-from", "base", "-o", "tuned", "--resume", *training]
+    for steps in (2, 3):  # The same command continues, also when the base is gone.
+        assert (result := fitv2(*tuned, "-s", f"training.steps={steps}")).code == 0, result.err
+        shutil.rmtree(tmp_path / "base", ignore_errors=True)
+    networks = [json.loads((tmp_path / "tuned" / file).read_text()) for file in ("recipe.json", "model/config.json")]
+    assert networks[0]["model"]["width"] == networks[1]["model"]["width"] == 32
+    assert networks[0]["model"]["patch_size"] == 4 and networks[0]["training"]["init_from"] == "base"
+    assert_sentence(fitv2(*tuned, "--init-from", "builtin:fashion"), "--init-from cannot change")
+
+
+def test_the_recipes_are_listed_with_size_and_time(fitv2):
+    rows = {row["recipe"]: row for row in json.loads(fitv2("recipes", "--json").out)}
+    assert set(rows) == set(recipe_names())
+    assert rows["imagenet-xl"]["parameters"] == 671_045_776 and 1200 < rows["imagenet-xl"]["device_hours"] < 1400
+    assert all(0 < len(row["about"]) < 80 for row in rows.values())
+    assert "FiTv2-XL/2 on ImageNet" in fitv2("recipes").out.replace("\n", " ")
+
+
 def test_a_first_attempt_that_failed_is_in_nobodys_way(train, pictures):
     assert_sentence(train(data="picturse"), "there is no folder picturse: give the folder that holds the pictures")
-    assert_sentence(train(settings=["training.tokens_per_pack=999999999"]), "lower training.tokens_per_pack")
+    assert_sentence(train(settings=["training.max_tokens_per_batch=999999999"]), "lower training.max_tokens_per_batch")
     assert train().code == 0
 
 
@@ -435,8 +457,8 @@ def test_no_training_begins_among_files_of_others(train, pictures, tmp_path):
         (["training.steps=few"], ["training.steps: ", "'few'"]),
         (["training.steps"], ["'training.steps' is not of the form section.key=value"]),
         (["model.width=30"], ["width 30 with 2 heads", "multiple of 4"]),
-        (["training.tokens_per_pack=30"], ["a picture of 55 tokens does not fit a pack of 30 tokens"]),
-        (["training.tokens_per_pack=999999999"], ["GiB are free; lower training.tokens_per_pack"]),
+        (["training.max_tokens_per_batch=30"], ["a picture of 55 tokens does not fit a pack of 30 tokens"]),
+        (["training.max_tokens_per_batch=999999999"], ["GiB are free; lower training.max_tokens_per_batch"]),
         (
             ["data.source=fashion", "data.flip=false"],
             ["data.flip: no effect with source fashion"],
@@ -568,7 +590,7 @@ def test_data_that_vanishes_ends_the_training_before_anything_is_lost(train, fit
 
 
 def test_a_plan_fails_as_the_training_would(train, pictures, tmp_path):
-    nowhere = train("--dry-run", settings=["training.start_from=nowhere"])
+    nowhere = train("--dry-run", settings=["training.init_from=nowhere"])
     assert_sentence(nowhere, "nowhere is not a model")
     assert train(settings=["training.steps=2"]).code == 0
     assert_sentence(train("--dry-run"), "already holds a run")

@@ -34,7 +34,7 @@ def test_numbers_may_be_written_without_a_dot():
         ("training.steps=700", "training", "steps", 700),
         ("model.lora_rank=null", "model", "lora_rank", None),
         ("data.min_scale=0.5", "data", "min_scale", 0.5),
-        ("training.precision=no", "training", "precision", "no"),  # YAML reads a bare `no` as false
+        ("training.precision=fp32", "training", "precision", "fp32"),
         (" log.tensorboard =yes", "log", "tensorboard", True),
     ],
 )
@@ -57,7 +57,7 @@ def test_overrides_go_before_the_file_and_the_last_one_wins():
     [
         (["model.architecture=SiT", "model.mlp_ratio=3"], r"model\.mlp_ratio: no effect with architecture SiT"),
         (["model.architecture=DiT", "training.compile=true"], r"training\.compile: no effect with .*=DiT"),
-        (["model.architecture=SiT", "training.start_from=a"], r"training\.start_from: no effect"),
+        (["model.architecture=SiT", "training.init_from=a"], r"training\.init_from: no effect"),
         (["model.architecture=FiT", "training.time_density=mode"], r"training\.time_density: no effect .* predicts"),
         (["training.time_density=cosmap", "training.time_mean=2"], "time_mean: no effect with time_density=cosmap"),
         (["training.time_scale=1"], "time_scale: no effect with time_density=logit_normal"),
@@ -79,7 +79,7 @@ def test_parts_that_do_not_go_together_are_refused_when_the_network_is_built(cha
 
 def test_the_parts_of_fit_can_be_changed_one_by_one():
     """The rows of Table II."""
-    default = {"qk_norm": False, "modulation": "full", "prediction": "noise"}
+    default = {"qk_norm": False, "modulation": "full", "prediction": "epsilon"}
     for changes in ({}, {"qk_norm": True}, {"prediction": "velocity"}, {"modulation": "low-rank"}):
         recipe = build_recipe({"model": {"architecture": "FiT", **changes}})
         config = build_model_config(recipe, garments())
@@ -110,8 +110,8 @@ def test_the_budget_is_that_of_the_source_until_it_is_set():
 
 
 def test_a_schedule_that_never_reaches_its_peak_is_refused():
-    with pytest.raises(ValueError, match=r"training: warmup_steps=60 and decay_share=0.5 overlap within 100 steps"):
-        build_recipe({}, ["training.steps=100", "training.warmup_steps=60", "training.decay_share=0.5"])
+    with pytest.raises(ValueError, match=r"training: warmup_steps=60 and decay_fraction=0.5 overlap within 100 steps"):
+        build_recipe({}, ["training.steps=100", "training.warmup_steps=60", "training.decay_fraction=0.5"])
 
 
 def test_a_yaml_file_with_an_empty_section(tmp_path):
@@ -134,7 +134,7 @@ def test_settings_cannot_be_changed_later():
         ("trainig.steps=1", "training.steps"),
         ("steps=1", "training.steps"),
         ("model.hidden_heads=1", "model.heads"),
-        ("data.tokens_per_pack=1", "training.tokens_per_pack"),
+        ("data.max_tokens_per_batch=1", "training.max_tokens_per_batch"),
         ("log.sample_evry=1", "log.sample_every"),
     ],
 )
@@ -160,9 +160,9 @@ def test_an_unknown_key_or_section_of_a_file_is_an_error():
         ("training.steps=0", r"training\.steps: .*greater than 0"),
         ("training.steps=", r"training\.steps: .*integer.*None"),
         ("training.seed=4294967296", r"training\.seed: .*less than"),
-        ("model.prediction=data", r"model\.prediction: .*'velocity' or 'noise'"),
+        ("model.prediction=data", r"model\.prediction: .*'velocity' or 'epsilon'"),
         ("model.architecture=UNet", r"model: .*'FiTv2'.*'SiT'"),
-        ("training.precision=fp16", r"training\.precision: .*'bf16' or 'no'"),
+        ("training.precision=fp16", r"training\.precision: .*'bf16' or 'fp32'"),
         ("training.steps.x=3", r"training\.steps: .*integer"),
     ],
 )

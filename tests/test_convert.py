@@ -186,7 +186,7 @@ def test_a_model_with_context_is_not_the_authors():
 @pytest.mark.parametrize(
     ("kind", "part", "complaint"),
     [
-        (fitv2.FiTConfig, {"prediction": "noise"}, "no form for FiTv2 with prediction=noise"),
+        (fitv2.FiTConfig, {"prediction": "epsilon"}, "no form for FiTv2 with prediction=epsilon"),
         (fitv2.FiTConfig, {"modulation": "full"}, "no form for FiTv2 with modulation=full"),
         (FiT1Config, {"qk_norm": True}, "no form for FiT with qk_norm=True"),
     ],

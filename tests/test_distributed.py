@@ -26,7 +26,12 @@ from fitv2.errors import UserError
 from tiny import command_line, log_lines, processes, train
 
 SETTINGS = [
-    *("training.steps=50", "training.packs_per_step=4", "training.tokens_per_pack=100", "training.label_drop=0.3"),
+    *(
+        "training.steps=50",
+        "training.batches_per_step=4",
+        "training.max_tokens_per_batch=100",
+        "training.class_dropout_prob=0.3",
+    ),
     *("training.ema_decay=0.9", "log.checkpoint_every=40", "log.sample_every=25"),
 ]
 SHARDED = "training.sharding=fsdp"
@@ -179,7 +184,7 @@ def test_shards_that_would_run_code_are_refused(tmp_path, sharded_by_two):
     [
         ("USE_FSDP", "true", "training.sharding=fsdp"),
         ("USE_DEEPSPEED", "1", "training.sharding=fsdp"),
-        ("GRADIENT_ACCUMULATION_STEPS", "4", "packs_per_step"),
+        ("GRADIENT_ACCUMULATION_STEPS", "4", "batches_per_step"),
         ("DYNAMO_BACKEND", "inductor", "training.compile"),
         ("USE_CPU", "true", "--device cpu"),
     ],
@@ -192,7 +197,13 @@ def test_an_option_of_the_launcher_that_would_change_the_training_is_refused(mon
 
 COMMAND = ["train", "--recipe", "fashion-tiny", "--resume"]
 for setting in (
-    *("model.width=32", "model.depth=2", "model.heads=2", "training.tokens_per_pack=256", "training.packs_per_step=2"),
+    *(
+        "model.width=32",
+        "model.depth=2",
+        "model.heads=2",
+        "training.max_tokens_per_batch=256",
+        "training.batches_per_step=2",
+    ),
     *("training.steps=30", "training.warmup_steps=5", "log.checkpoint_every=3", "log.sample_every=15"),
     *("log.sample_steps=1", SHARDED),
 ):

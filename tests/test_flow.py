@@ -229,8 +229,8 @@ def test_loss_draws_all_from_its_generator():
     assert not torch.equal(first.t, third.t)
 
 
-@pytest.mark.parametrize("label_drop", [0.0, 0.1, 1.0])
-def test_labels_are_dropped_one_by_one(label_drop):
+@pytest.mark.parametrize("class_dropout_prob", [0.0, 0.1, 1.0])
+def test_labels_are_dropped_one_by_one(class_dropout_prob):
     count = 4000
     data = toy_batch([[1, 1]] * count)
     labels = torch.arange(count) % 10
@@ -240,11 +240,14 @@ def test_labels_are_dropped_one_by_one(label_drop):
         seen.append(y)
         return zero(batch, t, y)
 
-    flow_loss(velocity, data, labels, 10, torch.Generator().manual_seed(0), label_drop=label_drop)
+    flow_loss(velocity, data, labels, 10, torch.Generator().manual_seed(0), class_dropout_prob=class_dropout_prob)
     dropped = seen[0] == 10
     assert torch.equal(seen[0][~dropped], labels[~dropped])
     # Four standard deviations of the fraction dropped.
-    assert abs(dropped.float().mean().item() - label_drop) <= 4 * (label_drop * (1 - label_drop) / count) ** 0.5
+    assert (
+        abs(dropped.float().mean().item() - class_dropout_prob)
+        <= 4 * (class_dropout_prob * (1 - class_dropout_prob) / count) ** 0.5
+    )
 
 
 def test_loss_uses_the_given_density():

@@ -16,25 +16,31 @@ FROZEN = Path(__file__).parent / "data/frozen"
 FACTS = json.loads((FROZEN / "facts.json").read_text())
 EXPECTED = {
     "fit": {
-        "model": {"architecture": "FiT", "prediction": "noise", "qk_norm": True, "width": 64},
+        "model": {"architecture": "FiT", "prediction": "epsilon", "qk_norm": True, "width": 64},
         "data": {"source": "fashion", "max_tokens": 25, "preprocessing": "mixed"},
-        "training": {"tokens_per_pack": 512, "packs_per_step": 4, "clip": 0.5, "label_drop": 0.2, "decay_share": 0.25}
-        | {"precision": "no"},
+        "training": {
+            "max_tokens_per_batch": 512,
+            "batches_per_step": 4,
+            "max_grad_norm": 0.5,
+            "class_dropout_prob": 0.2,
+            "decay_fraction": 0.25,
+        }
+        | {"precision": "fp32"},
     },
     "sit": {
         "model": {"architecture": "SiT", "prediction": "velocity", "width": 64},
         "data": {"preprocessing": "crop"},
-        "training": {"time_density": "mode", "time_scale": 0.5, "precision": "no"},
+        "training": {"time_density": "mode", "time_scale": 0.5, "precision": "fp32"},
     },
     "folder": {
         "model": {"architecture": "FiTv2", "lora_rank": None, "qk_norm": True, "patch_size": 8},
         "data": {"source": "my/pictures", "max_tokens": 144, "preprocessing": "resize", "flip": False, "channels": 1},
-        "training": {"precision": "no", "tokens_per_pack": 1024},
+        "training": {"precision": "fp32", "max_tokens_per_batch": 1024},
     },
     "finetune": {
         "model": {"extrapolation": "vision-ntk"},
         "data": {"max_tokens": 256, "preprocessing": "mixed"},
-        "training": {"start_from": "runs/base", "begin_anew": ("labels", "patches"), "train_only": "high-resolution"},
+        "training": {"init_from": "runs/base", "reinit": ("labels", "patches"), "trainable": "high-resolution"},
     },
 }
 

@@ -129,8 +129,8 @@ def test_every_picture_is_handed_over_when_its_pass_is_done(model, monkeypatch):
     assert all(torch.equal(finished[i][1], picture) for i, picture in enumerate(pictures))
 
 
-@pytest.mark.parametrize(("full_every", "full"), [(1, 12), (2, 6), (3, 6), (4, 3)])
-def test_inner_blocks_are_computed_in_one_call_of_so_many(full_every, full, monkeypatch):
+@pytest.mark.parametrize(("cache_interval", "full"), [(1, 12), (2, 6), (3, 6), (4, 3)])
+def test_inner_blocks_are_computed_in_one_call_of_so_many(cache_interval, full, monkeypatch):
     """Where guidance begins and where it ends, after four calls each, a full call begins anew.
 
     What is kept belongs to one pass, and in it to each picture: company changes nothing.
@@ -140,14 +140,14 @@ def test_inner_blocks_are_computed_in_one_call_of_so_many(full_every, full, monk
     for number, block in enumerate(deep.blocks):
         block.attn.qkv.register_forward_pre_hook(lambda *_, n=number: runs.__setitem__(n, runs[n] + 1))
     settings = {"steps": 12, "solver": "euler", "interval": (0.33, 0.6)}
-    sampling = Sampling(**settings, full_every=full_every)
+    sampling = Sampling(**settings, cache_interval=cache_interval)
     together = generate(deep, WISHES, sampling)
     assert runs == [12, full, full, 12]
     monkeypatch.setitem(TOKENS_PER_PASS, "cpu", 60)
     assert_same(generate(deep, WISHES, sampling), together)
     exact = generate(deep, WISHES, Sampling(**settings))
     far = max(float((a - b).abs().max()) for a, b in zip(together, exact, strict=True))
-    assert far < 1e-4 if full_every == 1 else 1e-3 < far < 1
+    assert far < 1e-4 if cache_interval == 1 else 1e-3 < far < 1
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
@@ -197,8 +197,8 @@ def test_a_label_out_of_range(model, label):
         ({"steps": 0}, "at least one step, not 0"),
         ({"interval": (0.5, 0.2)}, "must lie within 0 and 1, low end first"),
         ({"interval": (0.0, 1.5)}, "must lie within 0 and 1"),
-        ({"full_every": 0}, "one model call of every 0 cannot be a full one"),
-        ({"full_every": 2, "solver": "dopri5"}, "with 1 for solvers that choose their steps"),
+        ({"cache_interval": 0}, "one model call of every 0 cannot be a full one"),
+        ({"cache_interval": 2, "solver": "dopri5"}, "with 1 for solvers that choose their steps"),
     ],
 )
 def test_impossible_sampling_is_refused(settings, message):
@@ -209,7 +209,7 @@ def test_impossible_sampling_is_refused(settings, message):
 EFFECTS = {
     "steps": (7, set(ADAPTIVE)),
     "shift": (3.0, {*ADAPTIVE, *DIFFUSION_SOLVERS}),
-    "full_every": (2, set(ADAPTIVE)),
+    "cache_interval": (2, set(ADAPTIVE)),
     "interval": ((0.2, 0.8), set()),
     "power": (1.0, set()),
     "channels": (3, set()),
@@ -226,7 +226,7 @@ def test_a_setting_without_effect_is_refused(solver, setting, guidance):
     settings = {"guidance": guidance} | {setting: EFFECTS[setting][0]}
     useless = solver in EFFECTS[setting][1] or (guidance == 1 and setting in ("interval", "power", "channels"))
     if useless:
-        with pytest.raises(UserError, match=setting.replace("full_every", "full one")):
+        with pytest.raises(UserError, match=setting.replace("cache_interval", "full one")):
             Sampling(solver=solver, **settings)
     else:
         assert getattr(Sampling(solver=solver, **settings), setting) == EFFECTS[setting][0]
@@ -246,8 +246,8 @@ GRID = GridConfig(width=32, depth=3, heads=2, num_classes=3, side=3)
 @pytest.mark.parametrize(
     ("config", "settings"),
     [
-        (CONFIG, {"full_every": 2}),
-        (GRID, {"full_every": 2}),
+        (CONFIG, {"cache_interval": 2}),
+        (GRID, {"cache_interval": 2}),
         (GRID, {"rope": RopeScheme(method="yarn")}),
         (GRID, {"solver": "ddim"}),
     ],

@@ -31,7 +31,7 @@ SQUARES = {"max_tokens": 25, "preprocessing": "crop"}
 def images(config: GridConfig, number: int = 4) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Latents, times as that network takes them, and labels, the last of no class."""
     generator, side = torch.Generator().manual_seed(1), config.side * config.patch_size
-    t = torch.rand(number, generator=generator) * (999 if config.prediction == "noise" else 1)
+    t = torch.rand(number, generator=generator) * (999 if config.prediction == "epsilon" else 1)
     latents = torch.randn(number, config.in_channels, side, side, generator=generator)
     return latents, t, torch.arange(number) % 10 + torch.tensor([*[0] * (number - 1), 10 - (number - 1) % 10])
 
@@ -49,7 +49,7 @@ def of_diffusers(model: GridTransformer) -> DiTTransformer2DModel:
         num_attention_heads=config.heads,
         attention_head_dim=config.width // config.heads,
         in_channels=config.in_channels,
-        out_channels=(2 if config.prediction == "noise" else 1) * config.in_channels,
+        out_channels=(2 if config.prediction == "epsilon" else 1) * config.in_channels,
         sample_size=config.side * config.patch_size,
         patch_size=config.patch_size,
         num_embeds_ada_norm=config.num_classes,
@@ -72,7 +72,7 @@ def test_tokens_give_what_the_image_gives_in_diffusers(config):
     output = batch.with_x(model(batch, t, y))
     torch.testing.assert_close(torch.stack(output.to_latents(2)), expected, atol=1e-5, rtol=1e-5)
     assert output.x.shape[1] == config.output_channels == 4 * expected.shape[1]
-    if config.prediction == "noise":
+    if config.prediction == "epsilon":
         noise = torch.stack(output.with_x(output.x.chunk(2, dim=-1)[0]).to_latents(2))
         torch.testing.assert_close(noise, expected[:, :3], atol=1e-5, rtol=1e-5)
 
@@ -193,12 +193,12 @@ def test_a_saved_model_comes_back_and_makes_its_own_size(config, tmp_path):
         generate(loaded.model, [Wish(3, (10, 10), 0), Wish(3, (8, 12), 0)], sampling)
     with pytest.raises(ValueError, match="is of a fixed grid"):
         FiTPipeline.from_pretrained(tmp_path)
-    recipe = build_recipe({}, [f"training.start_from={tmp_path}"])
+    recipe = build_recipe({}, [f"training.init_from={tmp_path}"])
     with pytest.raises(ValueError, match="is of a fixed grid, and no training begins with such a model"):
         build_base(recipe.training)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "no"])
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_memory_is_near_what_is_kept_and_no_less_than_is_held(precision):
     """By the formulas of FiT, whose wider MLP and rotations hold more in inference."""
     config = GridConfig(width=128, depth=6, heads=2, patch_size=4, in_channels=1, num_classes=10, side=12)
@@ -237,7 +237,7 @@ def test_a_training_is_resumed_bit_for_bit(architecture, tmp_path):
     run("stopped").fit(nothing)
     assert_same_run(tmp_path / "stopped", tmp_path / "whole")
     trained = load_pretrained(tmp_path / "stopped").model.config
-    assert trained.side == 5 and trained.prediction == {"DiT": "noise", "SiT": "velocity"}[architecture]
+    assert trained.side == 5 and trained.prediction == {"DiT": "epsilon", "SiT": "velocity"}[architecture]
 
 
 def test_only_squares_of_one_size_are_learned():

@@ -126,7 +126,7 @@ def test_without_flip_there_is_none(root, moments, tmp_path):
 
 
 def test_packs_of_a_loader_hold_every_picture_once(moments):
-    steps = PackLoader(LatentShards(moments), tokens_per_pack=40).steps(Position())
+    steps = PackLoader(LatentShards(moments), max_tokens_per_batch=40).steps(Position())
     labels = []
     for step in steps:
         labels += step.packs[0][1].tolist()

@@ -48,13 +48,13 @@ def assert_same(steps: list[Step], expected: list[Step]) -> None:
 
 
 @pytest.mark.parametrize("min_scale", [1.0, 0.5])
-@pytest.mark.parametrize("packs_per_step", [1, 3])
-def test_the_stream_is_the_same_from_any_position(min_scale, packs_per_step):
-    loader = PackLoader(numbered(min_scale), 200, packs_per_step, seed=3)
+@pytest.mark.parametrize("batches_per_step", [1, 3])
+def test_the_stream_is_the_same_from_any_position(min_scale, batches_per_step):
+    loader = PackLoader(numbered(min_scale), 200, batches_per_step, seed=3)
     whole = take(loader, 20)
     assert whole[-1].after.epoch >= 2
     for start in range(0, 17, 3):
-        fresh = PackLoader(numbered(min_scale), 200, packs_per_step, seed=3, workers=1)
+        fresh = PackLoader(numbered(min_scale), 200, batches_per_step, seed=3, workers=1)
         assert_same(take(fresh, 3, whole[start].after), whole[start + 1 : start + 4])
 
 
@@ -77,7 +77,7 @@ def test_another_seed_is_another_order():
 
 
 def test_labels_stay_with_their_pictures_and_short_ones_come_first():
-    for step in take(PackLoader(numbered(), 200, packs_per_step=2), 5):
+    for step in take(PackLoader(numbered(), 200, batches_per_step=2), 5):
         for batch, labels in step.packs:
             assert labels.tolist() == [i % 10 for i in pictures(batch)]
             assert batch.lengths == sorted(batch.lengths) and sum(batch.lengths) <= 200
@@ -85,7 +85,7 @@ def test_labels_stay_with_their_pictures_and_short_ones_come_first():
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_share_the_packs_of_a_step_without_overlap_or_gap(world):
-    alone = take(PackLoader(numbered(), 100, packs_per_step=6), 8)
+    alone = take(PackLoader(numbered(), 100, batches_per_step=6), 8)
     ranks = [take(PackLoader(numbered(), 100, 6, rank=rank, world=world), 8) for rank in range(world)]
     for number, step in enumerate(alone):
         shared = [rank[number] for rank in ranks]
@@ -98,7 +98,7 @@ def test_processes_share_the_packs_of_a_step_without_overlap_or_gap(world):
 
 def test_packs_that_processes_cannot_share_evenly():
     with pytest.raises(ValueError, match="3 packs a step cannot be shared evenly by 2 processes"):
-        PackLoader(numbered(), 200, packs_per_step=3, world=2)
+        PackLoader(numbered(), 200, batches_per_step=3, world=2)
 
 
 @pytest.mark.parametrize("budget", [2048, 4096])
@@ -134,7 +134,7 @@ def test_an_error_of_a_picture_reaches_the_training_loop():
 def test_a_picture_that_goes_bad_during_training_is_named_and_left_out(tmp_path, caplog):
     for i in range(4):
         Image.new("RGB", (16, 16), (i, i, i)).save(tmp_path / f"{i}.png")
-    loader = PackLoader(ImageFolder(tmp_path, max_tokens=4, patch=8, flip=False), tokens_per_pack=16)
+    loader = PackLoader(ImageFolder(tmp_path, max_tokens=4, patch=8, flip=False), max_tokens_per_batch=16)
     (tmp_path / "2.png").write_text("no longer a picture")
     (step,) = take(loader, 1)
     batch, _ = step.packs[0]
@@ -144,7 +144,7 @@ def test_a_picture_that_goes_bad_during_training_is_named_and_left_out(tmp_path,
 
 def test_a_pack_without_any_readable_image_counts_for_nothing(tmp_path, caplog):
     Image.new("RGB", (16, 16)).save(tmp_path / "only.png")
-    loader = PackLoader(ImageFolder(tmp_path, max_tokens=4, patch=8), tokens_per_pack=16)
+    loader = PackLoader(ImageFolder(tmp_path, max_tokens=4, patch=8), max_tokens_per_batch=16)
     assert not loader.is_gone()
     (tmp_path / "only.png").unlink()
     (step,) = take(loader, 1)

@@ -224,7 +224,7 @@ def test_presets_take_changes(name):
 
 def test_fit_is_fitv2_with_other_parts():
     """All but the width of its SwiGLU, which two thirds of half as much again give, is said by fields."""
-    parts = {"qk_norm": False, "modulation": "full", "prediction": "noise"}
+    parts = {"qk_norm": False, "modulation": "full", "prediction": "epsilon"}
     config = FiTConfig(width=48, depth=2, heads=3, num_classes=5, mlp_ratio=6.0, **parts)
     first = random_model(FiT1Config(width=48, depth=2, heads=3, num_classes=5))
     other, (batch, t, y) = FiT(config).eval(), random_batch()
@@ -252,7 +252,7 @@ def test_each_part_changes_what_it_says_and_no_more():
     assert changed and all("adaLN" in name and "final" not in name for name in changed)
     assert shapes["blocks.0.adaLN_modulation.1.weight"] == (6 * 48, 48)
     assert not any(name.startswith("global") for name in shapes)
-    _, shapes = of(prediction="noise")
+    _, shapes = of(prediction="epsilon")
     assert {name for name in plain if plain[name] != shapes[name]} == {
         "final_layer.linear.weight",
         "final_layer.linear.bias",

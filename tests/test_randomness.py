@@ -68,7 +68,7 @@ def test_packs_of_a_training_share_no_randomness_on_any_number_of_processes(tmp_
     """Seeds, steps and packs differ in every draw, also from images of the first seeds; processes change nothing."""
 
     def draws(seed: int, world: int = 1) -> dict[tuple[int, int], tuple[float, ...]]:
-        run = trainer(tmp_path, "training.packs_per_step=4", f"training.seed={seed}")
+        run = trainer(tmp_path, "training.batches_per_step=4", f"training.seed={seed}")
         run.loader.world, found = world, {}
         for run.done, run.loader.rank, number in product(range(5), range(world), range(4 // world)):
             pack = number * world + run.loader.rank

@@ -22,8 +22,14 @@ from fitv2.training.log import RunLog
 from tiny import command_line, log_lines, process, trainer
 
 SETTINGS = [
-    *("model.width=32", "model.depth=2", "model.heads=2", "training.tokens_per_pack=256", "training.packs_per_step=2"),
-    *("training.steps=30", "training.warmup_steps=5", "training.decay_share=0.3"),
+    *(
+        "model.width=32",
+        "model.depth=2",
+        "model.heads=2",
+        "training.max_tokens_per_batch=256",
+        "training.batches_per_step=2",
+    ),
+    *("training.steps=30", "training.warmup_steps=5", "training.decay_fraction=0.3"),
     *("log.checkpoint_every=3", "log.sample_every=15", "log.sample_steps=1"),
 ]
 COMMAND = ["train", "--recipe", "fashion-tiny", "--resume", *(word for s in SETTINGS for word in ("--set", s))]
@@ -56,9 +62,9 @@ def assert_same_run(run: Path, expected: Path) -> None:
         assert file.name == "state.json" or (run / file).read_bytes() == (expected / file).read_bytes(), file
 
 
-@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_ten_steps_are_five_and_five_more_bit_for_bit(tmp_path, precision):
-    overrides = [f"training.precision={precision}", "training.warmup_steps=6", "training.decay_share=0.4"]
+    overrides = [f"training.precision={precision}", "training.warmup_steps=6", "training.decay_fraction=0.4"]
     trainer(tmp_path / "whole", *overrides).fit(nothing)
     for stop in (3, 6, 10):  # before any checkpoint, after the one of step 5, before the last one
         run = tmp_path / f"stopped at {stop}"

@@ -14,7 +14,7 @@ from fitv2.config import build_recipe
 from fitv2.errors import UserError
 from fitv2.model.presets import preset
 from fitv2.model.transformer import FiT
-from fitv2.training.finetune import LABELS, PATCHES, check_start, start_from, trained_names, trained_share
+from fitv2.training.finetune import LABELS, PATCHES, check_start, init_from, trained_names, trained_share
 from fitv2.training.trainer import Trainer
 from tiny import CLASSES, CONFIG, garments, random_model, recipe, trainer
 
@@ -35,7 +35,7 @@ def changed(model: FiT, other: FiT) -> set[str]:
 
 def test_the_same_classes_and_latents_take_everything():
     model, start = fresh(), base()
-    found = start_from(model, start, garments())
+    found = init_from(model, start, garments())
     assert found.notes == [] and found.anew == set()
     assert changed(model, start.model) == set()
 
@@ -43,7 +43,7 @@ def test_the_same_classes_and_latents_take_everything():
 @pytest.mark.parametrize("start", [base(names="abcdefghij"), base(names="abcde", num_classes=5)])
 def test_other_classes_begin_with_a_new_table_but_the_old_row_of_no_class(start):
     model, untouched = fresh(), fresh()
-    (note,) = start_from(model, start, garments()).notes
+    (note,) = init_from(model, start, garments()).notes
     assert "label embedding" in note and changed(model, start.model) <= {LABELS}
     table = model.y_embedder.embedding_table.weight
     assert torch.equal(table[-1], start.model.y_embedder.embedding_table.weight[-1])
@@ -53,19 +53,19 @@ def test_other_classes_begin_with_a_new_table_but_the_old_row_of_no_class(start)
 def test_nothing_random_stays_frozen():
     names = [name for name, _ in fresh().named_parameters()]
     assert LABELS not in trained_names(names, "high-resolution")
-    start = start_from(fresh(), base(names="abcdefghij"), garments(), train_only="high-resolution")
+    start = init_from(fresh(), base(names="abcdefghij"), garments(), trainable="high-resolution")
     assert LABELS in trained_names(names, "high-resolution", start.anew)
 
 
 def test_another_autoencoder_is_told():
     start = replace(base(), autoencoder="some/vae")
-    (note,) = start_from(fresh(), start, garments()).notes
+    (note,) = init_from(fresh(), start, garments()).notes
     assert "latents of some/vae" in note
 
 
 def test_other_latents_begin_with_new_patch_layers():
     model, untouched, start = fresh(), fresh(), base(in_channels=4)
-    (note,) = start_from(model, start, garments()).notes
+    (note,) = init_from(model, start, garments()).notes
     assert "patch layers" in note
     own, theirs, before = model.state_dict(), start.model.state_dict(), untouched.state_dict()
     for name, weight in own.items():
@@ -74,7 +74,7 @@ def test_other_latents_begin_with_new_patch_layers():
 
 def test_parts_begin_anew_on_demand():
     model, untouched, start = fresh(), fresh(), base()
-    notes = start_from(model, start, garments(), begin_anew=["patches"]).notes
+    notes = init_from(model, start, garments(), reinit=["patches"]).notes
     assert len(notes) == 1 and changed(model, untouched) & set(PATCHES) == set()
     assert changed(model, start.model) <= set(PATCHES)
 
@@ -84,7 +84,7 @@ def test_a_base_of_another_width_is_refused(names):
     """Whether its classes are others or not, and by a plan as by a training."""
     start = base(names, width=64)
     with pytest.raises(UserError, match=r"another shape.* has shape \(64,\)"):
-        start_from(fresh(), start, garments())
+        init_from(fresh(), start, garments())
     with pytest.raises(UserError, match="another shape"):
         check_start(CONFIG, start, garments(), ())
 
@@ -97,8 +97,8 @@ def test_share_trained_at_high_resolution_is_that_of_the_paper():
 def test_post_training_moves_what_it_should_and_resumes(tmp_path, caplog):
     trainer(tmp_path / "base", "training.steps=5").fit(lambda figures: None)
     settings = [
-        f"training.start_from={tmp_path / 'base'}",
-        "training.train_only=high-resolution",
+        f"training.init_from={tmp_path / 'base'}",
+        "training.trainable=high-resolution",
         "model.extrapolation=vision-ntk",
     ]
     start = load_pretrained(tmp_path / "base")
@@ -126,7 +126,7 @@ def test_post_training_with_other_classes_continues_bit_for_bit_without_its_base
     """older: a checkpoint that does not say what is trained."""
     start = base(names="abcdefghij")
     save_pretrained(tmp_path / "base", CONFIG, start.model.state_dict(), start.class_names, start.shapes, None)
-    settings = [f"training.start_from={tmp_path / 'base'}", "training.train_only=high-resolution"]
+    settings = [f"training.init_from={tmp_path / 'base'}", "training.trainable=high-resolution"]
     whole = trainer(tmp_path / "whole", *settings)
     whole.fit(lambda figures: None)
     assert LABELS in changed(whole.learner.model.module, start.model)
@@ -148,9 +148,9 @@ def test_post_training_with_other_classes_continues_bit_for_bit_without_its_base
 @pytest.mark.parametrize(
     ("override", "complaint"),
     [
-        ("training.train_only=high-resolution", "go with start_from"),
-        ("training.begin_anew=[labels]", "go with start_from"),
-        ("model.extrapolation=vision-ntk", "goes with training.start_from"),
+        ("training.trainable=high-resolution", "go with init_from"),
+        ("training.reinit=[labels]", "go with init_from"),
+        ("model.extrapolation=vision-ntk", "goes with training.init_from"),
     ],
 )
 def test_settings_of_a_start_need_one(override, complaint):

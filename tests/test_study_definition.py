@@ -96,8 +96,8 @@ def test_all_variants_come_before_the_next_seed():
 
 def test_a_digest_knows_changes_and_not_defaults():
     study = build_study(tree(), "tiny")
-    same = build_study(tree(set=TREE["set"] | {"training.clip": 1.0}), "tiny")
-    other = build_study(tree(set=TREE["set"] | {"training.clip": 0.5}), "tiny")
+    same = build_study(tree(set=TREE["set"] | {"training.max_grad_norm": 1.0}), "tiny")
+    other = build_study(tree(set=TREE["set"] | {"training.max_grad_norm": 0.5}), "tiny")
     (one, *_), (two, *_), (three, *_) = (s.runs(1) for s in (study, same, other))
     assert one.digest == two.digest != three.digest
 
@@ -142,8 +142,8 @@ def test_a_shorter_study_keeps_its_proportions():
             {"evaluation": {"points": [2], "conditions": [FURTHER[2] | {"attention_scale": "paper"}]}},
             "an attention_scale belongs to an extrapolation",
         ),
-        ({"evaluation": {"points": [2], "samplers": {"noise": {"solver": "ab2", "steps": 2}}}}, "ab2 is not for"),
-        ({"evaluation": {"points": [2], "samplers": {"noise": {"solver": "dimm", "steps": 2}}}}, "'dimm'"),
+        ({"evaluation": {"points": [2], "samplers": {"epsilon": {"solver": "ab2", "steps": 2}}}}, "ab2 is not for"),
+        ({"evaluation": {"points": [2], "samplers": {"epsilon": {"solver": "dimm", "steps": 2}}}}, "'dimm'"),
         ({"evaluation": {"points": [2], "samplers": {"velocity": {"solver": "dopri5", "steps": 2}}}}, "its own steps"),
         ({"claims": [{"text": "x", "paper": "y", "measure": {"kind": "guess"}}]}, "claims.0.measure"),
         ({"questoin": "?"}, "questoin"),

@@ -53,7 +53,7 @@ def one_big_batch(trainer: Trainer, step) -> tuple[float, list[torch.Tensor]]:
     for number, (batch, labels) in enumerate(step.packs):
         generator = trainer.pack_generator(number)
         times.append(sample_times(len(batch), generator, LOGIT_NORMAL))
-        dropped = torch.rand(len(batch), generator=generator) < trainer.recipe.training.label_drop
+        dropped = torch.rand(len(batch), generator=generator) < trainer.recipe.training.class_dropout_prob
         noises.append(torch.randn(batch.x.shape, generator=generator))
         labels_of_packs.append(labels.masked_fill(dropped, trainer.learner.model.module.null_label))
     whole = TokenBatch(torch.cat([b.x for b, _ in step.packs]), torch.cat([b.hw for b, _ in step.packs]))
@@ -63,7 +63,7 @@ def one_big_batch(trainer: Trainer, step) -> tuple[float, list[torch.Tensor]]:
 
 
 def test_gradients_of_four_packs_add_up_to_those_of_one_big_batch(tmp_path):
-    overrides = ["training.packs_per_step=4", "training.clip=1e9", "training.label_drop=0.3"]
+    overrides = ["training.batches_per_step=4", "training.max_grad_norm=1e9", "training.class_dropout_prob=0.3"]
     run = with_random_weights(trainer(tmp_path, *overrides))
     for _, step in zip(range(3), run.loader.steps(Position()), strict=False):
         assert len({len(batch) for batch, _ in step.packs}) > 1, "packs of equal numbers of pictures prove nothing"
@@ -76,7 +76,7 @@ def test_gradients_of_four_packs_add_up_to_those_of_one_big_batch(tmp_path):
 
 def test_the_predecessor_learns_by_diffusion(tmp_path):
     """Its loss is that of `diffusion_loss` with the same random numbers, and what it saves is sampled by DDIM."""
-    run = with_random_weights(trainer(tmp_path, "model.architecture=FiT", "training.packs_per_step=1"))
+    run = with_random_weights(trainer(tmp_path, "model.architecture=FiT", "training.batches_per_step=1"))
     step = next(run.loader.steps(Position()))
     ((batch, labels),) = step.packs
     generator = run.pack_generator(0)
@@ -101,13 +101,13 @@ def test_no_sheet_is_written_of_images_that_are_not_finite(tmp_path, caplog):
 
 def test_what_is_predicted_decides_what_is_learned(tmp_path):
     """FiT with a rectified flow (row A of Table II), and FiTv2 with diffusion."""
-    for architecture, prediction, solver in (("FiT", "velocity", "ab2"), ("FiTv2", "noise", "ddim")):
-        settings = f"model.architecture={architecture}", f"model.prediction={prediction}", "training.packs_per_step=1"
+    for architecture, prediction, solver in (("FiT", "velocity", "ab2"), ("FiTv2", "epsilon", "ddim")):
+        settings = f"model.architecture={architecture}", f"model.prediction={prediction}", "training.batches_per_step=1"
         folder = tmp_path / architecture
         run = with_random_weights(trainer(folder, *settings))
         step = next(run.loader.steps(Position()))
         generator = run.pack_generator(0)
-        if prediction == "noise":
+        if prediction == "epsilon":
             ((batch, labels),) = step.packs
             expected = diffusion_loss(
                 run.learner.model.module, batch, labels, 10, generator, linear_schedule()
@@ -137,7 +137,7 @@ def test_freed_memory_goes_back_to_the_system():
 
 
 def test_learning_rate_rises_stays_and_falls():
-    training = recipe("training.warmup_steps=4", "training.decay_share=0.5", "training.steps=10").training
+    training = recipe("training.warmup_steps=4", "training.decay_fraction=0.5", "training.steps=10").training
     rates = [learning_rate(step, training) / training.learning_rate for step in range(10)]
     assert rates == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 0.8, 0.6, 0.4, 0.2])
     constant = recipe("training.warmup_steps=0").training
@@ -145,7 +145,7 @@ def test_learning_rate_rises_stays_and_falls():
 
 
 def test_each_step_has_the_learning_rate_of_the_schedule(tmp_path):
-    run = trainer(tmp_path, "training.warmup_steps=3", "training.decay_share=0.5", "training.steps=6")
+    run = trainer(tmp_path, "training.warmup_steps=3", "training.decay_fraction=0.5", "training.steps=6")
     run.fit(lambda figures: None)
     expected = [learning_rate(step, run.recipe.training) for step in range(6)]
     assert [line["learning_rate"] for line in log_lines(tmp_path)] == expected
@@ -213,7 +213,7 @@ def test_pictures_that_cannot_be_read_do_not_count(tmp_path):
     """Neither in the loss and its gradient, nor in the log."""
     whole = garments()
     dataset = SomeGone(whole.pictures, whole.labels)
-    run = with_random_weights(trainer(tmp_path, "training.clip=1e9", dataset=dataset))
+    run = with_random_weights(trainer(tmp_path, "training.max_grad_norm=1e9", dataset=dataset))
     step = next(run.loader.steps(Position()))
     loaded = sum(len(batch) for batch, _ in step.packs)
     assert loaded < step.images
@@ -243,7 +243,7 @@ def test_a_training_ends_when_its_data_is_gone_or_too_much_of_it_cannot_be_read(
 
 
 def test_an_unreadable_pack_adds_nothing_to_the_gradient(tmp_path):
-    run = with_random_weights(trainer(tmp_path, "training.clip=1e9"))
+    run = with_random_weights(trainer(tmp_path, "training.max_grad_norm=1e9"))
     step = next(run.loader.steps(Position()))
     first = replace(step, packs=step.packs[:1], readable=step.readable[:1])
     stand_in = TokenBatch(torch.zeros(1, 16), [(1, 1)]), torch.zeros(1, dtype=torch.long)
@@ -262,7 +262,7 @@ def everything(trainer: Trainer) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1e30])
-@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_step_without_a_finite_gradient_leaves_no_trace_but_in_the_log(tmp_path, caplog, value, precision):
     run = trainer(tmp_path, f"training.precision={precision}", dataset=SpoiltOnce(value))
     skipped = 0
@@ -292,7 +292,7 @@ def test_a_skipped_step_is_a_line_of_the_log_like_any_other(tmp_path):
 
 def test_a_log_line_says_what_the_step_was(tmp_path):
     seen = []
-    run = trainer(tmp_path, "training.steps=3", "training.clip=0.01")
+    run = trainer(tmp_path, "training.steps=3", "training.max_grad_norm=0.01")
     run.fit(seen.append)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert lines == seen and [line["step"] for line in lines] == [1, 2, 3]
@@ -301,7 +301,7 @@ def test_a_log_line_says_what_the_step_was(tmp_path):
 
 
 def test_training_learns(tmp_path):
-    run = trainer(tmp_path, "training.steps=60", "training.label_drop=0", "log.checkpoint_every=100")
+    run = trainer(tmp_path, "training.steps=60", "training.class_dropout_prob=0", "log.checkpoint_every=100")
     losses = []
     run.fit(lambda figures: losses.append(figures["loss"]))
     assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:5])

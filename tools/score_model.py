@@ -41,7 +41,7 @@ def score(pretrained: Pretrained, guidance: float, args: argparse.Namespace) -> 
         solver=args.solver,
         guidance=guidance,
         interval=tuple(args.interval),
-        full_every=args.full_every,
+        cache_interval=args.cache_interval,
     )
     with Progress(transient=True) as bar:
         task = bar.add_task(f"guidance {guidance:g}", total=args.num)
@@ -76,7 +76,7 @@ def main() -> None:
     pretrained = load_pretrained(args.model)
     pretrained.model.to(choose_device())
     scores = [score(pretrained, guidance, args) for guidance in args.guidance or [2.0]]
-    reuse = f", all blocks in one call of {args.full_every}" if args.full_every > 1 else ""
+    reuse = f", all blocks in one call of {args.cache_interval}" if args.cache_interval > 1 else ""
     sampler = f"{args.steps} {args.solver} steps{reuse} in {args.precision}, guided within {tuple(args.interval)}"
     shapes = f"{args.scale:g}x the shapes of training{', turned' if args.turned else ''}"
     print(f"{scores[0].protocol}: {args.num} images, seed {args.seed}, {sampler}, {shapes}")

@@ -164,9 +164,9 @@ def build_base(training: TrainingSettings, dtype: torch.dtype | None = torch.flo
 
     Raises ValueError when it is not there, and for a fixed grid, with which no training begins.
     """
-    base = None if training.start_from is None else load_pretrained(training.start_from, dtype)
+    base = None if training.init_from is None else load_pretrained(training.init_from, dtype)
     if base is not None and base.model.config.fixed_grid is not None:
-        raise UserError(f"{training.start_from} is of a fixed grid, and no training begins with such a model")
+        raise UserError(f"{training.init_from} is of a fixed grid, and no training begins with such a model")
     return base
 
 
@@ -208,9 +208,9 @@ def model_settings(config: NetworkConfig) -> dict[str, Any]:
 
 def build_objective(training: TrainingSettings, config: NetworkConfig) -> Objective:
     """What the network of that configuration learns by: rectified flow, or where it predicts noise denoising."""
-    if config.prediction == "noise":
-        return partial(diffusion_loss, schedule=linear_schedule(), label_drop=training.label_drop)
-    return partial(flow_loss, label_drop=training.label_drop, density=build_density(training))
+    if config.prediction == "epsilon":
+        return partial(diffusion_loss, schedule=linear_schedule(), class_dropout_prob=training.class_dropout_prob)
+    return partial(flow_loss, class_dropout_prob=training.class_dropout_prob, density=build_density(training))
 
 
 def build_density(training: TrainingSettings) -> TimeDensity:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from importlib.resources import files
@@ -13,10 +14,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from .errors import UserError
-from .legacy import without_defaults
+from .legacy import current_recipe, current_setting, without_defaults
 from .messages import suggestion
 from .settings import SECTIONS, Recipe
 from .yaml_text import parse_yaml, read_yaml
+
+logger = logging.getLogger(__name__)
 
 
 def valid_keys() -> list[str]:
@@ -58,7 +61,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
 
 def build_recipe(tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
     """Builds a recipe from a nested dictionary and overrides, as `load_recipe`. An empty section is all defaults."""
-    merged = {section: {} if content is None else deepcopy(content) for section, content in tree.items()}
+    merged = current_recipe(deepcopy(dict(tree)))
     for override in overrides:
         apply_override(merged, override)
     if isinstance(merged.get("model"), dict):
@@ -75,12 +78,16 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals:
         raise UserError(f"{override!r} is not of the form section.key=value")
-    *sections, leaf = key.strip().split(".")
+    given = key.strip()
+    key, content = current_setting(given, parse_value(value, override))
+    if key != given:
+        logger.info("%s is called %s now", given, key)
+    *sections, leaf = key.split(".")
     for section in sections:
         tree = tree.setdefault(section, {})
         if not isinstance(tree, dict):
             raise UserError(f"{override!r} cannot be set: {section!r} holds {tree!r}, not keys with values")
-    tree[leaf] = parse_value(value, override)
+    tree[leaf] = content
 
 
 def parse_value(text: str, override: str) -> Any:

@@ -61,7 +61,7 @@ class Sampling:
 
     steps: of a solver that does not choose its own; None: 25.
     rope: how positions are turned, for sizes beyond those of training; None: as the model's configuration says.
-    full_every: of so many model calls one computes all blocks, see `BlockCache`.
+    cache_interval: of so many model calls one computes all blocks, see `BlockCache`.
     Raises UserError for an unknown solver, impossible numbers, and settings that would have no effect.
     """
 
@@ -73,7 +73,7 @@ class Sampling:
     channels: int | None = None
     shift: float = 1.0
     rope: RopeScheme | None = None
-    full_every: int = 1
+    cache_interval: int = 1
 
     def __post_init__(self) -> None:
         if self.solver not in SOLVER_NAMES:
@@ -103,10 +103,10 @@ class Sampling:
         object.__setattr__(self, "interval", (low, high))
         if self.channels is not None and self.channels < 1:
             raise UserError("guidance needs at least one channel to act on; guidance 1 is none")
-        if self.full_every < 1 or (self.full_every > 1 and self.solver in ADAPTIVE):
+        if self.cache_interval < 1 or (self.cache_interval > 1 and self.solver in ADAPTIVE):
             raise UserError(
-                f"one model call of every {self.full_every} cannot be a full one with the solver {self.solver}: from 1 "
-                "on, and with 1 for solvers that choose their steps by the error of each"
+                f"one model call of every {self.cache_interval} cannot be a full one with the solver {self.solver}: "
+                "from 1 on, and with 1 for solvers that choose their steps by the error of each"
             )
         if useless := "; ".join(self._without_effect()):
             raise UserError(f"these settings would have no effect: {useless}. Remove them")
@@ -147,7 +147,7 @@ def generate(
     """
 
     def network() -> Network:
-        cache = None if sampling.full_every == 1 else BlockCache(sampling.full_every)
+        cache = None if sampling.cache_interval == 1 else BlockCache(sampling.cache_interval)
         return lambda batch, t, y: model(batch, t, y, rope=sampling.rope, cache=cache).float()
 
     return generate_with(network, model.config, wishes, sampling, next(model.parameters()).device, finished)
@@ -178,12 +178,12 @@ def generate_with(
 
 def default_solver(config: NetworkConfig) -> str:
     """What to take when nothing else is said."""
-    return "ddim" if config.prediction == "noise" else "ab2"
+    return "ddim" if config.prediction == "epsilon" else "ab2"
 
 
 def check_solver(solver: str, config: NetworkConfig) -> None:
     """Raises ValueError for a solver of what the network does not predict."""
-    what, fitting = ("noise", DIFFUSION_SOLVERS) if config.prediction == "noise" else ("a velocity", FLOW_SOLVERS)
+    what, fitting = ("noise", DIFFUSION_SOLVERS) if config.prediction == "epsilon" else ("a velocity", FLOW_SOLVERS)
     if solver not in fitting:
         raise UserError(
             f"the solver {solver} is not for this model, which predicts {what}; choose from {', '.join(fitting)}"
@@ -199,10 +199,10 @@ def check_sampling(sampling: Sampling, config: NetworkConfig) -> None:
         raise UserError(
             f"the latents of this model have {counted(config.in_channels, 'channel')}: guidance of more has no effect"
         )
-    if sampling.full_every > 1 and (config.fixed_grid is not None or config.depth < SHALLOWEST_CACHED):
+    if sampling.cache_interval > 1 and (config.fixed_grid is not None or config.depth < SHALLOWEST_CACHED):
         raise UserError(
-            f"full_every {sampling.full_every} would have no effect: only models of FiT and FiTv2 with at least "
-            f"{SHALLOWEST_CACHED} blocks can reuse inner ones; remove it"
+            f"cache_interval {sampling.cache_interval} would have no effect: only models of FiT and FiTv2 with at "
+            f"least {SHALLOWEST_CACHED} blocks can reuse inner ones; remove it"
         )
 
 
@@ -338,7 +338,7 @@ def guided(
 
     if torch.equal(labels, nulls):  # Nothing to guide towards.
         return conditional
-    of_variance = config.prediction == "noise" and sampling.channels is None
+    of_variance = config.prediction == "epsilon" and sampling.channels is None
     channels = config.token_channels if of_variance else sampling.channels
     return guide(both, conditional, scale, sampling.interval, sampling.power, channels)
 

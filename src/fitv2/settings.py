@@ -14,7 +14,6 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     Tag,
-    field_validator,
     model_validator,
 )
 
@@ -44,7 +43,7 @@ class AnyResolutionSettings(NetworkSettings):
     lora_rank: PositiveInt | None = Field(None, description="rank of each block's modulation; default width / 4")
     qk_norm_affine: bool = Field(False, description="learned scale in the norm of queries and keys")
     extrapolation: str | None = Field(
-        None, description="with training.start_from: positions beyond that model's size, such as vision-ntk"
+        None, description="with init_from: positions beyond that model's size, such as vision-ntk"
     )
 
 
@@ -54,8 +53,8 @@ Modulation = Annotated[
     Field(description="AdaLN: shared with a low-rank part per block (FiTv2), or a full one per block (FiT)"),
 ]
 Prediction = Annotated[
-    Literal["velocity", "noise"],
-    Field(description="velocity, trained as a rectified flow (FiTv2, SiT), or noise, by diffusion (FiT, DiT)"),
+    Literal["velocity", "epsilon"],
+    Field(description="velocity, trained as a rectified flow (FiTv2, SiT), or epsilon, by diffusion (FiT, DiT)"),
 ]
 
 
@@ -76,14 +75,14 @@ class FiTSettings(AnyResolutionSettings):
     architecture: Literal["FiT"]
     qk_norm: QKNorm = False
     modulation: Modulation = "full"
-    prediction: Prediction = "noise"
+    prediction: Prediction = "epsilon"
 
 
 class DiTSettings(NetworkSettings):
     """Settings of DiT, for one square size."""
 
     architecture: Literal["DiT"]
-    prediction: Prediction = "noise"
+    prediction: Prediction = "epsilon"
 
 
 class SiTSettings(NetworkSettings):
@@ -156,28 +155,28 @@ def kind_of_source(data: Any) -> str:
 class TrainingSettings(Settings):
     """How it is trained."""
 
-    start_from: str | None = Field(
+    init_from: str | None = Field(
         None, description="a model (folder or builtin:NAME) whose weights training begins with, where they fit"
     )
-    begin_anew: tuple[Literal["labels", "patches", "trained"], ...] = Field(
-        (), description="start_from: begin these without its weights: label table, patch layers, all that is trained"
+    reinit: tuple[Literal["labels", "patches", "trained"], ...] = Field(
+        (), description="init_from: begin these without its weights: label table, patch layers, all that is trained"
     )
-    train_only: Literal["all", "high-resolution"] = Field(
+    trainable: Literal["all", "high-resolution"] = Field(
         "all", description="high-resolution: patch layers, biases, norms and AdaLN, a seventh of the weights"
     )
     steps: PositiveInt = Field(10_000, description="optimiser steps")
-    tokens_per_pack: PositiveInt = Field(4096, description="most tokens of one forward pass")
-    packs_per_step: PositiveInt = Field(
+    max_tokens_per_batch: PositiveInt = Field(4096, description="most tokens of one forward pass")
+    batches_per_step: PositiveInt = Field(
         1, description="forward passes of a step, over all processes; more than one each accumulate gradients"
     )
     learning_rate: PositiveFloat = Field(1e-3, description="peak learning rate of AdamW")
     warmup_steps: int = Field(200, ge=0, description="linear rise of the learning rate")
-    decay_share: float = Field(0.0, ge=0, le=1, description="last fraction of the steps, with a linear fall to zero")
+    decay_fraction: float = Field(0.0, ge=0, le=1, description="last fraction of the steps, with a linear fall to zero")
     weight_decay: float = Field(0.0, ge=0, description="of AdamW")
     beta2: float = Field(0.999, gt=0, lt=1, description="AdamW's second-moment decay")
-    clip: PositiveFloat = Field(1.0, description="largest norm of the gradient")
+    max_grad_norm: PositiveFloat = Field(1.0, description="largest norm of the gradient")
     ema_decay: float = Field(0.9999, gt=0, lt=1, description="decay of the averaged weights, warmed up")
-    label_drop: float = Field(0.1, ge=0, le=1, description="fraction of images trained without their label")
+    class_dropout_prob: float = Field(0.1, ge=0, le=1, description="fraction of images trained without their label")
     time_density: Literal["logit_normal", "uniform", "cosmap", "mode"] = Field(
         "logit_normal", description="of training times on the path; cosmap and mode are those of Stable Diffusion 3"
     )
@@ -186,7 +185,7 @@ class TrainingSettings(Settings):
     time_scale: float = Field(
         1.29, ge=-1, le=1.75, description="mode: above 0 more in the middle of the path, below at its ends"
     )
-    precision: Literal["bf16", "no"] = Field("bf16", description="bf16 (autocast) or fp32, stored as 'no'")
+    precision: Literal["bf16", "fp32"] = Field("bf16", description="bf16 (autocast) or fp32")
     compile: bool = Field(False, description="compile the blocks with torch.compile (needs a C++ compiler)")
     activation_checkpointing: bool = Field(False, description="less memory for a third more time")
     sharding: Literal["none", "fsdp"] = Field(
@@ -197,17 +196,17 @@ class TrainingSettings(Settings):
 
     @model_validator(mode="after")
     def the_peak_is_reached(self) -> Self:
-        if self.warmup_steps > self.steps * (1 - self.decay_share):
+        if self.warmup_steps > self.steps * (1 - self.decay_fraction):
             raise UserError(
-                f"warmup_steps={self.warmup_steps} and decay_share={self.decay_share:g} overlap within "
+                f"warmup_steps={self.warmup_steps} and decay_fraction={self.decay_fraction:g} overlap within "
                 f"{self.steps} steps; lower one of them"
             )
         return self
 
     @model_validator(mode="after")
     def only_a_start_has_parts(self) -> Self:
-        if self.start_from is None and self.changed("begin_anew", "train_only"):
-            raise UserError("begin_anew and train_only go with start_from, the model to begin with")
+        if self.init_from is None and self.changed("reinit", "trainable"):
+            raise UserError("reinit and trainable go with init_from, the model to begin with")
         return self
 
     @model_validator(mode="after")
@@ -217,12 +216,6 @@ class TrainingSettings(Settings):
         if useless := self.changed(*others):
             raise UserError(f"{', '.join(useless)}: no effect with time_density={self.time_density}; remove it")
         return self
-
-    @field_validator("precision", mode="before")
-    @classmethod
-    def no_is_a_word(cls, value: Any) -> Any:
-        """fp32 is stored under its old name, so that older recipes stay equal; YAML reads a bare `no` as false."""
-        return "no" if value is False or value in ("fp32", "float32") else value
 
     def changed(self, *keys: str) -> list[str]:
         """The keys that have other values than by default."""
@@ -235,7 +228,7 @@ class LogSettings(Settings):
     checkpoint_every: PositiveInt = Field(500, description="steps between checkpoints")
     keep_checkpoints: PositiveInt = Field(2, description="older ones are removed")
     sample_every: PositiveInt | None = Field(1000, description="steps between sample sheets; null: none")
-    sample_steps: PositiveInt = Field(20, description="steps of the sample sheets, of ab2 (noise: ddim)")
+    sample_steps: PositiveInt = Field(20, description="steps of the sample sheets, of ab2 (epsilon: ddim)")
     sample_guidance: float = Field(2.0, ge=0, description="guidance scale of the sample sheets")
     tensorboard: bool = Field(False, description="also write TensorBoard events (needs the tensorboard package)")
 
@@ -264,10 +257,10 @@ class Recipe(Settings):
     def every_setting_has_an_effect(self) -> Self:
         model, training, useless = self.model, self.training, []
         if isinstance(model, GRIDS):
-            useless = training.changed("start_from", "begin_anew", "train_only", "compile", "sharding")
-        elif model.extrapolation is not None and training.start_from is None:
-            raise UserError("model.extrapolation goes with training.start_from: it extends the size of that model")
-        if model.prediction == "noise":
+            useless = training.changed("init_from", "reinit", "trainable", "compile", "sharding")
+        elif model.extrapolation is not None and training.init_from is None:
+            raise UserError("model.extrapolation goes with training.init_from: it extends the size of that model")
+        if model.prediction == "epsilon":
             useless += training.changed("time_density", "time_mean", "time_std", "time_scale")
         if useless:
             keys = ", ".join(f"training.{key}" for key in useless)
@@ -281,10 +274,10 @@ class Recipe(Settings):
     def sheets_can_be_made(self) -> Self:
         """A training must not end at its first sample sheet."""
         log = self.log
-        if self.model.prediction == "noise" and log.sample_every is not None and log.sample_steps > DIFFUSION_STEPS:
+        if self.model.prediction == "epsilon" and log.sample_every is not None and log.sample_steps > DIFFUSION_STEPS:
             raise UserError(
                 f"log.sample_steps={log.sample_steps} is more than the {DIFFUSION_STEPS} steps of a network that "
-                "predicts noise: lower it"
+                "predicts epsilon: lower it"
             )
         return self
 

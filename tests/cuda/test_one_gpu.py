@@ -58,7 +58,7 @@ def test_a_call_of_the_model_and_its_gradients_wait_for_nothing(dtype):
 @pytest.mark.parametrize("solver", [solver for solver in SOLVER_NAMES if solver not in ADAPTIVE])
 @torch.inference_mode()
 def test_a_step_of_sampling_waits_for_nothing(solver):
-    config = replace(CONFIG, prediction="noise" if solver in DIFFUSION_SOLVERS else "velocity")
+    config = replace(CONFIG, prediction="epsilon" if solver in DIFFUSION_SOLVERS else "velocity")
     model, device = random_model(config).cuda().bfloat16(), torch.device("cuda")
     noise = ImageNoise(range(len(SIZES)), [h * w for h, w in SIZES], config.token_channels)
     sampling = Sampling(solver=solver, steps=4, interval=(0.2, 0.9), power=1.0)

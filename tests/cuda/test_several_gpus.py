@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from tiny import log_lines, processes, train, trainer
 
-SETTINGS = ["training.steps=10", "training.packs_per_step=4", "training.label_drop=0.3", "log.sample_every=5"]
+SETTINGS = ["training.steps=10", "training.batches_per_step=4", "training.class_dropout_prob=0.3", "log.sample_every=5"]
 
 
 def run_together(target, *arguments) -> None:
@@ -18,17 +18,17 @@ def run_together(target, *arguments) -> None:
     assert [member.exitcode for member in pair] == [0, 0]
 
 
-@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("sharding", ["none", "fsdp"])
 def test_two_gpus_train_as_one(tmp_path, precision, sharding):
     settings = [*SETTINGS, f"training.precision={precision}"]
     train(tmp_path / "one", *settings)
     run_together(train, tmp_path / "two", *settings, f"training.sharding={sharding}")
     for line, other in zip(log_lines(tmp_path / "two"), log_lines(tmp_path / "one"), strict=True):
-        assert line == pytest.approx(other, rel=1e-3 if precision == "no" else 0.03)
+        assert line == pytest.approx(other, rel=1e-3 if precision == "fp32" else 0.03)
     weights, others = (load_file(tmp_path / run / "model/model.safetensors") for run in ("two", "one"))
     for name, weight in others.items():
-        torch.testing.assert_close(weights[name], weight, atol=1e-3 if precision == "no" else 0.03, rtol=0)
+        torch.testing.assert_close(weights[name], weight, atol=1e-3 if precision == "fp32" else 0.03, rtol=0)
 
 
 def train_and_look(run: Path) -> None:

@@ -190,7 +190,7 @@ class FiTPipeline(DiffusionPipeline):
         Raises ValueError for what does not fit together, and for a solver of another kind of model.
         """
         config, device = self.transformer.fit.config, self._execution_device
-        if solver is None and config.prediction == "noise":  # No scheduler of a flow fits it.
+        if solver is None and config.prediction == "epsilon":  # No scheduler of a flow fits it.
             solver = default_solver(config)
         if solver is not None and (callback_on_step_end is not None or latents is not None):
             raise UserError(f"callback_on_step_end and latents go with a scheduler, not with the solver {solver}")

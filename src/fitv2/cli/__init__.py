@@ -139,7 +139,7 @@ def memory_sentence(error: Exception) -> str | None:
     full = isinstance(error, RuntimeError) and any(words in str(error).lower() for words in NO_MEMORY)
     if not full and not isinstance(error, MemoryError):
         return None
-    return "not enough memory: use smaller sizes or fewer images at a time, or lower training.tokens_per_pack"
+    return "not enough memory: use smaller sizes or fewer images at a time, or lower training.max_tokens_per_batch"
 
 
 def whole(error: BaseException) -> BaseException:

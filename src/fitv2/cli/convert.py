@@ -17,7 +17,7 @@ def convert(
         Path,
         typer.Option(help=".safetensors or pickled .bin (code in it is never run), or a sharded checkpoint's folder"),
     ],
-    out: Annotated[Path, typer.Option(help="the model folder to write")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="the model folder to write")],
     labels: Annotated[
         Path | None,
         typer.Option(help="text file of class names, one per line in the order of their numbers; default: ImageNet's"),

@@ -17,9 +17,9 @@ from .sample import check_memory, file_name
 from .sampling import (
     AttentionScale,
     Autoencoder,
+    CacheInterval,
     Device,
     Extrapolation,
-    FullEvery,
     GuidanceChannels,
     GuidanceInterval,
     GuidancePower,
@@ -115,7 +115,7 @@ def evaluate(
     steps: Steps = None,
     solver: Solver = None,
     time_shift: TimeShift = 1.0,
-    full_every: FullEvery = 1,
+    cache_interval: CacheInterval = 1,
     extrapolation: Extrapolation = None,
     attention_scale: AttentionScale = None,
     autoencoder: Autoencoder = None,
@@ -225,7 +225,7 @@ def evaluate(
             on_rank0(check)
             if is_model(name):
                 pretrained, codec = load_for_sampling(name, autoencoder, precision, state.device)
-                plain = {"steps": steps, "shift": time_shift, "full_every": full_every, "solver": solver}
+                plain = {"steps": steps, "shift": time_shift, "cache_interval": cache_interval, "solver": solver}
                 plain |= {"extrapolation": extrapolation, "attention_scale": attention_scale}
                 guiding = {
                     "interval": guidance_interval,

@@ -39,10 +39,10 @@ def show_plan(
     from ..training.run_folder import check_run
 
     check_run(run, recipe, resume)
-    if recipe.training.packs_per_step % devices:
+    if recipe.training.batches_per_step % devices:
         raise UserError(
-            f"{recipe.training.packs_per_step} packs a step cannot be shared evenly by {devices} devices: set "
-            f"training.packs_per_step to a multiple of {devices}"
+            f"{recipe.training.batches_per_step} packs a step cannot be shared evenly by {devices} devices: set "
+            f"training.batches_per_step to a multiple of {devices}"
         )
     dataset, stands_in = data_or_stand_in(recipe)
     config, notes = check_ahead(recipe, run, dataset, stands_in)
@@ -82,12 +82,12 @@ def check_ahead(recipe: Recipe, run: Path, dataset: Dataset, stands_in: bool) ->
     if begun is not None:
         check_data(run, recipe, identity(dataset), begun[1])
         return build_model_config(recipe, dataset), []
-    start = recipe.training.start_from
+    start = recipe.training.init_from
     if stands_in and start is not None and not Path(start).exists():
         return build_model_config(recipe, dataset), [f"{start} is not here: planned without the model to begin with"]
     base = build_base(recipe.training, dtype=None)
     config = build_model_config(recipe, dataset, base)
-    notes = [] if base is None else check_start(config, base, dataset, recipe.training.begin_anew)
+    notes = [] if base is None else check_start(config, base, dataset, recipe.training.reinit)
     return config, [f"{start}: {note}" for note in notes]
 
 
@@ -156,7 +156,7 @@ def lack_of_memory(recipe: Recipe, config: NetworkConfig, device: torch.device, 
     if needed <= free:
         return None
     return (
-        f"a step over {recipe.training.tokens_per_pack} tokens would need about {needed / 2**30:.1f} GiB, and "
-        f"{free / 2**30:.1f} GiB are free; lower training.tokens_per_pack (and raise training.packs_per_step to "
+        f"a step over {recipe.training.max_tokens_per_batch} tokens would need about {needed / 2**30:.1f} GiB, and "
+        f"{free / 2**30:.1f} GiB are free; lower training.max_tokens_per_batch (and raise training.batches_per_step to "
         "keep the batch), or set training.activation_checkpointing=true"
     )

@@ -56,7 +56,7 @@ def recipe_row(name: str) -> dict[str, Any]:
     data = {"in_channels": CHANNELS[model.patch_size], "num_classes": CLASSES[model.patch_size]}
     config = config_of(**model.model_dump(exclude={"extrapolation"}), **data)
     image = recipe.data.max_tokens
-    images = training.tokens_per_pack * training.packs_per_step / image
+    images = training.max_tokens_per_batch * training.batches_per_step / image
     flops = training_flops(recipe, config, [image]) * images * training.steps
     first_line = recipe_folder().joinpath(f"{name}.yaml").read_text(encoding="utf-8").partition("\n")[0]
     return {
@@ -88,17 +88,17 @@ def choose_recipe(
         settings: section.key=value.
     """
     from ..config import load_recipe
+    from ..legacy import KEYS
     from ..training.run_folder import resumed_recipe
 
     overrides = [*data_override(data), *settings]
     kept = resumed_recipe(run, overrides) if resume else None
     if kept is not None:
-        if base not in (None, kept.training.start_from):
+        if base not in (None, kept.training.init_from):
             raise UserError(f"{run} already holds a run, which --init-from cannot change; choose another --out")
         if name is not None:
-            warn_of_others(
-                name, load_recipe(name), kept, {override.partition("=")[0].strip() for override in overrides}
-            )
+            given = [override.partition("=")[0].strip() for override in overrides]
+            warn_of_others(name, load_recipe(name), kept, [KEYS.get(key, key) for key in given])
         return kept
     if name is None and data is None and base is None:
         raise UserError(f"there is no run in {run} to continue; to begin one there, give --recipe or --data")
@@ -121,7 +121,7 @@ def base_overrides(base: str | None) -> list[str]:
     if base is None:
         return []
     network = model_settings(load_pretrained(base, None).model.config)
-    values = {"training.start_from": base, **{f"model.{key}": value for key, value in network.items()}}
+    values = {"training.init_from": base, **{f"model.{key}": value for key, value in network.items()}}
     return [f"{key}={quoted(v) if isinstance(v, str) else json.dumps(v)}" for key, v in values.items()]
 
 
@@ -150,8 +150,9 @@ def check_source(chosen: Recipe, name: str | None, run: Path, resume: bool, dry_
         raise UserError(
             f"{data.source} is not there any more; if it is elsewhere now: {resume_command(run)} --data FOLDER"
         )
-    if name is None or (name in recipe_names() and data.source == load_recipe(name).data.source):
-        raise UserError(f"the recipe {name or 'pictures'} trains on images of your own: give their folder with --data")
+    name = name or "pictures"
+    if name in recipe_names() and data.source == load_recipe(name).data.source:
+        raise UserError(f"the recipe {name} trains on images of your own: give their folder with --data")
 
 
 def data_override(data: str | None) -> list[str]:

@@ -17,9 +17,9 @@ from .samples import SHEET, begin, finish, free_folder
 from .sampling import (
     AttentionScale,
     Autoencoder,
+    CacheInterval,
     Device,
     Extrapolation,
-    FullEvery,
     GuidanceChannels,
     GuidanceInterval,
     GuidancePower,
@@ -68,7 +68,7 @@ def sample(
     guidance_power: GuidancePower = 0.0,
     guidance_channels: GuidanceChannels = None,
     time_shift: TimeShift = 1.0,
-    full_every: FullEvery = 1,
+    cache_interval: CacheInterval = 1,
     extrapolation: Extrapolation = None,
     attention_scale: AttentionScale = None,
     autoencoder: Autoencoder = None,
@@ -120,7 +120,7 @@ def sample(
         interval=guidance_interval,
         power=guidance_power,
         shift=time_shift,
-        full_every=full_every,
+        cache_interval=cache_interval,
     )
     wishes = list_wishes(pretrained, labels, size, num, seed, codec.factor)
     if not ignore_memory:
@@ -143,7 +143,7 @@ def sample(
         "guidance_power": guidance_power,
         "guidance_channels": guidance_channels,
         "time_shift": time_shift,
-        "full_every": full_every,
+        "cache_interval": cache_interval,
         "extrapolation": extrapolation,
         "attention_scale": attention_scale,
         "autoencoder": autoencoder or pretrained.autoencoder,
@@ -321,7 +321,7 @@ def check_memory(pretrained: Pretrained, wishes: list[Wish], sampling: Sampling)
     from .memory import free_bytes
 
     config, weight = pretrained.model.config, next(pretrained.model.parameters())
-    device, precision = weight.device, "no" if weight.dtype == torch.float32 else "bf16"
+    device, precision = weight.device, "fp32" if weight.dtype == torch.float32 else "bf16"
     tokens = [wish.tokens(config.patch_size) for wish in wishes]
     largest = max(passes(tokens, pass_budget(sampling, device)), key=lambda chosen: sum(tokens[i] for i in chosen))
     # With and without their classes, and beyond the weights, which are there already.

@@ -39,9 +39,14 @@ GuidanceChannels = Annotated[
     typer.Option(min=1, help="guide only the first N channels of a latent (the authors: 3); default: all"),
 ]
 TimeShift = Annotated[float, typer.Option(help="above 1: more steps near the image; below 1: near the noise")]
-FullEvery = Annotated[
+CacheInterval = Annotated[
     int,
-    typer.Option(min=1, help="compute the inner blocks only every N model calls and reuse their output in between"),
+    typer.Option(
+        "--cache-interval",
+        "--full-every",
+        min=1,
+        help="compute the inner blocks only every N model calls and reuse their output in between",
+    ),
 ]
 Extrapolation = Annotated[
     str | None,

@@ -53,29 +53,29 @@ class Step:
 class PackLoader:
     """An endless stream of `Step`s. Every process plans the same packs and loads only its own.
 
-    packs_per_step: packs of one step over all processes; process `rank` of `world` takes every world-th. pin: load into
-    memory from which a GPU copies without the host waiting.
+    batches_per_step: packs of one step over all processes; process `rank` of `world` takes every world-th. pin: load
+    into memory from which a GPU copies without the host waiting.
     """
 
     def __init__(
         self,
         dataset: Dataset,
-        tokens_per_pack: int,
-        packs_per_step: int = 1,
+        max_tokens_per_batch: int,
+        batches_per_step: int = 1,
         seed: int = 0,
         rank: int = 0,
         world: int = 1,
         workers: int = 2,
         pin: bool = False,
     ) -> None:
-        if packs_per_step % world:
+        if batches_per_step % world:
             raise UserError(
-                f"{packs_per_step} packs a step cannot be shared evenly by {world} processes: set "
-                f"training.packs_per_step to a multiple of {world}"
+                f"{batches_per_step} packs a step cannot be shared evenly by {world} processes: set "
+                f"training.batches_per_step to a multiple of {world}"
             )
         self.dataset = dataset
-        self.tokens_per_pack = tokens_per_pack
-        self.packs_per_step = packs_per_step
+        self.max_tokens_per_batch = max_tokens_per_batch
+        self.batches_per_step = batches_per_step
         self.seed = seed
         self.rank, self.world = rank, world
         self.workers, self.pin = workers, pin
@@ -97,7 +97,7 @@ class PackLoader:
 
     def _submit(self, pool: ThreadPoolExecutor, position: Position):
         pending, images, tokens, share = [], 0, 0, 0.0
-        for number in range(self.packs_per_step):
+        for number in range(self.batches_per_step):
             view, packs, share = self._plan(position.epoch)
             if position.pack >= len(packs):  # After a resume with fewer pictures or larger packs than before.
                 position = Position(position.epoch + 1)
@@ -121,8 +121,8 @@ class PackLoader:
         if self._planned is None or self._planned[0] != epoch:
             view = self.dataset.epoch(epoch, self.seed)
             lengths = view.hw.prod(1)
-            packs = plan_packs(lengths, self.tokens_per_pack, self.seed, epoch)
-            self._planned = epoch, view, packs, real_share(lengths, packs, self.tokens_per_pack)
+            packs = plan_packs(lengths, self.max_tokens_per_batch, self.seed, epoch)
+            self._planned = epoch, view, packs, real_share(lengths, packs, self.max_tokens_per_batch)
         return self._planned[1:]
 
 

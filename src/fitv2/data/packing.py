@@ -24,7 +24,7 @@ def plan_packs(lengths: np.ndarray, budget: int, seed: int, epoch: int) -> list[
     if lengths.max() > budget:
         raise UserError(
             f"a picture of {counted(lengths.max(), 'token')} does not fit a pack of {counted(budget, 'token')}: raise "
-            "training.tokens_per_pack, or lower data.max_tokens"
+            "training.max_tokens_per_batch, or lower data.max_tokens"
         )
     order = numpy_generator(Purpose.ORDER, seed, epoch).permutation(len(lengths))
     shortest = int(lengths.min())

@@ -38,16 +38,16 @@ def diffusion_loss(
     null_label: int,
     generator: torch.Generator,
     schedule: Schedule,
-    label_drop: float = 0.1,
+    class_dropout_prob: float = 0.1,
 ) -> DiffusionLoss:
-    """The loss at random steps and noise, each image losing its label with probability `label_drop`.
+    """The loss at random steps and noise, each image losing its label with probability `class_dropout_prob`.
 
     Everything random comes from `generator`, on the CPU and in this order: steps (B,), a uniform number per label (B,),
     noise (T, C).
     """
     device = data.x.device
     index_B = upload(torch.randint(len(schedule), (len(data),), generator=generator), device)
-    dropped_B = upload(torch.rand(len(data), generator=generator) < label_drop, device)
+    dropped_B = upload(torch.rand(len(data), generator=generator) < class_dropout_prob, device)
     noise_TC = upload(torch.randn(data.x.shape, generator=generator), device)
     return diffusion_loss_at(network, data, noise_TC, index_B, labels_B.masked_fill(dropped_B, null_label), schedule)
 

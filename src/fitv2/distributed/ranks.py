@@ -84,7 +84,7 @@ def check_launcher(device: torch.device) -> None:
     if (steps := os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")) != "1":
         raise UserError(
             f"accelerate was told to accumulate gradients over {steps} steps: leave that option out, and set "
-            f"training.packs_per_step instead, to {steps} times what it is now"
+            f"training.batches_per_step instead, to {steps} times what it is now"
         )
     if (backend := os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no")).lower() != "no":
         raise UserError(

@@ -33,17 +33,17 @@ def flow_loss(
     labels_B: Tensor,
     null_label: int,
     generator: torch.Generator,
-    label_drop: float = 0.1,
+    class_dropout_prob: float = 0.1,
     density: TimeDensity = LOGIT_NORMAL,
 ) -> FlowLoss:
-    """The loss at random times and noise, each image losing its label with probability `label_drop`.
+    """The loss at random times and noise, each image losing its label with probability `class_dropout_prob`.
 
     Everything random comes from `generator`, on the CPU and in this order, so that a step is the same on every device:
     times (B,), a uniform number per label (B,), noise (T, C).
     """
     device = data.x.device
     t_B = upload(sample_times(len(data), generator, density), device)
-    dropped_B = upload(torch.rand(len(data), generator=generator) < label_drop, device)
+    dropped_B = upload(torch.rand(len(data), generator=generator) < class_dropout_prob, device)
     noise_TC = upload(torch.randn(data.x.shape, generator=generator), device)
     return flow_loss_at(velocity, data, noise_TC, t_B, labels_B.masked_fill(dropped_B, null_label))
 

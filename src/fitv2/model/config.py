@@ -9,13 +9,14 @@ from typing import Literal, get_args
 from torch import nn
 
 from ..errors import UserError
+from ..legacy import PREDICTIONS
 from .attention import SelfAttention
 from .context import CONTEXTS
 from .modulation import FullModulation, LowRankModulation, NoSharedModulation
 from .rope import PLAIN, RopeScheme
 
 Modulation = Literal["low-rank", "full"]
-Prediction = Literal["velocity", "noise"]
+Prediction = Literal["velocity", "epsilon"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,7 @@ class NetworkConfig:
     prediction: Prediction = "velocity"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "prediction", PREDICTIONS.get(self.prediction, self.prediction))
         check_known("prediction", self.prediction, get_args(Prediction))
 
     @property
@@ -44,7 +46,7 @@ class NetworkConfig:
     @property
     def output_channels(self) -> int:
         """Numbers that the network gives per token."""
-        return self.token_channels * (2 if self.prediction == "noise" else 1)
+        return self.token_channels * (2 if self.prediction == "epsilon" else 1)
 
     @property
     def fixed_grid(self) -> tuple[int, int] | None:

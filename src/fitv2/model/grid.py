@@ -51,7 +51,7 @@ class GridConfig(NetworkConfig):
 class DiTConfig(GridConfig):
     """The configuration of DiT. The network takes t (B,) as steps 0..999, whole or between, as that of FiT does."""
 
-    prediction: Prediction = "noise"
+    prediction: Prediction = "epsilon"
 
 
 def build_dit(config: GridConfig) -> DiTTransformer2DModel:

@@ -43,7 +43,7 @@ class Subject:
 class Case:
     """`batch` pictures of one size, (height, width) in pixels, through one model.
 
-    precision: "bf16" (training under autocast, inference with bfloat16 weights) or "no". Raises ValueError for a size
+    precision: "bf16" (training under autocast, inference with bfloat16 weights) or "fp32". Raises ValueError for a size
     that does not fit the model, and for a batch below 1.
     """
 

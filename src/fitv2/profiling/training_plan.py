@@ -32,20 +32,20 @@ def plan_figures(recipe: Recipe, dataset: Dataset, config: NetworkConfig, device
     """
     settings = recipe.training
     lengths = dataset.epoch(0, settings.seed).hw.prod(1)
-    packs = plan_packs(lengths, settings.tokens_per_pack, settings.seed, 0)
-    step = int(training_flops(recipe, config, lengths.tolist()) * settings.packs_per_step / len(packs))
+    packs = plan_packs(lengths, settings.max_tokens_per_batch, settings.seed, 0)
+    step = int(training_flops(recipe, config, lengths.tolist()) * settings.batches_per_step / len(packs))
     return {
         "parameters": parameters(config),
-        "trained_share": trained_share(config, settings.train_only),
+        "trained_share": trained_share(config, settings.trainable),
         "pictures": len(dataset),
         "classes": dataset.num_classes,
         "tokens_per_picture": float(lengths.mean()),
-        "pictures_per_step": len(lengths) / len(packs) * settings.packs_per_step,
+        "pictures_per_step": len(lengths) / len(packs) * settings.batches_per_step,
         "packs_per_epoch": len(packs),
-        "tokens_per_step": float(lengths.sum() / len(packs)) * settings.packs_per_step,
-        "real_token_share": real_share(lengths, packs, settings.tokens_per_pack),
+        "tokens_per_step": float(lengths.sum() / len(packs)) * settings.batches_per_step,
+        "real_token_share": real_share(lengths, packs, settings.max_tokens_per_batch),
         "padded_token_share": float(lengths.mean() / lengths.max()),
-        "epochs": settings.steps * settings.packs_per_step / len(packs),
+        "epochs": settings.steps * settings.batches_per_step / len(packs),
         "flops_per_step": step,
         "flops_total": step * settings.steps,
         "memory_bytes": needed_bytes(recipe, config, devices),
@@ -54,7 +54,7 @@ def plan_figures(recipe: Recipe, dataset: Dataset, config: NetworkConfig, device
 
 def training_flops(recipe: Recipe, config: NetworkConfig, lengths: list[int]) -> float:
     """Returns the FLOPs of the matrix products when images of these numbers of tokens are trained on once."""
-    trained = trained_share(config, recipe.training.train_only)
+    trained = trained_share(config, recipe.training.trainable)
     forward, attention = forward_flops(config, lengths), attention_flops(config, lengths)
     # Of the backward pass, the half that leads to the inputs is always needed, the other for weights that are trained
     # and for attention, which has none; activation checkpointing repeats the forward pass in it.
@@ -67,10 +67,10 @@ def needed_bytes(recipe: Recipe, config: NetworkConfig, devices: int) -> int:
     settings = recipe.training
     return training_bytes(
         config,
-        settings.tokens_per_pack,
+        settings.max_tokens_per_batch,
         settings.activation_checkpointing,
         settings.precision,
-        trained_share(config, settings.train_only),
+        trained_share(config, settings.trainable),
         devices if settings.sharding == "fsdp" else 1,
     )
 
@@ -96,7 +96,7 @@ def measure_step(recipe: Recipe, dataset: Dataset, config: NetworkConfig, device
     """Measures a training step on noise in the sizes of the data: a few images, and of a large network two blocks."""
     if parameters(config) > LARGE:
         config = replace(config, depth=min(config.depth, 2))
-    sizes = first_sizes(dataset.epoch(0, recipe.training.seed).hw, config, recipe.training.tokens_per_pack)
+    sizes = first_sizes(dataset.epoch(0, recipe.training.seed).hw, config, recipe.training.max_tokens_per_batch)
     lengths = [height * width for height, width in sizes]
     with device:
         model = build_network(config)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # Of a record's, what a table of all studies tells.
 CIRCUMSTANCES = ("data", "model", "training", "score", "machine")
 MACHINE = ("device", "processor")
-PRECISIONS = {"bf16": "bfloat16 autocast of float32 weights", "no": "float32"}
+PRECISIONS = {"bf16": "bfloat16 autocast of float32 weights", "fp32": "float32"}
 
 
 def real_lines(report: Report) -> Iterator[str]:

@@ -29,9 +29,9 @@ class Sampler(Settings):
     steps: PositiveInt
 
     @property
-    def prediction(self) -> Literal["velocity", "noise"]:
+    def prediction(self) -> Literal["velocity", "epsilon"]:
         """What a network has to predict for it."""
-        return "noise" if self.solver in DIFFUSION_SOLVERS else "velocity"
+        return "epsilon" if self.solver in DIFFUSION_SOLVERS else "velocity"
 
     @model_validator(mode="after")
     def its_cost_is_known(self) -> Self:
@@ -92,7 +92,7 @@ class Condition(Settings):
 
 
 VIEWS = {"square": {"data.preprocessing": "crop"}, "own": {"data.preprocessing": "resize"}}
-SAMPLERS = {"velocity": Sampler(solver="ab2", steps=25), "noise": Sampler(solver="ddim", steps=50)}
+SAMPLERS = {"velocity": Sampler(solver="ab2", steps=25), "epsilon": Sampler(solver="ddim", steps=50)}
 
 
 class Evaluation(Settings):
@@ -113,7 +113,7 @@ class Evaluation(Settings):
     guidance: tuple[float, ...] = Field((1.0, 1.5), min_length=1)
     point: Condition = Condition(view="square", guidance=1.5)
     conditions: tuple[Condition, ...] = ()
-    samplers: dict[Literal["velocity", "noise"], Sampler] = Field(SAMPLERS)
+    samplers: dict[Literal["velocity", "epsilon"], Sampler] = Field(SAMPLERS)
 
     @property
     def by_view(self) -> list[Condition]:

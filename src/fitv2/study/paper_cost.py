@@ -86,7 +86,7 @@ def vae_lines(own: float, other: float) -> dict[str, Line]:
 
 def waste_lines(lengths: np.ndarray) -> dict[str, Line]:
     """Which share of what is computed is no picture; SiT has no such. lengths: (N,) tokens of pictures."""
-    budget, mean = load_recipe("imagenet-xl").training.tokens_per_pack, lengths.mean()
+    budget, mean = load_recipe("imagenet-xl").training.max_tokens_per_batch, lengths.mean()
     packed = real_share(lengths, plan_packs(lengths, budget, 0, 0), budget)
     padded = f"by formula: 1 - {mean:.1f} / {TOKENS} tokens of FiTv2, padded as its authors train; none of SiT"
     empty = f"by formula: what is empty in packs of {budget} tokens, as here; none of SiT"

@@ -35,8 +35,8 @@ class Start:
     notes: list[str]
 
 
-def start_from(
-    model: FiT, base: Pretrained, dataset: Dataset, begin_anew: Collection[str] = (), train_only: str = "all"
+def init_from(
+    model: FiT, base: Pretrained, dataset: Dataset, reinit: Collection[str] = (), trainable: str = "all"
 ) -> Start:
     """Gives a new model the weights of another one. On the meta device this only checks the shapes.
 
@@ -45,44 +45,44 @@ def start_from(
             class"), nor its patch layers if their shapes differ.
         base: The model whose weights are taken.
         dataset: The data of the new training.
-        begin_anew: Further parts to reinitialise: "labels", "patches", or "trained" for everything that is trained.
-        train_only: Which parameters are trained: see `trained_names`.
+        reinit: Further parts to reinitialise: "labels", "patches", or "trained" for everything that is trained.
+        trainable: Which parameters are trained: see `trained_names`.
 
     Raises:
         UserError: Other tensors do not fit; the message lists them.
     """
     state, own, anew, notes = base.model.state_dict(), model.state_dict(), set(), []
-    if "labels" in begin_anew or not same_classes(base, dataset):
+    if "labels" in reinit or not same_classes(base, dataset):
         if LABELS in state and state[LABELS].shape[1:] == own[LABELS].shape[1:]:
             state[LABELS] = torch.cat((own[LABELS][:-1], state[LABELS][-1:]))
         anew.add(LABELS)
         notes.append("the label embedding is reinitialised, except for its row for no class")
-    if "patches" in begin_anew or any(name in state and state[name].shape != own[name].shape for name in PATCHES):
+    if "patches" in reinit or any(name in state and state[name].shape != own[name].shape for name in PATCHES):
         state |= {name: own[name] for name in PATCHES}
         anew.update(PATCHES)
         notes.append("the patch layers are reinitialised")
     elif base.autoencoder != dataset.autoencoder:
         notes.append(
             f"it was trained on latents of {base.autoencoder}, not of {dataset.autoencoder}: if that is another "
-            "autoencoder, reinitialise the patch layers (training.begin_anew=[patches])"
+            "autoencoder, reinitialise the patch layers (training.reinit=[patches])"
         )
-    if "trained" in begin_anew:
-        trained = trained_names(dict(model.named_parameters()), train_only, anew)
+    if "trained" in reinit:
+        trained = trained_names(dict(model.named_parameters()), trainable, anew)
         state |= {name: own[name] for name in trained}
         anew.update(trained)
         notes.append("everything that is trained is reinitialised")
     if problems := misfits(model, state):
         raise UserError(
-            "training.start_from names a model of another shape; give this one's model section the same sizes: "
+            "training.init_from names a model of another shape; give this one's model section the same sizes: "
             + shortened(problems, 10)
         )
     model.load_state_dict(state)
     return Start(anew, notes)
 
 
-def check_start(config: NetworkConfig, base: Pretrained, dataset: Dataset, begin_anew: Collection[str]) -> list[str]:
-    """Returns the notes of `start_from` without a network in memory. Raises UserError like it."""
-    return start_from(bare_model(config), base, dataset, begin_anew).notes
+def check_start(config: NetworkConfig, base: Pretrained, dataset: Dataset, reinit: Collection[str]) -> list[str]:
+    """Returns the notes of `init_from` without a network in memory. Raises UserError like it."""
+    return init_from(bare_model(config), base, dataset, reinit).notes
 
 
 def same_classes(base: Pretrained, dataset: Dataset) -> bool:
@@ -92,19 +92,19 @@ def same_classes(base: Pretrained, dataset: Dataset) -> bool:
     return base.model.config.num_classes == dataset.num_classes
 
 
-def trained_names(names: Iterable[str], train_only: str, anew: Collection[str] = ()) -> list[str]:
+def trained_names(names: Iterable[str], trainable: str, anew: Collection[str] = ()) -> list[str]:
     """Returns the names of the parameters that a run trains.
 
     Args:
         names: The names of all parameters.
-        train_only: "all"; or "high-resolution" for those that FiTv2 trains at high resolution: patch layers, biases,
+        trainable: "all"; or "high-resolution" for those that FiTv2 trains at high resolution: patch layers, biases,
             norms and AdaLN (Sec. III-F).
         anew: The reinitialised parameters. They are always trained: nothing random may stay frozen.
     """
-    return [name for name in names if train_only == "all" or trains_at_high_resolution(name) or name in anew]
+    return [name for name in names if trainable == "all" or trains_at_high_resolution(name) or name in anew]
 
 
-def trained_before(checkpoint: Path, state: dict[str, Any], names: list[str], train_only: str) -> list[str]:
+def trained_before(checkpoint: Path, state: dict[str, Any], names: list[str], trainable: str) -> list[str]:
     """Returns the names of the parameters that a run has trained so far. Every process has to call this.
 
     Args:
@@ -112,13 +112,13 @@ def trained_before(checkpoint: Path, state: dict[str, Any], names: list[str], tr
         state: Its state.json. In older versions it does not name them, but those were trained for which the optimiser
             has moments.
         names: The names of all parameters.
-        train_only: As in `trained_names`.
+        trainable: As in `trained_names`.
     """
     if "trained" in state:
         return names if state["trained"] == "all" else state["trained"]
-    if train_only == "all":
+    if trainable == "all":
         return names
-    return trained_names(names, train_only, {key.partition(".")[2] for key in read_part(checkpoint, "optimizer", {})})
+    return trained_names(names, trainable, {key.partition(".")[2] for key in read_part(checkpoint, "optimizer", {})})
 
 
 def freeze_others(model: Network, names: Collection[str]) -> None:
@@ -132,7 +132,7 @@ def trains_at_high_resolution(name: str) -> bool:
     return name.startswith(("x_embedder", "final_layer")) or name.endswith(".bias") or "norm" in name or "adaLN" in name
 
 
-def trained_share(config: NetworkConfig, train_only: str) -> float:
+def trained_share(config: NetworkConfig, trainable: str) -> float:
     """Returns the fraction of a network's weights that is trained."""
     counts = {name: parameter.numel() for name, parameter in bare_model(config).named_parameters()}
-    return sum(counts[name] for name in trained_names(counts, train_only)) / sum(counts.values())
+    return sum(counts[name] for name in trained_names(counts, trainable)) / sum(counts.values())

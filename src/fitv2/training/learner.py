@@ -51,7 +51,7 @@ class Learner:
             # Halves of blocks are graphs of their own: none is worth cutting where DDP cuts gradients.
             torch._dynamo.config.optimize_ddp = False
             try:
-                self.model.module.compile_blocks(self.settings.tokens_per_pack)
+                self.model.module.compile_blocks(self.settings.max_tokens_per_batch)
             except UserError as error:
                 logger.warning("%s: training continues without training.compile", error)
 
@@ -96,7 +96,7 @@ class Learner:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, self.settings)
-        norm = self.model.clip_grad_norm(self.settings.clip)
+        norm = self.model.clip_grad_norm(self.settings.max_grad_norm)
         finite = norm.isfinite()
         self.optimizer.found_inf = (~finite).float()
         self.optimizer.step()

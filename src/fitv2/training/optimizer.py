@@ -24,7 +24,7 @@ def build_optimizer(model: Network, settings: TrainingSettings) -> torch.optim.A
 def learning_rate(step: int, settings: TrainingSettings) -> float:
     """Returns the learning rate of a step, counted from 0: linear warm-up, constant, then linear decay to zero."""
     rise = min(1.0, (step + 1) / settings.warmup_steps) if settings.warmup_steps else 1.0
-    decay = settings.steps * settings.decay_share
+    decay = settings.steps * settings.decay_fraction
     fall = min(1.0, (settings.steps - step) / decay) if decay else 1.0
     return settings.learning_rate * rise * fall
 

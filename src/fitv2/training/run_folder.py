@@ -30,7 +30,7 @@ WRITTEN = ("checkpoints", "log.jsonl", "model", "samples")
 # Settings of the data that may change, because the data itself is compared with that of before.
 COMPARED = ("data.source", "data.labels")
 # Settings that decide which weights are trained are fixed when a run begins.
-SETTLED = ("start_from", "begin_anew", "train_only")
+SETTLED = ("init_from", "reinit", "trainable")
 # Class names that a message shows, and files whose bytes represent a data set.
 TOLD, SAMPLED = 20, 16
 
@@ -138,7 +138,7 @@ def check_data(run: Path, recipe: Recipe, found: dict[str, Any], state: dict[str
         raise UserError(
             f"{run} was trained on other classes, and its label table would mean something else. It knows "
             f"{known}; {recipe.data.source} has {there}. Restore the classes, or begin "
-            "another run, from this one's weights if you like (--set training.start_from=RUN)"
+            "another run, from this one's weights if you like (--set training.init_from=RUN)"
         )
     content, kept = state.get("content"), kept_recipe(run)
     if content in (None, found["content"]):

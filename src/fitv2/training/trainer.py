@@ -29,7 +29,7 @@ from ..model.config import NetworkConfig
 from ..model.network import Network, build_network
 from ..randomness import Purpose, seed_of, torch_generator
 from ..settings import Recipe
-from .finetune import start_from, trained_before, trained_names
+from .finetune import init_from, trained_before, trained_names
 from .learner import Learner
 from .log import RunLog
 from .malloc_trim import trim_heap
@@ -101,8 +101,8 @@ class Trainer:
         self.learner = Learner(network, self._initialise(network, base), settings, self.ranks)
         self.loader = PackLoader(
             dataset,
-            settings.tokens_per_pack,
-            settings.packs_per_step,
+            settings.max_tokens_per_batch,
+            settings.batches_per_step,
             settings.seed,
             self.ranks.process_index,
             self.ranks.num_processes,
@@ -129,13 +129,13 @@ class Trainer:
         """
         settings, names = self.recipe.training, [name for name, _ in network.named_parameters()]
         if self.begun is not None:
-            return trained_before(*self.begun, names, settings.train_only)
+            return trained_before(*self.begun, names, settings.trainable)
         if base is None:
             return names
-        start = start_from(network, base, self.dataset, settings.begin_anew, settings.train_only)
+        start = init_from(network, base, self.dataset, settings.reinit, settings.trainable)
         for note in start.notes:
-            logger.info("%s: %s", settings.start_from, note)
-        return trained_names(names, settings.train_only, start.anew)
+            logger.info("%s: %s", settings.init_from, note)
+        return trained_names(names, settings.trainable, start.anew)
 
     @property
     def stopping(self) -> bool:
