@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 from PIL import Image
 from safetensors.torch import load_file
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from fitv2.checkpoints import sharded
 from fitv2.checkpoints.model_folder import load_pretrained
 from fitv2.checkpoints.training_state import checkpoints, read_part, read_state
 from fitv2.distributed.ranks import check_launcher
@@ -266,14 +266,14 @@ def test_processes_killed_several_times_and_resumed_end_as_those_that_were_not(t
 
 def command_line_on_a_full_disk(run: str) -> None:
     """`COMMAND` in which, after the first checkpoint, the second process can write no more than a few bytes a file."""
-    write = dcp.save
+    write = sharded.save
 
     def save(*arguments, **options):
         if os.environ["RANK"] == "1" and checkpoints(Path(run) / "checkpoints"):
             resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
         write(*arguments, **options)
 
-    dcp.save = save
+    sharded.save = save
     with pytest.raises(SystemExit, match=r"step 6 could not be saved .*process 1: OSError.*; the checkpoints before"):
         command_line(*COMMAND, "--out", run)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 DRAFT = re.compile(r"\..+\.[0-9a-f]{32}")
 
 
-def write_file(path: Path, write: Callable[[Path], None]) -> None:
+def write_file(path: Path, write: Callable[[Path], object]) -> None:
     """Calls `write` with the path of a draft, which then becomes `path`; makes the folder if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")

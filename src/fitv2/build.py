@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .checkpoints.model_folder import Pretrained, load_pretrained
 from .classes import imagenet_names, readable_names
@@ -28,7 +28,7 @@ from .diffusion.schedule import linear_schedule
 from .errors import UserError
 from .flow.objective import FlowLoss, flow_loss
 from .flow.path import TimeDensity
-from .model.config import NetworkConfig
+from .model.config import FiTConfig, NetworkConfig
 from .model.presets import architecture_of, config_of
 from .model.rope import RopeScheme
 from .settings import (
@@ -44,8 +44,9 @@ from .settings import (
 )
 from .tokens import TokenBatch
 
-# (network, pictures, labels (B,), the null label, a generator for all that is random) to what holds the loss.
-Objective = Callable[[nn.Module, TokenBatch, Tensor, int, torch.Generator], FlowLoss | DiffusionLoss]
+# (network, images, labels (B,), the null label, a generator for all that is random) to what holds the loss.
+Denoise = Callable[[TokenBatch, Tensor, Tensor], Tensor]
+Objective = Callable[[Denoise, TokenBatch, Tensor, int, torch.Generator], FlowLoss | DiffusionLoss]
 
 
 # Of the pictures, by Pillow's mode: what `data.channels` speaks of, also where latents have more.
@@ -182,8 +183,9 @@ def build_model_config(recipe: Recipe, dataset: Dataset, base: Pretrained | None
     most_tokens = int(hw.prod(1).max())
     rope = RopeScheme(train_side=max(math.isqrt(most_tokens), 2))
     if model.extrapolation is not None:
-        rope = (rope if base is None else base.model.config.rope).named(model.extrapolation)
-    data = {"in_channels": dataset.channels, "num_classes": dataset.num_classes}
+        of_base = None if base is None else base.model.config
+        rope = (of_base.rope if isinstance(of_base, FiTConfig) else rope).named(model.extrapolation)
+    data: dict[str, Any] = {"in_channels": dataset.channels, "num_classes": dataset.num_classes}
     return config_of(**model.model_dump(exclude={"extrapolation"}), **data, rope=rope)
 
 
@@ -195,7 +197,7 @@ def build_grid_config(model: DiTSettings | SiTSettings, dataset: Dataset, hw: np
             f"{model.architecture} takes squares of one size, and the pictures are of several: set "
             "data.preprocessing=crop, and no data.min_scale"
         )
-    data = {"in_channels": dataset.channels, "num_classes": dataset.num_classes, "side": side}
+    data: dict[str, Any] = {"in_channels": dataset.channels, "num_classes": dataset.num_classes, "side": side}
     return config_of(**model.model_dump(), **data)
 
 

@@ -30,20 +30,20 @@ class Settings(BaseModel):
 class NetworkSettings(Settings):
     """Settings of any network; input channels and the number of classes come from the data."""
 
-    width: PositiveInt = Field(256, description="numbers per token inside the model")
-    depth: PositiveInt = Field(6, description="number of blocks")
-    heads: PositiveInt = Field(4, description="attention heads")
-    patch_size: PositiveInt = Field(4, description="side of a patch, in latent pixels")
+    width: PositiveInt = Field(default=256, description="numbers per token inside the model")
+    depth: PositiveInt = Field(default=6, description="number of blocks")
+    heads: PositiveInt = Field(default=4, description="attention heads")
+    patch_size: PositiveInt = Field(default=4, description="side of a patch, in latent pixels")
 
 
 class AnyResolutionSettings(NetworkSettings):
     """Settings of the networks for images of any size."""
 
-    mlp_ratio: PositiveFloat = Field(4.0, description="SwiGLU is 2/3 of this times the width")
-    lora_rank: PositiveInt | None = Field(None, description="rank of each block's modulation; default width / 4")
-    qk_norm_affine: bool = Field(False, description="learned scale in the norm of queries and keys")
+    mlp_ratio: PositiveFloat = Field(default=4.0, description="SwiGLU is 2/3 of this times the width")
+    lora_rank: PositiveInt | None = Field(default=None, description="rank of a block's modulation; default width / 4")
+    qk_norm_affine: bool = Field(default=False, description="learned scale in the norm of queries and keys")
     extrapolation: str | None = Field(
-        None, description="with init_from: positions beyond that model's size, such as vision-ntk"
+        default=None, description="with init_from: positions beyond that model's size, such as vision-ntk"
     )
 
 
@@ -112,15 +112,17 @@ class FashionSettings(Settings):
     source: Literal["fashion"] = Field(
         description="'fashion' (built in), a folder of images, or one that 'fitv2 prepare' made"
     )
-    split: Literal["bundled", "full"] = Field("bundled", description="fashion: the packaged 10 000, or all 60 000")
+    split: Literal["bundled", "full"] = Field(
+        default="bundled", description="fashion: the packaged 10 000 or all 60 000"
+    )
     folder: Path | None = Field(
-        None, description="fashion: where the upstream files are, if not where Debian puts them"
+        default=None, description="fashion: where the upstream files are, if not where Debian puts them"
     )
     max_tokens: PositiveInt = Field(
-        49, description="larger images are scaled down to this many tokens; default for fashion 49, else 256"
+        default=49, description="larger images are scaled down to this many tokens; default for fashion 49, else 256"
     )
     preprocessing: Literal["mixed", "resize", "crop"] = Field(
-        "resize", description="Algorithm 1 of FiTv2 (mixed) or one of its versions; default for fashion resize"
+        default="resize", description="Algorithm 1 of FiTv2 (mixed) or one of its versions; default for fashion resize"
     )
     min_scale: MinScale = 1.0
 
@@ -130,16 +132,16 @@ class FolderSettings(Settings):
 
     source: str
     max_tokens: PositiveInt = 256
-    channels: Literal[1, 3] = Field(3, description="folder: 3 for colour, 1 for grey")
+    channels: Literal[1, 3] = Field(default=3, description="folder: 3 for colour, 1 for grey")
     labels: Literal["auto", "folders", "none"] = Field(
-        "auto",
+        default="auto",
         description="folder: the classes are its sub-folders (folders), those of metadata.jsonl, metadata.csv or "
         "dataset.json in it, or else its sub-folders (auto); or there are none (none)",
     )
     preprocessing: Literal["mixed", "resize", "crop"] = "mixed"
-    flip: bool = Field(True, description="folder: mirror half of the images")
+    flip: bool = Field(default=True, description="folder: mirror half of the images")
     stand_in: Literal["imagenet"] | None = Field(
-        None, description="sizes that --dry-run plans with while the source is not here"
+        default=None, description="sizes that --dry-run plans with while the source is not here"
     )
     min_scale: MinScale = 1.0
 
@@ -156,43 +158,48 @@ class TrainingSettings(Settings):
     """How it is trained."""
 
     init_from: str | None = Field(
-        None, description="a model (folder or builtin:NAME) whose weights training begins with, where they fit"
+        default=None, description="a model (folder or builtin:NAME) whose weights training begins with, where they fit"
     )
     reinit: tuple[Literal["labels", "patches", "trained"], ...] = Field(
-        (), description="init_from: begin these without its weights: label table, patch layers, all that is trained"
+        default=(),
+        description="init_from: what does not take its weights: label table, patch layers, all that is trained",
     )
     trainable: Literal["all", "high-resolution"] = Field(
-        "all", description="high-resolution: patch layers, biases, norms and AdaLN, a seventh of the weights"
+        default="all", description="high-resolution: patch layers, biases, norms and AdaLN, a seventh of the weights"
     )
-    steps: PositiveInt = Field(10_000, description="optimiser steps")
-    max_tokens_per_batch: PositiveInt = Field(4096, description="most tokens of one forward pass")
+    steps: PositiveInt = Field(default=10_000, description="optimiser steps")
+    max_tokens_per_batch: PositiveInt = Field(default=4096, description="most tokens of one forward pass")
     batches_per_step: PositiveInt = Field(
-        1, description="forward passes of a step, over all processes; more than one each accumulate gradients"
+        default=1, description="forward passes of a step, over all processes; more than one each accumulate gradients"
     )
-    learning_rate: PositiveFloat = Field(1e-3, description="peak learning rate of AdamW")
-    warmup_steps: int = Field(200, ge=0, description="linear rise of the learning rate")
-    decay_fraction: float = Field(0.0, ge=0, le=1, description="last fraction of the steps, with a linear fall to zero")
-    weight_decay: float = Field(0.0, ge=0, description="of AdamW")
-    beta2: float = Field(0.999, gt=0, lt=1, description="AdamW's second-moment decay")
-    max_grad_norm: PositiveFloat = Field(1.0, description="largest norm of the gradient")
-    ema_decay: float = Field(0.9999, gt=0, lt=1, description="decay of the averaged weights, warmed up")
-    class_dropout_prob: float = Field(0.1, ge=0, le=1, description="fraction of images trained without their label")
+    learning_rate: PositiveFloat = Field(default=1e-3, description="peak learning rate of AdamW")
+    warmup_steps: int = Field(default=200, ge=0, description="linear rise of the learning rate")
+    decay_fraction: float = Field(
+        default=0.0, ge=0, le=1, description="last fraction of the steps, with linear decay to zero"
+    )
+    weight_decay: float = Field(default=0.0, ge=0, description="of AdamW")
+    beta2: float = Field(default=0.999, gt=0, lt=1, description="AdamW's second-moment decay")
+    max_grad_norm: PositiveFloat = Field(default=1.0, description="largest norm of the gradient")
+    ema_decay: float = Field(default=0.9999, gt=0, lt=1, description="decay of the averaged weights, warmed up")
+    class_dropout_prob: float = Field(default=0.1, ge=0, le=1, description="fraction of images that lose their label")
     time_density: Literal["logit_normal", "uniform", "cosmap", "mode"] = Field(
-        "logit_normal", description="of training times on the path; cosmap and mode are those of Stable Diffusion 3"
+        default="logit_normal",
+        description="of training times on the path; cosmap and mode are of Stable Diffusion 3",
     )
-    time_mean: float = Field(0.0, description="logit-normal: mean of the logit of t")
-    time_std: PositiveFloat = Field(1.0, description="logit-normal: standard deviation of the logit of t")
+    time_mean: float = Field(default=0.0, description="logit-normal: mean of the logit of t")
+    time_std: PositiveFloat = Field(default=1.0, description="logit-normal: standard deviation of the logit of t")
     time_scale: float = Field(
-        1.29, ge=-1, le=1.75, description="mode: above 0 more in the middle of the path, below at its ends"
+        default=1.29, ge=-1, le=1.75, description="mode: above 0 more in the middle of the path, below at its ends"
     )
-    precision: Literal["bf16", "fp32"] = Field("bf16", description="bf16 (autocast) or fp32")
-    compile: bool = Field(False, description="compile the blocks with torch.compile (needs a C++ compiler)")
-    activation_checkpointing: bool = Field(False, description="less memory for a third more time")
+    precision: Literal["bf16", "fp32"] = Field(default="bf16", description="bf16 (autocast) or fp32")
+    compile: bool = Field(default=False, description="compile the blocks with torch.compile (needs a C++ compiler)")
+    activation_checkpointing: bool = Field(default=False, description="less memory for a third more time")
     sharding: Literal["none", "fsdp"] = Field(
-        "none", description="several processes: 'none', each holds all weights (DDP); 'fsdp', each a shard (FSDP2)"
+        default="none",
+        description="with several processes: each holds all weights (none: DDP) or a shard (fsdp: FSDP2)",
     )
-    workers: PositiveInt = Field(2, description="threads that load images")
-    seed: int = Field(0, ge=0, lt=2**32, description="fixes weights, data order, times and noise")
+    workers: PositiveInt = Field(default=2, description="threads that load images")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="fixes weights, data order, times and noise")
 
     @model_validator(mode="after")
     def the_peak_is_reached(self) -> Self:
@@ -225,18 +232,18 @@ class TrainingSettings(Settings):
 class LogSettings(Settings):
     """What is written while it trains."""
 
-    checkpoint_every: PositiveInt = Field(500, description="steps between checkpoints")
-    keep_checkpoints: PositiveInt = Field(2, description="older ones are removed")
-    sample_every: PositiveInt | None = Field(1000, description="steps between sample sheets; null: none")
-    sample_steps: PositiveInt = Field(20, description="steps of the sample sheets, of ab2 (epsilon: ddim)")
-    sample_guidance: float = Field(2.0, ge=0, description="guidance scale of the sample sheets")
-    tensorboard: bool = Field(False, description="also write TensorBoard events (needs the tensorboard package)")
+    checkpoint_every: PositiveInt = Field(default=500, description="steps between checkpoints")
+    keep_checkpoints: PositiveInt = Field(default=2, description="older ones are removed")
+    sample_every: PositiveInt | None = Field(default=1000, description="steps between sample sheets; null: none")
+    sample_steps: PositiveInt = Field(default=20, description="steps of the sample sheets, of ab2 (epsilon: ddim)")
+    sample_guidance: float = Field(default=2.0, ge=0, description="guidance scale of the sample sheets")
+    tensorboard: bool = Field(default=False, description="also write TensorBoard events (needs tensorboard)")
 
 
 class Recipe(Settings):
     """A whole run. Which settings exist depends on model.architecture and data.source."""
 
-    model: ModelSettings = Field(FiTv2Settings(architecture="FiTv2"), discriminator="architecture")
+    model: ModelSettings = Field(default=FiTv2Settings(architecture="FiTv2"), discriminator="architecture")
     data: Annotated[
         Annotated[FashionSettings, Tag("fashion")] | Annotated[FolderSettings, Tag("folder")],
         Discriminator(kind_of_source),

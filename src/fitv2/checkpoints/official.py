@@ -98,7 +98,9 @@ def from_official(state: dict[str, Tensor] | str | Path, /, **kwargs) -> FiT:
     if blocks != config.depth:  # Said at once: building the other network could take for ever.
         raise UserError(f"depth={config.depth}, and the checkpoint has {blocks} blocks")
     check_weights(state, name)
-    return model_of(config, state)
+    model = model_of(config, state)
+    assert isinstance(model, FiT)  # As its configuration says.
+    return model
 
 
 def to_official(model: FiT) -> dict[str, Tensor]:
@@ -145,8 +147,8 @@ def check_kind(argument: str, value: Any) -> None:
     """Raises ValueError for a value of another kind than the argument has."""
     if value is None and argument in MAY_BE_NONE:
         return
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if argument in COUNTS and not (whole and value >= (argument != "num_classes")):
+    whole = value if isinstance(value, int) and not isinstance(value, bool) else -1
+    if argument in COUNTS and whole < (argument != "num_classes"):
         raise UserError(f"{argument}={value!r} is not a count; write the number itself")
     if argument in NUMBERS and not (isinstance(value, int | float) and 0 < value < math.inf):
         raise UserError(f"{argument}={value!r} is not a number above 0; YAML wants 1.0e+4, not 1e4")
@@ -212,10 +214,11 @@ def official_rope(
         return RopeScheme(theta=rope_theta, train_side=ori_max_pe_len or PLAIN.train_side)
     if ori_max_pe_len is None:
         raise UserError(f"custom_freqs={custom_freqs!r} needs ori_max_pe_len, the patches per side of training")
-    given = max_pe_len_h is not None and max_pe_len_w is not None
-    if not (given or online_rope):
-        raise UserError(f"custom_freqs={custom_freqs!r} needs max_pe_len_h and max_pe_len_w, or online_rope")
-    target = None if online_rope else (max_pe_len_h, max_pe_len_w)
+    target = None
+    if not online_rope:
+        if max_pe_len_h is None or max_pe_len_w is None:
+            raise UserError(f"custom_freqs={custom_freqs!r} needs max_pe_len_h and max_pe_len_w, or online_rope")
+        target = (max_pe_len_h, max_pe_len_w)
     return RopeScheme(
         method=method,
         per_axis=decouple,

@@ -12,9 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from ..errors import UserError
 
@@ -43,7 +46,7 @@ def write_shards(folder: Path, tensors: dict[str, Tensor]) -> None:
         OSError: One of the processes cannot write; it is raised in all of them.
     """
     try:
-        dcp.save({name: t.detach() for name, t in tensors.items()}, storage_writer=dcp.FileSystemWriter(folder))
+        save({name: t.detach() for name, t in tensors.items()}, storage_writer=FileSystemWriter(folder))
     except CheckpointException as error:
         raise OSError(first_failure(error)) from None
 
@@ -64,16 +67,16 @@ def read_shards(
     try:
         with (folder / ".metadata").open("rb") as file:
             MetadataUnpickler(file).load()
-        reader = dcp.FileSystemReader(folder)
+        reader = FileSystemReader(folder)
         stored = reader.read_metadata().state_dict_metadata
         wanted = {
             name: empty(entry.size, entry.properties.dtype, like(name.removeprefix(prefix)))
             for name, entry in stored.items()
-            if name.startswith(prefix)
+            if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
         }
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")  # A single process reads alone.
-            dcp.load(wanted, storage_reader=reader)
+            load(wanted, storage_reader=reader)
     except CheckpointException as error:
         raise UserError(first_failure(error)) from None
     except DAMAGES as error:

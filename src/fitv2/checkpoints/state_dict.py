@@ -177,5 +177,5 @@ def weights_digest(weights: Mapping[str, Tensor], about: str = "") -> str:
     result = hashlib.sha256(about.encode())
     for name, weight in sorted(weights.items()):
         result.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-        result.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        result.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return result.hexdigest()

@@ -58,7 +58,7 @@ def convert(
         out,
         model.config,
         model.state_dict(),
-        names if len(names) == classes else [],
+        list(names) if len(names) == classes else [],
         [[(side, side, 1)]],
         None,
         autoencoder or named_autoencoder,

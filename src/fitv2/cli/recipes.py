@@ -53,7 +53,7 @@ def recipe_row(name: str) -> dict[str, Any]:
 
     recipe = load_recipe(name)
     model, training = recipe.model, recipe.training
-    data = {"in_channels": CHANNELS[model.patch_size], "num_classes": CLASSES[model.patch_size]}
+    data: dict[str, Any] = {"in_channels": CHANNELS[model.patch_size], "num_classes": CLASSES[model.patch_size]}
     config = config_of(**model.model_dump(exclude={"extrapolation"}), **data)
     image = recipe.data.max_tokens
     images = training.max_tokens_per_batch * training.batches_per_step / image

@@ -153,6 +153,7 @@ def carry_out(chosen: Recipe, run: Path, resume: bool, device: str | None, ignor
     from ..checkpoints.model_folder import read_config
     from ..checkpoints.training_state import checkpoints
     from ..distributed import ranks as processes
+    from ..model.config import FiTConfig
     from ..training.run_folder import check_run
     from ..training.trainer import Trainer
     from .plan import check_memory
@@ -168,8 +169,9 @@ def carry_out(chosen: Recipe, run: Path, resume: bool, device: str | None, ignor
         begun = processes.on_rank0(lambda: bool(checkpoints(run / "checkpoints")))
         base = None if begun else build_base(chosen.training)
         config = build_model_config(chosen, dataset, base)
-        if begun and config.fixed_grid is None:  # The model that it started from may be gone.
-            config = replace(config, rope=read_config(run / "model/config.json")[1].rope)
+        if begun and isinstance(config, FiTConfig):  # The model that it started from may be gone.
+            kept = read_config(run / "model/config.json")[1]
+            config = replace(config, rope=kept.rope) if isinstance(kept, FiTConfig) else config
         if not ignore_memory:
             check_memory(chosen, config, ranks.device, ranks.num_processes)
         trainer = Trainer(chosen, dataset, config, run, base, ranks)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ..model.network import Network
-from ..model.precision import autocast_in
+from ..model.transformer import FiT
 from ..tokens import TokenBatch
 from .fsdp import gathered, shard, whole
 from .ranks import Ranks
@@ -33,11 +33,12 @@ class ParallelModel:
         several = ranks.num_processes > 1
         self.module, self.ranks, self.sharded = module, ranks, several and sharding == "fsdp"
         if self.sharded:
+            assert isinstance(module, FiT)  # A recipe shards no other network.
             shard(module, ranks.device, ranks.num_processes, precision)
         else:
             module.to(ranks.device)
         if precision == "bf16":
-            module.forward = autocast_in(torch.bfloat16, ranks.device)(module.forward)
+            module.forward = torch.autocast(ranks.device.type, torch.bfloat16)(module.forward)
         self._call = DistributedDataParallel(module) if several and not self.sharded else module
 
     def __call__(self, batch: TokenBatch, t_B: Tensor, y_B: Tensor) -> Tensor:

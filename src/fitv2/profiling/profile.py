@@ -201,10 +201,11 @@ def workload(case: Case, device: torch.device, with_step: bool, compiled: bool) 
     for_inference = (deepcopy(model) if with_step else model).to(dtype_of(case)).eval()
     if autocast:
         lay_out_by_input(for_inference)
-    if compiled and isinstance(model, FiT):
+    if compiled:
         torch.compiler.reset()  # Graphs of earlier cases count towards the most that there may be.
         for network in (model, for_inference):
-            network.compile_blocks()
+            if isinstance(network, FiT):
+                network.compile_blocks()
 
     @torch.inference_mode()
     def forward() -> None:

@@ -30,7 +30,7 @@ class EMA:
         weights = [local(p).float() for p in model.parameters()]
         # As a tensor, so that the host need not wait to know it.
         weight = (1 - decay) * (torch.ones((), device=weights[0].device) if finite is None else finite)
-        torch._foreach_lerp_(averages, weights, [weight] * len(weights))
+        torch._foreach_lerp_(averages, weights, [weight] * len(weights))  # pyright: ignore[reportPrivateImportUsage]
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Restores the averages. Raises UserError if one is missing or of another shape."""

@@ -16,7 +16,6 @@ from ..errors import UserError
 from ..messages import shortened
 from ..model.config import NetworkConfig
 from ..model.network import Network, bare_model, misfits
-from ..model.transformer import FiT
 
 LABELS = "y_embedder.embedding_table.weight"
 PATCHES = ("x_embedder.proj.weight", "x_embedder.proj.bias", "final_layer.linear.weight", "final_layer.linear.bias")
@@ -36,7 +35,7 @@ class Start:
 
 
 def init_from(
-    model: FiT, base: Pretrained, dataset: Dataset, reinit: Collection[str] = (), trainable: str = "all"
+    model: Network, base: Pretrained, dataset: Dataset, reinit: Collection[str] = (), trainable: str = "all"
 ) -> Start:
     """Gives a new model the weights of another one. On the meta device this only checks the shapes.
 

@@ -17,6 +17,7 @@ from ..distributed.parallel import ParallelModel
 from ..distributed.ranks import Ranks
 from ..errors import UserError
 from ..model.network import Network, load_strictly
+from ..model.transformer import FiT
 from ..settings import TrainingSettings
 from ..tokens import TokenBatch, upload
 from .ema import EMA
@@ -47,11 +48,12 @@ class Learner:
 
     def compile(self) -> None:
         """Compiles the blocks if the settings say so and the machine can."""
-        if self.settings.compile:
+        module = self.model.module
+        if self.settings.compile and isinstance(module, FiT):
             # Halves of blocks are graphs of their own: none is worth cutting where DDP cuts gradients.
             torch._dynamo.config.optimize_ddp = False
             try:
-                self.model.module.compile_blocks(self.settings.max_tokens_per_batch)
+                module.compile_blocks(self.settings.max_tokens_per_batch)
             except UserError as error:
                 logger.warning("%s: training continues without training.compile", error)
 
@@ -98,7 +100,7 @@ class Learner:
             group["lr"] = learning_rate(step, self.settings)
         norm = self.model.clip_grad_norm(self.settings.max_grad_norm)
         finite = norm.isfinite()
-        self.optimizer.found_inf = (~finite).float()
+        self.optimizer.found_inf = (~finite).float()  # pyright: ignore[reportAttributeAccessIssue]
         self.optimizer.step()
         self.ema.update(self.model.module, step, finite)
         self.optimizer.zero_grad()

@@ -91,7 +91,8 @@ def check_run(run: Path, recipe: Recipe, resume: bool) -> None:
         return
     if not resume:
         raise UserError(f"{run} already holds a run; add --resume to continue it, or choose another --out")
-    before, now = kept_recipe(run).model_dump(mode="json"), recipe.model_dump(mode="json")
+    kept = kept_recipe(run) or recipe
+    before, now = kept.model_dump(mode="json"), recipe.model_dump(mode="json")
     changes = [
         (f"{section}.{key}", before[section].get(key), now[section].get(key))
         for section in before

@@ -74,7 +74,7 @@ def write_sheet(
         return
 
     def load() -> None:
-        codecs.append(load_autoencoder(dataset.autoencoder, model.ranks.device))
+        codecs.append(load_autoencoder(dataset.autoencoder, str(model.ranks.device)))
 
     try:
         on_rank0(load) if model.sharded else load()
@@ -84,5 +84,5 @@ def write_sheet(
     except UserError as error:
         logger.warning("no sample sheet: %s", error)
     else:
-        if main:
+        if main and page is not None:
             save_sheet(page, path)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -181,7 +181,7 @@ class Trainer:
                 if log is not None:
                     log.close()
 
-    def timed_steps(self, steps: Iterator[Step]) -> Iterator[dict[str, Any]]:
+    def timed_steps(self, steps: Generator[Step]) -> Iterator[dict[str, Any]]:
         """Trains step by step and yields the figures of each.
 
         tokens_per_second includes waiting for images; seconds also the checkpoints and sheets since the last step.
