@@ -21,10 +21,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from fitv2.checkpoints import sharded
 from fitv2.checkpoints.model_folder import load_pretrained
 from fitv2.checkpoints.training_state import checkpoints, read_part, read_state
-from fitv2.distributed.ranks import check_launcher
-from fitv2.errors import UserError
 from tiny import command_line, log_lines, processes, train
 
+pytestmark = pytest.mark.slow  # Several processes in every test.
 SETTINGS = [
     *(
         "training.steps=50",
@@ -177,22 +176,6 @@ def test_shards_that_would_run_code_are_refused(tmp_path, sharded_by_two):
     with pytest.raises(ValueError, match=r"is damaged .*refused: it holds .*could run code"):
         load_pretrained(run / "checkpoints/step-00000040")
     assert not (tmp_path / "was here").exists()
-
-
-@pytest.mark.parametrize(
-    ("variable", "value", "part"),
-    [
-        ("USE_FSDP", "true", "training.sharding=fsdp"),
-        ("USE_DEEPSPEED", "1", "training.sharding=fsdp"),
-        ("GRADIENT_ACCUMULATION_STEPS", "4", "batches_per_step"),
-        ("DYNAMO_BACKEND", "inductor", "training.compile"),
-        ("USE_CPU", "true", "--device cpu"),
-    ],
-)
-def test_an_option_of_the_launcher_that_would_change_the_training_is_refused(monkeypatch, variable, value, part):
-    monkeypatch.setenv(f"ACCELERATE_{variable}", value)
-    with pytest.raises(UserError, match=part):
-        check_launcher(torch.device("cuda"))
 
 
 COMMAND = ["train", "--recipe", "fashion-tiny", "--resume"]

@@ -129,6 +129,7 @@ def lines_of(run: Path) -> int:
     return len((run / "log.jsonl").read_bytes().splitlines()) if (run / "log.jsonl").exists() else 0
 
 
+@pytest.mark.slow
 def test_a_process_killed_several_times_and_resumed_ends_as_the_one_that_was_not(tmp_path, whole):
     moments = random.Random(0)
     for _ in range(4):
@@ -161,6 +162,7 @@ def command_line_killed_at(operation: int, run: str, *arguments: str) -> None:
     command_line(*arguments, "--out", run)
 
 
+@pytest.mark.slow
 def test_a_process_killed_between_two_file_operations_leaves_a_run_that_can_go_on(tmp_path, whole):
     moments, kills = random.Random(1), 0
     for operation in [moments.randint(1, 60) for _ in range(6)] + [0]:
@@ -192,6 +194,7 @@ def test_sigterm_saves_the_step_that_is_under_way_and_ends_the_training(tmp_path
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_at_once_and_harms_no_checkpoint(tmp_path, whole):
     """Both at random moments, also before the first step."""
     moments = random.Random(2)
