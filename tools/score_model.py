@@ -26,7 +26,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--interval", type=float, nargs=2, default=(0.0, 1.0), help="times in which guidance acts")
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--solver", choices=SOLVER_NAMES, default="ab2")
-    parser.add_argument("--full-every", type=int, default=1, help="model calls per one that computes all blocks")
+    parser.add_argument("--cache-interval", type=int, default=1, help="model calls per one that computes all blocks")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", type=float, default=1.0, help="factor on the shapes of training")
     parser.add_argument("--turned", action="store_true", help="exchange height and width")

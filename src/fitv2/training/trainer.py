@@ -227,7 +227,9 @@ class Trainer:
         """
         device, world = self.ranks.device, self.ranks.num_processes
         gone = int(step.unreadable > 0 and self.loader.is_gone())
-        counts = torch.tensor([sum(step.readable), step.unreadable, gone], device=device)
+        counts = torch.tensor(
+            [sum(step.readable), step.unreadable, gone]
+        )  # On the CPU: the device need not be waited for.
         images, unreadable, gone = sum_over_ranks(counts).tolist()
         self.images_read.check(images, unreadable, gone)
         weights = [readable / images * world for readable in step.readable]
