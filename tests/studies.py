@@ -30,7 +30,7 @@ TREE = {
     },
     "evaluation": {
         **{"points": [2], "images": 20, "final_images": 30, "views": {"square": SQUARE}},
-        "samplers": {"velocity": {"solver": "euler", "steps": 1}, "epsilon": {"solver": "ddim", "steps": 1}},
+        "samplers": {"velocity": {"solver": "euler", "steps": 1}, "noise": {"solver": "ddim", "steps": 1}},
     },
     "claims": [
         {

@@ -42,6 +42,11 @@ class Ranks:
     def is_main_process(self) -> bool:
         return self.process_index == 0
 
+    def wait_for_everyone(self) -> None:
+        """Returns when every process has called this."""
+        if self.num_processes > 1:
+            dist.barrier()
+
 
 def join_processes(name: str | None = None, timeout: timedelta = TIMEOUT) -> Ranks:
     """Joins the processes that a launcher started together, if there are several; a second call changes nothing.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..messages import counted
-from .conditions import SAMPLERS
+from .conditions import KINDS, SAMPLERS
 from .tables import REAL
 from .views import extractor_of
 
@@ -139,7 +139,7 @@ def scale_lines(report: Report) -> Iterator[str]:
     rates = f"{most:g}" + "".join(f", and {rate:g} for {', '.join(by_rate[rate])}" for rate in others)
     yield f"**Learning rate**: {rates}; the best one of a variant may be another"
     samplers = SAMPLERS | report.study.evaluation.samplers
-    trained = dict.fromkeys(report.study.recipe_of(variant, 0).model.prediction for variant in report.records)
+    trained = dict.fromkeys(KINDS[report.study.recipe_of(variant, 0).model.prediction] for variant in report.records)
     words = {kind: f"{samplers[kind].steps} steps of {samplers[kind].solver}" for kind in trained}
     yield f"**Sampling**: {', '.join(f'{text} where a network predicts {kind}' for kind, text in words.items())}" + (
         "; between models of both kinds the figures compare objective and sampler together" if len(words) > 1 else ""

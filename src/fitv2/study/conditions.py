@@ -17,6 +17,8 @@ from ..settings import Settings
 # Of variants and views: they name files.
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
 Size = Annotated[str, StringConstraints(pattern=r"^[1-9]\d*x[1-9]\d*$")]
+# What networks predict, as studies call it.
+KINDS = {"velocity": "velocity", "epsilon": "noise"}
 # Those whose weights come with a package; fewer pictures than this have no nearest neighbours to speak of.
 Extractor = Literal[GarmentExtractor.name, EfficientNetExtractor.name]
 FEWEST = 6
@@ -29,9 +31,9 @@ class Sampler(Settings):
     steps: PositiveInt
 
     @property
-    def prediction(self) -> Literal["velocity", "epsilon"]:
+    def prediction(self) -> Literal["velocity", "noise"]:
         """What a network has to predict for it."""
-        return "epsilon" if self.solver in DIFFUSION_SOLVERS else "velocity"
+        return "noise" if self.solver in DIFFUSION_SOLVERS else "velocity"
 
     @model_validator(mode="after")
     def its_cost_is_known(self) -> Self:
@@ -82,7 +84,7 @@ class Condition(Settings):
         """Whether such a network can be sampled so: a fixed grid extrapolates nothing, a sampler is for one kind."""
         if self.extrapolation is not None and config.fixed_grid is not None:
             return False
-        return self.sampler is None or self.sampler.prediction == config.prediction
+        return self.sampler is None or self.sampler.prediction == KINDS[config.prediction]
 
     @model_validator(mode="after")
     def a_scale_belongs_to_an_extrapolation(self) -> Self:
@@ -92,7 +94,7 @@ class Condition(Settings):
 
 
 VIEWS = {"square": {"data.preprocessing": "crop"}, "own": {"data.preprocessing": "resize"}}
-SAMPLERS = {"velocity": Sampler(solver="ab2", steps=25), "epsilon": Sampler(solver="ddim", steps=50)}
+SAMPLERS = {"velocity": Sampler(solver="ab2", steps=25), "noise": Sampler(solver="ddim", steps=50)}
 
 
 class Evaluation(Settings):
@@ -113,7 +115,7 @@ class Evaluation(Settings):
     guidance: tuple[float, ...] = Field((1.0, 1.5), min_length=1)
     point: Condition = Condition(view="square", guidance=1.5)
     conditions: tuple[Condition, ...] = ()
-    samplers: dict[Literal["velocity", "epsilon"], Sampler] = Field(SAMPLERS)
+    samplers: dict[Literal["velocity", "noise"], Sampler] = Field(SAMPLERS)
 
     @property
     def by_view(self) -> list[Condition]:
@@ -152,6 +154,6 @@ class Evaluation(Settings):
 
     def sampling(self, condition: Condition, config: NetworkConfig) -> Sampling:
         """How a model of that configuration, which the condition suits, is sampled."""
-        sampler = condition.sampler or (SAMPLERS | self.samplers)[config.prediction]
+        sampler = condition.sampler or (SAMPLERS | self.samplers)[KINDS[config.prediction]]
         rope = condition.extrapolation and config.rope.named(condition.extrapolation, condition.attention_scale)
         return Sampling(solver=sampler.solver, steps=sampler.steps, guidance=condition.guidance, rope=rope)

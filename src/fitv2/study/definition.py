@@ -13,6 +13,7 @@ from pydantic import Field, PositiveInt, ValidationError, model_validator
 from ..config import complaint, load_recipe
 from ..errors import UserError
 from ..hashes import json_digest
+from ..legacy import KEYS
 from ..settings import Recipe, Settings
 from ..yaml_text import parse_yaml, read_yaml
 from .claims import Claim
@@ -103,7 +104,24 @@ class Run:
     @property
     def digest(self) -> str:
         """Of what differs from the defaults, so that a later version with more settings still knows its runs."""
-        return json_digest(self.recipe.model_dump(mode="json", exclude_defaults=True, exclude={"log"}))[:16]
+        tree = self.recipe.model_dump(mode="json", exclude_defaults=True, exclude={"log"})
+        return json_digest(in_old_words(tree, self.recipe))[:16]
+
+
+def in_old_words(tree: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """What differs from the defaults as older versions wrote it, so that their runs are still found."""
+    old = {new: key for key, new in KEYS.items()}
+    words = {("model.prediction", "epsilon"): "noise", ("training.precision", "fp32"): "no"}
+    found: dict[str, Any] = {}
+    for section, content in tree.items():
+        for key, value in content.items():
+            if value == {"architecture": "FiTv2", "source": "fashion"}.get(key):
+                continue
+            dotted = f"{section}.{key}"
+            name = old.get(dotted, dotted).partition(".")[2]
+            found.setdefault(section, {})[name] = words.get((dotted, value), value) if isinstance(value, str) else value
+    budget = {"max_tokens": recipe.data.max_tokens, "preprocessing": recipe.data.preprocessing}
+    return found | {"data": found.get("data", {}) | budget}
 
 
 def overrides(changes: dict[str, Any]) -> list[str]:

@@ -159,7 +159,9 @@ def croppable(dataset: Dataset, data: DataSettings, patch: int) -> dict[str, flo
 
 def data_of(data: DataSettings) -> dict[str, Any]:
     """What fixes a view's pictures, as JSON takes it."""
-    return data.model_dump(mode="json", exclude_defaults=True)
+    content = data.model_dump(mode="json", exclude_defaults=True)
+    content |= {"max_tokens": data.max_tokens, "preprocessing": data.preprocessing}  # As in records of older versions.
+    return {key: value for key, value in content.items() if (key, value) != ("source", "fashion")}
 
 
 def possible(evaluation: Evaluation, config: NetworkConfig, views: dict[str, View]) -> list[Condition]:
