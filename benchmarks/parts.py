@@ -24,12 +24,12 @@ from contenders import (
 )
 from fitv2 import FiT, FiTConfig, preset
 from fitv2.build import build_dataset, build_model_config
+from fitv2.checkpoints.model_folder import load_pretrained
 from fitv2.config import load_recipe
 from fitv2.data.dataset import Dataset
 from fitv2.data.loader import PackLoader, Position
 from fitv2.model.compute import lay_out_by_input
 from fitv2.profiling.formula import forward_flops
-from fitv2.checkpoints.model_folder import load_pretrained
 from fitv2.profiling.profile import PASSES_OF_A_STEP
 from fitv2.randomness import Purpose, seed_of
 from fitv2.sampling.generate import generate, sample_batch

@@ -33,7 +33,7 @@ TREE: dict[str, Any] = {
     },
     "evaluation": {
         **{"points": [2], "images": 40, "final_images": 40, "conditions": {"own": {"guidance": 1}}},
-        "samplers": {"velocity": {"solver": "euler", "steps": 1}, "noise": {"solver": "ddim", "steps": 1}},
+        "samplers": {"velocity": {"solver": "euler", "steps": 1}, "epsilon": {"solver": "ddim", "steps": 1}},
     },
     "claims": [
         {

@@ -11,8 +11,8 @@ import compare
 import parts
 from contenders import Packed, Padded, SameWeights, Squares, random_example, random_model
 from fitv2 import FiT
-from fitv2.profiling.formula import forward_flops
 from fitv2.profiling import measure
+from fitv2.profiling.formula import forward_flops
 from fitv2.sampling.spec import Sampling
 from report import markdown, rows
 from results import MeasuredPart, Measurement, Results

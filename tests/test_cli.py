@@ -19,13 +19,13 @@ import torch
 from PIL import Image
 
 from fitv2.adapters.pipeline import FiTPipeline
+from fitv2.checkpoints.model_folder import Pretrained, load_pretrained, save_pretrained
 from fitv2.cli.requested import file_name, showcase
 from fitv2.cli.samples import begin
-from fitv2.config import recipe_folder
+from fitv2.config import recipe_folder, recipe_names
 from fitv2.errors import UserError
 from fitv2.locks import locked
 from fitv2.model.config import EXTRAPOLATIONS
-from fitv2.checkpoints.model_folder import Pretrained, load_pretrained, save_pretrained
 from fitv2.sample_list import CONTACT_SHEET
 from fitv2.sampling.solvers import SOLVER_NAMES
 from fitv2.training.sigterm import STOPPED
@@ -386,7 +386,7 @@ def test_a_model_of_a_fixed_grid_trains_goes_on_and_makes_its_own_size(train, fi
 def test_a_dry_run_shows_configuration_and_cost_and_writes_nothing(train, pictures, tmp_path):
     shown = train("--dry-run")
     assert shown.code == 0, shown.err
-    for part in ("learning_rate: 0.0005", "parameters ", "10 in 2 classes", "GFLOP a step", "PFLOP in all", "GiB"):
+    for part in ("learning_rate: 0.0005", "parameters ", "10 in 2 classes", "minutes on this machine", "GiB"):
         assert part in shown.out
     figures = json.loads(train("--dry-run", "--json").out)
     assert figures["recipe"]["model"]["width"] == 32 and figures["pictures"] == 10 and figures["classes"] == 2
@@ -401,10 +401,10 @@ def test_the_recipes_of_the_paper_are_planned_without_their_data(fitv2, name):
     header = recipe_folder().joinpath(f"{name}.yaml").read_text()
     options = re.search(r"--dry-run (--devices \d+ --peak-tflops \d+)", header).group(1).split()
     shown = fitv2("train", "--recipe", name, "--dry-run", *options).out
-    assert "is not here: planned with sizes like those of imagenet" in shown
+    assert "is not here: planned with sizes like those of ImageNet" in shown
     hours = re.search(r"time +([\d,]+) device-hours", shown).group(1)
     assert f"Expected time: {hours.replace(',', ' ')} device-hours" in header
-    assert 250 < float(re.search(r"pictures a step +([\d.]+)", shown).group(1)) < 262
+    assert 250 < float(re.search(r"images a step +([\d.]+)", shown).group(1)) < 262
 
 
 def test_a_plan_for_a_number_of_devices_that_cannot_train_is_refused(fitv2):
@@ -444,6 +444,28 @@ def test_a_run_is_continued_on_request_only_and_not_with_another_network(train, 
     assert "10 known from an earlier start" in result.err
 
 
+def test_a_folder_alone_is_enough_and_a_model_to_start_from_brings_its_size(fitv2, pictures, tmp_path):
+    small = [word for setting in SMALL for word in ("-s", setting)]
+    training = [word for setting in SMALL if not setting.startswith("model.") for word in ("-s", setting)]
+    assert fitv2("train", "-d", "pictures", "-o", "base", *small, "-s", "model.patch_size=4").code == 0
+    tuned = ["train", "-d", "pictures", "--init-from", "base", "-o", "tuned", "--resume", *training]
+    for steps in (2, 3):  # The same command continues, also when the base is gone.
+        assert (result := fitv2(*tuned, "-s", f"training.steps={steps}")).code == 0, result.err
+        shutil.rmtree(tmp_path / "base", ignore_errors=True)
+    networks = [json.loads((tmp_path / "tuned" / file).read_text()) for file in ("recipe.json", "model/config.json")]
+    assert networks[0]["model"]["width"] == networks[1]["model"]["width"] == 32
+    assert networks[0]["model"]["patch_size"] == 4 and networks[0]["training"]["init_from"] == "base"
+    assert_sentence(fitv2(*tuned, "--init-from", "builtin:fashion"), "--init-from cannot change")
+
+
+def test_the_recipes_are_listed_with_size_and_time(fitv2):
+    rows = {row["recipe"]: row for row in json.loads(fitv2("recipes", "--json").out)}
+    assert set(rows) == set(recipe_names())
+    assert rows["imagenet-xl"]["parameters"] == 671_045_776 and 1200 < rows["imagenet-xl"]["device_hours"] < 1400
+    assert all(0 < len(row["about"]) < 80 for row in rows.values())
+    assert "FiTv2-XL/2 on ImageNet" in fitv2("recipes").out.replace("\n", " ")
+
+
 def test_a_first_attempt_that_failed_is_in_nobodys_way(train, pictures):
     assert_sentence(train(data="picturse"), "there is no folder picturse: give the folder that holds the images")
     assert_sentence(train(settings=["training.max_tokens_per_batch=999999999"]), "lower training.max_tokens_per_batch")
@@ -470,7 +492,7 @@ def test_no_training_begins_among_files_of_others(train, pictures, tmp_path):
         (["training.max_tokens_per_batch=999999999"], ["GiB are free; lower training.max_tokens_per_batch"]),
         (
             ["data.source=fashion", "data.flip=false"],
-            ["flip would have no effect on the source 'fashion'"],
+            ["data.flip: no effect with source fashion"],
         ),
     ],
 )

@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import fitv2
+from fitv2.checkpoints.model_folder import load_pretrained
 from fitv2.checkpoints.official import official_config, read_official_config
+from fitv2.checkpoints.state_dict import read_state_dict
 from fitv2.errors import UserError
 from fitv2.model.fitv1 import FiT1Config
-from fitv2.checkpoints.model_folder import load_pretrained
-from fitv2.checkpoints.state_dict import read_state
 from golden_fixtures import FOLDER, INDEX, kwargs, load, weights
 from tiny import command_line, process
 
@@ -127,7 +127,7 @@ def test_safetensors_whose_first_bytes_are_those_of_a_pickle(length, tmp_path):
     shortest = int.from_bytes(path.read_bytes()[:8], "little")
     save_file(weights, path, {"note": "x" * (length - shortest)})
     assert int.from_bytes(path.read_bytes()[:8], "little") == length
-    assert torch.equal(read_state(path)["weight"], weights["weight"])
+    assert torch.equal(read_state_dict(path)["weight"], weights["weight"])
 
 
 def test_two_tensors_of_one_name_are_refused(state):
@@ -186,7 +186,7 @@ def test_a_model_with_context_is_not_the_authors():
 @pytest.mark.parametrize(
     ("kind", "part", "complaint"),
     [
-        (fitv2.FiTConfig, {"prediction": "epsilon"}, "no form for FiTv2 with prediction=noise"),
+        (fitv2.FiTConfig, {"prediction": "epsilon"}, "no form for FiTv2 with prediction=epsilon"),
         (fitv2.FiTConfig, {"modulation": "full"}, "no form for FiTv2 with modulation=full"),
         (FiT1Config, {"qk_norm": True}, "no form for FiT with qk_norm=True"),
     ],

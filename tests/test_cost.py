@@ -9,6 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from fitv2 import FiT, FiTConfig, TokenBatch, preset
 from fitv2.flow.objective import flow_loss_at
 from fitv2.model.config import NetworkConfig
+from fitv2.model.dit import SiTConfig
+from fitv2.model.network import build_network
 from fitv2.profiling.formula import (
     attention_flops,
     forward_bytes,
@@ -17,8 +19,6 @@ from fitv2.profiling.formula import (
     parameters,
     training_bytes,
 )
-from fitv2.model.dit import SiTConfig
-from fitv2.model.network import build_network
 from fitv2.profiling.measure import most_bytes
 
 SMALL = FiTConfig(width=48, depth=2, heads=3, num_classes=5)
@@ -99,7 +99,7 @@ def estimated_saved_bytes(config: FiTConfig, sizes, precision: str, activation_c
     return training_bytes(config, tokens, activation_checkpointing, precision) - 5 * 4 * parameters(config)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "no"])
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
 @pytest.mark.parametrize("sizes", [[(7, 5)] * 40, [(16, 16)] * 4, [(16, 32)] * 2, [(24, 24)] * 2])
 def test_memory_of_a_step_is_near_what_autograd_keeps(sizes, precision):
     measured = saved_bytes(BLOCKS, sizes, precision)
@@ -129,7 +129,7 @@ def inference_bytes(config: NetworkConfig, sizes, precision: str) -> int:
     return most_bytes(torch.inference_mode()(lambda: model(*arguments)), torch.device("cpu"))
 
 
-@pytest.mark.parametrize("precision", ["bf16", "no"])
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
 @pytest.mark.parametrize("side", [8, 16, 32])
 def test_memory_of_sit_is_near_what_it_keeps_and_holds(side, precision):
     config = SiTConfig(width=128, depth=6, heads=2, side=side)
@@ -141,7 +141,7 @@ def test_memory_of_sit_is_near_what_it_keeps_and_holds(side, precision):
     assert forward_bytes(config, tokens, precision) == pytest.approx(held, rel=0.1)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "no"])
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
 @pytest.mark.parametrize("config", [BLOCKS, replace(preset("FiT-B/2"), width=128, depth=3, heads=2)])
 @pytest.mark.parametrize("sizes", [[(7, 5)] * 40, [(16, 16)] * 4, [(16, 32)] * 2, [(32, 32)] * 2])
 def test_memory_of_inference_is_near_what_a_forward_holds(config, sizes, precision):

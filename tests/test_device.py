@@ -5,7 +5,8 @@ import torch
 
 import fitv2
 from fitv2.classes import Classes
-from fitv2.device import choose_device, choose_precision, join_processes
+from fitv2.device import choose_device, choose_precision
+from fitv2.distributed.ranks import check_launcher, join_processes
 from fitv2.errors import UserError
 from fitv2.finite import NotFinite, check_finite, check_weights
 from fitv2.messages import command, counted
@@ -69,6 +70,22 @@ def test_one_device_is_not_for_several_processes(machine, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="several processes"):
         join_processes("cuda:1", None)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "part"),
+    [
+        ("USE_FSDP", "true", "training.sharding=fsdp"),
+        ("USE_DEEPSPEED", "1", "training.sharding=fsdp"),
+        ("GRADIENT_ACCUMULATION_STEPS", "4", "batches_per_step"),
+        ("DYNAMO_BACKEND", "inductor", "training.compile"),
+        ("USE_CPU", "true", "--device cpu"),
+    ],
+)
+def test_an_option_of_the_launcher_that_would_change_the_training_is_refused(monkeypatch, variable, value, part):
+    monkeypatch.setenv(f"ACCELERATE_{variable}", value)
+    with pytest.raises(UserError, match=part):
+        check_launcher(torch.device("cuda"))
 
 
 def test_words_of_precision():

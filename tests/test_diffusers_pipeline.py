@@ -17,9 +17,9 @@ from fitv2 import FiT1Config, FiTConfig, FiTPipeline, FiTTransformer2DModel, Rop
 from fitv2.adapters.arguments import draw_seeds, label_numbers
 from fitv2.adapters.schedulers import check_scheduler, default_scheduler
 from fitv2.autoencoder import KLAutoencoder
+from fitv2.checkpoints.model_folder import load_pretrained
 from fitv2.errors import UserError
 from fitv2.finite import NotFinite
-from fitv2.checkpoints.model_folder import load_pretrained
 from fitv2.sampling.generate import generate
 from fitv2.sampling.spec import SampleSpec, Sampling
 from tiny import random_model, tiny_autoencoder

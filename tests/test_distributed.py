@@ -14,18 +14,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 from PIL import Image
 from safetensors.torch import load_file
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from fitv2.errors import UserError
+from fitv2.checkpoints import sharded
 from fitv2.checkpoints.model_folder import load_pretrained
-from fitv2.training.checkpoint import checkpoints, read_part, read_state
-from tiny import command_line, log_lines, processes, train, trainer
+from fitv2.checkpoints.training_state import checkpoints, read_part, read_state
+from tiny import command_line, log_lines, processes, train
 
+pytestmark = pytest.mark.slow  # Several processes in every test.
 SETTINGS = [
-    *("training.steps=50", "training.batches_per_step=4", "training.max_tokens_per_batch=100", "training.class_dropout_prob=0.3"),
+    *(
+        "training.steps=50",
+        "training.batches_per_step=4",
+        "training.max_tokens_per_batch=100",
+        "training.class_dropout_prob=0.3",
+    ),
     *("training.ema_decay=0.9", "log.checkpoint_every=40", "log.sample_every=25"),
 ]
 SHARDED = "training.sharding=fsdp"
@@ -173,34 +178,15 @@ def test_shards_that_would_run_code_are_refused(tmp_path, sharded_by_two):
     assert not (tmp_path / "was here").exists()
 
 
-@pytest.mark.parametrize(
-    ("variable", "value", "part"),
-    [
-        ("USE_FSDP", "true", "training.sharding=fsdp"),
-        ("USE_DEEPSPEED", "1", "training.sharding=fsdp"),
-        ("GRADIENT_ACCUMULATION_STEPS", "4", "batches_per_step"),
-        ("DYNAMO_BACKEND", "inductor", "training.compile"),
-    ],
-)
-def test_an_option_of_the_launcher_that_would_change_the_training_is_refused(
-    tmp_path, monkeypatch, variable, value, part
-):
-    monkeypatch.setenv(f"ACCELERATE_{variable}", value)
-    with pytest.raises(UserError, match=part):
-        trainer(tmp_path)
-
-
-@pytest.mark.parametrize(("variable", "value"), [("MIXED_PRECISION", "bf16"), ("USE_CPU", "true")])
-def test_an_option_of_the_launcher_that_the_recipe_overrules_changes_nothing(tmp_path, monkeypatch, variable, value):
-    trainer(tmp_path / "plain").fit(lambda figures: None)
-    monkeypatch.setenv(f"ACCELERATE_{variable}", value)
-    trainer(tmp_path / "launched").fit(lambda figures: None)
-    assert log_lines(tmp_path / "launched") == log_lines(tmp_path / "plain")
-
-
 COMMAND = ["train", "--recipe", "fashion-tiny", "--resume"]
 for setting in (
-    *("model.width=32", "model.depth=2", "model.heads=2", "training.max_tokens_per_batch=256", "training.batches_per_step=2"),
+    *(
+        "model.width=32",
+        "model.depth=2",
+        "model.heads=2",
+        "training.max_tokens_per_batch=256",
+        "training.batches_per_step=2",
+    ),
     *("training.steps=30", "training.warmup_steps=5", "log.checkpoint_every=3", "log.sample_every=15"),
     *("log.sample_steps=1", SHARDED),
 ):
@@ -263,14 +249,14 @@ def test_processes_killed_several_times_and_resumed_end_as_those_that_were_not(t
 
 def command_line_on_a_full_disk(run: str) -> None:
     """`COMMAND` in which, after the first checkpoint, the second process can write no more than a few bytes a file."""
-    write = dcp.save
+    write = sharded.save
 
     def save(*arguments, **options):
         if os.environ["RANK"] == "1" and checkpoints(Path(run) / "checkpoints"):
             resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
         write(*arguments, **options)
 
-    dcp.save = save
+    sharded.save = save
     with pytest.raises(SystemExit, match=r"step 6 could not be saved .*process 1: OSError.*; the checkpoints before"):
         command_line(*COMMAND, "--out", run)
 

@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load, save_file
 
 from evaluations import SHAPES, contents, evaluation, isolate, report, samples_of, write_garments
+from fitv2.checkpoints.model_folder import save_pretrained
 from fitv2.cli.evaluate import OF_SAMPLES, evaluate
 from fitv2.cli.evaluated import is_model
 from fitv2.data.fashion import bundled, to_latent
@@ -29,7 +30,6 @@ from fitv2.evaluation.references import TEST_STATISTICS, open_reference
 from fitv2.evaluation.samples import given_samples
 from fitv2.evaluation.sources import open_images
 from fitv2.locks import locked
-from fitv2.checkpoints.model_folder import save_pretrained
 from pictures import noise
 from tiny import CLASSES, CONFIG, command_line, processes, random_model
 

@@ -15,12 +15,12 @@ from PIL import Image
 
 from evaluations import SHAPES, Silent, contents
 from fitv2.autoencoder import KLAutoencoder, Pixels
+from fitv2.checkpoints.model_folder import Pretrained, load_pretrained
 from fitv2.evaluation import samples as module
 from fitv2.evaluation.extractors import examine, load_classifier
 from fitv2.evaluation.requests import SizeSpec, balanced_specs
 from fitv2.evaluation.samples import Maker, make_samples
 from fitv2.locks import locked
-from fitv2.checkpoints.model_folder import Pretrained, load_pretrained
 from fitv2.sampling.generate import generate
 from fitv2.sampling.spec import Sampling
 from tiny import CLASSES, CONFIG, random_model, tiny_autoencoder

@@ -234,7 +234,10 @@ def test_labels_are_dropped_one_by_one(class_dropout_prob):
     dropped = seen[0] == 10
     assert torch.equal(seen[0][~dropped], labels[~dropped])
     # Four standard deviations of the fraction dropped.
-    assert abs(dropped.float().mean().item() - class_dropout_prob) <= 4 * (class_dropout_prob * (1 - class_dropout_prob) / count) ** 0.5
+    assert (
+        abs(dropped.float().mean().item() - class_dropout_prob)
+        <= 4 * (class_dropout_prob * (1 - class_dropout_prob) / count) ** 0.5
+    )
 
 
 def test_loss_uses_the_given_density():

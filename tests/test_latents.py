@@ -11,25 +11,25 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from accelerate import PartialState
 
 from fitv2.build import build_dataset
+from fitv2.checkpoints.model_folder import load_pretrained
 from fitv2.cli.progress import image_progress
 from fitv2.config import build_recipe
 from fitv2.data.images import UnreadableImage, decode, prepare, to_array
 from fitv2.data.shards import LatentShards
+from fitv2.distributed.ranks import join_processes
 from fitv2.errors import UserError
 from fitv2.prepare.encode import build_encoder
 from fitv2.prepare.run import prepare as run_prepare
 from fitv2.prepare.sources import FolderSource
-from fitv2.checkpoints.model_folder import load_pretrained
 from pictures import as_bytes, good_files, noise, write_files
 from tiny import recipe, tiny_autoencoder, trainer
 
 
 def make(root, out, autoencoder="pixels", max_tokens=16, patch_size=4, flip=True, preprocessing="mixed", channels=None):
     encoder, preparation = build_encoder(autoencoder, max_tokens, patch_size, preprocessing, flip, channels, "cpu")
-    run_prepare(FolderSource(root), "pictures", out, encoder, preparation, 5, 2, PartialState(cpu=True), image_progress)
+    run_prepare(FolderSource(root), "pictures", out, encoder, preparation, 5, 2, join_processes("cpu"), image_progress)
     return out
 
 

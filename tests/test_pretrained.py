@@ -7,12 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from fitv2.checkpoints.model_folder import load_pretrained, save_pretrained, shapes_of
 from fitv2.data.fashion import Fashion
 from fitv2.errors import UserError
 from fitv2.finite import NotFinite
 from fitv2.model.config import FiTConfig
 from fitv2.model.fitv1 import FiT1Config
-from fitv2.checkpoints.model_folder import load_pretrained, save_pretrained, shapes_of
 from tiny import CLASSES, CONFIG, garments, random_model
 
 SHAPES = [[(28, 8, 7), (24, 8, 2)], *[[(8, 28, 3)]] * 9]

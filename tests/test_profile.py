@@ -14,10 +14,10 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.flop_counter import FlopCounterMode
 
 from fitv2 import FiT, TokenBatch, preset
-from fitv2.profiling.formula import parameters
+from fitv2.checkpoints.model_folder import save_pretrained
 from fitv2.model.dit import build_dit
 from fitv2.model.presets import PRESETS
-from fitv2.checkpoints.model_folder import save_pretrained
+from fitv2.profiling.formula import parameters
 from fitv2.profiling.profile import TABLE_1, Case, Cost, Subject, cost_of, measure
 from tiny import CLASSES, CONFIG, tiny_autoencoder
 
@@ -88,7 +88,7 @@ def test_the_backbone_of_dit_is_of_its_published_sizes():
     assert sizes == {"DiT-B/2": 130, "DiT-L/2": 458, "DiT-XL/2": 675}
 
 
-@pytest.mark.parametrize("precision", ["bf16", "no"])
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
 @pytest.mark.parametrize("name", ["FiTv2-B/2", "FiT-B/2", "DiT-B/2"])
 def test_what_is_measured_fits_together(name, precision):
     """One run each, so that every figure follows from the others; memory is near the formulas."""
@@ -118,7 +118,7 @@ def test_the_table_has_the_rows_of_table_1_and_is_that_of_the_readme(fitv2):
 
 
 def test_json_of_several_sizes_and_a_plot(fitv2, tmp_path):
-    options = ["--size", "256x256", "--size", "160x480", "--batch", 3, "--precision", "no"]
+    options = ["--size", "256x256", "--size", "160x480", "--batch", 3, "--precision", "fp32"]
     code, shown = fitv2("profile", "FiTv2-B/2", "FiTv2-3B/2", *options, "--json", "--plot", "deep/a.png")
     report = json.loads(shown)
     assert code in (0, None) and (report["precision"], report["plot"]) == ("fp32", "deep/a.png")
@@ -160,7 +160,7 @@ def test_compiled_blocks_are_measured_without_those_of_earlier_models(fitv2, mon
     """More models than there may be graphs of one block; generating code takes a minute, so they are only traced."""
     graphs = CompileCounterWithBackend("eager")
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=graphs))
-    options = ["--measure", "--compile", "--repeats", 1, "--precision", "no"]
+    options = ["--measure", "--compile", "--repeats", 1, "--precision", "fp32"]
     sizes = [part for side in range(1, 6) for part in ("--size", f"{4 * side}x{4 * side}")]
     with compiler.patch(fail_on_recompile_limit_hit=True):
         code, shown = fitv2("profile", "builtin:fashion", *sizes, *options)
@@ -169,7 +169,7 @@ def test_compiled_blocks_are_measured_without_those_of_earlier_models(fitv2, mon
 
 
 def test_the_built_in_model_is_measured_and_drawn(fitv2, tmp_path):
-    options = ["--measure", "--repeats", 1, "--batch", 2, "--precision", "no", "--plot", "a.png"]
+    options = ["--measure", "--repeats", 1, "--batch", 2, "--precision", "fp32", "--plot", "a.png"]
     code, shown = fitv2("profile", "builtin:fashion", *options)
     lines = [line.split() for line in shown.splitlines()]
     assert code in (0, None) and "Drawn in a.png" in shown
@@ -185,7 +185,7 @@ def drawn(fitv2, folder):
 
 
 def test_formulas_read_no_weights(fitv2, monkeypatch):
-    monkeypatch.setattr("fitv2.checkpoints.model_folder.read_weights", lambda *arguments: pytest.fail("weights are read"))
+    monkeypatch.setattr("fitv2.checkpoints.model_folder.read_weights", lambda *paths: pytest.fail("weights are read"))
     code, shown = fitv2("profile", "builtin:fashion")
     assert code in (0, None) and "builtin:fashion" in shown
 

@@ -15,14 +15,20 @@ import pytest
 import torch
 
 from fitv2 import randomness
-from fitv2.atomic import write_tensors
+from fitv2.checkpoints.state_dict import write_tensors
+from fitv2.checkpoints.training_state import checkpoints, prune, read_part, read_state, save_checkpoint
 from fitv2.errors import UserError
-from fitv2.training.checkpoint import checkpoints, prune, read_part, read_state, save_checkpoint
 from fitv2.training.log import RunLog
 from tiny import command_line, log_lines, process, trainer
 
 SETTINGS = [
-    *("model.width=32", "model.depth=2", "model.heads=2", "training.max_tokens_per_batch=256", "training.batches_per_step=2"),
+    *(
+        "model.width=32",
+        "model.depth=2",
+        "model.heads=2",
+        "training.max_tokens_per_batch=256",
+        "training.batches_per_step=2",
+    ),
     *("training.steps=30", "training.warmup_steps=5", "training.decay_fraction=0.3"),
     *("log.checkpoint_every=3", "log.sample_every=15", "log.sample_steps=1"),
 ]
@@ -56,7 +62,7 @@ def assert_same_run(run: Path, expected: Path) -> None:
         assert file.name == "state.json" or (run / file).read_bytes() == (expected / file).read_bytes(), file
 
 
-@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_ten_steps_are_five_and_five_more_bit_for_bit(tmp_path, precision):
     overrides = [f"training.precision={precision}", "training.warmup_steps=6", "training.decay_fraction=0.4"]
     trainer(tmp_path / "whole", *overrides).fit(nothing)
@@ -123,6 +129,7 @@ def lines_of(run: Path) -> int:
     return len((run / "log.jsonl").read_bytes().splitlines()) if (run / "log.jsonl").exists() else 0
 
 
+@pytest.mark.slow
 def test_a_process_killed_several_times_and_resumed_ends_as_the_one_that_was_not(tmp_path, whole):
     moments = random.Random(0)
     for _ in range(4):
@@ -155,6 +162,7 @@ def command_line_killed_at(operation: int, run: str, *arguments: str) -> None:
     command_line(*arguments, "--out", run)
 
 
+@pytest.mark.slow
 def test_a_process_killed_between_two_file_operations_leaves_a_run_that_can_go_on(tmp_path, whole):
     moments, kills = random.Random(1), 0
     for operation in [moments.randint(1, 60) for _ in range(6)] + [0]:
@@ -186,6 +194,7 @@ def test_sigterm_saves_the_step_that_is_under_way_and_ends_the_training(tmp_path
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_at_once_and_harms_no_checkpoint(tmp_path, whole):
     """Both at random moments, also before the first step."""
     moments = random.Random(2)
@@ -307,7 +316,10 @@ def test_a_checkpoint_whose_file_holds_something_else_is_damaged(tmp_path, part)
 def test_what_is_no_fault_of_a_checkpoint_is_not_called_its_damage(tmp_path, monkeypatch):
     """Whoever believed it would delete a good one."""
     trainer(tmp_path, "training.steps=1").fit(nothing)
-    bug, denied = ("training.ema.EMA.load", ValueError("a bug")), ("training.checkpoint.safe_open", PermissionError())
+    bug, denied = (
+        ("training.ema.EMA.load", ValueError("a bug")),
+        ("checkpoints.state_dict.safe_open", PermissionError()),
+    )
     for (where, error), told in ((bug, "^a bug$"), (denied, "permission denied$")):
         monkeypatch.setattr(f"fitv2.{where}", Mock(side_effect=error))
         with pytest.raises(ValueError, match=told):
@@ -333,7 +345,7 @@ def test_a_checkpoint_before_the_first_optimiser_step(tmp_path):
     first.save()
     second = trainer(tmp_path)
     second.resume()
-    assert second.done == 0 and not second.optimizer.state_dict()["state"]
+    assert second.done == 0 and not second.learner.optimizer.state_dict()["state"]
 
 
 def test_the_log_is_cut_back_to_the_checkpoint(tmp_path):

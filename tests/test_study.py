@@ -20,8 +20,8 @@ from fitv2.study.queue import Clock, CommandFailed, Commands, Queue, done_of
 from fitv2.study.report import MARK, Report, claim, write_overview, write_report
 from fitv2.study.results import REAL, Table
 from fitv2.study.runs import Run, frame_of, runs_of
-from fitv2.training.sigterm import STOPPED
 from fitv2.training.run_folder import exported, kept_provenance
+from fitv2.training.sigterm import STOPPED
 from studies import TREE, tree
 from tiny import command_line, process, trainer
 

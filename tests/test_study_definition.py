@@ -49,7 +49,10 @@ def test_a_training_is_known_by_its_settings_and_its_data():
 
     one = id_of()
     assert (
-        one == id_of(seeds=5) == id_of(evaluation={"points": [1, 2]}) == id_of(set=TREE["set"] | {"training.max_grad_norm": 1})
+        one
+        == id_of(seeds=5)
+        == id_of(evaluation={"points": [1, 2]})
+        == id_of(set=TREE["set"] | {"training.max_grad_norm": 1})
     )
     assert one != id_of(set=TREE["set"] | {"training.max_grad_norm": 0.5})
     assert one != id_of(set=TREE["set"] | {"data.preprocessing": "crop"})

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate.state import AcceleratorState, GradientState
 
 from fitv2.build import build_base, build_model_config
-from fitv2.config import Recipe, build_recipe
+from fitv2.config import build_recipe
 from fitv2.data.fashion import CLASS_NAMES, Fashion
+from fitv2.distributed.ranks import destroy_process_group
 from fitv2.model.config import FiTConfig, NetworkConfig
 from fitv2.model.network import Network, build_network
-from fitv2.distributed.ranks import leave
+from fitv2.settings import Recipe
 from fitv2.training.trainer import Trainer
 
 CONFIG = FiTConfig(width=32, depth=2, heads=2, patch_size=4, in_channels=1, num_classes=10)
@@ -55,7 +55,7 @@ def recipe(*overrides: str) -> Recipe:
             "batches_per_step": 2,
             "learning_rate": 3e-3,
             "warmup_steps": 0,
-            "precision": "no",
+            "precision": "fp32",
             "workers": 1,
         },
         "log": {"checkpoint_every": 5, "sample_every": 1000, "sample_steps": 1},
@@ -67,14 +67,7 @@ def trainer(run: Path, *overrides: str, dataset: Fashion | None = None) -> Train
     """A new trainer of the recipe's network."""
     chosen, dataset = recipe(*overrides), dataset or garments()
     base = build_base(chosen.training)
-    return new_trainer(chosen, dataset, build_model_config(chosen, dataset, base), run, base)
-
-
-def new_trainer(*arguments) -> Trainer:
-    """As a new process would have it: accelerate otherwise refuses another precision."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    return Trainer(*arguments)
+    return Trainer(chosen, dataset, build_model_config(chosen, dataset, base), run, base)
 
 
 def log_lines(run: Path) -> list[dict]:
@@ -117,11 +110,11 @@ def processes(world: int, target, *arguments) -> list[BaseProcess]:
 def as_one_of(world: int, rank: int, port: int, target, *arguments) -> None:
     """One of `world` processes, for `process`."""
     addresses = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": world, "RANK": rank, "LOCAL_RANK": rank}
-    # One thread each, or accelerate gives them more than there are cores, and they wait for each other.
+    # One thread each: more than there are cores would wait for each other.
     os.environ.update({key: str(value) for key, value in addresses.items()} | {"OMP_NUM_THREADS": "1"})
     torch.set_num_threads(1)
     target(*arguments)
-    leave()
+    destroy_process_group()
 
 
 def train(run: Path, *overrides: str) -> None:

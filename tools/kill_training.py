@@ -21,11 +21,17 @@ from pathlib import Path
 import psutil
 import torch
 
-from fitv2.training.checkpoint import checkpoints, read_part
+from fitv2.checkpoints.training_state import checkpoints, read_part
 
 STEPS = 150
 SETTINGS = [
-    *("model.width=32", "model.depth=2", "model.heads=2", "training.max_tokens_per_batch=512", "training.batches_per_step=4"),
+    *(
+        "model.width=32",
+        "model.depth=2",
+        "model.heads=2",
+        "training.max_tokens_per_batch=512",
+        "training.batches_per_step=4",
+    ),
     *(f"training.steps={STEPS}", "training.warmup_steps=10", "training.decay_fraction=0.3"),
     *("log.checkpoint_every=2", "log.sample_every=50", "log.sample_steps=2"),
 ]

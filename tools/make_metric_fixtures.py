@@ -20,11 +20,11 @@ from torch_fidelity.metric_prc import calculate_precision_recall_full
 from torchmetrics.image.fid import _compute_fid
 from torchmetrics.image.kid import poly_mmd
 
+from fitv2.checkpoints.model_folder import load_pretrained
 from fitv2.data.fashion import bundled, to_latent
 from fitv2.evaluation.extractors import examine, load_classifier
 from fitv2.evaluation.features import balanced_subset
 from fitv2.evaluation.requests import SizeSpec, balanced_specs
-from fitv2.checkpoints.model_folder import load_pretrained
 from fitv2.sampling.generate import generate
 from fitv2.sampling.spec import Sampling
 

@@ -16,8 +16,8 @@ import numpy as np
 from fitv2.config import load_recipe
 from fitv2.data.imagenet import PICTURES, ImageNetLike
 from fitv2.data.packing import plan_packs, real_share
-from fitv2.profiling.formula import forward_flops, linear_macs, parameters
 from fitv2.model.presets import PRESETS
+from fitv2.profiling.formula import forward_flops, linear_macs, parameters
 
 FIT, SIT = PRESETS["FiTv2-XL/2"], PRESETS["SiT-XL/2"]
 # Thousands of steps at a batch of 256 (FiTv2, Sec. IV), and Table I's "GFLOPs".

@@ -22,9 +22,9 @@ _HOMES = {
     "preset": "model.presets",
     "FiTPipeline": "adapters.pipeline",
     "FiTTransformer2DModel": "adapters.transformer",
-    "from_official": "convert",
-    "to_official": "convert",
-    "official_kwargs": "convert",
+    "from_official": "checkpoints.official",
+    "to_official": "checkpoints.official",
+    "official_kwargs": "checkpoints.official",
 }
 __all__ = sorted(_HOMES)
 

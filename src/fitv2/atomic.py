@@ -9,14 +9,10 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
-
 DRAFT = re.compile(r"\..+\.[0-9a-f]{32}")
 
 
-def write_file(path: Path, write: Callable[[Path], None]) -> None:
+def write_file(path: Path, write: Callable[[Path], object]) -> None:
     """Calls `write` with the path of a draft, which then becomes `path`; makes the folder if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
@@ -31,24 +27,6 @@ def write_file(path: Path, write: Callable[[Path], None]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     write_file(path, lambda draft: draft.write_text(text, encoding="utf-8"))
-
-
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """A safetensors file, readable by whoever may read its neighbours (the library itself makes it private).
-
-    Raises OSError when it cannot be written, as on a full disk.
-    """
-
-    def write(draft: Path) -> None:
-        draft.touch()
-        mode = draft.stat().st_mode
-        try:
-            save_file({key: tensor.detach().contiguous() for key, tensor in tensors.items()}, draft)
-        except SafetensorError as error:
-            raise OSError(f"{path}: {error}") from None
-        draft.chmod(mode)
-
-    write_file(path, write)
 
 
 # A folder in two halves, for several processes that write between them.

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
+from .checkpoints.state_dict import weights_digest
 from .errors import UserError
 from .finite import check_finite, check_weights
-from .checkpoints.state_dict import weights_digest
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL

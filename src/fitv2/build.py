@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from .checkpoints.model_folder import Pretrained, load_pretrained
 from .classes import imagenet_names
-from .config import NOT_OF_GRIDS, DataSettings, ModelSettings, Recipe, TrainingSettings
 from .data import fashion
 from .data.dataset import Dataset
 from .data.fashion import Fashion
@@ -28,15 +28,25 @@ from .diffusion.schedule import linear_schedule
 from .errors import UserError
 from .flow.objective import FlowLoss, flow_loss
 from .flow.path import TimeDensity
-from .model.config import NetworkConfig
-from .model.dit import SiTConfig
-from .model.presets import ARCHITECTURES, config_of
+from .model.config import FiTConfig, NetworkConfig
+from .model.presets import architecture_of, config_of
 from .model.rope import RopeScheme
-from .checkpoints.model_folder import Pretrained, load_pretrained
+from .settings import (
+    ARCHITECTURES,
+    GRIDS,
+    DataSettings,
+    DiTSettings,
+    FashionSettings,
+    FolderSettings,
+    Recipe,
+    SiTSettings,
+    TrainingSettings,
+)
 from .tokens import TokenBatch
 
-# (network, pictures, labels (B,), the null label, a generator for all that is random) to what holds the loss.
-Objective = Callable[[nn.Module, TokenBatch, Tensor, int, torch.Generator], FlowLoss | DiffusionLoss]
+# (network, images, labels (B,), the null label, a generator for all that is random) to what holds the loss.
+Denoise = Callable[[TokenBatch, Tensor, Tensor], Tensor]
+Objective = Callable[[Denoise, TokenBatch, Tensor, int, torch.Generator], FlowLoss | DiffusionLoss]
 
 
 # Of the pictures, by Pillow's mode: what `data.channels` speaks of, also where latents have more.
@@ -45,7 +55,7 @@ PICTURE_CHANNELS = {"RGB": 3, "L": 1}
 
 def build_dataset(data: DataSettings, patch_size: int, cache_file: Path | None = None) -> Dataset:
     """The data set of a recipe. Raises UserError where the data is not there or does not fit the model."""
-    if data.source == "fashion":
+    if isinstance(data, FashionSettings):
         return build_fashion(data, patch_size)
     if is_prepared(Path(data.source)):
         return build_prepared(data, patch_size)
@@ -56,13 +66,13 @@ def build_dataset(data: DataSettings, patch_size: int, cache_file: Path | None =
 
 def holds_latents(data: DataSettings) -> bool:
     """Whether the source is latents of an autoencoder, and no pictures."""
-    root = Path(data.source)
-    if data.source == "fashion":
+    if isinstance(data, FashionSettings):
         return False
+    root = Path(data.source)
     return read_dataset(root)[0].kind == "moments" if is_prepared(root) else bool(budgets(root))
 
 
-def build_folder(data: DataSettings, patch_size: int, cache_file: Path | None) -> ImageFolder:
+def build_folder(data: FolderSettings, patch_size: int, cache_file: Path | None) -> ImageFolder:
     """Images as they lie in a folder, as pixels."""
     return ImageFolder(
         Path(data.source),
@@ -77,7 +87,7 @@ def build_folder(data: DataSettings, patch_size: int, cache_file: Path | None) -
     )
 
 
-def build_fashion(data: DataSettings, patch_size: int) -> Fashion:
+def build_fashion(data: FashionSettings, patch_size: int) -> Fashion:
     """The built-in garments."""
     if patch_size != fashion.PATCH:
         raise UserError(f"fashion is cut into patches of {fashion.PATCH}; set model.patch_size={fashion.PATCH}")
@@ -85,7 +95,7 @@ def build_fashion(data: DataSettings, patch_size: int) -> Fashion:
     return fashion.bundled(*settings) if data.split == "bundled" else fashion.full("train", data.folder, *settings)
 
 
-def build_prepared(data: DataSettings, patch_size: int) -> LatentShards:
+def build_prepared(data: FolderSettings, patch_size: int) -> LatentShards:
     """What `fitv2 prepare` made. Raises ValueError where a setting asks for what is not stored."""
     shards = LatentShards(data.source, data.flip)
     fixed = {
@@ -101,7 +111,7 @@ def build_prepared(data: DataSettings, patch_size: int) -> LatentShards:
     return shards
 
 
-def build_official(data: DataSettings, patch_size: int, cache_file: Path | None) -> OfficialLatents:
+def build_official(data: FolderSettings, patch_size: int, cache_file: Path | None) -> OfficialLatents:
     """The authors' latents of ImageNet. Raises ValueError where a setting asks for what is not stored."""
     refuse_others(data, {"channels": 3}, f"{data.source} was prepared with")
     refuse_labels(data)
@@ -116,7 +126,7 @@ def build_official(data: DataSettings, patch_size: int, cache_file: Path | None)
     )
 
 
-def refuse_others(data: DataSettings, fixed: dict[str, Any], what: str) -> None:
+def refuse_others(data: FolderSettings, fixed: dict[str, Any], what: str) -> None:
     """Raises ValueError for a setting that was given, and not as latents have it that are stored already."""
     for key, value in ({"min_scale": 1.0} | fixed).items():
         given = getattr(data, key)
@@ -127,7 +137,7 @@ def refuse_others(data: DataSettings, fixed: dict[str, Any], what: str) -> None:
             )
 
 
-def refuse_labels(data: DataSettings) -> None:
+def refuse_labels(data: FolderSettings) -> None:
     """Raises UserError for a choice of labels where they are stored with the latents."""
     if data.labels != "auto":
         raise UserError(
@@ -164,18 +174,19 @@ def build_model_config(recipe: Recipe, dataset: Dataset, base: Pretrained | None
     Extrapolation begins at the size of the data, or where the recipe extends the size of a base model, at that one's.
     Raises ValueError for a fixed grid where pictures are of several sizes.
     """
-    hw = dataset.first_hw
-    if issubclass(ARCHITECTURES[recipe.model.architecture], SiTConfig):
-        return build_grid_config(recipe.model, dataset, hw)
+    hw, model = dataset.first_hw, recipe.model
+    if isinstance(model, GRIDS):
+        return build_grid_config(model, dataset, hw)
     most_tokens = int(hw.prod(1).max())
     rope = RopeScheme(train_side=max(math.isqrt(most_tokens), 2))
-    if recipe.model.extrapolation is not None:
-        rope = (rope if base is None else base.model.config.rope).named(recipe.model.extrapolation)
-    data = {"in_channels": dataset.channels, "num_classes": dataset.num_classes}
-    return config_of(**recipe.model.model_dump(exclude={"extrapolation"}), **data, rope=rope)
+    if model.extrapolation is not None:
+        of_base = None if base is None else base.model.config
+        rope = (of_base.rope if isinstance(of_base, FiTConfig) else rope).named(model.extrapolation)
+    data: dict[str, Any] = {"in_channels": dataset.channels, "num_classes": dataset.num_classes}
+    return config_of(**model.model_dump(exclude={"extrapolation"}), **data, rope=rope)
 
 
-def build_grid_config(model: ModelSettings, dataset: Dataset, hw: np.ndarray) -> NetworkConfig:
+def build_grid_config(model: DiTSettings | SiTSettings, dataset: Dataset, hw: np.ndarray) -> NetworkConfig:
     """DiT or SiT, of the side of the pictures, whose hw (N, 2) has to be the same square for all."""
     side = int(hw[0, 0])
     if (hw != side).any():
@@ -183,8 +194,15 @@ def build_grid_config(model: ModelSettings, dataset: Dataset, hw: np.ndarray) ->
             f"{model.architecture} takes squares of one size, and the pictures are of several: set "
             "data.preprocessing=crop, and no data.min_scale"
         )
-    data = {"in_channels": dataset.channels, "num_classes": dataset.num_classes, "side": side}
-    return config_of(**model.model_dump(exclude=set(NOT_OF_GRIDS)), **data)
+    data: dict[str, Any] = {"in_channels": dataset.channels, "num_classes": dataset.num_classes, "side": side}
+    return config_of(**model.model_dump(), **data)
+
+
+def model_settings(config: NetworkConfig) -> dict[str, Any]:
+    """Returns the settings of a recipe's model section that build a network of this configuration."""
+    architecture = architecture_of(config)
+    keys = ARCHITECTURES[architecture].model_fields.keys() - {"architecture", "extrapolation"}
+    return {"architecture": architecture} | {key: getattr(config, key) for key in sorted(keys)}
 
 
 def build_objective(training: TrainingSettings, config: NetworkConfig) -> Objective:

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
-from datetime import timedelta
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 
 from .errors import UserError
-
-if TYPE_CHECKING:
-    from accelerate import PartialState
 
 Precision = Literal["fp32", "bf16"]
 # float32 and no are the names of older versions.
@@ -60,20 +55,3 @@ def choose_precision(name: str | None, device: torch.device) -> Precision:
     if name not in PRECISIONS:
         raise UserError(f"the precision is fp32 or bf16, not {name!r}")
     return PRECISIONS[name]
-
-
-def join_processes(name: str | None, timeout: timedelta) -> PartialState:
-    """The state of this process among those of a launcher; its `device` is of the kind that `name` says.
-
-    All later uses of accelerate in this process get the same device. Raises UserError like `choose_device`, and for a
-    device with an index if there are several processes.
-    """
-    from accelerate import PartialState  # Takes a second to load, which sampling does not need.
-
-    device = choose_device(name)
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if several and device.index is not None:
-        raise UserError(f"--device {name} is one device for several processes; give its kind alone ({device.type})")
-    if name is not None and not several:
-        os.environ["ACCELERATE_TORCH_DEVICE"] = str(device)
-    return PartialState(cpu=device.type == "cpu", timeout=timeout)

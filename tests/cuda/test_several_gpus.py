@@ -18,26 +18,26 @@ def run_together(target, *arguments) -> None:
     assert [member.exitcode for member in pair] == [0, 0]
 
 
-@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("sharding", ["none", "fsdp"])
 def test_two_gpus_train_as_one(tmp_path, precision, sharding):
     settings = [*SETTINGS, f"training.precision={precision}"]
     train(tmp_path / "one", *settings)
     run_together(train, tmp_path / "two", *settings, f"training.sharding={sharding}")
     for line, other in zip(log_lines(tmp_path / "two"), log_lines(tmp_path / "one"), strict=True):
-        assert line == pytest.approx(other, rel=1e-3 if precision == "no" else 0.03)
+        assert line == pytest.approx(other, rel=1e-3 if precision == "fp32" else 0.03)
     weights, others = (load_file(tmp_path / run / "model/model.safetensors") for run in ("two", "one"))
     for name, weight in others.items():
-        torch.testing.assert_close(weights[name], weight, atol=1e-3 if precision == "no" else 0.03, rtol=0)
+        torch.testing.assert_close(weights[name], weight, atol=1e-3 if precision == "fp32" else 0.03, rtol=0)
 
 
 def train_and_look(run: Path) -> None:
     """Each GPU holds about half of everything that belongs to a weight."""
     split = trainer(run, "training.steps=2", "training.sharding=fsdp")
     split.fit(lambda figures: None)
-    weights = list(split.bare_model.parameters())
-    moments = [split.optimizer.state[weight]["exp_avg"] for weight in weights]
-    for tensors in (weights, moments, list(split.ema.average.values())):
+    weights = list(split.learner.model.module.parameters())
+    moments = [split.learner.optimizer.state[weight]["exp_avg"] for weight in weights]
+    for tensors in (weights, moments, list(split.learner.ema.average.values())):
         assert all(tensor.to_local().is_cuda for tensor in tensors)
         here = sum(tensor.to_local().numel() for tensor in tensors)
         assert here == pytest.approx(sum(tensor.numel() for tensor in tensors) / 2, rel=0.05)

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from ..atomic import write_text
 from ..autoencoder import KLAutoencoder, Pixels, decode_all, load_autoencoder, read_network
+from ..checkpoints.model_folder import Pretrained, is_own_model, load_pretrained
 from ..classes import Classes
 from ..errors import UserError
 from ..finite import check_finite
 from ..model.config import RopeScheme
-from ..checkpoints.model_folder import Pretrained, is_own_model, load_pretrained
 from ..sampling.generate import generate
 from ..sampling.guidance import GuidedModel
 from ..sampling.noise import ImageNoise

@@ -16,6 +16,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
 from ..autoencoder import check_loaded, loaded
+from ..checkpoints.model_folder import Pretrained, is_own_model, load_pretrained
+from ..checkpoints.state_dict import read_state_dict
 from ..errors import UserError
 from ..finite import check_weights
 from ..model.compute import autocast_in
@@ -25,8 +27,6 @@ from ..model.execution import Cache
 from ..model.network import Network
 from ..model.presets import ARCHITECTURES, architecture_of, config_of
 from ..model.transformer import FiT
-from ..checkpoints.model_folder import Pretrained, is_own_model, load_pretrained
-from ..checkpoints.state_dict import read_state
 from ..tokens import TokenBatch, upload
 
 # The timestep of pure noise in diffusers.
@@ -157,7 +157,7 @@ class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             state = source
         elif Path(source).exists():
             file = lora_file(Path(source), kwargs)
-            state, source = read_state(file), str(file.parent)
+            state, source = read_state_dict(file), str(file.parent)
             kwargs |= {"weight_name": file.name}
         else:
             return super().load_lora_adapter(source, prefix=prefix, **kwargs)

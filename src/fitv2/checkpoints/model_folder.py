@@ -1,4 +1,4 @@
-"""Model folders: weights in safetensors, and a config.json that says all that sampling needs to know."""
+"""Model folders: model.safetensors, and config.json with everything else that sampling needs to know."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
-from ..atomic import write_tensors, write_text
+from ..atomic import write_text
 from ..classes import Classes
 from ..data.dataset import Dataset
 from ..errors import UserError, damaged
@@ -23,7 +23,7 @@ from ..model.config import NetworkConfig
 from ..model.network import Network, bare_model, model_of
 from ..model.presets import ARCHITECTURES, architecture_of
 from ..sampling.spec import Sampling, check_recommended
-from .state_dict import check_floating, plain_names
+from .state_dict import check_floating, plain_names, read_safetensors, write_tensors
 
 BUILTIN = "builtin:"
 RECIPE, CHECKPOINTS = "recipe.json", "checkpoints"
@@ -36,12 +36,16 @@ MOST_SHAPES = 500
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A network and what its data looked like.
+    """A network, and what its training data looked like.
 
-    class_names: one per class, in order. shapes: per class (one entry for a set without classes) the (height, width)
-    in latent pixels of its training pictures with their counts, the 500 most frequent first. autoencoder: the folder or
-    hub id of the one whose latents these are; None where pixels are the latents. step: of its training, where it is
-    known. recommended: settings of `Sampling` by name, the defaults for this model.
+    Attributes:
+        model: The network.
+        class_names: One name per class, in the order of the labels; empty if the classes have no names.
+        shapes: For each class (one entry for a set without classes) the (height, width, count) of its training images
+            in latent pixels: the 500 most frequent sizes, the most frequent first.
+        autoencoder: The folder or hub id of the autoencoder of the latents; None if the model generates pixels.
+        step: The training step of the weights, if it is known.
+        recommended: Settings of `Sampling` by name, the defaults for this model.
     """
 
     model: Network
@@ -61,7 +65,7 @@ class Pretrained:
 
 
 def shapes_of(dataset: Dataset) -> list[list[tuple[int, int, int]]]:
-    """The most frequent (height, width, count) in latent pixels, per class, in one epoch; random scales draw others."""
+    """Returns each class's most frequent (height, width, count) in latent pixels, in the first epoch of a data set."""
     return dataset.shapes(MOST_SHAPES)
 
 
@@ -75,9 +79,20 @@ def save_pretrained(
     autoencoder: str | None = None,
     step: int | None = None,
 ) -> None:
-    """Writes config.json and model.safetensors, the weights as `dtype` (None: each as it is); step: of the training.
+    """Writes config.json and model.safetensors; at any moment a reader finds complete files.
 
-    A reader meets whole files at any moment.
+    Args:
+        folder: The model folder, which is made if need be.
+        config: The configuration of the network.
+        weights: Its weights by name.
+        class_names: As in `Pretrained`.
+        shapes: As in `Pretrained`.
+        dtype: The dtype of the stored weights; None stores each in its own.
+        autoencoder: As in `Pretrained`.
+        step: As in `Pretrained`.
+
+    Raises:
+        OSError: The folder cannot be written.
     """
     content = {"format": FORMAT, "architecture": architecture_of(config), "model": asdict(config)}
     content |= {"autoencoder": autoencoder, "step": step}
@@ -87,14 +102,20 @@ def save_pretrained(
 
 
 def is_own_model(name: str | Path) -> bool:
-    """Whether it is a built-in model, one of this project's folders, a run's with one in it, or a checkpoint of one."""
+    """Whether a name is a built-in model, a model folder, a run folder with a model, or a checkpoint of a run."""
     return str(name).startswith(BUILTIN) or files_of(Path(name))[1].exists()
 
 
 def load_pretrained(name: str | Path, dtype: torch.dtype | None = torch.float32) -> Pretrained:
-    """`builtin:NAME`, a model folder, a run's folder (its newest exported model), or one of its checkpoints (the
-    averaged weights; of the folder of all of them the newest), in `dtype` and eval mode; dtype None: its shapes alone,
-    on the meta device. Raises ValueError when there is none or it is damaged.
+    """Loads a model in eval mode.
+
+    Args:
+        name: `builtin:NAME`; a model folder; a run folder (its newest exported model); or a checkpoint of a run, or the
+            folder of its checkpoints (the averaged weights of that one, or of the newest).
+        dtype: The dtype of the weights; None loads no weights but builds the network on the meta device.
+
+    Raises:
+        UserError: There is no such model, or it is damaged.
     """
     name = str(name)
     if name.startswith(BUILTIN):
@@ -109,7 +130,7 @@ def load_pretrained(name: str | Path, dtype: torch.dtype | None = torch.float32)
 
 
 def files_of(folder: Path) -> tuple[Path, Path]:
-    """Where config.json and the weights of a model folder, of a run or of a checkpoint are, or would be."""
+    """Returns where config.json and the weights of a model folder, a run or a checkpoint are, or would be."""
     if folder.resolve().name == CHECKPOINTS:
         folder = max(folder.glob("step-*/state.json"), default=folder / "none", key=step_of).parent
     for average in (folder / "ema.safetensors", folder / "shards"):
@@ -120,7 +141,7 @@ def files_of(folder: Path) -> tuple[Path, Path]:
 
 
 def step_of(state: Path) -> int:
-    """The step of a checkpoint, by its state.json. Raises UserError where that is damaged."""
+    """Returns the step in a checkpoint's state.json. Raises UserError if the file is damaged."""
     try:
         return int(json.loads(state.read_bytes())["step"])
     except (ValueError, KeyError, TypeError, OSError) as error:
@@ -128,7 +149,7 @@ def step_of(state: Path) -> int:
 
 
 def not_yet(run: Path) -> str:
-    """That a run has no model so far, and when it will."""
+    """Says that a run has no model yet, and when it will have one."""
     try:
         recipe = json.loads((run / RECIPE).read_bytes())
         first = min(recipe["log"]["checkpoint_every"], recipe["training"]["steps"])
@@ -143,7 +164,11 @@ def not_yet(run: Path) -> str:
 
 
 def read_config(config_file: Path) -> tuple[dict[str, Any], NetworkConfig]:
-    """What config.json says, and the network of it. Raises OSError, ValueError, KeyError or TypeError if damaged."""
+    """Returns the content of config.json and the network configuration in it.
+
+    Raises:
+        OSError, ValueError, KeyError, TypeError: The file is missing or damaged.
+    """
     content = json.loads(config_file.read_bytes())
     if content["format"] != FORMAT:
         raise UserError(f"format {content['format']}, and this version reads {FORMAT}")
@@ -167,7 +192,7 @@ def read_model(config_file: Path, weights_file: Path, name: str, dtype: torch.dt
         check_floating(weights or {})
     except (UserError, SafetensorError, OSError) as error:
         raise damaged(f"the model {name}", error, "copy or train it again") from error
-    optional = {key: content.get(key) for key in ("autoencoder", "step")}
+    optional: dict[str, Any] = {key: content.get(key) for key in ("autoencoder", "step")}
     optional["recommended"] = read_recommended(config_file.with_name(SAMPLING))
     if weights is None:
         return Pretrained(bare_model(config), class_names, shapes, **optional)
@@ -188,7 +213,7 @@ def read_recommended(path: Path) -> dict[str, Any]:
 
 
 def names_like(name: str) -> list[str]:
-    """Names that may have been meant: the built-in models, and folders beside the one that is not there."""
+    """Returns names that may have been meant: the built-in models, and the folders beside one that does not exist."""
     builtin = [BUILTIN + folder.name for folder in files("fitv2").joinpath("builtin").iterdir() if folder.is_dir()]
     folder = Path(name)
     if folder.exists() or not folder.parent.is_dir():
@@ -197,18 +222,16 @@ def names_like(name: str) -> list[str]:
 
 
 def read_weights(path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, or the averaged weights of a checkpoint's folder of shards.
+    """Reads the tensors of a safetensors file, or the averaged weights in a checkpoint's folder of shards.
 
-    dtype: of all that are floating-point numbers.
+    Floating-point tensors are converted to `dtype` one by one, so that there are never two copies of all of them.
     """
 
-    def cast(tensor: Tensor) -> Tensor:
+    def cast(name: str, tensor: Tensor) -> Tensor:
         return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
     if path.is_dir():
-        from .sharded import read_split  # Takes long to load, and few checkpoints have one.
+        from .sharded import read_shards  # Takes long to load, and few checkpoints need it.
 
-        return plain_names({key: cast(t) for key, t in read_split(path, "ema", lambda name: None).items()})
-    # One by one and read, not mapped: never a second copy of all, whatever the dtypes.
-    with safe_open(path, "pt", backend="pread") as file:
-        return plain_names({key: cast(file.get_tensor(key)) for key in file.keys()})  # noqa: SIM118
+        return plain_names({name: cast(name, tensor) for name, tensor in read_shards(path, "ema.").items()})
+    return plain_names(read_safetensors(path, cast))

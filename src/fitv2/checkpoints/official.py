@@ -11,13 +11,13 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..finite import check_weights
-from ..model.config import DEFAULT_ROPE, FiTConfig, NetworkConfig, RopeScheme
+from ..model.config import DEFAULT_ROPE, AttentionFactor, FiTConfig, NetworkConfig, RopeMethod, RopeScheme
 from ..model.fitv1 import FiT1Config
 from ..model.network import bare_model, model_of
 from ..model.presets import architecture_of
 from ..model.transformer import FiT
-from .state_dict import check_floating, plain_names, read_state
 from ..yaml_text import read_yaml
+from .state_dict import check_floating, plain_names, read_state_dict
 
 # What makes each family, in the authors' arguments; an argument left out has its family's value.
 FITV2 = {
@@ -68,7 +68,7 @@ COUNTS = {*REQUIRED, *MAY_BE_NONE, "patch_size", "in_channels", "num_classes", "
 NUMBERS = {"mlp_ratio", "rope_theta", "time_shifting"}
 SWITCHES = {"qk_norm_weight", "decouple", "online_rope"}
 # Method and attention factor of the authors' `custom_freqs`.
-CUSTOM_FREQS = {
+CUSTOM_FREQS: dict[str, tuple[RopeMethod, AttentionFactor]] = {
     "normal": ("none", "none"),
     "linear": ("interpolation", "none"),
     "ntk-aware": ("ntk-aware", "none"),
@@ -90,14 +90,16 @@ def from_official(state: dict[str, Tensor] | str | Path, /, **kwargs) -> FiT:
     if isinstance(state, dict):
         state = {key: tensor.clone() for key, tensor in plain_names(state).items()}
     else:
-        name, state = str(state), read_state(Path(state))
+        name, state = str(state), read_state_dict(Path(state))
     config = official_config(kwargs, shared_modulation="global_adaLN_modulation.1.weight" in state)
     check_floating(state)
     blocks = len({key.split(".")[1] for key in state if key.startswith("blocks.")})
     if blocks != config.depth:  # Said at once: building the other network could take for ever.
         raise UserError(f"depth={config.depth}, and the checkpoint has {blocks} blocks")
     check_weights(state, name)
-    return model_of(config, state)
+    model = model_of(config, state)
+    assert isinstance(model, FiT)  # As its configuration says.
+    return model
 
 
 def to_official(model: FiT) -> dict[str, Tensor]:
@@ -144,8 +146,8 @@ def check_kind(argument: str, value: Any) -> None:
     """Raises ValueError for a value of another kind than the argument has."""
     if value is None and argument in MAY_BE_NONE:
         return
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if argument in COUNTS and not (whole and value >= (argument != "num_classes")):
+    whole = value if isinstance(value, int) and not isinstance(value, bool) else -1
+    if argument in COUNTS and whole < (argument != "num_classes"):
         raise UserError(f"{argument}={value!r} is not a count; write the number itself")
     if argument in NUMBERS and not (isinstance(value, int | float) and 0 < value < math.inf):
         raise UserError(f"{argument}={value!r} is not a number above 0; YAML wants 1.0e+4, not 1e4")
@@ -211,10 +213,11 @@ def official_rope(
         return RopeScheme(theta=rope_theta, train_side=ori_max_pe_len or DEFAULT_ROPE.train_side)
     if ori_max_pe_len is None:
         raise UserError(f"custom_freqs={custom_freqs!r} needs ori_max_pe_len, the patches per side of training")
-    given = max_pe_len_h is not None and max_pe_len_w is not None
-    if not (given or online_rope):
-        raise UserError(f"custom_freqs={custom_freqs!r} needs max_pe_len_h and max_pe_len_w, or online_rope")
-    target = None if online_rope else (max_pe_len_h, max_pe_len_w)
+    target = None
+    if not online_rope:
+        if max_pe_len_h is None or max_pe_len_w is None:
+            raise UserError(f"custom_freqs={custom_freqs!r} needs max_pe_len_h and max_pe_len_w, or online_rope")
+        target = (max_pe_len_h, max_pe_len_w)
     return RopeScheme(
         method=method,
         per_axis=decouple,

@@ -1,7 +1,7 @@
-"""Tensors that are split over processes on disk, with torch.distributed.checkpoint.
+"""Sharded tensors on disk, by torch.distributed.checkpoint: each process writes and reads its own shards.
 
-Each process writes and reads its own share; what one number of processes wrote, any other number reads. The folder's
-`.metadata` is a pickle, in which no code is ever run.
+What one number of processes wrote, any other number can read. The folder's `.metadata` is a pickle, in which no code is
+ever run.
 """
 
 from __future__ import annotations
@@ -12,19 +12,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from ..errors import UserError
 
-# What reading finds in damaged files.
+# Errors that reading a damaged file raises.
 DAMAGES = (
     *(OSError, EOFError, RuntimeError, pickle.UnpicklingError),
     *(ValueError, TypeError, KeyError, IndexError, AttributeError, ImportError),
 )
-# What .metadata consists of, beside the dtypes.
-DESCRIPTION = {
+# The classes of which .metadata consists, beside the dtypes.
+METADATA_CLASSES = {
     "pathlib": {"PosixPath", "WindowsPath"},
     "torch": {"Size"},
     "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
@@ -36,56 +39,69 @@ DESCRIPTION = {
 }
 
 
-def write_split(folder: Path, tensors: dict[str, Tensor]) -> None:
-    """Every process has to call this, with the same names. Where one of them fails, OSError is raised in all."""
+def write_shards(folder: Path, tensors: dict[str, Tensor]) -> None:
+    """Writes this process's shards of `tensors`. Every process has to call this, with the same names.
+
+    Raises:
+        OSError: One of the processes cannot write; it is raised in all of them.
+    """
     try:
-        dcp.save({name: t.detach() for name, t in tensors.items()}, storage_writer=dcp.FileSystemWriter(folder))
+        save({name: t.detach() for name, t in tensors.items()}, storage_writer=FileSystemWriter(folder))
     except CheckpointException as error:
         raise OSError(first_failure(error)) from None
 
 
-def read_split(folder: Path, part: str, like: Callable[[str], Tensor | None]) -> dict[str, Tensor]:
-    """The tensors whose names begin with `part` and a dot, without that: each split as `like` of its name is.
+def read_shards(
+    folder: Path, prefix: str, like: Callable[[str], Tensor | None] = lambda name: None
+) -> dict[str, Tensor]:
+    """Reads the tensors whose names begin with a prefix. Every process has to call this.
 
-    Raises ValueError when one cannot be read.
+    Args:
+        folder: What `write_shards` wrote.
+        prefix: The beginning of the names, with its dot; the returned names go without it.
+        like: Gets a name and returns the tensor that the result is sharded like; None for a whole tensor.
+
+    Raises:
+        UserError: A file is missing or damaged, or `.metadata` holds more than a description of tensors.
     """
     try:
         with (folder / ".metadata").open("rb") as file:
-            DescriptionOnly(file).load()
-        reader = dcp.FileSystemReader(folder)
+            MetadataUnpickler(file).load()
+        reader = FileSystemReader(folder)
         stored = reader.read_metadata().state_dict_metadata
         wanted = {
-            key: empty(entry.size, entry.properties.dtype, like(key.removeprefix(f"{part}.")))
-            for key, entry in stored.items()
-            if key.startswith(f"{part}.")
+            name: empty(entry.size, entry.properties.dtype, like(name.removeprefix(prefix)))
+            for name, entry in stored.items()
+            if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
         }
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # A process alone reads alone.
-            dcp.load(wanted, storage_reader=reader)
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # A single process reads alone.
+            load(wanted, storage_reader=reader)
     except CheckpointException as error:
         raise UserError(first_failure(error)) from None
     except DAMAGES as error:
         raise UserError(repr(error)) from None
-    return {key.removeprefix(f"{part}."): tensor for key, tensor in wanted.items()}
+    return {name.removeprefix(prefix): tensor for name, tensor in wanted.items()}
 
 
-class DescriptionOnly(pickle.Unpickler):
-    """Refuses all that does not describe tensors, so that the library may then read the same file."""
+class MetadataUnpickler(pickle.Unpickler):
+    """Refuses everything that does not describe tensors, so that the library may then read the same file."""
 
     def find_class(self, module: str, name: str):
         dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        if not dtype and name not in DESCRIPTION.get(module, ()):
+        if not dtype and name not in METADATA_CLASSES.get(module, ()):
             raise pickle.UnpicklingError(f"refused: it holds {module}.{name}, and could run code")
         return super().find_class(module, name)
 
 
 def empty(size: torch.Size, dtype: torch.dtype, like: Tensor | None) -> Tensor:
-    """Room for a tensor, laid out as `like` where it has the same shape."""
-    fits = like is not None and like.shape == size
-    return torch.empty_like(like, dtype=dtype) if fits else torch.empty(size, dtype=dtype)
+    """An uninitialised tensor, sharded as `like` is if that has the same shape."""
+    if like is None or like.shape != size:
+        return torch.empty(size, dtype=dtype)
+    return torch.empty_like(like, dtype=dtype)
 
 
 def first_failure(error: CheckpointException) -> str:
-    """In one line: the first process that failed, and why."""
+    """Names the first process that failed and its error, in one line."""
     rank, (cause, _) = min(error.failures.items())
     return f"process {rank}: {cause!r}"

@@ -1,4 +1,7 @@
-"""State dicts in the files that others write: safetensors, pickles (in which code is never run), shards; their hash."""
+"""State dicts in files: safetensors, pickles (in which no code is ever run), and shards of either; their digest.
+
+Shards that several processes wrote are in `fitv2.checkpoints.sharded`.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,15 @@ import pickle
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
+from ..atomic import write_file
 from ..errors import UserError
 
 # What torch.compile, FSDP and checkpointing put into the names of the modules that they wrap.
@@ -23,10 +27,18 @@ WRAPPED = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wr
 DAMAGED = "cannot be read ({}): it is damaged, or not a checkpoint; copy or download it again"
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint: one file, or the shards that an index.json (or a folder with one) names.
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Reads a checkpoint of any origin, and removes what wrappers of torch added to the names.
 
-    Raises ValueError when it is missing or damaged, or when a pickle holds more than tensors and plain containers.
+    Args:
+        path: A .safetensors file or a pickle, told apart by their content; an index.json of Hugging Face, which names
+            such files; or a folder with one index.json.
+
+    Returns:
+        The tensors by name, on the CPU, in their own dtypes.
+
+    Raises:
+        UserError: The file is missing or damaged, or a pickle holds more than tensors and plain containers.
     """
     if path.is_dir():
         indices = sorted(path.glob("*.index.json"))
@@ -36,15 +48,56 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"there is no file {path}")
     if path.suffix == ".json":
-        return read_shards(path)
+        return read_index(path)
     # By content: the authors' own loader knows pickles that are called .safetensors.
-    return plain_names(read_pickle(path) if is_pickle(path) else read_safetensors(path))
+    if is_pickle(path):
+        return plain_names(read_pickle(path))
+    try:
+        return plain_names(read_safetensors(path))
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} {DAMAGED.format(error)}") from None
+
+
+def read_safetensors(path: Path, place: Callable[[str, Tensor], Tensor] | None = None) -> dict[str, Tensor]:
+    """Reads a safetensors file tensor by tensor: there is never a second copy of all of them.
+
+    Args:
+        path: The file.
+        place: Gets the name and value of each tensor and returns what is kept of it, such as a copy in another dtype.
+
+    Raises:
+        SafetensorError, OSError: The file is missing, damaged or may not be read.
+    """
+    # Read, not mapped: another process may replace the file.
+    with safe_open(path, "pt", backend="pread") as file:
+        tensors = ((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
+        return {name: tensor if place is None else place(name, tensor) for name, tensor in tensors}
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes a safetensors file, readable by whoever may read its neighbours (the library itself makes it private).
+
+    Raises:
+        OSError: The file cannot be written, as on a full disk.
+    """
+
+    def write(draft: Path) -> None:
+        draft.touch()
+        mode = draft.stat().st_mode
+        try:
+            save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, draft)
+        except SafetensorError as error:
+            raise OSError(f"{path}: {error}") from None
+        draft.chmod(mode)
+
+    write_file(path, write)
 
 
 def plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors without what wrappers of torch add to names: of a module, or in front of all of them.
+    """Returns the same tensors without the prefixes that wrappers of torch add to the names of modules.
 
-    Raises UserError where two tensors would then have the same name.
+    Raises:
+        UserError: Two tensors would then have the same name.
     """
     # Averaged models count their updates beside the weights, which are all behind one prefix.
     names = {key: WRAPPED.sub("", key) for key in state if key != "n_averaged"}
@@ -57,7 +110,7 @@ def plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def check_floating(state: Mapping[str, Tensor]) -> None:
-    """Raises UserError for tensors that hold no numbers to compute with."""
+    """Raises UserError for a tensor that does not hold floating-point numbers."""
     for key, tensor in state.items():
         if not tensor.is_floating_point():
             raise UserError(f"{key} holds {tensor.dtype}, which are no weights: the file is damaged")
@@ -76,8 +129,8 @@ def is_pickle(path: Path) -> bool:
     return start[:2] in (b"PK", *(bytes((0x80, protocol)) for protocol in range(6)))
 
 
-def read_shards(index: Path) -> dict[str, Tensor]:
-    """All shards of an index as Hugging Face writes it."""
+def read_index(index: Path) -> dict[str, Tensor]:
+    """Reads all shards that an index.json of Hugging Face names."""
     try:
         names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         shards = sorted(set(names.values()), key=str)
@@ -87,21 +140,14 @@ def read_shards(index: Path) -> dict[str, Tensor]:
     for shard in shards:
         if not isinstance(shard, str) or Path(shard).name != shard or shard.endswith(".json"):
             raise UserError(f"{index} names a shard that is no file of its own folder: {shard}")
-        state |= read_state(index.parent / shard)
+        state |= read_state_dict(index.parent / shard)
     if missing := sorted(names.keys() - state.keys()):
         raise UserError(f"the shards of {index} lack {', '.join(missing)}")
     return state
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} {DAMAGED.format(error)}") from None
-
-
 def read_pickle(path: Path) -> dict[str, Tensor]:
-    """A pickled state dict, memory-mapped where its format allows. No code in it is ever run."""
+    """Reads a pickled state dict, memory-mapped where its format allows. No code in it is ever run."""
     try:
         if path.suffix == ".safetensors":  # Given the name, torch would go by it.
             with path.open("rb") as file:
@@ -127,9 +173,9 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
 
 
 def weights_digest(weights: Mapping[str, Tensor], about: str = "") -> str:
-    """SHA-256 over `about`, such as a configuration, and the names, types, shapes and numbers of the weights."""
+    """Returns the SHA-256 of `about`, such as a configuration, and of all names, dtypes, shapes and values."""
     result = hashlib.sha256(about.encode())
     for name, weight in sorted(weights.items()):
         result.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-        result.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        result.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return result.hexdigest()

@@ -17,7 +17,7 @@ def convert(
         Path,
         typer.Option(help=".safetensors or pickled .bin (code in it is never run), or a sharded checkpoint's folder"),
     ],
-    out: Annotated[Path, typer.Option(help="the model folder to write")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="the model folder to write")],
     labels: Annotated[
         Path | None,
         typer.Option(help="text file of class names, one per line in the order of their numbers; default: ImageNet's"),
@@ -35,10 +35,10 @@ def convert(
     """
     from math import isqrt
 
-    from ..classes import imagenet_names, read_names
-    from ..checkpoints.official import from_official, read_official_config
-    from ..model.presets import architecture_of
     from ..checkpoints.model_folder import save_pretrained
+    from ..checkpoints.official import from_official, read_official_config
+    from ..classes import imagenet_names, read_names
+    from ..model.presets import architecture_of
 
     check_out(out, overwrite)
     params, named_autoencoder = read_official_config(config)
@@ -58,7 +58,7 @@ def convert(
         out,
         model.config,
         model.state_dict(),
-        names if len(names) == classes else [],
+        list(names) if len(names) == classes else [],
         [[(side, side, 1)]],
         None,
         autoencoder or named_autoencoder,

@@ -15,9 +15,9 @@ from .given import refuse_without_effect, source
 from .sampling import (
     AttentionScale,
     Autoencoder,
+    CacheInterval,
     Device,
     Extrapolation,
-    CacheInterval,
     GuidanceChannels,
     GuidanceInterval,
     GuidancePower,
@@ -206,7 +206,11 @@ def evaluate(
         """What is not given is left to the model's recommendation."""
         return value if source(context, name) == "COMMANDLINE" else None
 
-    plain = {"steps": steps, "shift": given("time_shift", time_shift), "cache_interval": given("cache_interval", cache_interval)}
+    plain = {
+        "steps": steps,
+        "shift": given("time_shift", time_shift),
+        "cache_interval": given("cache_interval", cache_interval),
+    }
     plain |= {"solver": solver, "extrapolation": extrapolation, "attention_scale": attention_scale}
     guiding = {"interval": given("guidance_interval", guidance_interval), "guidance_channels": guidance_channels}
     guiding |= {"power": given("guidance_power", guidance_power)}

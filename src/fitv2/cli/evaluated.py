@@ -99,9 +99,8 @@ class Job:
         import torch
 
         from ..data.contents import refuse_among
-        from ..device import join_processes
+        from ..distributed.ranks import destroy_process_group, join_processes, on_rank0
         from ..evaluation.samples import make_samples
-        from ..distributed.ranks import on_rank0, leave
         from .progress import image_progress
 
         refuse_among(self.out or self.root, Path(self.reference), Path(self.name))
@@ -120,7 +119,7 @@ class Job:
                 if state.is_main_process:
                     self.finish(folder, as_json)
         finally:
-            leave()
+            destroy_process_group()
 
     @property
     def count(self) -> int:

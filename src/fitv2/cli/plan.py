@@ -1,4 +1,4 @@
-"""What a training would cost, before it starts: parameters, operations, memory, packing, device-hours."""
+"""`fitv2 train --dry-run`: what a training would cost before it starts."""
 
 from __future__ import annotations
 
@@ -12,13 +12,9 @@ from ..messages import counted
 if TYPE_CHECKING:
     import torch
 
-    from ..config import Recipe
     from ..data.dataset import Dataset
     from ..model.config import NetworkConfig
-
-
-# Of the speed of large matrix products; what small models reach.
-SHARE_OF_PRODUCTS = 0.2
+    from ..settings import Recipe
 
 
 def show_plan(
@@ -31,14 +27,15 @@ def show_plan(
     utilisation: float,
     as_json: bool,
 ) -> None:
-    """Prints settings, cost and time of a run on so many devices; with a device's peak also the device-hours.
+    """Prints the settings, cost and time of a run on a number of devices.
 
-    Raises UserError for all that would end such a training before it starts, as far as data and base model are here.
+    The time follows from a short step on this machine, or from a device's peak if that is given. Raises UserError for
+    everything that would end such a training before it starts, as far as data and base model are here.
     """
     import yaml
 
     from ..device import choose_device
-    from ..profiling.training_plan import plan_figures
+    from ..profiling.training_plan import measure_step, plan_figures
     from ..training.run_folder import check_run
 
     check_run(run, recipe, resume)
@@ -50,30 +47,34 @@ def show_plan(
     dataset, stands_in = data_or_stand_in(recipe)
     config, notes = check_ahead(recipe, run, dataset, stands_in)
     figures = plan_figures(recipe, dataset, config, devices)
+    where = choose_device(device)
     if peak_tflops is None:
-        figures["seconds_estimated"] = seconds_per_flop(choose_device(device)) * figures["flops_total"] / devices
+        step = measure_step(recipe, dataset, config, where)
+        seconds = step.seconds / step.flops * figures["flops_total"] / devices
+        figures |= {"seconds_estimated": seconds, "measured": vars(step)}
+        time = time_line(seconds, figures["measured"], config.depth, devices)
     else:
         figures["device_hours"] = figures["flops_total"] / (peak_tflops * 1e12 * utilisation) / 3600
+        time = device_hours_line(figures["device_hours"], devices, peak_tflops, utilisation)
     if as_json:
         print(json.dumps({"recipe": recipe.model_dump(mode="json"), "stand_in": stands_in, **figures}))
         return
     print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
     if stands_in:
-        print(f"{recipe.data.source} is not here: planned with sizes like those of {recipe.data.stand_in}")
-    print("\n".join([*notes, *plan_lines(figures, devices)]))
-    print(f"time              {time_line(figures, devices, peak_tflops, utilisation)}")
-    if (lack := lack_of_memory(recipe, config, choose_device(device), devices)) is not None:
+        print(f"{recipe.data.source} is not here: planned with sizes like those of ImageNet")
+    print("\n".join([*notes, *plan_lines(figures, devices), f"time              {time}"]))
+    if (lack := lack_of_memory(recipe, config, where, devices)) is not None:
         print(f"On this machine now, {lack}")
 
 
 def check_ahead(recipe: Recipe, run: Path, dataset: Dataset, stands_in: bool) -> tuple[NetworkConfig, list[str]]:
-    """The network of a plan and what is to be told of it; raises UserError as the training would."""
+    """Returns the network of a plan and notes about it. Raises UserError as the training would."""
     from importlib.util import find_spec
 
     from ..build import build_base, build_model_config
-    from ..training.checkpoint import newest_state
+    from ..checkpoints.training_state import newest_state
+    from ..training.finetune import check_start
     from ..training.run_folder import check_data, identity
-    from ..training.start import check_start
 
     if recipe.log.tensorboard and find_spec("tensorboard") is None:
         raise UserError("log.tensorboard needs the package tensorboard: pip install tensorboard")
@@ -90,23 +91,19 @@ def check_ahead(recipe: Recipe, run: Path, dataset: Dataset, stands_in: bool) ->
     return config, [f"{start}: {note}" for note in notes]
 
 
-def seconds_per_flop(device: torch.device) -> float:
-    """Of a training on this device, by a short measurement of large matrix products in bfloat16."""
-    import torch
+def time_line(seconds: float, step: dict[str, Any], depth: int, devices: int) -> str:
+    """How long a run takes on this machine, and what that follows from."""
+    where = "this machine" if devices == 1 else f"{devices} devices like this one"
+    blocks = "" if step["blocks"] == depth else f" through {step['blocks']} of {depth} blocks"
+    return (
+        f"about {duration(seconds)} on {where}\n"
+        f"                  (a step over {step['tokens']:,} tokens{blocks} took {step['seconds']:.2f} s just now; not "
+        "counted: loading images, checkpoints, sheets, and what training.compile saves)"
+    )
 
-    from ..profiling.measure import in_turn, matrix_product
 
-    work, flops = matrix_product(torch.bfloat16, device)
-    return min(in_turn({"product": work}, repeats=2)["product"]) / (SHARE_OF_PRODUCTS * flops)
-
-
-def time_line(figures: dict[str, Any], devices: int, peak_tflops: float | None, utilisation: float) -> str:
-    """How long a run takes: on devices of that peak, or else on such as this machine has."""
-    if peak_tflops is None:
-        where = "this machine" if devices == 1 else f"{devices} devices like this one"
-        share = f"{100 * SHARE_OF_PRODUCTS:.0f} % of the speed of its large matrix products"
-        return f"about {duration(figures['seconds_estimated'])} on {where} (an estimate: {share})"
-    hours = figures["device_hours"]
+def device_hours_line(hours: float, devices: int, peak_tflops: float, utilisation: float) -> str:
+    """How long a run takes on devices of a given peak."""
     rate = f"{100 * utilisation:.0f} % of {peak_tflops:g} TFLOP/s"
     return f"{hours:,.0f} device-hours at {rate}: {hours / devices / 24:.1f} days on {devices}"
 
@@ -120,39 +117,38 @@ def duration(seconds: float) -> str:
 
 
 def data_or_stand_in(recipe: Recipe) -> tuple[Dataset, bool]:
-    """The data of a recipe, or, where they are not here yet, the sizes that it says to plan with."""
+    """The data of a recipe; if they are not here yet, the sizes that it says to plan with."""
     from ..build import build_dataset, build_stand_in
+    from ..settings import FolderSettings
 
-    if recipe.data.stand_in is not None and not Path(recipe.data.source).exists():
-        return build_stand_in(recipe.data), True
-    return build_dataset(recipe.data, recipe.model.patch_size), False
+    data = recipe.data
+    if isinstance(data, FolderSettings) and data.stand_in is not None and not Path(data.source).exists():
+        return build_stand_in(data), True
+    return build_dataset(data, recipe.model.patch_size), False
 
 
 def plan_lines(figures: dict[str, Any], devices: int) -> list[str]:
     """The figures for people."""
+    each = f" on each of {devices} devices" if devices > 1 else ""
     return [
         f"parameters        {figures['parameters'] / 1e6:.2f} M, {100 * figures['trained_share']:.4g} % trained",
-        f"pictures          {figures['pictures']:,} in {counted(figures['classes'], 'class', 'classes')}",
-        f"tokens a picture  {figures['tokens_per_picture']:.1f}",
-        f"pictures a step   {figures['pictures_per_step']:.1f}",
+        f"images            {figures['pictures']:,} in {counted(figures['classes'], 'class', 'classes')}",
+        f"tokens an image   {figures['tokens_per_picture']:.1f}",
+        f"images a step     {figures['pictures_per_step']:.1f}",
         f"real tokens       {100 * figures['real_token_share']:.2f} % of the budget",
         f"epochs            {figures['epochs']:.1f} of {counted(figures['packs_per_epoch'], 'pack')}",
-        f"operations        {figures['flops_per_step'] / 1e9:,.1f} GFLOP a step",
-        f"                  {figures['flops_total'] / 1e15:,.3f} PFLOP in all",
-        f"memory            about {figures['memory_bytes'] / 2**30:.2f} GiB on each of {devices} devices"
-        if devices > 1
-        else f"memory            about {figures['memory_bytes'] / 2**30:.2f} GiB",
+        f"memory            about {figures['memory_bytes'] / 2**30:.2f} GiB{each}",
     ]
 
 
 def check_memory(recipe: Recipe, config: NetworkConfig, device: torch.device, devices: int) -> None:
-    """Raises UserError when a step would not fit into the memory that is free now."""
+    """Raises UserError if a step would not fit into the memory that is free now."""
     if (lack := lack_of_memory(recipe, config, device, devices)) is not None:
         raise UserError(f"{lack}. This is an estimate: --ignore-memory trains all the same")
 
 
 def lack_of_memory(recipe: Recipe, config: NetworkConfig, device: torch.device, devices: int) -> str | None:
-    """What to do where a step would not fit into the memory that is free now."""
+    """What to do if a step would not fit into the memory that is free now; None if it would."""
     from ..profiling.training_plan import needed_bytes
     from .memory import free_bytes
 

@@ -84,7 +84,7 @@ def prepare(
     from datetime import timedelta
     from functools import partial
 
-    from ..device import join_processes
+    from ..distributed.ranks import join_processes
     from ..prepare.encode import build_encoder
     from ..prepare.run import prepare as run
     from ..prepare.sources import open_source

@@ -1,4 +1,4 @@
-"""`fitv2 profile`: what models cost at sizes, by formula and measured on this machine."""
+"""`fitv2 profile`: what models cost at given sizes, by formula and measured on this machine."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 FACTOR = 8
 DEFAULT_SIZE = (256, 256)
 DEFAULT_REPEATS = 5
+MEASURING = "With --measure"
 
 
 def profile(
@@ -37,11 +38,13 @@ def profile(
     size: Annotated[
         list[str] | None,
         typer.Option(
+            "--size",
+            "-s",
             help="HEIGHTxWIDTH of an image in pixels, repeatable; default 256x256, or for a model on disk the most "
-            "frequent size of its training"
+            "frequent size of its training",
         ),
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="images in a forward pass or step")] = 1,
+    batch: Annotated[int, typer.Option("--batch", "-b", min=1, help="images in a forward pass or step")] = 1,
     precision: Annotated[str, typer.Option(metavar="bf16|fp32", help="of products, as training.precision")] = "bf16",
     device: Device = None,
     ignore_memory: IgnoreMemory = False,
@@ -49,19 +52,24 @@ def profile(
         bool,
         typer.Option(
             "--measure",
+            "-m",
             help="also run each model; on a CPU, a step of XL/2 takes 15 GiB and minutes",
+            rich_help_panel=MEASURING,
         ),
     ] = False,
     compiled: Annotated[
         bool,
         typer.Option(
             "--compile",
-            help="with --measure: first compile the blocks of FiT and FiTv2, as training.compile does (about a minute)",
+            help="first compile the blocks of FiT and FiTv2, as training.compile does (about a minute)",
+            rich_help_panel=MEASURING,
         ),
     ] = False,
     repeats: Annotated[
         int | None,
-        typer.Option(min=1, help=f"with --measure: runs, whose median is reported; default {DEFAULT_REPEATS}"),
+        typer.Option(
+            min=1, help=f"runs, whose median is reported; default {DEFAULT_REPEATS}", rich_help_panel=MEASURING
+        ),
     ] = None,
     autoencoder: Annotated[
         str | None,
@@ -107,10 +115,9 @@ def profile(
         raise UserError(f"--plot {plot} is there already; name another file, or add --overwrite to replace it")
     where = choose_device(device)
     precision = choose_precision(precision, where)
-    products = "no" if precision == "fp32" else precision  # The words of recipes.
     sizes = [parse_size(text) for text in size or []]
     subjects = [find_subject(name, autoencoder) for name in models or TABLE_1]
-    cases = [Case(subject, s, batch, products) for subject in subjects for s in sizes or [subject.size]]
+    cases = [Case(subject, s, batch, precision) for subject in subjects for s in sizes or [subject.size]]
     profiles = [Profile(case, cost_of(case)) for case in cases]
     if measure:
         with_step = [ignore_memory or fits(p, where) for p in profiles]
@@ -139,10 +146,10 @@ def profile(
 
 
 def find_subject(name: str, autoencoder: str | None) -> Subject:
-    """A preset or a model on disk. Raises ValueError when there is none of that name."""
+    """Returns a preset or a model on disk. Raises UserError if there is none of that name."""
     from ..autoencoder import read_factor
-    from ..model.presets import PRESETS
     from ..checkpoints.model_folder import BUILTIN
+    from ..model.presets import PRESETS
     from ..profiling.profile import Subject
 
     if name in PRESETS:
@@ -160,8 +167,8 @@ def read_subject(name: str, autoencoder: str | None) -> Subject:
     import torch
 
     from ..autoencoder import read_factor
-    from ..model.config import FiTConfig
     from ..checkpoints.model_folder import is_own_model, load_pretrained
+    from ..model.config import FiTConfig
     from ..profiling.profile import Subject
 
     pretrained = load_pretrained(name, None) if is_own_model(name) else load_any(name, torch.bfloat16)
@@ -178,7 +185,7 @@ def read_subject(name: str, autoencoder: str | None) -> Subject:
 
 
 def fits(profile: Profile, device: torch.device) -> bool:
-    """Whether a training step fits into the memory that is free now; raises ValueError when not even a forward does."""
+    """Whether a training step fits into the free memory. Raises UserError if not even a forward pass does."""
     from .memory import free_bytes
 
     cost, free = profile.cost, free_bytes(device)

@@ -163,7 +163,7 @@ def check_memory(pretrained: Pretrained, specs: list[SampleSpec], sampling: Samp
     from .memory import free_bytes
 
     config, weight = pretrained.model.config, next(pretrained.model.parameters())
-    device, precision = weight.device, "no" if weight.dtype == torch.float32 else "bf16"
+    device, precision = weight.device, "fp32" if weight.dtype == torch.float32 else "bf16"
     tokens = [spec.tokens(config.patch_size) for spec in specs]
     largest = max(batches(tokens, max_tokens(sampling, device)), key=lambda batch: sum(tokens[i] for i in batch))
     # With and without their classes, and beyond the weights, which are there already.

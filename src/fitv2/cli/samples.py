@@ -37,10 +37,11 @@ def begin(folder: Path, request: dict[str, Any], names: Sequence[str], overwrite
     these names, unless `overwrite` is set: it removes the images of the earlier request and replaces the other files.
     """
     from ..atomic import write_text
+    from ..legacy import current_request
 
     mine = [*names, SHEET]
     earlier = read(folder)
-    same = earlier is not None and earlier["request"] == request
+    same = earlier is not None and current_request(earlier["request"]) == request
     if earlier is not None and not same:
         if not overwrite and any((folder / name).exists() for name in files_of(earlier)):
             raise UserError(

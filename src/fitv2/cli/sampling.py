@@ -122,7 +122,7 @@ def load_for_sampling(
     if precision == "bf16":
         lay_out_by_input(pretrained.model)
     channels = pretrained.model.config.in_channels
-    codec = load_autoencoder(autoencoder or pretrained.autoencoder, device)
+    codec = load_autoencoder(autoencoder or pretrained.autoencoder, str(device))
     if isinstance(codec, Pixels):
         check_pixels(model, channels)
     if codec.channels not in (None, channels):

@@ -32,7 +32,7 @@ def show_profiles(profiles: Sequence[Profile], device: str, threads: int, compil
     case, console = profiles[0].case, Console(markup=False, emoji=False, highlight=False)  # A name means nothing else.
     console.width = max(console.width, WIDTH)
     pictures = "one picture" if case.batch == 1 else f"{case.batch} pictures"
-    table = empty(f"By formula: {pictures}, {'float32' if case.precision == 'no' else 'bf16'}", FORMULA)
+    table = empty(f"By formula: {pictures}, {'float32' if case.precision == 'fp32' else 'bf16'}", FORMULA)
     for profile in profiles:
         table.add_row(*name_and_size(profile.case), *formula_cells(profile))
     console.print(table)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import timedelta
@@ -20,9 +18,12 @@ from .given import refuse_without_effect
 from .sampling import Device
 
 if TYPE_CHECKING:
-    from ..config import Recipe
     from ..data.dataset import Dataset
+    from ..settings import Recipe
     from ..training.trainer import Trainer
+
+PLAN = "With --dry-run"
+MACHINE = "Machine"
 
 
 def train(
@@ -30,34 +31,57 @@ def train(
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="fashion, fashion-tiny, fashion-study, pictures, latents, imagenet-b, -xl, -3b, -hr-xl, -hr-3b, or a "
-            "YAML file; a resumed run has its own"
+            "--recipe",
+            "-r",
+            help="a name from 'fitv2 recipes', or a YAML file; with --data, the default is pictures or latents",
         ),
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="a folder of images, with a sub-folder per class or none; short for data.source")
+        str | None,
+        typer.Option("--data", "-d", help="a folder of images, with a sub-folder per class or none, or of latents"),
+    ] = None,
+    init_from: Annotated[
+        str | None,
+        typer.Option(help="a model whose architecture, size and weights to start from (folder, run or builtin:NAME)"),
     ] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="section.key=value, repeatable; --dry-run lists every key")
+        list[str] | None, typer.Option("--set", "-s", help="section.key=value, repeatable; --dry-run lists every key")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="the run's folder; default runs/RECIPE")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="the run's folder; default: runs/RECIPE")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="continue the run in that folder, bit for bit on a CPU")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="show settings, cost and time; train nothing")] = False,
-    devices: Annotated[int, typer.Option(min=1, help="with --dry-run: processes that would share the work")] = 1,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", "-n", help="show settings, cost and time; train nothing")
+    ] = False,
+    devices: Annotated[
+        int, typer.Option(min=1, help="number of devices that would share the work", rich_help_panel=PLAN)
+    ] = 1,
     peak_tflops: Annotated[
         float | None,
-        typer.Option(min=0.001, help="with --dry-run: peak of a device, such as 312 for an A100 in bf16"),
+        typer.Option(
+            min=0.001,
+            help="peak of another device, such as 312 for an A100 in bf16; default: a step is measured here",
+            rich_help_panel=PLAN,
+        ),
     ] = None,
     utilisation: Annotated[
-        float, typer.Option(min=0.01, max=1, help="with --peak-tflops: the fraction of the peak that training reaches")
+        float,
+        typer.Option(
+            min=0.01,
+            max=1,
+            help="with --peak-tflops: the fraction of the peak that training reaches",
+            rich_help_panel=PLAN,
+        ),
     ] = 0.4,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON", rich_help_panel=PLAN)] = False,
     device: Device = None,
     ignore_memory: Annotated[
-        bool, typer.Option("--ignore-memory", help="train even if the estimate exceeds the free memory")
+        bool,
+        typer.Option(
+            "--ignore-memory", help="train even if the estimate exceeds the free memory", rich_help_panel=MACHINE
+        ),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="with --dry-run: print JSON")] = False,
 ) -> None:
     """Train a model on images of all shapes, without padding.
 
@@ -67,7 +91,9 @@ def train(
 
       fitv2 train --recipe fashion-tiny
 
-      fitv2 train --recipe pictures --data my/pictures --out runs/mine
+      fitv2 train --data my/pictures --out runs/mine
+
+      fitv2 train --data my/pictures --init-from runs/theirs --out runs/tuned
 
       fitv2 train --resume --out runs/mine
 
@@ -87,6 +113,7 @@ def train(
     continues with the run's own settings, except those that --set gives now.
     """
     from ..training.sigterm import NAMES, signal_of, sigterm_interrupts
+    from .recipes import check_source, choose_recipe
 
     of_trainings, of_plans = {"ignore_memory"}, {"devices", "peak_tflops", "utilisation", "as_json"}
     every = {parameter.name for parameter in context.command.params}
@@ -96,8 +123,10 @@ def train(
     if peak_tflops is None:
         refuse_without_effect(context, every - {"utilisation"}, "without --peak-tflops")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    run = folder_of(recipe, out)
-    chosen = choose_recipe(recipe, run, resume, [*data_override(data), *(settings or [])])
+    if out is None and recipe is None and data is None and init_from is None:
+        raise UserError("name what to train on with --recipe or --data, or continue a run with --resume --out RUN")
+    run = out or Path("runs") / Path(recipe or "pictures").stem
+    chosen = choose_recipe(recipe, data, init_from, run, resume, settings or [])
     check_source(chosen, recipe, run, resume, dry_run)
     if dry_run:
         from .plan import show_plan
@@ -119,42 +148,52 @@ def train(
 
 
 def carry_out(chosen: Recipe, run: Path, resume: bool, device: str | None, ignore_memory: bool) -> Trainer:
-    """The whole training, alone in the run's folder; returns what it has come to."""
+    """Trains, alone in the run's folder; returns the trainer when it has ended."""
     from ..build import build_base, build_dataset, build_model_config
-    from ..device import join_processes
     from ..checkpoints.model_folder import read_config
-    from ..distributed.ranks import check_launcher, on_rank0, leave, locked_on_rank0
-    from ..training.checkpoint import checkpoints
-    from ..training.inputs import data_lines, write_inputs
+    from ..checkpoints.training_state import checkpoints
+    from ..distributed import ranks as processes
+    from ..model.config import FiTConfig
     from ..training.run_folder import check_run
     from ..training.trainer import Trainer
     from .plan import check_memory
     from .progress import training_progress
 
     # A first scan of a million images takes longer than processes usually wait for each other.
-    state = join_processes(device, timedelta(hours=6))
-    check_launcher()
-    on_rank0(lambda: check_run(run, chosen, resume))
-    with locked_on_rank0(run, "a training"):
-        dataset = in_turn(lambda: build_dataset(chosen.data, chosen.model.patch_size, run / "pictures.json"))
-        begun = on_rank0(lambda: bool(checkpoints(run / "checkpoints")))
+    ranks = processes.join_processes(device, timedelta(hours=6))
+    processes.check_launcher(ranks.device)
+    processes.on_rank0(lambda: check_run(run, chosen, resume))
+    with processes.locked_on_rank0(run, "a training"):
+        patch_size, scan = chosen.model.patch_size, run / "pictures.json"
+        dataset = processes.rank0_first(lambda: build_dataset(chosen.data, patch_size, scan))
+        begun = processes.on_rank0(lambda: bool(checkpoints(run / "checkpoints")))
         base = None if begun else build_base(chosen.training)
         config = build_model_config(chosen, dataset, base)
-        if begun and config.fixed_grid is None:  # The model that it began with may be gone.
-            config = replace(config, rope=read_config(run / "model/config.json")[1].rope)
+        if begun and isinstance(config, FiTConfig):  # The model that it started from may be gone.
+            kept = read_config(run / "model/config.json")[1]
+            config = replace(config, rope=kept.rope) if isinstance(kept, FiTConfig) else config
         if not ignore_memory:
-            check_memory(chosen, config, state.device, state.num_processes)
-        trainer = Trainer(chosen, dataset, config, run, base)
+            check_memory(chosen, config, ranks.device, ranks.num_processes)
+        trainer = Trainer(chosen, dataset, config, run, base, ranks)
         del base  # Gigabytes, of a large model.
         if speaks():
-            report_data(dataset, run / "skipped.json")
-            logging.info("%s", "\n".join(data_lines(dataset)))
-            if not begun or not (run / "inputs.png").is_file():
-                write_inputs(run / "inputs.png", dataset, chosen.training.seed)
+            show_inputs(chosen, dataset, run, begun)
         with training_progress(chosen.training.steps) if speaks() else nullcontext(lambda figures: None) as report:
             trainer.fit(report)
-        leave()
+        processes.destroy_process_group()
     return trainer
+
+
+def show_inputs(chosen: Recipe, dataset: Dataset, run: Path, begun: bool) -> None:
+    """Says which classes there are, and writes a sheet of images as the model sees them."""
+    from ..training.inputs import data_lines, write_inputs
+
+    report = getattr(dataset, "report", None)
+    if report is not None:  # What a folder's scan found and skipped; the scan itself has logged it.
+        report.write(run / "skipped.json")
+    logging.info("%s", "\n".join(data_lines(dataset)))
+    if not begun or not (run / "inputs.png").is_file():
+        write_inputs(run / "inputs.png", dataset, chosen.training.seed)
 
 
 def speaks() -> bool:
@@ -168,9 +207,9 @@ def say(text: str) -> None:
 
 
 def report_end(trainer: Trainer, run: Path) -> None:
-    """What was reached, and how to go on."""
-    from ..training.sigterm import NAMES
+    """Says what was reached, and how to continue."""
     from ..training.run_folder import resume_command
+    from ..training.sigterm import NAMES
 
     if trainer.stopped_by is not None:
         how = "the same command with --resume continues"
@@ -185,79 +224,3 @@ def report_end(trainer: Trainer, run: Path) -> None:
     minutes, skipped = f"{trainer.seconds / 60:.1f} min", trainer.gradients.skipped
     say(f"trained {counted(trainer.done, 'step')} in {minutes}; {skipped} skipped as not finite{lost}.")
     say(f"Samples in {run}/samples; now try: {command('sample', '--model', run)}")
-
-
-def folder_of(recipe: str | None, out: Path | None) -> Path:
-    if out is None and recipe is None:
-        raise UserError("name what to train on with --recipe, or continue a run with --resume --out RUN")
-    return out or Path("runs") / Path(recipe).stem
-
-
-def choose_recipe(name: str | None, run: Path, resume: bool, overrides: list[str]) -> Recipe:
-    """The recipe of that name, or of the run that is resumed, with the overrides on top."""
-    from ..config import load_recipe
-    from ..training.run_folder import resumed_recipe
-
-    kept = resumed_recipe(run, overrides) if resume else None
-    if name is None and kept is None:
-        raise UserError(f"there is no run in {run} to continue; to begin one there, give --recipe")
-    if kept is None:
-        return load_recipe(name, overrides)
-    if name is not None:
-        warn_of_others(name, load_recipe(name), kept, {override.partition("=")[0].strip() for override in overrides})
-    return kept
-
-
-def warn_of_others(name: str, recipe: Recipe, kept: Recipe, given: Collection[str]) -> None:
-    """Says which settings of a recipe have no effect, because the run that is resumed has its own; `given` ones do."""
-    for section, settings in recipe:
-        for key in sorted(settings.model_fields_set):
-            here, there = getattr(getattr(kept, section), key), getattr(settings, key)
-            if here != there and f"{section}.{key}" not in {"data.source", *given}:
-                logging.warning(
-                    "%s.%s stays %s, as the run began, and is not %s, as in %s: --set changes it",
-                    *(section, key, here, there, name),
-                )
-
-
-def check_source(chosen: Recipe, name: str | None, run: Path, resume: bool, dry_run: bool) -> None:
-    """Raises UserError where the data is not there, and it is plain what to give."""
-    from ..config import load_recipe, recipe_names
-    from ..training.run_folder import resume_command
-
-    source = chosen.data.source
-    if source == "fashion" or Path(source).exists() or (dry_run and chosen.data.stand_in):
-        return
-    if resume and (run / "recipe.json").is_file():
-        raise UserError(f"{source} is not there any more; if it is elsewhere now: {resume_command(run)} --data FOLDER")
-    if name in recipe_names() and source == load_recipe(name).data.source:
-        raise UserError(f"the recipe {name} trains on images of your own: give their folder with --data")
-
-
-def data_override(data: str | None) -> list[str]:
-    """--data as a setting; always a path, so that a folder called fashion is not taken for the built-in set."""
-    if data is None:
-        return []
-    path = data if os.path.isabs(data) else os.path.join(".", data)
-    return [f"data.source={quoted(path)}"]
-
-
-def quoted(path: str) -> str:
-    """A string of YAML for a path; what YAML does not take as it is, such as bytes that are not UTF-8, is escaped."""
-    return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in json.dumps(path, ensure_ascii=False))
-
-
-def in_turn(build: Callable[[], Dataset]) -> Dataset:
-    """What the first of several processes has built before the others do: one scans, the others read what it found."""
-    from ..distributed.ranks import on_rank0
-
-    built: list[Dataset] = []
-    on_rank0(lambda: built.append(build()))
-    return built[0] if built else build()
-
-
-def report_data(dataset: Dataset, path: Path) -> None:
-    """What a folder's scan found and skipped, as a file; the scan itself has logged it."""
-    report = getattr(dataset, "report", None)
-    if report is not None:
-        report.write(path)

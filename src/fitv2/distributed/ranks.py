@@ -1,15 +1,21 @@
-"""What several processes that train together have to agree on. With one process, each of these is the plain call."""
+"""The processes of a launcher: who they are, and what they agree on. With one process, each function is a plain call.
+
+`torchrun`, `accelerate launch` and schedulers tell each process its place by RANK, WORLD_SIZE and LOCAL_RANK.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
-from accelerate import Accelerator, PartialState
-from accelerate.utils import GradientAccumulationPlugin, TorchDynamoPlugin, broadcast_object_list
+import torch
+import torch.distributed as dist
+from torch import Tensor
 
 from ..device import choose_device
 from ..errors import UserError
@@ -17,17 +23,68 @@ from ..locks import locked
 
 T = TypeVar("T")
 
+# The libraries of a group of processes, by the kind of their devices; what is on a CPU travels over gloo.
+BACKENDS = {"cuda": "cpu:gloo,cuda:nccl", "xpu": "cpu:gloo,xpu:xccl"}
 # Options of accelerate's launcher that hand the network to another library, of which checkpoints here know nothing.
 LIBRARIES = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")
+TIMEOUT = timedelta(minutes=30)
 
 
-def check_launcher() -> None:
-    """Raises UserError for an option of accelerate's launcher that would change the training."""
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that work together: its rank, their number, and its own device."""
+
+    process_index: int
+    num_processes: int
+    device: torch.device
+
+    @property
+    def is_main_process(self) -> bool:
+        return self.process_index == 0
+
+    def wait_for_everyone(self) -> None:
+        """Returns when every process has called this."""
+        if self.num_processes > 1:
+            dist.barrier()
+
+
+def join_processes(name: str | None = None, timeout: timedelta = TIMEOUT) -> Ranks:
+    """Joins the processes that a launcher started together, if there are several; a second call changes nothing.
+
+    Args:
+        name: The device, as for `choose_device`; for several processes its kind alone.
+        timeout: How long a process waits for the others before it gives up.
+
+    Raises:
+        UserError: As `choose_device`, and for a device with an index if there are several processes.
+    """
+    device = choose_device(name)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Ranks(0, 1, device)
+    if device.index is not None:
+        raise UserError(f"--device {name} is one device for several processes; give its kind alone ({device.type})")
+    if device.type in BACKENDS:
+        module = torch.get_device_module(device)
+        device = torch.device(device.type, int(os.environ.get("LOCAL_RANK", "0")) % module.device_count())
+        module.set_device(device)
+    if not dist.is_initialized():
+        dist.init_process_group(BACKENDS.get(device.type, "gloo"), timeout=timeout)
+    return Ranks(dist.get_rank(), dist.get_world_size(), device)
+
+
+def destroy_process_group() -> None:
+    """Leaves the group of processes; otherwise gloo's threads may abort the interpreter at exit."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def check_launcher(device: torch.device) -> None:
+    """Raises UserError for an option of accelerate's launcher that would change a training on `device`."""
     told = [name for name in LIBRARIES if is_set(f"ACCELERATE_USE_{name}")]
     if told:
         raise UserError(
-            f"accelerate was told to use {told[0]} (by an option or its configuration file): leave that away, and let "
-            "--set training.sharding=fsdp split the weights"
+            f"accelerate was told to use {told[0]} (by an option or its configuration file): leave that option out, "
+            "and use --set training.sharding=fsdp to shard the weights"
         )
     if (steps := os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")) != "1":
         raise UserError(
@@ -38,53 +95,72 @@ def check_launcher() -> None:
         raise UserError(
             f"accelerate was told to compile with {backend}: leave that option out, and use --set training.compile=true"
         )
-    if is_set("ACCELERATE_USE_CPU") and choose_device().type != "cpu" and not PartialState().device.type == "cpu":
+    if is_set("ACCELERATE_USE_CPU") and device.type != "cpu":
         raise UserError("accelerate was told to use the CPU: leave that option out, and use --device cpu")
 
 
 def is_set(variable: str) -> bool:
-    """As accelerate reads its variables."""
+    """Whether an environment variable is true, as accelerate reads its own."""
     return os.environ.get(variable, "").lower() in ("y", "yes", "t", "true", "on", "1")
 
 
-def new_accelerator(precision: str) -> Accelerator:
-    """With all that accelerate would otherwise read from its launcher's variables, which stand in no recipe."""
-    device = PartialState(cpu=choose_device().type == "cpu").device
-    check_launcher()
-    return Accelerator(
-        mixed_precision=precision,
-        cpu=device.type == "cpu",
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        dynamo_plugin=TorchDynamoPlugin(backend="no"),
-    )
+def is_rank0() -> bool:
+    """Whether this process is the first, or the only one."""
+    return not dist.is_initialized() or dist.get_rank() == 0
 
 
 def on_rank0(ask: Callable[[], T]) -> T:
     """Runs `ask` on rank 0 and broadcasts its result, or its ValueError or OSError, to every rank.
 
-    Checks of files go through here, because ranks may see different states of a shared disk; and an error is raised in
-    all ranks, so that none waits for ever.
+    Checks of files go through here, because ranks may see different states of a shared disk; and an error is raised on
+    every rank, so that none waits for ever.
     """
+    if not dist.is_initialized():
+        return ask()
     answer: list = [None, None]
-    if PartialState().is_main_process:
+    if is_rank0():
         try:
             answer[0] = ask()
         except (OSError, ValueError) as error:
             answer[1] = error
-    broadcast_object_list(answer)
+    dist.broadcast_object_list(answer)
     if answer[1] is not None:
         raise answer[1]
     return answer[0]
 
 
+def rank0_first(work: Callable[[], T]) -> T:
+    """Runs `work` on rank 0, then on the other ranks, which find what rank 0 has written. An error is raised on all."""
+    done: list[T] = []
+    on_rank0(lambda: done.append(work()))
+    return done[0] if done else work()
+
+
 @contextmanager
 def locked_on_rank0(folder: Path, what: str) -> Iterator[None]:
-    """`fitv2.locks.locked` by rank 0; where the folder is in use, every rank raises UserError."""
+    """`fitv2.locks.locked` on rank 0; if the folder is in use, every rank raises UserError."""
     with ExitStack() as stack:
         on_rank0(lambda: stack.enter_context(locked(folder, what)))
         yield
 
 
-def leave() -> None:
-    """Destroys the process group; otherwise gloo's threads may abort the interpreter at exit."""
-    PartialState().destroy_process_group()
+def shard_of_rank(work: Sequence[T], ranks: Ranks) -> Sequence[T]:
+    """The part of `work` that falls to this rank: every `num_processes`-th item."""
+    return work[ranks.process_index :: ranks.num_processes]
+
+
+def all_gather(results: list[T]) -> list[T]:
+    """The results of all ranks on every rank, in the order of the ranks."""
+    if not dist.is_initialized():
+        return results
+    found: list[list[T] | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, results)
+    return [result for of_rank in found for result in of_rank or ()]
+
+
+def sum_over_ranks(numbers: Tensor) -> Tensor:
+    """The sum of a tensor over all ranks, on every rank."""
+    if dist.is_initialized():
+        numbers = numbers.clone()
+        dist.all_reduce(numbers)
+    return numbers

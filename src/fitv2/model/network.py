@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -47,6 +49,13 @@ def model_of(config: NetworkConfig, state: dict[str, Tensor]) -> Network:
 
 def load_strictly(model: Network, state: dict[str, Tensor], assign: bool = False) -> None:
     """Loads `state` (assign: makes its tensors the model's own). Raises UserError that lists every wrong key."""
+    if problems := misfits(model, state):
+        raise UserError("the weights do not fit the model: " + "; ".join(problems))
+    model.load_state_dict(state, assign=assign)
+
+
+def misfits(model: Network, state: Mapping[str, Tensor]) -> list[str]:
+    """Returns what keeps `state` from being loaded: missing and unexpected keys, and those of another shape."""
     own = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     problems = [f"missing {key}" for key in own.keys() - state.keys()]
     problems += [f"unexpected {key}" for key in state.keys() - own.keys()]
@@ -55,6 +64,4 @@ def load_strictly(model: Network, state: dict[str, Tensor], assign: bool = False
         for key in own.keys() & state.keys()
         if tuple(state[key].shape) != own[key]
     ]
-    if problems:
-        raise UserError("the weights do not fit the model: " + "; ".join(sorted(problems)))
-    model.load_state_dict(state, assign=assign)
+    return sorted(problems)

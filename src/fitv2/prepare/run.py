@@ -10,20 +10,17 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
-
-from accelerate import PartialState
-from accelerate.utils import gather_object
+from typing import Any
 
 from ..atomic import remove_drafts, write_file, write_text
 from ..data.formats import UnreadableImage
 from ..data.labelling import count_classes
 from ..data.prepared import DATASET, INDEX, SETTINGS, SHARDS, Preparation, read_settings
 from ..data.scan import count_reasons, in_threads
+from ..distributed.ranks import Ranks, all_gather, on_rank0, shard_of_rank
 from ..errors import UserError
 from ..locks import locked
 from ..messages import shortened
-from ..distributed.ranks import on_rank0
 from .encode import Decoded, Encoder, MomentEncoder, decode_variants, encode_all
 from .items import Source
 from .shards import (
@@ -43,7 +40,6 @@ from .shards import (
     write_shard,
 )
 
-T = TypeVar("T")
 NOT_FINITE = "not finite: the autoencoder gives NaN or infinity for it"
 # (what is being done, how many) to a context whose value takes the number just finished.
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
@@ -83,7 +79,7 @@ def prepare(
     preparation: Preparation,
     shard_size: int,
     workers: int,
-    state: PartialState,
+    state: Ranks,
     progress: Progress,
 ) -> Report | None:
     """Makes or completes a prepared data set. Interrupted at any moment, the same call continues, to the same bytes.
@@ -110,17 +106,17 @@ def prepare(
         on_rank0(partial(begin, out, preparation))
         files = hash_all(source, workers, state, progress)
         plans = plan_shards(files, shard_size, preparation.digest)
-        whole = set(everyones(state, [name for name in mine(state, stems(shards)) if is_whole(shards, name)]))
-        for plan in mine(state, [plan for plan in plans if plan.name in whole]):
+        whole = set(all_gather([name for name in shard_of_rank(stems(shards), state) if is_whole(shards, name)]))
+        for plan in shard_of_rank([plan for plan in plans if plan.name in whole], state):
             refresh_index(shards, plan)
         missing = [plan for plan in plans if plan.name not in whole]
         wanted = {sha256 for plan in missing for sha256 in plan.owned}
         store = read_store(shards, sorted(whole), wanted)
         counts = Counter()
-        with progress("encoding", sum(len(plan.owned) for plan in mine(state, missing))) as done:
-            for plan in mine(state, missing):
+        with progress("encoding", sum(len(plan.owned) for plan in shard_of_rank(missing, state))) as done:
+            for plan in shard_of_rank(missing, state):
                 counts += build_shard(shards, plan, source, encoder, preparation, store, workers, done)
-        counts = sum(everyones(state, [counts]), Counter())
+        counts = sum(all_gather([counts]), Counter())
         if not state.is_main_process:
             return None
         report = merge(out, plans, repeated(files), source, name, preparation)
@@ -179,15 +175,15 @@ def difference(kept: Preparation, wanted: Preparation) -> str:
     return ", ".join(f"{key.replace('_', ' ')} {before[key]}, not {now[key]}" for key in changed)
 
 
-def hash_all(source: Source, workers: int, state: PartialState, progress: Progress) -> list[File]:
+def hash_all(source: Source, workers: int, state: Ranks, progress: Progress) -> list[File]:
     """Reads and hashes every file of the source, in order."""
-    indices = mine(state, range(len(source.items)))
+    indices = shard_of_rank(range(len(source.items)), state)
     with progress("reading", len(indices)) as done:
         hashed = []
         for index, file in zip(indices, in_threads(workers, partial(hash_file, source), indices), strict=True):
             hashed.append((index, file))
             done(1)
-    return [file for _, file in sorted(everyones(state, hashed), key=lambda pair: pair[0])]
+    return [file for _, file in sorted(all_gather(hashed), key=lambda pair: pair[0])]
 
 
 def build_shard(
@@ -327,16 +323,6 @@ def merged_lines(
 def stems(folder: Path) -> list[str]:
     """Returns the names of all shards that have an index, in order."""
     return sorted(path.stem for path in folder.glob("*.jsonl"))
-
-
-def mine(state: PartialState, work: Sequence[T]) -> Sequence[T]:
-    """This process's part."""
-    return work[state.process_index :: state.num_processes]
-
-
-def everyones(state: PartialState, results: list[T]) -> list[T]:
-    """The results of all processes, one process after another."""
-    return gather_object(results) if state.num_processes > 1 else results
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -58,7 +59,8 @@ def most_bytes(work: Work, device: torch.device) -> int:
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # Else the profiler talks on stderr.
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         work()
-    events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
+    profiler: Any = record.profiler
+    events = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]
     now = most = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
         now += event.nbytes()

@@ -1,4 +1,4 @@
-"""What a forward and a training step of a model cost at a size: by formula, and measured with random weights."""
+"""What a forward pass and a training step of a model cost at a size: by formula, and measured with random weights."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from statistics import median
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..build import build_objective
-from ..config import TrainingSettings
 from ..errors import UserError
-from ..model import cost
 from ..model.compute import lay_out_by_input
 from ..model.config import NetworkConfig
-from ..model.network import build_network
+from ..model.network import Network, build_network
 from ..model.transformer import FiT
 from ..randomness import Purpose, seed_of, torch_generator
 from ..sampling.spec import check_divisible
+from ..settings import TrainingSettings
 from ..tokens import TokenBatch
+from . import formula as cost
 from .measure import Work, in_turn, matrix_product, most_bytes
 
 # The rows of Table I of FiTv2, in its order.
@@ -43,7 +44,7 @@ class Subject:
 class Case:
     """`batch` pictures of one size, (height, width) in pixels, through one model.
 
-    precision: "bf16" (training under autocast, inference with bfloat16 weights) or "no". Raises ValueError for a size
+    precision: "bf16" (training under autocast, inference with bfloat16 weights) or "fp32". Raises ValueError for a size
     that does not fit the model, and for a batch below 1.
     """
 
@@ -201,10 +202,11 @@ def workload(case: Case, device: torch.device, with_step: bool, compiled: bool) 
     for_inference = (deepcopy(model) if with_step else model).to(dtype_of(case)).eval()
     if autocast:
         lay_out_by_input(for_inference)
-    if compiled and isinstance(model, FiT):
+    if compiled:
         torch.compiler.reset()  # Graphs of earlier cases count towards the most that there may be.
         for network in (model, for_inference):
-            network.compile_blocks()
+            if isinstance(network, FiT):
+                network.compile_blocks()
 
     @torch.inference_mode()
     def forward() -> None:
@@ -212,20 +214,25 @@ def workload(case: Case, device: torch.device, with_step: bool, compiled: bool) 
 
     if not with_step:
         return {"forward": forward}
-    objective = build_objective(TrainingSettings(), config)
+    return {"forward": forward, "step": training_step(model, batch, labels, autocast)}
+
+
+def training_step(model: Network, batch: TokenBatch, labels_B: Tensor, autocast: bool) -> Work:
+    """A step that trains a network with AdamW on the same images each time, under bfloat16 autocast if asked."""
+    objective = build_objective(TrainingSettings(), model.config)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     generator = torch_generator(Purpose.MEASURING)
 
-    def network(*inputs: Any) -> torch.Tensor:
-        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+    def network(*inputs: Any) -> Tensor:
+        with torch.autocast(batch.x.device.type, torch.bfloat16, enabled=autocast):
             return model(*inputs)
 
     def step() -> None:
-        objective(network, batch, labels, model.null_label, generator).loss.backward()
+        objective(network, batch, labels_B, model.null_label, generator).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
-    return {"forward": forward, "step": step}
+    return step
 
 
 def dtype_of(case: Case) -> torch.dtype:

@@ -1,35 +1,42 @@
-"""What a training will cost, from its recipe and the sizes of its pictures alone."""
+"""What a training will cost, from its recipe, the sizes of its images, and a short step on this machine."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ..config import Recipe
+import numpy as np
+import torch
+
 from ..data.dataset import Dataset
 from ..data.packing import plan_packs, real_share
 from ..model.config import NetworkConfig
+from ..model.network import build_network
+from ..settings import Recipe
+from ..tokens import TokenBatch
+from ..training.finetune import trained_share
 from .formula import attention_flops, forward_flops, parameters, training_bytes
-from ..training.start import trained_share
+from .measure import in_turn
+from .profile import training_step
+
+# A step is measured over at most this many FLOPs, and with two blocks of a network of more parameters than this.
+MEASURED_FLOPS, LARGE = 1e11, 3e7
+PASSES_OF_A_STEP = 3
 
 
 def plan_figures(recipe: Recipe, dataset: Dataset, config: NetworkConfig, devices: int = 1) -> dict[str, Any]:
-    """Cost of a run: parameters, operations of a step (the mean over an epoch), memory of a device, packing.
+    """Returns the cost of a run: parameters, FLOPs of a step (the mean over an epoch), memory of a device, packing.
 
-    real_token_share: of the budget of packs; padded_token_share: of batches where each picture takes the room of the
-    longest.
+    real_token_share is the fraction of the budget of batches that holds tokens; padded_token_share is that fraction
+    if every image took the room of the longest.
     """
     settings = recipe.training
     lengths = dataset.epoch(0, settings.seed).hw.prod(1)
     packs = plan_packs(lengths, settings.max_tokens_per_batch, settings.seed, 0)
-    trained = trained_share(config, settings.trainable)
-    # Of the backward pass, the half that leads to the inputs is always needed, the other for weights that are trained
-    # and for attention, which has none; activation checkpointing repeats the forward pass in it.
-    forward, attention = forward_flops(config, lengths.tolist()), attention_flops(config, lengths.tolist())
-    passes = 2 + trained + settings.activation_checkpointing
-    step = int((passes * forward + (1 - trained) * attention) * settings.batches_per_step / len(packs))
+    step = int(training_flops(recipe, config, lengths.tolist()) * settings.batches_per_step / len(packs))
     return {
         "parameters": parameters(config),
-        "trained_share": trained,
+        "trained_share": trained_share(config, settings.trainable),
         "pictures": len(dataset),
         "classes": dataset.num_classes,
         "tokens_per_picture": float(lengths.mean()),
@@ -45,8 +52,18 @@ def plan_figures(recipe: Recipe, dataset: Dataset, config: NetworkConfig, device
     }
 
 
+def training_flops(recipe: Recipe, config: NetworkConfig, lengths: list[int]) -> float:
+    """Returns the FLOPs of the matrix products when images of these numbers of tokens are trained on once."""
+    trained = trained_share(config, recipe.training.trainable)
+    forward, attention = forward_flops(config, lengths), attention_flops(config, lengths)
+    # Of the backward pass, the half that leads to the inputs is always needed, the other for weights that are trained
+    # and for attention, which has none; activation checkpointing repeats the forward pass in it.
+    passes = 2 + trained + recipe.training.activation_checkpointing
+    return passes * forward + (1 - trained) * attention
+
+
 def needed_bytes(recipe: Recipe, config: NetworkConfig, devices: int) -> int:
-    """Estimated memory of a training step on each of so many devices."""
+    """Returns the estimated memory of a training step on each of `devices` devices, in bytes."""
     settings = recipe.training
     return training_bytes(
         config,
@@ -56,3 +73,48 @@ def needed_bytes(recipe: Recipe, config: NetworkConfig, devices: int) -> int:
         trained_share(config, settings.trainable),
         devices if settings.sharding == "fsdp" else 1,
     )
+
+
+@dataclass(frozen=True)
+class MeasuredStep:
+    """A short training step on this machine.
+
+    Attributes:
+        seconds: The time of the step.
+        flops: The FLOPs of its matrix products.
+        tokens: The tokens that it trained on.
+        blocks: The blocks of the network that it trained.
+    """
+
+    seconds: float
+    flops: int
+    tokens: int
+    blocks: int
+
+
+def measure_step(recipe: Recipe, dataset: Dataset, config: NetworkConfig, device: torch.device) -> MeasuredStep:
+    """Measures a training step on noise in the sizes of the data: a few images, and of a large network two blocks."""
+    if parameters(config) > LARGE:
+        config = replace(config, depth=min(config.depth, 2))
+    sizes = first_sizes(dataset.epoch(0, recipe.training.seed).hw, config, recipe.training.max_tokens_per_batch)
+    lengths = [height * width for height, width in sizes]
+    with device:
+        model = build_network(config)
+        batch = TokenBatch(torch.randn(sum(lengths), config.token_channels), sizes)
+        labels = torch.zeros(len(sizes), dtype=torch.int64)
+    step = training_step(model, batch, labels, recipe.training.precision == "bf16")
+    seconds = min(in_turn({"step": step}, repeats=2)["step"])
+    flops = PASSES_OF_A_STEP * forward_flops(config, lengths)
+    return MeasuredStep(seconds, flops, sum(lengths), config.depth)
+
+
+def first_sizes(hw: np.ndarray, config: NetworkConfig, budget: int) -> list[tuple[int, int]]:
+    """The sizes of the first images, in patches, whose training step stays below `MEASURED_FLOPS` and `budget`."""
+    sizes, flops, tokens = [], 0, 0
+    for height, width in hw[:budget].tolist():
+        flops += PASSES_OF_A_STEP * forward_flops(config, [height * width])
+        tokens += height * width
+        if sizes and (flops > MEASURED_FLOPS or tokens > budget):
+            break
+        sizes.append((height, width))
+    return sizes

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat
 
-from ..config import Settings
+from ..settings import Settings
 
 # Metrics of `fitv2 evaluate` that are positive, so that they have a logarithm. The kernel distance may be negative.
 Metric = Literal["fd", "accuracy", "precision", "recall", "density", "coverage"]

@@ -10,10 +10,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, StringConstraints, ValidationError, model_validator
 
-from ..config import Recipe, Settings, complaint, load_recipe
+from ..config import complaint, load_recipe
 from ..errors import UserError
 from ..messages import suggestion
 from ..sampling.solvers import ADAPTIVE, DIFFUSION_SOLVERS, SOLVER_NAMES
+from ..settings import Recipe, Settings
 from ..yaml_text import parse_yaml, read_yaml
 from .claims import Better, Claim, Diverges, Equal, Faster
 
@@ -50,7 +51,7 @@ class Sampler(Settings):
     steps: PositiveInt
 
 
-SAMPLERS = {"velocity": Sampler(solver="ab2", steps=25), "noise": Sampler(solver="ddim", steps=50)}
+SAMPLERS = {"velocity": Sampler(solver="ab2", steps=25), "epsilon": Sampler(solver="ddim", steps=50)}
 
 
 class Condition(Settings):
@@ -86,7 +87,7 @@ class Evaluation(Settings):
     points: tuple[PositiveInt, ...] = ()
     images: int = Field(300, ge=LEAST_OF_TRIALS)
     final_images: int = Field(1000, ge=LEAST_OF_TRIALS)
-    samplers: dict[Literal["velocity", "noise"], Sampler] = Field({})
+    samplers: dict[Literal["velocity", "epsilon"], Sampler] = Field({})
 
     @property
     def deciding(self) -> str:
@@ -178,9 +179,9 @@ class Study(Settings):
 
     def sampler_of(self, recipe: Recipe, condition: Condition) -> Sampler:
         """The sampler of a network of that recipe. Raises UserError if it cannot sample such a network."""
-        kind = "noise" if recipe.model.parts["prediction"] == "noise" else "velocity"
+        kind = recipe.model.prediction
         sampler = condition.sampler or (SAMPLERS | self.evaluation.samplers)[kind]
-        if (sampler.solver in DIFFUSION_SOLVERS) != (kind == "noise"):
+        if (sampler.solver in DIFFUSION_SOLVERS) != (kind == "epsilon"):
             raise UserError(f"the solver {sampler.solver} is not for networks that predict {kind}: name its variants")
         return sampler
 

@@ -8,12 +8,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
 from ..distributed.fsdp import local
+from ..errors import UserError
 
 
 class EMA:
-    """Averages by name. The decay warms up as (1 + n) / (10 + n), so that early averages forget the initialisation."""
+    """Averages by parameter name. The decay warms up as (1 + n) / (10 + n), so that early averages forget the start."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
@@ -21,7 +21,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int, finite: Tensor | None = None) -> None:
-        """Moves the averages towards the weights after optimiser step `step` (from 0).
+        """Moves the averages towards the weights after an optimiser step.
 
         finite: () bool; where it is false, the step was skipped, and the averages stay as they are.
         """
@@ -30,10 +30,10 @@ class EMA:
         weights = [local(p).float() for p in model.parameters()]
         # As a tensor, so that the host need not wait to know it.
         weight = (1 - decay) * (torch.ones((), device=weights[0].device) if finite is None else finite)
-        torch._foreach_lerp_(averages, weights, [weight] * len(weights))
+        torch._foreach_lerp_(averages, weights, [weight] * len(weights))  # pyright: ignore[reportPrivateImportUsage]
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Restores the averages. Raises UserError where one is missing or of another shape."""
+        """Restores the averages. Raises UserError if one is missing or of another shape."""
         wrong = [n for n, average in self.average.items() if n not in state or state[n].shape != average.shape]
         if wrong:
             raise UserError(f"the averaged weights of {', '.join(wrong[:3])} are missing or of another shape")
@@ -42,7 +42,7 @@ class EMA:
 
     @contextmanager
     def applied_to(self, model: nn.Module) -> Iterator[None]:
-        """The model with averaged weights, for the length of a with block."""
+        """Swaps the averages into `model` for a with block, and restores its own weights on exit."""
         own = {name: p.detach().clone() for name, p in model.named_parameters()}
         model.load_state_dict(self.average)
         try:

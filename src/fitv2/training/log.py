@@ -17,8 +17,14 @@ logger = logging.getLogger(__name__)
 class RunLog:
     """Appends to run/log.jsonl, which then holds each step up to the last exactly once.
 
-    done: the step that training continues from. Lines beyond it (they will be trained again) and damaged ones are
-    dropped. tensorboard: also write events to run/tensorboard; raises ValueError without that package.
+    Args:
+        run: The folder of the run.
+        done: The step that training continues from. Lines of later steps, which will be trained again, are dropped, and
+            so are damaged ones.
+        tensorboard: Whether to write events to run/tensorboard as well.
+
+    Raises:
+        UserError: `tensorboard` is set, and the package is not installed.
     """
 
     def __init__(self, run: Path, done: int, tensorboard: bool) -> None:
@@ -47,12 +53,12 @@ class RunLog:
 
 
 def log_line(figures: dict[str, Any]) -> str:
-    """One line of JSON, which knows no NaN and no infinity: null stands for both."""
+    """Returns a line of JSON; null stands for NaN and infinity, which JSON does not have."""
     return json.dumps({k: v if math.isfinite(v) else None for k, v in figures.items()}) + "\n"
 
 
 def logged_step(line: str) -> int:
-    """The step of a log line; 0 for a damaged one."""
+    """Returns the step of a log line; 0 for a damaged line."""
     try:
         step = json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):
@@ -60,7 +66,7 @@ def logged_step(line: str) -> int:
     return step if type(step) is int else 0
 
 
-def open_board(folder: Path, done: int):
+def open_board(folder: Path, done: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic import write_text
-from ..config import Recipe, build_recipe
+from ..config import build_recipe
 from ..data.contents import refuse_among
 from ..data.dataset import Dataset
 from ..errors import UserError, damaged
 from ..messages import command, shortened
 from ..provenance import provenance
+from ..settings import Recipe
 
 logger = logging.getLogger(__name__)
 # The settings of a run that are in effect, and which of the data settings were given and are not defaults.
@@ -27,17 +28,17 @@ WRITTEN = ("checkpoints", "log.jsonl", "model", "samples")
 COMPARED = ("data.source", "data.labels")
 # Settings that decide which weights are trained are fixed when a run begins.
 SETTLED = ("init_from", "reinit", "trainable")
-# Class names that a message shows.
-TOLD = 20
+# Class names that a message shows, and files whose bytes represent a data set.
+TOLD, SAMPLED = 20, 16
 
 
 def resume_command(run: Path) -> str:
-    """The command that continues a run."""
+    """Returns the command that continues a run."""
     return command("train", "--resume", "--out", run)
 
 
 def kept_recipe(run: Path) -> Recipe | None:
-    """The recipe of the run in a folder; None if there is no run. Raises UserError if it is damaged."""
+    """Returns the recipe of the run in a folder; None if there is no run. Raises UserError if it is damaged."""
     path = run / RECIPE
     if not path.is_file():
         return None
@@ -48,7 +49,7 @@ def kept_recipe(run: Path) -> Recipe | None:
 
 
 def resumed_recipe(run: Path, overrides: Sequence[str]) -> Recipe | None:
-    """The recipe of the run in a folder, with overrides (section.key=value); None if there is no run."""
+    """Returns the recipe of the run in a folder with overrides (section.key=value); None if there is no run."""
     kept = kept_recipe(run)
     if kept is None:
         return None
@@ -87,7 +88,8 @@ def check_run(run: Path, recipe: Recipe, resume: bool) -> None:
         return
     if not resume:
         raise UserError(f"{run} already holds a run; add --resume to continue it, or choose another --out")
-    before, now = kept_recipe(run).model_dump(mode="json"), recipe.model_dump(mode="json")
+    kept = kept_recipe(run) or recipe
+    before, now = kept.model_dump(mode="json"), recipe.model_dump(mode="json")
     changes = [
         (f"{section}.{key}", before[section].get(key), now[section].get(key))
         for section in before

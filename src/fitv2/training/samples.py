@@ -1,4 +1,4 @@
-"""Sample sheets: what the averaged model makes at a step of training, always from the same requests."""
+"""Sample sheets: images by the averaged weights at a step of training, always of the same requests."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from PIL import Image
 
 from ..autoencoder import KLAutoencoder, Pixels, decode_all, load_autoencoder
 from ..data.dataset import Dataset
+from ..distributed.parallel import ParallelModel
+from ..distributed.ranks import on_rank0
 from ..errors import UserError
 from ..finite import NotFinite
 from ..model.network import Network
-from ..distributed.ranks import on_rank0
 from ..sampling.generate import generate
 from ..sampling.spec import SampleSpec, Sampling
 from ..sheets import contact_sheet, save_sheet, to_image
@@ -56,31 +56,29 @@ def draw_sheet(
 
 def write_sheet(
     path: Path,
-    model: Network,
+    model: ParallelModel,
     dataset: Dataset,
     shapes: Sequence[Sequence[tuple[int, int, int]]],
     sampling: Sampling,
-    accelerator: Accelerator,
-    sharded: bool,
 ) -> None:
-    """Writes the sheet of a model as rank 0 has it; where weights are split, every process computes it with the others.
+    """Writes the sample sheet of a model on rank 0; with sharded weights, every process has to compute it together.
 
     Training needs no autoencoder, and may run where there is none: one log line says then that there is no sheet.
     """
-    main, codecs = accelerator.is_main_process, []
-    if not main and not sharded:
+    main, codecs = model.ranks.is_main_process, []
+    if not main and not model.sharded:
         return
 
     def load() -> None:
-        codecs.append(load_autoencoder(dataset.autoencoder, accelerator.device))
+        codecs.append(load_autoencoder(dataset.autoencoder, str(model.ranks.device)))
 
     try:
-        on_rank0(load) if sharded else load()
-        page = draw_sheet(model, dataset.class_names, shapes, sampling, codecs[0] if codecs else None)
+        on_rank0(load) if model.sharded else load()
+        page = draw_sheet(model.module, dataset.class_names, shapes, sampling, codecs[0] if codecs else None)
     except NotFinite as error:  # The next sheet may be well; what is trained is saved in any case.
         logger.warning("no sample sheet %s: %s", path.name, error)
     except UserError as error:
         logger.warning("no sample sheet: %s", error)
     else:
-        if main:
+        if main and page is not None:
             save_sheet(page, path)

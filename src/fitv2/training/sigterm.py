@@ -1,4 +1,4 @@
-"""Being asked to stop: by Ctrl-C, or by a scheduler that sends SIGTERM some time before it kills."""
+"""Requests to stop: Ctrl-C, and the SIGTERM that a scheduler sends some time before it kills a process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 
 
 class Interrupted(KeyboardInterrupt):
-    """SIGTERM, raised as Ctrl-C is."""
+    """SIGTERM, raised like Ctrl-C."""
 
 
 def signal_of(interruption: KeyboardInterrupt) -> signal.Signals:
@@ -22,12 +22,17 @@ def signal_of(interruption: KeyboardInterrupt) -> signal.Signals:
 
 
 class Termination:
-    """Notes signals within a with block instead of dying of them; `asked` is the first one that came, or None.
+    """Context manager that notes signals instead of letting them end the process.
 
-    Only a program's main thread may catch signals; in another one the block changes nothing. A signal that the program
+    Only a program's main thread may catch signals; in another one this changes nothing. A signal that the program
     ignores stays ignored. After the first Ctrl-C the next one kills the process at once, whatever it is doing.
 
-    signals: those that are noted. told: is printed when the first Ctrl-C comes.
+    Args:
+        signals: The signals that are noted; default: SIGTERM.
+        told: The message that is printed when the first Ctrl-C comes.
+
+    Attributes:
+        asked: The first signal that came, or None.
     """
 
     def __init__(self, *signals: signal.Signals, told: str = "") -> None:
@@ -41,12 +46,12 @@ class Termination:
             self.before = {number: signal.signal(number, self.note) for number in caught}
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
         self.before = {}
 
-    def note(self, number, frame) -> None:
+    def note(self, number: int, frame: object) -> None:
         if self.asked is None:
             self.asked = signal.Signals(number)
         if number == signal.SIGINT:
@@ -57,9 +62,9 @@ class Termination:
 
 @contextmanager
 def sigterm_interrupts() -> Iterator[None]:
-    """Within, SIGTERM is raised as `Interrupted`, so that what is under way can clean up, as after Ctrl-C."""
+    """Raises SIGTERM as `Interrupted` within a with block, so that running code can clean up as after Ctrl-C."""
 
-    def interrupt(number, frame) -> None:
+    def interrupt(number: int, frame: object) -> None:
         raise Interrupted
 
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) == signal.SIG_IGN:

@@ -1,7 +1,8 @@
 """The training loop: one packed step after another, logged, checkpointed, resumable (on a CPU bit for bit).
 
-No global random state is used after the start: data order comes from (seed, epoch), and times, noise and dropped
-labels of a pack from (seed, step, pack). So a resume restores tensors, the step and the position, and no generator.
+After the start no global random state is used: the order of the data follows from (seed, epoch), and the times, noise
+and dropped labels of a pack from (seed, step, pack). Resuming therefore restores tensors, the step and the position in
+the data, and no generator.
 """
 
 from __future__ import annotations
@@ -9,271 +10,267 @@ from __future__ import annotations
 import logging
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict
-from functools import partial
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from .. import randomness
-from ..build import build_objective
-from ..config import Recipe
+from ..checkpoints.model_folder import Pretrained, save_pretrained, shapes_of
+from ..checkpoints.training_state import damaged, newest_state, prune, save_checkpoint
 from ..data.dataset import Dataset
 from ..data.loader import PackLoader, Position, Step
-from ..errors import UserError
+from ..distributed.ranks import Ranks, join_processes, on_rank0, sum_over_ranks
 from ..model.config import NetworkConfig
-from ..model.network import Network, build_network, load_strictly
-from ..checkpoints.model_folder import Pretrained, save_pretrained, shapes_of
-from ..distributed.ranks import on_rank0, new_accelerator
+from ..model.network import Network, build_network
 from ..randomness import Purpose, seed_of, torch_generator
 from ..sampling.spec import Sampling, default_solver
-from ..tokens import upload
-from .checkpoint import damaged, newest_state, prune, restore, save_checkpoint
-from .ema import EMA
-from .malloc_trim import trim_heap
+from ..settings import Recipe
+from .finetune import init_from, trained_before, trained_names
+from .learner import Learner
 from .log import RunLog
-from .optimizer import build_optimizer, load_optimizer_tensors, optimizer_tensors
-from .sigterm import Termination
+from .malloc_trim import trim_heap
 from .run_folder import check_data, exported, identity, keep_provenance, keep_recipe, resume_command
 from .samples import write_sheet
-from .schedule import learning_rate
-from ..distributed.fsdp import gathered, shard, whole
-from .start import init_from, train_alone, trained_before, trained_names
+from .sigterm import Termination
 from .watch import DataGone, DataWatch, GradientWatch
 
 logger = logging.getLogger(__name__)
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """An optimiser step over all processes.
+
+    Attributes:
+        loss: The mean over all images.
+        grad_norm: The norm of the gradient before clipping; not finite if the step was skipped.
+        images: The number of images that could be read.
+        asked: The signal that has come to one of the processes, if any.
+    """
+
+    loss: float
+    grad_norm: float
+    images: int
+    asked: signal.Signals | None
 
 
 class Trainer:
-    """A run in the folder `run`: recipe.json, log.jsonl, checkpoints/, samples/ and, at the end, model/.
+    """A run in a folder: recipe.json, log.jsonl, checkpoints/, samples/ and model/.
 
-    Training starts from the newest checkpoint there, if any, else from the weights of `base`, else anew. Raises
-    UserError where the checkpoint is of other classes or other data. stopped_by: the signal that came to one of the
-    processes; the step that was under way is saved then.
+    Training continues from the newest checkpoint in the folder, if there is one; else it starts from the weights of
+    `base`, if given; else from scratch.
+
+    Args:
+        recipe: The settings.
+        dataset: The data that the recipe names.
+        config: The network that the recipe describes.
+        run: The folder of the run.
+        base: The model whose weights a new run starts from.
+        ranks: The processes that train together; default: those of the launcher.
+
+    Attributes:
+        done: The number of steps that are trained.
+        begun: The checkpoint, and its state.json, from which training continues.
+        stopped_by: The signal that ended training before its last step, which is saved.
+
+    Raises:
+        UserError: The checkpoint is damaged, or belongs to other classes or other data.
     """
 
     def __init__(
-        self, recipe: Recipe, dataset: Dataset, config: NetworkConfig, run: Path, base: Pretrained | None = None
+        self,
+        recipe: Recipe,
+        dataset: Dataset,
+        config: NetworkConfig,
+        run: Path,
+        base: Pretrained | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         settings = recipe.training
         self.recipe, self.dataset, self.run = recipe, dataset, run
-        self.accelerator = new_accelerator(settings.precision)
+        self.ranks = join_processes() if ranks is None else ranks
         self.shapes, self.identity = shapes_of(dataset), identity(dataset)
-        self.begun = on_rank0(lambda: newest_state(run / "checkpoints"))
-        if self.begun is not None:
-            on_rank0(lambda: check_data(run, recipe, self.identity, self.begun[1]))
+        self.begun = on_rank0(lambda: self._find_checkpoint())
         torch.manual_seed(seed_of(Purpose.WEIGHTS, settings.seed))
-        model = build_network(config)
-        model.activation_checkpointing = settings.activation_checkpointing
-        self.names = self.begin(model, base)
-        train_alone(model, set(self.names))
-        self.sharded = settings.sharding == "fsdp" and self.accelerator.num_processes > 1
-        if self.sharded:
-            shard(model, self.accelerator.device, self.accelerator.num_processes, settings.precision)
-        self.model = model if self.sharded else self.accelerator.prepare(model)
-        self.bare_model: Network = self.accelerator.unwrap_model(self.model)
-        self.optimizer = self.accelerator.prepare(build_optimizer(self.bare_model, settings))
-        self.ema = EMA(self.bare_model, settings.ema_decay)
-        self.objective = build_objective(settings, config)
+        network = build_network(config)
+        self.learner = Learner(network, self._initialise(network, base), settings, self.ranks)
         self.loader = PackLoader(
             dataset,
             settings.max_tokens_per_batch,
             settings.batches_per_step,
             settings.seed,
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
+            self.ranks.process_index,
+            self.ranks.num_processes,
             settings.workers,
-            pin=self.accelerator.device.type == "cuda",
+            pin=self.ranks.device.type == "cuda",
         )
-        # saved: the step of the newest checkpoint.
-        self.done = self.saved = 0
-        self.position = Position()
+        self.done = self.saved = 0  # saved: the step of the newest checkpoint.
+        self.position, self.seconds = Position(), 0.0
         self.gradients, self.images_read = GradientWatch(), DataWatch()
-        self.seconds = 0.0
-        told = "saving the step under way, then stopping; Ctrl-C once more ends at once without saving"
-        main = self.accelerator.is_main_process
-        self.termination = Termination(signal.SIGINT, signal.SIGTERM, told=told if main else "")
+        told = "saving the current step, then stopping; press Ctrl-C again to stop at once without saving"
+        self.termination = Termination(*SIGNALS, told=told if self.ranks.is_main_process else "")
         self.stopped_by: signal.Signals | None = None
 
-    def begin(self, model: Network, base: Pretrained | None) -> list[str]:
-        """Gives the network the weights of `base`, if there is one; returns the names of what is trained.
+    def _find_checkpoint(self) -> tuple[Path, dict[str, Any]] | None:
+        begun = newest_state(self.run / "checkpoints")
+        if begun is not None:
+            check_data(self.run, self.recipe, self.identity, begun[1])
+        return begun
 
-        That is a fact of the run: where it continues, its checkpoint says so.
+    def _initialise(self, network: Network, base: Pretrained | None) -> list[str]:
+        """Gives a new run's network the weights of `base`, if there is one; returns the names of what is trained.
+
+        Which parameters are trained is decided once per run: a checkpoint records it.
         """
-        settings, names = self.recipe.training, [name for name, _ in model.named_parameters()]
+        settings, names = self.recipe.training, [name for name, _ in network.named_parameters()]
         if self.begun is not None:
             return trained_before(*self.begun, names, settings.trainable)
         if base is None:
             return names
-        start = init_from(model, base, self.dataset, settings.reinit, settings.trainable)
+        start = init_from(network, base, self.dataset, settings.reinit, settings.trainable)
         for note in start.notes:
             logger.info("%s: %s", settings.init_from, note)
         return trained_names(names, settings.trainable, start.anew)
 
     @property
     def stopping(self) -> bool:
-        """Whether a signal ended the training before its last step."""
+        """Whether a signal ended training before its last step."""
         return self.stopped_by is not None
 
     def fit(self, report: Callable[[dict[str, Any]], None]) -> None:
-        """Trains to the last step, or to the one in which Ctrl-C or SIGTERM comes.
+        """Trains to the last step, or to the one during which Ctrl-C or SIGTERM comes.
 
-        `report` gets the figures of each step: those of the log. Raises DataGone, with the last step saved, when the
-        data cannot be read any more, and Diverged when no gradient is finite any more.
+        Args:
+            report: Gets the figures of each step, as they are logged.
+
+        Raises:
+            DataGone: The data cannot be read any more; the last step is saved.
+            Diverged: No gradient is finite any more.
         """
         with self.termination:
-            self.train(report)
-
-    def train(self, report: Callable[[dict[str, Any]], None]) -> None:
-        self.resume()
-        self.compile()
-        main, log_settings = self.accelerator.is_main_process, self.recipe.log
-        log = RunLog(self.run, self.done, log_settings.tensorboard) if main else None
-        if main:
-            keep_recipe(self.run, self.recipe)
-            keep_provenance(self.run, self.done, self.identity["content"])
-        # Stopped after the checkpoint and before its sheet.
-        if self.samples_are_due() and not on_rank0(self.sheet.exists):
-            self.write_samples()
-        steps = self.loader.steps(self.position)
-        self.clock = time.perf_counter()
-        try:
-            while self.done < self.recipe.training.steps and not self.stopping:
-                figures = self.timed_step(steps)
-                if self.accelerator.device.type == "cpu":
-                    trim_heap(self.done)
-                if log is not None:
-                    log.write(figures)
-                    report(figures)
-                # Before the checkpoint of its step: stopped in between, the step is trained and exported again.
-                if self.done in log_settings.export_at:
-                    self.export(exported(self.run, self.done))
-                last = self.stopping or self.done == self.recipe.training.steps
-                if last or self.done % log_settings.checkpoint_every == 0:
-                    self.save()
-                if self.samples_are_due() and not self.stopping:
-                    self.write_samples()
-        except DataGone as error:
-            if self.done > self.saved:
-                self.save(keep=None)
-            raise error.told(self.recipe.data.source, self.done, resume_command(self.run)) from None
-        finally:
-            steps.close()
-            if log is not None:
-                log.close()
-
-    def compile(self) -> None:
-        """Fuses the blocks if the recipe says so and the machine can."""
-        if self.recipe.training.compile:
-            # Halves of blocks are graphs of their own: none is worth cutting where DDP cuts gradients.
-            torch._dynamo.config.optimize_ddp = False
+            self.resume()
+            self.learner.compile()
+            main, settings = self.ranks.is_main_process, self.recipe.log
+            log = RunLog(self.run, self.done, settings.tensorboard) if main else None
+            if main:
+                keep_recipe(self.run, self.recipe)
+                keep_provenance(self.run, self.done, self.identity["content"])
+            # The previous run may have stopped between writing this checkpoint and its sample sheet.
+            if self.samples_are_due() and not on_rank0(self.sheet.exists):
+                self.write_samples()
+            steps = self.loader.steps(self.position)
             try:
-                self.bare_model.compile_blocks(self.recipe.training.max_tokens_per_batch)
-            except UserError as error:
-                logger.warning("%s: training goes on without training.compile", error)
+                for figures in self.timed_steps(steps):
+                    if log is not None:
+                        log.write(figures)
+                        report(figures)
+                    # Before the checkpoint of its step: stopped in between, the step is trained and exported again.
+                    if self.done in settings.export_at:
+                        self.export(exported(self.run, self.done))
+                    if self.checkpoint_is_due():
+                        self.save()
+                    if self.samples_are_due() and not self.stopping:
+                        self.write_samples()
+            except DataGone as error:
+                if self.done > self.saved:
+                    self.save(keep=None)
+                raise error.told(self.recipe.data.source, self.done, resume_command(self.run)) from None
+            finally:
+                steps.close()
+                if log is not None:
+                    log.close()
 
-    def timed_step(self, steps: Iterator[Step]) -> dict[str, Any]:
-        """The next step and its figures.
+    def timed_steps(self, steps: Generator[Step]) -> Iterator[dict[str, Any]]:
+        """Trains step by step and yields the figures of each.
 
-        tokens_per_second includes waiting for pictures; seconds also the checkpoints and sheets since the last step.
-        cpu_seconds: of all threads, which other work on the machine hardly changes.
+        tokens_per_second includes waiting for images; seconds also the checkpoints and sheets since the last step.
+        cpu_seconds is the time of all threads, which other work on the machine hardly changes.
         """
-        start, cpu_start = time.perf_counter(), time.process_time()
-        step = next(steps)
+        clock = time.perf_counter()
+        while self.done < self.recipe.training.steps and not self.stopping:
+            start, cpu_start = time.perf_counter(), time.process_time()
+            step = next(steps)
+            result = self.step(step)
+            end, cpu_seconds = time.perf_counter(), time.process_time() - cpu_start
+            self.seconds += end - clock
+            clock = end
+            if self.ranks.device.type == "cpu":
+                trim_heap(self.done)
+            if self.done < self.recipe.training.steps:
+                self.stopped_by = result.asked
+            yield {
+                "step": self.done,
+                "epoch": self.position.epoch,
+                "loss": result.loss,
+                "grad_norm": result.grad_norm,
+                "learning_rate": self.learner.optimizer.param_groups[0]["lr"],
+                "images": result.images,
+                "tokens": step.tokens,
+                "tokens_per_second": step.tokens / (end - start),
+                "real_share": round(step.real_share, 5),
+                "skipped": self.gradients.skipped,
+                "skipped_images": self.images_read.skipped,
+                "seconds": round(self.seconds, 3),
+                "cpu_seconds": round(cpu_seconds, 4),
+            }
+
+    def step(self, step: Step) -> StepResult:
+        """Trains one step; a step whose gradient is not finite is counted and otherwise skipped.
+
+        Each pack's mean loss is weighted by its fraction of the step's readable images, so that packs and processes of
+        unequal numbers of images add up to the gradient of one big batch.
+
+        Raises:
+            DataGone: Too many images cannot be read.
+            Diverged: Too many gradients in a row are not finite.
+        """
+        device, world = self.ranks.device, self.ranks.num_processes
         gone = int(step.unreadable > 0 and self.loader.is_gone())
-        self.images_read.check(*self.over_all(sum(step.readable), step.unreadable, gone))
-        loss, norm = self.step(step)
-        end, cpu_seconds = time.perf_counter(), time.process_time() - cpu_start
-        seconds = end - start
-        self.seconds += end - self.clock
-        self.clock = end
-        return {
-            "step": self.done,
-            "epoch": self.position.epoch,
-            "loss": loss,
-            "grad_norm": norm,
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
-            "images": self.images,
-            "tokens": step.tokens,
-            "tokens_per_second": step.tokens / seconds,
-            "real_share": round(step.real_share, 5),
-            "skipped": self.gradients.skipped,
-            "skipped_images": self.images_read.skipped,
-            "seconds": round(self.seconds, 3),
-            "cpu_seconds": round(cpu_seconds, 4),
-        }
-
-    def step(self, step: Step) -> tuple[float, float]:
-        """One optimiser step; returns the loss over all processes and the gradient norm. A non-finite one is skipped.
-
-        Each pack's mean is weighted by its share of the step's pictures that could be read, so that packs and
-        processes of unequal counts add up to the gradient of one big batch.
-        """
-        settings = self.recipe.training
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.done, settings)
-        device, world = self.accelerator.device, self.accelerator.num_processes
-        total = torch.zeros((), device=device)
-        # Not as planned: images that went bad meanwhile are left out, and must not count.
-        (self.images,) = self.over_all(sum(step.readable))
-        for number, (batch, labels) in enumerate(step.packs):
-            generator = self.pack_generator(number)
-            share = step.readable[number] / self.images * world
-            batch, labels = batch.to(device), upload(labels, device)
-            last = number + 1 == len(step.packs)
-            # The prepared model runs under autocast by itself; the loss and the backward pass stay outside. Sharded
-            # gradients are shared after each pack: kept whole, they would take the memory that sharding saves.
-            with nullcontext() if last or self.sharded else self.accelerator.no_sync(self.model):
-                result = self.objective(self.model, batch, labels, self.bare_model.null_label, generator)
-                self.accelerator.backward(result.loss * share)
-            total += result.loss.detach() * share
-        norm = whole(torch.nn.utils.clip_grad_norm_(self.bare_model.parameters(), settings.clip))
-        # All of a step is given to the device before the host waits for it: a step without a finite gradient is left
-        # out there, as torch's own gradient scaler does it.
-        finite = norm.isfinite()
-        self.optimizer.optimizer.found_inf = (~finite).float()
-        self.optimizer.step()
-        self.ema.update(self.bare_model, self.done, finite)
-        self.optimizer.zero_grad()
-        self.done += 1
-        self.position = step.after
-        # The question whether to stop travels with the loss, so that all processes stop at the same step.
-        asked = [float(self.termination.asked == number) for number in (signal.SIGINT, signal.SIGTERM)]
-        told = torch.cat([torch.stack([total, norm]), torch.tensor(asked, device=device)])
-        loss, norm, interrupt, terminate = self.accelerator.reduce(told, "mean").tolist()
-        if (interrupt or terminate) and self.done < settings.steps:
-            self.stopped_by = signal.SIGINT if interrupt else signal.SIGTERM
-        self.gradients.check(self.done, norm)
-        return loss, norm
-
-    def over_all(self, *counts: int) -> list[int]:
-        """The sums over all processes."""
-        if self.accelerator.num_processes == 1:
-            return list(counts)
-        return self.accelerator.reduce(torch.tensor(counts, device=self.accelerator.device), "sum").tolist()
+        counts = torch.tensor(
+            [sum(step.readable), step.unreadable, gone]
+        )  # On the CPU: the device need not be waited for.
+        images, unreadable, gone = sum_over_ranks(counts).tolist()
+        self.images_read.check(images, unreadable, gone)
+        weights = [readable / images * world for readable in step.readable]
+        generators = (self.pack_generator(number) for number in range(len(step.packs)))
+        total = self.learner.backward(step.packs, weights, generators)
+        norm = self.learner.update(self.done)
+        self.done, self.position = self.done + 1, step.after
+        # Whether to stop travels with the loss, so that all processes stop at the same step.
+        asked = torch.tensor([float(self.termination.asked == number) for number in SIGNALS], device=device)
+        figures = sum_over_ranks(torch.cat([torch.stack([total, norm]), asked])) / world
+        loss, grad_norm, *asked = figures.tolist()
+        self.gradients.check(self.done, grad_norm)
+        came = next((number for number, count in zip(SIGNALS, asked, strict=True) if count), None)
+        return StepResult(loss, grad_norm, images, came)
 
     def pack_generator(self, number: int) -> torch.Generator:
-        """For the times, noise and dropped labels of one of this process's packs, whatever the number of processes."""
+        """The random numbers of this process's pack of that number, whatever the number of processes."""
         pack = number * self.loader.world + self.loader.rank
         return torch_generator(Purpose.TRAINING, self.recipe.training.seed, self.done, pack)
+
+    def checkpoint_is_due(self) -> bool:
+        last = self.stopping or self.done == self.recipe.training.steps
+        return last or self.done % self.recipe.log.checkpoint_every == 0
 
     def save(self, keep: int | None = 0) -> None:
         """Writes a checkpoint and the averaged weights as a model folder, and removes older checkpoints.
 
-        keep: how many; 0: as the recipe says; None: all. Raises OSError when it cannot be written.
+        Args:
+            keep: The number of checkpoints that stay; 0: as the recipe says; None: all.
+
+        Raises:
+            OSError: A file cannot be written.
         """
-        folder = self.run / "checkpoints"
-        tensors = {
-            "model": dict(self.bare_model.named_parameters()),
-            "ema": self.ema.average,
-            "optimizer": optimizer_tensors(self.optimizer, self.names),
-        }
+        folder, parts, trained = self.run / "checkpoints", self.learner.parts(), self.learner.trained
         state = {
             **self.identity,
-            "trained": self.names if len(self.names) < len(tensors["model"]) else "all",
+            "trained": trained if len(trained) < len(parts["model"]) else "all",
             "position": asdict(self.position),
             "skipped": self.gradients.skipped,
             "skipped_images": self.images_read.skipped,
@@ -283,7 +280,7 @@ class Trainer:
         try:
             # The model first: a run killed in between has to repeat the step, and writes the model again.
             self.export(self.run / "model")
-            save_checkpoint(folder, self.done, tensors, state, self.sharded)
+            save_checkpoint(folder, self.done, parts, state, self.learner.model.sharded)
         except OSError as error:
             raise OSError(
                 f"step {self.done} could not be saved ({error}); the checkpoints before it are as they were: make room "
@@ -294,21 +291,20 @@ class Trainer:
             on_rank0(lambda: prune(folder, keep or self.recipe.log.keep_checkpoints))
 
     def export(self, folder: Path) -> None:
-        """The averaged weights as a model folder; one process gathers them, tensor by tensor."""
-        weights = gathered(self.ema.average, keep=self.accelerator.is_main_process)
-        about = list(self.dataset.class_names), self.shapes, torch.float32, self.dataset.autoencoder, self.done
-        on_rank0(lambda: save_pretrained(folder, self.bare_model.config, weights, *about))
+        """Writes the averaged weights as a model folder; rank 0 gathers them, tensor by tensor."""
+        model, data = self.learner.model, self.dataset
+        weights = model.gather(self.learner.ema.average)
+        about = list(data.class_names), self.shapes, torch.float32, data.autoencoder, self.done
+        on_rank0(lambda: save_pretrained(folder, model.module.config, weights, *about))
 
     def resume(self) -> None:
-        """Restores weights, average, optimiser and position from the newest checkpoint, if there is one."""
+        """Restores weights, averages, moments and the position in the data from the newest checkpoint, if any."""
         if self.begun is None:
             if on_rank0((self.run / "log.jsonl").is_file):
                 logger.info("no checkpoint in %s yet: starting at step 0", self.run)
             return
-        (newest, state), parameters = self.begun, dict(self.bare_model.named_parameters())
-        restore(newest, "model", parameters, partial(load_strictly, self.bare_model))
-        restore(newest, "ema", parameters, self.ema.load)
-        restore(newest, "optimizer", parameters, partial(load_optimizer_tensors, self.optimizer, self.names))
+        newest, state = self.begun
+        self.learner.restore(newest)
         try:
             self.done, self.position = int(state["step"]), Position(**state["position"])
             self.gradients.skipped, self.seconds = int(state["skipped"]), float(state["seconds"])
@@ -334,10 +330,11 @@ class Trainer:
         return self.run / "samples" / f"step-{self.done:08d}.png"
 
     def write_samples(self) -> None:
-        """A sheet of the averaged model, made in the precision of training."""
-        log, model = self.recipe.log, self.bare_model
-        sampling = Sampling(steps=log.sample_steps, solver=default_solver(model.config), guidance=log.sample_guidance)
-        # Images to look at have other shapes than steps: graphs of them would use up those that there may be.
+        """Draws a sample sheet with the averaged weights, in the precision of training."""
+        log, model = self.recipe.log, self.learner.model
+        solver = default_solver(model.module.config)
+        sampling = Sampling(steps=log.sample_steps, solver=solver, guidance=log.sample_guidance)
+        # Sampled images have other shapes than steps: graphs of them would use up those that there may be.
         eager = torch.compiler.set_stance("force_eager") if self.recipe.training.compile else nullcontext()
-        with eager, self.ema.applied_to(model):
-            write_sheet(self.sheet, model, self.dataset, self.shapes, sampling, self.accelerator, self.sharded)
+        with eager, self.learner.ema.applied_to(model.module):
+            write_sheet(self.sheet, model, self.dataset, self.shapes, sampling)

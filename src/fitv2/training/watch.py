@@ -1,4 +1,4 @@
-"""Ends a training that no longer learns: its data has vanished, or its gradients are never finite."""
+"""Ends a training that no longer learns because its data has vanished or its gradients are never finite."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class DataGone(UserError):
     """The data can no longer be read; the training up to here is intact."""
 
     def told(self, source: str, done: int, resume: str) -> DataGone:
-        """The same error, with what to do. done: the last step, which is saved; resume: the command that continues."""
+        """Returns the same error with what to do; done: the last step, which is saved; resume: the command for then."""
         reached = f"step {done} is saved" if done else "no step was trained yet"
         return DataGone(
             f"{self}: {source} has vanished or is damaged; {reached}. When the data is back, continue with: {resume}"
@@ -31,13 +31,17 @@ class Diverged(UserError):
 
 
 class GradientWatch:
-    """Counts the steps that were skipped because their gradient was not finite. skipped: their number so far."""
+    """Counts the steps that were skipped because their gradient was not finite.
+
+    Attributes:
+        skipped: The number of these steps so far.
+    """
 
     def __init__(self) -> None:
         self.skipped = self.in_a_row = 0
 
     def check(self, step: int, norm: float) -> None:
-        """norm: of the gradient of a step. Raises Diverged after too many steps in a row without a finite gradient."""
+        """Takes the norm of a step's gradient. Raises Diverged after too many steps in a row without a finite one."""
         if math.isfinite(norm):
             self.in_a_row = 0
             return
@@ -52,9 +56,10 @@ class GradientWatch:
 
 
 class DataWatch:
-    """Counts the images that could not be read, and stops training before too many spoil what it has learned.
+    """Counts the images that could not be read, and ends training before too many are missing.
 
-    skipped: their number so far.
+    Attributes:
+        skipped: The number of these images so far.
     """
 
     def __init__(self) -> None:

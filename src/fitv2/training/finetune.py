@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from ..checkpoints.model_folder import Pretrained
+from ..checkpoints.training_state import read_part
 from ..data.dataset import Dataset
 from ..errors import UserError
+from ..messages import shortened
 from ..model.config import NetworkConfig
-from ..model.network import bare_model
-from ..model.transformer import FiT
-from ..checkpoints.model_folder import Pretrained
-from .checkpoint import read_part
+from ..model.network import Network, bare_model, misfits
 
 LABELS = "y_embedder.embedding_table.weight"
 PATCHES = ("x_embedder.proj.weight", "x_embedder.proj.bias", "final_layer.linear.weight", "final_layer.linear.bias")
@@ -24,20 +23,32 @@ PATCHES = ("x_embedder.proj.weight", "x_embedder.proj.bias", "final_layer.linear
 
 @dataclass(frozen=True)
 class Start:
-    """How a training started. anew: names of the reinitialised tensors; notes: sentences about them."""
+    """How a training started.
+
+    Attributes:
+        anew: The names of the reinitialised parameters.
+        notes: Sentences about them for the log.
+    """
 
     anew: set[str]
     notes: list[str]
 
 
 def init_from(
-    model: FiT, base: Pretrained, dataset: Dataset, reinit: Collection[str] = (), trainable: str = "all"
+    model: Network, base: Pretrained, dataset: Dataset, reinit: Collection[str] = (), trainable: str = "all"
 ) -> Start:
-    """Gives a new model the weights of `base`. On the meta device this only checks the shapes.
+    """Gives a new model the weights of another one. On the meta device this only checks the shapes.
 
-    The label embedding is reinitialised if the classes differ (the "no class" row is kept), the patch layers if their
-    shape differs. reinit reinitialises more: "labels", "patches", or "trained" for all that is trained. Raises
-    UserError, which lists every other tensor that does not fit.
+    Args:
+        model: The new model. Its label embedding is not replaced if the classes differ (except for the row of "no
+            class"), nor its patch layers if their shapes differ.
+        base: The model whose weights are taken.
+        dataset: The data of the new training.
+        reinit: Further parts to reinitialise: "labels", "patches", or "trained" for everything that is trained.
+        trainable: Which parameters are trained: see `trained_names`.
+
+    Raises:
+        UserError: Other tensors do not fit; the message lists them.
     """
     state, own, anew, notes = base.model.state_dict(), model.state_dict(), set(), []
     if "labels" in reinit or not same_classes(base, dataset):
@@ -59,51 +70,48 @@ def init_from(
         state |= {name: own[name] for name in trained}
         anew.update(trained)
         notes.append("everything that is trained is reinitialised")
-    check_shapes(state, own)
+    if problems := misfits(model, state):
+        raise UserError(
+            "training.init_from names a model of another shape; give this one's model section the same sizes: "
+            + shortened(problems, 10)
+        )
     model.load_state_dict(state)
     return Start(anew, notes)
 
 
 def check_start(config: NetworkConfig, base: Pretrained, dataset: Dataset, reinit: Collection[str]) -> list[str]:
-    """The notes of `init_from`, without a network in memory. Raises UserError like it."""
+    """Returns the notes of `init_from` without a network in memory. Raises UserError like it."""
     return init_from(bare_model(config), base, dataset, reinit).notes
 
 
 def same_classes(base: Pretrained, dataset: Dataset) -> bool:
-    """Compares the class names if both have names, else their number."""
+    """Whether both have the same class names, or the same number of classes if one of them has no names."""
     if base.class_names and dataset.class_names:
         return list(base.class_names) == list(dataset.class_names)
     return base.model.config.num_classes == dataset.num_classes
 
 
-def check_shapes(state: dict[str, Tensor], own: dict[str, Tensor]) -> None:
-    wrong = [
-        f"{name} is {tuple(state[name].shape) if name in state else 'missing'} there and {tuple(tensor.shape)} here"
-        for name, tensor in own.items()
-        if name not in state or state[name].shape != tensor.shape
-    ]
-    wrong += [f"{name} is not here" for name in state.keys() - own.keys()]
-    if wrong:
-        raise UserError(
-            "training.init_from names a model of another shape; give this one's model section the same sizes: "
-            + "; ".join(sorted(wrong)[:10])
-        )
-
-
 def trained_names(names: Iterable[str], trainable: str, anew: Collection[str] = ()) -> list[str]:
-    """Which parameters a run trains. anew: the reinitialised ones.
+    """Returns the names of the parameters that a run trains.
 
-    "high-resolution" means what FiTv2 trains there, patch layers, biases, norms and AdaLN (Sec. III-F), and all of
-    `anew`: nothing random may stay frozen.
+    Args:
+        names: The names of all parameters.
+        trainable: "all"; or "high-resolution" for those that FiTv2 trains at high resolution: patch layers, biases,
+            norms and AdaLN (Sec. III-F).
+        anew: The reinitialised parameters. They are always trained: nothing random may stay frozen.
     """
     return [name for name in names if trainable == "all" or trains_at_high_resolution(name) or name in anew]
 
 
 def trained_before(checkpoint: Path, state: dict[str, Any], names: list[str], trainable: str) -> list[str]:
-    """Which of the parameters `names` a run has trained so far; every process has to call this.
+    """Returns the names of the parameters that a run has trained so far. Every process has to call this.
 
-    state: state.json of its checkpoint. In older versions it does not say, but the parameters for which the optimiser
-    has moments were trained.
+    Args:
+        checkpoint: The checkpoint from which the run continues.
+        state: Its state.json. In older versions it does not name them, but those were trained for which the optimiser
+            has moments.
+        names: The names of all parameters.
+        trainable: As in `trained_names`.
     """
     if "trained" in state:
         return names if state["trained"] == "all" else state["trained"]
@@ -112,18 +120,18 @@ def trained_before(checkpoint: Path, state: dict[str, Any], names: list[str], tr
     return trained_names(names, trainable, {key.partition(".")[2] for key in read_part(checkpoint, "optimizer", {})})
 
 
-def train_alone(model: FiT, names: Collection[str]) -> None:
-    """Freezes all other parameters."""
+def freeze_others(model: Network, names: Collection[str]) -> None:
+    """Freezes all parameters but those of the given names."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in names)
 
 
 def trains_at_high_resolution(name: str) -> bool:
-    """For XL/2 these are 14 % of the weights."""
+    """Whether FiTv2 trains a parameter at high resolution; for XL/2 these are 14 % of the weights."""
     return name.startswith(("x_embedder", "final_layer")) or name.endswith(".bias") or "norm" in name or "adaLN" in name
 
 
 def trained_share(config: NetworkConfig, trainable: str) -> float:
-    """The fraction of a network's weights that is trained."""
+    """Returns the fraction of a network's weights that is trained."""
     counts = {name: parameter.numel() for name, parameter in bare_model(config).named_parameters()}
     return sum(counts[name] for name in trained_names(counts, trainable)) / sum(counts.values())

@@ -1,0 +1,1 @@
+"""Weights in files: model folders, the authors' checkpoints, state dicts of others, and the state of a training."""

@@ -1,0 +1,300 @@
+"""The settings of a run: which there are, what they mean, which go together. `fitv2.config` reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    model_validator,
+)
+
+from .errors import UserError
+
+# The steps of the full diffusion process, which a sampler can only shorten.
+DIFFUSION_STEPS = 1000
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class NetworkSettings(Settings):
+    """Settings of any network; input channels and the number of classes come from the data."""
+
+    width: PositiveInt = Field(default=256, description="numbers per token inside the model")
+    depth: PositiveInt = Field(default=6, description="number of blocks")
+    heads: PositiveInt = Field(default=4, description="attention heads")
+    patch_size: PositiveInt = Field(default=4, description="side of a patch, in latent pixels")
+
+
+class AnyResolutionSettings(NetworkSettings):
+    """Settings of the networks for images of any size."""
+
+    mlp_ratio: PositiveFloat = Field(default=4.0, description="SwiGLU is 2/3 of this times the width")
+    lora_rank: PositiveInt | None = Field(default=None, description="rank of a block's modulation; default width / 4")
+    qk_norm_affine: bool = Field(default=False, description="learned scale in the norm of queries and keys")
+    extrapolation: str | None = Field(
+        default=None, description="with init_from: positions beyond that model's size, such as vision-ntk"
+    )
+
+
+QKNorm = Annotated[bool, Field(description="LayerNorm of queries and keys (FiTv2 yes, FiT no)")]
+Modulation = Annotated[
+    Literal["low-rank", "full"],
+    Field(description="AdaLN: shared with a low-rank part per block (FiTv2), or a full one per block (FiT)"),
+]
+Prediction = Annotated[
+    Literal["velocity", "epsilon"],
+    Field(description="velocity, trained as a rectified flow (FiTv2, SiT), or epsilon, by diffusion (FiT, DiT)"),
+]
+
+
+class FiTv2Settings(AnyResolutionSettings):
+    """Settings of FiTv2."""
+
+    architecture: Literal["FiTv2"] = Field(
+        description="FiTv2; FiT: the predecessor, trained with diffusion; DiT, SiT: for one square size only"
+    )
+    qk_norm: QKNorm = True
+    modulation: Modulation = "low-rank"
+    prediction: Prediction = "velocity"
+
+
+class FiTSettings(AnyResolutionSettings):
+    """Settings of FiT, the predecessor."""
+
+    architecture: Literal["FiT"]
+    qk_norm: QKNorm = False
+    modulation: Modulation = "full"
+    prediction: Prediction = "epsilon"
+
+
+class DiTSettings(NetworkSettings):
+    """Settings of DiT, for one square size."""
+
+    architecture: Literal["DiT"]
+    prediction: Prediction = "epsilon"
+
+
+class SiTSettings(NetworkSettings):
+    """Settings of SiT, for one square size."""
+
+    architecture: Literal["SiT"]
+    prediction: Prediction = "velocity"
+
+
+ModelSettings = FiTv2Settings | FiTSettings | DiTSettings | SiTSettings
+ARCHITECTURES: dict[str, type[NetworkSettings]] = {
+    "FiTv2": FiTv2Settings,
+    "FiT": FiTSettings,
+    "DiT": DiTSettings,
+    "SiT": SiTSettings,
+}
+GRIDS = (DiTSettings, SiTSettings)
+
+MinScale = Annotated[
+    float, Field(gt=0, le=1, description="draw images at random linear scales from this up to 1; 1: their own size")
+]
+
+
+class FashionSettings(Settings):
+    """The built-in images of garments."""
+
+    source: Literal["fashion"] = Field(
+        description="'fashion' (built in), a folder of images, or one that 'fitv2 prepare' made"
+    )
+    split: Literal["bundled", "full"] = Field(
+        default="bundled", description="fashion: the packaged 10 000 or all 60 000"
+    )
+    folder: Path | None = Field(
+        default=None, description="fashion: where the upstream files are, if not where Debian puts them"
+    )
+    max_tokens: PositiveInt = Field(
+        default=49, description="larger images are scaled down to this many tokens; default for fashion 49, else 256"
+    )
+    preprocessing: Literal["mixed", "resize", "crop"] = Field(
+        default="resize", description="Algorithm 1 of FiTv2 (mixed) or one of its versions; default for fashion resize"
+    )
+    min_scale: MinScale = 1.0
+
+
+class FolderSettings(Settings):
+    """Images, or latents, in a folder."""
+
+    source: str
+    max_tokens: PositiveInt = 256
+    channels: Literal[1, 3] = Field(default=3, description="folder: 3 for colour, 1 for grey")
+    labels: Literal["auto", "folders", "none"] = Field(
+        default="auto",
+        description="folder: the classes are its sub-folders (folders), those of metadata.jsonl, metadata.csv or "
+        "dataset.json in it, or else its sub-folders (auto); or there are none (none)",
+    )
+    preprocessing: Literal["mixed", "resize", "crop"] = "mixed"
+    flip: bool = Field(default=True, description="folder: mirror half of the images")
+    stand_in: Literal["imagenet"] | None = Field(
+        default=None, description="sizes that --dry-run plans with while the source is not here"
+    )
+    min_scale: MinScale = 1.0
+
+
+DataSettings = FashionSettings | FolderSettings
+
+
+def kind_of_source(data: Any) -> str:
+    source = data.get("source", "fashion") if isinstance(data, Mapping) else getattr(data, "source", None)
+    return "fashion" if source == "fashion" else "folder"
+
+
+class TrainingSettings(Settings):
+    """How it is trained."""
+
+    init_from: str | None = Field(
+        default=None, description="a model (folder or builtin:NAME) whose weights training begins with, where they fit"
+    )
+    reinit: tuple[Literal["labels", "patches", "trained"], ...] = Field(
+        default=(),
+        description="init_from: what does not take its weights: label table, patch layers, all that is trained",
+    )
+    trainable: Literal["all", "high-resolution"] = Field(
+        default="all", description="high-resolution: patch layers, biases, norms and AdaLN, a seventh of the weights"
+    )
+    steps: PositiveInt = Field(default=10_000, description="optimiser steps")
+    max_tokens_per_batch: PositiveInt = Field(default=4096, description="most tokens of one forward pass")
+    batches_per_step: PositiveInt = Field(
+        default=1, description="forward passes of a step, over all processes; more than one each accumulate gradients"
+    )
+    learning_rate: PositiveFloat = Field(default=1e-3, description="peak learning rate of AdamW")
+    warmup_steps: int = Field(default=200, ge=0, description="linear rise of the learning rate")
+    decay_fraction: float = Field(
+        default=0.0, ge=0, le=1, description="last fraction of the steps, with linear decay to zero"
+    )
+    weight_decay: float = Field(default=0.0, ge=0, description="of AdamW")
+    beta2: float = Field(default=0.999, gt=0, lt=1, description="AdamW's second-moment decay")
+    max_grad_norm: PositiveFloat = Field(default=1.0, description="largest norm of the gradient")
+    ema_decay: float = Field(default=0.9999, gt=0, lt=1, description="decay of the averaged weights, warmed up")
+    class_dropout_prob: float = Field(default=0.1, ge=0, le=1, description="fraction of images that lose their label")
+    time_density: Literal["logit_normal", "uniform", "cosmap", "mode"] = Field(
+        default="logit_normal",
+        description="of training times on the path; cosmap and mode are of Stable Diffusion 3",
+    )
+    time_mean: float = Field(default=0.0, description="logit-normal: mean of the logit of t")
+    time_std: PositiveFloat = Field(default=1.0, description="logit-normal: standard deviation of the logit of t")
+    time_scale: float = Field(
+        default=1.29, ge=-1, le=1.75, description="mode: above 0 more in the middle of the path, below at its ends"
+    )
+    precision: Literal["bf16", "fp32"] = Field(default="bf16", description="bf16 (autocast) or fp32")
+    compile: bool = Field(default=False, description="compile the blocks with torch.compile (needs a C++ compiler)")
+    activation_checkpointing: bool = Field(default=False, description="less memory for a third more time")
+    sharding: Literal["none", "fsdp"] = Field(
+        default="none",
+        description="with several processes: each holds all weights (none: DDP) or a shard (fsdp: FSDP2)",
+    )
+    workers: PositiveInt = Field(default=2, description="threads that load images")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="fixes weights, data order, times and noise")
+
+    @model_validator(mode="after")
+    def the_peak_is_reached(self) -> Self:
+        if self.warmup_steps > self.steps * (1 - self.decay_fraction):
+            raise UserError(
+                f"warmup_steps={self.warmup_steps} and decay_fraction={self.decay_fraction:g} overlap within "
+                f"{self.steps} steps; lower one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def only_a_start_has_parts(self) -> Self:
+        if self.init_from is None and self.changed("reinit", "trainable"):
+            raise UserError("reinit and trainable go with init_from, the model to begin with")
+        return self
+
+    @model_validator(mode="after")
+    def the_density_has_its_own_numbers(self) -> Self:
+        numbers = {"logit_normal": ("time_mean", "time_std"), "mode": ("time_scale",)}
+        others = [key for kind, keys in numbers.items() if kind != self.time_density for key in keys]
+        if useless := self.changed(*others):
+            raise UserError(f"{', '.join(useless)}: no effect with time_density={self.time_density}; remove it")
+        return self
+
+    def changed(self, *keys: str) -> list[str]:
+        """The keys that have other values than by default."""
+        return [key for key in keys if getattr(self, key) != type(self).model_fields[key].default]
+
+
+class LogSettings(Settings):
+    """What is written while it trains."""
+
+    checkpoint_every: PositiveInt = Field(default=500, description="steps between checkpoints")
+    keep_checkpoints: PositiveInt = Field(default=2, description="older ones are removed")
+    sample_every: PositiveInt | None = Field(default=1000, description="steps between sample sheets; null: none")
+    sample_steps: PositiveInt = Field(default=20, description="steps of the sample sheets, of ab2 (epsilon: ddim)")
+    sample_guidance: float = Field(default=2.0, ge=0, description="guidance scale of the sample sheets")
+    export_at: tuple[PositiveInt, ...] = Field(
+        default=(), description="steps at which the averaged weights are also kept as a model, in exports/"
+    )
+    tensorboard: bool = Field(default=False, description="also write TensorBoard events (needs tensorboard)")
+
+
+class Recipe(Settings):
+    """A whole run. Which settings exist depends on model.architecture and data.source."""
+
+    model: ModelSettings = Field(default=FiTv2Settings(architecture="FiTv2"), discriminator="architecture")
+    data: Annotated[
+        Annotated[FashionSettings, Tag("fashion")] | Annotated[FolderSettings, Tag("folder")],
+        Discriminator(kind_of_source),
+    ] = FashionSettings(source="fashion")
+    training: TrainingSettings = TrainingSettings()
+    log: LogSettings = LogSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def default_kinds(cls, tree: Any) -> Any:
+        """The architecture and the source of sections that do not name them."""
+        kinds = {"model": {"architecture": "FiTv2"}, "data": {"source": "fashion"}}
+        if not isinstance(tree, dict):
+            return tree
+        return tree | {s: kind | tree[s] for s, kind in kinds.items() if isinstance(tree.get(s), dict)}
+
+    @model_validator(mode="after")
+    def every_setting_has_an_effect(self) -> Self:
+        model, training, useless = self.model, self.training, []
+        if isinstance(model, GRIDS):
+            useless = training.changed("init_from", "reinit", "trainable", "compile", "sharding")
+        elif model.extrapolation is not None and training.init_from is None:
+            raise UserError("model.extrapolation goes with training.init_from: it extends the size of that model")
+        if model.prediction == "epsilon":
+            useless += training.changed("time_density", "time_mean", "time_std", "time_scale")
+        if useless:
+            keys = ", ".join(f"training.{key}" for key in useless)
+            raise UserError(
+                f"{keys}: no effect with model.architecture={model.architecture} that predicts {model.prediction}; "
+                "remove it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def sheets_can_be_made(self) -> Self:
+        """A training must not end at its first sample sheet."""
+        log = self.log
+        if self.model.prediction == "epsilon" and log.sample_every is not None and log.sample_steps > DIFFUSION_STEPS:
+            raise UserError(
+                f"log.sample_steps={log.sample_steps} is more than the {DIFFUSION_STEPS} steps of a network that "
+                "predicts epsilon: lower it"
+            )
+        return self
+
+
+SECTIONS: dict[str, tuple[type[Settings], ...]] = {
+    "model": tuple(ARCHITECTURES.values()),
+    "data": (FashionSettings, FolderSettings),
+    "training": (TrainingSettings,),
+    "log": (LogSettings,),
+}

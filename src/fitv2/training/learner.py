@@ -1,0 +1,119 @@
+"""A network with everything that learning changes: gradients of packs, steps of AdamW, averaged weights."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..build import build_objective
+from ..checkpoints.training_state import restore
+from ..distributed.parallel import ParallelModel
+from ..distributed.ranks import Ranks
+from ..errors import UserError
+from ..model.network import Network, load_strictly
+from ..model.transformer import FiT
+from ..settings import TrainingSettings
+from ..tokens import TokenBatch, upload
+from .ema import EMA
+from .finetune import freeze_others
+from .optimizer import build_optimizer, learning_rate, load_optimizer_tensors, optimizer_tensors
+
+logger = logging.getLogger(__name__)
+
+
+class Learner:
+    """A network in training.
+
+    Attributes:
+        model: The network, as one or several processes train it.
+        trained: The names of the parameters that are trained; all others are frozen.
+        optimizer: AdamW.
+        ema: The averaged weights.
+    """
+
+    def __init__(self, network: Network, trained: list[str], settings: TrainingSettings, ranks: Ranks) -> None:
+        self.settings, self.trained = settings, trained
+        freeze_others(network, set(trained))
+        network.activation_checkpointing = settings.activation_checkpointing
+        self.model = ParallelModel(network, ranks, settings.sharding, settings.precision)
+        self.optimizer = build_optimizer(network, settings)
+        self.ema = EMA(network, settings.ema_decay)
+        self.objective = build_objective(settings, network.config)
+
+    def compile(self) -> None:
+        """Compiles the blocks if the settings say so and the machine can."""
+        module = self.model.module
+        if self.settings.compile and isinstance(module, FiT):
+            # Halves of blocks are graphs of their own: none is worth cutting where DDP cuts gradients.
+            torch._dynamo.config.optimize_ddp = False
+            try:
+                module.compile_blocks(self.settings.max_tokens_per_batch)
+            except UserError as error:
+                logger.warning("%s: training continues without training.compile", error)
+
+    def backward(
+        self,
+        packs: Sequence[tuple[TokenBatch, Tensor]],
+        weights: Iterable[float],
+        generators: Iterable[torch.Generator],
+    ) -> Tensor:
+        """Accumulates the gradient of the weighted sum of the packs' losses.
+
+        Args:
+            packs: Batches on any device with the labels of their images, (B,) int64.
+            weights: The weight of each pack's loss, the mean over its images.
+            generators: For each pack, the source of its times, noise and dropped labels.
+
+        Returns:
+            That sum, () float32 on the model's device.
+        """
+        device, null_label = self.model.ranks.device, self.model.module.null_label
+        total = torch.zeros((), device=device)
+        for number, ((batch, labels), weight, generator) in enumerate(zip(packs, weights, generators, strict=True), 1):
+            batch, labels = batch.to(device), upload(labels, device)
+            # The model runs under autocast by itself; the loss stays outside.
+            with nullcontext() if number == len(packs) else self.model.accumulating():
+                loss = self.objective(self.model, batch, labels, null_label, generator).loss
+                (loss * weight).backward()
+            total += loss.detach() * weight
+        return total
+
+    def update(self, step: int) -> Tensor:
+        """Clips the gradient, updates the weights and their average, and clears the gradient.
+
+        A gradient that is not finite changes nothing. That is decided on the device, as torch's gradient scaler does
+        it, so that the host need not wait.
+
+        Args:
+            step: The number of the step, from 0.
+
+        Returns:
+            The norm of the gradient before clipping, () float32.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(step, self.settings)
+        norm = self.model.clip_grad_norm(self.settings.max_grad_norm)
+        finite = norm.isfinite()
+        self.optimizer.found_inf = (~finite).float()  # pyright: ignore[reportAttributeAccessIssue]
+        self.optimizer.step()
+        self.ema.update(self.model.module, step, finite)
+        self.optimizer.zero_grad()
+        return norm
+
+    def parts(self) -> dict[str, dict[str, Tensor]]:
+        """The tensors of a checkpoint: "model", "ema" and "optimizer"."""
+        moments = optimizer_tensors(self.optimizer, self.trained)
+        return {"model": self.model.parameters, "ema": self.ema.average, "optimizer": moments}
+
+    def restore(self, checkpoint: Path) -> None:
+        """Restores the tensors from a checkpoint. Raises UserError where they are damaged or do not fit."""
+        parameters = self.model.parameters
+        restore(checkpoint, "model", parameters, partial(load_strictly, self.model.module))
+        restore(checkpoint, "ema", parameters, self.ema.load)
+        restore(checkpoint, "optimizer", parameters, partial(load_optimizer_tensors, self.optimizer, self.trained))
