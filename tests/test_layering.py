@@ -135,7 +135,7 @@ def test_settings_and_the_command_line_load_nothing_heavy():
         ("sampling/ode.py", "import fitv2.data.folder", "sampling.ode: must not import data.folder"),
         ("data/folder.py", "from ..sampling.noise import ImageNoise", "data.folder: must not import sampling.noise"),
         ("tokens.py", "from .model.rope import rotate", "tokens: must not import model.rope"),
-        ("convert.py", "from .training.ema import EMA", "convert: must not import training.ema"),
+        ("checkpoints/official.py", "from ..training import ema", "checkpoints.official: must not import training.ema"),
         ("training/ema.py", "from ..evaluation import results", "training.ema: must not import evaluation.results"),
         ("sampling/ode.py", "from ..cli.train import train", "sampling.ode: must not import cli.train"),
         ("data/latents.py", "from ..autoencoder import Pixels", "data.latents: must not import autoencoder.Pixels"),
@@ -170,7 +170,7 @@ def test_what_is_allowed_is_not_complained_about(tmp_path):
     for module, line in {
         "model/rope.py": "import torch\nfrom ..tokens import TokenBatch\nfrom .layers import SwiGLU",
         "sampling/ode.py": "from ..flow.path import shift_time\nfrom ..model.config import NetworkConfig",
-        "pretrained.py": "from .convert import load_strictly",
+        "checkpoints/model_folder.py": "from .state_dict import read_state_dict",
         "training/trainer.py": "from ..config import Recipe\nfrom ..sampling.generate import generate",
         "build.py": "from .config import Recipe\nfrom .model.config import FiTConfig\nFiTConfig(width=4)",
         "cli/train.py": "def train():\n    from ..training.trainer import Trainer",

@@ -5,7 +5,8 @@ import torch
 
 from fitv2 import FiTConfig, RopeScheme, TokenBatch
 from fitv2.checkpoints.official import CUSTOM_FREQS
-from fitv2.model.rope import ATTENTION_SCALES, EXTRAPOLATIONS, METHODS, image_frequencies, rotation_table
+from fitv2.model.config import EXTRAPOLATIONS
+from fitv2.model.rope import ATTENTION_SCALES, METHODS, image_frequencies, rotation_table
 from golden_fixtures import assert_matches, load
 from tiny import random_model
 

@@ -97,8 +97,8 @@ class NetworkConfig:
         patch_size: Side of a patch in latent pixels.
         in_channels: Channels of a latent.
         num_classes: Number of classes; the label of that number is the null class.
-        prediction: "velocity", trained as a rectified flow with times in [0, 1], or "epsilon", trained by diffusion with
-            steps 0 to 999: the noise, and then where its variance lies, twice the channels.
+        prediction: "velocity", trained as a rectified flow with times in [0, 1], or "epsilon", trained by diffusion
+            with steps 0 to 999: the noise, and then where its variance lies, twice the channels.
 
     Raises:
         UserError: An unknown prediction.

@@ -80,8 +80,8 @@ class Sampling:
             check_count(self.steps)
         if self.cache_interval < 1 or (self.cache_interval > 1 and self.solver in ADAPTIVE):
             raise UserError(
-                f"one model call of every {self.cache_interval} cannot be a full one with the solver {self.solver}: give 1 "
-                "or more, and 1 for an adaptive solver"
+                f"one model call of every {self.cache_interval} cannot be a full one with the solver {self.solver}: "
+                "give 1 or more, and 1 for an adaptive solver"
             )
 
     def _check_guidance(self) -> None:
@@ -191,8 +191,8 @@ def check_sampling(sampling: Sampling, config: NetworkConfig) -> None:
         )
     if sampling.cache_interval > 1 and (config.fixed_grid is not None or config.depth < SHALLOWEST_CACHED):
         raise UserError(
-            f"cache_interval {sampling.cache_interval} would have no effect: only models of FiT and FiTv2 with at least "
-            f"{SHALLOWEST_CACHED} blocks can reuse inner ones; remove it"
+            f"cache_interval {sampling.cache_interval} would have no effect: only models of FiT and FiTv2 with at "
+            f"least {SHALLOWEST_CACHED} blocks can reuse inner ones; remove it"
         )
 
 
