@@ -134,7 +134,7 @@ def test_settings_and_the_command_line_load_nothing_heavy():
         ("convert.py", "from .training.ema import EMA", "convert: must not import training.ema"),
         ("training/ema.py", "from ..evaluation import scores", "training.ema: must not import evaluation.scores"),
         ("generate.py", "from .cli.train import train", "generate: must not import cli.train"),
-        ("data/latents.py", "from ..autoencoder import Pixels", "data.latents: must not import autoencoder.Pixels"),
+        ("data/shards.py", "from ..autoencoder import Pixels", "data.shards: must not import autoencoder.Pixels"),
         ("prepare/run.py", "from ..training.ema import EMA", "prepare.run: must not import training.ema"),
         ("prepare/run.py", "from ..model.rope import rotate", "prepare.run: must not import model.rope"),
         ("generate.py", "from . import cli", "generate: must not import cli"),
