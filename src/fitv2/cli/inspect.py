@@ -76,18 +76,18 @@ def inspect(
 
 def refuse_damage(folder: Path, found: Verified) -> None:
     """Raises UserError where shards are damaged or hold numbers that are not finite."""
-    anew = "the same fitv2 prepare as before makes them again"
+    cure = "the same fitv2 prepare as before makes them again"
     if found.damaged:
         shards = counted(len(found.damaged), "shard")
         raise UserError(
             f"{shards} of {folder} {'is' if len(found.damaged) == 1 else 'are'} not as written: "
-            f"{shortened(found.damaged, MOST_CLASSES)}; {anew}"
+            f"{shortened(found.damaged, MOST_CLASSES)}; {cure}"
         )
     if found.not_finite:
         names = shortened(found.not_finite, MOST_CLASSES)
         raise UserError(
             f"{counted(len(found.not_finite), 'image')} of {folder} {'has' if len(found.not_finite) == 1 else 'have'} "
-            f"latents that are not finite (NaN or infinity): {names}; {anew}, and stops if the autoencoder is broken"
+            f"latents that are not finite (NaN or infinity): {names}; {cure}, and stops if the autoencoder is broken"
         )
 
 
@@ -115,8 +115,8 @@ def text(folder: Path, inspection: Inspection, figures: dict[str, Any]) -> Itera
     duplicates = counted(figures["duplicates"], "duplicate")
     yield f"  {figures['stretched_visibly']} stretched by over 5 %; {duplicates}"
     pack = figures["packing"]
-    budget, share = counted(pack["budget"], "token"), 100 * pack["real_share"]
-    yield f"  packs of {budget}: {pack['packs']} an epoch, {share:.2f} % real tokens"
+    budget, real = counted(pack["budget"], "token"), 100 * pack["real_share"]
+    yield f"  packs of {budget}: {pack['packs']} an epoch, {real:.2f} % real tokens"
     if "verified" in figures:
         yield f"  all of {counted(len(inspection.dataset['shards']), 'shard')} as written, every number finite"
     shown = {"width / height": "aspects", "tokens": "token_counts", "fraction lost by cropping": "cropped"}
