@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -87,7 +87,7 @@ class PackLoader:
         self.workers, self.pin = workers, pin
         self._planned: tuple[int, Epoch, Packs, float] | None = None
 
-    def steps(self, position: Position) -> Iterator[Step]:
+    def steps(self, position: Position) -> Generator[Step]:
         """Yields the steps from `position` on. The next step loads in threads while the current one is used."""
         with ThreadPoolExecutor(self.workers) as pool:
             upcoming = self._submit(pool, position)
