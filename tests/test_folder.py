@@ -114,14 +114,6 @@ def test_flip_is_a_mirror(root):
     assert seen == {False, True}
 
 
-def test_crop_takes_the_middle(tmp_path):
-    columns = np.zeros((64, 192, 3), np.uint8)
-    columns[:, 64:128] = 255
-    Image.fromarray(columns).save(tmp_path / "a.png")
-    crop = open_folder(tmp_path, preprocessing="crop").epoch(0, seed=0).latent(0)
-    assert crop.shape == (3, 16, 16) and (crop[:, :, 1:-1] > 0.9).all()
-
-
 def test_bad_files_are_named_and_skipped(root, caplog):
     (root / "cat" / "empty.png").write_bytes(b"")
     (root / "cat" / "page.jpg").write_text("<html>")

@@ -107,13 +107,6 @@ def test_files_of_others_are_not_written_over(fitv2, prepared, tmp_path):
         assert fitv2("inspect", "out", "--out", "seen")[0] in (0, None)
 
 
-def test_what_is_not_prepared_is_one_sentence(fitv2, prepared):
-    assert "pictures is no prepared data set" in fitv2("inspect", "pictures")[0]
-    assert "nowhere is no prepared data set" in fitv2("inspect", "nowhere")[0]
-    (prepared / "dataset.json").unlink()
-    assert "has not finished" in fitv2("inspect", "out", "--verify")[0]
-
-
 def test_long_reports_name_the_first_files_and_where_all_are(fitv2, tmp_path):
     bad = {f"{i:03}.png": b"x" for i in range(MOST_LISTED + 5)}
     write_files(tmp_path / "pictures", bad | {"good.png": as_bytes(noise(9, 9))})

@@ -138,7 +138,7 @@ def test_settings_and_the_command_line_load_nothing_heavy():
         ("checkpoints/official.py", "from ..training import ema", "checkpoints.official: must not import training.ema"),
         ("training/ema.py", "from ..evaluation import results", "training.ema: must not import evaluation.results"),
         ("sampling/ode.py", "from ..cli.train import train", "sampling.ode: must not import cli.train"),
-        ("data/latents.py", "from ..autoencoder import Pixels", "data.latents: must not import autoencoder.Pixels"),
+        ("data/shards.py", "from ..autoencoder import Pixels", "data.shards: must not import autoencoder.Pixels"),
         ("prepare/run.py", "from ..training.ema import EMA", "prepare.run: must not import training.ema"),
         ("prepare/run.py", "from ..model.rope import rotate", "prepare.run: must not import model.rope"),
         ("build.py", "from . import cli", "build: must not import cli"),

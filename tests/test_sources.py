@@ -45,20 +45,6 @@ def test_folder(tmp_path):
     assert [item.id for item in source.items] == sorted(GOOD)
 
 
-def test_every_other_file_of_a_folder_is_named(tmp_path):
-    write_files(tmp_path, GOOD | {"loose.png": b"x", "cat/notes.txt": b"x", "cat/README": b"", ".git/config": b""})
-    (tmp_path / "dog" / "link.png").symlink_to(tmp_path / "nowhere")
-    source = open_source(str(tmp_path), "folders")
-    assert refused(source) == {
-        "loose.png": "outside the class folders",
-        "cat/notes.txt": "ignored extension: .txt",
-        "cat/README": "ignored extension: without extension",
-        ".git": "hidden",
-        "dog/link.png": "not a file",
-    }
-    assert set(taken(source)) == set(GOOD)
-
-
 @pytest.mark.parametrize(("name", "separator"), [("list.txt", "\t"), ("list.tsv", "\t"), ("list.csv", ",")])
 @pytest.mark.parametrize("header", ["", "path{}label\n"])
 def test_list_with_names_of_classes(tmp_path, name, separator, header):

@@ -9,9 +9,9 @@ from importlib.resources import files
 from pathlib import Path
 
 from .errors import UserError
-from .messages import suggestion
+from .messages import shortened, suggestion
 
-# Classes that a message lists; the rest is "and so on".
+# Classes that a message lists.
 TOLD = 20
 
 
@@ -42,8 +42,7 @@ class Classes:
     def __str__(self) -> str:
         if not self.names:
             return f"0 to {self.count - 1}, without names" if self.count else "none: it has no classes"
-        told = [f"{number} {name}" for number, name in list(self.names.items())[:TOLD]]
-        return ", ".join(told) + (" and so on" if len(self.names) > len(told) else "")
+        return shortened([f"{number} {name}" for number, name in self.names.items()], TOLD)
 
 
 def read_names(path: Path) -> list[str]:

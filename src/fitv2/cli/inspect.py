@@ -13,7 +13,7 @@ from ..errors import UserError
 from ..messages import counted, shortened
 
 if TYPE_CHECKING:
-    from ..prepare.inspection import Inspection, Verified
+    from ..prepare.inspection import Inspection
 
 PLOTS = "plots.png"
 BAR = 40
@@ -49,7 +49,7 @@ def inspect(
 
     if verify:
         with image_progress("verifying", len(read_dataset(folder)[1]["shards"])) as done:
-            refuse_damage(folder, inspecting.verify(folder, done))
+            refuse_damage(folder, *inspecting.verify(folder, done))
     named = folder if folder.name else folder.resolve()  # "." has no name.
     out = out or named.with_name(f"{named.resolve().name}-inspected")
     refuse_foreign(out, {inspecting.TABLE, PLOTS})
@@ -74,20 +74,20 @@ def inspect(
     print(shown.encode(errors="replace").decode())
 
 
-def refuse_damage(folder: Path, found: Verified) -> None:
+def refuse_damage(folder: Path, damaged: list[str], not_finite: list[str]) -> None:
     """Raises UserError where shards are damaged or hold numbers that are not finite."""
-    anew = "the same fitv2 prepare as before makes them again"
-    if found.damaged:
-        shards = counted(len(found.damaged), "shard")
+    cure = "the same fitv2 prepare as before makes them again"
+    if damaged:
+        shards = counted(len(damaged), "shard")
         raise UserError(
-            f"{shards} of {folder} {'is' if len(found.damaged) == 1 else 'are'} not as written: "
-            f"{shortened(found.damaged, MOST_CLASSES)}; {anew}"
+            f"{shards} of {folder} {'is' if len(damaged) == 1 else 'are'} not as written: "
+            f"{shortened(damaged, MOST_CLASSES)}; {cure}"
         )
-    if found.not_finite:
-        names = shortened(found.not_finite, MOST_CLASSES)
+    if not_finite:
+        names = shortened(not_finite, MOST_CLASSES)
         raise UserError(
-            f"{counted(len(found.not_finite), 'image')} of {folder} {'has' if len(found.not_finite) == 1 else 'have'} "
-            f"latents that are not finite (NaN or infinity): {names}; {anew}, and stops if the autoencoder is broken"
+            f"{counted(len(not_finite), 'image')} of {folder} {'has' if len(not_finite) == 1 else 'have'} "
+            f"latents that are not finite (NaN or infinity): {names}; {cure}, and stops if the autoencoder is broken"
         )
 
 
@@ -115,8 +115,8 @@ def text(folder: Path, inspection: Inspection, figures: dict[str, Any]) -> Itera
     duplicates = counted(figures["duplicates"], "duplicate")
     yield f"  {figures['stretched_visibly']} stretched by over 5 %; {duplicates}"
     pack = figures["packing"]
-    budget, share = counted(pack["budget"], "token"), 100 * pack["real_share"]
-    yield f"  packs of {budget}: {pack['packs']} an epoch, {share:.2f} % real tokens"
+    budget, real = counted(pack["budget"], "token"), 100 * pack["real_share"]
+    yield f"  packs of {budget}: {pack['packs']} an epoch, {real:.2f} % real tokens"
     if "verified" in figures:
         yield f"  all of {counted(len(inspection.dataset['shards']), 'shard')} as written, every number finite"
     shown = {"width / height": "aspects", "tokens": "token_counts", "fraction lost by cropping": "cropped"}

@@ -60,12 +60,10 @@ def read_contents(root: Path, labels: Labels = "auto", option: str | None = "--s
     notes: list[str] = []
     if labels == "auto":
         table = find_table(root, files, notes, option)
+        if table is not None and table.has_labels:
+            return by_table(root, table, files, notes, option)
         if table is not None:
-            return (
-                by_table(root, table, files, notes, option)
-                if table.has_labels
-                else Contents(files, unlabelled, notes=notes)
-            )
+            return Contents(files, unlabelled, notes=notes)
         refuse_unclear(root, images, option)
     class_names = classes_of(images)
     if len(class_names) == 1:
@@ -203,7 +201,5 @@ def choices(option: str | None, loose: int, every: int) -> str:
 
 def advice(option: str | None, value: Literal["folders", "none"]) -> str:
     """Returns the alternative, as the end of a sentence."""
-    meaning = {"folders": "uses the sub-folders of the root as classes", "none": "uses all images without classes"}[
-        value
-    ]
-    return "" if option is None else f"; {option}{value} {meaning}"
+    meaning = "the sub-folders of the root as classes" if value == "folders" else "all images without classes"
+    return "" if option is None else f"; {option}{value} uses {meaning}"

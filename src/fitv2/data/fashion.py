@@ -87,7 +87,8 @@ class Fashion(Dataset):
         self.labels = np.asarray(labels, dtype=np.int64)
         self.sizes = np.array([picture.shape for picture in pictures], dtype=np.int64)
         self.hw = self.sizes // PATCH
-        self.min_scale, self.preprocessing = min_scale, preprocessing
+        self.min_scale = min_scale
+        self.preprocessing: Preprocessing = preprocessing
         self.drawn = ("scale",) if min_scale < 1 else ("variant",)
         sizes, self.possible = variant_sizes(self.sizes, max_tokens, PATCH, preprocessing)
         self.variant_hw = sizes // PATCH

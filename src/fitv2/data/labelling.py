@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import UserError
 from ..messages import counted, shortened
 
-# Larger whole numbers are not taken as class ids: a table of all classes would fill the memory.
+# Larger whole numbers do not count as class ids: a table of all classes would fill the memory.
 MOST_CLASSES = 100_000
 # As tables write whole numbers: pandas makes 3.0 of them in a column with gaps.
 WHOLE = re.compile(r"[+-]?\d+(\.0+)?")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +19,8 @@ from .formats import UnreadableImage
 from .packing import Packs, plan_packs, real_share
 
 logger = logging.getLogger(__name__)
+# The latents of a pack as they are loaded, and its labels.
+Pending = tuple[list[Future[Tensor]], np.ndarray]
 # Images that tell whether a data set is still there, and unreadable ones of a pack that are listed.
 PROBES, NAMED = 20, 5
 
@@ -90,22 +92,22 @@ class PackLoader:
         with ThreadPoolExecutor(self.workers) as pool:
             upcoming = self._submit(pool, position)
             while True:
-                pending, images, tokens, after, share = upcoming
-                upcoming = self._submit(pool, after)
+                pending, planned = upcoming
+                upcoming = self._submit(pool, planned.after)
                 shape = self.dataset.patch_size, self.dataset.channels
                 loaded = [collect(*shape, *pack) for pack in pending]
                 packs = [(pinned(pack.batch), pack.labels.pin_memory()) if self.pin else pack[:2] for pack in loaded]
                 readable = [pack.readable for pack in loaded]
                 unreadable = sum(len(latents) for latents, _ in pending) - sum(readable)
-                yield Step(packs, readable, unreadable, images, tokens, after, share)
+                yield replace(planned, packs=packs, readable=readable, unreadable=unreadable)
 
-    def _submit(self, pool: ThreadPoolExecutor, position: Position):
-        pending, images, tokens, share = [], 0, 0, 0.0
+    def _submit(self, pool: ThreadPoolExecutor, position: Position) -> tuple[list[Pending], Step]:
+        """Begins to load the packs of this rank; returns them, and the step without what is being loaded."""
+        pending, images, tokens, real = [], 0, 0, 0.0
         for number in range(self.batches_per_step):
-            view, packs, share = self._plan(position.epoch)
-            if position.pack >= len(packs):  # After a resume with fewer images or larger packs than before.
+            if position.pack >= len(self._plan(position.epoch)[1]):  # Resumed with fewer images or larger packs.
                 position = Position(position.epoch + 1)
-                view, packs, share = self._plan(position.epoch)
+            view, packs, real = self._plan(position.epoch)
             pack = packs[position.pack]
             images += len(pack)
             tokens += int(view.hw[pack].prod(1).sum())
@@ -113,7 +115,7 @@ class PackLoader:
                 pending.append(([pool.submit(view.latent, int(i)) for i in pack], view.labels[pack]))
             last = position.pack + 1 == len(packs)
             position = Position(position.epoch + 1) if last else Position(position.epoch, position.pack + 1)
-        return pending, images, tokens, position, share
+        return pending, Step([], [], 0, images, tokens, position, real)
 
     def is_gone(self) -> bool:
         """Whether at least half of a few images, spread evenly over the data set, cannot be read now."""

@@ -134,15 +134,22 @@ def _of_objects(file: Path) -> tuple[list[Row], str | None]:
         if not isinstance(content, dict):
             raise UserError(f"{file}, line {number}, is no JSON object: correct or remove that line")
         objects.append((number, content))
-    names = list(dict.fromkeys(name for _, content in objects for name in content))
-    path, label = _columns(file, names) if objects else (None, None)
+    return _of_records(file, list(dict.fromkeys(name for _, content in objects for name in content)), objects)
+
+
+def _of_records(file: Path, names: Sequence[str], records: list[tuple[int, dict]]) -> tuple[list[Row], str | None]:
+    """The rows of a table whose columns have names, and a note if none of them holds the labels."""
+    if not records:
+        return [], None
+    path, label = _columns(file, names)
     rows = []
-    for number, content in objects:
+    for number, record in records:
         try:
-            rows.append(Row(str(content.get(path, "")), label_text(content.get(label)), number))
+            rows.append(Row(str(record.get(path, "")), label_text(record.get(label)), number))
         except ValueError:
             raise UserError(f"{file}, line {number}: {label} is no number or name; write a class there") from None
-    return [row for row in rows if row.path], _without_labels(file, names, label)
+    note = f"{file.name} holds no labels, only {shortened(names)}" if label is None and len(names) > 1 else None
+    return [row for row in rows if row.path], note
 
 
 def _of_lines(file: Path, delimiter: str) -> tuple[list[Row], str | None]:
@@ -151,16 +158,13 @@ def _of_lines(file: Path, delimiter: str) -> tuple[list[Row], str | None]:
         # Spreadsheets of many countries separate by semicolons.
         delimiter = next((other for other in ";\t" if other in lines[0][1]), delimiter)
     cells = [(number, line, _split(file, number, line, delimiter)) for number, line in lines]
-    folder, note = file.parent, None
-    if cells and _is_header(folder, [row for _, _, row in cells[:2]]):
-        names = cells.pop(0)[2]
-        path, label = _columns(file, names)
-        at, of_label = names.index(path), len(names) if label is None else names.index(label)
-        rows = [Row(_cell(row, at), _cell(row, of_label) or None, number) for number, _, row in cells]
-        note = _without_labels(file, names, label)
-    else:
-        rows = [_positional(file, number, line, row, delimiter) for number, line, row in cells]
-    return [row for row in rows if row.path], note
+    if cells and _is_header(file.parent, [row for _, _, row in cells[:2]]):
+        names = cells[0][2]
+        # Of columns with equal names, the first counts.
+        records = [(n, dict(reversed([*zip(names, map(str.strip, row), strict=False)]))) for n, _, row in cells[1:]]
+        return _of_records(file, names, records)
+    rows = [_positional(file, number, line, row, delimiter) for number, line, row in cells]
+    return [row for row in rows if row.path], None
 
 
 def _lines(file: Path) -> Iterator[tuple[int, str]]:
@@ -243,10 +247,6 @@ def _trimmed(file: Path, path: str) -> str:
     return path if is_there(file.parent, path) else path.strip()
 
 
-def _cell(row: Sequence[str], column: int) -> str:
-    return row[column].strip() if column < len(row) else ""
-
-
 def _first_of(wanted: Sequence[str], names: Sequence[str]) -> str | None:
     plain = {_plain(name): name for name in reversed(names)}
     return next((plain[name] for name in wanted if name in plain), None)
@@ -254,7 +254,3 @@ def _first_of(wanted: Sequence[str], names: Sequence[str]) -> str | None:
 
 def _plain(name: str) -> str:
     return re.sub(r"\W+", "_", name.strip().lower()).strip("_")
-
-
-def _without_labels(file: Path, names: Sequence[str], label: str | None) -> str | None:
-    return None if label is not None or len(names) < 2 else f"{file.name} holds no labels, only {shortened(names)}"

@@ -51,14 +51,9 @@ def check_whole(image: Image.Image, content: bytes) -> bytes:
     """
     if content.startswith(b"\xff\xd8"):
         return _jpeg(content)
-    check = {
-        "PNG": _png,
-        "WEBP": _webp,
-        "AVIF": _boxes,
-        "HEIF": _boxes,
-        "JPEG2000": _jpeg2000,
-        "QOI": _qoi,
-    }.get(image.format or "")
+    check = {"PNG": _png, "WEBP": _webp, "AVIF": _boxes, "HEIF": _boxes, "JPEG2000": _jpeg2000, "QOI": _qoi}.get(
+        image.format or ""
+    )
     if check is not None:
         check(content)
     elif image.format == "TIFF":

@@ -16,7 +16,7 @@ from ..data.labelling import WHOLE, Item, labelled
 from ..data.listing import listed
 from ..data.tables import label_text, labelling_key
 from ..errors import UserError
-from ..messages import counted
+from ..messages import counted, shortened
 from .items import Source, check_length
 
 LABEL_EXTENSIONS = (".cls", ".json")
@@ -53,7 +53,7 @@ class ArchiveSource(Source):
         images = [m for m in files if not m.refused]
         self.notes: list[str] = []
         texts = [None] * len(images) if labels == "none" else self._labels(images, found)
-        items, self.class_names = labelled([m.name for m in images], texts, named(archives))
+        items, self.class_names = labelled([m.name for m in images], texts, shortened([*map(str, archives)], 1))
         taken = iter(items)
         self.items = [Item(m.name, refused=m.refused) if m.refused else next(taken) for m in files]
         self.places = [m.place for m in files]
@@ -97,10 +97,6 @@ def one_label(image: str, labels: dict[str, str]) -> str | None:
             told = " and ".join(f"{label} ({name})" for name, label in sorted(alike.items()))
             raise UserError(f"{image} has several labels, {told}: give it one, or use --labels none")
     return next((labels[name] for name in sorted(labels)), None)
-
-
-def named(archives: Sequence[Path]) -> str:
-    return str(archives[0]) if len(archives) == 1 else f"{archives[0]} and {len(archives) - 1} more"
 
 
 def without_replaced(found: list[Member]) -> Iterator[Member]:

@@ -6,7 +6,7 @@ import csv
 import hashlib
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -149,20 +149,19 @@ def summary(inspection: Inspection) -> dict[str, Any]:
     }
 
 
-@dataclass
-class Verified:
-    """damaged: Shards that are gone or have another hash than dataset.json says. not_finite: The ids of images whose
-    latents hold NaN or infinity.
+def verify(folder: Path, done: Callable[[int], None]) -> tuple[list[str], list[str]]:
+    """Reads every shard; `done` gets the number just read.
+
+    Returns:
+        Shards that are gone or have another hash than dataset.json says; and the ids of images whose latents hold NaN
+        or infinity.
+
+    Raises:
+        UserError: The preparation is unfinished.
     """
-
-    damaged: list[str] = field(default_factory=list)
-    not_finite: list[str] = field(default_factory=list)
-
-
-def verify(folder: Path, done: Callable[[int], None]) -> Verified:
-    """Reads every shard; `done` gets the number just read. Raises UserError for an unfinished set."""
     dataset = read_dataset(folder)[1]
-    found, contents = Verified(), set()
+    damaged: list[str] = []
+    contents: set[str] = set()
     for shard in dataset["shards"]:
         path = folder / SHARDS / shard["file"]
         try:
@@ -172,8 +171,7 @@ def verify(folder: Path, done: Callable[[int], None]) -> Verified:
         except (OSError, SafetensorError):
             whole = False
         if not whole:
-            found.damaged.append(shard["file"])
+            damaged.append(shard["file"])
         done(1)
-    if contents:
-        found.not_finite = [line["id"] for line in read_index(folder, dataset) if line.get("sha256") in contents]
-    return found
+    lines = read_index(folder, dataset) if contents else ()
+    return damaged, [line["id"] for line in lines if line.get("sha256") in contents]

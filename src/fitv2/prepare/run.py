@@ -52,8 +52,8 @@ class Report:
     Attributes:
         skipped: (id, reason).
         encoded, reused: Numbers of images, by this run.
-        classes: Number of images of each class, by name.
-        notes: What was decided about the labels, as sentences.
+        classes: Images of each class, by name.
+        notes: Sentences about the labels.
     """
 
     files: int = 0
@@ -91,8 +91,7 @@ def prepare(
         encoder, preparation: How images become latents; see `encode.build_encoder`.
         shard_size: Files of the source per shard.
         workers: Threads that read and decode.
-        state: This process among those that share the work.
-        progress: Shows progress.
+        state, progress: This process among those that share the work, and what shows how far it is.
 
     Returns:
         The report, on rank 0 alone.

@@ -35,7 +35,7 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class File:
-    """An item of the source, and the SHA-256 of its bytes, or why it is not taken."""
+    """An item of the source, and the SHA-256 of its bytes, or why it is refused."""
 
     item: Item
     sha256: str | None

@@ -1,4 +1,4 @@
-"""Where images come from: folders and lists here, archives and data sets of Hugging Face beside; and which is meant."""
+"""Opens a source of images by its name. Folders and lists are read here, archives and Hugging Face in their modules."""
 
 from __future__ import annotations
 
