@@ -20,6 +20,7 @@ from fitv2.study.queue import Clock, CommandFailed, Commands, Queue, done_of
 from fitv2.study.report import MARK, Report, claim, write_overview, write_report
 from fitv2.study.results import REAL, Table
 from fitv2.study.runs import Run, frame_of, runs_of
+from fitv2.study.verdicts import Figures
 from fitv2.training.run_folder import exported, kept_provenance
 from fitv2.training.sigterm import STOPPED
 from studies import TREE, tree
@@ -66,7 +67,8 @@ class MadeUp(Commands):
         out = Path(given["--out"])
         out.mkdir(parents=True)
         (out / "result.json").write_text(json.dumps({"versions": {"fitv2": "0"}, "results": results}))
-        (out / "sheet-own.png").write_bytes(b"an image")
+        for size in sizes:
+            (out / f"sheet-{size}-at-1.png").write_text(size)
 
 
 def work_off(folder: Path, commands: Commands, **changes) -> tuple[Table, list[Run], list[str]]:
@@ -138,6 +140,16 @@ def test_a_training_that_diverges_is_a_result(tmp_path):
     table, runs, failures = work_off(tmp_path, Diverging(), evaluation={"points": []}, claims=TREE["claims"][1:])
     assert failures == [] and all(has_diverged(tmp_path / "work" / run.id) for run in runs)
     assert (table.frame.query("metric == 'diverged'")["value"] == 1).sum() == 4
+    assert all(run.pending(table) == [] for run in runs) and Figures(frame_of(runs, table)).failures("FiT") == 2
+
+
+def test_a_training_without_a_model_is_a_failure(tmp_path):
+    class Forgetful(MadeUp):
+        def train(self, words, folder):
+            super().train(words, folder)
+            shutil.rmtree(folder / "model")
+
+    assert "no model of step 4" in work_off(tmp_path, Forgetful())[2][0]
 
 
 def test_a_table_survives_kills_and_refuses_what_is_none(tmp_path, caplog):
@@ -155,14 +167,15 @@ def test_a_table_survives_kills_and_refuses_what_is_none(tmp_path, caplog):
 
 def test_a_page_has_answer_claims_scores_and_images(tmp_path):
     claim(tmp_path / "tiny", "A title")
-    table, runs, _ = work_off(tmp_path, MadeUp(), change="More seeds.", imagenet="Elsewhere.")
+    conditions = {"own": {"guidance": 1}, "small": {"guidance": 1, "size": "12x12"}}
+    table, runs, _ = work_off(tmp_path, MadeUp(), change="More seeds.", evaluation={"conditions": conditions})
     report = Report("tiny", runs[0].study, table)
     write_report(report, tmp_path / "tiny")
     page = (tmp_path / "tiny/README.md").read_text()
-    assert page.startswith(MARK) and all(x in page for x in ("A question?", "More seeds.", "Elsewhere.", "c0ffee"))
+    assert page.startswith(MARK) and all(x in page for x in ("A question?", "More seeds.", "small:", "c0ffee"))
     assert "| better | yes | 0 % | fd, own, 2 seeds |" in page and "0.5 (0.4 to 0.6)" in page
     assert all((tmp_path / "tiny" / name).is_file() for name in re.findall(r"\]\((\S+\.png)\)", page))
-    assert "sheets/FiTv2.png" in page and "forest.png" in page
+    assert "forest.png" in page and (tmp_path / "tiny/sheets/FiTv2.png").read_text() == "own"
     write_overview([report, Report("empty", build_study(tree(title="Later"), "x"), Table(tmp_path / "none"))], tmp_path)
     overview = (tmp_path / "README.md").read_text()
     assert "[A title](tiny/README.md)" in overview and "has not been run" in overview

@@ -86,6 +86,7 @@ def test_the_best_value_of_a_tuned_setting_is_taken(tmp_path):
     study, table = build_study(tree(variants=variants, tuning=tuning), "tiny"), Table(tmp_path)
     trials = runs_of(study, table)
     assert [(run.variant, run.seed, run.tuned) for run in trials] == [("FiT", 1000, v) for v in tuning["values"]]
+    assert runs_of(study, table, only=["FiTv2"])[0].variant == "FiT"
     for run, value in zip(trials, (3.0, 2.0, None), strict=True):
         (scoring,) = run.scorings()
         row = {"run": run.id, "step": scoring.step, "scoring": run.scoring_id(scoring), "metric": "fd"}

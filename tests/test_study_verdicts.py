@@ -48,6 +48,13 @@ def test_of_shares_more_is_better():
     assert verdict(BETTER | {"metric": "accuracy"}, table) == HOLDS
 
 
+def test_a_share_of_zero_is_low_and_no_failure():
+    found = judge(
+        study_of(BETTER | {"metric": "coverage"}), frame(metric="coverage", a=[0.2, 0.3, 0.2], b=[0, 0.001, 0])
+    )
+    assert found[0].verdict == HOLDS and math.isfinite(found[0].contrast.value)
+
+
 def test_the_spread_is_that_of_all_variants():
     """Three seeds of two variants decide nothing here; beside four more variants of the same spread they do."""
     rng = np.random.default_rng(0)
@@ -115,6 +122,7 @@ def test_what_failed_does_not_count_in_favour_of_its_variant():
     (found,) = judge(study_of(BETTER), diverged(frame(a=LOW, b=HIGH), "a", 1))
     assert found.verdict == OPEN and "1 of 4 of a failed" in found.where
     assert verdict(BETTER, diverged(frame(a=LOW, b=HIGH), "b", 1)) == HOLDS
+    assert verdict(BETTER | {"kind": "equal"}, diverged(frame(a=LOW, b=NEAR), "b", 1)) == OPEN
     assert verdict(BETTER, frame(a=LOW, b=[4.0, 4.2, 4.1, None])) == HOLDS
     (found,) = judge(study_of(BETTER), diverged(frame(a=LOW, b=HIGH), "a", 4))
     assert found.verdict == NO_RESULT and "4 of 4 of a failed" in found.where
@@ -127,7 +135,7 @@ def test_equal_values_have_no_seventeen_digits():
 
 # Rates of error of the studies that ship, with their own claims, variants and seeds. Scores of a variant scatter by one
 # standard deviation around its level, and all variants of a seed share an effect.
-DEVIATION, STUDIES = 0.1, 250
+DEVIATION, STUDIES = 0.1, 200
 
 
 cached_study = cache(load_study)
@@ -171,13 +179,15 @@ def test_at_most_one_study_in_twenty_has_a_false_verdict(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ablation", "versus-sit"])
 def test_four_of_five_effects_of_two_standard_deviations_are_decided(name):
-    """Of the difference of two trainings. One claim at a time, which is hardest, that is about all variants."""
+    """Of the difference of two trainings. One claim at a time, which is hardest, about two variants."""
     rng, study = np.random.default_rng(2), load_study(name)
     of_all = [n for n, c in study.evaluation.conditions.items() if c.variants is None]
     at = [
         number
         for number, claim in enumerate(study.claims)
-        if isinstance(claim.measure, Better) and (claim.measure.condition or study.evaluation.deciding) in of_all
+        if isinstance(claim.measure, Better)
+        and len(claim.measure.others) == 1
+        and (claim.measure.condition or study.evaluation.deciding) in of_all
     ]
     decided = 0
     for _ in range(STUDIES):

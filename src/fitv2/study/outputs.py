@@ -52,7 +52,7 @@ def score_lines(run: Run, scorings: Sequence[Scoring], result: Path | None, reco
         row["scored"] = provenance() | about | {"settings": row["scoring"], "version": SCORING_VERSION}
         for key in (key for key in FIGURES if key in scores):
             yield row | {"metric": key, "value": scores[key], "error": scores.get(f"{key}_error")}
-            if key in real and scoring.name != CURVE:
+            if key in real and scoring.name != CURVE and run.seed == 0:
                 told = {"variant": REAL, "n": real.get("drawn"), "range": real.get(f"{key}_range")}
                 yield row | told | {"metric": key, "value": real[key]}
 

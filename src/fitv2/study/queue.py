@@ -56,7 +56,7 @@ class Commands:
             with self.lock:
                 if self.stopping:
                     raise Stopped
-                # A session of its own: Ctrl-C reaches this process alone, which then stops the others.
+                # Ctrl-C reaches this process alone, which then stops the others.
                 process = subprocess.Popen(
                     command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=self.environment,
                     start_new_session=True,
@@ -129,6 +129,10 @@ class Queue:
             for group in groups:
                 if (model := run.model(folder, group[0].step)) is not None:
                     self.score(run, folder, model, group)
+                elif has_diverged(folder):
+                    self.add(list(score_lines(run, group, None, run.recorded(self.table))))
+                else:
+                    raise UserError(f"{run.name} has left no model of step {group[0].step}: remove {folder}")
 
     def train(self, run: Run, folder: Path, first: int) -> None:
         """Trains or resumes; from scratch if the checkpoint is beyond the first model that is missing."""
@@ -154,10 +158,10 @@ class Queue:
                     raise
                 result = None
         self.add(list(score_lines(run, group, result, run.recorded(self.table))))
-        sheets = sorted(out.glob("sheet-*.png"))
-        if run.seed == 0 and sheets and first.name == run.study.evaluation.deciding:
+        sizes = [s.condition.size for s in group if run.seed == 0 and s.name == next(iter(run.conditions))]
+        for sheet in sorted(out.glob(f"sheet-{sizes[0].replace(':', '?')}*.png"))[:1] if sizes else ():
             self.sheets(run).mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(sheets[0], self.sheets(run) / f"{run.variant}.png")
+            shutil.copyfile(sheet, self.sheets(run) / f"{run.variant}.png")
 
     def add(self, lines: list[dict]) -> None:
         with self.writing:

@@ -125,13 +125,16 @@ class Run:
         calls = [s.images * s.sampler.steps * (1 if s.condition.guidance == 1 else 2) for s in self.scorings()]
         return self.costs["flops_total"] + sum(calls) * of_image
 
+    @property
+    def conditions(self) -> dict[str, Condition]:
+        """Those that suit the variant, for a training that tunes only the first one; the first one decides."""
+        found = [(name, c) for name, c in self.study.evaluation.conditions.items() if c.suits(self.variant)]
+        return dict(found[:1] if self.tunes else found)
+
     def scorings(self) -> list[Scoring]:
-        """All scores in the order of their steps; of a training that tunes, the final one that decides."""
-        evaluation, found = self.study.evaluation, []
-        conditions = {name: c for name, c in evaluation.conditions.items() if c.suits(self.variant)}
-        if self.tunes:
-            conditions = dict(list(conditions.items())[:1])
-        elif evaluation.curve in conditions:
+        """All scores in the order of their steps."""
+        evaluation, conditions, found = self.study.evaluation, self.conditions, []
+        if evaluation.curve in conditions and not self.tunes:
             points = [*(point for point in evaluation.points if point < self.steps), self.steps]
             found = [(point, CURVE, evaluation.conditions[evaluation.curve], evaluation.images) for point in points]
         found += [(self.steps, name, condition, evaluation.final_images) for name, condition in conditions.items()]
@@ -189,20 +192,23 @@ class Run:
 def runs_of(study: Study, table: Table, seeds: int | None = None, only: Sequence[str] = ()) -> list[Run]:
     """All trainings that can be named now, all variants at seed 0 first, then at seed 1, and so on.
 
-    As long as the table lacks scores of trainings that tune, these are all there are.
+    As long as the table lacks scores of those that tune a variant, these stand for it, at the beginning.
     """
-    names = [name for name in study.variants if not only or name in only]
-    tuned: dict[str, float | None] = dict.fromkeys(study.variants)
-    if study.tuning is not None:
-        needed = dict.fromkeys(study.variants[name].tuned_as or name for name in names)
-        trials = [Run(study, name, study.tuning.seed, v) for name in needed for v in study.tuning.values]
-        scores = {trial: score for trial in trials if (score := final_score(trial, table)) is not None}
-        if len(scores) < len(trials):
-            return trials
-        for name in names:
-            own = [trial for trial in trials if trial.variant == (study.variants[name].tuned_as or name)]
-            tuned[name] = min(own, key=lambda trial: scores[trial]).tuned
-    return [Run(study, name, seed, tuned[name]) for seed in range(seeds or study.seeds) for name in names]
+    trials: dict[str, list[Run]] = {}
+    tuned: dict[str, float | None] = {}
+    for name in (name for name in study.variants if not only or name in only):
+        own, like = [], study.variants[name].tuned_as or name
+        if study.tuning is not None:
+            own = [Run(study, like, study.tuning.seed, value) for value in study.tuning.values]
+        scores = {trial: score for trial in own if (score := final_score(trial, table)) is not None}
+        if len(scores) < len(own):
+            trials[like] = own
+        else:
+            tuned[name] = min(own, key=scores.__getitem__).tuned if own else None
+    left = [trial for own in trials.values() for trial in own]
+    return left + [
+        Run(study, name, seed, value) for seed in range(seeds or study.seeds) for name, value in tuned.items()
+    ]
 
 
 def final_score(run: Run, table: Table) -> float | None:

@@ -49,7 +49,8 @@ class Finding:
     @property
     def p(self) -> float:
         """The corrected p-value that belongs to the verdict."""
-        return self.p_equal if self.p_equal < LEVEL else self.p_decide
+        about_equality = isinstance(self.claim.measure, Equal) and not self.p_decide < LEVEL
+        return self.p_equal if self.p_equal < LEVEL or about_equality else self.p_decide
 
 
 class Figures:
@@ -61,7 +62,8 @@ class Figures:
 
     def fit(self, metric: str, condition: str) -> TwoWayFit:
         if (metric, condition) not in self.fits:
-            self.fits[metric, condition] = TwoWayFit(self.scores(metric, condition).apply(np.log))
+            # Zero has no logarithm: none of 1,000 images counts as half of one.
+            self.fits[metric, condition] = TwoWayFit(self.scores(metric, condition).clip(lower=5e-4).apply(np.log))
         return self.fits[metric, condition]
 
     def scores(self, metric: str, condition: str) -> pd.DataFrame:
@@ -93,7 +95,7 @@ class Figures:
 
 
 def judge(study: Study, frame: pd.DataFrame) -> list[Finding]:
-    """A finding for each claim, their p-values corrected together."""
+    """A finding for each claim, with the p-values corrected together."""
     figures, found = Figures(frame), []
     for claim in study.claims:
         match claim.measure:
@@ -180,7 +182,8 @@ def _without_failures(finding: Finding, figures: Figures) -> Finding:
     seeds = counted(finding.contrast.seeds if finding.contrast else 0, "seed")
     finding = replace(finding, where=f"{finding.where}, {seeds}{''.join(told)}")
     against = own > min(others) if finding.favours == HOLDS else max(others) > own
-    return replace(finding, favours=OPEN, p_equal=math.nan) if against else finding
+    p_equal = finding.p_equal if len(set(failed.values())) == 1 else math.nan
+    return replace(finding, favours=OPEN if against else finding.favours, p_equal=p_equal)
 
 
 def _change(found: Contrast) -> str:

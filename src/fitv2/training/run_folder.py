@@ -23,7 +23,7 @@ RECIPE, GIVEN = "recipe.json", "given.json"
 # Which code trained the run on which machine: an entry for the start and one for each resume.
 PROVENANCE = "provenance.json"
 # What a training writes once it has begun: without RECIPE it is somebody else's.
-WRITTEN = ("checkpoints", "log.jsonl", "model", "samples")
+WRITTEN = ("checkpoints", "exports", "log.jsonl", "model", "samples")
 # Settings of the data that may change, because the data itself is compared with that of before.
 COMPARED = ("data.source", "data.labels")
 # Settings that decide which weights are trained are fixed when a run begins.
