@@ -1,22 +1,25 @@
-"""A tiny study, its data, and its runs, for the tests of studies."""
+"""A tiny study, its data, and figures made up for it, for the tests of studies."""
 
 from __future__ import annotations
 
 import atexit
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import yaml
 from PIL import Image
 
 from fitv2.config import load_recipe
-from fitv2.study.definition import Run, build_study
-from fitv2.study.job import Job
+from fitv2.study.definition import Study, build_study
+from fitv2.study.results import CURVE, REAL, TRAINING
 from tiny import CLASSES, garments
 
-SQUARE, OWN = {"data.preprocessing": "crop"}, {"data.preprocessing": "resize"}
-TREE = {
+TREE: dict[str, Any] = {
     "title": "A title",
     "question": "A question?",
     "set": {
@@ -29,34 +32,26 @@ TREE = {
         "FiTv2": {"about": "the second"},
     },
     "evaluation": {
-        **{"points": [2], "images": 20, "final_images": 30, "views": {"square": SQUARE}},
+        **{"points": [2], "images": 40, "final_images": 40, "conditions": {"own": {"guidance": 1}}},
         "samplers": {"velocity": {"solver": "euler", "steps": 1}, "noise": {"solver": "ddim", "steps": 1}},
     },
     "claims": [
         {
             "text": "faster",
             "paper": "2 times",
-            "measure": {"kind": "speed-up", "baseline": "FiT", "contender": "FiTv2", "at_least": 2},
+            "measure": {"kind": "faster", "of": "FiTv2", "than": "FiT", "at_least": 2},
         },
-        {"text": "better", "paper": "yes", "measure": {"kind": "difference", "of": "FiTv2", "to": "FiT"}},
+        {"text": "better", "paper": "yes", "measure": {"kind": "better", "of": "FiTv2", "than": "FiT"}},
     ],
-    "imagenet": "Elsewhere.",
 }
-BOTH = {"views": {"square": SQUARE, "own": OWN}}
-FURTHER = [
-    {"view": "own", "guidance": 1, "size": "24x16", "extrapolation": "vision-ntk", "attention_scale": "paper"},
-    {"view": "square", "guidance": 1, "sampler": {"solver": "heun", "steps": 3}},
-    {"view": "own", "guidance": 2, "size": "20x20"},
-]
-SIT = {"about": "a grid", "set": {"model.architecture": "SiT", "data.preprocessing": "crop"}}
 
 
 @cache
 def home() -> Path:
-    """A folder for as long as the process: sixty grey pictures by class, and the recipe that all studies here take."""
+    """A folder for as long as the process: 120 grey images by class, and the recipe that all studies here take."""
     folder = tempfile.TemporaryDirectory()
     atexit.register(folder.cleanup)
-    made = garments(60)
+    made = garments(120)
     for number, (picture, label) in enumerate(zip(made.pictures, made.labels, strict=True)):
         path = Path(folder.name) / "pictures" / CLASSES[label] / f"{number:02d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,15 +62,45 @@ def home() -> Path:
     return Path(folder.name)
 
 
-def tree(**changes) -> dict:
-    return {"recipe": str(home() / "recipe.yaml")} | TREE | changes
+def tree(**changes) -> dict[str, Any]:
+    evaluation = {"reference": str(home() / "pictures")} | TREE["evaluation"] | changes.pop("evaluation", {})
+    return {"recipe": str(home() / "recipe.yaml")} | TREE | changes | {"evaluation": evaluation}
 
 
-def nothing(what: str, done: int, total: int) -> None:
-    """Nobody is told."""
+def study_of(*measures: dict[str, Any], variants: Sequence[str] = "ab", **changes) -> Study:
+    """A study of these variants, with a claim for each measure."""
+    claims = [{"text": str(number), "paper": "", "measure": measure} for number, measure in enumerate(measures)]
+    known = {v: {"about": v} for v in variants if v != REAL}
+    return build_study(tree(variants=known, claims=claims, **changes), "made up")
 
 
-def job(work: Path, variant: str = "FiTv2", seed: int = 0, **changes) -> Job:
-    study = build_study(tree(**changes), "tiny")
-    run = Run(variant, seed, study.recipe_of(variant, seed))
-    return Job("tiny", study, run, work.parent / "studies/tiny", work)
+def frame(condition: str = "own", metric: str = "fd", **scores: list[float | None]) -> pd.DataFrame:
+    """Final figures, a list of one a seed for each variant."""
+    rows = [
+        {"variant": v, "seed": seed, "step": 400, "condition": condition, "metric": metric, "value": value}
+        for v, values in scores.items()
+        for seed, value in enumerate(values)
+    ]
+    return pd.DataFrame(rows).astype({"value": float})
+
+
+def curves(**scores: list[list[float]]) -> pd.DataFrame:
+    """Curves with points every 100 steps of 1e9 operations, one a seed for each variant."""
+    rows = []
+    for variant, of_seeds in scores.items():
+        for seed, values in enumerate(of_seeds):
+            for step, value in zip(np.arange(1, len(values) + 1) * 100, values, strict=True):
+                row = {"variant": variant, "seed": seed, "step": int(step)}
+                rows.append(row | {"condition": CURVE, "metric": "fd", "value": value})
+                rows.append(row | {"condition": TRAINING, "metric": "operations", "value": 1e9 * step})
+    return pd.DataFrame(rows)
+
+
+def diverged(table: pd.DataFrame, variant: str, seeds: int) -> pd.DataFrame:
+    """The same, but the first seeds of a variant have diverged and have no scores."""
+    gone = (table["variant"] == variant) & (table["seed"] < seeds)
+    rows = [
+        {"variant": variant, "seed": seed, "step": 90, "condition": TRAINING, "metric": "diverged", "value": 1.0}
+        for seed in range(seeds)
+    ]
+    return pd.concat([table[~gone], pd.DataFrame(rows)], ignore_index=True)

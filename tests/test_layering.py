@@ -12,8 +12,8 @@ import fitv2
 PACKAGE = Path(fitv2.__file__).parent
 # A module may import lower layers, and its own only inside one sub-package (or among the package's own modules).
 LAYERS = [
-    {"__init__", "atomic", "classes", "commit", "config", "cores", "device", "errors", "finite", "hashes", "locks"}
-    | {"messages", "openmp", "randomness", "sample_list", "tokens", "yaml_text"},
+    {"__init__", "atomic", "classes", "config", "cores", "device", "errors", "finite", "hashes", "locks"}
+    | {"messages", "openmp", "provenance", "randomness", "sample_list", "tokens", "yaml_text"},
     {"model", "flow", "diffusion"},
     {"samplers", "data"},
     {"autoencoder", "build", "convert", "distributed_checkpoint", "drawing", "generate", "pretrained", "processes"}

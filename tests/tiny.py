@@ -91,7 +91,7 @@ def process(target, *arguments) -> BaseProcess:
     """A started process of its own. It is forked from a server that has imported torch once, which saves seconds."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["torch._dynamo", "fitv2.study.worker", "fitv2.prepare.run", "diffusers.models.autoencoders.autoencoder_kl"]
+        ["torch._dynamo", "fitv2.prepare.run", "diffusers.models.autoencoders.autoencoder_kl"]
     )
     started = context.Process(target=target, args=arguments)
     started.start()

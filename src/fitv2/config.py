@@ -178,6 +178,9 @@ class LogSettings(Settings):
     sample_every: PositiveInt | None = Field(1000, description="steps between sample sheets; null: none")
     sample_steps: PositiveInt = Field(20, description="steps of the sample sheets, of ab2 (noise: ddim)")
     sample_guidance: float = Field(2.0, ge=0, description="guidance scale of the sample sheets")
+    export_at: tuple[PositiveInt, ...] = Field(
+        (), description="steps at which the averaged weights are also kept as a model, in exports/"
+    )
     tensorboard: bool = Field(False, description="also write TensorBoard events (needs the tensorboard package)")
 
 

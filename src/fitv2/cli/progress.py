@@ -1,4 +1,4 @@
-"""Progress for people: bars on a terminal, and elsewhere a line now and then from trainings and studies."""
+"""Progress for people: bars on a terminal, and elsewhere a line now and then from trainings."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 SECONDS_BETWEEN_LINES = 20
-SECONDS_BETWEEN_LINES_OF_A_RUN = 120
-ENDS = ("done", "failed")
 
 
 @contextmanager
@@ -63,49 +61,5 @@ def _line_printer(total: int) -> Callable[[dict[str, Any]], None]:
             file=sys.stderr,
             flush=True,
         )
-
-    return show
-
-
-@contextmanager
-def study_progress(runs: int) -> Iterator[Callable[[str, str, int, int], None]]:
-    """A line for each run under way, and one for all; the value takes a run, what it does, how much of it is done and
-    of how much. A run has ended when it says "done" or "failed".
-    """
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _run_printer(runs)
-        return
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console) as bar:
-        everything, lines = bar.add_task("all runs", total=runs), {}
-
-        def show(run: str, what: str, done: int, total: int) -> None:
-            before, line = lines.pop(run, ("", None))
-            if what in ENDS:
-                bar.console.print(f"{run}: {what}", markup=False, highlight=False)
-                bar.advance(everything)
-            if what != before and line is not None:
-                bar.remove_task(line)
-            if what not in ENDS:
-                line = bar.add_task(f"{run}: {what}", total=total) if what != before else line
-                bar.update(line, completed=done)
-                lines[run] = what, line
-
-        yield show
-
-
-def _run_printer(runs: int) -> Callable[[str, str, int, int], None]:
-    printed: dict[str, tuple[str, float]] = {}
-    ended = [0]
-
-    def show(run: str, what: str, done: int, total: int) -> None:
-        before, at = printed.get(run, ("", 0.0))
-        if what == before and time.monotonic() - at < SECONDS_BETWEEN_LINES_OF_A_RUN:
-            return
-        printed[run] = what, time.monotonic()
-        ended[0] += what in ENDS
-        progress = f"{ended[0]} of {runs} runs" if what in ENDS else f"{done}/{total}"
-        print(f"{run}: {what}, {progress}", file=sys.stderr, flush=True)
 
     return show

@@ -1,15 +1,15 @@
-"""`fitv2 study`: runs, resumes and reports a named experiment."""
+"""`fitv2 study`: runs, resumes and reports experiments that test claims."""
 
 from __future__ import annotations
 
 import json
 import logging
-import shlex
 import sys
-from contextlib import ExitStack
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,52 +19,56 @@ from .given import refuse_without_effect
 
 if TYPE_CHECKING:
     from ..study.definition import Study
-    from ..study.job import Job
+    from ..study.queue import Clock
+    from ..study.results import Table
+    from ..study.runs import Run
 
-OUT = Path("studies")
-EFFECTIVE = {"names", "seeds", "budget", "jobs", "out", "work", "report", "dry_run", "as_json"}
+STATUS = "status"
+# Operations a second of a training on one core, until results tell.
+ASSUMED_SPEED = 5e10
+SECONDS_BETWEEN_LINES = 60
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """A study as the command line wants it. file: its own, None of a shipped one; folder: of its results; command: that
-    repeats it.
-    """
+    """A study of the command line; file: its own, of which a copy is kept beside its page, None if it ships."""
 
     name: str
-    file: Path | None
+    study: Study
     folder: Path
-    command: str
-    trial: bool
-    jobs: list[Job]
+    file: Path | None
+
+    @property
+    def copy(self) -> Path:
+        return self.folder / f"{self.name}.yaml"
 
 
 def study(
     context: typer.Context,
     names: Annotated[
-        list[str] | None, typer.Argument(help="studies that ship with the package, or YAML files; none: list them")
-    ] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="number of seeds; default: as each study says")] = None,
-    budget: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            help="a trial: shorten every run and its scoring, to a fraction of its steps (0.05) or to a number (200)",
+        list[str] | None,
+        typer.Argument(
+            help="studies that ship with fitv2, or YAML files; 'status': what is done of them; none: list them",
+            metavar="[status] [STUDY]...",
         ),
     ] = None,
-    jobs: Annotated[
-        int | None, typer.Option(min=1, help="runs at a time; default: one per core, or 1 on a GPU")
+    only: Annotated[list[str] | None, typer.Option(help="run this variant only, repeatable")] = None,
+    seeds: Annotated[int | None, typer.Option("--seeds", "-n", min=1, help="default: as each study says")] = None,
+    trial: Annotated[
+        str | None, typer.Option(help="shorten every training and its scoring to a fraction, such as 5%")
     ] = None,
-    out: Annotated[Path, typer.Option(help="where results go, a folder per study; trials go below trials/")] = OUT,
-    work: Annotated[Path, typer.Option(help="where trainings are kept; studies share them")] = Path("runs/study"),
-    report: Annotated[
-        bool, typer.Option("--report", help="run nothing; make tables, plots and verdicts again from the results")
-    ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="run nothing; list the runs and their cost")] = False,
-    as_json: Annotated[
-        bool,
-        typer.Option("--json", help="print JSON instead of text: an object, or a list for several studies"),
-    ] = False,
+    steps: Annotated[int | None, typer.Option(min=1, help="a trial of this many steps for each training")] = None,
+    budget: Annotated[float | None, typer.Option(min=0, hidden=True)] = None,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", "-j", min=1, help="commands at a time; default: one per core, 1 on a GPU")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="the folder of pages and of the table; trials go below trials/")
+    ] = Path("studies"),
+    work: Annotated[Path, typer.Option(help="the folder of trainings, which studies share")] = Path("runs/study"),
+    report: Annotated[bool, typer.Option("--report", help="run nothing; write the pages from the table")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="run nothing; list what is left and its time")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of text")] = False,
 ) -> None:
     """Test claims: train variants with several seeds, score them alike, and say which claims hold.
 
@@ -74,75 +78,181 @@ def study(
 
       fitv2 study convergence --dry-run
 
-      fitv2 study convergence --budget 0.02 --seeds 1
+      fitv2 study convergence --trial 5% --seeds 1
 
       fitv2 study convergence ablation versus-sit
 
+      fitv2 study status
+
       fitv2 study convergence --report
 
-    Results are in studies/NAME: README.md with tables, plots and verdicts, all made from a JSON file per run. The same
-    command continues after any stop, and never repeats a finished run. Several studies form one queue of runs, which
-    begins with all runs of the first seed.
+    A study is a queue of 'fitv2 train' and 'fitv2 evaluate' commands. The same command continues after any stop, on any
+    machine that has the table of results, studies/results.jsonl; trainings that studies share are run once. Pages with
+    verdicts, plots and images are in studies/NAME.
     """
+    from importlib.util import find_spec
+
     if not names:
         refuse_without_effect(context, {"names", "as_json"}, "where studies are listed")
         list_studies(as_json)
         return
-    if report and dry_run:
-        raise UserError("--report makes pages and --dry-run a plan: give one of both")
-    if report:
-        refuse_without_effect(context, EFFECTIVE - {"jobs", "work"}, "with --report, which runs nothing")
+    if any(find_spec(package) is None for package in ("pandas", "jinja2")):
+        raise UserError("fitv2 study needs pandas and Jinja2: pip install 'fitv2[study]'")
+    from ..study.definition import study_names
+    from ..study.results import Table
+
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    chosen = [choose(name, seeds, budget, out, work) for name in names]
-    refuse_one_folder(chosen)
-    from ..locks import locked
-
-    if dry_run:
-        from .study_plan import show_plan
-
-        show_plan([one.jobs for one in chosen], jobs, as_json)
+    status = names[0] == STATUS
+    if status or report:
+        every = {str(parameter.name) for parameter in context.command.params} - {"dry_run", "jobs", "only"}
+        refuse_without_effect(context, every - ({"report"} if status else set()), "where nothing is run")
+    chosen, place = choose(names[status:] or study_names(), trial, steps, budget, out)
+    table = Table(place)
+    if status or dry_run:
+        show_plan(listed(chosen, table, seeds, only), table, work, jobs or default_jobs(), as_json)
         return
-    with ExitStack() as held:
-        for one in [] if report else chosen:
-            held.enter_context(locked(one.folder, "a study"))
-        failures = [] if report else perform(chosen, jobs)
-        finish(chosen, failures, as_json)
+    failures = [] if report else perform(chosen, table, work, jobs or default_jobs(), seeds, only)
+    write_pages(chosen, table, place, failures, as_json)
     if failures:
         raise typer.Exit(1)
 
 
-def choose(name: str, seeds: int | None, budget: float | None, out: Path, work: Path) -> Chosen:
-    """Raises ValueError for an unknown study, or a folder that is another's."""
-    from ..study.definition import file_of, load_study, shortened
-    from ..study.home import PAGE, copy_of, refuse_another, refuse_fewer_seeds, refuse_foreign, refuse_foreign_page
+def choose(
+    names: Sequence[str], trial: str | None, steps: int | None, budget: float | None, out: Path
+) -> tuple[list[Chosen], Path]:
+    """The studies, shortened if it is a trial, and the folder of their table. Raises UserError."""
+    from ..study.definition import load_study, shortened, study_names
+    from ..study.report import refuse_foreign
 
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file; name a folder")
-    wanted, label, file = load_study(name), Path(name).stem, file_of(name)
-    folder = out / label if budget is None else out / "trials" / f"{label}-{budget:g}"
-    refuse_another(folder, label, wanted, file)
-    refuse_foreign(folder)
-    refuse_fewer_seeds(folder, seeds or wanted.seeds)
-    if budget is None:
-        refuse_foreign_page(out / PAGE)
-    command = ["fitv2", "study", name if file is None else str(copy_of(folder, label))]
-    command += ["--seeds", str(seeds)] if seeds else []
-    command += ["--out", str(out)] if file is not None and out != OUT else []
     if budget is not None:
-        share = budget if budget <= 1 else budget / wanted.recipe_of(wanted.first, 0).training.steps
-        wanted = shortened(wanted, share)
-        command += ["--budget", f"{budget:g}"]
-    wanted = wanted.model_copy(update={"seeds": seeds or wanted.seeds})
-    listed = list_jobs(label, wanted, folder, work)
-    return Chosen(label, file, folder, shlex.join(command), budget is not None, listed)
+        logging.warning("--budget is called --trial (a fraction) or --steps (a number) now")
+        trial, steps = (f"{budget:g}", steps) if budget <= 1 else (trial, int(budget))
+    if trial is not None and steps is not None:
+        raise UserError("--trial and --steps both shorten the trainings: give one of them")
+    shorter = trial is not None or steps is not None
+    place = out / "trials" / (trial or f"{steps} steps").replace("%", " percent").replace(" ", "-") if shorter else out
+    found: list[Chosen] = []
+    for name in names:
+        loaded, file = load_study(name), None if name in study_names() else Path(name)
+        if shorter:
+            whole = loaded.recipe_of(next(iter(loaded.variants)), 0).training.steps
+            loaded = shortened(loaded, fraction_of(trial) if trial else (steps or whole) / whole)
+        found.append(Chosen(Path(name).stem, loaded, place / Path(name).stem, file))
+        refuse_another(found[-1], found[:-1])
+        refuse_foreign(found[-1].folder)
+    refuse_foreign(place)
+    return found, place
 
 
-def refuse_one_folder(chosen: list[Chosen]) -> None:
-    """Raises ValueError for studies that would share a folder."""
-    folders = [one.folder for one in chosen]
-    for folder in folders:
-        if folders.count(folder) > 1:
-            raise UserError(f"two of these studies would have their results in {folder}; leave one of them away")
+def fraction_of(text: str) -> float:
+    """A fraction from 5% or 0.05. Raises UserError."""
+    try:
+        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        raise UserError(f"--trial takes a fraction such as 5% or 0.05, not {text!r}") from None
+
+
+def refuse_another(one: Chosen, others: Sequence[Chosen]) -> None:
+    """Raises UserError if the folder of a study is that of another one."""
+    from ..yaml_text import read_yaml
+
+    known = read_yaml(one.copy).get("title") if one.copy.is_file() else None
+    if known is not None and (known != one.study.title or one.file is None):
+        raise UserError(f"{one.folder} is of another study, {known!r}: choose another --out, or rename your file")
+    if any(other.folder == one.folder for other in others):
+        raise UserError(f"two of these studies would have their pages in {one.folder}: omit one of them")
+
+
+def listed(chosen: Sequence[Chosen], table: Table, seeds: int | None, only: Sequence[str] | None) -> list[Run]:
+    """All trainings that can be named now: those that tune, then those of the first seed of all studies, and so on."""
+    from ..study.runs import runs_of
+
+    known = {variant for one in chosen for variant in one.study.variants}
+    if unknown := sorted(set(only or ()) - known):
+        raise UserError(f"--only {unknown[0]}: there is no such variant; the variants are {', '.join(sorted(known))}")
+    found = [run for one in chosen for run in runs_of(one.study, table, seeds, only or ())]
+    return sorted(found, key=lambda run: (not run.tunes, run.seed))
+
+
+def perform(
+    chosen: Sequence[Chosen], table: Table, work: Path, jobs: int, seeds: int | None, only: Sequence[str] | None
+) -> list[str]:
+    """Runs what is not done; returns a sentence for each training that failed."""
+    from ..atomic import write_text
+    from ..cores import available_cores
+    from ..locks import locked
+    from ..study.queue import Clock, Commands, Queue
+    from ..study.report import SHEETS, claim
+    from ..training.preemption import signal_of, sigterm_interrupts
+
+    sheets = {id(one.study): one.folder / SHEETS for one in chosen}
+    queue = Queue(table, work, Commands(max(1, available_cores() // jobs)), lambda run: sheets[id(run.study)])
+    failures: list[str] = []
+    with locked(table.path.parent, "a study"):
+        for one in chosen:
+            claim(one.folder, one.study.title)
+            if one.file is not None and one.file.resolve() != one.copy.resolve():
+                write_text(one.copy, one.file.read_text(encoding="utf-8"))
+        try:
+            with sigterm_interrupts():
+                # After those that tune, all others can be named.
+                while not failures and (todo := [r for r in listed(chosen, table, seeds, only) if r.pending(table)]):
+                    failures = queue.work_off(todo, jobs, printer(Clock(todo, table, work)))
+        except KeyboardInterrupt as interruption:
+            print("stopped, with all steps saved; the same command continues", file=sys.stderr)
+            raise typer.Exit(128 + signal_of(interruption)) from None
+    for sentence in failures:
+        print(f"fitv2: {sentence}", file=sys.stderr)
+    return failures
+
+
+def printer(clock: Clock) -> Callable[[list[Run]], None]:
+    """Prints a line a minute: how much is done, and the time left."""
+    printed = [0.0]
+
+    def show(unfinished: list[Run]) -> None:
+        if unfinished and time.monotonic() - printed[0] > SECONDS_BETWEEN_LINES:
+            printed[0] = time.monotonic()
+            done, seconds = clock.left()
+            left = "time left not known yet" if seconds is None else f"about {seconds / 3600:.1f} hours left"
+            told = f"{100 * done:.0f} % done, {counted(len(unfinished), 'training')} to go, {left}"
+            print(told, file=sys.stderr, flush=True)
+
+    return show
+
+
+def default_jobs() -> int:
+    """One per core; one on a GPU, which one training fills."""
+    import torch
+
+    from ..cores import available_cores
+
+    return 1 if torch.cuda.is_available() else available_cores()
+
+
+def write_pages(chosen: Sequence[Chosen], table: Table, place: Path, failures: Sequence[str], as_json: bool) -> None:
+    """Writes the page of each study and that of all, and prints the verdicts."""
+    from ..study.definition import load_study, study_names
+    from ..study.report import PAGE, Report, write_overview, write_report
+
+    trial = place.parent.name == "trials"
+    reports = {one.name: Report(one.name, one.study, table, trial) for one in chosen}
+    for one in chosen:
+        write_report(reports[one.name], one.folder)
+    if not trial:
+        others = {name: name for name in study_names()}
+        others |= {path.stem: str(path) for path in place.glob("*/*.yaml") if path.stem == path.parent.name}
+        for name in others.keys() - reports.keys():
+            reports[name] = Report(name, load_study(others[name]), table)
+        write_overview([reports[name] for name in sorted(reports)], place)
+    if as_json:
+        print(json.dumps([reports[one.name].as_json() | {"failures": failures} for one in chosen]))
+        return
+    for one in chosen:
+        print(one.study.title)
+        for finding in reports[one.name].findings:
+            print(f"{finding.verdict:>12}  {finding.claim.text}: {finding.effect}")
+        print(f"The page with plots and images is {one.folder / PAGE}")
 
 
 def list_studies(as_json: bool) -> None:
@@ -156,58 +266,20 @@ def list_studies(as_json: bool) -> None:
         print(f"{name:14} {one.title}: {counted(len(one.variants), 'variant')}, {counted(one.seeds, 'seed')}")
 
 
-def list_jobs(name: str, chosen: Study, folder: Path, work: Path) -> list[Job]:
-    """Absolute folders, because the processes of the runs may have another one to start from."""
-    from ..study.job import Job
+def show_plan(runs: Sequence[Run], table: Table, work: Path, jobs: int, as_json: bool) -> None:
+    """What is done and what is left, with an estimate of the time."""
+    from ..study.queue import done_of
 
-    return [Job(name, chosen, run, folder.absolute(), work.absolute()) for run in chosen.runs(chosen.seeds)]
-
-
-def perform(chosen: list[Chosen], at_a_time: int | None) -> list[tuple[Job, str]]:
-    """Runs what is not done yet, and looks at the real pictures; returns the runs that failed, each with a sentence."""
-    from ..study.home import keep_file
-    from ..study.real import write_real
-    from ..study.runner import default_jobs, run_all, unfinished
-    from .progress import study_progress
-
-    for one in chosen:
-        if one.file is not None:
-            keep_file(one.folder, one.name, one.file)
-    listed = sorted((job for one in chosen for job in one.jobs), key=lambda job: job.run.seed)
-    waiting, failures = unfinished(listed), []
-    if waiting:
-        with study_progress(len(waiting)) as show:
-            failures = run_all(waiting, at_a_time or default_jobs(), show)
-    for _, sentence in failures:
-        print(f"fitv2: {sentence}", file=sys.stderr)
-    for one in chosen:
-        if sum(job.name == one.name for job, _ in failures) < len(one.jobs):
-            write_real(one.jobs[0])
-    return failures
-
-
-def finish(chosen: list[Chosen], failures: list[tuple[Job, str]], as_json: bool) -> None:
-    """Writes the reports and prints what they say. Raises ValueError, after all others, where one cannot be written."""
-    from ..study.report import load_report, write_report
-
-    results, complaints = [], []
-    for one in chosen:
-        try:
-            made = load_report(one.jobs, one.command, one.trial)
-            write_report(made, one.folder)
-        except UserError as error:
-            complaints.append(str(error))
-            continue
-        results.append(made.result() | {"failures": [text for job, text in failures if job.name == one.name]})
-        if not as_json:
-            print("\n".join(text_of(results[-1], one.folder)))
-    if as_json and results:
-        print(json.dumps(results[0] if len(chosen) == 1 else results))
-    if complaints:
-        raise UserError("; ".join(complaints))
-
-
-def text_of(result: dict[str, Any], folder: Path) -> list[str]:
-    """The verdicts, and where the rest is."""
-    lines = [f"{claim['verdict']:>22}  {claim['text']}: {claim['figure']}" for claim in result["claims"]]
-    return [result["title"], *lines, f"Tables, plots and pictures are in {folder}/README.md"]
+    once = list({run.id: run for run in reversed(runs)}.values())[::-1]
+    rows = [{"run": r.name, "operations": r.operations, "done": done_of(r, table, work)} for r in once]
+    left = [row for row in rows if row["done"] < 1]
+    speed, source = table.speed or ASSUMED_SPEED, "as fast as those that are done" if table.speed else "assumed speed"
+    hours = sum(row["operations"] * (1 - row["done"]) for row in left) / speed / min(jobs, len(left) or 1) / 3600
+    if as_json:
+        print(json.dumps({"runs": rows, "left": len(left), "hours": hours, "speed": source}))
+        return
+    for row in rows:
+        print(f"{row['run']:32} {row['operations'] / 1e12:6.1f} TFLOP  {100 * row['done']:3.0f} % done")
+    print(f"{len(left)} of {len(rows)} trainings are left: about {hours:.1f} hours, {jobs} at a time ({source})")
+    if any(run.tunes for run in runs):
+        print("Some of them tune a setting; the trainings that take its best value follow, and are not counted yet.")

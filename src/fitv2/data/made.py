@@ -20,6 +20,7 @@ MARKS: list[tuple[str, set[str]]] = [
     ("an evaluation", {"evaluation.json"}),
     ("a study", {"result.json", "final.png"}),
     ("a study", {"runs", "sheets"}),
+    ("a study", {"forest.png", "README.md"}),
 ]
 SAMPLE = re.compile(r".+_\d+x\d+_seed\d+\.png")
 

@@ -1,96 +1,101 @@
-"""Plots of a study, made from its records: curves over what a training takes, and the scores of the end."""
+"""The plots of studies: a forest of claims, and curves over the training."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from matplotlib import colormaps
+import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from ..drawing import BLUE, Panel, plain_ticks, write_page
-from .record import Record, Records
-from .statistics import estimate
-from .tables import TITLES, condition_names, over_seeds, steps_of
+from ..atomic import write_file
+from ..drawing import BLUE, DOTS_PER_INCH, GREY, ORANGE, plain_ticks
+from .claims import Faster
+from .results import CURVE, TRAINING
+from .verdicts import EQUIVALENT, HOLDS, REFUTED, Figures, Finding
 
-COSTS: dict[str, Callable] = {
-    "steps": lambda point: point.step,
-    "training operations in TFLOP": lambda point: point.flops / 1e12,
-    "seconds of training steps": lambda point: point.seconds,
-}
-# Curves of so many variants have their legend in two columns.
-MANY = 8
-
-
-def draw(folder: Path, records: Records, point: str) -> list[str]:
-    """Writes the pages into the folder; returns their names."""
-    curves = [curve(records, point, cost, read) for cost, read in COSTS.items()] + [losses(records)]
-    write_page(folder / "curves.png", curves)
-    write_page(folder / "final.png", [bars(records, condition) for condition in condition_names(records)] or [nothing])
-    return ["curves.png", "final.png"]
+COLOURS = {HOLDS: BLUE, REFUTED: ORANGE, EQUIVALENT: "black"}
+LINES = (BLUE, ORANGE, "#4d9a5b", "#8b5fa8", "#b5473c", "black")
+# Ratios of scores at which the forest ends: an interval may be far wider.
+ENDS, TICKS = (0.1, 5.0), {0.1: "-90", 0.2: "-80", 0.5: "-50", 0.8: "-20", 1: "0", 1.25: "+25", 2: "+100", 5: "+400"}
 
 
-def nothing(axes: Axes) -> None:
-    axes.set(title="no run came to its end")
+def draw_forest(path: Path, groups: Mapping[str, Sequence[Finding]]) -> None:
+    """Every claim with an interval: the change of the score, to the left in favour of the claim; by study."""
+    rows = [(name, f, f.contrast) for name, found in groups.items() for f in found if f.contrast is not None]
+    figure = Figure(figsize=(9.0, 1.3 + 0.26 * len(rows)), dpi=DOTS_PER_INCH, layout="constrained")
+    axes = figure.add_subplot()
+    for height, (_, finding, contrast) in enumerate(rows):
+        ends = (*contrast.interval, contrast.value)
+        low, high, mean = np.clip(np.exp(np.clip(ends, -20, 20)), *ENDS)
+        colour = COLOURS.get(finding.verdict, GREY)
+        axes.plot([low, high], [height, height], color=colour, lw=1.5)
+        axes.plot(mean, height, "o", color=colour, markersize=4)
+    axes.axvline(1, color="black", lw=0.8)
+    labels = [f"{name}: {compared(f)}" if len(groups) > 1 else compared(f) for name, f, _ in rows]
+    axes.set_yticks(range(len(rows)), labels, parse_math=False)
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.set_xticks([*TICKS], [*TICKS.values()])
+    axes.minorticks_off()
+    axes.tick_params(labelsize=7)
+    axes.grid(alpha=0.3, axis="x")
+    figure.suptitle("change of the score in %, with 95 % interval; left of 0: in favour of the claim", fontsize=8)
+    figure.supxlabel("blue: holds · orange: refuted · black: equivalent · grey: open", fontsize=8)
+    _save(path, figure)
 
 
-def coloured(records: Records) -> list[tuple[str, list[Record], tuple]]:
-    """The runs of each variant, and its colour on all panels."""
-    colours = colormaps["tab10" if len(records) <= 10 else "tab20"].colors
-    return [(v, list(runs.values()), colours[i % len(colours)]) for i, (v, runs) in enumerate(records.items()) if runs]
+def compared(finding: Finding) -> str:
+    """A short name of what is compared."""
+    measure = finding.claim.measure
+    others = measure.others[0] if len(measure.others) == 1 else f"each of {len(measure.others)} others"
+    if isinstance(measure, Faster):
+        cost = measure.cost.removesuffix("s").replace("_", " ")
+        return f"{measure.of} at 1/{measure.at_least:g} of the {cost}s against {others}"
+    condition = getattr(measure, "condition", None)
+    return f"{measure.of} against {others}" + (f", {condition}" if condition else "")
 
 
-def curve(records: Records, point: str, title: str, cost: Callable) -> Panel:
-    """The distance over a cost: the mean over the seeds, and a band from the lowest to the highest."""
+def draw_curves(path: Path, figures: Figures, variants: Sequence[str]) -> bool:
+    """The Frechet distance over steps and over operations: the mean of the logarithm over the seeds, and its range.
 
-    def panel(axes: Axes) -> None:
-        for variant, runs, colour in coloured(records):
-            at = [[p for record in runs for p in record.points if p.step == s] for s in steps_of(runs)]
-            values = [[p.scores["distance"] for p in points if p.scores["distance"] is not None] for points in at]
-            drawn = [(points, v) for points, v in zip(at, values, strict=True) if v]
-            x = [estimate([float(cost(p)) for p in points]).mean for points, _ in drawn]
-            axes.plot(x, [estimate(v).mean for _, v in drawn], "o-", markersize=2.5, lw=1, color=colour, label=variant)
-            axes.fill_between(x, [min(v) for _, v in drawn], [max(v) for _, v in drawn], color=colour, alpha=0.15, lw=0)
-        axes.set(title=f"{TITLES['distance']} ({point})", xlabel=title, yscale="log")
-        plain_ticks(axes.yaxis)
-        finish(axes, len(records))
-
-    return panel
-
-
-def losses(records: Records) -> Panel:
-    """The loss of the first seed of each variant."""
-
-    def panel(axes: Axes) -> None:
-        for variant, runs, colour in coloured(records):
-            axes.plot(*zip(*runs[0].loss, strict=True), lw=0.8, color=colour, label=variant)
-        axes.set(title="loss of the first seed (not comparable between objectives)", xlabel="steps", yscale="log")
-        axes.title.set_fontsize(9)
-        plain_ticks(axes.yaxis)
-        finish(axes, len(records))
-
-    return panel
-
-
-def bars(records: Records, condition: str) -> Panel:
-    """The final distance of each variant, with the interval."""
-
-    def panel(axes: Axes) -> None:
-        found = {v: over_seeds(runs, lambda r: r.score(condition, "distance")) for v, runs in records.items()}
-        shown = {v: figure for v, figure in found.items() if figure is not None}
-        errors = [figure.half or 0.0 for figure in shown.values()]
-        axes.barh(list(shown), [f.mean for f in shown.values()], xerr=errors, color=BLUE, ecolor="black", capsize=2)
-        axes.invert_yaxis()
-        axes.tick_params(axis="y", labelsize=6 if len(shown) > MANY else 8)
-        axes.set(title=f"final, {condition}", xlabel=TITLES["distance"])
-        axes.grid(alpha=0.3, axis="x")
-
-    return panel
+    Returns whether there is anything to draw.
+    """
+    frame = figures.frame[(figures.frame["condition"] == CURVE) & (figures.frame["metric"] == "fd")]
+    frame = frame[frame["variant"].isin(list(variants))].dropna(subset="value")
+    if frame.groupby("variant")["step"].nunique().max() < 3 or frame.empty:
+        return False
+    taken = figures.frame[(figures.frame["condition"] == TRAINING) & (figures.frame["metric"] == "operations")]
+    costs = taken.groupby(["variant", "step"])["value"].mean()
+    figure = Figure(figsize=(10, 4), dpi=DOTS_PER_INCH, layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for number, variant in enumerate(v for v in variants if v in set(frame["variant"])):
+        own = frame[frame["variant"] == variant].groupby("step")["value"]
+        mean, low, high = own.agg(lambda x: np.exp(np.log(x).mean())), own.min(), own.max()
+        operations = [costs.get((variant, step), np.nan) / 1e12 for step in mean.index]
+        for axes, x in ((left, mean.index), (right, operations)):
+            axes.plot(x, mean, "o-", color=LINES[number], markersize=3, lw=1.2)
+            axes.fill_between(x, low, high, color=LINES[number], alpha=0.15, lw=0)
+        # The label stands at the end of its line.
+        right.annotate(
+            f" {variant}", (operations[-1], mean.iloc[-1]), color=LINES[number], fontsize=8, parse_math=False
+        )
+    _label(left, "training steps")
+    left.set_ylabel("Frechet distance; band: range over the seeds", fontsize=8)
+    _label(right, "training operations in TFLOP")
+    right.margins(x=0.2)
+    _save(path, figure)
+    return True
 
 
-def finish(axes: Axes, variants: int) -> None:
+def _label(axes: Axes, cost: str) -> None:
+    axes.set_yscale("log")
+    plain_ticks(axes.yaxis)
+    axes.set_xlabel(cost, fontsize=8)
+    axes.tick_params(labelsize=7)
     axes.grid(alpha=0.3)
-    if axes.lines:
-        many = variants > MANY
-        for text in axes.legend(fontsize=5 if many else 7, ncols=2 if many else 1).get_texts():
-            text.set_parse_math(False)  # A variant's name is no formula.
+
+
+def _save(path: Path, figure: Figure) -> None:
+    write_file(path, lambda draft: figure.savefig(draft, format="png"))

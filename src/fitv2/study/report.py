@@ -1,136 +1,177 @@
-"""A study as Markdown, plots and JSON, made from its records alone; and one table of all claims of all studies."""
+"""The pages of studies, made from the table of results alone: one for each study, and one of all."""
 
 from __future__ import annotations
 
-import json
-import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, StrictUndefined
+
 from ..atomic import write_text
 from ..errors import UserError
-from . import plots
-from .circumstances import CIRCUMSTANCES, circumstances
-from .claims import RULE, Claim, Finding
-from .definition import Study
-from .home import PAGE, RESULT, read_result, refuse_foreign_report, write_page
-from .job import TRAINING, Job
-from .page import CLAIMS_HEAD, WITHDRAWN, page
-from .real import Real, read_real
-from .record import Record, Records
-from .tables import markdown
+from ..messages import counted
+from .definition import MOST_LINES, Study
+from .outputs import FIGURES
+from .plots import draw_curves, draw_forest
+from .results import REAL, Table
+from .runs import Run, frame_of, runs_of
+from .verdicts import EQUIVALENT, HOLDS, NO_RESULT, OPEN, REFUTED, Figures, Finding, judge
 
-logger = logging.getLogger(__name__)
+PAGE, FOREST, CURVES, SHEETS = "README.md", "forest.png", "curves.png", "sheets"
+# The first line of every page.
+MARK = "<!-- Written by fitv2 study, which overwrites this file. -->"
+WORDS = {HOLDS: "holds", REFUTED: "is refuted", EQUIVALENT: "makes no relevant difference", OPEN: "stays open"}
+# What provenance tells a reader.
+TOLD = ("fitv2", "commit", "torch", "device", "threads")
 
 
 @dataclass(frozen=True)
 class Report:
-    """A study with what its runs have given. real: what real pictures score, None where nobody has looked; command:
-    that gives all this; trial: whether the runs were shortened.
-    """
+    """A study with its results; trial: whether its trainings were shortened, so that nothing is decided."""
 
     name: str
     study: Study
-    records: Records
-    real: Real | None
-    command: str
+    table: Table = field(repr=False)
     trial: bool = False
 
-    @property
-    def point(self) -> str:
-        return self.study.evaluation.point.name
+    @cached_property
+    def runs(self) -> list[Run]:
+        """The trainings that are done, without those that tune."""
+        found = [run for run in runs_of(self.study, self.table) if not run.tunes]
+        return [run for run in found if run.recorded(self.table) in self.table.trainings]
+
+    @cached_property
+    def frame(self) -> pd.DataFrame:
+        return frame_of(self.runs, self.table)
+
+    @cached_property
+    def findings(self) -> list[Finding]:
+        return judge(self.study, self.frame)
 
     @property
-    def earlier(self) -> list[Record]:
-        """Those whose training an earlier version carried out."""
-        return [record for record in self.all if record.settings.get("training") != TRAINING]
+    def trainings(self) -> pd.DataFrame:
+        return pd.DataFrame([self.table.trainings[run.recorded(self.table)] for run in self.runs])
 
     @property
-    def all(self) -> list[Record]:
-        return [record for runs in self.records.values() for record in runs.values()]
+    def answer(self) -> str:
+        """The first claim in a sentence, and how many of all are decided."""
+        if not self.runs:
+            return "This study has not been run yet."
+        counts = Counter(finding.verdict for finding in self.findings).most_common()
+        claims = counted(len(self.findings), "claim")
+        told = f"{claims} in all: {', '.join(f'{number} {verdict}' for verdict, number in counts) or 'none'}."
+        if not self.findings or (first := self.findings[0]).verdict == NO_RESULT:
+            return told
+        figure = f"{first.effect}; p {in_words(first.p)}; {first.where}"
+        return f"“{first.claim.text}” **{WORDS[first.verdict]}** ({figure}). {told}"
 
-    def findings(self) -> list[tuple[Claim, Finding]]:
-        return [(claim, claim.measure.judge(self.records, self.point)) for claim in self.study.claims]
+    @property
+    def lines(self) -> list[str]:
+        """The variants that are drawn and shown."""
+        return list(self.study.lines or list(self.study.variants)[:MOST_LINES])
 
-    def result(self) -> dict[str, Any]:
-        """What a table of all studies needs."""
+    @property
+    def tuned(self) -> dict[str, float]:
+        """The chosen value of each variant."""
+        return {run.variant: run.tuned for run in self.runs if run.tuned is not None}
+
+    def scores(self, condition: str) -> pd.DataFrame:
+        """The final scores: the mean over the seeds of each variant, and the mean and range of real images."""
+        rows = self.frame[self.frame["condition"] == condition]
+        means = rows[rows["variant"] != REAL].pivot_table("value", "variant", "metric", "mean", dropna=False)
+        table = means.map(lambda value: f"{value:.3g}" if np.isfinite(value) else "failed")
+        for row in rows[rows["variant"] == REAL].drop_duplicates("metric").itertuples():
+            ends = f" ({row.range[0]:.3g} to {row.range[1]:.3g})" if isinstance(row.range, list) else ""
+            table.loc[REAL, row.metric] = f"{row.value:.3g}{ends}"
+        order = [name for name in (*self.study.variants, REAL) if name in table.index]
+        return table.reindex(order)[[key for key in FIGURES if key in table]].fillna("-").reset_index()
+
+    @property
+    def provenance(self) -> pd.DataFrame:
+        """Which code trained and scored, on which machine: a row for each, and how many trainings or figures."""
+        entries = [(entry, "trained") for by in self.trainings["by"] for entry in by]
+        entries += [(entry, "scored") for entry in self.frame["scored"] if isinstance(entry, dict)]
+        rows = [{"what": what} | {key: entry.get(key) or "unknown" for key in TOLD} for entry, what in entries]
+        return pd.DataFrame(rows, columns=["what", *TOLD]).value_counts(sort=False).rename("number").reset_index()
+
+    def as_json(self) -> dict[str, Any]:
         claims = [
-            {"text": c.text, "paper": c.paper, "figure": f.figure, "conditions": f.conditions, "verdict": f.verdict}
-            for c, f in self.findings()
+            {"text": f.claim.text, "paper": f.claim.paper, "figure": f.effect, "conditions": f.where}
+            | {"p": None if np.isnan(f.p) else f.p, "verdict": f.verdict}
+            for f in self.findings
         ]
-        runs = {variant: sorted(of_seeds) for variant, of_seeds in self.records.items()}
-        about = {"study": self.name, "title": self.study.title, "trial": self.trial, "earlier": len(self.earlier)}
-        return about | {"circumstances": circumstances(self), "runs": runs, "claims": claims}
-
-
-def read_records(jobs: Sequence[Job]) -> Records:
-    """Of the jobs that are done, by an earlier version's training too. Records of other settings are left out, and
-    named on the log.
-    """
-    records: Records = {variant: {} for variant in jobs[0].study.variants}
-    for job in jobs:
-        record = job.result(any_training=True)
-        if record is not None:
-            records[job.run.variant][job.run.seed] = record
-        elif job.record.is_file():
-            logger.warning("%s is of other settings than the study has now, and left out", job.record)
-    return records
-
-
-def load_report(jobs: Sequence[Job], command: str, trial: bool = False) -> Report:
-    """Of what is there of the runs. Raises ValueError for a damaged file."""
-    real = read_real(jobs[0])
-    if real is None and jobs[0].real.is_file():
-        logger.warning("%s is of other settings than the study has now, and left out", jobs[0].real)
-    return Report(jobs[0].name, jobs[0].study, read_records(jobs), real, command, trial)
+        about = {"study": self.name, "title": self.study.title, "trial": self.trial, "answer": self.answer}
+        return about | {"runs": [run.name for run in self.runs], "claims": claims}
 
 
 def write_report(report: Report, folder: Path) -> None:
-    """README.md, its plots and result.json in the study's folder, and the table of all studies beside it.
-
-    Raises ValueError where no run is done.
-    """
-    if not report.all:
-        raise UserError(f"no run of the study {report.name} is done yet: there is nothing to report")
-    refuse_foreign_report(folder)
-    figures = plots.draw(folder, report.records, report.point)
-    write_page(folder / PAGE, page(report, figures, folder))
-    write_text(folder / RESULT, json.dumps(report.result(), indent=1) + "\n")
-    if not report.trial:
-        write_page(folder.parent / PAGE, overview(folder.parent))
-
-
-def results_below(folder: Path) -> list[dict[str, Any]]:
-    """Of all studies; other files of that name are left out, and named on the log."""
-    found = {path: read_result(path) for path in sorted(folder.glob(f"*/{RESULT}"))}
-    if foreign := [str(path) for path, result in found.items() if result is None]:
-        logger.warning("left out of the overview, as no results of studies: %s", ", ".join(foreign))
-    return [result for result in found.values() if result is not None]
+    """The page of a study and its plots. Raises UserError if nothing is done, or a file there is not of a study."""
+    if not report.runs:
+        raise UserError(f"no training of the study {report.name} is done yet: there is nothing to report")
+    refuse_foreign(folder)
+    plots = []
+    if any(finding.contrast for finding in report.findings):
+        draw_forest(folder / FOREST, {report.name: report.findings})
+        plots.append(FOREST)
+    if draw_curves(folder / CURVES, Figures(report.frame), report.lines):
+        plots.append(CURVES)
+    sheets = {v: f"{SHEETS}/{v}.png" for v in report.lines if (folder / SHEETS / f"{v}.png").is_file()}
+    write_page(folder / PAGE, "study.md.j2", r=report, plots=plots, sheets=sheets)
 
 
-def overview(folder: Path) -> Iterator[str]:
-    """Every claim of every study in one table."""
-    results = results_below(folder)
-    yield "# The paper's claims, put to the test"
-    yield ""
-    if any(result.get("earlier", 1) for result in results):  # Results of before do not say it.
-        yield from (WITHDRAWN, "")
-    yield "Written by `fitv2 study NAME --report` from the JSON files of each study; not edited by hand."
-    yield ""
-    rows = [
-        [f"[{result['study']}]({result['study']}/README.md): {claim['text']}"]
-        + [claim[key] for key in ("paper", "figure", "conditions", "verdict")]
-        for result in results
-        for claim in result["claims"]
-    ]
-    yield from markdown(CLAIMS_HEAD, rows, len(CLAIMS_HEAD))
-    yield from ("", "Each study on what, with which models, how long, scored by what, and where:", "")
-    rows = [
-        [f"[{result['study']}]({result['study']}/README.md)", *(told[key] for key in CIRCUMSTANCES)]
-        for result in results
-        if (told := result.get("circumstances"))  # Reports of before have none.
-    ]
-    yield from markdown(("study", *CIRCUMSTANCES), rows, 1 + len(CIRCUMSTANCES))
-    yield from ("", RULE)
+def write_overview(reports: Sequence[Report], folder: Path) -> None:
+    """The page of all studies, with a forest of all their claims."""
+    refuse_foreign(folder)
+    done = {report.name: report.findings for report in reports if report.runs}
+    plots = [FOREST] if any(finding.contrast for found in done.values() for finding in found) else []
+    if plots:
+        draw_forest(folder / FOREST, done)
+    withdrawn = (folder / "withdrawn" / PAGE).is_file()
+    write_page(folder / PAGE, "overview.md.j2", reports=reports, plots=plots, withdrawn=withdrawn)
+
+
+def write_page(path: Path, template: str, **content: Any) -> None:
+    """Fills a template of this package, which becomes a page marked as one of ours."""
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"table": as_markdown, "p": in_words, "counted": counted, "ends": ends}
+    text = files("fitv2.study").joinpath(template).read_text(encoding="utf-8")
+    write_text(path, f"{MARK}\n{environment.from_string(text).render(content).strip()}\n")
+
+
+def claim(folder: Path, title: str) -> None:
+    """Marks a folder as that of a study, until its page is there. Raises UserError if it has files of others."""
+    refuse_foreign(folder)
+    if not (folder / PAGE).exists():
+        write_text(folder / PAGE, f"{MARK}\n# {title}\n\nThis study is under way.\n")
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Raises UserError if the folder has a page or plots that no study wrote."""
+    page = folder / PAGE
+    if page.exists():
+        if page.read_bytes().startswith(MARK.encode()):
+            return
+        raise UserError(f"{page} was not written by fitv2 study and would be overwritten: choose another --out")
+    if there := [name for name in (FOREST, CURVES, SHEETS) if (folder / name).exists()]:
+        raise UserError(f"{folder / there[0]} is of no study and would be overwritten: choose another --out")
+
+
+def as_markdown(table: pd.DataFrame) -> str:
+    rows = [list(table.columns), ["---"] * len(table.columns), *table.astype(str).to_numpy().tolist()]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
+
+
+def in_words(p: float) -> str:
+    return "-" if np.isnan(p) else "< 0.001" if p < 0.001 else f"= {p:.2g}"
+
+
+def ends(values: pd.Series) -> str:
+    """The lowest and the highest, or one of them if they read alike."""
+    return " to ".join(dict.fromkeys(f"{value:.3g}" for value in (values.min(), values.max())))

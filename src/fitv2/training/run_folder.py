@@ -20,12 +20,15 @@ from ..data.latents import LatentShards
 from ..data.official_latents import OfficialLatents
 from ..errors import UserError, damaged
 from ..messages import command, shortened
+from ..provenance import provenance
 
 logger = logging.getLogger(__name__)
 # The settings of a run that are in effect, and which of the data settings were given and are not defaults.
 RECIPE, GIVEN = "recipe.json", "given.json"
+# Which code trained the run on which machine: an entry for the start and one for each resume.
+PROVENANCE = "provenance.json"
 # What a training writes once it has begun: without RECIPE it is somebody else's.
-WRITTEN = ("checkpoints", "log.jsonl", "model", "samples")
+WRITTEN = ("checkpoints", "exports", "log.jsonl", "model", "samples")
 # Settings of the data that may change, because the data itself is compared with that of before.
 COMPARED = ("data.source", "data.labels")
 # Settings that decide which weights are trained are fixed when a run begins.
@@ -112,6 +115,25 @@ def keep_recipe(run: Path, recipe: Recipe) -> None:
     # Not pydantic's own JSON, which cannot hold the names of folders that are not UTF-8.
     write_text(run / GIVEN, json.dumps(sorted(recipe.data.model_fields_set)))
     write_text(run / RECIPE, json.dumps(recipe.model_dump(mode="json"), indent=1))
+
+
+def keep_provenance(run: Path, done: int, content: str) -> None:
+    """Adds the code and the machine that train from step `done` on data of this digest to provenance.json."""
+    entry = {"from_step": done, "data": content, **provenance()}
+    write_text(run / PROVENANCE, json.dumps([*kept_provenance(run), entry], indent=1))
+
+
+def kept_provenance(run: Path) -> list[dict[str, Any]]:
+    """The entries of provenance.json in their order; none for runs of older versions."""
+    try:
+        return list(json.loads((run / PROVENANCE).read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return []
+
+
+def exported(run: Path, step: int) -> Path:
+    """The model folder that `log.export_at` writes at a step."""
+    return run / "exports" / f"step-{step:08d}"
 
 
 def identity(dataset: Dataset) -> dict[str, Any]:

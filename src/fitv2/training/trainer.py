@@ -37,7 +37,7 @@ from .heap import trim_heap
 from .log import RunLog
 from .optimizer import build_optimizer, load_optimizer_tensors, optimizer_tensors
 from .preemption import Termination
-from .run_folder import check_data, identity, keep_recipe, resume_command
+from .run_folder import check_data, exported, identity, keep_provenance, keep_recipe, resume_command
 from .samples import write_sheet
 from .schedule import learning_rate
 from .sharding import gathered, shard, whole
@@ -134,6 +134,7 @@ class Trainer:
         log = RunLog(self.run, self.done, log_settings.tensorboard) if main else None
         if main:
             keep_recipe(self.run, self.recipe)
+            keep_provenance(self.run, self.done, self.identity["content"])
         # Stopped after the checkpoint and before its sheet.
         if self.samples_are_due() and not first_says(self.sheet.exists):
             self.write_samples()
@@ -147,6 +148,9 @@ class Trainer:
                 if log is not None:
                     log.write(figures)
                     report(figures)
+                # Before the checkpoint of its step: stopped in between, the step is trained and exported again.
+                if self.done in log_settings.export_at:
+                    self.export(exported(self.run, self.done))
                 last = self.stopping or self.done == self.recipe.training.steps
                 if last or self.done % log_settings.checkpoint_every == 0:
                     self.save()

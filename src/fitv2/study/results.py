@@ -1,0 +1,89 @@
+"""The table of results: one file of JSON lines that every machine appends to, read as one long pandas frame.
+
+The first line says what the file is. A line of kind "training" describes a finished training: its settings, the digest
+of its data, and the code and machine that trained it. Any other line is a figure: variant, seed, step, condition,
+metric, value, standard error, number of images, and the code, machine and settings that scored it; `run` names the
+training. Files of several machines are merged by keeping the lines of both.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ..atomic import write_text
+from ..errors import UserError
+
+logger = logging.getLogger(__name__)
+NAME = "results.jsonl"
+HEADER = {"table": "fitv2 study", "format": 1}
+# Conditions of figures that are of no final model: points along a training, and what the training took.
+CURVE, TRAINING = "curve", "training"
+# The variant of figures of real images.
+REAL = "real images"
+COLUMNS = ["variant", "seed", "step", "condition", "metric", "value", "error", "n", "range", "run", "scoring", "scored"]
+KEY = ["run", "step", "scoring", "variant", "metric"]
+
+
+class Table:
+    """The results in a folder.
+
+    Raises:
+        UserError: The file is there and is no table of results.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / NAME
+        self.trainings: dict[str, dict[str, Any]] = {}
+        self.rows: list[dict[str, Any]] = []
+        self.scored: set[tuple[str, int, str]] = set()
+        if self.path.exists():
+            self._take(self._read())
+
+    def _read(self) -> Iterator[dict[str, Any]]:
+        first, *lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n")
+        if first != json.dumps(HEADER):
+            raise UserError(f"{self.path} is no table of results of fitv2 study: move it, or choose another --out")
+        for number, line in enumerate(lines, 2):
+            try:
+                if line:
+                    yield json.loads(line)
+            except ValueError:  # A kill may have left a part of a line, and a merge its marks.
+                logger.warning("line %d of %s is damaged and is ignored", number, self.path)
+
+    def _take(self, lines: Iterable[dict[str, Any]]) -> None:
+        for line in lines:
+            if line.get("kind") == "training":
+                self.trainings.setdefault(line["run"], line)
+            else:
+                self.rows.append(line)
+                self.scored.add((line["run"], line["step"], line["scoring"]))
+
+    def append(self, lines: list[dict[str, Any]]) -> None:
+        """Adds lines to the file and to what has been read."""
+        if not self.path.exists():
+            write_text(self.path, json.dumps(HEADER) + "\n")
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        with self.path.open("rb+") as file:
+            file.seek(-1, 2)
+            whole = file.read() == b"\n"
+            file.write(("" if whole else "\n").encode() + text.encode())
+        self._take(lines)
+
+    @property
+    def speed(self) -> float | None:
+        """Operations a second of one training, on the mean of all; None before the first one."""
+        taken = {key: sum(r["value"] for r in self.rows if r["metric"] == key) for key in ("operations", "wall")}
+        return taken["operations"] / taken["wall"] if taken["wall"] else None
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """All figures, one a row, with the line of their training in the column `trained`; None is NaN in `value`."""
+        frame = pd.DataFrame(self.rows, columns=COLUMNS).drop_duplicates(KEY)
+        frame["value"] = pd.to_numeric(frame["value"])
+        return frame.assign(trained=frame["run"].map(self.trainings))

@@ -1,0 +1,236 @@
+"""A training of a study: its identity, its scores, and the commands that make both."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ..build import build_base, build_dataset, build_model_config
+from ..config import Recipe, build_recipe
+from ..data.dataset import Dataset
+from ..errors import UserError
+from ..hashes import json_digest
+from ..training.plan import plan_figures
+from ..training.run_folder import content_digest, exported
+from .definition import Condition, Sampler, Study
+from .results import CURVE, REAL, TRAINING, Table
+
+# Changes when the same recipe trains to other weights. Version 1 gave times, noise and dropped labels the same random
+# numbers whatever the seed, and initialised AdaLN-LoRA otherwise than the authors' code.
+TRAINING_VERSION = "training-2"
+# Changes when the same model gets other scores.
+SCORING_VERSION = "study-3"
+# The metrics of `fitv2 evaluate` for a point of a curve, and for a final model.
+CURVE_METRICS, METRICS = "fd,accuracy", "fd,kid,pr,accuracy"
+_datasets: dict[str, Dataset] = {}
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """A score of one model; condition: by the name `name`, which is CURVE for points along the training."""
+
+    step: int
+    name: str
+    condition: Condition
+    sampler: Sampler
+    images: int
+
+    @property
+    def command(self) -> tuple[Any, ...]:
+        """What the scorings of one command share: all but the size, of which a command takes several."""
+        return self.step, self.name == CURVE, self.condition.model_copy(update={"size": "own"}), self.sampler
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A training of a variant with a seed; tuned: its value of the setting that the study tunes."""
+
+    study: Study
+    variant: str
+    seed: int
+    tuned: float | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.variant}, seed {self.seed}" + (f", {self.tuned:g}" if self.tunes else "")
+
+    @property
+    def tunes(self) -> bool:
+        """Whether it is one of those that find the best value."""
+        return self.study.tuning is not None and self.seed == self.study.tuning.seed
+
+    @property
+    def steps(self) -> int:
+        return self.recipe.training.steps
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        return self.study.recipe_of(self.variant, self.seed, self.tuned)
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """What it is trained on; equal data is read once."""
+        key = json.dumps([self.recipe.data.model_dump(mode="json"), self.recipe.model.patch_size])
+        if key not in _datasets:
+            _datasets[key] = build_dataset(self.recipe.data, self.recipe.model.patch_size)
+        return _datasets[key]
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What decides the trained weights: the version of the training, all settings, and the content of the data."""
+        settings = self.recipe.model_dump(mode="json", exclude={"log"})
+        return {"training": TRAINING_VERSION, "settings": settings, "data": content_digest(self.dataset)}
+
+    @cached_property
+    def id(self) -> str:
+        return json_digest(self.identity)[:16]
+
+    def recorded(self, table: Table) -> str:
+        """The id under which this training is in the table.
+
+        An earlier version of fitv2 may have known fewer settings. It was the same training if its recipe, as it is read
+        today, has the same settings.
+        """
+        alike = [key for key in self.identity if key != "settings"]
+        for known, line in table.trainings.items() if self.id not in table.trainings else ():
+            if all(line[key] == self.identity[key] for key in alike) and self._means(line["settings"]):
+                return known
+        return self.id
+
+    def _means(self, settings: dict[str, Any]) -> bool:
+        if all(settings.get(name, {}).keys() == own.keys() for name, own in self.identity["settings"].items()):
+            return False  # Known by the same settings, it would have the same id.
+        try:
+            return build_recipe(settings).model_dump(mode="json", exclude={"log"}) == self.identity["settings"]
+        except UserError:
+            return False
+
+    @cached_property
+    def costs(self) -> dict[str, float]:
+        """The figures of `fitv2 train --dry-run`."""
+        config = build_model_config(self.recipe, self.dataset, build_base(self.recipe.training))
+        return plan_figures(self.recipe, self.dataset, config)
+
+    @cached_property
+    def operations(self) -> float:
+        """An estimate of all that the run takes, for the time left; scoring takes forward passes alone."""
+        of_image = self.costs["flops_per_step"] / self.costs["pictures_per_step"] / 3
+        calls = [s.images * s.sampler.steps * (1 if s.condition.guidance == 1 else 2) for s in self.scorings()]
+        return self.costs["flops_total"] + sum(calls) * of_image
+
+    @property
+    def conditions(self) -> dict[str, Condition]:
+        """Those that suit the variant, for a training that tunes only the first one; the first one decides."""
+        found = [(name, c) for name, c in self.study.evaluation.conditions.items() if c.suits(self.variant)]
+        return dict(found[:1] if self.tunes else found)
+
+    def scorings(self) -> list[Scoring]:
+        """All scores in the order of their steps."""
+        evaluation, conditions, found = self.study.evaluation, self.conditions, []
+        if evaluation.curve in conditions and not self.tunes:
+            points = [*(point for point in evaluation.points if point < self.steps), self.steps]
+            found = [(point, CURVE, evaluation.conditions[evaluation.curve], evaluation.images) for point in points]
+        found += [(self.steps, name, condition, evaluation.final_images) for name, condition in conditions.items()]
+        return [Scoring(s, name, c, self.study.sampler_of(self.recipe, c), n) for s, name, c, n in found]
+
+    def scoring_id(self, scoring: Scoring) -> str:
+        """Names all that decides a score besides the model."""
+        evaluation = self.study.evaluation
+        about = [SCORING_VERSION, evaluation.reference, evaluation.extractor, scoring.images, self.seed]
+        about += [scoring.condition.model_dump(mode="json", exclude={"variants", "sampler"}), scoring.name == CURVE]
+        return json_digest([*about, scoring.sampler.model_dump(mode="json")])[:16]
+
+    def pending(self, table: Table) -> list[list[Scoring]]:
+        """The scorings that the table lacks, those of one command together."""
+        run, groups = self.recorded(table), {}
+        for scoring in self.scorings():
+            if (run, scoring.step, self.scoring_id(scoring)) not in table.scored:
+                groups.setdefault(scoring.command, []).append(scoring)
+        return list(groups.values())
+
+    def train_command(self, folder: Path) -> list[str]:
+        settings = self.study.settings_of(self.variant, self.seed, self.tuned)
+        changes = [word for setting in settings for word in ("--set", setting)]
+        return ["train", "--recipe", self.study.recipe, *changes, "--out", str(folder), "--resume"]
+
+    def evaluate_command(self, model: Path, scorings: Sequence[Scoring], out: Path) -> list[str]:
+        """Scores a model under conditions that differ in their sizes alone."""
+        evaluation, first = self.study.evaluation, scorings[0]
+        options = {
+            "reference": evaluation.reference,
+            "extractor": evaluation.extractor,
+            "num": first.images,
+            "seed": self.seed,
+            "guidance": first.condition.guidance,
+            "solver": first.sampler.solver,
+            "steps": first.sampler.steps,
+            "extrapolation": first.condition.extrapolation,
+            "attention-scale": first.condition.attention_scale,
+            "metrics": CURVE_METRICS if first.name == CURVE else METRICS,
+            "out": out,
+        }
+        words = [word for key, value in options.items() if value is not None for word in (f"--{key}", str(value))]
+        return ["evaluate", str(model), *words, *(w for s in scorings for w in ("--size", s.condition.size))]
+
+    def model(self, folder: Path, step: int) -> Path | None:
+        """The averaged weights of a step; None if they are not there, whole."""
+        model = folder / "model" if step == self.steps else exported(folder, step)
+        try:
+            there = json.loads((model / "config.json").read_bytes())["step"] == step
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return model if there and (model / "model.safetensors").is_file() else None
+
+
+def runs_of(study: Study, table: Table, seeds: int | None = None, only: Sequence[str] = ()) -> list[Run]:
+    """All trainings that can be named now, all variants at seed 0 first, then at seed 1, and so on.
+
+    As long as the table lacks scores of those that tune a variant, these stand for it, at the beginning.
+    """
+    trials: dict[str, list[Run]] = {}
+    tuned: dict[str, float | None] = {}
+    for name in (name for name in study.variants if not only or name in only):
+        own, like = [], study.variants[name].tuned_as or name
+        if study.tuning is not None:
+            own = [Run(study, like, study.tuning.seed, value) for value in study.tuning.values]
+        scores = {trial: score for trial in own if (score := final_score(trial, table)) is not None}
+        if len(scores) < len(own):
+            trials[like] = own
+        else:
+            tuned[name] = min(own, key=scores.__getitem__).tuned if own else None
+    left = [trial for own in trials.values() for trial in own]
+    return left + [
+        Run(study, name, seed, value) for seed in range(seeds or study.seeds) for name, value in tuned.items()
+    ]
+
+
+def final_score(run: Run, table: Table) -> float | None:
+    """The Frechet distance of a training that tunes, infinite if it failed; None as long as it is not known."""
+    scoring, recorded = run.scorings()[-1], run.recorded(table)
+    key = {"run": recorded, "step": scoring.step, "scoring": run.scoring_id(scoring), "metric": "fd"}
+    for row in table.rows:
+        if row["run"] == recorded and row["metric"] == "diverged":
+            return math.inf
+        if row["variant"] != REAL and key.items() <= row.items():
+            return math.inf if row["value"] is None else row["value"]
+    return None
+
+
+def frame_of(runs: Sequence[Run], table: Table) -> pd.DataFrame:
+    """The figures of these trainings, with the names that their study gives to variants and conditions."""
+    names = {run.recorded(table): run for run in runs}
+    keys = [(name, s.step, run.scoring_id(s), s.name) for name, run in names.items() for s in run.scorings()]
+    frame = table.frame
+    scores = frame.drop(columns="condition").merge(pd.DataFrame(keys, columns=["run", "step", "scoring", "condition"]))
+    trained = frame[(frame["condition"] == TRAINING) & frame["run"].isin(list(names))]
+    both = pd.concat([scores, trained], ignore_index=True)
+    own = both["run"].map({name: run.variant for name, run in names.items()})
+    seeds = both["run"].map({name: run.seed for name, run in names.items()})
+    return both.assign(variant=own.where(both["variant"] != REAL, REAL), seed=seeds)

@@ -1,0 +1,197 @@
+"""How claims are judged: on figures made up for each case, and by their rates of error."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fitv2.study.claims import Better, Faster
+from fitv2.study.definition import load_study
+from fitv2.study.results import CURVE, TRAINING
+from fitv2.study.verdicts import EQUIVALENT, HOLDS, NO_RESULT, OPEN, REFUTED, judge
+from studies import curves, diverged, frame, study_of
+
+BETTER = {"kind": "better", "of": "a", "than": "b"}
+LOW, HIGH, NEAR = [2.0, 2.2, 1.9, 2.1], [4.0, 4.2, 4.1, 3.9], [2.01, 2.19, 1.91, 2.1]
+
+
+def verdict(measure: dict, table: pd.DataFrame, variants: str = "ab", **changes) -> str:
+    (found,) = judge(study_of(measure, variants=variants, **changes), table)
+    return found.verdict
+
+
+@pytest.mark.parametrize(
+    ("measure", "a", "b", "expected"),
+    [
+        (BETTER, LOW, HIGH, HOLDS),
+        (BETTER, HIGH, LOW, REFUTED),
+        (BETTER, LOW, [2.5, 1.9, 2.0, 2.4], OPEN),
+        (BETTER, LOW, NEAR, EQUIVALENT),
+        (BETTER, [2.0], [4.0], NO_RESULT),
+        (BETTER, [], HIGH, NO_RESULT),
+        (BETTER | {"kind": "equal"}, LOW, NEAR, HOLDS),
+        (BETTER | {"kind": "equal"}, LOW, HIGH, REFUTED),
+        (BETTER | {"kind": "equal", "within": 1.5}, LOW, HIGH, HOLDS),
+        (BETTER | {"kind": "equal"}, LOW, [2.5, 1.9, 2.0, 2.4], OPEN),
+    ],
+)
+def test_a_difference_is_decided_in_both_directions(measure, a, b, expected):
+    assert verdict(measure, frame(a=a, b=b)) == expected
+
+
+def test_of_shares_more_is_better():
+    table = frame(metric="accuracy", a=[0.9, 0.91, 0.92], b=[0.5, 0.52, 0.51])
+    assert verdict(BETTER | {"metric": "accuracy"}, table) == HOLDS
+
+
+def test_a_share_of_zero_is_low_and_no_failure():
+    found = judge(
+        study_of(BETTER | {"metric": "coverage"}), frame(metric="coverage", a=[0.2, 0.3, 0.2], b=[0, 0.001, 0])
+    )
+    assert found[0].verdict == HOLDS and math.isfinite(found[0].contrast.value)
+
+
+def test_the_spread_is_that_of_all_variants():
+    """Three seeds of two variants decide nothing here; beside four more variants of the same spread they do."""
+    rng = np.random.default_rng(0)
+    others = {name: np.exp(rng.normal(1, 0.05, 3)).tolist() for name in "cdef"}
+    a, b = [2.0, 2.2, 2.1], [2.6, 2.5, 2.9]
+    assert verdict(BETTER, frame(a=a, b=b)) == OPEN
+    assert verdict(BETTER, frame(a=a, b=b, **others), variants="abcdef") == HOLDS
+
+
+def test_claims_are_corrected_together():
+    table = frame(a=[2.0, 2.3, 2.0, 2.2], b=[2.5, 2.6, 2.6, 2.5], c=[2.2, 2.4, 2.3, 2.3])
+    alone = judge(study_of(BETTER, variants="abc"), table)[0]
+    together = judge(study_of(BETTER, *[BETTER | {"than": "c"}] * 4, variants="abc"), table)[0]
+    assert together.p == pytest.approx(5 * alone.p)
+
+
+@pytest.mark.parametrize(
+    ("others", "expected"),
+    [
+        ({"b": HIGH, "c": HIGH[::-1]}, HOLDS),
+        ({"b": HIGH, "c": [1.0, 1.1, 1.0, 1.1]}, REFUTED),
+        ({"b": HIGH, "c": NEAR}, OPEN),
+        ({"b": HIGH, "c": []}, NO_RESULT),
+    ],
+)
+def test_the_best_is_better_than_each_other_one(others, expected):
+    measure = {"kind": "better", "of": "a", "than": ["b", "c"]}
+    assert verdict(measure, frame(a=LOW, **others), variants="abc") == expected
+
+
+FASTER = {"kind": "faster", "of": "a", "than": "b", "at_least": 2}
+BASE = [[16.0, 8.0, 4.0, 2.0], [17.0, 8.5, 4.2, 2.1], [15.0, 7.8, 3.9, 1.9]]
+SLOW = [[40.0, 20.0, 10.0, 5.0], [41.0, 20.0, 11.0, 5.2], [39.0, 20.0, 10.0, 4.9]]
+FAST = [[4.0, 1.0, 0.5, 0.3], [4.1, 1.1, 0.5, 0.3], [3.9, 0.9, 0.5, 0.3]]
+
+
+@pytest.mark.parametrize(
+    ("a", "expected", "told"),
+    [(FAST, HOLDS, "times faster (2.6"), (SLOW, REFUTED, "not reached with 3 of 3 seeds"), (BASE, REFUTED, "1 times")],
+)
+def test_a_speed_up_is_decided_where_it_would_be_seen(a, expected, told):
+    evaluation = {"points": [1, 2, 3]}
+    (found,) = judge(study_of(FASTER, evaluation=evaluation), curves(a=a, b=BASE))
+    assert found.verdict == expected and told in found.effect
+    by_operations = judge(study_of(FASTER | {"cost": "operations"}, evaluation=evaluation), curves(a=a, b=BASE))[0]
+    assert by_operations.p == pytest.approx(found.p)
+
+
+def test_a_score_that_is_there_at_the_first_point_is_called_a_bound():
+    (found,) = judge(study_of(FASTER), curves(a=[[1.0] * 4, [1.1] * 4, [0.9] * 4], b=BASE))
+    assert found.verdict == HOLDS and "a bound" in found.effect
+
+
+@pytest.mark.parametrize(
+    ("seeds", "a_fails", "b_fails", "expected"),
+    [(3, 3, 0, OPEN), (5, 5, 0, HOLDS), (5, 0, 5, REFUTED), (3, 0, 0, OPEN)],
+)
+def test_divergence_needs_five_seeds(seeds, a_fails, b_fails, expected):
+    table = diverged(diverged(frame(a=[2.0] * seeds, b=[2.0] * seeds), "a", a_fails), "b", b_fails)
+    assert verdict({"kind": "diverges", "of": "a", "than": "b"}, table) == expected
+
+
+def test_what_failed_does_not_count_in_favour_of_its_variant():
+    assert verdict(BETTER, frame(a=LOW, b=HIGH)) == HOLDS
+    (found,) = judge(study_of(BETTER), diverged(frame(a=LOW, b=HIGH), "a", 1))
+    assert found.verdict == OPEN and "1 of 4 of a failed" in found.where
+    assert verdict(BETTER, diverged(frame(a=LOW, b=HIGH), "b", 1)) == HOLDS
+    assert verdict(BETTER | {"kind": "equal"}, diverged(frame(a=LOW, b=NEAR), "b", 1)) == OPEN
+    assert verdict(BETTER, frame(a=LOW, b=[4.0, 4.2, 4.1, None])) == HOLDS
+    (found,) = judge(study_of(BETTER), diverged(frame(a=LOW, b=HIGH), "a", 4))
+    assert found.verdict == NO_RESULT and "4 of 4 of a failed" in found.where
+
+
+def test_equal_values_have_no_seventeen_digits():
+    (found,) = judge(study_of(BETTER), frame(a=[0.1 + 0.2, 0.3, 0.3], b=[0.6, 0.6, 0.6]))
+    assert found.effect == "-50 %"
+
+
+# Rates of error of the studies that ship, with their own claims, variants and seeds. Scores of a variant scatter by one
+# standard deviation around its level, and all variants of a seed share an effect.
+DEVIATION, STUDIES = 0.1, 200
+
+
+cached_study = cache(load_study)
+
+
+def simulated(name: str, rng: np.random.Generator, levels: dict[str, float]) -> pd.DataFrame:
+    """Figures of a study. Its curves fall so that a claim of a speed-up is exactly at its limit."""
+    study = cached_study(name)
+    common = rng.normal(0, DEVIATION, study.seeds)
+    own = {v: rng.normal(levels.get(v, 0.0), DEVIATION, study.seeds) + common for v in study.variants}
+    tables = [
+        frame(condition, **{v: np.exp(x).tolist() for v, x in own.items() if c.suits(v)})
+        for condition, c in study.evaluation.conditions.items()
+    ]
+    ratios = {c.measure.of: c.measure.at_least for c in study.claims if isinstance(c.measure, Faster)}
+    rows = [
+        {"variant": v, "seed": seed, "step": step, "condition": condition, "metric": metric, "value": value}
+        for v, values in own.items()
+        for seed, level in enumerate(values)
+        for step in (*study.evaluation.points, 2000)
+        for condition, metric, value in (
+            (CURVE, "fd", math.exp(level + 3 * (1 - step * ratios.get(v, 1.0) / 2000) + rng.normal(0, DEVIATION / 2))),
+            (TRAINING, "operations", 1.0 * step),
+        )
+    ]
+    return pd.concat([*tables, pd.DataFrame(rows)], ignore_index=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ablation", "convergence", "mixed", "versus-sit"])
+def test_at_most_one_study_in_twenty_has_a_false_verdict(name):
+    """All variants are equal, and all speed-ups are those of the claims: none holds, and none is refuted."""
+    rng, study = np.random.default_rng(1), load_study(name)
+    false = sum(
+        any(f.verdict in (HOLDS, REFUTED) for f in judge(study, simulated(name, rng, {}))) for _ in range(STUDIES)
+    )
+    # Two standard errors of the simulation above 5 %.
+    assert false <= STUDIES * 0.05 + 2 * math.sqrt(STUDIES * 0.05 * 0.95)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ablation", "versus-sit"])
+def test_four_of_five_effects_of_two_standard_deviations_are_decided(name):
+    """Of the difference of two trainings. One claim at a time, which is hardest, about two variants."""
+    rng, study = np.random.default_rng(2), load_study(name)
+    of_all = [n for n, c in study.evaluation.conditions.items() if c.variants is None]
+    at = [
+        number
+        for number, claim in enumerate(study.claims)
+        if isinstance(claim.measure, Better)
+        and len(claim.measure.others) == 1
+        and (claim.measure.condition or study.evaluation.deciding) in of_all
+    ]
+    decided = 0
+    for _ in range(STUDIES):
+        number = int(rng.choice(at))
+        table = simulated(name, rng, {study.claims[number].measure.of: -2 * math.sqrt(2) * DEVIATION})
+        decided += judge(study, table)[number].verdict == HOLDS
+    assert decided >= 0.8 * STUDIES
