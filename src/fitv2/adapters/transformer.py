@@ -234,27 +234,14 @@ class HookedModel:
         self.config: NetworkConfig = transformer.fit.config
 
     def __call__(
-        self,
-        batch: TokenBatch,
-        t_B: Tensor,
-        y_B: Tensor,
-        context: TokenBatch | None = None,
-        *,
-        rope: RopeScheme | None = None,
-        cache: Cache | None = None,
+        self, batch: TokenBatch, t_B: Tensor, y_B: Tensor, context: TokenBatch | None = None, **options: Any
     ) -> Tensor:
         """Returns the output in this package's convention: t = 1 is data, the velocity is data minus noise."""
-        velocity = self.config.prediction == "velocity"
-        output = self.transformer(
-            batch.to(self.transformer.dtype),
-            timestep=to_timestep(t_B) if velocity else t_B,
-            class_labels=y_B,
-            encoder_hidden_states=context,
-            rope=rope,
-            cache=cache,
-            return_dict=False,
-        )[0].float()
-        return -output if velocity else output
+        batch = batch.to(self.transformer.dtype)
+        options |= {"class_labels": y_B, "encoder_hidden_states": context, "return_dict": False}
+        if self.config.prediction != "velocity":
+            return self.transformer(batch, t_B, **options)[0].float()
+        return -self.transformer(batch, to_timestep(t_B), **options)[0].float()
 
 
 def to_timestep(t: Tensor) -> Tensor:

@@ -44,6 +44,9 @@ if TYPE_CHECKING:
     from ..sampling.spec import SampleSpec, Sampling
 
 BUILTIN = "builtin:fashion"
+# Settings of `Sampling` by the names that a request gives them.
+REQUESTED = {"solver": "solver", "steps": "steps", "guidance": "guidance", "guidance_power": "power"}
+REQUESTED |= {"time_shift": "shift", "cache_interval": "cache_interval"}
 image_option = partial(typer.Option, rich_help_panel="Images")
 output_option = partial(typer.Option, rich_help_panel="Output")
 
@@ -151,7 +154,9 @@ def sample(
         "sizes": size or None,
         **({"num": per_class or 1} if num_images is None else {"num_images": num_images}),
         "seed": seed,
-        **settings_of(sampling, pretrained),
+        **{name: getattr(sampling, own) for name, own in REQUESTED.items()},
+        "guidance_interval": list(sampling.interval),
+        "guidance_channels": sampling.channels and sampling.channels // pretrained.model.config.patch_size**2,
         "extrapolation": extrapolation,
         "attention_scale": attention_scale,
         "autoencoder": autoencoder or pretrained.autoencoder,
@@ -177,21 +182,6 @@ def renamed(num: int | None, per_class: int | None) -> int | None:
     if num is not None and per_class is None:
         print("note: --num is now called --per-class", file=sys.stderr)
     return num if per_class is None else per_class
-
-
-def settings_of(sampling: Sampling, pretrained: Pretrained) -> dict[str, Any]:
-    """Returns the settings of a request by the names of the options."""
-    channels = sampling.channels
-    return {
-        "solver": sampling.solver,
-        "steps": sampling.steps,
-        "guidance": sampling.guidance,
-        "guidance_interval": list(sampling.interval),
-        "guidance_power": sampling.power,
-        "guidance_channels": channels and channels // pretrained.model.config.patch_size**2,
-        "time_shift": sampling.shift,
-        "cache_interval": sampling.cache_interval,
-    }
 
 
 def make(
@@ -230,18 +220,10 @@ def make(
     sheet = contact_sheet([images[number] for number in range(len(specs))], captions, note)
     save_sheet(sheet, out / SHEET)
     finish(out, request, [{"file": name, **row} for name, row in zip(names, rows, strict=True)])
-    return {
-        "model": request["model"],
-        "step": pretrained.step,
-        "solver": sampling.solver,
-        "steps": sampling.steps,
-        "model_calls": sampling.model_calls,
-        "guidance": sampling.guidance,
-        "guidance_interval": sampling.interval,
-        "seconds": round(seconds, 2),
-        "sheet": str(out / SHEET),
-        "images": [{"file": str(out / name), **row} for name, row in zip(names, rows, strict=True)],
-    }
+    report = {"model": request["model"], "step": pretrained.step}
+    report |= {name: request[name] for name in ("solver", "steps", "guidance", "guidance_interval")}
+    report |= {"model_calls": sampling.model_calls, "seconds": round(seconds, 2), "sheet": str(out / SHEET)}
+    return report | {"images": [{"file": str(out / name), **row} for name, row in zip(names, rows, strict=True)]}
 
 
 def text_of(report: dict[str, Any], pretrained: Pretrained, labels: list[str] | None, out: Path) -> str:

@@ -54,31 +54,31 @@ def image_frequencies(sizes_B2: Tensor, axis_dim: int, scheme: RopeScheme) -> Te
 
 
 def unscaled(ratio: Tensor, axis_dim: int, scheme: RopeScheme) -> Tensor:
-    """Frequencies as in training, whatever the size."""
+    """Returns the frequencies of training, whatever the size."""
     return base_power(torch.full_like(ratio, scheme.theta), axis_dim)
 
 
 def interpolated(ratio: Tensor, axis_dim: int, scheme: RopeScheme) -> Tensor:
-    """Position interpolation: all positions squeezed into the range of training."""
+    """Squeezes all positions into the range of training (position interpolation)."""
     return unscaled(ratio, axis_dim, scheme) / ratio
 
 
 def ntk_aware(ratio: Tensor, axis_dim: int, scheme: RopeScheme) -> Tensor:
-    """A larger base (NTK-aware): the lowest frequency is interpolated, the highest stays."""
+    """Takes a larger base: the lowest frequency is interpolated, the highest stays."""
     return base_power(scheme.theta * ratio ** (axis_dim / max(axis_dim - 2, 1)), axis_dim)
 
 
 def ntk_by_parts(ratio: Tensor, axis_dim: int, scheme: RopeScheme) -> Tensor:
-    """Fast frequencies stay, slow ones are interpolated, those between are NTK-aware (the authors' constants)."""
-    slow = kept_share(1.25, 0.75, axis_dim, scheme)
+    """Keeps fast frequencies, interpolates slow ones, and is NTK-aware between them, with the authors' constants."""
+    slow = kept_fraction(1.25, 0.75, axis_dim, scheme)
     mixed = torch.lerp(interpolated(ratio, axis_dim, scheme), ntk_aware(ratio, axis_dim, scheme), slow)
-    return torch.lerp(mixed, unscaled(ratio, axis_dim, scheme), kept_share(16, 2, axis_dim, scheme))
+    return torch.lerp(mixed, unscaled(ratio, axis_dim, scheme), kept_fraction(16, 2, axis_dim, scheme))
 
 
 def yarn(ratio: Tensor, axis_dim: int, scheme: RopeScheme) -> Tensor:
-    """Fast frequencies stay, slow ones are interpolated, with a ramp between (YaRN)."""
+    """Keeps fast frequencies and interpolates slow ones, with a ramp between (YaRN)."""
     squeezed, kept = interpolated(ratio, axis_dim, scheme), unscaled(ratio, axis_dim, scheme)
-    return torch.lerp(squeezed, kept, kept_share(32, 1, axis_dim, scheme))
+    return torch.lerp(squeezed, kept, kept_fraction(32, 1, axis_dim, scheme))
 
 
 def base_power(base: Tensor, axis_dim: int) -> Tensor:
@@ -86,8 +86,8 @@ def base_power(base: Tensor, axis_dim: int) -> Tensor:
     return base ** (-torch.arange(0, axis_dim, 2, dtype=torch.float32) / axis_dim)
 
 
-def kept_share(fast: float, slow: float, axis_dim: int, scheme: RopeScheme) -> Tensor:
-    """(axis_dim / 2,) from 1 at frequencies of `fast` turns or more over the training size to 0 at `slow` or fewer.
+def kept_fraction(fast: float, slow: float, axis_dim: int, scheme: RopeScheme) -> Tensor:
+    """Returns (axis_dim / 2,) from 1 at `fast` turns or more over the training size to 0 at `slow` turns or fewer.
 
     Where rounding makes the range empty or turns it round, the result is a step or all ones, as in the authors' code.
     """
@@ -108,22 +108,22 @@ def no_scale(sizes_B2: Tensor, train_side: int) -> Tensor:
 
 
 def yarn_scale(sizes_B2: Tensor, train_side: int) -> Tensor:
-    """(1 + 0.1 ln ratio)^2 for the longer side (YaRN)."""
+    """Returns (1 + 0.1 ln ratio)^2 for the longer side (YaRN)."""
     return (1 + 0.1 * (sizes_B2.amax(1) / train_side).clamp(min=1).log()) ** 2
 
 
 def side_scale(sizes_B2: Tensor, train_side: int) -> Tensor:
-    """The authors' "pro1": log(2 side) / log(train side) for the longer side; not 1 at the training size."""
+    """Returns the authors' "pro1": log(2 side) / log(train side) for the longer side; not 1 at the training size."""
     return log_ratio(2 * sizes_B2.amax(1), train_side)
 
 
 def doubled_token_scale(sizes_B2: Tensor, train_side: int) -> Tensor:
-    """The authors' "pro2": log(2 tokens) / log(train tokens); not 1 at the training size."""
+    """Returns the authors' "pro2": log(2 tokens) / log(train tokens); not 1 at the training size."""
     return log_ratio(2 * sizes_B2.prod(1), train_side**2)
 
 
 def token_scale(sizes_B2: Tensor, train_side: int) -> Tensor:
-    """The paper's: log(tokens) / log(train tokens), at least 1 (FiTv2, Eq. 15)."""
+    """Returns the paper's factor: log(tokens) / log(train tokens), at least 1 (FiTv2, Eq. 15)."""
     return log_ratio(sizes_B2.prod(1), train_side**2)
 
 

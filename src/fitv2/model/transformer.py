@@ -109,7 +109,7 @@ class FiT(nn.Module):
     def _rotation(
         self, batch: TokenBatch, sequence: TokenBatch, positions_T2: Tensor, rope: RopeScheme
     ) -> tuple[Tensor, Tensor]:
-        """The cosines and sines of the tokens of `sequence`, computed once for all calls with the same images."""
+        """Returns the cosines and sines of the tokens of `sequence`, computed once per set of images."""
         head_dim = self.config.head_dim
         return sequence.once(
             ("rotation", *batch.sizes, head_dim, rope),

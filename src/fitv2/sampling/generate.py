@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ..diffusion.schedule import ddim_steps, ddpm_steps, linear_schedule
 from ..finite import check_finite
-from ..model.config import NetworkConfig, RopeScheme
+from ..model.config import NetworkConfig
 from ..tokens import TokenBatch, upload
 from .cache import BlockCache
 from .ddpm import sample_ddim, sample_ddpm
@@ -30,7 +30,7 @@ OnImage = Callable[[int, Tensor], None]
 
 
 class Model(Protocol):
-    """What `generate` needs of a model, such as `FiT` and `DiT`."""
+    """What `generate` needs of a model, such as `FiT` and `DiT`: a `Denoiser` that also takes rope and cache."""
 
     @property
     def config(self) -> NetworkConfig: ...
@@ -38,16 +38,7 @@ class Model(Protocol):
     @property
     def device(self) -> torch.device: ...
 
-    def __call__(
-        self,
-        batch: TokenBatch,
-        t_B: Tensor,
-        y_B: Tensor,
-        context: TokenBatch | None = None,
-        *,
-        rope: RopeScheme | None = None,
-        cache: BlockCache | None = None,
-    ) -> Tensor: ...
+    def __call__(self, *inputs: Any, **options: Any) -> Tensor: ...
 
 
 def generate(

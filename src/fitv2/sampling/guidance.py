@@ -98,7 +98,7 @@ class GuidedModel:
         return self.sampling.channels
 
     def _scale_at(self, t: Tensor) -> float | Tensor:
-        """The guidance scale: one number, or (T, 1) where the images have times of different scales."""
+        """Returns the guidance scale: one number, or (T, 1) if the times of the images have different scales."""
         if not self._guidable:
             return 1.0
         if self.sampling.power == 0 and self.sampling.interval == (0, 1):  # Does not wait for a time on a GPU.
@@ -114,7 +114,7 @@ class GuidedModel:
         return scales[0] if len(set(scales)) == 1 else self.expand(torch.tensor(scales))
 
     def _per_image(self, t: Tensor, repeats: int = 1) -> Tensor:
-        """A time per image on the device; a scalar on the CPU is no copy, but an argument of a kernel."""
+        """Returns a time per image on the device. A scalar from the CPU is an argument of a kernel, not a copy."""
         if t.ndim == 1:
             return upload(t, self.device)
         images = repeats * len(self.batch)

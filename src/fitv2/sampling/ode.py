@@ -26,7 +26,7 @@ Expand = Callable[[Tensor], Tensor]
 
 
 def scalars(t: Tensor) -> Tensor:
-    """The `expand` of a grid for all images. Raises ValueError for a time per image."""
+    """Is the `expand` of a grid for all images. Raises ValueError for a time per image."""
     if t.ndim:
         raise ValueError("a grid of times per image needs `expand`, such as `GuidedModel.expand`")
     return t
