@@ -552,6 +552,7 @@ def test_a_training_that_is_asked_to_stop_says_so_and_goes_on_by_the_same_comman
         assert ended.code == 0 and told in ended.out and f"{step + 2} steps" in ended.out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_resume_alone_ends_as_the_run_that_nobody_interrupted(
     train, fitv2, pictures, tmp_path, number

@@ -254,7 +254,7 @@ def test_impossible_configurations_are_refused():
     for wrong, complaint in (
         ({"modulation": "full", "lora_rank": 3}, "lora_rank 3 is of low-rank modulation"),
         ({"qk_norm": False, "qk_norm_affine": True}, "qk_norm_affine is a scale in the norm"),
-        ({"prediction": "data"}, "there is no prediction 'data'; choose from velocity, noise"),
+        ({"prediction": "data"}, "there is no prediction 'data'; choose from velocity, epsilon"),
         ({"modulation": "none"}, "there is no modulation 'none'; choose from low-rank, full"),
     ):
         with pytest.raises(ValueError, match=complaint):

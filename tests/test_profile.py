@@ -156,6 +156,7 @@ def test_a_model_on_disk_is_profiled_at_its_own_size(fitv2, tmp_path):
     assert "text takes a context of any length" in fitv2("profile", "text")[0]
 
 
+@pytest.mark.slow
 def test_compiled_blocks_are_measured_without_those_of_earlier_models(fitv2, monkeypatch):
     """More models than there may be graphs of one block; generating code takes a minute, so they are only traced."""
     graphs = CompileCounterWithBackend("eager")
@@ -215,7 +216,7 @@ def test_what_does_not_fit_is_refused_before_anything_runs(fitv2, monkeypatch):
         (["--size", "250x256"], "SiT-B/2: 250x256 is not divisible by the patch of 16; the nearest is 256x256"),
         (["builtin:fashion", "--size", "30x28"], "30x28 is not divisible by the patch of 4; the nearest is 32x28"),
         (["FiT-B/2", "--size", "0x16"], "0x16 is not divisible by the patch of 16; the nearest is 16x16"),
-        (["DiT-B/2", "--size", "128x256"], "DiT-B/2 takes square pictures only, and 128x256 is none"),
+        (["DiT-B/2", "--size", "128x256"], "DiT-B/2 takes square images only, and 128x256 is none"),
         (["FiT-B/2", "--repeats", "3"], "--repeats has no effect without --measure"),
         (["FiT-B/2", "--compile"], "--compile has no effect without --measure"),
         (["FiT-B/2", "--device", "cpu"], "--device has no effect without --measure"),

@@ -158,21 +158,24 @@ def build_stand_in(data: DataSettings) -> Dataset:
 
 
 def build_base(training: TrainingSettings, dtype: torch.dtype | None = torch.float32) -> Pretrained | None:
-    """The model that training begins with, if the recipe names one; dtype None: its shapes alone.
+    """Loads the model that training starts from, if the recipe names one; dtype None: on the meta device.
 
-    Raises ValueError when it is not there, and for a fixed grid, with which no training begins.
+    Raises:
+        UserError: There is no such model, or it is of a fixed grid, from which no training starts.
     """
     base = None if training.init_from is None else load_pretrained(training.init_from, dtype)
     if base is not None and base.model.config.fixed_grid is not None:
-        raise UserError(f"{training.init_from} is of a fixed grid, and no training begins with such a model")
+        raise UserError(f"{training.init_from} is of a fixed grid, and no training starts from such a model")
     return base
 
 
 def build_model_config(recipe: Recipe, dataset: Dataset, base: Pretrained | None = None) -> NetworkConfig:
-    """The network of a recipe, with channels and classes from the data.
+    """Returns the network of a recipe, with channels and classes from the data.
 
-    Extrapolation begins at the size of the data, or where the recipe extends the size of a base model, at that one's.
-    Raises ValueError for a fixed grid where pictures are of several sizes.
+    Extrapolation starts at the size of the data; if the recipe extends the size of a base model, at that model's.
+
+    Raises:
+        UserError: The network takes one size, and the images are of several; or the settings do not go together.
     """
     hw, model = dataset.first_hw, recipe.model
     if isinstance(model, GRIDS):
@@ -187,11 +190,11 @@ def build_model_config(recipe: Recipe, dataset: Dataset, base: Pretrained | None
 
 
 def build_grid_config(model: DiTSettings | SiTSettings, dataset: Dataset, hw: np.ndarray) -> NetworkConfig:
-    """DiT or SiT, of the side of the pictures, whose hw (N, 2) has to be the same square for all."""
+    """Returns the configuration of DiT or SiT; hw (N, 2), the images' sizes in patches, must be one square."""
     side = int(hw[0, 0])
     if (hw != side).any():
         raise UserError(
-            f"{model.architecture} takes squares of one size, and the pictures are of several: set "
+            f"{model.architecture} takes squares of one size, and the images are of several: set "
             "data.preprocessing=crop, and no data.min_scale"
         )
     data: dict[str, Any] = {"in_channels": dataset.channels, "num_classes": dataset.num_classes, "side": side}
@@ -206,14 +209,14 @@ def model_settings(config: NetworkConfig) -> dict[str, Any]:
 
 
 def build_objective(training: TrainingSettings, config: NetworkConfig) -> Objective:
-    """What the network of that configuration learns by: rectified flow, or where it predicts noise denoising."""
+    """Returns the training objective of a network: rectified flow, or denoising if it predicts epsilon."""
     if config.prediction == "epsilon":
         return partial(diffusion_loss, schedule=linear_schedule(), class_dropout_prob=training.class_dropout_prob)
     return partial(flow_loss, class_dropout_prob=training.class_dropout_prob, density=build_density(training))
 
 
 def build_density(training: TrainingSettings) -> TimeDensity:
-    """The density of training times."""
+    """Returns the density of training times."""
     return TimeDensity(
         kind=training.time_density, mean=training.time_mean, std=training.time_std, scale=training.time_scale
     )

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from ..profiling.profile import Profile, Subject
 
-# Of the autoencoder of the published models, which the presets are: picture pixels per latent pixel.
+# Image pixels per latent pixel of the published models, which the presets are.
 FACTOR = 8
 DEFAULT_SIZE = (256, 256)
 DEFAULT_REPEATS = 5
@@ -94,7 +94,7 @@ def profile(
       fitv2 profile runs/mine --measure --precision fp32 --json
 
     GMAC counts the multiply-accumulates of linear layers (the "GFLOPs" of the paper's Table I). GFLOP counts two
-    operations for each of them, and adds those of attention. Formulas need no memory: ask for any size of any model.
+    for each of them, and adds the products of attention. Formulas need no memory: ask for any size of any model.
     """
     import torch
 

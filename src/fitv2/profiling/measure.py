@@ -1,4 +1,4 @@
-"""Seconds, bytes and the machine's own limit, measured so that they can be compared."""
+"""Measures time, memory and the peak of a machine, so that they can be compared."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def synchronize() -> None:
 
 
 def matrix_product(dtype: torch.dtype, device: torch.device) -> tuple[Work, int]:
-    """A product of two square matrices, and its operations: the fastest that a device of this kind does anything."""
+    """Returns a product of two square matrices and its FLOPs: nothing runs closer to the peak of a device."""
     side = PEAK_SIDE[device.type]
     a, b = (torch.randn(side, side, dtype=dtype, device=device) for _ in range(2))
     return lambda: a @ b, 2 * side**3

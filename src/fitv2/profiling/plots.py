@@ -1,4 +1,4 @@
-"""Panels of profiles: how operations grow with parameters, and what sizes cost where they were measured."""
+"""Panels of profiles: how FLOPs grow with parameters, and what sizes cost if they were measured."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def over_tokens(profiles: Sequence[Profile], title: str, figure: Callable[[Pass]
                 runs = [getattr(profile.measured, kind) for profile in ordered]
                 values = [figure(run) if run else math.nan for run in runs]  # A step that does not fit leaves a gap.
                 axes.plot(tokens, values, style, markersize=4, color=f"C{number}", label=f"{name} {kind}")
-        axes.set(title=title, xlabel="tokens of a picture", xscale="log")
+        axes.set(title=title, xlabel="tokens of an image", xscale="log")
         plain_ticks(axes.xaxis, base=2)
         if logarithmic:
             axes.set_yscale("log")

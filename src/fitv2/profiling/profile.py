@@ -26,13 +26,20 @@ from .measure import Work, in_turn, matrix_product, most_bytes
 
 # The rows of Table I of FiTv2, in its order.
 TABLE_1 = ("SiT-B/2", "FiT-B/2", "FiTv2-B/2", "SiT-XL/2", "FiT-XL/2", "FiTv2-XL/2", "FiTv2-3B/2")
-# Of the backward pass, the gradients of inputs and of weights each take the products of the forward pass once more.
+# In the backward pass, the gradients of inputs and of weights each take the products of the forward pass once more.
 PASSES_OF_A_STEP = 3
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model by its name. factor: picture pixels per latent pixel; size: of a picture, where none is asked for."""
+    """A model by its name.
+
+    Attributes:
+        name: The name.
+        config: Its configuration.
+        factor: Image pixels per latent pixel.
+        size: The (height, width) in pixels of an image if no size is asked for.
+    """
 
     name: str
     config: NetworkConfig
@@ -42,10 +49,16 @@ class Subject:
 
 @dataclass(frozen=True)
 class Case:
-    """`batch` pictures of one size, (height, width) in pixels, through one model.
+    """A batch of images of one size through one model.
 
-    precision: "bf16" (training under autocast, inference with bfloat16 weights) or "fp32". Raises ValueError for a size
-    that does not fit the model, and for a batch below 1.
+    Attributes:
+        subject: The model.
+        size: (height, width) of the images in pixels.
+        batch: The number of images.
+        precision: "bf16" (training under autocast, inference with bfloat16 weights) or "fp32".
+
+    Raises:
+        UserError: The size does not fit the model, or the batch is below 1.
     """
 
     subject: Subject
@@ -55,46 +68,50 @@ class Case:
 
     def __post_init__(self) -> None:
         if self.batch < 1:
-            raise UserError(f"a batch of {self.batch} pictures cannot be: it needs at least one")
+            raise UserError(f"a batch of {self.batch} images is not possible: it needs at least one")
         try:
             check_divisible(self.size, self.pixels)
         except UserError as error:
             raise UserError(f"{self.subject.name}: {error}") from None
         if self.subject.config.fixed_grid and self.size[0] != self.size[1]:
             raise UserError(
-                f"{self.subject.name} takes square pictures only, and {self.size[0]}x{self.size[1]} is none; leave the "
-                "size or the model away"
+                f"{self.subject.name} takes square images only, and {self.size[0]}x{self.size[1]} is none; omit the "
+                "size or the model"
             )
 
     @property
     def pixels(self) -> int:
-        """Side of a token in pixels of the picture."""
+        """The side of a token in image pixels."""
         return self.subject.factor * self.subject.config.patch_size
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of tokens of a picture."""
+        """The rows and columns of tokens of an image."""
         return self.size[0] // self.pixels, self.size[1] // self.pixels
 
     @property
     def config(self) -> NetworkConfig:
-        """The model's own; of DiT and SiT, which are of one size, that for this size."""
+        """The model's own configuration; for DiT and SiT, which take one size, that for the size of this case."""
         config = self.subject.config
         return replace(config, side=self.grid[0]) if config.fixed_grid else config
 
     @property
     def tokens(self) -> int:
-        """Of one picture."""
+        """The number of tokens of an image."""
         return self.grid[0] * self.grid[1]
 
 
 @dataclass(frozen=True)
 class Cost:
-    """By formula, of a whole batch. linear_macs: multiply-accumulates of a forward's linear layers. forward_flops:
-    operations of all its matrix products, two for each; a training step takes three times as many.
+    """The cost of a whole batch by formula.
 
-    Memory in bytes, estimated. forward_bytes: beyond the weights, in inference. activation_bytes: kept for a backward
-    pass. training_bytes: of a whole training step, with weights and their average, gradients and moments.
+    Attributes:
+        parameters: The number of parameters.
+        linear_macs: The multiply-accumulates of the linear layers in a forward pass.
+        forward_flops: The FLOPs of all matrix products in a forward pass; a training step takes three times as many.
+        forward_bytes: The memory of a forward pass in inference beyond the weights, estimated.
+        activation_bytes: The memory of the activations that a backward pass needs, estimated.
+        training_bytes: The memory of a training step with weights, averages, gradients and moments, estimated.
     """
 
     parameters: int
@@ -107,8 +124,13 @@ class Cost:
 
 @dataclass(frozen=True)
 class Pass:
-    """Medians of one kind of run. bytes: the most held at a time beyond weights and moments. share: of the device's
-    peak, by the operations that the formulas count.
+    """Medians of one kind of run.
+
+    Attributes:
+        seconds: The time of a run.
+        tokens_per_second: The tokens of the batch over that time.
+        bytes: The most memory in use at a time beyond weights and moments.
+        share: The fraction of the device's peak, by the FLOPs of the formulas.
     """
 
     seconds: float
@@ -119,10 +141,13 @@ class Pass:
 
 @dataclass(frozen=True)
 class Measured:
-    """forward: in inference. step: loss, backward pass and fused AdamW; its bytes have gradients and autocast's copies;
-    None where it was left out.
+    """What was measured.
 
-    peak_flops: operations a second of large matrix products, measured in turn with both.
+    Attributes:
+        forward: The forward pass in inference.
+        step: Loss, backward pass and fused AdamW; its bytes include gradients and autocast's copies. None if it was
+            left out.
+        peak_flops: The FLOPs per second of large matrix products, measured in turn with both.
     """
 
     forward: Pass
@@ -132,21 +157,21 @@ class Measured:
 
 @dataclass(frozen=True)
 class Profile:
-    """A case and its figures; measured None: by formula only."""
+    """A case and its figures; measured is None if only the formulas were asked for."""
 
     case: Case
     cost: Cost
     measured: Measured | None = None
 
     def report(self) -> dict[str, Any]:
-        """As JSON takes it."""
+        """Returns the figures for JSON."""
         case = self.case
         about = {"model": case.subject.name, "size": list(case.size), "batch": case.batch, "tokens": case.tokens}
         return about | asdict(self.cost) | {"measured": self.measured and asdict(self.measured)}
 
 
 def cost_of(case: Case) -> Cost:
-    """The formulas; no memory is taken, whatever the model."""
+    """Returns the cost by formula, without building the network in memory."""
     config, tokens = case.config, case.batch * case.tokens
     lengths = [case.tokens] * case.batch
     return Cost(
@@ -168,10 +193,16 @@ def measure(
     with_step: bool = True,
     compiled: bool = False,
 ) -> Measured:
-    """Runs a network of random weights and large matrix products in turn, `repeats` times after a warm-up.
+    """Runs a network of random weights and large matrix products in turn.
 
-    forward_flops: of the case, by formula. done: gets 1 after each of 3 * (repeats + 1) runs, 2 without the step.
-    compiled: the blocks of a FiT; DiT and SiT stay as they are.
+    Args:
+        case: What runs.
+        forward_flops: The FLOPs of its forward pass, by formula.
+        device: Where it runs.
+        repeats: The number of runs after a warm-up.
+        done: Gets 1 after each run: of the forward pass, of the step and of the product.
+        with_step: Whether to run the training step.
+        compiled: Whether to compile the blocks of a FiT; DiT and SiT stay as they are.
     """
     works = workload(case, device, with_step, compiled)
     product, product_flops = matrix_product(dtype_of(case), device)
@@ -191,7 +222,7 @@ def measure(
 
 
 def workload(case: Case, device: torch.device, with_step: bool, compiled: bool) -> dict[str, Work]:
-    """The forward of a case, and the training step, on noise."""
+    """Returns the forward pass and the training step of a case, on noise."""
     config, autocast = case.config, case.precision == "bf16"
     torch.manual_seed(seed_of(Purpose.MEASURING))
     with device:
@@ -236,5 +267,5 @@ def training_step(model: Network, batch: TokenBatch, labels_B: Tensor, autocast:
 
 
 def dtype_of(case: Case) -> torch.dtype:
-    """Of the products."""
+    """Returns the dtype of the matrix products."""
     return torch.bfloat16 if case.precision == "bf16" else torch.float32

@@ -17,11 +17,10 @@ from ..tokens import TokenBatch
 from ..training.finetune import trained_share
 from .formula import attention_flops, forward_flops, parameters, training_bytes
 from .measure import in_turn
-from .profile import training_step
+from .profile import PASSES_OF_A_STEP, training_step
 
 # A step is measured over at most this many FLOPs, and with two blocks of a network of more parameters than this.
 MEASURED_FLOPS, LARGE = 1e11, 3e7
-PASSES_OF_A_STEP = 3
 
 
 def plan_figures(recipe: Recipe, dataset: Dataset, config: NetworkConfig, devices: int = 1) -> dict[str, Any]:

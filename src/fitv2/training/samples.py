@@ -14,7 +14,6 @@ from ..data.dataset import Dataset
 from ..distributed.parallel import ParallelModel
 from ..distributed.ranks import on_rank0
 from ..errors import UserError
-from ..finite import NotFinite
 from ..model.network import Network
 from ..sampling.generate import generate
 from ..sampling.spec import SampleSpec, Sampling
@@ -35,9 +34,17 @@ def draw_sheet(
     sampling: Sampling,
     codec: Pixels | KLAutoencoder | None,
 ) -> Image.Image | None:
-    """A row per class (10 at most) at its most frequent (height, width, count) shapes, which are of latents.
+    """Draws a row of images for each class (10 at most) at its most frequent sizes.
 
-    Without a codec, as in processes that only take part, there is no picture.
+    Args:
+        model: The network.
+        class_names: The names of the classes, or none.
+        shapes: For each class the most frequent (height, width, count) in latent pixels.
+        sampling: How the images are sampled.
+        codec: What decodes the latents; None in a process that only takes part in the computation.
+
+    Returns:
+        The sheet; None without a codec.
     """
     wishes = [
         SampleSpec(label, shape[:2], seed=COLUMNS * label + column)
@@ -75,10 +82,8 @@ def write_sheet(
     try:
         on_rank0(load) if model.sharded else load()
         page = draw_sheet(model.module, dataset.class_names, shapes, sampling, codecs[0] if codecs else None)
-    except NotFinite as error:  # The next sheet may be well; what is trained is saved in any case.
+    except UserError as error:  # Training goes on: what it saves does not depend on sheets.
         logger.warning("no sample sheet %s: %s", path.name, error)
-    except UserError as error:
-        logger.warning("no sample sheet: %s", error)
     else:
         if main and page is not None:
             save_sheet(page, path)

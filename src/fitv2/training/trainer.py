@@ -95,7 +95,7 @@ class Trainer:
         self.recipe, self.dataset, self.run = recipe, dataset, run
         self.ranks = join_processes() if ranks is None else ranks
         self.shapes, self.identity = shapes_of(dataset), identity(dataset)
-        self.begun = on_rank0(lambda: self._find_checkpoint())
+        self.begun = on_rank0(self._find_checkpoint)
         torch.manual_seed(seed_of(Purpose.WEIGHTS, settings.seed))
         network = build_network(config)
         self.learner = Learner(network, self._initialise(network, base), settings, self.ranks)
