@@ -1,13 +1,14 @@
 """Generates the reference of commands and recipes from the program itself, when mkdocs builds the pages."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, get_args
 
 import typer.main
+from pydantic import BaseModel
 
 from fitv2.cli import app
-from fitv2.config import Recipe
+from fitv2.settings import SECTIONS
 
 
 def on_page_markdown(markdown: str, **_) -> str:
@@ -46,11 +47,18 @@ def parameter_row(parameter: Any) -> str:
 
 
 def recipes() -> str:
-    return "\n\n".join(settings_section(name, field.annotation) for name, field in Recipe.model_fields.items())
+    return "\n\n".join(settings_section(name, kinds) for name, kinds in SECTIONS.items())
 
 
-def settings_section(section: str, settings: type) -> str:
-    rows = [f"## `{section}`", "", (settings.__doc__ or "").strip(), "", "| key | default | meaning |", "|---|---|---|"]
+def settings_section(section: str, kinds: Sequence[type[BaseModel]]) -> str:
+    """The settings of a section; of several kinds, such as architectures, each in a table of its own."""
+    tables = "\n\n".join(settings_table(kind, "###" if len(kinds) > 1 else "") for kind in kinds)
+    return f"## `{section}`\n\n{tables}"
+
+
+def settings_table(settings: type[BaseModel], level: str) -> str:
+    title = [f"{level} {settings.__name__.removesuffix('Settings')}", ""] if level else []
+    rows = [*title, (settings.__doc__ or "").strip(), "", "| key | default | meaning |", "|---|---|---|"]
     for name, field in settings.model_fields.items():
         choices = [str(value) for value in get_args(field.annotation) if isinstance(value, str)]
         meaning = (field.description or "") + (f" ({', '.join(choices)})" if choices else "")

@@ -20,7 +20,7 @@ def test_numbers_names_and_no_class():
     for label in ("3", "dog", 4, -1):
         with pytest.raises(ValueError, match=f"no class {label!r} in this model; its classes are 0 cat, 2 7"):
             classes.number(label)
-    assert str(Classes(30, {i: "x" for i in range(30)})).endswith("19 x and 10 more")
+    assert str(Classes(30, dict.fromkeys(range(30), "x"))).endswith("19 x and 10 more")
 
 
 def test_a_file_of_names(tmp_path):

@@ -31,7 +31,7 @@ def choose_device(name: str | None = None) -> torch.device:
         raise UserError(f"there is no device {name} here for the installed PyTorch; choose from {known}")
     if kind == "cuda":
         torch.set_float32_matmul_precision("high")
-    return torch.device(kind, None if index is None or kind in ("cpu", "mps") else int(index))
+    return torch.device(kind) if index is None or kind in ("cpu", "mps") else torch.device(kind, int(index))
 
 
 def device_counts() -> dict[str, int]:

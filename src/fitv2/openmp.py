@@ -53,6 +53,12 @@ def waited() -> dict[str, float]:
     return seconds
 
 
+def torch_is_loaded() -> bool:
+    """Whether torch is there, whole: its import in another thread must not be waited for, nor seen half done."""
+    torch = sys.modules.get("torch")
+    return torch is not None and not getattr(torch.__spec__, "_initializing", False)
+
+
 class ThreadWatch(threading.Thread):
     """Holds spare OpenMP threads for as long as some thread waits for a core for a fifth of the time."""
 
@@ -75,7 +81,7 @@ class ThreadWatch(threading.Thread):
         if share < BUSY and self.spare:
             self.spare.release()
             self.spare = None
-        elif share >= BUSY and not self.spare and "torch" in sys.modules:
+        elif share >= BUSY and not self.spare and torch_is_loaded():
             self.spare = SpareThreads()
 
     def end(self) -> None:

@@ -31,8 +31,9 @@ def read_list(path: Path) -> list[SampledImage]:
         if content["format"] != FORMAT:
             raise UserError(f"its format is {content['format']}, and this version reads {FORMAT}")
         images = [
-            SampledImage(str(image["file"]), image["label"], class_of(image), tuple(map(int, image["size"])))
+            SampledImage(str(image["file"]), image["label"], class_of(image), (int(height), int(width)))
             for image in content["images"]
+            for height, width in [image["size"]]
         ]
         if not images:
             raise UserError("it lists no image")

@@ -85,7 +85,7 @@ class TokenBatch:
 
     def to(self, *args, **kwargs) -> TokenBatch:
         """x on another device or in another dtype, as `Tensor.to`."""
-        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
         x = self.x if dtype is None else self.x.to(dtype)
         return self.with_x(x if device is None else upload(x, device))
 
@@ -153,7 +153,10 @@ class Layout:
         """image_index, offsets and positions of `TokenBatch`."""
         if device.type == "cpu":
             return self._tensors
-        return self.once(("tensors", device), lambda: tuple(upload(tensor, device) for tensor in self._tensors))
+        index, offsets, positions = self._tensors
+        return self.once(
+            ("tensors", device), lambda: (upload(index, device), upload(offsets, device), upload(positions, device))
+        )
 
     def once(self, key: Hashable, make: Callable[[], Value]) -> Value:
         """make(), called once for the key."""

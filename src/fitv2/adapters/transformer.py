@@ -74,12 +74,18 @@ class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
     The weights are those of `fitv2.FiT`, under "fit.".
 
     Args:
-        num_attention_heads, attention_head_dim: Their product is the width.
+        num_attention_heads: Number of attention heads.
+        attention_head_dim: Numbers per head; times the heads, the width.
         num_layers: Number of blocks.
-        patch_size, in_channels, mlp_ratio, qk_norm_affine: As in `fitv2.FiTConfig`.
+        patch_size: As in `fitv2.FiTConfig`.
+        in_channels: As in `fitv2.FiTConfig`.
+        mlp_ratio: As in `fitv2.FiTConfig`.
+        qk_norm_affine: As in `fitv2.FiTConfig`.
         num_embeds_ada_norm: Number of classes; the label of that number is the null class.
         adaln_lora_rank: The rank of the modulation; None means a quarter of the width.
-        qk_norm, modulation, prediction: As in `fitv2.FiTConfig`; None means the architecture's default.
+        qk_norm: As in `fitv2.FiTConfig`; None means the architecture's default.
+        modulation: Likewise.
+        prediction: Likewise.
         rope: Fields of `fitv2.RopeScheme`.
         sample_size: Side of a square latent where a call names no size.
         architecture: "FiTv2" or "FiT".
@@ -164,7 +170,7 @@ class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         if prefix is None and state and all(name.startswith("transformer.") for name in state):
             prefix = "transformer"
         check_lora(self, {name.removeprefix(f"{prefix}."): tensor for name, tensor in state.items()})
-        return super().load_lora_adapter(source, prefix=prefix, **kwargs)
+        return super().load_lora_adapter(source, prefix=prefix, **kwargs)  # pyright: ignore[reportArgumentType]
 
     @classmethod
     def from_model(cls, pretrained: Pretrained) -> FiTTransformer2DModel:

@@ -45,7 +45,8 @@ def show_profiles(profiles: Sequence[Profile], device: str, threads: int, compil
             for cells in measured_rows(profile):
                 table.add_row(*name_and_size(profile.case), *cells)
         console.print(table)
-        print(ABOUT_MEASURING.format(peak=max(profile.measured.peak_flops for profile in measured) / 1e9))
+        peak = max(profile.measured.peak_flops for profile in measured if profile.measured)
+        print(ABOUT_MEASURING.format(peak=peak / 1e9))
 
 
 def empty(title: str, columns: Sequence[str]) -> Table:

@@ -188,9 +188,11 @@ def remarks(files: Mapping[str, Sequence[Result]]) -> list[str]:
         found.append(f"{', '.join(free)}: the model was asked for no class, and the others were")
     if any(size.startswith("own") for size in all_sizes):
         found.append("own: samples of many sizes, which may be other sizes in another file")
-    for size in sorted(all_sizes):
-        if lacking := [file for file, results in files.items() if size not in {r.stamp["size"] for r in results}]:
-            found.append(f"{size} is not in {', '.join(lacking)}; compare what has the same size")
+    found += [
+        f"{size} is not in {', '.join(lacking)}; compare what has the same size"
+        for size in sorted(all_sizes)
+        if (lacking := [file for file, results in files.items() if size not in {r.stamp["size"] for r in results}])
+    ]
     found += _shared_seeds([result.stamp for results in files.values() for result in results])
     return found
 

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate import PartialState
 from PIL import Image
 from torch import Tensor
 
@@ -30,7 +29,7 @@ from ..atomic import remove_drafts, write_file, write_text
 from ..autoencoder import Decoding, KLAutoencoder, Pixels
 from ..checkpoints.model_folder import Pretrained
 from ..checkpoints.state_dict import weights_digest
-from ..distributed.ranks import locked_on_rank0, on_rank0
+from ..distributed.ranks import Ranks, locked_on_rank0, on_rank0
 from ..errors import UserError
 from ..hashes import json_digest
 from ..messages import counted
@@ -186,7 +185,7 @@ def make_samples(
     sizes: Sequence[SizeSpec],
     number: int,
     out: Path,
-    state: PartialState,
+    state: Ranks,
     progress: Progress,
     tell: Callable[[int, float], None],
 ) -> list[Samples]:
@@ -276,7 +275,7 @@ class GeneratedImages(Images):
 
         write_file(self.path(number), write)
 
-    def make(self, generate: Generate, state: PartialState, done: Callable[[int], None]) -> None:
+    def make(self, generate: Generate, state: Ranks, done: Callable[[int], None]) -> None:
         """Completes the shards, this process its part, and returns when all processes have finished.
 
         Raises UserError if the folder has images of other settings, another run makes images there, or the model makes
