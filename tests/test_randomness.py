@@ -84,6 +84,6 @@ def test_packs_of_a_training_share_no_randomness_on_any_number_of_processes(tmp_
 
 def test_the_seed_reaches_weights_and_the_order_of_the_images(tmp_path):
     runs = [trainer(tmp_path, f"training.seed={seed}") for seed in (0, 1, 2**31)]
-    weights = {float(run.bare_model.blocks[0].attn.qkv.weight[0, 0].detach()) for run in runs}
+    weights = {float(run.learner.model.module.blocks[0].attn.qkv.weight[0, 0].detach()) for run in runs}
     orders = {tuple(np.concatenate(run.loader._plan(0)[1]).tolist()) for run in runs}
     assert len(weights) == len(orders) == 3

@@ -61,8 +61,8 @@ def test_a_training_is_known_by_its_settings_and_its_data():
 def test_an_earlier_version_with_fewer_settings_trained_the_same(tmp_path):
     run, table = Run(build_study(tree(), "tiny"), "FiTv2", 0), Table(tmp_path)
     settings = run.identity["settings"]
-    fewer = settings | {"training": {k: v for k, v in settings["training"].items() if k != "clip"}}
-    other = settings | {"training": settings["training"] | {"clip": 0.5}}
+    fewer = settings | {"training": {k: v for k, v in settings["training"].items() if k != "max_grad_norm"}}
+    other = settings | {"training": settings["training"] | {"max_grad_norm": 0.5}}
     for known, told in (("other", other), ("fewer", fewer)):
         table.append([{"kind": "training", "run": known} | run.identity | {"settings": told}])
     assert run.recorded(table) == "fewer"

@@ -95,7 +95,8 @@ class FolderImages(Images):
         # A budget that every size fits: only the list of images matters here.
         folder = ImageFolder(root, max_tokens=MAX_PIXELS, patch=1, cache_file=cache_file, labels_option=None)
         images = cls(root, folder.paths, folder.sizes, folder.labels, folder.class_names)
-        if left := [name for name, reason in folder.report.skipped if reason.startswith(MADE)]:
+        skipped = folder.report.skipped if folder.report else []
+        if left := [name for name, reason in skipped if reason.startswith(MADE)]:
             images.notes.append(f"left out of {root}, as made by fitv2: {shortened(left)}")
         return images
 

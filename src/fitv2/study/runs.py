@@ -27,6 +27,7 @@ from .results import CURVE, REAL, TRAINING, Table
 TRAINING_VERSION = "training-2"
 # Changes when the same model gets other scores.
 SCORING_VERSION = "study-3"
+SEEDS_APART = 1_000_000
 # The metrics of `fitv2 evaluate` for a point of a curve, and for a final model.
 CURVE_METRICS, METRICS = "fd,accuracy", "fd,kid,pr,accuracy"
 _datasets: dict[str, Dataset] = {}
@@ -166,8 +167,9 @@ class Run:
         options = {
             "reference": evaluation.reference,
             "extractor": evaluation.extractor,
-            "num": first.images,
-            "seed": self.seed,
+            "num-images": first.images,
+            # Image i has the seed SEED + i: seeds of studies must lie apart.
+            "seed": self.seed * SEEDS_APART,
             "guidance": first.condition.guidance,
             "solver": first.sampler.solver,
             "steps": first.sampler.steps,
