@@ -27,7 +27,7 @@ def convert(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a model that --out already holds")] = False,
 ) -> None:
-    """Convert a checkpoint of the authors' FiT or FiTv2 for 'fitv2 sample --model OUT'.
+    """Convert a checkpoint of the authors' FiT or FiTv2 for 'fitv2 sample OUT'.
 
     [bold]Example[/bold]
 

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 # The device whose time the table names: the peak of an A100 in bfloat16, and the fraction of it that training reaches.
 A100_FLOPS, UTILISATION = 312e12, 0.4
+ABOUT_TIME = (
+    "\nTime: of the matrix products alone at 40 % of an A100's peak; small networks take longer. For this machine:\n"
+    "fitv2 train --recipe NAME --dry-run"
+)
 # Channels and classes of the data that a recipe is meant for, by its patch size: latents, garments, colour images.
 CHANNELS, CLASSES = {2: 4, 4: 1, 8: 3}, {2: 1000, 4: 10, 8: 10}
 
@@ -42,6 +46,7 @@ def recipes(as_json: Annotated[bool, typer.Option("--json", help="print JSON ins
         numbers = f"{row['parameters'] / 1e6:,.1f} M", f"{row['steps']:,}", hours(row["device_hours"])
         table.add_row(row["recipe"], *numbers, row["about"])
     Console().print(table)
+    print(ABOUT_TIME)
 
 
 def recipe_row(name: str) -> dict[str, Any]:

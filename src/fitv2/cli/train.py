@@ -109,7 +109,7 @@ def train(
     take squares of one size: --set data.preprocessing=crop.
 
     The run's folder holds log.jsonl, inputs.png (what the model sees), samples/, checkpoints/, and model/ for
-    'fitv2 sample --model'. Ctrl-C and SIGTERM save the current step and end with exit code 130 and 143. --resume
+    'fitv2 sample'. Ctrl-C and SIGTERM save the current step and end with exit code 130 and 143. --resume
     continues with the run's own settings, except those that --set gives now.
     """
     from ..training.sigterm import NAMES, signal_of, sigterm_interrupts
