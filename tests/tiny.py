@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 from multiprocessing.process import BaseProcess
@@ -96,7 +97,10 @@ def command_line(*arguments: str) -> None:
     from fitv2.cli import main
 
     sys.argv = ["fitv2", *arguments]
-    main()
+    try:
+        main()
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # The forkserver would turn a later Ctrl-C into exit code 1.
 
 
 def processes(world: int, target, *arguments) -> list[BaseProcess]:
