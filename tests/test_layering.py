@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,22 @@ def violations(package: Path) -> list[str]:
     return found
 
 
+def cycle(package: Path) -> list[str]:
+    """Modules that import each other in a circle, imports inside functions and for type checkers included."""
+    homes = {name.removesuffix(".__init__"): name for name in modules(package)}
+    graph = {name: set() for name in homes.values()}
+    for name, path in modules(package).items():
+        for target in imported(name, ast.parse(path.read_text())):
+            while target and target not in homes:
+                target = target.rpartition(".")[0]
+            graph[name] |= {homes[target]} - {name} if target else set()
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
+
+
 def is_package(package: Path, *names: str) -> bool:
     """Whether one of the names is a sub-package, so that both are not simply modules side by side."""
     return any((package / name).is_dir() for name in names)
@@ -107,6 +124,18 @@ def calls(tree: ast.AST) -> list[ast.Call]:
 
 def test_imports_go_one_way():
     assert violations(PACKAGE) == []
+
+
+def test_no_files_import_each_other():
+    assert cycle(PACKAGE) == []
+
+
+def test_a_planted_cycle_is_found(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/a.py").write_text("from .b import two\n")
+    (tmp_path / "data/b.py").write_text("from . import c\n")
+    (tmp_path / "data/c.py").write_text("def f():\n    from ..data.a import one\n")
+    assert set(cycle(tmp_path)) == {"data.a", "data.b", "data.c"}
 
 
 def test_every_layer_is_still_there():
