@@ -100,7 +100,8 @@ def command_line(*arguments: str) -> None:
     try:
         main()
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # The forkserver would turn a later Ctrl-C into exit code 1.
+        if multiprocessing.parent_process():  # Whose forkserver would turn a later Ctrl-C into exit code 1.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def processes(world: int, target, *arguments) -> list[BaseProcess]:
