@@ -59,7 +59,7 @@ def on_white(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
 
 def quantised(image: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """Whole numbers of so many bits, and what they mean in [0, 1]."""
+    """Whole numbers of a bit depth, and what they mean in [0, 1]."""
     values = np.rint(image * (2**bits - 1)).astype(np.int64)
     return values, values / (2**bits - 1)
 
@@ -166,7 +166,7 @@ def tiff(
 
 
 def bmp(values: np.ndarray, bits: int, palette: np.ndarray | None = None, masks: tuple[int, ...] = ()) -> bytes:
-    """values: (h, w) whole numbers of so many bits, or (h, w, 3) for 24. masks: of red, green, blue and alpha."""
+    """values: (h, w) whole numbers of a bit depth, or (h, w, 3) for 24. masks: of red, green, blue and alpha."""
     height, width = values.shape[:2]
     rows = []
     for row in values[::-1]:

@@ -255,7 +255,7 @@ def test_disk_offload(transformer, tmp_path):
 
 @pytest.mark.slow
 def test_compiled_whole_without_a_break_for_any_size(transformer):
-    """Ordinary latents of other sizes do not compile anew; packed batches do, once for each mix of sizes."""
+    """Ordinary latents of other sizes do not compile again; packed batches do, once for each mix of sizes."""
     given = inputs()
     latents = given.pop("hidden_states")
     batch = TokenBatch.from_latents([latents[0], latents[1, :, :4], latents[2]], 2)

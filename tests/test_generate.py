@@ -110,7 +110,7 @@ def test_every_picture_is_handed_over_when_its_pass_is_done(model, monkeypatch):
 
 @pytest.mark.parametrize(("cache_interval", "full"), [(1, 12), (2, 6), (3, 6), (4, 3)])
 def test_inner_blocks_are_computed_in_one_call_of_so_many(cache_interval, full, monkeypatch):
-    """Where guidance begins and where it ends, after four calls each, a full call begins anew.
+    """Where guidance begins and where it ends, after four calls each, the cache starts again with a full call.
 
     What is kept belongs to one pass, and in it to each picture: company changes nothing.
     """

@@ -1,4 +1,4 @@
-"""Training from another model's weights: what is taken, what begins anew, and what stays frozen."""
+"""Training from another model's weights: what is taken, what is reinitialised, and what stays frozen."""
 
 import json
 import logging
@@ -36,7 +36,7 @@ def changed(model: FiT, other: FiT) -> set[str]:
 def test_the_same_classes_and_latents_take_everything():
     model, start = fresh(), base()
     found = init_from(model, start, garments())
-    assert found.notes == [] and found.anew == set()
+    assert found.notes == [] and found.reinitialised == set()
     assert changed(model, start.model) == set()
 
 
@@ -54,7 +54,7 @@ def test_nothing_random_stays_frozen():
     names = [name for name, _ in fresh().named_parameters()]
     assert LABELS not in trained_names(names, "high-resolution")
     start = init_from(fresh(), base(names="abcdefghij"), garments(), trainable="high-resolution")
-    assert LABELS in trained_names(names, "high-resolution", start.anew)
+    assert LABELS in trained_names(names, "high-resolution", start.reinitialised)
 
 
 def test_another_autoencoder_is_told():

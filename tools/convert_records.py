@@ -28,7 +28,7 @@ def lines_of(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The training of a record, and its figures."""
     settings, final = record["settings"], record["final"]
     training = settings.get("training", "training-1")
-    # The same training was scored anew by each study, so it is another one in each.
+    # The same training was scored again by each study, so it is another one in each.
     run = json_digest([record["study"], record["digest"], training])[:16]
     about = {"kind": "training", "run": run, "variant": record["variant"], "seed": record["seed"], "tuned": None}
     about |= {"training": training, "settings": record["recipe"], "data": None, "by": []}

@@ -4,7 +4,7 @@
 
 All by formula: nothing is measured. What depends on the sizes of ImageNet's images takes them from
 `fitv2.data.imagenet`, where they are drawn after what is known of them. Encoding takes the same for both if each image
-is encoded once and kept, and then hardly counts; encoded anew in each step, it favours whoever takes fewer steps.
+is encoded once and kept, and then hardly counts; encoded again in each step, it favours whoever takes fewer steps.
 """
 
 from __future__ import annotations

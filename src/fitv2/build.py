@@ -133,7 +133,7 @@ def refuse_others(data: FolderSettings, fixed: dict[str, Any], what: str) -> Non
         if key in data.model_fields_set and given != value:
             raise UserError(
                 f"{what} {key} {value}, and data.{key} is {given}: set data.{key}={json.dumps(value)}, or prepare the "
-                "pictures anew"
+                "images again"
             )
 
 
@@ -142,7 +142,7 @@ def refuse_labels(data: FolderSettings) -> None:
     if data.labels != "auto":
         raise UserError(
             f"{data.source} holds its labels, so that data.labels={data.labels} would have no effect; remove it, or "
-            f"prepare the images anew with --labels {data.labels}"
+            f"prepare the images again with --labels {data.labels}"
         )
 
 

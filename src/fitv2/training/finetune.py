@@ -26,11 +26,11 @@ class Start:
     """How a training started.
 
     Attributes:
-        anew: The names of the reinitialised parameters.
+        reinitialised: The names of the reinitialised parameters.
         notes: Sentences about them for the log.
     """
 
-    anew: set[str]
+    reinitialised: set[str]
     notes: list[str]
 
 
@@ -50,15 +50,15 @@ def init_from(
     Raises:
         UserError: Other tensors do not fit; the message lists them.
     """
-    state, own, anew, notes = base.model.state_dict(), model.state_dict(), set(), []
+    state, own, reinitialised, notes = base.model.state_dict(), model.state_dict(), set(), []
     if "labels" in reinit or not same_classes(base, dataset):
         if LABELS in state and state[LABELS].shape[1:] == own[LABELS].shape[1:]:
             state[LABELS] = torch.cat((own[LABELS][:-1], state[LABELS][-1:]))
-        anew.add(LABELS)
+        reinitialised.add(LABELS)
         notes.append("the label embedding is reinitialised, except for its row for no class")
     if "patches" in reinit or any(name in state and state[name].shape != own[name].shape for name in PATCHES):
         state |= {name: own[name] for name in PATCHES}
-        anew.update(PATCHES)
+        reinitialised.update(PATCHES)
         notes.append("the patch layers are reinitialised")
     elif base.autoencoder != dataset.autoencoder:
         notes.append(
@@ -66,9 +66,9 @@ def init_from(
             "autoencoder, reinitialise the patch layers (training.reinit=[patches])"
         )
     if "trained" in reinit:
-        trained = trained_names(dict(model.named_parameters()), trainable, anew)
+        trained = trained_names(dict(model.named_parameters()), trainable, reinitialised)
         state |= {name: own[name] for name in trained}
-        anew.update(trained)
+        reinitialised.update(trained)
         notes.append("everything that is trained is reinitialised")
     if problems := misfits(model, state):
         raise UserError(
@@ -76,7 +76,7 @@ def init_from(
             + shortened(problems, 10)
         )
     model.load_state_dict(state)
-    return Start(anew, notes)
+    return Start(reinitialised, notes)
 
 
 def check_start(config: NetworkConfig, base: Pretrained, dataset: Dataset, reinit: Collection[str]) -> list[str]:
@@ -91,16 +91,16 @@ def same_classes(base: Pretrained, dataset: Dataset) -> bool:
     return base.model.config.num_classes == dataset.num_classes
 
 
-def trained_names(names: Iterable[str], trainable: str, anew: Collection[str] = ()) -> list[str]:
+def trained_names(names: Iterable[str], trainable: str, reinitialised: Collection[str] = ()) -> list[str]:
     """Returns the names of the parameters that a run trains.
 
     Args:
         names: The names of all parameters.
         trainable: "all"; or "high-resolution" for those that FiTv2 trains at high resolution: patch layers, biases,
             norms and AdaLN (Sec. III-F).
-        anew: The reinitialised parameters. They are always trained: nothing random may stay frozen.
+        reinitialised: The reinitialised parameters. They are always trained: nothing random may stay frozen.
     """
-    return [name for name in names if trainable == "all" or trains_at_high_resolution(name) or name in anew]
+    return [name for name in names if trainable == "all" or trains_at_high_resolution(name) or name in reinitialised]
 
 
 def trained_before(checkpoint: Path, state: dict[str, Any], names: list[str], trainable: str) -> list[str]:

@@ -3,7 +3,7 @@
 Steps of ever new sizes leave the heap of glibc in pieces, which it keeps. A plain loop over a network of width 256 and
 depth 8, 4 096 tokens a step in bfloat16, held 2.5 GB after 350 steps, of which 1.0 GB was in use. (Asking glibc to map
 large blocks one by one, by its option M_MMAP_THRESHOLD, also cures that, but took 2.5 times as long: each block is then
-cleared anew.)
+cleared again.)
 """
 
 from __future__ import annotations

@@ -46,17 +46,17 @@ def draw_sheet(
     Returns:
         The sheet; None without a codec.
     """
-    wishes = [
+    specs = [
         SampleSpec(label, shape[:2], seed=COLUMNS * label + column)
         for label, of_class in enumerate(shapes[:CLASSES])
         for column, shape in enumerate((list(of_class) * COLUMNS)[:COLUMNS])
     ]
-    latents = generate(model, wishes, sampling)
+    latents = generate(model, specs, sampling)
     if codec is None:
         return None
     names = class_names or [f"class {label}" if len(shapes) > 1 else "picture" for label in range(len(shapes))]
     images = [to_image(image) for image in decode_all(codec, latents)]
-    captions = [f"{names[w.label]} {image.height}x{image.width}" for w, image in zip(wishes, images, strict=True)]
+    captions = [f"{names[spec.label]} {image.height}x{image.width}" for spec, image in zip(specs, images, strict=True)]
     left_out = len(shapes) > CLASSES
     return contact_sheet(images, captions, f"{CLASSES} of {len(shapes)} classes" if left_out else None)
 

@@ -135,7 +135,7 @@ class Trainer:
         start = init_from(network, base, self.dataset, settings.reinit, settings.trainable)
         for note in start.notes:
             logger.info("%s: %s", settings.init_from, note)
-        return trained_names(names, settings.trainable, start.anew)
+        return trained_names(names, settings.trainable, start.reinitialised)
 
     @property
     def stopping(self) -> bool:
@@ -231,9 +231,8 @@ class Trainer:
         """
         device, world = self.ranks.device, self.ranks.num_processes
         gone = int(step.unreadable > 0 and self.loader.is_gone())
-        counts = torch.tensor(
-            [sum(step.readable), step.unreadable, gone]
-        )  # On the CPU: the device need not be waited for.
+        # On the CPU: the device need not be waited for.
+        counts = torch.tensor([sum(step.readable), step.unreadable, gone])
         images, unreadable, gone = sum_over_ranks(counts).tolist()
         self.images_read.check(images, unreadable, gone)
         weights = [readable / images * world for readable in step.readable]
