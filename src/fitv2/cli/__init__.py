@@ -97,7 +97,7 @@ def main() -> None:
         silence_libraries()
     try:
         app()
-    except Interrupted:
+    except (Interrupted, KeyboardInterrupt):  # The latter while typer makes the commands.
         print("fitv2: interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except Exception as error:
