@@ -3,7 +3,7 @@
     python benchmarks/compare.py --parts forward,training --repeats 5
 
 The works of a part take turns, the matrix products that give the device's peak among them, so that a machine whose
-speed drifts is unfair to none. Layouts that run the same weights on the same pictures first have to give the numbers of
+speed drifts is unfair to none. Layouts that run the same weights on the same images first have to give the numbers of
 every image alone. A CUDA device is used when there is one. Nothing is downloaded.
 """
 

@@ -1,7 +1,7 @@
-"""Who takes part: the same weights on the same pictures in several layouts, and what is timed of them.
+"""Who takes part: the same weights on the same images in several layouts, and what is timed of them.
 
 A layout holds a network and inputs ready for it. `velocity` runs the network and answers in the layout's own shape,
-`tokens`, of those that take mixed pictures, brings that to (T, C), and `loss` is the flow-matching loss: per image the
+`tokens`, of those that take mixed images, brings that to (T, C), and `loss` is the flow-matching loss: per image the
 mean over its own tokens, then the mean over images.
 """
 
@@ -34,7 +34,7 @@ SQUARE_SIDE = 16
 
 @dataclass(frozen=True)
 class Example:
-    """Pictures to train on: tokens (T, C), noise (T, C), times (B,) in [0, 1] and labels (B,), on one device."""
+    """Images to train on: tokens (T, C), noise (T, C), times (B,) in [0, 1] and labels (B,), on one device."""
 
     data: TokenBatch
     noise: Tensor
@@ -47,7 +47,7 @@ class Example:
         return cls(data.to(device), noise.to(device), t.to(device), y.to(device))
 
     def alone(self) -> list[Example]:
-        """Every picture as an example of its own."""
+        """Every image as an example of its own."""
         noise = self.noise.split(self.data.lengths)
         return [Example(self.data.select([i]), noise[i], self.t[[i]], self.y[[i]]) for i in range(len(self.data))]
 

@@ -1,8 +1,8 @@
-"""The most memory that `fitv2 sample` takes for one large picture, and its seconds, decoded by an autoencoder.
+"""The most memory that `fitv2 sample` takes for one large image, and its seconds, decoded by an autoencoder.
 
     python benchmarks/long.py --model FiTv2-XL/2 --size 2048x2048
 
-Network and autoencoder (the form of Stable Diffusion's) have random weights, so the picture is noise; what it takes is
+Network and autoencoder (the form of Stable Diffusion's) have random weights, so the image is noise; what it takes is
 the same. One unguided step of Euler in bfloat16, in a process of its own.
 """
 
@@ -66,7 +66,7 @@ def main() -> None:
         writer.join()
         if writer.exitcode:
             sys.exit(1)
-        seconds, most = sample_one(folder / "model", args.size, folder / "pictures")
+        seconds, most = sample_one(folder / "model", args.size, folder / "images")
     print(f"{args.model} at {args.size}: {seconds:.1f} s, {most / 1e9:.2f} GB at most")
 
 

@@ -1,4 +1,4 @@
-"""The parts of a comparison: which contenders meet over which pictures. Defaults are what is published."""
+"""The parts of a comparison: which contenders meet over which images. Defaults are what is published."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ Build = Callable[[torch.device], Part]
 
 
 def forward(device: torch.device, config: FiTConfig = B2, hw: Sizes = MIXED, dit_layers: int = DIT_LAYERS) -> Part:
-    """FiTv2-B/2: a forward of 8 pictures of mixed sizes."""
+    """FiTv2-B/2: a forward of 8 images of mixed sizes."""
     make = SameWeights(config, [random_example(config, hw, device)], device)
     squares = Squares(config, dit_layers, len(hw), device)
     squares.network.bfloat16().eval()
@@ -78,11 +78,11 @@ def forward(device: torch.device, config: FiTConfig = B2, hw: Sizes = MIXED, dit
         squares.contender("diffusers' DiT, squares", Forward([squares], device, autocast=False)),
     ]
     about = "Ratio: real tokens a second, to the padded layout as its authors run it."
-    return Part(f"Forward, {len(hw)} pictures of mixed sizes", about, contenders, "tokens", "padded, autocast")
+    return Part(f"Forward, {len(hw)} images of mixed sizes", about, contenders, "tokens", "padded, autocast")
 
 
 def training(device: torch.device, config: FiTConfig = B2, hw: Sizes = MIXED, dit_layers: int = DIT_LAYERS) -> Part:
-    """FiTv2-B/2: a training step on the same pictures."""
+    """FiTv2-B/2: a training step on the same images."""
     make = SameWeights(config, [random_example(config, hw, device)], device)
     squares = Squares(config, dit_layers, len(hw), device)
     contenders = [
@@ -92,7 +92,7 @@ def training(device: torch.device, config: FiTConfig = B2, hw: Sizes = MIXED, di
         squares.contender("diffusers' DiT, squares", TrainingSteps([squares], device), PASSES_OF_A_STEP),
     ]
     about = "Forward, loss, backward, clipping and AdamW. Ratio: real tokens a second, to the padded layout."
-    return Part(f"Training step, {len(hw)} pictures of mixed sizes", about, contenders, "tokens", "padded")
+    return Part(f"Training step, {len(hw)} images of mixed sizes", about, contenders, "tokens", "padded")
 
 
 def fashion(device: torch.device, *overrides: str) -> Part:
@@ -107,7 +107,7 @@ def fashion(device: torch.device, *overrides: str) -> Part:
         make.training("fitv2 compiled", Packed, compiled=True, token_budget=budget),
         make.training("padded", Padded),
     ]
-    about = f"A turn is one step on each of {len(examples)} packs. Ratio: pictures a second, to the padded layout."
+    about = f"A turn is one step on each of {len(examples)} packs. Ratio: images a second, to the padded layout."
     title = f"Training on the recipe fashion, packs of {budget} tokens"
     return Part(title, about, contenders, "images", "padded")
 
@@ -122,7 +122,7 @@ def packs(dataset: Dataset, budget: int, number: int, device: torch.device) -> l
 
 
 def sizes(device: torch.device, config: FiTConfig = THREE_BLOCKS, hw: Sizes = ALL_DIFFERENT) -> Part:
-    """Pictures of 64 sizes: one packed forward against size by size, three blocks as wide as FiTv2-B/2."""
+    """Images of 64 sizes: one packed forward against size by size, three blocks as wide as FiTv2-B/2."""
     example = random_example(config, hw, device)
     together, one_by_one = (SameWeights(config, examples, device) for examples in ([example], example.alone()))
     contenders = [
@@ -130,22 +130,22 @@ def sizes(device: torch.device, config: FiTConfig = THREE_BLOCKS, hw: Sizes = AL
         one_by_one.forward("size by size", Packed, half=True, autocast=False),
     ]
     about = "Ratio: tokens a second, to a forward for every size."
-    return Part(f"{len(hw)} pictures of {len(hw)} sizes", about, contenders, "tokens", "size by size")
+    return Part(f"{len(hw)} images of {len(hw)} sizes", about, contenders, "tokens", "size by size")
 
 
 def growth(device: torch.device, config: FiTConfig = B2, sides: Sequence[int] = (16, 32, 64, 128)) -> Part:
-    """FiTv2-B/2: a forward of one picture of 256 to 16 384 tokens."""
+    """FiTv2-B/2: a forward of one image of 256 to 16 384 tokens."""
     contenders = half_forwards(config, {f"{side**2} tokens": [(side, side)] for side in sides}, device)
     about = "Ratio: operations a second, to the shortest. 1 is a time that grows as the formula: T and T squared."
-    return Part("One picture of more and more tokens", about, contenders, "flops", contenders[0].name)
+    return Part("One image of more and more tokens", about, contenders, "flops", contenders[0].name)
 
 
 def batch(device: torch.device, config: FiTConfig = B2, side: int = 16, most: int = 32) -> Part:
-    """FiTv2-B/2: a forward of 1 to 32 pictures of 256 tokens in one pack."""
+    """FiTv2-B/2: a forward of 1 to 32 images of 256 tokens in one pack."""
     counts = [2**power for power in range(most.bit_length())]
     contenders = half_forwards(config, {f"{n} in a pack": [(side, side)] * n for n in counts}, device)
-    about = "Ratio: tokens a second, to one picture alone."
-    return Part(f"More and more pictures of {side**2} tokens", about, contenders, "tokens", contenders[0].name)
+    about = "Ratio: tokens a second, to one image alone."
+    return Part(f"More and more images of {side**2} tokens", about, contenders, "tokens", contenders[0].name)
 
 
 def half_forwards(config: FiTConfig, batches: dict[str, Sizes], device: torch.device) -> list[Contender]:
@@ -160,7 +160,7 @@ def half_forwards(config: FiTConfig, batches: dict[str, Sizes], device: torch.de
 
 
 def sampling(device: torch.device, per_class: int = 4, samplers: Sequence[Sampling] = SAMPLERS) -> Part:
-    """The built-in model: 40 pictures as `fitv2 sample` makes them, against 250 steps of Euler."""
+    """The built-in model: 40 images as `fitv2 sample` makes them, against 250 steps of Euler."""
     pretrained = load_pretrained("builtin:fashion")
     model = pretrained.model.to(device)
     specs = [
@@ -169,7 +169,7 @@ def sampling(device: torch.device, per_class: int = 4, samplers: Sequence[Sampli
         for number, (height, width, _) in enumerate(shapes[:per_class])
     ]
     contenders = [samples(model, specs, settings) for settings in samplers]
-    about = f"Guided, float32, {len(specs)} pictures a turn. Ratio: pictures a second, to Euler."
+    about = f"Guided, float32, {len(specs)} images a turn. Ratio: images a second, to Euler."
     return Part("Sampling with the built-in model", about, contenders, "images", contenders[-1].name)
 
 
@@ -188,7 +188,7 @@ def samples(model: FiT, specs: Sequence[SampleSpec], settings: Sampling) -> Cont
 
 
 def evaluations(config: FiTConfig, settings: Sampling) -> int:
-    """Of the network for one picture, counted: a guided call takes two, one outside the guidance interval one."""
+    """Of the network for one image, counted: a guided call takes two, one outside the guidance interval one."""
     counted = 0
 
     def denoiser(batch: TokenBatch, t: Tensor, y: Tensor, context: TokenBatch | None) -> Tensor:

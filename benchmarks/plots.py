@@ -1,4 +1,4 @@
-"""One picture per part, drawn from what is stored."""
+"""One image per part, drawn from what is stored."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from results import MeasuredPart, Measurement, Results
 
 BLUE, GREY = "#3b6ea5", "#999999"
-UNITS = {"images": "pictures a second", "tokens": "tokens a second", "flops": "operations a second"}
+UNITS = {"images": "images a second", "tokens": "tokens a second", "flops": "operations a second"}
 
 
 def save_plots(results: Results, folder: Path) -> None:
@@ -45,7 +45,7 @@ def spread(part: MeasuredPart) -> tuple[list[float], list[float]]:
 
 
 def draw_growth(part: MeasuredPart) -> Figure:
-    """Seconds and memory of one picture over its tokens, and what the formula makes of the shortest one's seconds."""
+    """Seconds and memory of one image over its tokens, and what the formula makes of the shortest one's seconds."""
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     time, memory = figure.subplots(1, 2)
     first, tokens = part.measurements[0], [m.tokens for m in part.measurements]
@@ -70,11 +70,11 @@ def curve(axes: Axes, x: list[int], measurements: list[Measurement]) -> None:
 
 
 def draw_batch(part: MeasuredPart) -> Figure:
-    """Tokens a second over the number of pictures in a pack."""
+    """Tokens a second over the number of images in a pack."""
     figure = Figure(figsize=(5.5, 3.6), layout="constrained")
     axes, counts = figure.subplots(), [m.images for m in part.measurements]
     axes.errorbar(counts, [m.rate("tokens") for m in part.measurements], spread(part), fmt="o-", color=BLUE, capsize=3)
-    axes.set(title=part.title, xlabel="pictures in a pack", ylabel=UNITS["tokens"], ylim=(0, None))
+    axes.set(title=part.title, xlabel="images in a pack", ylabel=UNITS["tokens"], ylim=(0, None))
     doubling(axes, counts)
     return figure
 

@@ -19,8 +19,8 @@ def seconds(part: MeasuredPart, m: Measurement) -> str:
 
 COLUMNS: dict[str, Cell] = {
     "seconds (min to max)": seconds,
-    "pictures/s": lambda part, m: f"{m.rate('images'):.3g}",
-    "s/picture": lambda part, m: f"{1 / m.rate('images'):.3g}",
+    "images/s": lambda part, m: f"{m.rate('images'):.3g}",
+    "s/image": lambda part, m: f"{1 / m.rate('images'):.3g}",
     "tokens/s": lambda part, m: f"{m.rate('tokens'):,.0f}",
     "GFLOP/s": lambda part, m: f"{m.rate('flops') / 1e9:,.0f}",
     "of peak": lambda part, m: f"{part.share_of_peak(m):.0%}",
@@ -32,8 +32,8 @@ OF_PRODUCTS = ("seconds (min to max)", "GFLOP/s")
 
 
 def columns(part: MeasuredPart) -> dict[str, Cell]:
-    """A picture is sampled in seconds, and passes through a network in a fraction of one."""
-    left_out = "pictures/s" if part.name == "sampling" else "s/picture"
+    """An image is sampled in seconds, and passes through a network in a fraction of one."""
+    left_out = "images/s" if part.name == "sampling" else "s/image"
     return {title: cell for title, cell in COLUMNS.items() if title != left_out}
 
 

@@ -1,4 +1,4 @@
-"""How long `fitv2 sample` takes from a cold start: seconds to the first picture on disk, and to the end.
+"""How long `fitv2 sample` takes from a cold start: seconds to the first image on disk, and to the end.
 
     python benchmarks/start.py --repeats 5
 
@@ -15,11 +15,11 @@ import time
 from pathlib import Path
 from statistics import median
 
-COLUMNS = ("first picture", "all pictures and the sheet")
+COLUMNS = ("first image", "all images and the sheet")
 
 
 def one_run(options: list[str]) -> tuple[float, float]:
-    """Seconds of one process: to its first picture, and to its end."""
+    """Seconds of one process: to its first image, and to its end."""
     with tempfile.TemporaryDirectory() as out:
         start = time.time()
         subprocess.run(

@@ -47,7 +47,7 @@ def write_garments(root: Path) -> Path:
     for index in balanced_subset(real.labels, 80):
         path = root / CLASSES[real.labels[index]] / f"{index}.png"
         path.parent.mkdir(exist_ok=True)
-        Image.fromarray(np.ascontiguousarray(real.pictures[index])).save(path)
+        Image.fromarray(np.ascontiguousarray(real.images[index])).save(path)
     return root
 
 

@@ -52,18 +52,18 @@ def home() -> Path:
     folder = tempfile.TemporaryDirectory()
     atexit.register(folder.cleanup)
     made = garments(120)
-    for number, (picture, label) in enumerate(zip(made.pictures, made.labels, strict=True)):
-        path = Path(folder.name) / "pictures" / CLASSES[label] / f"{number:02d}.png"
+    for number, (image, label) in enumerate(zip(made.images, made.labels, strict=True)):
+        path = Path(folder.name) / "images" / CLASSES[label] / f"{number:02d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(path)
+        Image.fromarray(image).save(path)
     recipe = load_recipe("fashion-study").model_dump(mode="json", exclude={"data"}, exclude_defaults=True)
-    data = {"source": f"{folder.name}/pictures", "channels": 1, "max_tokens": 25, "flip": False}
+    data = {"source": f"{folder.name}/images", "channels": 1, "max_tokens": 25, "flip": False}
     Path(folder.name, "recipe.yaml").write_text(yaml.safe_dump(recipe | {"data": data}))
     return Path(folder.name)
 
 
 def tree(**changes) -> dict[str, Any]:
-    evaluation = {"reference": str(home() / "pictures")} | TREE["evaluation"] | changes.pop("evaluation", {})
+    evaluation = {"reference": str(home() / "images")} | TREE["evaluation"] | changes.pop("evaluation", {})
     return {"recipe": str(home() / "recipe.yaml")} | TREE | changes | {"evaluation": evaluation}
 
 

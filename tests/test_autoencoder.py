@@ -1,4 +1,4 @@
-"""KL autoencoders: tiles for large pictures, folders, and what is not there."""
+"""KL autoencoders: tiles for large images, folders, and what is not there."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from tiny import random_model, tiny_autoencoder
 LATENT = FiTConfig(width=32, depth=1, heads=2, num_classes=5)
 
 
-def test_large_pictures_are_decoded_in_tiles(monkeypatch):
+def test_large_images_are_decoded_in_tiles(monkeypatch):
     vae = tiny_autoencoder()
     latent = torch.randn(4, 9, 12, generator=torch.Generator().manual_seed(0))
     whole = KLAutoencoder(vae, "cpu").decode(latent)
@@ -112,22 +112,22 @@ def test_images_of_one_size_share_a_pass_on_an_accelerator(monkeypatch):
     assert passes == [3, 1, 1] and decoded == list(range(5))
 
 
-def test_encoding_undoes_scaling_and_shift_and_takes_tiles_for_large_pictures(monkeypatch):
+def test_encoding_undoes_scaling_and_shift_and_takes_tiles_for_large_images(monkeypatch):
     vae = tiny_autoencoder()
     codec = KLAutoencoder(vae, "cpu")
-    pictures = torch.rand(2, 3, 48, 72, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    mean, std = codec.encode(pictures)
+    images = torch.rand(2, 3, 48, 72, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    mean, std = codec.encode(images)
     with torch.no_grad():
-        raw = vae.encode(pictures).latent_dist
+        raw = vae.encode(images).latent_dist
         expected = vae.decode(raw.mean).sample
     assert mean.shape == std.shape == (2, 4, 6, 9)
     assert torch.allclose(mean, (raw.mean - 0.1) * 0.5, atol=1e-6) and torch.allclose(std, raw.std * 0.5)
     assert torch.allclose(torch.stack([codec.decode(latent) for latent in mean]), expected, atol=1e-4)
     monkeypatch.setattr("fitv2.autoencoder.LARGEST_UNTILED", 32 * 32)
-    tiled, _ = codec.encode(pictures)
+    tiled, _ = codec.encode(images)
     assert tiled.shape == mean.shape and not torch.equal(tiled, mean) and not vae.use_tiling
-    pixels, none = load_autoencoder(None).encode(pictures)
-    assert torch.equal(pixels, pictures) and not none.any()
+    pixels, none = load_autoencoder(None).encode(images)
+    assert torch.equal(pixels, images) and not none.any()
 
 
 def test_the_digest_is_of_weights_and_configuration_not_of_the_place(tmp_path):

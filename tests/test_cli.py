@@ -66,11 +66,11 @@ def fitv2(tmp_path):
 
 @pytest.fixture
 def train(fitv2):
-    """Runs `fitv2 train` of a tiny network on the folder "pictures"; further settings as section.key=value."""
+    """Runs `fitv2 train` of a tiny network on the folder "images"; further settings as section.key=value."""
 
-    def run(*arguments: str, settings=(), data="pictures") -> Result:
+    def run(*arguments: str, settings=(), data="images") -> Result:
         chosen = [word for setting in [*SMALL, *settings] for word in ("--set", setting)]
-        return fitv2("train", "--recipe", "pictures", "--data", data, "--out", "run", *chosen, *arguments)
+        return fitv2("train", "--recipe", "images", "--data", data, "--out", "run", *chosen, *arguments)
 
     return run
 
@@ -83,15 +83,15 @@ def model(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def pictures(tmp_path) -> Path:
-    """Ten pictures of two classes, in many sizes, and a file that is none."""
+def images(tmp_path) -> Path:
+    """Ten images of two classes, in many sizes, and a file that is none."""
     rng = np.random.default_rng(0)
     for i in range(10):
-        path = tmp_path / "pictures" / ("cat", "dog")[i % 2] / f"{i}.png"
+        path = tmp_path / "images" / ("cat", "dog")[i % 2] / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (16 + 8 * i, 40, 3), dtype=np.uint8)).save(path)
-    (tmp_path / "pictures/cat/broken.jpg").write_bytes(path.read_bytes()[:200])
-    return tmp_path / "pictures"
+    (tmp_path / "images/cat/broken.jpg").write_bytes(path.read_bytes()[:200])
+    return tmp_path / "images"
 
 
 def assert_sentence(result: Result, *parts: str) -> None:
@@ -249,7 +249,7 @@ def test_images_of_a_call_that_was_killed_are_known_as_ours(tmp_path):
     assert not (tmp_path / "a.png").exists()
 
 
-def test_the_step_of_a_model_and_a_run_that_has_none_yet(train, fitv2, pictures, tmp_path):
+def test_the_step_of_a_model_and_a_run_that_has_none_yet(train, fitv2, images, tmp_path):
     assert train(settings=["training.steps=3"]).code == 0
     for name in ("run", "run/checkpoints", "run/checkpoints/step-00000003"):
         shown = fitv2("sample", "--model", name, "--labels", "cat", "--steps", 1)
@@ -281,13 +281,13 @@ def test_sample_takes_a_saved_pipeline(fitv2, model, tmp_path):
 def test_guidance_of_the_first_channels_and_by_a_power(fitv2, model, tmp_path):
     command = ["sample", "--model", model, "--labels", "trouser", "--size", "8x12", "--steps", 2, "--out"]
     changes = {"plain": [], "power": ["--guidance-power", 2], "shift": ["--time-shift", 3]}
-    changes["channels"] = ["--guidance-channels", 1]  # The pictures have one.
-    pictures = {}
+    changes["channels"] = ["--guidance-channels", 1]  # The images have one.
+    images = {}
     for name, change in changes.items():
         assert fitv2(*command, name, *change).code == 0
-        pictures[name] = (tmp_path / name / "trouser_8x12_seed0.png").read_bytes()
-    assert pictures["plain"] == pictures["channels"]
-    assert len(set(pictures.values())) == 3
+        images[name] = (tmp_path / name / "trouser_8x12_seed0.png").read_bytes()
+    assert images["plain"] == images["channels"]
+    assert len(set(images.values())) == 3
 
 
 def test_sample_makes_the_same_bytes_of_the_same_seed_whatever_else_is_made(fitv2, model, tmp_path):
@@ -301,7 +301,7 @@ def test_sample_makes_the_same_bytes_of_the_same_seed_whatever_else_is_made(fitv
     assert files[0] != (tmp_path / "more/pullover_28x12_seed6.png").read_bytes()
 
 
-def test_a_class_that_had_no_picture_is_shown_in_the_sizes_of_another(model):
+def test_a_class_that_had_no_image_is_shown_in_the_sizes_of_another(model):
     loaded = load_pretrained(model)
     pretrained = Pretrained(loaded.model, loaded.class_names, [[], *SHAPES[1:5], *[[]] * 5])
     assert all(len(showcase(pretrained, label)) >= 3 for label in range(11))
@@ -348,7 +348,7 @@ def test_a_damaged_model_is_one_sentence(fitv2, model, tmp_path):
     assert_sentence(fitv2("sample", "--model", tmp_path), "is damaged", "copy or train it again")
 
 
-def test_a_folder_with_a_broken_file_trains_to_the_end_and_the_file_is_named(train, fitv2, pictures, tmp_path):
+def test_a_folder_with_a_broken_file_trains_to_the_end_and_the_file_is_named(train, fitv2, images, tmp_path):
     result = train("--set", "log.sample_every=2")
     assert result.code == 0, result.err
     assert "11 image files, 10 usable, 1 skipped" in result.err and "cat/broken.jpg: " in result.err
@@ -361,12 +361,12 @@ def test_a_folder_with_a_broken_file_trains_to_the_end_and_the_file_is_named(tra
     for sheet in ("step-00000002.png", "step-00000004.png"):
         with Image.open(tmp_path / "run/samples" / sheet) as image:
             assert image.width > 100
-    assert json.loads((tmp_path / "run/recipe.json").read_text())["data"]["source"] == "./pictures"
+    assert json.loads((tmp_path / "run/recipe.json").read_text())["data"]["source"] == "./images"
     sampled = fitv2("sample", "--model", "run", "--steps", 1, "--json")
     assert {row["class"] for row in json.loads(sampled.out)["images"]} == {"cat", "dog"}
 
 
-def test_a_model_of_a_fixed_grid_trains_goes_on_and_makes_its_own_size(train, fitv2, pictures, tmp_path):
+def test_a_model_of_a_fixed_grid_trains_goes_on_and_makes_its_own_size(train, fitv2, images, tmp_path):
     settings = ["model.architecture=SiT", "data.preprocessing=crop", "data.max_tokens=9", "log.sample_every=2"]
     assert train(settings=[*settings, "training.steps=2"]).code == 0
     assert (resumed := train("--resume", settings=settings)).code == 0, resumed.err
@@ -383,14 +383,14 @@ def test_a_model_of_a_fixed_grid_trains_goes_on_and_makes_its_own_size(train, fi
     assert json.loads(fitv2("profile", "run", "--json").out)["profiles"][0]["tokens"] == 9
 
 
-def test_a_dry_run_shows_configuration_and_cost_and_writes_nothing(train, pictures, tmp_path):
+def test_a_dry_run_shows_configuration_and_cost_and_writes_nothing(train, images, tmp_path):
     shown = train("--dry-run")
     assert shown.code == 0, shown.err
     for part in ("learning_rate: 0.0005", "parameters ", "10 in 2 classes", "minutes on this machine", "GiB"):
         assert part in shown.out
     figures = json.loads(train("--dry-run", "--json").out)
-    assert figures["recipe"]["model"]["width"] == 32 and figures["pictures"] == 10 and figures["classes"] == 2
-    assert all(figures[name] > 0 for name in ("parameters", "flops_per_step", "memory_bytes", "real_token_share"))
+    assert figures["recipe"]["model"]["width"] == 32 and figures["images"] == 10 and figures["classes"] == 2
+    assert all(figures[name] > 0 for name in ("parameters", "flops_per_step", "memory_bytes", "packing_efficiency"))
     assert figures["flops_total"] == 4 * figures["flops_per_step"]
     assert not (tmp_path / "run").exists()
 
@@ -414,7 +414,7 @@ def test_a_plan_for_a_number_of_devices_that_cannot_train_is_refused(fitv2):
     assert_sentence(bogus, "there is no extrapolation 'bogus'")
 
 
-def test_post_training_goes_on_without_the_model_it_began_with(train, pictures, tmp_path):
+def test_post_training_goes_on_without_the_model_it_began_with(train, images, tmp_path):
     assert train(settings=["training.steps=2"]).code == 0
     (tmp_path / "run").rename(tmp_path / "base")
     settings = ["training.init_from=base", "training.trainable=high-resolution", "model.extrapolation=vision-ntk"]
@@ -426,7 +426,7 @@ def test_post_training_goes_on_without_the_model_it_began_with(train, pictures, 
     assert rope["method"] == "ntk-aware"
 
 
-def test_a_run_is_continued_on_request_only_and_not_with_another_network(train, fitv2, pictures, tmp_path):
+def test_a_run_is_continued_on_request_only_and_not_with_another_network(train, fitv2, images, tmp_path):
     first = train(settings=["training.steps=2"])
     assert first.code == 0, first.err
     assert_sentence(train(), "run already holds a run; add --resume to continue it, or choose another --out")
@@ -439,16 +439,16 @@ def test_a_run_is_continued_on_request_only_and_not_with_another_network(train, 
     result = train("--resume")
     assert result.code == 0 and "continuing from run/checkpoints/step-00000002" in result.err
     assert "training.steps stays" not in result.err
-    bare = fitv2("train", "--recipe", "pictures", "--data", "pictures", "--out", "run", "--resume")
+    bare = fitv2("train", "--recipe", "images", "--data", "images", "--out", "run", "--resume")
     assert "training.steps stays 4" in bare.err
     assert "10 known from an earlier start" in result.err
 
 
-def test_a_folder_alone_is_enough_and_a_model_to_start_from_brings_its_size(fitv2, pictures, tmp_path):
+def test_a_folder_alone_is_enough_and_a_model_to_start_from_brings_its_size(fitv2, images, tmp_path):
     small = [word for setting in SMALL for word in ("-s", setting)]
     training = [word for setting in SMALL if not setting.startswith("model.") for word in ("-s", setting)]
-    assert fitv2("train", "-d", "pictures", "-o", "base", *small, "-s", "model.patch_size=4").code == 0
-    tuned = ["train", "-d", "pictures", "--init-from", "base", "-o", "tuned", "--resume", *training]
+    assert fitv2("train", "-d", "images", "-o", "base", *small, "-s", "model.patch_size=4").code == 0
+    tuned = ["train", "-d", "images", "--init-from", "base", "-o", "tuned", "--resume", *training]
     for steps in (2, 3):  # The same command continues, also when the base is gone.
         assert (result := fitv2(*tuned, "-s", f"training.steps={steps}")).code == 0, result.err
         shutil.rmtree(tmp_path / "base", ignore_errors=True)
@@ -466,13 +466,13 @@ def test_the_recipes_are_listed_with_size_and_time(fitv2):
     assert "FiTv2-XL/2 on ImageNet" in fitv2("recipes").out.replace("\n", " ")
 
 
-def test_a_first_attempt_that_failed_is_in_nobodys_way(train, pictures):
+def test_a_first_attempt_that_failed_is_in_nobodys_way(train, images):
     assert_sentence(train(data="picturse"), "there is no folder picturse: give the folder that holds the images")
     assert_sentence(train(settings=["training.max_tokens_per_batch=999999999"]), "lower training.max_tokens_per_batch")
     assert train().code == 0
 
 
-def test_no_training_begins_among_files_of_others(train, pictures, tmp_path):
+def test_no_training_begins_among_files_of_others(train, images, tmp_path):
     theirs = tmp_path / "run/model/config.json"
     theirs.parent.mkdir(parents=True)
     theirs.write_text("precious")
@@ -496,7 +496,7 @@ def test_no_training_begins_among_files_of_others(train, pictures, tmp_path):
         ),
     ],
 )
-def test_a_mistake_in_a_setting_is_one_sentence(train, pictures, settings, parts):
+def test_a_mistake_in_a_setting_is_one_sentence(train, images, settings, parts):
     assert_sentence(train(settings=settings), *parts)
 
 
@@ -526,13 +526,13 @@ def test_names_with_commas_and_slashes(fitv2, tmp_path):
     assert all((tmp_path / row["file"]).is_file() for row in report["images"])
 
 
-def test_what_a_resume_finds_and_what_json_is_for(train, pictures):
+def test_what_a_resume_finds_and_what_json_is_for(train, images):
     first = train("--resume")
     assert first.code == 0 and "there is no run in run to continue: starting at step 0" in first.err
     assert_sentence(train("--resume", "--json"), "--json: without effect without --dry-run")
 
 
-def test_a_training_that_is_asked_to_stop_says_so_and_goes_on_by_the_same_command(train, pictures, tmp_path):
+def test_a_training_that_is_asked_to_stop_says_so_and_goes_on_by_the_same_command(train, images, tmp_path):
     log, long = tmp_path / "run/log.jsonl", ["training.steps=100000"]
 
     def ask() -> None:
@@ -555,7 +555,7 @@ def test_a_training_that_is_asked_to_stop_says_so_and_goes_on_by_the_same_comman
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_resume_alone_ends_as_the_run_that_nobody_interrupted(
-    train, fitv2, pictures, tmp_path, number
+    train, fitv2, images, tmp_path, number
 ):
     """`--resume` needs neither the recipe nor its settings again; a second training meanwhile is refused."""
     settings, log = ["training.steps=60", "log.checkpoint_every=50"], tmp_path / "run/log.jsonl"
@@ -583,13 +583,13 @@ def test_a_signal_saves_and_resume_alone_ends_as_the_run_that_nobody_interrupted
         assert (tmp_path / "run" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
 
-def test_data_that_vanishes_ends_the_training_before_anything_is_lost(train, fitv2, pictures, tmp_path):
+def test_data_that_vanishes_ends_the_training_before_anything_is_lost(train, fitv2, images, tmp_path):
     settings, log = ["training.steps=100000", "log.checkpoint_every=100000"], tmp_path / "run/log.jsonl"
 
     def rename() -> None:
         while not (log.exists() and log.read_bytes().count(b"\n") > 2):
             time.sleep(0.01)
-        pictures.rename(tmp_path / "elsewhere")
+        images.rename(tmp_path / "elsewhere")
 
     renaming = threading.Thread(target=rename)
     renaming.start()
@@ -621,13 +621,13 @@ def test_data_that_vanishes_ends_the_training_before_anything_is_lost(train, fit
     assert_sentence(fitv2("train", "--resume", "--out", "run"), "cat, dog", "dog, kitten")
 
 
-def test_a_plan_fails_as_the_training_would(train, pictures, tmp_path):
+def test_a_plan_fails_as_the_training_would(train, images, tmp_path):
     nowhere = train("--dry-run", settings=["training.init_from=nowhere"])
     assert_sentence(nowhere, "nowhere is not a model")
     assert train(settings=["training.steps=2"]).code == 0
     assert_sentence(train("--dry-run"), "already holds a run")
-    (tmp_path / "pictures/cow").mkdir()
-    shutil.copy(next((tmp_path / "pictures/cat").glob("*.png")), tmp_path / "pictures/cow")
+    (tmp_path / "images/cow").mkdir()
+    shutil.copy(next((tmp_path / "images/cat").glob("*.png")), tmp_path / "images/cow")
     assert_sentence(train("--dry-run", "--resume", settings=["training.steps=2"]), "cat, dog", "cow")
 
 
@@ -635,7 +635,7 @@ def test_a_plan_fails_as_the_training_would(train, pictures, tmp_path):
     ("words", "part"),
     [
         ([], "--recipe"),
-        (["--recipe", "pictures"], "--data"),
+        (["--recipe", "images"], "--data"),
         (["--recipe", "fashion", "--devices", "2", "--json"], "--devices, --json: without effect without --dry-run"),
         (["--recipe", "fashion", "--dry-run", "--ignore-memory"], "--ignore-memory: without effect with --dry-run"),
         (["--recipe", "fashion", "--dry-run", "--utilisation", "0.3"], "without effect without --peak-tflops"),
@@ -651,14 +651,14 @@ def test_what_a_training_cannot_begin_with_is_one_sentence(fitv2, words, part):
     assert_sentence(fitv2("train", *words), part)
 
 
-def test_the_classes_and_the_inputs_are_shown(train, pictures, tmp_path):
+def test_the_classes_and_the_inputs_are_shown(train, images, tmp_path):
     shown = train()
     assert "2 classes: cat 5, dog 5" in shown.err
     with Image.open(tmp_path / "run/inputs.png") as page:
         assert min(page.size) > 100
 
 
-def test_a_damaged_recipe_of_a_run_is_one_sentence(train, pictures, tmp_path):
+def test_a_damaged_recipe_of_a_run_is_one_sentence(train, images, tmp_path):
     train()
     (tmp_path / "run" / "recipe.json").write_text('{"model": {"width": "wide"}}')
     assert_sentence(train("--resume"), "recipe.json is damaged", "remove it to continue")
@@ -684,25 +684,25 @@ def test_the_completion_knows_the_names_of_options(option, start, names):
     assert shown.stdout.split() == names, shown.stderr
 
 
-def test_folders_without_pictures_are_one_sentence(train, fitv2, tmp_path):
+def test_folders_without_images_are_one_sentence(train, fitv2, tmp_path):
     (tmp_path / "empty").mkdir()
     assert_sentence(train(data="empty"), "no image files: put image files", "in one sub-folder per class")
-    (tmp_path / "empty/a.jpg").write_text("no picture")
-    assert_sentence(train(data="empty"), "no image can be read", "a.jpg: not a picture")
+    (tmp_path / "empty/a.jpg").write_text("no image")
+    assert_sentence(train(data="empty"), "no image can be read", "a.jpg: not an image")
     assert_sentence(train(data="nowhere"), "there is no folder nowhere")
     assert_sentence(fitv2("train", "--recipe", "fashon"), "there is no recipe 'fashon'", "fashion-tiny")
 
 
-def test_a_folder_of_any_name(train, pictures, tmp_path):
+def test_a_folder_of_any_name(train, images, tmp_path):
     for name in ("my #1: 'größe' 📷", os.fsdecode(b"caf\xe9")):
-        pictures = pictures.rename(tmp_path / name)
+        images = images.rename(tmp_path / name)
         assert train("--dry-run", data=name).code == 0
     result = train(data=name)
     assert result.code == 0, result.err
     assert train("--resume", "--set", f"data.source={name}").code == 0
 
 
-def test_a_damaged_checkpoint_is_one_sentence(train, pictures, tmp_path):
+def test_a_damaged_checkpoint_is_one_sentence(train, images, tmp_path):
     assert train().code == 0
     weights = tmp_path / "run/checkpoints/step-00000004/ema.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])

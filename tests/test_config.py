@@ -62,7 +62,7 @@ def test_overrides_go_before_the_file_and_the_last_one_wins():
         (["training.time_density=cosmap", "training.time_mean=2"], "time_mean: no effect with time_density=cosmap"),
         (["training.time_scale=1"], "time_scale: no effect with time_density=logit_normal"),
         (["data.flip=false"], r"data\.flip: no effect with source fashion; remove it"),
-        (["data.source=my/pictures", "data.split=full"], r"data\.split: no effect with source folder"),
+        (["data.source=my/images", "data.split=full"], r"data\.split: no effect with source folder"),
     ],
 )
 def test_a_setting_without_effect_is_refused(settings, complaint):
@@ -101,7 +101,7 @@ def test_the_budget_is_that_of_the_source_until_it_is_set():
         data = build_recipe({}, settings).data
         return data.max_tokens, data.preprocessing
 
-    assert budget() == (49, "resize") and budget("data.source=my/pictures") == (256, "mixed")
+    assert budget() == (49, "resize") and budget("data.source=my/images") == (256, "mixed")
     assert budget("data.max_tokens=25", "data.preprocessing=crop") == (25, "crop")
     with pytest.raises(ValueError, match=r"data\.source: .*valid string \(given: \[1\]\)$"):
         budget("data.source=[1]")

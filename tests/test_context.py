@@ -66,7 +66,7 @@ def test_a_new_cross_attention_adds_nothing():
     assert torch.equal(plain(batch, t, y), crossed(batch, t, y, context=context))
 
 
-def test_joined_positions_are_the_diagonal_and_then_the_picture():
+def test_joined_positions_are_the_diagonal_and_then_the_image():
     batch = TokenBatch(torch.arange(6.0)[:, None], torch.tensor([[1, 2], [2, 2]]))
     context = pack_context([torch.tensor([[10.0], [11.0], [12.0]]), torch.tensor([[20.0]])])
     joined, positions, own = join(batch, context)

@@ -16,7 +16,7 @@ from fitv2.checkpoints.model_folder import load_pretrained
 from fitv2.checkpoints.official import official_config, read_official_config
 from fitv2.checkpoints.state_dict import read_state_dict
 from fitv2.errors import UserError
-from fitv2.model.fitv1 import FiT1Config
+from fitv2.model.fitv1 import FiTv1Config
 from golden_fixtures import FOLDER, INDEX, kwargs, load, weights
 from tiny import command_line, process
 
@@ -188,7 +188,7 @@ def test_a_model_with_context_is_not_the_authors():
     [
         (fitv2.FiTConfig, {"prediction": "epsilon"}, "no form for FiTv2 with prediction=epsilon"),
         (fitv2.FiTConfig, {"modulation": "full"}, "no form for FiTv2 with modulation=full"),
-        (FiT1Config, {"qk_norm": True}, "no form for FiT with qk_norm=True"),
+        (FiTv1Config, {"qk_norm": True}, "no form for FiT with qk_norm=True"),
     ],
 )
 def test_what_lies_between_fit_and_fitv2_is_not_the_authors(kind, part, complaint):
@@ -288,7 +288,7 @@ def test_the_family_is_told_by_arguments_or_else_by_keys(state):
     sizes = {name: KWARGS[name] for name in ("hidden_size", "depth", "num_heads", "num_classes", "adaln_lora_dim")}
     assert type(fitv2.from_official(state, **sizes).config) is fitv2.FiTConfig
     first = weights(load("f07"))
-    assert type(fitv2.from_official(first, **sizes).config) is FiT1Config
+    assert type(fitv2.from_official(first, **sizes).config) is FiTv1Config
     with pytest.raises(ValueError, match="missing global_adaLN_modulation"):
         fitv2.from_official(first, **sizes, use_sit=True)
 

@@ -12,7 +12,7 @@ from fitv2.data import folder as folder_module
 from fitv2.data.contents import Contents
 from fitv2.data.dataset import Dataset
 from fitv2.data.folder import ImageFolder
-from fitv2.data.imagenet import PICTURES, picture_sizes
+from fitv2.data.imagenet import IMAGES, image_sizes
 from fitv2.data.labelling import Item
 from fitv2.data.listing import Listed
 from fitv2.data.loader import PackLoader
@@ -92,10 +92,10 @@ def test_an_epoch_follows_from_seed_and_epoch_and_an_image_is_not_changed_by_lat
 
 @pytest.mark.slow
 def test_from_the_scan_of_a_million_images_to_the_first_pack_it_takes_two_seconds(tmp_path, monkeypatch):
-    sizes = picture_sizes(PICTURES)
-    names = [f"{i % 1000:03}/{i:07}.jpg" for i in range(PICTURES)]
+    sizes = image_sizes(IMAGES)
+    names = [f"{i % 1000:03}/{i:07}.jpg" for i in range(IMAGES)]
     items = [Item(name, i % 1000) for i, name in enumerate(names)]
-    contents = Contents([Listed(name, "picture") for name in names], items, [f"{i:03}" for i in range(1000)])
+    contents = Contents([Listed(name, "image") for name in names], items, [f"{i:03}" for i in range(1000)])
     started = []
 
     def scanned(*_):
@@ -109,5 +109,5 @@ def test_from_the_scan_of_a_million_images_to_the_first_pack_it_takes_two_second
     loader = PackLoader(data, 7680, seed=3)
     view, packs, share = loader._plan(0)
     took = time.process_time() - started[0]
-    assert share > 0.99 and len(view.hw) == sum(map(len, packs)) == PICTURES
+    assert share > 0.99 and len(view.hw) == sum(map(len, packs)) == IMAGES
     assert took < 2, took

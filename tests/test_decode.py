@@ -12,7 +12,7 @@ from fitv2.data import colour as colours
 from fitv2.data.colour import to_srgb
 from fitv2.data.images import UnreadableImage, decode
 from image_files import FAMILIES, adobe_rgb, from_adobe, saved, scene, verdict
-from pictures import claims
+from image_folders import claims
 
 
 @pytest.fixture
@@ -139,9 +139,9 @@ def test_malformed_exif_costs_only_the_orientation(tmp_path, colour):
     ("content", "reason"),
     [
         (b"", "^empty file$"),
-        (b"<html>404 not found</html>", "^not a picture$"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EOF\n", "^not a picture$"),
-        (claims(0, 10), "^not a picture$"),
+        (b"<html>404 not found</html>", "^not an image$"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EOF\n", "^not an image$"),
+        (claims(0, 10), "^not an image$"),
         (claims(100_000, 100_000), "^too large: "),
         (claims(16, 16), "^truncated or damaged: "),
     ],

@@ -9,7 +9,7 @@ from diffusers.training_utils import EMAModel
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
-from fitv2 import FiT1Config, FiTConfig, FiTPipeline, FiTTransformer2DModel, RopeScheme, TokenBatch, to_official
+from fitv2 import FiTConfig, FiTPipeline, FiTTransformer2DModel, FiTv1Config, RopeScheme, TokenBatch, to_official
 from fitv2.adapters.schedulers import default_scheduler
 from fitv2.adapters.transformer import from_timestep, to_timestep
 from fitv2.errors import UserError
@@ -142,7 +142,9 @@ def test_context_tokens(kind, tmp_path):
 @torch.no_grad()
 def test_parts_between_fit_and_fitv2_are_saved_and_loaded(tmp_path):
     parts = {"qk_norm": True, "modulation": "low-rank", "prediction": "velocity"}
-    model = FiTTransformer2DModel.from_fit(random_model(FiT1Config(width=32, depth=1, heads=2, num_classes=5, **parts)))
+    model = FiTTransformer2DModel.from_fit(
+        random_model(FiTv1Config(width=32, depth=1, heads=2, num_classes=5, **parts))
+    )
     model.save_pretrained(tmp_path)
     loaded = FiTTransformer2DModel.from_pretrained(tmp_path)
     assert loaded.fit.config == model.fit.config

@@ -13,7 +13,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from fitv2 import FiT1Config, FiTConfig, FiTPipeline, FiTTransformer2DModel, RopeScheme
+from fitv2 import FiTConfig, FiTPipeline, FiTTransformer2DModel, FiTv1Config, RopeScheme
 from fitv2.adapters.arguments import draw_seeds, label_numbers
 from fitv2.adapters.schedulers import check_scheduler, default_scheduler
 from fitv2.autoencoder import KLAutoencoder
@@ -71,7 +71,7 @@ def distance(made, reference) -> float:
     ids=lambda value: type(value).__name__,
 )
 def test_schedulers_of_diffusers_solve_the_same_equation(pipe, solution, scheduler, largest):
-    """Against many steps of RK4, in units where a picture spans 2. Euler's error is that of our own Euler."""
+    """Against many steps of RK4, in units where an image spans 2. Euler's error is that of our own Euler."""
     pipe.scheduler = scheduler
     made = pipe(**SOLVED, num_inference_steps=20).images
     assert distance(made, solution) < largest
@@ -273,7 +273,9 @@ def test_latents_are_decoded_by_the_autoencoder(transformer):
 
 
 def test_fit_the_baseline_samples_by_diffusion():
-    transformer = FiTTransformer2DModel.from_fit(random_model(FiT1Config(width=32, depth=1, heads=2, num_classes=5)), 8)
+    transformer = FiTTransformer2DModel.from_fit(
+        random_model(FiTv1Config(width=32, depth=1, heads=2, num_classes=5)), 8
+    )
     pipe = FiTPipeline(transformer, default_scheduler())
     call = {"class_labels": [1, 2], "height": 8, "width": 12, "seeds": [1, 2], "num_inference_steps": 3}
     assert pipe(**call, solver="ddim", output_type="latent").images.shape == (2, 4, 8, 12)

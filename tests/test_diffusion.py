@@ -8,7 +8,7 @@ import torch
 import fitv2
 from fitv2.diffusion.objective import diffusion_loss, diffusion_loss_at, variational_bound
 from fitv2.diffusion.schedule import ddim_steps, ddpm_steps, denoise, diffuse, linear_schedule
-from fitv2.model.fitv1 import FiT1Config
+from fitv2.model.fitv1 import FiTv1Config
 from fitv2.sampling.ddpm import ddpm_step, sample_ddim, sample_ddpm
 from fitv2.sampling.guidance import GuidedModel
 from fitv2.sampling.spec import Sampling
@@ -159,7 +159,7 @@ def test_ddim_loop(cap):
 
 
 def test_packed_equals_one_by_one():
-    model = random_model(FiT1Config(width=32, depth=2, heads=2, num_classes=3))
+    model = random_model(FiTv1Config(width=32, depth=2, heads=2, num_classes=3))
     hw = torch.tensor([[2, 3], [5, 1], [1, 2]])
     batch = fitv2.TokenBatch(torch.randn(int(hw.prod(1).sum()), 16), hw)
     t, y = torch.tensor([0.0, 500.0, 999.0]), torch.tensor([0, 1, 3])

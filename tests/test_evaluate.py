@@ -30,7 +30,7 @@ from fitv2.evaluation.references import TEST_STATISTICS, open_reference
 from fitv2.evaluation.samples import given_samples
 from fitv2.evaluation.sources import open_images
 from fitv2.locks import locked
-from pictures import noise
+from image_folders import noise
 from tiny import CLASSES, CONFIG, command_line, processes, random_model
 
 FAST = ("--steps", "1", "--guidance", "1")
@@ -132,7 +132,7 @@ def test_garments_against_the_test_statistics(tmp_path):
     result = evaluation(reference, tmp_path).score(samples)
     assert reference.known.statistics.count == 10_000
     by_class = samples.chosen[np.argsort(real.labels[samples.chosen], kind="stable")]
-    features, classes = examine(load_classifier(), [to_latent(real.pictures[i]) for i in by_class])
+    features, classes = examine(load_classifier(), [to_latent(real.images[i]) for i in by_class])
     expected = frechet_distance(Statistics.of(features), Statistics.load(Path(str(TEST_STATISTICS))))
     assert result.scores["fd"] == pytest.approx(expected, rel=1e-4)
     right = (classes == torch.arange(10).repeat_interleave(30)).double()
@@ -167,7 +167,7 @@ def test_real_garments_against_themselves_and_against_noise(garments, tmp_path):
 
 def test_blurred_and_repeated_garments_are_far_from_real_ones():
     real, classifier = bundled(), load_classifier()
-    latents = [to_latent(image) for image in real.pictures[::5]]
+    latents = [to_latent(image) for image in real.images[::5]]
     half = [torch.nn.functional.interpolate(x[None], scale_factor=0.5, mode="area")[0] for x in latents]
     few = [latents[i] for label in range(10) for i in np.flatnonzero(real.labels[::5] == label)[:5]]
     known = Statistics.load(Path(str(TEST_STATISTICS)))
@@ -185,7 +185,7 @@ def test_classes_that_the_extractor_does_not_know_are_those_of_the_nearest(garme
         shutil.copy(path, target)
     reference = open_reference(str(tmp_path / "renamed"), tmp_path)
     result = evaluation(reference, tmp_path, metrics=("accuracy",)).score(samples_of(tmp_path / "renamed", tmp_path))
-    assert result.scores["accuracy_by"] == "the 5 nearest real pictures"
+    assert result.scores["accuracy_by"] == "the 5 nearest real images"
     assert 0.4 < result.real["accuracy"] < result.scores["accuracy"]
     assert "drawn" not in result.real  # Nothing was set against others.
     assert list(result.scores["accuracy_per_class"]) == sorted(f"my {name}" for name in CLASSES)

@@ -22,7 +22,7 @@ from fitv2.evaluation.references import default_extractor, open_reference
 from fitv2.evaluation.results import difference
 from fitv2.evaluation.samples import given_samples
 from fitv2.evaluation.sources import ArchiveImages, FolderImages, blocks, open_images, write_archive
-from pictures import good_files, noise, write_files
+from image_folders import good_files, noise, write_files
 from tiny import CLASSES, tiny_autoencoder
 
 
@@ -67,7 +67,7 @@ def test_samples_say_how_often_each_class_is_there(garments, tmp_path):
         garments, [folder.paths[i] for i in fewer], folder.sizes[fewer], folder.labels[fewer], folder.class_names
     )
     (samples,) = given_samples(skewed, [], None)
-    assert samples.about["labels"] == "10 classes, 2 to 8 pictures of each"
+    assert samples.about["labels"] == "10 classes, 2 to 8 images of each"
     assert samples_of("fashion", tmp_path, 74).about["labels"] == "10 classes, balanced"
     write_archive(tmp_path / "a.npz", folder, np.flatnonzero((folder.sizes == folder.sizes[0]).all(1)).tolist())
     assert samples_of(tmp_path / "a.npz", tmp_path).about["labels"] is None
@@ -127,7 +127,7 @@ def upstream(tmp_path, monkeypatch) -> Path:
 def test_all_garments_are_there_if_their_files_are(upstream, tmp_path, monkeypatch):
     train = open_images(f"fashion:train:{upstream}", tmp_path)
     assert len(train) == 30 and train.class_names == CLASSES
-    assert all(map(np.array_equal, read_all(train, "L"), fashion.full("train", upstream).pictures))
+    assert all(map(np.array_equal, read_all(train, "L"), fashion.full("train", upstream).images))
     with pytest.raises(UserError, match="fashion:train:FOLDER"):
         open_images("fashion:train", tmp_path)
     monkeypatch.setattr(fashion, "DEBIAN_FOLDER", upstream)
@@ -241,7 +241,7 @@ def test_archives_are_those_of_numpy(tmp_path):
     [
         ({"arr_0": np.zeros((2, 3, 4, 3))}, "float64"),
         ({"arr_0": np.zeros((2, 3, 4), np.uint8)}, "not uint8 "),
-        ({"pictures": np.zeros((2, 3, 4, 3), np.uint8)}, "not an archive"),
+        ({"images": np.zeros((2, 3, 4, 3), np.uint8)}, "not an archive"),
         ({"arr_0": np.array([{}])}, "object"),
         (b"PK no archive", "not an archive"),
         (None, "no file"),

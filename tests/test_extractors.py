@@ -3,7 +3,7 @@
 data/fashion-test-500.npz: 50 test images of each class of Fashion-MNIST (MIT, Copyright 2017 Zalando SE), on which
 nothing is trained; written by tools/build_fashion_bundle.py.
 
-data/inception-random.safetensors: what torch-fidelity 0.4.0's Inception v3 says of `random_pictures` with
+data/inception-random.safetensors: what torch-fidelity 0.4.0's Inception v3 says of `random_images` with
 `random_weights`: its input, Mixed_6d.branch1x1, pool_3 and logits without bias. The true weights were not at hand.
 """
 
@@ -50,7 +50,7 @@ def random_weights(network: nn.Module) -> dict[str, Tensor]:
     return weights
 
 
-def random_pictures() -> Tensor:
+def random_images() -> Tensor:
     """(2, 3, 40, 350) uint8: enlarged on one axis, reduced on the other."""
     return torch.randint(0, 256, (2, 3, 40, 350), generator=torch.Generator().manual_seed(1)).byte()
 
@@ -69,7 +69,7 @@ def efficientnet() -> EfficientNetExtractor:
 
 def test_inception_is_that_of_torch_fidelity(inception):
     golden = load_file(GOLDEN)
-    x = (resize_like_tensorflow(random_pictures().float(), 299) - 128) / 128
+    x = (resize_like_tensorflow(random_images().float(), 299) - 128) / 128
     torch.testing.assert_close(x[:, :, ::37, ::41], golden["input"], rtol=0, atol=1e-6)
     with torch.inference_mode():
         pooled, spatial, logits = inception.network(x)
@@ -77,7 +77,7 @@ def test_inception_is_that_of_torch_fidelity(inception):
     torch.testing.assert_close(pooled, golden["pooled"], **close)
     torch.testing.assert_close(logits, golden["logits"], **close)
     torch.testing.assert_close(spatial[:, :, ::5, ::3], golden["spatial"], **close)
-    seen = inception(random_pictures())
+    seen = inception(random_images())
     assert torch.equal(seen.pooled, pooled)
     torch.testing.assert_close(seen.probabilities, golden["logits"].softmax(1), **close)
     # As ADM flattens (17, 17, 192)[..., :7]: places first.
@@ -97,9 +97,9 @@ def test_inception_has_the_names_of_the_published_weights():
 
 def test_resize_is_that_of_tensorflow_1():
     """Output pixel i is at i * in / out, without half pixels, and what lies beyond the last pixel is that pixel."""
-    picture = torch.randint(0, 256, (1, 1, 3, 7), generator=torch.Generator().manual_seed(2)).float()
+    image = torch.randint(0, 256, (1, 1, 3, 7), generator=torch.Generator().manual_seed(2)).float()
     expected = np.empty((5, 5))
-    values = picture[0, 0].numpy()
+    values = image[0, 0].numpy()
     for i in range(5):
         for j in range(5):
             y, x = i * 3 / 5, j * 7 / 5
@@ -108,7 +108,7 @@ def test_resize_is_that_of_tensorflow_1():
             upper = values[top, left] + (values[top, right] - values[top, left]) * (x - left)
             lower = values[below, left] + (values[below, right] - values[below, left]) * (x - left)
             expected[i, j] = upper + (lower - upper) * (y - top)
-    np.testing.assert_allclose(resize_like_tensorflow(picture, 5)[0, 0], expected, rtol=1e-5)
+    np.testing.assert_allclose(resize_like_tensorflow(image, 5)[0, 0], expected, rtol=1e-5)
 
 
 def test_inception_refuses_other_weights(tmp_path):
@@ -149,7 +149,7 @@ def envelope() -> Image.Image:
 
 
 def test_efficientnet_recognises_drawings(efficientnet):
-    """Its weights are those of ImageNet, and pictures are put into it as it learned them: colours, range, classes."""
+    """Its weights are those of ImageNet, and images are put into it as it learned them: colours, range, classes."""
     drawn = {"crossword puzzle": crossword(300, 300), "traffic light": traffic_light(), "envelope": envelope()}
     for name, image in drawn.items():
         (seen,) = extract(efficientnet, [image], lambda count: None)
@@ -176,10 +176,10 @@ def test_efficientnet_says_what_to_install(monkeypatch):
 
 
 def test_garments_have_the_features_of_the_classifier():
-    pictures = bundled().pictures[::250]
+    images = bundled().images[::250]
     extractor = GarmentExtractor("cpu")
-    features, classes = examine(load_classifier(), [to_latent(picture) for picture in pictures])
-    (seen,) = extract(extractor, (Image.fromarray(picture) for picture in pictures), lambda count: None)
+    features, classes = examine(load_classifier(), [to_latent(image) for image in images])
+    (seen,) = extract(extractor, (Image.fromarray(image) for image in images), lambda count: None)
     torch.testing.assert_close(seen.pooled, features, rtol=1e-5, atol=1e-5)
     assert torch.equal(seen.probabilities.argmax(1), classes)
     assert seen.spatial.shape == (40, 343)
@@ -235,20 +235,20 @@ def test_the_classifier_recognises_held_out_garments_of_all_sizes(held_out):
 
 
 class Means:
-    """An extractor whose feature of a picture is its mean."""
+    """An extractor whose feature of an image is its mean."""
 
     name, score, digest, resize, mode, class_names = "means", "FD-means", "0", "none", "RGB", None
 
     def __init__(self) -> None:
         self.shapes = []
 
-    def __call__(self, pictures: Tensor) -> Features:
-        self.shapes.append(tuple(pictures.shape))
-        means = pictures.float().mean((1, 2, 3))[:, None]
+    def __call__(self, images: Tensor) -> Features:
+        self.shapes.append(tuple(images.shape))
+        means = images.float().mean((1, 2, 3))[:, None]
         return Features(means, means * 2, torch.ones_like(means))
 
 
-def test_features_come_in_the_order_of_pictures_of_mixed_sizes():
+def test_features_come_in_the_order_of_images_of_mixed_sizes():
     rng, means, counts = np.random.default_rng(0), Means(), []
     arrays = [rng.integers(0, 256, (*rng.integers(2, 4, 2), 3), dtype=np.uint8) for _ in range(11 * BATCH)]
     blocks = list(extract(means, map(Image.fromarray, arrays), counts.append))

@@ -19,7 +19,7 @@ def bundled():
 def test_bundle_is_ten_thousand_balanced_garments_of_many_shapes(bundled):
     assert len(bundled) == 10_000
     assert np.bincount(bundled.labels).tolist() == [1000] * 10
-    sizes = {picture.shape for picture in bundled.pictures}
+    sizes = {image.shape for image in bundled.images}
     assert len(sizes) == 19 and (28, 8) in sizes and (8, 28) in sizes
     assert bundled.hw.prod(1).max() == 49 and 30 < bundled.hw.prod(1).mean() < 36
 
@@ -43,7 +43,7 @@ def test_latents_are_in_range_and_of_the_promised_size(bundled):
     for index in (0, 77, 9999):
         latent = view.latent(index)
         assert latent.shape == (1, *(view.hw[index] * 4)) and latent.min() >= -1 and latent.max() <= 1
-        assert np.array_equal(((latent[0] + 1) * 127.5).round().numpy(), bundled.pictures[index])
+        assert np.array_equal(((latent[0] + 1) * 127.5).round().numpy(), bundled.images[index])
 
 
 def test_random_scales_are_drawn_anew_each_epoch_and_the_same_for_the_same_seed():
@@ -52,27 +52,27 @@ def test_random_scales_are_drawn_anew_each_epoch_and_the_same_for_the_same_seed(
     assert np.array_equal(first.hw, scaled.epoch(0, 7).hw) and not np.array_equal(first.hw, second.hw)
     assert (first.hw <= scaled.hw).all() and (first.hw >= 1).all()
     for index in range(0, 10_000, 997):  # Cropped where the rounded sides would stretch them.
-        expected = np.asarray(resize(Image.fromarray(scaled.pictures[index]), tuple(first.hw[index] * 4)))
+        expected = np.asarray(resize(Image.fromarray(scaled.images[index]), tuple(first.hw[index] * 4)))
         assert np.array_equal(((first.latent(index)[0] + 1) * 127.5).round().numpy(), expected)
 
 
 @pytest.mark.parametrize("preprocessing", ["resize", "crop", "mixed"])
 @pytest.mark.parametrize("max_tokens", [25, 49, 3])
-def test_a_budget_fits_garments_as_it_does_the_pictures_of_a_folder(bundled, max_tokens, preprocessing):
+def test_a_budget_fits_garments_as_it_does_the_images_of_a_folder(bundled, max_tokens, preprocessing):
     """Each by one of its variants, to the last pixel."""
     fitted = fashion.bundled(max_tokens=max_tokens, preprocessing=preprocessing)
     view = fitted.epoch(3, 7)
     drawn = set()
     for index in range(0, 10_000, 97):
-        picture, size = bundled.pictures[index], tuple(view.hw[index] * 4)
+        image, size = bundled.images[index], tuple(view.hw[index] * 4)
         possible = {
-            variant: target_size(*picture.shape, max_tokens, 4, variant)
-            for variant in variants(*picture.shape, max_tokens, 4, preprocessing)
+            variant: target_size(*image.shape, max_tokens, 4, variant)
+            for variant in variants(*image.shape, max_tokens, 4, preprocessing)
         }
         variant = "crop" if view.variant[index] or preprocessing == "crop" else "resize"
         drawn.add((len(possible), variant))
         assert size == possible[variant]
-        expected = np.asarray(prepare(Image.fromarray(picture), max_tokens, 4, variant))
+        expected = np.asarray(prepare(Image.fromarray(image), max_tokens, 4, variant))
         assert np.array_equal(((view.latent(index)[0] + 1) * 127.5).round().numpy(), expected)
     assert view.hw.prod(1).max() <= max_tokens
     if preprocessing == "crop":

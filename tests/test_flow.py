@@ -181,7 +181,7 @@ def test_loss_is_zero_for_the_true_velocity_at_each_images_own_time():
     noise = torch.randn(data.x.shape, generator=torch.Generator().manual_seed(1))
 
     def true_velocity(batch, t, y):
-        return (data.x - batch.x) / (1 - data.spread(t)[:, None])
+        return (data.x - batch.x) / (1 - data.expand_to_tokens(t)[:, None])
 
     result = flow_loss_at(true_velocity, data, noise, torch.tensor([0.2, 0.5, 0.8]), torch.zeros(3, dtype=torch.int64))
     assert result.loss < 1e-10

@@ -1,4 +1,4 @@
-"""A folder of pictures as a data set: the scan, its report and cache, and the plan of an epoch."""
+"""A folder of images as a data set: the scan, its report and cache, and the plan of an epoch."""
 
 import json
 import logging
@@ -29,8 +29,8 @@ SIZES = {  # height, width in pixels; the tests' budget is 16 tokens of 4 x 4 pi
 }
 
 
-def save_picture(path, height, width):
-    """A gradient along both axes, so that mirrored, turned and cropped pictures differ."""
+def save_image(path, height, width):
+    """A gradient along both axes, so that mirrored, turned and cropped images differ."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rows, columns = np.mgrid[:height, :width]
     red, green = rows * 255 // max(height - 1, 1), columns * 255 // max(width - 1, 1)
@@ -40,8 +40,8 @@ def save_picture(path, height, width):
 @pytest.fixture
 def root(tmp_path):
     for name, size in SIZES.items():
-        save_picture(tmp_path / "pictures" / name, *size)
-    return tmp_path / "pictures"
+        save_image(tmp_path / "images" / name, *size)
+    return tmp_path / "images"
 
 
 def open_folder(root, max_tokens=16, patch=4, **options) -> ImageFolder:
@@ -120,12 +120,12 @@ def test_bad_files_are_named_and_skipped(root, caplog):
     whole = (root / "cat" / "more" / "b.jpg").read_bytes()
     (root / "dog" / "half.jpg").write_bytes(whole[: len(whole) // 2])
     (root / "dog" / "link.png").symlink_to(root / "nowhere.png")
-    save_picture(root / "loose.png", 20, 20)
+    save_image(root / "loose.png", 20, 20)
     (root / "dog" / "notes.txt").write_text("a dog")
     (root / "dog" / "more.TXT").write_text("another dog")
     (root / "README").write_text("dogs and cats")
     (root / "dog" / "._a.webp").write_bytes(b"resource fork")
-    save_picture(root / ".cache" / "a.png", 20, 20)
+    save_image(root / ".cache" / "a.png", 20, 20)
     (root / "lists").mkdir()
     (root / "lists" / "all.json").write_text("{}")
     with caplog.at_level(logging.WARNING):
@@ -135,7 +135,7 @@ def test_bad_files_are_named_and_skipped(root, caplog):
     reasons = {path: reason.partition(":")[0] for path, reason in report.skipped}
     assert reasons == {
         "cat/empty.png": "empty file",
-        "cat/page.jpg": "not a picture",
+        "cat/page.jpg": "not an image",
         "dog/half.jpg": "truncated or damaged",
         "dog/link.png": "not a file",
         "loose.png": "outside the class folders",
@@ -158,7 +158,7 @@ def test_long_reports_name_the_first_files(root, tmp_path):
     assert (written["found"], written["usable"], written["root"]) == (30, 5, str(root))
 
 
-def test_class_without_a_readable_picture_keeps_its_label(root, caplog):
+def test_class_without_a_readable_image_keeps_its_label(root, caplog):
     (root / "cow").mkdir()
     (root / "cow" / "a.png").write_bytes(b"")
     data = open_folder(root)
@@ -175,7 +175,7 @@ def test_nothing_to_train_on(tmp_path):
     with pytest.raises(ValueError, match=r"no image files(.|\n)*1 \.txt"):
         open_folder(tmp_path)
     (tmp_path / "a.png").write_text("text")
-    with pytest.raises(ValueError, match=r"no image can be read(.|\n)*a.png: not a picture"):
+    with pytest.raises(ValueError, match=r"no image can be read(.|\n)*a.png: not an image"):
         open_folder(tmp_path)
 
 
@@ -210,19 +210,19 @@ def test_cache_checks_changed_new_and_bad_files(root, tmp_path, decoded):
     (root / "cat" / "bad.png").write_bytes(b"")
     open_folder(root, cache_file=cache)
     decoded.clear()
-    save_picture(root / "dog" / "c.png", 20, 50)  # other content
+    save_image(root / "dog" / "c.png", 20, 50)  # other content
     stamp = (root / "cat" / "a.png").stat().st_mtime_ns + 1
     os.utime(root / "cat" / "a.png", ns=(stamp, stamp))  # other time only
-    save_picture(root / "dog" / "new.png", 8, 8)
+    save_image(root / "dog" / "new.png", 8, 8)
     (root / "dog" / "b.png").unlink()
     data = open_folder(root, cache_file=cache)
     assert sorted(decoded) == ["a.png", "bad.png", "c.png", "new.png"]
     assert dict(zip(data.paths, data.sizes.tolist(), strict=True))["dog/c.png"] == [20, 50]
-    assert "dog/b.png" not in json.loads(cache.read_text())["pictures"]
+    assert "dog/b.png" not in json.loads(cache.read_text())["images"]
 
 
 @pytest.mark.parametrize(
-    "content", ["", '{"version": 1, "pict', "[]", '{"version": 0, "pictures": {}}', '{"version": 1}']
+    "content", ["", '{"version": 1, "pict', "[]", '{"version": 0, "images": {}}', '{"version": 1}']
 )
 def test_foreign_or_damaged_cache_is_made_anew(root, tmp_path, decoded, content):
     cache = tmp_path / "scan.json"
@@ -242,19 +242,19 @@ def test_interrupted_scan_goes_on_where_it_stopped(root, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(folder_module, "_check", lambda path, mode: _interrupt_at(path, "dog/b.png"))
         open_folder(root, cache_file=cache)
-    assert sorted(json.loads(cache.read_text())["pictures"]) == ["cat/a.png", "cat/more/b.jpg", "dog/a.webp"]
+    assert sorted(json.loads(cache.read_text())["images"]) == ["cat/a.png", "cat/more/b.jpg", "dog/a.webp"]
     assert len(open_folder(root, cache_file=cache)) == 5
 
 
 def _interrupt_at(path, name):
     if path.as_posix().endswith(name):
         raise KeyboardInterrupt
-    return list(SIZES["/".join(path.parts[path.parts.index("pictures") + 1 :])])
+    return list(SIZES["/".join(path.parts[path.parts.index("images") + 1 :])])
 
 
 def test_file_that_changes_during_training_is_named(root):
     view = open_folder(root).epoch(0, seed=0)
-    save_picture(root / "cat" / "a.png", 61, 40)
+    save_image(root / "cat" / "a.png", 61, 40)
     with pytest.raises(UnreadableImage, match=r"cat/a.png was \(60, 40\) pixels .* now is \(61, 40\)"):
         view.latent(0)
     (root / "cat" / "a.png").unlink()
@@ -263,7 +263,7 @@ def test_file_that_changes_during_training_is_named(root):
 
 
 def test_links_are_followed_but_not_in_circles(root, tmp_path):
-    save_picture(tmp_path / "elsewhere" / "a.png", 20, 20)
+    save_image(tmp_path / "elsewhere" / "a.png", 20, 20)
     (root / "fox").symlink_to(tmp_path / "elsewhere")
     (root / "fox" / "back").symlink_to(root)
     data = open_folder(root)
@@ -273,7 +273,7 @@ def test_links_are_followed_but_not_in_circles(root, tmp_path):
 def test_file_names_of_any_bytes(root, tmp_path):
     name = os.fsdecode(b"caf\xe9 \xf0\x9f\x90\x88.png")
     try:
-        save_picture(root / "cat" / name, 20, 20)
+        save_image(root / "cat" / name, 20, 20)
         (root / "cat" / f"bad {name}").write_bytes(b"")
     except OSError:
         pytest.skip("the file system takes UTF-8 names only")
@@ -299,7 +299,7 @@ def both_readings(root, labels="auto") -> dict[str, str | None]:
 
 def save_all(root, *names):
     for name in names:
-        save_picture(root / name, 20, 20)
+        save_image(root / name, 20, 20)
 
 
 def test_images_beside_class_folders_are_asked_about(tmp_path):
@@ -408,7 +408,7 @@ def test_several_tables_and_ones_further_down_are_asked_about(tmp_path):
 OWN = {
     "a training run": ("recipe.json", "checkpoints/x", "samples/1.png"),
     "prepared data": ("settings.json", "shards/0.safetensors", "view.png"),
-    "an inspection": ("pictures.csv", "plots.png"),
+    "an inspection": ("images.csv", "plots.png"),
     "an evaluation": ("result.json", "scores.png", "sheet-x.png"),
     "a study": ("result.json", "final.png", "sheets/a.png"),
     "samples": ("sheet.png", "cat_20x20_seed0.png"),
@@ -459,11 +459,11 @@ def test_a_run_does_not_lie_among_the_images(tmp_path):
         check_run(tmp_path / "cat", build_recipe({"data": {"source": "fashion"}}), False)
     for _ in range(2):  # The scan of a first start may have been interrupted.
         check_run(mine, recipe, False)
-        assert len(build_dataset(recipe.data, 4, mine / "pictures.json")) == 3
+        assert len(build_dataset(recipe.data, 4, mine / "images.json")) == 3
     save_all(tmp_path, "cat/runs/mine/samples/a.png")
     keep_recipe(mine, recipe)
     check_run(mine, recipe, True)
-    assert len(build_dataset(recipe.data, 4, mine / "pictures.json")) == 3
+    assert len(build_dataset(recipe.data, 4, mine / "images.json")) == 3
 
 
 def test_lists_and_archives_are_sent_to_prepare(tmp_path):
@@ -474,8 +474,8 @@ def test_lists_and_archives_are_sent_to_prepare(tmp_path):
 
 def test_unfit_images_and_other_formats_are_told_with_what_to_do(root, monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    save_picture(root / "dog" / "dot.png", 1, 1)
-    save_picture(root / "dog" / "strip.png", 1, 2000)
+    save_image(root / "dog" / "dot.png", 1, 1)
+    save_image(root / "dog" / "strip.png", 1, 2000)
     for number in range(3):
         (root / "cat" / f"{number}.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(40))
     for name in ("drawing.svg", "photo.dng", "photo.cr2", "notes.txt"):

@@ -34,7 +34,7 @@ EXPECTED = {
     },
     "folder": {
         "model": {"architecture": "FiTv2", "lora_rank": None, "qk_norm": True, "patch_size": 8},
-        "data": {"source": "my/pictures", "max_tokens": 144, "preprocessing": "resize", "flip": False, "channels": 1},
+        "data": {"source": "my/images", "max_tokens": 144, "preprocessing": "resize", "flip": False, "channels": 1},
         "training": {"precision": "fp32", "max_tokens_per_batch": 1024},
     },
     "finetune": {

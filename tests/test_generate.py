@@ -1,4 +1,4 @@
-"""From specs to latents: a picture is a matter of its own spec alone, whatever company and order it is made in."""
+"""From specs to latents: an image is a matter of its own spec alone, whatever company and order it is made in."""
 
 import pytest
 import torch
@@ -43,14 +43,14 @@ def model():
     return random_model()
 
 
-def assert_same(pictures, expected):
-    for picture, other in zip(pictures, expected, strict=True):
-        torch.testing.assert_close(picture, other, atol=1e-4, rtol=0)
+def assert_same(images, expected):
+    for image, other in zip(images, expected, strict=True):
+        torch.testing.assert_close(image, other, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("solver", ["heun", "ab2", "euler-maruyama", "sde-heun", "dopri5"])
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
-def test_the_same_seed_gives_the_same_picture_in_any_company_and_order(model, monkeypatch, solver, guidance):
+def test_the_same_seed_gives_the_same_image_in_any_company_and_order(model, monkeypatch, solver, guidance):
     sampling = Sampling(steps=None if solver in ADAPTIVE else 4, solver=solver, guidance=guidance)
     together = generate(model, SPECS, sampling)
     assert_same([generate(model, [spec], sampling)[0] for spec in SPECS], together)
@@ -61,7 +61,7 @@ def test_the_same_seed_gives_the_same_picture_in_any_company_and_order(model, mo
 
 
 @pytest.mark.parametrize("solver", ["heun", "euler-maruyama"])
-def test_seed_label_and_size_each_make_another_picture(model, solver):
+def test_seed_label_and_size_each_make_another_image(model, solver):
     sampling = Sampling(steps=3, solver=solver)
     specs = [(3, (8, 12), 5), (3, (8, 12), 5), (3, (8, 12), 6), (4, (8, 12), 5), (3, (12, 8), 5)]
     one, again, seed, label, turned = generate(model, [SampleSpec(*spec) for spec in specs], sampling)
@@ -70,10 +70,10 @@ def test_seed_label_and_size_each_make_another_picture(model, solver):
     assert turned.shape == (1, 12, 8) and (one.flatten() - turned.flatten()).abs().max() > 0.1
 
 
-def test_pictures_are_float32_on_the_cpu_of_exactly_the_size_asked_for_in_the_order_asked_for(model):
-    pictures = generate(model, SPECS, Sampling(steps=1, solver="euler"))
-    assert [tuple(picture.shape) for picture in pictures] == [(1, *spec.size) for spec in SPECS]
-    assert all(p.dtype == torch.float32 and p.device.type == "cpu" and p.isfinite().all() for p in pictures)
+def test_images_are_float32_on_the_cpu_of_exactly_the_size_asked_for_in_the_order_asked_for(model):
+    images = generate(model, SPECS, Sampling(steps=1, solver="euler"))
+    assert [tuple(image.shape) for image in images] == [(1, *spec.size) for spec in SPECS]
+    assert all(p.dtype == torch.float32 and p.device.type == "cpu" and p.isfinite().all() for p in images)
 
 
 def test_one_forward_holds_all_sizes_and_classes_and_both_halves_of_guidance(model):
@@ -88,14 +88,14 @@ def test_one_forward_holds_all_sizes_and_classes_and_both_halves_of_guidance(mod
     assert labels[1::2].tolist() == [model.null_label] * len(SPECS)
 
 
-def test_an_adaptive_solver_takes_each_picture_alone(model):
+def test_an_adaptive_solver_takes_each_image_alone(model):
     with Calls(model) as seen:
         generate(model, SPECS[:2], Sampling(solver="dopri5", guidance=1.0))
     assert {len(batch) for batch, _, _ in seen} == {1}
     assert Sampling(solver="dopri5").model_calls is None
 
 
-def test_every_picture_is_handed_over_when_its_pass_is_done(model, monkeypatch):
+def test_every_image_is_handed_over_when_its_pass_is_done(model, monkeypatch):
     monkeypatch.setitem(MAX_TOKENS, "cpu", 60)
     finished = {}
     with Calls(model) as seen:
@@ -103,16 +103,16 @@ def test_every_picture_is_handed_over_when_its_pass_is_done(model, monkeypatch):
         def keep(number, latent):
             finished[number] = len(seen), latent
 
-        pictures = generate(model, SPECS, Sampling(steps=1, solver="euler"), keep)
+        images = generate(model, SPECS, Sampling(steps=1, solver="euler"), keep)
     assert sorted(finished) == list(range(len(SPECS))) and {calls for calls, _ in finished.values()} == {1, 2}
-    assert all(torch.equal(finished[i][1], picture) for i, picture in enumerate(pictures))
+    assert all(torch.equal(finished[i][1], image) for i, image in enumerate(images))
 
 
 @pytest.mark.parametrize(("cache_interval", "full"), [(1, 12), (2, 6), (3, 6), (4, 3)])
 def test_inner_blocks_are_computed_in_one_call_of_so_many(cache_interval, full, monkeypatch):
     """Where guidance begins and where it ends, after four calls each, the cache starts again with a full call.
 
-    What is kept belongs to one pass, and in it to each picture: company changes nothing.
+    What is kept belongs to one pass, and in it to each image: company changes nothing.
     """
     deep = random_model(FiTConfig(**{**vars(CONFIG), "depth": 4}))
     runs = [0] * 4
@@ -139,8 +139,8 @@ def test_a_cache_of_full_calls_changes_nothing_at_any_depth(depth):
 
 def test_a_model_without_classes():
     model = random_model(FiTConfig(**{**vars(CONFIG), "num_classes": 0}))
-    (picture,) = generate(model, [SampleSpec(0, (8, 8), 1)], Sampling(steps=1))
-    assert picture.shape == (1, 8, 8)
+    (image,) = generate(model, [SampleSpec(0, (8, 8), 1)], Sampling(steps=1))
+    assert image.shape == (1, 8, 8)
 
 
 @pytest.mark.parametrize("most_tokens", [1, 14, 15, 60, 75, 10_000])

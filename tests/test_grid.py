@@ -247,9 +247,9 @@ def test_a_training_is_resumed_bit_for_bit(architecture, tmp_path):
 
 def test_only_squares_of_one_size_are_learned():
     recipe = build_recipe({}, ["model.architecture=DiT"])
-    for pictures in (garments(), garments(preprocessing="mixed", max_tokens=25)):
+    for images in (garments(), garments(preprocessing="mixed", max_tokens=25)):
         with pytest.raises(ValueError, match=r"DiT takes squares of one size, .*: set data\.preprocessing=crop"):
-            build_model_config(recipe, pictures)
+            build_model_config(recipe, images)
     assert build_model_config(recipe, garments(**SQUARES)).fixed_grid == (5, 5)
 
 

@@ -26,7 +26,7 @@ class Toy:
     def __call__(self, batch, t, y, context):
         self.images.append(len(batch))
         assert len(t) == len(y) == len(batch)
-        return batch.spread(torch.where(y == 10, 1.0, 3.0))[:, None].expand(-1, 16)
+        return batch.expand_to_tokens(torch.where(y == 10, 1.0, 3.0))[:, None].expand(-1, 16)
 
     def at(self, *times):
         """The output of both images, (2,), at a time for both or one for each."""

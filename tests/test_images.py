@@ -21,7 +21,7 @@ from fitv2.data.images import (
     why_unfit,
 )
 
-# A photograph of an ankle boot, the first test picture of Fashion-MNIST (MIT, Copyright 2017 Zalando SE).
+# A photograph of an ankle boot, the first test image of Fashion-MNIST (MIT, Copyright 2017 Zalando SE).
 BOOT_PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAABwAAAAcCAAAAABXZoBIAAABUElEQVR42t3Su0rDYBgG4Pf78ydpDk0roQcVPAylaJFOoljciu7i4uCiixfg"
     "fQkOTl6Bo5Pgoqhoiya2aWqb/AcHQdA70G98H953+oB/fQYBNhoA+xETw/y+JzUwxd5vhMJ25xgAqocJwH8OivWVXuMscu7D4PFXkwlvnwpF"

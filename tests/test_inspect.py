@@ -1,4 +1,4 @@
-"""Inspection: each figure against pictures whose fate is known, the table of all files, and shards that are damaged."""
+"""Inspection: each figure against images whose fate is known, the table of all files, and shards that are damaged."""
 
 import csv
 import json
@@ -9,13 +9,13 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from fitv2.data.packing import plan_packs, real_share
+from fitv2.data.packing import packing_efficiency, plan_packs
 from fitv2.data.scan import MOST_LISTED
 from fitv2.data.shards import LatentShards
 from fitv2.drawing import write_page
 from fitv2.prepare.inspection import NUMBERS, numbers_of
 from fitv2.prepare.plots import MOST_BARS, bars, points
-from pictures import as_bytes, noise, write_files
+from image_folders import as_bytes, noise, write_files
 
 # Height and width; 16 tokens of 4 x 4 pixels, so a square of 16 x 16.
 SIZES = {"cat/a": (32, 64), "cat/b": (16, 8), "dog/c": (4, 60), "dog/d": (100, 100)}
@@ -24,10 +24,10 @@ SIZES = {"cat/a": (32, 64), "cat/b": (16, 8), "dog/c": (4, 60), "dog/d": (100, 1
 @pytest.fixture
 def prepared(fitv2, tmp_path):
     files = {f"{name}.png": as_bytes(noise(*size)) for name, size in SIZES.items()}
-    write_files(tmp_path / "pictures", files | {"cat/bad.png": b"x", "cat/no.txt": b"x"})
-    write_files(tmp_path / "pictures", {"dog/again.png": files["cat/a.png"]})
+    write_files(tmp_path / "images", files | {"cat/bad.png": b"x", "cat/no.txt": b"x"})
+    write_files(tmp_path / "images", {"dog/again.png": files["cat/a.png"]})
     options = ["--max-tokens", 16, "--patch-size", 4, "--autoencoder", "pixels", "--shard-size", 3]
-    assert fitv2("prepare", "pictures", "--out", "out", *options)[0] in (0, None)
+    assert fitv2("prepare", "images", "--out", "out", *options)[0] in (0, None)
     return tmp_path / "out"
 
 
@@ -38,7 +38,7 @@ def test_the_table_tells_each_files_fate(fitv2, prepared, tmp_path):
     told = {(row["id"], row["variant"]): row for row in rows}
     assert [row["id"] for row in rows] == sorted(row["id"] for row in rows)
     assert {name: row["skipped"] for (name, _), row in told.items() if row["skipped"]} == {
-        "cat/bad.png": "not a picture",
+        "cat/bad.png": "not an image",
         "cat/no.txt": "ignored extension: .txt",
     }
     resized, cropped = told["cat/a.png", "resize"], told["cat/a.png", "crop"]
@@ -54,10 +54,10 @@ def test_the_table_tells_each_files_fate(fitv2, prepared, tmp_path):
 
 def test_the_summary_counts(fitv2, prepared, tmp_path):
     report = json.loads(fitv2("inspect", "out", "--json", "--budget", 40)[1])
-    assert [report[k] for k in ("files", "pictures", "duplicates", "skipped")] == [7, 5, 1, 2]
+    assert [report[k] for k in ("files", "images", "duplicates", "skipped")] == [7, 5, 1, 2]
     assert report["classes"] == {"cat": 2, "dog": 3} and report["variants"] == {"resize": 5, "crop": 3}
     assert (report["height"], report["new_width"]) == ([4, 32, 100], [8, 16, 60])
-    assert report["skipped_by_reason"] == {"not a picture": 1, "ignored extension": 1}
+    assert report["skipped_by_reason"] == {"not an image": 1, "ignored extension": 1}
     assert report["aspects"]["0.33 to 0.5"] == 0 and report["aspects"]["0.5 to 0.67"] == 1
     assert report["aspects"]["2 to 3"] == 2 and report["aspects"]["above 4"] == 1
     assert sum(report["token_counts"].values()) == 8 and report["token_counts"]["15 to 16"] == 5
@@ -65,7 +65,11 @@ def test_the_summary_counts(fitv2, prepared, tmp_path):
     assert report["stretched_visibly"] == 0
     lengths = LatentShards(prepared).first_hw.prod(1)
     packs = plan_packs(lengths, 40, 0, 0)
-    assert report["packing"] == {"budget": 40, "packs": len(packs), "real_share": real_share(lengths, packs, 40)}
+    assert report["packing"] == {
+        "budget": 40,
+        "packs": len(packs),
+        "packing_efficiency": packing_efficiency(lengths, packs, 40),
+    }
     with Image.open(tmp_path / report["plots"]) as plots:
         assert len(plots.convert("RGB").getcolors(100_000)) > 5
     assert report["table"].startswith("out-inspected") and "plots.png" not in {path.name for path in prepared.iterdir()}
@@ -81,7 +85,7 @@ def test_text_for_people(fitv2, prepared):
     assert code in (0, None)
     for part in ("5 images of 7 files as pixels", "5 resize, 3 crop", "2 classes", "all of 3 shards as written"):
         assert part in shown
-    for part in ("% real tokens", "not a picture        1 ", "dog        3 #####", "Every file is in out-inspected"):
+    for part in ("% real tokens", "not an image        1 ", "dog        3 #####", "Every file is in out-inspected"):
         assert part in shown
 
 
@@ -95,23 +99,23 @@ def test_a_damaged_shard_is_found_named_and_made_anew(fitv2, prepared, damage):
     message, _ = fitv2("inspect", "out", "--verify")
     assert f"1 shard of out is not as written: {shard.name}; the same fitv2 prepare" in message
     options = ["--max-tokens", 16, "--patch-size", 4, "--autoencoder", "pixels", "--shard-size", 3]
-    fitv2("prepare", "pictures", "--out", "out", *options)
+    fitv2("prepare", "images", "--out", "out", *options)
     assert fitv2("inspect", "out", "--verify")[0] in (0, None)
 
 
 def test_files_of_others_are_not_written_over(fitv2, prepared, tmp_path):
-    for out in ("pictures", "out", "pictures/cat/bad.png"):
+    for out in ("images", "out", "images/cat/bad.png"):
         assert "choose another --out" in (message := fitv2("inspect", "out", "--out", out)[0]) or "is a file" in message
-    assert not (tmp_path / "pictures" / "plots.png").exists()
+    assert not (tmp_path / "images" / "plots.png").exists()
     for _ in range(2):
         assert fitv2("inspect", "out", "--out", "seen")[0] in (0, None)
 
 
 def test_long_reports_name_the_first_files_and_where_all_are(fitv2, tmp_path):
     bad = {f"{i:03}.png": b"x" for i in range(MOST_LISTED + 5)}
-    write_files(tmp_path / "pictures", bad | {"good.png": as_bytes(noise(9, 9))})
-    _, shown = fitv2("prepare", "pictures", "--out", "out", "--max-tokens", 16, "--autoencoder", "pixels")
-    assert "019.png: not a picture" in shown and "020.png" not in shown
+    write_files(tmp_path / "images", bad | {"good.png": as_bytes(noise(9, 9))})
+    _, shown = fitv2("prepare", "images", "--out", "out", "--max-tokens", 16, "--autoencoder", "pixels")
+    assert "019.png: not an image" in shown and "020.png" not in shown
     assert "and 5 more, all of them in out/index.jsonl" in shown and "1 image of 26 files" in shown
 
 

@@ -23,13 +23,13 @@ from fitv2.errors import UserError
 from fitv2.prepare.encode import build_encoder
 from fitv2.prepare.run import prepare as run_prepare
 from fitv2.prepare.sources import FolderSource
-from pictures import as_bytes, good_files, noise, write_files
+from image_folders import as_bytes, good_files, noise, write_files
 from tiny import recipe, tiny_autoencoder, trainer
 
 
 def make(root, out, autoencoder="pixels", max_tokens=16, patch_size=4, flip=True, preprocessing="mixed", channels=None):
     encoder, preparation = build_encoder(autoencoder, max_tokens, patch_size, preprocessing, flip, channels, "cpu")
-    run_prepare(FolderSource(root), "pictures", out, encoder, preparation, 5, 2, join_processes("cpu"), image_progress)
+    run_prepare(FolderSource(root), "images", out, encoder, preparation, 5, 2, join_processes("cpu"), image_progress)
     return out
 
 
@@ -50,7 +50,7 @@ def moments(root, tmp_path_factory):
     return make(root, folder / "out", str(folder / "vae"), patch_size=2)
 
 
-def test_pixels_are_the_pictures_as_a_folder_gives_them(root, pixels):
+def test_pixels_are_the_images_as_a_folder_gives_them(root, pixels):
     data = LatentShards(pixels)
     assert (len(data), data.patch_size, data.channels, data.factor, data.autoencoder) == (12, 4, 3, 1, None)
     assert data.class_names == ["cat", "dog"] and data.num_classes == 2 and data.ids == sorted(good_files(12))

@@ -1,4 +1,4 @@
-"""The stream of training steps: the same from wherever it is entered, every picture once an epoch, hardly a gap."""
+"""The stream of training steps: the same from wherever it is entered, every image once an epoch, hardly a gap."""
 
 from itertools import islice
 
@@ -9,39 +9,43 @@ from PIL import Image
 
 from fitv2.data.fashion import Fashion
 from fitv2.data.folder import ImageFolder
-from fitv2.data.loader import PackLoader, Position, Step
+from fitv2.data.loader import DataCursor, PackLoader, Step
 from tiny import garments
 
 NUMBER = 60
 
 
 def numbered(min_scale: float = 1.0) -> Fashion:
-    """Pictures of many sizes, the i-th grey with the value i and labelled i modulo 10."""
-    pictures = [np.full(hw * 4, i, np.uint8) for i, hw in enumerate(garments(NUMBER).hw)]
-    return Fashion(pictures, np.arange(NUMBER) % 10, min_scale)
+    """Images of many sizes, the i-th grey with the value i and labelled i modulo 10."""
+    images = [np.full(hw * 4, i, np.uint8) for i, hw in enumerate(garments(NUMBER).hw)]
+    return Fashion(images, np.arange(NUMBER) % 10, min_scale)
 
 
-def take(loader: PackLoader, steps: int, position: Position | None = None) -> list[Step]:
-    stream = loader.steps(position or Position())
+def take(loader: PackLoader, steps: int, position: DataCursor | None = None) -> list[Step]:
+    stream = loader.steps(position or DataCursor())
     taken = list(islice(stream, steps))
     stream.close()
     return taken
 
 
-def pictures(batch) -> list[int]:
-    """Which of the `numbered` pictures a batch holds."""
+def images(batch) -> list[int]:
+    """Which of the `numbered` images a batch holds."""
     values = [float(part.mean()) for part in batch.x.split(batch.lengths)]
     return [round((value + 1) * 127.5) for value in values]
 
 
 def held(steps: list[Step]) -> list[list[list[int]]]:
-    """Pictures per step and pack."""
-    return [[pictures(batch) for batch, _ in step.packs] for step in steps]
+    """Images per step and pack."""
+    return [[images(batch) for batch, _ in step.packs] for step in steps]
 
 
 def assert_same(steps: list[Step], expected: list[Step]) -> None:
     for step, other in zip(steps, expected, strict=True):
-        assert (step.images, step.after, step.real_share) == (other.images, other.after, other.real_share)
+        assert (step.images, step.after, step.packing_efficiency) == (
+            other.images,
+            other.after,
+            other.packing_efficiency,
+        )
         for (batch, labels), (other_batch, other_labels) in zip(step.packs, other.packs, strict=True):
             assert torch.equal(batch.x, other_batch.x) and torch.equal(batch.hw, other_batch.hw)
             assert torch.equal(labels, other_labels)
@@ -58,7 +62,7 @@ def test_the_stream_is_the_same_from_any_position(min_scale, batches_per_step):
         assert_same(take(fresh, 3, whole[start].after), whole[start + 1 : start + 4])
 
 
-def test_every_picture_comes_once_an_epoch_in_an_order_of_its_own():
+def test_every_image_comes_once_an_epoch_in_an_order_of_its_own():
     steps = take(PackLoader(numbered(), 200), 40)
     epochs, epoch = [], []
     for step, (packs,) in zip(steps, held(steps), strict=True):
@@ -76,10 +80,10 @@ def test_another_seed_is_another_order():
     assert first != second
 
 
-def test_labels_stay_with_their_pictures_and_short_ones_come_first():
+def test_labels_stay_with_their_images_and_short_ones_come_first():
     for step in take(PackLoader(numbered(), 200, batches_per_step=2), 5):
         for batch, labels in step.packs:
-            assert labels.tolist() == [i % 10 for i in pictures(batch)]
+            assert labels.tolist() == [i % 10 for i in images(batch)]
             assert batch.lengths == sorted(batch.lengths) and sum(batch.lengths) <= 200
 
 
@@ -102,26 +106,26 @@ def test_packs_that_processes_cannot_share_evenly():
 
 
 def test_a_position_that_the_epoch_no_longer_has_goes_on_with_the_next_epoch():
-    """After a resume with fewer pictures, or larger packs."""
+    """After a resume with fewer images, or larger packs."""
     loader = PackLoader(numbered(), 200)
-    assert_same(take(loader, 2, Position(epoch=4, pack=10_000)), take(loader, 2, Position(epoch=5)))
+    assert_same(take(loader, 2, DataCursor(epoch=4, pack=10_000)), take(loader, 2, DataCursor(epoch=5)))
 
 
-def test_an_error_of_a_picture_reaches_the_training_loop():
+def test_an_error_of_a_image_reaches_the_training_loop():
     dataset = numbered()
-    dataset.pictures[7] = "no array"
+    dataset.images[7] = "no array"
     with pytest.raises(AttributeError):
         take(PackLoader(dataset, 200), 30)
 
 
-def test_a_picture_that_goes_bad_during_training_is_named_and_left_out(tmp_path, caplog):
+def test_a_image_that_goes_bad_during_training_is_named_and_left_out(tmp_path, caplog):
     for i in range(4):
         Image.new("RGB", (16, 16), (i, i, i)).save(tmp_path / f"{i}.png")
     loader = PackLoader(ImageFolder(tmp_path, max_tokens=4, patch=8, flip=False), max_tokens_per_batch=16)
-    (tmp_path / "2.png").write_text("no longer a picture")
+    (tmp_path / "2.png").write_text("no longer an image")
     (step,) = take(loader, 1)
     batch, _ = step.packs[0]
-    assert sorted(pictures(batch)) == [0, 1, 3]
+    assert sorted(images(batch)) == [0, 1, 3]
     assert "2.png could be read at the start and now cannot" in caplog.text
 
 

@@ -216,7 +216,7 @@ def real() -> tuple[Tensor, Tensor]:
     """Features and classes of a hundred garments of each class."""
     garments = bundled()
     chosen = np.concatenate([np.flatnonzero(garments.labels == label)[:100] for label in range(10)])
-    features = examine(load_classifier(), [to_latent(garments.pictures[i]) for i in chosen])[0]
+    features = examine(load_classifier(), [to_latent(garments.images[i]) for i in chosen])[0]
     return features, torch.from_numpy(garments.labels[chosen])
 
 
@@ -274,7 +274,7 @@ def test_classifier_score_is_the_mean_divergence():
     assert classifier_score(torch.from_numpy(p))[0] == pytest.approx(expected, rel=1e-9)
 
 
-def test_classifier_score_of_sorted_pictures_is_that_of_shuffled_ones():
+def test_classifier_score_of_sorted_images_is_that_of_shuffled_ones():
     """Ten thousand make two parts; unshuffled, each would see half of the classes."""
     mean, deviation = classifier_score(torch.eye(10).repeat_interleave(1000, 0))
     assert mean == pytest.approx(10, rel=0.01) and 0 < deviation < 0.01
@@ -340,7 +340,7 @@ def test_neighbours_of_constant_features_hold_each_other():
     assert compare_neighbours(a, b) == Neighbours(precision=1, recall=1, density=9 / 5, coverage=1)
 
 
-def test_repeated_pictures_lie_within_their_own_balls():
+def test_repeated_images_lie_within_their_own_balls():
     """Of radius zero where there are four of each; in sums of other orders they must not fall out by rounding."""
     features = correlated(50, 300, 0) * 50
     found = compare_neighbours(features.repeat(5, 1).flip(0)[:237], features.repeat(4, 1))
@@ -380,7 +380,7 @@ def test_what_cannot_be_measured_is_refused(measure):
         measure(good, good[:0])
 
 
-def test_too_few_pictures_have_no_neighbours():
+def test_too_few_images_have_no_neighbours():
     with pytest.raises(ValueError, match="more than 5"):
         compare_neighbours(normal(20, 4, 0), normal(5, 4, 1))
 

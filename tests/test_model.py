@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from fitv2 import FiT, FiT1Config, FiTConfig, TokenBatch, preset
+from fitv2 import FiT, FiTConfig, FiTv1Config, TokenBatch, preset
 from fitv2.model import attention, layers, modulation
 from fitv2.model.block import BlockInputs
 from fitv2.model.compute import lay_out_by_input
@@ -104,7 +104,7 @@ def table_at(*positions: list[int], head_dim: int = 16):
     return rotation_table(torch.tensor(positions), index, hw, head_dim, RopeScheme())
 
 
-def test_transposed_picture_with_swapped_axes_of_rope_is_equivalent():
+def test_transposed_image_with_swapped_axes_of_rope_is_equivalent():
     """Rows turn the first half of a head and columns the second: swapping both halves undoes a transposition."""
     cos, sin = table_at([2, 5], head_dim=8)
     cos_t, sin_t = table_at([5, 2], head_dim=8)
@@ -213,7 +213,7 @@ def test_fit_is_fitv2_with_other_parts():
     """All but the width of its SwiGLU, which two thirds of half as much again give, is said by fields."""
     parts = {"qk_norm": False, "modulation": "full", "prediction": "epsilon"}
     config = FiTConfig(width=48, depth=2, heads=3, num_classes=5, mlp_ratio=6.0, **parts)
-    first = random_model(FiT1Config(width=48, depth=2, heads=3, num_classes=5))
+    first = random_model(FiTv1Config(width=48, depth=2, heads=3, num_classes=5))
     other, (batch, t, y) = FiT(config).eval(), random_batch()
     other.load_state_dict(first.state_dict())
     assert torch.equal(other(batch, t, y), first(batch, t, y)) and first(batch, t, y).shape == (len(batch.x), 32)
@@ -260,7 +260,7 @@ def test_impossible_configurations_are_refused():
         with pytest.raises(ValueError, match=complaint):
             replace(CONFIG, **wrong)
     with pytest.raises(ValueError, match="lora_rank 3 is of low-rank modulation"):
-        FiT1Config(width=48, depth=1, heads=3, lora_rank=3)
+        FiTv1Config(width=48, depth=1, heads=3, lora_rank=3)
 
 
 def test_times_and_labels_of_another_number_are_refused():

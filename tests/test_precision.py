@@ -5,11 +5,11 @@ import torch
 
 from fitv2 import FiTConfig, FiTTransformer2DModel, TokenBatch
 from fitv2.model.dit import DiTConfig, SiTConfig
-from fitv2.model.fitv1 import FiT1Config
+from fitv2.model.fitv1 import FiTv1Config
 from tiny import random_model
 
 SIZES = {"width": 32, "depth": 1, "heads": 2, "num_classes": 3}
-CONFIGS = [FiTConfig(**SIZES), FiT1Config(**SIZES), DiTConfig(**SIZES, side=3), SiTConfig(**SIZES, side=3)]
+CONFIGS = [FiTConfig(**SIZES), FiTv1Config(**SIZES), DiTConfig(**SIZES, side=3), SiTConfig(**SIZES, side=3)]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

@@ -22,7 +22,7 @@ from fitv2.data.shards import LatentShards
 from fitv2.finite import NotFinite
 from fitv2.locks import locked
 from fitv2.prepare import run as run_module
-from pictures import as_bytes, bad_files, good_files, noise, write_files
+from image_folders import as_bytes, bad_files, good_files, noise, write_files
 from tiny import command_line, process, processes, tiny_autoencoder
 
 SETTINGS = ["--max-tokens", "16", "--shard-size", "5", "--workers", "2"]
@@ -38,7 +38,7 @@ def vae(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def root(tmp_path) -> Path:
-    return write_files(tmp_path / "pictures", good_files(12))
+    return write_files(tmp_path / "images", good_files(12))
 
 
 @pytest.fixture
@@ -73,8 +73,8 @@ def stored(out: Path, line: dict, variant: str):
 
 
 def test_pixels_are_stored_as_prepared(fitv2, root, tmp_path):
-    report = fitv2("pictures", "--out", "out", *PIXELS)
-    assert (report["pictures"], report["encoded"], report["reused"], report["shards"]) == (12, 12, 0, 3)
+    report = fitv2("images", "--out", "out", *PIXELS)
+    assert (report["images"], report["encoded"], report["reused"], report["shards"]) == (12, 12, 0, 3)
     lines = index(tmp_path / "out")
     assert list(lines) == sorted(good_files(12))
     both = 0
@@ -91,11 +91,11 @@ def test_pixels_are_stored_as_prepared(fitv2, root, tmp_path):
     assert both >= 3
     dataset = json.loads((tmp_path / "out" / "dataset.json").read_text())
     assert dataset["class_names"] == ["cat", "dog"] and dataset["kind"] == "pixels" and dataset["autoencoder"] is None
-    assert dataset["counts"] == {"files": 12, "pictures": 12, "duplicates": 0, "skipped": 0}
+    assert dataset["counts"] == {"files": 12, "images": 12, "duplicates": 0, "skipped": 0}
 
 
 def test_moments_are_those_of_the_autoencoder_of_both_flips(fitv2, root, vae, tmp_path):
-    fitv2("pictures", "--out", "out", *SETTINGS, "--autoencoder", vae)
+    fitv2("images", "--out", "out", *SETTINGS, "--autoencoder", vae)
     codec = KLAutoencoder(tiny_autoencoder(), "cpu")
     for name, line in index(tmp_path / "out").items():
         pixels = torch.from_numpy(to_array(prepare(decode(root / name), 16, 16, "resize")))[None] / 127.5 - 1
@@ -113,14 +113,12 @@ def test_moments_are_those_of_the_autoencoder_of_both_flips(fitv2, root, vae, tm
     assert dataset["autoencoder"] == str(vae) and len(dataset["autoencoder_sha256"]) == 64
 
 
-def test_pictures_of_equal_size_share_a_pass(fitv2, vae, tmp_path, monkeypatch):
-    write_files(
-        tmp_path / "pictures", {f"{i}.png": as_bytes(noise(*((40, 30), (16, 16))[i % 2], i)) for i in range(10)}
-    )
+def test_images_of_equal_size_share_a_pass(fitv2, vae, tmp_path, monkeypatch):
+    write_files(tmp_path / "images", {f"{i}.png": as_bytes(noise(*((40, 30), (16, 16))[i % 2], i)) for i in range(10)})
     passes = []
     encode = KLAutoencoder.encode
     monkeypatch.setattr(KLAutoencoder, "encode", lambda self, x: passes.append(tuple(x.shape)) or encode(self, x))
-    fitv2("pictures", "--out", "out", *SETTINGS, "--shard-size", 10, "--no-flip", "--autoencoder", vae)
+    fitv2("images", "--out", "out", *SETTINGS, "--shard-size", 10, "--no-flip", "--autoencoder", vae)
     assert sorted(passes) == [(5, 3, 16, 16), (5, 3, 32, 16)]
 
 
@@ -128,7 +126,7 @@ def test_every_bad_file_is_named_and_every_good_one_present(fitv2, root, tmp_pat
     bad = bad_files()
     write_files(root / "cat", {name: content for name, (content, _) in bad.items()})
     (root / "dog" / "link.png").symlink_to(tmp_path / "nowhere")
-    report = fitv2("pictures", "--out", "out", *PIXELS)
+    report = fitv2("images", "--out", "out", *PIXELS)
     expected = {f"cat/{name}": kind for name, (_, kind) in bad.items()} | {"dog/link.png": "not a file"}
     assert {name: reason.partition(":")[0] for name, reason in report["skipped_files"]} == expected
     assert report["skipped_by_reason"]["ignored extension"] == 4 and report["skipped"] == len(expected)
@@ -140,60 +138,60 @@ def test_every_bad_file_is_named_and_every_good_one_present(fitv2, root, tmp_pat
 def test_a_content_is_encoded_once_and_a_repeated_bad_one_told_twice(fitv2, root, tmp_path):
     shutil.copy(root / "cat/000.png", root / "dog/zzz.png")
     write_files(root, {"cat/bad.png": b"x", "dog/bad.png": b"x"})
-    report = fitv2("pictures", "--out", "out", *PIXELS)
-    assert (report["encoded"], report["pictures"], report["duplicates"]) == (13, 13, 2)
+    report = fitv2("images", "--out", "out", *PIXELS)
+    assert (report["encoded"], report["images"], report["duplicates"]) == (13, 13, 2)
     lines = index(tmp_path / "out")
     first, second = lines["cat/000.png"], lines["dog/zzz.png"]
     assert second["duplicate_of"] == "cat/000.png" and (first["label"], second["label"]) == (0, 1)
     assert (first["variants"], first["shard"]) == (second["variants"], second["shard"])
-    assert report["skipped_files"] == [["cat/bad.png", "not a picture"], ["dog/bad.png", "not a picture"]]
+    assert report["skipped_files"] == [["cat/bad.png", "not an image"], ["dog/bad.png", "not an image"]]
 
 
 def test_a_second_run_encodes_and_writes_nothing(fitv2, root, tmp_path):
-    fitv2("pictures", "--out", "out", *PIXELS)
+    fitv2("images", "--out", "out", *PIXELS)
     before = contents(tmp_path / "out")
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/shards").iterdir()}
-    report = fitv2("pictures", "--out", "out", *PIXELS)
+    report = fitv2("images", "--out", "out", *PIXELS)
     assert (report["encoded"], report["reused"]) == (0, 0)
     assert contents(tmp_path / "out") == before
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out/shards").iterdir()} == times
 
 
 def test_of_a_changed_source_only_what_is_new_is_encoded(fitv2, root, tmp_path):
-    fitv2("pictures", "--out", "out", *PIXELS)
+    fitv2("images", "--out", "out", *PIXELS)
     before = contents(tmp_path / "out")
     write_files(root, {"cat/0000.png": as_bytes(noise(50, 50, 99))})  # in front of most: they all move
     (root / "cat/002.webp").rename(root / "dog/renamed.webp")
     (root / "dog/011.webp").unlink()
     write_files(root, {"dog/009.png": as_bytes(noise(20, 60, 98))})  # other content
-    report = fitv2("pictures", "--out", "out", *PIXELS)
-    assert report["encoded"] == 2 and report["reused"] >= 4 and report["pictures"] == 12
-    fitv2("pictures", "--out", "fresh", *PIXELS)
+    report = fitv2("images", "--out", "out", *PIXELS)
+    assert report["encoded"] == 2 and report["reused"] >= 4 and report["images"] == 12
+    fitv2("images", "--out", "fresh", *PIXELS)
     assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
     assert contents(tmp_path / "out") != before
 
 
 def test_a_renamed_class_changes_indices_and_no_tensors(fitv2, root, tmp_path):
-    fitv2("pictures", "--out", "out", *PIXELS)
+    fitv2("images", "--out", "out", *PIXELS)
     before = {name: data for name, data in contents(tmp_path / "out").items() if name.endswith(".safetensors")}
     (root / "cat").rename(root / "bird")
-    report = fitv2("pictures", "--out", "out", *PIXELS)
+    report = fitv2("images", "--out", "out", *PIXELS)
     after = contents(tmp_path / "out")
     assert (report["encoded"], report["reused"]) == (0, 0)
     assert {name: data for name, data in after.items() if name.endswith(".safetensors")} == before
-    fitv2("pictures", "--out", "fresh", *PIXELS)
+    fitv2("images", "--out", "fresh", *PIXELS)
     assert after == contents(tmp_path / "fresh")
 
 
 def test_another_shard_size_moves_tensors_and_encodes_nothing(fitv2, root, tmp_path):
-    fitv2("pictures", "--out", "out", *PIXELS)
-    report = fitv2("pictures", "--out", "out", *PIXELS, "--shard-size", 7)
+    fitv2("images", "--out", "out", *PIXELS)
+    report = fitv2("images", "--out", "out", *PIXELS, "--shard-size", 7)
     assert (report["encoded"], report["reused"], report["shards"]) == (0, 12, 2)
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "lose", "index"])
 def test_a_damaged_shard_is_made_anew_to_the_same_bytes(fitv2, root, vae, tmp_path, damage):
-    command = ["pictures", "--out", "out", *SETTINGS, "--autoencoder", vae]
+    command = ["images", "--out", "out", *SETTINGS, "--autoencoder", vae]
     fitv2(*command)
     before = contents(tmp_path / "out")
     shard = sorted((tmp_path / "out/shards").glob("*.safetensors"))[1]
@@ -211,9 +209,9 @@ def test_a_damaged_shard_is_made_anew_to_the_same_bytes(fitv2, root, vae, tmp_pa
 
 def test_an_autoencoder_may_move(fitv2, root, vae, tmp_path):
     shutil.copytree(vae, tmp_path / "here")
-    fitv2("pictures", "--out", "out", *SETTINGS, "--autoencoder", "here")
+    fitv2("images", "--out", "out", *SETTINGS, "--autoencoder", "here")
     (tmp_path / "here").rename(tmp_path / "there")
-    assert fitv2("pictures", "--out", "out", *SETTINGS, "--autoencoder", "there")["encoded"] == 0
+    assert fitv2("images", "--out", "out", *SETTINGS, "--autoencoder", "there")["encoded"] == 0
     for file in ("settings.json", "dataset.json"):
         assert json.loads((tmp_path / "out" / file).read_text())["autoencoder"] == str(tmp_path / "there")
 
@@ -236,7 +234,7 @@ def killed_at(operation: int, out: str, *arguments: str) -> None:
 def whole(tmp_path_factory, vae) -> tuple[list[str], dict[str, bytes]]:
     """A command without --out, and what it makes when nobody interrupts it: moments, duplicates and bad files."""
     folder = tmp_path_factory.mktemp("whole")
-    root = write_files(folder / "pictures", good_files(30) | {f"cat/{n}": c for n, (c, _) in bad_files().items()})
+    root = write_files(folder / "images", good_files(30) | {f"cat/{n}": c for n, (c, _) in bad_files().items()})
     for i in range(0, 30, 6):
         shutil.copy(sorted((root / "cat").glob("*.png"))[i % 4], root / "dog" / f"copy{i}.png")
     command = [str(root), *SETTINGS, "--autoencoder", str(vae)]
@@ -299,7 +297,7 @@ def test_a_source_that_changes_meanwhile_is_one_sentence(fitv2, root, tmp_path, 
 
     monkeypatch.setattr(run_module, "plan_shards", change_and_plan)
     assert "cat/000.png changed while it was being prepared; run the same command again" in fitv2(
-        "pictures", "--out", "out", *PIXELS
+        "images", "--out", "out", *PIXELS
     )
 
 
@@ -311,7 +309,7 @@ def full_disk(limit: int, outputs: Path, *arguments: str) -> None:
 
 
 def test_a_full_disk_is_one_sentence_and_costs_nothing(fitv2, root, tmp_path):
-    fitv2("pictures", "--out", "out", *PIXELS)
+    fitv2("images", "--out", "out", *PIXELS)
     before = contents(tmp_path / "out")
     write_files(root, {f"cat/00{i}a.png": as_bytes(noise(60, 60, 50 + i)) for i in range(8)})
     command = ["prepare", str(root), "--out", str(tmp_path / "out"), *PIXELS]
@@ -324,7 +322,7 @@ def test_a_full_disk_is_one_sentence_and_costs_nothing(fitv2, root, tmp_path):
     assert {name: after[name] for name in before} == before and not any(
         name.startswith(".") for name in after.keys() - {".lock"}
     )
-    assert fitv2("pictures", "--out", "out", *PIXELS)["pictures"] == 20
+    assert fitv2("images", "--out", "out", *PIXELS)["images"] == 20
 
 
 @pytest.mark.parametrize(
@@ -341,35 +339,35 @@ def test_a_full_disk_is_one_sentence_and_costs_nothing(fitv2, root, tmp_path):
         (["--channels", 4], ["images have 1 or 3 channels, not 4"]),
         (["--autoencoder", "vae", "--channels", 1], ["--channels goes with --autoencoder pixels"]),
         (["--autoencoder", "./no/where"], ["the autoencoder ./no/where cannot be loaded; name its folder instead"]),
-        (["--out", "pictures/out"], ["lies within the source", "choose a folder outside of it"]),
-        (["--out", "pictures/cat/000.png"], ["is a file; name a folder"]),
+        (["--out", "images/out"], ["lies within the source", "choose a folder outside of it"]),
+        (["--out", "images/cat/000.png"], ["is a file; name a folder"]),
         (["--out", "vae"], ["vae holds something else than a prepared data set; choose another --out"]),
     ],
 )
 def test_a_mistake_is_one_sentence(fitv2, root, vae, tmp_path, change, parts):
-    fitv2("pictures", "--out", "out", *PIXELS)
+    fitv2("images", "--out", "out", *PIXELS)
     (tmp_path / "vae").symlink_to(vae)
     before = contents(tmp_path / "out")
-    message = fitv2("pictures", "--out", "out", *PIXELS, *change)
+    message = fitv2("images", "--out", "out", *PIXELS, *change)
     assert all(part in message for part in parts), message
     assert contents(tmp_path / "out") == before
 
 
-def test_sources_without_a_picture_are_one_sentence(fitv2, tmp_path):
+def test_sources_without_a_image_are_one_sentence(fitv2, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "no image can be read" in fitv2("empty", "--out", "out", *PIXELS)
     write_files(tmp_path / "bad", {"a.png": b"x"})
     message = fitv2("bad", "--out", "out", *PIXELS)
-    assert "no image can be read" in message and "a.png: not a picture" in message
+    assert "no image can be read" in message and "a.png: not an image" in message
 
 
 def test_an_index_of_a_shard_that_was_changed_is_made_anew(fitv2, root, tmp_path):
-    fitv2("pictures", "--out", "out", *PIXELS)
+    fitv2("images", "--out", "out", *PIXELS)
     expected = contents(tmp_path / "out")
     index = sorted((tmp_path / "out/shards").glob("*.jsonl"))[0]
     index.write_text(index.read_text().replace('"offset": ', '"offset": 1'))
     assert contents(tmp_path / "out") != expected
-    fitv2("pictures", "--out", "out", *PIXELS)
+    fitv2("images", "--out", "out", *PIXELS)
     assert contents(tmp_path / "out") == expected
 
 
@@ -377,32 +375,32 @@ def test_a_preparation_that_found_nothing_binds_nobody(fitv2, root, tmp_path):
     (tmp_path / "empty").mkdir()
     fitv2("empty", "--out", "out", *PIXELS)
     other = [*PIXELS[: PIXELS.index("--max-tokens")], "--max-tokens", "25", *PIXELS[PIXELS.index("--max-tokens") + 2 :]]
-    fitv2("pictures", "--out", "out", *other)
+    fitv2("images", "--out", "out", *other)
     assert json.loads((tmp_path / "out/dataset.json").read_text())["max_tokens"] == 25
 
 
 def test_classes_with_counts_and_what_changed_are_reported(fitv2, root):
-    report = fitv2("pictures/", "--out", "out", *PIXELS)
+    report = fitv2("images/", "--out", "out", *PIXELS)
     assert report["classes"] == {"cat": 6, "dog": 6} and report["notes"] == []
     (root / "cat").rename(root / "eel")
     write_files(root, {"ant/a.png": as_bytes(noise(20, 20))})
-    report = fitv2("pictures", "--out", "out", *PIXELS)
+    report = fitv2("images", "--out", "out", *PIXELS)
     assert report["classes"] == {"ant": 1, "dog": 6, "eel": 6}
     assert "new ant, eel; gone cat" in report["notes"][0] and "cannot be resumed" in report["notes"][0]
-    assert fitv2("pictures", "--out", "out", *PIXELS)["notes"] == []
-    assert fitv2("pictures", "--out", "bare", *PIXELS, "--labels", "none")["classes"] == {}
+    assert fitv2("images", "--out", "out", *PIXELS)["notes"] == []
+    assert fitv2("images", "--out", "bare", *PIXELS, "--labels", "none")["classes"] == {}
 
 
 def test_a_slash_at_the_end_is_no_other_source(fitv2, root, tmp_path):
-    fitv2("pictures/", "--out", "slash/", *PIXELS)
-    fitv2("pictures", "--out", "plain", *PIXELS)
+    fitv2("images/", "--out", "slash/", *PIXELS)
+    fitv2("images", "--out", "plain", *PIXELS)
     assert contents(tmp_path / "slash") == contents(tmp_path / "plain")
 
 
 def test_an_out_within_the_source_by_a_link_is_refused_and_prepared_data_is_no_source(fitv2, root, tmp_path):
     (tmp_path / "link").symlink_to(root / "cat")
-    assert "lies within the source" in fitv2("pictures", "--out", "link/out", *PIXELS)
-    fitv2("pictures", "--out", "out", *PIXELS)
+    assert "lies within the source" in fitv2("images", "--out", "link/out", *PIXELS)
+    fitv2("images", "--out", "out", *PIXELS)
     assert "made by fitv2" in fitv2("out", "--out", "again", *PIXELS)
     report = fitv2(".", "--out", tmp_path.parent / f"{tmp_path.name}-out", *PIXELS, "--labels", "none")
     assert ["out", "made by fitv2: prepared data"] in report["skipped_files"]
@@ -410,11 +408,11 @@ def test_an_out_within_the_source_by_a_link_is_refused_and_prepared_data_is_no_s
 
 def test_two_preparations_do_not_share_a_folder(fitv2, root, vae, tmp_path):
     with locked(tmp_path / "out", "a preparation"):
-        assert "in use by another process" in fitv2("pictures", "--out", "out", *PIXELS)
-    assert fitv2("pictures", "--out", "out", *PIXELS)["pictures"] == 12
+        assert "in use by another process" in fitv2("images", "--out", "out", *PIXELS)
+    assert fitv2("images", "--out", "out", *PIXELS)["images"] == 12
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "file").touch()
-    assert "holds something else" in fitv2("pictures", "--out", "theirs", *PIXELS)
+    assert "holds something else" in fitv2("images", "--out", "theirs", *PIXELS)
     assert os.listdir(tmp_path / "theirs") == ["file"]
 
 
@@ -423,7 +421,7 @@ def test_a_broken_autoencoder_ends_in_one_sentence_and_stores_nothing(fitv2, roo
     network = tiny_autoencoder()
     torch.nn.init.constant_(network.quant_conv.weight, value)
     network.save_pretrained(tmp_path / "broken")
-    message = fitv2("pictures", "--out", "out", *SETTINGS, "--autoencoder", "broken")
+    message = fitv2("images", "--out", "out", *SETTINGS, "--autoencoder", "broken")
     assert all(part in message for part in ("broken", "finite")), message
     assert not list((tmp_path / "out").glob("shards/*")) and not (tmp_path / "out/dataset.json").exists()
 
@@ -435,27 +433,27 @@ def test_single_images_without_finite_latents_are_listed(fitv2, root, vae, tmp_p
     whites = as_bytes(Image.new("RGB", (40, 40), "white"))
     write_files(root, {"cat/white.png": whites, "dog/white.png": whites, "dog/same_size.png": as_bytes(noise(40, 40))})
 
-    def with_a_flaw(self, pictures):
-        mean, std = encode(self, pictures)
-        white = (pictures > 0.99).flatten(1).all(1)
+    def with_a_flaw(self, images):
+        mean, std = encode(self, images)
+        white = (images > 0.99).flatten(1).all(1)
         if raises and white.any():
             raise NotFinite("of one of them")
         return torch.where(white[:, None, None, None], torch.inf, mean), std
 
     monkeypatch.setattr(KLAutoencoder, "encode", with_a_flaw)
-    command = ["pictures", "--out", "out", *SETTINGS, "--autoencoder", vae]
+    command = ["images", "--out", "out", *SETTINGS, "--autoencoder", vae]
     for encoded in (13, 0):
         report = fitv2(*command)
         assert [name for name, reason in report["skipped_files"]] == ["cat/white.png", "dog/white.png"]
         assert list(report["skipped_by_reason"]) == ["not finite"]
-        assert (report["pictures"], report["encoded"]) == (13, encoded)
+        assert (report["images"], report["encoded"]) == (13, encoded)
     assert LatentShards(tmp_path / "out").ids.count("dog/same_size.png") == 1
 
 
 def test_sets_of_older_decoding_load_and_are_not_mixed(fitv2, root, tmp_path):
-    fitv2("pictures", "--out", "out", *PIXELS)
+    fitv2("images", "--out", "out", *PIXELS)
     path = tmp_path / "out" / "settings.json"
     older = {key: value for key, value in json.loads(path.read_text()).items() if key != "decoding"}
     path.write_text(json.dumps(older))
     assert len(LatentShards(tmp_path / "out")) == 12
-    assert "older version of fitv2" in fitv2("pictures", "--out", "out", *PIXELS)
+    assert "older version of fitv2" in fitv2("images", "--out", "out", *PIXELS)

@@ -12,7 +12,7 @@ from fitv2.data.fashion import Fashion
 from fitv2.errors import UserError
 from fitv2.finite import NotFinite
 from fitv2.model.config import FiTConfig
-from fitv2.model.fitv1 import FiT1Config
+from fitv2.model.fitv1 import FiTv1Config
 from tiny import CLASSES, CONFIG, garments, random_model
 
 SHAPES = [[(28, 8, 7), (24, 8, 2)], *[[(8, 28, 3)]] * 9]
@@ -42,10 +42,10 @@ def test_what_is_saved_comes_back(tmp_path):
     assert sorted(path.name for path in (tmp_path / "deep" / "model").iterdir()) == ["config.json", "model.safetensors"]
 
 
-@pytest.mark.parametrize("kind", [FiTConfig, FiT1Config])
+@pytest.mark.parametrize("kind", [FiTConfig, FiTv1Config])
 def test_parts_come_back_and_those_of_older_folders_are_their_architectures(tmp_path, kind):
     sizes = {"width": 24, "depth": 1, "heads": 2, "num_classes": 10}
-    mixed = kind(**sizes, qk_norm=kind is FiT1Config, modulation="full", prediction="velocity")
+    mixed = kind(**sizes, qk_norm=kind is FiTv1Config, modulation="full", prediction="velocity")
     for folder, config in (("mixed", mixed), ("old", kind(**sizes))):
         save(tmp_path / folder, config=config)
     file = tmp_path / "old" / "config.json"
@@ -184,8 +184,8 @@ def test_the_only_label_of_a_model_without_classes(tmp_path):
 
 
 def test_shapes_are_counted_per_class_most_frequent_first():
-    pictures = [np.zeros(size, np.uint8) for size in [(8, 4), (4, 8), (8, 4), (12, 12), (4, 8), (8, 4)]]
-    shapes = shapes_of(Fashion(pictures, np.array([0, 0, 0, 2, 2, 0])))
+    images = [np.zeros(size, np.uint8) for size in [(8, 4), (4, 8), (8, 4), (12, 12), (4, 8), (8, 4)]]
+    shapes = shapes_of(Fashion(images, np.array([0, 0, 0, 2, 2, 0])))
     assert shapes == [[(8, 4, 3), (4, 8, 1)], [], [(12, 12, 1), (4, 8, 1)], *[[]] * 7]
 
 

@@ -138,7 +138,7 @@ def test_json_of_several_sizes_and_a_plot(fitv2, tmp_path):
 
 
 def test_a_model_on_disk_is_profiled_at_its_own_size(fitv2, tmp_path):
-    """The most frequent one over all classes, in pixels of the picture, whatever the autoencoder."""
+    """The most frequent one over all classes, in pixels of the image, whatever the autoencoder."""
     config = replace(CONFIG, in_channels=4, patch_size=2)
     tiny_autoencoder().save_pretrained(tmp_path / "vae")
     shapes = [[(8, 4, 3)], [(4, 4, 4), (8, 4, 2)], *[[]] * 8]

@@ -21,7 +21,7 @@ FROZEN = Path(__file__).parent / "data/evaluation"
 def test_class_counts():
     labels = np.array([0, 0, 1, 1, 2])
     assert class_counts(labels, 3) == "3 classes, balanced" and class_counts(labels, 0) is None
-    assert class_counts(labels, 4) == "4 classes, 0 to 2 pictures of each"
+    assert class_counts(labels, 4) == "4 classes, 0 to 2 images of each"
 
 
 def results(tmp_path: Path, **stamps: dict) -> list[str]:
@@ -59,7 +59,7 @@ def test_seeds_and_unknown_classes_do_not_make_results_incomparable(fitv2, tmp_p
     assert code == 0 and "Note: a.json: the model was asked for no class" in out
     code, out = fitv2("evaluate", *results(tmp_path, a=free, b=free))
     assert code == 0 and "Note" not in out
-    three = results(tmp_path, a={"labels": None}, b={}, c={"labels": "2 classes, 1 to 3 pictures of each"})
+    three = results(tmp_path, a={"labels": None}, b={}, c={"labels": "2 classes, 1 to 3 images of each"})
     assert (
         "frequency of classes at 8x8: 2 classes, balanced in b.json, 2 classes, 1 to 3" in fitv2("evaluate", *three)[0]
     )

@@ -73,7 +73,7 @@ def test_ten_steps_are_five_and_five_more_bit_for_bit(tmp_path, precision):
             trainer(run, *overrides).fit(stop_at(stop))
         second = trainer(run, *overrides)
         second.fit(nothing)
-        assert second.position.epoch >= 2, "the run must cross epochs"
+        assert second.cursor.epoch >= 2, "the run must cross epochs"
         assert_same_run(run, tmp_path / "whole")
 
 

@@ -1,4 +1,4 @@
-"""Sources of pictures: folders, lists, archives and data sets of Hugging Face give items, and name the rest."""
+"""Sources of images: folders, lists, archives and data sets of Hugging Face give items, and name the rest."""
 
 import io
 import os
@@ -10,7 +10,7 @@ from fitv2.data.images import UnreadableImage
 from fitv2.data.labelling import Item
 from fitv2.errors import UserError
 from fitv2.prepare.sources import open_source
-from pictures import as_bytes, good_files, noise, write_files
+from image_folders import as_bytes, good_files, noise, write_files
 
 GOOD = good_files(6)
 
@@ -48,12 +48,12 @@ def test_folder(tmp_path):
 @pytest.mark.parametrize(("name", "separator"), [("list.txt", "\t"), ("list.tsv", "\t"), ("list.csv", ",")])
 @pytest.mark.parametrize("header", ["", "path{}label\n"])
 def test_list_with_names_of_classes(tmp_path, name, separator, header):
-    write_files(tmp_path / "pictures", GOOD)
-    lines = [f"pictures/{path}{separator}{path[:3]}" for path in reversed(GOOD)]
+    write_files(tmp_path / "images", GOOD)
+    lines = [f"images/{path}{separator}{path[:3]}" for path in reversed(GOOD)]
     (tmp_path / name).write_text(header.format(separator) + "\n".join(lines) + "\n\n")
     source = open_source(str(tmp_path / name))
     assert source.class_names == ["cat", "dog"]
-    assert [item.id for item in source.items] == [f"pictures/{path}" for path in reversed(GOOD)]
+    assert [item.id for item in source.items] == [f"images/{path}" for path in reversed(GOOD)]
     assert list(taken(source).values()) == [(int("dog" in path), GOOD[path]) for path in reversed(GOOD)]
 
 
@@ -129,7 +129,7 @@ def test_what_is_no_source_is_one_sentence(tmp_path, monkeypatch, name, part):
     assert part in str(error.value)
 
 
-def test_archives_beside_pictures_are_not_taken_for_all(tmp_path):
+def test_archives_beside_images_are_not_taken_for_all(tmp_path):
     write_files(tmp_path, good_files(3))
     write_tar(tmp_path / "a.tar", {"x.png": as_bytes(noise(8, 8))})
     with pytest.raises(ValueError, match="holds archives and images: name the archives by "):
@@ -140,7 +140,7 @@ def test_archives_beside_pictures_are_not_taken_for_all(tmp_path):
 def test_hugging_face_without_the_package_is_one_sentence(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     with pytest.raises(ValueError, match="install the package datasets"):
-        open_source("someone/pictures")
+        open_source("someone/images")
 
 
 @pytest.mark.parametrize("kind", ["saved", "splits", "parquet"])
@@ -178,11 +178,11 @@ def test_hugging_face_labels_that_are_none(tmp_path, labels, problem):
 
 def test_a_file_far_too_large_is_refused_unread(tmp_path, monkeypatch):
     monkeypatch.setattr("fitv2.prepare.items.MOST_BYTES", 1000)
-    write_files(tmp_path / "pictures", {"large.png": bytes(1001), "small.png": bytes(1000)})
-    (tmp_path / "list.txt").write_text("pictures/large.png\npictures/small.png\n")
+    write_files(tmp_path / "images", {"large.png": bytes(1001), "small.png": bytes(1000)})
+    (tmp_path / "list.txt").write_text("images/large.png\nimages/small.png\n")
     write_tar(tmp_path / "all.tar", {"large.png": bytes(1001), "small.png": bytes(1000)})
     monkeypatch.setattr("pathlib.Path.read_bytes", lambda path: pytest.fail("read") if "large" in path.name else b"x")
-    for name in ("pictures", "list.txt", "all.tar"):
+    for name in ("images", "list.txt", "all.tar"):
         source = open_source(str(tmp_path / name))
         with pytest.raises(UnreadableImage, match=r"^too large: 1001 bytes, limit 1000$"):
             source.read(0)

@@ -14,7 +14,7 @@ from fitv2.config import build_recipe
 from fitv2.errors import UserError
 from fitv2.model.presets import preset
 from fitv2.model.transformer import FiT
-from fitv2.training.finetune import LABELS, PATCHES, check_start, init_from, trained_names, trained_share
+from fitv2.training.finetune import LABELS, PATCHES, check_start, init_from, trained_fraction, trained_names
 from fitv2.training.trainer import Trainer
 from tiny import CLASSES, CONFIG, garments, random_model, recipe, trainer
 
@@ -90,8 +90,8 @@ def test_a_base_of_another_width_is_refused(names):
 
 
 def test_share_trained_at_high_resolution_is_that_of_the_paper():
-    assert round(100 * trained_share(preset("FiTv2-XL/2"), "high-resolution"), 2) == 14.15
-    assert trained_share(CONFIG, "all") == 1.0
+    assert round(100 * trained_fraction(preset("FiTv2-XL/2"), "high-resolution"), 2) == 14.15
+    assert trained_fraction(CONFIG, "all") == 1.0
 
 
 def test_post_training_moves_what_it_should_and_resumes(tmp_path, caplog):

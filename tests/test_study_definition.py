@@ -27,7 +27,7 @@ def test_every_shipped_study_can_be_run(name):
 
 def test_variants_see_as_many_images_in_a_step():
     costs = {variant: Run(load_study("versus-sit"), variant, 0).costs for variant in ("SiT", "FiTv2")}
-    assert costs["SiT"]["pictures_per_step"] == pytest.approx(costs["FiTv2"]["pictures_per_step"], rel=0.03)
+    assert costs["SiT"]["images_per_step"] == pytest.approx(costs["FiTv2"]["images_per_step"], rel=0.03)
 
 
 def test_full_adaln_is_compared_at_equal_parameters():

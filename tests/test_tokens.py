@@ -36,7 +36,7 @@ def test_positions_of_tall_and_wide_images():
 def test_derived_quantities():
     batch = batch_of((2, 3), (3, 2), (1, 1))
     assert batch.lengths == [6, 6, 1]
-    assert batch.runs == [(2, 6), (1, 1)]
+    assert batch.equal_length_runs == [(2, 6), (1, 1)]
     assert batch.image_index.tolist() == [0] * 6 + [1] * 6 + [2]
 
 
@@ -50,9 +50,9 @@ def test_select_reorders_and_repeats_whole_images():
 def test_spread_and_image_mean_with_gradients():
     batch = batch_of((2, 2), (1, 3), (3, 1))
     per_image = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
-    assert torch.equal(batch.spread(per_image), per_image[batch.image_index])
-    assert torch.autograd.gradcheck(batch.spread, per_image)
-    assert torch.autograd.gradgradcheck(batch.spread, per_image)
+    assert torch.equal(batch.expand_to_tokens(per_image), per_image[batch.image_index])
+    assert torch.autograd.gradcheck(batch.expand_to_tokens, per_image)
+    assert torch.autograd.gradgradcheck(batch.expand_to_tokens, per_image)
     per_token = torch.randn(10, 5, dtype=torch.float64)
     expected = torch.stack([part.mean(0) for part in per_token.split(batch.lengths)])
     assert torch.allclose(batch.image_mean(per_token), expected)
@@ -64,7 +64,7 @@ def test_sums_over_images(shape):
     batch = batch_of((2, 2), (1, 3), (3, 2), (6, 1), (1, 1))
     per_token = torch.randn(len(batch.x), *shape, dtype=torch.float64)
     expected = torch.stack([per_token[batch.image_index == image].sum(0) for image in range(5)])
-    torch.testing.assert_close(tokens.sum_images(per_token, *batch.rows), expected)
+    torch.testing.assert_close(tokens.segment_sum(per_token, *batch.rows), expected)
     # What a GPU does, in one kernel.
     torch.testing.assert_close(tokens.sum_segments(per_token, batch.offsets), expected)
 

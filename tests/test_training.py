@@ -16,12 +16,12 @@ from fitv2 import TokenBatch
 from fitv2.checkpoints.model_folder import load_pretrained
 from fitv2.data.fashion import Fashion
 from fitv2.data.images import UnreadableImage
-from fitv2.data.loader import Position
+from fitv2.data.loader import DataCursor
 from fitv2.diffusion.objective import diffusion_loss
 from fitv2.diffusion.schedule import linear_schedule
 from fitv2.flow.objective import flow_loss_at
 from fitv2.flow.path import LOGIT_NORMAL, sample_times
-from fitv2.model.fitv1 import FiT1Config
+from fitv2.model.fitv1 import FiTv1Config
 from fitv2.sampling.generate import generate
 from fitv2.sampling.spec import SampleSpec, Sampling, default_solver
 from fitv2.training.ema import EMA
@@ -49,7 +49,7 @@ def step_and_its_gradients(trainer: Trainer, step) -> tuple[StepResult, list[tor
 
 
 def one_big_batch(trainer: Trainer, step) -> tuple[float, list[torch.Tensor]]:
-    """Loss and gradients of all pictures of the step at once, at the times and with the noise that their packs draw."""
+    """Loss and gradients of all images of the step at once, at the times and with the noise that their packs draw."""
     times, noises, labels_of_packs = [], [], []
     for number, (batch, labels) in enumerate(step.packs):
         generator = trainer.pack_generator(number)
@@ -66,8 +66,8 @@ def one_big_batch(trainer: Trainer, step) -> tuple[float, list[torch.Tensor]]:
 def test_gradients_of_four_packs_add_up_to_those_of_one_big_batch(tmp_path):
     overrides = ["training.batches_per_step=4", "training.max_grad_norm=1e9", "training.class_dropout_prob=0.3"]
     run = with_random_weights(trainer(tmp_path, *overrides))
-    for _, step in zip(range(3), run.loader.steps(Position()), strict=False):
-        assert len({len(batch) for batch, _ in step.packs}) > 1, "packs of equal numbers of pictures prove nothing"
+    for _, step in zip(range(3), run.loader.steps(DataCursor()), strict=False):
+        assert len({len(batch) for batch, _ in step.packs}) > 1, "packs of equal numbers of images prove nothing"
         expected_loss, expected = one_big_batch(run, step)
         result, gradients = step_and_its_gradients(run, step)
         assert result.loss == pytest.approx(expected_loss, rel=1e-5)
@@ -78,7 +78,7 @@ def test_gradients_of_four_packs_add_up_to_those_of_one_big_batch(tmp_path):
 def test_the_predecessor_learns_by_diffusion(tmp_path):
     """Its loss is that of `diffusion_loss` with the same random numbers, and what it saves is sampled by DDIM."""
     run = with_random_weights(trainer(tmp_path, "model.architecture=FiT", "training.batches_per_step=1"))
-    step = next(run.loader.steps(Position()))
+    step = next(run.loader.steps(DataCursor()))
     ((batch, labels),) = step.packs
     generator = run.pack_generator(0)
     expected = diffusion_loss(run.learner.model.module, batch, labels, 10, generator, linear_schedule())
@@ -86,7 +86,7 @@ def test_the_predecessor_learns_by_diffusion(tmp_path):
     run.save()
     run.write_samples()
     saved = load_pretrained(tmp_path)
-    assert isinstance(saved.model.config, FiT1Config) and run.sheet.is_file()
+    assert isinstance(saved.model.config, FiTv1Config) and run.sheet.is_file()
     assert generate(saved.model, [SampleSpec(0, (8, 8), 0)], Sampling(solver="ddim", steps=2))[0].isfinite().all()
 
 
@@ -106,7 +106,7 @@ def test_what_is_predicted_decides_what_is_learned(tmp_path):
         settings = f"model.architecture={architecture}", f"model.prediction={prediction}", "training.batches_per_step=1"
         folder = tmp_path / architecture
         run = with_random_weights(trainer(folder, *settings))
-        step = next(run.loader.steps(Position()))
+        step = next(run.loader.steps(DataCursor()))
         generator = run.pack_generator(0)
         if prediction == "epsilon":
             ((batch, labels),) = step.packs
@@ -183,7 +183,7 @@ class SpoiltOnce(Fashion):
 
     def __init__(self, value: float) -> None:
         whole = garments()
-        super().__init__(whole.pictures, whole.labels)
+        super().__init__(whole.images, whole.labels)
         self.value = value
 
     def epoch(self, epoch: int, seed: int):
@@ -203,19 +203,19 @@ class SomeGone(Fashion):
 
         def latent(index: int) -> torch.Tensor:
             if index % 5 == 1:
-                raise UnreadableImage(f"picture {index} is gone")
+                raise UnreadableImage(f"image {index} is gone")
             return load(index)
 
         view.latent = latent
         return view
 
 
-def test_pictures_that_cannot_be_read_do_not_count(tmp_path):
+def test_images_that_cannot_be_read_do_not_count(tmp_path):
     """Neither in the loss and its gradient, nor in the log."""
     whole = garments()
-    dataset = SomeGone(whole.pictures, whole.labels)
+    dataset = SomeGone(whole.images, whole.labels)
     run = with_random_weights(trainer(tmp_path, "training.max_grad_norm=1e9", dataset=dataset))
-    step = next(run.loader.steps(Position()))
+    step = next(run.loader.steps(DataCursor()))
     loaded = sum(len(batch) for batch, _ in step.packs)
     assert loaded < step.images
     expected_loss, expected = one_big_batch(run, step)
@@ -245,7 +245,7 @@ def test_a_training_ends_when_its_data_is_gone_or_too_much_of_it_cannot_be_read(
 
 def test_an_unreadable_pack_adds_nothing_to_the_gradient(tmp_path):
     run = with_random_weights(trainer(tmp_path, "training.max_grad_norm=1e9"))
-    step = next(run.loader.steps(Position()))
+    step = next(run.loader.steps(DataCursor()))
     first = replace(step, packs=step.packs[:1], readable=step.readable[:1])
     stand_in = TokenBatch(torch.zeros(1, 16), [(1, 1)]), torch.zeros(1, dtype=torch.long)
     both = replace(step, packs=[step.packs[0], stand_in], readable=[step.readable[0], 0])
@@ -267,7 +267,7 @@ def everything(trainer: Trainer) -> dict[str, torch.Tensor]:
 def test_a_step_without_a_finite_gradient_leaves_no_trace_but_in_the_log(tmp_path, caplog, value, precision):
     run = trainer(tmp_path, f"training.precision={precision}", dataset=SpoiltOnce(value))
     skipped = 0
-    for number, step in zip(range(1, 7), run.loader.steps(Position()), strict=False):
+    for number, step in zip(range(1, 7), run.loader.steps(DataCursor()), strict=False):
         before = everything(run)
         spoilt = any(not batch.x.abs().max() <= 1 for batch, _ in step.packs)
         assert not (spoilt and number == 1), "before the first step there is nothing that a trace could show in"
@@ -277,7 +277,7 @@ def test_a_step_without_a_finite_gradient_leaves_no_trace_but_in_the_log(tmp_pat
         same = after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
         assert same == spoilt and math.isfinite(norm) != spoilt
         skipped += spoilt
-        assert (run.gradients.skipped, run.done, run.position) == (skipped, number, step.after)
+        assert (run.gradients.skipped, run.done, run.cursor) == (skipped, number, step.after)
         assert (f"step {number}: the gradient is not finite, the step is skipped" in caplog.messages) == spoilt
     assert skipped == 1
 

@@ -14,7 +14,7 @@ from fitv2.diffusion.schedule import linear_schedule
 from fitv2.flow.objective import flow_loss
 from fitv2.model.context import pack_context
 from fitv2.model.dit import DiTConfig, SiTConfig
-from fitv2.model.fitv1 import FiT1Config
+from fitv2.model.fitv1 import FiTv1Config
 from fitv2.model.network import bare_model
 from fitv2.sampling.generate import sample_batch
 from fitv2.sampling.noise import ImageNoise
@@ -83,7 +83,7 @@ def test_a_call_of_a_grid(config):
 @pytest.mark.parametrize("settings", [{}, {"interval": (0.2, 0.8), "power": 1.0, "channels": 4}, {"guidance": 1.0}])
 def test_a_step_of_sampling(monkeypatch, solver, settings):
     """From the second call on of a kind, guided or not. Noise comes from the host, which is no wait."""
-    config = (FiT1Config if solver in DIFFUSION_SOLVERS else FiTConfig)(**SIZES)
+    config = (FiTv1Config if solver in DIFFUSION_SOLVERS else FiTConfig)(**SIZES)
     model, batch, *_ = network_and_batch(config, UNSORTED)
     watch, calls = NoWaiting(), []
 
@@ -103,7 +103,7 @@ def test_a_step_of_sampling(monkeypatch, solver, settings):
 @pytest.mark.parametrize("objective", ["flow", "diffusion"])
 def test_a_loss_and_its_gradients_read_nothing(objective):
     """Times, noise and dropped labels come from the host, which is no wait; nothing goes back."""
-    config = FiTConfig(**SIZES) if objective == "flow" else FiT1Config(**SIZES)
+    config = FiTConfig(**SIZES) if objective == "flow" else FiTv1Config(**SIZES)
     model, batch, _, labels = network_and_batch(config, UNSORTED)
     generator = torch.Generator()
     if objective == "flow":

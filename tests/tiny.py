@@ -42,8 +42,8 @@ def garments(number: int = 60, seed: int = 0, **budget) -> Fashion:
     """Noise in the sizes of garments: sides of 4 to 28 pixels; max_tokens and preprocessing as of `Fashion`."""
     rng = np.random.default_rng(seed)
     sizes = rng.integers(1, 8, (number, 2)) * 4
-    pictures = [rng.integers(0, 256, size, dtype=np.uint8) for size in sizes.tolist()]
-    return Fashion(pictures, rng.integers(0, len(CLASSES), number), **budget)
+    images = [rng.integers(0, 256, size, dtype=np.uint8) for size in sizes.tolist()]
+    return Fashion(images, rng.integers(0, len(CLASSES), number), **budget)
 
 
 def recipe(*overrides: str) -> Recipe:

@@ -21,7 +21,7 @@ from fitv2.study.results import CURVE, REAL, TRAINING, Table
 
 METRICS = {"distance": "fd", "recognised": "accuracy"}
 COSTS = {"images": "images", "flops": "operations", "seconds": "wall", "cpu_seconds": "cpu_seconds"}
-ABOUT = ("parameters", "pictures", "epochs", "pictures_per_step", "tokens_per_picture")
+ABOUT = ("parameters", "images", "epochs", "images_per_step", "tokens_per_image")
 
 
 def lines_of(record: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -74,7 +74,7 @@ classifier, garments = load_classifier(), bundled()
 pretrained = load_pretrained("builtin:fashion")
 specs = balanced_specs(pretrained, NUMBER, SizeSpec(), 0, 1)
 made = examine(classifier, generate(pretrained.model, specs, Sampling(steps=8)))[0]
-seen = examine(classifier, [to_latent(garments.pictures[i]) for i in balanced_subset(garments.labels, NUMBER)])[0]
+seen = examine(classifier, [to_latent(garments.images[i]) for i in balanced_subset(garments.labels, NUMBER)])[0]
 with torch.inference_mode():
     logits = classifier.head(made)
 figures = golden(made.double(), seen.double(), logits.double())

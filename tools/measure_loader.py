@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from fitv2.data.loader import PackLoader, Position
+from fitv2.data.loader import DataCursor, PackLoader
 from fitv2.data.shards import LatentShards
 from fitv2.flow.objective import flow_loss
 from fitv2.model.presets import preset
@@ -29,7 +29,7 @@ TRAINED_TOKENS = 2048
 def load_epochs(data: LatentShards, budget: int, workers: int, epochs: int) -> tuple[list[float], list[int], int]:
     """Seconds of each pack, resident bytes after each epoch, and tokens in all."""
     seconds, held, tokens = [], [], 0
-    stream = PackLoader(data, budget, workers=workers).steps(Position())
+    stream = PackLoader(data, budget, workers=workers).steps(DataCursor())
     while len(held) < epochs:
         start = time.perf_counter()
         step = next(stream)
@@ -70,7 +70,7 @@ def main() -> None:
     data = LatentShards(args.folder)
     seconds, held, tokens = load_epochs(data, args.budget, args.workers, args.epochs)
     loading = tokens / sum(seconds)
-    print(f"{len(data)} pictures, {args.epochs} epochs of {len(seconds) // args.epochs} packs of {args.budget} tokens")
+    print(f"{len(data)} images, {args.epochs} epochs of {len(seconds) // args.epochs} packs of {args.budget} tokens")
     print(f"a pack: {1000 * statistics.median(seconds):.1f} ms; {loading:,.0f} tokens a second")
     print("resident after each epoch: " + ", ".join(f"{size / 2**20:.0f} MiB" for size in held))
     training = TRAINED_TOKENS / training_seconds(data.channels)

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from fitv2.config import load_recipe
-from fitv2.data.imagenet import PICTURES, ImageNetLike
-from fitv2.data.packing import plan_packs, real_share
+from fitv2.data.imagenet import IMAGES, ImageNetLike
+from fitv2.data.packing import packing_efficiency, plan_packs
 from fitv2.model.presets import PRESETS
 from fitv2.profiling.formula import forward_flops, linear_macs, parameters
 
@@ -28,7 +28,7 @@ DRAWN = 20_000
 # A training step: the forward pass, and a backward pass of twice its operations.
 PASSES = 3
 # Operations of the encoder of Stable Diffusion's VAE, which both take, for 256x256 pixels, as torch counts them; each
-# picture and its mirror image is encoded.
+# image and its mirror image is encoded.
 VAE_FLOPS, FLIPS = 272_722_165_760, 2
 
 
@@ -50,7 +50,7 @@ def account() -> dict[str, Line]:
         "operations of Table I": of_steps(*TABLE_1, "GMAC in Table I"),
         "linear layers": of_steps(*linear, f"GMAC of linear layers at {TOKENS} tokens"),
         "with attention": of_steps(*full, f"GFLOP with attention at {TOKENS} tokens, also where they are padding"),
-        "packed": of_steps(packed, full[1], f"GFLOP, FiTv2 on the {mean:.0f} real tokens of a mean picture"),
+        "packed": of_steps(packed, full[1], f"GFLOP, FiTv2 on the {mean:.0f} real tokens of a mean image"),
         **vae_lines(packed, full[1]),
         "parameters": of_both(*(parameters(c) / 1e6 for c in (FIT, SIT)), "million"),
         **waste_lines(lengths),
@@ -62,7 +62,7 @@ def account() -> dict[str, Line]:
 
 
 def of_steps(own: float, other: float, of: str) -> Line:
-    """The steps times the ratio of what a picture costs in each."""
+    """The steps times the ratio of what an image costs in each."""
     steps = f"{STEPS[0]}k / {STEPS[1]}k steps"
     return Line(f"by formula: {steps} x {own:.1f} / {other:.1f} {of}", STEPS[0] / STEPS[1] * own / other)
 
@@ -72,11 +72,11 @@ def of_both(own: float, other: float, of: str) -> Line:
 
 
 def vae_lines(own: float, other: float) -> dict[str, Line]:
-    """With encoding, once or in each step, which by itself is alike; own, other: GFLOP of a forward over a picture."""
-    once = VAE_FLOPS * PICTURES * FLIPS / 1e18
+    """With encoding, once or in each step, which by itself is alike; own, other: GFLOP of a forward over an image."""
+    once = VAE_FLOPS * IMAGES * FLIPS / 1e18
     trained = [steps * 1e3 * BATCH * PASSES * gflop / 1e9 for steps, gflop in zip(STEPS, (own, other), strict=True)]
     formula = f"by formula: {trained[0]:.1f} / {trained[1]:.1f} EFLOP and {once:.1f} of the VAE in both"
-    each = f"GFLOP a step and picture, {VAE_FLOPS / 1e9:.0f} of the VAE in both"
+    each = f"GFLOP a step and image, {VAE_FLOPS / 1e9:.0f} of the VAE in both"
     return {
         "packed, encoded once": Line(formula, (trained[0] + once) / (trained[1] + once)),
         "packed, encoded in each step": of_steps(
@@ -86,9 +86,9 @@ def vae_lines(own: float, other: float) -> dict[str, Line]:
 
 
 def waste_lines(lengths: np.ndarray) -> dict[str, Line]:
-    """Which share of what is computed is no picture; SiT has no such. lengths: (N,) tokens of pictures."""
+    """Which share of what is computed is no image; SiT has no such. lengths: (N,) tokens of images."""
     budget, mean = load_recipe("imagenet-xl").training.max_tokens_per_batch, lengths.mean()
-    packed = real_share(lengths, plan_packs(lengths, budget, 0, 0), budget)
+    packed = packing_efficiency(lengths, plan_packs(lengths, budget, 0, 0), budget)
     padded = f"by formula: 1 - {mean:.1f} / {TOKENS} tokens of FiTv2, padded as its authors train; none of SiT"
     empty = f"by formula: what is empty in packs of {budget} tokens, as here; none of SiT"
     return {"waste, padded": Line(padded, 1 - mean / TOKENS), "waste, packed": Line(empty, 1 - packed)}

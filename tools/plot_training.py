@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 
 SMOOTHED_OVER = 50
 
-run, picture, *scored = sys.argv[1:]
+run, image, *scored = sys.argv[1:]
 log = [json.loads(line) for line in (Path(run) / "log.jsonl").read_text().splitlines()]
 log = [figures for figures in log if figures["loss"] is not None]
 blocks = [log[i : i + SMOOTHED_OVER] for i in range(0, len(log), SMOOTHED_OVER)]
@@ -38,5 +38,5 @@ if scored:
 for axis in axes[0]:
     axis.grid(alpha=0.3)
 figure.tight_layout()
-figure.savefig(picture, dpi=110)
-print(picture)
+figure.savefig(image, dpi=110)
+print(image)

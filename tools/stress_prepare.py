@@ -1,9 +1,9 @@
-"""Prepares real pictures among which bad files are planted, then again with kills, and compares every byte.
+"""Prepares real images among which bad files are planted, then again with kills, and compares every byte.
 
-python tools/stress_prepare.py PICTURES WORK 2000 50 10 --max-tokens 64 --autoencoder pixels --patch-size 8
+python tools/stress_prepare.py IMAGES WORK 2000 50 10 --max-tokens 64 --autoencoder pixels --patch-size 8
 
-PICTURES: a folder with sub-folders of pictures. WORK: a new folder, which will hold the chosen ones and both results.
-2000 pictures, 50 bad files, 10 kills; what follows goes to 'fitv2 prepare'. Exit code 1 if anything is wrong.
+IMAGES: a folder with sub-folders of images. WORK: a new folder, which will hold the chosen ones and both results.
+2000 images, 50 bad files, 10 kills; what follows goes to 'fitv2 prepare'. Exit code 1 if anything is wrong.
 """
 
 import io
@@ -27,7 +27,7 @@ EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def pixels(path: Path) -> int:
-    """What the header says; 0 where Pillow refuses it. Real collections have pictures of 600 megapixels."""
+    """What the header says; 0 where Pillow refuses it. Real collections have images of 600 megapixels."""
     try:
         with Image.open(path) as image:
             return image.width * image.height
@@ -36,7 +36,7 @@ def pixels(path: Path) -> int:
 
 
 def choose(folder: Path, source: Path, count: int, rng: random.Random) -> list[Path]:
-    """Copies of `count` pictures that lie in sub-folders, by their first sub-folder as the class."""
+    """Copies of `count` images that lie in sub-folders, by their first sub-folder as the class."""
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
     found = [path for path in found if len(path.relative_to(folder).parts) > 1 and 0 < pixels(path) <= MAX_PIXELS]
     copies = []
@@ -69,7 +69,7 @@ def odd(number: int) -> bytes:
 def plant(copies: list[Path], count: int, rng: random.Random) -> dict[Path, str]:
     """Bad files of six kinds beside good ones: path to the kind of the reason that must be told, or kinds."""
     planted = {}
-    # In a file of a few bytes the damage would reach the signature, and it would be no picture at all.
+    # In a file of a few bytes the damage would reach the signature, and it would be no image at all.
     large = [path for path in copies if path.stat().st_size > 1000]
     for number, beside in enumerate(rng.sample(large, count)):
         whole = bytearray(beside.read_bytes())
@@ -79,9 +79,9 @@ def plant(copies: list[Path], count: int, rng: random.Random) -> dict[Path, str]
         )
         name, content, reason = [
             ("truncated.png", whole[: int(len(whole) * rng.uniform(0.3, 0.9))], "truncated or damaged"),
-            ("damaged.png", damaged, "truncated or damaged, not a picture"),  # by what the damage hits
-            ("picture.txt", whole, "ignored extension"),
-            ("page.jpg", b"<html>404 not found %d</html>" % number, "not a picture"),
+            ("damaged.png", damaged, "truncated or damaged, not an image"),  # by what the damage hits
+            ("image.txt", whole, "ignored extension"),
+            ("page.jpg", b"<html>404 not found %d</html>" % number, "not an image"),
             ("huge.png", claims(50_000 + number, 50_000), "too large"),
             ("odd.tiff", odd(number // 6), "no defined white"),
         ][number % 6]
@@ -104,12 +104,12 @@ def check(wrong: bool, what: str) -> None:
         sys.exit(f"WRONG: {what}")
 
 
-pictures, work, number, bad, kills, *options = sys.argv[1:]
+images, work, number, bad, kills, *options = sys.argv[1:]
 work, rng = Path(work), random.Random(0)
 if work.exists():
     sys.exit(f"{work} is there already; name a new folder")
 source = work / "source"
-copies = choose(Path(pictures), source, int(number), rng)
+copies = choose(Path(images), source, int(number), rng)
 planted = plant(copies, int(bad), rng)
 command = [sys.executable, "-m", "fitv2.cli", "prepare", str(source), *options, "--json", "--out"]
 
@@ -124,7 +124,7 @@ check(bool(unnamed), f"planted files are not named, or with another reason: {unn
 lines = [json.loads(line) for line in (work / "whole" / "index.jsonl").read_text().splitlines()]
 present = {source / line["id"] for line in lines if "skipped" not in line}
 lost = {path: told.get(path, "not named") for path in set(copies) - present}
-check(bool(lost), f"good pictures are not there: {lost}")
+check(bool(lost), f"good images are not there: {lost}")
 
 expected, struck = contents(work / "whole"), 0
 shards = shards_in(work / "whole")
@@ -141,7 +141,7 @@ check(again.returncode != 0, again.stderr)
 check(struck < int(kills), f"only {struck} kills struck a running process")
 check(contents(work / "killed") != expected, "the killed preparation differs")
 
-figures = {key: report[key] for key in ("files", "pictures", "duplicates", "shards", "skipped_by_reason")}
+figures = {key: report[key] for key in ("files", "images", "duplicates", "shards", "skipped_by_reason")}
 figures |= {"planted": len(planted), "named": len(planted), "lost": 0, "kills": struck, "same_bytes": True}
 figures |= {"bytes": sum(map(len, expected.values())), "seconds": round(seconds, 1)}
 print(json.dumps(figures | {"encoded_by_the_last_run": json.loads(again.stdout)["encoded"]}))

@@ -1,6 +1,6 @@
-"""Trains the garment classifier and writes its weights and the statistics of the test pictures into the package.
+"""Trains the garment classifier and writes its weights and the statistics of the test images into the package.
 
-On the 60 000 trimmed training pictures, a fixed number of epochs; the test pictures only measure the end. Needs the
+On the 60 000 trimmed training images, a fixed number of epochs; the test images only measure the end. Needs the
 Debian package dataset-fashion-mnist (or a folder with the upstream files as the only argument). About 21 s an epoch
 on one core.
 """
@@ -27,7 +27,7 @@ SHIFT = 2
 
 
 def latents(garments: Fashion) -> list[Tensor]:
-    return [to_latent(picture) for picture in garments.pictures]
+    return [to_latent(image) for image in garments.images]
 
 
 def augment(x: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ def write_weights(model: GarmentClassifier) -> None:
 
 
 def write_statistics(test: Fashion) -> Tensor:
-    """By the weights as written, not as trained; returns the features of the test pictures."""
+    """By the weights as written, not as trained; returns the features of the test images."""
     classifier = load_classifier()
     features, classes = examine(classifier, latents(test))
     labels = torch.from_numpy(test.labels)
@@ -92,8 +92,8 @@ def main() -> None:
     own = Statistics.of(examine(load_classifier(), latents(bundled()))[0])
     distance = frechet_distance(own, Statistics.of(features))
     halves = [Statistics.of(half) for half in features.split(len(features) // 2)]
-    print(f"distance of the bundled training pictures to the test pictures: {distance:.4f}")
-    print(f"distance of the two halves of the test pictures: {frechet_distance(*halves):.4f}")
+    print(f"distance of the bundled training images to the test images: {distance:.4f}")
+    print(f"distance of the two halves of the test images: {frechet_distance(*halves):.4f}")
 
 
 if __name__ == "__main__":

@@ -34,9 +34,9 @@ class Pixels:
 
     decode_batch = decode
 
-    def encode(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Returns mean and standard deviation, which is zero, of each latent."""
-        return pictures, torch.zeros_like(pictures)
+        return images, torch.zeros_like(images)
 
 
 class KLAutoencoder:
@@ -70,11 +70,11 @@ class KLAutoencoder:
         return images
 
     @torch.no_grad()
-    def encode(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Encodes images to the moments of their latents, as the transformer takes them.
 
         Args:
-            pictures: (B, 3, h * factor, w * factor) in [-1, 1].
+            images: (B, 3, h * factor, w * factor) in [-1, 1].
 
         Returns:
             Mean and standard deviation, each (B, c, h, w) float32 on the CPU. Latents are drawn as mean + std * noise.
@@ -83,8 +83,8 @@ class KLAutoencoder:
             NotFinite: A moment is NaN or infinite.
         """
         config = self.network.config
-        with self._tiles(pictures.shape[2] * pictures.shape[3]), self._whole_precision():
-            posterior = self.network.encode(pictures.to(self.device, self._dtype())).latent_dist
+        with self._tiles(images.shape[2] * images.shape[3]), self._whole_precision():
+            posterior = self.network.encode(images.to(self.device, self._dtype())).latent_dist
         mean = ((posterior.mean.float() - (config.shift_factor or 0)) * config.scaling_factor).cpu()
         std = (posterior.std.float() * config.scaling_factor).cpu()
         for moment in (mean, std):

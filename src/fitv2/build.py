@@ -49,7 +49,7 @@ Denoise = Callable[[TokenBatch, Tensor, Tensor], Tensor]
 Objective = Callable[[Denoise, TokenBatch, Tensor, int, torch.Generator], FlowLoss | DiffusionLoss]
 
 
-# Of the pictures, by Pillow's mode: what `data.channels` speaks of, also where latents have more.
+# Of the images, by Pillow's mode: what `data.channels` speaks of, also where latents have more.
 PICTURE_CHANNELS = {"RGB": 3, "L": 1}
 
 
@@ -65,7 +65,7 @@ def build_dataset(data: DataSettings, patch_size: int, cache_file: Path | None =
 
 
 def holds_latents(data: DataSettings) -> bool:
-    """Whether the source is latents of an autoencoder, and no pictures."""
+    """Whether the source is latents of an autoencoder, and no images."""
     if isinstance(data, FashionSettings):
         return False
     root = Path(data.source)
@@ -153,7 +153,7 @@ def refuse_patch(latents: LatentShards | type[OfficialLatents], patch_size: int,
 
 
 def build_stand_in(data: DataSettings) -> Dataset:
-    """What a plan takes for data that are not here: sizes without pictures."""
+    """What a plan takes for data that are not here: sizes without images."""
     return ImageNetLike(data.max_tokens)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from .errors import UserError
-from .legacy import current_recipe, current_setting, without_defaults
+from .legacy import RECIPES, current_recipe, current_setting, without_defaults
 from .messages import suggestion
 from .settings import SECTIONS, Recipe
 from .yaml_text import parse_yaml, read_yaml
@@ -49,6 +49,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         UserError: The recipe, a key or a value is unknown; the message names the nearest valid key.
     """
+    name = RECIPES.get(name, name)
     if name in recipe_names():
         tree = parse_yaml(recipe_folder().joinpath(f"{name}.yaml").read_bytes(), name)
     elif Path(name).is_file():

@@ -43,7 +43,7 @@ def read_list(path: Path) -> list[SampledImage]:
 
 
 def class_of(image: dict[str, Any]) -> str | None:
-    """Returns the name of the image's class, or None; models without classes write "picture"."""
+    """Returns the name of the image's class, or None; older versions wrote "picture" for None."""
     return None if image["class"] == "picture" else image["class"]
 
 

@@ -1,4 +1,4 @@
-"""Packed tokens: the one representation of a batch of pictures of different sizes.
+"""Packed tokens: the one representation of a batch of images of different sizes.
 
 Shape suffixes used throughout: T packed tokens of a batch, B images, C token channels (c * p * p), D width, N heads,
 H head dimension. Token n of an image of h x w patches is the patch in row n // w and column n % w; inside a token the
@@ -26,10 +26,10 @@ class TokenBatch:
     constants. Treat a batch as immutable: batches of the same images share what follows from their sizes.
     Raises ValueError when the shapes or counts do not fit.
 
-    sizes: height and width of each image. lengths: its number of tokens. runs: (images, tokens per image) of each run
-    of neighbouring images of equal length. On the device of x: image_index: (T,) int64, the image that each token
-    belongs to. offsets: (B + 1,) int32, the first token of each image, and T. positions: (T, 2) int64, row and column
-    of each token in its image. counts: (B,) int64 on the CPU, the lengths.
+    sizes: height and width of each image. lengths: its number of tokens. equal_length_runs: (images, tokens per image)
+    of each run of neighbouring images of equal length. On the device of x: image_index: (T,) int64, the image that each
+    token belongs to. offsets: (B + 1,) int32, the first token of each image, and T. positions: (T, 2) int64, row and
+    column of each token in its image. counts: (B,) int64 on the CPU, the lengths.
     """
 
     def __init__(self, x: Tensor, hw: Tensor | Sequence[tuple[int, int]]) -> None:
@@ -58,8 +58,8 @@ class TokenBatch:
         return self._layout.lengths
 
     @property
-    def runs(self) -> list[tuple[int, int]]:
-        return self._layout.runs
+    def equal_length_runs(self) -> list[tuple[int, int]]:
+        return self._layout.equal_length_runs
 
     @property
     def counts(self) -> Tensor:
@@ -95,7 +95,7 @@ class TokenBatch:
         layout = self._layout.once(("select", *images), lambda: Layout([self.sizes[i] for i in images]))
         return self._with(torch.cat([parts[i] for i in images]), layout)
 
-    def with_tail(self, total: int, longest: int) -> TokenBatch:
+    def pad_to(self, total: int, longest: int) -> TokenBatch:
         """The same, then images of zeros, each of 1 x `longest` tokens or what is left, that make T the total."""
         whole, rest = divmod(total - len(self.x), longest)
         tail = [(1, longest)] * whole + [(1, rest)] * (rest > 0)
@@ -107,14 +107,14 @@ class TokenBatch:
         batch._set(x, layout)
         return batch
 
-    def spread(self, per_image: Tensor) -> Tensor:
+    def expand_to_tokens(self, per_image: Tensor) -> Tensor:
         """(B, ...) per image to (T, ...) per token."""
-        return spread(per_image, self.rows)
+        return expand_to_tokens(per_image, self.rows)
 
     def image_mean(self, per_token: Tensor) -> Tensor:
         """(T, ...) per token to (B, ...): the mean over each image's own tokens."""
         lengths = self.offsets.diff().to(per_token.dtype)
-        return sum_images(per_token, *self.rows) / lengths.view(-1, *[1] * (per_token.ndim - 1))
+        return segment_sum(per_token, *self.rows) / lengths.view(-1, *[1] * (per_token.ndim - 1))
 
     @classmethod
     def from_latents(cls, latents: Sequence[Tensor], patch_size: int) -> TokenBatch:
@@ -140,7 +140,7 @@ class Layout:
             raise ValueError("a batch needs at least one image, and every side at least one patch")
         self.sizes = sizes
         self.lengths = [h * w for h, w in sizes]
-        self.runs = runs_of(self.lengths)
+        self.equal_length_runs = runs_of(self.lengths)
         self.counts, widths = torch.tensor(self.lengths), torch.tensor([w for _, w in sizes])
         index = torch.arange(len(sizes)).repeat_interleave(self.counts, output_size=sum(self.lengths))
         n = torch.arange(sum(self.lengths)) - (self.counts.cumsum(0) - self.counts)[index]
@@ -217,7 +217,7 @@ class Rows(NamedTuple):
     offsets: Tensor
 
 
-def spread(per_image: Tensor, rows: Rows) -> Tensor:
+def expand_to_tokens(per_image: Tensor, rows: Rows) -> Tensor:
     """(B, ...) per image to (T, ...) per token."""
     return _Spread.apply(per_image, *rows)
 
@@ -234,11 +234,11 @@ class _Spread(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        return sum_images(grad, *ctx.saved_tensors), None, None, None
+        return segment_sum(grad, *ctx.saved_tensors), None, None, None
 
 
-@library.custom_op("fitv2::sum_images", mutates_args=())
-def sum_images(per_token: Tensor, index: Tensor, counts: Tensor, offsets: Tensor) -> Tensor:
+@library.custom_op("fitv2::segment_sum", mutates_args=())
+def segment_sum(per_token: Tensor, index: Tensor, counts: Tensor, offsets: Tensor) -> Tensor:
     """(T, ...) to (B, ...): the sum over each image's tokens. An operator of its own, which torch.compile leaves alone:
     its own scatter-add on a CPU is slow.
     """
@@ -247,7 +247,7 @@ def sum_images(per_token: Tensor, index: Tensor, counts: Tensor, offsets: Tensor
     return sum_segments(per_token, offsets)
 
 
-@sum_images.register_fake
+@segment_sum.register_fake
 def _(per_token: Tensor, index: Tensor, counts: Tensor, offsets: Tensor) -> Tensor:
     # Not len(): as a plain number it would be a constant of the graph, one for every number of images.
     return per_token.new_empty(counts.shape[0], *per_token.shape[1:])
@@ -257,11 +257,11 @@ def _keep_rows(ctx, inputs, output) -> None:
     ctx.save_for_backward(*inputs[1:])
 
 
-def _spread_again(ctx, grad: Tensor):
-    return spread(grad, Rows(*ctx.saved_tensors)), None, None, None
+def _expand_again(ctx, grad: Tensor):
+    return expand_to_tokens(grad, Rows(*ctx.saved_tensors)), None, None, None
 
 
-sum_images.register_autograd(_spread_again, setup_context=_keep_rows)
+segment_sum.register_autograd(_expand_again, setup_context=_keep_rows)
 
 
 def _sum_runs(per_token: Tensor, runs: list[tuple[int, int]]) -> Tensor:

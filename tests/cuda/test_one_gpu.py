@@ -13,7 +13,7 @@ from fitv2.model import attention
 from fitv2.sampling.generate import sample_batch
 from fitv2.sampling.solvers import ADAPTIVE, DIFFUSION_SOLVERS, SOLVER_NAMES
 from fitv2.sampling.spec import SampleSpec, Sampling
-from fitv2.tokens import sum_images, upload
+from fitv2.tokens import segment_sum, upload
 from tiny import random_model
 
 CONFIG = FiTConfig(width=64, depth=2, heads=2, num_classes=5)
@@ -72,8 +72,8 @@ def test_a_step_of_sampling_waits_for_nothing(solver):
 def test_sums_over_images_agree_with_the_cpu(shape):
     batch, *_ = inputs("cpu")
     per_token = torch.randn(len(batch.x), *shape)
-    expected = sum_images(per_token, *batch.rows)
-    made = sum_images(per_token.cuda(), *batch.to("cuda").rows)
+    expected = segment_sum(per_token, *batch.rows)
+    made = segment_sum(per_token.cuda(), *batch.to("cuda").rows)
     torch.testing.assert_close(made.cpu(), expected, atol=1e-4, rtol=1e-4)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..finite import check_weights
 from ..model.config import DEFAULT_ROPE, AttentionFactor, FiTConfig, NetworkConfig, RopeMethod, RopeScheme
-from ..model.fitv1 import FiT1Config
+from ..model.fitv1 import FiTv1Config
 from ..model.network import bare_model, model_of
 from ..model.presets import architecture_of
 from ..model.transformer import FiT
@@ -139,7 +139,7 @@ def official_config(kwargs: Mapping[str, Any], shared_modulation: bool = True) -
     sizes = REQUIRED | OPTIONAL | (FITV2_ONLY if fitv2 else {})
     fields = {ours: kwargs[theirs] for theirs, ours in sizes.items() if theirs in kwargs}
     rope = official_rope(**{name: kwargs[name] for name in POSITIONS if name in kwargs})
-    return (FiTConfig if fitv2 else FiT1Config)(**fields, rope=rope)
+    return (FiTConfig if fitv2 else FiTv1Config)(**fields, rope=rope)
 
 
 def check_kind(argument: str, value: Any) -> None:
@@ -162,7 +162,7 @@ def official_kwargs(config: FiTConfig) -> dict[str, Any]:
     a name there.
     """
     check_official(config)
-    fitv2 = not isinstance(config, FiT1Config)
+    fitv2 = not isinstance(config, FiTv1Config)
     sizes = REQUIRED | OPTIONAL | (FITV2_ONLY if fitv2 else {})
     fields = {theirs: getattr(config, ours) for theirs, ours in sizes.items()}
     return fields | BOTH | (FITV2 if fitv2 else FIT1) | official_positions(config.rope)

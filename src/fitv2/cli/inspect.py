@@ -103,7 +103,7 @@ def refuse_foreign(out: Path, own: set[str]) -> None:
 def text(folder: Path, inspection: Inspection, figures: dict[str, Any]) -> Iterator[str]:
     preparation, low_to_high = inspection.preparation, "{:g} to {:g}, median {:g}"
     what = f"latents of {preparation.autoencoder}" if preparation.autoencoder else "pixels"
-    images, files = counted(figures["pictures"], "image"), counted(figures["files"], "file")
+    images, files = counted(figures["images"], "image"), counted(figures["files"], "file")
     yield f"{folder}: {images} of {files} as {what}, {figures['bytes']:,} bytes"
     yield f"  {counted(len(figures['classes']), 'class', 'classes') if figures['classes'] else 'no classes'}"
     yield f"  at most {preparation.max_tokens} tokens of {preparation.patch}x{preparation.patch} pixels; " + ", ".join(
@@ -115,7 +115,7 @@ def text(folder: Path, inspection: Inspection, figures: dict[str, Any]) -> Itera
     duplicates = counted(figures["duplicates"], "duplicate")
     yield f"  {figures['stretched_visibly']} stretched by over 5 %; {duplicates}"
     pack = figures["packing"]
-    budget, real = counted(pack["budget"], "token"), 100 * pack["real_share"]
+    budget, real = counted(pack["budget"], "token"), 100 * pack["packing_efficiency"]
     yield f"  packs of {budget}: {pack['packs']} an epoch, {real:.2f} % real tokens"
     if "verified" in figures:
         yield f"  all of {counted(len(inspection.dataset['shards']), 'shard')} as written, every number finite"

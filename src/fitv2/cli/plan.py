@@ -131,11 +131,11 @@ def plan_lines(figures: dict[str, Any], devices: int) -> list[str]:
     """The figures for people."""
     each = f" on each of {devices} devices" if devices > 1 else ""
     return [
-        f"parameters        {figures['parameters'] / 1e6:.2f} M, {100 * figures['trained_share']:.4g} % trained",
-        f"images            {figures['pictures']:,} in {counted(figures['classes'], 'class', 'classes')}",
-        f"tokens an image   {figures['tokens_per_picture']:.1f}",
-        f"images a step     {figures['pictures_per_step']:.1f}",
-        f"real tokens       {100 * figures['real_token_share']:.2f} % of the budget",
+        f"parameters        {figures['parameters'] / 1e6:.2f} M, {100 * figures['trained_fraction']:.4g} % trained",
+        f"images            {figures['images']:,} in {counted(figures['classes'], 'class', 'classes')}",
+        f"tokens an image   {figures['tokens_per_image']:.1f}",
+        f"images a step     {figures['images_per_step']:.1f}",
+        f"real tokens       {100 * figures['packing_efficiency']:.2f} % of the budget",
         f"epochs            {figures['epochs']:.1f} of {counted(figures['packs_per_epoch'], 'pack')}",
         f"memory            about {figures['memory_bytes'] / 2**30:.2f} GiB{each}",
     ]

@@ -73,9 +73,9 @@ def prepare(
 
     [bold]Examples[/bold]
 
-      fitv2 prepare my/pictures --out prepared --max-tokens 256 --autoencoder stabilityai/sd-vae-ft-ema
+      fitv2 prepare my/images --out prepared --max-tokens 256 --autoencoder stabilityai/sd-vae-ft-ema
 
-      fitv2 prepare my/pictures --out pixels --max-tokens 144 --autoencoder pixels
+      fitv2 prepare my/images --out pixels --max-tokens 144 --autoencoder pixels
 
       torchrun --nproc_per_node 8 -m fitv2.cli prepare 'train-*.tar' --out prepared --max-tokens 256 --autoencoder vae
 
@@ -120,7 +120,7 @@ def show(report: Report, out: Path, seconds: float, patch_size: int, as_json: bo
         print(json.dumps(figures | {"skipped_by_reason": report.skipped_by_reason, "skipped_files": report.skipped}))
         return
     lines = [
-        f"{out}: {counted(report.pictures, 'image')} of {counted(report.files, 'file')} in "
+        f"{out}: {counted(report.images, 'image')} of {counted(report.files, 'file')} in "
         f"{counted(report.shards, 'shard')}; {report.encoded:,} encoded now, {report.reused:,} moved from other "
         f"shards, {seconds:.1f} s"
     ]

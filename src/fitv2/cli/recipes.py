@@ -115,7 +115,7 @@ def recipe_for(data: str | None) -> str:
     from ..build import holds_latents
     from ..settings import FolderSettings
 
-    return "latents" if data is not None and holds_latents(FolderSettings(source=data)) else "pictures"
+    return "latents" if data is not None and holds_latents(FolderSettings(source=data)) else "images"
 
 
 def base_overrides(base: str | None) -> list[str]:
@@ -155,7 +155,7 @@ def check_source(chosen: Recipe, name: str | None, run: Path, resume: bool, dry_
         raise UserError(
             f"{data.source} is not there any more; if it is elsewhere now: {resume_command(run)} --data FOLDER"
         )
-    name = name or "pictures"
+    name = name or "images"
     if name in recipe_names() and data.source == load_recipe(name).data.source:
         raise UserError(f"the recipe {name} trains on images of your own: give their folder with --data")
 

@@ -145,13 +145,13 @@ def file_name(name: str) -> str:
     return re.sub(r"[^\w-]+", "-", name).encode()[:MOST_BYTES].decode(errors="ignore")
 
 
-def picture_name(pretrained: Pretrained, spec: SampleSpec, factor: int) -> str:
+def image_name(pretrained: Pretrained, spec: SampleSpec, factor: int) -> str:
     height, width = (side * factor for side in spec.size)
-    return f"{file_name(class_name(pretrained, spec.label))}_{height}x{width}_seed{spec.seed}.png"
+    return f"{file_name(class_name(pretrained, spec.label) or 'image')}_{height}x{width}_seed{spec.seed}.png"
 
 
-def class_name(pretrained: Pretrained, label: int) -> str:
-    return pretrained.class_names[label] if label < len(pretrained.class_names) else "picture"
+def class_name(pretrained: Pretrained, label: int) -> str | None:
+    return pretrained.class_names[label] if label < len(pretrained.class_names) else None
 
 
 def check_memory(pretrained: Pretrained, specs: list[SampleSpec], sampling: Sampling) -> None:

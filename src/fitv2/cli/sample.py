@@ -13,7 +13,7 @@ import typer
 
 from ..errors import UserError
 from ..messages import counted
-from .requested import check_memory, describe, list_specs, picture_name, shown_classes, warn_of_sizes
+from .requested import check_memory, describe, image_name, list_specs, shown_classes, warn_of_sizes
 from .samples import SHEET, begin, check_folder, finish, free_folder
 from .sampling import (
     ADVISED,
@@ -201,7 +201,7 @@ def make(
     from ..sheets import contact_sheet, save_sheet, to_image
     from .progress import image_progress
 
-    names = [picture_name(pretrained, spec, codec.factor) for spec in specs]
+    names = [image_name(pretrained, spec, codec.factor) for spec in specs]
     rows = [describe(pretrained, spec, codec.factor) for spec in specs]
     begin(out, request, names, overwrite)
     images: dict[int, Image.Image] = {}
@@ -216,7 +216,9 @@ def make(
         with Decoding(codec, save) as decoding:
             generate(pretrained.model, specs, sampling, decoding.add)
     seconds = time.perf_counter() - start
-    captions = ["{class} {size[0]}x{size[1]}".format(**row) + ("" if row["seen"] else " *") for row in rows]
+    captions = [
+        f"{row['class'] or 'image'} {'x'.join(map(str, row['size']))}{'' if row['seen'] else ' *'}" for row in rows
+    ]
     sheet = contact_sheet([images[number] for number in range(len(specs))], captions, note)
     save_sheet(sheet, out / SHEET)
     finish(out, request, [{"file": name, **row} for name, row in zip(names, rows, strict=True)])

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 WIDTH = 110
 FORMULA = ("tokens", "parameters", "GMAC", "GFLOP", "forward", "step", "training")
 MEASURED = ("pass", "seconds", "tokens/s", "memory", "of peak")
-WORDS = ("model", "picture", "pass")
+WORDS = ("model", "image", "pass")
 ABOUT_FORMULAS = """\
 GMAC: multiply-accumulates of linear layers in a forward pass (the "GFLOPs" of Table I). GFLOP: two operations for
 each, plus attention; a training step takes three times as many. Memory: forward, beyond the weights; step, kept for
@@ -31,8 +31,8 @@ def show_profiles(profiles: Sequence[Profile], device: str, threads: int, compil
     """Prints what formulas say, and what was measured; threads: of a CPU; compiled: blocks of FiT and FiTv2."""
     case, console = profiles[0].case, Console(markup=False, emoji=False, highlight=False)  # A name means nothing else.
     console.width = max(console.width, WIDTH)
-    pictures = "one picture" if case.batch == 1 else f"{case.batch} pictures"
-    table = empty(f"By formula: {pictures}, {'float32' if case.precision == 'fp32' else 'bf16'}", FORMULA)
+    images = "one image" if case.batch == 1 else f"{case.batch} images"
+    table = empty(f"By formula: {images}, {'float32' if case.precision == 'fp32' else 'bf16'}", FORMULA)
     for profile in profiles:
         table.add_row(*name_and_size(profile.case), *formula_cells(profile))
     console.print(table)
@@ -52,7 +52,7 @@ def show_profiles(profiles: Sequence[Profile], device: str, threads: int, compil
 def empty(title: str, columns: Sequence[str]) -> Table:
     """No rows yet. Words stand at the left, numbers at the right."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None)
-    for column in ("model", "picture", *columns):
+    for column in ("model", "image", *columns):
         table.add_column(column, overflow="fold", justify="left" if column in WORDS else "right")
     return table
 

@@ -33,7 +33,7 @@ def train(
         typer.Option(
             "--recipe",
             "-r",
-            help="a name from 'fitv2 recipes', or a YAML file; with --data, the default is pictures or latents",
+            help="a name from 'fitv2 recipes', or a YAML file; with --data, the default is images or latents",
         ),
     ] = None,
     data: Annotated[
@@ -85,15 +85,15 @@ def train(
 ) -> None:
     """Train a model on images of all shapes, without padding.
 
-    The recipe 'pictures' uses whole images. The ImageNet recipes and 'fitv2 prepare' may also use square crops.
+    The recipe 'images' uses whole images. The ImageNet recipes and 'fitv2 prepare' may also use square crops.
 
     [bold]Examples[/bold]
 
       fitv2 train --recipe fashion-tiny
 
-      fitv2 train --data my/pictures --out runs/mine
+      fitv2 train --data my/images --out runs/mine
 
-      fitv2 train --data my/pictures --init-from runs/theirs --out runs/tuned
+      fitv2 train --data my/images --init-from runs/theirs --out runs/tuned
 
       fitv2 train --resume --out runs/mine
 
@@ -101,7 +101,7 @@ def train(
 
     [bold]How long is long enough?[/bold] --dry-run estimates the time on this machine. Measured on two CPU cores:
     fashion-tiny makes recognisable garments after its 3 000 steps (10 minutes), and fashion is good after 8 000 (1.7
-    hours). On 800 images of 16 classes, the patches made by 'pictures' match their neighbours after 1 000 steps (16
+    hours). On 800 images of 16 classes, the patches made by 'images' match their neighbours after 1 000 steps (16
     minutes), and shapes need all 4 000. More images need more steps, preferably on a GPU. latents is meant for 50 000
     steps on a GPU, the ImageNet recipes for 400 000 and more. Stop when the sheets in samples/ no longer improve.
 
@@ -125,7 +125,7 @@ def train(
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if out is None and recipe is None and data is None and init_from is None:
         raise UserError("name what to train on with --recipe or --data, or continue a run with --resume --out RUN")
-    run = out or Path("runs") / Path(recipe or "pictures").stem
+    run = out or Path("runs") / Path(recipe or "images").stem
     chosen = choose_recipe(recipe, data, init_from, run, resume, settings or [])
     check_source(chosen, recipe, run, resume, dry_run)
     if dry_run:
@@ -164,7 +164,7 @@ def carry_out(chosen: Recipe, run: Path, resume: bool, device: str | None, ignor
     processes.check_launcher(ranks.device)
     processes.on_rank0(lambda: check_run(run, chosen, resume))
     with processes.locked_on_rank0(run, "a training"):
-        patch_size, scan = chosen.model.patch_size, run / "pictures.json"
+        patch_size, scan = chosen.model.patch_size, run / "images.json"
         dataset = processes.rank0_first(lambda: build_dataset(chosen.data, patch_size, scan))
         begun = processes.on_rank0(lambda: bool(checkpoints(run / "checkpoints")))
         base = None if begun else build_base(chosen.training)

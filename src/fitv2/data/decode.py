@@ -169,7 +169,7 @@ def _reason(content: bytes, error: Exception) -> str:
     if is_tiff and (isinstance(error, UnidentifiedImageError) or "raw mode" in str(error)):
         return "not supported: a TIFF of this kind, convert it to PNG"
     if isinstance(error, UnidentifiedImageError):
-        return "not a picture" if content else "empty file"
+        return "not an image" if content else "empty file"
     if isinstance(error, OSError) and error.errno is not None:
         return f"cannot be read: {error.strerror}"
     return f"truncated or damaged: {error}"

@@ -48,7 +48,7 @@ class Fashion(Dataset):
     """Trimmed garments in memory.
 
     Args:
-        pictures: uint8 (h, w) arrays with sides divisible by 4, bright garment on black.
+        images: uint8 (h, w) arrays with sides divisible by 4, bright garment on black.
         labels: (N,) in [0, 10).
         min_scale: Below 1, each epoch draws each garment at a random linear scale in [min_scale, 1], its sides rounded
             to the patch, and cropped as `images.resize` does where that would stretch it.
@@ -71,7 +71,7 @@ class Fashion(Dataset):
 
     def __init__(
         self,
-        pictures: Sequence[np.ndarray],
+        images: Sequence[np.ndarray],
         labels: np.ndarray,
         min_scale: float = 1.0,
         max_tokens: int = WHOLE,
@@ -83,9 +83,9 @@ class Fashion(Dataset):
                 "data.preprocessing=resize, or data.min_scale=1"
             )
         variants(SIDE, SIDE, max_tokens, PATCH, preprocessing)  # Raises for an unknown one.
-        self.pictures = pictures
+        self.images = images
         self.labels = np.asarray(labels, dtype=np.int64)
-        self.sizes = np.array([picture.shape for picture in pictures], dtype=np.int64)
+        self.sizes = np.array([image.shape for image in images], dtype=np.int64)
         self.hw = self.sizes // PATCH
         self.min_scale = min_scale
         self.preprocessing: Preprocessing = preprocessing
@@ -100,13 +100,13 @@ class Fashion(Dataset):
         return np.maximum(np.rint(self.hw * scales[:, None]), 1).astype(np.int64)
 
     def load(self, index: int, variant: int, hw: tuple[int, int], flip: bool, rng: object) -> Tensor:
-        size, image = (hw[0] * PATCH, hw[1] * PATCH), Image.fromarray(self.pictures[index])
+        size, image = (hw[0] * PATCH, hw[1] * PATCH), Image.fromarray(self.images[index])
         return to_latent(np.asarray(fitted(image, size, VARIANTS[self.preprocessing][variant])))
 
 
-def to_latent(picture: np.ndarray) -> Tensor:
+def to_latent(image: np.ndarray) -> Tensor:
     """Converts uint8 (h, w) to float32 (1, h, w) in [-1, 1]."""
-    return images.to_latent(picture[None])
+    return images.to_latent(image[None])
 
 
 def bundled(*settings: Any, **more: Any) -> Fashion:

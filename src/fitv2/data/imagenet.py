@@ -17,7 +17,7 @@ from ..randomness import Purpose, numpy_generator
 from .dataset import Dataset
 from .images import variant_sizes
 
-PICTURES, CLASSES = 1_281_167, 1000
+IMAGES, CLASSES = 1_281_167, 1000
 # Of the autoencoder of Stable Diffusion, with which FiT and FiTv2 were trained.
 FACTOR, CHANNELS, PATCH = 8, 4, 2
 # Sizes are drawn for this many images, then repeated: enough for a plan, and quick.
@@ -25,7 +25,7 @@ DRAWN = 20_000
 ASPECTS, SHARES = (4 / 3, 3 / 4, 3 / 2, 2 / 3, 1.0), (0.45, 0.2, 0.2, 0.07, 0.08)
 
 
-def picture_sizes(number: int, seed: int = 0) -> np.ndarray:
+def image_sizes(number: int, seed: int = 0) -> np.ndarray:
     """Draws (number, 2) int64 heights and widths in pixels, as the module says."""
     rng = numpy_generator(Purpose.VARIANTS, seed)
     camera = rng.choice(ASPECTS, number, p=SHARES) * np.exp(rng.normal(0, 0.02, number))
@@ -43,11 +43,11 @@ class ImageNetLike(Dataset):
     patch_size, channels, num_classes, factor = PATCH, CHANNELS, CLASSES, FACTOR
     class_names: Sequence[str] = ()
 
-    def __init__(self, max_tokens: int, pictures: int = PICTURES) -> None:
-        patch, repeated = PATCH * FACTOR, np.arange(pictures) % DRAWN
-        sizes, possible = variant_sizes(picture_sizes(min(DRAWN, pictures)), max_tokens, patch, "mixed")
+    def __init__(self, max_tokens: int, number: int = IMAGES) -> None:
+        patch, repeated = PATCH * FACTOR, np.arange(number) % DRAWN
+        sizes, possible = variant_sizes(image_sizes(min(DRAWN, number)), max_tokens, patch, "mixed")
         self.variant_hw, self.possible = (sizes // patch)[repeated], possible[repeated]
-        self.labels = np.arange(pictures) % CLASSES
+        self.labels = np.arange(number) % CLASSES
 
     def draw(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
         return {"variant": rng.integers(0, 2, len(self)) / 2}

@@ -24,7 +24,7 @@ MARKS: list[tuple[str, set[str]]] = [
     (RUN, {"recipe.json", "log.jsonl"}),
     (RUN, {"recipe.json", "model"}),
     (PREPARED, {"settings.json", "shards"}),
-    ("an inspection", {"pictures.csv", "plots.png"}),
+    ("an inspection", {"images.csv", "plots.png"}),
     ("an evaluation", {"result.json", "scores.png"}),
     ("an evaluation", {"evaluation.json"}),
     ("a study", {"result.json", "final.png"}),

@@ -16,7 +16,7 @@ from ..errors import UserError
 from ..tokens import TokenBatch
 from .dataset import Dataset, Epoch
 from .formats import UnreadableImage
-from .packing import Packs, plan_packs, real_share
+from .packing import Packs, packing_efficiency, plan_packs
 
 logger = logging.getLogger(__name__)
 # The latents of a pack as they are loaded, and its labels.
@@ -26,7 +26,7 @@ PROBES, NAMED = 20, 5
 
 
 @dataclass(frozen=True)
-class Position:
+class DataCursor:
     """Where the stream stands: the epoch, and the number of its packs already used."""
 
     epoch: int = 0
@@ -42,8 +42,8 @@ class Step:
         readable: The number of images of each pack that could be read; a pack with 0 is a stand-in and must not count.
         unreadable: The number of the other images of this rank.
         images, tokens: As planned, over all packs of all ranks.
-        after: The position that follows.
-        real_share: The fraction of the token budget that holds real tokens, for the step's last epoch.
+        after: The cursor that follows.
+        packing_efficiency: The fraction of the token budget that holds real tokens, for the step's last epoch.
     """
 
     packs: list[tuple[TokenBatch, Tensor]]
@@ -51,8 +51,8 @@ class Step:
     unreadable: int
     images: int
     tokens: int
-    after: Position
-    real_share: float
+    after: DataCursor
+    packing_efficiency: float
 
 
 class PackLoader:
@@ -87,10 +87,10 @@ class PackLoader:
         self.workers, self.pin = workers, pin
         self._planned: tuple[int, Epoch, Packs, float] | None = None
 
-    def steps(self, position: Position) -> Generator[Step]:
-        """Yields the steps from `position` on. The next step loads in threads while the current one is used."""
+    def steps(self, cursor: DataCursor) -> Generator[Step]:
+        """Yields the steps from `cursor` on. The next step loads in threads while the current one is used."""
         with ThreadPoolExecutor(self.workers) as pool:
-            upcoming = self._submit(pool, position)
+            upcoming = self._submit(pool, cursor)
             while True:
                 pending, planned = upcoming
                 upcoming = self._submit(pool, planned.after)
@@ -101,21 +101,21 @@ class PackLoader:
                 unreadable = sum(len(latents) for latents, _ in pending) - sum(readable)
                 yield replace(planned, packs=packs, readable=readable, unreadable=unreadable)
 
-    def _submit(self, pool: ThreadPoolExecutor, position: Position) -> tuple[list[Pending], Step]:
+    def _submit(self, pool: ThreadPoolExecutor, cursor: DataCursor) -> tuple[list[Pending], Step]:
         """Begins to load the packs of this rank; returns them, and the step without what is being loaded."""
         pending, images, tokens, real = [], 0, 0, 0.0
         for number in range(self.batches_per_step):
-            if position.pack >= len(self._plan(position.epoch)[1]):  # Resumed with fewer images or larger packs.
-                position = Position(position.epoch + 1)
-            view, packs, real = self._plan(position.epoch)
-            pack = packs[position.pack]
+            if cursor.pack >= len(self._plan(cursor.epoch)[1]):  # Resumed with fewer images or larger packs.
+                cursor = DataCursor(cursor.epoch + 1)
+            view, packs, real = self._plan(cursor.epoch)
+            pack = packs[cursor.pack]
             images += len(pack)
             tokens += int(view.hw[pack].prod(1).sum())
             if number % self.world == self.rank:
                 pending.append(([pool.submit(view.latent, int(i)) for i in pack], view.labels[pack]))
-            last = position.pack + 1 == len(packs)
-            position = Position(position.epoch + 1) if last else Position(position.epoch, position.pack + 1)
-        return pending, Step([], [], 0, images, tokens, position, real)
+            last = cursor.pack + 1 == len(packs)
+            cursor = DataCursor(cursor.epoch + 1) if last else DataCursor(cursor.epoch, cursor.pack + 1)
+        return pending, Step([], [], 0, images, tokens, cursor, real)
 
     def is_gone(self) -> bool:
         """Whether at least half of a few images, spread evenly over the data set, cannot be read now."""
@@ -128,7 +128,7 @@ class PackLoader:
             view = self.dataset.epoch(epoch, self.seed)
             lengths = view.hw.prod(1)
             packs = plan_packs(lengths, self.max_tokens_per_batch, self.seed, epoch)
-            self._planned = epoch, view, packs, real_share(lengths, packs, self.max_tokens_per_batch)
+            self._planned = epoch, view, packs, packing_efficiency(lengths, packs, self.max_tokens_per_batch)
         return self._planned[1:]
 
 

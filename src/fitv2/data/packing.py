@@ -73,6 +73,6 @@ def plan_packs(lengths: np.ndarray, budget: int, seed: int, epoch: int) -> Packs
     return Packs(order[np.argsort(place_of, kind="stable")], np.cumsum(np.bincount(place_of)))
 
 
-def real_share(lengths: np.ndarray, packs: Packs, budget: int) -> float:
+def packing_efficiency(lengths: np.ndarray, packs: Packs, budget: int) -> float:
     """Returns the fraction of the budget that holds real tokens."""
     return float(lengths.sum() / (len(packs) * budget))

@@ -74,7 +74,7 @@ class Preparation:
         return self.channels * (1 if self.kind == "pixels" else 4)
 
     @property
-    def what_counts(self) -> dict[str, Any]:
+    def identity_fields(self) -> dict[str, Any]:
         """What the latents depend on: weights count, not where they were loaded from."""
         counts = {key: value for key, value in asdict(self).items() if key != "autoencoder"}
         if self.decoding == 1:  # The first version did not say so; its digest stays.
@@ -83,7 +83,7 @@ class Preparation:
 
     @property
     def digest(self) -> str:
-        return json_digest(self.what_counts)
+        return json_digest(self.identity_fields)
 
 
 def is_prepared(folder: Path) -> bool:

@@ -146,7 +146,7 @@ def _read_cache(cache_file: Path | None) -> dict[str, list[int]]:
     try:
         content = json.loads(Path(cache_file).read_bytes())
         if content["version"] == _CACHE_VERSION:
-            return content["pictures"]
+            return content["images"]
     except (ValueError, TypeError, KeyError):
         logger.warning("%s is not a cache of this program or is damaged: it is made again", cache_file)
     return {}
@@ -154,6 +154,6 @@ def _read_cache(cache_file: Path | None) -> dict[str, list[int]]:
 
 def _write_cache(cache_file: Path, entries: dict[str, list[int]]) -> None:
     try:
-        write_text(cache_file, json.dumps({"version": _CACHE_VERSION, "pictures": entries}, indent=1))
+        write_text(cache_file, json.dumps({"version": _CACHE_VERSION, "images": entries}, indent=1))
     except OSError as error:
         logger.warning("%s cannot be written, so the next start checks every image again: %s", cache_file, error)

@@ -1,1 +1,1 @@
-"""Evaluation: how near pictures are to real ones, by the features that networks see in them."""
+"""Evaluation: how near images are to real ones, by the features that networks see in them."""

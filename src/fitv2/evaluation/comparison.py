@@ -213,7 +213,7 @@ def add_accuracy(found: Comparison, samples: Side, real: Side, extractor: Extrac
         if real.recognised is None and others is not None and real.class_names and known is not None:
             of_class = fractions(others.classes, known[others.labels], names)
     else:
-        names, by = list(real.class_names), f"the {VOTERS} nearest real pictures"
+        names, by = list(real.class_names), f"the {VOTERS} nearest real images"
         numbers = numbers_among(samples.class_names, names)
         if numbers is None or others is None or len(others.pooled) <= VOTERS:
             found.notes.append("the classes of the samples are not those of the reference, so there is no accuracy")

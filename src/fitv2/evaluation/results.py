@@ -142,7 +142,7 @@ def class_counts(labels: np.ndarray, classes: int) -> str | None:
     counts = np.bincount(labels, minlength=classes)
     few, many = int(counts.min()), int(counts.max())
     # In this form it is compared with results of earlier versions.
-    return f"{classes} classes, " + ("balanced" if many - few <= 1 else f"{few} to {many} pictures of each")
+    return f"{classes} classes, " + ("balanced" if many - few <= 1 else f"{few} to {many} images of each")
 
 
 def difference(files: Mapping[str, Sequence[Result]]) -> str | None:

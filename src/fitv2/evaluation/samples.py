@@ -138,7 +138,7 @@ class Maker:
         specs = balanced_specs(self.pretrained, number, size, self.seed, self.codec.factor)
         names = self.pretrained.class_names
         images = GeneratedImages(self.name, folder, specs, names, self.codec.factor, own)
-        about: dict[str, Any] = {"model": self.name, "pictures": str(folder), "model_calls": sampling.model_calls}
+        about: dict[str, Any] = {"model": self.name, "images": str(folder), "model_calls": sampling.model_calls}
         labels = np.array([spec.label for spec in specs])
         about[LABELS] = class_counts(labels, self.pretrained.model.config.num_classes) or OWN_CHOICE
         about |= {CLASSES: list(names) or None, "step": self.pretrained.step}

@@ -242,7 +242,7 @@ class FashionImages(Images):
 
     def __init__(self, name: str, fashion: Fashion) -> None:
         super().__init__(name, fashion.sizes, fashion.labels, fashion.class_names)
-        self.arrays = fashion.pictures
+        self.arrays = fashion.images
 
     @cached_property
     def digest(self) -> str:

@@ -55,7 +55,7 @@ def flow_loss_at(
 
     So an image weighs the same whatever its size. The error is taken in float32, whatever dtype autocast gives.
     """
-    x_TC = interpolate(data.x, noise_TC, data.spread(t_B)[:, None])
+    x_TC = interpolate(data.x, noise_TC, data.expand_to_tokens(t_B)[:, None])
     predicted_TC = velocity(data.with_x(x_TC), t_B, labels_B)
     error_TC = predicted_TC.float() - (data.x - noise_TC)
     per_image_B = data.image_mean(error_TC.square().mean(1))

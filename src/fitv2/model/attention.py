@@ -32,7 +32,7 @@ def packed_attention(q_TNH: Tensor, k_SNH: Tensor, v_SNH: Tensor, queries: Token
         lengths = queries.offsets, keys.offsets, max(queries.lengths), max(keys.lengths)
         return varlen_attention(q_TNH.contiguous(), k_SNH.contiguous(), v_SNH.contiguous(), *lengths)
     if keys is queries:  # As in every block: these runs are known.
-        runs = [(n, length, length) for n, length in queries.runs]
+        runs = [(n, length, length) for n, length in queries.equal_length_runs]
     else:
         runs = [(n, *pair) for n, pair in runs_of(list(zip(queries.lengths, keys.lengths, strict=True)))]
     return attention_by_runs(q_TNH, k_SNH, v_SNH, runs)

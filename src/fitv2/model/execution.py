@@ -82,7 +82,7 @@ def run_blocks(
     """Returns the residual stream (T, D) after all blocks."""
     tokens, training = len(x_TD), torch.is_grad_enabled()
     if tokens < token_budget and training:
-        x_TD, inputs = with_tail(x_TD, inputs, token_budget)
+        x_TD, inputs = pad_to(x_TD, inputs, token_budget)
 
     def through(some: nn.ModuleList, x_TD: Tensor) -> Tensor:
         for block in some:
@@ -98,9 +98,9 @@ def run_blocks(
     return through(rest[-1:], cache.add(through(first, x_TD), partial(through, rest[:-1])))[:tokens]
 
 
-def with_tail(x_TD: Tensor, inputs: BlockInputs, total: int) -> tuple[Tensor, BlockInputs]:
+def pad_to(x_TD: Tensor, inputs: BlockInputs, total: int) -> tuple[Tensor, BlockInputs]:
     """Returns the same followed by images of zeros, up to `total` tokens, so that all steps have one shape."""
-    batch = inputs.batch.with_x(x_TD).with_tail(total, LONGEST_IN_TAIL)
+    batch = inputs.batch.with_x(x_TD).pad_to(total, LONGEST_IN_TAIL)
     added, more = len(batch) - len(inputs.batch), total - len(x_TD)
     context = inputs.context
     cos, sin = (F.pad(side, (0, 0, 0, 0, 0, more)) for side in inputs.table)
@@ -110,7 +110,7 @@ def with_tail(x_TD: Tensor, inputs: BlockInputs, total: int) -> tuple[Tensor, Bl
         rows=batch.rows,
         batch=batch,
         table=(cos, sin),
-        context=context and context.with_tail(len(context.x) + added, 1),
+        context=context and context.pad_to(len(context.x) + added, 1),
     )
 
 

@@ -13,7 +13,7 @@ from .config import FiTConfig, Modulation, Prediction
 
 
 @dataclass(frozen=True, kw_only=True)
-class FiT1Config(FiTConfig):
+class FiTv1Config(FiTConfig):
     """The configuration of FiT; with other values, of what lies between it and FiTv2 (Table II of FiTv2).
 
     The model takes t (B,) as steps 0 to 999, whole or between. The authors' commit caps it at 1.0, which makes all

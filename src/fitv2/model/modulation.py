@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..tokens import Rows, spread
+from ..tokens import Rows, expand_to_tokens
 from .compute import recomputed
 from .config import FiTConfig
 
@@ -76,8 +76,8 @@ def gated(gate_BD: Tensor, x_TD: Tensor, rows: Rows) -> Tensor:
 
 def _modulated_norm(x_TD: Tensor, shift_BD: Tensor, factor_BD: Tensor, rows: Rows) -> Tensor:
     normed_TD = F.layer_norm(x_TD, x_TD.shape[-1:], eps=1e-6)
-    return torch.addcmul(spread(shift_BD, rows), normed_TD, spread(factor_BD, rows))
+    return torch.addcmul(expand_to_tokens(shift_BD, rows), normed_TD, expand_to_tokens(factor_BD, rows))
 
 
 def _gated(gate_BD: Tensor, x_TD: Tensor, rows: Rows) -> Tensor:
-    return spread(gate_BD, rows) * x_TD
+    return expand_to_tokens(gate_BD, rows) * x_TD

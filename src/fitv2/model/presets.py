@@ -8,9 +8,9 @@ from typing import Any
 from ..errors import UserError
 from .config import FiTConfig, NetworkConfig
 from .dit import DiTConfig, SiTConfig
-from .fitv1 import FiT1Config
+from .fitv1 import FiTv1Config
 
-ARCHITECTURES = {"FiTv2": FiTConfig, "FiT": FiT1Config, "DiT": DiTConfig, "SiT": SiTConfig}
+ARCHITECTURES = {"FiTv2": FiTConfig, "FiT": FiTv1Config, "DiT": DiTConfig, "SiT": SiTConfig}
 # The sizes of DiT and SiT, over images of 256x256 pixels.
 GRIDS = {
     "B/2": {"width": 768, "depth": 12, "heads": 12, "side": 16},
@@ -22,8 +22,8 @@ PRESETS = {
     "FiTv2-L/2": FiTConfig(width=1024, depth=31, heads=16),
     "FiTv2-XL/2": FiTConfig(width=1152, depth=36, heads=16),
     "FiTv2-3B/2": FiTConfig(width=2304, depth=40, heads=24),
-    "FiT-B/2": FiT1Config(width=768, depth=12, heads=12),
-    "FiT-XL/2": FiT1Config(width=1152, depth=28, heads=16),
+    "FiT-B/2": FiTv1Config(width=768, depth=12, heads=12),
+    "FiT-XL/2": FiTv1Config(width=1152, depth=28, heads=16),
 } | {f"{name}-{size}": ARCHITECTURES[name](**numbers) for name in ("DiT", "SiT") for size, numbers in GRIDS.items()}
 
 

@@ -28,9 +28,9 @@ Decoded = tuple[dict[str, Any], dict[str, np.ndarray]]
 class PixelEncoder:
     """Stores pixels as they are."""
 
-    def encode(self, pictures: np.ndarray) -> np.ndarray:
+    def encode(self, images: np.ndarray) -> np.ndarray:
         """Returns (B, 1, c, h, w) uint8 for (B, c, h, w) uint8."""
-        return pictures[:, None]
+        return images[:, None]
 
 
 class MomentEncoder:
@@ -42,9 +42,9 @@ class MomentEncoder:
     def __init__(self, codec: KLAutoencoder, flip: bool) -> None:
         self.codec, self.flip = codec, flip
 
-    def encode(self, pictures: np.ndarray) -> np.ndarray:
+    def encode(self, images: np.ndarray) -> np.ndarray:
         """Returns (B, flips, 2, c, h / factor, w / factor) float16 for (B, 3, h, w) uint8."""
-        upright = torch.from_numpy(pictures).float() / 127.5 - 1
+        upright = torch.from_numpy(images).float() / 127.5 - 1
         faces = [upright, upright.flip(3)] if self.flip else [upright]
         return torch.stack([torch.stack(self.codec.encode(face), 1) for face in faces], 1).half().numpy()
 
@@ -131,37 +131,37 @@ def decode_variants(content: bytes, preparation: Preparation) -> Decoded:
     return {"size": list(size), "variants": stored}, {**arrays}
 
 
-def encode_all(encoder: Encoder, pictures: Iterable[tuple[str, np.ndarray]]) -> Iterator[tuple[str, np.ndarray | None]]:
+def encode_all(encoder: Encoder, images: Iterable[tuple[str, np.ndarray]]) -> Iterator[tuple[str, np.ndarray | None]]:
     """Yields names and latents of all images, those of equal size together; None for latents that are not finite.
 
     Which images share a pass follows from their order alone: a pass of another number rounds otherwise. Raises
     UserError for an autoencoder that gives such numbers for every image.
     """
     waiting: dict[tuple[int, ...], list[tuple[str, np.ndarray]]] = {}
-    for name, picture in pictures:
-        alike = waiting.setdefault(picture.shape, [])
-        alike.append((name, picture))
-        if (len(alike) + 1) * picture.shape[1] * picture.shape[2] > PIXELS_PER_PASS:
-            yield from _encode_pass(encoder, waiting.pop(picture.shape))
+    for name, image in images:
+        alike = waiting.setdefault(image.shape, [])
+        alike.append((name, image))
+        if (len(alike) + 1) * image.shape[1] * image.shape[2] > PIXELS_PER_PASS:
+            yield from _encode_pass(encoder, waiting.pop(image.shape))
     for shape in sorted(waiting):
         yield from _encode_pass(encoder, waiting[shape])
 
 
 def _encode_pass(encoder: Encoder, alike: list[tuple[str, np.ndarray]]) -> Iterator[tuple[str, np.ndarray | None]]:
-    pictures = np.stack([picture for _, picture in alike])
-    latents = _finite_latents(encoder, pictures)
+    images = np.stack([image for _, image in alike])
+    latents = _finite_latents(encoder, images)
     if isinstance(encoder, MomentEncoder) and any(latent is None for latent in latents):
-        grey = np.full_like(pictures[:1], 128)
+        grey = np.full_like(images[:1], 128)
         if _finite_latents(encoder, grey)[0] is None:
             raise UserError(encoder.not_finite)
     yield from zip([name for name, _ in alike], latents, strict=True)
 
 
-def _finite_latents(encoder: Encoder, pictures: np.ndarray) -> list[np.ndarray | None]:
+def _finite_latents(encoder: Encoder, images: np.ndarray) -> list[np.ndarray | None]:
     """The latents of each image, or None where they are not finite, also as the float16 that is stored."""
     try:
         with np.errstate(over="ignore"):
-            latents = encoder.encode(pictures)
+            latents = encoder.encode(images)
     except NotFinite:  # Of one image at least.
-        return [None] if len(pictures) == 1 else [_finite_latents(encoder, picture[None])[0] for picture in pictures]
+        return [None] if len(images) == 1 else [_finite_latents(encoder, image[None])[0] for image in images]
     return [latent if np.isfinite(latent).all() else None for latent in latents]

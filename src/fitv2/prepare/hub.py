@@ -26,10 +26,10 @@ class HubSource(Source):
     def __init__(self, name: str, labels: Labels = "auto") -> None:
         rows = load_rows(name)
         kinds = {column: type(feature).__name__ for column, feature in rows.features.items()}
-        pictures = [column for column, kind in kinds.items() if kind == "Image"]
-        if not pictures:
+        images = [column for column, kind in kinds.items() if kind == "Image"]
+        if not images:
             raise UserError(f"the data set {name} has no column of images; its columns are {', '.join(kinds)}")
-        self.column = pictures[0]
+        self.column = images[0]
         classes = [column for column, kind in kinds.items() if kind == "ClassLabel"]
         by = None if labels == "none" else next(iter(classes), None) or labelling_key(list(kinds))
         self.notes = [f"the labels are those of the column {by}"] if by and len(kinds) > 2 else []
@@ -49,12 +49,12 @@ class HubSource(Source):
 
     def read(self, index: int) -> bytes:
         """Returns the file of an image: some sets hold its bytes, others its path."""
-        picture = self.rows[index][self.column] or {}
-        if picture.get("bytes"):
-            return picture["bytes"]
-        if picture.get("path"):
-            return read_file(Path(picture["path"]))
-        raise OSError(None, "the row holds no picture")
+        image = self.rows[index][self.column] or {}
+        if image.get("bytes"):
+            return image["bytes"]
+        if image.get("path"):
+            return read_file(Path(image["path"]))
+        raise OSError(None, "the row holds no image")
 
 
 def label_texts(labels: Sequence[Any], name: str, column: str) -> list[str | None]:

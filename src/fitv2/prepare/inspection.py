@@ -16,12 +16,12 @@ from safetensors import SafetensorError
 from ..atomic import write_file
 from ..data.images import MAX_STRETCH
 from ..data.labelling import count_classes
-from ..data.packing import plan_packs, real_share
+from ..data.packing import packing_efficiency, plan_packs
 from ..data.prepared import SHARDS, Preparation, read_dataset, read_index
 from ..data.shards import LatentShards
 from .shards import not_finite, sha256_of
 
-TABLE = "pictures.csv"
+TABLE = "images.csv"
 # Of each variant of an image.
 NUMBERS = ("height", "width", "new_height", "new_width", "tokens", "scale", "cropped", "stretched")
 # Aspects (width / height) and fractions cropped, by which images are counted.
@@ -118,7 +118,7 @@ def packing(folder: Path, budget: int | None) -> dict[str, Any]:
     lengths = LatentShards(folder).first_hw.prod(1)
     budget = budget or 10 * int(lengths.max())
     packs = plan_packs(lengths, budget, seed=0, epoch=0)
-    return {"budget": budget, "packs": len(packs), "real_share": real_share(lengths, packs, budget)}
+    return {"budget": budget, "packs": len(packs), "packing_efficiency": packing_efficiency(lengths, packs, budget)}
 
 
 def quantiles(values: np.ndarray) -> list[float]:

@@ -57,7 +57,7 @@ class Report:
     """
 
     files: int = 0
-    pictures: int = 0
+    images: int = 0
     duplicates: int = 0
     skipped: list[tuple[str, str]] = field(default_factory=list)
     shards: int = 0
@@ -157,7 +157,7 @@ def keep_settings(out: Path, preparation: Preparation) -> None:
     """Raises UserError where the folder was prepared in another way."""
     kept = read_settings(out)
     begun = any((out / SHARDS).glob("*.jsonl"))
-    if kept is not None and begun and kept.what_counts != preparation.what_counts:
+    if kept is not None and begun and kept.identity_fields != preparation.identity_fields:
         raise UserError(f"{out} was prepared with {difference(kept, preparation)}; choose another --out")
     if kept != preparation:  # Weights may have moved to another place.
         write_text(out / SETTINGS, json.dumps(asdict(preparation), indent=1))
@@ -169,7 +169,7 @@ def difference(kept: Preparation, wanted: Preparation) -> str:
         return f"another autoencoder, {kept.autoencoder or 'pixels'} and not {wanted.autoencoder or 'pixels'}"
     if kept.decoding != wanted.decoding:
         return "an older version of fitv2, which decoded some files otherwise"
-    before, now = kept.what_counts, wanted.what_counts
+    before, now = kept.identity_fields, wanted.identity_fields
     changed = [key for key in before if before[key] != now[key]]
     return ", ".join(f"{key.replace('_', ' ')} {before[key]}, not {now[key]}" for key in changed)
 
@@ -205,7 +205,7 @@ def build_shard(
     def decoded(sha256: str) -> Decoded:
         return decode_again(source, missing[sha256], sha256, preparation)
 
-    def pictures() -> Iterator:
+    def images() -> Iterator:
         for sha256, (outcome, variants) in zip(missing, in_threads(workers, decoded, list(missing)), strict=True):
             outcomes[sha256] = outcome
             for variant, array in variants.items():
@@ -213,7 +213,7 @@ def build_shard(
                 yield f"{sha256}.{variant}", array
             done(1)
 
-    encoded = dict(encode_all(encoder, pictures()))
+    encoded = dict(encode_all(encoder, images()))
     lost = {sha256_of(name) for name, latent in encoded.items() if latent is None}
     if isinstance(encoder, MomentEncoder) and 2 * len(lost) > len(missing):
         raise UserError(f"{len(lost)} of {len(missing)} images have no finite latents: {encoder.not_finite}")
@@ -251,13 +251,13 @@ def merge(
                 content = json.dumps(line).encode() + b"\n"
                 index.update(content)
                 file.write(content)
-        if not report.pictures:  # What was there before is worth more.
+        if not report.images:  # What was there before is worth more.
             told = shortened([f"{name}: {reason}" for name, reason in report.skipped])
             raise UserError(f"no image can be read in {source_name}: {told or 'there are no files'}")
 
     write_file(out / INDEX, write)
     report.classes = count_classes(labels, source.class_names)
-    counts = {"files": report.files, "pictures": report.pictures, "duplicates": report.duplicates}
+    counts = {"files": report.files, "pictures": report.images, "duplicates": report.duplicates}
     dataset = asdict(preparation) | {
         "source": source_name,
         "class_names": source.class_names,
@@ -315,7 +315,7 @@ def merged_lines(
             if "skipped" in line:
                 report.skipped.append((line["id"], line["skipped"]))
             else:
-                report.pictures += 1
+                report.images += 1
             yield line
 
 

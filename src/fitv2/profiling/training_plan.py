@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from ..data.dataset import Dataset
-from ..data.packing import plan_packs, real_share
+from ..data.packing import packing_efficiency, plan_packs
 from ..model.config import NetworkConfig
 from ..model.network import build_network
 from ..settings import Recipe
 from ..tokens import TokenBatch
-from ..training.finetune import trained_share
+from ..training.finetune import trained_fraction
 from .formula import attention_flops, forward_flops, parameters, training_bytes
 from .measure import in_turn
 from .profile import PASSES_OF_A_STEP, training_step
@@ -26,7 +26,7 @@ MEASURED_FLOPS, LARGE = 1e11, 3e7
 def plan_figures(recipe: Recipe, dataset: Dataset, config: NetworkConfig, devices: int = 1) -> dict[str, Any]:
     """Returns the cost of a run: parameters, FLOPs of a step (the mean over an epoch), memory of a device, packing.
 
-    real_token_share is the fraction of the budget of batches that holds tokens; padded_token_share is that fraction
+    packing_efficiency is the fraction of the budget of batches that holds tokens; padding_efficiency is that fraction
     if every image took the room of the longest.
     """
     settings = recipe.training
@@ -35,15 +35,15 @@ def plan_figures(recipe: Recipe, dataset: Dataset, config: NetworkConfig, device
     step = int(training_flops(recipe, config, lengths.tolist()) * settings.batches_per_step / len(packs))
     return {
         "parameters": parameters(config),
-        "trained_share": trained_share(config, settings.trainable),
-        "pictures": len(dataset),
+        "trained_fraction": trained_fraction(config, settings.trainable),
+        "images": len(dataset),
         "classes": dataset.num_classes,
-        "tokens_per_picture": float(lengths.mean()),
-        "pictures_per_step": len(lengths) / len(packs) * settings.batches_per_step,
+        "tokens_per_image": float(lengths.mean()),
+        "images_per_step": len(lengths) / len(packs) * settings.batches_per_step,
         "packs_per_epoch": len(packs),
         "tokens_per_step": float(lengths.sum() / len(packs)) * settings.batches_per_step,
-        "real_token_share": real_share(lengths, packs, settings.max_tokens_per_batch),
-        "padded_token_share": float(lengths.mean() / lengths.max()),
+        "packing_efficiency": packing_efficiency(lengths, packs, settings.max_tokens_per_batch),
+        "padding_efficiency": float(lengths.mean() / lengths.max()),
         "epochs": settings.steps * settings.batches_per_step / len(packs),
         "flops_per_step": step,
         "flops_total": step * settings.steps,
@@ -53,7 +53,7 @@ def plan_figures(recipe: Recipe, dataset: Dataset, config: NetworkConfig, device
 
 def training_flops(recipe: Recipe, config: NetworkConfig, lengths: list[int]) -> float:
     """Returns the FLOPs of the matrix products when images of these numbers of tokens are trained on once."""
-    trained = trained_share(config, recipe.training.trainable)
+    trained = trained_fraction(config, recipe.training.trainable)
     forward, attention = forward_flops(config, lengths), attention_flops(config, lengths)
     # Of the backward pass, the half that leads to the inputs is always needed, the other for weights that are trained
     # and for attention, which has none; activation checkpointing repeats the forward pass in it.
@@ -69,7 +69,7 @@ def needed_bytes(recipe: Recipe, config: NetworkConfig, devices: int) -> int:
         settings.max_tokens_per_batch,
         settings.activation_checkpointing,
         settings.precision,
-        trained_share(config, settings.trainable),
+        trained_fraction(config, settings.trainable),
         devices if settings.sharding == "fsdp" else 1,
     )
 

@@ -88,7 +88,7 @@ class GuidedModel:
 
     def expand(self, t: Tensor) -> Tensor:
         """Returns a time or a number per image (B,) as (T, 1) on the device, and a scalar as it is."""
-        return t if t.ndim == 0 else self.batch.spread(upload(t, self.device))[:, None]
+        return t if t.ndim == 0 else self.batch.expand_to_tokens(upload(t, self.device))[:, None]
 
     @property
     def _channels(self) -> int | None:

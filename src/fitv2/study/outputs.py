@@ -22,7 +22,7 @@ LONGEST_LINE = 4096
 # The figures of result.json that enter the table.
 FIGURES = ("fd", "kid", "accuracy", "precision", "recall", "density", "coverage")
 # The costs of a training that are told beside it.
-ABOUT = ("parameters", "pictures", "epochs", "pictures_per_step", "tokens_per_picture")
+ABOUT = ("parameters", "images", "epochs", "images_per_step", "tokens_per_image")
 
 
 def training_lines(run: Run, folder: Path) -> list[dict[str, Any]]:

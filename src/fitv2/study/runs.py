@@ -122,7 +122,7 @@ class Run:
     @cached_property
     def operations(self) -> float:
         """An estimate of all that the run takes, for the time left; scoring takes forward passes alone."""
-        of_image = self.costs["flops_per_step"] / self.costs["pictures_per_step"] / 3
+        of_image = self.costs["flops_per_step"] / self.costs["images_per_step"] / 3
         calls = [s.images * s.sampler.steps * (1 if s.condition.guidance == 1 else 2) for s in self.scorings()]
         return self.costs["flops_total"] + sum(calls) * of_image
 

@@ -131,7 +131,7 @@ def trains_at_high_resolution(name: str) -> bool:
     return name.startswith(("x_embedder", "final_layer")) or name.endswith(".bias") or "norm" in name or "adaLN" in name
 
 
-def trained_share(config: NetworkConfig, trainable: str) -> float:
+def trained_fraction(config: NetworkConfig, trainable: str) -> float:
     """Returns the fraction of a network's weights that is trained."""
     counts = {name: parameter.numel() for name, parameter in bare_model(config).named_parameters()}
     return sum(counts[name] for name in trained_names(counts, trainable)) / sum(counts.values())

@@ -54,7 +54,7 @@ def draw_sheet(
     latents = generate(model, specs, sampling)
     if codec is None:
         return None
-    names = class_names or [f"class {label}" if len(shapes) > 1 else "picture" for label in range(len(shapes))]
+    names = class_names or [f"class {label}" if len(shapes) > 1 else "image" for label in range(len(shapes))]
     images = [to_image(image) for image in decode_all(codec, latents)]
     captions = [f"{names[spec.label]} {image.height}x{image.width}" for spec, image in zip(specs, images, strict=True)]
     left_out = len(shapes) > CLASSES

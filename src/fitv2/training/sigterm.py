@@ -21,7 +21,7 @@ def signal_of(interruption: KeyboardInterrupt) -> signal.Signals:
     return signal.SIGTERM if isinstance(interruption, Interrupted) else signal.SIGINT
 
 
-class Termination:
+class SigtermHandler:
     """Context manager that notes signals instead of letting them end the process.
 
     Only a program's main thread may catch signals; in another one this changes nothing. A signal that the program
@@ -40,7 +40,7 @@ class Termination:
         self.asked: signal.Signals | None = None
         self.before: dict = {}
 
-    def __enter__(self) -> Termination:
+    def __enter__(self) -> SigtermHandler:
         if threading.current_thread() is threading.main_thread():
             caught = [number for number in self.signals if signal.getsignal(number) != signal.SIG_IGN]
             self.before = {number: signal.signal(number, self.note) for number in caught}

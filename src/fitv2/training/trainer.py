@@ -22,7 +22,7 @@ from .. import randomness
 from ..checkpoints.model_folder import Pretrained, save_pretrained, shapes_of
 from ..checkpoints.training_state import damaged, newest_state, prune, save_checkpoint
 from ..data.dataset import Dataset
-from ..data.loader import PackLoader, Position, Step
+from ..data.loader import DataCursor, PackLoader, Step
 from ..distributed.ranks import Ranks, join_processes, on_rank0, sum_over_ranks
 from ..model.config import NetworkConfig
 from ..model.network import Network, build_network
@@ -35,7 +35,7 @@ from .log import RunLog
 from .malloc_trim import trim_heap
 from .run_folder import check_data, exported, identity, keep_provenance, keep_recipe, resume_command
 from .samples import write_sheet
-from .sigterm import Termination
+from .sigterm import SigtermHandler
 from .watch import DataGone, DataWatch, GradientWatch
 
 logger = logging.getLogger(__name__)
@@ -110,10 +110,10 @@ class Trainer:
             pin=self.ranks.device.type == "cuda",
         )
         self.done = self.saved = 0  # saved: the step of the newest checkpoint.
-        self.position, self.seconds = Position(), 0.0
+        self.cursor, self.seconds = DataCursor(), 0.0
         self.gradients, self.images_read = GradientWatch(), DataWatch()
         told = "saving the current step, then stopping; press Ctrl-C again to stop at once without saving"
-        self.termination = Termination(*SIGNALS, told=told if self.ranks.is_main_process else "")
+        self.termination = SigtermHandler(*SIGNALS, told=told if self.ranks.is_main_process else "")
         self.stopped_by: signal.Signals | None = None
 
     def _find_checkpoint(self) -> tuple[Path, dict[str, Any]] | None:
@@ -163,7 +163,7 @@ class Trainer:
             # The previous run may have stopped between writing this checkpoint and its sample sheet.
             if self.samples_are_due() and not on_rank0(self.sheet.exists):
                 self.write_samples()
-            steps = self.loader.steps(self.position)
+            steps = self.loader.steps(self.cursor)
             try:
                 for figures in self.timed_steps(steps):
                     if log is not None:
@@ -205,14 +205,14 @@ class Trainer:
                 self.stopped_by = result.asked
             yield {
                 "step": self.done,
-                "epoch": self.position.epoch,
+                "epoch": self.cursor.epoch,
                 "loss": result.loss,
                 "grad_norm": result.grad_norm,
                 "learning_rate": self.learner.optimizer.param_groups[0]["lr"],
                 "images": result.images,
                 "tokens": step.tokens,
                 "tokens_per_second": step.tokens / (end - start),
-                "real_share": round(step.real_share, 5),
+                "packing_efficiency": round(step.packing_efficiency, 5),
                 "skipped": self.gradients.skipped,
                 "skipped_images": self.images_read.skipped,
                 "seconds": round(self.seconds, 3),
@@ -239,7 +239,7 @@ class Trainer:
         generators = (self.pack_generator(number) for number in range(len(step.packs)))
         total = self.learner.backward(step.packs, weights, generators)
         norm = self.learner.update(self.done)
-        self.done, self.position = self.done + 1, step.after
+        self.done, self.cursor = self.done + 1, step.after
         # Whether to stop travels with the loss, so that all processes stop at the same step.
         asked = torch.tensor([float(self.termination.asked == number) for number in SIGNALS], device=device)
         figures = sum_over_ranks(torch.cat([torch.stack([total, norm]), asked])) / world
@@ -270,7 +270,7 @@ class Trainer:
         state = {
             **self.identity,
             "trained": trained if len(trained) < len(parts["model"]) else "all",
-            "position": asdict(self.position),
+            "position": asdict(self.cursor),
             "skipped": self.gradients.skipped,
             "skipped_images": self.images_read.skipped,
             "seconds": self.seconds,
@@ -305,7 +305,7 @@ class Trainer:
         newest, state = self.begun
         self.learner.restore(newest)
         try:
-            self.done, self.position = int(state["step"]), Position(**state["position"])
+            self.done, self.cursor = int(state["step"]), DataCursor(**state["position"])
             self.gradients.skipped, self.seconds = int(state["skipped"]), float(state["seconds"])
             self.images_read.skipped = int(state.get("skipped_images", 0))
         except (KeyError, TypeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Picture files for the tests of data: good ones of all shapes, and every kind of bad one."""
+"""Image files for the tests of data: good ones of all shapes, and every kind of bad one."""
 
 from __future__ import annotations
 
@@ -38,21 +38,21 @@ def bad_files() -> dict[str, tuple[bytes, str]]:
     flipped[len(flipped) // 2] ^= 0xFF
     return {
         "empty.png": (b"", "empty file"),
-        "page.jpg": (b"<html>404</html>", "not a picture"),
+        "page.jpg": (b"<html>404</html>", "not an image"),
         "half.jpg": (whole[: len(whole) // 2], "truncated or damaged"),
         "flipped.png": (bytes(flipped), "truncated or damaged"),
         "huge.png": (claims(60_000, 60_000), "too large"),
         "float.tiff": (as_bytes(Image.fromarray(np.full((9, 9), 0.5, np.float32)), "TIFF"), "no defined white"),
         "notes.txt": (b"a note", "ignored extension"),
-        "picture.txt": (whole, "ignored extension"),
+        "image.txt": (whole, "ignored extension"),
         "clip.mp4": (b"\0\0\0\x18ftyp", "ignored extension"),
-        "README": (b"pictures", "ignored extension"),
+        "README": (b"images", "ignored extension"),
         ".hidden.png": (whole, "hidden"),
     }
 
 
 def good_files(number: int, seed: int = 0) -> dict[str, bytes]:
-    """Pictures of two classes, in many sizes and formats."""
+    """Images of two classes, in many sizes and formats."""
     rng = np.random.default_rng(seed)
     kinds = ("PNG", "JPEG", "WEBP")
     files = {}
