@@ -19,6 +19,7 @@ from ..data.labelling import count_classes
 from ..data.packing import packing_efficiency, plan_packs
 from ..data.prepared import SHARDS, Preparation, read_dataset, read_index
 from ..data.shards import LatentShards
+from ..legacy import COUNTS
 from .shards import not_finite, sha256_of
 
 TABLE = "images.csv"
@@ -134,7 +135,7 @@ def summary(inspection: Inspection) -> dict[str, Any]:
     token_edges = [*range(1, most + 1, max(1, -(-most // TOKEN_BINS))), most + 1]
     variants = {"resize": int((~is_crop).sum()), "crop": int(is_crop.sum())}
     return {
-        **dataset["counts"],
+        **{COUNTS.get(key, key): count for key, count in dataset["counts"].items()},
         "skipped_by_reason": dataset["skipped_by_reason"],
         "variants": {variant: count for variant, count in variants.items() if count},
         "height": quantiles(height),

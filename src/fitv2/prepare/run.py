@@ -257,7 +257,7 @@ def merge(
 
     write_file(out / INDEX, write)
     report.classes = count_classes(labels, source.class_names)
-    counts = {"files": report.files, "pictures": report.images, "duplicates": report.duplicates}
+    counts = {"files": report.files, "images": report.images, "duplicates": report.duplicates}
     dataset = asdict(preparation) | {
         "source": source_name,
         "class_names": source.class_names,
