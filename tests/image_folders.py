@@ -42,7 +42,7 @@ def bad_files() -> dict[str, tuple[bytes, str]]:
         "half.jpg": (whole[: len(whole) // 2], "truncated or damaged"),
         "flipped.png": (bytes(flipped), "truncated or damaged"),
         "huge.png": (claims(60_000, 60_000), "too large"),
-        "float.tiff": (as_bytes(Image.fromarray(np.full((9, 9), 0.5, np.float32)), "TIFF"), "no defined white"),
+        "float.tiff": (as_bytes(Image.fromarray(np.full((9, 9), 0.5, np.float32)), "TIFF"), "not supported"),
         "notes.txt": (b"a note", "ignored extension"),
         "image.txt": (whole, "ignored extension"),
         "clip.mp4": (b"\0\0\0\x18ftyp", "ignored extension"),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..sample_list import DRAFT, SAMPLES_LIST, SHEET
-from .formats import EXTENSIONS, ignored
+from .formats import ADVICE, EXTENSIONS
 
 # What systems and programs leave beside images, sometimes images themselves: previews, deleted files, copies.
 SYSTEM = {
@@ -97,7 +97,8 @@ def listed(name: str) -> Listed:
     suffix = Path(name).suffix.lower()
     if suffix in EXTENSIONS:
         return Listed(name, "image")
-    return Listed(name, suffix or "without extension", ignored(suffix))
+    kind = suffix or "without extension"
+    return Listed(name, kind, f"ignored extension: {kind}" + (f", {ADVICE[suffix]}" if suffix in ADVICE else ""))
 
 
 def _name_kind(name: str) -> str | None:

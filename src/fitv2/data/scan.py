@@ -24,7 +24,7 @@ from .formats import advice
 logger = logging.getLogger(__name__)
 
 # Counts the rules of what is a good image: after a change all are checked again.
-_CACHE_VERSION = 3
+_CACHE_VERSION = 4
 BLOCK = 512
 MOST_LISTED = 20
 T = TypeVar("T")
