@@ -78,6 +78,15 @@ def test_half_images_are_refused_even_if_another_library_accepts_them(colour, mo
             decode(io.BytesIO(data[: len(data) // 2]))
 
 
+def test_damage_to_a_tiff_is_reported_by_the_error_alone(colour, capfd):
+    """libtiff itself would also print a line."""
+    data = bytearray(saved(Image.fromarray(colour), "TIFF", compression="tiff_lzw"))
+    data[1000:1040] = b"\xa5" * 40
+    with pytest.raises(UnreadableImage, match="truncated or damaged"):
+        decode(io.BytesIO(data))
+    assert capfd.readouterr().err == ""
+
+
 def test_an_image_of_nothing_but_transparency_is_refused(tmp_path, colour):
     clear = Image.fromarray(colour)
     clear.putalpha(0)

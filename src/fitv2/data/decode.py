@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import ctypes
+from contextlib import nullcontext, suppress
+from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import BinaryIO, Literal
@@ -59,6 +61,7 @@ def decode(file: str | Path | BinaryIO, mode: Literal["RGB", "L"] = "RGB", max_p
             raise UnreadableImage(f"too large: over {MAX_BYTES} bytes")
         if is_contact_sheet(content):
             raise UnreadableImage("made by fitv2: a contact sheet")
+        _silence_libtiff()
         with open_image(content) as image:
             pixels = image.width * image.height
             if pixels > max_pixels:
@@ -70,6 +73,15 @@ def decode(file: str | Path | BinaryIO, mode: Literal["RGB", "L"] = "RGB", max_p
         raise
     except Exception as error:  # On damaged files Pillow raises nearly any type, from KeyError to MemoryError.
         raise UnreadableImage(_reason(content, error)) from error
+
+
+@lru_cache(maxsize=1)
+def _silence_libtiff() -> None:
+    """Stops libtiff, which Pillow's wheels bring or the system has, from printing a line about each damaged file."""
+    home = Path(Image.__file__).parent
+    for name in [*home.parent.glob("pillow.libs/libtiff*"), *home.glob(".dylibs/libtiff*"), "libtiff.so.6"]:
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(str(name)).TIFFSetErrorHandler(None)
 
 
 def _on_white(image: ImageFile.ImageFile) -> Image.Image:
