@@ -124,19 +124,15 @@ def full(split: str, folder: Path | None = None, *settings: Any, **more: Any) ->
 
 
 def trim(image: np.ndarray) -> np.ndarray:
-    """Cuts the garment's box from a uint8 (28, 28) image, each side grown to a multiple of 4."""
-    bright = image > THRESHOLD
-    rows, columns = (grown_span(np.asarray(bright.any(axis))) for axis in (1, 0))
-    return image[rows, columns]
-
-
-def grown_span(bright: np.ndarray) -> slice:
-    """Returns the lines from the first to the last bright one, grown evenly to a multiple of the patch."""
-    lines = np.flatnonzero(bright) if bright.any() else np.arange(len(bright))
-    length = int(lines[-1] - lines[0] + 1)
-    grown = -(-length // PATCH) * PATCH
-    start = min(max(int(lines[0]) - (grown - length) // 2, 0), len(bright) - grown)
-    return slice(start, start + grown)
+    """Cuts the garment's box from a uint8 (28, 28) image, each side grown evenly to a multiple of 4."""
+    spans = []
+    for axis in (1, 0):
+        lines = np.flatnonzero((image > THRESHOLD).any(axis))
+        first, last = (int(lines[0]), int(lines[-1])) if len(lines) else (0, SIDE - 1)
+        grown = -(-(last + 1 - first) // PATCH) * PATCH
+        start = min(max(first - (grown - (last + 1 - first)) // 2, 0), SIDE - grown)
+        spans.append(slice(start, start + grown))
+    return image[tuple(spans)]
 
 
 def read_split(split: str, folder: Path | None = None) -> tuple[np.ndarray, np.ndarray]:

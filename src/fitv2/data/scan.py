@@ -96,29 +96,29 @@ def check_all(root: Path, names: list[str], check: Check, cache_file: Path | Non
     """
     cache = _read_cache(cache_file)
     stamps = [_stamp(root / name) for name in names]
-    known = [cache.get(name, []) for name in names]
-    outcomes: list[list[int] | str | None] = [
-        entry[2:] if entry and entry[:2] == stamp else None for entry, stamp in zip(known, stamps, strict=True)
-    ]
-    todo = [i for i, outcome in enumerate(outcomes) if outcome is None]
-    logger.info("%s: checking %d image files, %d known from an earlier start", root, len(todo), len(names) - len(todo))
+    entries = {
+        name: cache[name] for name, stamp in zip(names, stamps, strict=True) if cache.get(name, [0])[:2] == stamp
+    }
+    reasons: dict[int, str] = {}
+    todo = [i for i, name in enumerate(names) if name not in entries]
+    logger.info("%s: checking %d image files, %d known from an earlier start", root, len(todo), len(entries))
     console = Console(stderr=True)
     hidden = not todo or not console.is_terminal
     try:
         results = in_threads(min(8, available_cores()), lambda i: check(root / names[i]), todo)
         shown = track(results, "Checking images", len(todo), console=console, transient=True, disable=hidden)
         for i, outcome in zip(todo, shown, strict=True):
-            outcomes[i] = outcome
+            if isinstance(outcome, str):
+                reasons[i] = outcome
+            else:
+                entries[names[i]] = stamps[i] + outcome
     finally:  # An interrupted scan of a million images continues where it stopped.
-        every = zip(names, stamps, outcomes, strict=True)
-        entries = {name: stamp + outcome for name, stamp, outcome in every if isinstance(outcome, list)}
         if cache_file is not None and entries != cache:
             try:
                 write_text(cache_file, json.dumps({"version": _CACHE_VERSION, "images": entries}, indent=1))
             except OSError as error:
                 logger.warning("%s cannot be written, so the next start checks all images again: %s", cache_file, error)
-    reasons = {i: outcome for i, outcome in enumerate(outcomes) if isinstance(outcome, str)}
-    good = [outcome for outcome in outcomes if isinstance(outcome, list)]
+    good = [entries[name][2:] for name in names if name in entries]
     numbers = np.fromiter(chain.from_iterable(good), np.int64)
     return numbers.reshape(len(good), -1 if good else 0), reasons
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -48,15 +48,11 @@ class LatentShards(Dataset):
         self.class_names = readable_names(dataset["class_names"])
         self.num_classes = len(self.class_names)
         self.shards = [shard["file"] for shard in dataset["shards"]]
-        self._read_index(read_index(self.root, dataset))
-        self._refuse_not_finite()
-
-    def _read_index(self, lines: Iterable[dict]) -> None:
-        """Into plain arrays: as objects, a million images would fill gigabytes."""
-        number = {name: i for i, name in enumerate(self.shards)}
         self.ids: list[str] = []
+        number = {name: i for i, name in enumerate(self.shards)}
+        # Into plain arrays: as objects, a million images would fill gigabytes.
         labels, shard, possible, size, offset, crc32 = (array("q") for _ in range(6))
-        for line in lines:
+        for line in read_index(self.root, dataset):
             if "skipped" in line:
                 continue
             self.ids.append(line["id"])
@@ -73,8 +69,7 @@ class LatentShards(Dataset):
         self.offset = np.array(offset).reshape(-1, 2)  # per variant
         self.crc32 = np.array(crc32).reshape(-1, 2, 2)  # per variant and flip
 
-    def _refuse_not_finite(self) -> None:
-        """Raises UserError for latents of a broken autoencoder, by the first of each shard, before anything trains."""
+        # A broken autoencoder shows in the first latent of each shard, before anything trains.
         for index in np.unique(self.shard, return_index=True)[1].tolist():
             try:
                 self.stored(index, 0, 0)
@@ -91,7 +86,7 @@ class LatentShards(Dataset):
         return torch.from_numpy(mean + std * rng().standard_normal(mean.shape, np.float32))
 
     def stored(self, index: int, variant: int, flip: int) -> np.ndarray:
-        """Returns the numbers of a shard: (channels, h, w) uint8, or (2, channels, h, w) float16 mean and deviation.
+        """Returns (channels, h, w) uint8, or (2, channels, h, w) float16 with mean and standard deviation.
 
         Raises UnreadableImage if they are not what was written.
         """
