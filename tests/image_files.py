@@ -103,24 +103,6 @@ def tiff(
     return (header + b"".join(strips)).ljust(at, b"\0") + directory + bytes(4) + extra
 
 
-def bmp(values: np.ndarray, bits: int, palette: np.ndarray | None = None, masks: tuple[int, ...] = ()) -> bytes:
-    """values: (h, w) whole numbers of a bit depth, or (h, w, 3) for 24. masks: of red, green, blue and alpha."""
-    height, width = values.shape[:2]
-    rows = []
-    for row in values[::-1]:
-        line = row[:, ::-1].astype(np.uint8).tobytes() if bits == 24 else packed(row[None], bits, "<")
-        rows.append(line + b"\0" * (-len(line) % 4))
-    data = b"".join(rows)
-    colours = b"" if palette is None else np.insert(palette[:, ::-1], 3, 0, 1).astype(np.uint8).tobytes()
-    size = 124 if masks else 40
-    header = struct.pack(
-        "<IiiHHIIiiII", size, width, height, 1, bits, 3 if masks else 0, len(data), 0, 0, len(colours) // 4, 0
-    )
-    header += struct.pack("<4I", *masks) + b"BGRs" + bytes(64) if masks else b""
-    start = 14 + size + len(colours)
-    return struct.pack("<2sIHHI", b"BM", start + len(data), 0, 0, start) + header + colours + data
-
-
 def saved(image: Image.Image, kind: str, **options) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)

@@ -1,4 +1,4 @@
-"""Image files for the tests of data: good ones of all shapes, and every kind of bad one."""
+"""Folders of image files for the tests of data: good ones of all shapes, and every kind of bad one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from fitv2.data.folder import ImageFolder
 
 
 def noise(height: int, width: int, seed: int = 0) -> Image.Image:
@@ -32,7 +34,7 @@ def claims(width: int, height: int) -> bytes:
 
 
 def bad_files() -> dict[str, tuple[bytes, str]]:
-    """Name to content and the kind of the reason for which it is not taken."""
+    """Name to content and the kind of the reason why it is refused."""
     whole = as_bytes(noise(40, 30), "JPEG")
     flipped = bytearray(as_bytes(noise(40, 30)))
     flipped[len(flipped) // 2] ^= 0xFF
@@ -69,3 +71,15 @@ def write_files(root: Path, files: dict[str, bytes]) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     return root
+
+
+def save_image(path, height, width):
+    """A gradient along both axes, so that mirrored, rotated and cropped images differ."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows, columns = np.mgrid[:height, :width]
+    red, green = rows * 255 // max(height - 1, 1), columns * 255 // max(width - 1, 1)
+    Image.fromarray(np.stack([red, green, 255 - green], axis=2).astype(np.uint8)).save(path)
+
+
+def open_folder(root, max_tokens=16, patch=4, **options) -> ImageFolder:
+    return ImageFolder(root, max_tokens, patch, **options)

@@ -69,11 +69,6 @@ def test_pixels_are_the_images_as_a_folder_gives_them(root, pixels):
     assert len(seen) == 4
 
 
-def test_grey_pixels(root, tmp_path):
-    data = LatentShards(make(root, tmp_path / "out", channels=1))
-    assert data.channels == 1 and data.epoch(0, 0).latent(0).shape[0] == 1
-
-
 def test_latents_are_drawn_from_the_moments_of_the_flip(moments):
     data = LatentShards(moments)
     assert (data.patch_size, data.channels, data.factor) == (2, 4, 8) and data.autoencoder.endswith("vae")
@@ -106,7 +101,9 @@ def test_an_epoch_follows_from_seed_and_epoch_alone_in_any_order_and_thread(mome
     assert not np.allclose(noise_0, noise_1)
 
 
-def test_without_flip_there_is_none(root, moments, tmp_path):
+def test_grey_pixels_and_latents_without_flip(root, moments, tmp_path):
+    data = LatentShards(make(root, tmp_path / "grey", channels=1))
+    assert data.channels == 1 and data.epoch(0, 0).latent(0).shape[0] == 1
     data = LatentShards(make(root, tmp_path / "out", str(moments.parent / "vae"), patch_size=2, flip=False))
     assert not data.epoch(0, 0).flip.any() and len(data.stored(0, 0, 0)) == 2
     size = sum(path.stat().st_size for path in (tmp_path / "out/shards").glob("*.safetensors"))
@@ -155,11 +152,6 @@ def settings(source, *overrides):
     return build_recipe({"data": {"source": str(source)}}, overrides).data
 
 
-def test_labels_are_those_of_the_preparation(pixels):
-    with pytest.raises(UserError, match=r"data\.labels=none would have no effect"):
-        build_dataset(settings(pixels, "data.labels=none"), 4)
-
-
 def test_a_recipe_takes_a_prepared_folder(moments, pixels):
     data = build_dataset(settings(moments, "data.max_tokens=16", "data.channels=3"), 2)
     assert isinstance(data, LatentShards) and data.channels == 4 and data.flip
@@ -173,6 +165,7 @@ def test_a_recipe_takes_a_prepared_folder(moments, pixels):
         ("data.channels=1", 4, "prepared with channels 3, and data.channels is 1"),
         ("data.preprocessing=crop", 4, "prepared with preprocessing mixed, and data.preprocessing is crop"),
         ("data.min_scale=0.5", 4, "prepared with min_scale 1.0, and data.min_scale is 0.5"),
+        ("data.labels=none", 4, "data.labels=none would have no effect"),
         ("data.flip=true", 2, "holds latents for patches of 4; set model.patch_size=4"),
     ],
 )

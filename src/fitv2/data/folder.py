@@ -36,11 +36,8 @@ class ImageFolder(Dataset):
     """The readable images below `root`, in the order of their names, as pixels in [-1, 1].
 
     Args:
-        root: The folder.
-        max_tokens: The token budget of an image.
-        patch: Pixels that a token's side covers.
+        max_tokens, patch, preprocessing: See `images`.
         channels: 3 for colour, 1 for grey.
-        preprocessing: See `images.variants`.
         flip: Whether each epoch mirrors an image left to right with probability 1/2.
         min_scale: In (0, 1]; each epoch shrinks an image by a linear factor drawn from [min_scale, 1].
         cache_file: Where to keep sizes between starts.
@@ -50,8 +47,7 @@ class ImageFolder(Dataset):
         paths: (N,) names relative to the root.
         sizes: (N, 2) pixels, upright.
 
-    Raises:
-        UserError: There is no folder or no readable image in it, or it is not clear what its classes are.
+    Raises UserError if there is no readable image, or if it is not clear what the classes are.
     """
 
     drawn = ("variant", "flip", "scale")
@@ -82,12 +78,10 @@ class ImageFolder(Dataset):
         self.budget = max_tokens, patch, preprocessing
         self.mode: Literal["RGB", "L"] = "RGB" if channels == 3 else "L"
         if not self.root.is_dir():
-            hint = (
-                "fitv2 prepare reads lists and archives"
-                if self.root.is_file()
-                else "give the folder that holds the images"
+            raise UserError(
+                f"there is no folder {root}: give the folder that holds the images (fitv2 prepare also reads lists and "
+                "archives)"
             )
-            raise UserError(f"there is no folder {root}: {hint}")
         contents = read_contents(self.root, labels_from, labels_option)
         for note in contents.notes:
             logger.warning("%s: %s", root, note)
@@ -101,12 +95,12 @@ class ImageFolder(Dataset):
 
     def _scan(self, found: Sequence[Item], cache_file: Path | None) -> None:
         """Sets paths, sizes, labels and the report."""
-        listed = [item for item in found if item.kind in ("image", "unopened", "ours")]
-        images = sum(item.kind == "image" for item in found)
-        self.report = report = ScanReport(str(self.root), images)
-        report.ignored = dict(Counter(item.kind for item in found if item.kind not in ("image", "unopened", "ours")))
-        report.skipped = [(item.id, item.refused) for item in listed if item.refused]
-        items = [item for item in listed if not item.refused]
+        kinds = Counter(item.kind for item in found)
+        self.report = report = ScanReport(str(self.root), kinds.pop("image", 0))
+        listed = ("image", "unopened", "ours")
+        report.ignored = {kind: number for kind, number in kinds.items() if kind not in listed}
+        report.skipped = [(item.id, item.refused) for item in found if item.refused and item.kind in listed]
+        items = [item for item in found if not item.refused]
         names = [item.id for item in items]
         sizes, reasons = check_all(self.root, names, partial(_check, mode=self.mode), cache_file)
         kept, sizes = np.delete(np.arange(len(names)), list(reasons)), sizes.reshape(-1, 2)

@@ -38,18 +38,14 @@ class OfficialLatents(Dataset):
     """The authors' folders below `root` for one budget, in the order of the files' names.
 
     Args:
-        root: The folder.
         class_names: Of the labels in the files.
         max_tokens: Which budget, where `root` has several.
         preprocessing: "mixed" draws the resized or the cropped version each epoch where there are both.
         flip: Whether each epoch takes the mirror image with probability 1/2.
         cache_file: Where to keep sizes and labels between starts.
 
-    Attributes:
-        names: Files that can be read, relative to the root: of each image the resized version before the cropped one.
-
-    Raises:
-        UserError: There is no readable file, or no such budget.
+    `names` are the readable files relative to the root: of each image the resized version before the cropped one.
+    Raises UserError if there is none, or no such budget.
     """
 
     patch_size, channels = 2, 4

@@ -18,25 +18,18 @@ from .formats import UnreadableImage
 from .images import to_latent
 from .prepared import SHARDS, read_dataset, read_index
 
+AGAIN = "fitv2 inspect --verify lists all such images, and the same fitv2 prepare as before makes them again"
+
 
 class NotFiniteLatent(UnreadableImage):
     """Raised for a stored latent with NaN or infinity."""
 
 
 class LatentShards(Dataset):
-    """A folder that `fitv2 prepare` has made.
+    """A folder that `fitv2 prepare` has made; `ids` (N,) are names in its source.
 
-    Args:
-        root: The folder.
-        flip: Whether each epoch takes the mirror image with probability 1/2, if the set was prepared with flip.
-
-    Attributes:
-        preparation: How the images became latents.
-        ids: (N,) names in the source.
-        factor: Pixels per latent pixel on each axis.
-
-    Raises:
-        UserError: The folder is not prepared, not finished, damaged, or holds latents that are not finite.
+    flip: whether each epoch takes the mirror image with probability 1/2, if the set was prepared with flip. Raises
+    UserError if the folder is not prepared, not finished, damaged, or holds latents that are not finite.
     """
 
     def __init__(self, root: str | Path, flip: bool = True) -> None:
@@ -102,14 +95,11 @@ class LatentShards(Dataset):
         except OSError as error:
             raise UnreadableImage(f"{self.ids[index]} cannot be read from {path}: {error.strerror}") from error
         if len(content) < length or zlib.crc32(content) != self.crc32[index, variant, flip]:
-            raise UnreadableImage(
-                f"{self.ids[index]} is damaged in {path}; the same fitv2 prepare as before makes that shard again"
-            )
+            raise UnreadableImage(f"{self.ids[index]} is damaged in {path}; {AGAIN}")
         numbers = np.frombuffer(content, preparation.dtype)
         if preparation.kind == "moments" and not np.isfinite(numbers).all():
             raise NotFiniteLatent(
-                f"{self.ids[index]} has latents that are not finite (NaN or infinity) in {path}; fitv2 inspect "
-                "--verify lists all of them, and the same fitv2 prepare as before makes them again"
+                f"{self.ids[index]} has latents that are not finite (NaN or infinity) in {path}; {AGAIN}"
             )
         return numbers.reshape((-1, h, w) if preparation.kind == "pixels" else (2, -1, h, w))
 
