@@ -108,8 +108,9 @@ def bundled(*settings: Any, **more: Any) -> Fashion:
 
 def full(split: str, folder: Path | None = None, *settings: Any, **more: Any) -> Fashion:
     """Returns all 60 000 images of the split "train" or the 10 000 of "test", from the upstream files, trimmed."""
-    images, labels = read_split(split, folder)
-    return Fashion([trim(image) for image in images], labels, *settings, **more)
+    images, labels = map(read_checked, split_files(split, folder))
+    garments = [trim(image) for image in images[16:].reshape(-1, SIDE, SIDE)]
+    return Fashion(garments, labels[8:], *settings, **more)
 
 
 def trim(image: np.ndarray) -> np.ndarray:
@@ -124,15 +125,6 @@ def trim(image: np.ndarray) -> np.ndarray:
     return image[tuple(spans)]
 
 
-def read_split(split: str, folder: Path | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Reads untrimmed (N, 28, 28) uint8 images and (N,) uint8 labels of "train" or "test".
-
-    Raises UserError if the files are not there or are not the upstream ones.
-    """
-    images, labels = map(read_checked, split_files(split, folder))
-    return images[16:].reshape(-1, SIDE, SIDE), labels[8:]
-
-
 def split_files(split: str, folder: Path | None = None) -> tuple[Path, Path]:
     """Returns the paths of the upstream files of images and of labels."""
     folder, prefix = folder or DEBIAN_FOLDER, SPLITS[split]
@@ -140,7 +132,7 @@ def split_files(split: str, folder: Path | None = None) -> tuple[Path, Path]:
 
 
 def read_checked(path: Path) -> np.ndarray:
-    """Reads one upstream file, and verifies its checksum."""
+    """Reads one upstream file. Raises UserError if it is not there, or not the upstream one."""
     if not path.is_file():
         raise UserError(
             f"{path} is not there: install the Debian package dataset-fashion-mnist, or name a folder that holds the "

@@ -100,12 +100,11 @@ def _is_plain_tiff(tags: Mapping[int, Any]) -> bool:
         2: True,
         3: max(tags.get(320, (0,))) > 255,  # Some palettes hold 8 bits where 16 belong.
         5: bits == 8 and tags.get(332, 1) == 1 and tuple(tags.get(336, (0, 255)))[:2] == (0, 255),
-        6: compression == 7,
     }
     return (
         meanings.get(photometric, False)
         and bits in (1, 2, 4, 8, 16)
-        and compression in (1, 5, 7, 8, 32773, 32946)
+        and compression in (1, 5, 8, 32773, 32946)
         and tags.get(284, 1) == 1
         and set(tags.get(339, (1,))) == {1}
         and set(np.ravel(tags.get(340, 0))) == {0}
