@@ -45,7 +45,7 @@ def test_images_beside_class_folders_are_an_error(tmp_path):
 
 
 @pytest.mark.parametrize("folder", ["@eaDir", "__MACOSX", ".thumbnails", ".ipynb_checkpoints", "#recycle"])
-def test_folders_of_a_system_are_no_classes_and_counted_by_name(tmp_path, folder):
+def test_system_folders_are_not_classes_but_counted(tmp_path, folder):
     save_all(tmp_path, "a.png", f"{folder}/a.png")
     (tmp_path / "Thumbs.db").touch()
     assert both_readings(tmp_path) == {"a.png": None}
@@ -59,7 +59,7 @@ def test_folders_of_a_system_are_no_classes_and_counted_by_name(tmp_path, folder
         (("test/cat/a.png", "Train/cat/a.png"), ["Train, test", "such as", "/Train"]),
     ],
 )
-def test_folders_that_hold_the_class_folders_are_no_classes(tmp_path, names, parts):
+def test_folders_above_the_class_folders_are_not_classes(tmp_path, names, parts):
     save_all(tmp_path, *names)
     with pytest.raises(UserError) as error:
         open_folder(tmp_path)
@@ -144,7 +144,7 @@ OWN = {
 
 
 @pytest.mark.parametrize("what", OWN)
-def test_what_fitv2_made_is_no_data(tmp_path, what):
+def test_output_of_fitv2_is_not_data(tmp_path, what):
     root = tmp_path / "root"
     save_all(root, "cat/a.png", "dog/a.png", *(f"cat/out/{name}" for name in OWN[what] if name.endswith(".png")))
     for name in OWN[what]:
@@ -161,7 +161,7 @@ def test_what_fitv2_made_is_no_data(tmp_path, what):
             open_folder(root / "cat/out")
 
 
-def test_samples_among_images_hide_none_of_them(tmp_path):
+def test_samples_do_not_hide_the_images_beside_them(tmp_path):
     names = ["cat/a.png", "cat/more/b.png", "dog/a.png"]
     save_all(tmp_path, *names)
     for folder in ("", "cat", "cat/more", "dog"):
@@ -176,7 +176,7 @@ def test_samples_among_images_hide_none_of_them(tmp_path):
     assert {("cat/more", "made by fitv2: samples"), ("dog/copy.png", "made by fitv2: a contact sheet")} <= {*skipped}
 
 
-def test_a_run_does_not_lie_among_the_images(tmp_path):
+def test_a_run_among_the_images_is_refused(tmp_path):
     save_all(tmp_path, "cat/a.png", "dog/a.png")
     (tmp_path / "link").symlink_to(tmp_path / "cat")
     recipe, mine = build_recipe({"data": {"source": str(tmp_path)}}), tmp_path / "cat/runs/mine"

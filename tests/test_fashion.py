@@ -93,7 +93,7 @@ def test_random_scales_are_of_whole_garments():
         fashion.bundled(preprocessing="squeeze")
 
 
-def test_missing_and_altered_upstream_files_are_told(tmp_path):
+def test_missing_and_altered_upstream_files_are_reported(tmp_path):
     with pytest.raises(ValueError, match="install the Debian package dataset-fashion-mnist"):
         fashion.full("train", tmp_path)
     for name in fashion.SHA256:

@@ -264,7 +264,7 @@ def test_file_names_of_any_bytes(root, tmp_path):
     assert json.loads((tmp_path / "report.json").read_text())["skipped"] == [[f"cat/bad {name}", "empty file"]]
 
 
-def test_unfit_images_and_other_formats_are_told_with_what_to_do(root, monkeypatch):
+def test_reports_say_what_to_do_about_unfit_images_and_other_formats(root, monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     save_image(root / "dog" / "dot.png", 1, 1)
     save_image(root / "dog" / "strip.png", 1, 2000)

@@ -127,7 +127,7 @@ def test_a_damaged_shard_is_named_and_the_others_are_read(root, tmp_path, damage
     view.latent(11)
 
 
-def test_what_is_not_finished_or_damaged_is_one_sentence(root, tmp_path):
+def test_unfinished_or_damaged_data_is_one_sentence(root, tmp_path):
     out = make(root, tmp_path / "out")
     index = (out / "index.jsonl").read_bytes()
     (out / "index.jsonl").write_bytes(index[:-20])
@@ -169,7 +169,7 @@ def test_a_recipe_takes_a_prepared_folder(moments, pixels):
         ("data.flip=true", 2, "holds latents for patches of 4; set model.patch_size=4"),
     ],
 )
-def test_a_setting_that_the_preparation_has_fixed_otherwise_is_one_sentence(pixels, override, patch, part):
+def test_settings_that_contradict_the_preparation_are_refused(pixels, override, patch, part):
     with pytest.raises(ValueError) as error:
         build_dataset(settings(pixels, override), patch)
     assert part in str(error.value)
@@ -228,7 +228,7 @@ def spoil(out, number: int) -> list[str]:
     return [line["id"] for line in lines[:number]]
 
 
-def test_latents_that_are_not_finite_are_refused_found_and_made_anew(root, moments, tmp_path, fitv2):
+def test_latents_that_are_not_finite_are_refused_found_and_made_again(root, moments, tmp_path, fitv2):
     out = tmp_path / "out"
     shutil.copytree(moments, out)
     LatentShards(out)

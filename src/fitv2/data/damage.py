@@ -1,4 +1,4 @@
-"""Checks that a file holds the whole of its first image: half an image must not pass for a whole one.
+"""Checks that a file holds its first image completely: half an image must not pass for a whole one.
 
 Pillow reports missing data, but decodes the zeros that a broken download leaves as if they were an image. So each
 format has its own checks:

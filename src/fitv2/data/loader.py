@@ -26,7 +26,7 @@ PROBES, NAMED = 20, 5
 
 @dataclass(frozen=True)
 class DataCursor:
-    """Where the stream stands: the epoch, and the number of its packs already used."""
+    """A place in the stream: the epoch, and the number of its packs already used."""
 
     epoch: int = 0
     pack: int = 0
