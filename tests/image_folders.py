@@ -1,8 +1,7 @@
-"""Image files for the tests of data: good ones of all shapes, and every kind of bad one."""
+"""Folders of image files for the tests of data: good ones of all shapes, and every kind of bad one."""
 
 from __future__ import annotations
 
-import io
 import struct
 import zlib
 from pathlib import Path
@@ -10,29 +9,27 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from fitv2.data.folder import ImageFolder
+from image_files import chunk, saved
+
 
 def noise(height: int, width: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
 def as_bytes(image: Image.Image, kind: str = "PNG") -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind)
-    return buffer.getvalue()
+    return saved(image, kind)
 
 
 def claims(width: int, height: int) -> bytes:
     """A PNG whose header claims this size and whose data are a few bytes."""
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(b"\0" * 64))]
-    body = b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in [*chunks, (b"IEND", b"")]
-    )
-    return b"\x89PNG\r\n\x1a\n" + body
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(64))) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
 
 
 def bad_files() -> dict[str, tuple[bytes, str]]:
-    """Name to content and the kind of the reason for which it is not taken."""
+    """Name to content and the kind of the reason why it is refused."""
     whole = as_bytes(noise(40, 30), "JPEG")
     flipped = bytearray(as_bytes(noise(40, 30)))
     flipped[len(flipped) // 2] ^= 0xFF
@@ -42,7 +39,7 @@ def bad_files() -> dict[str, tuple[bytes, str]]:
         "half.jpg": (whole[: len(whole) // 2], "truncated or damaged"),
         "flipped.png": (bytes(flipped), "truncated or damaged"),
         "huge.png": (claims(60_000, 60_000), "too large"),
-        "float.tiff": (as_bytes(Image.fromarray(np.full((9, 9), 0.5, np.float32)), "TIFF"), "no defined white"),
+        "float.tiff": (as_bytes(Image.fromarray(np.full((9, 9), 0.5, np.float32)), "TIFF"), "not supported"),
         "notes.txt": (b"a note", "ignored extension"),
         "image.txt": (whole, "ignored extension"),
         "clip.mp4": (b"\0\0\0\x18ftyp", "ignored extension"),
@@ -69,3 +66,15 @@ def write_files(root: Path, files: dict[str, bytes]) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     return root
+
+
+def save_image(path, height, width):
+    """A gradient along both axes, so that mirrored, rotated and cropped images differ."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows, columns = np.mgrid[:height, :width]
+    red, green = rows * 255 // max(height - 1, 1), columns * 255 // max(width - 1, 1)
+    Image.fromarray(np.stack([red, green, 255 - green], axis=2).astype(np.uint8)).save(path)
+
+
+def open_folder(root, max_tokens=16, patch=4, **options) -> ImageFolder:
+    return ImageFolder(root, max_tokens, patch, **options)

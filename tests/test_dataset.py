@@ -13,8 +13,7 @@ from fitv2.data.contents import Contents
 from fitv2.data.dataset import Dataset
 from fitv2.data.folder import ImageFolder
 from fitv2.data.imagenet import IMAGES, image_sizes
-from fitv2.data.labelling import Item
-from fitv2.data.listing import Listed
+from fitv2.data.listing import Item
 from fitv2.data.loader import PackLoader
 from fitv2.data.shards import LatentShards
 
@@ -95,7 +94,7 @@ def test_from_the_scan_of_a_million_images_to_the_first_pack_it_takes_two_second
     sizes = image_sizes(IMAGES)
     names = [f"{i % 1000:03}/{i:07}.jpg" for i in range(IMAGES)]
     items = [Item(name, i % 1000) for i, name in enumerate(names)]
-    contents = Contents([Listed(name, "image") for name in names], items, [f"{i:03}" for i in range(1000)])
+    contents = Contents(items, [f"{i:03}" for i in range(1000)])
     started = []
 
     def scanned(*_):

@@ -22,12 +22,9 @@ def test_bundle_is_ten_thousand_balanced_garments_of_many_shapes(bundled):
     sizes = {image.shape for image in bundled.images}
     assert len(sizes) == 19 and (28, 8) in sizes and (8, 28) in sizes
     assert bundled.hw.prod(1).max() == 49 and 30 < bundled.hw.prod(1).mean() < 36
-
-
-def test_trousers_are_tall_and_shoes_are_wide(bundled):
     height, width = bundled.hw.T
-    aspect = {label: np.median((height / width)[bundled.labels == label]) for label in (1, 7)}
-    assert aspect[1] > 1.7 and aspect[7] < 0.6
+    trousers, sneakers = (np.median((height / width)[bundled.labels == label]) for label in (1, 7))
+    assert trousers > 1.7 and sneakers < 0.6
 
 
 def test_trim_keeps_the_whole_garment_and_multiples_of_the_patch():
@@ -46,7 +43,7 @@ def test_latents_are_in_range_and_of_the_promised_size(bundled):
         assert np.array_equal(((latent[0] + 1) * 127.5).round().numpy(), bundled.images[index])
 
 
-def test_random_scales_are_drawn_anew_each_epoch_and_the_same_for_the_same_seed():
+def test_random_scales_are_drawn_again_each_epoch_and_the_same_for_the_same_seed():
     scaled = fashion.bundled(min_scale=0.5)
     first, second = scaled.epoch(0, 7), scaled.epoch(1, 7)
     assert np.array_equal(first.hw, scaled.epoch(0, 7).hw) and not np.array_equal(first.hw, second.hw)
@@ -96,7 +93,7 @@ def test_random_scales_are_of_whole_garments():
         fashion.bundled(preprocessing="squeeze")
 
 
-def test_missing_and_altered_upstream_files_are_told(tmp_path):
+def test_missing_and_altered_upstream_files_are_reported(tmp_path):
     with pytest.raises(ValueError, match="install the Debian package dataset-fashion-mnist"):
         fashion.full("train", tmp_path)
     for name in fashion.SHA256:

@@ -1,7 +1,5 @@
 """The geometry of the token budget: sizes, crops, and what is refused."""
 
-import base64
-import io
 import math
 
 import numpy as np
@@ -20,22 +18,13 @@ from fitv2.data.images import (
     variants,
     why_unfit,
 )
-
-# A photograph of an ankle boot, the first test image of Fashion-MNIST (MIT, Copyright 2017 Zalando SE).
-BOOT_PNG = base64.b64decode(
-    "iVBORw0KGgoAAAANSUhEUgAAABwAAAAcCAAAAABXZoBIAAABUElEQVR42t3Su0rDYBgG4Pf78ydpDk0roQcVPAylaJFOoljciu7i4uCiixfg"
-    "fQkOTl6Bo5Pgoqhoiya2aWqb/AcHQdA70G98H953+oB/fQYBNhoA+xETw/y+JzUwxd5vhMJ25xgAqocJwH8OivWVXuMscu7D4PFXkwlvnwpF"
-    "YtTKY/6NBEYwFE56L06hJ1WaWYH3hQQNpQ2Jg/rLqPzWz7kJ5jW+UINxgsRR+yEsO8OiGueksQsOMGhSCpjbc259O8y0CzmVqeqAG1IBGpWl"
-    "5mw2LAemrRbN91yxDyNpcYnaouc5y24+YiVHuOOp9VxyY38mrYcc3TlRMaRI/DrZMfONdDSoArFybMF3jm+eE5YZlFiqSI4y67VViyF1J6M+"
-    "v9pc60AkUTSwKGy6gW5f33VtDfE0LBIAf6O5VQk80iq6ubyYAOcLr0kipqd/65k+AWKCff9NOm1OAAAAAElFTkSuQmCC"
-)
+from image_files import scene
 
 
 @pytest.fixture
 def colour() -> np.ndarray:
-    """(42, 28, 3) uint8: the boot in its own, mirrored and inverted grey as red, green and blue."""
-    grey = np.asarray(Image.open(io.BytesIO(BOOT_PNG)).resize((28, 42), Image.Resampling.BICUBIC))
-    return np.stack([grey, grey[:, ::-1], 255 - grey], axis=2)
+    """(42, 28, 3) uint8, different in every direction."""
+    return np.rint(255 * scene(np.random.default_rng(0), 42, 28)).astype(np.uint8)
 
 
 @pytest.mark.parametrize(

@@ -69,11 +69,6 @@ def test_pixels_are_the_images_as_a_folder_gives_them(root, pixels):
     assert len(seen) == 4
 
 
-def test_grey_pixels(root, tmp_path):
-    data = LatentShards(make(root, tmp_path / "out", channels=1))
-    assert data.channels == 1 and data.epoch(0, 0).latent(0).shape[0] == 1
-
-
 def test_latents_are_drawn_from_the_moments_of_the_flip(moments):
     data = LatentShards(moments)
     assert (data.patch_size, data.channels, data.factor) == (2, 4, 8) and data.autoencoder.endswith("vae")
@@ -106,7 +101,9 @@ def test_an_epoch_follows_from_seed_and_epoch_alone_in_any_order_and_thread(mome
     assert not np.allclose(noise_0, noise_1)
 
 
-def test_without_flip_there_is_none(root, moments, tmp_path):
+def test_grey_pixels_and_latents_without_flip(root, moments, tmp_path):
+    data = LatentShards(make(root, tmp_path / "grey", channels=1))
+    assert data.channels == 1 and data.epoch(0, 0).latent(0).shape[0] == 1
     data = LatentShards(make(root, tmp_path / "out", str(moments.parent / "vae"), patch_size=2, flip=False))
     assert not data.epoch(0, 0).flip.any() and len(data.stored(0, 0, 0)) == 2
     size = sum(path.stat().st_size for path in (tmp_path / "out/shards").glob("*.safetensors"))
@@ -130,7 +127,7 @@ def test_a_damaged_shard_is_named_and_the_others_are_read(root, tmp_path, damage
     view.latent(11)
 
 
-def test_what_is_not_finished_or_damaged_is_one_sentence(root, tmp_path):
+def test_unfinished_or_damaged_data_is_one_sentence(root, tmp_path):
     out = make(root, tmp_path / "out")
     index = (out / "index.jsonl").read_bytes()
     (out / "index.jsonl").write_bytes(index[:-20])
@@ -155,11 +152,6 @@ def settings(source, *overrides):
     return build_recipe({"data": {"source": str(source)}}, overrides).data
 
 
-def test_labels_are_those_of_the_preparation(pixels):
-    with pytest.raises(UserError, match=r"data\.labels=none would have no effect"):
-        build_dataset(settings(pixels, "data.labels=none"), 4)
-
-
 def test_a_recipe_takes_a_prepared_folder(moments, pixels):
     data = build_dataset(settings(moments, "data.max_tokens=16", "data.channels=3"), 2)
     assert isinstance(data, LatentShards) and data.channels == 4 and data.flip
@@ -173,10 +165,11 @@ def test_a_recipe_takes_a_prepared_folder(moments, pixels):
         ("data.channels=1", 4, "prepared with channels 3, and data.channels is 1"),
         ("data.preprocessing=crop", 4, "prepared with preprocessing mixed, and data.preprocessing is crop"),
         ("data.min_scale=0.5", 4, "prepared with min_scale 1.0, and data.min_scale is 0.5"),
+        ("data.labels=none", 4, "data.labels=none would have no effect"),
         ("data.flip=true", 2, "holds latents for patches of 4; set model.patch_size=4"),
     ],
 )
-def test_a_setting_that_the_preparation_has_fixed_otherwise_is_one_sentence(pixels, override, patch, part):
+def test_settings_that_contradict_the_preparation_are_refused(pixels, override, patch, part):
     with pytest.raises(ValueError) as error:
         build_dataset(settings(pixels, override), patch)
     assert part in str(error.value)
@@ -235,7 +228,7 @@ def spoil(out, number: int) -> list[str]:
     return [line["id"] for line in lines[:number]]
 
 
-def test_latents_that_are_not_finite_are_refused_found_and_made_anew(root, moments, tmp_path, fitv2):
+def test_latents_that_are_not_finite_are_refused_found_and_made_again(root, moments, tmp_path, fitv2):
     out = tmp_path / "out"
     shutil.copytree(moments, out)
     LatentShards(out)

@@ -21,8 +21,8 @@ def numbered(min_scale: float = 1.0) -> Fashion:
     return Fashion(images, np.arange(NUMBER) % 10, min_scale)
 
 
-def take(loader: PackLoader, steps: int, position: DataCursor | None = None) -> list[Step]:
-    stream = loader.steps(position or DataCursor())
+def take(loader: PackLoader, steps: int, cursor: DataCursor | None = None) -> list[Step]:
+    stream = loader.steps(cursor or DataCursor())
     taken = list(islice(stream, steps))
     stream.close()
     return taken
@@ -53,7 +53,7 @@ def assert_same(steps: list[Step], expected: list[Step]) -> None:
 
 @pytest.mark.parametrize("min_scale", [1.0, 0.5])
 @pytest.mark.parametrize("batches_per_step", [1, 3])
-def test_the_stream_is_the_same_from_any_position(min_scale, batches_per_step):
+def test_the_stream_is_the_same_from_any_cursor(min_scale, batches_per_step):
     loader = PackLoader(numbered(min_scale), 200, batches_per_step, seed=3)
     whole = take(loader, 20)
     assert whole[-1].after.epoch >= 2
@@ -73,11 +73,7 @@ def test_every_image_comes_once_an_epoch_in_an_order_of_its_own():
     assert len(epochs) >= 3
     assert all(sorted(epoch) == list(range(NUMBER)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == len(epochs)
-
-
-def test_another_seed_is_another_order():
-    first, second = (held(take(PackLoader(numbered(), 200, seed=seed), 3)) for seed in (0, 1))
-    assert first != second
+    assert held(take(PackLoader(numbered(), 200, seed=1), 3)) != held(steps[:3]), "another seed is another order"
 
 
 def test_labels_stay_with_their_images_and_short_ones_come_first():
@@ -105,20 +101,20 @@ def test_packs_that_processes_cannot_share_evenly():
         PackLoader(numbered(), 200, batches_per_step=3, world=2)
 
 
-def test_a_position_that_the_epoch_no_longer_has_goes_on_with_the_next_epoch():
+def test_a_cursor_beyond_its_epoch_continues_with_the_next_epoch():
     """After a resume with fewer images, or larger packs."""
     loader = PackLoader(numbered(), 200)
     assert_same(take(loader, 2, DataCursor(epoch=4, pack=10_000)), take(loader, 2, DataCursor(epoch=5)))
 
 
-def test_an_error_of_a_image_reaches_the_training_loop():
+def test_an_error_of_an_image_reaches_the_training_loop():
     dataset = numbered()
     dataset.images[7] = "no array"
     with pytest.raises(AttributeError):
         take(PackLoader(dataset, 200), 30)
 
 
-def test_a_image_that_goes_bad_during_training_is_named_and_left_out(tmp_path, caplog):
+def test_an_image_that_goes_bad_during_training_is_named_and_left_out(tmp_path, caplog):
     for i in range(4):
         Image.new("RGB", (16, 16), (i, i, i)).save(tmp_path / f"{i}.png")
     loader = PackLoader(ImageFolder(tmp_path, max_tokens=4, patch=8, flip=False), max_tokens_per_batch=16)

@@ -44,6 +44,6 @@ def test_images_keep_a_shuffled_order_within_a_short_stretch():
     assert abs(means[: len(means) // 2].mean() - means[len(means) // 2 :].mean()) < 0.02 * means.mean()
 
 
-def test_a_image_beyond_the_budget_is_refused():
+def test_an_image_beyond_the_budget_is_refused():
     with pytest.raises(ValueError, match="49 tokens does not fit a pack of 48"):
         plan_packs(np.array([10, 49]), 48, 0, 0)

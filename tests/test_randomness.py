@@ -54,7 +54,7 @@ def test_seeds_of_images():
 
 
 @pytest.mark.parametrize("seed", BAD_SEEDS)
-def test_what_is_no_seed_is_refused(seed):
+def test_invalid_seeds_are_refused(seed):
     for use in (
         image_generator,
         lambda seed: numpy_generator(Purpose.ORDER, 0, seed),

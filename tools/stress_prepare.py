@@ -83,7 +83,7 @@ def plant(copies: list[Path], count: int, rng: random.Random) -> dict[Path, str]
             ("image.txt", whole, "ignored extension"),
             ("page.jpg", b"<html>404 not found %d</html>" % number, "not an image"),
             ("huge.png", claims(50_000 + number, 50_000), "too large"),
-            ("odd.tiff", odd(number // 6), "no defined white"),
+            ("odd.tiff", odd(number // 6), "not supported"),
         ][number % 6]
         path = beside.with_name(f"planted {number} {name}")
         path.write_bytes(content)

@@ -1,4 +1,4 @@
-"""Files that are whole or absent at any moment: written beside, flushed to disk, then renamed."""
+"""Files that are complete or absent at any moment: written under another name, flushed to disk, then renamed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def begin_folder(target: Path) -> Path:
-    """An empty folder beside `target`, to be filled before `finish_folder` makes it `target`."""
+    """Makes an empty folder beside `target`, to be filled before `finish_folder` renames it to `target`."""
     partial = partial_folder(target)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -45,7 +45,7 @@ def partial_folder(target: Path) -> Path:
 
 
 def finish_folder(target: Path) -> None:
-    """What `begin_folder` made, and others filled, becomes `target`."""
+    """Renames the filled folder of `begin_folder` to `target`, which it replaces."""
     partial = partial_folder(target)
     flush(partial)
     if target.exists():
@@ -55,7 +55,7 @@ def finish_folder(target: Path) -> None:
 
 
 def flush(path: Path) -> None:
-    """What was written survives a power cut. Windows cannot do this for folders."""
+    """Writes a file or folder to the disk, so that it survives a power cut. Windows cannot do this for folders."""
     if path.is_dir() and os.name == "nt":
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -66,7 +66,7 @@ def flush(path: Path) -> None:
 
 
 def remove_drafts(folder: Path) -> None:
-    """What `write_file` left in a folder when it was killed; nothing may be writing there now."""
+    """Removes what `write_file` left in a folder when it was killed; nothing may be writing there now."""
     for path in folder.glob(".*"):
         if DRAFT.fullmatch(path.name):
             path.unlink()

@@ -26,8 +26,7 @@ DECODING_CURES = "try --precision fp32 (an autoencoder in float32), or another c
 class Pixels:
     """Latents that are pixels in [-1, 1], of any number of channels."""
 
-    factor = 1
-    channels = None
+    factor, channels = 1, None
 
     def decode(self, latent: Tensor) -> Tensor:
         return latent
@@ -49,7 +48,7 @@ class KLAutoencoder:
         self.network: Any = network.eval()
         self.device = device
         self.channels: int = self.network.config.latent_channels
-        self.factor = factor_of(self.network.config)
+        self.factor = _factor_of(self.network.config)
 
     def decode(self, latent: Tensor) -> Tensor:
         """Decodes (c, h, w) of the transformer to (3, h * factor, w * factor) in about [-1, 1], float32 on the CPU.
@@ -63,28 +62,21 @@ class KLAutoencoder:
         """Decodes (B, c, h, w) in one pass, like `decode`."""
         config = self.network.config
         unscaled = latents.float() / config.scaling_factor + (config.shift_factor or 0)
-        with self._tiles(latents.shape[2] * latents.shape[3] * self.factor**2), self._whole_precision():
-            sample = self.network.decode(unscaled.to(self.device, self._dtype())).sample
+        with self._passing(latents.shape[2] * latents.shape[3] * self.factor**2) as dtype:
+            sample = self.network.decode(unscaled.to(self.device, dtype)).sample
         images = sample.float().cpu()
         check_finite(images, "what the autoencoder made of a latent", DECODING_CURES)
         return images
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Encodes images to the moments of their latents, as the transformer takes them.
+        """Encodes images (B, 3, h * factor, w * factor) in [-1, 1] to the moments of their latents, scaled and shifted.
 
-        Args:
-            images: (B, 3, h * factor, w * factor) in [-1, 1].
-
-        Returns:
-            Mean and standard deviation, each (B, c, h, w) float32 on the CPU. Latents are drawn as mean + std * noise.
-
-        Raises:
-            NotFinite: A moment is NaN or infinite.
+        Returns mean and standard deviation, each (B, c, h, w) float32 on the CPU. Raises NotFinite for NaN or infinity.
         """
         config = self.network.config
-        with self._tiles(images.shape[2] * images.shape[3]), self._whole_precision():
-            posterior = self.network.encode(images.to(self.device, self._dtype())).latent_dist
+        with self._passing(images.shape[2] * images.shape[3]) as dtype:
+            posterior = self.network.encode(images.to(self.device, dtype)).latent_dist
         mean = ((posterior.mean.float() - (config.shift_factor or 0)) * config.scaling_factor).cpu()
         std = (posterior.std.float() * config.scaling_factor).cpu()
         for moment in (mean, std):
@@ -96,34 +88,24 @@ class KLAutoencoder:
         config = {key: value for key, value in self.network.config.items() if not key.startswith("_")}
         return weights_digest(self.network.state_dict(), json.dumps(config, sort_keys=True, default=str))
 
-    def _dtype(self) -> torch.dtype:
-        """The precision of a pass: float16 overflows in autoencoders whose configuration has force_upcast."""
-        upcast = self.network.dtype == torch.float16 and self.network.config.get("force_upcast", True)
-        return torch.float32 if upcast else self.network.dtype
-
     @contextmanager
-    def _whole_precision(self) -> Iterator[None]:
-        """Converts the network to `_dtype` within the context."""
-        own, wanted = self.network.dtype, self._dtype()
-        if own == wanted:
-            yield
-            return
-        self.network.to(wanted)
-        try:
-            yield
-        finally:
-            self.network.to(own)
+    def _passing(self, pixels: int) -> Iterator[torch.dtype]:
+        """Prepares the network for a pass over images of that many pixels, and yields the precision of the pass.
 
-    @contextmanager
-    def _tiles(self, pixels: int) -> Iterator[None]:
-        """Turns on tiling within the context, for images of more pixels than fit at once."""
-        tiled = self.network.use_tiling
+        float16 overflows in autoencoders whose configuration has force_upcast; large images go through in tiles.
+        """
+        own, tiled = self.network.dtype, self.network.use_tiling
+        upcast = own == torch.float16 and self.network.config.get("force_upcast", True)
         if pixels > LARGEST_UNTILED:
             self.network.enable_tiling()
         try:
-            yield
+            if upcast:
+                self.network.to(torch.float32)
+            yield torch.float32 if upcast else own
         finally:
             self.network.use_tiling = tiled
+            if upcast:
+                self.network.to(own)
 
 
 def load_autoencoder(
@@ -135,8 +117,8 @@ def load_autoencoder(
     """
     if name is None:
         return Pixels()
-    with told_in_one_sentence(name):
-        network = read_network(name, subfolder_of(name), dtype)
+    with _in_one_sentence(name) as subfolder:
+        network = read_network(name, subfolder, dtype)
     return KLAutoencoder(cast(Any, network).to(device), device)
 
 
@@ -147,7 +129,7 @@ def read_network(name: str, subfolder: str | None, dtype: torch.dtype, **options
     """
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-    check_class(name, cast(Any, AutoencoderKL.load_config(name, subfolder=subfolder)))
+    _check_class(name, cast(Any, AutoencoderKL.load_config(name, subfolder=subfolder)))
     options |= {"subfolder": subfolder, "dtype": dtype, "output_loading_info": True}
     network, found = loaded(AutoencoderKL.from_pretrained, name, **options)
     check_loaded(found, name)
@@ -155,7 +137,7 @@ def read_network(name: str, subfolder: str | None, dtype: torch.dtype, **options
     return network
 
 
-def check_class(name: str, config: Mapping[str, Any]) -> None:
+def _check_class(name: str, config: Mapping[str, Any]) -> None:
     """Raises UserError where a configuration is that of another class than AutoencoderKL."""
     if (kind := config.get("_class_name", "AutoencoderKL")) != "AutoencoderKL":
         raise UserError(f"{name} is an {kind}, and latents here are those of an AutoencoderKL; name one of these")
@@ -176,8 +158,7 @@ def check_loaded(found: Mapping[str, Any], name: str) -> None:
     """Raises UserError where diffusers, by its loading info, has found missing, extra or misshapen weights."""
     problems = [f"missing {key}" for key in sorted(found["missing_keys"])]
     problems += [f"unexpected {key}" for key in sorted(found["unexpected_keys"])]
-    shapes = found["mismatched_keys"]
-    problems += [f"{key} has shape {tuple(has)}, the model needs {tuple(own)}" for key, has, own in shapes]
+    problems += [f"{key} has shape {tuple(has)}, not {tuple(own)}" for key, has, own in found["mismatched_keys"]]
     if problems:
         raise UserError(f"the weights of {name} do not fit its config.json: {'; '.join(problems)}")
 
@@ -188,26 +169,22 @@ def read_factor(name: str | None) -> int:
         return Pixels.factor
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-    with told_in_one_sentence(name):
-        config = cast(Any, AutoencoderKL.load_config(name, subfolder=subfolder_of(name)))
-        check_class(name, config)
-        return factor_of(config)
+    with _in_one_sentence(name) as subfolder:
+        config = cast(Any, AutoencoderKL.load_config(name, subfolder=subfolder))
+        _check_class(name, config)
+        return _factor_of(config)
 
 
-def factor_of(config: Mapping[str, Any]) -> int:
+def _factor_of(config: Mapping[str, Any]) -> int:
     """Returns the image pixels per latent pixel: each block but the last halves both sides."""
     return 2 ** (len(config["block_out_channels"]) - 1)
 
 
-def subfolder_of(name: str) -> str | None:
-    return "vae" if (Path(name) / "vae").is_dir() else None
-
-
 @contextmanager
-def told_in_one_sentence(name: str) -> Iterator[None]:
-    """Turns what the library says of a missing autoencoder into a UserError of one sentence."""
+def _in_one_sentence(name: str) -> Iterator[str | None]:
+    """Yields the sub-folder of the autoencoder; what the library says of a missing one becomes a UserError."""
     try:
-        yield
+        yield "vae" if (Path(name) / "vae").is_dir() else None
     except UserError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:

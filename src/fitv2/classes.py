@@ -24,17 +24,16 @@ class Classes:
 
     def number(self, label: int | str) -> int:
         """Returns the number of a class given by name or number. Raises UserError for an unknown one."""
-        if isinstance(label, str):
-            called = [number for number, name in self.names.items() if name == label]
-            if len(called) > 1:
-                numbers = ", ".join(map(str, called))
-                raise UserError(f"there are several classes {label!r}: give one of the numbers {numbers}")
-            # Without classes "0" is the null label, the only one there is.
-            number = int(label) if label.isdecimal() and int(label) < max(self.count, 1) else None
-            number = called[0] if called else number
-        else:
-            number = label if isinstance(label, int) and 0 <= label <= self.count else None
-        if number is None:
+        called = [number for number, name in self.names.items() if name == label]
+        if len(called) > 1:
+            numbers = ", ".join(map(str, called))
+            raise UserError(f"there are several classes {label!r}: give one of the numbers {numbers}")
+        if called:
+            return called[0]
+        # Text never means "no class", but without classes "0" is the null label, the only one there is.
+        highest = max(self.count, 1) - 1 if isinstance(label, str) else self.count
+        number = int(label) if isinstance(label, str) and label.isdecimal() else label
+        if not isinstance(number, int) or not 0 <= number <= highest:
             near = suggestion(str(label), self.names.values())
             raise UserError(f"there is no class {label!r} in this model; its classes are {self}{near}")
         return number
@@ -59,10 +58,8 @@ def read_names(path: Path) -> list[str]:
 
 def readable_names(folders: Sequence[str]) -> list[str]:
     """Returns the names of class folders; for the 1 000 of ImageNet, n01440764 to n15075141, those of its classes."""
-    if not folders or not all(re.fullmatch(r"n\d{8}", name) for name in folders):
-        return list(folders)
-    known = imagenet_names()
-    return list(known if len(folders) == len(known) else folders)
+    is_imagenet = len(folders) == 1000 and all(re.fullmatch(r"n\d{8}", name) for name in folders)
+    return list(imagenet_names() if is_imagenet else folders)
 
 
 def imagenet_names() -> Sequence[str]:

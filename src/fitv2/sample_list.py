@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from .errors import UserError
 
@@ -30,21 +30,16 @@ def read_list(path: Path) -> list[SampledImage]:
         content = json.loads(path.read_bytes())
         if content["format"] != FORMAT:
             raise UserError(f"its format is {content['format']}, and this version reads {FORMAT}")
-        images = [
-            SampledImage(str(image["file"]), image["label"], class_of(image), (int(height), int(width)))
-            for image in content["images"]
-            for height, width in [image["size"]]
-        ]
+        images = []
+        for image in content["images"]:
+            name = None if image["class"] == "picture" else image["class"]  # Older versions wrote "picture" for None.
+            height, width = map(int, image["size"])
+            images.append(SampledImage(str(image["file"]), image["label"], name, (height, width)))
         if not images:
             raise UserError("it lists no image")
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise UserError(f"{path} is no list of samples ({error}): make the samples again, or remove it") from None
     return images
-
-
-def class_of(image: dict[str, Any]) -> str | None:
-    """Returns the name of the image's class, or None; older versions wrote "picture" for None."""
-    return None if image["class"] == "picture" else image["class"]
 
 
 def is_contact_sheet(content: bytes) -> bool:

@@ -35,8 +35,7 @@ def contact_sheet(
 
     note: a line at the bottom.
     """
-    largest = max(max(image.size) for image in images)
-    zoom = max(1, 128 // largest)
+    zoom = max(1, 128 // max(max(image.size) for image in images))
     cell_w = max(max(image.width for image in images) * zoom, 96) + MARGIN
     rows = [range(i, min(i + columns, len(images))) for i in range(0, len(images), columns)]
     heights = [max(images[i].height for i in row) * zoom + CAPTION + MARGIN for row in rows]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -51,24 +52,16 @@ class Dataset(ABC):
         return len(self.labels)
 
     def epoch(self, epoch: int, seed: int) -> Epoch:
-        """Returns the images as one epoch takes them."""
         return Epoch(self, epoch, seed)
 
     @abstractmethod
     def load(
         self, index: int, variant: int, hw: tuple[int, int], flip: bool, rng: Callable[[], np.random.Generator]
     ) -> Tensor:
-        """Returns one image as (C, h * p, w * p) float32.
+        """Returns one image as (C, h * p, w * p) float32. Raises UnreadableImage if it cannot be read any more.
 
-        Args:
-            index: Which image.
-            variant: In [0, possible[index]).
-            hw: Height and width in patches, as `sized` gives them.
-            flip: Whether to mirror the image left to right.
-            rng: Returns the generator of this image in this epoch.
-
-        Raises:
-            UnreadableImage: The image cannot be read any more.
+        variant: in [0, possible[index]). hw: in patches, as `sized` gives them. flip: whether to mirror the image left
+        to right. rng: returns the generator of this image in this epoch.
         """
 
     def draw(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -101,10 +94,9 @@ class Dataset(ABC):
         return shapes
 
     def digest(self) -> str:
-        """Returns 16 hexadecimal digits that depend on the data and not on its place.
+        """Returns 16 hexadecimal digits of names, sizes and labels, and of the bytes of a few files, for checkpoints.
 
-        They cover the names, sizes and labels of all images, and the bytes of a few files; of prepared data, all
-        checksums. Checkpoints record them.
+        They depend on the data and not on its place; for prepared data, they cover all checksums.
         """
         names, facts, folder = self.identity()
         digest = hashlib.sha256(repr(list(self.class_names)).encode(errors="surrogateescape"))
@@ -113,7 +105,8 @@ class Dataset(ABC):
             digest.update(np.ascontiguousarray(array, dtype=np.int64).tobytes())
         if folder is not None:
             for i in np.linspace(0, len(names) - 1, min(SAMPLED, len(names))).astype(int):
-                digest.update(_content_of(folder / names[i]))
+                with suppress(OSError):  # Training itself reports what it cannot read.
+                    digest.update((folder / names[i]).read_bytes())
         return digest.hexdigest()[:16]
 
     def identity(self) -> tuple[list[str], Sequence[np.ndarray], Path | None]:
@@ -147,10 +140,3 @@ class Epoch:
         rng = partial(numpy_generator, Purpose.LATENTS, *self.key, index)
         variant, (h, w) = int(self.variant[index]), self.hw[index].tolist()
         return self.dataset.load(index, variant, (h, w), bool(self.flip[index]), rng)
-
-
-def _content_of(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:  # Training itself reports what it cannot read.
-        return b""

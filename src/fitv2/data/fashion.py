@@ -45,29 +45,20 @@ DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 
 
 class Fashion(Dataset):
-    """Trimmed garments in memory.
+    """Trimmed garments in memory: uint8 (h, w) arrays with sides divisible by 4, bright on black; labels (N,).
 
     Args:
-        images: uint8 (h, w) arrays with sides divisible by 4, bright garment on black.
-        labels: (N,) in [0, 10).
         min_scale: Below 1, each epoch draws each garment at a random linear scale in [min_scale, 1], its sides rounded
             to the patch, and cropped as `images.resize` does where that would stretch it.
         max_tokens, preprocessing: The budget, and what each epoch draws of the `images.variants` under it. "resize" and
             "crop" make all epochs alike, as a reference for evaluation has to be.
 
-    Attributes:
-        sizes: (N, 2) pixels of whole garments.
-        hw: The same in patches.
-
-    Raises:
-        UserError: min_scale is below 1 with anything but whole garments, or the preprocessing is unknown.
+    `sizes` (N, 2) are in pixels of whole garments, `hw` in patches. Raises UserError if min_scale is below 1 with
+    anything but whole garments, or if the preprocessing is unknown.
     """
 
-    patch_size = PATCH
-    channels = 1
-    num_classes = len(CLASS_NAMES)
-    class_names = CLASS_NAMES
-    drawn = ("variant",)
+    patch_size, channels = PATCH, 1
+    class_names, num_classes = CLASS_NAMES, len(CLASS_NAMES)
 
     def __init__(
         self,
@@ -83,12 +74,10 @@ class Fashion(Dataset):
                 "data.preprocessing=resize, or data.min_scale=1"
             )
         variants(SIDE, SIDE, max_tokens, PATCH, preprocessing)  # Raises for an unknown one.
-        self.images = images
-        self.labels = np.asarray(labels, dtype=np.int64)
+        self.images, self.labels = images, np.asarray(labels, dtype=np.int64)
         self.sizes = np.array([image.shape for image in images], dtype=np.int64)
         self.hw = self.sizes // PATCH
-        self.min_scale = min_scale
-        self.preprocessing: Preprocessing = preprocessing
+        self.min_scale, self.variants = min_scale, VARIANTS[preprocessing]
         self.drawn = ("scale",) if min_scale < 1 else ("variant",)
         sizes, self.possible = variant_sizes(self.sizes, max_tokens, PATCH, preprocessing)
         self.variant_hw = sizes // PATCH
@@ -101,7 +90,7 @@ class Fashion(Dataset):
 
     def load(self, index: int, variant: int, hw: tuple[int, int], flip: bool, rng: object) -> Tensor:
         size, image = (hw[0] * PATCH, hw[1] * PATCH), Image.fromarray(self.images[index])
-        return to_latent(np.asarray(fitted(image, size, VARIANTS[self.preprocessing][variant])))
+        return to_latent(np.asarray(fitted(image, size, self.variants[variant])))
 
 
 def to_latent(image: np.ndarray) -> Tensor:
@@ -119,33 +108,21 @@ def bundled(*settings: Any, **more: Any) -> Fashion:
 
 def full(split: str, folder: Path | None = None, *settings: Any, **more: Any) -> Fashion:
     """Returns all 60 000 images of the split "train" or the 10 000 of "test", from the upstream files, trimmed."""
-    images, labels = read_split(split, folder)
-    return Fashion([trim(image) for image in images], labels, *settings, **more)
+    images, labels = map(read_checked, split_files(split, folder))
+    garments = [trim(image) for image in images[16:].reshape(-1, SIDE, SIDE)]
+    return Fashion(garments, labels[8:], *settings, **more)
 
 
 def trim(image: np.ndarray) -> np.ndarray:
-    """Cuts the garment's box from a uint8 (28, 28) image, each side grown to a multiple of 4."""
-    bright = image > THRESHOLD
-    rows, columns = (grown_span(np.asarray(bright.any(axis))) for axis in (1, 0))
-    return image[rows, columns]
-
-
-def grown_span(bright: np.ndarray) -> slice:
-    """Returns the lines from the first to the last bright one, grown evenly to a multiple of the patch."""
-    lines = np.flatnonzero(bright) if bright.any() else np.arange(len(bright))
-    length = int(lines[-1] - lines[0] + 1)
-    grown = -(-length // PATCH) * PATCH
-    start = min(max(int(lines[0]) - (grown - length) // 2, 0), len(bright) - grown)
-    return slice(start, start + grown)
-
-
-def read_split(split: str, folder: Path | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Reads untrimmed (N, 28, 28) uint8 images and (N,) uint8 labels of "train" or "test".
-
-    Raises UserError if the files are not there or are not the upstream ones.
-    """
-    images, labels = map(read_checked, split_files(split, folder))
-    return images[16:].reshape(-1, SIDE, SIDE), labels[8:]
+    """Cuts the garment's box from a uint8 (28, 28) image, each side grown evenly to a multiple of 4."""
+    spans = []
+    for axis in (1, 0):
+        lines = np.flatnonzero((image > THRESHOLD).any(axis))
+        first, last = (int(lines[0]), int(lines[-1])) if len(lines) else (0, SIDE - 1)
+        grown = -(-(last + 1 - first) // PATCH) * PATCH
+        start = min(max(first - (grown - (last + 1 - first)) // 2, 0), SIDE - grown)
+        spans.append(slice(start, start + grown))
+    return image[tuple(spans)]
 
 
 def split_files(split: str, folder: Path | None = None) -> tuple[Path, Path]:
@@ -155,12 +132,11 @@ def split_files(split: str, folder: Path | None = None) -> tuple[Path, Path]:
 
 
 def read_checked(path: Path) -> np.ndarray:
-    """Reads one upstream file, and verifies its checksum."""
+    """Reads one upstream file. Raises UserError if it is not there, or not the upstream one."""
     if not path.is_file():
         raise UserError(
-            f"{path} is not there: install the Debian package dataset-fashion-mnist, or put the four files of "
-            "Fashion-MNIST into a folder and name it (data.folder of a recipe, fashion:train:FOLDER to evaluate); the "
-            "bundled 10 000 images need neither"
+            f"{path} is not there: install the Debian package dataset-fashion-mnist, or name a folder that holds the "
+            "four files of Fashion-MNIST (data.folder of a recipe, fashion:train:FOLDER to evaluate)"
         )
     try:
         content = gzip.decompress(path.read_bytes())

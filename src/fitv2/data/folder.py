@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -18,11 +19,12 @@ from torch import Tensor
 
 from ..classes import readable_names
 from ..errors import UserError
-from .contents import Contents, Labels, read_contents
+from .contents import Labels, read_contents
 from .dataset import Dataset
 from .decode import decode
 from .formats import UnreadableImage
 from .images import VARIANTS, Preprocessing, fit_size, fitted, to_array, to_latent, variant_sizes, variants, why_unfit
+from .listing import Item
 from .scan import ScanReport, check_all
 
 logger = logging.getLogger(__name__)
@@ -34,11 +36,8 @@ class ImageFolder(Dataset):
     """The readable images below `root`, in the order of their names, as pixels in [-1, 1].
 
     Args:
-        root: The folder.
-        max_tokens: The token budget of an image.
-        patch: Pixels that a token's side covers.
+        max_tokens, patch, preprocessing: See `images`.
         channels: 3 for colour, 1 for grey.
-        preprocessing: See `images.variants`.
         flip: Whether each epoch mirrors an image left to right with probability 1/2.
         min_scale: In (0, 1]; each epoch shrinks an image by a linear factor drawn from [min_scale, 1].
         cache_file: Where to keep sizes between starts.
@@ -48,8 +47,7 @@ class ImageFolder(Dataset):
         paths: (N,) names relative to the root.
         sizes: (N, 2) pixels, upright.
 
-    Raises:
-        UserError: There is no folder or no readable image in it, or it is not clear what its classes are.
+    Raises UserError if there is no readable image, or if it is not clear what the classes are.
     """
 
     drawn = ("variant", "flip", "scale")
@@ -79,26 +77,37 @@ class ImageFolder(Dataset):
         self.patch_size, self.channels, self.flip, self.min_scale = patch, channels, flip, min_scale
         self.budget = max_tokens, patch, preprocessing
         self.mode: Literal["RGB", "L"] = "RGB" if channels == 3 else "L"
-        contents = _contents(self.root, labels_from, labels_option)
+        if not self.root.is_dir():
+            raise UserError(
+                f"there is no folder {root}: give the folder that holds the images (fitv2 prepare also reads lists and "
+                "archives)"
+            )
+        contents = read_contents(self.root, labels_from, labels_option)
+        for note in contents.notes:
+            logger.warning("%s: %s", root, note)
         self.class_names = readable_names(contents.class_names)
         self.num_classes = len(self.class_names)
-        self._scan(contents, cache_file)
+        self._scan(contents.items, cache_file)
         sizes, self.possible = variant_sizes(self.sizes, *self.budget)
         self.variant_hw = sizes // patch
         for label in np.setdiff1d(np.arange(self.num_classes), self.labels)[:MOST_EMPTY]:
             logger.warning("class %r has no readable image: it cannot be learned", self.class_names[label])
 
-    def _scan(self, contents: Contents, cache_file: Path | None) -> None:
+    def _scan(self, found: Sequence[Item], cache_file: Path | None) -> None:
         """Sets paths, sizes, labels and the report."""
-        self.report = report = _reported(self.root, contents)
-        items = [item for item in contents.items if item.refused is None]
+        kinds = Counter(item.kind for item in found)
+        self.report = report = ScanReport(str(self.root), kinds.pop("image", 0))
+        listed = ("image", "unopened", "ours")
+        report.ignored = {kind: number for kind, number in kinds.items() if kind not in listed}
+        report.skipped = [(item.id, item.refused) for item in found if item.refused and item.kind in listed]
+        items = [item for item in found if not item.refused]
         names = [item.id for item in items]
         sizes, reasons = check_all(self.root, names, partial(_check, mode=self.mode), cache_file)
-        readable = np.ones(len(names), bool)
-        readable[list(reasons)] = False
-        kept, sizes = np.flatnonzero(readable), sizes.reshape(-1, 2)
+        kept, sizes = np.delete(np.arange(len(names)), list(reasons)), sizes.reshape(-1, 2)
+        short, long = sizes.min(1), sizes.max(1)
         fits = np.ones(len(sizes), bool)
-        for place in _extreme(sizes, *self.budget):
+        # Only extreme sizes may be unfit: there may be a million others.
+        for place in np.flatnonzero((short < self.patch_size) | (long > self.budget[0] * short)).tolist():
             height, width = sizes[place].tolist()
             if reason := why_unfit(height, width, *self.budget):
                 fits[place], reasons[int(kept[place])] = False, reason
@@ -108,11 +117,11 @@ class ImageFolder(Dataset):
         self.labels = np.fromiter((items[i].label for i in kept), np.int64, len(kept))
         report.usable = len(kept)
         logger.log(logging.WARNING if report.skipped else logging.INFO, report.summary())
-        if not names:
-            hint = "put image files (.jpg, .png, .webp) in it, or in one sub-folder per class"
-            raise UserError(f"no image files: {hint}\n{report.summary()}")
         if not kept:
-            raise UserError(f"no image can be read: replace the files or give another folder\n{report.summary()}")
+            problem = "no image can be read: replace the files or give another folder"
+            if not names:
+                problem = "no image files: put image files (.jpg, .png, .webp) in it, or in one sub-folder per class"
+            raise UserError(f"{problem}\n{report.summary()}")
 
     def sized(self, variant: np.ndarray, scale: np.ndarray) -> np.ndarray:
         if self.min_scale == 1:
@@ -133,39 +142,6 @@ class ImageFolder(Dataset):
 
     def identity(self) -> tuple[list[str], list[np.ndarray], Path]:
         return self.paths, [self.labels, self.sizes], self.root
-
-
-def _extreme(sizes: np.ndarray, max_tokens: int, patch: int, _: Preprocessing) -> list[int]:
-    """Places of the few images of extreme sizes, which `why_unfit` may refuse."""
-    short, long = sizes.min(1), sizes.max(1)
-    return np.flatnonzero((short < patch) | (long > max_tokens * short)).tolist()
-
-
-def _reported(root: Path, contents: Contents) -> ScanReport:
-    """A report of what is known before the scan: files that are ignored, and images that are skipped unread."""
-    report, ignored = ScanReport(str(root)), Counter()
-    for file, item in zip(contents.files, contents.items, strict=True):
-        if file.kind in ("image", "unopened", "ours"):
-            report.found += file.kind == "image"
-            report.skipped += [(item.id, item.refused)] if item.refused else []
-        else:
-            ignored[file.kind] += 1
-    report.ignored = dict(ignored)
-    return report
-
-
-def _contents(root: Path, labels: Labels, option: str | None) -> Contents:
-    if root.is_file():
-        raise UserError(
-            f"{root} is a file, and no folder of images; of lists and archives fitv2 prepare makes a folder that can "
-            "be trained on"
-        )
-    if not root.is_dir():
-        raise UserError(f"there is no folder {root}: give the folder that holds the images")
-    contents = read_contents(root, labels, option)
-    for note in contents.notes:
-        logger.warning("%s: %s", root, note)
-    return contents
 
 
 def _check(path: Path, mode: Literal["RGB", "L"]) -> list[int] | str:

@@ -34,7 +34,7 @@ def image_sizes(number: int, seed: int = 0) -> np.ndarray:
     from_camera = rng.random(number) < 0.6
     aspect = np.where(from_camera, camera, other)
     area = np.where(from_camera, 500**2 * np.minimum(camera, 1 / camera), area)
-    return np.rint(np.stack((np.sqrt(area / aspect), np.sqrt(area * aspect)), 1)).astype(np.int64)
+    return np.rint(np.sqrt(np.stack((area / aspect, area * aspect), 1))).astype(np.int64)
 
 
 class ImageNetLike(Dataset):

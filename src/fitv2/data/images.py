@@ -56,10 +56,9 @@ def variants(height: int, width: int, max_tokens: int, patch: int, preprocessing
 def why_unfit(height: int, width: int, max_tokens: int, patch: int, preprocessing: Preprocessing) -> str | None:
     """Returns why an image of height x width cannot be a training example; None if it can."""
     short, long = sorted((height, width))
-    if long < patch:
-        return f"too small: {height}x{width} pixels, and a token covers {patch}x{patch}"
     if short < patch:
-        return f"too narrow: {height}x{width} pixels, and a token covers {patch}x{patch}"
+        kind = "too small" if long < patch else "too narrow"
+        return f"{kind}: {height}x{width} pixels, and a token covers {patch}x{patch}"
     if long > max_tokens * short and preprocessing != "crop":
         return f"too narrow: {height}x{width} pixels, and max_tokens={max_tokens} allows 1:{max_tokens} at most"
     return None
@@ -70,9 +69,9 @@ def fit_size(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the size to which images are resized: multiples of `patch`, of at most `max_tokens` tokens.
 
-    An image over the budget is scaled to it; a smaller one keeps its size; then `scale` in (0, 1] applies to both
-    sides; each side is floored to a multiple, and is at least one patch. Images that `why_unfit` refuses would be
-    enlarged, or cut off at the budget. Raises UserError for sizes and budgets below 1.
+    An image over the budget is scaled to it; then `scale` in (0, 1] applies to both sides; each side is floored to a
+    multiple, and is at least one patch. Images that `why_unfit` refuses would be enlarged, or cut off at the budget.
+    Raises UserError for sizes and budgets below 1.
     """
     if min(np.min(height, initial=1), np.min(width, initial=1), max_tokens, patch) < 1:
         raise UserError(f"cannot fit {height}x{width} pixels to {max_tokens} tokens of {patch}x{patch} pixels")
@@ -106,13 +105,8 @@ def variant_sizes(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the sizes of all variants of N images, in the order of `variants`, and how many each image has.
 
-    Args:
-        sizes: (N, 2) pixels.
-        max_tokens, patch, preprocessing: The budget, and which variants there are.
-        scale: In (0, 1], one or (N,).
-
-    Returns:
-        (N, V, 2) int64 pixels, with V = 2 for "mixed", else 1; and (N,) int64 in 1 to V.
+    sizes: (N, 2) pixels. scale: in (0, 1], one or (N,). Returns (N, V, 2) int64 pixels, with V = 2 for "mixed", else 1;
+    and (N,) int64 in 1 to V.
     """
     height, width = sizes.T
     names = VARIANTS[preprocessing]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from ..errors import UserError
 from ..messages import counted, shortened
+from .listing import Item
 
 # Larger whole numbers do not count as class ids: a table of all classes would fill the memory.
 MOST_CLASSES = 100_000
@@ -21,15 +21,7 @@ MOST_LISTED = 50
 # How Hugging Face and others write an unknown class.
 UNKNOWN = -1
 UNLABELLED = "without a label"
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """A file of a source. id: its name there. label: its class, 0 without classes. refused: why it is not used."""
-
-    id: str
-    label: int = 0
-    refused: str | None = None
+WITHOUT = "use none of them (prepare: --labels none; train: --set data.labels=none)"
 
 
 def labelled(names: Sequence[str], labels: Sequence[str | None], where: str) -> tuple[list[Item], list[str]]:
@@ -47,11 +39,19 @@ def labelled(names: Sequence[str], labels: Sequence[str | None], where: str) -> 
     """
     given = {label for label in labels if label}
     if given and all(map(WHOLE.fullmatch, given)):
-        numbers = {label: int(label.partition(".")[0]) for label in given}
-        numbers = {label: number for label, number in numbers.items() if number != UNKNOWN}
-        class_names, numbers = _of_ids(numbers, where)
+        ids = {label: int(label.partition(".")[0]) for label in given}
+        numbers = {label: number for label, number in ids.items() if number != UNKNOWN}
+        lowest, highest = min(numbers.values(), default=0), max(numbers.values(), default=-1)
+        if lowest < 0:
+            raise UserError(f"{where} has the label {lowest}; class ids start at 0, and -1 means no label")
+        known = list(range(highest + 1))
+        if highest >= MOST_CLASSES:  # Catalogue numbers: used as names, but in numerical order.
+            known = sorted(set(numbers.values()))
+            place = {number: label for label, number in enumerate(known)}
+            numbers = {label: place[number] for label, number in numbers.items()}
+        class_names = list(map(str, known))
     else:
-        _refuse_mixture(given, where)
+        _refuse_numbers(given, where)
         class_names = sorted(given)
         numbers = {label: number for number, label in enumerate(class_names)}
     items = [
@@ -62,54 +62,38 @@ def labelled(names: Sequence[str], labels: Sequence[str | None], where: str) -> 
     return items, class_names
 
 
-def refuse_unlabelled(items: Sequence[Item], where: str) -> None:
-    """Raises UserError where most items have no label."""
-    missing = [item.id for item in items if item.refused]
-    if 2 * len(missing) > len(items):
-        raise UserError(
-            f"{len(missing)} of {counted(len(items), 'image')} have no label in {where}, the first {missing[0]}: add "
-            "the labels, or train without any (prepare: --labels none; train: --set data.labels=none)"
-        )
-
-
-def _of_ids(ids: dict[str, int], where: str) -> tuple[list[str], dict[str, int]]:
-    """Class names and the label of each text, for class ids."""
-    if min(ids.values(), default=0) < 0:
-        raise UserError(f"{where} has the label {min(ids.values())}; class ids start at 0, and -1 means no label")
-    most = max(ids.values(), default=-1) + 1
-    if most <= MOST_CLASSES:
-        return [str(number) for number in range(most)], ids
-    # Catalogue numbers: used as names, but in numerical order.
-    known = sorted(set(ids.values()))
-    place = {number: label for label, number in enumerate(known)}
-    return [str(number) for number in known], {label: place[number] for label, number in ids.items()}
-
-
-def _refuse_mixture(given: set[str], where: str) -> None:
+def _refuse_numbers(given: set[str], where: str) -> None:
+    """Raises UserError for numbers among names, and for numbers that are not whole."""
     numbers = sorted(filter(NUMBER.fullmatch, given))
-    names = sorted(given - set(numbers))
+    names = sorted(given.difference(numbers))
     if numbers and names:
         raise UserError(
             f"the labels of {where} mix numbers ({numbers[0]}) and names ({names[0]}): write all of them as ids or all "
-            "as names, or use none of them (prepare: --labels none; train: --set data.labels=none)"
+            f"as names, or {WITHOUT}"
         )
     if numbers:
         fraction = next(label for label in numbers if not WHOLE.fullmatch(label))
         raise UserError(f"{where} has the label {fraction}, which is not a class: write ids (0, 1, 2) or names")
 
 
+def refuse_unlabelled(items: Sequence[Item], where: str) -> None:
+    """Raises UserError where most items have no label."""
+    missing = [item.id for item in items if item.refused]
+    if 2 * len(missing) > len(items):
+        raise UserError(
+            f"{len(missing)} of {counted(len(items), 'image')} have no label in {where}, the first {missing[0]}: add "
+            f"the labels, or {WITHOUT}"
+        )
+
+
 def count_classes(labels: np.ndarray | Sequence[int], class_names: Sequence[str]) -> dict[str, int]:
     """Counts the images of each class by its name, in the order of the labels; empty without classes.
 
-    Args:
-        labels: (N,) of images, in [0, number of classes).
-        class_names: Of all classes. Where several share a name, the later ones get their number appended.
+    Where several classes share a name, the later ones get their number appended. labels: (N,).
     """
-    if not class_names:
-        return {}
     counts = np.bincount(np.asarray(labels, np.int64), minlength=len(class_names)).tolist()
     seen: dict[str, int] = {}
-    for number, (name, count) in enumerate(zip(class_names, counts, strict=True)):
+    for number, (name, count) in enumerate(zip(class_names, counts, strict=False)):
         seen[name if name not in seen else f"{name} ({number})"] = count
     return seen
 

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from ..errors import UserError
 from ..tokens import TokenBatch
 from .dataset import Dataset, Epoch
 from .formats import UnreadableImage
-from .packing import Packs, packing_efficiency, plan_packs
+from .packing import packing_efficiency, plan_packs
 
 logger = logging.getLogger(__name__)
 # The latents of a pack as they are loaded, and its labels.
@@ -27,7 +26,7 @@ PROBES, NAMED = 20, 5
 
 @dataclass(frozen=True)
 class DataCursor:
-    """Where the stream stands: the epoch, and the number of its packs already used."""
+    """A place in the stream: the epoch, and the number of its packs already used."""
 
     epoch: int = 0
     pack: int = 0
@@ -79,13 +78,10 @@ class PackLoader:
                 f"{batches_per_step} packs a step cannot be shared evenly by {world} processes: set "
                 f"training.batches_per_step to a multiple of {world}"
             )
-        self.dataset = dataset
-        self.max_tokens_per_batch = max_tokens_per_batch
-        self.batches_per_step = batches_per_step
-        self.seed = seed
-        self.rank, self.world = rank, world
-        self.workers, self.pin = workers, pin
-        self._planned: tuple[int, Epoch, Packs, float] | None = None
+        self.dataset, self.seed = dataset, seed
+        self.max_tokens_per_batch, self.batches_per_step = max_tokens_per_batch, batches_per_step
+        self.rank, self.world, self.workers, self.pin = rank, world, workers, pin
+        self._planned: tuple[int, Epoch, list[np.ndarray], float] | None = None
 
     def steps(self, cursor: DataCursor) -> Generator[Step]:
         """Yields the steps from `cursor` on. The next step loads in threads while the current one is used."""
@@ -94,12 +90,34 @@ class PackLoader:
             while True:
                 pending, planned = upcoming
                 upcoming = self._submit(pool, planned.after)
-                shape = self.dataset.patch_size, self.dataset.channels
-                loaded = [collect(*shape, *pack) for pack in pending]
-                packs = [(pinned(pack.batch), pack.labels.pin_memory()) if self.pin else pack[:2] for pack in loaded]
-                readable = [pack.readable for pack in loaded]
+                collected = [self._collect(*pack) for pack in pending]
+                packs, readable = [pack[:2] for pack in collected], [pack[2] for pack in collected]
                 unreadable = sum(len(latents) for latents, _ in pending) - sum(readable)
                 yield replace(planned, packs=packs, readable=readable, unreadable=unreadable)
+
+    def _collect(self, latents: list[Future[Tensor]], labels: np.ndarray) -> tuple[TokenBatch, Tensor, int]:
+        """Packs loaded latents and labels, shortest images first so that the model need not sort.
+
+        An image that went bad since the scan is left out. Where none is left, one patch of zeros stands in for the
+        pack, so that every process still has its packs. Returns batch, labels, and the number of readable images.
+        """
+        errors, loaded = [], {}
+        for i, future in enumerate(latents):
+            try:
+                loaded[i] = future.result()
+            except UnreadableImage as error:
+                errors.append(error)
+        for error in errors[:NAMED]:
+            logger.warning("left out of this step: %s", error)
+        if len(errors) > NAMED:
+            logger.warning("left out of this step: %d more images", len(errors) - NAMED)
+        readable, side = len(loaded), self.dataset.patch_size
+        loaded = loaded or {0: torch.zeros(self.dataset.channels, side, side)}
+        order = sorted(loaded, key=lambda i: loaded[i].numel())
+        batch, chosen = TokenBatch.from_latents([loaded[i] for i in order], side), torch.from_numpy(labels[order])
+        if self.pin:
+            batch, chosen = batch.with_x(batch.x.pin_memory()), chosen.pin_memory()
+        return batch, chosen, readable
 
     def _submit(self, pool: ThreadPoolExecutor, cursor: DataCursor) -> tuple[list[Pending], Step]:
         """Begins to load the packs of this rank; returns them, and the step without what is being loaded."""
@@ -121,56 +139,18 @@ class PackLoader:
         """Whether at least half of a few images, spread evenly over the data set, cannot be read now."""
         view, _, _ = self._plan(0 if self._planned is None else self._planned[0])
         few = np.linspace(0, len(view.labels) - 1, min(PROBES, len(view.labels))).astype(int)
-        return 2 * sum(not can_be_read(view, int(i)) for i in few) >= len(few)
+        bad = 0
+        for i in few:
+            try:
+                view.latent(int(i))
+            except UnreadableImage:
+                bad += 1
+        return 2 * bad >= len(few)
 
-    def _plan(self, epoch: int) -> tuple[Epoch, Packs, float]:
+    def _plan(self, epoch: int) -> tuple[Epoch, list[np.ndarray], float]:
         if self._planned is None or self._planned[0] != epoch:
             view = self.dataset.epoch(epoch, self.seed)
             lengths = view.hw.prod(1)
             packs = plan_packs(lengths, self.max_tokens_per_batch, self.seed, epoch)
             self._planned = epoch, view, packs, packing_efficiency(lengths, packs, self.max_tokens_per_batch)
         return self._planned[1:]
-
-
-class Pack(NamedTuple):
-    """batch, labels: of a forward pass. readable: the images among them; 0 for a stand-in."""
-
-    batch: TokenBatch
-    labels: Tensor
-    readable: int
-
-
-def collect(patch_size: int, channels: int, latents: list[Future[Tensor]], labels: np.ndarray) -> Pack:
-    """Packs loaded latents and labels, shortest images first so that the model need not sort.
-
-    An image that went bad since the scan is left out. Where none is left, one patch of zeros stands in for the pack, so
-    that every process still has its packs.
-    """
-    loaded, errors = [], []
-    for future in latents:
-        try:
-            loaded.append(future.result())
-        except UnreadableImage as error:
-            loaded.append(None)
-            errors.append(error)
-    for error in errors[:NAMED]:
-        logger.warning("left out of this step: %s", error)
-    if len(errors) > NAMED:
-        logger.warning("left out of this step: %d more images", len(errors) - NAMED)
-    if len(errors) == len(loaded):
-        loaded[0] = torch.zeros(channels, patch_size, patch_size)
-    order = sorted((i for i, latent in enumerate(loaded) if latent is not None), key=lambda i: loaded[i].numel())
-    batch = TokenBatch.from_latents([loaded[i] for i in order], patch_size)
-    return Pack(batch, torch.from_numpy(labels[order]), len(loaded) - len(errors))
-
-
-def pinned(batch: TokenBatch) -> TokenBatch:
-    return batch.with_x(batch.x.pin_memory())
-
-
-def can_be_read(view: Epoch, index: int) -> bool:
-    try:
-        view.latent(index)
-    except UnreadableImage:
-        return False
-    return True

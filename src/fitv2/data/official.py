@@ -38,18 +38,14 @@ class OfficialLatents(Dataset):
     """The authors' folders below `root` for one budget, in the order of the files' names.
 
     Args:
-        root: The folder.
         class_names: Of the labels in the files.
         max_tokens: Which budget, where `root` has several.
         preprocessing: "mixed" draws the resized or the cropped version each epoch where there are both.
         flip: Whether each epoch takes the mirror image with probability 1/2.
         cache_file: Where to keep sizes and labels between starts.
 
-    Attributes:
-        names: Files that can be read, relative to the root: of each image the resized version before the cropped one.
-
-    Raises:
-        UserError: There is no readable file, or no such budget.
+    `names` are the readable files relative to the root: of each image the resized version before the cropped one.
+    Raises UserError if there is none, or no such budget.
     """
 
     patch_size, channels = 2, 4
@@ -67,8 +63,11 @@ class OfficialLatents(Dataset):
     ) -> None:
         self.root, self.flip = Path(root), flip
         self.class_names, self.num_classes = list(class_names), len(class_names)
-        self.max_tokens = chosen_budget(self.root, max_tokens)
-        found = files_of(self.root, self.max_tokens, preprocessing)
+        possible = budgets(self.root)
+        if max_tokens not in possible and (max_tokens is not None or len(possible) != 1):
+            told = ", ".join(map(str, possible)) or "no"
+            raise UserError(f"{root} holds latents for budgets of {told} tokens: set data.max_tokens")
+        found = files_of(self.root, max_tokens or possible[0], preprocessing)
         names = [name for versions in found for name in versions]
         facts, reasons = check_all(self.root, names, partial(check, classes=self.num_classes), cache_file)
         self.report = ScanReport(str(root), len(names), len(facts), [(names[i], why) for i, why in reasons.items()])
@@ -106,31 +105,18 @@ def budgets(root: Path) -> list[int]:
     return sorted({int(match[1] or match[2]) for match in map(FOLDER.fullmatch, (p.name for p in folders)) if match})
 
 
-def chosen_budget(root: Path, max_tokens: int | None) -> int:
-    found = budgets(root)
-    if max_tokens is None and len(found) == 1:
-        return found[0]
-    if max_tokens not in found:
-        raise UserError(
-            f"{root} holds latents for budgets of {', '.join(map(str, found)) or 'no'} tokens: set data.max_tokens"
-        )
-    return max_tokens
-
-
 def files_of(root: Path, max_tokens: int, preprocessing: Preprocessing) -> list[list[str]]:
     """Returns the files of each image, relative to the root: its one version, or the resized and the cropped one."""
-
-    def listed(folder: str) -> list[str]:
-        return sorted(path.name for path in (root / folder).glob("*.safetensors"))
-
-    small, large = f"from_16_to_{max_tokens}", f"greater_than_{max_tokens}"
-    crops = set(listed(f"{large}_crop"))
-    both = [
-        [f"{large}_resize/{name}"] + [f"{large}_crop/{name}"] * (name in crops) for name in listed(f"{large}_resize")
-    ]
+    large = f"greater_than_{max_tokens}"
+    small, resized, crops = (
+        sorted(path.name for path in (root / folder).glob("*.safetensors"))
+        for folder in (f"from_16_to_{max_tokens}", f"{large}_resize", f"{large}_crop")
+    )
+    cropped = set(crops)
+    both = [[f"{large}_resize/{name}"] + [f"{large}_crop/{name}"] * (name in cropped) for name in resized]
     if preprocessing != "mixed":
         both = [versions[:1] if preprocessing == "resize" else versions[-1:] for versions in both]
-    return [[f"{small}/{name}"] for name in listed(small)] + both
+    return [[f"from_16_to_{max_tokens}/{name}"] for name in small] + both
 
 
 def check(path: Path, classes: int) -> list[int] | str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -14,32 +16,11 @@ from ..randomness import Purpose, numpy_generator
 OPEN_PACKS = 64
 
 
-class Packs:
-    """The packs of an epoch: each the indices of its images. Kept as two arrays, since there may be 200,000 packs."""
+def plan_packs(lengths: np.ndarray, budget: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """Distributes every image of an epoch to packs of at most `budget` tokens: returns the indices of each pack.
 
-    def __init__(self, images: np.ndarray, ends: np.ndarray) -> None:
-        self.images, self.ends = images, ends
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    def __getitem__(self, number: int) -> np.ndarray:
-        return self.images[self.ends[number - 1] if number else 0 : self.ends[number]]
-
-
-def plan_packs(lengths: np.ndarray, budget: int, seed: int, epoch: int) -> Packs:
-    """Distributes every image of an epoch to packs of at most `budget` tokens.
-
-    The order is a shuffle; each image goes to the fullest open pack that still has room (best fit). The result follows
-    from the arguments alone.
-
-    Args:
-        lengths: (N,) tokens of each image.
-        budget: Tokens of a pack.
-        seed, epoch: Decide the order.
-
-    Raises:
-        UserError: An image is longer than the budget.
+    The order is a shuffle; each image goes to the fullest open pack that still has room (best fit). lengths: (N,)
+    tokens of each image. Raises UserError if an image is longer than the budget.
     """
     if lengths.max() > budget:
         raise UserError(
@@ -70,9 +51,10 @@ def plan_packs(lengths: np.ndarray, budget: int, seed: int, epoch: int) -> Packs
             rooms.insert(place, room)
             packs.insert(place, pack)
     place_of = np.argsort(closed + packs)[pack_of]
-    return Packs(order[np.argsort(place_of, kind="stable")], np.cumsum(np.bincount(place_of)))
+    images, ends = order[np.argsort(place_of, kind="stable")], np.cumsum(np.bincount(place_of)).tolist()
+    return [images[start:end] for start, end in pairwise([0, *ends])]
 
 
-def packing_efficiency(lengths: np.ndarray, packs: Packs, budget: int) -> float:
+def packing_efficiency(lengths: np.ndarray, packs: Sequence[np.ndarray], budget: int) -> float:
     """Returns the fraction of the budget that holds real tokens."""
     return float(lengths.sum() / (len(packs) * budget))

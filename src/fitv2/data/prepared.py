@@ -16,6 +16,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -93,16 +94,15 @@ def is_prepared(folder: Path) -> bool:
 
 def read_settings(folder: Path) -> Preparation | None:
     """Reads what a folder was or is being prepared with; None for a new one. Raises UserError if it cannot be read."""
-    path = folder / SETTINGS
-    if not path.is_file():
+    if not (folder / SETTINGS).is_file():
         return None
-    content = read_json(path)
+    content = read_json(folder / SETTINGS)
     if content.get("format") != FORMAT:
         raise UserError(f"{folder} is of format {content.get('format')}, and this version knows {FORMAT}")
     try:
         return Preparation(**content)
     except TypeError as error:
-        raise damaged(path, error) from None
+        raise damaged(folder / SETTINGS, error) from None
 
 
 def read_dataset(folder: Path) -> tuple[Preparation, dict[str, Any]]:
@@ -141,5 +141,4 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def damaged(path: Path, why: object) -> ValueError:
-    return errors.damaged(path, why, "run the same fitv2 prepare again")
+damaged = partial(errors.damaged, cure="run the same fitv2 prepare again")

@@ -24,7 +24,7 @@ from .formats import advice
 logger = logging.getLogger(__name__)
 
 # Counts the rules of what is a good image: after a change all are checked again.
-_CACHE_VERSION = 3
+_CACHE_VERSION = 4
 BLOCK = 512
 MOST_LISTED = 20
 T = TypeVar("T")
@@ -96,23 +96,29 @@ def check_all(root: Path, names: list[str], check: Check, cache_file: Path | Non
     """
     cache = _read_cache(cache_file)
     stamps = [_stamp(root / name) for name in names]
-    outcomes: list[list[int] | str | None] = [None] * len(names)
-    for i, (name, stamp) in enumerate(zip(names, stamps, strict=True)):
-        if (entry := cache.get(name)) is not None and entry[:2] == stamp:
-            outcomes[i] = entry[2:]
-    todo = [i for i, outcome in enumerate(outcomes) if outcome is None]
-    logger.info("%s: checking %d image files, %d known from an earlier start", root, len(todo), len(names) - len(todo))
+    entries = {
+        name: cache[name] for name, stamp in zip(names, stamps, strict=True) if cache.get(name, [0])[:2] == stamp
+    }
+    reasons: dict[int, str] = {}
+    todo = [i for i, name in enumerate(names) if name not in entries]
+    logger.info("%s: checking %d image files, %d known from an earlier start", root, len(todo), len(entries))
+    console = Console(stderr=True)
+    hidden = not todo or not console.is_terminal
     try:
         results = in_threads(min(8, available_cores()), lambda i: check(root / names[i]), todo)
-        for i, outcome in zip(todo, _progress(results, len(todo)), strict=True):
-            outcomes[i] = outcome
+        shown = track(results, "Checking images", len(todo), console=console, transient=True, disable=hidden)
+        for i, outcome in zip(todo, shown, strict=True):
+            if isinstance(outcome, str):
+                reasons[i] = outcome
+            else:
+                entries[names[i]] = stamps[i] + outcome
     finally:  # An interrupted scan of a million images continues where it stopped.
-        known = zip(names, stamps, outcomes, strict=True)
-        entries = {name: stamp + outcome for name, stamp, outcome in known if isinstance(outcome, list)}
         if cache_file is not None and entries != cache:
-            _write_cache(Path(cache_file), entries)
-    reasons = {i: outcome for i, outcome in enumerate(outcomes) if isinstance(outcome, str)}
-    good = [outcome for outcome in outcomes if isinstance(outcome, list)]
+            try:
+                write_text(cache_file, json.dumps({"version": _CACHE_VERSION, "images": entries}, indent=1))
+            except OSError as error:
+                logger.warning("%s cannot be written, so the next start checks all images again: %s", cache_file, error)
+    good = [entries[name][2:] for name in names if name in entries]
     numbers = np.fromiter(chain.from_iterable(good), np.int64)
     return numbers.reshape(len(good), -1 if good else 0), reasons
 
@@ -122,12 +128,6 @@ def in_threads(workers: int, work: Callable[[T], R], items: Sequence[T]) -> Iter
     with ThreadPoolExecutor(workers) as pool:  # Pillow's decoders release the interpreter lock.
         for start in range(0, len(items), BLOCK):
             yield from pool.map(work, items[start : start + BLOCK])
-
-
-def _progress(outcomes: Iterator[list[int] | str], total: int) -> Iterable[list[int] | str]:
-    console = Console(stderr=True)
-    disable = total == 0 or not console.is_terminal
-    return track(outcomes, "Checking images", total=total, console=console, transient=True, disable=disable)
 
 
 def _stamp(path: Path) -> list[int]:
@@ -140,20 +140,13 @@ def _stamp(path: Path) -> list[int]:
 
 
 def _read_cache(cache_file: Path | None) -> dict[str, list[int]]:
-    """Name to [bytes, mtime_ns, what the check found]; empty when there is no cache file of this version."""
-    if cache_file is None or not Path(cache_file).exists():
+    """Returns name to [bytes, mtime_ns, what the check found]; empty when there is no cache file of this version."""
+    if cache_file is None or not cache_file.exists():
         return {}
     try:
-        content = json.loads(Path(cache_file).read_bytes())
+        content = json.loads(cache_file.read_bytes())
         if content["version"] == _CACHE_VERSION:
             return content["images"]
     except (ValueError, TypeError, KeyError):
         logger.warning("%s is not a cache of this program or is damaged: it is made again", cache_file)
     return {}
-
-
-def _write_cache(cache_file: Path, entries: dict[str, list[int]]) -> None:
-    try:
-        write_text(cache_file, json.dumps({"version": _CACHE_VERSION, "images": entries}, indent=1))
-    except OSError as error:
-        logger.warning("%s cannot be written, so the next start checks every image again: %s", cache_file, error)

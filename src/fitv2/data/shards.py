@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,25 +18,18 @@ from .formats import UnreadableImage
 from .images import to_latent
 from .prepared import SHARDS, read_dataset, read_index
 
+AGAIN = "fitv2 inspect --verify lists all such images, and the same fitv2 prepare as before makes them again"
+
 
 class NotFiniteLatent(UnreadableImage):
     """Raised for a stored latent with NaN or infinity."""
 
 
 class LatentShards(Dataset):
-    """A folder that `fitv2 prepare` has made.
+    """A folder that `fitv2 prepare` has made; `ids` (N,) are names in its source.
 
-    Args:
-        root: The folder.
-        flip: Whether each epoch takes the mirror image with probability 1/2, if the set was prepared with flip.
-
-    Attributes:
-        preparation: How the images became latents.
-        ids: (N,) names in the source.
-        factor: Pixels per latent pixel on each axis.
-
-    Raises:
-        UserError: The folder is not prepared, not finished, damaged, or holds latents that are not finite.
+    flip: whether each epoch takes the mirror image with probability 1/2, if the set was prepared with flip. Raises
+    UserError if the folder is not prepared, not finished, damaged, or holds latents that are not finite.
     """
 
     def __init__(self, root: str | Path, flip: bool = True) -> None:
@@ -48,15 +41,11 @@ class LatentShards(Dataset):
         self.class_names = readable_names(dataset["class_names"])
         self.num_classes = len(self.class_names)
         self.shards = [shard["file"] for shard in dataset["shards"]]
-        self._read_index(read_index(self.root, dataset))
-        self._refuse_not_finite()
-
-    def _read_index(self, lines: Iterable[dict]) -> None:
-        """Into plain arrays: as objects, a million images would fill gigabytes."""
-        number = {name: i for i, name in enumerate(self.shards)}
         self.ids: list[str] = []
+        number = {name: i for i, name in enumerate(self.shards)}
+        # Into plain arrays: as objects, a million images would fill gigabytes.
         labels, shard, possible, size, offset, crc32 = (array("q") for _ in range(6))
-        for line in lines:
+        for line in read_index(self.root, dataset):
             if "skipped" in line:
                 continue
             self.ids.append(line["id"])
@@ -73,8 +62,7 @@ class LatentShards(Dataset):
         self.offset = np.array(offset).reshape(-1, 2)  # per variant
         self.crc32 = np.array(crc32).reshape(-1, 2, 2)  # per variant and flip
 
-    def _refuse_not_finite(self) -> None:
-        """Raises UserError for latents of a broken autoencoder, by the first of each shard, before anything trains."""
+        # A broken autoencoder shows in the first latent of each shard, before anything trains.
         for index in np.unique(self.shard, return_index=True)[1].tolist():
             try:
                 self.stored(index, 0, 0)
@@ -91,7 +79,7 @@ class LatentShards(Dataset):
         return torch.from_numpy(mean + std * rng().standard_normal(mean.shape, np.float32))
 
     def stored(self, index: int, variant: int, flip: int) -> np.ndarray:
-        """Returns the numbers of a shard: (channels, h, w) uint8, or (2, channels, h, w) float16 mean and deviation.
+        """Returns (channels, h, w) uint8, or (2, channels, h, w) float16 with mean and standard deviation.
 
         Raises UnreadableImage if they are not what was written.
         """
@@ -107,14 +95,11 @@ class LatentShards(Dataset):
         except OSError as error:
             raise UnreadableImage(f"{self.ids[index]} cannot be read from {path}: {error.strerror}") from error
         if len(content) < length or zlib.crc32(content) != self.crc32[index, variant, flip]:
-            raise UnreadableImage(
-                f"{self.ids[index]} is damaged in {path}; the same fitv2 prepare as before makes that shard again"
-            )
+            raise UnreadableImage(f"{self.ids[index]} is damaged in {path}; {AGAIN}")
         numbers = np.frombuffer(content, preparation.dtype)
         if preparation.kind == "moments" and not np.isfinite(numbers).all():
             raise NotFiniteLatent(
-                f"{self.ids[index]} has latents that are not finite (NaN or infinity) in {path}; fitv2 inspect "
-                "--verify lists all of them, and the same fitv2 prepare as before makes them again"
+                f"{self.ids[index]} has latents that are not finite (NaN or infinity) in {path}; {AGAIN}"
             )
         return numbers.reshape((-1, h, w) if preparation.kind == "pixels" else (2, -1, h, w))
 

@@ -15,7 +15,7 @@ import codecs
 import csv
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from posixpath import normpath
 from typing import Any, NamedTuple
@@ -24,8 +24,7 @@ from ..errors import UserError
 from ..messages import shortened
 from .formats import EXTENSIONS
 
-DELIMITED = {".txt": "\t", ".tsv": "\t", ".csv": ","}
-LISTS = (*DELIMITED, ".jsonl")
+LISTS = (".txt", ".tsv", ".csv", ".jsonl")
 # Names of columns, the most telling first.
 PATHS = ("file_name", "filename", "file", "file_path", "filepath", "path", "image", "image_path", "image_file")
 PATHS += ("image_name", "image_file_name", "img", "img_path", "images", "name", "image_id", "id")
@@ -65,26 +64,27 @@ def read_table(file: Path, with_labels: bool = True) -> Table:
     Raises:
         UserError: The table cannot be read, or its meaning is unclear; the message says where, and what to do.
     """
-    suffix = file.suffix.lower()
-    if suffix == ".json":
+    if file.suffix.lower() == ".json":
         rows, note = _of_dataset_json(file)
-    elif suffix == ".jsonl":
-        rows, note = _of_objects(file)
     else:
-        rows, note = _of_lines(file, DELIMITED[suffix])
+        rows, note = _of_objects(file) if file.suffix.lower() == ".jsonl" else _of_lines(file)
     first: dict[str, Row] = {}
     repeated = []
-    for row in rows:
-        row = Row(_native(file.parent, row.path), row.label if with_labels else None, row.line)
-        before = first.setdefault(normpath(row.path), row)
-        if before is not row and before.label != row.label:
+    for path, label, line in rows:
+        # Tables may come from Windows: with slashes, if only that file exists.
+        slashes = path.replace("\\", "/")
+        if slashes != path and not is_there(file.parent, path) and is_there(file.parent, slashes):
+            path = slashes
+        row = Row(path, label if with_labels else None, line)
+        before = first.setdefault(normpath(path), row)
+        if before.label != row.label:
             raise UserError(
-                f"{file} has two labels for {row.path}: {before.label or 'none'} (line {before.line}) and "
-                f"{row.label or 'none'} (line {row.line}); remove one of the lines"
+                f"{file} has two labels for {path}: {before.label or 'none'} (line {before.line}) and "
+                f"{row.label or 'none'} (line {line}); remove one of the lines"
             )
         if before is not row:
             repeated.append(row)
-    return Table(file.name, list(first.values()), repeated, note, suffix == ".json" and note == UNLABELLED)
+    return Table(file.name, list(first.values()), repeated, note, note == UNLABELLED)
 
 
 def label_text(value: Any) -> str | None:
@@ -109,12 +109,6 @@ def is_there(folder: Path, path: str) -> bool:
         return False
 
 
-def _native(folder: Path, path: str) -> str:
-    """A path with its backslashes as slashes, if only that file exists: tables may come from Windows."""
-    slashes = path.replace("\\", "/")
-    return slashes if slashes != path and not is_there(folder, path) and is_there(folder, slashes) else path
-
-
 def _of_dataset_json(file: Path) -> tuple[list[Row], str | None]:
     try:
         pairs = json.loads(file.read_bytes())["labels"]
@@ -128,17 +122,16 @@ def _of_objects(file: Path) -> tuple[list[Row], str | None]:
     objects = []
     for number, line in _lines(file):
         try:
-            content = json.loads(line)
-        except ValueError:
-            content = None
-        if not isinstance(content, dict):
-            raise UserError(f"{file}, line {number}, is no JSON object: correct or remove that line")
-        objects.append((number, content))
+            objects.append((number, dict(json.loads(line).items())))
+        except (ValueError, AttributeError):
+            raise UserError(f"{file}, line {number}, is no JSON object: correct or remove that line") from None
     return _of_records(file, list(dict.fromkeys(name for _, content in objects for name in content)), objects)
 
 
-def _of_records(file: Path, names: Sequence[str], records: list[tuple[int, dict]]) -> tuple[list[Row], str | None]:
-    """The rows of a table whose columns have names, and a note if none of them holds the labels."""
+def _of_records(
+    file: Path, names: Sequence[str], records: Sequence[tuple[int, Mapping]]
+) -> tuple[list[Row], str | None]:
+    """Returns the rows of a table whose columns have names, and a note if none of them holds the labels."""
     if not records:
         return [], None
     path, label = _columns(file, names)
@@ -152,23 +145,32 @@ def _of_records(file: Path, names: Sequence[str], records: list[tuple[int, dict]
     return [row for row in rows if row.path], note
 
 
-def _of_lines(file: Path, delimiter: str) -> tuple[list[Row], str | None]:
-    lines = list(_lines(file))
-    if file.suffix.lower() == ".csv" and lines and delimiter not in lines[0][1]:
+def _of_lines(file: Path) -> tuple[list[Row], str | None]:
+    lines, is_csv = list(_lines(file)), file.suffix.lower() == ".csv"
+    delimiter = "," if is_csv else "\t"
+    if is_csv and lines and delimiter not in lines[0][1]:
         # Spreadsheets of many countries separate by semicolons.
         delimiter = next((other for other in ";\t" if other in lines[0][1]), delimiter)
-    cells = [(number, line, _split(file, number, line, delimiter)) for number, line in lines]
-    if cells and _is_header(file.parent, [row for _, _, row in cells[:2]]):
-        names = cells[0][2]
+    cells: list[list[str]] = []
+    for number, line in lines:
+        try:
+            reader = csv.reader([line], delimiter=delimiter, strict=True, skipinitialspace=True)
+            cells.append(next(reader) if is_csv else line.split(delimiter))
+        except csv.Error:
+            raise UserError(
+                f'{file}, line {number}: a quote is opened and not closed; double a quote that belongs to a name ("")'
+            ) from None
+    numbers = [number for number, _ in lines]
+    if cells and _is_header(file.parent, cells[:2]):
         # Of columns with equal names, the first counts.
-        records = [(n, dict(reversed([*zip(names, map(str.strip, row), strict=False)]))) for n, _, row in cells[1:]]
-        return _of_records(file, names, records)
-    rows = [_positional(file, number, line, row, delimiter) for number, line, row in cells]
+        records = [dict(reversed([*zip(cells[0], map(str.strip, row), strict=False)])) for row in cells[1:]]
+        return _of_records(file, cells[0], list(zip(numbers[1:], records, strict=True)))
+    rows = [_positional(file, *line, row, delimiter) for line, row in zip(lines, cells, strict=True)]
     return [row for row in rows if row.path], None
 
 
 def _lines(file: Path) -> Iterator[tuple[int, str]]:
-    """The lines that are neither empty nor comments, with their numbers. Bytes that are not UTF-8 stay in them."""
+    """Yields the lines that are neither empty nor comments, with their numbers; bytes that are not UTF-8 stay."""
     with file.open("rb") as opened:
         content = opened.read()
     wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
@@ -178,21 +180,10 @@ def _lines(file: Path) -> Iterator[tuple[int, str]]:
         raise UserError(f"{file} is not a list of images: {error}") from None
     if "\0" in text:
         raise UserError(f"{file} is not a list of images: it is not text")
-    for number, line in enumerate(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), 1):
+    for number, line in enumerate(re.split(r"\r\n|\r|\n", text), 1):
         comment = line.startswith("#") and not is_there(file.parent, re.split(r"[\t,;]", line)[0].strip())
         if line.strip(" \t,;") and not comment:
             yield number, line
-
-
-def _split(file: Path, number: int, line: str, delimiter: str) -> list[str]:
-    if file.suffix.lower() != ".csv":
-        return line.split(delimiter)
-    try:
-        return next(csv.reader([line], delimiter=delimiter, strict=True, skipinitialspace=True))
-    except csv.Error:
-        raise UserError(
-            f'{file}, line {number}: a quote is opened and not closed; double a quote that belongs to a name ("")'
-        ) from None
 
 
 def _is_header(folder: Path, rows: Sequence[Sequence[str]]) -> bool:
@@ -200,51 +191,46 @@ def _is_header(folder: Path, rows: Sequence[Sequence[str]]) -> bool:
     cells = [cell.strip() for cell in rows[0]]
     if is_there(folder, cells[0]) or any(Path(cell).suffix.lower() in EXTENSIONS for cell in cells):
         return False
-    known = {*PATHS, *LABELS, *CAPTIONS}
-    if any(_plain(cell) in known for cell in cells):
+    if _first_of((*PATHS, *LABELS, *CAPTIONS), cells):
         return True
     return len(rows) > 1 and len(rows[1]) == len(cells) > 1 and is_there(folder, rows[1][0].strip())
 
 
 def _columns(file: Path, names: Sequence[str]) -> tuple[str, str | None]:
-    """The columns of paths and of labels, or None where there are none of these."""
-    path = _first_of(PATHS, names)
-    label = _first_of(LABELS, names)
+    """Returns the columns of paths and of labels, or None where there are none of these."""
+    path, label, is_json = _first_of(PATHS, names), _first_of(LABELS, names), file.suffix.lower() == ".jsonl"
     if path is None:
         others = [name for name in names if name != label]
-        if len(others) != 1 and file.suffix.lower() == ".jsonl":
+        if len(others) != 1 and is_json:
             raise UserError(
                 f"{file} has no key file_name with the paths of the images; its keys are {shortened(names)}"
             )
-        path = others[0] if others else names[0]
-    if label is None:
+        path = (others or names)[0]
+    if label is None and not is_json:
         others = [name for name in names if name != path and _plain(name) not in (*CAPTIONS, *PATHS)]
-        if len(others) > 1 and file.suffix.lower() != ".jsonl":
+        if len(others) > 1:
             raise UserError(
                 f"{file}: which of the columns {shortened(others)} holds the labels? Rename that one to label"
             )
-        label = others[0] if len(others) == 1 and file.suffix.lower() != ".jsonl" else None
+        label = next(iter(others), None)
     return path, label
 
 
 def _positional(file: Path, number: int, line: str, cells: list[str], delimiter: str) -> Row:
-    """Path and label of a line without a header above it; the path itself may hold the delimiter."""
+    """Returns path and label of a line without a header above it; the path itself may hold the delimiter."""
     while len(cells) > 1 and not cells[-1].strip():
         cells, line = cells[:-1], line.rpartition(delimiter)[0]
     if len(cells) == 1 or is_there(file.parent, line):
-        return Row(_trimmed(file, cells[0] if len(cells) == 1 else line), None, number)
-    path, last = cells[0] if len(cells) == 2 else line.rpartition(delimiter)[0], cells[-1].strip()
-    if len(cells) > 2 and not is_there(file.parent, path.strip()):
+        path, label = cells[0] if len(cells) == 1 else line, None
+    else:
+        path, label = cells[0] if len(cells) == 2 else line.rpartition(delimiter)[0], cells[-1].strip()
+    if label is not None and len(cells) > 2 and not is_there(file.parent, path.strip()):
         raise UserError(
             f"{file}, line {number}, has {len(cells)} columns and no header says which: begin the list with a line "
             f"such as file_name{delimiter}label"
         )
-    return Row(_trimmed(file, path), last, number)
-
-
-def _trimmed(file: Path, path: str) -> str:
-    """Without spaces around, unless they belong to the name of the file."""
-    return path if is_there(file.parent, path) else path.strip()
+    # Spaces may belong to the name of the file.
+    return Row(path if is_there(file.parent, path) else path.strip(), label, number)
 
 
 def _first_of(wanted: Sequence[str], names: Sequence[str]) -> str | None:

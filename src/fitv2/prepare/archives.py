@@ -149,10 +149,10 @@ def joined_part(archive: Path, file: BinaryIO, start: int) -> Generator[Member, 
                 continue
             if not member.isreg():
                 yield Member(archive, name, refused="not a file")
-            elif kind.reason is None or kind.kind in LABEL_EXTENSIONS:
+            elif kind.refused is None or kind.kind in LABEL_EXTENSIONS:
                 yield Member(archive, name, Place(archive, member.offset_data, member.size))
             else:
-                yield Member(archive, name, refused=kind.reason)
+                yield Member(archive, name, refused=kind.refused)
     return tar.offset
 
 

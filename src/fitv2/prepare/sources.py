@@ -71,7 +71,7 @@ def open_source(name: str, labels: Labels = "auto") -> Source:
     path = Path(name)
     found = path.glob("*.tar") if path.is_dir() else map(Path, glob.glob(name))
     archives = sorted(archive for archive in found if archive.suffix == ".tar" and archive.is_file())
-    if archives and path.is_dir() and any(file.reason is None for file in list_files(path)):
+    if archives and path.is_dir() and any(file.refused is None for file in list_files(path)):
         raise UserError(f"{name} holds archives and images: name the archives by '{name}/*.tar', or give each a folder")
     if path.is_dir() and not archives and not is_hub_folder(path):
         refuse_packed(path)
@@ -92,7 +92,7 @@ def open_source(name: str, labels: Labels = "auto") -> Source:
 
 def refuse_packed(folder: Path) -> None:
     """Raises UserError for a folder that has its images in archives that are not read."""
-    files = list(list_files(folder))
-    packed = [file.name for file in files if Path(file.name).suffix.lower() in PACKED]
-    if packed and not any(file.reason is None for file in files):
+    files = list_files(folder)
+    packed = [file.id for file in files if Path(file.id).suffix.lower() in PACKED]
+    if packed and not any(file.refused is None for file in files):
         raise UserError(f"{folder} holds no image, but packed files such as {packed[0]}: unpack them first")

@@ -1,0 +1,194 @@
+"""What a folder holds and what its classes are, as training and preparation read it."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from fitv2.build import build_dataset
+from fitv2.config import build_recipe
+from fitv2.errors import UserError
+from fitv2.prepare.sources import FolderSource
+from fitv2.sheets import save_sheet
+from fitv2.training.run_folder import check_run, keep_recipe
+from image_folders import open_folder, save_image
+
+
+def both_readings(root, labels="auto") -> dict[str, str | None]:
+    """Image to class, as training and as preparation read a folder, which have to agree."""
+    folder, source = open_folder(root, labels_from=labels), FolderSource(root, labels)
+    names = folder.class_names
+    assert names == source.class_names
+    read = {path: names[label] if names else None for path, label in zip(folder.paths, folder.labels, strict=True)}
+    prepared = {item.id: names[item.label] if names else None for item in source.items if item.refused is None}
+    assert read == prepared
+    return read
+
+
+def save_all(root, *names):
+    for name in names:
+        save_image(root / name, 20, 20)
+
+
+def test_images_beside_class_folders_are_an_error(tmp_path):
+    save_all(tmp_path, *(f"{i}.png" for i in range(58)), "rejected/a.png", "rejected/b.png")
+    for read, option in ((open_folder, "--set data.labels="), (FolderSource, "--labels ")):
+        with pytest.raises(UserError) as error:
+            read(tmp_path)
+        parts = ("58 images", "rejected/ (2)", f"{option}folders uses the sub-folders", f"{option}none all images")
+        assert all(part in str(error.value) for part in parts), error.value
+    assert set(both_readings(tmp_path, "folders").items()) == {
+        ("rejected/a.png", "rejected"),
+        ("rejected/b.png", "rejected"),
+    }
+    assert len(both_readings(tmp_path, "none")) == 60
+
+
+@pytest.mark.parametrize("folder", ["@eaDir", "__MACOSX", ".thumbnails", ".ipynb_checkpoints", "#recycle"])
+def test_system_folders_are_not_classes_but_counted(tmp_path, folder):
+    save_all(tmp_path, "a.png", f"{folder}/a.png")
+    (tmp_path / "Thumbs.db").touch()
+    assert both_readings(tmp_path) == {"a.png": None}
+    assert open_folder(tmp_path).report.ignored == {folder: 1, "Thumbs.db": 1}
+
+
+@pytest.mark.parametrize(
+    ("names", "parts"),
+    [
+        (("train/cat/a.png", "train/dog/a.png"), ["sub-folder train", "cat, dog", "/train"]),
+        (("test/cat/a.png", "Train/cat/a.png"), ["Train, test", "such as", "/Train"]),
+    ],
+)
+def test_folders_above_the_class_folders_are_not_classes(tmp_path, names, parts):
+    save_all(tmp_path, *names)
+    with pytest.raises(UserError) as error:
+        open_folder(tmp_path)
+    assert all(part in str(error.value) for part in parts), error.value
+    assert set(both_readings(tmp_path, "folders").values()) == {name.partition("/")[0] for name in names}
+
+
+def test_one_class_and_numbers_out_of_order_are_noted(tmp_path, caplog):
+    save_all(tmp_path, "all/a.png")
+    assert both_readings(tmp_path) == {"all/a.png": "all"} and "the only class" in caplog.text
+    save_all(tmp_path, "10/a.png", "2/a.png", "9/a.png")
+    (tmp_path / "all" / "a.png").unlink()
+    assert open_folder(tmp_path).class_names == ["10", "2", "9"] and "alphabetical" in caplog.text
+
+
+TABLES = {
+    "metadata.jsonl": '{"file_name": "x/a.png", "label": "cat"}\n{"file_name": "b.png", "label": "dog"}\n',
+    "metadata.csv": "file_name,label\nx/a.png,cat\nb.png,dog\n",
+    "dataset.json": '{"labels": [["x/a.png", "cat"], ["b.png", "dog"]]}',
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_beside_the_images_has_the_labels(tmp_path, caplog, name):
+    save_all(tmp_path, "x/a.png", "b.png", "c.png")
+    (tmp_path / name).write_text(TABLES[name])
+    assert both_readings(tmp_path) == {"x/a.png": "cat", "b.png": "dog"}
+    assert f"the labels are those of {name}; the sub-folders" in caplog.text
+    assert open_folder(tmp_path).report.skipped == [("c.png", f"not in {name}")]
+    assert both_readings(tmp_path, "none").keys() == {"x/a.png", "b.png", "c.png"}
+    save_all(tmp_path, "d.png", "e.png")
+    with pytest.raises(UserError, match=f"{name} lists 2 of the 5 images"):
+        open_folder(tmp_path)
+    assert set(both_readings(tmp_path, "folders").values()) == {"x"}
+
+
+def test_class_ids_of_a_table_keep_their_number_and_its_missing_files_are_listed(tmp_path):
+    save_all(tmp_path, *(f"{i}.png" for i in range(4)))
+    labels = [["0.png", 11], ["1.png", 2], ["./2.png", 10], ["3.png", 0], ["nowhere.png", 1]]
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
+    assert both_readings(tmp_path) == {"0.png": "11", "1.png": "2", "2.png": "10", "3.png": "0"}
+    assert open_folder(tmp_path).report.skipped == [("nowhere.png", "not a file")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "note"),
+    [
+        ("dataset.json", '{"labels": null}', "have no labels"),
+        ("metadata.csv", "file_name,text\nx/a.png,a cat\ny/b.png,a dog\n", "holds no labels, only file_name, text"),
+        ("dataset.json", '{"version": 1}', "is not used"),
+        ("metadata.parquet", "PAR1", "is not read"),
+    ],
+)
+def test_a_table_without_labels_is_named_in_a_note(tmp_path, caplog, name, content, note):
+    save_all(tmp_path, "x/a.png", "y/b.png")
+    (tmp_path / name).write_text(content)
+    classes = set(both_readings(tmp_path).values())
+    assert classes == ({None} if "null" in content else {"x", "y"}) and note in caplog.text
+
+
+def test_several_tables_and_tables_below_the_root_are_errors(tmp_path):
+    save_all(tmp_path, "x/a.png", "b.png", "train/a.png")
+    for name in ("metadata.csv", "dataset.json"):
+        (tmp_path / name).write_text(TABLES[name])
+    with pytest.raises(UserError, match=r"dataset\.json and in metadata\.csv"):
+        open_folder(tmp_path)
+    for name in ("metadata.csv", "dataset.json"):
+        (tmp_path / name).unlink()
+    (tmp_path / "train" / "metadata.csv").write_text("file_name,label\na.png,cat")
+    with pytest.raises(UserError, match=r"in train/metadata\.csv"):
+        open_folder(tmp_path)
+
+
+OWN = {
+    "a training run": ("recipe.json", "checkpoints/x", "samples/1.png"),
+    "prepared data": ("settings.json", "shards/0.safetensors", "view.png"),
+    "an inspection": ("images.csv", "plots.png"),
+    "an evaluation": ("result.json", "scores.png", "sheet-x.png"),
+    "a study": ("result.json", "final.png", "sheets/a.png"),
+    "samples": ("sheet.png", "cat_20x20_seed0.png"),
+}
+
+
+@pytest.mark.parametrize("what", OWN)
+def test_output_of_fitv2_is_not_data(tmp_path, what):
+    root = tmp_path / "root"
+    save_all(root, "cat/a.png", "dog/a.png", *(f"cat/out/{name}" for name in OWN[what] if name.endswith(".png")))
+    for name in OWN[what]:
+        (root / "cat/out" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "cat/out" / name).touch()
+    (root / "runs").symlink_to(root / "cat")
+    assert [name.partition("/")[2] for name in both_readings(root)] == ["a.png"] * 3
+    assert ("cat/out", f"made by fitv2: {what}") in open_folder(root).report.skipped
+    if what == "samples":
+        save_all(root, "cat/out/cat_20x20_seed0.png", "cat/out/sheet.png")
+        assert list(both_readings(root / "cat/out")) == ["cat_20x20_seed0.png"]
+    else:
+        with pytest.raises(UserError, match=f"is {what}, made by fitv2"):
+            open_folder(root / "cat/out")
+
+
+def test_samples_do_not_hide_the_images_beside_them(tmp_path):
+    names = ["cat/a.png", "cat/more/b.png", "dog/a.png"]
+    save_all(tmp_path, *names)
+    for folder in ("", "cat", "cat/more", "dog"):
+        save_all(tmp_path, *(f"{folder}/{name}" for name in OWN["samples"]))
+    assert list(both_readings(tmp_path)) == names
+    (tmp_path / "cat/sheet.png").rename(tmp_path / "cat/.samples.json.partial")  # As a call leaves it that was killed.
+    assert list(both_readings(tmp_path)) == names
+    (tmp_path / "cat/more/b.png").unlink()
+    assert list(both_readings(tmp_path)) == ["cat/a.png", "dog/a.png"]
+    save_sheet(Image.new("RGB", (40, 40)), tmp_path / "dog/copy.png")
+    skipped = open_folder(tmp_path).report.skipped
+    assert {("cat/more", "made by fitv2: samples"), ("dog/copy.png", "made by fitv2: a contact sheet")} <= {*skipped}
+
+
+def test_a_run_among_the_images_is_refused(tmp_path):
+    save_all(tmp_path, "cat/a.png", "dog/a.png")
+    (tmp_path / "link").symlink_to(tmp_path / "cat")
+    recipe, mine = build_recipe({"data": {"source": str(tmp_path)}}), tmp_path / "cat/runs/mine"
+    for run in ("", "cat", "link", "cat/../dog"):
+        with pytest.raises(UserError, match="holds images"):
+            check_run(tmp_path / run, recipe, False)
+    with pytest.raises(UserError, match="holds images"):
+        check_run(tmp_path / "cat", build_recipe({"data": {"source": "fashion"}}), False)
+    for _ in range(2):  # The scan of a first start may have been interrupted.
+        check_run(mine, recipe, False)
+        assert len(build_dataset(recipe.data, 4, mine / "images.json")) == 3
+    save_all(tmp_path, "cat/runs/mine/samples/a.png")
+    keep_recipe(mine, recipe)
+    check_run(mine, recipe, True)
+    assert len(build_dataset(recipe.data, 4, mine / "images.json")) == 3
