@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch import Tensor
 
 from fitv2.data import fashion
 from fitv2.data.fashion import bundled
 from fitv2.evaluation.comparison import METRICS
 from fitv2.evaluation.evaluate import Evaluation
-from fitv2.evaluation.extractors import GarmentExtractor
+from fitv2.evaluation.extractors import GarmentExtractor, extract
 from fitv2.evaluation.features import balanced_subset
 from fitv2.evaluation.references import Reference
 from fitv2.evaluation.samples import Samples, given_samples
@@ -68,6 +71,13 @@ def evaluation(reference: Reference, tmp_path: Path, **changes) -> Evaluation:
         progress=Silent,
     )
     return replace(usual, **changes)
+
+
+def classified(images: Iterable[np.ndarray | Image.Image]) -> tuple[Tensor, Tensor]:
+    """Features (N, 64) of the classifier of garments, and the classes (N,) that it recognises."""
+    pillow = (image if isinstance(image, Image.Image) else Image.fromarray(image) for image in images)
+    found = [*extract(GarmentExtractor("cpu"), pillow, lambda count: None)]
+    return torch.cat([block.pooled for block in found]), torch.cat([b.probabilities for b in found]).argmax(1)
 
 
 def samples_of(name: Path | str, tmp_path: Path, number: int | None = None) -> Samples:

@@ -14,19 +14,19 @@ import torch
 from PIL import Image
 from safetensors.torch import load, save_file
 
-from evaluations import SHAPES, contents, evaluation, isolate, report, samples_of, write_garments
+from evaluations import SHAPES, classified, contents, evaluation, isolate, report, samples_of, write_garments
 from fitv2.checkpoints.model_folder import save_pretrained
 from fitv2.cli.evaluate import OF_SAMPLES, evaluate
 from fitv2.cli.evaluated import is_model
-from fitv2.data.fashion import bundled, to_latent
+from fitv2.data.fashion import bundled
 from fitv2.errors import UserError
 from fitv2.evaluation import features as features_module
 from fitv2.evaluation import samples as samples_module
-from fitv2.evaluation.evaluate import central_square, cover, real_view
-from fitv2.evaluation.extractors import NAMES, Features, GarmentExtractor, examine, load_classifier
+from fitv2.evaluation.evaluate import real_size, view_of
+from fitv2.evaluation.extractors import NAMES, Features, GarmentExtractor
 from fitv2.evaluation.features import compute_features
 from fitv2.evaluation.metrics import Statistics, frechet_distance
-from fitv2.evaluation.references import TEST_STATISTICS, open_reference
+from fitv2.evaluation.references import open_reference
 from fitv2.evaluation.samples import given_samples
 from fitv2.evaluation.sources import open_images
 from fitv2.locks import locked
@@ -62,28 +62,22 @@ def noises(path: Path, number: int, size: tuple[int, int]) -> Path:
 # What is compared
 
 
-@pytest.mark.parametrize("size", [(40, 90), (30, 30), (64, 20), (200, 100)])
-def test_cover_scales_to_cover_and_cuts_the_centre(size):
-    """Within rounding: the scaled image has whole sides, and its cut whole pixels."""
+def test_views_scale_to_cover_and_cut_the_centre():
+    """Images are cut and not stretched; central squares are as large as the samples', if these have one size."""
     rows, columns = np.mgrid[:60, :80]
     image = Image.fromarray((rows * 2 + columns).astype(np.uint8))
-    scale = max(size[0] / 60, size[1] / 80)
-    whole = image.resize((round(80 * scale), round(60 * scale)), Image.Resampling.BICUBIC)
-    left, top = (whole.width - size[1]) // 2, (whole.height - size[0]) // 2
-    expected = np.asarray(whole.crop((left, top, left + size[1], top + size[0])), float)
-    found = np.asarray(cover(image, size), float)
-    assert found.shape == size
-    assert np.abs(found - expected).max() <= 3 and abs((found - expected).mean()) < 0.6
-
-
-def test_views_of_real_images():
-    """Cut and not stretched; central squares as large as the samples', if these have one size."""
-    image, wide = noise(30, 60), (20, 50)
-    assert real_view(image, "adm-square", wide) is image
-    assert np.array_equal(real_view(image, "matched", wide), cover(image, wide))
-    assert np.array_equal(real_view(image, "centre", wide), cover(image, (20, 20)))
-    assert np.array_equal(real_view(image, "centre", None), central_square(image))
-    assert np.array_equal(np.asarray(central_square(image)), np.asarray(image)[:, 15:45])
+    for size in ((40, 90), (30, 30), (64, 20), (200, 100)):
+        scale = max(size[0] / 60, size[1] / 80)
+        whole = image.resize((round(80 * scale), round(60 * scale)), Image.Resampling.BICUBIC)
+        left, top = (whole.width - size[1]) // 2, (whole.height - size[0]) // 2
+        expected = np.asarray(whole.crop((left, top, left + size[1], top + size[0])), float)
+        found = np.asarray(view_of(image, "matched", size), float)
+        assert found.shape == size  # Up to rounding: the scaled image has whole sides, and its cut whole pixels.
+        assert np.abs(found - expected).max() <= 3 and abs((found - expected).mean()) < 0.6
+    assert view_of(image, "adm-square") is image
+    assert np.array_equal(np.asarray(view_of(image, "centre")), np.asarray(image)[:, 10:70])
+    sizes = [real_size(protocol, (20, 50)) for protocol in ("adm-square", "matched", "centre")]
+    assert sizes == [None, (20, 50), (20, 20)] and real_size("centre", None) is None
 
 
 @pytest.fixture
@@ -121,7 +115,7 @@ def test_default_protocols(garments, tmp_path):
     assert evaluation(known, tmp_path).protocol_for((8, 8)) == "adm-square"
     with pytest.raises(UserError, match="one size"):
         evaluation(plain, tmp_path, protocol="matched").protocol_for(None)
-    with pytest.raises(UserError, match="garments by adm-square"):
+    with pytest.raises(UserError, match="no images for garments by centre"):
         evaluation(known, tmp_path, protocol="centre").protocol_for((8, 8))
 
 
@@ -132,8 +126,8 @@ def test_garments_against_the_test_statistics(tmp_path):
     result = evaluation(reference, tmp_path).score(samples)
     assert reference.known.statistics.count == 10_000
     by_class = samples.chosen[np.argsort(real.labels[samples.chosen], kind="stable")]
-    features, classes = examine(load_classifier(), [to_latent(real.images[i]) for i in by_class])
-    expected = frechet_distance(Statistics.of(features), Statistics.load(Path(str(TEST_STATISTICS))))
+    features, classes = classified([real.images[i] for i in by_class])
+    expected = frechet_distance(Statistics.of(features), reference.known.statistics)
     assert result.scores["fd"] == pytest.approx(expected, rel=1e-4)
     right = (classes == torch.arange(10).repeat_interleave(30)).double()
     assert result.scores["accuracy"] == pytest.approx(float(right.mean()))
@@ -165,14 +159,13 @@ def test_real_garments_against_themselves_and_against_noise(garments, tmp_path):
     assert "accuracy" not in bad
 
 
-def test_blurred_and_repeated_garments_are_far_from_real_ones():
-    real, classifier = bundled(), load_classifier()
-    latents = [to_latent(image) for image in real.images[::5]]
-    half = [torch.nn.functional.interpolate(x[None], scale_factor=0.5, mode="area")[0] for x in latents]
-    few = [latents[i] for label in range(10) for i in np.flatnonzero(real.labels[::5] == label)[:5]]
-    known = Statistics.load(Path(str(TEST_STATISTICS)))
+def test_blurred_and_repeated_garments_are_far_from_real_ones(tmp_path):
+    real, known = bundled(), open_reference("fashion:test", tmp_path).known.statistics
+    images = [Image.fromarray(image) for image in real.images[::5]]
+    half = [image.reduce(2) for image in images]
+    few = [images[i] for label in range(10) for i in np.flatnonzero(real.labels[::5] == label)[:5]]
     own, blurred, repeated = (
-        frechet_distance(Statistics.of(examine(classifier, images)[0]), known) for images in (latents, half, few * 40)
+        frechet_distance(Statistics.of(classified(some)[0]), known) for some in (images, half, few * 40)
     )
     assert own < 0.5 and min(blurred, repeated) > 5 * own
 
@@ -270,7 +263,7 @@ def test_of_very_many_images_those_kept_are_of_all_classes(monkeypatch):
     found = compute_features(FirstPixel(), iter(images), np.arange(200) % 10, lambda count: None)
     assert np.array_equal(found.labels, found.classes) and np.array_equal(found.pooled[:, 0] % 10, found.labels)
     assert np.bincount(found.labels).min() >= 4 and len(found.labels) == 100
-    assert int(found.count) == 200 and float(found.pooled_mean) == 99.5
+    assert found.statistics.count == 200 and float(found.statistics.mean) == 99.5
 
 
 # The command

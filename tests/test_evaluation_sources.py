@@ -16,12 +16,13 @@ from fitv2.data import fashion
 from fitv2.data.images import decode, prepare
 from fitv2.errors import UserError
 from fitv2.evaluation import references, sources
-from fitv2.evaluation.features import balanced_subset
+from fitv2.evaluation.extractors import GarmentExtractor
+from fitv2.evaluation.features import balanced_subset, compute_features
 from fitv2.evaluation.metrics import Statistics, frechet_distance
 from fitv2.evaluation.references import default_extractor, open_reference
 from fitv2.evaluation.results import difference
 from fitv2.evaluation.samples import given_samples
-from fitv2.evaluation.sources import ArchiveImages, FolderImages, blocks, open_images, write_archive
+from fitv2.evaluation.sources import ArchiveImages, FolderImages, open_images, write_archive
 from image_folders import good_files, noise, write_files
 from tiny import CLASSES, tiny_autoencoder
 
@@ -159,14 +160,20 @@ def test_lossy_samples_are_told(tmp_path):
     assert samples_of(tmp_path, tmp_path).notes[0].startswith("2 of 3 samples are JPEG")
 
 
-def test_few_large_images_wait_at_once(monkeypatch):
-    """No more than a number, nor more than a number of pixels, unless it is one; and none is left out."""
+def test_few_large_images_wait_at_once(tmp_path, monkeypatch):
+    """After the first of a block, at most a number of images and of pixels; none is left out."""
+    blocks = []
+    monkeypatch.setattr(sources, "in_threads", lambda workers, work, block: blocks.append(block) or [])
     monkeypatch.setattr(sources, "AHEAD", 4)
     monkeypatch.setattr(sources, "AHEAD_PIXELS", 100)
-    pixels = np.array([10] * 6 + [90, 90, 300, 10, 10])
-    expected = [range(4), range(4, 6), range(6, 7), range(7, 8), range(8, 9), range(9, 11)]
-    assert list(blocks(range(11), pixels)) == expected
-    assert [*map(list, blocks([0, 7, 9], pixels))] == [[0, 7], [9]]
+    sizes = np.array([[1, 10]] * 9 + [[1, 60], [1, 60], [1, 300], [1, 10], [1, 10]])
+    images = FolderImages(tmp_path, ["a"] * 14, sizes, np.zeros(14, int), [])
+    for chosen in (range(14), [0, 9, 13]):
+        blocks.clear()
+        assert list(images.read(chosen, "RGB", lambda image: image)) == []
+        assert [index for block in blocks for index in block] == list(chosen)
+        assert all(len(block) <= 5 and sizes[block[1:]].prod(1).sum() <= 100 for block in blocks if block)
+    assert list(images.read([], "RGB", lambda image: image)) == []
 
 
 def sampled(folder: Path, *names: str, mark: str | None = None) -> None:
@@ -263,20 +270,20 @@ EYE = np.eye(4)
 @pytest.mark.parametrize(
     ("statistics", "complaint"),
     [
-        ({"mu": np.array(["a", "b"]), "sigma": np.eye(2)}, "not real"),
+        ({"mu": np.array(["a", "b"]), "sigma": np.eye(2)}, "real numbers"),
         ({"mu": np.zeros(4), "sigma": np.zeros((4, 5))}, "wanted"),
         ({"mu": np.zeros(4), "sigma": EYE - 3 * EYE}, "negative eigenvalues"),
         ({"mu": np.zeros(4), "sigma": 0 * EYE}, "zero"),
         ({"mu": np.zeros(5), "sigma": np.eye(5)}, "5 features"),
-        ({"mu": np.zeros(4)}, "missing"),
+        ({"mu": np.zeros(4)}, "both must be there"),
         ({"mu": np.zeros(4), "sigma": EYE, "mu_s": np.zeros(3), "sigma_s": -np.eye(3)}, "mu_s and sigma_s"),
-        ({"mu_s": np.zeros(3), "sigma_s": np.eye(3)}, "none of the others"),
+        ({"mu_s": np.zeros(3), "sigma_s": np.eye(3)}, "mu and sigma"),
         ({"other": np.zeros(3)}, "neither images"),
         (b"PK nothing", "damaged"),
     ],
 )
 def test_references_that_are_none_are_refused(tmp_path, monkeypatch, statistics, complaint):
-    monkeypatch.setattr(references, "STATISTICS", {("mu", "sigma"): 4, ("mu_s", "sigma_s"): 3})
+    monkeypatch.setattr(references, "STATISTICS", {"": 4, "_s": 3})
     if isinstance(statistics, bytes):
         (tmp_path / "a.npz").write_bytes(statistics)
     else:
@@ -287,15 +294,17 @@ def test_references_that_are_none_are_refused(tmp_path, monkeypatch, statistics,
 
 def test_statistics_of_an_adm_archive_are_used(garments, tmp_path, monkeypatch):
     """mu and sigma count for their extractor and protocol; arr_0 serves for the rest."""
-    images = [np.asarray(noise(8, 8, seed)) for seed in range(10)]
+    noises = [np.asarray(noise(8, 8, seed)) for seed in range(10)]
     statistics = {"mu": np.full(64, 3.0), "sigma": np.eye(64), "mu_s": np.zeros(343), "sigma_s": 2 * np.eye(343)}
-    np.savez(tmp_path / "adm.npz", arr_0=np.stack(images), **statistics)
-    monkeypatch.setattr(references, "STATISTICS", {("mu", "sigma"): 64, ("mu_s", "sigma_s"): 343})
+    np.savez(tmp_path / "adm.npz", arr_0=np.stack(noises), **statistics)
+    monkeypatch.setattr(references, "STATISTICS", {"": 64, "_s": 343})
     monkeypatch.setattr(references.InceptionExtractor, "name", "garments")
     reference = open_reference(str(tmp_path / "adm.npz"), tmp_path)
-    samples, usual = samples_of(garments, tmp_path), evaluation(reference, tmp_path)
-    found, result = usual.see_samples(samples, "adm-square"), usual.score(samples)
-    for key, own, mean, scale in (("fd", found.statistics, 3.0, 1), ("sfd", found.spatial, 0.0, 2)):
+    samples = samples_of(garments, tmp_path)
+    images = samples.images.read(range(80), "L", lambda image: image)
+    seen = compute_features(GarmentExtractor("cpu"), images, samples.images.labels, lambda count: None)
+    result = evaluation(reference, tmp_path).score(samples)
+    for key, own, mean, scale in (("fd", seen.statistics, 3.0, 1), ("sfd", seen.spatial, 0.0, 2)):
         n = len(own.mean)
         known = Statistics(torch.full((n,), mean).double(), scale * torch.eye(n).double(), 0)
         assert result.scores[key] == pytest.approx(frechet_distance(own, known))

@@ -6,11 +6,10 @@ A Fréchet distance is called FID only with Inception; figures of the other netw
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
 from importlib.resources import files
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -38,8 +37,7 @@ WIDTHS, FEATURES = (32, 64, 128), 64
 SPATIAL_LAYERS = 12
 
 
-@dataclass(frozen=True)
-class Features:
+class Features(NamedTuple):
     """What a network sees in B images, float32 on the CPU.
 
     Attributes:
@@ -162,7 +160,7 @@ class GarmentClassifier(nn.Module):
         self.head = nn.Sequential(nn.Dropout(0.2), nn.Linear(FEATURES, len(CLASS_NAMES)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Takes what `canvas` makes, (B, 1, 28, 28) in [-1, 1]; returns logits (B, 10)."""
+        """Maps what `canvas` makes, (B, 1, 28, 28) in [-1, 1], to logits (B, 10)."""
         return self.head(self.trunk(x))
 
 
@@ -172,49 +170,18 @@ def convolution(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> 
     return [conv, nn.BatchNorm2d(outputs), nn.ReLU()]
 
 
-def load_classifier() -> GarmentClassifier:
-    """Returns the shipped classifier, in float32 and eval mode."""
-    classifier = GarmentClassifier()
-    weights = load(CLASSIFIER.read_bytes())
-    classifier.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
-    return classifier.eval()
+def canvas(images: Tensor) -> Tensor:
+    """Scales grey images (B, 1, H, W) in [-1, 1] to a longer side of 28 and centres them on black: (B, 1, 28, 28).
 
-
-def canvas(latents: Sequence[Tensor]) -> Tensor:
-    """Returns grey images (1, h, w) in [-1, 1], values beyond clipped, each centred on black: (B, 1, 28, 28).
-
-    Each image is scaled so that its longer side is 28, with its aspect kept to the nearest whole pixel (antialiased
-    bicubic). Nearly all real items have a side of 28, so one made at half or twice that size is judged by its shape.
-    Raises UserError for another number of channels, and for values that are not finite.
+    The aspect is kept to the nearest whole pixel (antialiased bicubic). Nearly all real items have a side of 28, so one
+    made at half or twice that size is judged by its shape.
     """
-    page = torch.full((len(latents), 1, CANVAS, CANVAS), -1.0)
-    for i, latent in enumerate(latents):
-        if latent.ndim != 3 or len(latent) != 1:
-            raise UserError(f"a grey image is (1, h, w), not {tuple(latent.shape)}")
-        if not latent.isfinite().all():
-            raise UserError(f"image {i} of {len(latents)} has values that are not finite")
-        fitted = fit(latent.float().clamp(-1, 1))
-        h, w = fitted.shape[1:]
-        top, left = (CANVAS - h) // 2, (CANVAS - w) // 2
-        page[i, :, top : top + h, left : left + w] = fitted
-    return page
-
-
-def fit(latent: Tensor) -> Tensor:
-    """Scales (1, h, w) to a longer side of 28, in [-1, 1]."""
-    longer = max(latent.shape[1:])
-    if longer == CANVAS:
-        return latent
-    size = [max(1, round(side * CANVAS / longer)) for side in latent.shape[1:]]
-    return F.interpolate(latent[None], size, mode="bicubic", antialias=True)[0].clamp(-1, 1)
-
-
-@torch.inference_mode()
-def examine(classifier: GarmentClassifier, latents: Sequence[Tensor], batch: int = 500) -> tuple[Tensor, Tensor]:
-    """Returns features (N, 64) float32 and recognised classes (N,) int64 of images (1, h, w) in [-1, 1]."""
-    blocks = [canvas(latents[i : i + batch]) for i in range(0, len(latents), batch)]
-    features = torch.cat([classifier.trunk(block) for block in blocks])
-    return features, classifier.head(features).argmax(1)
+    longer = max(images.shape[2:])
+    height, width = (max(1, round(side * CANVAS / longer)) for side in images.shape[2:])
+    if longer != CANVAS:
+        images = F.interpolate(images, (height, width), mode="bicubic", antialias=True).clamp(-1, 1)
+    left, top = (CANVAS - width) // 2, (CANVAS - height) // 2
+    return F.pad(images, (left, CANVAS - width - left, top, CANVAS - height - top), value=-1.0)
 
 
 class GarmentExtractor(Extractor):
@@ -225,12 +192,15 @@ class GarmentExtractor(Extractor):
     class_names = CLASS_NAMES
 
     def __init__(self, device: str) -> None:
-        self.network, self.device = load_classifier().to(device), device
+        self.network, self.device = GarmentClassifier().eval(), device
+        weights = load(CLASSIFIER.read_bytes())
+        self.network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
         self.digest = weights_digest(self.network.state_dict())
+        self.network.to(device)
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Features:
-        page = canvas(list(images.float() / 127.5 - 1)).to(self.device)
+        page = canvas(images.float() / 127.5 - 1).to(self.device)
         places = self.network.trunk[:SPATIAL_LAYERS](page)
         pooled = self.network.trunk[SPATIAL_LAYERS:](places)
         spatial = places[:, :CHANNELS].flatten(1)
@@ -244,15 +214,13 @@ def load_extractor(name: str, device: str, inception_weights: Path | None = None
     """Returns an extractor. Raises UserError if it is unknown, or its weights or packages are missing or wrong."""
     if name not in NAMES:
         raise UserError(f"there is no extractor {name!r}; choose from {', '.join(NAMES)}")
-    if name == InceptionExtractor.name:
-        if inception_weights is None:
-            raise UserError(
-                "the extractor inception needs --inception-weights FILE: the pt_inception-2015-12-05 of pytorch-fid, "
-                "as .pth or .safetensors; without the file, choose efficientnet-lite0"
-            )
-        return InceptionExtractor(inception_weights, device)
+    if (name == InceptionExtractor.name) != (inception_weights is not None):
+        raise UserError(
+            "the extractor inception, and no other, needs --inception-weights FILE: the pt_inception-2015-12-05 of "
+            "pytorch-fid, as .pth or .safetensors; without the file, choose efficientnet-lite0"
+        )
     if inception_weights is not None:
-        raise UserError(f"--inception-weights is for the extractor inception, not for {name}")
+        return InceptionExtractor(inception_weights, device)
     return GarmentExtractor(device) if name == GarmentExtractor.name else EfficientNetExtractor(device)
 
 
@@ -261,28 +229,26 @@ def extract(extractor: Extractor, images: Iterable[Image.Image], done: Callable[
 
     `done` is called with the number of images just finished.
     """
-    for waiting in _gathered(images):
-        arrays = [to_array(image) for image in waiting]
+    for arrays in _gathered(images):
         order = sorted(range(len(arrays)), key=lambda i: arrays[i].shape)
         found = []
         for _, group in groupby(order, key=lambda i: arrays[i].shape):
-            same = list(group)
-            for start in range(0, len(same), BATCH):
-                chosen = same[start : start + BATCH]
+            same = np.stack([arrays[i] for i in group])
+            for part in torch.from_numpy(same).split(BATCH):
                 # By default a GPU rounds the factors of convolutions to 10 bits, which would change the figures.
                 with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-                    found.append(extractor(torch.from_numpy(np.stack([arrays[i] for i in chosen]))))
-                done(len(chosen))
+                    found.append(extractor(part))
+                done(len(part))
         back = torch.tensor(order).argsort()
-        yield Features(*(torch.cat([getattr(part, field.name) for part in found])[back] for field in fields(Features)))
+        yield Features(*(torch.cat(parts)[back] for parts in zip(*found, strict=True)))
 
 
-def _gathered(images: Iterable[Image.Image]) -> Iterator[list[Image.Image]]:
-    """Yields consecutive images, as many as may wait."""
+def _gathered(images: Iterable[Image.Image]) -> Iterator[list[np.ndarray]]:
+    """Yields the arrays of consecutive images, as many as may wait."""
     waiting, held = [], 0
     for image in images:
-        waiting.append(image)
-        held += image.width * image.height * len(image.getbands())
+        waiting.append(to_array(image))
+        held += waiting[-1].nbytes
         if held >= WAITING or len(waiting) == 10 * BATCH:
             yield waiting
             waiting, held = [], 0
