@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from evaluations import evaluation, isolate, read_all, report, samples_of, write_garments
+from evaluations import evaluation, read_all, report, samples_of
 from fitv2.data import fashion
 from fitv2.data.images import decode, prepare
 from fitv2.errors import UserError
@@ -26,22 +26,15 @@ from fitv2.evaluation.sources import ArchiveImages, FolderImages, open_images, w
 from image_folders import good_files, noise, write_files
 from tiny import CLASSES, tiny_autoencoder
 
-
-@pytest.fixture(scope="module")
-def garments(tmp_path_factory) -> Path:
-    return write_garments(tmp_path_factory.mktemp("garments"))
-
-
-@pytest.fixture(autouse=True)
-def isolated(tmp_path, monkeypatch) -> None:
-    isolate(tmp_path, monkeypatch)
+pytest_plugins = ["evaluations"]
+pytestmark = pytest.mark.usefixtures("isolated")
 
 
 def test_given_samples_by_size_and_number(tmp_path):
     images = open_images("fashion", tmp_path)
     tall, wide = given_samples(images, [(28, 12), (8, 28)], 40)
     assert (images.sizes[tall.chosen] == (28, 12)).all() and (images.sizes[wide.chosen] == (8, 28)).all()
-    assert len(tall.chosen) == len(wide.chosen) == 40
+    assert len(tall.chosen) == len(wide.chosen) == 40 and tall.about["labels"] == "10 classes, 0 to 13 images of each"
     with pytest.raises(UserError, match="5x5"):
         list(given_samples(images, [(5, 5)], None))
     with pytest.raises(UserError, match="not 10001"):
@@ -57,21 +50,6 @@ def test_subsets_have_classes_in_turn_and_grow():
     # Not the first by name, which in many folders are of one kind: of each third there are about as many.
     chosen = balanced_subset(np.repeat([0, 1], 3000), 600)
     assert np.histogram(chosen % 3000, 3)[0] == pytest.approx(200, abs=45) and (chosen < 3000).sum() == 300
-
-
-def test_samples_say_how_often_each_class_is_there(garments, tmp_path):
-    """In some or in all images of a folder; it is not known of an archive."""
-    folder = open_images(str(garments), tmp_path)
-    first, *_ = np.flatnonzero(folder.labels == 1)
-    fewer = np.delete(np.arange(80), np.arange(first, first + 6))
-    skewed = FolderImages(
-        garments, [folder.paths[i] for i in fewer], folder.sizes[fewer], folder.labels[fewer], folder.class_names
-    )
-    (samples,) = given_samples(skewed, [], None)
-    assert samples.about["labels"] == "10 classes, 2 to 8 images of each"
-    assert samples_of("fashion", tmp_path, 74).about["labels"] == "10 classes, balanced"
-    write_archive(tmp_path / "a.npz", folder, np.flatnonzero((folder.sizes == folder.sizes[0]).all(1)).tolist())
-    assert samples_of(tmp_path / "a.npz", tmp_path).about["labels"] is None
 
 
 # Prepared images and the built-in data set
@@ -192,7 +170,6 @@ NAMES = [f"bag_28x12_seed{number}.png" for number in range(3)]
 @pytest.mark.parametrize(("names", "mark"), [(NAMES, None), (["a.png", "b.png", "c.png"], "marked")])
 def test_contact_sheets_are_no_samples(tmp_path, names, mark):
     sampled(tmp_path / "s", *names, mark=mark)
-    (tmp_path / "s/.hidden.png").write_bytes((tmp_path / "s/sheet.png").read_bytes())
     images = open_images(str(tmp_path / "s"), tmp_path)
     assert isinstance(images, FolderImages) and images.paths == names and "sheet.png" in images.notes[0]
 
@@ -230,6 +207,7 @@ def test_an_evaluation_within_its_reference_does_not_change_it(fitv2, garments, 
 
 
 def test_archives_are_those_of_numpy(tmp_path):
+    """They have no labels."""
     for number in range(5):
         noise(6, 4, number).save(tmp_path / f"{number}.png")
     images = open_images(str(tmp_path), tmp_path)
@@ -241,6 +219,7 @@ def test_archives_are_those_of_numpy(tmp_path):
     for name in ("a.npz", "b.npz"):
         chosen = ArchiveImages(tmp_path / name).read([1, 4], "RGB", lambda image: image)
         assert np.array_equal([np.asarray(image) for image in chosen], pixels[[1, 4]])
+    assert samples_of(tmp_path / "a.npz", tmp_path).about["labels"] is None
 
 
 @pytest.mark.parametrize(

