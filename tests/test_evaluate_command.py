@@ -75,9 +75,6 @@ def test_options_without_effect_are_refused(fitv2):
             assert "without effect" in said and option(name)[0] in said
         if name not in ("force", "as_json"):
             assert "without effect" in fitv2("evaluate", "a.json", "b.json", *option(name))[0], name
-
-
-def test_choices_are_the_extractors():
     (annotated, _) = get_args(get_type_hints(evaluate)["extractor"])
     assert {*get_args(annotated)} == {*NAMES}
 

@@ -1,4 +1,4 @@
-"""All figures of samples against real images, what real images score themselves, and what must be said about them."""
+"""All figures of samples against real images, the figures of real images themselves, and notes on both."""
 
 from __future__ import annotations
 
@@ -51,15 +51,7 @@ def compare(
 ) -> Result:
     """Returns all figures of samples, without a stamp. What is not possible is left out, with a note.
 
-    Args:
-        own: Of the samples.
-        others: Of real images, if there are any.
-        known: Takes the place of their statistics.
-        extractor: What has seen the images.
-        metrics: Some of `METRICS`.
-
-    Raises:
-        UserError: Features cannot be used.
+    `others` are real images, whose statistics `known` replaces. Raises UserError if features cannot be used.
     """
     real = known or others
     assert real is not None
@@ -108,8 +100,7 @@ def add_equal_numbers(found: Result, own: FeatureSet, others: FeatureSet, metric
 
     Each of ten draws has two disjoint sets of real images and one of samples, all of one size: as many as there are
     samples, or as the real images allow. They are drawn by class if the samples are. Figures are means over the draws,
-    KEY_range has the least and the largest, and `drawn` is the size of the sets. Nothing is added if there are too few
-    images.
+    KEY_range has the least and the largest, and `drawn` is the size of the sets.
     """
     labels, wanted = torch.zeros_like(others.labels), torch.zeros_like(own.labels)
     numbers = None if own.strata is None else numbers_among(own.class_names, others.class_names)
@@ -153,10 +144,9 @@ def add_accuracy(
     recognised: dict[str, float] | None,
     extractor: Extractor,
 ) -> None:
-    """Adds how many samples show the class that was requested.
+    """Adds how many samples show the requested class, by the extractor if it knows the classes, else by neighbours.
 
-    The extractor decides if it knows the classes, else the five nearest real images. The accuracy of real images has
-    the same frequencies of classes as the samples. `recognised` is what is known of real images, by class.
+    The accuracy of real images, for which `recognised` may be known, has the samples' frequencies of classes.
     """
     real_names = list(others.class_names) if others is not None else []
     names, by, of_class = list(extractor.class_names or ()), extractor.name, recognised or {}
@@ -204,7 +194,7 @@ def fractions(classes: Tensor, labels: Tensor, names: Sequence[str]) -> dict[str
 
 
 def size_notes(own: FeatureSet, others: FeatureSet | None, real: Statistics, metrics: Collection[str]) -> list[str]:
-    """Returns what too few images, or equally many of each class, do to the figures."""
+    """Returns how too few images, or equally many of each class, distort the figures."""
     notes, number, count = [], len(real.mean), own.statistics.count
     if "cs" in metrics and count < PART:
         notes.append(f"the classifier score of {count} images is biased downwards, as of fewer than {PART}")

@@ -1,6 +1,6 @@
-"""An evaluation: which images, seen how, are compared with which; each result with its stamp.
+"""An evaluation: samples are compared with a reference by a protocol, and each result has a stamp.
 
-Protocols say what of an image is compared when samples have one size and real images have not:
+Protocols decide what is compared of an image when samples have one size and real images have many:
 
 adm-square: Images as they are. The extractor resizes both sides whole: Inception and EfficientNet stretch them to a
     square, the classifier of garments keeps the aspect. With ADM's files this is the protocol of the papers, in which a

@@ -1,4 +1,4 @@
-"""Networks that see images, by name: features to measure by, and probabilities of classes.
+"""Networks by name that map images to features and to probabilities of classes.
 
 A Fréchet distance is called FID only with Inception; figures of the other networks have their own scale and names.
 """
@@ -37,7 +37,7 @@ SPATIAL_LAYERS = 12
 
 
 class Features(NamedTuple):
-    """What a network sees in B images, float32 on the CPU.
+    """Features of B images, float32 on the CPU.
 
     Attributes:
         pooled: (B, F), of the whole image.
@@ -55,7 +55,7 @@ class Extractor:
 
     Attributes:
         name: As for `--extractor`.
-        score: What its Fréchet distance is called.
+        score: The name of its Fréchet distance.
         digest: SHA-256 of its weights.
         resize: How an image of any size becomes its input, in words.
         mode: Pillow's mode of the images.
@@ -167,7 +167,6 @@ class GarmentClassifier(nn.Module):
 
 
 def convolution(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> list[nn.Module]:
-    """Returns a convolution, its normalisation and its activation."""
     conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
     return [conv, nn.BatchNorm2d(outputs), nn.ReLU()]
 

@@ -23,7 +23,7 @@ from ..randomness import Purpose, numpy_generator, torch_generator
 from .extractors import Extractor, extract
 from .metrics import RunningStatistics, Statistics, check_features, check_statistics, classifier_score
 
-# Images whose own features are kept, for measures on pairs of images; statistics are of all images.
+# The most images whose own features are kept, for measures on pairs; statistics are of all images.
 MOST_KEPT = 50_000
 # Increased when the same images would be seen differently.
 FORMAT = 3
@@ -35,11 +35,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """What an extractor sees in a set of images.
+    """Features of a set of images by an extractor.
 
     Attributes:
         pooled: (n, F) float32, of the images kept: all, or 50 000 drawn with a fixed seed.
-        labels: (n,) int64, the given class of each.
+        labels: (n,) int64, the given class of each image.
         classes: (n,) int64, the most probable class of each.
         score: (2,) float64, mean and standard deviation of the classifier score of those kept.
         statistics: Of the pooled features of all images.
@@ -69,7 +69,7 @@ class FeatureSet:
 def compute_features(
     extractor: Extractor, images: Iterator[Image.Image], labels: np.ndarray, done: Callable[[int], object]
 ) -> FeatureSet:
-    """Returns what the extractor sees in images, given in the order of their labels (N,).
+    """Returns the features of images, given in the order of their labels (N,).
 
     Raises UserError for fewer than two images, or features that are not finite.
     """

@@ -12,15 +12,15 @@ from torch import Tensor
 from ..errors import UserError
 from ..randomness import Purpose, torch_generator
 
-# What rounding of sums in float32 may do to a covariance, relative to its size.
+# The error of a covariance by sums in float32, relative to its size.
 COVARIANCE_ROUNDING = 1e-6
-# Of precision and recall, of density and coverage (as their authors chose them), and of the vote on a class.
+# Numbers of neighbours for precision and recall, for density and coverage (as their authors chose), and for votes.
 PRECISION_NEIGHBOURS, DENSITY_NEIGHBOURS, VOTERS = 3, 5, 5
 # Of the papers' KID. Sets below twice the size use half of their images, so that subsets differ.
 SUBSETS, SUBSET_SIZE = 100, 1000
 # Numbers in a block of kernels or of squared distances: 128 MiB in float64.
 BLOCK = 1 << 24
-# Squared distances that differ by less, relative to the squared norms, count as equal.
+# Squared distances that differ by less than this, relative to the squared norms, count as equal.
 DISTANCE_ROUNDING = 1e-12
 # Images per part of the classifier score, as in ADM's evaluator and the first code, for 50 000.
 PART = 5000
@@ -50,7 +50,7 @@ class Statistics:
 
     @classmethod
     def of(cls, features: Tensor) -> Statistics:
-        """The statistics of features (N, F). Raises UserError for fewer than two rows, and for NaN."""
+        """Returns the statistics of features (N, F). Raises UserError for fewer than two rows, and for NaN."""
         running = RunningStatistics()
         running.add(features)
         return running.result()
@@ -78,7 +78,7 @@ class RunningStatistics:
         self.count = total
 
     def result(self) -> Statistics:
-        """Raises UserError for fewer than two features."""
+        """Returns the statistics so far. Raises UserError for fewer than two features."""
         if self.count < 2:
             raise UserError(f"statistics need at least two feature vectors (N, F), and there are {self.count}")
         return Statistics(self.mean, self.scatter / (self.count - 1), self.count)
@@ -128,22 +128,14 @@ def check_statistics(statistics: Statistics) -> None:
 def kernel_distance(
     a: Tensor, b: Tensor, strata_a: Tensor | None = None, strata_b: Tensor | None = None
 ) -> tuple[float, float]:
-    """Returns the squared maximum mean discrepancy of features (N, F) and (M, F), and its standard error.
+    """Returns the squared maximum mean discrepancy of features (N, F) and (M, F), and its standard error, in float64.
 
-    The estimate is the U-statistic (arXiv 1206.0465, Eq. 3), in float64. It may be negative, and is unbiased for any
-    number of images, provided that they are independent. In a set with equally many images of each class by
-    construction they are not: two of its images share a class less often than by chance, so the plain mean over pairs
-    is too low. For such sets, the kernel is averaged over each pair of classes and weighted by the classes' fractions.
-
-    Args:
-        a: (N, F).
-        b: (M, F).
-        strata_a: (N,) int64, the classes of a set with a fixed number of images of each class; None for independent
-            draws.
-        strata_b: (M,), the same for the other set.
-
-    Raises:
-        UserError: A set or a class has fewer than two images, or like `check_features`.
+    The estimate is the U-statistic (arXiv 1206.0465, Eq. 3). It may be negative, and is unbiased for any number of
+    images, provided that they are independent. In a set with equally many images of each class by construction they are
+    not: two of its images share a class less often than by chance, so the plain mean over pairs is too low. For such
+    sets the classes are given as strata, (N,) and (M,) int64; the kernel is averaged over each pair of classes and
+    weighted by the classes' fractions. Raises UserError if a set or a class has fewer than two images, and like
+    `check_features`.
     """
     check_features(a, b)
     # Both sets are one, whose classes have the weight of their fraction, those of b a negative one.
@@ -176,12 +168,12 @@ def kernel_distance(
 
 
 def _by_class(values: Tensor, classes: Tensor, counts: Tensor) -> Tensor:
-    """(N, ...) summed over the images of each class: (C, ...)."""
+    """Returns the sums (C, ...) of values (N, ...) over the images of each class."""
     return values.new_zeros(len(counts), *values.shape[1:]).index_add_(0, classes, values)
 
 
 def _kernel_sums(x: Tensor, classes: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums (N, C) of the kernel of each image with the others of each class, and (C, C) of squares over pairs.
+    """Returns sums (N, C) of the kernel of each image with the others of each class, and (C, C) of squares over pairs.
 
     No image is paired with itself.
     """
@@ -198,7 +190,7 @@ def _kernel_sums(x: Tensor, classes: Tensor, counts: Tensor) -> tuple[Tensor, Te
 
 
 def _pair_variance(rows: Tensor, squares: Tensor, classes: Tensor, counts: Tensor) -> Tensor:
-    """(C, C): the part of the kernel's variance that belongs to pairs and not to single images.
+    """Returns the part (C, C) of the kernel's variance that belongs to pairs and not to single images.
 
     This is the variance of the kernel after subtracting its row and column means (within a class: arXiv 1310.2926, Eq.
     2.2).
@@ -231,7 +223,7 @@ def kid_of_subsets(a: Tensor, b: Tensor) -> tuple[float, float]:
 
 
 def compare_neighbours(samples: Tensor, real: Tensor) -> dict[str, float]:
-    """Returns what nearest neighbours say of features (N, F) of samples and (M, F) of real images, in float64.
+    """Returns precision, recall, density and coverage of features (N, F) of samples and (M, F) of real images.
 
     Each set is a union of balls around its images, out to the k-th nearest other one.
 
@@ -240,7 +232,7 @@ def compare_neighbours(samples: Tensor, real: Tensor) -> dict[str, float]:
     density: Number of real balls that a sample lies in, on average and over k (arXiv 2002.09797, Eq. 4; k = 5).
     coverage: Fraction in [0, 1] of real balls that hold a sample (Eq. 5).
 
-    Distances are computed in blocks of rows: 50 000 against 50 000 images with 2048 features need 2 GB. Raises
+    Distances are computed in float64, in blocks of rows: 50 000 against 50 000 images with 2048 features need 2 GB. Raises
     UserError for a set of 5 images or fewer, and like `check_features`.
     """
     samples, real = _centred(samples, real, DENSITY_NEIGHBOURS)
@@ -284,7 +276,7 @@ def vote(features: Tensor, known: Tensor, labels: Tensor) -> Tensor:
 
 
 def _centred(a: Tensor, b: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Both in float64 around the mean of b: a common offset would only cost digits."""
+    """Returns both in float64 around the mean of b, because a common offset would only cost digits."""
     check_features(a, b)
     if min(len(a), len(b)) <= k:
         raise UserError(f"{k} nearest neighbours need more than {k} images, and there are {min(len(a), len(b))}")
@@ -293,7 +285,7 @@ def _centred(a: Tensor, b: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _squared_norms(features: Tensor) -> Tensor:
-    """(N,), without a second copy of the features, as their squares would be."""
+    """Returns (N,), without a second copy of the features, as their squares would be."""
     return torch.linalg.vector_norm(features, dim=1).square()
 
 
@@ -307,7 +299,7 @@ def _distances(a: Tensor, b: Tensor) -> Iterator[tuple[slice, Tensor]]:
 
 
 def _radii(features: Tensor, *neighbours: int) -> Tensor:
-    """(N, K): the squared distance of each image to its k-th nearest other one, for each of the K `neighbours`."""
+    """Returns the squared distance (N, K) of each image to its k-th nearest other one, for each k of `neighbours`."""
     # The nearest of all is the image itself, or its equal.
     nearest = [block.topk(max(neighbours) + 1, largest=False).values for _, block in _distances(features, features)]
     return torch.cat(nearest)[:, list(neighbours)]

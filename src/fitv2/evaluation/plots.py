@@ -1,4 +1,4 @@
-"""What an evaluation shows: a plot of each figure, and a contact sheet of its samples."""
+"""Pages of an evaluation: a plot of each figure, and a contact sheet of the samples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What samples are compared with: real images, statistics that somebody has already taken of them, or both."""
+"""References for samples: real images, statistics of them, or both."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STATISTICS = {"": POOLED, "_s": SPATIAL}
 
 @dataclass(frozen=True)
 class Known:
-    """Statistics of an extractor's pooled and spatial features that come with a reference, of images as they are.
+    """Statistics of pooled and spatial features of uncropped images that come with a reference.
 
     recognised: Fraction in [0, 1] of each class, by name, that the extractor recognises; None if unknown.
     """
@@ -42,7 +42,7 @@ class Known:
 
 @dataclass(frozen=True)
 class Reference:
-    """What samples are compared with: images, statistics, or both.
+    """Images, statistics, or both, with which samples are compared.
 
     source: A file that stands for the whole reference; None if the images do.
     """

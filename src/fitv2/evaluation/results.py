@@ -1,4 +1,4 @@
-"""Results: the stamp that says how each came about, their files, and whether they can be compared."""
+"""Results: figures with a stamp that says how they came about, their files, and whether they can be compared."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..messages import shortened
 FORMAT = 2
 ABOUT, RESULT, PLOT = "evaluation.json", "result.json", "scores.png"
 WRITTEN = (RESULT, PLOT, "sheet-*.png", "samples-*.npz")
-# What must be the same in figures that stand side by side, and what a sentence calls it.
+# Keys of a stamp that must agree if results are compared, and their names in a sentence.
 MUST_AGREE = {
     "suite": "version of the suite",
     "protocol": "protocol",
@@ -37,9 +37,9 @@ MUST_AGREE = {
 LABELS, OWN_CHOICE, CLASSES = "labels", "as the model likes", "class_names"
 # How seeds and labels follow from the seed of an evaluation and the index of an image.
 SEED_SCHEME, LABEL_SCHEME = "seed + index", "classes in turn"
-# The same for what is not known of all samples.
+# The same for keys that are not known of all samples.
 IF_KNOWN = {CLASSES: "classes", LABELS: "frequency of classes"}
-# What reading a result needs besides.
+# Keys without which no stamp is read.
 NEEDED = MUST_AGREE.keys() | {LABELS, "size", "names", "reference"}
 Figures = dict[str, Any]
 
@@ -48,11 +48,9 @@ Figures = dict[str, Any]
 class Result:
     """Figures of samples of one size, by key.
 
-    fd and sfd are the Fréchet distances of pooled and spatial features. kid is the kernel distance and kid_error its
-    standard error; kid_subsets and kid_subsets_std are mean and standard deviation over subsets, of Inception only.
-    classifier_score has the standard deviation over parts, classifier_score_std. precision, recall, density and
-    coverage follow. accuracy (with accuracy_error) and accuracy_per_class are fractions in [0, 1] of images whose class
-    is recognised.
+    fd and sfd are the Fréchet distances of pooled and spatial features, kid is the kernel distance. KEY_error is a
+    standard error, KEY_std the standard deviation over subsets or parts. accuracy and accuracy_per_class are fractions
+    in [0, 1] of images whose class is recognised.
 
     Attributes:
         stamp: How the figures came about.
@@ -70,13 +68,13 @@ class Result:
 
     @property
     def name(self) -> str:
-        """What tells it from others of the same evaluation."""
+        """The name among results of the same evaluation."""
         guidance = self.stamp.get("sampling", {}).get("guidance")
         return self.stamp["size"] + ("" if guidance is None else f" at {guidance:g}")
 
 
 def titles(results: Sequence[Result]) -> dict[str, str]:
-    """Returns what to call the figures that are named after an extractor, by key, if one of the results has them."""
+    """Returns the names of the figures that are named after an extractor, by key, if one of the results has them."""
     called: dict[str, dict[str, None]] = {}
     for result in results:
         for key, title in result.stamp["names"].items():
@@ -85,7 +83,7 @@ def titles(results: Sequence[Result]) -> dict[str, str]:
 
 
 def report(results: Sequence[Result]) -> dict[str, Any]:
-    """Returns what result.json holds."""
+    """Returns the content of result.json."""
     versions = {package: version(package) for package in ("fitv2", "torch")}
     return {"format": FORMAT, "versions": versions, "results": [asdict(result) for result in results]}
 
@@ -183,7 +181,7 @@ def stamps(files: Mapping[str, Sequence[Result]]) -> list[tuple[str, dict[str, A
 
 
 def remarks(files: Mapping[str, Sequence[Result]]) -> list[str]:
-    """Returns what a reader must know to compare results of these files, in sentences."""
+    """Returns notes for readers who compare results of these files."""
     found, all_stamps = [], stamps(files)
     if unknown := dict.fromkeys(file for file, stamp in all_stamps if stamp[LABELS] is None):
         found.append(

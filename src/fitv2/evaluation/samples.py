@@ -1,4 +1,4 @@
-"""Images that are evaluated: those that are there already, and those that a model makes.
+"""Images that are evaluated: images that exist already, and images that a model makes.
 
 A model's images lie in shards on disk, so that an interrupted evaluation continues, several processes share the work,
 and evaluations share images. Shards hold fixed indices, so neither the number of processes nor an interruption changes
@@ -48,7 +48,7 @@ MANY = 250
 SETTINGS, LIST = "settings.json", "images.jsonl"
 # Increased when the same settings give other images. Since 2 the seeds are those of `fitv2 sample`.
 FORMAT = 2
-# What is being done and how many, to a context whose value takes the number just finished.
+# Takes a title and a total, and returns a context whose value takes the number just finished.
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 logger = logging.getLogger(__name__)
@@ -62,9 +62,9 @@ class Samples:
         images: The set from which some are chosen.
         chosen: (n,), ascending indices.
         size: Their (height, width); None for many sizes.
-        called: The size in words.
-        about: What a stamp says about where they come from; "labels" and "seeds" at least.
-        notes: What must be said about their files.
+        called: The size as text.
+        about: Where they come from, for the stamp; "labels" and "seeds" at least.
+        notes: On their files, in sentences.
     """
 
     images: Images
@@ -76,7 +76,7 @@ class Samples:
 
 
 def given_samples(images: Images, sizes: Collection[tuple[int, int]], number: int | None) -> Iterator[Samples]:
-    """Yields the samples of each (height, width) among images that are there already; without sizes, all of them.
+    """Yields the samples of each (height, width) among images that exist already; without sizes, all of them.
 
     `number` is that of samples of each size, with classes in turn; None for all. Raises UserError if a size has no
     images, or fewer.
@@ -103,7 +103,7 @@ def given_samples(images: Images, sizes: Collection[tuple[int, int]], number: in
 
 @dataclass(frozen=True, kw_only=True)
 class Maker:
-    """A model of a name, its autoencoder and precision, and the seed of the first image."""
+    """A model with its name, autoencoder and precision, and the seed of the first image."""
 
     name: str
     pretrained: Pretrained
@@ -113,7 +113,7 @@ class Maker:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """All that the images depend on besides sampling and size."""
+        """What the images depend on besides sampling and size."""
         config = self.pretrained.model.config
         about = json.dumps([architecture_of(config), asdict(config)], sort_keys=True)
         return {
@@ -129,7 +129,7 @@ class Maker:
     def generate(
         self, sampling: Sampling, specs: Sequence[SampleSpec], done: Callable[[int], None]
     ) -> list[Image.Image]:
-        """Returns the images of those requests."""
+        """Returns the requested images."""
         made: dict[int, Image.Image] = {}
 
         def keep(index: int, image: Tensor) -> None:
@@ -282,7 +282,7 @@ class GeneratedImages(Images):
         remove_drafts(self.folder)
 
     def missing(self) -> list[SampleSpec]:
-        """Returns the requests of shards that are not there at all."""
+        """Returns the requests of shards that do not exist."""
         return [spec for path, shard in self.shards if not path.is_file() for spec in self.specs[shard]]
 
 

@@ -51,12 +51,8 @@ View = Callable[[Image.Image], Image.Image]
 class Images:
     """N images of known sizes.
 
-    Attributes:
-        name: As the user wrote it.
-        sizes: (N, 2) int64, height and width in pixels.
-        labels: (N,) int64, indices of class_names; all 0 without classes.
-        class_names: Empty without classes.
-        notes: What must be said about the set, in sentences.
+    `sizes` are (N, 2) int64, height and width in pixels; `labels` are (N,) int64, indices of `class_names`, which is
+    empty without classes; `notes` say in sentences what is unusual about the set.
     """
 
     def __init__(self, name: str, sizes: np.ndarray, labels: np.ndarray, class_names: Sequence[str] = ()) -> None:
@@ -77,11 +73,11 @@ class Images:
             yield view(as_image(self.pixels(index)).convert(mode))
 
     def pixels(self, index: int) -> np.ndarray:
-        """Returns an image, (h, w) or (h, w, 1 or 3) uint8; for `read`."""
+        """Returns an image for `read`, (h, w) or (h, w, 1 or 3) uint8."""
         raise NotImplementedError
 
     def notes_on(self, chosen: np.ndarray) -> list[str]:
-        """Returns what must be said about those images as samples."""
+        """Returns notes on those images as samples."""
         return self.notes
 
 
@@ -101,7 +97,7 @@ class FolderImages(Images):
 
     @classmethod
     def below(cls, root: Path, cache_file: Path | None) -> FolderImages:
-        """All readable images, with sub-folders as classes, except those that fitv2 made of others."""
+        """Returns all readable images, with sub-folders as classes, except contact sheets and other files of fitv2."""
         # A budget that every size fits: only the list of images matters here.
         folder = ImageFolder(root, max_tokens=MAX_PIXELS, patch=1, cache_file=cache_file, labels_option=None)
         images = cls(root, folder.paths, folder.sizes, folder.labels, folder.class_names)
@@ -112,7 +108,7 @@ class FolderImages(Images):
 
     @classmethod
     def listed(cls, root: Path) -> FolderImages:
-        """The images of the last `fitv2 sample` in a folder, by its list. Raises UserError if one is missing."""
+        """Returns the images of the last `fitv2 sample` in a folder. Raises UserError if one is missing."""
         images = read_list(root / SAMPLES_LIST)
         paths = [image.file for image in images]
         if missing := [path for path in paths if not (root / path).is_file()]:
@@ -133,7 +129,7 @@ class FolderImages(Images):
 
     @cached_property
     def digest(self) -> str:
-        """Over names, which hold the classes, and bytes."""
+        """SHA-256 of names, which include the classes, and bytes."""
         content = hashlib.sha256()
         hashes = in_threads(WORKERS, lambda name: file_digest(self.root / name), self.paths)
         for name, sha256 in zip(self.paths, hashes, strict=True):
@@ -158,7 +154,7 @@ class FolderImages(Images):
             yield from in_threads(WORKERS, seen, block.tolist())
 
     def notes_on(self, chosen: np.ndarray) -> list[str]:
-        """Extractors see what JPEG loses (arXiv 2104.11222), which the maker of the images need not have caused."""
+        """Adds a note on JPEG files: extractors see the losses (arXiv 2104.11222), which no model need have caused."""
         lossy = sum(self.paths[i].lower().endswith((".jpg", ".jpeg", ".jfif")) for i in chosen.tolist())
         told = [f"{lossy} of {len(chosen)} samples are JPEG files, whose losses count as theirs"] if lossy else []
         return [*told, *self.notes]
@@ -205,7 +201,7 @@ class ArchiveImages(Images):
 
 
 def write_archive(path: Path, images: Images, chosen: Sequence[int]) -> None:
-    """Writes chosen images of one size as `arr_0` (N, H, W, 3) uint8; ADM's evaluator needs RGB, grey images too."""
+    """Writes chosen images of one size as `arr_0` (N, H, W, 3) uint8; ADM's evaluator needs RGB, also for grey."""
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(chosen), *images.sizes[chosen[0]].tolist(), 3)}
 
     def write(draft: Path) -> None:
@@ -218,7 +214,7 @@ def write_archive(path: Path, images: Images, chosen: Sequence[int]) -> None:
 
 
 class PreparedImages(Images):
-    """What `fitv2 prepare` stored as pixels: every image fitted to the budget, and whole where there is a crop too."""
+    """Pixels that `fitv2 prepare` stored: each image resized to the budget, not its crop."""
 
     def __init__(self, root: Path) -> None:
         self.shards = shards = LatentShards(root, flip=False)
@@ -231,7 +227,7 @@ class PreparedImages(Images):
 
     @cached_property
     def digest(self) -> str:
-        """Over the index, which has hashes of each image's file and pixels, and what it does not say."""
+        """SHA-256 of preparation, classes and index, which has hashes of each image's file and pixels."""
         preparation, dataset = read_dataset(self.shards.root)
         about = preparation.digest, dataset["index_sha256"], *self.class_names
         return hashlib.sha256("\n".join(about).encode()).hexdigest()
