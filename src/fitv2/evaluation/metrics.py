@@ -232,8 +232,8 @@ def compare_neighbours(samples: Tensor, real: Tensor) -> dict[str, float]:
     density: Number of real balls that a sample lies in, on average and over k (arXiv 2002.09797, Eq. 4; k = 5).
     coverage: Fraction in [0, 1] of real balls that hold a sample (Eq. 5).
 
-    Distances are computed in float64, in blocks of rows: 50 000 against 50 000 images with 2048 features need 2 GB. Raises
-    UserError for a set of 5 images or fewer, and like `check_features`.
+    Distances are float64 and computed in blocks of rows: 50 000 against 50 000 images with 2048 features need 2 GB.
+    Raises UserError for a set of 5 images or fewer, and like `check_features`.
     """
     samples, real = _centred(samples, real, DENSITY_NEIGHBOURS)
     equal = DISTANCE_ROUNDING * float(max(_squared_norms(samples).max(), _squared_norms(real).max()))
