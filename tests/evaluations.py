@@ -1,24 +1,28 @@
-"""What the tests of evaluations have in common."""
+"""What the tests of evaluations have in common; a plugin of pytest for its fixtures."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch import Tensor
 
 from fitv2.data import fashion
 from fitv2.data.fashion import bundled
 from fitv2.evaluation.comparison import METRICS
 from fitv2.evaluation.evaluate import Evaluation
-from fitv2.evaluation.extractors import GarmentExtractor
+from fitv2.evaluation.extractors import GarmentExtractor, extract
 from fitv2.evaluation.features import balanced_subset
 from fitv2.evaluation.references import Reference
 from fitv2.evaluation.samples import Samples, given_samples
 from fitv2.evaluation.sources import Images, open_images
+from image_folders import noise
 from tiny import CLASSES
 
 SHAPES = [[(28, 8, 3), (24, 12, 1)], *[[(8, 28, 1)]] * 9]
@@ -41,9 +45,10 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def write_garments(root: Path) -> Path:
-    """Eight real garments of each class, a folder per class."""
-    real = bundled()
+@pytest.fixture(scope="session")
+def garments(tmp_path_factory) -> Path:
+    """Eight real garments of each class, in a folder per class; no test may change it."""
+    root, real = tmp_path_factory.mktemp("garments"), bundled()
     for index in balanced_subset(real.labels, 80):
         path = root / CLASSES[real.labels[index]] / f"{index}.png"
         path.parent.mkdir(exist_ok=True)
@@ -51,10 +56,17 @@ def write_garments(root: Path) -> Path:
     return root
 
 
-def isolate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def isolated(tmp_path, monkeypatch) -> None:
     """Hides cached features, and garments that may be installed."""
     monkeypatch.setenv("FITV2_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(fashion, "DEBIAN_FOLDER", tmp_path / "not installed")
+
+
+def noises(path: Path, number: int, size: tuple[int, int]) -> Path:
+    """An archive of noise."""
+    np.savez(path, arr_0=np.stack([np.asarray(noise(*size, seed)) for seed in range(number)]))
+    return path
 
 
 def evaluation(reference: Reference, tmp_path: Path, **changes) -> Evaluation:
@@ -68,6 +80,13 @@ def evaluation(reference: Reference, tmp_path: Path, **changes) -> Evaluation:
         progress=Silent,
     )
     return replace(usual, **changes)
+
+
+def classified(images: Iterable[np.ndarray | Image.Image]) -> tuple[Tensor, Tensor]:
+    """Features (N, 64) of the classifier of garments, and the classes (N,) that it recognises."""
+    pillow = (image if isinstance(image, Image.Image) else Image.fromarray(image) for image in images)
+    found = [*extract(GarmentExtractor("cpu"), pillow, lambda count: None)]
+    return torch.cat([block.pooled for block in found]), torch.cat([b.probabilities for b in found]).argmax(1)
 
 
 def samples_of(name: Path | str, tmp_path: Path, number: int | None = None) -> Samples:

@@ -13,16 +13,16 @@ import torch
 from accelerate import PartialState
 from PIL import Image
 
-from evaluations import SHAPES, Silent, contents
+from evaluations import SHAPES, Silent, classified, contents
 from fitv2.autoencoder import KLAutoencoder, Pixels
 from fitv2.checkpoints.model_folder import Pretrained, load_pretrained
 from fitv2.evaluation import samples as module
-from fitv2.evaluation.extractors import examine, load_classifier
 from fitv2.evaluation.requests import SizeSpec, balanced_specs
 from fitv2.evaluation.samples import Maker, make_samples
 from fitv2.locks import locked
 from fitv2.sampling.generate import generate
 from fitv2.sampling.spec import Sampling
+from fitv2.sheets import to_image
 from tiny import CLASSES, CONFIG, random_model, tiny_autoencoder
 
 
@@ -190,5 +190,5 @@ def test_the_shipped_model_makes_what_it_is_asked_for():
     """A few steps are enough to tell it from noise and from another class; the model card has the real scores."""
     pretrained = load_pretrained("builtin:fashion")
     specs = balanced_specs(pretrained, 50, SizeSpec(), 3, 1)
-    _, classes = examine(load_classifier(), generate(pretrained.model, specs, Sampling(steps=8)))
+    _, classes = classified(map(to_image, generate(pretrained.model, specs, Sampling(steps=8))))
     assert (classes == torch.tensor([spec.label for spec in specs])).float().mean() >= 0.9

@@ -11,36 +11,30 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from evaluations import evaluation, isolate, read_all, report, samples_of, write_garments
+from evaluations import evaluation, read_all, report, samples_of
 from fitv2.data import fashion
 from fitv2.data.images import decode, prepare
 from fitv2.errors import UserError
 from fitv2.evaluation import references, sources
-from fitv2.evaluation.features import balanced_subset
+from fitv2.evaluation.extractors import GarmentExtractor
+from fitv2.evaluation.features import balanced_subset, compute_features
 from fitv2.evaluation.metrics import Statistics, frechet_distance
 from fitv2.evaluation.references import default_extractor, open_reference
 from fitv2.evaluation.results import difference
 from fitv2.evaluation.samples import given_samples
-from fitv2.evaluation.sources import ArchiveImages, FolderImages, blocks, open_images, write_archive
+from fitv2.evaluation.sources import ArchiveImages, FolderImages, open_images, write_archive
 from image_folders import good_files, noise, write_files
 from tiny import CLASSES, tiny_autoencoder
 
-
-@pytest.fixture(scope="module")
-def garments(tmp_path_factory) -> Path:
-    return write_garments(tmp_path_factory.mktemp("garments"))
-
-
-@pytest.fixture(autouse=True)
-def isolated(tmp_path, monkeypatch) -> None:
-    isolate(tmp_path, monkeypatch)
+pytest_plugins = ["evaluations"]
+pytestmark = pytest.mark.usefixtures("isolated")
 
 
 def test_given_samples_by_size_and_number(tmp_path):
     images = open_images("fashion", tmp_path)
     tall, wide = given_samples(images, [(28, 12), (8, 28)], 40)
     assert (images.sizes[tall.chosen] == (28, 12)).all() and (images.sizes[wide.chosen] == (8, 28)).all()
-    assert len(tall.chosen) == len(wide.chosen) == 40
+    assert len(tall.chosen) == len(wide.chosen) == 40 and tall.about["labels"] == "10 classes, 0 to 13 images of each"
     with pytest.raises(UserError, match="5x5"):
         list(given_samples(images, [(5, 5)], None))
     with pytest.raises(UserError, match="not 10001"):
@@ -56,21 +50,6 @@ def test_subsets_have_classes_in_turn_and_grow():
     # Not the first by name, which in many folders are of one kind: of each third there are about as many.
     chosen = balanced_subset(np.repeat([0, 1], 3000), 600)
     assert np.histogram(chosen % 3000, 3)[0] == pytest.approx(200, abs=45) and (chosen < 3000).sum() == 300
-
-
-def test_samples_say_how_often_each_class_is_there(garments, tmp_path):
-    """In some or in all images of a folder; it is not known of an archive."""
-    folder = open_images(str(garments), tmp_path)
-    first, *_ = np.flatnonzero(folder.labels == 1)
-    fewer = np.delete(np.arange(80), np.arange(first, first + 6))
-    skewed = FolderImages(
-        garments, [folder.paths[i] for i in fewer], folder.sizes[fewer], folder.labels[fewer], folder.class_names
-    )
-    (samples,) = given_samples(skewed, [], None)
-    assert samples.about["labels"] == "10 classes, 2 to 8 images of each"
-    assert samples_of("fashion", tmp_path, 74).about["labels"] == "10 classes, balanced"
-    write_archive(tmp_path / "a.npz", folder, np.flatnonzero((folder.sizes == folder.sizes[0]).all(1)).tolist())
-    assert samples_of(tmp_path / "a.npz", tmp_path).about["labels"] is None
 
 
 # Prepared images and the built-in data set
@@ -159,14 +138,20 @@ def test_lossy_samples_are_told(tmp_path):
     assert samples_of(tmp_path, tmp_path).notes[0].startswith("2 of 3 samples are JPEG")
 
 
-def test_few_large_images_wait_at_once(monkeypatch):
-    """No more than a number, nor more than a number of pixels, unless it is one; and none is left out."""
+def test_few_large_images_wait_at_once(tmp_path, monkeypatch):
+    """After the first of a block, at most a number of images and of pixels; none is left out."""
+    blocks = []
+    monkeypatch.setattr(sources, "in_threads", lambda workers, work, block: blocks.append(block) or [])
     monkeypatch.setattr(sources, "AHEAD", 4)
     monkeypatch.setattr(sources, "AHEAD_PIXELS", 100)
-    pixels = np.array([10] * 6 + [90, 90, 300, 10, 10])
-    expected = [range(4), range(4, 6), range(6, 7), range(7, 8), range(8, 9), range(9, 11)]
-    assert list(blocks(range(11), pixels)) == expected
-    assert [*map(list, blocks([0, 7, 9], pixels))] == [[0, 7], [9]]
+    sizes = np.array([[1, 10]] * 9 + [[1, 60], [1, 60], [1, 300], [1, 10], [1, 10]])
+    images = FolderImages(tmp_path, ["a"] * 14, sizes, np.zeros(14, int), [])
+    for chosen in (range(14), [0, 9, 13]):
+        blocks.clear()
+        assert list(images.read(chosen, "RGB", lambda image: image)) == []
+        assert [index for block in blocks for index in block] == list(chosen)
+        assert all(len(block) <= 5 and sizes[block[1:]].prod(1).sum() <= 100 for block in blocks if block)
+    assert list(images.read([], "RGB", lambda image: image)) == []
 
 
 def sampled(folder: Path, *names: str, mark: str | None = None) -> None:
@@ -185,7 +170,6 @@ NAMES = [f"bag_28x12_seed{number}.png" for number in range(3)]
 @pytest.mark.parametrize(("names", "mark"), [(NAMES, None), (["a.png", "b.png", "c.png"], "marked")])
 def test_contact_sheets_are_no_samples(tmp_path, names, mark):
     sampled(tmp_path / "s", *names, mark=mark)
-    (tmp_path / "s/.hidden.png").write_bytes((tmp_path / "s/sheet.png").read_bytes())
     images = open_images(str(tmp_path / "s"), tmp_path)
     assert isinstance(images, FolderImages) and images.paths == names and "sheet.png" in images.notes[0]
 
@@ -223,6 +207,7 @@ def test_an_evaluation_within_its_reference_does_not_change_it(fitv2, garments, 
 
 
 def test_archives_are_those_of_numpy(tmp_path):
+    """They have no labels."""
     for number in range(5):
         noise(6, 4, number).save(tmp_path / f"{number}.png")
     images = open_images(str(tmp_path), tmp_path)
@@ -234,6 +219,7 @@ def test_archives_are_those_of_numpy(tmp_path):
     for name in ("a.npz", "b.npz"):
         chosen = ArchiveImages(tmp_path / name).read([1, 4], "RGB", lambda image: image)
         assert np.array_equal([np.asarray(image) for image in chosen], pixels[[1, 4]])
+    assert samples_of(tmp_path / "a.npz", tmp_path).about["labels"] is None
 
 
 @pytest.mark.parametrize(
@@ -263,20 +249,20 @@ EYE = np.eye(4)
 @pytest.mark.parametrize(
     ("statistics", "complaint"),
     [
-        ({"mu": np.array(["a", "b"]), "sigma": np.eye(2)}, "not real"),
+        ({"mu": np.array(["a", "b"]), "sigma": np.eye(2)}, "real numbers"),
         ({"mu": np.zeros(4), "sigma": np.zeros((4, 5))}, "wanted"),
         ({"mu": np.zeros(4), "sigma": EYE - 3 * EYE}, "negative eigenvalues"),
         ({"mu": np.zeros(4), "sigma": 0 * EYE}, "zero"),
         ({"mu": np.zeros(5), "sigma": np.eye(5)}, "5 features"),
-        ({"mu": np.zeros(4)}, "missing"),
+        ({"mu": np.zeros(4)}, "both must be there"),
         ({"mu": np.zeros(4), "sigma": EYE, "mu_s": np.zeros(3), "sigma_s": -np.eye(3)}, "mu_s and sigma_s"),
-        ({"mu_s": np.zeros(3), "sigma_s": np.eye(3)}, "none of the others"),
+        ({"mu_s": np.zeros(3), "sigma_s": np.eye(3)}, "mu and sigma"),
         ({"other": np.zeros(3)}, "neither images"),
         (b"PK nothing", "damaged"),
     ],
 )
 def test_references_that_are_none_are_refused(tmp_path, monkeypatch, statistics, complaint):
-    monkeypatch.setattr(references, "STATISTICS", {("mu", "sigma"): 4, ("mu_s", "sigma_s"): 3})
+    monkeypatch.setattr(references, "STATISTICS", {"": 4, "_s": 3})
     if isinstance(statistics, bytes):
         (tmp_path / "a.npz").write_bytes(statistics)
     else:
@@ -287,15 +273,17 @@ def test_references_that_are_none_are_refused(tmp_path, monkeypatch, statistics,
 
 def test_statistics_of_an_adm_archive_are_used(garments, tmp_path, monkeypatch):
     """mu and sigma count for their extractor and protocol; arr_0 serves for the rest."""
-    images = [np.asarray(noise(8, 8, seed)) for seed in range(10)]
+    noises = [np.asarray(noise(8, 8, seed)) for seed in range(10)]
     statistics = {"mu": np.full(64, 3.0), "sigma": np.eye(64), "mu_s": np.zeros(343), "sigma_s": 2 * np.eye(343)}
-    np.savez(tmp_path / "adm.npz", arr_0=np.stack(images), **statistics)
-    monkeypatch.setattr(references, "STATISTICS", {("mu", "sigma"): 64, ("mu_s", "sigma_s"): 343})
+    np.savez(tmp_path / "adm.npz", arr_0=np.stack(noises), **statistics)
+    monkeypatch.setattr(references, "STATISTICS", {"": 64, "_s": 343})
     monkeypatch.setattr(references.InceptionExtractor, "name", "garments")
     reference = open_reference(str(tmp_path / "adm.npz"), tmp_path)
-    samples, usual = samples_of(garments, tmp_path), evaluation(reference, tmp_path)
-    found, result = usual.see_samples(samples, "adm-square"), usual.score(samples)
-    for key, own, mean, scale in (("fd", found.statistics, 3.0, 1), ("sfd", found.spatial, 0.0, 2)):
+    samples = samples_of(garments, tmp_path)
+    images = samples.images.read(range(80), "L", lambda image: image)
+    seen = compute_features(GarmentExtractor("cpu"), images, samples.images.labels, lambda count: None)
+    result = evaluation(reference, tmp_path).score(samples)
+    for key, own, mean, scale in (("fd", seen.statistics, 3.0, 1), ("sfd", seen.spatial, 0.0, 2)):
         n = len(own.mean)
         known = Statistics(torch.full((n,), mean).double(), scale * torch.eye(n).double(), 0)
         assert result.scores[key] == pytest.approx(frechet_distance(own, known))

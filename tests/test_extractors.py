@@ -13,21 +13,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fitv2.data.fashion import bundled, to_latent
+from evaluations import classified
 from fitv2.evaluation.extractors import (
     BATCH,
     EfficientNetExtractor,
     Features,
     GarmentExtractor,
     canvas,
-    examine,
     extract,
-    load_classifier,
     load_extractor,
 )
 from fitv2.evaluation.inception import InceptionV3, resize_like_tensorflow
@@ -95,29 +92,13 @@ def test_inception_has_the_names_of_the_published_weights():
     assert state["fc.bias"].shape == (1008,)
 
 
-def test_resize_is_that_of_tensorflow_1():
-    """Output pixel i is at i * in / out, without half pixels, and what lies beyond the last pixel is that pixel."""
-    image = torch.randint(0, 256, (1, 1, 3, 7), generator=torch.Generator().manual_seed(2)).float()
-    expected = np.empty((5, 5))
-    values = image[0, 0].numpy()
-    for i in range(5):
-        for j in range(5):
-            y, x = i * 3 / 5, j * 7 / 5
-            top, left = int(y), int(x)
-            below, right = min(top + 1, 2), min(left + 1, 6)
-            upper = values[top, left] + (values[top, right] - values[top, left]) * (x - left)
-            lower = values[below, left] + (values[below, right] - values[below, left]) * (x - left)
-            expected[i, j] = upper + (lower - upper) * (y - top)
-    np.testing.assert_allclose(resize_like_tensorflow(image, 5)[0, 0], expected, rtol=1e-5)
-
-
 def test_inception_refuses_other_weights(tmp_path):
     torch.save({"fc.weight": torch.zeros(10, 3)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match=r"other.pth"):
         load_extractor("inception", "cpu", tmp_path / "other.pth")
     with pytest.raises(ValueError, match="--inception-weights FILE"):
         load_extractor("inception", "cpu")
-    with pytest.raises(ValueError, match="not for garments"):
+    with pytest.raises(ValueError, match="and no other, needs"):
         load_extractor("garments", "cpu", tmp_path / "other.pth")
     with pytest.raises(ValueError, match="'fid'"):
         load_extractor("fid", "cpu")
@@ -142,15 +123,9 @@ def traffic_light() -> Image.Image:
     return page
 
 
-def envelope() -> Image.Image:
-    page = Image.new("RGB", (400, 280), (205, 180, 140))
-    ImageDraw.Draw(page).line([(10, 10), (200, 150), (390, 10)], fill=(120, 100, 70), width=4)
-    return page
-
-
 def test_efficientnet_recognises_drawings(efficientnet):
     """Its weights are those of ImageNet, and images are put into it as it learned them: colours, range, classes."""
-    drawn = {"crossword puzzle": crossword(300, 300), "traffic light": traffic_light(), "envelope": envelope()}
+    drawn = {"crossword puzzle": crossword(300, 300), "traffic light": traffic_light()}
     for name, image in drawn.items():
         (seen,) = extract(efficientnet, [image], lambda count: None)
         assert efficientnet.class_names[int(seen.probabilities.argmax())] == name
@@ -160,13 +135,10 @@ def test_efficientnet_recognises_drawings(efficientnet):
 
 def test_efficientnet_stretches_without_cutting_off(efficientnet):
     """A crossword squeezed to half of its width is another shape, and the same to the network."""
-    square, squeezed = extract_all(efficientnet, [crossword(448, 448), crossword(448, 448).resize((224, 448))])
-    other = extract_all(efficientnet, [envelope()])[0]
+    images = [crossword(448, 448), crossword(448, 448).resize((224, 448)), traffic_light()]
+    (seen,) = extract(efficientnet, images, lambda count: None)
+    square, squeezed, other = seen.pooled
     assert (square - squeezed).norm() < 0.3 * (square - other).norm()
-
-
-def extract_all(extractor, images: list[Image.Image]) -> list[Tensor]:
-    return [features for block in extract(extractor, images, lambda count: None) for features in block.pooled]
 
 
 def test_efficientnet_says_what_to_install(monkeypatch):
@@ -175,63 +147,53 @@ def test_efficientnet_says_what_to_install(monkeypatch):
         load_extractor("efficientnet-lite0", "cpu")
 
 
-def test_garments_have_the_features_of_the_classifier():
-    images = bundled().images[::250]
-    extractor = GarmentExtractor("cpu")
-    features, classes = examine(load_classifier(), [to_latent(image) for image in images])
-    (seen,) = extract(extractor, (Image.fromarray(image) for image in images), lambda count: None)
-    torch.testing.assert_close(seen.pooled, features, rtol=1e-5, atol=1e-5)
-    assert torch.equal(seen.probabilities.argmax(1), classes)
-    assert seen.spatial.shape == (40, 343)
-
-
 @pytest.fixture(scope="module")
-def held_out() -> tuple[list[Tensor], Tensor]:
-    """500 garments (1, h, w) of the test split and their labels (500,)."""
+def held_out() -> tuple[list[np.ndarray], Tensor]:
+    """500 garments (h, w) of the test split and their labels (500,)."""
     with np.load(Path(__file__).parent / "data/fashion-test-500.npz") as archive:
         hw, pixels, labels = archive["hw"].astype(int), archive["pixels"], archive["labels"].astype(int)
     parts = np.split(pixels, np.cumsum(hw.prod(1))[:-1])
-    latents = [to_latent(part.reshape(size)) for part, size in zip(parts, hw, strict=True)]
-    return latents, torch.from_numpy(labels)
+    return [part.reshape(size) for part, size in zip(parts, hw, strict=True)], torch.from_numpy(labels)
 
 
-def resized(latent: Tensor, factor: float) -> Tensor:
-    size = [round(side * factor) for side in latent.shape[1:]]
-    return F.interpolate(latent[None], size, mode="bicubic", antialias=True)[0].clamp(-1, 1)
+def on_canvas(images: list[np.ndarray]) -> Tensor:
+    return torch.cat([canvas(torch.from_numpy(image.copy())[None, None].float() / 127.5 - 1) for image in images])
 
 
-def test_canvas_leaves_a_real_garment_as_it_is(held_out):
-    latent = next(latent for latent in held_out[0] if latent.shape == (1, 28, 12))
-    page = canvas([latent])
-    assert page.shape == (1, 1, 28, 28) and torch.equal(page[0, :, :, 8:20], latent)
-    assert (page[0, :, :, :8] == -1).all() and (page[0, :, :, 20:] == -1).all()
+def enlarged(image: np.ndarray) -> np.ndarray:
+    """Twice the size."""
+    height, width = image.shape
+    return np.asarray(Image.fromarray(image).resize((2 * width, 2 * height), Image.Resampling.BICUBIC))
+
+
+def test_canvas_keeps_the_pixels_of_a_real_garment(held_out):
+    image = next(image for image in held_out[0] if image.shape == (28, 12))
+    (page,) = on_canvas([image])
+    assert page.shape == (1, 28, 28) and torch.equal(page[0, :, 8:20], torch.from_numpy(image) / 127.5 - 1)
+    assert (page[0, :, :8] == -1).all() and (page[0, :, 20:] == -1).all()
 
 
 def test_canvas_scales_to_a_longer_side_of_28(held_out):
-    original = canvas(held_out[0][:100])
-    difference = (canvas([resized(latent, 2) for latent in held_out[0][:100]]) - original).abs().mean()
+    images = held_out[0][:100]
+    original = on_canvas(images)
+    difference = (on_canvas([*map(enlarged, images)]) - original).abs().mean()
     assert difference < 0.05
     for axis in (2, 3):
         assert difference < (original.roll(1, axis) - original).abs().mean() / 2
-    rows, columns = (torch.nonzero((canvas([torch.ones(1, 14, 7)])[0, 0] > 0).any(axis))[:, 0] for axis in (1, 0))
+    rows, columns = (torch.nonzero((canvas(torch.ones(1, 1, 14, 7))[0, 0] > 0).any(axis))[:, 0] for axis in (1, 0))
     assert (rows[0], rows[-1]) == (0, 27) and (columns[0], columns[-1]) == (7, 20)
-    extreme = canvas([torch.full((1, 4, 400), 9.0), torch.full((1, 1, 1), -9.0)])
-    assert extreme.shape == (2, 1, 28, 28) and extreme[0].max() == 1 and extreme[1].max() == -1
-
-
-def test_canvas_refuses_what_is_no_garment():
-    with pytest.raises(ValueError, match=r"\(3, 28, 28\)"):
-        canvas([torch.zeros(3, 28, 28)])
-    with pytest.raises(ValueError, match="1 of 2"):
-        canvas([torch.zeros(1, 28, 28), torch.full((1, 28, 28), float("nan"))])
+    for shape in ((4, 400), (1, 1)):
+        assert canvas(torch.ones(2, 1, *shape)).shape == (2, 1, 28, 28)
 
 
 def test_the_classifier_recognises_held_out_garments_of_all_sizes(held_out):
-    classifier, (latents, labels) = load_classifier(), held_out
-    features, classes = examine(classifier, latents)
+    images, labels = held_out
+    features, classes = classified(images)
     assert features.shape == (500, 64) and (features >= 0).all()
     assert (classes == labels).float().mean() >= 0.88
-    assert (examine(classifier, [resized(latent, 2) for latent in latents])[1] == labels).float().mean() >= 0.86
+    assert (classified(map(enlarged, images))[1] == labels).float().mean() >= 0.86
+    (seen,) = extract(GarmentExtractor("cpu"), map(Image.fromarray, images[:9]), lambda count: None)
+    assert seen.spatial.shape == (9, 343)
 
 
 class Means:

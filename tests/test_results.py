@@ -107,8 +107,8 @@ def test_files_of_earlier_versions_are_read(fitv2, tmp_path):
     code, out = fitv2("evaluate", "a.json", "a.json")
     assert code == 0 and "22.76" in out
     found = cached_features(FROZEN, Thirds(), ["some images", None], lambda: pytest.fail("computed again"))
-    assert found.pooled_mean.tolist() == pytest.approx([129.2, 125.55, 119.583], abs=1e-3)
-    assert int(found.count) == 12 and found.labels.tolist() == [0, 1, 2] * 4
+    assert found.statistics.mean.tolist() == pytest.approx([129.2, 125.55, 119.583], abs=1e-3)
+    assert found.statistics.count == 12 and found.labels.tolist() == [0, 1, 2] * 4
 
 
 def test_results_of_before_are_told(fitv2, tmp_path):

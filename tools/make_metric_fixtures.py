@@ -22,7 +22,7 @@ from torchmetrics.image.kid import poly_mmd
 
 from fitv2.checkpoints.model_folder import load_pretrained
 from fitv2.data.fashion import bundled, to_latent
-from fitv2.evaluation.extractors import examine, load_classifier
+from fitv2.evaluation.extractors import GarmentExtractor, canvas
 from fitv2.evaluation.features import balanced_subset
 from fitv2.evaluation.requests import SizeSpec, balanced_specs
 from fitv2.sampling.generate import generate
@@ -44,7 +44,7 @@ def golden(generated: Tensor, real: Tensor, logits: Tensor) -> dict[str, float]:
         "scipy.fd": (means[0] - means[1]).square().sum() + trace,
         "torchmetrics.discrepancy": poly_mmd(real, generated),
     }
-    # The subsets that `kernel_distance` draws with the seed 0, of the generated ones first.
+    # The subsets that `kid_of_subsets` draws with the seed 0, of the generated ones first.
     generator = torch.Generator().manual_seed(0)
     pairs = [
         [x[torch.randperm(NUMBER, generator=generator)[:SUBSET_SIZE]] for x in (generated, real)]
@@ -70,12 +70,15 @@ def golden(generated: Tensor, real: Tensor, logits: Tensor) -> dict[str, float]:
     return {name: float(value) for name, value in (found | {"torch-fidelity.classifier_score": score}).items()}
 
 
-classifier, garments = load_classifier(), bundled()
+classifier, garments = GarmentExtractor("cpu").network, bundled()
 pretrained = load_pretrained("builtin:fashion")
 specs = balanced_specs(pretrained, NUMBER, SizeSpec(), 0, 1)
-made = examine(classifier, generate(pretrained.model, specs, Sampling(steps=8)))[0]
-seen = examine(classifier, [to_latent(garments.images[i]) for i in balanced_subset(garments.labels, NUMBER)])[0]
+real = [to_latent(garments.images[i]) for i in balanced_subset(garments.labels, NUMBER)]
 with torch.inference_mode():
+    made, seen = (
+        classifier.trunk(torch.cat([canvas(latent[None].clamp(-1, 1)) for latent in latents]))
+        for latents in (generate(pretrained.model, specs, Sampling(steps=8)), real)
+    )
     logits = classifier.head(made)
 figures = golden(made.double(), seen.double(), logits.double())
 about = json.dumps({"versions": {package: version(package) for package in PACKAGES}, "golden": figures}, indent=1)

@@ -1,6 +1,6 @@
-"""An evaluation: which images, seen how, are compared with which; each result with its stamp.
+"""An evaluation: samples are compared with a reference by a protocol, and each result has a stamp.
 
-Protocols say what of an image is compared when samples have one size and real images have not:
+Protocols decide what is compared of an image when samples have one size and real images have many:
 
 adm-square: Images as they are. The extractor resizes both sides whole: Inception and EfficientNet stretch them to a
     square, the classifier of garments keeps the aspect. With ADM's files this is the protocol of the papers, in which a
@@ -12,16 +12,16 @@ centre: Both are cropped to their central square, which shows the quality of the
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ..errors import UserError
-from .comparison import VERSION, Side, compare, figure_names
+from .comparison import VERSION, compare, figure_names
 from .extractors import Extractor
 from .features import FeatureSet, cached_features, compute_features
 from .references import Known, Reference
@@ -34,32 +34,19 @@ FILTER = "antialiased bicubic"
 Size = tuple[int, int]
 
 
-def real_view(image: Image.Image, protocol: Protocol, size: Size | None) -> Image.Image:
-    """Returns a real image as it is compared with samples of that (height, width) in pixels; None: of many sizes."""
-    if protocol == "matched" and size is not None:
-        return cover(image, size)
-    if protocol == "centre":
-        return central_square(image) if size is None else cover(image, (min(size), min(size)))
-    return image
+def real_size(protocol: Protocol, size: Size | None) -> Size | None:
+    """Returns the size to which real images are scaled and cropped for samples of that size; None for their own."""
+    if protocol == "adm-square" or size is None:
+        return None
+    return size if protocol == "matched" else (min(size), min(size))
 
 
-def sample_view(image: Image.Image, protocol: Protocol) -> Image.Image:
-    """Returns a sample as it is compared with real images."""
-    return central_square(image) if protocol == "centre" else image
-
-
-def cover(image: Image.Image, size: Size) -> Image.Image:
-    """Scales an image to cover (height, width), aspect kept, and returns the centre (bicubic, antialiased)."""
-    height, width = size
-    scale = max(height / image.height, width / image.width)
-    # Resampling only what remains gives the same pixels, without the whole scaled image in memory.
-    left, top = (image.width - width / scale) / 2, (image.height - height / scale) / 2
-    box = (max(left, 0), max(top, 0), min(image.width - left, image.width), min(image.height - top, image.height))
-    return image.resize((width, height), Image.Resampling.BICUBIC, box=box)
-
-
-def central_square(image: Image.Image) -> Image.Image:
-    """Returns the largest square around the centre."""
+def view_of(image: Image.Image, protocol: Protocol, size: Size | None = None) -> Image.Image:
+    """Returns an image as it is compared, scaled to cover (height, width) if given and cropped to it."""
+    if size is not None:
+        return ImageOps.fit(image, (size[1], size[0]), Image.Resampling.BICUBIC)
+    if protocol != "centre":
+        return image
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return image.crop((left, top, left + side, top + side))
@@ -91,9 +78,8 @@ class Evaluation:
         if protocol == "matched" and size is None:
             raise UserError("the protocol matched needs samples of one size; give --size HxW, or another --protocol")
         if self.reference.images is None and self.known(protocol) is None:
-            known = self.reference.known.extractor if self.reference.known else "another extractor"
             raise UserError(
-                f"{self.reference.name} holds statistics of {known} by adm-square, and no images for "
+                f"{self.reference.name} holds statistics of one extractor by adm-square, and no images for "
                 f"{self.extractor.name} by {protocol}"
             )
         return protocol
@@ -111,12 +97,27 @@ class Evaluation:
 
     def score(self, samples: Samples) -> Result:
         """Compares samples with the reference. Raises UserError if they do not go together."""
-        protocol = self.protocol_for(samples.size)
-        own = self.see_samples(samples, protocol)
-        real, count, notes = self.see_reference(protocol, samples.size)
-        side = Side(samples.images.class_names, own.statistics, own.spatial, own)
-        found = compare(side, real, self.extractor, self.metrics)
-        stamp = {
+        protocol, size, images = self.protocol_for(samples.size), samples.size, self.reference.images
+        key = (samples.images.digest, samples.chosen.tolist(), protocol if protocol == "centre" else "as they are")
+        view = partial(view_of, protocol=protocol)
+        own = self.see(samples.images, samples.chosen, view, self.kept, key, f"samples {samples.called}")
+        known, others, notes = self.known(protocol), None, list(images.notes) if images else []
+        # For statistics that are known, no real image has to be seen.
+        if images is not None and (known is None or set(self.metrics) - {"fd", "sfd"}):
+            key = (images.digest, protocol, None if protocol == "adm-square" else size, FILTER)
+            fitted = real_size(protocol, size)
+            view = partial(view_of, protocol=protocol, size=fitted)
+            others = self.see(images, np.arange(len(images)), view, self.cache, key, "real images")
+            if fitted and (smaller := int((images.sizes < fitted).any(1).sum())):
+                size_told = f"{fitted[0]}x{fitted[1]}"
+                notes.append(f"{smaller} of {len(images)} real images are smaller than {size_told} and were enlarged")
+        result = compare(own, others, known, self.extractor, self.metrics)
+        real = known or others
+        assert real is not None  # See `protocol_for`.
+        if not real.statistics.count:
+            notes.append("the reference does not say how many images its statistics are of")
+        result.notes += [*notes, *samples.notes]
+        result.stamp = {
             "suite": VERSION,
             "size": samples.called,
             "protocol": protocol,
@@ -124,42 +125,14 @@ class Evaluation:
             "num": len(samples.chosen),
             "reference": self.reference.name,
             "reference_sha256": self.reference.digest,
-            "reference_count": count,
-            "reference_statistics": "of its pictures" if self.known(protocol) is None else "given",
+            "reference_count": real.statistics.count,
+            "reference_statistics": "of its pictures" if known is None else "given",
             "extractor": self.extractor.name,
             "names": figure_names(self.extractor.score),
             "extractor_sha256": self.extractor.digest,
             "resize": self.extractor.resize,
-        }
-        notes = [*found.notes, *notes, *samples.notes]
-        return Result(stamp | samples.about, found.scores, found.real, notes, found.equal)
-
-    def see_samples(self, samples: Samples, protocol: Protocol) -> FeatureSet:
-        """Returns the features of samples."""
-        images, chosen = samples.images, samples.chosen
-        key = (images.digest, chosen.tolist(), protocol if protocol == "centre" else "as they are")
-        view = partial(sample_view, protocol=protocol)
-        return self.see(images, chosen, view, self.kept, key, f"samples {samples.called}")
-
-    def see_reference(self, protocol: Protocol, size: Size | None) -> tuple[Side, int, list[str]]:
-        """Returns the reference as samples of that size meet it, its number of images (0: not known), and notes."""
-        known, images = self.known(protocol), self.reference.images
-        features, names, notes = None, [], []
-        if images is not None:
-            names, notes = images.class_names, list(images.notes)
-            # For statistics that are known, no real image has to be seen.
-            if known is None or set(self.metrics) - {"fd", "sfd"}:
-                key = (images.digest, protocol, None if protocol == "adm-square" else size, FILTER)
-                view = partial(real_view, protocol=protocol, size=size)
-                features = self.see(images, np.arange(len(images)), view, self.cache, key, "real images")
-                notes += enlarged_note(images.sizes, protocol, size)
-        if known is None:
-            assert features is not None  # See `protocol_for`.
-            return Side(names, features.statistics, features.spatial, features), int(features.count), notes
-        if not known.statistics.count:
-            notes.append("the reference does not say how many images its statistics are of")
-        side = Side(names, known.statistics, known.spatial, features, known.recognised)
-        return side, known.statistics.count, notes
+        } | samples.about
+        return result
 
     def see(
         self, images: Images, chosen: np.ndarray, view: View, folder: Path, key: tuple[object, ...], what: str
@@ -171,14 +144,4 @@ class Evaluation:
                 views = images.read(chosen.tolist(), self.extractor.mode, view)
                 return compute_features(self.extractor, views, images.labels[chosen], done)
 
-        return cached_features(folder, self.extractor, key, compute)
-
-
-def enlarged_note(sizes: np.ndarray, protocol: Protocol, size: Size | None) -> list[str]:
-    """Returns a note if real images are smaller than the samples, because enlarging blurs them."""
-    if protocol == "adm-square" or size is None:
-        return []
-    height, width = size if protocol == "matched" else (min(size), min(size))
-    smaller = int(((sizes[:, 0] < height) | (sizes[:, 1] < width)).sum())
-    told = f"{smaller} of {len(sizes)} real images are smaller than {height}x{width} and were enlarged"
-    return [told] if smaller else []
+        return replace(cached_features(folder, self.extractor, key, compute), class_names=images.class_names)

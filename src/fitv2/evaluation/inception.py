@@ -7,6 +7,8 @@ numbers, or these tensors as safetensors. The architecture equals torch-fidelity
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,10 +19,14 @@ SIDE = 299
 # Numbers of pooled and of spatial features. ADM's evaluator takes 7 channels of mixed_6/conv, which has 17 x 17 places.
 POOLED, SPATIAL = 2048, 17 * 17 * 7
 CLASSES = 1008
-MEAN, MAXIMUM, HALVING = "mean", "maximum", "halving"
-
-# A layer is (channels, kernel), or (channels, kernel, stride); layers of a path are numbered from 1 if it has several.
-Paths = dict[str, list[Any]]
+# TensorFlow does not count the padding.
+MEAN = partial(F.avg_pool2d, kernel_size=3, stride=1, padding=1, count_include_pad=False)
+MAXIMUM = partial(F.max_pool2d, kernel_size=3, stride=1, padding=1)
+HALVING = partial(F.max_pool2d, kernel_size=3, stride=2)
+# A layer of a path is (channels, kernel) or (channels, kernel, stride); a path may end in two parallel layers.
+Layer = Any
+FORK: Layer = {"a": (384, (1, 3)), "b": (384, (3, 1))}
+Pooling = Callable[[Tensor], Tensor]
 
 
 class Convolution(nn.Module):
@@ -30,9 +36,8 @@ class Convolution(nn.Module):
         self, inputs: int, outputs: int, kernel: int | tuple[int, int], stride: int = 1, padded: bool = True
     ) -> None:
         super().__init__()
-        sides = (kernel, kernel) if isinstance(kernel, int) else kernel
-        padding = (sides[0] // 2, sides[1] // 2) if stride == 1 and padded else (0, 0)
-        self.conv = nn.Conv2d(inputs, outputs, sides, stride, padding, bias=False)
+        padding = "same" if stride == 1 and padded else 0
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False)
         self.bn = nn.BatchNorm2d(outputs, eps=1e-3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -40,52 +45,35 @@ class Convolution(nn.Module):
 
 
 class Mixed(nn.Module):
-    """Parallel paths, whose channels are concatenated; the last one begins with a pooling.
+    """Parallel paths, whose channels are concatenated; the last one is a pooling, and a convolution if `pooled` is.
 
-    forked: Paths that end in parallel (1, 3) and (3, 1) convolutions of 384 channels.
+    Layers of a path are numbered from 1 if it has several.
     """
 
-    def __init__(
-        self, inputs: int, paths: Paths, pooling: str, pooled: int | None, forked: tuple[str, ...] = ()
-    ) -> None:
+    def __init__(self, inputs: int, paths: dict[str, list[Layer]], pooling: Pooling, pooled: int | None = None) -> None:
         super().__init__()
-        self.paths: list[list[str]] = []
-        self.forks: dict[str, list[str]] = {}
-        self.pooling, self.outputs = pooling, 0
-        for name, layers in paths.items():
-            several, channels, names = len(layers) > 1 or name in forked, inputs, []
-            for number, (outputs, *shape) in enumerate(layers, 1):
-                names.append(f"{name}_{number}" if several else name)
-                self.add_module(names[-1], Convolution(channels, outputs, *shape))
-                channels = outputs
-            if name in forked:
-                ends = {f"{name}_{len(layers) + 1}{end}": kernel for end, kernel in (("a", (1, 3)), ("b", (3, 1)))}
-                for end, kernel in ends.items():
-                    self.add_module(end, Convolution(channels, 384, kernel))
-                self.forks[names[-1]] = list(ends)
-                channels = 2 * 384
-            self.paths.append(names)
-            self.outputs += channels
-        if pooled is not None:
-            self.branch_pool = Convolution(inputs, pooled, 1)
-        self.outputs += inputs if pooled is None else pooled
+        self.pooling = pooling
+        self.paths: list[list[list[str]]] = []  # Of each path its steps, each of them the names of parallel layers.
+        for path, layers in paths.items():
+            channels, steps = inputs, []
+            for number, layer in enumerate(layers, 1):
+                name = f"{path}_{number}" if len(layers) > 1 else path
+                parallel = {name + end: one for end, one in (FORK if layer is FORK else {"": layer}).items()}
+                for own, shape in parallel.items():
+                    self.add_module(own, Convolution(channels, *shape))
+                channels = sum(shape[0] for shape in parallel.values())
+                steps.append(list(parallel))
+            self.paths.append(steps)
+        self.branch_pool = nn.Identity() if pooled is None else Convolution(inputs, pooled, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         results = []
-        for names in self.paths:
+        for path in self.paths:
             y = x
-            for name in names:
-                y = self.get_submodule(name)(y)
-            results += [self.get_submodule(end)(y) for end in self.forks[names[-1]]] if names[-1] in self.forks else [y]
-        return torch.cat([*results, self.pool(x)], 1)
-
-    def pool(self, x: Tensor) -> Tensor:
-        if self.pooling == HALVING:
-            return F.max_pool2d(x, 3, 2)
-        if self.pooling == MAXIMUM:
-            return self.branch_pool(F.max_pool2d(x, 3, 1, 1))
-        # TensorFlow does not count the padding.
-        return self.branch_pool(F.avg_pool2d(x, 3, 1, 1, count_include_pad=False))
+            for step in path:
+                y = torch.cat([self.get_submodule(name)(y) for name in step], 1)
+            results.append(y)
+        return torch.cat([*results, self.branch_pool(self.pooling(x))], 1)
 
 
 def mixed_5(inputs: int, pooled: int) -> Mixed:
@@ -99,9 +87,9 @@ def mixed_6(c: int) -> Mixed:
     return Mixed(768, {"branch1x1": [(192, 1)], "branch7x7": once, "branch7x7dbl": twice}, MEAN, 192)
 
 
-def mixed_7(inputs: int, pooling: str) -> Mixed:
-    paths = {"branch1x1": [(320, 1)], "branch3x3": [(384, 1)], "branch3x3dbl": [(448, 1), (384, 3)]}
-    return Mixed(inputs, paths, pooling, 192, forked=("branch3x3", "branch3x3dbl"))
+def mixed_7(inputs: int, pooling: Pooling) -> Mixed:
+    paths = {"branch1x1": [(320, 1)], "branch3x3": [(384, 1), FORK], "branch3x3dbl": [(448, 1), (384, 3), FORK]}
+    return Mixed(inputs, paths, pooling, 192)
 
 
 class InceptionV3(nn.Module):
@@ -119,10 +107,10 @@ class InceptionV3(nn.Module):
         self.Conv2d_4a_3x3 = Convolution(80, 192, 3, padded=False)
         self.Mixed_5b, self.Mixed_5c, self.Mixed_5d = mixed_5(192, 32), mixed_5(256, 64), mixed_5(288, 64)
         double = [(64, 1), (96, 3), (96, 3, 2)]
-        self.Mixed_6a = Mixed(288, {"branch3x3": [(384, 3, 2)], "branch3x3dbl": double}, HALVING, None)
+        self.Mixed_6a = Mixed(288, {"branch3x3": [(384, 3, 2)], "branch3x3dbl": double}, HALVING)
         self.Mixed_6b, self.Mixed_6c, self.Mixed_6d, self.Mixed_6e = map(mixed_6, (128, 160, 160, 192))
         seven = [(192, 1), (192, (1, 7)), (192, (7, 1)), (192, 3, 2)]
-        self.Mixed_7a = Mixed(768, {"branch3x3": [(192, 1), (320, 3, 2)], "branch7x7x3": seven}, HALVING, None)
+        self.Mixed_7a = Mixed(768, {"branch3x3": [(192, 1), (320, 3, 2)], "branch7x7x3": seven}, HALVING)
         # The pooling of the last block is an accident of that graph, and part of the measure.
         self.Mixed_7b, self.Mixed_7c = mixed_7(1280, MEAN), mixed_7(2048, MAXIMUM)
         self.fc = nn.Linear(2048, CLASSES)

@@ -1,4 +1,4 @@
-"""What samples are compared with: real images, statistics that somebody has already taken of them, or both."""
+"""References for samples: real images, statistics of them, or both."""
 
 from __future__ import annotations
 
@@ -20,26 +20,16 @@ from ..errors import UserError
 from .extractors import EfficientNetExtractor, GarmentExtractor, InceptionExtractor
 from .inception import POOLED, SPATIAL
 from .metrics import Statistics, check_statistics
-from .sources import (
-    ARCHIVE,
-    FASHION,
-    ArchiveImages,
-    Images,
-    fashion_images,
-    file_digest,
-    is_fashion,
-    open_images,
-    split_of,
-)
+from .sources import ARCHIVE, FASHION, ArchiveImages, Images, file_digest, is_fashion, open_images, split_of
 
 TEST_STATISTICS = files("fitv2.evaluation").joinpath("fashion-test-statistics.safetensors")
-# Names of a mean and a covariance in ADM's archives, and their numbers of Inception's features.
-STATISTICS = {("mu", "sigma"): POOLED, ("mu_s", "sigma_s"): SPATIAL}
+# How the names of a mean and a covariance end in ADM's archives, and their numbers of Inception's features.
+STATISTICS = {"": POOLED, "_s": SPATIAL}
 
 
 @dataclass(frozen=True)
 class Known:
-    """Statistics of an extractor's pooled and spatial features that come with a reference, of images as they are.
+    """Statistics of pooled and spatial features of uncropped images that come with a reference.
 
     recognised: Fraction in [0, 1] of each class, by name, that the extractor recognises; None if unknown.
     """
@@ -52,7 +42,7 @@ class Known:
 
 @dataclass(frozen=True)
 class Reference:
-    """What samples are compared with: images, statistics, or both.
+    """Images, statistics, or both, with which samples are compared.
 
     source: A file that stands for the whole reference; None if the images do.
     """
@@ -82,9 +72,20 @@ def open_reference(name: str, cache: Path) -> Reference:
     path = Path(name)
     if path.suffix != ".npz":
         return Reference(name, open_images(name, cache))
-    known, has_images = read_known(path)
-    if known is None and not has_images:
+    try:
+        with np.load(path) as archive:
+            arrays = {key: archive[key] for key in ("mu", "sigma", "mu_s", "sigma_s") if key in archive}
+            has_images = ARCHIVE in archive
+    except FileNotFoundError:
+        raise UserError(f"there is no file {path}") from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{path} is not an archive of a reference, or damaged: {error}") from None
+    if not arrays and not has_images:
         raise UserError(f"{path} holds neither images ({ARCHIVE}) nor statistics (mu, sigma)")
+    known = None
+    if arrays:
+        spatial = known_statistics(arrays, "_s", path) if arrays.keys() & {"mu_s", "sigma_s"} else None
+        known = Known(InceptionExtractor.name, known_statistics(arrays, "", path), spatial)
     return Reference(name, ArchiveImages(path) if has_images else None, known, source=path)
 
 
@@ -94,54 +95,32 @@ def fashion_test(name: str) -> Reference:
     Both are the same reference, since only the authors' files are accepted.
     """
     with as_file(TEST_STATISTICS) as path, safe_open(path, "pt") as file:
-        metadata, statistics = file.metadata(), Statistics.load(path)
-    fractions = json.loads(metadata["recognised_per_class"])
-    known = Known(GarmentExtractor.name, statistics, recognised=dict(zip(CLASS_NAMES, fractions, strict=True)))
+        fractions = json.loads(file.metadata()["recognised_per_class"])
+        mean, covariance, count = (file.get_tensor(key) for key in ("mean", "covariance", "count"))
+    recognised = dict(zip(CLASS_NAMES, fractions, strict=True))
+    known = Known(GarmentExtractor.name, Statistics(mean, covariance, int(count)), recognised=recognised)
     split, folder = split_of(name)
     there = folder is not None or all(path.is_file() for path in split_files(split))
-    return Reference(name, fashion_images(name) if there else None, known, source=TEST_STATISTICS)
+    return Reference(name, open_images(name, Path()) if there else None, known, source=TEST_STATISTICS)
 
 
-def read_known(path: Path) -> tuple[Known | None, bool]:
-    """Returns ADM's statistics of an archive, and whether it holds images. Raises UserError for damaged files."""
-    try:
-        with np.load(path) as archive:
-            arrays = {name: archive[name] for pair in STATISTICS for name in pair if name in archive}
-            has_images = ARCHIVE in archive
-    except FileNotFoundError:
-        raise UserError(f"there is no file {path}") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path} is not an archive of a reference, or damaged: {error}") from None
-    pooled, spatial = (known_statistics(arrays, *pair, width, path) for pair, width in STATISTICS.items())
-    if pooled is None and spatial is not None:
-        raise UserError(f"{path} has statistics of spatial features (mu_s, sigma_s), and none of the others")
-    return (None if pooled is None else Known(InceptionExtractor.name, pooled, spatial)), has_images
+def known_statistics(arrays: dict[str, np.ndarray], ending: str, path: Path) -> Statistics:
+    """Returns the statistics in the arrays whose names have that ending, in float64.
 
-
-def known_statistics(
-    arrays: dict[str, np.ndarray], mean: str, covariance: str, width: int, path: Path
-) -> Statistics | None:
-    """Returns the statistics in the arrays of those names, in float64; None if both are missing.
-
-    The covariance becomes the mean of its two halves, which rounding has made unequal. Raises UserError if they are not
-    statistics of `width` features with some spread.
+    The covariance becomes the mean of its two halves, which rounding has made unequal. Raises UserError for anything
+    but statistics of Inception's features with some spread.
     """
-    if mean not in arrays and covariance not in arrays:
-        return None
+    names, width = (f"mu{ending}", f"sigma{ending}"), STATISTICS[ending]
     try:
-        if mean not in arrays or covariance not in arrays:
-            raise UserError("one of both is missing")
-        if {arrays[name].dtype.kind for name in (mean, covariance)} != {"f"}:
-            raise UserError("they are not real numbers")
-        own_mean, half = (torch.from_numpy(arrays[name].astype(np.float64)) for name in (mean, covariance))
-        check_statistics(own_mean, half)
-        if len(own_mean) != width:
-            raise UserError(f"they are of {len(own_mean)} features, and {InceptionExtractor.name} has {width}")
-        if not half.any():
-            raise UserError("the covariance is zero: they are of one image, or of a network that sees nothing")
+        if any(name not in arrays or arrays[name].dtype.kind != "f" for name in names):
+            raise UserError("both must be there and hold real numbers")
+        mean, covariance = (torch.from_numpy(arrays[name].astype(np.float64)) for name in names)
+        check_statistics(Statistics(mean, covariance, 0))
+        if len(mean) != width or not covariance.any():
+            raise UserError(f"the covariance is zero, or they are of {len(mean)} features and not of {width}")
     except UserError as error:
-        raise UserError(f"{path}: {mean} and {covariance} cannot be used as statistics: {error}") from None
-    return Statistics(own_mean, (half + half.T) / 2, count=0)
+        raise UserError(f"{path}: {' and '.join(names)} cannot be used as statistics: {error}") from None
+    return Statistics(mean, (covariance + covariance.T) / 2, count=0)
 
 
 def default_extractor(reference: str, inception_weights: Path | None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,9 +10,6 @@ from ..checkpoints.model_folder import Pretrained
 from ..errors import UserError
 from ..randomness import Purpose, numpy_generator
 from ..sampling.spec import SampleSpec, check_divisible, scaled_size
-
-# How seeds and labels follow from the seed of an evaluation and the index of an image.
-SEED_SCHEME, LABEL_SCHEME = "seed + index", "classes in turn"
 
 
 @dataclass(frozen=True)
@@ -45,32 +41,28 @@ def balanced_specs(pretrained: Pretrained, number: int, size: SizeSpec, seed: in
     labels = [i % classes if classes else pretrained.model.null_label for i in range(number)]
     if size.pixels is not None:
         check_divisible(size.pixels, factor * patch)
-        latent = size.pixels[0] // factor, size.pixels[1] // factor
-        return [SampleSpec(label, latent, seed + i) for i, label in enumerate(labels)]
-    every = max(classes, 1)
-    # Of each class only as many as it has images.
-    drawn = [
-        _drawn_sizes(shapes, len(range(label, number, every)), (seed, label))
-        for label, shapes in zip(range(number), _shapes_of_classes(pretrained, every), strict=False)
-    ]
-    specs = []
-    for i, label in enumerate(labels):
-        height, width = scaled_size(drawn[i % every][i // every], size.scale, patch)
-        specs.append(SampleSpec(label, (width, height) if size.turned else (height, width), seed + i))
-    return specs
+        sizes = [(size.pixels[0] // factor, size.pixels[1] // factor)] * number
+    else:
+        sizes = [scaled_size(drawn, size.scale, patch) for drawn in _drawn_sizes(pretrained, number, seed)]
+    if size.turned:
+        sizes = [(width, height) for height, width in sizes]
+    return [SampleSpec(label, own, seed + i) for i, (label, own) in enumerate(zip(labels, sizes, strict=True))]
 
 
-def _shapes_of_classes(pretrained: Pretrained, classes: int) -> list[list[tuple[int, int, int]]]:
-    """For each class the (height, width, count) that training had; those of all classes if it had none."""
+def _drawn_sizes(pretrained: Pretrained, number: int, seed: int) -> list[tuple[int, int]]:
+    """Returns `number` sizes (height, width), each as likely as it was frequent in training of the image's class.
+
+    The shapes (height, width, count) of all classes stand for those of a class without any.
+    """
     of_all = [shape for of_class in pretrained.shapes for shape in of_class]
     if not of_all:
         raise UserError("this model does not say which sizes it was trained on; give --size")
-    known = dict(enumerate(pretrained.shapes))
-    return [known.get(label) or of_all for label in range(classes)]
-
-
-def _drawn_sizes(shapes: Sequence[tuple[int, int, int]], number: int, seed: tuple[int, int]) -> list[tuple[int, int]]:
-    """`number` pairs (height, width), each as likely as it was frequent in training."""
-    counts = np.array([count for *_, count in shapes], dtype=float)
-    chosen = numpy_generator(Purpose.REQUESTS, *seed).choice(len(shapes), number, p=counts / counts.sum())
-    return [shapes[i][:2] for i in chosen.tolist()]
+    classes = max(pretrained.model.config.num_classes, 1)
+    sizes: list[tuple[int, int]] = [(0, 0)] * number
+    for label in range(min(classes, number)):
+        shapes = (pretrained.shapes[label : label + 1] or [[]])[0] or of_all
+        counts = np.array([count for *_, count in shapes], dtype=float)
+        generator, places = numpy_generator(Purpose.REQUESTS, seed, label), range(label, number, classes)
+        chosen = generator.choice(len(shapes), len(places), p=counts / counts.sum())
+        sizes[label::classes] = [shapes[i][:2] for i in chosen.tolist()]
+    return sizes

@@ -1,4 +1,4 @@
-"""Results: the stamp that says how each came about, their files, and whether they can be compared."""
+"""Results: figures with a stamp that says how they came about, their files, and whether they can be compared."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from ..messages import shortened
 FORMAT = 2
 ABOUT, RESULT, PLOT = "evaluation.json", "result.json", "scores.png"
 WRITTEN = (RESULT, PLOT, "sheet-*.png", "samples-*.npz")
-# What must be the same in figures that stand side by side, and what a sentence calls it.
+# Keys of a stamp that must agree if results are compared, and their names in a sentence.
 MUST_AGREE = {
     "suite": "version of the suite",
     "protocol": "protocol",
@@ -34,41 +35,55 @@ MUST_AGREE = {
     "resize": "resize of the extractor",
 }
 LABELS, OWN_CHOICE, CLASSES = "labels", "as the model likes", "class_names"
-# The same for what is not known of all samples.
+# How seeds and labels follow from the seed of an evaluation and the index of an image.
+SEED_SCHEME, LABEL_SCHEME = "seed + index", "classes in turn"
+# The same for keys that are not known of all samples.
 IF_KNOWN = {CLASSES: "classes", LABELS: "frequency of classes"}
-# What reading a result needs besides.
+# Keys without which no stamp is read.
 NEEDED = MUST_AGREE.keys() | {LABELS, "size", "names", "reference"}
+Figures = dict[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Result:
-    """Figures of samples of one size; `stamp` says how they came about. The rest is that of `comparison.Comparison`."""
+    """Figures of samples of one size, by key.
 
-    stamp: dict[str, Any]
-    scores: dict[str, Any]
-    real: dict[str, Any]
-    notes: list[str]
-    equal: dict[str, Any] = field(default_factory=dict)
+    fd and sfd are the Fréchet distances of pooled and spatial features, kid is the kernel distance. KEY_error is a
+    standard error, KEY_std the standard deviation over subsets or parts. accuracy and accuracy_per_class are fractions
+    in [0, 1] of images whose class is recognised.
+
+    Attributes:
+        stamp: How the figures came about.
+        scores: Of the samples.
+        real: Of real images.
+        notes: In sentences.
+        equal: Of as many samples as there are images in `real`, see `comparison.add_equal_numbers`.
+    """
+
+    stamp: dict[str, Any] = field(default_factory=dict)
+    scores: Figures = field(default_factory=dict)
+    real: Figures = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    equal: Figures = field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        """What tells it from others of the same evaluation."""
+        """The name among results of the same evaluation."""
         guidance = self.stamp.get("sampling", {}).get("guidance")
         return self.stamp["size"] + ("" if guidance is None else f" at {guidance:g}")
 
 
 def titles(results: Sequence[Result]) -> dict[str, str]:
-    """Returns what to call the figures that are named after an extractor, by key, if one of the results has them."""
-    keys = dict.fromkeys(key for result in results for key in result.stamp["names"])
-    return {
-        key: " / ".join(dict.fromkeys(result.stamp["names"][key] for result in results))
-        for key in keys
-        if any(key in result.scores for result in results)
-    }
+    """Returns the names of the figures that are named after an extractor, by key, if one of the results has them."""
+    called: dict[str, dict[str, None]] = {}
+    for result in results:
+        for key, title in result.stamp["names"].items():
+            called.setdefault(key, {})[title] = None
+    return {key: " / ".join(names) for key, names in called.items() if any(key in result.scores for result in results)}
 
 
 def report(results: Sequence[Result]) -> dict[str, Any]:
-    """Returns what result.json holds."""
+    """Returns the content of result.json."""
     versions = {package: version(package) for package in ("fitv2", "torch")}
     return {"format": FORMAT, "versions": versions, "results": [asdict(result) for result in results]}
 
@@ -104,32 +119,23 @@ def own_folder(root: Path, name: str, about: dict[str, Any]) -> Path:
 
 @contextmanager
 def claimed(folder: Path, about: dict[str, Any]) -> Iterator[None]:
-    """Reserves a folder for an evaluation, of which `about` is all that decides the result.
+    """Reserves a folder for an evaluation; `about` is all that decides the result.
 
     The same evaluation may write there again. Raises UserError if another process evaluates there, or if the folder has
     the result of another evaluation, or files that no evaluation wrote.
     """
     with locked(folder, "an evaluation"):
         path, text = folder / ABOUT, json.dumps(about, indent=1, sort_keys=True)
-        known = path.is_file()
-        if known and (folder / RESULT).exists() and (changed := _differences(path, about)):
+        if not path.is_file():
+            if there := sorted(file for name in WRITTEN for file in folder.glob(name)):
+                raise UserError(f"{there[0]} is not of this evaluation and might be overwritten: choose another --out")
+        elif (folder / RESULT).exists() and path.read_text(encoding="utf-8", errors="replace") != text:
             raise UserError(
-                f"{folder} holds another evaluation, with another {' and '.join(changed)}: choose another --out, "
-                "or omit --out to give each evaluation its own folder"
+                f"{folder} holds another evaluation ({path} says which): choose another --out, or omit --out to give "
+                "each evaluation its own folder"
             )
-        if not known and (there := sorted(file for name in WRITTEN for file in folder.glob(name))):
-            raise UserError(f"{there[0]} is not of this evaluation and might be overwritten: choose another --out")
         write_text(path, text)
         yield
-
-
-def _differences(path: Path, about: dict[str, Any]) -> list[str]:
-    """The keys whose values differ from those in the file."""
-    try:
-        known = json.loads(path.read_bytes())
-        return [key for key in known | about if known.get(key) != json.loads(json.dumps(about.get(key)))]
-    except (ValueError, TypeError, AttributeError):
-        return ["content"]
 
 
 # Comparison
@@ -157,55 +163,47 @@ def difference(files: Mapping[str, Sequence[Result]]) -> str | None:
     if not set.intersection(*map(set, sizes.values())):
         return "sizes: " + ", ".join(f"{', '.join(of_file)} in {file}" for file, of_file in sizes.items())
     known: dict[tuple[str, str], tuple[str, Any]] = {}
-    for file, results in files.items():
-        for result in results:
-            size = result.stamp["size"]
-            for key, called in (MUST_AGREE | IF_KNOWN).items():
-                value = result.stamp.get(key)
-                if key in IF_KNOWN and value in (None, OWN_CHOICE):
-                    continue
-                known_file, first = known.setdefault((size, key), (file, value))
-                if first != value:
-                    return f"{called} at {size}: {_in_words(first)} in {known_file}, {_in_words(value)} in {file}"
+    for file, stamp in stamps(files):
+        for key, called in (MUST_AGREE | IF_KNOWN).items():
+            value, size = stamp.get(key), stamp["size"]
+            if key in IF_KNOWN and value in (None, OWN_CHOICE):
+                continue
+            other, first = known.setdefault((size, key), (file, value))
+            if first != value:
+                one, two = (shortened(v) if isinstance(v, list) else v for v in (first, value))
+                return f"{called} at {size}: {one} in {other}, {two} in {file}"
     return None
 
 
-def _in_words(value: Any) -> str:
-    """Of many names the first."""
-    return shortened(value) if isinstance(value, list) else str(value)
+def stamps(files: Mapping[str, Sequence[Result]]) -> list[tuple[str, dict[str, Any]]]:
+    """Returns the file and stamp of each result."""
+    return [(file, result.stamp) for file, results in files.items() for result in results]
 
 
 def remarks(files: Mapping[str, Sequence[Result]]) -> list[str]:
-    """Returns what a reader must know to compare results of these files, in sentences."""
-    found, all_sizes = [], {result.stamp["size"] for results in files.values() for result in results}
-    labels = {file: {result.stamp[LABELS] for result in results} for file, results in files.items()}
-    if unknown := [file for file, of_file in labels.items() if None in of_file]:
+    """Returns notes for readers who compare results of these files."""
+    found, all_stamps = [], stamps(files)
+    if unknown := dict.fromkeys(file for file, stamp in all_stamps if stamp[LABELS] is None):
         found.append(
-            f"how often each class occurs in {', '.join(unknown)} is not known; figures compare if it is as elsewhere"
+            f"how often each class occurs in {', '.join(unknown)} is not known; compare only equal frequencies"
         )
-    free = [file for file, of_file in labels.items() if OWN_CHOICE in of_file]
-    if free and len(set.union(*labels.values()) - {None}) > 1:
+    free = dict.fromkeys(file for file, stamp in all_stamps if stamp[LABELS] == OWN_CHOICE)
+    if free and any(stamp[LABELS] not in (None, OWN_CHOICE) for _, stamp in all_stamps):
         found.append(f"{', '.join(free)}: the model was asked for no class, and the others were")
-    if any(size.startswith("own") for size in all_sizes):
+    sizes = sorted({stamp["size"] for _, stamp in all_stamps})
+    if any(size.startswith("own") for size in sizes):
         found.append("own: samples of many sizes, which may be other sizes in another file")
     found += [
-        f"{size} is not in {', '.join(lacking)}; compare what has the same size"
-        for size in sorted(all_sizes)
-        if (lacking := [file for file, results in files.items() if size not in {r.stamp["size"] for r in results}])
+        f"{size} is not in {', '.join(sorted(lacking))}; compare what has the same size"
+        for size in sizes
+        if (lacking := files.keys() - {file for file, stamp in all_stamps if stamp["size"] == size})
     ]
-    found += _shared_seeds([result.stamp for results in files.values() for result in results])
+    seeds = {(s["model_sha256"], s["seed"], s["num"]) for _, s in all_stamps if s.get("seeds") == SEED_SCHEME}
+    for (model, seed, number), (other_model, other, _) in permutations(sorted(seeds), 2):
+        if model == other_model and seed < other < seed + number:
+            found.append(
+                f"the seeds {seed} and {other} are less than {number} apart, so some images have the same noise: these "
+                "samples are not independent"
+            )
+            break
     return found
-
-
-def _shared_seeds(stamps: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Different seeds of one model, some of whose images have the same noise."""
-    seeds = {(s.get("model_sha256"), s["seed"], s["num"]) for s in stamps if s.get("seeds") == "seed + index"}
-    for model, seed, number in sorted(seeds, key=str):
-        if others := [
-            other for other_model, other, _ in seeds if other_model == model and seed < other < seed + number
-        ]:
-            return [
-                f"the seeds {seed} and {others[0]} are less than {number} apart, so some images have the same noise: "
-                "these samples are not independent"
-            ]
-    return []

@@ -1,4 +1,4 @@
-"""Images that are evaluated: those that are there already, and those that a model makes.
+"""Images that are evaluated: images that exist already, and images that a model makes.
 
 A model's images lie in shards on disk, so that an interrupted evaluation continues, several processes share the work,
 and evaluations share images. Shards hold fixed indices, so neither the number of processes nor an interruption changes
@@ -16,7 +16,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -29,17 +29,17 @@ from ..atomic import remove_drafts, write_file, write_text
 from ..autoencoder import Decoding, KLAutoencoder, Pixels
 from ..checkpoints.model_folder import Pretrained
 from ..checkpoints.state_dict import weights_digest
-from ..distributed.ranks import Ranks, locked_on_rank0, on_rank0
+from ..distributed.ranks import Ranks, locked_on_rank0, on_rank0, shard_of_rank
 from ..errors import UserError
 from ..hashes import json_digest
-from ..messages import counted
+from ..messages import counted, shortened
 from ..model.presets import architecture_of
 from ..sampling.generate import generate, max_tokens
 from ..sampling.spec import SampleSpec, Sampling
 from ..sheets import to_image
 from .features import balanced_subset
-from .requests import LABEL_SCHEME, SEED_SCHEME, SizeSpec, balanced_specs
-from .results import CLASSES, LABELS, OWN_CHOICE, class_counts
+from .requests import SizeSpec, balanced_specs
+from .results import CLASSES, LABEL_SCHEME, LABELS, OWN_CHOICE, SEED_SCHEME, class_counts
 from .sources import Images, Mode, View
 
 SHARD = 250
@@ -48,25 +48,23 @@ MANY = 250
 SETTINGS, LIST = "settings.json", "images.jsonl"
 # Increased when the same settings give other images. Since 2 the seeds are those of `fitv2 sample`.
 FORMAT = 2
-# What is being done and how many, to a context whose value takes the number just finished.
+# Takes a title and a total, and returns a context whose value takes the number just finished.
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-Codec = Pixels | KLAutoencoder
-Generate = Callable[[Sequence[SampleSpec], Callable[[int], None]], list[Image.Image]]
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Samples:
     """Images to evaluate.
 
     Attributes:
-        images: Of which some are chosen.
+        images: The set from which some are chosen.
         chosen: (n,), ascending indices.
         size: Their (height, width); None for many sizes.
-        called: The size in words.
-        about: What a stamp says about where they come from; "labels" and "seeds" at least.
-        notes: What must be said about their files.
+        called: The size as text.
+        about: Where they come from, for the stamp; "labels" and "seeds" at least.
+        notes: On their files, in sentences.
     """
 
     images: Images
@@ -74,11 +72,11 @@ class Samples:
     size: tuple[int, int] | None
     called: str
     about: dict[str, Any] = field(repr=False)
-    notes: tuple[str, ...] = ()
+    notes: Sequence[str] = ()
 
 
 def given_samples(images: Images, sizes: Collection[tuple[int, int]], number: int | None) -> Iterator[Samples]:
-    """Yields the samples of each (height, width) among images that are there already; without sizes, all of them.
+    """Yields the samples of each (height, width) among images that exist already; without sizes, all of them.
 
     `number` is that of samples of each size, with classes in turn; None for all. Raises UserError if a size has no
     images, or fewer.
@@ -88,18 +86,16 @@ def given_samples(images: Images, sizes: Collection[tuple[int, int]], number: in
         chosen = np.arange(len(images)) if size is None else np.flatnonzero((images.sizes == size).all(1))
         called = "own" if size is None else f"{size[0]}x{size[1]}"
         if not len(chosen):
-            told = ", ".join(f"{height}x{width}" for height, width in found[:10].tolist())
-            more = " and so on" if len(found) > 10 else ""
-            raise UserError(f"{images.name} has no image of {called}; its sizes are {told}{more}")
+            told = shortened([f"{height}x{width}" for height, width in found.tolist()], 10)
+            raise UserError(f"{images.name} has no image of {called}; its sizes are {told}")
         if number is not None and number > len(chosen):
             raise UserError(f"{images.name} has {counted(len(chosen), 'image')} of the size {called}, not {number}")
-        if number is not None and number < len(chosen):
+        if number is not None:
             chosen = chosen[balanced_subset(images.labels[chosen], number)]
         about = {"samples": images.name, "samples_sha256": images.digest, "seeds": None}
         about[LABELS] = class_counts(images.labels[chosen], len(images.class_names))
         about[CLASSES] = images.class_names or None
-        notes = tuple(images.notes_on(chosen))
-        yield Samples(images=images, chosen=chosen, size=size, called=called, about=about, notes=notes)
+        yield Samples(images, chosen, size, called, about, images.notes_on(chosen))
 
 
 # Images of a model
@@ -107,20 +103,22 @@ def given_samples(images: Images, sizes: Collection[tuple[int, int]], number: in
 
 @dataclass(frozen=True, kw_only=True)
 class Maker:
-    """A model of a name, its autoencoder and precision, and the seed of the first image."""
+    """A model with its name, autoencoder and precision, and the seed of the first image."""
 
     name: str
     pretrained: Pretrained
-    codec: Codec
+    codec: Pixels | KLAutoencoder
     precision: str
     seed: int
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """All that the images depend on besides sampling and size."""
+        """What the images depend on besides sampling and size."""
+        config = self.pretrained.model.config
+        about = json.dumps([architecture_of(config), asdict(config)], sort_keys=True)
         return {
             "format": FORMAT,
-            "model_sha256": model_digest(self.pretrained),
+            "model_sha256": weights_digest(self.pretrained.model.state_dict(), about),
             "autoencoder_sha256": self.codec.digest() if isinstance(self.codec, KLAutoencoder) else None,
             "precision": self.precision,
             "seed": self.seed,
@@ -128,28 +126,10 @@ class Maker:
             "seeds": SEED_SCHEME,
         }
 
-    def samples(self, sampling: Sampling, size: SizeSpec, number: int, out: Path) -> tuple[Samples, GeneratedImages]:
-        """Returns samples, and their images, which may still have to be made.
-
-        The images are in a folder below `out` that is named after all that they depend on.
-        """
-        own = self.settings | {"size": str(size), "sampling": asdict(sampling)}
-        folder = out / f"{str(size).replace(':', '-')}-{json_digest(own)[:12]}"
-        specs = balanced_specs(self.pretrained, number, size, self.seed, self.codec.factor)
-        names = self.pretrained.class_names
-        images = GeneratedImages(self.name, folder, specs, names, self.codec.factor, own)
-        about: dict[str, Any] = {"model": self.name, "images": str(folder), "model_calls": sampling.model_calls}
-        labels = np.array([spec.label for spec in specs])
-        about[LABELS] = class_counts(labels, self.pretrained.model.config.num_classes) or OWN_CHOICE
-        about |= {CLASSES: list(names) or None, "step": self.pretrained.step}
-        about |= {key: value for key, value in own.items() if key not in ("format", "size", LABELS)}
-        samples = Samples(images=images, chosen=np.arange(number), size=size.pixels, called=str(size), about=about)
-        return samples, images
-
     def generate(
         self, sampling: Sampling, specs: Sequence[SampleSpec], done: Callable[[int], None]
     ) -> list[Image.Image]:
-        """Returns the images of those requests."""
+        """Returns the requested images."""
         made: dict[int, Image.Image] = {}
 
         def keep(index: int, image: Tensor) -> None:
@@ -168,8 +148,7 @@ class Maker:
         tokens = np.array([spec.tokens(patch) for spec in specs])
         budget = max_tokens(sampling, next(model.parameters()).device)
         few = int((tokens.cumsum() <= budget).sum()) or 1
-        plain = {"guidance": 1.0, "interval": (0.0, 1.0), "power": 0.0, "channels": None, "cache_interval": 1}
-        once = replace(sampling, steps=1, **plain)
+        once = Sampling(steps=1, solver=sampling.solver, guidance=1.0, shift=sampling.shift, rope=sampling.rope)
         generate(model, specs[:few], once)  # The first call is slower than all others.
         start = time.perf_counter()
         generate(model, specs[:few], once)
@@ -194,88 +173,85 @@ def make_samples(
     All processes of `state` share the work. `tell` is called with the number of images that are missing and an estimate
     of the seconds they take, if there are many.
     """
-    planned = [(sampling, *maker.samples(sampling, size, number, out)) for sampling in samplings for size in sizes]
-    missing = [(sampling, images.missing()) for sampling, _, images in planned]
+    sets = [GeneratedImages(maker, sampling, size, number, out) for sampling in samplings for size in sizes]
+    missing = [(images.sampling, images.missing()) for images in sets]
     if state.is_main_process and (total := sum(len(specs) for _, specs in missing)) >= MANY:
         tell(total, sum(maker.seconds(*one) for one in missing) / state.num_processes)
-    for sampling, samples, images in planned:
-        with progress(f"making {samples.called} at {sampling.guidance:g}", number) as done:
-            images.make(partial(maker.generate, sampling), state, done)
-    return [samples for _, samples, _ in planned]
+    for images in sets:
+        with progress(f"making {images.size} at {images.sampling.guidance:g}", number) as done:
+            images.make(maker, state, done)
+    return [Samples(one, np.arange(number), one.size.pixels, str(one.size), one.about) for one in sets]
 
 
 class GeneratedImages(Images):
-    """A model's images in a folder of shards, in the order of the requests.
+    """A model's images in a folder of shards, in the order of the requests; some may still have to be made.
 
-    A shard NUMBER.npz holds up to 250 images, uint8 (h, w) or (h, w, 3). images.jsonl has the index, class, size and
-    seed of each image.
+    The folder below `out` is named after all that the images depend on. A shard NUMBER.npz holds up to 250 images,
+    uint8 (h, w) or (h, w, 3). images.jsonl has the index, class, size and seed of each image.
     """
 
-    def __init__(
-        self,
-        name: str,
-        folder: Path,
-        specs: Sequence[SampleSpec],
-        class_names: Sequence[str],
-        factor: int,
-        settings: dict[str, Any],
-    ) -> None:
-        labels = np.array([spec.label if class_names else 0 for spec in specs], dtype=np.int64)
-        super().__init__(name, np.array([spec.size for spec in specs]) * factor, labels, class_names)
-        self.folder, self.specs, self.settings = folder, specs, settings
-        self.shards = [range(start, min(start + SHARD, len(specs))) for start in range(0, len(specs), SHARD)]
+    def __init__(self, maker: Maker, sampling: Sampling, size: SizeSpec, number: int, out: Path) -> None:
+        factor, names = maker.codec.factor, maker.pretrained.class_names
+        self.specs = balanced_specs(maker.pretrained, number, size, maker.seed, factor)
+        labels = np.array([spec.label for spec in self.specs], dtype=np.int64)
+        sizes = np.array([spec.size for spec in self.specs]) * factor
+        super().__init__(maker.name, sizes, labels if names else np.zeros_like(labels), names)
+        self.sampling, self.size = sampling, size
+        self.settings = maker.settings | {"size": str(size), "sampling": asdict(sampling)}
+        self.folder = out / f"{str(size).replace(':', '-')}-{json_digest(self.settings)[:12]}"
+        self.shards = [
+            (self.folder / f"{start // SHARD:05d}.npz", slice(start, min(start + SHARD, number)))
+            for start in range(0, number, SHARD)
+        ]
+        # For stamps.
+        self.about: dict[str, Any] = {
+            "model": maker.name,
+            "images": str(self.folder),
+            "model_calls": sampling.model_calls,
+            LABELS: class_counts(labels, maker.pretrained.model.config.num_classes) or OWN_CHOICE,
+            CLASSES: list(names) or None,
+            "step": maker.pretrained.step,
+        }
+        self.about |= {key: value for key, value in self.settings.items() if key not in ("format", "size", LABELS)}
 
     @cached_property
     def digest(self) -> str:
         content = hashlib.sha256()
-        for number in range(len(self.shards)):
-            for image in self.whole(number):
+        for shard in self.shards:
+            for image in self.whole(*shard):
                 content.update(repr(image.size).encode() + image.tobytes())
         return content.hexdigest()
 
     def read(self, indices: Sequence[int], mode: Mode, view: View) -> Iterator[Image.Image]:
         wanted = set(indices)
-        for number, shard in enumerate(self.shards):
-            if not wanted.isdisjoint(shard):
-                images = zip(shard, self.whole(number), strict=True)
-                yield from (view(image.convert(mode)) for index, image in images if index in wanted)
+        for path, shard in self.shards:
+            if here := [index - shard.start for index in range(shard.start, shard.stop) if index in wanted]:
+                images = self.whole(path, shard)
+                yield from (view(images[place].convert(mode)) for place in here)
 
-    def path(self, number: int) -> Path:
-        """Returns the file of a shard."""
-        return self.folder / f"{number:05d}.npz"
-
-    def whole(self, number: int) -> list[Image.Image]:
+    def whole(self, path: Path, shard: slice) -> list[Image.Image]:
         """Returns the images of a shard. Raises UserError if it is not complete."""
-        images = self.stored(number)
-        if len(images) < len(self.shards[number]):
-            raise UserError(f"{self.path(number)} was removed or damaged; run the same command again")
+        images = self.stored(path, shard)
+        if len(images) < shard.stop - shard.start:
+            raise UserError(f"{path} was removed or damaged; run the same command again")
         return images
 
-    def stored(self, number: int) -> list[Image.Image]:
-        """Returns the first images of a shard, as many as exist and are needed; of a damaged shard none."""
-        path, wanted = self.path(number), self.sizes[self.shards[number]].tolist()
+    def stored(self, path: Path, shard: slice) -> list[Image.Image]:
+        """Returns the first images of a shard, as many as exist and are needed; none of a damaged shard."""
         if not path.is_file():
             return []
+        sizes = self.sizes[shard].tolist()
         try:
             with np.load(path) as archive:
-                images = [Image.fromarray(archive[f"arr_{i}"]) for i in range(min(len(archive.files), len(wanted)))]
-            if any([image.height, image.width] != size for image, size in zip(images, wanted, strict=False)):
+                images = [Image.fromarray(archive[f"arr_{i}"]) for i in range(min(len(archive.files), len(sizes)))]
+            if any([image.height, image.width] != size for image, size in zip(images, sizes, strict=False)):
                 raise UserError("its images have other sizes")
             return images
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             logger.warning("%s is damaged, and its images are made again (%s)", path, error)
             return []
 
-    def write_shard(self, number: int, images: Sequence[Image.Image]) -> None:
-        """Writes the file of a shard."""
-
-        def write(draft: Path) -> None:
-            with draft.open("wb") as file:  # Given a name, numpy would add to it.
-                np.savez(file, *map(np.asarray, images))
-
-        write_file(self.path(number), write)
-
-    def make(self, generate: Generate, state: Ranks, done: Callable[[int], None]) -> None:
+    def make(self, maker: Maker, state: Ranks, done: Callable[[int], None]) -> None:
         """Completes the shards, this process its part, and returns when all processes have finished.
 
         Raises UserError if the folder has images of other settings, another run makes images there, or the model makes
@@ -283,12 +259,12 @@ class GeneratedImages(Images):
         """
         with locked_on_rank0(self.folder, "a fitv2 evaluate that makes these images"):
             on_rank0(self.begin)
-            for number in range(state.process_index, len(self.shards), state.num_processes):
-                there = self.stored(number)
-                done(len(there))
-                missing = [self.specs[i] for i in self.shards[number][len(there) :]]
-                if missing:
-                    self.write_shard(number, there + generate(missing, done))
+            for path, shard in shard_of_rank(self.shards, state):
+                images = self.stored(path, shard)
+                done(len(images))
+                if missing := self.specs[shard][len(images) :]:
+                    images += maker.generate(self.sampling, missing, done)
+                    write_file(path, partial(write_shard, images=images))
             state.wait_for_everyone()
 
     def begin(self) -> None:
@@ -297,24 +273,20 @@ class GeneratedImages(Images):
         if path.is_file() and path.read_text(encoding="utf-8") != text:
             raise UserError(f"{self.folder} holds images of other settings; choose another --out")
         write_text(path, text)
-        names = self.class_names
-        rows = [
-            {"index": i, "class": names[spec.label] if names else None, "label": spec.label}
-            | {"size": size, "seed": spec.seed}
-            for i, (spec, size) in enumerate(zip(self.specs, self.sizes.tolist(), strict=True))
-        ]
-        listed = self.folder / LIST
+        listed, rows = self.folder / LIST, []
+        for i, (spec, size) in enumerate(zip(self.specs, self.sizes.tolist(), strict=True)):
+            name = self.class_names[spec.label] if self.class_names else None
+            rows.append({"index": i, "class": name, "label": spec.label, "size": size, "seed": spec.seed})
         if not listed.is_file() or listed.read_bytes().count(b"\n") < len(rows):
             write_text(listed, "".join(json.dumps(row) + "\n" for row in rows))
         remove_drafts(self.folder)
 
     def missing(self) -> list[SampleSpec]:
-        """Returns the requests of shards that are not there at all."""
-        return [self.specs[i] for n, shard in enumerate(self.shards) if not self.path(n).is_file() for i in shard]
+        """Returns the requests of shards that do not exist."""
+        return [spec for path, shard in self.shards if not path.is_file() for spec in self.specs[shard]]
 
 
-def model_digest(pretrained: Pretrained) -> str:
-    """Returns the SHA-256 of architecture, configuration and weights as they compute."""
-    config = pretrained.model.config
-    about = json.dumps([architecture_of(config), asdict(config)], sort_keys=True)
-    return weights_digest(pretrained.model.state_dict(), about)
+def write_shard(path: Path, images: Sequence[Image.Image]) -> None:
+    """Writes images of any sizes as arrays of an .npz file."""
+    with path.open("wb") as file:  # Given a name, numpy would add to it.
+        np.savez(file, *map(np.asarray, images))

@@ -21,7 +21,7 @@ from PIL import Image
 
 from ..atomic import write_file
 from ..classes import readable_names
-from ..data.fashion import SPLITS, Fashion, bundled, full
+from ..data.fashion import SPLITS, bundled, full
 from ..data.folder import ImageFolder
 from ..data.formats import EXTENSIONS
 from ..data.images import MAX_PIXELS, UnreadableImage, decode
@@ -35,10 +35,10 @@ from ..sample_list import SAMPLES_LIST, SHEET, read_list
 
 FASHION = "fashion"
 ARCHIVE = "arr_0"
-# How the reasons begin for which files that fitv2 made are not data.
+# How the reason begins why a file that fitv2 made is not data.
 MADE = "made by fitv2"
 WORKERS = 4
-# Images that threads may be ahead of the network, and pixels of these: 400 MB in colour.
+# Images that threads may be ahead of the network, and their pixels: 400 MB in colour.
 AHEAD, AHEAD_PIXELS = 64, 1 << 27
 NO_LATENTS = (
     "{} holds latents, which no extractor can see: give the folder of the images that they were made of, or prepare "
@@ -51,12 +51,8 @@ View = Callable[[Image.Image], Image.Image]
 class Images:
     """N images of known sizes.
 
-    Attributes:
-        name: As the user wrote it.
-        sizes: (N, 2) int64, height and width in pixels.
-        labels: (N,) int64, indices of class_names; all 0 without classes.
-        class_names: Empty without classes.
-        notes: What must be said about the set, in sentences.
+    `sizes` are (N, 2) int64, height and width in pixels; `labels` are (N,) int64, indices of `class_names`, which is
+    empty without classes; `notes` say in sentences what is unusual about the set.
     """
 
     def __init__(self, name: str, sizes: np.ndarray, labels: np.ndarray, class_names: Sequence[str] = ()) -> None:
@@ -73,11 +69,21 @@ class Images:
 
     def read(self, indices: Sequence[int], mode: Mode, view: View) -> Iterator[Image.Image]:
         """Yields views of those images, by ascending index and in order. Raises UserError for an unreadable one."""
+        for index in indices:
+            yield view(as_image(self.pixels(index)).convert(mode))
+
+    def pixels(self, index: int) -> np.ndarray:
+        """Returns an image for `read`, (h, w) or (h, w, 1 or 3) uint8."""
         raise NotImplementedError
 
     def notes_on(self, chosen: np.ndarray) -> list[str]:
-        """Returns what must be said about those images as samples."""
+        """Returns notes on those images as samples."""
         return self.notes
+
+
+def as_image(pixels: np.ndarray) -> Image.Image:
+    """Returns (h, w) or (h, w, 1 or 3) uint8 as an image."""
+    return Image.fromarray(np.ascontiguousarray(pixels[:, :, 0] if pixels.shape[2:] == (1,) else pixels))
 
 
 class FolderImages(Images):
@@ -91,7 +97,7 @@ class FolderImages(Images):
 
     @classmethod
     def below(cls, root: Path, cache_file: Path | None) -> FolderImages:
-        """All readable images, with sub-folders as classes, except those that fitv2 made of others."""
+        """Returns all readable images, with sub-folders as classes, except contact sheets and other files of fitv2."""
         # A budget that every size fits: only the list of images matters here.
         folder = ImageFolder(root, max_tokens=MAX_PIXELS, patch=1, cache_file=cache_file, labels_option=None)
         images = cls(root, folder.paths, folder.sizes, folder.labels, folder.class_names)
@@ -102,7 +108,7 @@ class FolderImages(Images):
 
     @classmethod
     def listed(cls, root: Path) -> FolderImages:
-        """The images of the last `fitv2 sample` in a folder, by its list. Raises UserError if one is missing."""
+        """Returns the images of the last `fitv2 sample` in a folder. Raises UserError if one is missing."""
         images = read_list(root / SAMPLES_LIST)
         paths = [image.file for image in images]
         if missing := [path for path in paths if not (root / path).is_file()]:
@@ -110,21 +116,20 @@ class FolderImages(Images):
                 f"{root / SAMPLES_LIST} lists images that are not there ({shortened(missing)}): make the samples "
                 "again, or remove the list to evaluate all images that are there"
             )
-        classes = {image.label or 0: image.name for image in images if image.name is not None}
-        numbers = {label: number for number, label in enumerate(sorted(classes))}
+        classes = dict(sorted((image.label or 0, image.name) for image in images if image.name is not None))
+        numbers = {label: number for number, label in enumerate(classes)}
         labels = np.array([numbers.get(image.label or 0, 0) for image in images], dtype=np.int64)
-        sizes = np.array([image.size for image in images], dtype=np.int64)
-        found = cls(root, paths, sizes, labels, [classes[label] for label in sorted(classes)])
-        others = {path.name for path in root.iterdir() if path.suffix.lower() in EXTENSIONS} - {*paths, SHEET}
-        if others:
+        found = cls(root, paths, np.array([image.size for image in images]), labels, [*classes.values()])
+        if others := {path.name for path in root.iterdir() if path.suffix.lower() in EXTENSIONS} - {*paths, SHEET}:
             number = counted(len(others), "other image")
-            names = shortened(sorted(others))
-            found.notes.append(f"left out of {root}, {number} not of the last fitv2 sample: {names}")
+            found.notes.append(
+                f"left out of {root}, {number} not of the last fitv2 sample: {shortened(sorted(others))}"
+            )
         return found
 
     @cached_property
     def digest(self) -> str:
-        """Over names, which hold the classes, and bytes."""
+        """SHA-256 of names, which include the classes, and bytes."""
         content = hashlib.sha256()
         hashes = in_threads(WORKERS, lambda name: file_digest(self.root / name), self.paths)
         for name, sha256 in zip(self.paths, hashes, strict=True):
@@ -142,11 +147,14 @@ class FolderImages(Images):
                 raise UserError(f"{path} has {image.height}x{image.width} pixels now, and had {height}x{width}")
             return view(image)
 
-        for block in blocks(indices, self.sizes.prod(1)):
-            yield from in_threads(WORKERS, seen, block)
+        # A block begins at each multiple of the most pixels; an image counts as a 64th of that at least.
+        costs = self.sizes[list(indices)].prod(1).clip(AHEAD_PIXELS // AHEAD)
+        ends = np.flatnonzero(np.diff(costs.cumsum() // AHEAD_PIXELS, prepend=0))
+        for block in np.split(np.asarray(indices), ends):
+            yield from in_threads(WORKERS, seen, block.tolist())
 
     def notes_on(self, chosen: np.ndarray) -> list[str]:
-        """Extractors see what JPEG loses (arXiv 2104.11222), which the maker of the images need not have caused."""
+        """Adds a note on JPEG files: extractors see the losses (arXiv 2104.11222), which no model need have caused."""
         lossy = sum(self.paths[i].lower().endswith((".jpg", ".jpeg", ".jfif")) for i in chosen.tolist())
         told = [f"{lossy} of {len(chosen)} samples are JPEG files, whose losses count as theirs"] if lossy else []
         return [*told, *self.notes]
@@ -165,42 +173,35 @@ class ArchiveImages(Images):
         return file_digest(self.path)
 
     def read(self, indices: Sequence[int], mode: Mode, view: View) -> Iterator[Image.Image]:
-        with self.opened() as (file, (_, height, width, channels)):
-            length, at = height * width * channels, 0
-            for index in indices:
-                for _ in range(index - at):
-                    file.read(length)
-                content, at = file.read(length), index + 1
+        with self.opened() as (file, (_, *shape)):
+            length, wanted = int(np.prod(shape)), set(indices)
+            for index in range(max(indices, default=-1) + 1):
+                content = file.read(length)
                 if len(content) < length:
                     raise UserError(f"{self.path} ends before its images do: copy or make it again")
-                pixels = np.frombuffer(content, np.uint8).reshape(height, width, channels)
-                yield view(Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels).convert(mode))
+                if index in wanted:
+                    yield view(as_image(np.frombuffer(content, np.uint8).reshape(shape)).convert(mode))
 
     @contextmanager
     def opened(self) -> Iterator[tuple[IO[bytes], tuple[int, int, int, int]]]:
         """Yields the array's bytes, and its shape."""
+        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         try:
             with zipfile.ZipFile(self.path) as archive, archive.open(f"{ARCHIVE}.npy") as file:
-                yield file, self.shape(file)
+                shape, fortran, dtype = readers[np.lib.format.read_magic(file)](file)
+                if len(shape) != 4 or shape[3] not in (1, 3) or dtype != np.uint8 or fortran or not all(shape):
+                    raise UserError(f"{ARCHIVE} of {self.path} is {dtype} {shape}, not uint8 (N, H, W, 3)")
+                yield file, shape
         except FileNotFoundError:
             raise UserError(f"there is no file {self.path}") from None
-        except (zipfile.BadZipFile, zlib.error, KeyError, EOFError) as error:
+        except UserError:
+            raise
+        except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, ValueError) as error:
             raise UserError(f"{self.path} is not an archive of images ({ARCHIVE}), or damaged: {error}") from None
-
-    def shape(self, file: IO[bytes]) -> tuple[int, int, int, int]:
-        """Reads the array's header."""
-        try:
-            readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-            shape, fortran, dtype = readers[np.lib.format.read_magic(file)](file)
-        except ValueError as error:
-            raise UserError(f"{self.path} holds an array that cannot be read: {error}") from None
-        if len(shape) != 4 or shape[3] not in (1, 3) or dtype != np.uint8 or fortran or not all(shape):
-            raise UserError(f"{ARCHIVE} of {self.path} is {dtype} {shape}, not uint8 (N, H, W, 3)")
-        return shape
 
 
 def write_archive(path: Path, images: Images, chosen: Sequence[int]) -> None:
-    """Writes chosen images of one size as `arr_0` (N, H, W, 3) uint8; ADM's evaluator needs RGB, grey images too."""
+    """Writes chosen images of one size as `arr_0` (N, H, W, 3) uint8; ADM's evaluator needs RGB, also for grey."""
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(chosen), *images.sizes[chosen[0]].tolist(), 3)}
 
     def write(draft: Path) -> None:
@@ -213,7 +214,7 @@ def write_archive(path: Path, images: Images, chosen: Sequence[int]) -> None:
 
 
 class PreparedImages(Images):
-    """What `fitv2 prepare` stored as pixels: every image fitted to the budget, and whole where there is a crop too."""
+    """Pixels that `fitv2 prepare` stored: each image resized to the budget, not its crop."""
 
     def __init__(self, root: Path) -> None:
         self.shards = shards = LatentShards(root, flip=False)
@@ -226,21 +227,23 @@ class PreparedImages(Images):
 
     @cached_property
     def digest(self) -> str:
-        """Over the index, which has hashes of each image's file and pixels, and what it does not say."""
+        """SHA-256 of preparation, classes and index, which has hashes of each image's file and pixels."""
         preparation, dataset = read_dataset(self.shards.root)
         about = preparation.digest, dataset["index_sha256"], *self.class_names
         return hashlib.sha256("\n".join(about).encode()).hexdigest()
 
-    def read(self, indices: Sequence[int], mode: Mode, view: View) -> Iterator[Image.Image]:
-        for index in indices:
-            pixels = np.ascontiguousarray(self.shards.stored(index, 0, 0).transpose(1, 2, 0))
-            yield view(Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).convert(mode))
+    def pixels(self, index: int) -> np.ndarray:
+        return self.shards.stored(index, 0, 0).transpose(1, 2, 0)
 
 
 class FashionImages(Images):
-    """Fashion-MNIST in memory, each item in its own size."""
+    """Fashion-MNIST in memory, each item in its own size; the bundled 10 000 images, or all of a split.
 
-    def __init__(self, name: str, fashion: Fashion) -> None:
+    Raises UserError for the name of another split.
+    """
+
+    def __init__(self, name: str) -> None:
+        fashion = bundled() if name == FASHION else full(*split_of(name))
         super().__init__(name, fashion.sizes, fashion.labels, fashion.class_names)
         self.arrays = fashion.images
 
@@ -251,8 +254,8 @@ class FashionImages(Images):
             content.update(array.tobytes())
         return content.hexdigest()
 
-    def read(self, indices: Sequence[int], mode: Mode, view: View) -> Iterator[Image.Image]:
-        return (view(Image.fromarray(np.ascontiguousarray(self.arrays[i])).convert(mode)) for i in indices)
+    def pixels(self, index: int) -> np.ndarray:
+        return self.arrays[index]
 
 
 def open_images(name: str, cache: Path) -> Images:
@@ -264,7 +267,7 @@ def open_images(name: str, cache: Path) -> Images:
     """
     path = Path(name)
     if is_fashion(name):
-        return fashion_images(name)
+        return FashionImages(name)
     if path.suffix == ".npz":
         return ArchiveImages(path)
     if path.is_file():
@@ -285,13 +288,8 @@ def open_images(name: str, cache: Path) -> Images:
 
 
 def is_fashion(name: str) -> bool:
-    """Whether it is a name of the built-in data set."""
+    """Returns whether it is a name of the built-in data set."""
     return name == FASHION or name.startswith(f"{FASHION}:")
-
-
-def fashion_images(name: str) -> FashionImages:
-    """Returns the built-in data set of that name, see `open_images`."""
-    return FashionImages(name, bundled() if name == FASHION else full(*split_of(name)))
 
 
 def split_of(name: str) -> tuple[str, Path | None]:
@@ -303,17 +301,6 @@ def split_of(name: str) -> tuple[str, Path | None]:
             "fashion:test the 10 000 of the test; fashion:train:FOLDER names the folder of the authors' four files"
         )
     return split, Path(folder) if folder else None
-
-
-def blocks(indices: Sequence[int], pixels: np.ndarray) -> Iterator[Sequence[int]]:
-    """Yields consecutive indices, of as many images as may be held at once; pixels: (N,) of each image."""
-    start = held = 0
-    for end, index in enumerate(indices):
-        if end > start and (end - start == AHEAD or held + pixels[index] > AHEAD_PIXELS):
-            yield indices[start:end]
-            start, held = end, 0
-        held += pixels[index]
-    yield indices[start:]
 
 
 def file_digest(path: Path | Traversable) -> str:
