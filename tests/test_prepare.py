@@ -91,7 +91,7 @@ def test_pixels_are_stored_as_prepared(fitv2, root, tmp_path):
     assert both >= 3
     dataset = json.loads((tmp_path / "out" / "dataset.json").read_text())
     assert dataset["class_names"] == ["cat", "dog"] and dataset["kind"] == "pixels" and dataset["autoencoder"] is None
-    assert dataset["counts"] == {"files": 12, "images": 12, "duplicates": 0, "skipped": 0}
+    assert dataset["counts"] == {"files": 12, "pictures": 12, "duplicates": 0, "skipped": 0}
 
 
 def test_moments_are_those_of_the_autoencoder_of_both_flips(fitv2, root, vae, tmp_path):
@@ -334,7 +334,7 @@ def test_a_full_disk_is_one_sentence_and_costs_nothing(fitv2, root, tmp_path):
         (["--preprocessing", "crop"], ["out was prepared with preprocessing mixed, not crop"]),
         (
             ["--autoencoder", "vae"],
-            ["out was prepared with another autoencoder, pixels and not ", "; choose another --out"],
+            ["out was prepared with kind pixels, not moments, channels 3, not 4", "; choose another --out"],
         ),
         (["--channels", 4], ["images have 1 or 3 channels, not 4"]),
         (["--autoencoder", "vae", "--channels", 1], ["--channels goes with --autoencoder pixels"]),
@@ -456,4 +456,4 @@ def test_sets_of_older_decoding_load_and_are_not_mixed(fitv2, root, tmp_path):
     older = {key: value for key, value in json.loads(path.read_text()).items() if key != "decoding"}
     path.write_text(json.dumps(older))
     assert len(LatentShards(tmp_path / "out")) == 12
-    assert "older version of fitv2" in fitv2("images", "--out", "out", *PIXELS)
+    assert "prepared with decoding 1, not 2" in fitv2("images", "--out", "out", *PIXELS)
