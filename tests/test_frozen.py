@@ -34,7 +34,7 @@ EXPECTED = {
     },
     "folder": {
         "model": {"architecture": "FiTv2", "lora_rank": None, "qk_norm": True, "patch_size": 8},
-        "data": {"source": "my/images", "max_tokens": 144, "preprocessing": "resize", "flip": False, "channels": 1},
+        "data": {"source": "my/pictures", "max_tokens": 144, "preprocessing": "resize", "flip": False, "channels": 1},
         "training": {"precision": "fp32", "max_tokens_per_batch": 1024},
     },
     "finetune": {
@@ -80,3 +80,9 @@ def test_a_run_continues_with_the_same_losses(tmp_path, fitv2, name):
     assert code in (0, None)
     losses = [line["loss"] for line in log_lines(tmp_path / "run")]
     assert len(losses) == 5 and losses[3:] == pytest.approx(FACTS[name]["losses"], rel=1e-4)
+
+
+def test_prepared_images_of_an_older_version_are_counted(tmp_path, fitv2):
+    shutil.copytree(Path(__file__).parent / "data/prepared/pixels", tmp_path / "prepared")
+    code, output = fitv2("inspect", "prepared", "--json")
+    assert code in (0, None) and json.loads(output)["images"] == 6

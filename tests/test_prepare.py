@@ -91,7 +91,7 @@ def test_pixels_are_stored_as_prepared(fitv2, root, tmp_path):
     assert both >= 3
     dataset = json.loads((tmp_path / "out" / "dataset.json").read_text())
     assert dataset["class_names"] == ["cat", "dog"] and dataset["kind"] == "pixels" and dataset["autoencoder"] is None
-    assert dataset["counts"] == {"files": 12, "pictures": 12, "duplicates": 0, "skipped": 0}
+    assert dataset["counts"] == {"files": 12, "images": 12, "duplicates": 0, "skipped": 0}
 
 
 def test_moments_are_those_of_the_autoencoder_of_both_flips(fitv2, root, vae, tmp_path):

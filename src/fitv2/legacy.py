@@ -26,6 +26,8 @@ PRECISIONS = {"no": "fp32", False: "fp32", "float32": "fp32"}
 VALUES: dict[str, Mapping[Any, str]] = {"model.prediction": PREDICTIONS, "training.precision": PRECISIONS}
 # Shipped recipes.
 RECIPES = {"pictures": "images"}
+# The counts of a dataset.json.
+COUNTS = {"pictures": "images"}
 # The request in a samples.json.
 REQUEST = {"full_every": "cache_interval"}
 # Settings of the network that older versions wrote for every architecture, where null meant the architecture's own.

@@ -17,6 +17,7 @@ from ..data.labelling import count_classes
 from ..data.packing import packing_efficiency, plan_packs
 from ..data.prepared import SHARDS, Preparation, read_dataset, read_index
 from ..data.shards import LatentShards
+from ..legacy import COUNTS
 from .shards import content_of, is_as_written, not_finite
 
 TABLE = "images.csv"
@@ -126,7 +127,7 @@ def summary(inspection: Inspection) -> dict[str, Any]:
     spread = {"height": height, "width": width}
     spread |= {name: numbers[name] for name in ("new_height", "new_width", "scale", "tokens")}
     return {
-        **{"images" if name == "pictures" else name: count for name, count in dataset["counts"].items()},
+        **{COUNTS.get(key, key): count for key, count in dataset["counts"].items()},
         "skipped_by_reason": dataset["skipped_by_reason"],
         "variants": {variant: count for variant, count in variants.items() if count},
         **{name: np.quantile(values, (0, 0.5, 1)).round(4).tolist() for name, values in spread.items()},

@@ -229,7 +229,7 @@ def merge(out: Path, plans: Sequence[ShardPlan], source: Source, source_name: st
 
     write_file(out / INDEX, write)
     report.images, report.classes = len(labels), count_classes(labels, source.class_names)
-    counts = {"files": report.files, "pictures": report.images, "duplicates": report.duplicates}
+    counts = {"files": report.files, "images": report.images, "duplicates": report.duplicates}
     dataset = asdict(preparation) | {
         "source": source_name,
         "class_names": source.class_names,
@@ -249,12 +249,12 @@ def merge(out: Path, plans: Sequence[ShardPlan], source: Source, source_name: st
 def merged_lines(folder: Path, plans: Sequence[ShardPlan], headers: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Yields the lines of all shards, a repeated content with the outcome of its first file; collects the headers."""
     counts = Counter(sha256 for plan in plans for _, sha256 in plan.files if sha256)
-    first: dict[str | None, dict[str, Any]] = {}
+    first: dict[str, dict[str, Any]] = {}
     for plan in plans:
         header, lines = read_shard_index(shard_files(folder, plan.name)[1])
         headers.append(header)
         for line in lines:
-            sha256 = line.get("sha256")
+            sha256: str = line.get("sha256", "")
             if sha256 in first:
                 line |= {key: value for key, value in first[sha256].items() if key not in line}
                 line["duplicate_of"] = first[sha256]["id"]
