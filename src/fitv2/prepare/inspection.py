@@ -75,7 +75,8 @@ def inspect(folder: Path, out: Path) -> Inspection:
 
     write_file(out / TABLE, write)
     labels, first, is_crop, *columns = np.array(found).reshape(-1, 3 + len(NUMBERS)).T
-    first, numbers = first.astype(bool), dict(zip(NUMBERS, columns, strict=True))
+    numbers: dict[str, np.ndarray] = dict(zip(NUMBERS, columns, strict=True))
+    first = first.astype(bool)
     return Inspection(preparation, dataset, labels[first].astype(int), first, is_crop.astype(bool), numbers)
 
 
@@ -124,10 +125,11 @@ def summary(inspection: Inspection) -> dict[str, Any]:
     most, crops = inspection.preparation.max_tokens, numbers["cropped"]
     token_edges = [*range(1, most + 1, max(1, -(-most // TOKEN_BINS))), most + 1]
     variants = {"resize": int((~is_crop).sum()), "crop": int(is_crop.sum())}
+    counts: dict[str, int] = dataset["counts"]
     spread = {"height": height, "width": width}
     spread |= {name: numbers[name] for name in ("new_height", "new_width", "scale", "tokens")}
     return {
-        **{COUNTS.get(key, key): count for key, count in dataset["counts"].items()},
+        **{COUNTS.get(key, key): count for key, count in counts.items()},
         "skipped_by_reason": dataset["skipped_by_reason"],
         "variants": {variant: count for variant, count in variants.items() if count},
         **{name: np.quantile(values, (0, 0.5, 1)).round(4).tolist() for name, values in spread.items()},
