@@ -300,7 +300,7 @@ def test_the_family_is_told_by_arguments_or_else_by_keys(state):
         ("garbage.bin", b"garbage", "cannot be read"),
         ("half.bin", b"\x80\x02.", "cannot be read"),
         ("itself.index.json", b'{"weight_map": {"a": "itself.index.json"}}', "no file of its own folder"),
-        ("number.index.json", b'{"weight_map": {"a": 7}}', "no file of its own folder"),
+        ("number.index.json", b'{"weight_map": {"a": 7}}', "there is no file"),
         ("garbage.safetensors", b"garbage", "cannot be read"),
         ("garbage.index.json", b"{}", "cannot be read"),
         ("away.index.json", b'{"weight_map": {"a": "../a.safetensors"}}', "no file of its own folder"),

@@ -2,18 +2,16 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fitv2.checkpoints.model_folder import load_pretrained, save_pretrained, shapes_of
-from fitv2.data.fashion import Fashion
+from fitv2.checkpoints.model_folder import load_pretrained, save_pretrained
 from fitv2.errors import UserError
 from fitv2.finite import NotFinite
 from fitv2.model.config import FiTConfig
 from fitv2.model.fitv1 import FiTv1Config
-from tiny import CLASSES, CONFIG, garments, random_model
+from tiny import CLASSES, CONFIG, random_model
 
 SHAPES = [[(28, 8, 7), (24, 8, 2)], *[[(8, 28, 3)]] * 9]
 
@@ -181,16 +179,3 @@ def test_the_only_label_of_a_model_without_classes(tmp_path):
     assert pretrained.classes.number("0") == pretrained.model.null_label == 0
     with pytest.raises(ValueError, match="its classes are none: it has no classes"):
         pretrained.classes.number("1")
-
-
-def test_shapes_are_counted_per_class_most_frequent_first():
-    images = [np.zeros(size, np.uint8) for size in [(8, 4), (4, 8), (8, 4), (12, 12), (4, 8), (8, 4)]]
-    shapes = shapes_of(Fashion(images, np.array([0, 0, 0, 2, 2, 0])))
-    assert shapes == [[(8, 4, 3), (4, 8, 1)], [], [(12, 12, 1), (4, 8, 1)], *[[]] * 7]
-
-
-def test_shapes_hold_no_more_than_the_most_frequent(monkeypatch):
-    monkeypatch.setattr("fitv2.checkpoints.model_folder.MOST_SHAPES", 3)
-    shapes = shapes_of(garments(400))
-    assert len(shapes) == 10 and all(len(of_class) == 3 for of_class in shapes)
-    assert all(a[2] >= b[2] >= c[2] for a, b, c in shapes)

@@ -232,7 +232,7 @@ def test_a_full_disk_is_a_sentence_and_harms_nothing(tmp_path):
         second.done = 10
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
         try:
-            with pytest.raises(OSError, match=r"step 10 could not be saved \(.*\); the checkpoints before it are as"):
+            with pytest.raises(OSError, match=r"step 10 could not be saved \(.*\); the checkpoints before it are unchanged"):
                 second.save()
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -147,9 +147,10 @@ def official_config(kwargs: Mapping[str, Any], shared_modulation: bool = True) -
     try:
         arguments = Arguments.model_validate({name: kwargs[name] for name in kwargs if name not in fixed})
     except ValidationError as error:
-        kind, name, given, why = (error.errors()[0][key] for key in ("type", "loc", "input", "msg"))
-        why = {"missing": "is missing", "extra_forbidden": "is not known here"}.get(kind, f"is {given!r}: {why}")
-        raise UserError(f"the argument {name[0]} {why}") from None
+        first = error.errors()[0]
+        why = {"missing": "is missing", "extra_forbidden": "is not known here"}.get(first["type"])
+        why = why or f"is {first['input']!r}: {first['msg']}"
+        raise UserError(f"the argument {first['loc'][0]} {why}") from None
     sizes = arguments.model_dump(include={*(FITV2_SIZES if fitv2 else SIZES)}, exclude_unset=True)
     return (FiTConfig if fitv2 else FiTv1Config)(**sizes, rope=official_rope(arguments))
 

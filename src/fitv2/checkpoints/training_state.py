@@ -81,7 +81,7 @@ def prune(folder: Path, keep: int) -> None:
 
 
 def newest_state(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """Returns the newest checkpoint and its state.json; None without a checkpoint. Raises UserError if damaged."""
+    """Returns the newest checkpoint and its state.json; None if there is none. Raises UserError if it is damaged."""
     found = checkpoints(folder)
     return (found[-1], read_state(found[-1])) if found else None
 

@@ -21,25 +21,19 @@ from ..model.transformer import FiT
 from ..settings import TrainingSettings
 from ..tokens import TokenBatch, upload
 from .ema import EMA
-from .finetune import freeze_others
 from .optimizer import build_optimizer, learning_rate, load_optimizer_tensors, optimizer_tensors
 
 logger = logging.getLogger(__name__)
 
 
 class Learner:
-    """A network in training.
-
-    Attributes:
-        model: The network, as one or several processes train it.
-        trained: The names of the parameters that are trained; all others are frozen.
-        optimizer: AdamW.
-        ema: The averaged weights.
-    """
+    """A network in training, with AdamW over the `trained` parameters (all others are frozen) and averaged weights."""
 
     def __init__(self, network: Network, trained: list[str], settings: TrainingSettings, ranks: Ranks) -> None:
         self.settings, self.trained = settings, trained
-        freeze_others(network, set(trained))
+        chosen = set(trained)
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(name in chosen)
         network.activation_checkpointing = settings.activation_checkpointing
         self.model = ParallelModel(network, ranks, settings.sharding, settings.precision)
         self.optimizer = build_optimizer(network, settings)
