@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import errors
 from ..atomic import begin_folder, finish_folder, flush, partial_folder, write_text
-from ..distributed.fsdp import split_like
+from ..distributed.parallel import split_like
 from ..distributed.ranks import is_rank0, on_rank0
 from ..errors import UserError
 from .sharded import read_shards, write_shards

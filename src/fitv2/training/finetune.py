@@ -30,13 +30,12 @@ class Start(NamedTuple):
 def init_from(
     model: Network, base: Pretrained, dataset: Dataset, reinit: Collection[str] = (), trainable: str = "all"
 ) -> Start:
-    """Gives a new model the weights of another one. On the meta device this only checks the shapes.
+    """Gives a new model the weights of `base`. On the meta device this only checks the shapes.
+
+    The label embedding is not replaced if the classes differ (except for the row of "no class"), nor the patch layers
+    if their shapes differ.
 
     Args:
-        model: The new model. Its label embedding is not replaced if the classes differ (except for the row of "no
-            class"), nor its patch layers if their shapes differ.
-        base: The model whose weights are taken.
-        dataset: The data of the new training.
         reinit: Further parts to reinitialise: "labels", "patches", or "trained" for everything that is trained.
         trainable: Which parameters are trained: see `trained_names`.
 

@@ -64,15 +64,8 @@ class Trainer:
     Training continues from the newest checkpoint in the folder, if there is one; else it starts from the weights of
     `base`, if given; else from scratch.
 
-    Args:
-        recipe: The settings.
-        dataset: The data that the recipe names.
-        config: The network that the recipe describes.
-        run: The folder of the run.
-        base: The model whose weights a new run starts from.
-        ranks: The processes that train together; default: those of the launcher.
-
     Attributes:
+        ranks: The processes that train together; default: those of the launcher.
         done: The number of steps that are trained.
         begun: The checkpoint, and its state.json, from which training continues.
         stopped_by: The signal that ended training before its last step, which is saved.
