@@ -33,7 +33,7 @@ from .model.rope import RopeScheme
 from .settings import ARCHITECTURES, GRIDS, DataSettings, FashionSettings, FolderSettings, Recipe, TrainingSettings
 from .tokens import TokenBatch
 
-# (network, images, labels (B,), the null label, a generator for all that is random) to what holds the loss.
+# (network, images, labels (B,), the null label, a generator) to a tuple with the loss.
 Denoise = Callable[[TokenBatch, Tensor, Tensor], Tensor]
 Objective = Callable[[Denoise, TokenBatch, Tensor, int, torch.Generator], FlowLoss | DiffusionLoss]
 # Channels of the images by Pillow's mode: the meaning of `data.channels`, also where latents have more.
@@ -41,7 +41,7 @@ IMAGE_CHANNELS = {"RGB": 3, "L": 1}
 
 
 def build_dataset(data: DataSettings, patch_size: int, cache_file: Path | None = None) -> Dataset:
-    """The data set of a recipe. Raises UserError where the data is not there or does not fit the model."""
+    """Returns the data set of a recipe. Raises UserError if the data is not there or does not fit the model."""
     if isinstance(data, FashionSettings):
         return build_fashion(data, patch_size)
     if is_prepared(Path(data.source)):
@@ -62,7 +62,7 @@ def build_dataset(data: DataSettings, patch_size: int, cache_file: Path | None =
 
 
 def holds_latents(data: DataSettings) -> bool:
-    """Whether the source is latents of an autoencoder, and no images."""
+    """Whether the source holds latents of an autoencoder instead of images."""
     if isinstance(data, FashionSettings):
         return False
     root = Path(data.source)
@@ -78,7 +78,7 @@ def build_fashion(data: FashionSettings, patch_size: int) -> Fashion:
 
 
 def build_prepared(data: FolderSettings, patch_size: int) -> LatentShards:
-    """What `fitv2 prepare` made. Raises ValueError where a setting asks for what is not stored."""
+    """Returns what `fitv2 prepare` made. Raises UserError for a setting that differs from the stored data."""
     shards = LatentShards(data.source, data.flip)
     fixed = {
         "max_tokens": shards.preparation.max_tokens,
@@ -92,7 +92,7 @@ def build_prepared(data: FolderSettings, patch_size: int) -> LatentShards:
 
 
 def build_official(data: FolderSettings, patch_size: int, cache_file: Path | None) -> OfficialLatents:
-    """The authors' latents of ImageNet. Raises ValueError where a setting asks for what is not stored."""
+    """Returns the authors' latents of ImageNet. Raises UserError for a setting that differs from the stored data."""
     refuse_others(data, {"channels": 3}, patch_size, OfficialLatents)
     return OfficialLatents(
         data.source,
@@ -125,7 +125,7 @@ def refuse_others(
 
 
 def build_stand_in(data: DataSettings) -> Dataset:
-    """What a plan takes for data that are not here: sizes without images."""
+    """Returns sizes without images, with which a run is planned while its data is not here."""
     return ImageNetLike(data.max_tokens)
 
 

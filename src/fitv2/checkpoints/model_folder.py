@@ -29,13 +29,13 @@ RECIPE, CHECKPOINTS = "recipe.json", "checkpoints"
 # Optional, beside config.json, written by hand: the sampling settings that suit the model best.
 SAMPLING = "sampling.json"
 FORMAT = 1
-# Enough for every size of a set like fashion; of a folder of photographs, the sizes that matter.
+# Enough for every size of a set like fashion, and for the frequent sizes of a folder of photographs.
 MOST_SHAPES = 500
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A network, and what its training data looked like.
+    """A network, and facts about its training data.
 
     Attributes:
         model: The network.
@@ -89,15 +89,12 @@ def is_own_model(name: str | Path) -> bool:
 
 
 def load_pretrained(name: str | Path, dtype: torch.dtype | None = torch.float32) -> Pretrained:
-    """Loads a model in eval mode.
+    """Loads a model in eval mode. Raises UserError if there is no such model, or if it is damaged.
 
     Args:
         name: `builtin:NAME`; a model folder; a run folder (its newest exported model); or a checkpoint of a run, or the
             folder of its checkpoints (the averaged weights of that one, or of the newest).
         dtype: The dtype of the weights; None loads no weights but builds the network on the meta device.
-
-    Raises:
-        UserError: There is no such model, or it is damaged.
     """
     name = str(name)
     if name.startswith(BUILTIN):
@@ -145,8 +142,7 @@ def not_yet(run: Path) -> str:
 def read_config(config_file: Path) -> tuple[dict[str, Any], NetworkConfig]:
     """Returns the content of config.json and the network configuration in it.
 
-    Raises:
-        OSError, ValueError, KeyError, TypeError: The file is missing or damaged.
+    Raises OSError, ValueError, KeyError or TypeError if the file is missing or damaged.
     """
     content = json.loads(config_file.read_bytes())
     if content["format"] != FORMAT:

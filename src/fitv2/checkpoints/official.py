@@ -97,7 +97,7 @@ FITV2_SIZES = (*SIZES, "lora_rank", "qk_norm_affine")
 
 
 def from_official(state: dict[str, Tensor] | str | Path, /, **kwargs) -> FiT:
-    """A model with the authors' weights, in their dtype and eval mode: FiTv2, or FiT where arguments or keys say so.
+    """Returns a model with the authors' weights, in their dtype and eval mode: FiTv2, or FiT by arguments or keys.
 
     state: a state dict; the path of a .safetensors file or of a pickled one (.bin, .pt; never executed); or a sharded
     checkpoint's folder or index.json. kwargs: the authors' constructor arguments. At no time are there two copies of
@@ -120,10 +120,10 @@ def from_official(state: dict[str, Tensor] | str | Path, /, **kwargs) -> FiT:
 
 
 def to_official(model: FiT) -> dict[str, Tensor]:
-    """The weights under the authors' keys; `official_kwargs(model.config)` has the arguments that go with them.
+    """Returns the weights under the authors' keys; `official_kwargs(model.config)` has the arguments for them.
 
-    Raises ValueError for a model that theirs cannot be: with a context, between FiT and FiTv2, of a fixed grid, or with
-    adapters (LoRA) among its weights.
+    Raises ValueError for a model that their code does not have: with a context, between FiT and FiTv2, of a fixed grid,
+    or with adapters (LoRA) among its weights.
     """
     check_official(model.config)
     state = plain_names(model.state_dict())
@@ -156,10 +156,9 @@ def official_config(kwargs: Mapping[str, Any], shared_modulation: bool = True) -
 
 
 def official_kwargs(config: FiTConfig) -> dict[str, Any]:
-    """The constructor arguments with which the authors' code builds this network; `official_config` reads them back.
+    """Returns the arguments with which the authors' code builds this network; `official_config` reads them back.
 
-    Raises ValueError for what their code does not have: a context, a mixture of FiT and FiTv2, or a RoPE scheme without
-    a name there.
+    Raises ValueError for a context, a mixture of FiT and FiTv2, or a RoPE scheme that their code does not have.
     """
     check_official(config)
     fitv2, rope = not isinstance(config, FiTv1Config), config.rope
@@ -218,9 +217,9 @@ def official_rope(arguments: Arguments) -> RopeScheme:
 
 
 def read_official_config(path: Path) -> tuple[dict[str, Any], str | None]:
-    """The network's constructor arguments in one of the authors' YAML files, and the autoencoder that it names.
+    """Returns the network's arguments in one of the authors' YAML files, and the autoencoder that it names.
 
-    What omegaconf would replace, such as ${tuple:0.9, 0.999}, is elsewhere. Raises ValueError for another file.
+    Raises ValueError for another file. Values that omegaconf would replace, such as ${tuple:0.9, 0.999}, are elsewhere.
     """
     part = content = read_yaml(path)
     for name in ("diffusion", "network_config", "params"):

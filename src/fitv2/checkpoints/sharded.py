@@ -26,7 +26,7 @@ DAMAGES = (
     *(OSError, EOFError, RuntimeError, pickle.UnpicklingError),
     *(ValueError, TypeError, KeyError, IndexError, AttributeError, ImportError),
 )
-# The classes of which .metadata consists, beside the dtypes.
+# The classes that .metadata may hold, beside the dtypes.
 METADATA_CLASSES = {
     "pathlib": {"PosixPath", "WindowsPath"},
     "torch": {"Size"},
@@ -53,15 +53,10 @@ def write_shards(folder: Path, tensors: dict[str, Tensor]) -> None:
 def read_shards(
     folder: Path, prefix: str, like: Callable[[str], Tensor | None] = lambda name: None
 ) -> dict[str, Tensor]:
-    """Reads the tensors whose names begin with a prefix. Every process has to call this.
+    """Reads the tensors whose names begin with a prefix, and removes it. Every process has to call this.
 
-    Args:
-        folder: What `write_shards` wrote.
-        prefix: The beginning of the names, with its dot; the returned names go without it.
-        like: Gets a name and returns the tensor that the result is sharded like; None for a whole tensor.
-
-    Raises:
-        UserError: A file is missing or damaged, or `.metadata` holds more than a description of tensors.
+    like: returns for a name the tensor that the result is sharded like; None for a whole tensor. Raises UserError if a
+    file is missing or damaged, or `.metadata` holds more than a description of tensors.
     """
     try:
         with (folder / ".metadata").open("rb") as file:

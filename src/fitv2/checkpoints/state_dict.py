@@ -58,12 +58,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 def read_safetensors(path: Path, place: Callable[[str, Tensor], Tensor] | None = None) -> dict[str, Tensor]:
     """Reads a safetensors file tensor by tensor: there is never a second copy of all of them.
 
-    Args:
-        path: The file.
-        place: Gets the name and value of each tensor and returns what is kept of it, such as a copy in another dtype.
-
-    Raises:
-        SafetensorError, OSError: The file is missing, damaged or may not be read.
+    place: converts each tensor, given its name, for example to another dtype. Raises SafetensorError or OSError if the
+    file is missing, damaged or may not be read.
     """
     # Read, not mapped: another process may replace the file.
     with safe_open(path, "pt", backend="pread") as file:

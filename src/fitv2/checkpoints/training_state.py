@@ -87,7 +87,7 @@ def newest_state(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 def damaged(path: Path, why: object) -> UserError:
-    """The error for a file or folder in a checkpoint that cannot be used."""
+    """Returns the error for a file or folder in a checkpoint that cannot be used."""
     return errors.damaged(path, why, "delete its folder to continue from the one before")
 
 
@@ -99,8 +99,7 @@ def read_part(checkpoint: Path, part: str, parameters: dict[str, Tensor]) -> dic
         part: "model", "ema" or "optimizer".
         parameters: The network's parameters. A tensor that belongs to a sharded one is sharded in the same way.
 
-    Raises:
-        UserError: A file is missing or damaged.
+    Raises UserError if a file is missing or damaged.
     """
 
     def like(name: str) -> Tensor | None:
@@ -129,7 +128,7 @@ def restore(
 
 
 def file_of(checkpoint: Path, part: str) -> Path:
-    """The file of one part of a checkpoint, or the folder of its shards."""
+    """Returns the file of one part of a checkpoint, or the folder of its shards."""
     shards = checkpoint / SHARDS
     return shards if shards.is_dir() else checkpoint / f"{part}.safetensors"
 

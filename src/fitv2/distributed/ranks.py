@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 # The libraries of a group of processes, by the kind of their devices; what is on a CPU travels over gloo.
 BACKENDS = {"cuda": "cpu:gloo,cuda:nccl", "xpu": "cpu:gloo,xpu:xccl"}
-# Options of accelerate's launcher that hand the network to another library, of which checkpoints here know nothing.
+# Options of accelerate's launcher that hand the network to another library, whose checkpoints are not known here.
 LIBRARIES = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")
 TIMEOUT = timedelta(minutes=30)
 
@@ -139,12 +139,12 @@ def locked_on_rank0(folder: Path, what: str) -> Iterator[None]:
 
 
 def shard_of_rank(work: Sequence[T], ranks: Ranks) -> Sequence[T]:
-    """The part of `work` that falls to this rank: every `num_processes`-th item."""
+    """Returns this rank's part of `work`: every `num_processes`-th item."""
     return work[ranks.process_index :: ranks.num_processes]
 
 
 def all_gather(results: list[T]) -> list[T]:
-    """The results of all ranks on every rank, in the order of the ranks."""
+    """Returns the results of all ranks on every rank, in the order of the ranks."""
     if not dist.is_initialized():
         return results
     found: list[list[T] | None] = [None] * dist.get_world_size()
@@ -153,7 +153,7 @@ def all_gather(results: list[T]) -> list[T]:
 
 
 def sum_over_ranks(numbers: Tensor) -> Tensor:
-    """The sum of a tensor over all ranks, on every rank."""
+    """Returns the sum of a tensor over all ranks, on every rank."""
     if dist.is_initialized():
         numbers = numbers.clone()
         dist.all_reduce(numbers)
