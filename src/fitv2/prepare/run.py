@@ -83,14 +83,11 @@ def prepare(
     """Makes or completes a prepared data set. Interrupted at any moment, the same call continues, to the same bytes.
 
     Args:
-        source: The images.
         name: The name of the source, for dataset.json.
-        out: The folder.
         encoder, preparation: How images become latents; see `encode.build_encoder`.
         shard_size: Files of the source per shard.
         workers: Threads that read and decode.
         state: This process among those that share the work.
-        progress: Shows how far the work is.
 
     Returns:
         The report; None on all ranks but the first.

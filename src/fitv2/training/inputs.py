@@ -32,10 +32,9 @@ def class_names(dataset: Dataset) -> list[str]:
 
 
 def write_inputs(path: Path, dataset: Dataset, seed: int) -> None:
-    """Writes a sheet of images as the first epoch takes them: resized or cropped, mirrored, latents decoded.
+    """Writes a sheet of images as the first epoch has them: resized or cropped, mirrored, latents decoded.
 
-    It shows at most 64 images, or 16 latents, of as many classes as possible. If latents cannot be decoded, a log line
-    says so instead.
+    It shows at most 64 images, or 16 latents, of all classes in turn; a log line if latents cannot be decoded.
     """
     view = dataset.epoch(0, seed)
     try:

@@ -18,11 +18,11 @@ from ..provenance import provenance
 from ..settings import Recipe
 
 logger = logging.getLogger(__name__)
-# The settings of a run that are in effect, and which of the data settings were given and are not defaults.
+# The settings of a run that are in effect, and the names of those data settings that were given.
 RECIPE, GIVEN = "recipe.json", "given.json"
 # Which code trained the run on which machine: an entry for the start and one for each resume.
 PROVENANCE = "provenance.json"
-# What a training writes once it has begun: without RECIPE it is somebody else's.
+# A training writes these once it has begun; without RECIPE they belong to something else.
 WRITTEN = ("checkpoints", "exports", "log.jsonl", "model", "samples")
 # Settings of the data that may change, because the data itself is compared with that of before.
 COMPARED = ("data.source", "data.labels")
@@ -74,7 +74,7 @@ def check_run(run: Path, recipe: Recipe, resume: bool) -> None:
     refuse_among(run, *([] if recipe.data.source == "fashion" else [Path(recipe.data.source)]))
     if not (run / RECIPE).is_file():
         there = [name for name in WRITTEN if (run / name).exists()]
-        if there and not (resume and "checkpoints" in there):  # Whose damaged recipe was removed.
+        if there and not (resume and "checkpoints" in there):  # The user has removed a damaged recipe.
             raise UserError(f"{run} is no run, and its {there[0]} would be overwritten: choose another --out")
         if resume:
             logger.warning("there is no run in %s to continue: starting at step 0", run)
@@ -104,13 +104,13 @@ def keep_recipe(run: Path, recipe: Recipe) -> None:
 
 
 def keep_provenance(run: Path, done: int, content: str) -> None:
-    """Adds the code and the machine that train from step `done` on data of this digest to provenance.json."""
+    """Adds to provenance.json the code and the machine that train from step `done`, and the digest of the data."""
     entry = {"from_step": done, "data": content, **provenance()}
     write_text(run / PROVENANCE, json.dumps([*kept_provenance(run), entry], indent=1))
 
 
 def kept_provenance(run: Path) -> list[dict[str, Any]]:
-    """The entries of provenance.json in their order; none for runs of older versions."""
+    """Returns the entries of provenance.json in their order; none for runs of older versions."""
     try:
         return list(json.loads((run / PROVENANCE).read_bytes()))
     except (OSError, ValueError, TypeError):
@@ -118,12 +118,12 @@ def kept_provenance(run: Path) -> list[dict[str, Any]]:
 
 
 def exported(run: Path, step: int) -> Path:
-    """The model folder that `log.export_at` writes at a step."""
+    """Returns the model folder that `log.export_at` writes at a step."""
     return run / "exports" / f"step-{step:08d}"
 
 
 def identity(dataset: Dataset) -> dict[str, Any]:
-    """What a checkpoint records about its data: the class names in order, and a digest of the content."""
+    """Returns the facts about the data that a checkpoint records: the class names in order, and a content digest."""
     return {"classes": list(dataset.class_names), "content": dataset.digest()}
 
 
@@ -152,12 +152,12 @@ def check_data(run: Path, recipe: Recipe, found: dict[str, Any], state: dict[str
 
 
 def same_place(a: str, b: str) -> bool:
-    """Whether two sources are the same, however they are written."""
+    """Whether two sources are the same, also if one path is relative and the other absolute."""
     return a == b or ("fashion" not in (a, b) and Path(a).absolute() == Path(b).absolute())
 
 
 def exported_classes(run: Path) -> list[str] | None:
-    """The class names in a run's model folder; None if it has none."""
+    """Returns the class names in a run's model folder; None if there is no such folder."""
     try:
         return json.loads((run / "model/config.json").read_bytes())["class_names"]
     except (OSError, ValueError, KeyError, TypeError):

@@ -217,7 +217,7 @@ class Trainer:
         """
         device, world = self.ranks.device, self.ranks.num_processes
         gone = int(step.unreadable > 0 and self.loader.is_gone())
-        # On the CPU: the device need not be waited for.
+        # On the CPU, so that nothing waits for the device.
         counts = torch.tensor([sum(step.readable), step.unreadable, gone])
         images, unreadable, gone = sum_over_ranks(counts).tolist()
         self.images_read.check(images, unreadable, gone)
@@ -235,7 +235,7 @@ class Trainer:
         return StepResult(loss, grad_norm, images, came)
 
     def pack_generator(self, number: int) -> torch.Generator:
-        """The random numbers of this process's pack of that number, whatever the number of processes."""
+        """Returns the generator of a pack of this process; it does not depend on the number of processes."""
         pack = number * self.loader.world + self.loader.rank
         return torch_generator(Purpose.TRAINING, self.recipe.training.seed, self.done, pack)
 
@@ -307,7 +307,7 @@ class Trainer:
 
     @property
     def sheet(self) -> Path:
-        """Where the sample sheet of this step belongs."""
+        """The path of this step's sample sheet."""
         return self.run / "samples" / f"step-{self.done:08d}.png"
 
     def write_samples(self) -> None:
