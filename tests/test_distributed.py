@@ -25,13 +25,8 @@ from tiny import command_line, log_lines, processes, train
 
 pytestmark = pytest.mark.slow  # Several processes in every test.
 SETTINGS = [
-    *(
-        "training.steps=50",
-        "training.batches_per_step=4",
-        "training.max_tokens_per_batch=100",
-        "training.class_dropout_prob=0.3",
-    ),
-    *("training.ema_decay=0.9", "log.checkpoint_every=40", "log.sample_every=25"),
+    *("training.steps=50", "training.batches_per_step=4", "training.max_tokens_per_batch=100"),
+    *("training.class_dropout_prob=0.3", "training.ema_decay=0.9", "log.checkpoint_every=40", "log.sample_every=25"),
 ]
 SHARDED = "training.sharding=fsdp"
 
@@ -110,31 +105,21 @@ def continued(tmp_path: Path, run: Path) -> Path:
     return copy
 
 
-def test_what_two_saved_one_continues(tmp_path, sharded_by_two, alone):
-    run = continued(tmp_path, sharded_by_two)
-    train(run, *SETTINGS)
-    assert_same_training(run, alone)
-
-
-@pytest.mark.parametrize(("world", "sharding"), [(4, "fsdp"), (2, "none")])
-def test_what_two_saved_others_continue(tmp_path, sharded_by_two, alone, world, sharding):
-    run = continued(tmp_path, sharded_by_two)
-    run_together(world, train, run, *SETTINGS, f"training.sharding={sharding}")
-    assert_same_training(run, alone)
-
-
-def test_what_one_saved_two_continue_with_split_weights(tmp_path, alone):
-    run = continued(tmp_path, alone)
-    run_together(2, train, run, *SETTINGS, SHARDED)
+@pytest.mark.parametrize(
+    ("before", "world", "sharding"),
+    [("sharded_by_two", 1, "none"), ("sharded_by_two", 4, "fsdp"), ("sharded_by_two", 2, "none"), ("alone", 2, "fsdp")],
+)
+def test_another_number_of_processes_continues(tmp_path, request, alone, before, world, sharding):
+    run = continued(tmp_path, request.getfixturevalue(before))
+    settings = *SETTINGS, f"training.sharding={sharding}"
+    train(run, *settings) if world == 1 else run_together(world, train, run, *settings)
     assert_same_training(run, alone)
 
 
 def test_what_two_saved_two_continue_bit_for_bit(tmp_path, sharded_by_two):
     run = continued(tmp_path, sharded_by_two)
     run_together(2, train, run, *SETTINGS, SHARDED)
-    assert log_lines(run) == log_lines(sharded_by_two)
-    parts, expected = parts_of(run), parts_of(sharded_by_two)
-    assert all(torch.equal(parts[name], tensor) for name, tensor in expected.items())
+    assert_same_bits(run, sharded_by_two, "samples/step-00000050.png")
 
 
 def train_compiled(run: Path, *overrides: str) -> None:
@@ -171,22 +156,16 @@ def test_shards_that_would_run_code_are_refused(tmp_path, sharded_by_two):
 
     run = continued(tmp_path, sharded_by_two)
     (run / "checkpoints/step-00000040/shards/.metadata").write_bytes(pickle.dumps(Malicious()))
-    with pytest.raises(ValueError, match=r"is damaged .*refused: it holds .*could run code"):
-        train(run, *SETTINGS)
-    with pytest.raises(ValueError, match=r"is damaged .*refused: it holds .*could run code"):
-        load_pretrained(run / "checkpoints/step-00000040")
+    for read in (lambda: train(run, *SETTINGS), lambda: load_pretrained(run / "checkpoints/step-00000040")):
+        with pytest.raises(ValueError, match=r"is damaged .*refused: it holds .*could run code"):
+            read()
     assert not (tmp_path / "was here").exists()
 
 
 COMMAND = ["train", "--recipe", "fashion-tiny", "--resume"]
 for setting in (
-    *(
-        "model.width=32",
-        "model.depth=2",
-        "model.heads=2",
-        "training.max_tokens_per_batch=256",
-        "training.batches_per_step=2",
-    ),
+    *("model.width=32", "model.depth=2", "model.heads=2"),
+    *("training.max_tokens_per_batch=256", "training.batches_per_step=2"),
     *("training.steps=30", "training.warmup_steps=5", "log.checkpoint_every=3", "log.sample_every=15"),
     *("log.sample_steps=1", SHARDED),
 ):
@@ -201,12 +180,12 @@ def uninterrupted(tmp_path_factory) -> Path:
     return run
 
 
-def assert_same_bits(run: Path, expected: Path) -> None:
+def assert_same_bits(run: Path, expected: Path, sheet: str = "samples/step-00000030.png") -> None:
     assert log_lines(run) == log_lines(expected)
     parts, expected_parts = parts_of(run), parts_of(expected)
     assert parts.keys() == expected_parts.keys()
     assert all(torch.equal(parts[name], tensor) for name, tensor in expected_parts.items())
-    for file in ("model/model.safetensors", "samples/step-00000030.png"):
+    for file in ("model/model.safetensors", sheet):
         assert (run / file).read_bytes() == (expected / file).read_bytes()
     assert not list((run / "checkpoints").glob(".*")), "nothing may be left of what was not finished"
 

@@ -19,6 +19,8 @@ from image_folders import as_bytes, noise, write_files
 
 # Height and width; 16 tokens of 4 x 4 pixels, so a square of 16 x 16.
 SIZES = {"cat/a": (32, 64), "cat/b": (16, 8), "dog/c": (4, 60), "dog/d": (100, 100)}
+PREPARE = ["prepare", "images", "--out", "out", "--autoencoder", "pixels"]
+PREPARE += ["--max-tokens", 16, "--patch-size", 4, "--shard-size", 3]
 
 
 @pytest.fixture
@@ -26,8 +28,7 @@ def prepared(fitv2, tmp_path):
     files = {f"{name}.png": as_bytes(noise(*size)) for name, size in SIZES.items()}
     write_files(tmp_path / "images", files | {"cat/bad.png": b"x", "cat/no.txt": b"x"})
     write_files(tmp_path / "images", {"dog/again.png": files["cat/a.png"]})
-    options = ["--max-tokens", 16, "--patch-size", 4, "--autoencoder", "pixels", "--shard-size", 3]
-    assert fitv2("prepare", "images", "--out", "out", *options)[0] in (0, None)
+    assert fitv2(*PREPARE)[0] in (0, None)
     return tmp_path / "out"
 
 
@@ -65,11 +66,8 @@ def test_the_summary_counts(fitv2, prepared, tmp_path):
     assert report["stretched_visibly"] == 0
     lengths = LatentShards(prepared).first_hw.prod(1)
     packs = plan_packs(lengths, 40, 0, 0)
-    assert report["packing"] == {
-        "budget": 40,
-        "packs": len(packs),
-        "packing_efficiency": packing_efficiency(lengths, packs, 40),
-    }
+    efficiency = packing_efficiency(lengths, packs, 40)
+    assert report["packing"] == {"budget": 40, "packs": len(packs), "packing_efficiency": efficiency}
     with Image.open(tmp_path / report["plots"]) as plots:
         assert len(plots.convert("RGB").getcolors(100_000)) > 5
     assert report["table"].startswith("out-inspected") and "plots.png" not in {path.name for path in prepared.iterdir()}
@@ -98,8 +96,7 @@ def test_a_damaged_shard_is_found_named_and_made_anew(fitv2, prepared, damage):
     assert fitv2("inspect", "out")[0] in (0, None), "only --verify looks"
     message, _ = fitv2("inspect", "out", "--verify")
     assert f"1 shard of out is not as written: {shard.name}; the same fitv2 prepare" in message
-    options = ["--max-tokens", 16, "--patch-size", 4, "--autoencoder", "pixels", "--shard-size", 3]
-    fitv2("prepare", "images", "--out", "out", *options)
+    fitv2(*PREPARE)
     assert fitv2("inspect", "out", "--verify")[0] in (0, None)
 
 

@@ -25,8 +25,8 @@ from fitv2.model.fitv1 import FiTv1Config
 from fitv2.sampling.generate import generate
 from fitv2.sampling.spec import SampleSpec, Sampling, default_solver
 from fitv2.training.ema import EMA
+from fitv2.training.learner import learning_rate
 from fitv2.training.malloc_trim import TRIM_EVERY, c_library, trim_heap
-from fitv2.training.optimizer import learning_rate
 from fitv2.training.trainer import StepResult, Trainer
 from fitv2.training.watch import DataGone, DataWatch
 from tiny import garments, log_lines, random_model, recipe, trainer
@@ -63,64 +63,54 @@ def one_big_batch(trainer: Trainer, step) -> tuple[float, list[torch.Tensor]]:
     return float(loss.detach()), list(torch.autograd.grad(loss, list(model.parameters())))
 
 
+def assert_one_big_batch(trainer: Trainer, step, readable=None) -> StepResult:
+    """Trains the step; its loss and gradients must be those of all readable images at once."""
+    expected_loss, expected = one_big_batch(trainer, readable or step)
+    result, gradients = step_and_its_gradients(trainer, step)
+    assert result.loss == pytest.approx(expected_loss, rel=1e-5)
+    for gradient, other in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, other, atol=1e-5 * float(other.abs().max()), rtol=0)
+    return result
+
+
 def test_gradients_of_four_packs_add_up_to_those_of_one_big_batch(tmp_path):
     overrides = ["training.batches_per_step=4", "training.max_grad_norm=1e9", "training.class_dropout_prob=0.3"]
     run = with_random_weights(trainer(tmp_path, *overrides))
     for _, step in zip(range(3), run.loader.steps(DataCursor()), strict=False):
         assert len({len(batch) for batch, _ in step.packs}) > 1, "packs of equal numbers of images prove nothing"
-        expected_loss, expected = one_big_batch(run, step)
-        result, gradients = step_and_its_gradients(run, step)
-        assert result.loss == pytest.approx(expected_loss, rel=1e-5)
-        for gradient, other in zip(gradients, expected, strict=True):
-            torch.testing.assert_close(gradient, other, atol=1e-5 * float(other.abs().max()), rtol=0)
+        assert_one_big_batch(run, step)
 
 
-def test_the_predecessor_learns_by_diffusion(tmp_path):
-    """Its loss is that of `diffusion_loss` with the same random numbers, and what it saves is sampled by DDIM."""
-    run = with_random_weights(trainer(tmp_path, "model.architecture=FiT", "training.batches_per_step=1"))
+@pytest.mark.parametrize(
+    ("architecture", "prediction", "solver"),
+    [("FiT", "epsilon", "ddim"), ("FiT", "velocity", "ab2"), ("FiTv2", "epsilon", "ddim")],
+)
+def test_the_prediction_decides_the_loss_and_the_sampler(tmp_path, architecture, prediction, solver):
+    """FiT by diffusion and with a rectified flow (row A of Table II), and FiTv2 by diffusion."""
+    settings = f"model.architecture={architecture}", f"model.prediction={prediction}", "training.batches_per_step=1"
+    run = with_random_weights(trainer(tmp_path, *settings))
     step = next(run.loader.steps(DataCursor()))
-    ((batch, labels),) = step.packs
-    generator = run.pack_generator(0)
-    expected = diffusion_loss(run.learner.model.module, batch, labels, 10, generator, linear_schedule())
-    assert run.step(step).loss == pytest.approx(float(expected.loss.detach()), rel=1e-6)
+    if prediction == "velocity":
+        expected, _ = one_big_batch(run, step)
+    else:
+        ((batch, labels),) = step.packs
+        model, generator = run.learner.model.module, run.pack_generator(0)
+        expected = float(diffusion_loss(model, batch, labels, 10, generator, linear_schedule()).loss.detach())
+    assert run.step(step).loss == pytest.approx(expected, rel=1e-5)
     run.save()
     run.write_samples()
-    saved = load_pretrained(tmp_path)
-    assert isinstance(saved.model.config, FiTv1Config) and run.sheet.is_file()
-    assert generate(saved.model, [SampleSpec(0, (8, 8), 0)], Sampling(solver="ddim", steps=2))[0].isfinite().all()
+    saved = load_pretrained(tmp_path).model
+    assert saved.config.prediction == prediction and default_solver(saved.config) == solver
+    assert isinstance(saved.config, FiTv1Config) == (architecture == "FiT") and run.sheet.is_file()
+    assert generate(saved, [SampleSpec(0, (8, 8), 0)], Sampling(solver=solver, steps=2))[0].isfinite().all()
 
 
 def test_no_sheet_is_written_of_images_that_are_not_finite(tmp_path, caplog):
     run = trainer(tmp_path)
     next(iter(run.learner.ema.average.values())).fill_(torch.nan)
     run.write_samples()
-    assert (
-        not run.sheet.exists()
-        and "no sample sheet step-00000000.png: the image that the model made is not finite" in caplog.text
-    )
-
-
-def test_what_is_predicted_decides_what_is_learned(tmp_path):
-    """FiT with a rectified flow (row A of Table II), and FiTv2 with diffusion."""
-    for architecture, prediction, solver in (("FiT", "velocity", "ab2"), ("FiTv2", "epsilon", "ddim")):
-        settings = f"model.architecture={architecture}", f"model.prediction={prediction}", "training.batches_per_step=1"
-        folder = tmp_path / architecture
-        run = with_random_weights(trainer(folder, *settings))
-        step = next(run.loader.steps(DataCursor()))
-        generator = run.pack_generator(0)
-        if prediction == "epsilon":
-            ((batch, labels),) = step.packs
-            expected = diffusion_loss(
-                run.learner.model.module, batch, labels, 10, generator, linear_schedule()
-            ).loss.detach()
-        else:
-            expected, _ = one_big_batch(run, step)
-        assert run.step(step).loss == pytest.approx(float(expected), rel=1e-5)
-        run.save()
-        run.write_samples()
-        saved = load_pretrained(folder).model
-        assert saved.config.prediction == prediction and default_solver(saved.config) == solver
-        assert run.sheet.is_file()
+    told = "no sample sheet step-00000000.png: the image that the model made is not finite"
+    assert not run.sheet.exists() and told in caplog.text
 
 
 def test_freed_memory_goes_back_to_the_system():
@@ -137,19 +127,16 @@ def test_freed_memory_goes_back_to_the_system():
     assert before - kept < 20e6 < kept - process.memory_info().rss
 
 
-def test_learning_rate_rises_stays_and_falls():
-    training = recipe("training.warmup_steps=4", "training.decay_fraction=0.5", "training.steps=10").training
-    rates = [learning_rate(step, training) / training.learning_rate for step in range(10)]
-    assert rates == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 0.8, 0.6, 0.4, 0.2])
+def test_learning_rate_rises_stays_and_falls(tmp_path):
+    settings = "training.warmup_steps=4", "training.decay_fraction=0.5", "training.steps=10"
+    training = recipe(*settings).training
+    rates = [learning_rate(step, training) for step in range(10)]
+    expected = [0.25, 0.5, 0.75, 1, 1, 1, 0.8, 0.6, 0.4, 0.2]
+    assert [rate / training.learning_rate for rate in rates] == pytest.approx(expected)
     constant = recipe("training.warmup_steps=0").training
     assert {learning_rate(step, constant) for step in range(10)} == {constant.learning_rate}
-
-
-def test_each_step_has_the_learning_rate_of_the_schedule(tmp_path):
-    run = trainer(tmp_path, "training.warmup_steps=3", "training.decay_fraction=0.5", "training.steps=6")
-    run.fit(lambda figures: None)
-    expected = [learning_rate(step, run.recipe.training) for step in range(6)]
-    assert [line["learning_rate"] for line in log_lines(tmp_path)] == expected
+    trainer(tmp_path, *settings).fit(lambda figures: None)
+    assert [line["learning_rate"] for line in log_lines(tmp_path)] == rates
 
 
 def test_average_follows_the_weights_ever_more_slowly_up_to_its_decay():
@@ -210,19 +197,13 @@ class SomeGone(Fashion):
         return view
 
 
-def test_images_that_cannot_be_read_do_not_count(tmp_path):
-    """Neither in the loss and its gradient, nor in the log."""
+def test_unreadable_images_do_not_count_in_loss_gradient_and_log(tmp_path):
     whole = garments()
     dataset = SomeGone(whole.images, whole.labels)
     run = with_random_weights(trainer(tmp_path, "training.max_grad_norm=1e9", dataset=dataset))
     step = next(run.loader.steps(DataCursor()))
     loaded = sum(len(batch) for batch, _ in step.packs)
-    assert loaded < step.images
-    expected_loss, expected = one_big_batch(run, step)
-    result, gradients = step_and_its_gradients(run, step)
-    assert result.loss == pytest.approx(expected_loss, rel=1e-5) and result.images == loaded
-    for gradient, other in zip(gradients, expected, strict=True):
-        torch.testing.assert_close(gradient, other, atol=1e-5 * float(other.abs().max()), rtol=0)
+    assert loaded < step.images and assert_one_big_batch(run, step).images == loaded
 
 
 @pytest.mark.parametrize(
@@ -249,11 +230,7 @@ def test_an_unreadable_pack_adds_nothing_to_the_gradient(tmp_path):
     first = replace(step, packs=step.packs[:1], readable=step.readable[:1])
     stand_in = TokenBatch(torch.zeros(1, 16), [(1, 1)]), torch.zeros(1, dtype=torch.long)
     both = replace(step, packs=[step.packs[0], stand_in], readable=[step.readable[0], 0])
-    (result, gradients), run.done = step_and_its_gradients(run, both), 0
-    expected_loss, expected = one_big_batch(with_random_weights(run), first)
-    assert result.loss == pytest.approx(expected_loss, rel=1e-5)
-    for gradient, other in zip(gradients, expected, strict=True):
-        torch.testing.assert_close(gradient, other, atol=1e-5 * float(other.abs().max()), rtol=0)
+    assert_one_big_batch(run, both, readable=first)
 
 
 def everything(trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -291,14 +268,15 @@ def test_a_skipped_step_is_a_line_of_the_log_like_any_other(tmp_path):
     assert bad["grad_norm"] is None and lines[-1]["skipped"] == 1
 
 
-def test_a_log_line_says_what_the_step_was(tmp_path):
+def test_the_report_gets_the_lines_of_the_log(tmp_path):
     seen = []
-    run = trainer(tmp_path, "training.steps=3", "training.max_grad_norm=0.01")
+    run = trainer(tmp_path, "training.steps=3", "training.max_grad_norm=0.01", "log.sample_every=null")
     run.fit(seen.append)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert lines == seen and [line["step"] for line in lines] == [1, 2, 3]
     assert all(line["grad_norm"] > 0.01 and line["tokens_per_second"] > 0 for line in lines)
     assert np.diff([line["seconds"] for line in lines]).min() > 0
+    assert not (tmp_path / "samples").exists()
 
 
 def test_training_learns(tmp_path):
@@ -306,11 +284,6 @@ def test_training_learns(tmp_path):
     losses = []
     run.fit(lambda figures: losses.append(figures["loss"]))
     assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:5])
-
-
-def test_a_training_without_sheets(tmp_path):
-    trainer(tmp_path, "training.steps=2", "log.sample_every=null").fit(lambda figures: None)
-    assert not (tmp_path / "samples").exists()
 
 
 def test_tensorboard_without_its_package_is_a_sentence(tmp_path, monkeypatch):

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,49 +30,24 @@ from .flow.path import TimeDensity
 from .model.config import FiTConfig, NetworkConfig
 from .model.presets import architecture_of, config_of
 from .model.rope import RopeScheme
-from .settings import (
-    ARCHITECTURES,
-    GRIDS,
-    DataSettings,
-    DiTSettings,
-    FashionSettings,
-    FolderSettings,
-    Recipe,
-    SiTSettings,
-    TrainingSettings,
-)
+from .settings import ARCHITECTURES, GRIDS, DataSettings, FashionSettings, FolderSettings, Recipe, TrainingSettings
 from .tokens import TokenBatch
 
-# (network, images, labels (B,), the null label, a generator for all that is random) to what holds the loss.
+# (network, images, labels (B,), the null label, a generator) to a tuple with the loss.
 Denoise = Callable[[TokenBatch, Tensor, Tensor], Tensor]
 Objective = Callable[[Denoise, TokenBatch, Tensor, int, torch.Generator], FlowLoss | DiffusionLoss]
-
-
-# Of the images, by Pillow's mode: what `data.channels` speaks of, also where latents have more.
-PICTURE_CHANNELS = {"RGB": 3, "L": 1}
+# Channels of the images by Pillow's mode: the meaning of `data.channels`, also where latents have more.
+IMAGE_CHANNELS = {"RGB": 3, "L": 1}
 
 
 def build_dataset(data: DataSettings, patch_size: int, cache_file: Path | None = None) -> Dataset:
-    """The data set of a recipe. Raises UserError where the data is not there or does not fit the model."""
+    """Returns the data set of a recipe. Raises UserError if the data is not there or does not fit the model."""
     if isinstance(data, FashionSettings):
         return build_fashion(data, patch_size)
     if is_prepared(Path(data.source)):
         return build_prepared(data, patch_size)
     if budgets(Path(data.source)):
         return build_official(data, patch_size, cache_file)
-    return build_folder(data, patch_size, cache_file)
-
-
-def holds_latents(data: DataSettings) -> bool:
-    """Whether the source is latents of an autoencoder, and no images."""
-    if isinstance(data, FashionSettings):
-        return False
-    root = Path(data.source)
-    return read_dataset(root)[0].kind == "moments" if is_prepared(root) else bool(budgets(root))
-
-
-def build_folder(data: FolderSettings, patch_size: int, cache_file: Path | None) -> ImageFolder:
-    """Images as they lie in a folder, as pixels."""
     return ImageFolder(
         Path(data.source),
         max_tokens=data.max_tokens,
@@ -87,6 +61,14 @@ def build_folder(data: FolderSettings, patch_size: int, cache_file: Path | None)
     )
 
 
+def holds_latents(data: DataSettings) -> bool:
+    """Whether the source holds latents of an autoencoder instead of images."""
+    if isinstance(data, FashionSettings):
+        return False
+    root = Path(data.source)
+    return read_dataset(root)[0].kind == "moments" if is_prepared(root) else bool(budgets(root))
+
+
 def build_fashion(data: FashionSettings, patch_size: int) -> Fashion:
     """The built-in garments."""
     if patch_size != fashion.PATCH:
@@ -96,26 +78,22 @@ def build_fashion(data: FashionSettings, patch_size: int) -> Fashion:
 
 
 def build_prepared(data: FolderSettings, patch_size: int) -> LatentShards:
-    """What `fitv2 prepare` made. Raises ValueError where a setting asks for what is not stored."""
+    """Returns what `fitv2 prepare` made. Raises UserError for a setting that differs from the stored data."""
     shards = LatentShards(data.source, data.flip)
     fixed = {
         "max_tokens": shards.preparation.max_tokens,
-        "channels": PICTURE_CHANNELS[shards.preparation.mode],
+        "channels": IMAGE_CHANNELS[shards.preparation.mode],
         "preprocessing": shards.preparation.preprocessing,
         # Mirror images that are there need not be used.
         "flip": data.flip and shards.preparation.flip,
     }
-    refuse_others(data, fixed, f"{data.source} was prepared with")
-    refuse_labels(data)
-    refuse_patch(shards, patch_size, data.source)
+    refuse_others(data, fixed, patch_size, shards)
     return shards
 
 
 def build_official(data: FolderSettings, patch_size: int, cache_file: Path | None) -> OfficialLatents:
-    """The authors' latents of ImageNet. Raises ValueError where a setting asks for what is not stored."""
-    refuse_others(data, {"channels": 3}, f"{data.source} was prepared with")
-    refuse_labels(data)
-    refuse_patch(OfficialLatents, patch_size, data.source)
+    """Returns the authors' latents of ImageNet. Raises UserError for a setting that differs from the stored data."""
+    refuse_others(data, {"channels": 3}, patch_size, OfficialLatents)
     return OfficialLatents(
         data.source,
         imagenet_names(),
@@ -126,34 +104,28 @@ def build_official(data: FolderSettings, patch_size: int, cache_file: Path | Non
     )
 
 
-def refuse_others(data: FolderSettings, fixed: dict[str, Any], what: str) -> None:
-    """Raises ValueError for a setting that was given, and not as latents have it that are stored already."""
+def refuse_others(
+    data: FolderSettings, fixed: dict[str, Any], patch_size: int, latents: LatentShards | type[OfficialLatents]
+) -> None:
+    """Raises UserError for a setting that was given and differs from that of the stored latents."""
     for key, value in ({"min_scale": 1.0} | fixed).items():
         given = getattr(data, key)
         if key in data.model_fields_set and given != value:
             raise UserError(
-                f"{what} {key} {value}, and data.{key} is {given}: set data.{key}={json.dumps(value)}, or prepare the "
-                "images again"
+                f"{data.source} was prepared with {key} {value}, and data.{key} is {given}: set "
+                f"data.{key}={json.dumps(value)}, or prepare the images again"
             )
-
-
-def refuse_labels(data: FolderSettings) -> None:
-    """Raises UserError for a choice of labels where they are stored with the latents."""
     if data.labels != "auto":
         raise UserError(
             f"{data.source} holds its labels, so that data.labels={data.labels} would have no effect; remove it, or "
             f"prepare the images again with --labels {data.labels}"
         )
-
-
-def refuse_patch(latents: LatentShards | type[OfficialLatents], patch_size: int, source: str) -> None:
-    if patch_size != latents.patch_size:
-        fitting = latents.patch_size
-        raise UserError(f"{source} holds latents for patches of {fitting}; set model.patch_size={fitting}")
+    if patch_size != (fitting := latents.patch_size):
+        raise UserError(f"{data.source} holds latents for patches of {fitting}; set model.patch_size={fitting}")
 
 
 def build_stand_in(data: DataSettings) -> Dataset:
-    """What a plan takes for data that are not here: sizes without images."""
+    """Returns sizes without images, with which a run is planned while its data is not here."""
     return ImageNetLike(data.max_tokens)
 
 
@@ -178,27 +150,21 @@ def build_model_config(recipe: Recipe, dataset: Dataset, base: Pretrained | None
         UserError: The network takes one size, and the images are of several; or the settings do not go together.
     """
     hw, model = dataset.first_hw, recipe.model
+    data: dict[str, Any] = {"in_channels": dataset.channels, "num_classes": dataset.num_classes}
     if isinstance(model, GRIDS):
-        return build_grid_config(model, dataset, hw)
+        side = int(hw[0, 0])
+        if (hw != side).any():
+            raise UserError(
+                f"{model.architecture} takes squares of one size, and the images are of several: set "
+                "data.preprocessing=crop, and no data.min_scale"
+            )
+        return config_of(**model.model_dump(), **data, side=side)
     most_tokens = int(hw.prod(1).max())
     rope = RopeScheme(train_side=max(math.isqrt(most_tokens), 2))
     if model.extrapolation is not None:
         of_base = None if base is None else base.model.config
         rope = (of_base.rope if isinstance(of_base, FiTConfig) else rope).named(model.extrapolation)
-    data: dict[str, Any] = {"in_channels": dataset.channels, "num_classes": dataset.num_classes}
     return config_of(**model.model_dump(exclude={"extrapolation"}), **data, rope=rope)
-
-
-def build_grid_config(model: DiTSettings | SiTSettings, dataset: Dataset, hw: np.ndarray) -> NetworkConfig:
-    """Returns the configuration of DiT or SiT; hw (N, 2), the images' sizes in patches, must be one square."""
-    side = int(hw[0, 0])
-    if (hw != side).any():
-        raise UserError(
-            f"{model.architecture} takes squares of one size, and the images are of several: set "
-            "data.preprocessing=crop, and no data.min_scale"
-        )
-    data: dict[str, Any] = {"in_channels": dataset.channels, "num_classes": dataset.num_classes, "side": side}
-    return config_of(**model.model_dump(), **data)
 
 
 def model_settings(config: NetworkConfig) -> dict[str, Any]:
@@ -212,11 +178,7 @@ def build_objective(training: TrainingSettings, config: NetworkConfig) -> Object
     """Returns the training objective of a network: rectified flow, or denoising if it predicts epsilon."""
     if config.prediction == "epsilon":
         return partial(diffusion_loss, schedule=linear_schedule(), class_dropout_prob=training.class_dropout_prob)
-    return partial(flow_loss, class_dropout_prob=training.class_dropout_prob, density=build_density(training))
-
-
-def build_density(training: TrainingSettings) -> TimeDensity:
-    """Returns the density of training times."""
-    return TimeDensity(
+    density = TimeDensity(
         kind=training.time_density, mean=training.time_mean, std=training.time_std, scale=training.time_scale
     )
+    return partial(flow_loss, class_dropout_prob=training.class_dropout_prob, density=density)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -40,14 +40,9 @@ def recipe_names() -> list[str]:
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Reads a recipe.
+    """Reads a shipped recipe or a YAML file, and replaces settings by `overrides`, as section.key=value.
 
-    Args:
-        name: A shipped recipe, or the path of a YAML file.
-        overrides: Settings as `section.key=value`, which replace those of the file.
-
-    Raises:
-        UserError: The recipe, a key or a value is unknown; the message names the nearest valid key.
+    Raises UserError if the recipe, a key or a value is unknown; the message names the nearest valid key.
     """
     name = RECIPES.get(name, name)
     if name in recipe_names():
@@ -107,7 +102,8 @@ def recipe_problem(error: Mapping[str, Any]) -> str:
         return f"{key}: {complaint(error)}" if key else complaint(error)
     if key in valid_keys():
         return f"{key}: no effect with {'architecture' if section == 'model' else 'source'} {kind}; remove it"
-    key = next(dotted_keys(key, error["input"]))
+    if isinstance(error["input"], dict) and error["input"]:  # A section that does not exist: its first key.
+        key = f"{key}.{next(iter(error['input']))}"
     return f"there is no setting {key!r}; the nearest is {nearest_key(key)!r}"
 
 
@@ -118,15 +114,9 @@ def complaint(error: Mapping[str, Any]) -> str:
     return f"{error['msg']} (given: {error['input']!r})"
 
 
-def dotted_keys(section: str, content: Any) -> Iterator[str]:
-    """The keys in a section, dotted; of anything but a section with keys, itself."""
-    yield from [f"{section}.{key}" for key in content] if isinstance(content, dict) and content else [section]
-
-
 def nearest_key(key: str) -> str:
     """Returns the valid key that is most like a wrong one, by its whole name or by that without the section."""
     candidates = {valid: valid for valid in valid_keys()} | {valid.split(".")[1]: valid for valid in valid_keys()}
-    near = difflib.get_close_matches(key, candidates, 1, 0.4) or difflib.get_close_matches(
-        key.split(".")[-1], candidates, 1, 0.0
-    )
+    leaf = key.split(".")[-1]
+    near = difflib.get_close_matches(key, candidates, 1, 0.4) or difflib.get_close_matches(leaf, candidates, 1, 0.0)
     return candidates[near[0]]

@@ -1,4 +1,4 @@
-"""Names of older versions in recipes, on the command line and in model folders, and what they are called now.
+"""Names of older versions in recipes, on the command line and in model folders, with today's names.
 
 Recipes, run folders, model folders and saved pipelines of older versions are read through this table.
 """

@@ -6,16 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    PositiveFloat,
-    PositiveInt,
-    Tag,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, PositiveFloat, PositiveInt, Tag, model_validator
 
 from .errors import UserError
 
@@ -106,6 +97,9 @@ MinScale = Annotated[
 ]
 
 
+Preprocessing = Literal["mixed", "resize", "crop"]
+
+
 class FashionSettings(Settings):
     """The built-in images of garments."""
 
@@ -121,7 +115,7 @@ class FashionSettings(Settings):
     max_tokens: PositiveInt = Field(
         default=49, description="larger images are scaled down to this many tokens; default for fashion 49, else 256"
     )
-    preprocessing: Literal["mixed", "resize", "crop"] = Field(
+    preprocessing: Preprocessing = Field(
         default="resize", description="Algorithm 1 of FiTv2 (mixed) or one of its versions; default for fashion resize"
     )
     min_scale: MinScale = 1.0
@@ -138,7 +132,7 @@ class FolderSettings(Settings):
         description="folder: the classes are its sub-folders (folders), those of metadata.jsonl, metadata.csv or "
         "dataset.json in it, or else its sub-folders (auto); or there are none (none)",
     )
-    preprocessing: Literal["mixed", "resize", "crop"] = "mixed"
+    preprocessing: Preprocessing = "mixed"
     flip: bool = Field(default=True, description="folder: mirror half of the images")
     stand_in: Literal["imagenet"] | None = Field(
         default=None, description="sizes that --dry-run plans with while the source is not here"

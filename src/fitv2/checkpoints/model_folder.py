@@ -15,7 +15,6 @@ from torch import Tensor
 
 from ..atomic import write_text
 from ..classes import Classes
-from ..data.dataset import Dataset
 from ..errors import UserError, damaged
 from ..finite import check_weights
 from ..messages import counted, suggestion
@@ -30,13 +29,13 @@ RECIPE, CHECKPOINTS = "recipe.json", "checkpoints"
 # Optional, beside config.json, written by hand: the sampling settings that suit the model best.
 SAMPLING = "sampling.json"
 FORMAT = 1
-# Enough for every size of a set like fashion; of a folder of photographs, the sizes that matter.
+# Enough for every size of a set like fashion, and for the frequent sizes of a folder of photographs.
 MOST_SHAPES = 500
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A network, and what its training data looked like.
+    """A network, and facts about its training data.
 
     Attributes:
         model: The network.
@@ -64,11 +63,6 @@ class Pretrained:
         return Classes(self.model.config.num_classes, dict(enumerate(self.class_names)))
 
 
-def shapes_of(dataset: Dataset) -> list[list[tuple[int, int, int]]]:
-    """Returns each class's most frequent (height, width, count) in latent pixels, in the first epoch of a data set."""
-    return dataset.shapes(MOST_SHAPES)
-
-
 def save_pretrained(
     folder: Path,
     config: NetworkConfig,
@@ -79,24 +73,12 @@ def save_pretrained(
     autoencoder: str | None = None,
     step: int | None = None,
 ) -> None:
-    """Writes config.json and model.safetensors; at any moment a reader finds complete files.
+    """Writes config.json and model.safetensors with the attributes of `Pretrained`; each file is always complete.
 
-    Args:
-        folder: The model folder, which is made if need be.
-        config: The configuration of the network.
-        weights: Its weights by name.
-        class_names: As in `Pretrained`.
-        shapes: As in `Pretrained`.
-        dtype: The dtype of the stored weights; None stores each in its own.
-        autoencoder: As in `Pretrained`.
-        step: As in `Pretrained`.
-
-    Raises:
-        OSError: The folder cannot be written.
+    dtype: The dtype of the stored weights; None stores each in its own. Raises OSError if they cannot be written.
     """
     content = {"format": FORMAT, "architecture": architecture_of(config), "model": asdict(config)}
-    content |= {"autoencoder": autoencoder, "step": step}
-    content |= {"class_names": class_names, "shapes": shapes}
+    content |= {"autoencoder": autoencoder, "step": step, "class_names": class_names, "shapes": shapes}
     write_text(folder / "config.json", json.dumps(content))
     write_tensors(folder / "model.safetensors", {key: tensor.to(dtype) for key, tensor in weights.items()})
 
@@ -107,15 +89,12 @@ def is_own_model(name: str | Path) -> bool:
 
 
 def load_pretrained(name: str | Path, dtype: torch.dtype | None = torch.float32) -> Pretrained:
-    """Loads a model in eval mode.
+    """Loads a model in eval mode. Raises UserError if there is no such model, or if it is damaged.
 
     Args:
         name: `builtin:NAME`; a model folder; a run folder (its newest exported model); or a checkpoint of a run, or the
             folder of its checkpoints (the averaged weights of that one, or of the newest).
         dtype: The dtype of the weights; None loads no weights but builds the network on the meta device.
-
-    Raises:
-        UserError: There is no such model, or it is damaged.
     """
     name = str(name)
     if name.startswith(BUILTIN):
@@ -156,18 +135,14 @@ def not_yet(run: Path) -> str:
     except (ValueError, KeyError, TypeError):
         return f"{run} is a run without a model, and its {RECIPE} is damaged"
     log = run / "log.jsonl"
-    done = len(log.read_bytes().splitlines()) if log.is_file() else 0
-    return (
-        f"{run} has no model yet: the first comes with the checkpoint at step {first}, and {counted(done, 'step')} "
-        f"{'is' if done == 1 else 'are'} done (log.checkpoint_every)"
-    )
+    done = counted(len(log.read_bytes().splitlines()) if log.is_file() else 0, "step is", "steps are")
+    return f"{run} has no model yet: the first comes at step {first} (log.checkpoint_every), and {done} done"
 
 
 def read_config(config_file: Path) -> tuple[dict[str, Any], NetworkConfig]:
     """Returns the content of config.json and the network configuration in it.
 
-    Raises:
-        OSError, ValueError, KeyError, TypeError: The file is missing or damaged.
+    Raises OSError, ValueError, KeyError or TypeError if the file is missing or damaged.
     """
     content = json.loads(config_file.read_bytes())
     if content["format"] != FORMAT:
@@ -185,23 +160,17 @@ def read_model(config_file: Path, weights_file: Path, name: str, dtype: torch.dt
         class_names = content["class_names"]
         if len(class_names) not in (0, config.num_classes):
             raise UserError(f"it names {len(class_names)} of {config.num_classes} classes")
-    except (ValueError, KeyError, TypeError, OSError) as error:  # JSON that anybody may have written.
-        raise damaged(f"the model {name}", error, "copy or train it again") from error
-    try:
         weights = None if dtype is None else read_weights(weights_file, dtype)
         check_floating(weights or {})
-    except (UserError, SafetensorError, OSError) as error:
+    except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:  # Files that anybody may have written.
         raise damaged(f"the model {name}", error, "copy or train it again") from error
-    optional: dict[str, Any] = {key: content.get(key) for key in ("autoencoder", "step")}
-    optional["recommended"] = read_recommended(config_file.with_name(SAMPLING))
-    if weights is None:
-        return Pretrained(bare_model(config), class_names, shapes, **optional)
     try:
-        model = model_of(config, weights)
+        model = bare_model(config) if weights is None else model_of(config, weights)
     except UserError as error:
         raise UserError(f"the model {name} is damaged: its config.json is of another model; {error}") from None
-    check_weights(weights, name)
-    return Pretrained(model, class_names, shapes, **optional)
+    check_weights(weights or {}, name)
+    recommended = read_recommended(config_file.with_name(SAMPLING))
+    return Pretrained(model, class_names, shapes, content.get("autoencoder"), content.get("step"), recommended)
 
 
 def read_recommended(path: Path) -> dict[str, Any]:
@@ -224,7 +193,7 @@ def names_like(name: str) -> list[str]:
 def read_weights(path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
     """Reads the tensors of a safetensors file, or the averaged weights in a checkpoint's folder of shards.
 
-    Floating-point tensors are converted to `dtype` one by one, so that there are never two copies of all of them.
+    Tensors are converted to `dtype` one by one, so that there are never two copies of all of them.
     """
 
     def cast(name: str, tensor: Tensor) -> Tensor:

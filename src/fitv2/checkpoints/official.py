@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 from torch import Tensor
 
 from ..errors import UserError
@@ -47,26 +47,6 @@ BOTH = {
     "adaln_bias": True,
     "add_rel_pe_to_v": False,
 }
-# Of training, or for the caller: with `time_shifting` s the network wants `flow.path.shift_time(t, s)` as its time.
-NOT_OF_THE_NETWORK = {
-    "context_size",
-    "class_dropout_prob",
-    "use_checkpoint",
-    "time_shifting",
-    "pretrain_ckpt",
-    "ignore_keys",
-    "finetune",
-}
-# Their names of sizes and ours: all must be given of the first, of the second each has a default.
-REQUIRED = {"hidden_size": "width", "depth": "depth", "num_heads": "heads"}
-OPTIONAL = {"patch_size": "patch_size", "in_channels": "in_channels", "num_classes": "num_classes"}
-OPTIONAL |= {"mlp_ratio": "mlp_ratio"}
-FITV2_ONLY = {"adaln_lora_dim": "lora_rank", "qk_norm_weight": "qk_norm_affine"}
-POSITIONS = ("rope_theta", "custom_freqs", "decouple", "ori_max_pe_len", "max_pe_len_h", "max_pe_len_w", "online_rope")
-MAY_BE_NONE = {"adaln_lora_dim", "ori_max_pe_len", "max_pe_len_h", "max_pe_len_w"}
-COUNTS = {*REQUIRED, *MAY_BE_NONE, "patch_size", "in_channels", "num_classes", "context_size"}
-NUMBERS = {"mlp_ratio", "rope_theta", "time_shifting"}
-SWITCHES = {"qk_norm_weight", "decouple", "online_rope"}
 # Method and attention factor of the authors' `custom_freqs`.
 CUSTOM_FREQS: dict[str, tuple[RopeMethod, AttentionFactor]] = {
     "normal": ("none", "none"),
@@ -79,8 +59,45 @@ CUSTOM_FREQS: dict[str, tuple[RopeMethod, AttentionFactor]] = {
 }
 
 
+class Arguments(BaseModel):
+    """The authors' constructor arguments that differ within a family: under our names, with theirs as aliases."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    width: PositiveInt = Field(alias="hidden_size")
+    depth: PositiveInt
+    heads: PositiveInt = Field(alias="num_heads")
+    patch_size: PositiveInt = 2
+    in_channels: PositiveInt = 4
+    num_classes: NonNegativeInt = 1000
+    mlp_ratio: PositiveFloat = 4.0
+    lora_rank: PositiveInt | None = Field(default=None, alias="adaln_lora_dim")
+    qk_norm_affine: bool = Field(default=False, alias="qk_norm_weight")
+
+    rope_theta: PositiveFloat = 10000.0
+    custom_freqs: str | None = "normal"
+    decouple: bool = False
+    ori_max_pe_len: PositiveInt | None = None
+    max_pe_len_h: PositiveInt | None = None
+    max_pe_len_w: PositiveInt | None = None
+    online_rope: bool = False
+
+    # Of training, or for the caller: with `time_shifting` s the network wants `flow.path.shift_time(t, s)` as its time.
+    context_size: PositiveInt = 256
+    time_shifting: PositiveFloat = 1
+    class_dropout_prob: Any = None
+    use_checkpoint: Any = None
+    pretrain_ckpt: Any = None
+    ignore_keys: Any = None
+    finetune: Any = None
+
+
+SIZES = ("width", "depth", "heads", "patch_size", "in_channels", "num_classes", "mlp_ratio")
+FITV2_SIZES = (*SIZES, "lora_rank", "qk_norm_affine")
+
+
 def from_official(state: dict[str, Tensor] | str | Path, /, **kwargs) -> FiT:
-    """A model with the authors' weights, in their dtype and eval mode: FiTv2, or FiT where arguments or keys say so.
+    """Returns a model with the authors' weights, in their dtype and eval mode: FiTv2, or FiT by arguments or keys.
 
     state: a state dict; the path of a .safetensors file or of a pickled one (.bin, .pt; never executed); or a sharded
     checkpoint's folder or index.json. kwargs: the authors' constructor arguments. At no time are there two copies of
@@ -103,10 +120,10 @@ def from_official(state: dict[str, Tensor] | str | Path, /, **kwargs) -> FiT:
 
 
 def to_official(model: FiT) -> dict[str, Tensor]:
-    """The weights under the authors' keys; `official_kwargs(model.config)` has the arguments that go with them.
+    """Returns the weights under the authors' keys; `official_kwargs(model.config)` has the arguments for them.
 
-    Raises ValueError for a model that theirs cannot be: with a context, between FiT and FiTv2, of a fixed grid, or with
-    adapters (LoRA) among its weights.
+    Raises ValueError for a model that their code does not have: with a context, between FiT and FiTv2, of a fixed grid,
+    or with adapters (LoRA) among its weights.
     """
     check_official(model.config)
     state = plain_names(model.state_dict())
@@ -116,56 +133,50 @@ def to_official(model: FiT) -> dict[str, Tensor]:
 
 
 def official_config(kwargs: Mapping[str, Any], shared_modulation: bool = True) -> FiTConfig:
-    """The authors' constructor arguments as our configuration.
+    """Returns our configuration for the authors' constructor arguments.
 
     shared_modulation: whether the checkpoint has the AdaLN that all blocks share; it tells FiTv2 from FiT where the
     arguments do not. Raises ValueError for an argument that makes another network than these, or that is not known.
     """
     told = {kwargs[name] == value for name, value in FITV2.items() if name in kwargs and value != FIT1[name]}
     fitv2 = told.pop() if len(told) == 1 else shared_modulation
-    family, name = (FITV2, "FiTv2") if fitv2 else (FIT1, "FiT")
-    fixed = BOTH | family
-    known = {*REQUIRED, *OPTIONAL, *FITV2_ONLY, *POSITIONS, *NOT_OF_THE_NETWORK, *fixed}
-    for argument, value in kwargs.items():
-        if argument not in known:
-            raise UserError(f"the argument {argument!r} is not known here")
-        if argument in fixed and value != fixed[argument]:
-            raise UserError(f"{argument}={value!r} is not {name}, which has {argument}={fixed[argument]!r}")
-    for argument in REQUIRED:
-        if argument not in kwargs:
-            raise UserError(f"the argument {argument} is missing: the authors' configuration file has it")
-    for argument, value in kwargs.items():
-        check_kind(argument, value)
-    sizes = REQUIRED | OPTIONAL | (FITV2_ONLY if fitv2 else {})
-    fields = {ours: kwargs[theirs] for theirs, ours in sizes.items() if theirs in kwargs}
-    rope = official_rope(**{name: kwargs[name] for name in POSITIONS if name in kwargs})
-    return (FiTConfig if fitv2 else FiTv1Config)(**fields, rope=rope)
-
-
-def check_kind(argument: str, value: Any) -> None:
-    """Raises ValueError for a value of another kind than the argument has."""
-    if value is None and argument in MAY_BE_NONE:
-        return
-    whole = value if isinstance(value, int) and not isinstance(value, bool) else -1
-    if argument in COUNTS and whole < (argument != "num_classes"):
-        raise UserError(f"{argument}={value!r} is not a count; write the number itself")
-    if argument in NUMBERS and not (isinstance(value, int | float) and 0 < value < math.inf):
-        raise UserError(f"{argument}={value!r} is not a number above 0; YAML wants 1.0e+4, not 1e4")
-    if argument in SWITCHES and not isinstance(value, bool):
-        raise UserError(f"{argument}={value!r} is neither true nor false")
+    fixed = BOTH | (FITV2 if fitv2 else FIT1)
+    for name, value in fixed.items():
+        if kwargs.get(name, value) != value:
+            raise UserError(f"{name}={kwargs[name]!r} is not {'FiTv2' if fitv2 else 'FiT'}, which has {name}={value!r}")
+    try:
+        arguments = Arguments.model_validate({name: kwargs[name] for name in kwargs if name not in fixed})
+    except ValidationError as error:
+        first = error.errors()[0]
+        why = {"missing": "is missing", "extra_forbidden": "is not known here"}.get(first["type"])
+        why = why or f"is {first['input']!r}: {first['msg']}"
+        raise UserError(f"the argument {first['loc'][0]} {why}") from None
+    sizes = arguments.model_dump(include={*(FITV2_SIZES if fitv2 else SIZES)}, exclude_unset=True)
+    return (FiTConfig if fitv2 else FiTv1Config)(**sizes, rope=official_rope(arguments))
 
 
 def official_kwargs(config: FiTConfig) -> dict[str, Any]:
-    """The constructor arguments with which the authors' code builds this network; `official_config` reads them back.
+    """Returns the arguments with which the authors' code builds this network; `official_config` reads them back.
 
-    Raises ValueError for what their code does not have: a context, a mixture of FiT and FiTv2, or a RoPE scheme without
-    a name there.
+    Raises ValueError for a context, a mixture of FiT and FiTv2, or a RoPE scheme that their code does not have.
     """
     check_official(config)
-    fitv2 = not isinstance(config, FiTv1Config)
-    sizes = REQUIRED | OPTIONAL | (FITV2_ONLY if fitv2 else {})
-    fields = {theirs: getattr(config, ours) for theirs, ours in sizes.items()}
-    return fields | BOTH | (FITV2 if fitv2 else FIT1) | official_positions(config.rope)
+    fitv2, rope = not isinstance(config, FiTv1Config), config.rope
+    names = {kind: name for name, kind in CUSTOM_FREQS.items()}
+    if (rope.method, rope.attention) not in names:
+        raise UserError(f"the authors' code has no {rope.method} with the attention scale {rope.attention}")
+    height, width = rope.target or (None, None)
+    positions = {
+        "rope_theta": rope.theta,
+        "custom_freqs": names[rope.method, rope.attention],
+        "decouple": rope.per_axis,
+        "ori_max_pe_len": rope.train_side,
+        "max_pe_len_h": height,
+        "max_pe_len_w": width,
+        "online_rope": rope.method != "none" and rope.target is None,
+    }
+    sizes = {Arguments.model_fields[n].alias or n: getattr(config, n) for n in (FITV2_SIZES if fitv2 else SIZES)}
+    return sizes | BOTH | (FITV2 if fitv2 else FIT1) | positions
 
 
 def check_official(config: NetworkConfig) -> None:
@@ -180,58 +191,35 @@ def check_official(config: NetworkConfig) -> None:
             raise UserError(f"the authors' checkpoints have no form for {name} with {part}={value}")
 
 
-def official_positions(rope: RopeScheme) -> dict[str, Any]:
-    names = {kind: name for name, kind in CUSTOM_FREQS.items()}
-    if (rope.method, rope.attention) not in names:
-        raise UserError(f"the authors' code has no {rope.method} with the attention scale {rope.attention}")
-    height, width = rope.target or (None, None)
-    return {
-        "rope_theta": rope.theta,
-        "custom_freqs": names[rope.method, rope.attention],
-        "decouple": rope.per_axis,
-        "ori_max_pe_len": rope.train_side,
-        "max_pe_len_h": height,
-        "max_pe_len_w": width,
-        "online_rope": rope.method != "none" and rope.target is None,
-    }
-
-
-def official_rope(
-    rope_theta: float = 10000.0,
-    custom_freqs: str = "normal",
-    decouple: bool = False,
-    ori_max_pe_len: int | None = None,
-    max_pe_len_h: int | None = None,
-    max_pe_len_w: int | None = None,
-    online_rope: bool = False,
-) -> RopeScheme:
-    """The authors' arguments about positions; online: frequencies by each image's own size, else by the given one."""
-    if str(custom_freqs).lower() not in CUSTOM_FREQS:
-        raise UserError(f"custom_freqs={custom_freqs!r} is not known here; known are {', '.join(CUSTOM_FREQS)}")
-    method, attention = CUSTOM_FREQS[custom_freqs.lower()]
+def official_rope(arguments: Arguments) -> RopeScheme:
+    """Returns the RoPE scheme; online: frequencies by each image's own size, else by the given one."""
+    name, side = arguments.custom_freqs, arguments.ori_max_pe_len
+    if str(name).lower() not in CUSTOM_FREQS:
+        raise UserError(f"custom_freqs={name!r} is not known here; known are {', '.join(CUSTOM_FREQS)}")
+    method, attention = CUSTOM_FREQS[str(name).lower()]
     if method == "none":
-        return RopeScheme(theta=rope_theta, train_side=ori_max_pe_len or DEFAULT_ROPE.train_side)
-    if ori_max_pe_len is None:
-        raise UserError(f"custom_freqs={custom_freqs!r} needs ori_max_pe_len, the patches per side of training")
+        return RopeScheme(theta=arguments.rope_theta, train_side=side or DEFAULT_ROPE.train_side)
+    if side is None:
+        raise UserError(f"custom_freqs={name!r} needs ori_max_pe_len, the patches per side of training")
     target = None
-    if not online_rope:
-        if max_pe_len_h is None or max_pe_len_w is None:
-            raise UserError(f"custom_freqs={custom_freqs!r} needs max_pe_len_h and max_pe_len_w, or online_rope")
-        target = (max_pe_len_h, max_pe_len_w)
+    if not arguments.online_rope:
+        if arguments.max_pe_len_h is None or arguments.max_pe_len_w is None:
+            raise UserError(f"custom_freqs={name!r} needs max_pe_len_h and max_pe_len_w, or online_rope")
+        target = arguments.max_pe_len_h, arguments.max_pe_len_w
     return RopeScheme(
         method=method,
-        per_axis=decouple,
+        per_axis=arguments.decouple,
         attention=attention,
-        train_side=ori_max_pe_len,
-        theta=rope_theta,
+        train_side=side,
+        theta=arguments.rope_theta,
         target=target,
     )
 
 
 def read_official_config(path: Path) -> tuple[dict[str, Any], str | None]:
-    """The network's constructor arguments in one of the authors' YAML files, and the autoencoder that it names.
+    """Returns the network's arguments in one of the authors' YAML files, and the autoencoder that it names.
 
-    What omegaconf would replace, such as ${tuple:0.9, 0.999}, is elsewhere. Raises ValueError for another file.
+    Raises ValueError for another file. Values that omegaconf would replace, such as ${tuple:0.9, 0.999}, are elsewhere.
     """
     part = content = read_yaml(path)
     for name in ("diffusion", "network_config", "params"):

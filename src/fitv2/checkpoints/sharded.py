@@ -26,7 +26,7 @@ DAMAGES = (
     *(OSError, EOFError, RuntimeError, pickle.UnpicklingError),
     *(ValueError, TypeError, KeyError, IndexError, AttributeError, ImportError),
 )
-# The classes of which .metadata consists, beside the dtypes.
+# The classes that .metadata may hold, beside the dtypes.
 METADATA_CLASSES = {
     "pathlib": {"PosixPath", "WindowsPath"},
     "torch": {"Size"},
@@ -42,8 +42,7 @@ METADATA_CLASSES = {
 def write_shards(folder: Path, tensors: dict[str, Tensor]) -> None:
     """Writes this process's shards of `tensors`. Every process has to call this, with the same names.
 
-    Raises:
-        OSError: One of the processes cannot write; it is raised in all of them.
+    Raises OSError in all processes if one of them cannot write.
     """
     try:
         save({name: t.detach() for name, t in tensors.items()}, storage_writer=FileSystemWriter(folder))
@@ -54,15 +53,10 @@ def write_shards(folder: Path, tensors: dict[str, Tensor]) -> None:
 def read_shards(
     folder: Path, prefix: str, like: Callable[[str], Tensor | None] = lambda name: None
 ) -> dict[str, Tensor]:
-    """Reads the tensors whose names begin with a prefix. Every process has to call this.
+    """Reads the tensors whose names begin with a prefix, and removes it. Every process has to call this.
 
-    Args:
-        folder: What `write_shards` wrote.
-        prefix: The beginning of the names, with its dot; the returned names go without it.
-        like: Gets a name and returns the tensor that the result is sharded like; None for a whole tensor.
-
-    Raises:
-        UserError: A file is missing or damaged, or `.metadata` holds more than a description of tensors.
+    like: returns for a name the tensor that the result is sharded like; None for a whole tensor. Raises UserError if a
+    file is missing or damaged, or `.metadata` holds more than a description of tensors.
     """
     try:
         with (folder / ".metadata").open("rb") as file:
@@ -70,7 +64,7 @@ def read_shards(
         reader = FileSystemReader(folder)
         stored = reader.read_metadata().state_dict_metadata
         wanted = {
-            name: empty(entry.size, entry.properties.dtype, like(name.removeprefix(prefix)))
+            name: empty(entry, like(name.removeprefix(prefix)))
             for name, entry in stored.items()
             if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
         }
@@ -94,11 +88,11 @@ class MetadataUnpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def empty(size: torch.Size, dtype: torch.dtype, like: Tensor | None) -> Tensor:
-    """An uninitialised tensor, sharded as `like` is if that has the same shape."""
-    if like is None or like.shape != size:
-        return torch.empty(size, dtype=dtype)
-    return torch.empty_like(like, dtype=dtype)
+def empty(entry: TensorStorageMetadata, like: Tensor | None) -> Tensor:
+    """Returns an uninitialised tensor, sharded as `like` is if that has the same shape."""
+    if like is None or like.shape != entry.size:
+        return torch.empty(entry.size, dtype=entry.properties.dtype)
+    return torch.empty_like(like, dtype=entry.properties.dtype)
 
 
 def first_failure(error: CheckpointException) -> str:

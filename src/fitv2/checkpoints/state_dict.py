@@ -28,14 +28,11 @@ DAMAGED = "cannot be read ({}): it is damaged, or not a checkpoint; copy or down
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Reads a checkpoint of any origin, and removes what wrappers of torch added to the names.
+    """Reads the tensors of a checkpoint of any origin on the CPU, without the prefixes of torch's wrappers.
 
     Args:
         path: A .safetensors file or a pickle, told apart by their content; an index.json of Hugging Face, which names
             such files; or a folder with one index.json.
-
-    Returns:
-        The tensors by name, on the CPU, in their own dtypes.
 
     Raises:
         UserError: The file is missing or damaged, or a pickle holds more than tensors and plain containers.
@@ -61,12 +58,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 def read_safetensors(path: Path, place: Callable[[str, Tensor], Tensor] | None = None) -> dict[str, Tensor]:
     """Reads a safetensors file tensor by tensor: there is never a second copy of all of them.
 
-    Args:
-        path: The file.
-        place: Gets the name and value of each tensor and returns what is kept of it, such as a copy in another dtype.
-
-    Raises:
-        SafetensorError, OSError: The file is missing, damaged or may not be read.
+    place: converts each tensor, given its name, for example to another dtype. Raises SafetensorError or OSError if the
+    file is missing, damaged or may not be read.
     """
     # Read, not mapped: another process may replace the file.
     with safe_open(path, "pt", backend="pread") as file:
@@ -75,11 +68,7 @@ def read_safetensors(path: Path, place: Callable[[str, Tensor], Tensor] | None =
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Writes a safetensors file, readable by whoever may read its neighbours (the library itself makes it private).
-
-    Raises:
-        OSError: The file cannot be written, as on a full disk.
-    """
+    """Writes a safetensors file with usual permissions (the library makes it private). Raises OSError."""
 
     def write(draft: Path) -> None:
         draft.touch()
@@ -94,11 +83,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the same tensors without the prefixes that wrappers of torch add to the names of modules.
-
-    Raises:
-        UserError: Two tensors would then have the same name.
-    """
+    """Returns the tensors without the prefixes of torch's wrappers. Raises UserError if two names become one."""
     # Averaged models count their updates beside the weights, which are all behind one prefix.
     names = {key: WRAPPED.sub("", key) for key in state if key != "n_averaged"}
     while names and all(name.startswith("module.") for name in names.values()):
@@ -133,12 +118,12 @@ def read_index(index: Path) -> dict[str, Tensor]:
     """Reads all shards that an index.json of Hugging Face names."""
     try:
         names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        shards = sorted(set(names.values()), key=str)
+        shards = sorted({str(shard) for shard in names.values()})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{index} {DAMAGED.format(repr(error))}") from None
     state: dict[str, Tensor] = {}
     for shard in shards:
-        if not isinstance(shard, str) or Path(shard).name != shard or shard.endswith(".json"):
+        if Path(shard).name != shard or shard.endswith(".json"):
             raise UserError(f"{index} names a shard that is no file of its own folder: {shard}")
         state |= read_state_dict(index.parent / shard)
     if missing := sorted(names.keys() - state.keys()):
@@ -156,18 +141,16 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         unknown = re.search(r"Unsupported (?:global|class|operand)[^\n.]*", str(error))
-        reason = unknown.group() if unknown else "its pickle does not follow the rules"
         raise UserError(
             f"{path} is refused: it is damaged, or holds more than weights and could run code. Ask its maker for a "
-            f".safetensors file ({reason})"
+            f".safetensors file ({unknown.group() if unknown else 'its pickle does not follow the rules'})"
         ) from None
     except Exception as error:  # Of damaged pickles torch raises nearly any type, from KeyError to struct.error.
-        raise UserError(f"{path} {DAMAGED.format(repr(error).partition(chr(10))[0])}") from None
+        raise UserError(f"{path} {DAMAGED.format(repr(error).splitlines()[0])}") from None
     for name in ("state_dict", "ema", "model"):  # Training scripts put the weights beside other things.
         if isinstance(state, dict) and isinstance(state.get(name), dict):
             state = state[name]
-    pairs = state.items() if isinstance(state, dict) else [(None, None)]
-    if not all(isinstance(key, str) and isinstance(tensor, Tensor) for key, tensor in pairs):
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(t, Tensor) for k, t in state.items()):
         raise UserError(f"{path} does not hold a state dict: names and tensors")
     return dict(state)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import errors
 from ..atomic import begin_folder, finish_folder, flush, partial_folder, write_text
-from ..distributed.fsdp import split_like
+from ..distributed.parallel import split_like
 from ..distributed.ranks import is_rank0, on_rank0
 from ..errors import UserError
 from .sharded import read_shards, write_shards
@@ -81,13 +81,13 @@ def prune(folder: Path, keep: int) -> None:
 
 
 def newest_state(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """Returns the newest checkpoint and its state.json; None without a checkpoint. Raises UserError if damaged."""
+    """Returns the newest checkpoint and its state.json; None if there is none. Raises UserError if it is damaged."""
     found = checkpoints(folder)
     return (found[-1], read_state(found[-1])) if found else None
 
 
 def damaged(path: Path, why: object) -> UserError:
-    """The error for a file or folder in a checkpoint that cannot be used."""
+    """Returns the error for a file or folder in a checkpoint that cannot be used."""
     return errors.damaged(path, why, "delete its folder to continue from the one before")
 
 
@@ -99,8 +99,7 @@ def read_part(checkpoint: Path, part: str, parameters: dict[str, Tensor]) -> dic
         part: "model", "ema" or "optimizer".
         parameters: The network's parameters. A tensor that belongs to a sharded one is sharded in the same way.
 
-    Raises:
-        UserError: A file is missing or damaged.
+    Raises UserError if a file is missing or damaged.
     """
 
     def like(name: str) -> Tensor | None:
@@ -129,7 +128,7 @@ def restore(
 
 
 def file_of(checkpoint: Path, part: str) -> Path:
-    """The file of one part of a checkpoint, or the folder of its shards."""
+    """Returns the file of one part of a checkpoint, or the folder of its shards."""
     shards = checkpoint / SHARDS
     return shards if shards.is_dir() else checkpoint / f"{part}.safetensors"
 

@@ -1,4 +1,9 @@
-"""A network as one or several processes train it: moved to the device, under autocast, replicated (DDP) or sharded."""
+"""A network as one or several processes train it: moved to the device, under autocast, replicated (DDP) or sharded.
+
+Sharding is FSDP2, torch's `fully_shard`: each process keeps a shard of the weights, gradients, moments and averages. A
+block's parameters are all-gathered before its forward and backward pass and resharded right after. A sharded tensor
+is a DTensor: its `shape` is that of the whole, and `to_local()` is this process's shard.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +12,14 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ..model.network import Network
 from ..model.transformer import FiT
 from ..tokens import TokenBatch
-from .fsdp import gathered, shard, whole
 from .ranks import Ranks
 
 
@@ -57,12 +64,52 @@ class ParallelModel:
         return dict(self.module.named_parameters())
 
     def gather(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Gathers tensors on rank 0, one after another, into the memory of the CPU; on other ranks the dict is empty.
+        """Gathers sharded tensors on rank 0, one after another, on the CPU; on other ranks the dict is empty.
 
-        Every process has to call this.
+        Every process has to call this. Tensors that are not sharded are returned unchanged.
         """
-        return gathered(tensors, keep=self.ranks.is_main_process)
+        found = {}
+        for name, tensor in tensors.items():
+            full = whole(tensor)
+            if self.ranks.is_main_process:
+                found[name] = tensor if full is tensor else full.cpu()
+        return found
 
     def clip_grad_norm(self, most: float) -> Tensor:
         """Scales the gradients down to a norm of at most `most`; returns the norm before, of all shards together."""
         return whole(torch.nn.utils.clip_grad_norm_(self.module.parameters(), most))
+
+
+def shard(model: FiT, device: torch.device, world: int, precision: str) -> None:
+    """Shards each parameter of a network by rows over `world` processes, in place; on GPUs it is moved there.
+
+    With precision "bf16" the blocks are gathered in bfloat16, to which autocast would cast them anyway (its own casts
+    would fill the memory again). Gradients are summed in float32.
+    """
+    mesh = init_device_mesh(device.type, (world,))
+    in_blocks, elsewhere = MixedPrecisionPolicy(), MixedPrecisionPolicy(cast_forward_inputs=False)
+    if precision == "bf16":
+        # The residual stream, the times and the rotations stay float32.
+        in_blocks = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh, mp_policy=in_blocks)
+    # By default the other parameters would stay gathered after a forward pass without a backward pass.
+    fully_shard(model, mesh=mesh, mp_policy=elsewhere, reshard_after_forward=True)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Returns the whole of a tensor, gathered if it is sharded; every process has to call this at the same time."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Returns this process's shard of a tensor, or the tensor itself if it is not sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def split_like(tensor: Tensor, like: Tensor | None) -> Tensor:
+    """Returns this process's shard of a tensor if `like` is sharded and of the same shape; else the tensor itself."""
+    if not isinstance(like, DTensor) or like.shape != tensor.shape:
+        return tensor
+    split = distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+    return split.clone()  # Else it is a view that keeps the whole.

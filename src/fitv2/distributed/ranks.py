@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 # The libraries of a group of processes, by the kind of their devices; what is on a CPU travels over gloo.
 BACKENDS = {"cuda": "cpu:gloo,cuda:nccl", "xpu": "cpu:gloo,xpu:xccl"}
-# Options of accelerate's launcher that hand the network to another library, of which checkpoints here know nothing.
+# Options of accelerate's launcher that hand the network to another library, whose checkpoints are not known here.
 LIBRARIES = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")
 TIMEOUT = timedelta(minutes=30)
 
@@ -52,11 +52,8 @@ def join_processes(name: str | None = None, timeout: timedelta = TIMEOUT) -> Ran
     """Joins the processes that a launcher started together, if there are several; a second call changes nothing.
 
     Args:
-        name: The device, as for `choose_device`; for several processes its kind alone.
+        name: The device, as for `choose_device`; several processes give its kind alone, else UserError is raised.
         timeout: How long a process waits for the others before it gives up.
-
-    Raises:
-        UserError: As `choose_device`, and for a device with an index if there are several processes.
     """
     device = choose_device(name)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
@@ -80,28 +77,25 @@ def destroy_process_group() -> None:
 
 def check_launcher(device: torch.device) -> None:
     """Raises UserError for an option of accelerate's launcher that would change a training on `device`."""
-    told = [name for name in LIBRARIES if is_set(f"ACCELERATE_USE_{name}")]
-    if told:
-        raise UserError(
-            f"accelerate was told to use {told[0]} (by an option or its configuration file): leave that option out, "
-            "and use --set training.sharding=fsdp to shard the weights"
-        )
-    if (steps := os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")) != "1":
-        raise UserError(
-            f"accelerate was told to accumulate gradients over {steps} steps: leave that option out, and set "
-            f"training.batches_per_step instead, to {steps} times what it is now"
-        )
-    if (backend := os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no")).lower() != "no":
-        raise UserError(
-            f"accelerate was told to compile with {backend}: leave that option out, and use --set training.compile=true"
-        )
-    if is_set("ACCELERATE_USE_CPU") and device.type != "cpu":
-        raise UserError("accelerate was told to use the CPU: leave that option out, and use --device cpu")
 
+    def given(option: str) -> str:
+        """The option as accelerate's launcher passes it on; empty if it is off."""
+        value = os.environ.get(f"ACCELERATE_{option}", "").lower()
+        return "" if value in ("", "n", "no", "f", "false", "off", "0") else value
 
-def is_set(variable: str) -> bool:
-    """Whether an environment variable is true, as accelerate reads its own."""
-    return os.environ.get(variable, "").lower() in ("y", "yes", "t", "true", "on", "1")
+    libraries = [name for name in LIBRARIES if given(f"USE_{name}")]
+    steps, backend = given("GRADIENT_ACCUMULATION_STEPS") or "1", given("DYNAMO_BACKEND")
+    problem = ""
+    if libraries:
+        problem = f"use {libraries[0]}: leave that option out, and shard weights by --set training.sharding=fsdp"
+    elif steps != "1":
+        problem = f"accumulate gradients over {steps} steps: multiply training.batches_per_step instead"
+    elif backend:
+        problem = f"compile with {backend}: leave that option out, and use --set training.compile=true"
+    elif given("USE_CPU") and device.type != "cpu":
+        problem = "use the CPU: leave that option out, and use --device cpu"
+    if problem:
+        raise UserError(f"accelerate was told to {problem}")
 
 
 def is_rank0() -> bool:
@@ -145,12 +139,12 @@ def locked_on_rank0(folder: Path, what: str) -> Iterator[None]:
 
 
 def shard_of_rank(work: Sequence[T], ranks: Ranks) -> Sequence[T]:
-    """The part of `work` that falls to this rank: every `num_processes`-th item."""
+    """Returns this rank's part of `work`: every `num_processes`-th item."""
     return work[ranks.process_index :: ranks.num_processes]
 
 
 def all_gather(results: list[T]) -> list[T]:
-    """The results of all ranks on every rank, in the order of the ranks."""
+    """Returns the results of all ranks on every rank, in the order of the ranks."""
     if not dist.is_initialized():
         return results
     found: list[list[T] | None] = [None] * dist.get_world_size()
@@ -159,7 +153,7 @@ def all_gather(results: list[T]) -> list[T]:
 
 
 def sum_over_ranks(numbers: Tensor) -> Tensor:
-    """The sum of a tensor over all ranks, on every rank."""
+    """Returns the sum of a tensor over all ranks, on every rank."""
     if dist.is_initialized():
         numbers = numbers.clone()
         dist.all_reduce(numbers)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from ..data.tables import label_text, labelling_key
 from ..errors import UserError
 from .items import Source, read_file
 
-# What `save_to_disk` writes, and what a downloaded data set consists of.
+# Files that `save_to_disk` writes, and the tables of a downloaded data set.
 SAVED = ("dataset_dict.json", "state.json")
 TABLES = ("*.parquet", "*.arrow", "data/*.parquet")
 
@@ -43,9 +42,18 @@ class HubSource(Source):
             ]
             refuse_unlabelled(self.items, name)
         else:
-            texts = label_texts(rows[by], name, by) if by else [None] * len(rows)
+            texts = [None] * len(rows)
+            try:
+                texts = [label_text(label) for label in rows[by]] if by else texts
+            except ValueError as error:
+                raise UserError(
+                    f"the column {by} of {name} holds {error}, which is no class: choose one class for each image, or "
+                    "add --labels none"
+                ) from None
             self.items, self.class_names = labelled([str(i) for i in range(len(rows))], texts, name)
-        self.rows = undecoded(rows.select_columns([self.column]), self.column)
+        # As bytes: `data.decode` decodes them, as for every other source.
+        as_bytes = type(rows.features[self.column])(decode=False)
+        self.rows = rows.select_columns([self.column]).cast_column(self.column, as_bytes)
 
     def read(self, index: int) -> bytes:
         """Returns the file of an image: some sets hold its bytes, others its path."""
@@ -55,16 +63,6 @@ class HubSource(Source):
         if image.get("path"):
             return read_file(Path(image["path"]))
         raise OSError(None, "the row holds no image")
-
-
-def label_texts(labels: Sequence[Any], name: str, column: str) -> list[str | None]:
-    try:
-        return [label_text(label) for label in labels]
-    except ValueError as error:
-        raise UserError(
-            f"the column {column} of {name} holds {error}, which is no class: choose one class for each image, or add "
-            "--labels none"
-        ) from None
 
 
 def is_hub_folder(folder: Path) -> bool:
@@ -91,10 +89,3 @@ def load_rows(name: str) -> Any:
     if "train" not in found and len(found) > 1:
         raise UserError(f"the data set {name} has the splits {', '.join(map(str, found))} and none called train")
     return found["train"] if "train" in found else next(iter(found.values()))
-
-
-def undecoded(rows: Any, column: str) -> Any:
-    """Returns the rows with images as bytes: they are decoded by `data.decode`, as for every other source."""
-    import datasets
-
-    return rows.cast_column(column, datasets.Image(decode=False))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
 
 from ..atomic import write_file
 from ..data.images import MAX_STRETCH
@@ -20,10 +18,10 @@ from ..data.packing import packing_efficiency, plan_packs
 from ..data.prepared import SHARDS, Preparation, read_dataset, read_index
 from ..data.shards import LatentShards
 from ..legacy import COUNTS
-from .shards import not_finite, sha256_of
+from .shards import content_of, is_as_written, not_finite
 
 TABLE = "images.csv"
-# Of each variant of an image.
+# Of each variant of an image: columns of the table.
 NUMBERS = ("height", "width", "new_height", "new_width", "tokens", "scale", "cropped", "stretched")
 # Aspects (width / height) and fractions cropped, by which images are counted.
 ASPECTS = (0, 1 / 4, 1 / 3, 1 / 2, 2 / 3, 4 / 5, 5 / 4, 3 / 2, 2, 3, 4, float("inf"))
@@ -58,10 +56,10 @@ class Inspection:
 def inspect(folder: Path, out: Path) -> Inspection:
     """Reads the index, and writes the table of all files into `out`. Raises UserError if `folder` is not prepared."""
     preparation, dataset = read_dataset(folder)
-    names, labels, first, is_crop, numbers = dataset["class_names"], array("q"), array("b"), array("b"), array("d")
+    names, found = dataset["class_names"], array("d")
 
     def write(draft: Path) -> None:
-        # File names may hold bytes that are no text.
+        # File names may hold bytes that are not text.
         with draft.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             table = csv.writer(file)
             table.writerow(["id", "class", "skipped", "variant", *NUMBERS])
@@ -69,19 +67,17 @@ def inspect(folder: Path, out: Path) -> Inspection:
                 if "skipped" in line:
                     table.writerow([line["id"], "", line["skipped"], "", *[""] * len(NUMBERS)])
                     continue
-                labels.append(line["label"])
+                name = names[line["label"]] if names else ""
                 for number, (variant, stored) in enumerate(line["variants"].items()):
-                    first.append(number == 0)
-                    is_crop.append(variant == "crop")
-                    found = numbers_of(line["size"], variant, stored, preparation.patch)
-                    numbers.extend(found)
-                    name = names[line["label"]] if names else ""
-                    table.writerow([line["id"], name, "", variant, *(round(value, 4) for value in found)])
+                    row = numbers_of(line["size"], variant, stored, preparation.patch)
+                    found.extend((line["label"], number == 0, variant == "crop", *row))
+                    table.writerow([line["id"], name, "", variant, *(round(value, 4) for value in row)])
 
     write_file(out / TABLE, write)
-    columns = np.array(numbers).reshape(-1, len(NUMBERS)).T
-    flags = np.array(first, bool), np.array(is_crop, bool)
-    return Inspection(preparation, dataset, np.array(labels), *flags, dict(zip(NUMBERS, columns, strict=True)))
+    labels, first, is_crop, *columns = np.array(found).reshape(-1, 3 + len(NUMBERS)).T
+    numbers: dict[str, np.ndarray] = dict(zip(NUMBERS, columns, strict=True))
+    first = first.astype(bool)
+    return Inspection(preparation, dataset, labels[first].astype(int), first, is_crop.astype(bool), numbers)
 
 
 def numbers_of(size: Sequence[int], variant: str, stored: dict[str, Any], patch: int) -> tuple[float, ...]:
@@ -89,14 +85,14 @@ def numbers_of(size: Sequence[int], variant: str, stored: dict[str, Any], patch:
 
     Args:
         size: Height and width of the image.
-        stored: What the index says of the variant.
+        stored: The variant's entry in the index.
         patch: Pixels that a token's side covers.
     """
     (height, width), (new_height, new_width) = size, stored["size"]
-    # Older preparations stretch what would now be cropped, and say nothing of a crop.
+    # Older preparations stretch instead of cropping, and have no entry about a crop.
     cropped = 1 - min(height, width) / max(height, width) if variant == "crop" else stored.get("cropped", 0.0)
     rows, columns = new_height / height, new_width / width
-    # What a crop keeps has the new aspect.
+    # The part that a crop keeps has the new aspect.
     stretched = 0.0 if cropped or variant == "crop" else max(rows / columns, columns / rows) - 1
     scale = (rows * columns / (1 - cropped)) ** 0.5
     return height, width, new_height, new_width, new_height * new_width // patch**2, scale, cropped, stretched
@@ -122,11 +118,6 @@ def packing(folder: Path, budget: int | None) -> dict[str, Any]:
     return {"budget": budget, "packs": len(packs), "packing_efficiency": packing_efficiency(lengths, packs, budget)}
 
 
-def quantiles(values: np.ndarray) -> list[float]:
-    """Returns smallest, median and largest."""
-    return [round(float(value), 4) for value in np.quantile(values, (0, 0.5, 1))]
-
-
 def summary(inspection: Inspection) -> dict[str, Any]:
     """Returns all figures, ready for JSON. Triples are smallest, median and largest."""
     numbers, dataset, is_crop = inspection.numbers, inspection.dataset, inspection.is_crop
@@ -134,13 +125,14 @@ def summary(inspection: Inspection) -> dict[str, Any]:
     most, crops = inspection.preparation.max_tokens, numbers["cropped"]
     token_edges = [*range(1, most + 1, max(1, -(-most // TOKEN_BINS))), most + 1]
     variants = {"resize": int((~is_crop).sum()), "crop": int(is_crop.sum())}
+    counts: dict[str, int] = dataset["counts"]
+    spread = {"height": height, "width": width}
+    spread |= {name: numbers[name] for name in ("new_height", "new_width", "scale", "tokens")}
     return {
-        **{COUNTS.get(key, key): count for key, count in dataset["counts"].items()},
+        **{COUNTS.get(key, key): count for key, count in counts.items()},
         "skipped_by_reason": dataset["skipped_by_reason"],
         "variants": {variant: count for variant, count in variants.items() if count},
-        "height": quantiles(height),
-        "width": quantiles(width),
-        **{name: quantiles(numbers[name]) for name in ("new_height", "new_width", "scale", "tokens")},
+        **{name: np.quantile(values, (0, 0.5, 1)).round(4).tolist() for name, values in spread.items()},
         "stretched_visibly": int((numbers["stretched"] > MAX_STRETCH).sum()),
         "aspects": histogram(width / height, ASPECTS),
         "token_counts": histogram(numbers["tokens"], token_edges, whole=True),
@@ -154,7 +146,7 @@ def verify(folder: Path, done: Callable[[int], None]) -> tuple[list[str], list[s
     """Reads every shard; `done` gets the number just read.
 
     Returns:
-        Shards that are gone or have another hash than dataset.json says; and the ids of images whose latents hold NaN
+        Shards that are missing or have another hash than in dataset.json; and the ids of images whose latents hold NaN
         or infinity.
 
     Raises:
@@ -165,13 +157,9 @@ def verify(folder: Path, done: Callable[[int], None]) -> tuple[list[str], list[s
     contents: set[str] = set()
     for shard in dataset["shards"]:
         path = folder / SHARDS / shard["file"]
-        try:
-            with path.open("rb") as file:
-                whole = hashlib.file_digest(file, "sha256").hexdigest() == shard["sha256"]
-            contents |= {sha256_of(name) for name in not_finite(path)} if whole else set()
-        except (OSError, SafetensorError):
-            whole = False
-        if not whole:
+        if is_as_written(path, shard["sha256"]):
+            contents |= {content_of(name) for name in not_finite(path)}
+        else:
             damaged.append(shard["file"])
         done(1)
     lines = read_index(folder, dataset) if contents else ()

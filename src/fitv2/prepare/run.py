@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,9 +17,8 @@ from ..data.formats import UnreadableImage
 from ..data.labelling import count_classes
 from ..data.prepared import DATASET, INDEX, SETTINGS, SHARDS, Preparation, read_settings
 from ..data.scan import count_reasons, in_threads
-from ..distributed.ranks import Ranks, all_gather, on_rank0, shard_of_rank
+from ..distributed.ranks import Ranks, all_gather, locked_on_rank0, on_rank0, shard_of_rank
 from ..errors import UserError
-from ..locks import locked
 from ..messages import shortened
 from .encode import Decoded, Encoder, MomentEncoder, decode_variants, encode_all
 from .items import Source
@@ -27,6 +26,7 @@ from .shards import (
     File,
     Outcome,
     ShardPlan,
+    content_of,
     hash_file,
     is_whole,
     plan_shards,
@@ -34,8 +34,6 @@ from .shards import (
     read_store,
     read_stored,
     refresh_index,
-    repeated,
-    sha256_of,
     shard_files,
     write_shard,
 )
@@ -85,100 +83,70 @@ def prepare(
     """Makes or completes a prepared data set. Interrupted at any moment, the same call continues, to the same bytes.
 
     Args:
-        source: The images.
-        name: What the source is called.
-        out: The folder.
+        name: The name of the source, for dataset.json.
         encoder, preparation: How images become latents; see `encode.build_encoder`.
         shard_size: Files of the source per shard.
         workers: Threads that read and decode.
-        state, progress: This process among those that share the work, and what shows how far it is.
+        state: This process among those that share the work.
 
     Returns:
-        The report, on rank 0 alone.
+        The report; None on all ranks but the first.
 
     Raises:
-        UserError: `out` holds something else.
+        UserError: `out` holds something else, or another process is preparing it.
         OSError: `out` cannot be written; what was there before is still whole then.
     """
     shards = out / SHARDS
-    with one_sentence(out), alone(out):
-        on_rank0(partial(begin, out, preparation))
-        files = hash_all(source, workers, state, progress)
-        plans = plan_shards(files, shard_size, preparation.digest)
-        whole = set(all_gather([name for name in shard_of_rank(stems(shards), state) if is_whole(shards, name)]))
-        for plan in shard_of_rank([plan for plan in plans if plan.name in whole], state):
-            refresh_index(shards, plan)
-        missing = [plan for plan in plans if plan.name not in whole]
-        wanted = {sha256 for plan in missing for sha256 in plan.owned}
-        store = read_store(shards, sorted(whole), wanted)
-        counts = Counter()
-        with progress("encoding", sum(len(plan.owned) for plan in shard_of_rank(missing, state))) as done:
-            for plan in shard_of_rank(missing, state):
-                counts += build_shard(shards, plan, source, encoder, preparation, store, workers, done)
-        counts = sum(all_gather([counts]), Counter())
-        if not state.is_main_process:
-            return None
-        report = merge(out, plans, repeated(files), source, name, preparation)
-        report.encoded, report.reused = counts["encoded"], counts["reused"]
-        return report
-
-
-@contextmanager
-def alone(out: Path) -> Iterator[None]:
-    """Locks a folder for one preparation: rank 0 holds the lock.
-
-    Raises UserError, on every rank, if another preparation holds it.
-    """
-
-    def take() -> None:
-        refuse_foreign(out)  # Before a lock is left there.
-        held.enter_context(locked(out, "a preparation"))
-
-    with ExitStack() as held:
-        on_rank0(take)
-        yield
-
-
-def begin(out: Path, preparation: Preparation) -> None:
-    """Brings the folder into the state that this preparation needs, without what a kill may have left."""
-    keep_settings(out, preparation)
-    remove_drafts(out)
-    remove_drafts(out / SHARDS)
+    with one_sentence(out):
+        on_rank0(lambda: refuse_foreign(out))  # Before a lock is left there.
+        with locked_on_rank0(out, "a preparation"):
+            on_rank0(lambda: begin(out, preparation))
+            plans = plan_shards(hash_all(source, workers, state, progress), shard_size, preparation.digest)
+            there = sorted(path.stem for path in shards.glob("*.jsonl"))
+            whole = set(all_gather([stem for stem in shard_of_rank(there, state) if is_whole(shards, stem)]))
+            for plan in shard_of_rank([plan for plan in plans if plan.name in whole], state):
+                refresh_index(shards, plan)
+            missing = [plan for plan in plans if plan.name not in whole]
+            store = read_store(shards, sorted(whole), {sha256 for plan in missing for sha256 in plan.owned})
+            missing = shard_of_rank(missing, state)
+            counts = Counter()
+            with progress("encoding", sum(len(plan.owned) for plan in missing)) as done:
+                for plan in missing:
+                    counts += build_shard(shards, plan, source, encoder, preparation, store, workers, done)
+            counts = sum(all_gather([counts]), Counter())
+            if not state.is_main_process:
+                return None
+            report = merge(out, plans, source, name, preparation)
+            report.encoded, report.reused = counts["encoded"], counts["reused"]
+            return report
 
 
 def refuse_foreign(out: Path) -> None:
     """Raises UserError for a folder that holds something else than prepared data."""
-    foreign = out.exists() and read_settings(out) is None
-    if foreign and any(path for path in out.iterdir() if not path.name.startswith(".")):
+    if out.exists() and read_settings(out) is None and any(not path.name.startswith(".") for path in out.iterdir()):
         raise UserError(f"{out} holds something else than a prepared data set; choose another --out")
 
 
-def keep_settings(out: Path, preparation: Preparation) -> None:
-    """Raises UserError where the folder was prepared in another way."""
+def begin(out: Path, preparation: Preparation) -> None:
+    """Writes the settings and removes unfinished files. Raises UserError if the folder was prepared differently."""
     kept = read_settings(out)
-    begun = any((out / SHARDS).glob("*.jsonl"))
-    if kept is not None and begun and kept.identity_fields != preparation.identity_fields:
-        raise UserError(f"{out} was prepared with {difference(kept, preparation)}; choose another --out")
+    if kept is not None and any((out / SHARDS).glob("*.jsonl")):
+        before, now = asdict(kept), asdict(preparation)
+        changed = [key for key in now if key != "autoencoder" and before[key] != now[key]]
+        if changed:
+            told = shortened([f"{key.replace('_', ' ')} {before[key]}, not {now[key]}" for key in changed])
+            raise UserError(f"{out} was prepared with {told}; choose another --out")
     if kept != preparation:  # Weights may have moved to another place.
         write_text(out / SETTINGS, json.dumps(asdict(preparation), indent=1))
-
-
-def difference(kept: Preparation, wanted: Preparation) -> str:
-    """Returns what is not the same, in words."""
-    if kept.autoencoder_sha256 != wanted.autoencoder_sha256:
-        return f"another autoencoder, {kept.autoencoder or 'pixels'} and not {wanted.autoencoder or 'pixels'}"
-    if kept.decoding != wanted.decoding:
-        return "an older version of fitv2, which decoded some files otherwise"
-    before, now = kept.identity_fields, wanted.identity_fields
-    changed = [key for key in before if before[key] != now[key]]
-    return ", ".join(f"{key.replace('_', ' ')} {before[key]}, not {now[key]}" for key in changed)
+    remove_drafts(out)
+    remove_drafts(out / SHARDS)
 
 
 def hash_all(source: Source, workers: int, state: Ranks, progress: Progress) -> list[File]:
     """Reads and hashes every file of the source, in order."""
     indices = shard_of_rank(range(len(source.items)), state)
+    hashed = []
     with progress("reading", len(indices)) as done:
-        hashed = []
         for index, file in zip(indices, in_threads(workers, partial(hash_file, source), indices), strict=True):
             hashed.append((index, file))
             done(1)
@@ -196,17 +164,24 @@ def build_shard(
     done: Callable[[int], None],
 ) -> Counter:
     """Encodes what is stored nowhere and writes the shard; returns how many contents were encoded and reused."""
-    known = [sha256 for sha256 in plan.owned if sha256 in store]
-    outcomes = {sha256: store[sha256][1] for sha256 in known}
-    arrays = read_stored(store[sha256] for sha256 in known)
-    done(len(known))
-    missing = {sha256: index for sha256, index in plan.owned.items() if sha256 not in store}
+    stored = {sha256: store[sha256] for sha256 in plan.owned if sha256 in store}
+    outcomes = {sha256: outcome for sha256, (_, outcome) in stored.items()}
+    arrays = read_stored(stored.values())
+    done(len(stored))
+    missing = [sha256 for sha256 in plan.owned if sha256 not in store]
 
     def decoded(sha256: str) -> Decoded:
-        return decode_again(source, missing[sha256], sha256, preparation)
+        index = plan.owned[sha256]
+        try:
+            content = source.read(index)
+        except (OSError, UnreadableImage):
+            content = b""
+        if hashlib.sha256(content).hexdigest() != sha256:
+            raise UserError(f"{source.items[index].id} changed while it was being prepared; run the same command again")
+        return decode_variants(content, preparation)
 
     def images() -> Iterator:
-        for sha256, (outcome, variants) in zip(missing, in_threads(workers, decoded, list(missing)), strict=True):
+        for sha256, (outcome, variants) in zip(missing, in_threads(workers, decoded, missing), strict=True):
             outcomes[sha256] = outcome
             for variant, array in variants.items():
                 outcome["variants"][variant]["tensor"] = f"{sha256}.{variant}"
@@ -214,30 +189,20 @@ def build_shard(
             done(1)
 
     encoded = dict(encode_all(encoder, images()))
-    lost = {sha256_of(name) for name, latent in encoded.items() if latent is None}
+    lost = {content_of(name) for name, latent in encoded.items() if latent is None}
     if isinstance(encoder, MomentEncoder) and 2 * len(lost) > len(missing):
-        raise UserError(f"{len(lost)} of {len(missing)} images have no finite latents: {encoder.not_finite}")
+        raise UserError(
+            f"the autoencoder {preparation.autoencoder} gives latents that are not finite (NaN or infinity) for "
+            f"{len(lost)} of {len(missing)} images, which are not stored: get its float32 weights, or use another one"
+        )
     outcomes |= {sha256: {"skipped": NOT_FINITE} for sha256 in lost}
-    arrays |= {name: latent for name, latent in encoded.items() if latent is not None and sha256_of(name) not in lost}
+    arrays |= {name: latent for name, latent in encoded.items() if latent is not None and content_of(name) not in lost}
     write_shard(folder, plan, arrays, outcomes)
-    return Counter(encoded=len(missing) - len(lost), reused=len(known))
+    return Counter(encoded=len(missing) - len(lost), reused=len(stored))
 
 
-def decode_again(source: Source, index: int, sha256: str, preparation: Preparation) -> Decoded:
-    """Raises ValueError if the file has changed since it was hashed."""
-    try:
-        content = source.read(index)
-    except (OSError, UnreadableImage):
-        content = b""
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise UserError(f"{source.items[index].id} changed while it was being prepared; run the same command again")
-    return decode_variants(content, preparation)
-
-
-def merge(
-    out: Path, plans: Sequence[ShardPlan], twice: set[str], source: Source, source_name: str, preparation: Preparation
-) -> Report:
-    """Writes index.jsonl and dataset.json, then removes what they do not speak of."""
+def merge(out: Path, plans: Sequence[ShardPlan], source: Source, source_name: str, preparation: Preparation) -> Report:
+    """Writes index.jsonl and dataset.json, then removes shards that do not belong to them."""
     report = Report(shards=len(plans), notes=[*source.notes, *changed_classes(out, source.class_names)])
     labels: list[int] = []
     index = hashlib.sha256()
@@ -245,27 +210,29 @@ def merge(
 
     def write(draft: Path) -> None:
         with draft.open("wb") as file:
-            for line in merged_lines(out / SHARDS, plans, twice, headers, report):
-                if "skipped" not in line:
+            for line in merged_lines(out / SHARDS, plans, headers):
+                report.files += 1
+                report.duplicates += "duplicate_of" in line
+                if "skipped" in line:
+                    report.skipped.append((line["id"], line["skipped"]))
+                else:
                     labels.append(line["label"])
                 content = json.dumps(line).encode() + b"\n"
                 index.update(content)
                 file.write(content)
-        if not report.images:  # What was there before is worth more.
+        if not labels:  # The files that were there before are worth more.
             told = shortened([f"{name}: {reason}" for name, reason in report.skipped])
             raise UserError(f"no image can be read in {source_name}: {told or 'there are no files'}")
 
     write_file(out / INDEX, write)
-    report.classes = count_classes(labels, source.class_names)
+    report.images, report.classes = len(labels), count_classes(labels, source.class_names)
     counts = {"files": report.files, "images": report.images, "duplicates": report.duplicates}
     dataset = asdict(preparation) | {
         "source": source_name,
         "class_names": source.class_names,
         "counts": counts | {"skipped": len(report.skipped)},
         "skipped_by_reason": report.skipped_by_reason,
-        "shards": [
-            {"file": header["shard"], "sha256": header["sha256"], "bytes": header["bytes"]} for header in headers
-        ],
+        "shards": [{"file": head["shard"], "sha256": head["sha256"], "bytes": head["bytes"]} for head in headers],
         "index_sha256": index.hexdigest(),
     }
     write_text(out / DATASET, json.dumps(dataset, indent=1))
@@ -274,6 +241,25 @@ def merge(
         if path.name not in kept:
             path.unlink()
     return report
+
+
+def merged_lines(folder: Path, plans: Sequence[ShardPlan], headers: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yields the lines of all shards, a repeated content with the outcome of its first file; collects the headers."""
+    counts = Counter(sha256 for plan in plans for _, sha256 in plan.files if sha256)
+    first: dict[str, dict[str, Any]] = {}
+    for plan in plans:
+        header, lines = read_shard_index(shard_files(folder, plan.name)[1])
+        headers.append(header)
+        for line in lines:
+            sha256: str = line.get("sha256", "")
+            if sha256 in first:
+                line |= {key: value for key, value in first[sha256].items() if key not in line}
+                line["duplicate_of"] = first[sha256]["id"]
+            elif "variants" in line:
+                line["shard"] = header["shard"]
+            if counts[sha256] > 1:
+                first.setdefault(sha256, line)
+            yield line
 
 
 def changed_classes(out: Path, class_names: Sequence[str]) -> Iterator[str]:
@@ -288,40 +274,9 @@ def changed_classes(out: Path, class_names: Sequence[str]) -> Iterator[str]:
     gone = shortened([name for name in before if name not in class_names])
     parts = [f"new {new}"] * bool(new) + [f"gone {gone}"] * bool(gone)
     yield (
-        f"the classes are others than before ({'; '.join(parts) or 'in another order'}): a training on the earlier "
-        "ones cannot be resumed with these"
+        f"the classes have changed ({'; '.join(parts) or 'another order'}): a training on the earlier ones cannot be "
+        "resumed with these"
     )
-
-
-def merged_lines(
-    folder: Path, plans: Sequence[ShardPlan], twice: set[str], headers: list[dict[str, Any]], report: Report
-) -> Iterator[dict[str, Any]]:
-    """Yields the lines of all shards, repeated contents with what their first file says; counts them in the report."""
-    first: dict[str, dict[str, Any]] = {}
-    for plan in plans:
-        header, lines = read_shard_index(shard_files(folder, plan.name)[1])
-        headers.append(header)
-        for line in lines:
-            sha256 = line.get("sha256")
-            if sha256 in first:
-                line |= {key: value for key, value in first[sha256].items() if key not in line}
-                line["duplicate_of"] = first[sha256]["id"]
-                report.duplicates += 1
-            elif "variants" in line:
-                line["shard"] = header["shard"]
-            if sha256 in twice:
-                first.setdefault(sha256, line)
-            report.files += 1
-            if "skipped" in line:
-                report.skipped.append((line["id"], line["skipped"]))
-            else:
-                report.images += 1
-            yield line
-
-
-def stems(folder: Path) -> list[str]:
-    """Returns the names of all shards that have an index, in order."""
-    return sorted(path.stem for path in folder.glob("*.jsonl"))
 
 
 @contextmanager

@@ -30,14 +30,14 @@ class FolderSource(Source):
         self.root = root
         contents = read_contents(root, labels, OPTION)
         self.class_names, self.notes = contents.class_names, contents.notes
-        self.items = [item if item.refused else self._checked(item) for item in contents.items]
+        # Not a file: a broken link, or a pipe, on which reading would wait for ever.
+        self.items = [
+            item if item.refused or (root / item.id).is_file() else replace(item, refused=NOT_THERE)
+            for item in contents.items
+        ]
 
     def read(self, index: int) -> bytes:
         return read_file(self.root / self.items[index].id)
-
-    def _checked(self, item: Item) -> Item:
-        # A broken link, or a pipe, on which reading would wait for ever.
-        return item if (self.root / item.id).is_file() else replace(item, refused=NOT_THERE)
 
 
 class ListSource(Source):
@@ -50,7 +50,7 @@ class ListSource(Source):
         lost = [row for row in table.rows if not is_there(self.folder, row.path)]
         if 2 * len(lost) > len(table.rows):
             raise UserError(
-                f"{file} lists {counted(len(table.rows), 'image')}, of which {len(lost)} cannot be found, the first "
+                f"{len(lost)} of {counted(len(table.rows), 'image')} in {file} cannot be found, the first "
                 f"{lost[0].path!r} (line {lost[0].line}): each line is a path, relative to {self.folder}, and after a "
                 f"{'comma' if file.suffix.lower() == '.csv' else 'tab'} its label"
             )
@@ -65,17 +65,25 @@ class ListSource(Source):
 
 
 def open_source(name: str, labels: Labels = "auto") -> Source:
-    """Opens the source that a name means: a folder of images, a list, archives (a file, a folder or a pattern), or else
-    a data set of Hugging Face by folder or hub id. Raises UserError if there is none.
+    """Opens a folder of images, a list, archives (a file, a folder or a pattern), or else a data set of Hugging Face.
+
+    Raises UserError if there is no such source.
     """
     path = Path(name)
     found = path.glob("*.tar") if path.is_dir() else map(Path, glob.glob(name))
     archives = sorted(archive for archive in found if archive.suffix == ".tar" and archive.is_file())
-    if archives and path.is_dir() and any(file.refused is None for file in list_files(path)):
-        raise UserError(f"{name} holds archives and images: name the archives by '{name}/*.tar', or give each a folder")
-    if path.is_dir() and not archives and not is_hub_folder(path):
-        refuse_packed(path)
-        return FolderSource(path, labels)
+    if path.is_dir() and not is_hub_folder(path):
+        files = list_files(path)
+        images = any(file.refused is None for file in files)
+        packed = [file.id for file in files if Path(file.id).suffix.lower() in PACKED]
+        if archives and images:
+            raise UserError(
+                f"{name} holds archives and images: name the archives by '{name}/*.tar', or give each a folder"
+            )
+        if packed and not images and not archives:
+            raise UserError(f"{path} holds no image, but packed files such as {packed[0]}: unpack them first")
+        if not archives:
+            return FolderSource(path, labels)
     if labels == "folders":
         raise UserError(f"--labels folders goes with a folder of images, and {name} is none; its labels are its own")
     if archives:
@@ -88,11 +96,3 @@ def open_source(name: str, labels: Labels = "auto") -> Source:
     if not path.is_dir() and (path.suffix in (*LISTS, ".tar") or not HUB_ID.fullmatch(name)):
         raise UserError(f"there is no {name}: give a folder of images, a list of paths, or .tar archives")
     return HubSource(name, labels)
-
-
-def refuse_packed(folder: Path) -> None:
-    """Raises UserError for a folder that has its images in archives that are not read."""
-    files = list_files(folder)
-    packed = [file.id for file in files if Path(file.id).suffix.lower() in PACKED]
-    if packed and not any(file.refused is None for file in files):
-        raise UserError(f"{folder} holds no image, but packed files such as {packed[0]}: unpack them first")

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ..distributed.fsdp import local
+from ..distributed.parallel import local
 from ..errors import UserError
 
 

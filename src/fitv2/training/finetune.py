@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -21,14 +20,8 @@ LABELS = "y_embedder.embedding_table.weight"
 PATCHES = ("x_embedder.proj.weight", "x_embedder.proj.bias", "final_layer.linear.weight", "final_layer.linear.bias")
 
 
-@dataclass(frozen=True)
-class Start:
-    """How a training started.
-
-    Attributes:
-        reinitialised: The names of the reinitialised parameters.
-        notes: Sentences about them for the log.
-    """
+class Start(NamedTuple):
+    """The names of the parameters that were reinitialised, and sentences about them for the log."""
 
     reinitialised: set[str]
     notes: list[str]
@@ -37,13 +30,12 @@ class Start:
 def init_from(
     model: Network, base: Pretrained, dataset: Dataset, reinit: Collection[str] = (), trainable: str = "all"
 ) -> Start:
-    """Gives a new model the weights of another one. On the meta device this only checks the shapes.
+    """Gives a new model the weights of `base`. On the meta device this only checks the shapes.
+
+    The label embedding is not replaced if the classes differ (except for the row of "no class"), nor the patch layers
+    if their shapes differ.
 
     Args:
-        model: The new model. Its label embedding is not replaced if the classes differ (except for the row of "no
-            class"), nor its patch layers if their shapes differ.
-        base: The model whose weights are taken.
-        dataset: The data of the new training.
         reinit: Further parts to reinitialise: "labels", "patches", or "trained" for everything that is trained.
         trainable: Which parameters are trained: see `trained_names`.
 
@@ -95,7 +87,6 @@ def trained_names(names: Iterable[str], trainable: str, reinitialised: Collectio
     """Returns the names of the parameters that a run trains.
 
     Args:
-        names: The names of all parameters.
         trainable: "all"; or "high-resolution" for those that FiTv2 trains at high resolution: patch layers, biases,
             norms and AdaLN (Sec. III-F).
         reinitialised: The reinitialised parameters. They are always trained: nothing random may stay frozen.
@@ -104,26 +95,15 @@ def trained_names(names: Iterable[str], trainable: str, reinitialised: Collectio
 
 
 def trained_before(checkpoint: Path, state: dict[str, Any], names: list[str], trainable: str) -> list[str]:
-    """Returns the names of the parameters that a run has trained so far. Every process has to call this.
+    """Returns which of the `names` a run has trained up to a checkpoint. Every process has to call this.
 
-    Args:
-        checkpoint: The checkpoint from which the run continues.
-        state: Its state.json. In older versions it does not name them, but those were trained for which the optimiser
-            has moments.
-        names: The names of all parameters.
-        trainable: As in `trained_names`.
+    In older versions, state.json does not name them, but the optimiser has moments for those that were trained.
     """
     if "trained" in state:
         return names if state["trained"] == "all" else state["trained"]
     if trainable == "all":
         return names
     return trained_names(names, trainable, {key.partition(".")[2] for key in read_part(checkpoint, "optimizer", {})})
-
-
-def freeze_others(model: Network, names: Collection[str]) -> None:
-    """Freezes all parameters but those of the given names."""
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in names)
 
 
 def trains_at_high_resolution(name: str) -> bool:

@@ -17,26 +17,24 @@ from ..messages import counted
 from ..sheets import contact_sheet, save_sheet, to_image
 
 logger = logging.getLogger(__name__)
-# Images on a sheet, and latents on one, each of which takes a moment to decode.
+# Images on a sheet; fewer latents, because decoding them takes time.
 IMAGES, LATENTS = 64, 16
 
 
 def data_lines(dataset: Dataset) -> Iterator[str]:
-    """Yields what a training reads, for people: how many images, and the classes with their numbers of images."""
+    """Yields lines for people: the number of images, and the classes with their numbers of images."""
     yield f"training on {counted(len(dataset), 'image')}"
-    names = [name_of(dataset, label) for label in range(dataset.num_classes)]
-    yield from (f"  {line}" for line in class_lines(count_classes(dataset.labels, names)))
+    yield from (f"  {line}" for line in class_lines(count_classes(dataset.labels, class_names(dataset))))
 
 
-def name_of(dataset: Dataset, label: int) -> str:
-    return dataset.class_names[label] if dataset.class_names else f"class {label}"
+def class_names(dataset: Dataset) -> list[str]:
+    return list(dataset.class_names) or [f"class {label}" for label in range(dataset.num_classes)]
 
 
 def write_inputs(path: Path, dataset: Dataset, seed: int) -> None:
-    """Writes a sheet of images as the first epoch takes them: resized or cropped, mirrored, latents decoded.
+    """Writes a sheet of images as the first epoch has them: resized or cropped, mirrored, latents decoded.
 
-    It shows at most 64 images, or 16 latents, of as many classes as possible. If latents cannot be decoded, a log line
-    says so instead.
+    It shows at most 64 images, or 16 latents, of all classes in turn; a log line if latents cannot be decoded.
     """
     view = dataset.epoch(0, seed)
     try:
@@ -44,16 +42,15 @@ def write_inputs(path: Path, dataset: Dataset, seed: int) -> None:
     except (UserError, OSError, ImportError) as error:
         logger.warning("no %s: the latents cannot be decoded (%s)", path.name, error)
         return
-    images, captions = [], []
+    images, captions, names = [], [], class_names(dataset)
     for index in spread_over_classes(view.labels, IMAGES if dataset.autoencoder is None else LATENTS):
         try:
             image = to_image(codec.decode(view.latent(index)))
         except UnreadableImage as error:
             logger.warning("not in %s: %s", path.name, error)
             continue
-        label = int(view.labels[index])
         images.append(image)
-        captions.append(name_of(dataset, label) if dataset.num_classes else f"{image.height}x{image.width}")
+        captions.append(names[view.labels[index]] if names else f"{image.height}x{image.width}")
     if images:
         save_sheet(contact_sheet(images, captions), path)
 

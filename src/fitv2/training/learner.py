@@ -21,28 +21,27 @@ from ..model.transformer import FiT
 from ..settings import TrainingSettings
 from ..tokens import TokenBatch, upload
 from .ema import EMA
-from .finetune import freeze_others
-from .optimizer import build_optimizer, learning_rate, load_optimizer_tensors, optimizer_tensors
 
 logger = logging.getLogger(__name__)
 
 
 class Learner:
-    """A network in training.
-
-    Attributes:
-        model: The network, as one or several processes train it.
-        trained: The names of the parameters that are trained; all others are frozen.
-        optimizer: AdamW.
-        ema: The averaged weights.
-    """
+    """A network in training, with AdamW over the `trained` parameters (all others are frozen) and averaged weights."""
 
     def __init__(self, network: Network, trained: list[str], settings: TrainingSettings, ranks: Ranks) -> None:
         self.settings, self.trained = settings, trained
-        freeze_others(network, set(trained))
+        chosen = set(trained)
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(name in chosen)
         network.activation_checkpointing = settings.activation_checkpointing
         self.model = ParallelModel(network, ranks, settings.sharding, settings.precision)
-        self.optimizer = build_optimizer(network, settings)
+        self.optimizer = torch.optim.AdamW(
+            [weight for weight in network.parameters() if weight.requires_grad],
+            lr=settings.learning_rate,
+            betas=(0.9, settings.beta2),
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
         self.ema = EMA(network, settings.ema_decay)
         self.objective = build_objective(settings, network.config)
 
@@ -63,15 +62,12 @@ class Learner:
         weights: Iterable[float],
         generators: Iterable[torch.Generator],
     ) -> Tensor:
-        """Accumulates the gradient of the weighted sum of the packs' losses.
+        """Accumulates the gradient of the weighted sum of the packs' losses, and returns that sum, () float32.
 
         Args:
             packs: Batches on any device with the labels of their images, (B,) int64.
             weights: The weight of each pack's loss, the mean over its images.
             generators: For each pack, the source of its times, noise and dropped labels.
-
-        Returns:
-            That sum, () float32 on the model's device.
         """
         device, null_label = self.model.ranks.device, self.model.module.null_label
         total = torch.zeros((), device=device)
@@ -85,16 +81,10 @@ class Learner:
         return total
 
     def update(self, step: int) -> Tensor:
-        """Clips the gradient, updates the weights and their average, and clears the gradient.
+        """Updates weights and averages in step `step`, counted from 0; returns the gradient's norm, () float32.
 
         A gradient that is not finite changes nothing. That is decided on the device, as torch's gradient scaler does
         it, so that the host need not wait.
-
-        Args:
-            step: The number of the step, from 0.
-
-        Returns:
-            The norm of the gradient before clipping, () float32.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, self.settings)
@@ -117,3 +107,29 @@ class Learner:
         restore(checkpoint, "model", parameters, partial(load_strictly, self.model.module))
         restore(checkpoint, "ema", parameters, self.ema.load)
         restore(checkpoint, "optimizer", parameters, partial(load_optimizer_tensors, self.optimizer, self.trained))
+
+
+def learning_rate(step: int, settings: TrainingSettings) -> float:
+    """Returns the learning rate of a step, counted from 0: linear warm-up, constant, then linear decay to zero."""
+    rise = min(1.0, (step + 1) / settings.warmup_steps) if settings.warmup_steps else 1.0
+    decay = settings.steps * settings.decay_fraction
+    fall = min(1.0, (settings.steps - step) / decay) if decay else 1.0
+    return settings.learning_rate * rise * fall
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
+    """Returns the state of each parameter as tensors named `<entry>.<parameter>`; names: in the optimiser's order."""
+    state = optimizer.state_dict()["state"]
+    return {f"{entry}.{names[i]}": torch.as_tensor(value) for i, s in state.items() for entry, value in s.items()}
+
+
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str], tensors: dict[str, Tensor]) -> None:
+    """Restores what `optimizer_tensors` returned. Raises UserError for a tensor of another parameter."""
+    state: dict[int, dict[str, Tensor]] = {}
+    index = {name: i for i, name in enumerate(names)}
+    for key, value in tensors.items():
+        entry, _, name = key.partition(".")
+        if name not in index:
+            raise UserError(f"the optimiser's checkpoint is of another network: it has {name}")
+        state.setdefault(index[name], {})[entry] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

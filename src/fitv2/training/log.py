@@ -17,14 +17,8 @@ logger = logging.getLogger(__name__)
 class RunLog:
     """Appends to run/log.jsonl, which then holds each step up to the last exactly once.
 
-    Args:
-        run: The folder of the run.
-        done: The step that training continues from. Lines of later steps, which will be trained again, are dropped, and
-            so are damaged ones.
-        tensorboard: Whether to write events to run/tensorboard as well.
-
-    Raises:
-        UserError: `tensorboard` is set, and the package is not installed.
+    Lines after step `done`, from which training continues, are dropped, and so are damaged ones. Raises UserError for
+    `tensorboard` without its package.
     """
 
     def __init__(self, run: Path, done: int, tensorboard: bool) -> None:
@@ -37,11 +31,19 @@ class RunLog:
             if len(kept) < done:
                 logger.warning("%s is damaged: %d of the %d steps before are not in it", path, done - len(kept), done)
             write_text(path, "".join(f"{line}\n" for line in kept))
-        self.board = open_board(run / "tensorboard", done) if tensorboard else None
+        self.board = None
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise UserError("log.tensorboard needs the package tensorboard: pip install tensorboard") from None
+            self.board = SummaryWriter(run / "tensorboard", purge_step=done + 1)
         self.file = path.open("a", buffering=1, encoding="utf-8")
 
     def write(self, figures: dict[str, Any]) -> None:
-        self.file.write(log_line(figures))
+        # JSON has neither NaN nor infinity.
+        finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
+        self.file.write(json.dumps(finite) + "\n")
         if self.board is not None:
             for name in ("loss", "grad_norm", "learning_rate", "tokens_per_second"):
                 self.board.add_scalar(name, figures[name], figures["step"])
@@ -52,11 +54,6 @@ class RunLog:
             self.board.close()
 
 
-def log_line(figures: dict[str, Any]) -> str:
-    """Returns a line of JSON; null stands for NaN and infinity, which JSON does not have."""
-    return json.dumps({k: v if math.isfinite(v) else None for k, v in figures.items()}) + "\n"
-
-
 def logged_step(line: str) -> int:
     """Returns the step of a log line; 0 for a damaged line."""
     try:
@@ -64,11 +61,3 @@ def logged_step(line: str) -> int:
     except (ValueError, KeyError, TypeError):
         return 0
     return step if type(step) is int else 0
-
-
-def open_board(folder: Path, done: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise UserError("log.tensorboard needs the package tensorboard: pip install tensorboard") from None
-    return SummaryWriter(folder, purge_step=done + 1)

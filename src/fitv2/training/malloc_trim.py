@@ -1,9 +1,8 @@
 """Freed memory back to the system.
 
-Steps of ever new sizes leave the heap of glibc in pieces, which it keeps. A plain loop over a network of width 256 and
-depth 8, 4 096 tokens a step in bfloat16, held 2.5 GB after 350 steps, of which 1.0 GB was in use. (Asking glibc to map
-large blocks one by one, by its option M_MMAP_THRESHOLD, also cures that, but took 2.5 times as long: each block is then
-cleared again.)
+Steps of many sizes fragment the heap of glibc, which keeps it: a plain loop over a network of width 256 and depth 8,
+4 096 tokens a step in bfloat16, held 2.5 GB after 350 steps, 1.0 GB of it in use. (M_MMAP_THRESHOLD also cures that,
+but took 2.5 times as long, because each mapped block is cleared again.)
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ TRIM_EVERY = 50
 
 @cache
 def c_library() -> ctypes.CDLL | None:
-    """glibc, where this is what the process runs on."""
+    """Returns glibc, if the process runs on it."""
     try:
         library = ctypes.CDLL("libc.so.6")
     except OSError:
@@ -26,9 +25,6 @@ def c_library() -> ctypes.CDLL | None:
 
 
 def trim_heap(step: int) -> None:
-    """Gives freed memory back to the system every `TRIM_EVERY` steps.
-
-    For every training loop on a CPU, your own as well: call it after each step, with the number of the step.
-    """
+    """Gives freed memory back to the system every `TRIM_EVERY` steps; call it after each step on a CPU."""
     if step % TRIM_EVERY == 0 and (library := c_library()) is not None:
         library.malloc_trim(0)

@@ -18,16 +18,16 @@ from ..provenance import provenance
 from ..settings import Recipe
 
 logger = logging.getLogger(__name__)
-# The settings of a run that are in effect, and which of the data settings were given and are not defaults.
+# The settings of a run that are in effect, and the names of those data settings that were given.
 RECIPE, GIVEN = "recipe.json", "given.json"
 # Which code trained the run on which machine: an entry for the start and one for each resume.
 PROVENANCE = "provenance.json"
-# What a training writes once it has begun: without RECIPE it is somebody else's.
+# A training writes these once it has begun; without RECIPE they belong to something else.
 WRITTEN = ("checkpoints", "exports", "log.jsonl", "model", "samples")
 # Settings of the data that may change, because the data itself is compared with that of before.
 COMPARED = ("data.source", "data.labels")
 # Settings that decide which weights are trained are fixed when a run begins.
-SETTLED = ("init_from", "reinit", "trainable")
+SETTLED = ("training.init_from", "training.reinit", "training.trainable")
 # Class names that a message shows, and files whose bytes represent a data set.
 TOLD, SAMPLED = 20, 16
 
@@ -54,21 +54,14 @@ def resumed_recipe(run: Path, overrides: Sequence[str]) -> Recipe | None:
     if kept is None:
         return None
     tree = kept.model_dump(mode="json")
-    given = given_keys(run)
-    if given is None:  # Older versions kept no such list: a value that is no default was given.
+    try:
+        given = list(json.loads((run / GIVEN).read_bytes()))
+    except (OSError, ValueError, TypeError):  # Older versions kept no such list: a value that is no default was given.
         plain = build_recipe({"data": {"source": kept.data.source}}).data
         given = [key for key, value in kept.data if value != getattr(plain, key)]
     # Settings that were not given come from the data, above all from prepared data.
     tree["data"] = {key: value for key, value in tree["data"].items() if key in {*given, "source"}}
     return build_recipe(tree, overrides)
-
-
-def given_keys(run: Path) -> list[str] | None:
-    try:
-        given = json.loads((run / GIVEN).read_bytes())
-    except (OSError, ValueError):
-        return None
-    return given if isinstance(given, list) else None
 
 
 def check_run(run: Path, recipe: Recipe, resume: bool) -> None:
@@ -81,29 +74,26 @@ def check_run(run: Path, recipe: Recipe, resume: bool) -> None:
     refuse_among(run, *([] if recipe.data.source == "fashion" else [Path(recipe.data.source)]))
     if not (run / RECIPE).is_file():
         there = [name for name in WRITTEN if (run / name).exists()]
-        if there and not (resume and "checkpoints" in there):  # Whose damaged recipe was removed.
+        if there and not (resume and "checkpoints" in there):  # The user has removed a damaged recipe.
             raise UserError(f"{run} is no run, and its {there[0]} would be overwritten: choose another --out")
         if resume:
             logger.warning("there is no run in %s to continue: starting at step 0", run)
         return
     if not resume:
         raise UserError(f"{run} already holds a run; add --resume to continue it, or choose another --out")
-    kept = kept_recipe(run) or recipe
-    before, now = kept.model_dump(mode="json"), recipe.model_dump(mode="json")
-    changes = [
-        (f"{section}.{key}", before[section].get(key), now[section].get(key))
-        for section in before
-        for key in sorted(before[section].keys() | now[section].keys())
-        if before[section].get(key) != now[section].get(key)
-    ]
-    settled = [f"training.{key}" for key in SETTLED]
-    lasting = [c for c in changes if (c[0].startswith(("model.", "data.")) or c[0] in settled) and c[0] not in COMPARED]
-    if lasting:
-        told = ", ".join(f"{key}={old}" for key, old, _ in lasting)
+    before, now = dotted(kept_recipe(run) or recipe), dotted(recipe)
+    changed = [key for key in before | now if before.get(key) != now.get(key) and key not in COMPARED]
+    if lasting := [key for key in changed if key.startswith(("model.", "data.")) or key in SETTLED]:
+        told = ", ".join(f"{key}={before.get(key)}" for key in lasting)
         raise UserError(f"{run} was trained with {told}, which --resume cannot change; see {run / RECIPE}")
-    for key, old, new in changes:
-        if key not in COMPARED:
-            logger.warning("%s was %s up to here and is %s from now on", key, old, new)
+    for key in changed:
+        logger.warning("%s was %s up to here and is %s from now on", key, before.get(key), now.get(key))
+
+
+def dotted(recipe: Recipe) -> dict[str, Any]:
+    """Returns the settings by names such as training.steps."""
+    sections = recipe.model_dump(mode="json").items()
+    return {f"{section}.{key}": value for section, content in sections for key, value in content.items()}
 
 
 def keep_recipe(run: Path, recipe: Recipe) -> None:
@@ -114,13 +104,13 @@ def keep_recipe(run: Path, recipe: Recipe) -> None:
 
 
 def keep_provenance(run: Path, done: int, content: str) -> None:
-    """Adds the code and the machine that train from step `done` on data of this digest to provenance.json."""
+    """Adds to provenance.json the code and the machine that train from step `done`, and the digest of the data."""
     entry = {"from_step": done, "data": content, **provenance()}
     write_text(run / PROVENANCE, json.dumps([*kept_provenance(run), entry], indent=1))
 
 
 def kept_provenance(run: Path) -> list[dict[str, Any]]:
-    """The entries of provenance.json in their order; none for runs of older versions."""
+    """Returns the entries of provenance.json in their order; none for runs of older versions."""
     try:
         return list(json.loads((run / PROVENANCE).read_bytes()))
     except (OSError, ValueError, TypeError):
@@ -128,26 +118,19 @@ def kept_provenance(run: Path) -> list[dict[str, Any]]:
 
 
 def exported(run: Path, step: int) -> Path:
-    """The model folder that `log.export_at` writes at a step."""
+    """Returns the model folder that `log.export_at` writes at a step."""
     return run / "exports" / f"step-{step:08d}"
 
 
 def identity(dataset: Dataset) -> dict[str, Any]:
-    """What a checkpoint records about its data: the class names in order, and a digest of the content."""
+    """Returns the facts about the data that a checkpoint records: the class names in order, and a content digest."""
     return {"classes": list(dataset.class_names), "content": dataset.digest()}
 
 
 def check_data(run: Path, recipe: Recipe, found: dict[str, Any], state: dict[str, Any]) -> None:
-    """Compares the data with that of the checkpoint which training continues from.
+    """Compares the `identity` of the data with that in a checkpoint's state.json; older versions recorded none.
 
-    Args:
-        run: The folder of the run.
-        recipe: The recipe that training continues with.
-        found: The `identity` of the data.
-        state: state.json of the checkpoint; those of older versions hold no identity.
-
-    Raises:
-        UserError: Classes were renamed, added, removed or reordered, or other data at another place was given.
+    Raises UserError if classes were renamed, added, removed or reordered, or other data at another place was given.
     """
     classes = state.get("classes", exported_classes(run))
     if classes is not None and classes != found["classes"]:
@@ -157,9 +140,9 @@ def check_data(run: Path, recipe: Recipe, found: dict[str, Any], state: dict[str
             f"{known}; {recipe.data.source} has {there}. Restore the classes, or begin "
             "another run, from this one's weights if you like (--set training.init_from=RUN)"
         )
-    content, kept = state.get("content"), kept_recipe(run)
-    if content in (None, found["content"]):
+    if state.get("content") in (None, found["content"]):
         return
+    kept = kept_recipe(run)
     if kept is not None and not same_place(kept.data.source, recipe.data.source):
         raise UserError(
             f"the images in {recipe.data.source} are not those of {kept.data.source}, on which {run} was trained; "
@@ -169,12 +152,12 @@ def check_data(run: Path, recipe: Recipe, found: dict[str, Any], state: dict[str
 
 
 def same_place(a: str, b: str) -> bool:
-    """Whether two sources are the same, however they are written."""
+    """Whether two sources are the same, also if one path is relative and the other absolute."""
     return a == b or ("fashion" not in (a, b) and Path(a).absolute() == Path(b).absolute())
 
 
 def exported_classes(run: Path) -> list[str] | None:
-    """The class names in a run's model folder; None if it has none."""
+    """Returns the class names in a run's model folder; None if there is no such folder."""
     try:
         return json.loads((run / "model/config.json").read_bytes())["class_names"]
     except (OSError, ValueError, KeyError, TypeError):

@@ -22,21 +22,14 @@ def signal_of(interruption: KeyboardInterrupt) -> signal.Signals:
 
 
 class SigtermHandler:
-    """Context manager that notes signals instead of letting them end the process.
+    """Context manager that notes the first signal in `asked` instead of letting it end the process.
 
     Only a program's main thread may catch signals; in another one this changes nothing. A signal that the program
-    ignores stays ignored. After the first Ctrl-C the next one kills the process at once, whatever it is doing.
-
-    Args:
-        signals: The signals that are noted; default: SIGTERM.
-        told: The message that is printed when the first Ctrl-C comes.
-
-    Attributes:
-        asked: The first signal that came, or None.
+    ignores stays ignored. The first Ctrl-C prints the message `told`; the next one kills the process at once.
     """
 
     def __init__(self, *signals: signal.Signals, told: str = "") -> None:
-        self.signals, self.told = signals or (signal.SIGTERM,), told
+        self.signals, self.told = signals, told
         self.asked: signal.Signals | None = None
         self.before: dict = {}
 

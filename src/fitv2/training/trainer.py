@@ -12,20 +12,20 @@ import signal
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from .. import randomness
-from ..checkpoints.model_folder import Pretrained, save_pretrained, shapes_of
+from ..checkpoints.model_folder import MOST_SHAPES, Pretrained, save_pretrained
 from ..checkpoints.training_state import damaged, newest_state, prune, save_checkpoint
 from ..data.dataset import Dataset
 from ..data.loader import DataCursor, PackLoader, Step
 from ..distributed.ranks import Ranks, join_processes, on_rank0, sum_over_ranks
 from ..model.config import NetworkConfig
-from ..model.network import Network, build_network
+from ..model.network import build_network
 from ..randomness import Purpose, seed_of, torch_generator
 from ..sampling.spec import Sampling, default_solver
 from ..settings import Recipe
@@ -42,8 +42,7 @@ logger = logging.getLogger(__name__)
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-@dataclass(frozen=True)
-class StepResult:
+class StepResult(NamedTuple):
     """An optimiser step over all processes.
 
     Attributes:
@@ -65,15 +64,8 @@ class Trainer:
     Training continues from the newest checkpoint in the folder, if there is one; else it starts from the weights of
     `base`, if given; else from scratch.
 
-    Args:
-        recipe: The settings.
-        dataset: The data that the recipe names.
-        config: The network that the recipe describes.
-        run: The folder of the run.
-        base: The model whose weights a new run starts from.
-        ranks: The processes that train together; default: those of the launcher.
-
     Attributes:
+        ranks: The processes that train together; default: those of the launcher.
         done: The number of steps that are trained.
         begun: The checkpoint, and its state.json, from which training continues.
         stopped_by: The signal that ended training before its last step, which is saved.
@@ -94,18 +86,26 @@ class Trainer:
         settings = recipe.training
         self.recipe, self.dataset, self.run = recipe, dataset, run
         self.ranks = join_processes() if ranks is None else ranks
-        self.shapes, self.identity = shapes_of(dataset), identity(dataset)
+        self.shapes, self.identity = dataset.shapes(MOST_SHAPES), identity(dataset)
         self.begun = on_rank0(self._find_checkpoint)
         torch.manual_seed(seed_of(Purpose.WEIGHTS, settings.seed))
         network = build_network(config)
-        self.learner = Learner(network, self._initialise(network, base), settings, self.ranks)
+        # Decided once per run: a checkpoint records which parameters are trained.
+        trained = [name for name, _ in network.named_parameters()]
+        if self.begun is not None:
+            trained = trained_before(*self.begun, trained, settings.trainable)
+        elif base is not None:
+            start = init_from(network, base, dataset, settings.reinit, settings.trainable)
+            for note in start.notes:
+                logger.info("%s: %s", settings.init_from, note)
+            trained = trained_names(trained, settings.trainable, start.reinitialised)
+        self.learner = Learner(network, trained, settings, self.ranks)
         self.loader = PackLoader(
             dataset,
             settings.max_tokens_per_batch,
             settings.batches_per_step,
             settings.seed,
-            self.ranks.process_index,
-            self.ranks.num_processes,
+            *(self.ranks.process_index, self.ranks.num_processes),
             settings.workers,
             pin=self.ranks.device.type == "cuda",
         )
@@ -122,31 +122,13 @@ class Trainer:
             check_data(self.run, self.recipe, self.identity, begun[1])
         return begun
 
-    def _initialise(self, network: Network, base: Pretrained | None) -> list[str]:
-        """Gives a new run's network the weights of `base`, if there is one; returns the names of what is trained.
-
-        Which parameters are trained is decided once per run: a checkpoint records it.
-        """
-        settings, names = self.recipe.training, [name for name, _ in network.named_parameters()]
-        if self.begun is not None:
-            return trained_before(*self.begun, names, settings.trainable)
-        if base is None:
-            return names
-        start = init_from(network, base, self.dataset, settings.reinit, settings.trainable)
-        for note in start.notes:
-            logger.info("%s: %s", settings.init_from, note)
-        return trained_names(names, settings.trainable, start.reinitialised)
-
     @property
     def stopping(self) -> bool:
         """Whether a signal ended training before its last step."""
         return self.stopped_by is not None
 
     def fit(self, report: Callable[[dict[str, Any]], None]) -> None:
-        """Trains to the last step, or to the one during which Ctrl-C or SIGTERM comes.
-
-        Args:
-            report: Gets the figures of each step, as they are logged.
+        """Trains to the last step, or to the one during which Ctrl-C or SIGTERM comes; `report` gets each log line.
 
         Raises:
             DataGone: The data cannot be read any more; the last step is saved.
@@ -179,7 +161,11 @@ class Trainer:
             except DataGone as error:
                 if self.done > self.saved:
                     self.save(keep=None)
-                raise error.told(self.recipe.data.source, self.done, resume_command(self.run)) from None
+                reached = f"step {self.done} is saved" if self.done else "no step was trained yet"
+                raise DataGone(
+                    f"{error}: {self.recipe.data.source} has vanished or is damaged; {reached}. When the data is back, "
+                    f"continue with: {resume_command(self.run)}"
+                ) from None
             finally:
                 steps.close()
                 if log is not None:
@@ -231,7 +217,7 @@ class Trainer:
         """
         device, world = self.ranks.device, self.ranks.num_processes
         gone = int(step.unreadable > 0 and self.loader.is_gone())
-        # On the CPU: the device need not be waited for.
+        # On the CPU, so that nothing waits for the device.
         counts = torch.tensor([sum(step.readable), step.unreadable, gone])
         images, unreadable, gone = sum_over_ranks(counts).tolist()
         self.images_read.check(images, unreadable, gone)
@@ -249,7 +235,7 @@ class Trainer:
         return StepResult(loss, grad_norm, images, came)
 
     def pack_generator(self, number: int) -> torch.Generator:
-        """The random numbers of this process's pack of that number, whatever the number of processes."""
+        """Returns the generator of a pack of this process; it does not depend on the number of processes."""
         pack = number * self.loader.world + self.loader.rank
         return torch_generator(Purpose.TRAINING, self.recipe.training.seed, self.done, pack)
 
@@ -260,11 +246,7 @@ class Trainer:
     def save(self, keep: int | None = 0) -> None:
         """Writes a checkpoint and the averaged weights as a model folder, and removes older checkpoints.
 
-        Args:
-            keep: The number of checkpoints that stay; 0: as the recipe says; None: all.
-
-        Raises:
-            OSError: A file cannot be written.
+        keep: the number of checkpoints that stay; 0: as the recipe says; None: all. Raises OSError.
         """
         folder, parts, trained = self.run / "checkpoints", self.learner.parts(), self.learner.trained
         state = {
@@ -282,7 +264,7 @@ class Trainer:
             save_checkpoint(folder, self.done, parts, state, self.learner.model.sharded)
         except OSError as error:
             raise OSError(
-                f"step {self.done} could not be saved ({error}); the checkpoints before it are as they were: make room "
+                f"step {self.done} could not be saved ({error}); the checkpoints before it are unchanged: make room "
                 f"for {folder}, then --resume continues from the newest"
             ) from None
         self.saved = self.done
@@ -314,8 +296,8 @@ class Trainer:
         logger.info("continuing from %s", newest)
         if state.get("randomness") != randomness.VERSION:
             logger.warning(
-                "%s is by another version of fitv2: from here on noise, times, dropped labels and the order of the "
-                "images differ from what that version would have drawn",
+                "%s is by another version of fitv2: noise, times, dropped labels and the order of the images differ "
+                "from here on",
                 newest,
             )
 
@@ -325,7 +307,7 @@ class Trainer:
 
     @property
     def sheet(self) -> Path:
-        """Where the sample sheet of this step belongs."""
+        """The path of this step's sample sheet."""
         return self.run / "samples" / f"step-{self.done:08d}.png"
 
     def write_samples(self) -> None:
@@ -333,7 +315,7 @@ class Trainer:
         log, model = self.recipe.log, self.learner.model
         solver = default_solver(model.module.config)
         sampling = Sampling(steps=log.sample_steps, solver=solver, guidance=log.sample_guidance)
-        # Sampled images have other shapes than steps: graphs of them would use up those that there may be.
+        # Sampled images have other shapes than training steps, and would use up the limit on compiled graphs.
         eager = torch.compiler.set_stance("force_eager") if self.recipe.training.compile else nullcontext()
         with eager, self.learner.ema.applied_to(model.module):
             write_sheet(self.sheet, model, self.dataset, self.shapes, sampling)

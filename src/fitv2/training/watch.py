@@ -10,7 +10,6 @@ from ..errors import UserError
 
 logger = logging.getLogger(__name__)
 MOST_SKIPPED = 100
-
 # A training stops when more than 5 % of its last images could not be read: 50 of 1 000.
 WINDOW, MOST_UNREADABLE = 1000, 50
 
@@ -18,24 +17,13 @@ WINDOW, MOST_UNREADABLE = 1000, 50
 class DataGone(UserError):
     """The data can no longer be read; the training up to here is intact."""
 
-    def told(self, source: str, done: int, resume: str) -> DataGone:
-        """Returns the same error with what to do; done: the last step, which is saved; resume: the command for then."""
-        reached = f"step {done} is saved" if done else "no step was trained yet"
-        return DataGone(
-            f"{self}: {source} has vanished or is damaged; {reached}. When the data is back, continue with: {resume}"
-        )
-
 
 class Diverged(UserError):
     """Gradients are no longer finite."""
 
 
 class GradientWatch:
-    """Counts the steps that were skipped because their gradient was not finite.
-
-    Attributes:
-        skipped: The number of these steps so far.
-    """
+    """Counts the steps that were skipped because their gradient was not finite, all of them and those in a row."""
 
     def __init__(self) -> None:
         self.skipped = self.in_a_row = 0
@@ -56,11 +44,7 @@ class GradientWatch:
 
 
 class DataWatch:
-    """Counts the images that could not be read, and ends training before too many are missing.
-
-    Attributes:
-        skipped: The number of these images so far.
-    """
+    """Counts the images that could not be read, and ends training before too many are missing."""
 
     def __init__(self) -> None:
         self.skipped = 0
@@ -72,13 +56,10 @@ class DataWatch:
         gone: the number of processes that tried other images and found most of those unreadable too. Raises DataGone.
         """
         self.recent.append((readable, unreadable))
-        # Keeps only the last steps, as many as fill the window.
+        # Keeps only the last steps that fill the window.
         while sum(map(sum, self.recent)) - sum(self.recent[0]) >= WINDOW:
             self.recent.popleft()
-        lost = sum(unreadable for _, unreadable in self.recent)
-        if gone or not readable:
-            raise DataGone("the images cannot be read any more")
-        if lost > MOST_UNREADABLE:
-            seen = sum(map(sum, self.recent))
+        lost, seen = sum(unreadable for _, unreadable in self.recent), sum(map(sum, self.recent))
+        if gone or not readable or lost > MOST_UNREADABLE:
             raise DataGone(f"{lost} of the last {seen} images could not be read")
         self.skipped += unreadable
