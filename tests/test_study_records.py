@@ -13,7 +13,6 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from convert_records import convert
 from fitv2.study.results import CURVE, REAL, TRAINING, Table
 from fitv2.study.statistics import reach
 from fitv2.study.verdicts import HOLDS, OPEN, judge

@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fitv2.study.claims import Better, Faster
-from fitv2.study.definition import load_study
+from fitv2.study.definition import Better, Faster, load_study
 from fitv2.study.results import CURVE, TRAINING
 from fitv2.study.verdicts import EQUIVALENT, HOLDS, NO_RESULT, OPEN, REFUTED, judge
 from studies import curves, diverged, frame, study_of
