@@ -143,7 +143,7 @@ def test_a_training_that_diverges_is_a_result(tmp_path):
     assert failures == [] and all(has_diverged(queue.work / run.id) for run in runs)
     assert (queue.table.frame.query("metric == 'diverged'")["value"] == 1).sum() == 4
     assert all(run.pending(queue.table) == [] for run in runs)
-    assert Figures(frame_of(runs, queue.table)).failures("FiT") == 2
+    assert Figures(frame_of(runs, queue.table)).failures("FiT") == (2, 2)
 
 
 def test_a_training_without_a_model_is_a_failure(tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,41 +56,36 @@ def training_lines(run: Run, folder: Path) -> list[dict[str, Any]]:
     return [line, *(row | {"step": step, "metric": key, "value": value} for step, key, value in figures)]
 
 
-def score_lines(run: Run, scorings: Sequence[Scoring], result: Path | None, recorded: str) -> Iterator[dict[str, Any]]:
-    """The scores of one command.
+def score_lines(run: Run, scoring: Scoring, result: Path | None, recorded: str) -> list[dict[str, Any]]:
+    """The scores of a model, and those of real images.
 
     Args:
         run: The training.
-        scorings: What the command scored.
-        result: Its result.json, or None if the images were not finite.
+        scoring: What was scored.
+        result: The result.json of the command, or None if the model or its images are not finite.
         recorded: The run in the table.
+
+    Raises:
+        UserError: The file is no result of `fitv2 evaluate` of that size.
     """
-    found = {} if result is None else read_result(result)
-    for scoring in scorings:
-        row = {"run": recorded, "variant": run.variant, "seed": run.seed, "step": scoring.step}
-        row |= {"condition": scoring.name, "scoring": run.scoring_id(scoring), "n": scoring.images, "error": None}
-        scores, real, about = found.get(scoring.condition.size, ({"fd": None}, {}, {}))
-        row["scored"] = provenance() | about | {"settings": row["scoring"], "version": SCORING_VERSION}
-        for key in (key for key in FIGURES if key in scores):
-            yield row | {"metric": key, "value": scores[key], "error": scores.get(f"{key}_error")}
-            if key in real and scoring.name != CURVE and run.seed == 0:
-                told = {"variant": REAL, "n": real.get("drawn"), "range": real.get(f"{key}_range")}
-                yield row | told | {"metric": key, "value": real[key]}
-
-
-def read_result(path: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]:
-    """The scores of samples and of real images in a result.json by size, and what made them.
-
-    Raises UserError if it is no result of `fitv2 evaluate`.
-    """
+    row = {"run": recorded, "variant": run.variant, "seed": run.seed, "step": scoring.step, "error": None}
+    row |= {"condition": scoring.name, "scoring": run.scoring_id(scoring), "n": scoring.images}
+    scored = provenance() | {"settings": row["scoring"], "version": SCORING_VERSION}
+    if result is None:
+        return [row | {"scored": scored, "metric": "fd", "value": None}]
     try:
-        content = json.loads(path.read_bytes())
-        found = {}
-        for result in content["results"]:
-            stamp = result["stamp"]
-            about = content["versions"] | {"reference": stamp["reference_sha256"][:16]}
-            about |= {"score": stamp["names"]["fd"], "extractor": stamp["extractor_sha256"][:16]}
-            found[stamp["size"]] = result["scores"], result["real"], about
-        return found
+        content = json.loads(result.read_bytes())
+        (found,) = (one for one in content["results"] if one["stamp"]["size"] == scoring.condition.size)
+        stamp, scores, real = found["stamp"], found["scores"], found["real"]
+        scored |= content["versions"] | {"reference": stamp["reference_sha256"][:16]}
+        scored |= {"score": stamp["names"]["fd"], "extractor": stamp["extractor_sha256"][:16]}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no result of fitv2 evaluate ({error!r}): remove it") from None
+        raise UserError(f"{result} is no result of fitv2 evaluate ({error!r}): remove it") from None
+    row["scored"] = scored
+    lines = []
+    for key in (key for key in FIGURES if key in scores):
+        lines.append(row | {"metric": key, "value": scores[key], "error": scores.get(f"{key}_error")})
+        if key in real and scoring.name != CURVE and run.seed == 0:
+            about = {"variant": REAL, "n": real.get("drawn"), "range": real.get(f"{key}_range")}
+            lines.append(row | about | {"metric": key, "value": real[key]})
+    return lines

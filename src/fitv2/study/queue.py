@@ -86,20 +86,14 @@ class Queue:
         """Does what is missing of a training and its scores, which several studies may share."""
         # The one that needs the most models of the training is the one to train.
         for run in sorted(runs, key=lambda run: -len(run.scorings)):
-            folder, groups = self.work / run.id, run.pending(self.table)
-            lacking = [group[0].step for group in groups if run.model(folder, group[0].step) is None]
+            folder, pending = self.work / run.id, run.pending(self.table)
+            lacking = [scoring.step for scoring in pending if run.model(folder, scoring.step) is None]
             if lacking and not has_diverged(folder):
                 self.train(run, folder, min(lacking))
-            recorded = self.table.run_of(run.id)
-            if groups and recorded not in self.table.trainings:
+            if pending and self.table.run_of(run.id) not in self.table.trainings:
                 self.add(training_lines(run, folder))
-            for group in groups:
-                if (model := run.model(folder, group[0].step)) is not None:
-                    self.score(run, folder, model, group)
-                elif has_diverged(folder):
-                    self.add(score_lines(run, group, None, recorded))
-                else:
-                    raise UserError(f"{run.name} has left no model of step {group[0].step}: remove {folder}")
+            for scoring in pending:
+                self.score(run, folder, scoring)
 
     def train(self, run: Run, folder: Path, first: int) -> None:
         """Trains or resumes; from scratch if the checkpoint is beyond the first model that is missing."""
@@ -112,23 +106,25 @@ class Queue:
             if not has_diverged(folder):
                 raise
 
-    def score(self, run: Run, folder: Path, model: Path, group: list[Scoring]) -> None:
-        """One `fitv2 evaluate`, unless its result is already there."""
-        first = group[0]
-        out = folder / "scores" / f"step-{first.step:08d}-{run.scoring_id(first)}"
-        result: Path | None = out / RESULT
-        if not result.is_file():
+    def score(self, run: Run, folder: Path, scoring: Scoring) -> None:
+        """One `fitv2 evaluate`, unless its result is already there; a model that diverged has no scores."""
+        out = folder / "scores" / f"step-{scoring.step:08d}-{run.scoring_id(scoring)}"
+        model, result = run.model(folder, scoring.step), out / RESULT
+        finite = model is not None
+        if model is None and not has_diverged(folder):
+            raise UserError(f"{run.name} has left no model of step {scoring.step}: remove {folder}")
+        if model is not None and not result.is_file():
             try:
-                self.command(run.evaluate_command(model, group, out), folder, run.name)
+                self.command(run.evaluate_command(model, scoring, out), folder, run.name)
             except CommandFailed as error:
                 if NOT_FINITE not in str(error):
                     raise
-                result = None
-        self.add(score_lines(run, group, result, self.table.run_of(run.id)))
-        sizes = [s.condition.size for s in group if run.seed == 0 and s.name == next(iter(run.conditions))]
-        for sheet in sorted(out.glob(f"sheet-{sizes[0].replace(':', '?')}*.png"))[:1] if sizes else ():
-            self.sheets(run).mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(sheet, self.sheets(run) / f"{run.variant}.png")
+                finite = False
+        self.add(score_lines(run, scoring, result if finite else None, self.table.run_of(run.id)))
+        if run.seed == 0 and scoring.name == next(iter(run.conditions)):
+            for sheet in sorted(out.glob(f"sheet-{scoring.condition.size.replace(':', '?')}*.png"))[:1]:
+                self.sheets(run).mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(sheet, self.sheets(run) / f"{run.variant}.png")
 
     def command(self, words: Sequence[str], folder: Path, name: str) -> None:
         """Runs one fitv2 command to its end, with its output in the folder. Raises CommandFailed."""
@@ -160,10 +156,12 @@ class Queue:
 
 def done_of(run: Run, table: Table, work: Path) -> float:
     """The fraction of a run that is done: steps of its training, and its scores."""
-    pending = sum(scoring.images for group in run.pending(table) for scoring in group)
+    pending = sum(scoring.images for scoring in run.pending(table))
+    if not pending:
+        return 1.0
     scored = 1 - pending / sum(scoring.images for scoring in run.scorings)
-    log = log_lines(work / run.id) if pending else []
-    trained = min(log[-1]["step"] / run.steps, 1.0) if log else float(not pending)
+    log = log_lines(work / run.id)
+    trained = min(log[-1]["step"] / run.steps, 1.0) if log else 0.0
     training = run.costs["flops_total"] / run.operations
     return trained * training + scored * (1 - training)
 

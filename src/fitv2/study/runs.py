@@ -42,11 +42,6 @@ class Scoring:
     sampler: Sampler
     images: int
 
-    @property
-    def command(self) -> tuple[Any, ...]:
-        """What the scorings of one command share: all but the size, because a command takes several."""
-        return self.step, self.name == CURVE, self.condition.model_copy(update={"size": "own"}), self.sampler
-
 
 @dataclass(frozen=True, eq=False)
 class Run:
@@ -128,38 +123,35 @@ class Run:
         about += [scoring.condition.model_dump(mode="json", exclude={"variants", "sampler"}), scoring.name == CURVE]
         return json_digest([*about, scoring.sampler.model_dump(mode="json")])[:16]
 
-    def pending(self, table: Table) -> list[list[Scoring]]:
-        """The scorings that the table lacks, those of one command together."""
-        run, groups = table.run_of(self.id), {}
-        for scoring in self.scorings:
-            if (run, scoring.step, self.scoring_id(scoring)) not in table.scored:
-                groups.setdefault(scoring.command, []).append(scoring)
-        return list(groups.values())
+    def pending(self, table: Table) -> list[Scoring]:
+        """The scorings that the table lacks."""
+        run = table.run_of(self.id)
+        return [s for s in self.scorings if (run, s.step, self.scoring_id(s)) not in table.scored]
 
     def train_command(self, folder: Path) -> list[str]:
         settings = self.study.settings_of(self.variant, self.seed, self.tuned)
         changes = [word for setting in settings for word in ("--set", setting)]
         return ["train", "--recipe", self.study.recipe, *changes, "--out", str(folder), "--resume"]
 
-    def evaluate_command(self, model: Path, scorings: Sequence[Scoring], out: Path) -> list[str]:
-        """Scores a model under conditions that differ in their sizes alone."""
-        evaluation, first = self.study.evaluation, scorings[0]
+    def evaluate_command(self, model: Path, scoring: Scoring, out: Path) -> list[str]:
+        evaluation, condition = self.study.evaluation, scoring.condition
         options = {
             "reference": evaluation.reference,
             "extractor": evaluation.extractor,
-            "num-images": first.images,
+            "num-images": scoring.images,
             # Image i has the seed SEED + i: the seeds of a study must lie far apart.
             "seed": self.seed * SEEDS_APART,
-            "guidance": first.condition.guidance,
-            "solver": first.sampler.solver,
-            "steps": first.sampler.steps,
-            "extrapolation": first.condition.extrapolation,
-            "attention-scale": first.condition.attention_scale,
-            "metrics": CURVE_METRICS if first.name == CURVE else METRICS,
+            "size": condition.size,
+            "guidance": condition.guidance,
+            "solver": scoring.sampler.solver,
+            "steps": scoring.sampler.steps,
+            "extrapolation": condition.extrapolation,
+            "attention-scale": condition.attention_scale,
+            "metrics": CURVE_METRICS if scoring.name == CURVE else METRICS,
             "out": out,
         }
-        words = [word for key, value in options.items() if value is not None for word in (f"--{key}", str(value))]
-        return ["evaluate", str(model), *words, *(w for s in scorings for w in ("--size", s.condition.size))]
+        given = {key: str(value) for key, value in options.items() if value is not None}
+        return ["evaluate", str(model), *(word for key, value in given.items() for word in (f"--{key}", value))]
 
     def model(self, folder: Path, step: int) -> Path | None:
         """The averaged weights of a step; None if they are missing or incomplete."""

@@ -111,25 +111,22 @@ def corrected(decide: Sequence[float], equal: Sequence[float]) -> tuple[np.ndarr
     return both[0], both[1]
 
 
-def reach(costs: Sequence[float] | np.ndarray, scores: Sequence[float] | np.ndarray, target: float) -> float | None:
+def reach(costs: np.ndarray, scores: np.ndarray, target: float) -> float | None:
     """The cost at which a falling score first comes down to `target`; None if it never does.
 
     The logarithm of the score is linear between two points, and NaN is no score. If the first point is already below
     the target, its cost is an upper bound.
     """
-    before: tuple[float, float] | None = None
-    for cost, score in zip(costs, scores, strict=True):
-        if score <= target:
-            if before is None:
-                return cost
-            done = math.log(before[1] / target) / math.log(before[1] / score)
-            return before[0] + done * (cost - before[0])
-        before = None if math.isnan(score) else (cost, score)
-    return None
+    reached = np.flatnonzero(scores <= target)
+    if not len(reached):
+        return None
+    last = reached[0]
+    if last == 0 or math.isnan(scores[last - 1]):
+        return float(costs[last])
+    pair = slice(last - 1, last + 1)
+    return float(np.interp(-math.log(target), -np.log(scores[pair]), costs[pair]))
 
 
-def at_cost(costs: Sequence[float] | np.ndarray, scores: Sequence[float] | np.ndarray, cost: float) -> float:
+def at_cost(costs: np.ndarray, scores: np.ndarray, cost: float) -> float:
     """The score at a cost, interpolated as in `reach`; NaN outside the curve."""
-    if len(costs) == 0:
-        return math.nan
     return float(np.exp(np.interp(cost, costs, np.log(scores), left=math.nan, right=math.nan)))

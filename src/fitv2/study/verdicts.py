@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -73,18 +72,12 @@ class Figures:
             points.index = taken.reindex(points.index).to_numpy()
         return points.index.to_numpy(float), points.to_numpy(float)
 
-    @cached_property
-    def failed(self) -> dict[str, set[int]]:
-        """The seeds with which a variant diverged, or makes no finite images at its end."""
-        final = (self.frame["metric"] == "fd") & ~self.frame["condition"].isin([CURVE, TRAINING])
-        rows = self.frame[(self.frame["metric"] == "diverged") | (final & self.frame["value"].isna())]
-        return {str(name): {int(seed) for seed in found} for name, found in rows.groupby("variant")["seed"]}
-
-    def failures(self, variant: str) -> int:
-        return len(self.failed.get(variant, ()))
-
-    def seeds(self, variant: str) -> set[int]:
-        return {int(seed) for seed in self.frame.loc[self.frame["variant"] == variant, "seed"]}
+    def failures(self, variant: str) -> tuple[int, int]:
+        """The number of seeds with which a variant diverged or makes no finite images at its end, and of all seeds."""
+        own = self.frame[self.frame["variant"] == variant]
+        final = (own["metric"] == "fd") & ~own["condition"].isin([CURVE, TRAINING])
+        failed = (own["metric"] == "diverged") | (final & own["value"].isna())
+        return own.loc[failed, "seed"].nunique(), own["seed"].nunique()
 
 
 def judge(study: Study, frame: pd.DataFrame) -> list[Finding]:
@@ -138,7 +131,7 @@ def _difference(study: Study, claim: Claim, measure: Better | Equal, figures: Fi
 def _speed_up(claim: Claim, measure: Faster, figures: Figures) -> Finding:
     """Compares scores where the claim sets them equal; the ratio of costs is shown, and decides nothing."""
     ratios, sooner, missed, bound = [], {}, 0, False
-    for seed in sorted(figures.seeds(measure.of) & figures.seeds(measure.than)):
+    for seed in sorted(figures.frame["seed"].unique()):
         costs, own = figures.curve(measure.of, seed, measure.cost)
         other_costs, others = figures.curve(measure.than, seed, measure.cost)
         if not len(costs) or not len(others) or math.isnan(others[-1]):
@@ -161,26 +154,28 @@ def _speed_up(claim: Claim, measure: Faster, figures: Figures) -> Finding:
 
 
 def _divergence(claim: Claim, measure: Diverges, figures: Figures) -> Finding:
-    own, other = ((figures.failures(name), len(figures.seeds(name))) for name in (measure.of, measure.than))
-    p = math.nan
+    own, other = figures.failures(measure.of), figures.failures(measure.than)
+    p, favours = math.nan, HOLDS if own[0] > other[0] else REFUTED
     if own[1] and other[1]:
-        _, p = stats.fisher_exact([[failed, seeds - failed] for failed, seeds in (own, other)])
+        p = float(np.asarray(stats.fisher_exact([[failed, seeds - failed] for failed, seeds in (own, other)])[1]))
     effect = f"{own[0]} of {own[1]} against {other[0]} of {other[1]}"
-    return Finding(claim, effect, "trainings that failed", float(np.asarray(p)), favours=HOLDS if own[0] > other[0] else REFUTED)
+    return Finding(
+        claim, effect, "trainings that failed", float(np.asarray(p)), favours=HOLDS if own[0] > other[0] else REFUTED
+    )
 
 
 def _without_failures(finding: Finding, figures: Figures) -> Finding:
     """Adds the seeds. The scores of failed trainings would have been worse than any: they favour no variant."""
     failed = {name: figures.failures(name) for name in finding.claim.variants}
-    told = [f", {n} of {len(figures.seeds(name))} of {name} failed" for name, n in failed.items() if n]
-    own, *others = failed.values()
+    told = [f", {n} of {seeds} of {name} failed" for name, (n, seeds) in failed.items() if n]
+    own, *others = (n for n, _ in failed.values())
     seeds = counted(finding.contrast.seeds if finding.contrast else 0, "seed")
     against = own > min(others) if finding.favours == HOLDS else max(others) > own
     return replace(
         finding,
         where=f"{finding.where}, {seeds}{''.join(told)}",
         favours=OPEN if against else finding.favours,
-        p_equal=finding.p_equal if len(set(failed.values())) == 1 else math.nan,
+        p_equal=finding.p_equal if {own} == {*others} else math.nan,
     )
 
 
