@@ -159,9 +159,7 @@ def _divergence(claim: Claim, measure: Diverges, figures: Figures) -> Finding:
     if own[1] and other[1]:
         p = float(np.asarray(stats.fisher_exact([[failed, seeds - failed] for failed, seeds in (own, other)])[1]))
     effect = f"{own[0]} of {own[1]} against {other[0]} of {other[1]}"
-    return Finding(
-        claim, effect, "trainings that failed", float(np.asarray(p)), favours=HOLDS if own[0] > other[0] else REFUTED
-    )
+    return Finding(claim, effect, "trainings that failed", p, favours=favours)
 
 
 def _without_failures(finding: Finding, figures: Figures) -> Finding:
