@@ -33,9 +33,10 @@ PROVENANCE = {"fitv2": "0", "commit": "c0ffee", "torch": "0", "device": "CPU", "
 class MadeUp(Queue):
     """Writes at once what the commands would write; fails with a sentence if it is told to."""
 
-    def __init__(self, folder: Path, **failing: str) -> None:
+    def __init__(self, folder: Path) -> None:
         super().__init__(Table(folder), folder / "work", 1, lambda run: folder / "tiny/sheets")
-        self.failing, self.ran = failing, []
+        self.failing: dict[str, str] = {}
+        self.ran: list[tuple[str, str]] = []
 
     def command(self, words, folder, name):
         self.ran.append((words[0], name))
@@ -46,11 +47,8 @@ class MadeUp(Queue):
 
     def write_training(self, words, folder: Path) -> None:
         settings = dict(word.split("=", 1) for word in words if "=" in word)
-        points = [int(step) for step in json.loads(settings.get("log.export_at", "[]"))]
-        steps = int(settings["training.steps"])
-        line = {"loss": 1, "grad_norm": 1, "images": 3, "tokens": 10, "tokens_per_second": 10, "cpu_seconds": 2}
-        text = "".join(json.dumps({"step": step} | line) + "\n" for step in range(1, steps + 1))
-        (folder / "log.jsonl").write_text(text)
+        points, steps = json.loads(settings.get("log.export_at", "[]")), int(settings["training.steps"])
+        self.write_log(folder, steps, loss=1, grad_norm=1, images=3, tokens=10, tokens_per_second=10, cpu_seconds=2)
         (folder / "provenance.json").write_text(json.dumps([PROVENANCE | {"from_step": 0}]))
         models = {step: folder / f"exports/step-{step:08d}" for step in points} | {steps: folder / "model"}
         for step, model in models.items():
@@ -58,18 +56,25 @@ class MadeUp(Queue):
             (model / "config.json").write_text(json.dumps({"step": step}))
             (model / "model.safetensors").touch()
 
+    def write_log(self, folder: Path, steps: int, **figures: float | None) -> None:
+        lines = [json.dumps({"step": step} | figures) + "\n" for step in range(1, steps + 1)]
+        (folder / "log.jsonl").write_text("".join(lines))
+
     def write_scores(self, words) -> None:
-        options = list(zip(words[2::2], words[3::2], strict=True))
-        given, sizes = dict(options), [value for key, value in options if key == "--size"]
+        given = dict(zip(words[2::2], words[3::2], strict=True))
         stamp = {"reference_sha256": "r" * 64, "extractor_sha256": "e" * 64, "names": {"fd": "FD-garments"}}
         scores = {"fd": 2.0 + int(given["--seed"]) + ("step-00000002" in words[1]), "kid": 0.1, "kid_error": 0.01}
         real = {"fd": 0.5, "fd_range": [0.4, 0.6], "drawn": 20}
-        results = [{"stamp": stamp | {"size": size}, "scores": scores, "real": real} for size in sizes]
+        result = {"stamp": stamp | {"size": given["--size"]}, "scores": scores, "real": real}
         out = Path(given["--out"])
         out.mkdir(parents=True)
-        (out / "result.json").write_text(json.dumps({"versions": {"fitv2": "0"}, "results": results}))
-        for size in sizes:
-            (out / f"sheet-{size}-at-1.png").write_text(size)
+        (out / "result.json").write_text(json.dumps({"versions": {"fitv2": "0"}, "results": [result]}))
+        (out / f"sheet-{given['--size']}-at-1.png").write_text(given["--size"])
+
+
+@pytest.fixture
+def queue(tmp_path) -> MadeUp:
+    return MadeUp(tmp_path)
 
 
 def work_off(queue: MadeUp, **changes) -> tuple[list[Run], list[str]]:
@@ -77,8 +82,7 @@ def work_off(queue: MadeUp, **changes) -> tuple[list[Run], list[str]]:
     return runs, queue.work_off(runs, 1, lambda left: None)
 
 
-def test_every_run_is_trained_and_scored_once(tmp_path):
-    queue = MadeUp(tmp_path)
+def test_every_run_is_trained_and_scored_once(queue, tmp_path):
     runs, failures = work_off(queue)
     assert failures == [] and all(done_of(run, queue.table, queue.work) == 1 for run in runs)
     # A training, its point, and its end: the curve's last point and the final scores.
@@ -88,21 +92,20 @@ def test_every_run_is_trained_and_scored_once(tmp_path):
     assert work_off(again)[1] == [] and again.ran == []
 
 
-def test_a_training_that_studies_share_is_run_once(tmp_path):
-    one, other = MadeUp(tmp_path), MadeUp(tmp_path)
-    runs, _ = work_off(one, evaluation={"points": []}, claims=[])
+def test_a_training_that_studies_share_is_run_once(queue, tmp_path):
+    runs, _ = work_off(queue, evaluation={"points": []}, claims=[])
+    queue.ran.clear()
     # Another study needs a point that the first one did not keep: from scratch, or the point would never come.
     for run in runs:
         (tmp_path / "work" / run.id / "checkpoints/step-00000004").mkdir(parents=True)
         shutil.rmtree(tmp_path / "work" / run.id / "model")
-    other.table = Table(tmp_path)
-    work_off(other)
-    assert [what for what, name in other.ran if name == "FiT, seed 0"] == ["train", "evaluate"]
+    work_off(queue)
+    assert [what for what, name in queue.ran if name == "FiT, seed 0"] == ["train", "evaluate"]
     assert not list((tmp_path / "work").glob("*/checkpoints"))
 
 
-def test_every_row_says_who_trained_and_who_scored(tmp_path):
-    runs, _ = work_off(MadeUp(tmp_path))
+def test_every_row_says_who_trained_and_who_scored(queue, tmp_path):
+    runs, _ = work_off(queue)
     frame = frame_of(runs, Table(tmp_path))
     row = frame[(frame["condition"] == "own") & (frame["metric"] == "kid") & (frame["variant"] == "FiT")].iloc[0]
     assert (row["value"], row["error"], row["n"], row["step"]) == (0.1, 0.01, 40, 4)
@@ -115,30 +118,33 @@ def test_every_row_says_who_trained_and_who_scored(tmp_path):
     assert taken.set_index("step")["value"].to_dict() == {2: 6, 4: 12}
 
 
-def test_a_failure_does_not_stop_the_other_trainings(tmp_path):
-    queue = MadeUp(tmp_path, evaluate="no such file")
+def test_a_failure_does_not_stop_the_other_trainings(queue):
+    queue.failing = {"evaluate": "no such file"}
     _, failures = work_off(queue)
-    assert len(failures) == 4 and "FiT, seed 0 failed: no such file" in failures[0]
-    assert len(queue.table.trainings) == 4
+    assert len(failures) == len(queue.table.trainings) == 4 and "FiT, seed 0 failed: no such file" in failures[0]
 
 
-def test_images_that_are_not_finite_are_a_result(tmp_path):
-    queue = MadeUp(tmp_path, evaluate="an image is not finite (NaN or infinity)")
+def test_images_that_are_not_finite_are_a_result(queue):
+    queue.failing = {"evaluate": "an image is not finite (NaN or infinity)"}
     runs, failures = work_off(queue)
     assert failures == [] and queue.table.frame.query("metric == 'fd'")["value"].isna().all()
     assert all(run.pending(queue.table) == [] for run in runs)
 
 
-def test_a_training_that_diverges_is_a_result(tmp_path):
-    class Diverging(MadeUp):
+def test_a_training_that_diverges_is_a_result_and_one_without_a_model_a_failure(tmp_path):
+    class Forgetful(MadeUp):
         def write_training(self, words, folder):
             super().write_training(words, folder)
-            line = {"step": 1, "grad_norm": None, "images": 1, "tokens": 1, "tokens_per_second": 1, "cpu_seconds": 1}
-            (folder / "log.jsonl").write_text("".join(json.dumps(line | {"step": s}) + "\n" for s in range(1, 100)))
             shutil.rmtree(folder / "model")
+
+    class Diverging(Forgetful):
+        def write_training(self, words, folder):
+            super().write_training(words, folder)
+            self.write_log(folder, 99, grad_norm=None, images=1, tokens=1, tokens_per_second=1, cpu_seconds=1)
             raise CommandFailed("the training has diverged")
 
-    queue = Diverging(tmp_path)
+    assert "no model of step 4" in work_off(Forgetful(tmp_path / "forgetful"))[1][0]
+    queue = Diverging(tmp_path / "diverging")
     runs, failures = work_off(queue, evaluation={"points": []}, claims=TREE["claims"][1:])
     assert failures == [] and all(has_diverged(queue.work / run.id) for run in runs)
     assert (queue.table.frame.query("metric == 'diverged'")["value"] == 1).sum() == 4
@@ -146,17 +152,7 @@ def test_a_training_that_diverges_is_a_result(tmp_path):
     assert Figures(frame_of(runs, queue.table)).failures("FiT") == (2, 2)
 
 
-def test_a_training_without_a_model_is_a_failure(tmp_path):
-    class Forgetful(MadeUp):
-        def write_training(self, words, folder):
-            super().write_training(words, folder)
-            shutil.rmtree(folder / "model")
-
-    assert "no model of step 4" in work_off(Forgetful(tmp_path))[1][0]
-
-
-def test_a_table_survives_kills_and_other_files_are_refused(tmp_path, caplog):
-    queue = MadeUp(tmp_path)
+def test_a_table_survives_kills_and_other_files_are_refused(queue, tmp_path, caplog):
     work_off(queue)
     table, path = queue.table, queue.table.path
     path.write_text(path.read_text() + '{"variant": "Fi')
@@ -169,27 +165,21 @@ def test_a_table_survives_kills_and_other_files_are_refused(tmp_path, caplog):
         Table(tmp_path)
 
 
-def test_a_table_that_an_earlier_version_began_is_continued(tmp_path):
-    """Its trainings have the same identities, and costs under earlier names."""
-    queue = MadeUp(tmp_path)
+def test_a_table_of_an_earlier_version_is_continued(queue, tmp_path):
+    """Its trainings have the same identities, and their costs earlier names."""
     runs, _ = work_off(queue)
-    text = queue.table.path.read_text()
-    for old, new in COSTS.items():
-        text = (
-            text.replace(f'"{new}": ', f'"{old}": ')
-            if new != "images"
-            else text.replace('"images": 120', '"pictures": 120')
-        )
-    assert text.count('"pictures": 120') == 4
-    queue.table.path.write_text(text)
-    old = Table(tmp_path)
-    assert old.trainings == queue.table.trainings and all(run.pending(old) == [] for run in runs)
+    earlier = {new: old for old, new in COSTS.items()}
+    header, *lines = queue.table.path.read_text().splitlines()
+    lines = [json.dumps({earlier.get(key, key): value for key, value in json.loads(line).items()}) for line in lines]
+    queue.table.path.write_text("\n".join([header, *lines, ""]))
+    table = Table(tmp_path)
+    assert sum('"pictures_per_step"' in line for line in lines) == 4 and table.trainings == queue.table.trainings
+    assert all(run.pending(table) == [] for run in runs)
 
 
-def test_a_page_has_answer_claims_scores_and_images(tmp_path):
+def test_a_page_has_answer_claims_scores_and_images(queue, tmp_path):
     claim(tmp_path / "tiny", "A title")
     conditions = {"own": {"guidance": 1}, "small": {"guidance": 1, "size": "12x12"}}
-    queue = MadeUp(tmp_path)
     runs, _ = work_off(queue, change="More seeds.", evaluation={"conditions": conditions})
     report = Report("tiny", runs[0].study, queue.table)
     write_report(report, tmp_path / "tiny")
@@ -211,8 +201,8 @@ def test_a_page_has_answer_claims_scores_and_images(tmp_path):
         assert precious.read_text() == "precious"
 
 
-def test_the_time_left_follows_the_fraction_that_is_done(tmp_path, monkeypatch):
-    queue = MadeUp(tmp_path, evaluate="not yet")
+def test_the_time_left_follows_the_fraction_that_is_done(queue, monkeypatch):
+    queue.failing = {"evaluate": "not yet"}
     runs, _ = work_off(queue)
     clock = Clock(runs, queue.table, queue.work)
     assert clock.left()[1] is None and 0.01 < clock.left()[0] < 1
