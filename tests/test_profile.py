@@ -17,6 +17,7 @@ from fitv2 import FiT, FiTConfig, TokenBatch, preset
 from fitv2.checkpoints.model_folder import save_pretrained
 from fitv2.model.dit import build_dit
 from fitv2.model.presets import PRESETS
+from fitv2.profiling import measure as measuring
 from fitv2.profiling.formula import parameters
 from fitv2.profiling.profile import TABLE_1, Case, Cost, Subject, cost_of, measure
 from tiny import CLASSES, CONFIG, tiny_autoencoder
@@ -32,6 +33,12 @@ PUBLISHED = {
     "FiTv2-XL/2": (671, 147, True),
     "FiTv2-3B/2": (3000, 653, True),
 }
+
+
+@pytest.fixture(autouse=True)
+def small_products(monkeypatch):
+    """Products of the real size take half a minute in bfloat16 on an older CPU."""
+    monkeypatch.setitem(measuring.PEAK_SIDE, "cpu", 64)
 
 
 def case_of(name: str, side: int = 256, batch: int = 1) -> Case:
