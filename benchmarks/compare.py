@@ -46,7 +46,10 @@ def measure(name: str, build: Build, device: torch.device, repeats: int, bar: Pr
     gc.collect()  # Compiled blocks refer to themselves: those of the last part would stay in memory for a while.
     task = bar.add_task(name, total=None)
     part = build(device)
-    products = [product(precision, device) for precision in PRECISIONS]
+    products = []
+    for precision, dtype in PRECISIONS.items():
+        work, flops = matrix_product(dtype, device)
+        products.append(Contender(f"matrix product, {precision}", work, 0, 0, flops, precision))
     everyone = [*products, *part.contenders]
     bar.update(task, total=(repeats + 2) * len(everyone))
     seconds = in_turn({one.name: one.work for one in everyone}, repeats, partial(bar.advance, task))
@@ -67,16 +70,10 @@ def measure(name: str, build: Build, device: torch.device, repeats: int, bar: Pr
     )
 
 
-def product(precision: str, device: torch.device) -> Contender:
-    """The peak of this device: useful operations and nothing else."""
-    work, flops = matrix_product(PRECISIONS[precision], device)
-    return Contender(f"matrix product, {precision}", work, images=0, tokens=0, flops=flops, precision=precision)
-
-
 # Blocks that the compiler gives up on would run eagerly and still be called compiled.
 @compiler.patch(fail_on_recompile_limit_hit=True)
 def compare(parts: Mapping[str, Build], device: torch.device, repeats: int, out: Path) -> Results:
-    """Builds and measures one part after another. What there is so far is stored after each."""
+    """Builds and measures one part after another, and stores the results so far after each."""
     now = machine(device)
     results = Results(machine=now, parts=kept_parts(out, now))
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
@@ -85,13 +82,13 @@ def compare(parts: Mapping[str, Build], device: torch.device, repeats: int, out:
             measured = measure(name, build, device, repeats, bar)
             found = {part.name: part for part in results.parts} | {name: measured}
             results = results.model_copy(update={"parts": [found[part] for part in PARTS if part in found]})
-            store(results, out)
+            write_text(out / "results.json", results.model_dump_json(indent=1) + "\n")
     write_pages(results, out)
     return results
 
 
 def kept_parts(out: Path, now: dict[str, str]) -> list[MeasuredPart]:
-    """The parts that are stored already, of the same day, device and software; others would not compare."""
+    """The stored parts of the same day, device and software; others would not be comparable."""
     file = out / "results.json"
     if not file.exists():
         return []
@@ -104,7 +101,7 @@ def kept_parts(out: Path, now: dict[str, str]) -> list[MeasuredPart]:
 
 
 def read_results(file: Path) -> Results:
-    """Ends the command with a sentence where the file is damaged or not there."""
+    """Ends the command with a sentence if the file is damaged or missing."""
     try:
         return Results.model_validate_json(file.read_text())
     except (OSError, ValueError) as error:
@@ -112,7 +109,7 @@ def read_results(file: Path) -> Results:
 
 
 def machine(device: torch.device) -> dict[str, str]:
-    """What was measured, on what, and when."""
+    """The device, the software and the date of the measurement."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     versions = [f"{package} {version(package)}" for package in ("fitv2", "torch", "diffusers")]
     software = ", ".join([*versions, f"Python {platform.python_version()}"])
@@ -120,7 +117,7 @@ def machine(device: torch.device) -> dict[str, str]:
 
 
 def processor() -> str:
-    """The CPU's own name where Linux tells it, its instructions and the threads in use."""
+    """The CPU's name if Linux knows it, its instructions and the threads in use."""
     table = Path("/proc/cpuinfo")
     lines = table.read_text().splitlines() if table.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -128,12 +125,8 @@ def processor() -> str:
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}, threads: {torch.get_num_threads()}"
 
 
-def store(results: Results, out: Path) -> None:
-    write_text(out / "results.json", results.model_dump_json(indent=1) + "\n")
-
-
 def write_pages(results: Results, out: Path) -> None:
-    """What follows from results.json: the page with the tables, and the plots."""
+    """Writes the page with the tables, and the plots."""
     write_text(out / "README.md", markdown(results))
     save_plots(results, out)
 

@@ -1,8 +1,8 @@
-"""Who takes part: the same weights on the same images in several layouts, and what is timed of them.
+"""The contenders: the same weights on the same images in several layouts, and the work that is timed.
 
-A layout holds a network and inputs ready for it. `velocity` runs the network and answers in the layout's own shape,
-`tokens`, of those that take mixed images, brings that to (T, C), and `loss` is the flow-matching loss: per image the
-mean over its own tokens, then the mean over images.
+A layout holds a network and inputs for it. `velocity` runs the network and returns the layout's own shape, `tokens`
+brings that to (T, C) in layouts for mixed images, and `loss` is the flow-matching loss: per image the mean over its own
+tokens, then the mean over images.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def random_example(config: FiTConfig, sizes: Sequence[tuple[int, int]], device: 
 
 
 def random_model(config: FiTConfig, device: torch.device) -> FiT:
-    """The same weights at every call, none of them zero: a new model answers zero whatever it is asked."""
+    """The same weights at every call, none of them zero: a new model predicts zero for every input."""
     torch.manual_seed(seed_of(Purpose.MEASURING))
     model = FiT(config)
     for weight in model.parameters():
@@ -94,9 +94,7 @@ class Packed:
 
 
 class Padded:
-    """The same weights over (B, L, D) and a mask; padding and the rotation tables are made beforehand, and cost it
-    nothing.
-    """
+    """The same weights over (B, L, D) and a mask; padding and rotation tables are made before the clock starts."""
 
     def __init__(self, model: FiT, example: Example) -> None:
         self.network, self.example = PaddedFiT(model), example
@@ -118,9 +116,7 @@ class Padded:
 
 
 class Squares:
-    """diffusers' DiT of the same width over `images` squares of 16x16 tokens. It takes one square size only, so this
-    is other work: it has its own operations.
-    """
+    """diffusers' DiT of the same width over `images` squares of 16x16 tokens, which has its own FLOPs."""
 
     def __init__(self, config: FiTConfig, layers: int, images: int, device: torch.device) -> None:
         sizes = {name: getattr(config, name) for name in ("width", "heads", "patch_size", "in_channels", "num_classes")}
@@ -146,7 +142,7 @@ class Squares:
 
 
 class Forward:
-    """One forward of each layout, without gradients. autocast: for weights that are not in bfloat16 themselves."""
+    """A forward pass of each layout, without gradients. autocast: for weights that are not in bfloat16 themselves."""
 
     def __init__(self, layouts: Sequence[Layout], device: torch.device, autocast: bool) -> None:
         self.layouts, self.device, self.autocast = layouts, device, autocast
@@ -178,9 +174,9 @@ class TrainingSteps:
 
 @dataclass(frozen=True)
 class Contender:
-    """What is timed, and what one call of it is worth: images, tokens and useful operations, without padding.
+    """The work that is timed, and the images, tokens and useful FLOPs of one call, without padding.
 
-    short: a work of as much memory in less time, because records of memory grow with the time; None: the work itself.
+    short: work of the same memory in less time, because records of memory grow with the time; None: the work itself.
     """
 
     name: str
@@ -193,7 +189,7 @@ class Contender:
 
 
 def of_lengths(name: str, work: Work, config: FiTConfig, lengths: Sequence[int], forwards: int = 1) -> Contender:
-    """A contender whose work is worth that many forwards over images of these token counts."""
+    """A contender whose work is worth that many forward passes over images of these token counts."""
     return Contender(name, work, len(lengths), sum(lengths), forwards * forward_flops(config, lengths))
 
 

@@ -27,7 +27,7 @@ from fitv2.build import build_dataset, build_model_config
 from fitv2.checkpoints.model_folder import load_pretrained
 from fitv2.config import load_recipe
 from fitv2.data.dataset import Dataset
-from fitv2.data.loader import PackLoader, Position
+from fitv2.data.loader import DataCursor, PackLoader
 from fitv2.model.compute import lay_out_by_input
 from fitv2.profiling.formula import forward_flops
 from fitv2.profiling.profile import PASSES_OF_A_STEP
@@ -115,7 +115,7 @@ def fashion(device: torch.device, *overrides: str) -> Part:
 def packs(dataset: Dataset, budget: int, number: int, device: torch.device) -> list[Example]:
     """The first packs of a training."""
     torch.manual_seed(seed_of(Purpose.MEASURING))
-    stream = PackLoader(dataset, budget).steps(Position())
+    stream = PackLoader(dataset, budget).steps(DataCursor())
     examples = [Example.of(*next(stream).packs[0], device) for _ in range(number)]
     stream.close()
     return examples

@@ -15,8 +15,8 @@ class Stored(BaseModel):
 
 
 class Measurement(Stored):
-    """seconds: of each turn. images, tokens, flops: of one turn, padding counted in none of them. bytes: the most
-    memory of a turn beyond what was there before. precision: of its products, "bf16" or "float32".
+    """seconds: of each turn. images, tokens, flops: of one turn, without padding. bytes: the peak memory of a turn
+    beyond what was there before. precision: of its products, "bf16" or "float32".
     """
 
     name: str
@@ -36,8 +36,8 @@ class Measurement(Stored):
 
 
 class MeasuredPart(Stored):
-    """Works that took turns. products: the matrix products among them, by precision. base: whom the others are
-    compared with, by its `unit`s per second. commit: of the code.
+    """Works that took turns. products: the matrix products among them, by precision. base: the measurement that the
+    others are compared with, in `unit`s per second. commit: of the code.
     """
 
     name: str
@@ -55,7 +55,7 @@ class MeasuredPart(Stored):
         return median_ratio(measured.rates(self.unit), base.rates(self.unit))
 
     def share_of_peak(self, measured: Measurement) -> float:
-        """Useful operations per second, as a share of those of the matrix product in the same turn."""
+        """Useful FLOPs per second, as a fraction of those of the matrix product in the same turn."""
         return median_ratio(measured.rates("flops"), self.products[measured.precision].rates("flops"))
 
 

@@ -13,10 +13,11 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+from fitv2.legacy import COSTS
 from fitv2.provenance import code_commit
 from fitv2.study.definition import build_study
 from fitv2.study.outputs import has_diverged
-from fitv2.study.queue import Clock, CommandFailed, Commands, Queue, done_of
+from fitv2.study.queue import Clock, CommandFailed, Queue, done_of
 from fitv2.study.report import MARK, Report, claim, write_overview, write_report
 from fitv2.study.results import REAL, Table
 from fitv2.study.runs import Run, frame_of, runs_of
@@ -29,27 +30,25 @@ from tiny import command_line, process, trainer
 PROVENANCE = {"fitv2": "0", "commit": "c0ffee", "torch": "0", "device": "CPU", "threads": 1}
 
 
-class MadeUp(Commands):
-    """Writes at once what the commands would; fails, says and diverges as it is told."""
+class MadeUp(Queue):
+    """Writes at once what the commands would write; fails with a sentence if it is told to."""
 
-    def __init__(self, **failing: str) -> None:
-        super().__init__(1)
-        self.failing, self.ran = failing, []
+    def __init__(self, folder: Path) -> None:
+        super().__init__(Table(folder), folder / "work", 1, lambda run: folder / "tiny/sheets")
+        self.failing: dict[str, str] = {}
+        self.ran: list[tuple[str, str]] = []
 
-    def run(self, words, folder, name):
+    def command(self, words, folder, name):
         self.ran.append((words[0], name))
         folder.mkdir(parents=True, exist_ok=True)
         if said := self.failing.get(words[0]):
-            raise CommandFailed(name, folder / "output.txt", said)
-        self.train(words, folder) if words[0] == "train" else self.evaluate(words)
+            raise CommandFailed(f"{name} failed: {said}")
+        self.write_training(words, folder) if words[0] == "train" else self.write_scores(words)
 
-    def train(self, words, folder: Path) -> None:
+    def write_training(self, words, folder: Path) -> None:
         settings = dict(word.split("=", 1) for word in words if "=" in word)
-        points = [int(step) for step in json.loads(settings.get("log.export_at", "[]"))]
-        steps = int(settings["training.steps"])
-        line = {"loss": 1, "grad_norm": 1, "images": 3, "tokens": 10, "tokens_per_second": 10, "cpu_seconds": 2}
-        text = "".join(json.dumps({"step": step} | line) + "\n" for step in range(1, steps + 1))
-        (folder / "log.jsonl").write_text(text)
+        points, steps = json.loads(settings.get("log.export_at", "[]")), int(settings["training.steps"])
+        self.write_log(folder, steps, loss=1, grad_norm=1, images=3, tokens=10, tokens_per_second=10, cpu_seconds=2)
         (folder / "provenance.json").write_text(json.dumps([PROVENANCE | {"from_step": 0}]))
         models = {step: folder / f"exports/step-{step:08d}" for step in points} | {steps: folder / "model"}
         for step, model in models.items():
@@ -57,53 +56,56 @@ class MadeUp(Commands):
             (model / "config.json").write_text(json.dumps({"step": step}))
             (model / "model.safetensors").touch()
 
-    def evaluate(self, words) -> None:
+    def write_log(self, folder: Path, steps: int, **figures: float | None) -> None:
+        lines = [json.dumps({"step": step} | figures) + "\n" for step in range(1, steps + 1)]
+        (folder / "log.jsonl").write_text("".join(lines))
+
+    def write_scores(self, words) -> None:
         given = dict(zip(words[2::2], words[3::2], strict=True))
-        sizes = [value for key, value in zip(words[2::2], words[3::2], strict=True) if key == "--size"]
         stamp = {"reference_sha256": "r" * 64, "extractor_sha256": "e" * 64, "names": {"fd": "FD-garments"}}
         scores = {"fd": 2.0 + int(given["--seed"]) + ("step-00000002" in words[1]), "kid": 0.1, "kid_error": 0.01}
         real = {"fd": 0.5, "fd_range": [0.4, 0.6], "drawn": 20}
-        results = [{"stamp": stamp | {"size": size}, "scores": scores, "real": real} for size in sizes]
+        result = {"stamp": stamp | {"size": given["--size"]}, "scores": scores, "real": real}
         out = Path(given["--out"])
         out.mkdir(parents=True)
-        (out / "result.json").write_text(json.dumps({"versions": {"fitv2": "0"}, "results": results}))
-        for size in sizes:
-            (out / f"sheet-{size}-at-1.png").write_text(size)
+        (out / "result.json").write_text(json.dumps({"versions": {"fitv2": "0"}, "results": [result]}))
+        (out / f"sheet-{given['--size']}-at-1.png").write_text(given["--size"])
 
 
-def work_off(folder: Path, commands: Commands, **changes) -> tuple[Table, list[Run], list[str]]:
-    study = build_study(tree(**changes), "tiny")
-    table = Table(folder)
-    runs = runs_of(study, table)
-    queue = Queue(table, folder / "work", commands, lambda run: folder / "tiny/sheets")
-    return table, runs, queue.work_off(runs, 1, lambda left: None)
+@pytest.fixture
+def queue(tmp_path) -> MadeUp:
+    return MadeUp(tmp_path)
 
 
-def test_every_run_is_trained_and_scored_once(tmp_path):
-    commands = MadeUp()
-    table, runs, failures = work_off(tmp_path, commands)
-    assert failures == [] and all(done_of(run, table, tmp_path / "work") == 1 for run in runs)
+def work_off(queue: MadeUp, **changes) -> tuple[list[Run], list[str]]:
+    runs = runs_of(build_study(tree(**changes), "tiny"), queue.table)
+    return runs, queue.work_off(runs, 1, lambda left: None)
+
+
+def test_every_run_is_trained_and_scored_once(queue, tmp_path):
+    runs, failures = work_off(queue)
+    assert failures == [] and all(done_of(run, queue.table, queue.work) == 1 for run in runs)
     # A training, its point, and its end: the curve's last point and the final scores.
-    assert [what for what, name in commands.ran if name == "FiT, seed 0"] == ["train", *["evaluate"] * 3]
-    again = MadeUp()
+    assert [what for what, name in queue.ran if name == "FiT, seed 0"] == ["train", *["evaluate"] * 3]
     shutil.rmtree(tmp_path / "work")  # As on another machine, which has the table alone.
-    assert work_off(tmp_path, again)[2] == [] and again.ran == []
+    again = MadeUp(tmp_path)
+    assert work_off(again)[1] == [] and again.ran == []
 
 
-def test_a_training_that_studies_share_is_run_once(tmp_path):
-    one, other = MadeUp(), MadeUp()
-    _, runs, _ = work_off(tmp_path, one, evaluation={"points": []}, claims=[])
+def test_a_training_that_studies_share_is_run_once(queue, tmp_path):
+    runs, _ = work_off(queue, evaluation={"points": []}, claims=[])
+    queue.ran.clear()
     # Another study needs a point that the first one did not keep: from scratch, or the point would never come.
     for run in runs:
         (tmp_path / "work" / run.id / "checkpoints/step-00000004").mkdir(parents=True)
         shutil.rmtree(tmp_path / "work" / run.id / "model")
-    work_off(tmp_path, other)
-    assert [what for what, name in other.ran if name == "FiT, seed 0"] == ["train", "evaluate"]
+    work_off(queue)
+    assert [what for what, name in queue.ran if name == "FiT, seed 0"] == ["train", "evaluate"]
     assert not list((tmp_path / "work").glob("*/checkpoints"))
 
 
-def test_every_row_says_who_trained_and_who_scored(tmp_path):
-    _, runs, _ = work_off(tmp_path, MadeUp())
+def test_every_row_says_who_trained_and_who_scored(queue, tmp_path):
+    runs, _ = work_off(queue)
     frame = frame_of(runs, Table(tmp_path))
     row = frame[(frame["condition"] == "own") & (frame["metric"] == "kid") & (frame["variant"] == "FiT")].iloc[0]
     assert (row["value"], row["error"], row["n"], row["step"]) == (0.1, 0.01, 40, 4)
@@ -116,60 +118,70 @@ def test_every_row_says_who_trained_and_who_scored(tmp_path):
     assert taken.set_index("step")["value"].to_dict() == {2: 6, 4: 12}
 
 
-def test_what_fails_does_not_stop_the_others(tmp_path):
-    table, _, failures = work_off(tmp_path, MadeUp(evaluate="no such file"))
-    assert len(failures) == 4 and "FiT, seed 0 failed: no such file" in failures[0]
-    assert len(table.trainings) == 4
+def test_a_failure_does_not_stop_the_other_trainings(queue):
+    queue.failing = {"evaluate": "no such file"}
+    _, failures = work_off(queue)
+    assert len(failures) == len(queue.table.trainings) == 4 and "FiT, seed 0 failed: no such file" in failures[0]
 
 
-def test_images_that_are_not_finite_are_a_result(tmp_path):
-    table, runs, failures = work_off(tmp_path, MadeUp(evaluate="an image is not finite (NaN or infinity)"))
-    assert failures == [] and table.frame.query("metric == 'fd'")["value"].isna().all()
-    assert all(run.pending(table) == [] for run in runs)
+def test_images_that_are_not_finite_are_a_result(queue):
+    queue.failing = {"evaluate": "an image is not finite (NaN or infinity)"}
+    runs, failures = work_off(queue)
+    assert failures == [] and queue.table.frame.query("metric == 'fd'")["value"].isna().all()
+    assert all(run.pending(queue.table) == [] for run in runs)
 
 
-def test_a_training_that_diverges_is_a_result(tmp_path):
-    class Diverging(MadeUp):
-        def train(self, words, folder):
-            super().train(words, folder)
-            line = {"step": 1, "grad_norm": None, "images": 1, "tokens": 1, "tokens_per_second": 1, "cpu_seconds": 1}
-            (folder / "log.jsonl").write_text("".join(json.dumps(line | {"step": s}) + "\n" for s in range(1, 100)))
-            shutil.rmtree(folder / "model")
-            raise CommandFailed("it", folder, "the training has diverged")
-
-    table, runs, failures = work_off(tmp_path, Diverging(), evaluation={"points": []}, claims=TREE["claims"][1:])
-    assert failures == [] and all(has_diverged(tmp_path / "work" / run.id) for run in runs)
-    assert (table.frame.query("metric == 'diverged'")["value"] == 1).sum() == 4
-    assert all(run.pending(table) == [] for run in runs) and Figures(frame_of(runs, table)).failures("FiT") == 2
-
-
-def test_a_training_without_a_model_is_a_failure(tmp_path):
+def test_a_training_that_diverges_is_a_result_and_one_without_a_model_a_failure(tmp_path):
     class Forgetful(MadeUp):
-        def train(self, words, folder):
-            super().train(words, folder)
+        def write_training(self, words, folder):
+            super().write_training(words, folder)
             shutil.rmtree(folder / "model")
 
-    assert "no model of step 4" in work_off(tmp_path, Forgetful())[2][0]
+    class Diverging(Forgetful):
+        def write_training(self, words, folder):
+            super().write_training(words, folder)
+            self.write_log(folder, 99, grad_norm=None, images=1, tokens=1, tokens_per_second=1, cpu_seconds=1)
+            raise CommandFailed("the training has diverged")
+
+    assert "no model of step 4" in work_off(Forgetful(tmp_path / "forgetful"))[1][0]
+    queue = Diverging(tmp_path / "diverging")
+    runs, failures = work_off(queue, evaluation={"points": []}, claims=TREE["claims"][1:])
+    assert failures == [] and all(has_diverged(queue.work / run.id) for run in runs)
+    assert (queue.table.frame.query("metric == 'diverged'")["value"] == 1).sum() == 4
+    assert all(run.pending(queue.table) == [] for run in runs)
+    assert Figures(frame_of(runs, queue.table)).failures("FiT") == (2, 2)
 
 
-def test_a_table_survives_kills_and_refuses_what_is_none(tmp_path, caplog):
-    table, _, _ = work_off(tmp_path, MadeUp())
-    whole = table.path.read_text()
-    table.path.write_text(whole + '{"variant": "Fi')
+def test_a_table_survives_kills_and_other_files_are_refused(queue, tmp_path, caplog):
+    work_off(queue)
+    table, path = queue.table, queue.table.path
+    path.write_text(path.read_text() + '{"variant": "Fi')
     again = Table(tmp_path)
     assert len(again.rows) == len(table.rows) and "damaged" in caplog.text
     again.append([table.rows[0]])
     assert len(Table(tmp_path).frame) == len(table.rows)  # The same row twice, as after a merge, is one.
-    table.path.write_text("precious")
+    path.write_text("precious")
     with pytest.raises(ValueError, match="no table"):
         Table(tmp_path)
 
 
-def test_a_page_has_answer_claims_scores_and_images(tmp_path):
+def test_a_table_of_an_earlier_version_is_continued(queue, tmp_path):
+    """Its trainings have the same identities, and their costs earlier names."""
+    runs, _ = work_off(queue)
+    earlier = {new: old for old, new in COSTS.items()}
+    header, *lines = queue.table.path.read_text().splitlines()
+    lines = [json.dumps({earlier.get(key, key): value for key, value in json.loads(line).items()}) for line in lines]
+    queue.table.path.write_text("\n".join([header, *lines, ""]))
+    table = Table(tmp_path)
+    assert sum('"pictures_per_step"' in line for line in lines) == 4 and table.trainings == queue.table.trainings
+    assert all(run.pending(table) == [] for run in runs)
+
+
+def test_a_page_has_answer_claims_scores_and_images(queue, tmp_path):
     claim(tmp_path / "tiny", "A title")
     conditions = {"own": {"guidance": 1}, "small": {"guidance": 1, "size": "12x12"}}
-    table, runs, _ = work_off(tmp_path, MadeUp(), change="More seeds.", evaluation={"conditions": conditions})
-    report = Report("tiny", runs[0].study, table)
+    runs, _ = work_off(queue, change="More seeds.", evaluation={"conditions": conditions})
+    report = Report("tiny", runs[0].study, queue.table)
     write_report(report, tmp_path / "tiny")
     page = (tmp_path / "tiny/README.md").read_text()
     assert page.startswith(MARK) and all(x in page for x in ("A question?", "More seeds.", "small:", "c0ffee"))
@@ -179,26 +191,24 @@ def test_a_page_has_answer_claims_scores_and_images(tmp_path):
     write_overview([report, Report("empty", build_study(tree(title="Later"), "x"), Table(tmp_path / "none"))], tmp_path)
     overview = (tmp_path / "README.md").read_text()
     assert "[A title](tiny/README.md)" in overview and "has not been run" in overview
+    # No file is overwritten that no study wrote.
+    for name in ("README.md", "forest.png", "sheets/a.png"):
+        precious = tmp_path / name[0] / name
+        precious.parent.mkdir(parents=True)
+        precious.write_text("precious")
+        with pytest.raises(ValueError, match="overwritten"):
+            write_report(report, tmp_path / name[0])
+        assert precious.read_text() == "precious"
 
 
-@pytest.mark.parametrize("name", ["README.md", "forest.png", "sheets/a.png"])
-def test_no_file_is_overwritten_that_no_study_wrote(tmp_path, name):
-    table, runs, _ = work_off(tmp_path, MadeUp())
-    precious = tmp_path / "mine" / name
-    precious.parent.mkdir(parents=True)
-    precious.write_text("precious")
-    with pytest.raises(ValueError, match="overwritten"):
-        write_report(Report("tiny", runs[0].study, table), tmp_path / "mine")
-    assert precious.read_text() == "precious"
-
-
-def test_the_time_left_follows_what_is_done(tmp_path, monkeypatch):
-    table, runs, _ = work_off(tmp_path, MadeUp(evaluate="not yet"))
-    clock = Clock(runs, table, tmp_path / "work")
+def test_the_time_left_follows_the_fraction_that_is_done(queue, monkeypatch):
+    queue.failing = {"evaluate": "not yet"}
+    runs, _ = work_off(queue)
+    clock = Clock(runs, queue.table, queue.work)
     assert clock.left()[1] is None and 0.01 < clock.left()[0] < 1
     monkeypatch.setattr("fitv2.study.queue.time", SimpleNamespace(monotonic=lambda: clock.start + 60))
-    work_off(tmp_path, MadeUp())
-    clock.table = Table(tmp_path)
+    queue.failing = {}
+    work_off(queue)
     assert clock.left() == (pytest.approx(1), pytest.approx(0))
 
 

@@ -25,15 +25,11 @@ def test_every_shipped_study_can_be_run(name):
     assert max(sizes) < 1.25 * min(sizes)
 
 
-def test_variants_see_as_many_images_in_a_step():
-    costs = {variant: Run(load_study("versus-sit"), variant, 0).costs for variant in ("SiT", "FiTv2")}
-    assert costs["SiT"]["images_per_step"] == pytest.approx(costs["FiTv2"]["images_per_step"], rel=0.03)
-
-
-def test_full_adaln_is_compared_at_equal_parameters():
-    study = load_study("ablation")
-    of = [Run(study, variant, 0).costs["parameters"] for variant in ("FiTv2", "full-adaln-narrow")]
-    assert of[0] == pytest.approx(of[1], rel=0.006)
+def test_variants_are_compared_at_equal_cost():
+    costs = [Run(load_study("versus-sit"), variant, 0).costs["images_per_step"] for variant in ("SiT", "FiTv2")]
+    assert costs[0] == pytest.approx(costs[1], rel=0.03)
+    costs = [Run(load_study("ablation"), v, 0).costs["parameters"] for v in ("FiTv2", "full-adaln-narrow")]
+    assert costs[0] == pytest.approx(costs[1], rel=0.006)
 
 
 def test_shipped_studies_share_their_trainings():
@@ -47,15 +43,12 @@ def test_a_training_is_known_by_its_settings_and_its_data():
     def id_of(**changes) -> str:
         return Run(build_study(tree(**changes), "tiny"), "FiTv2", 0).id
 
+    def with_setting(key: str, value: object) -> str:
+        return id_of(set=TREE["set"] | {key: value})
+
     one = id_of()
-    assert (
-        one
-        == id_of(seeds=5)
-        == id_of(evaluation={"points": [1, 2]})
-        == id_of(set=TREE["set"] | {"training.max_grad_norm": 1})
-    )
-    assert one != id_of(set=TREE["set"] | {"training.max_grad_norm": 0.5})
-    assert one != id_of(set=TREE["set"] | {"data.preprocessing": "crop"})
+    assert {one} == {id_of(seeds=5), id_of(evaluation={"points": [1, 2]}), with_setting("training.max_grad_norm", 1)}
+    assert one not in (with_setting("training.max_grad_norm", 0.5), with_setting("data.preprocessing", "crop"))
 
 
 def test_an_earlier_version_with_fewer_settings_trained_the_same(tmp_path):
@@ -65,9 +58,9 @@ def test_an_earlier_version_with_fewer_settings_trained_the_same(tmp_path):
     other = settings | {"training": settings["training"] | {"max_grad_norm": 0.5}}
     for known, told in (("other", other), ("fewer", fewer)):
         table.append([{"kind": "training", "run": known} | run.identity | {"settings": told}])
-    assert run.recorded(table) == "fewer"
+    assert table.run_of(run.id) == "fewer"
     table.append([{"kind": "training", "run": run.id} | run.identity])
-    assert run.recorded(table) == run.id
+    assert table.run_of(run.id) == run.id
 
 
 def test_a_trial_shortens_trainings_and_scores():
@@ -88,7 +81,7 @@ def test_the_best_value_of_a_tuned_setting_is_taken(tmp_path):
     assert [(run.variant, run.seed, run.tuned) for run in trials] == [("FiT", 1000, v) for v in tuning["values"]]
     assert runs_of(study, table, only=["FiTv2"])[0].variant == "FiT"
     for run, value in zip(trials, (3.0, 2.0, None), strict=True):
-        (scoring,) = run.scorings()
+        (scoring,) = run.scorings
         row = {"run": run.id, "step": scoring.step, "scoring": run.scoring_id(scoring), "metric": "fd"}
         table.append([row | {"variant": "FiT", "seed": run.seed, "value": value}])
     runs = runs_of(study, table)

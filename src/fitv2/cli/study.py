@@ -181,12 +181,12 @@ def perform(
     from ..atomic import write_text
     from ..cores import available_cores
     from ..locks import locked
-    from ..study.queue import Clock, Commands, Queue
+    from ..study.queue import Clock, Queue
     from ..study.report import SHEETS, claim
     from ..training.sigterm import signal_of, sigterm_interrupts
 
     sheets = {id(one.study): one.folder / SHEETS for one in chosen}
-    queue = Queue(table, work, Commands(max(1, available_cores() // jobs)), lambda run: sheets[id(run.study)])
+    queue = Queue(table, work, max(1, available_cores() // jobs), lambda run: sheets[id(run.study)])
     failures: list[str] = []
     with locked(table.path.parent, "a study"):
         for one in chosen:

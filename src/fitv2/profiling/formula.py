@@ -65,14 +65,8 @@ def training_bytes(
     That is weights and their average in float32, gradients and two AdamW moments of what is trained, autocast's copies
     of the weights, and the activations that the backward pass needs.
 
-    Args:
-        config: The network.
-        tokens: The tokens of the step.
-        activation_checkpointing: Whether blocks are recomputed in the backward pass.
-        precision: "bf16" for autocast, or "fp32".
-        trained: The fraction of the parameters that is trained.
-        shards: The number of devices over which everything but autocast's copies is sharded; each device then holds
-            the copies of two blocks at a time.
+    trained is the fraction of the parameters that is trained. shards is the number of devices over which everything
+    but autocast's copies is sharded; each device then holds the copies of two blocks at a time.
     """
     weights, copies = parameters(config), 2 if precision == "bf16" else 0
     if shards > 1:
@@ -93,10 +87,7 @@ def activation_bytes(
 def forward_bytes(config: NetworkConfig, tokens: int, precision: Precision = "fp32") -> int:
     """Estimates the memory of a forward pass in inference beyond the weights, in bytes.
 
-    Args:
-        config: The network.
-        tokens: The tokens of the pass.
-        precision: Of weights and products; the residual stream is always float32.
+    precision is that of weights and products; the residual stream is always float32.
     """
     live = LIVE_BYTES_OF_GRIDS if config.fixed_grid else LIVE_BYTES
     return tokens * config.width * live[precision]

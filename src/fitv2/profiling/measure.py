@@ -18,28 +18,22 @@ PEAK_SIDE = {"cpu": 2048, "cuda": 8192, "xpu": 8192, "mps": 4096}
 def in_turn(
     works: Mapping[str, Work], repeats: int = 5, done: Callable[[int], None] | None = None
 ) -> dict[str, list[float]]:
-    """Wall seconds of every work, `repeats` times after one warm-up each.
+    """Returns the wall seconds of every work, `repeats` times after one warm-up each; done: gets 1 after each run.
 
     The works take turns: a machine whose speed drifts is unfair to none, and the ratio of two is taken turn by turn.
-    done: gets 1 after each run.
     """
     taken: dict[str, list[float]] = {name: [] for name in works}
     for turn in range(repeats + 1):
         for name, work in works.items():
             start = time.perf_counter()
             work()
-            synchronize()
+            if torch.accelerator.is_available():  # A GPU returns before it has done its work.
+                torch.accelerator.synchronize()
             if turn:
                 taken[name].append(time.perf_counter() - start)
             if done is not None:
                 done(1)
     return taken
-
-
-def synchronize() -> None:
-    """Waits until a GPU has done what it was given."""
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
 
 
 def matrix_product(dtype: torch.dtype, device: torch.device) -> tuple[Work, int]:
@@ -50,7 +44,7 @@ def matrix_product(dtype: torch.dtype, device: torch.device) -> tuple[Work, int]
 
 
 def most_bytes(work: Work, device: torch.device) -> int:
-    """The most memory that `work` holds at a time beyond what is there before, in tensors of torch's allocator."""
+    """Returns the peak memory of `work` in bytes, in tensors of torch's allocator, beyond what is there before."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)

@@ -14,34 +14,33 @@ from .profile import Pass, Profile
 
 
 def panels(profiles: Sequence[Profile]) -> list[Panel]:
-    """One of the formulas; of what was measured seconds, tokens a second and the share of the peak."""
+    """One of the formulas; of what was measured seconds, tokens a second and the fraction of the peak."""
     measured = [profile for profile in profiles if profile.measured]
     drawn = [scales(profiles)]
     if measured:
         drawn += [
             over_tokens(measured, "seconds", lambda run: run.seconds, logarithmic=True),
             over_tokens(measured, "tokens a second", lambda run: run.tokens_per_second, logarithmic=True),
-            over_tokens(measured, "share of the peak", lambda run: run.share, logarithmic=False),
+            over_tokens(measured, "fraction of the peak", lambda run: run.share, logarithmic=False),
         ]
     return drawn
 
 
 def scales(profiles: Sequence[Profile]) -> Panel:
-    """Operations of a forward over parameters, a line per kind of model and size."""
-    lines: dict[str, list[Profile]] = defaultdict(list)
+    """FLOPs of a forward pass over parameters, a line for each kind of model and size."""
+    lines: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    highest: dict[str, tuple[float, float]] = {}  # Of each scale, which is named there.
     for profile in profiles:
-        height, width = profile.case.size
-        kind, _ = kind_and_scale(profile.case.subject.name)
-        lines[f"{kind} {height}x{width}"].append(profile)
+        kind, _, scale = profile.case.subject.name.partition("-")
+        if profile.case.subject.name not in PRESETS:
+            kind, scale = profile.case.subject.name, ""
+        point = profile.cost.parameters / 1e6, profile.cost.forward_flops / 1e9
+        lines[f"{kind} {profile.case.size[0]}x{profile.case.size[1]}"].append(point)
+        highest[scale] = max(highest.get(scale, point), point, key=lambda at: at[1])
 
     def draw(axes: Axes) -> None:
-        highest: dict[str, tuple[float, float]] = {}  # Of each scale, which is named there.
-        for name, line in lines.items():
-            points = [(p.cost.parameters / 1e6, p.cost.forward_flops / 1e9) for p in line]
+        for name, points in lines.items():
             axes.plot(*zip(*sorted(points), strict=True), "o-", markersize=4, label=name)
-            for profile, point in zip(line, points, strict=True):
-                _, scale = kind_and_scale(profile.case.subject.name)
-                highest[scale] = max(highest.get(scale, point), point, key=lambda at: at[1])
         for scale, point in highest.items():
             axes.annotate(scale, point, (-4, 5), textcoords="offset points", horizontalalignment="right", fontsize=7)
         axes.set(title="a forward pass", xlabel="million parameters", ylabel="GFLOP", xscale="log", yscale="log")
@@ -51,12 +50,6 @@ def scales(profiles: Sequence[Profile]) -> Panel:
         finish(axes)
 
     return draw
-
-
-def kind_and_scale(name: str) -> tuple[str, str]:
-    """A published model is one of a kind, "FiTv2" and "XL/2"; any other is alone."""
-    kind, _, scale = name.partition("-")
-    return (kind, scale) if name in PRESETS else (name, "")
 
 
 def over_tokens(profiles: Sequence[Profile], title: str, figure: Callable[[Pass], float], logarithmic: bool) -> Panel:

@@ -32,14 +32,7 @@ PASSES_OF_A_STEP = 3
 
 @dataclass(frozen=True)
 class Subject:
-    """A model by its name.
-
-    Attributes:
-        name: The name.
-        config: Its configuration.
-        factor: Image pixels per latent pixel.
-        size: The (height, width) in pixels of an image if no size is asked for.
-    """
+    """A model; factor: image pixels per latent pixel; size: the default (height, width) of an image in pixels."""
 
     name: str
     config: NetworkConfig
@@ -49,16 +42,10 @@ class Subject:
 
 @dataclass(frozen=True)
 class Case:
-    """A batch of images of one size through one model.
+    """A batch of images of one size, (height, width) in pixels, through one model.
 
-    Attributes:
-        subject: The model.
-        size: (height, width) of the images in pixels.
-        batch: The number of images.
-        precision: "bf16" (training under autocast, inference with bfloat16 weights) or "fp32".
-
-    Raises:
-        UserError: The size does not fit the model, or the batch is below 1.
+    precision: "bf16" (training under autocast, inference with bfloat16 weights) or "fp32". Raises UserError if the size
+    does not fit the model, or the batch is below 1.
     """
 
     subject: Subject
@@ -90,28 +77,32 @@ class Case:
         return self.size[0] // self.pixels, self.size[1] // self.pixels
 
     @property
+    def tokens(self) -> int:
+        """The number of tokens of an image."""
+        return self.grid[0] * self.grid[1]
+
+    @property
     def config(self) -> NetworkConfig:
         """The model's own configuration; for DiT and SiT, which take one size, that for the size of this case."""
         config = self.subject.config
         return replace(config, side=self.grid[0]) if config.fixed_grid else config
 
     @property
-    def tokens(self) -> int:
-        """The number of tokens of an image."""
-        return self.grid[0] * self.grid[1]
+    def dtype(self) -> torch.dtype:
+        """The dtype of the matrix products."""
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of a whole batch by formula.
+    """The cost of a whole batch by formula; memory in bytes, estimated.
 
     Attributes:
-        parameters: The number of parameters.
         linear_macs: The multiply-accumulates of the linear layers in a forward pass.
         forward_flops: The FLOPs of all matrix products in a forward pass; a training step takes three times as many.
-        forward_bytes: The memory of a forward pass in inference beyond the weights, estimated.
-        activation_bytes: The memory of the activations that a backward pass needs, estimated.
-        training_bytes: The memory of a training step with weights, averages, gradients and moments, estimated.
+        forward_bytes: The memory of a forward pass in inference beyond the weights.
+        activation_bytes: The memory of the activations that a backward pass needs.
+        training_bytes: The memory of a training step with weights, averages, gradients and moments.
     """
 
     parameters: int
@@ -127,9 +118,7 @@ class Pass:
     """Medians of one kind of run.
 
     Attributes:
-        seconds: The time of a run.
-        tokens_per_second: The tokens of the batch over that time.
-        bytes: The most memory in use at a time beyond weights and moments.
+        bytes: The peak memory beyond weights and moments; of a step with gradients and autocast's copies.
         share: The fraction of the device's peak, by the FLOPs of the formulas.
     """
 
@@ -141,14 +130,7 @@ class Pass:
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured.
-
-    Attributes:
-        forward: The forward pass in inference.
-        step: Loss, backward pass and fused AdamW; its bytes include gradients and autocast's copies. None if it was
-            left out.
-        peak_flops: The FLOPs per second of large matrix products, measured in turn with both.
-    """
+    """The forward pass in inference, and the training step (None if left out); peak_flops: FLOPs a second."""
 
     forward: Pass
     step: Pass | None
@@ -172,15 +154,14 @@ class Profile:
 
 def cost_of(case: Case) -> Cost:
     """Returns the cost by formula, without building the network in memory."""
-    config, tokens = case.config, case.batch * case.tokens
-    lengths = [case.tokens] * case.batch
+    config, precision, lengths = case.config, case.precision, [case.tokens] * case.batch
     return Cost(
         parameters=cost.parameters(config),
         linear_macs=cost.linear_macs(config, lengths),
         forward_flops=cost.forward_flops(config, lengths),
-        forward_bytes=cost.forward_bytes(config, tokens, case.precision),
-        activation_bytes=cost.activation_bytes(config, tokens, precision=case.precision),
-        training_bytes=cost.training_bytes(config, tokens, precision=case.precision),
+        forward_bytes=cost.forward_bytes(config, sum(lengths), precision),
+        activation_bytes=cost.activation_bytes(config, sum(lengths), precision=precision),
+        training_bytes=cost.training_bytes(config, sum(lengths), precision=precision),
     )
 
 
@@ -196,16 +177,16 @@ def measure(
     """Runs a network of random weights and large matrix products in turn.
 
     Args:
-        case: What runs.
+        case: The batch and the network.
         forward_flops: The FLOPs of its forward pass, by formula.
-        device: Where it runs.
+        device: The device.
         repeats: The number of runs after a warm-up.
         done: Gets 1 after each run: of the forward pass, of the step and of the product.
         with_step: Whether to run the training step.
-        compiled: Whether to compile the blocks of a FiT; DiT and SiT stay as they are.
+        compiled: Whether to compile the blocks of a FiT; DiT and SiT are never compiled.
     """
     works = workload(case, device, with_step, compiled)
-    product, product_flops = matrix_product(dtype_of(case), device)
+    product, product_flops = matrix_product(case.dtype, device)
     seconds = in_turn(works | {"product": product}, repeats, done)
     peaks = [product_flops / taken for taken in seconds["product"]]
     tokens, flops = case.batch * case.tokens, {"forward": forward_flops, "step": PASSES_OF_A_STEP * forward_flops}
@@ -230,7 +211,7 @@ def workload(case: Case, device: torch.device, with_step: bool, compiled: bool) 
         x = torch.randn(case.batch * case.tokens, config.token_channels)
         times, labels = torch.rand(case.batch), torch.zeros(case.batch, dtype=torch.int64)
     batch = TokenBatch(x, [case.grid] * case.batch)
-    for_inference = (deepcopy(model) if with_step else model).to(dtype_of(case)).eval()
+    for_inference = (deepcopy(model) if with_step else model).to(case.dtype).eval()
     if autocast:
         lay_out_by_input(for_inference)
     if compiled:
@@ -264,8 +245,3 @@ def training_step(model: Network, batch: TokenBatch, labels_B: Tensor, autocast:
         optimizer.zero_grad()
 
     return step
-
-
-def dtype_of(case: Case) -> torch.dtype:
-    """Returns the dtype of the matrix products."""
-    return torch.bfloat16 if case.precision == "bf16" else torch.float32

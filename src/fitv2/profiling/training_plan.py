@@ -26,8 +26,8 @@ MEASURED_FLOPS, LARGE = 1e11, 3e7
 def plan_figures(recipe: Recipe, dataset: Dataset, config: NetworkConfig, devices: int = 1) -> dict[str, Any]:
     """Returns the cost of a run: parameters, FLOPs of a step (the mean over an epoch), memory of a device, packing.
 
-    packing_efficiency is the fraction of the budget of batches that holds tokens; padding_efficiency is that fraction
-    if every image took the room of the longest.
+    packing_efficiency is the fraction of the budget of batches that holds tokens, padding_efficiency that of images
+    padded to the longest.
     """
     settings = recipe.training
     lengths = dataset.epoch(0, settings.seed).hw.prod(1)
@@ -76,14 +76,7 @@ def needed_bytes(recipe: Recipe, config: NetworkConfig, devices: int) -> int:
 
 @dataclass(frozen=True)
 class MeasuredStep:
-    """A short training step on this machine.
-
-    Attributes:
-        seconds: The time of the step.
-        flops: The FLOPs of its matrix products.
-        tokens: The tokens that it trained on.
-        blocks: The blocks of the network that it trained.
-    """
+    """A short training step on this machine: its time, its FLOPs, its tokens, and the blocks of its network."""
 
     seconds: float
     flops: int

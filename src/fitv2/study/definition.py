@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator
-from importlib.resources import files
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -15,15 +14,17 @@ from ..errors import UserError
 from ..messages import suggestion
 from ..sampling.solvers import ADAPTIVE, DIFFUSION_SOLVERS, SOLVER_NAMES
 from ..settings import Recipe, Settings
-from ..yaml_text import parse_yaml, read_yaml
-from .claims import Better, Claim, Diverges, Equal, Faster
+from ..yaml_text import read_yaml
 
-# What a study itself decides.
+SHIPPED = Path(__file__).parent / "definitions"
+# Settings of a recipe that a study sets itself.
 OWN_KEYS = ("training.seed", "log.")
 LOG = {"log.checkpoint_every": 250, "log.keep_checkpoints": 1, "log.sample_every": None}
-# Images of a score of a trial, at least, and the most lines of a plot.
-LEAST_OF_TRIALS, MOST_LINES = 40, 6
-# Of variants: they name files.
+# The fewest images of a score, also in a trial, and the most lines of a plot.
+LEAST_IMAGES, MOST_LINES = 40, 6
+# Metrics of `fitv2 evaluate` that are positive, so that they have a logarithm. The kernel distance may be negative.
+Metric = Literal["fd", "accuracy", "precision", "recall", "density", "coverage"]
+# Variants name files.
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
 
 
@@ -36,7 +37,7 @@ class Variant(Settings):
 
 
 class Tuning(Settings):
-    """Tries each value of one setting with some variants, at a seed of its own; the best one is taken."""
+    """Tries each value of a setting with some variants, at a seed of its own; each variant takes its best one."""
 
     key: str = "training.learning_rate"
     values: tuple[PositiveFloat, ...] = Field(min_length=2)
@@ -55,7 +56,7 @@ SAMPLERS = {"velocity": Sampler(solver="ab2", steps=25), "epsilon": Sampler(solv
 
 
 class Condition(Settings):
-    """How images are requested, in the words of `fitv2 evaluate`; variants: those that can be sampled so."""
+    """How images are requested, as options of `fitv2 evaluate`; variants: those that can be sampled so."""
 
     size: str = Field("own", pattern=r"^(own(:[\d.]+)?(-turned)?|[1-9]\d*x[1-9]\d*)$")
     guidance: float = Field(1.5, ge=0)
@@ -75,7 +76,7 @@ class Evaluation(Settings):
         reference: The real images, as for `fitv2 evaluate`.
         conditions: By name. Final models are scored under all of them; the first one decides.
         curve: The condition of the points along the training; by default the first one.
-        points: Steps of the curve besides the last one, which always is a point.
+        points: Steps of the curve besides the last one, which is always a point.
         images: The number of images for a point of the curve; final_images: for each condition of a final model.
         samplers: By what a network predicts.
     """
@@ -83,15 +84,76 @@ class Evaluation(Settings):
     reference: str = "fashion"
     extractor: Literal["garments", "efficientnet-lite0"] = "garments"
     conditions: dict[str, Condition] = Field(min_length=1)
-    curve: str = Field(default_factory=lambda given: next(iter(given.get("conditions", {"": None}))))
+    curve: str = Field(default_factory=lambda validated: next(iter(validated["conditions"])))
     points: tuple[PositiveInt, ...] = ()
-    images: int = Field(300, ge=LEAST_OF_TRIALS)
-    final_images: int = Field(1000, ge=LEAST_OF_TRIALS)
+    images: int = Field(300, ge=LEAST_IMAGES)
+    final_images: int = Field(1000, ge=LEAST_IMAGES)
     samplers: dict[Literal["velocity", "epsilon"], Sampler] = Field({})
 
     @property
     def deciding(self) -> str:
         return next(iter(self.conditions))
+
+
+class Comparison(Settings):
+    """What all measures of claims share: a variant, and the one or more that it is compared with."""
+
+    of: str
+    than: str | tuple[str, ...]
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        return (self.than,) if isinstance(self.than, str) else self.than
+
+
+class Better(Comparison):
+    """The final score is better than that of each other variant; condition: by default the one that decides."""
+
+    kind: Literal["better"]
+    metric: Metric = "fd"
+    condition: str | None = None
+
+
+class Equal(Comparison):
+    """The final scores differ by less than the fraction `within`."""
+
+    kind: Literal["equal"]
+    than: str
+    within: PositiveFloat = 0.1
+    metric: Metric = "fd"
+    condition: str | None = None
+
+
+class Faster(Comparison):
+    """`of` reaches the last score of the curve of `than` at 1 / `at_least` of its cost.
+
+    The score of `of` at that fraction of the cost decides: it must be better than the last one of `than`. A variant
+    that never gets there therefore needs no cost.
+    """
+
+    kind: Literal["faster"]
+    than: str
+    at_least: float = Field(gt=1)
+    cost: Literal["step", "operations", "cpu_seconds"] = "step"
+
+
+class Diverges(Comparison):
+    """The training of `of` diverges and that of `than` does not."""
+
+    kind: Literal["diverges"]
+    than: str
+
+
+class Claim(Settings):
+    """A sentence, the paper's figure for it, and how the study measures it."""
+
+    text: str
+    paper: str
+    measure: Annotated[Better | Equal | Faster | Diverges, Field(discriminator="kind")]
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        return self.measure.of, *self.measure.others
 
 
 class Study(Settings):
@@ -103,7 +165,7 @@ class Study(Settings):
         equal_within: The fraction by which scores may differ and still count as equivalent.
         change: What would change the answer.
         remarks: What the authors conclude.
-        imagenet: How the same study would be run there.
+        imagenet: How to run the same study there.
     """
 
     title: str
@@ -123,10 +185,9 @@ class Study(Settings):
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
-        conditions = self.evaluation.conditions
-        _check_names("evaluation.curve", [self.evaluation.curve], conditions)
+        _check_names("evaluation.curve", [self.evaluation.curve], self.evaluation.conditions)
         _check_names("lines", self.lines, self.variants)
-        for name, condition in conditions.items():
+        for name, condition in self.evaluation.conditions.items():
             _check_names(f"the condition {name!r}", condition.variants or (), self.variants)
         if self.tuning is not None:
             _check_names("tuning", self.tuning.variants, self.variants)
@@ -135,30 +196,30 @@ class Study(Settings):
         for key in (key for changes in (self, *self.variants.values()) for key in changes.set):
             if key.startswith(OWN_KEYS):
                 raise UserError(f"{key} is set by the study itself; omit it")
-        return self
-
-    @model_validator(mode="after")
-    def _claims_are_measured(self) -> Self:
-        conditions = self.evaluation.conditions
         for claim in self.claims:
-            measure, where = claim.measure, f"the claim {claim.text!r}"
-            _check_names(where, claim.variants, self.variants)
-            if isinstance(measure, Diverges):
-                continue
-            name = self.evaluation.curve if isinstance(measure, Faster) else self.condition_of(measure)
-            _check_names(where, [name], conditions)
-            if lacking := [variant for variant in claim.variants if not conditions[name].suits(variant)]:
-                raise UserError(f"{where} needs the condition {name!r}, which is not for {lacking[0]}")
-            if isinstance(measure, Faster):
-                decided = self.recipe_of(measure.than, 0).training.steps / measure.at_least
-                if measure.cost == "step" and not any(point <= decided for point in self.evaluation.points):
-                    raise UserError(
-                        f"{where} is decided at step {decided:.0f}, before the first point of the curve: add an "
-                        "earlier one to evaluation.points"
-                    )
+            _check_names(f"the claim {claim.text!r}", claim.variants, self.variants)
+            if not isinstance(claim.measure, Diverges):
+                self._check_condition(claim, claim.measure)
         return self
 
-    def condition_of(self, measure: Better | Equal) -> str:
+    def _check_condition(self, claim: Claim, measure: Better | Equal | Faster) -> None:
+        where, name = f"the claim {claim.text!r}", self.condition_of(measure)
+        _check_names(where, [name], self.evaluation.conditions)
+        suits = self.evaluation.conditions[name].suits
+        if lacking := [variant for variant in claim.variants if not suits(variant)]:
+            raise UserError(f"{where} needs the condition {name!r}, which is not for {lacking[0]}")
+        if isinstance(measure, Faster) and measure.cost == "step":
+            decided = self.recipe_of(measure.than, 0).training.steps / measure.at_least
+            if not any(point <= decided for point in self.evaluation.points):
+                raise UserError(
+                    f"{where} is decided at step {decided:.0f}, before the first point of the curve: add an earlier "
+                    "one to evaluation.points"
+                )
+
+    def condition_of(self, measure: Better | Equal | Faster) -> str:
+        """The name of the condition under which a claim is measured."""
+        if isinstance(measure, Faster):
+            return self.evaluation.curve
         return measure.condition or self.evaluation.deciding
 
     def settings_of(self, variant: str, seed: int, tuned: float | None = None) -> list[str]:
@@ -171,14 +232,14 @@ class Study(Settings):
         return [f"{key}={json.dumps(value)}" for key, value in changes.items()]
 
     def recipe_of(self, variant: str, seed: int, tuned: float | None = None) -> Recipe:
-        """The recipe of one training. Raises UserError if its settings do not hold."""
+        """The recipe of one training. Raises UserError if its settings are not valid."""
         try:
             return load_recipe(self.recipe, self.settings_of(variant, seed, tuned))
         except UserError as error:
             raise UserError(f"the variant {variant}: {error}") from None
 
     def sampler_of(self, recipe: Recipe, condition: Condition) -> Sampler:
-        """The sampler of a network of that recipe. Raises UserError if it cannot sample such a network."""
+        """The sampler for a network of that recipe. Raises UserError if it cannot sample such a network."""
         kind = recipe.model.prediction
         sampler = condition.sampler or (SAMPLERS | self.evaluation.samplers)[kind]
         if (sampler.solver in DIFFUSION_SOLVERS) != (kind == "epsilon"):
@@ -194,33 +255,31 @@ def _check_names(where: str, names: Collection[str], known: Collection[str]) -> 
 
 def study_names() -> list[str]:
     """The studies that ship with the package."""
-    return sorted(path.name.removesuffix(".yaml") for path in files("fitv2.study").joinpath("definitions").iterdir())
+    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
 
 
 def load_study(name: str) -> Study:
     """Reads a shipped study by name, or a YAML file by path. Raises UserError for an unknown or impossible one."""
-    if name in study_names():
-        return build_study(
-            parse_yaml(files("fitv2.study").joinpath("definitions", f"{name}.yaml").read_bytes(), name), name
-        )
-    if Path(name).is_file():
-        return build_study(read_yaml(Path(name)), name)
-    near = suggestion(name, study_names())
-    raise UserError(f"there is no study {name!r}; give a YAML file, or one of {', '.join(study_names())}{near}")
+    names = study_names()
+    path = SHIPPED / f"{name}.yaml" if name in names else Path(name)
+    if not path.is_file():
+        near = suggestion(name, names)
+        raise UserError(f"there is no study {name!r}; give a YAML file, or one of {', '.join(names)}{near}")
+    return build_study(read_yaml(path), name)
 
 
 def build_study(tree: dict[str, Any], name: str) -> Study:
-    """A study from a nested dictionary, every recipe and sampler of it checked. Raises UserError."""
+    """A study from a nested dictionary, with all its recipes and samplers checked. Raises UserError."""
     try:
         study = Study.model_validate(tree)
     except ValidationError as error:
-        mistakes = [e for e in error.errors() if e["type"] != "default_factory_not_called"]
-        problems = [f"{'.'.join(map(str, e['loc'])) or 'it'}: {complaint(dict(e))}" for e in mistakes]
+        problems = [f"{'.'.join(map(str, e['loc'])) or 'it'}: {complaint(dict(e))}" for e in error.errors()]
         raise UserError(f"the study {name} cannot be read: " + "; ".join(problems)) from None
     for variant in study.variants:
         recipe = study.recipe_of(variant, 0)
-        for condition in filter(lambda one: one.suits(variant), study.evaluation.conditions.values()):
-            study.sampler_of(recipe, condition)
+        for condition in study.evaluation.conditions.values():
+            if condition.suits(variant):
+                study.sampler_of(recipe, condition)
     return study
 
 
@@ -231,20 +290,17 @@ def shortened(study: Study, fraction: float) -> Study:
     """
     if not 0 < fraction <= 1:
         raise UserError(f"a trial takes a fraction of the steps above 0 and at most 1, not {fraction:g}")
-    variants = {
-        name: variant.model_copy(update={"set": variant.set | dict(_shorter(study.recipe_of(name, 0), fraction))})
-        for name, variant in study.variants.items()
-    }
+    variants = {}
+    for name, variant in study.variants.items():
+        training = study.recipe_of(name, 0).training
+        steps = max(1, round(training.steps * fraction))
+        # Rounded down, so that the warm-up still ends before the decay begins.
+        warmup_steps = int(training.warmup_steps * steps / training.steps)
+        shorter = {"training.steps": steps, "training.warmup_steps": warmup_steps}
+        variants[name] = variant.model_copy(update={"set": variant.set | shorter})
     evaluation = study.evaluation
     changes: dict[str, Any] = {"points": tuple(sorted({max(1, round(p * fraction)) for p in evaluation.points}))}
     for key in ("images", "final_images"):
         images = getattr(evaluation, key)
-        changes[key] = min(images, max(LEAST_OF_TRIALS, round(images * fraction)))
+        changes[key] = min(images, max(LEAST_IMAGES, round(images * fraction)))
     return study.model_copy(update={"variants": variants, "evaluation": evaluation.model_copy(update=changes)})
-
-
-def _shorter(recipe: Recipe, fraction: float) -> Iterator[tuple[str, int]]:
-    steps = max(1, round(recipe.training.steps * fraction))
-    yield "training.steps", steps
-    # Rounded down, so that the warm-up still ends before the decay begins.
-    yield "training.warmup_steps", int(recipe.training.warmup_steps * steps / recipe.training.steps)

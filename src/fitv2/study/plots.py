@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..atomic import write_file
 from ..drawing import BLUE, DOTS_PER_INCH, GREY, ORANGE, plain_ticks
-from .claims import Faster
+from .definition import Faster
 from .results import CURVE, TRAINING
 from .verdicts import EQUIVALENT, HOLDS, REFUTED, Figures, Finding
 
@@ -21,9 +20,14 @@ LINES = (BLUE, ORANGE, "#4d9a5b", "#8b5fa8", "#b5473c", "black")
 ENDS, TICKS = (0.1, 5.0), {0.1: "-90", 0.2: "-80", 0.5: "-50", 0.8: "-20", 1: "0", 1.25: "+25", 2: "+100", 5: "+400"}
 
 
-def draw_forest(path: Path, groups: Mapping[str, Sequence[Finding]]) -> None:
-    """Every claim with an interval: the change of the score, to the left in favour of the claim; by study."""
+def draw_forest(path: Path, groups: Mapping[str, Sequence[Finding]]) -> bool:
+    """Every claim with an interval: the change of the score, to the left in favour of the claim; by study.
+
+    Returns whether there is anything to draw.
+    """
     rows = [(name, f, f.contrast) for name, found in groups.items() for f in found if f.contrast is not None]
+    if not rows:
+        return False
     figure = Figure(figsize=(9.0, 1.3 + 0.26 * len(rows)), dpi=DOTS_PER_INCH, layout="constrained")
     axes = figure.add_subplot()
     for height, (_, finding, contrast) in enumerate(rows):
@@ -43,7 +47,8 @@ def draw_forest(path: Path, groups: Mapping[str, Sequence[Finding]]) -> None:
     axes.grid(alpha=0.3, axis="x")
     figure.suptitle("change of the score in %, with 95 % interval; left of 0: in favour of the claim", fontsize=8)
     figure.supxlabel("blue: holds · orange: refuted · black: equivalent · grey: open", fontsize=8)
-    _save(path, figure)
+    write_file(path, lambda draft: figure.savefig(draft, format="png"))
+    return True
 
 
 def compared(finding: Finding) -> str:
@@ -70,32 +75,22 @@ def draw_curves(path: Path, figures: Figures, variants: Sequence[str]) -> bool:
     costs = taken.groupby(["variant", "step"])["value"].mean()
     figure = Figure(figsize=(10, 4), dpi=DOTS_PER_INCH, layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    for number, variant in enumerate(v for v in variants if v in set(frame["variant"])):
+    for colour, variant in zip(LINES, (v for v in variants if v in set(frame["variant"])), strict=False):
         own = frame[frame["variant"] == variant].groupby("step")["value"]
         mean, low, high = own.agg(lambda x: np.exp(np.log(x).mean())), own.min(), own.max()
         operations = [costs.get((variant, step), np.nan) / 1e12 for step in mean.index]
         for axes, x in ((left, mean.index), (right, operations)):
-            axes.plot(x, mean, "o-", color=LINES[number], markersize=3, lw=1.2)
-            axes.fill_between(x, low, high, color=LINES[number], alpha=0.15, lw=0)
+            axes.plot(x, mean, "o-", color=colour, markersize=3, lw=1.2)
+            axes.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
         # The label stands at the end of its line.
-        right.annotate(
-            f" {variant}", (operations[-1], mean.iloc[-1]), color=LINES[number], fontsize=8, parse_math=False
-        )
-    _label(left, "training steps")
+        right.annotate(f" {variant}", (operations[-1], mean.iloc[-1]), color=colour, fontsize=8, parse_math=False)
+    for axes, cost in ((left, "training steps"), (right, "training operations in TFLOP")):
+        axes.set_yscale("log")
+        plain_ticks(axes.yaxis)
+        axes.set_xlabel(cost, fontsize=8)
+        axes.tick_params(labelsize=7)
+        axes.grid(alpha=0.3)
     left.set_ylabel("Frechet distance; band: range over the seeds", fontsize=8)
-    _label(right, "training operations in TFLOP")
     right.margins(x=0.2)
-    _save(path, figure)
-    return True
-
-
-def _label(axes: Axes, cost: str) -> None:
-    axes.set_yscale("log")
-    plain_ticks(axes.yaxis)
-    axes.set_xlabel(cost, fontsize=8)
-    axes.tick_params(labelsize=7)
-    axes.grid(alpha=0.3)
-
-
-def _save(path: Path, figure: Figure) -> None:
     write_file(path, lambda draft: figure.savefig(draft, format="png"))
+    return True

@@ -12,12 +12,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
 from ..errors import UserError
-from .outputs import RESULT, has_diverged, last_step, score_lines, training_lines
+from .outputs import RESULT, has_diverged, log_lines, score_lines, training_lines
 from .results import Table
 from .runs import Run, Scoring
 
@@ -27,71 +28,25 @@ SECONDS = 2.0
 NOT_FINITE = "is not finite"
 
 
-class Stopped(Exception):
-    """The queue was asked to stop."""
-
-
 class CommandFailed(UserError):
-    """A command ended with an error; said: its last line of output."""
-
-    def __init__(self, name: str, output: Path, said: str) -> None:
-        super().__init__(f"{name} failed: {said or 'without a word'} (see {output})")
-        self.said = said
-
-
-class Commands:
-    """Runs fitv2 commands as processes of some threads each, until `stop` ends them all."""
-
-    def __init__(self, threads: int) -> None:
-        self.environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-        self.lock, self.stopping = threading.Lock(), False
-        self.processes: set[subprocess.Popen[bytes]] = set()
-
-    def run(self, words: Sequence[str], folder: Path, name: str) -> None:
-        """Runs one command to its end, its output in the folder. Raises CommandFailed, or Stopped."""
-        folder.mkdir(parents=True, exist_ok=True)
-        path, command = folder / "output.txt", [sys.executable, "-m", "fitv2.cli", *words]
-        with path.open("ab") as output:
-            start = output.tell()
-            with self.lock:
-                if self.stopping:
-                    raise Stopped
-                # Ctrl-C reaches this process alone, which then stops the others.
-                process = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=self.environment,
-                    start_new_session=True,
-                )  # fmt: skip
-                self.processes.add(process)
-            code = process.wait()
-            with self.lock:
-                self.processes.remove(process)
-        if self.stopping:
-            raise Stopped
-        if code:
-            said = path.read_bytes()[start:].decode(errors="replace").strip().splitlines()
-            raise CommandFailed(name, path, said[-1] if said else "")
-
-    def stop(self) -> None:
-        """Asks all processes to save and end."""
-        with self.lock:
-            self.stopping = True
-            for process in self.processes:
-                process.terminate()
+    """A command ended with an error."""
 
 
 class Queue:
-    """Works off trainings and their scores.
+    """Trains and scores what the table lacks.
 
     Args:
         table: The results, to which finished work is added.
-        work: The folder of all trainings; each has one that is named by its id.
-        commands: What runs the commands.
-        sheets: The folder for images of the final model of a run.
+        work: The folder of all trainings; each has a folder named by its id.
+        threads: The threads of each command.
+        sheets: Returns the folder for images of the final model of a run.
     """
 
-    def __init__(self, table: Table, work: Path, commands: Commands, sheets: Callable[[Run], Path]) -> None:
-        self.table, self.work, self.commands, self.sheets = table, work, commands, sheets
-        self.writing = threading.Lock()
+    def __init__(self, table: Table, work: Path, threads: int, sheets: Callable[[Run], Path]) -> None:
+        self.table, self.work, self.sheets = table, work, sheets
+        self.environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        self.lock, self.stopping = threading.Lock(), False
+        self.processes: set[subprocess.Popen[bytes]] = set()
 
     def work_off(self, runs: Sequence[Run], jobs: int, report: Callable[[list[Run]], None]) -> list[str]:
         """Runs what is missing, `jobs` trainings at a time; `report` gets the unfinished ones now and then.
@@ -103,36 +58,42 @@ class Queue:
             shared.setdefault(run.id, []).append(run)
         failures: list[str] = []
         with ThreadPoolExecutor(jobs) as pool:
-            left = {pool.submit(self.perform, group): group[0] for group in shared.values()}
+            left: dict[Future[None], Run] = {pool.submit(self.perform, group): group[0] for group in shared.values()}
             try:
                 while left:
                     done, _ = wait(left, SECONDS, FIRST_COMPLETED)
-                    failures += [sentence for future in done if (sentence := failure_of(future)) is not None]
-                    left = {future: run for future, run in left.items() if future not in done}
+                    for future in done:
+                        del left[future]
+                        try:
+                            future.result()
+                        except (UserError, OSError) as error:
+                            failures.append(str(error))
                     report([*left.values()])
             except BaseException:
-                self.commands.stop()
+                self.stop()
                 pool.shutdown(cancel_futures=True)
                 raise
         return failures
 
+    def stop(self) -> None:
+        """Asks all commands to save and end."""
+        with self.lock:
+            self.stopping = True
+            for process in self.processes:
+                process.terminate()
+
     def perform(self, runs: Sequence[Run]) -> None:
-        """Trains and scores a run, which several studies may share, as far as that is not done."""
+        """Does what is missing of a training and its scores, which several studies may share."""
         # The one that needs the most models of the training is the one to train.
-        for run in sorted(runs, key=lambda run: -len(run.scorings())):
-            folder, groups = self.work / run.id, run.pending(self.table)
-            lacking = [group[0].step for group in groups if run.model(folder, group[0].step) is None]
+        for run in sorted(runs, key=lambda run: -len(run.scorings)):
+            folder, pending = self.work / run.id, run.pending(self.table)
+            lacking = [scoring.step for scoring in pending if run.model(folder, scoring.step) is None]
             if lacking and not has_diverged(folder):
                 self.train(run, folder, min(lacking))
-            if groups and run.recorded(self.table) not in self.table.trainings:
+            if pending and self.table.run_of(run.id) not in self.table.trainings:
                 self.add(training_lines(run, folder))
-            for group in groups:
-                if (model := run.model(folder, group[0].step)) is not None:
-                    self.score(run, folder, model, group)
-                elif has_diverged(folder):
-                    self.add(list(score_lines(run, group, None, run.recorded(self.table))))
-                else:
-                    raise UserError(f"{run.name} has left no model of step {group[0].step}: remove {folder}")
+            for scoring in pending:
+                self.score(run, folder, scoring)
 
     def train(self, run: Run, folder: Path, first: int) -> None:
         """Trains or resumes; from scratch if the checkpoint is beyond the first model that is missing."""
@@ -140,47 +101,67 @@ class Queue:
         if max(steps, default=0) >= first:
             shutil.rmtree(folder / "checkpoints")
         try:
-            self.commands.run(run.train_command(folder), folder, run.name)
+            self.command(run.train_command(folder), folder, run.name)
         except CommandFailed:
             if not has_diverged(folder):
                 raise
 
-    def score(self, run: Run, folder: Path, model: Path, group: list[Scoring]) -> None:
-        """One `fitv2 evaluate`, unless its result is there already."""
-        first = group[0]
-        out = folder / "scores" / f"step-{first.step:08d}-{run.scoring_id(first)}"
-        result: Path | None = out / RESULT
-        if not (out / RESULT).is_file():
+    def score(self, run: Run, folder: Path, scoring: Scoring) -> None:
+        """One `fitv2 evaluate`, unless its result is already there; a model that diverged has no scores."""
+        out = folder / "scores" / f"step-{scoring.step:08d}-{run.scoring_id(scoring)}"
+        model, result = run.model(folder, scoring.step), out / RESULT
+        finite = model is not None
+        if model is None and not has_diverged(folder):
+            raise UserError(f"{run.name} has left no model of step {scoring.step}: remove {folder}")
+        if model is not None and not result.is_file():
             try:
-                self.commands.run(run.evaluate_command(model, group, out), folder, run.name)
+                self.command(run.evaluate_command(model, scoring, out), folder, run.name)
             except CommandFailed as error:
-                if NOT_FINITE not in error.said:
+                if NOT_FINITE not in str(error):
                     raise
-                result = None
-        self.add(list(score_lines(run, group, result, run.recorded(self.table))))
-        sizes = [s.condition.size for s in group if run.seed == 0 and s.name == next(iter(run.conditions))]
-        for sheet in sorted(out.glob(f"sheet-{sizes[0].replace(':', '?')}*.png"))[:1] if sizes else ():
-            self.sheets(run).mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(sheet, self.sheets(run) / f"{run.variant}.png")
+                finite = False
+        self.add(score_lines(run, scoring, result if finite else None, self.table.run_of(run.id)))
+        if run.seed == 0 and scoring.name == next(iter(run.conditions)):
+            for sheet in sorted(out.glob(f"sheet-{scoring.condition.size.replace(':', '?')}*.png"))[:1]:
+                self.sheets(run).mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(sheet, self.sheets(run) / f"{run.variant}.png")
 
-    def add(self, lines: list[dict]) -> None:
-        with self.writing:
+    def command(self, words: Sequence[str], folder: Path, name: str) -> None:
+        """Runs one fitv2 command to its end, with its output in the folder. Raises CommandFailed."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "output.txt"
+        with path.open("ab") as output:
+            start = output.tell()
+            with self.lock:
+                if self.stopping:
+                    raise CommandFailed(f"{name} was stopped")
+                # Ctrl-C reaches this process alone, which then stops the others.
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "fitv2.cli", *words], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                    env=self.environment, start_new_session=True,
+                )  # fmt: skip
+                self.processes.add(process)
+            code = process.wait()
+            with self.lock:
+                self.processes.remove(process)
+        if code:
+            said = path.read_bytes()[start:].decode(errors="replace").strip().rpartition("\n")[2]
+            raise CommandFailed(f"{name} failed: {said or 'without a word'} (see {path})")
+
+    def add(self, lines: Iterable[dict[str, Any]]) -> None:
+        lines = list(lines)
+        with self.lock:
             self.table.append(lines)
 
 
-def failure_of(future: Future[None]) -> str | None:
-    """What a training failed with, as a sentence; None if it did not. A fault of the program is raised."""
-    error = future.exception()
-    if error is not None and not isinstance(error, UserError | OSError | Stopped):
-        raise error
-    return str(error) if isinstance(error, UserError | OSError) else None
-
-
 def done_of(run: Run, table: Table, work: Path) -> float:
-    """The part of a run that is done, from 0 to 1: steps of its training, and its scores."""
-    pending = sum(scoring.images for group in run.pending(table) for scoring in group)
-    scored = 1 - pending / sum(scoring.images for scoring in run.scorings())
-    trained = min(last_step(work / run.id) / run.steps, 1.0) if pending else 1.0
+    """The fraction of a run that is done: steps of its training, and its scores."""
+    pending = sum(scoring.images for scoring in run.pending(table))
+    if not pending:
+        return 1.0
+    scored = 1 - pending / sum(scoring.images for scoring in run.scorings)
+    log = log_lines(work / run.id)
+    trained = min(log[-1]["step"] / run.steps, 1.0) if log else 0.0
     training = run.costs["flops_total"] / run.operations
     return trained * training + scored * (1 - training)
 
@@ -190,14 +171,15 @@ class Clock:
 
     def __init__(self, runs: Sequence[Run], table: Table, work: Path) -> None:
         self.runs, self.table, self.work = runs, table, work
-        self.total = sum(run.operations for run in runs)
         self.start, self.before = time.monotonic(), self.done()
 
     def done(self) -> float:
-        return sum(run.operations * done_of(run, self.table, self.work) for run in self.runs)
+        """The fraction of all FLOPs that is done."""
+        done = sum(run.operations * done_of(run, self.table, self.work) for run in self.runs)
+        return done / sum(run.operations for run in self.runs)
 
     def left(self) -> tuple[float, float | None]:
-        """The fraction that is done, and the seconds that the rest takes; None as long as that is not known."""
+        """The fraction that is done, and the seconds that the rest takes; None until that is known."""
         done, seconds = self.done(), time.monotonic() - self.start
         rate = (done - self.before) / max(seconds, SECONDS)
-        return done / self.total, (self.total - done) / rate if rate else None
+        return done, (1 - done) / rate if rate else None

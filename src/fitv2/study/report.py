@@ -6,13 +6,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..atomic import write_text
 from ..errors import UserError
@@ -28,7 +27,7 @@ PAGE, FOREST, CURVES, SHEETS = "README.md", "forest.png", "curves.png", "sheets"
 # The first line of every page.
 MARK = "<!-- Written by fitv2 study, which overwrites this file. -->"
 WORDS = {HOLDS: "holds", REFUTED: "is refuted", EQUIVALENT: "makes no relevant difference", OPEN: "stays open"}
-# What provenance tells a reader.
+# The columns of the table of provenance.
 TOLD = ("fitv2", "commit", "torch", "device", "threads")
 
 
@@ -45,7 +44,7 @@ class Report:
     def runs(self) -> list[Run]:
         """The trainings that are done, without those that tune."""
         found = [run for run in runs_of(self.study, self.table) if not run.tunes]
-        return [run for run in found if run.recorded(self.table) in self.table.trainings]
+        return [run for run in found if self.table.run_of(run.id) in self.table.trainings]
 
     @cached_property
     def frame(self) -> pd.DataFrame:
@@ -57,7 +56,7 @@ class Report:
 
     @property
     def trainings(self) -> pd.DataFrame:
-        return pd.DataFrame([self.table.trainings[run.recorded(self.table)] for run in self.runs])
+        return pd.DataFrame([self.table.trainings[self.table.run_of(run.id)] for run in self.runs])
 
     @property
     def answer(self) -> str:
@@ -95,7 +94,7 @@ class Report:
 
     @property
     def provenance(self) -> pd.DataFrame:
-        """Which code trained and scored, on which machine: a row for each, and how many trainings or figures."""
+        """Which code trained and scored on which machine: a row for each, and the number of trainings or figures."""
         entries = [(entry, "trained") for by in self.trainings["by"] for entry in by]
         entries += [(entry, "scored") for entry in self.frame["scored"] if isinstance(entry, dict)]
         rows = [{"what": what} | {key: entry.get(key) or "unknown" for key in TOLD} for entry, what in entries]
@@ -117,8 +116,7 @@ def write_report(report: Report, folder: Path) -> None:
         raise UserError(f"no training of the study {report.name} is done yet: there is nothing to report")
     refuse_foreign(folder)
     plots = []
-    if any(finding.contrast for finding in report.findings):
-        draw_forest(folder / FOREST, {report.name: report.findings})
+    if draw_forest(folder / FOREST, {report.name: report.findings}):
         plots.append(FOREST)
     if draw_curves(folder / CURVES, Figures(report.frame), report.lines):
         plots.append(CURVES)
@@ -130,19 +128,17 @@ def write_overview(reports: Sequence[Report], folder: Path) -> None:
     """The page of all studies, with a forest of all their claims."""
     refuse_foreign(folder)
     done = {report.name: report.findings for report in reports if report.runs}
-    plots = [FOREST] if any(finding.contrast for found in done.values() for finding in found) else []
-    if plots:
-        draw_forest(folder / FOREST, done)
+    plots = [FOREST] if draw_forest(folder / FOREST, done) else []
     withdrawn = (folder / "withdrawn" / PAGE).is_file()
     write_page(folder / PAGE, "overview.md.j2", reports=reports, plots=plots, withdrawn=withdrawn)
 
 
 def write_page(path: Path, template: str, **content: Any) -> None:
     """Fills a template of this package, which becomes a page marked as one of ours."""
-    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    loader = PackageLoader("fitv2.study", ".")
+    environment = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"table": as_markdown, "p": in_words, "counted": counted, "ends": ends}
-    text = files("fitv2.study").joinpath(template).read_text(encoding="utf-8")
-    write_text(path, f"{MARK}\n{environment.from_string(text).render(content).strip()}\n")
+    write_text(path, f"{MARK}\n{environment.get_template(template).render(content).strip()}\n")
 
 
 def claim(folder: Path, title: str) -> None:
@@ -154,13 +150,12 @@ def claim(folder: Path, title: str) -> None:
 
 def refuse_foreign(folder: Path) -> None:
     """Raises UserError if the folder has a page or plots that no study wrote."""
-    page = folder / PAGE
-    if page.exists():
-        if page.read_bytes().startswith(MARK.encode()):
-            return
-        raise UserError(f"{page} was not written by fitv2 study and would be overwritten: choose another --out")
-    if there := [name for name in (FOREST, CURVES, SHEETS) if (folder / name).exists()]:
-        raise UserError(f"{folder / there[0]} is of no study and would be overwritten: choose another --out")
+    if (folder / PAGE).exists() and (folder / PAGE).read_bytes().startswith(MARK.encode()):
+        return
+    if there := [name for name in (PAGE, FOREST, CURVES, SHEETS) if (folder / name).exists()]:
+        raise UserError(
+            f"{folder / there[0]} was not written by fitv2 study and would be overwritten: choose another --out"
+        )
 
 
 def as_markdown(table: pd.DataFrame) -> str:

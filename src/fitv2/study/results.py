@@ -1,9 +1,9 @@
 """The table of results: one file of JSON lines that every machine appends to, read as one long pandas frame.
 
-The first line says what the file is. A line of kind "training" describes a finished training: its settings, the digest
-of its data, and the code and machine that trained it. Any other line is a figure: variant, seed, step, condition,
-metric, value, standard error, number of images, and the code, machine and settings that scored it; `run` names the
-training. Files of several machines are merged by keeping the lines of both.
+The first line is a header. A line of kind "training" describes a finished training: its settings, the digest of its
+data, and the code and machine that trained it. Any other line is a figure: variant, seed, step, condition, metric,
+value, standard error, number of images, and the code, machine and settings that scored it; `run` names the training.
+Files of several machines are merged by keeping the lines of both.
 """
 
 from __future__ import annotations
@@ -17,12 +17,15 @@ from typing import Any
 import pandas as pd
 
 from ..atomic import write_text
+from ..config import build_recipe
 from ..errors import UserError
+from ..hashes import json_digest
+from ..legacy import COSTS
 
 logger = logging.getLogger(__name__)
 NAME = "results.jsonl"
 HEADER = {"table": "fitv2 study", "format": 1}
-# Conditions of figures that are of no final model: points along a training, and what the training took.
+# Conditions of figures that belong to no final model: points along a training, and what the training took.
 CURVE, TRAINING = "curve", "training"
 # The variant of figures of real images.
 REAL = "real images"
@@ -30,16 +33,28 @@ COLUMNS = ["variant", "seed", "step", "condition", "metric", "value", "error", "
 KEY = ["run", "step", "scoring", "variant", "metric"]
 
 
+def run_id(training: str, settings: dict[str, Any], data: str | None) -> str:
+    """Names a training by all that decides its weights: its version, all settings, and the digest of its data."""
+    return json_digest({"training": training, "settings": settings, "data": data})[:16]
+
+
 class Table:
     """The results in a folder.
 
+    Attributes:
+        trainings: The lines of trainings by run.
+        same: The run of a training by its id today, which differs if an earlier version knew fewer settings.
+        rows: The figures.
+        scored: Run, step and scoring of every figure.
+
     Raises:
-        UserError: The file is there and is no table of results.
+        UserError: The file exists and is no table of results.
     """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / NAME
         self.trainings: dict[str, dict[str, Any]] = {}
+        self.same: dict[str, str] = {}
         self.rows: list[dict[str, Any]] = []
         self.scored: set[tuple[str, int, str]] = set()
         if self.path.exists():
@@ -58,11 +73,16 @@ class Table:
 
     def _take(self, lines: Iterable[dict[str, Any]]) -> None:
         for line in lines:
-            if line.get("kind") == "training":
-                self.trainings.setdefault(line["run"], line)
-            else:
+            if line.get("kind") != "training":
                 self.rows.append(line)
                 self.scored.add((line["run"], line["step"], line["scoring"]))
+            elif line["run"] not in self.trainings:
+                self.trainings[line["run"]] = {COSTS.get(key, key): value for key, value in line.items()}
+                try:
+                    settings = build_recipe(line["settings"]).model_dump(mode="json", exclude={"log"})
+                except UserError:  # Settings of an earlier version that are no longer accepted.
+                    continue
+                self.same.setdefault(run_id(line["training"], settings, line["data"]), line["run"])
 
     def append(self, lines: list[dict[str, Any]]) -> None:
         """Adds lines to the file and to what has been read."""
@@ -75,11 +95,15 @@ class Table:
             file.write(("" if whole else "\n").encode() + text.encode())
         self._take(lines)
 
+    def run_of(self, training: str) -> str:
+        """The run under which a training of this id is in the table, or would be."""
+        return training if training in self.trainings else self.same.get(training, training)
+
     @property
     def speed(self) -> float | None:
-        """Operations a second of one training, on the mean of all; None before the first one."""
-        taken = {key: sum(r["value"] for r in self.rows if r["metric"] == key) for key in ("operations", "wall")}
-        return taken["operations"] / taken["wall"] if taken["wall"] else None
+        """FLOPs a second of one training, over all of them; None before the first one."""
+        flops, seconds = (sum(r["value"] for r in self.rows if r["metric"] == key) for key in ("operations", "wall"))
+        return flops / seconds if seconds else None
 
     @property
     def frame(self) -> pd.DataFrame:

@@ -1,8 +1,8 @@
 """Statistics of a study: contrasts of a two-way fit, the steps that a score takes, and Holm's correction.
 
-Scores are compared on a logarithmic scale: their spread grows with their level, and a difference of logarithms is a
-ratio. All scores of a study share one estimate of the spread, so that a claim over three seeds need not rest on two
-degrees of freedom.
+Scores are compared on a logarithmic scale: their standard deviation grows with their level, and a difference of
+logarithms is a ratio. All scores of a study share one estimate of the standard deviation, so that a claim over three
+seeds need not rest on two degrees of freedom.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pandas as pd
 from scipy import stats
 
 LEVEL = 0.05
-# A spread below this is that of equal values, and rounding.
+# A standard error below this is that of equal values, and rounding.
 ROUNDING = 1e-9
 
 
@@ -28,7 +28,7 @@ class Contrast:
         value: The difference.
         error: Its standard error.
         freedom: Degrees of freedom of the error; 0 if it cannot be estimated.
-        seeds: Seeds for which both variants have a score.
+        seeds: The number of seeds for which both variants have a score.
     """
 
     value: float
@@ -68,14 +68,14 @@ class TwoWayFit:
     def __init__(self, scores: pd.DataFrame) -> None:
         self.scores = scores.dropna(how="all").dropna(axis=1, how="all")
         rows, columns = np.nonzero(self.scores.notna().to_numpy())
-        design = np.hstack([np.eye(len(self.scores))[rows], np.eye(self.scores.shape[1])[columns]])
         values = self.scores.to_numpy()[rows, columns]
-        # The pseudo-inverse takes care of the redundant column of ones.
-        self.inverse = np.linalg.pinv(design.T @ design)
-        residuals = values - design @ (self.inverse @ (design.T @ values))
-        self.effects = self.inverse @ (design.T @ values)
+        design = np.hstack([np.eye(len(self.scores))[rows], np.eye(self.scores.shape[1])[columns]])
+        # The columns of variants and those of seeds have the same sum: hence the pseudo-inverse.
+        self.solution = np.linalg.pinv(design)
+        self.effects = self.solution @ values
+        residuals = values - design @ self.effects
         self.freedom = len(values) - int(np.linalg.matrix_rank(design)) if len(values) else 0
-        self.deviation = math.sqrt(float(residuals @ residuals) / self.freedom) if self.freedom else math.nan
+        self.deviation = float(np.linalg.norm(residuals)) / math.sqrt(self.freedom) if self.freedom else math.nan
 
     def contrast(self, variant: str, other: str) -> Contrast | None:
         """The effect of one variant less that of another; None if they share no seed."""
@@ -84,10 +84,9 @@ class TwoWayFit:
         seeds = int(self.scores.loc[[variant, other]].notna().all().sum())
         if not seeds:
             return None
-        weights = np.zeros(len(self.inverse))
-        weights[self.scores.index.get_loc(variant)], weights[self.scores.index.get_loc(other)] = 1, -1
-        error = self.deviation * math.sqrt(float(weights @ self.inverse @ weights)) if self.freedom else math.nan
-        return Contrast(float(weights @ self.effects), error, self.freedom, seeds)
+        one, two = (list(self.scores.index).index(name) for name in (variant, other))
+        error = self.deviation * float(np.linalg.norm(self.solution[one] - self.solution[two]))
+        return Contrast(float(self.effects[one] - self.effects[two]), error, self.freedom, seeds)
 
 
 def corrected(decide: Sequence[float], equal: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
@@ -101,42 +100,33 @@ def corrected(decide: Sequence[float], equal: Sequence[float]) -> tuple[np.ndarr
         equal: p-values of a relevant difference; NaN where it is not tested.
 
     Returns:
-        The corrected p-values of both, NaN where they were.
+        The corrected p-values of both, with NaN where it was.
     """
-    both = np.concatenate([np.asarray(decide, float), np.asarray(equal, float)])
-    tested = np.flatnonzero(~np.isnan(both))
-    claims = int((~np.isnan(both.reshape(2, -1))).any(0).sum())
-    order = tested[np.argsort(both[tested], kind="stable")]
+    both = np.array([decide, equal], float)
+    claims = int((~np.isnan(both)).any(0).sum())
+    p = both.ravel()
+    order = np.argsort(p, kind="stable")[: np.count_nonzero(~np.isnan(p))]  # NaN is sorted to the end.
     factors = np.minimum(claims, np.arange(len(order), 0, -1))
-    both[order] = np.minimum(np.maximum.accumulate(both[order] * factors), 1)
-    return both[: len(decide)], both[len(decide) :]
+    p[order] = np.minimum(np.maximum.accumulate(p[order] * factors), 1)
+    return both[0], both[1]
 
 
-def p_of_counts(failed: int, of: int, others_failed: int, of_others: int) -> float:
-    """Fisher's exact test: the two-sided p-value of equal probabilities."""
-    _, p = stats.fisher_exact([[failed, of - failed], [others_failed, of_others - others_failed]])
-    return float(np.asarray(p))
-
-
-def reach(costs: Sequence[float] | np.ndarray, scores: Sequence[float] | np.ndarray, target: float) -> float | None:
+def reach(costs: np.ndarray, scores: np.ndarray, target: float) -> float | None:
     """The cost at which a falling score first comes down to `target`; None if it never does.
 
-    The logarithm of the score is a line between two points, and NaN is no score. If the first point is down already,
-    its cost is an upper bound.
+    The logarithm of the score is linear between two points, and NaN is no score. If the first point is already below
+    the target, its cost is an upper bound.
     """
-    before: tuple[float, float] | None = None
-    for cost, score in zip(costs, scores, strict=True):
-        if score <= target:
-            if before is None:
-                return cost
-            done = math.log(before[1] / target) / math.log(before[1] / score)
-            return before[0] + done * (cost - before[0])
-        before = None if math.isnan(score) else (cost, score)
-    return None
+    reached = np.flatnonzero(scores <= target)
+    if not len(reached):
+        return None
+    last = reached[0]
+    if last == 0 or math.isnan(scores[last - 1]):
+        return float(costs[last])
+    pair = slice(last - 1, last + 1)
+    return float(np.interp(-math.log(target), -np.log(scores[pair]), costs[pair]))
 
 
-def at_cost(costs: Sequence[float] | np.ndarray, scores: Sequence[float] | np.ndarray, cost: float) -> float:
+def at_cost(costs: np.ndarray, scores: np.ndarray, cost: float) -> float:
     """The score at a cost, interpolated as in `reach`; NaN outside the curve."""
-    if len(costs) == 0:
-        return math.nan
     return float(np.exp(np.interp(cost, costs, np.log(scores), left=math.nan, right=math.nan)))

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from ..messages import counted
-from .claims import LOWER_IS_BETTER, Better, Claim, Diverges, Equal, Faster
-from .definition import Study
+from .definition import Better, Claim, Diverges, Equal, Faster, Study
 from .results import CURVE, REAL, TRAINING
-from .statistics import LEVEL, Contrast, TwoWayFit, at_cost, corrected, p_of_counts, reach
+from .statistics import LEVEL, Contrast, TwoWayFit, at_cost, corrected, reach
 
 HOLDS, REFUTED, EQUIVALENT, OPEN, NO_RESULT = "holds", "refuted", "equivalent", "open", "no result"
 
@@ -58,13 +57,6 @@ class Figures:
 
     def __init__(self, frame: pd.DataFrame) -> None:
         self.frame = frame[frame["variant"] != REAL]
-        self.fits: dict[tuple[str, str], TwoWayFit] = {}
-
-    def fit(self, metric: str, condition: str) -> TwoWayFit:
-        if (metric, condition) not in self.fits:
-            # Zero has no logarithm: none of 1,000 images counts as half of one.
-            self.fits[metric, condition] = TwoWayFit(self.scores(metric, condition).clip(lower=5e-4).apply(np.log))
-        return self.fits[metric, condition]
 
     def scores(self, metric: str, condition: str) -> pd.DataFrame:
         """Variants by seeds; of curves, the last points."""
@@ -80,18 +72,12 @@ class Figures:
             points.index = taken.reindex(points.index).to_numpy()
         return points.index.to_numpy(float), points.to_numpy(float)
 
-    @cached_property
-    def failed(self) -> dict[str, set[int]]:
-        """The seeds with which a variant diverged, or makes no finite images at its end."""
-        final = (self.frame["metric"] == "fd") & ~self.frame["condition"].isin([CURVE, TRAINING])
-        rows = self.frame[(self.frame["metric"] == "diverged") | (final & self.frame["value"].isna())]
-        return {str(name): {int(seed) for seed in found} for name, found in rows.groupby("variant")["seed"]}
-
-    def failures(self, variant: str) -> int:
-        return len(self.failed.get(variant, ()))
-
-    def seeds(self, variant: str) -> set[int]:
-        return {int(seed) for seed in self.frame.loc[self.frame["variant"] == variant, "seed"]}
+    def failures(self, variant: str) -> tuple[int, int]:
+        """The number of seeds with which a variant diverged or makes no finite images at its end, and of all seeds."""
+        own = self.frame[self.frame["variant"] == variant]
+        final = (own["metric"] == "fd") & ~own["condition"].isin([CURVE, TRAINING])
+        failed = (own["metric"] == "diverged") | (final & own["value"].isna())
+        return own.loc[failed, "seed"].nunique(), own["seed"].nunique()
 
 
 def judge(study: Study, frame: pd.DataFrame) -> list[Finding]:
@@ -102,9 +88,9 @@ def judge(study: Study, frame: pd.DataFrame) -> list[Finding]:
             case Diverges() as measure:
                 found.append(_divergence(claim, measure, figures))
             case Faster() as measure:
-                found.append(_speed_up(claim, measure, figures))
+                found.append(_without_failures(_speed_up(claim, measure, figures), figures))
             case measure:
-                found.append(_difference(study, claim, measure, figures))
+                found.append(_without_failures(_difference(study, claim, measure, figures), figures))
     decide, equal = corrected([f.p_decide for f in found], [f.p_equal for f in found])
     return [replace(f, p_decide=d, p_equal=e) for f, d, e in zip(found, decide.tolist(), equal.tolist(), strict=True)]
 
@@ -115,36 +101,37 @@ def _difference(study: Study, claim: Claim, measure: Better | Equal, figures: Fi
     Against several variants, it must be better than each of them, every test at the full level; it is refuted if any
     of them is better after a Bonferroni correction.
     """
-    condition, sign = study.condition_of(measure), 1 if measure.metric in LOWER_IS_BETTER else -1
-    fit = figures.fit(measure.metric, condition)
+    condition, sign = study.condition_of(measure), 1 if measure.metric == "fd" else -1
+    # Zero has no logarithm: none of 1,000 images counts as half of one.
+    fit = TwoWayFit(figures.scores(measure.metric, condition).clip(lower=5e-4).apply(np.log))
     found = {other: c for other in measure.others if (c := fit.contrast(measure.of, other)) is not None}
-    nearest = max(found, key=lambda other: sign * found[other].value, default=None)
     finding = Finding(claim, "-", f"{measure.metric}, {condition}")
-    if nearest is None or len(found) < len(measure.others):
-        return _without_failures(finding, figures)
-    first, several = replace(found[nearest], value=sign * found[nearest].value), len(found) > 1
-    p = [c.p_differs() for c in found.values()]
-    if first.value >= 0 and several:
-        p = [len(found) * min(c.p_differs() for c in found.values() if sign * c.value >= 0)]
-    finding = replace(
-        finding,
-        effect=_change(found[nearest]) + f" against {nearest}, the nearest" * several,
-        p_decide=min(float(np.max(p)), 1.0) if not np.isnan(p).any() else math.nan,
-        favours=HOLDS if first.value < 0 else REFUTED,
-        contrast=first,
-    )
+    if len(found) < len(measure.others):
+        return finding
+    nearest = max(found, key=lambda other: sign * found[other].value)
+    contrast, several = replace(found[nearest], value=sign * found[nearest].value), len(found) > 1
+    p_decide, p_equal = max(c.p_differs() for c in found.values()), math.nan
+    if several and contrast.value >= 0:
+        p_decide = min(len(found) * min(c.p_differs() for c in found.values() if sign * c.value >= 0), 1.0)
     if isinstance(measure, Equal):
         margin = math.log1p(measure.within)
-        finding = replace(finding, p_decide=first.p_differs(margin), p_equal=first.p_within(margin), favours=REFUTED)
+        p_decide, p_equal = contrast.p_differs(margin), contrast.p_within(margin)
     elif not several:
-        finding = replace(finding, p_equal=first.p_within(math.log1p(study.equal_within)))
-    return _without_failures(finding, figures)
+        p_equal = contrast.p_within(math.log1p(study.equal_within))
+    return replace(
+        finding,
+        effect=_change(found[nearest]) + f" against {nearest}, the nearest" * several,
+        p_decide=p_decide,
+        p_equal=p_equal,
+        favours=HOLDS if contrast.value < 0 and not isinstance(measure, Equal) else REFUTED,
+        contrast=contrast,
+    )
 
 
 def _speed_up(claim: Claim, measure: Faster, figures: Figures) -> Finding:
-    """Compares scores where the claim sets them equal; the ratio of costs is told, and decides nothing."""
+    """Compares scores where the claim sets them equal; the ratio of costs is shown, and decides nothing."""
     ratios, sooner, missed, bound = [], {}, 0, False
-    for seed in sorted(figures.seeds(measure.of) & figures.seeds(measure.than)):
+    for seed in sorted(figures.frame["seed"].unique()):
         costs, own = figures.curve(measure.of, seed, measure.cost)
         other_costs, others = figures.curve(measure.than, seed, measure.cost)
         if not len(costs) or not len(others) or math.isnan(others[-1]):
@@ -159,31 +146,35 @@ def _speed_up(claim: Claim, measure: Faster, figures: Figures) -> Finding:
     found = TwoWayFit(scores.apply(np.log)).contrast(name, measure.than)
     finding = Finding(claim, "-", f"curve, by {measure.cost.replace('_', ' ')}")
     if found is None:
-        return _without_failures(finding, figures)
+        return finding
     effect = f"not reached with {missed} of {counted(len(sooner), 'seed')}" if missed else _speed(ratios)
-    effect += ", a bound: the first point is there already" * bound
+    effect += ", a bound: the first point already reaches it" * bound
     favours = HOLDS if found.value < 0 else REFUTED
-    finding = replace(finding, effect=effect, p_decide=found.p_differs(), favours=favours, contrast=found)
-    return _without_failures(finding, figures)
+    return replace(finding, effect=effect, p_decide=found.p_differs(), favours=favours, contrast=found)
 
 
 def _divergence(claim: Claim, measure: Diverges, figures: Figures) -> Finding:
-    own, other = ((figures.failures(name), len(figures.seeds(name))) for name in (measure.of, measure.than))
-    p = p_of_counts(*own, *other) if own[1] and other[1] else math.nan
+    own, other = figures.failures(measure.of), figures.failures(measure.than)
+    p, favours = math.nan, HOLDS if own[0] > other[0] else REFUTED
+    if own[1] and other[1]:
+        p = float(np.asarray(stats.fisher_exact([[failed, seeds - failed] for failed, seeds in (own, other)])[1]))
     effect = f"{own[0]} of {own[1]} against {other[0]} of {other[1]}"
-    return Finding(claim, effect, "trainings that failed", p, favours=HOLDS if own[0] > other[0] else REFUTED)
+    return Finding(claim, effect, "trainings that failed", p, favours=favours)
 
 
 def _without_failures(finding: Finding, figures: Figures) -> Finding:
-    """Tells the seeds. The scores of failed trainings would have been worse than any: they favour no variant."""
+    """Adds the seeds. The scores of failed trainings would have been worse than any: they favour no variant."""
     failed = {name: figures.failures(name) for name in finding.claim.variants}
-    told = [f", {n} of {len(figures.seeds(name))} of {name} failed" for name, n in failed.items() if n]
-    own, *others = failed.values()
+    told = [f", {n} of {seeds} of {name} failed" for name, (n, seeds) in failed.items() if n]
+    own, *others = (n for n, _ in failed.values())
     seeds = counted(finding.contrast.seeds if finding.contrast else 0, "seed")
-    finding = replace(finding, where=f"{finding.where}, {seeds}{''.join(told)}")
     against = own > min(others) if finding.favours == HOLDS else max(others) > own
-    p_equal = finding.p_equal if len(set(failed.values())) == 1 else math.nan
-    return replace(finding, favours=OPEN if against else finding.favours, p_equal=p_equal)
+    return replace(
+        finding,
+        where=f"{finding.where}, {seeds}{''.join(told)}",
+        favours=OPEN if against else finding.favours,
+        p_equal=finding.p_equal if {own} == {*others} else math.nan,
+    )
 
 
 def _change(found: Contrast) -> str:
@@ -194,7 +185,7 @@ def _change(found: Contrast) -> str:
 
 
 def _percent(logarithm: float) -> str:
-    """A relative change in percent with the digits that it has; never -0."""
+    """A relative change in percent with its significant digits; never -0."""
     change = 100 * math.expm1(min(logarithm, 20))
     return f"{change:+.{0 if abs(change) >= 10 else 1}f}" if abs(change) >= 0.05 else "0"
 
