@@ -97,7 +97,7 @@ def test_a_damaged_shard_is_found_named_and_made_anew(fitv2, prepared, damage):
     shard.write_bytes(content) if damage == "flip" else shard.unlink()
     assert fitv2("inspect", "out")[0] in (0, None), "only --verify looks"
     message, _ = fitv2("inspect", "out", "--verify")
-    assert f"1 shard of out is not as written: {shard.name}; the same fitv2 prepare" in message
+    assert f"1 shard of out not as written: {shard.name}; the same fitv2 prepare" in message
     options = ["--max-tokens", 16, "--patch-size", 4, "--autoencoder", "pixels", "--shard-size", 3]
     fitv2("prepare", "images", "--out", "out", *options)
     assert fitv2("inspect", "out", "--verify")[0] in (0, None)

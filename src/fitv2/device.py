@@ -55,3 +55,20 @@ def choose_precision(name: str | None, device: torch.device) -> Precision:
     if name not in PRECISIONS:
         raise UserError(f"the precision is fp32 or bf16, not {name!r}")
     return PRECISIONS[name]
+
+
+def free_bytes(device: torch.device) -> int:
+    """The memory that is free now: of the GPU, or of the machine where the device shares its memory."""
+    if device.type in ("cuda", "xpu"):
+        return getattr(torch, device.type).mem_get_info(device)[0]
+    import psutil
+
+    return psutil.virtual_memory().available
+
+
+def lack_of_memory(what: str, needed: float, device: torch.device) -> str | None:
+    """Says that something needs more bytes than are free on the device; None if it fits."""
+    free = free_bytes(device)
+    if needed <= free:
+        return None
+    return f"{what} would need about {needed / 2**30:,.1f} GiB, and {free / 2**30:,.1f} GiB are free"
