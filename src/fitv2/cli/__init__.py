@@ -31,10 +31,10 @@ DEBUG = "--debug"
 FAULT = "this is a fault of fitv2: please report the lines above, with the version {} and the command: {}"
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 LESS_MEMORY = "not enough memory: use smaller sizes or fewer images at a time, or lower training.max_tokens_per_batch"
-# How libraries are told to log errors alone; a user's own setting stays.
+# Variables that make libraries log errors only; a user's own setting stays.
 QUIET = {f"{name}_VERBOSITY": "error" for name in ("DIFFUSERS", "TRANSFORMERS", "HF_HUB", "DATASETS")}
 QUIET |= {"TORCH_CPP_LOG_LEVEL": "ERROR", "KINETO_LOG_LEVEL": "6"}
-# Whose log lines would be printed with those of a training.
+# Libraries whose log lines would be printed with those of a training.
 TALKATIVE = ("PIL", "torch", "accelerate", "diffusers", "transformers", "datasets", "huggingface_hub", "httpx")
 
 

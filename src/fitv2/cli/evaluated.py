@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # The folder of all evaluations.
 OUT = Path("outputs/evaluation")
 DEFAULT_NUMBER = 10_000
-# Seconds from which on the time is told before images are made.
+# The time that images take is announced from this many seconds on.
 LONG = 60
 
 
@@ -36,7 +36,7 @@ def is_model(name: str) -> bool:
     """Whether it is a name of a model, or of a run that has none yet; else it should be images."""
     from ..checkpoints.model_folder import is_own_model
 
-    # Of a saved pipeline, of checkpoints, of a run; prepared images have shards as well.
+    # Files of a saved pipeline, a checkpoint or a run; prepared images have shards as well.
     marks = ("model_index.json", "ema.safetensors", "shards/.metadata", "log.jsonl")
     return is_own_model(name) or any((Path(name) / mark).exists() for mark in marks)
 

@@ -58,7 +58,7 @@ def inspect(
     named = folder if folder.name else folder.resolve()  # "." has no name.
     out = out or named.with_name(f"{named.resolve().name}-inspected")
     own = {inspecting.TABLE, PLOTS}
-    # Nothing of others is overwritten.
+    # An inspection overwrites no other files.
     if others := sorted(path.name for path in out.iterdir() if path.name not in own) if out.exists() else []:
         raise UserError(f"{out} holds other files, such as {others[-1]}; choose another --out")
     inspection = inspecting.inspect(folder, out)

@@ -15,7 +15,7 @@ from .output import show_table
 if TYPE_CHECKING:
     from ..settings import Recipe
 
-# The device whose time the table names: the peak of an A100 in bfloat16, and the fraction of it that training reaches.
+# The peak of an A100 in bfloat16, and the fraction of it that training reaches.
 A100_FLOPS, UTILISATION = 312e12, 0.4
 # Channels and classes of the data that a recipe is meant for, by its patch size: latents, garments, colour images.
 CHANNELS, CLASSES = {2: 4, 4: 1, 8: 3}, {2: 1000, 4: 10, 8: 10}

@@ -20,7 +20,7 @@ LARGER = 1.43
 DEFAULT_CLASSES = 16
 # The most bytes of a class name in the name of a file.
 MOST_BYTES = 150
-# A size is warned of beyond this many times the most tokens, or the widest aspect, of training.
+# Sizes beyond this many times the most tokens, or the widest aspect, of training cause a warning.
 FAR = 2.0
 
 

@@ -10,11 +10,11 @@ from .output import show_table
 if TYPE_CHECKING:
     from ..evaluation.results import Result
 
-# Shown in percent.
+# Figures that are shown in percent.
 PERCENT = ("precision", "recall", "coverage", "accuracy")
 OTHERS = ("precision", "recall", "density", "coverage")
 MOST_CLASSES = 20
-# Of a column, if the output is no terminal.
+# The width of a column where no terminal limits it.
 WIDTH = 25
 Figures = Mapping[str, Any]
 

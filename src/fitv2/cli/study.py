@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..study.runs import Run
 
 STATUS = "status"
-# Operations a second of a training on one core, until results tell.
+# FLOPs per second of a training on one core, until there are results.
 ASSUMED_SPEED = 5e10
 SECONDS_BETWEEN_LINES = 60
 
