@@ -157,13 +157,13 @@ def test_no_training_begins_among_files_of_others(train, images, tmp_path):
         (["--recipe", "fashion", "--set", "model.patch_size=8"], "fashion is cut into patches of 4"),
         (["--recipe", "fashion", "--set", "data.folder=nowhere"], "the bundled 10 000 images need neither"),
         (["--recipe", "fashion", "--set", "training.learning_rat=1"], "the nearest is 'training.learning_rate'"),
-        (["--recipe", "fashion", "--set", "training.max_tokens_per_batch=30"], "does not fit a pack of 30 tokens"),
+        (["--recipe", "fashion-tiny", "--set", "training.max_tokens_per_batch=30"], "does not fit a pack of 30 tokens"),
         (["--recipe", "imagenet-b", "--dry-run", "--devices", "3"], "8 packs a step cannot be shared evenly by 3"),
         (
             ["--recipe", "imagenet-hr-xl", "--dry-run", "--set", "model.extrapolation=bogus"],
             "there is no extrapolation 'bogus'",
         ),
-        (["--recipe", "fashion", "--dry-run", "--set", "training.init_from=nowhere"], "nowhere is not a model"),
+        (["--recipe", "fashion-tiny", "--dry-run", "--set", "training.init_from=nowhere"], "nowhere is not a model"),
     ],
 )
 def test_what_a_training_cannot_begin_with_is_one_sentence(fitv2, words, part):
