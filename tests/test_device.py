@@ -14,7 +14,7 @@ from fitv2.messages import command, counted
 
 @pytest.fixture
 def machine(monkeypatch):
-    """A machine with so many CUDA and XPU devices, with MPS or without."""
+    """A machine with these numbers of CUDA and XPU devices, with MPS or without."""
 
     def build(cuda: int = 0, xpu: int = 0, mps: bool = False, bf16: bool = True) -> None:
         for kind, count in (("cuda", cuda), ("xpu", xpu)):
@@ -42,7 +42,7 @@ def machine(monkeypatch):
         ({}, None, "cpu", "fp32"),
     ],
 )
-def test_the_device_and_what_suits_it(machine, there, name, chosen, precision):
+def test_the_default_device_and_its_precision(machine, there, name, chosen, precision):
     machine(**there)
     device = choose_device(name)
     assert str(device) == chosen and choose_precision(None, device) == precision
@@ -55,10 +55,11 @@ def test_the_device_and_what_suits_it(machine, there, name, chosen, precision):
         ({}, "cuda", "no device cuda"),
         ({"cuda": 2}, "cuda:2", "cuda:0 to cuda:1"),
         ({}, "gpu", "'gpu' is not a device"),
+        ({}, "", "'' is not a device"),
         ({}, "cpu:1", "no device cpu:1"),
     ],
 )
-def test_a_device_that_is_not_there_names_those_that_are(machine, there, name, told):
+def test_a_message_about_a_missing_device_lists_the_others(machine, there, name, told):
     machine(**there)
     with pytest.raises(UserError, match=told) as caught:
         choose_device(name)
@@ -88,7 +89,7 @@ def test_an_option_of_the_launcher_that_would_change_the_training_is_refused(mon
         check_launcher(torch.device("cuda"))
 
 
-def test_words_of_precision():
+def test_names_of_precisions():
     words = {"fp32": "fp32", "float32": "fp32", "no": "fp32", "bf16": "bf16"}
     assert {word: choose_precision(word, torch.device("cpu")) for word in words} == words
     with pytest.raises(UserError, match="fp16"):
@@ -105,7 +106,7 @@ def test_a_single_number_that_is_not_finite_is_found(dtype, value):
         check_weights({"empty": torch.zeros(0), "whole": torch.ones(2, dtype=torch.int64), "a": numbers}, "b")
 
 
-def test_words_of_messages():
+def test_counts_commands_and_suggestions():
     assert counted(1, "image") == "1 image" and counted(10_000, "class", "classes") == "10,000 classes"
     assert command("sample", "--model", "my runs/a'b") == """fitv2 sample --model 'my runs/a'"'"'b'"""
     with pytest.raises(UserError, match="did you mean animals"):

@@ -95,7 +95,7 @@ def test_a_damaged_shard_is_found_named_and_made_anew(fitv2, prepared, damage):
     shard.write_bytes(content) if damage == "flip" else shard.unlink()
     assert fitv2("inspect", "out")[0] in (0, None), "only --verify looks"
     message, _ = fitv2("inspect", "out", "--verify")
-    assert f"1 shard of out is not as written: {shard.name}; the same fitv2 prepare" in message
+    assert f"not as written: {shard.name}; the same fitv2 prepare" in message
     fitv2(*PREPARE)
     assert fitv2("inspect", "out", "--verify")[0] in (0, None)
 

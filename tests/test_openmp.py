@@ -16,6 +16,7 @@ two_cores = pytest.mark.skipif(available_cores() < 2, reason="needs two cores")
 
 
 def python(code: str, **given: str) -> str:
+    """What a new process prints, without the user's choice of how threads wait."""
     inherited = {k: v for k, v in os.environ.items() if k not in (*openmp.SETTINGS, "OMP_NUM_THREADS")}
     command = [sys.executable, "-c", textwrap.dedent(code)]
     return subprocess.run(command, stdout=subprocess.PIPE, text=True, env=inherited | given, check=True).stdout
@@ -43,37 +44,32 @@ def test_without_statistics_threads_sleep_at_once():
 @two_cores
 def test_spare_threads_stop_the_spinning_and_its_end_restores_it():
     """By the processor time that a thread burns while it has nothing to do, whatever else the machine does."""
-    spinning, sharing, again = map(
-        float,
-        python("""
-            import threading, time, torch
-            from fitv2 import openmp
+    shown = python("""
+        import threading, time, torch
+        from fitv2 import openmp
 
-            openmp.BUSY = float("inf")  # The watch of this process does nothing.
-            torch.set_num_threads(2)
-            x = torch.ones(1 << 20)
+        openmp.BUSY = float("inf")  # The watch of this process does nothing.
+        torch.set_num_threads(2)
+        x = torch.ones(1 << 20)
 
-            def burnt():
-                start = time.process_time()
-                for _ in range(20):
-                    x.neg_()
-                    time.sleep(0.02)
-                return time.process_time() - start
+        def burnt():
+            time.sleep(0.5)
+            start = time.process_time()
+            for _ in range(20):
+                x.neg_()
+                time.sleep(0.02)
+            return time.process_time() - start
 
-            def settle():
-                time.sleep(0.5)
-                return burnt()
-
-            watch = openmp.ThreadWatch()
-            burnt()
-            spinning = settle()
-            watch.adapt(openmp.BUSY)
-            sharing = settle()
-            watch.adapt(0)
-            print(spinning, sharing, settle())
-            assert [t.name for t in threading.enumerate()] == ["MainThread", "fitv2-thread-watch"]
-        """).split(),
-    )
+        watch = openmp.ThreadWatch()
+        burnt()
+        spinning = burnt()
+        watch.adapt(openmp.BUSY)
+        sharing = burnt()
+        watch.adapt(0)
+        print(spinning, sharing, burnt())
+        assert [t.name for t in threading.enumerate()] == ["MainThread", "fitv2-thread-watch"]
+    """)
+    spinning, sharing, again = map(float, shown.split())
     assert sharing < 0.5 * min(spinning, again)
 
 

@@ -196,7 +196,7 @@ def test_formulas_read_no_weights(fitv2, monkeypatch):
 
 
 def test_a_step_that_does_not_fit_is_skipped_and_reported(fitv2, monkeypatch):
-    monkeypatch.setattr("fitv2.cli.memory.free_bytes", lambda device: 70 * 2**20)
+    monkeypatch.setattr("fitv2.device.free_bytes", lambda device: 70 * 2**20)
     code, shown = fitv2("profile", "builtin:fashion", "--measure", "--repeats", "1", "--plot", "c.png")
     rows = [line.split() for line in shown.splitlines() if line.lstrip().startswith("builtin:fashion")]
     assert code in (0, None) and [row[2] for row in rows[1:]] == ["forward", "step"]
@@ -204,10 +204,10 @@ def test_a_step_that_does_not_fit_is_skipped_and_reported(fitv2, monkeypatch):
 
 
 def test_a_model_that_does_not_fit_is_refused_before_anything_runs(fitv2, monkeypatch):
-    monkeypatch.setattr("fitv2.cli.memory.free_bytes", lambda device: 2**30)
+    monkeypatch.setattr("fitv2.device.free_bytes", lambda device: 2**30)
     monkeypatch.setattr("fitv2.profiling.profile.workload", lambda *arguments: pytest.fail("it runs"))
     told = fitv2("profile", "builtin:fashion", "SiT-B/2", "FiTv2-XL/2", "--measure", "--size", "112x112")[0]
-    assert "a forward of FiTv2-XL/2 would need about 2.5 GiB, and 1.0 GiB are free" in told
+    assert "a forward pass of FiTv2-XL/2 would need about 2.5 GiB, and 1.0 GiB are free" in told
     assert "--ignore-memory" in told
 
 
@@ -221,9 +221,9 @@ def test_a_model_that_does_not_fit_is_refused_before_anything_runs(fitv2, monkey
         (["builtin:fashion", "--size", "30x28"], "30x28 is not divisible by the patch of 4; the nearest is 32x28"),
         (["FiT-B/2", "--size", "0x16"], "0x16 is not divisible by the patch of 16; the nearest is 16x16"),
         (["DiT-B/2", "--size", "128x256"], "DiT-B/2 takes square images only, and 128x256 is none"),
-        (["FiT-B/2", "--repeats", "3"], "--repeats has no effect without --measure"),
-        (["FiT-B/2", "--compile"], "--compile has no effect without --measure"),
-        (["FiT-B/2", "--device", "cpu"], "--device has no effect without --measure"),
+        (["FiT-B/2", "--repeats", "3"], "--repeats: without effect without --measure"),
+        (["FiT-B/2", "--compile"], "--compile: without effect without --measure"),
+        (["FiT-B/2", "--device", "cpu"], "--device: without effect without --measure"),
         (["FiT-B/2", "--measure", "--device", "cuda:99"], "there is no device cuda:99"),
         (["FiT-B/2", "--plot", "."], "--plot . is a folder; name a PNG file"),
         (["FiT-B/2", "--autoencoder", "no/such/folder"], "the autoencoder no/such/folder cannot be loaded"),

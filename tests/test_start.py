@@ -33,50 +33,43 @@ def changed(model: FiT, other: FiT) -> set[str]:
     return {name for name, weight in model.named_parameters() if not torch.equal(weight, weights[name])}
 
 
+def trained(run, *settings):
+    finished = trainer(run, *settings)
+    finished.fit(lambda figures: None)
+    return finished
+
+
 def test_the_same_classes_and_latents_take_everything():
     model, start = fresh(), base()
     found = init_from(model, start, garments())
-    assert found.notes == [] and found.reinitialised == set()
-    assert changed(model, start.model) == set()
+    assert found.notes == [] and found.reinitialised == set() == changed(model, start.model)
+    (note,) = init_from(fresh(), replace(start, autoencoder="some/vae"), garments()).notes
+    assert "latents of some/vae" in note
 
 
 @pytest.mark.parametrize("start", [base(names="abcdefghij"), base(names="abcde", num_classes=5)])
 def test_other_classes_begin_with_a_new_table_but_the_old_row_of_no_class(start):
-    model, untouched = fresh(), fresh()
-    (note,) = init_from(model, start, garments()).notes
-    assert "label embedding" in note and changed(model, start.model) <= {LABELS}
+    model = fresh()
+    found = init_from(model, start, garments(), trainable="high-resolution")
+    assert len(found.notes) == 1 and "label embedding" in found.notes[0]
+    assert changed(model, start.model) <= {LABELS}
     table = model.y_embedder.embedding_table.weight
     assert torch.equal(table[-1], start.model.y_embedder.embedding_table.weight[-1])
-    assert torch.equal(table[:-1], untouched.y_embedder.embedding_table.weight[:-1])
-
-
-def test_nothing_random_stays_frozen():
-    names = [name for name, _ in fresh().named_parameters()]
+    assert torch.equal(table[:-1], fresh().y_embedder.embedding_table.weight[:-1])
+    # Nothing random stays frozen.
+    names = [name for name, _ in model.named_parameters()]
     assert LABELS not in trained_names(names, "high-resolution")
-    start = init_from(fresh(), base(names="abcdefghij"), garments(), trainable="high-resolution")
-    assert LABELS in trained_names(names, "high-resolution", start.reinitialised)
+    assert LABELS in trained_names(names, "high-resolution", found.reinitialised)
 
 
-def test_another_autoencoder_is_told():
-    start = replace(base(), autoencoder="some/vae")
-    (note,) = init_from(fresh(), start, garments()).notes
-    assert "latents of some/vae" in note
-
-
-def test_other_latents_begin_with_new_patch_layers():
-    model, untouched, start = fresh(), fresh(), base(in_channels=4)
-    (note,) = init_from(model, start, garments()).notes
+@pytest.mark.parametrize(("changes", "reinit"), [({"in_channels": 4}, []), ({}, ["patches"])])
+def test_other_latents_or_reinit_begin_with_new_patch_layers(changes, reinit):
+    model, start = fresh(), base(**changes)
+    (note,) = init_from(model, start, garments(), reinit=reinit).notes
     assert "patch layers" in note
-    own, theirs, before = model.state_dict(), start.model.state_dict(), untouched.state_dict()
-    for name, weight in own.items():
+    theirs, before = start.model.state_dict(), fresh().state_dict()
+    for name, weight in model.state_dict().items():
         assert torch.equal(weight, before[name] if name in PATCHES else theirs[name]), name
-
-
-def test_parts_begin_anew_on_demand():
-    model, untouched, start = fresh(), fresh(), base()
-    notes = init_from(model, start, garments(), reinit=["patches"]).notes
-    assert len(notes) == 1 and changed(model, untouched) & set(PATCHES) == set()
-    assert changed(model, start.model) <= set(PATCHES)
 
 
 @pytest.mark.parametrize("names", [CLASSES, "abcdefghij"])
@@ -89,21 +82,20 @@ def test_a_base_of_another_width_is_refused(names):
         check_start(CONFIG, start, garments(), ())
 
 
-def test_share_trained_at_high_resolution_is_that_of_the_paper():
+def test_the_fraction_trained_at_high_resolution_is_that_of_the_paper():
     assert round(100 * trained_fraction(preset("FiTv2-XL/2"), "high-resolution"), 2) == 14.15
     assert trained_fraction(CONFIG, "all") == 1.0
 
 
 def test_post_training_moves_what_it_should_and_resumes(tmp_path, caplog):
-    trainer(tmp_path / "base", "training.steps=5").fit(lambda figures: None)
+    trained(tmp_path / "base", "training.steps=5")
     settings = [
         f"training.init_from={tmp_path / 'base'}",
         "training.trainable=high-resolution",
         "model.extrapolation=vision-ntk",
     ]
     start = load_pretrained(tmp_path / "base")
-    chosen = recipe(*settings)
-    config = build_model_config(chosen, garments(), start)
+    config = build_model_config(recipe(*settings), garments(), start)
     assert (config.rope.method, config.rope.per_axis) == ("ntk-aware", True)
     assert config.rope.train_side == start.model.config.rope.train_side
     whole = trainer(tmp_path / "whole", *settings)
@@ -112,11 +104,9 @@ def test_post_training_moves_what_it_should_and_resumes(tmp_path, caplog):
     moved = changed(whole.learner.model.module, start.model)
     assert {"blocks.0.attn.qkv.bias", "final_layer.linear.weight", "x_embedder.proj.weight"} <= moved
     assert not {name for name in moved if name.endswith(("qkv.weight", "fc2.weight", "embedding_table.weight"))}
-    half = trainer(tmp_path / "half", *settings, "training.steps=5")
-    half.fit(lambda figures: None)
+    trained(tmp_path / "half", *settings, "training.steps=5")
     with caplog.at_level(logging.INFO):
-        again = trainer(tmp_path / "half", *settings)
-        again.fit(lambda figures: None)
+        again = trained(tmp_path / "half", *settings)
     assert "continuing from" in caplog.text and again.done == 10
     assert changed(again.learner.model.module, whole.learner.model.module) == set()
 
@@ -127,10 +117,9 @@ def test_post_training_with_other_classes_continues_bit_for_bit_without_its_base
     start = base(names="abcdefghij")
     save_pretrained(tmp_path / "base", CONFIG, start.model.state_dict(), start.class_names, start.shapes, None)
     settings = [f"training.init_from={tmp_path / 'base'}", "training.trainable=high-resolution"]
-    whole = trainer(tmp_path / "whole", *settings)
-    whole.fit(lambda figures: None)
+    whole = trained(tmp_path / "whole", *settings)
     assert LABELS in changed(whole.learner.model.module, start.model)
-    trainer(tmp_path / "half", *settings, "training.steps=5").fit(lambda figures: None)
+    trained(tmp_path / "half", *settings, "training.steps=5")
     shutil.rmtree(tmp_path / "base")
     state = tmp_path / "half/checkpoints/step-00000005/state.json"
     if older:
@@ -139,10 +128,8 @@ def test_post_training_with_other_classes_continues_bit_for_bit_without_its_base
     chosen = recipe(*settings)
     again = Trainer(chosen, garments(), build_model_config(chosen, garments()), tmp_path / "half")
     again.fit(lambda figures: None)
-    assert (
-        changed(again.learner.model.module, whole.learner.model.module) == set()
-        and again.learner.trained == whole.learner.trained
-    )
+    assert changed(again.learner.model.module, whole.learner.model.module) == set()
+    assert again.learner.trained == whole.learner.trained
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ The "meta" device stands in for a GPU. It computes nothing, so reading from it f
 operators that would make a GPU wait, are found among all that torch is asked to do. `tests/cuda` asks a GPU itself.
 """
 
+from functools import partial
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -24,7 +26,7 @@ from fitv2.sampling.spec import SampleSpec, Sampling
 META = torch.device("meta")
 SIZES = {"width": 32, "depth": 3, "heads": 2, "num_classes": 3}
 UNSORTED, SQUARES = [(4, 3), (1, 2), (3, 5)], [(3, 3)] * 3
-# Of these a GPU gives the host a number, or the shape of the result.
+# From these the host gets a number, or the shape of the result.
 WAITING = {"_local_scalar_dense", "item", "nonzero", "unique_consecutive", "_unique2", "masked_select", "equal"}
 
 
@@ -39,8 +41,8 @@ class NoWaiting(TorchDispatchMode):
             return output
         name = func.overloadpacket.__name__
         inputs = [x for x in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
-        on_device = [x.device == META for x in inputs]
-        assert not (any(on_device) and name in WAITING), f"{func} waits for the device"
+        waits = name in WAITING and any(x.device == META for x in inputs)
+        assert not waits, f"{func} waits for the device"
         if name in ("_to_copy", "copy_"):
             moved = {x.device.type for x in (*inputs, output)}
             assert len(moved) == 1, f"{func} copies between the host and the device"
@@ -100,13 +102,12 @@ def test_a_step_of_sampling(monkeypatch, solver, settings):
     assert len(calls) >= 5 and watch.active
 
 
-@pytest.mark.parametrize("objective", ["flow", "diffusion"])
-def test_a_loss_and_its_gradients_read_nothing(objective):
+@pytest.mark.parametrize(
+    ("config", "loss"),
+    [(FiTConfig, flow_loss), (FiTv1Config, partial(diffusion_loss, schedule=linear_schedule()))],
+    ids=["flow", "diffusion"],
+)
+def test_a_loss_and_its_gradients_read_nothing(config, loss):
     """Times, noise and dropped labels come from the host, which is no wait; nothing goes back."""
-    config = FiTConfig(**SIZES) if objective == "flow" else FiTv1Config(**SIZES)
-    model, batch, _, labels = network_and_batch(config, UNSORTED)
-    generator = torch.Generator()
-    if objective == "flow":
-        flow_loss(model, batch, labels, 3, generator).loss.backward()
-    else:
-        diffusion_loss(model, batch, labels, 3, generator, linear_schedule()).loss.backward()
+    model, batch, _, labels = network_and_batch(config(**SIZES), UNSORTED)
+    loss(model, batch, labels, 3, torch.Generator()).loss.backward()

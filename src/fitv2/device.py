@@ -17,7 +17,7 @@ NAME = re.compile(r"(cuda|mps|xpu|cpu)(?::(\d+))?")
 
 
 def choose_device(name: str | None = None) -> torch.device:
-    """The device of that name: cuda, mps, xpu or cpu, also with an index such as cuda:1; None: the best available.
+    """Returns a device: cuda, mps, xpu or cpu, also with an index such as cuda:1; None: the best available.
 
     On CUDA this also allows TF32 in float32 products. Raises UserError for a device that this machine does not have.
     """
@@ -35,23 +35,35 @@ def choose_device(name: str | None = None) -> torch.device:
 
 
 def device_counts() -> dict[str, int]:
-    """How many devices of each kind PyTorch can use, the fastest kind first."""
+    """Returns the number of devices of each kind that PyTorch can use, the fastest kind first."""
     counts = {"cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0}
     counts["xpu"] = torch.xpu.device_count() if torch.xpu.is_available() else 0
     counts["mps"] = int(torch.backends.mps.is_available())
     return {kind: count for kind, count in counts.items() if count} | {"cpu": 1}
 
 
-def default_precision(device: torch.device) -> Precision:
-    """bf16 on CUDA devices that compute in it; else fp32, which works everywhere."""
-    bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bf16" if bf16 else "fp32"
-
-
 def choose_precision(name: str | None, device: torch.device) -> Precision:
-    """fp32 or bf16; None: the default of the device. Raises UserError for another name."""
+    """Returns fp32 or bf16; None: bf16 on CUDA devices that compute in it, else fp32. Raises UserError."""
     if name is None:
-        return default_precision(device)
+        bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bf16" if bf16 else "fp32"
     if name not in PRECISIONS:
         raise UserError(f"the precision is fp32 or bf16, not {name!r}")
     return PRECISIONS[name]
+
+
+def free_bytes(device: torch.device) -> int:
+    """Returns the memory that is free now on the GPU, or on the machine where the device shares its memory."""
+    if device.type in ("cuda", "xpu"):
+        return getattr(torch, device.type).mem_get_info(device)[0]
+    import psutil
+
+    return psutil.virtual_memory().available
+
+
+def lack_of_memory(what: str, needed: float, device: torch.device) -> str | None:
+    """Says that something needs more bytes than are free on the device; None if it fits."""
+    free = free_bytes(device)
+    if needed <= free:
+        return None
+    return f"{what} would need about {needed / 2**30:,.1f} GiB, and {free / 2**30:,.1f} GiB are free"

@@ -9,9 +9,9 @@ class UserError(ValueError):
 
 
 def damaged(what: object, why: object, cure: str) -> UserError:
-    """For a file of ours that cannot be used. What may not be read is not called damaged, lest it be deleted.
+    """Returns the error for a file of ours that cannot be used; without permission, it is not called damaged.
 
-    why: an exception or a reason in words.
+    why: An exception, or a reason in words.
     """
     if isinstance(why, PermissionError):
         return UserError(f"{what} cannot be read: permission denied")

@@ -22,7 +22,7 @@ from pathlib import Path
 SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 THREADS = Path("/proc/self/task")
 INTERVAL = 0.25
-# Of a training alone on two cores: below 0.1. Beside a busy loop: 0.4 to 0.8, with and without spare threads.
+# The fraction of time spent waiting: below 0.1 for a training alone on two cores, 0.4 to 0.8 beside a busy loop.
 BUSY = 0.2
 
 
@@ -43,7 +43,7 @@ def share_cores() -> None:
 
 
 def waited() -> dict[str, float]:
-    """For how many seconds each thread of this process has been ready to run without a core; empty where unknown."""
+    """Returns the seconds that each thread of this process was ready to run without a core; empty where unknown."""
     seconds = {}
     for thread in THREADS.glob("*/schedstat"):
         try:
@@ -54,7 +54,7 @@ def waited() -> dict[str, float]:
 
 
 def torch_is_loaded() -> bool:
-    """Whether torch is there, whole: its import in another thread must not be waited for, nor seen half done."""
+    """Whether torch is imported completely: another thread may still be in the middle of its import."""
     torch = sys.modules.get("torch")
     return torch is not None and not getattr(torch.__spec__, "_initializing", False)
 
@@ -77,7 +77,7 @@ class ThreadWatch(threading.Thread):
         self.adapt(0)
 
     def adapt(self, share: float) -> None:
-        """share: of the time, for which the thread that waited longest was ready to run without a core."""
+        """share: The fraction of the time that the thread which waited longest was ready to run without a core."""
         if share < BUSY and self.spare:
             self.spare.release()
             self.spare = None
@@ -91,7 +91,7 @@ class ThreadWatch(threading.Thread):
 
 
 class SpareThreads:
-    """OpenMP threads without work: enough of them that libgomp has more threads than there are cores."""
+    """OpenMP threads without work, as many as libgomp needs to have more threads than there are cores."""
 
     def __init__(self):
         import torch
@@ -100,9 +100,8 @@ class SpareThreads:
         # Each team adds all its threads but the one that asks for it. A single thread waits for no other.
         teams = max(0, cores - threads) // (threads - 1) + 1 if threads > 1 else 0
         self.released = threading.Event()
-        self.holders = [
-            threading.Thread(target=self.hold, name="fitv2-spare-threads", daemon=True) for _ in range(teams)
-        ]
+        name = "fitv2-spare-threads"
+        self.holders = [threading.Thread(target=self.hold, name=name, daemon=True) for _ in range(teams)]
         for holder in self.holders:
             holder.start()
 

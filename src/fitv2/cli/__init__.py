@@ -8,7 +8,6 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
 from inspect import cleandoc
 from typing import Annotated
 
@@ -30,12 +29,12 @@ from .train import train
 INTERRUPTED = 130
 DEBUG = "--debug"
 FAULT = "this is a fault of fitv2: please report the lines above, with the version {} and the command: {}"
-NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
-# How libraries are told to log errors alone; a user's own setting stays.
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+LESS_MEMORY = "not enough memory: use smaller sizes or fewer images at a time, or lower training.max_tokens_per_batch"
+# Variables that make libraries log errors only; a user's own setting stays.
 QUIET = {f"{name}_VERBOSITY": "error" for name in ("DIFFUSERS", "TRANSFORMERS", "HF_HUB", "DATASETS")}
 QUIET |= {"TORCH_CPP_LOG_LEVEL": "ERROR", "KINETO_LOG_LEVEL": "6"}
-
-# Whose log lines would be printed with those of a training.
+# Libraries whose log lines would be printed with those of a training.
 TALKATIVE = ("PIL", "torch", "accelerate", "diffusers", "transformers", "datasets", "huggingface_hub", "httpx")
 
 
@@ -70,13 +69,10 @@ def show_version(asked: bool) -> None:
 
 @app.callback()
 def of_all(
-    _: Annotated[
+    version: Annotated[
         bool, typer.Option("--version", is_eager=True, callback=show_version, help="print the version and exit")
     ] = False,
-    debug: Annotated[
-        bool,
-        typer.Option(DEBUG, help="show tracebacks of all errors, and warnings of libraries; anywhere on the line"),
-    ] = False,
+    debug: Annotated[bool, typer.Option(DEBUG, help="show tracebacks and warnings; anywhere on the line")] = False,
 ) -> None:
     pass
 
@@ -92,7 +88,9 @@ def main() -> None:
     A mistake of the user's ends in one sentence; a fault of this program, or any error with --debug, in a traceback.
     """
     given = command(*sys.argv[1:])
-    debug = take_debug(sys.argv)
+    last = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    debug = DEBUG in sys.argv[:last]
+    sys.argv[:last] = [word for word in sys.argv[:last] if word != DEBUG]
     if not debug:
         silence_libraries()
     try:
@@ -103,22 +101,14 @@ def main() -> None:
     except Exception as error:
         sentence = sentence_of(error)
         if debug or sentence is None:
-            traceback.print_exception(whole(error))
+            show_traceback(error)
         sys.exit(f"fitv2: {sentence or FAULT.format(installed_version(), given)}")
     finally:
         flush_output()
 
 
-def take_debug(words: list[str]) -> bool:
-    """Removes --debug from a command line, wherever it stands before a `--`, and says whether it was there."""
-    last = words.index("--") if "--" in words else len(words)
-    kept = [word for word in words[:last] if word != DEBUG]
-    words[:last] = kept
-    return len(kept) < last
-
-
 def silence_libraries() -> None:
-    """Warnings and log lines of libraries do not stand amid the output of a command."""
+    """Keeps warnings and log lines of libraries out of the output of a command."""
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
     for name, level in QUIET.items():
@@ -131,28 +121,19 @@ def sentence_of(error: Exception) -> str | None:
     """What a user is told of an error; None for a fault of this program."""
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"
-    return str(error) if isinstance(error, UserError | OSError) else memory_sentence(error)
+    if isinstance(error, UserError | OSError):
+        return str(error)
+    full = isinstance(error, RuntimeError) and any(words in str(error).lower() for words in OUT_OF_MEMORY)
+    return LESS_MEMORY if full or isinstance(error, MemoryError) else None
 
 
-def memory_sentence(error: Exception) -> str | None:
-    """What to do where memory is not enough, of the machine or of a GPU; None for any other error."""
-    full = isinstance(error, RuntimeError) and any(words in str(error).lower() for words in NO_MEMORY)
-    if not full and not isinstance(error, MemoryError):
-        return None
-    return "not enough memory: use smaller sizes or fewer images at a time, or lower training.max_tokens_per_batch"
-
-
-def whole(error: BaseException) -> BaseException:
-    """The same error with all that led to it, even what a sentence for users leaves out."""
-    for one in chain(error):
+def show_traceback(error: BaseException) -> None:
+    """Prints an error with all that led to it, even what a sentence for users leaves out."""
+    one = error
+    while one is not None:
         one.__suppress_context__ = False
-    return error
-
-
-def chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
+        one = one.__cause__ or one.__context__
+    traceback.print_exception(error)
 
 
 def installed_version() -> str:

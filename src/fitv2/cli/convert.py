@@ -9,22 +9,17 @@ import typer
 
 from ..errors import UserError
 from ..messages import command
+from .options import out_option
 
 
 def convert(
     config: Annotated[Path, typer.Option(help="the authors' YAML file, such as configs/fitv2/config_fitv2_xl.yaml")],
     checkpoint: Annotated[
-        Path,
-        typer.Option(help=".safetensors or pickled .bin (code in it is never run), or a sharded checkpoint's folder"),
+        Path, typer.Option(help=".safetensors, pickled .bin (its code is never run), or a sharded checkpoint's folder")
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="the model folder to write")],
-    labels: Annotated[
-        Path | None,
-        typer.Option(help="text file of class names, one per line in the order of their numbers; default: ImageNet's"),
-    ] = None,
-    autoencoder: Annotated[
-        str | None, typer.Option(help="folder or hub id; default: the one named in the YAML file")
-    ] = None,
+    out: Annotated[Path, out_option(help="the model folder to write")],
+    labels: Annotated[Path | None, typer.Option(help="file of class names, one per line; default: ImageNet's")] = None,
+    autoencoder: Annotated[str | None, typer.Option(help="folder or hub id; default: that of the YAML file")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a model that --out already holds")] = False,
 ) -> None:
     """Convert a checkpoint of the authors' FiT or FiTv2 for 'fitv2 sample OUT'.
@@ -52,38 +47,27 @@ def convert(
     classes = model.config.num_classes
     if labels and len(names) != classes:
         raise UserError(f"{labels} names {len(names)} classes, and the model has {classes}")
+    names = list(names) if len(names) == classes else []
     side = isqrt(params.get("context_size", 256)) * model.config.patch_size
-    dtype = next(model.parameters()).dtype
-    save_pretrained(
-        out,
-        model.config,
-        model.state_dict(),
-        list(names) if len(names) == classes else [],
-        [[(side, side, 1)]],
-        None,
-        autoencoder or named_autoencoder,
-    )
-    parameters = sum(weight.numel() for weight in model.parameters())
+    codec, weights = autoencoder or named_autoencoder, model.state_dict()
+    save_pretrained(out, model.config, weights, names, [[(side, side, 1)]], None, codec)
+    parameters, dtype = sum(weight.numel() for weight in model.parameters()), next(model.parameters()).dtype
     print(f"{out}: {architecture_of(model.config)} of {parameters / 1e6:.1f} M parameters, {dtype}")
     print(f"Sample from it with: {command('sample', '--model', out)}")
 
 
 def check_out(out: Path, overwrite: bool) -> None:
-    """Raises UserError where --out cannot be the model's folder, or holds files that would be lost."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file; name a folder for the model")
+    """Raises UserError where --out holds files that would be lost."""
+    from ..checkpoints.model_folder import read_config
+
     if (out / "model").is_dir():
         raise UserError(f"{out} is the folder of a run, which has its own model; choose another --out")
     there = [name for name in ("config.json", "model.safetensors") if (out / name).exists()]
-    if there and not overwrite and not (there == ["config.json"] and is_begun(out)):
+    if there == ["config.json"]:
+        try:
+            read_config(out / "config.json")
+            return  # A conversion that was stopped has written the configuration, and no weights yet.
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+    if there and not overwrite:
         raise UserError(f"{out} holds {' and '.join(there)} already; choose another --out, or add --overwrite")
-
-
-def is_begun(out: Path) -> bool:
-    """Whether a conversion that was stopped has written the configuration, and no weights yet."""
-    from ..checkpoints.model_folder import read_config
-
-    try:
-        return bool(read_config(out / "config.json"))
-    except (OSError, ValueError, KeyError, TypeError):  # Somebody else's.
-        return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -13,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
 from ..messages import counted
+from .options import ModelOptions, parse_size
 from .requested import check_memory, file_name
-from .sampling import build_sampling, load_for_sampling, parse_size
 
 if TYPE_CHECKING:
     import torch
@@ -24,8 +25,10 @@ if TYPE_CHECKING:
     from ..evaluation.samples import Maker, Progress, Samples
     from ..sampling.spec import Sampling
 
+# The folder of all evaluations.
+OUT = Path("outputs/evaluation")
 DEFAULT_NUMBER = 10_000
-# Seconds from which on the time is told before images are made.
+# The time that images take is announced from this many seconds on.
 LONG = 60
 
 
@@ -33,7 +36,7 @@ def is_model(name: str) -> bool:
     """Whether it is a name of a model, or of a run that has none yet; else it should be images."""
     from ..checkpoints.model_folder import is_own_model
 
-    # Of a saved pipeline, of checkpoints, of a run; prepared images have shards as well.
+    # Files of a saved pipeline, a checkpoint or a run; prepared images have shards as well.
     marks = ("model_index.json", "ema.safetensors", "shards/.metadata", "log.jsonl")
     return is_own_model(name) or any((Path(name) / mark).exists() for mark in marks)
 
@@ -42,27 +45,13 @@ def parse_size_spec(text: str) -> SizeSpec:
     """Reads HxW, own or own:SCALE, and either of the last two with -turned."""
     from ..evaluation.requests import SizeSpec
 
-    word, turned, _ = text.partition("-turned")
-    word, _, scale = word.partition(":")
-    if word != "own":
+    if not text.startswith("own"):
         return SizeSpec(parse_size(text))
-    try:
-        factor = float(scale) if scale else 1.0
-    except ValueError:
-        factor = 0.0
-    if not 0 < factor < 100:
+    found = re.fullmatch(r"own(?::(\d*\.?\d+))?(-turned)?", text)
+    scale = float(found[1] or 1) if found else 0
+    if found is None or not 0 < scale < 100:
         raise UserError(f"{text!r} is not a size; write HEIGHTxWIDTH, own, or own:1.5 for enlarged sizes of training")
-    return SizeSpec(scale=factor, turned=bool(turned))
-
-
-@dataclass(frozen=True)
-class ModelOptions:
-    """Options of a model: its autoencoder, precision and seed, and for each guidance the options of its sampling."""
-
-    autoencoder: str | None
-    precision: str | None
-    seed: int
-    samplings: list[dict[str, Any]]
+    return SizeSpec(scale=scale, turned=bool(found[2]))
 
 
 @dataclass(kw_only=True)
@@ -70,11 +59,10 @@ class Job:
     """What a command asks for, and in the first process what it has found.
 
     Attributes:
-        name: Of a model, or of images.
-        number: Of images of each size; None for the default.
-        root: The folder of all evaluations.
-        out: The folder of this one; None for one below `root`.
-        model: None for images that exist already.
+        name: The model, or the images.
+        number: The number of images of each size; None for the default.
+        out: The folder of the result; None for one below `OUT`.
+        samplings: Options and guidance of each sampling of a model; none for images that exist already.
         about: All that decides the result.
     """
 
@@ -82,51 +70,45 @@ class Job:
     reference: str
     extractor: str | None
     inception_weights: Path | None
-    metrics: str
+    metrics: list[str]
     protocol: Protocol | None
     sizes: list[SizeSpec]
     number: int | None
-    root: Path
     out: Path | None
     save_npz: bool
-    model: ModelOptions | None
+    seed: int
+    samplings: list[tuple[ModelOptions, float | None]]
     samples: list[Samples] = field(default_factory=list)
     about: dict[str, Any] = field(default_factory=dict)
     evaluation: Evaluation | None = None
 
     def run(self, device: str | None, as_json: bool) -> None:
         """Carries it out, together with the other processes if there are any."""
-        import torch
-
         from ..data.contents import refuse_among
         from ..distributed.ranks import destroy_process_group, join_processes, on_rank0
         from ..evaluation.samples import make_samples
         from .progress import image_progress
 
-        refuse_among(self.out or self.root, Path(self.reference), Path(self.name))
+        root, number = self.out or OUT, self.number or DEFAULT_NUMBER
+        refuse_among(root, Path(self.reference), Path(self.name))
         # Processes finish far apart, and none may give up waiting.
         state = join_processes(device, timedelta(days=30))
         progress = partial(image_progress, shown=state.is_main_process)
         try:
             with ExitStack() as held:
-                on_rank0(partial(self.check, str(state.device), progress))
-                loaded = None if self.model is None else self.load(self.model, torch.device(str(state.device)))
+                on_rank0(lambda: self.check(str(state.device), root, progress))
+                loaded = self.load(state.device, number) if self.samplings else None
                 folder = on_rank0(lambda: self.claim(held))
                 if loaded is not None:
-                    to = (self.out or self.root) / "samples"
-                    self.samples = make_samples(*loaded, self.sizes, self.count, to, state, progress, tell_seconds)
-                    del loaded  # Gigabytes, of a large model.
+                    sizes, to = self.sizes, root / "samples"
+                    self.samples = make_samples(*loaded, sizes, number, to, state, progress, tell_seconds)
+                    del loaded  # A large model takes gigabytes.
                 if state.is_main_process:
                     self.finish(folder, as_json)
         finally:
             destroy_process_group()
 
-    @property
-    def count(self) -> int:
-        """Images of each size that a model makes."""
-        return self.number or DEFAULT_NUMBER
-
-    def check(self, device: str, progress: Progress) -> None:
+    def check(self, device: str, root: Path, progress: Progress) -> None:
         """Finds the mistakes in what is asked for before images are made; for the first process alone."""
         from ..evaluation.comparison import METRICS
         from ..evaluation.evaluate import Evaluation
@@ -134,20 +116,19 @@ class Job:
         from ..evaluation.features import cache_folder
         from ..evaluation.references import default_extractor, open_reference
 
-        metrics = [name.strip() for name in self.metrics.split(",")]
-        if unknown := [name for name in metrics if name not in METRICS]:
+        if unknown := [name for name in self.metrics if name not in METRICS]:
             raise UserError(f"there is no metric {unknown[0]!r}; choose from {', '.join(METRICS)}")
         network = self.extractor or default_extractor(self.reference, self.inception_weights)
         self.evaluation = Evaluation(
             extractor=load_extractor(network, device, self.inception_weights),
             reference=open_reference(self.reference, cache_folder()),
-            metrics=metrics,
+            metrics=self.metrics,
             protocol=self.protocol,
             cache=cache_folder(),
-            kept=(self.out or self.root) / "features",
+            kept=root / "features",
             progress=progress,
         )
-        if self.model is None:
+        if not self.samplings:
             self.samples = self.find_samples(cache_folder())
             self.about = {"samples": self.samples[0].images.digest, "num": self.number}
         for size in [of_size.size for of_size in self.samples] or [spec.pixels for spec in self.sizes]:
@@ -165,32 +146,30 @@ class Job:
             raise UserError(f"there is no model, folder or archive {self.name!r}; builtin:fashion ships with fitv2")
         sizes = [spec.pixels for spec in self.sizes if spec.pixels is not None]
         if len(sizes) < len(self.sizes):
-            raise UserError(f"--size own is for models; the images of {self.name} have the sizes that they have")
+            raise UserError(f"--size own is for models; the images of {self.name} have sizes of their own")
         return list(given_samples(open_images(self.name, cache), sizes, self.number))
 
-    def load(self, options: ModelOptions, device: torch.device) -> tuple[Maker, list[Sampling]]:
+    def load(self, device: torch.device, number: int) -> tuple[Maker, list[Sampling]]:
         """Loads the model and checks how it is sampled."""
-        from ..device import choose_precision
         from ..evaluation.requests import balanced_specs
         from ..evaluation.samples import SHARD, Maker
 
-        precision = choose_precision(options.precision, device)
-        pretrained, codec = load_for_sampling(self.name, options.autoencoder, precision, device)
-        samplings = [build_sampling(pretrained, **sampling) for sampling in options.samplings]
+        pretrained, codec, precision = self.samplings[0][0].load(self.name, device)
+        samplings = [options.sampling(pretrained, guidance) for options, guidance in self.samplings]
         # Stamps have the precision's older name.
         told = {"fp32": "float32"}.get(precision, precision)
-        maker = Maker(name=self.name, pretrained=pretrained, codec=codec, precision=told, seed=options.seed)
+        maker = Maker(name=self.name, pretrained=pretrained, codec=codec, precision=told, seed=self.seed)
         for size in self.sizes:
-            few = balanced_specs(pretrained, min(self.count, SHARD), size, options.seed, codec.factor)
+            few = balanced_specs(pretrained, min(number, SHARD), size, self.seed, codec.factor)
             check_memory(pretrained, few, samplings[0])
-        self.about |= maker.settings | {"num": self.count, "sampling": [asdict(one) for one in samplings]}
+        self.about |= maker.settings | {"num": number, "sampling": [asdict(one) for one in samplings]}
         return maker, samplings
 
     def claim(self, held: ExitStack) -> Path:
         """Returns the folder of this evaluation, reserved for it; for the first process alone."""
         from ..evaluation.results import claimed, own_folder
 
-        folder = self.out or own_folder(self.root, file_name(Path(self.name).resolve().name), self.about)
+        folder = self.out or own_folder(OUT, file_name(Path(self.name).resolve().name), self.about)
         held.enter_context(claimed(folder, self.about))
         return folder
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import UserError
 from ..messages import counted
@@ -34,8 +34,10 @@ def show_plan(
     """
     import yaml
 
+    from ..build import build_dataset, build_stand_in
     from ..device import choose_device
     from ..profiling.training_plan import measure_step, plan_figures
+    from ..settings import FolderSettings
     from ..training.run_folder import check_run
 
     check_run(run, recipe, resume)
@@ -44,7 +46,9 @@ def show_plan(
             f"{recipe.training.batches_per_step} packs a step cannot be shared evenly by {devices} devices: set "
             f"training.batches_per_step to a multiple of {devices}"
         )
-    dataset, stands_in = data_or_stand_in(recipe)
+    data = recipe.data
+    stands_in = isinstance(data, FolderSettings) and data.stand_in is not None and not Path(data.source).exists()
+    dataset = build_stand_in(data) if stands_in else build_dataset(data, recipe.model.patch_size)
     config, notes = check_ahead(recipe, run, dataset, stands_in)
     figures = plan_figures(recipe, dataset, config, devices)
     where = choose_device(device)
@@ -52,18 +56,38 @@ def show_plan(
         step = measure_step(recipe, dataset, config, where)
         seconds = step.seconds / step.flops * figures["flops_total"] / devices
         figures |= {"seconds_estimated": seconds, "measured": vars(step)}
-        time = time_line(seconds, figures["measured"], config.depth, devices)
+        machine = "this machine" if devices == 1 else f"{devices} devices like this one"
+        blocks = "" if step.blocks == config.depth else f" through {step.blocks} of {config.depth} blocks"
+        time = (
+            f"about {duration(seconds)} on {machine}\n"
+            f"                  (a step over {step.tokens:,} tokens{blocks} took {step.seconds:.2f} s just now; not "
+            "counted: loading images, checkpoints, sheets, and what training.compile saves)"
+        )
     else:
-        figures["device_hours"] = figures["flops_total"] / (peak_tflops * 1e12 * utilisation) / 3600
-        time = device_hours_line(figures["device_hours"], devices, peak_tflops, utilisation)
+        hours = figures["device_hours"] = figures["flops_total"] / (peak_tflops * 1e12 * utilisation) / 3600
+        rate = f"{100 * utilisation:.0f} % of {peak_tflops:g} TFLOP/s"
+        time = f"{hours:,.0f} device-hours at {rate}: {hours / devices / 24:.1f} days on {devices}"
     if as_json:
         print(json.dumps({"recipe": recipe.model_dump(mode="json"), "stand_in": stands_in, **figures}))
         return
     print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
     if stands_in:
-        print(f"{recipe.data.source} is not here: planned with sizes like those of ImageNet")
-    print("\n".join([*notes, *plan_lines(figures, devices), f"time              {time}"]))
-    if (lack := lack_of_memory(recipe, config, where, devices)) is not None:
+        print(f"{data.source} is not here: planned with sizes like those of ImageNet")
+    for note in notes:
+        print(note)
+    lines = {
+        "parameters": f"{figures['parameters'] / 1e6:.2f} M, {100 * figures['trained_fraction']:.4g} % trained",
+        "images": f"{figures['images']:,} in {counted(figures['classes'], 'class', 'classes')}",
+        "tokens an image": f"{figures['tokens_per_image']:.1f}",
+        "images a step": f"{figures['images_per_step']:.1f}",
+        "real tokens": f"{100 * figures['packing_efficiency']:.2f} % of the budget",
+        "epochs": f"{figures['epochs']:.1f} of {counted(figures['packs_per_epoch'], 'pack')}",
+        "memory": f"about {figures['memory_bytes'] / 2**30:.2f} GiB" + (" on each device" if devices > 1 else ""),
+        "time": time,
+    }
+    for name, value in lines.items():
+        print(f"{name:17} {value}")
+    if lack := too_large(recipe, config, where, devices):
         print(f"On this machine now, {lack}")
 
 
@@ -91,23 +115,6 @@ def check_ahead(recipe: Recipe, run: Path, dataset: Dataset, stands_in: bool) ->
     return config, [f"{start}: {note}" for note in notes]
 
 
-def time_line(seconds: float, step: dict[str, Any], depth: int, devices: int) -> str:
-    """How long a run takes on this machine, and what that follows from."""
-    where = "this machine" if devices == 1 else f"{devices} devices like this one"
-    blocks = "" if step["blocks"] == depth else f" through {step['blocks']} of {depth} blocks"
-    return (
-        f"about {duration(seconds)} on {where}\n"
-        f"                  (a step over {step['tokens']:,} tokens{blocks} took {step['seconds']:.2f} s just now; not "
-        "counted: loading images, checkpoints, sheets, and what training.compile saves)"
-    )
-
-
-def device_hours_line(hours: float, devices: int, peak_tflops: float, utilisation: float) -> str:
-    """How long a run takes on devices of a given peak."""
-    rate = f"{100 * utilisation:.0f} % of {peak_tflops:g} TFLOP/s"
-    return f"{hours:,.0f} device-hours at {rate}: {hours / devices / 24:.1f} days on {devices}"
-
-
 def duration(seconds: float) -> str:
     """For people, in two digits: minutes up to an hour and a half, hours up to two days."""
     for unit, length, most in (("minutes", 60, 90), ("hours", 3600, 48)):
@@ -116,47 +123,14 @@ def duration(seconds: float) -> str:
     return f"{seconds / 86400:,.0f} days"
 
 
-def data_or_stand_in(recipe: Recipe) -> tuple[Dataset, bool]:
-    """The data of a recipe; if they are not here yet, the sizes that it says to plan with."""
-    from ..build import build_dataset, build_stand_in
-    from ..settings import FolderSettings
-
-    data = recipe.data
-    if isinstance(data, FolderSettings) and data.stand_in is not None and not Path(data.source).exists():
-        return build_stand_in(data), True
-    return build_dataset(data, recipe.model.patch_size), False
-
-
-def plan_lines(figures: dict[str, Any], devices: int) -> list[str]:
-    """The figures for people."""
-    each = f" on each of {devices} devices" if devices > 1 else ""
-    return [
-        f"parameters        {figures['parameters'] / 1e6:.2f} M, {100 * figures['trained_fraction']:.4g} % trained",
-        f"images            {figures['images']:,} in {counted(figures['classes'], 'class', 'classes')}",
-        f"tokens an image   {figures['tokens_per_image']:.1f}",
-        f"images a step     {figures['images_per_step']:.1f}",
-        f"real tokens       {100 * figures['packing_efficiency']:.2f} % of the budget",
-        f"epochs            {figures['epochs']:.1f} of {counted(figures['packs_per_epoch'], 'pack')}",
-        f"memory            about {figures['memory_bytes'] / 2**30:.2f} GiB{each}",
-    ]
-
-
-def check_memory(recipe: Recipe, config: NetworkConfig, device: torch.device, devices: int) -> None:
-    """Raises UserError if a step would not fit into the memory that is free now."""
-    if (lack := lack_of_memory(recipe, config, device, devices)) is not None:
-        raise UserError(f"{lack}. This is an estimate: --ignore-memory trains all the same")
-
-
-def lack_of_memory(recipe: Recipe, config: NetworkConfig, device: torch.device, devices: int) -> str | None:
+def too_large(recipe: Recipe, config: NetworkConfig, device: torch.device, devices: int) -> str | None:
     """What to do if a step would not fit into the memory that is free now; None if it would."""
+    from ..device import lack_of_memory
     from ..profiling.training_plan import needed_bytes
-    from .memory import free_bytes
 
-    needed, free = needed_bytes(recipe, config, devices), free_bytes(device)
-    if needed <= free:
-        return None
-    return (
-        f"a step over {recipe.training.max_tokens_per_batch} tokens would need about {needed / 2**30:.1f} GiB, and "
-        f"{free / 2**30:.1f} GiB are free; lower training.max_tokens_per_batch (and raise training.batches_per_step to "
-        "keep the batch), or set training.activation_checkpointing=true"
+    what = f"a step over {recipe.training.max_tokens_per_batch} tokens"
+    lack = lack_of_memory(what, needed_bytes(recipe, config, devices), device)
+    return lack and (
+        f"{lack}; lower training.max_tokens_per_batch (and raise training.batches_per_step to keep the batch), or set "
+        "training.activation_checkpointing=true"
     )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections import Counter
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,12 +13,13 @@ import typer
 
 from ..errors import UserError
 from ..messages import command, counted
-from .sampling import Device
+from .options import Device, Json, out_option
+from .output import show
 
 if TYPE_CHECKING:
     from ..prepare.run import Report
 
-FITTING, RUNNING = "How images are fitted", "Running"
+fitting_option = partial(typer.Option, rich_help_panel="How images are fitted")
 
 
 def prepare(
@@ -30,44 +31,29 @@ def prepare(
             "Hugging Face"
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="the folder to write, or to complete")],
-    max_tokens: Annotated[
-        int, typer.Option(min=1, help="larger images are scaled down to this many tokens", rich_help_panel=FITTING)
-    ],
+    out: Annotated[Path, out_option(help="the folder to write, or to complete")],
+    max_tokens: Annotated[int, fitting_option(min=1, help="larger images are scaled down to this many tokens")],
     autoencoder: Annotated[str, typer.Option(help="folder or hub id of an AutoencoderKL, or the word pixels")],
     patch_size: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="side of a token in latent pixels; default 2, or 8 with pixels", rich_help_panel=FITTING
-        ),
+        int | None, fitting_option(min=1, help="in latent pixels; default 2, or 8 with pixels")
     ] = None,
     preprocessing: Annotated[
         Literal["mixed", "resize", "crop"],
-        typer.Option(
-            help="mixed: large images both resized and cropped to a square (Algorithm 1 of FiTv2)",
-            rich_help_panel=FITTING,
-        ),
+        fitting_option(help="mixed: large images both resized and cropped to a square (Algorithm 1 of FiTv2)"),
     ] = "mixed",
     labels: Annotated[
         Literal["auto", "folders", "none"],
         typer.Option(
-            help="auto: the source's own labels; for a folder those of its metadata.jsonl, metadata.csv or "
-            "dataset.json, else its sub-folders; folders: the sub-folders are the classes; none: no classes"
+            help="auto: the source's own labels, such as metadata.jsonl, else sub-folders; folders: the sub-folders "
+            "are the classes; none: no classes"
         ),
     ] = "auto",
-    flip: Annotated[bool, typer.Option(help="also use the mirror image of each", rich_help_panel=FITTING)] = True,
-    channels: Annotated[
-        int | None,
-        typer.Option(help="with pixels: 3 for colour (the default), 1 for grey", rich_help_panel=FITTING),
-    ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="threads that read and decode", rich_help_panel=RUNNING)] = 4,
-    shard_size: Annotated[
-        int, typer.Option(min=1, help="files of the source per shard", rich_help_panel=RUNNING)
-    ] = 1024,
+    flip: Annotated[bool, fitting_option(help="also use the mirror image of each")] = True,
+    channels: Annotated[int | None, fitting_option(help="with pixels: 3 for colour (default), 1 for grey")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="threads that read and decode")] = 4,
+    shard_size: Annotated[int, typer.Option(min=1, help="files of the source per shard")] = 1024,
     device: Device = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="print a JSON report instead of text", rich_help_panel=RUNNING)
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Encode images, each at its own aspect ratio, into a folder for 'fitv2 train --data'.
 
@@ -82,7 +68,6 @@ def prepare(
     After a stop or a kill, the same command continues. If the source changes, only new and changed images are encoded.
     """
     from datetime import timedelta
-    from functools import partial
 
     from ..distributed.ranks import join_processes
     from ..prepare.encode import build_encoder
@@ -90,8 +75,6 @@ def prepare(
     from ..prepare.sources import open_source
     from .progress import image_progress
 
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file; name a folder")
     if Path(source).exists():
         source = str(Path(source))  # Without a slash at the end, so that the same folder has the same name.
     if Path(source).is_dir() and out.resolve().is_relative_to(Path(source).resolve()):
@@ -107,35 +90,28 @@ def prepare(
     progress = partial(image_progress, shown=state.is_main_process)
     report = run(opened, source, out, encoder, preparation, shard_size, workers, state, progress)
     if report is not None:
-        show(report, out, time.perf_counter() - start, patch_size, as_json)
+        seconds = time.perf_counter() - start
+        figures = vars(report) | {"out": str(out), "seconds": round(seconds, 2), "skipped": len(report.skipped)}
+        figures |= {"skipped_by_reason": report.skipped_by_reason, "skipped_files": report.skipped}
+        show(figures, lines_of(report, out, seconds, patch_size), as_json)
 
 
-def show(report: Report, out: Path, seconds: float, patch_size: int, as_json: bool) -> None:
+def lines_of(report: Report, out: Path, seconds: float, patch_size: int) -> Iterator[str]:
+    """Yields the report as lines for people."""
     from ..data.labelling import class_lines
     from ..data.scan import skipped_lines
 
-    if as_json:
-        figures = {key: value for key, value in vars(report).items() if key != "skipped"}
-        figures |= {"out": str(out), "seconds": round(seconds, 2), "skipped": len(report.skipped)}
-        print(json.dumps(figures | {"skipped_by_reason": report.skipped_by_reason, "skipped_files": report.skipped}))
-        return
-    lines = [
+    yield (
         f"{out}: {counted(report.images, 'image')} of {counted(report.files, 'file')} in "
         f"{counted(report.shards, 'shard')}; {report.encoded:,} encoded now, {report.reused:,} moved from other "
         f"shards, {seconds:.1f} s"
-    ]
-    lines += [f"  {line}" for line in class_lines(report.classes)]
-    lines += [f"  {note}" for note in report.notes]
+    )
+    yield from (f"  {line}" for line in (*class_lines(report.classes), *report.notes))
     if report.duplicates:
-        lines.append(
-            f"  {counted(report.duplicates, 'file has', 'files have')} the same content as an earlier one: encoded and "
-            "stored once"
-        )
-    lines += skipped_lines(report.skipped, f", all of them in {out / 'index.jsonl'}")
+        yield f"  {counted(report.duplicates, 'file')} with the same content as an earlier one, stored once"
+    yield from skipped_lines(report.skipped, f", all of them in {out / 'index.jsonl'}")
     kinds = Counter(reason.partition(", ")[2] for _, reason in report.skipped if reason.startswith("ignored extension"))
-    lines += [f"    {count} of them: {advice}" for advice, count in kinds.items() if advice]
+    yield from (f"    {count} of them: {advice}" for advice, count in kinds.items() if advice)
     patch = [] if patch_size == 2 else ["--set", f"model.patch_size={patch_size}"]
-    lines.append(f"Look at it with: {command('inspect', out)}")
-    lines.append(f"Train on it with: {command('train', '--recipe', 'latents', '--data', out, *patch)}")
-    # File names may hold bytes that no terminal can show.
-    print(os.linesep.join(lines).encode(errors="replace").decode())
+    yield f"Look at it with: {command('inspect', out)}"
+    yield f"Train on it with: {command('train', '--recipe', 'latents', '--data', out, *patch)}"

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..errors import UserError
-from .sampling import Device, IgnoreMemory, check_pixels, load_any, parse_size
+from ..messages import counted
+from .options import Device, IgnoreMemory, Json, check_pixels, load_any, parse_size, refuse_options
+from .output import show_table
 
 if TYPE_CHECKING:
     import torch
@@ -22,10 +26,23 @@ if TYPE_CHECKING:
 FACTOR = 8
 DEFAULT_SIZE = (256, 256)
 DEFAULT_REPEATS = 5
-MEASURING = "With --measure"
+# Where the output is no terminal, tables are as wide as they need.
+WIDTH = 110
+FORMULA = ("model", "image", "tokens", "parameters", "GMAC", "GFLOP", "forward", "step", "training")
+MEASURED = ("model", "image", "pass", "seconds", "tokens/s", "memory", "of peak")
+WORDS = ("model", "image", "pass")
+ABOUT_FORMULAS = """\
+GMAC: multiply-accumulates of linear layers in a forward pass (the "GFLOPs" of Table I). GFLOP: two operations for
+each, plus attention; a training step takes three times as many. Memory: forward, beyond the weights; step, kept for
+the backward pass; training, all of it, with weights, average, gradients and AdamW's moments."""
+ABOUT_MEASURING = """\
+Memory: the peak beyond weights and moments, for a step with its gradients. "of peak": the GFLOP above, compared with
+large matrix products measured in turn with the models, {peak:,.0f} GFLOP/s at most."""
+measure_option = partial(typer.Option, rich_help_panel="With --measure")
 
 
 def profile(
+    context: typer.Context,
     models: Annotated[
         list[str] | None,
         typer.Argument(
@@ -40,44 +57,22 @@ def profile(
         typer.Option(
             "--size",
             "-s",
-            help="HEIGHTxWIDTH of an image in pixels, repeatable; default 256x256, or for a model on disk the most "
-            "frequent size of its training",
+            help="HEIGHTxWIDTH in pixels, repeatable; default 256x256, or the model's most frequent size",
         ),
     ] = None,
     batch: Annotated[int, typer.Option("--batch", "-b", min=1, help="images in a forward pass or step")] = 1,
     precision: Annotated[str, typer.Option(metavar="bf16|fp32", help="of products, as training.precision")] = "bf16",
     device: Device = None,
     ignore_memory: IgnoreMemory = False,
-    measure: Annotated[
-        bool,
-        typer.Option(
-            "--measure",
-            "-m",
-            help="also run each model; on a CPU, a step of XL/2 takes 15 GiB and minutes",
-            rich_help_panel=MEASURING,
-        ),
-    ] = False,
-    compiled: Annotated[
-        bool,
-        typer.Option(
-            "--compile",
-            help="first compile the blocks of FiT and FiTv2, as training.compile does (about a minute)",
-            rich_help_panel=MEASURING,
-        ),
-    ] = False,
+    measure: Annotated[bool, measure_option("--measure", "-m", help="also run each model (XL/2: 15 GiB)")] = False,
+    compiled: Annotated[bool, measure_option("--compile", help="first compile the blocks (a minute)")] = False,
     repeats: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help=f"runs, whose median is reported; default {DEFAULT_REPEATS}", rich_help_panel=MEASURING
-        ),
+        int | None, measure_option(min=1, help=f"runs to take the median of; default {DEFAULT_REPEATS}")
     ] = None,
-    autoencoder: Annotated[
-        str | None,
-        typer.Option(help="folder or hub id; default: the model's own (presets: 8 pixels per latent pixel)"),
-    ] = None,
+    autoencoder: Annotated[str | None, typer.Option(help="folder or hub id; default: the model's own")] = None,
     plot: Annotated[Path | None, typer.Option(help="also draw the figures into this PNG file")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the file of --plot if it is there")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="print a JSON report instead of tables")] = False,
+    as_json: Json = False,
 ) -> None:
     """Show what models cost: parameters, FLOPs and memory by formula; time and fraction of the peak by measuring.
 
@@ -102,13 +97,9 @@ def profile(
     from ..profiling.profile import TABLE_1, Case, Profile, cost_of
     from ..profiling.profile import measure as measured
     from .progress import image_progress
-    from .tables import show_profiles
 
-    measuring = {"--repeats": repeats, "--compile": compiled, "--device": device, "--ignore-memory": ignore_memory}
-    for option, given in measuring.items():
-        if given and not measure:
-            raise UserError(f"{option} has no effect without --measure; add it or leave out {option}")
-    repeats = repeats or DEFAULT_REPEATS
+    if not measure:
+        refuse_options(context, {"repeats", "compiled", "device", "ignore_memory"}, "without --measure")
     if plot is not None and plot.is_dir():
         raise UserError(f"--plot {plot} is a folder; name a PNG file")
     if plot is not None and plot.exists() and not overwrite:
@@ -120,10 +111,11 @@ def profile(
     cases = [Case(subject, s, batch, precision) for subject in subjects for s in sizes or [subject.size]]
     profiles = [Profile(case, cost_of(case)) for case in cases]
     if measure:
+        runs = repeats or DEFAULT_REPEATS
         with_step = [ignore_memory or fits(p, where) for p in profiles]
-        with image_progress("measuring", sum(2 + step for step in with_step) * (repeats + 1)) as done:
+        with image_progress("measuring", sum(2 + step for step in with_step) * (runs + 1)) as done:
             profiles = [
-                replace(p, measured=measured(p.case, p.cost.forward_flops, where, repeats, done, step, compiled))
+                replace(p, measured=measured(p.case, p.cost.forward_flops, where, runs, done, step, compiled))
                 for p, step in zip(profiles, with_step, strict=True)
             ]
     if plot is not None:
@@ -131,24 +123,28 @@ def profile(
         from ..profiling.plots import panels
 
         write_page(plot, panels(profiles))
+    threads = torch.get_num_threads()
     if as_json:
-        about = {
-            "precision": precision,
-            "compiled": compiled,
-            "device": where.type,
-            "threads": torch.get_num_threads(),
-        }
+        about = {"precision": precision, "compiled": compiled, "device": where.type, "threads": threads}
         print(json.dumps(about | {"profiles": [p.report() for p in profiles], "plot": plot and str(plot)}))
         return
-    show_profiles(profiles, where.type, torch.get_num_threads(), compiled)
+    images = f"{counted(batch, 'image')}, {'float32' if precision == 'fp32' else 'bf16'}"
+    show_table(FORMULA, map(formula_row, profiles), f"By formula: {images}", WORDS, WIDTH)
+    print(ABOUT_FORMULAS)
+    if measure:
+        machine = f"a CPU, {counted(threads, 'thread')}" if where.type == "cpu" else f"a GPU ({where.type})"
+        title = f"\nMeasured on {machine}{', blocks of FiT and FiTv2 compiled' if compiled else ''}"
+        show_table(MEASURED, [row for p in profiles for row in measured_rows(p)], title, WORDS, WIDTH)
+        print(ABOUT_MEASURING.format(peak=max(p.measured.peak_flops for p in profiles if p.measured) / 1e9))
     if plot is not None:
         print(f"Drawn in {plot}")
 
 
 def find_subject(name: str, autoencoder: str | None) -> Subject:
-    """Returns a preset or a model on disk. Raises UserError if there is none of that name."""
+    """Returns a preset, or a model on disk with the most frequent size of its training. Raises UserError."""
     from ..autoencoder import read_factor
     from ..checkpoints.model_folder import BUILTIN
+    from ..model.config import FiTConfig
     from ..model.presets import PRESETS
     from ..profiling.profile import Subject
 
@@ -159,19 +155,7 @@ def find_subject(name: str, autoencoder: str | None) -> Subject:
             f"there is no preset and no folder {name!r}; the presets are {', '.join(PRESETS)}, and builtin:fashion "
             "ships with the package"
         )
-    return read_subject(name, autoencoder)
-
-
-def read_subject(name: str, autoencoder: str | None) -> Subject:
-    """A model on disk, with the most frequent size of its training."""
-    import torch
-
-    from ..autoencoder import read_factor
-    from ..checkpoints.model_folder import is_own_model, load_pretrained
-    from ..model.config import FiTConfig
-    from ..profiling.profile import Subject
-
-    pretrained = load_pretrained(name, None) if is_own_model(name) else load_any(name, torch.bfloat16)
+    pretrained = load_any(name, None)
     config, autoencoder = pretrained.model.config, autoencoder or pretrained.autoencoder
     if isinstance(config, FiTConfig) and config.context != "none":
         raise UserError(f"{name} takes a context of any length, and no formula here knows what that costs")
@@ -186,15 +170,37 @@ def read_subject(name: str, autoencoder: str | None) -> Subject:
 
 def fits(profile: Profile, device: torch.device) -> bool:
     """Whether a training step fits into the free memory. Raises UserError if not even a forward pass does."""
-    from .memory import free_bytes
+    from ..device import lack_of_memory
 
-    cost, free = profile.cost, free_bytes(device)
+    name, cost = profile.case.subject.name, profile.cost
     # Random weights are drawn in float32, before they become bfloat16.
-    needed = 4 * cost.parameters + cost.forward_bytes
-    if needed > free:
-        raise UserError(
-            f"a forward of {profile.case.subject.name} would need about {needed / 2**30:.1f} GiB, and "
-            f"{free / 2**30:.1f} GiB are free: leave out --measure, name a smaller model, --size or --batch, or add "
-            "--ignore-memory"
-        )
-    return cost.training_bytes <= free
+    if lack := lack_of_memory(f"a forward pass of {name}", 4 * cost.parameters + cost.forward_bytes, device):
+        raise UserError(f"{lack}: name a smaller model, --size or --batch, or add --ignore-memory")
+    return lack_of_memory(f"a step of {name}", cost.training_bytes, device) is None
+
+
+def formula_row(profile: Profile) -> Sequence[str]:
+    cost = profile.cost
+    counts = f"{cost.parameters / 1e6:,.2f} M", f"{cost.linear_macs / 1e9:,.2f}", f"{cost.forward_flops / 1e9:,.2f}"
+    sizes = map(memory, (cost.forward_bytes, cost.activation_bytes, cost.training_bytes))
+    return [*name_and_size(profile), str(profile.case.tokens), *counts, *sizes]
+
+
+def measured_rows(profile: Profile) -> Iterator[Sequence[str]]:
+    """One for the forward pass, one for the training step."""
+    for name in ("forward", "step"):
+        run = getattr(profile.measured, name)
+        cells = ("does not fit", "-", memory(profile.cost.training_bytes), "-")
+        if run is not None:
+            rate = f"{run.tokens_per_second:,.0f}"
+            cells = (f"{run.seconds:.4f}", rate, memory(run.bytes), f"{100 * run.share:.0f} %")
+        yield [*name_and_size(profile), name, *cells]
+
+
+def name_and_size(profile: Profile) -> tuple[str, str]:
+    height, width = profile.case.size
+    return profile.case.subject.name, f"{height}x{width}"
+
+
+def memory(size: int) -> str:
+    return f"{size / 2**30:,.2f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"

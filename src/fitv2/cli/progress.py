@@ -30,36 +30,28 @@ def training_progress(total: int) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Loss, tokens a second and time left; the value takes the figures of each step."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield _line_printer(total)
+        yield line_printer(total)
         return
-    columns = (
-        TextColumn("step"),
-        MofNCompleteColumn(),
-        BarColumn(),
-        TextColumn("loss {task.fields[loss]:.4f}  {task.fields[rate]:,.0f} tokens/s"),
-        TimeRemainingColumn(),
-    )
+    speed = TextColumn("loss {task.fields[loss]:.4f}  {task.fields[rate]:,.0f} tokens/s")
+    columns = TextColumn("step"), MofNCompleteColumn(), BarColumn(), speed, TimeRemainingColumn()
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("", total=total, loss=float("nan"), rate=0.0)
         yield lambda f: bar.update(task, completed=f["step"], loss=f["loss"], rate=f["tokens_per_second"])
 
 
-def _line_printer(total: int) -> Callable[[dict[str, Any]], None]:
-    printed_at, first = [0.0], []
+def line_printer(total: int) -> Callable[[dict[str, Any]], None]:
+    """Prints a line every 20 seconds, and one at the end."""
+    first, start, printed = 0, 0.0, 0.0
 
     def show(figures: dict[str, Any]) -> None:
-        now = time.monotonic()
-        first or first.append((figures["step"], now))
-        if now - printed_at[0] < SECONDS_BETWEEN_LINES and figures["step"] < total:
+        nonlocal first, start, printed
+        now, step = time.monotonic(), figures["step"]
+        first, start = (first, start) if first else (step, now)
+        if now - printed < SECONDS_BETWEEN_LINES and step < total:
             return
-        printed_at[0] = now
-        steps = figures["step"] - first[0][0]
-        left = f"{(now - first[0][1]) / steps * (total - figures['step']) / 60:.1f} min left" if steps else "starting"
-        loss, rate = figures["loss"], figures["tokens_per_second"]
-        print(
-            f"step {figures['step']}/{total}  loss {loss:.4f}  {rate:,.0f} tokens/s  {left}",
-            file=sys.stderr,
-            flush=True,
-        )
+        printed = now
+        left = f"{(now - start) / (step - first) * (total - step) / 60:.1f} min left" if step > first else "starting"
+        speed = f"loss {figures['loss']:.4f}  {figures['tokens_per_second']:,.0f} tokens/s"
+        print(f"step {step}/{total}  {speed}  {left}", file=sys.stderr, flush=True)
 
     return show

@@ -5,48 +5,43 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
+from .options import Json
+from .output import show_table
 
 if TYPE_CHECKING:
     from ..settings import Recipe
 
-# The device whose time the table names: the peak of an A100 in bfloat16, and the fraction of it that training reaches.
+# The peak of an A100 in bfloat16, and the fraction of it that training reaches.
 A100_FLOPS, UTILISATION = 312e12, 0.4
-ABOUT_TIME = (
-    "\nTime: of the matrix products alone at 40 % of an A100's peak; small networks take longer. For this machine:\n"
-    "fitv2 train --recipe NAME --dry-run"
-)
 # Channels and classes of the data that a recipe is meant for, by its patch size: latents, garments, colour images.
 CHANNELS, CLASSES = {2: 4, 4: 1, 8: 3}, {2: 1000, 4: 10, 8: 10}
 
 
-def recipes(as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False) -> None:
+def recipes(as_json: Json = False) -> None:
     """List the recipes for 'fitv2 train --recipe NAME': what they train, the size of the network, and the time.
 
     Times are those of the matrix products at 40 % of an A100's peak (312 TFLOP/s); small networks take longer there.
     'fitv2 train --recipe NAME --dry-run' measures a step on this machine instead.
     """
-    from rich.console import Console
-    from rich.table import Table
-
     from ..config import recipe_names
 
     rows = [recipe_row(name) for name in recipe_names()]
     if as_json:
         print(json.dumps(rows))
         return
-    table = Table("recipe", "parameters", "steps", "A100 time", "trains", box=None, pad_edge=False)
+    table = []
     for row in rows:
-        numbers = f"{row['parameters'] / 1e6:,.1f} M", f"{row['steps']:,}", hours(row["device_hours"])
-        table.add_row(row["recipe"], *numbers, row["about"])
-    Console().print(table)
-    print(ABOUT_TIME)
+        hours = row["device_hours"]
+        time = f"{hours:,.0f} h" if hours >= 1 else f"{max(60 * hours, 1):.0f} min"
+        table.append([row["recipe"], f"{row['parameters'] / 1e6:,.1f} M", f"{row['steps']:,}", time, row["about"]])
+    show_table(("recipe", "parameters", "steps", "A100 time", "trains"), table, words=("recipe", "trains"))
+    print(
+        "\nTime: of the matrix products at 40 % of an A100's peak; fitv2 train --recipe NAME --dry-run: of this machine"
+    )
 
 
 def recipe_row(name: str) -> dict[str, Any]:
@@ -73,12 +68,6 @@ def recipe_row(name: str) -> dict[str, Any]:
     }
 
 
-def hours(number: float) -> str:
-    if number >= 1:
-        return f"{number:,.0f} h"
-    return f"{60 * number:.0f} min" if number >= 1 / 60 else "< 1 min"
-
-
 def choose_recipe(
     name: str | None, data: str | None, base: str | None, run: Path, resume: bool, settings: list[str]
 ) -> Recipe:
@@ -92,82 +81,65 @@ def choose_recipe(
         resume: Whether to continue the run there, if there is one.
         settings: section.key=value.
     """
+    from ..build import holds_latents, model_settings
+    from ..checkpoints.model_folder import load_pretrained
     from ..config import load_recipe
-    from ..legacy import KEYS
+    from ..settings import FolderSettings
     from ..training.run_folder import resumed_recipe
 
-    overrides = [*data_override(data), *settings]
+    # Always a path, so that a folder called fashion is not taken for the built-in images.
+    source = [] if data is None else [f"data.source={quoted(os.path.join(os.curdir, data))}"]
+    overrides = [*source, *settings]
     kept = resumed_recipe(run, overrides) if resume else None
     if kept is not None:
         if base not in (None, kept.training.init_from):
             raise UserError(f"{run} already holds a run, which --init-from cannot change; choose another --out")
         if name is not None:
-            given = [override.partition("=")[0].strip() for override in overrides]
-            warn_of_others(name, load_recipe(name), kept, [KEYS.get(key, key) for key in given])
+            warn_of_others(name, kept, overrides)
         return kept
     if name is None and data is None and base is None:
         raise UserError(f"there is no run in {run} to continue; to begin one there, give --recipe or --data")
-    return load_recipe(name or recipe_for(data), [*base_overrides(base), *overrides])
+    start: dict[str, Any] = {}
+    if base is not None:  # A network of the same architecture and size.
+        network = model_settings(load_pretrained(base, None).model.config)
+        start = {"training.init_from": base} | {f"model.{key}": value for key, value in network.items()}
+    if name is None:
+        name = "latents" if data is not None and holds_latents(FolderSettings(source=data)) else "images"
+    of_base = [f"{key}={quoted(v) if isinstance(v, str) else json.dumps(v)}" for key, v in start.items()]
+    return load_recipe(name, [*of_base, *overrides])
 
 
-def recipe_for(data: str | None) -> str:
-    """The recipe for a folder of images or of latents."""
-    from ..build import holds_latents
-    from ..settings import FolderSettings
+def warn_of_others(name: str, kept: Recipe, overrides: list[str]) -> None:
+    """Warns of settings of the named recipe that have no effect, because the resumed run has its own."""
+    from ..config import load_recipe
+    from ..legacy import KEYS
 
-    return "latents" if data is not None and holds_latents(FolderSettings(source=data)) else "images"
-
-
-def base_overrides(base: str | None) -> list[str]:
-    """--init-from as settings: that model, and a network of its architecture and size."""
-    from ..build import model_settings
-    from ..checkpoints.model_folder import load_pretrained
-
-    if base is None:
-        return []
-    network = model_settings(load_pretrained(base, None).model.config)
-    values = {"training.init_from": base, **{f"model.{key}": value for key, value in network.items()}}
-    return [f"{key}={quoted(v) if isinstance(v, str) else json.dumps(v)}" for key, v in values.items()]
-
-
-def warn_of_others(name: str, recipe: Recipe, kept: Recipe, given: Collection[str]) -> None:
-    """Warns of settings of a recipe that have no effect because the resumed run has its own; `given` ones do."""
-    for section, settings in recipe:
+    given = [override.partition("=")[0].strip() for override in overrides]
+    effective = {"data.source", *(KEYS.get(key, key) for key in given)}
+    for section, settings in load_recipe(name):
         for key in sorted(settings.model_fields_set):
             here, there = getattr(getattr(kept, section), key, None), getattr(settings, key)
-            if here != there and f"{section}.{key}" not in {"data.source", *given}:
+            if here != there and f"{section}.{key}" not in effective:
                 logging.warning(
                     "%s.%s stays %s, as the run began, and is not %s, as in %s: --set changes it",
                     *(section, key, here, there, name),
                 )
 
 
-def check_source(chosen: Recipe, name: str | None, run: Path, resume: bool, dry_run: bool) -> None:
-    """Raises UserError if the data is not there and it is plain what to give."""
-    from ..config import load_recipe, recipe_names
+def check_source(chosen: Recipe, run: Path, resume: bool, dry_run: bool) -> None:
+    """Raises UserError if the data is not there."""
     from ..settings import FashionSettings
     from ..training.run_folder import resume_command
 
     data = chosen.data
     if isinstance(data, FashionSettings) or Path(data.source).exists() or (dry_run and data.stand_in):
         return
+    advice = "give the folder that holds the images with --data"
     if resume and (run / "recipe.json").is_file():
-        raise UserError(
-            f"{data.source} is not there any more; if it is elsewhere now: {resume_command(run)} --data FOLDER"
-        )
-    name = name or "images"
-    if name in recipe_names() and data.source == load_recipe(name).data.source:
-        raise UserError(f"the recipe {name} trains on images of your own: give their folder with --data")
-
-
-def data_override(data: str | None) -> list[str]:
-    """--data as a setting; always a path, so that a folder called fashion is not taken for the built-in set."""
-    if data is None:
-        return []
-    path = data if os.path.isabs(data) else os.path.join(".", data)
-    return [f"data.source={quoted(path)}"]
+        advice = f"if it is elsewhere now: {resume_command(run)} --data FOLDER"
+    raise UserError(f"there is no folder {data.source}: {advice}")
 
 
 def quoted(path: str) -> str:
-    """A string of YAML for a path; what YAML does not take as it is, such as bytes that are not UTF-8, is escaped."""
+    """A string of YAML for a path; characters that YAML does not take, such as bytes of no UTF-8, are escaped."""
     return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in json.dumps(path, ensure_ascii=False))

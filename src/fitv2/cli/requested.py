@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import sys
-from itertools import cycle, islice
+from itertools import cycle, islice, zip_longest
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
 from ..messages import counted
-from .sampling import parse_size
+from .options import parse_size
 
 if TYPE_CHECKING:
     from ..checkpoints.model_folder import Pretrained
@@ -18,21 +18,30 @@ if TYPE_CHECKING:
 # The factor between the sides of an image of training and those of a larger one that is shown.
 LARGER = 1.43
 DEFAULT_CLASSES = 16
-# Of a class in the name of a file.
+# The most bytes of a class name in the name of a file.
 MOST_BYTES = 150
-# Times the most tokens, or the widest aspect, of training: a size beyond it is warned of.
+# Sizes beyond this many times the most tokens, or the widest aspect, of training cause a warning.
 FAR = 2.0
 
 
 def describe(pretrained: Pretrained, spec: SampleSpec, factor: int) -> dict[str, Any]:
-    """Returns class, size in pixels and seed of a requested image, and whether training had the size for the class."""
+    """Returns file, class, size in pixels and seed of an image, and whether training had the size for the class."""
+    names = pretrained.class_names
+    name = names[spec.label] if spec.label < len(names) else None
+    height, width = (side * factor for side in spec.size)
     return {
-        "class": class_name(pretrained, spec.label),
+        "file": f"{file_name(name or 'image')}_{height}x{width}_seed{spec.seed}.png",
+        "class": name,
         "label": spec.label,
-        "size": [side * factor for side in spec.size],
+        "size": [height, width],
         "seed": spec.seed,
         "seen": spec.size in own_sizes(pretrained, spec.label),
     }
+
+
+def file_name(name: str) -> str:
+    """Returns a class name without characters that file systems refuse, cut to fit into the 255 bytes of a name."""
+    return re.sub(r"[^\w-]+", "-", name).encode()[:MOST_BYTES].decode(errors="ignore")
 
 
 def shown_classes(pretrained: Pretrained, labels: list[str] | None) -> str | None:
@@ -46,25 +55,16 @@ def warn_of_sizes(pretrained: Pretrained, specs: list[SampleSpec], factor: int) 
     trained = [(h, w) for of_class in pretrained.shapes for h, w, _ in of_class]
     if not trained or pretrained.model.config.fixed_grid is not None:
         return
-    most, widest = max(h * w for h, w in trained), max(aspect(size) for size in trained)
+    most, widest = max(h * w for h, w in trained), max(max(size) / min(size) for size in trained)
     for height, width in dict.fromkeys(spec.size for spec in specs):
-        name, more = f"{height * factor}x{width * factor}", height * width / most
-        if more > FAR:
-            print(
-                f"Warning: {name} is {more:.1f} times the area of the largest image in training; expect broken "
-                "content; --extrapolation vision-ntk may help.",
-                file=sys.stderr,
-            )
-        elif (ratio := aspect((height, width))) > FAR * widest:
-            print(
-                f"Warning: {name} has an aspect of 1:{ratio:.1f}, and training had at most 1:{widest:.1f}; expect "
-                "broken content.",
-                file=sys.stderr,
-            )
-
-
-def aspect(size: tuple[int, int]) -> float:
-    return max(size) / min(size)
+        area, aspect = height * width / most, max(height, width) / min(height, width)
+        if area > FAR:
+            what = f"{area:.1f} times the area of the largest image in training (try --extrapolation vision-ntk)"
+        elif aspect > FAR * widest:
+            what = f"of an aspect of 1:{aspect:.1f}, and training had at most 1:{widest:.1f}"
+        else:
+            continue
+        print(f"Warning: {height * factor}x{width * factor} is {what}; expect broken content.", file=sys.stderr)
 
 
 def list_specs(
@@ -81,21 +81,23 @@ def list_specs(
     They are `per_class` images of each class in each size, or `num_images` in all with the classes in turn. factor:
     pixels per latent pixel. Raises UserError for an unknown class, an impossible size, or both numbers.
     """
-    from ..sampling.spec import SampleSpec, check_spec
+    from ..sampling.spec import SampleSpec, check_divisible, check_spec
 
     if per_class is not None and num_images is not None:
         raise UserError("--num-images is the number in all, --per-class that of each class and size; give one of them")
-    patch = pretrained.model.config.patch_size
-    asked = [latent_size(text, factor, patch) for text in sizes or ()]
-    rows = [[(label, size) for size in asked or showcase(pretrained, label)] for label in chosen(pretrained, labels)]
+    config, asked = pretrained.model.config, [parse_size(text) for text in sizes or ()]
+    for size in asked:
+        check_divisible(size, factor * config.patch_size)
+    latent = [(height // factor, width // factor) for height, width in asked]
+    rows = [[(label, size) for size in latent or showcase(pretrained, label)] for label in chosen(pretrained, labels)]
     if num_images is None:
         pairs = [pair for row in rows for pair in row for _ in range(per_class or 1)]
     else:
-        in_turn = [row[column] for column in range(max(map(len, rows))) for row in rows if column < len(row)]
+        in_turn = [pair for column in zip_longest(*rows) for pair in column if pair is not None]
         pairs = list(islice(cycle(in_turn), num_images))
     specs = [SampleSpec(label, size, seed + i) for i, (label, size) in enumerate(pairs)]
     for spec in specs:
-        check_spec(spec, pretrained.model.config)
+        check_spec(spec, config)
     return specs
 
 
@@ -127,51 +129,25 @@ def showcase(pretrained: Pretrained, label: int) -> list[tuple[int, int]]:
     height, width = own[0]
     larger = scaled_size((height, width), LARGER, pretrained.model.config.patch_size)
     turned = [(w, h) for h, w in own] + [(height, 2 * width), (2 * height, width)]
-    foreign = [size for size in turned if size not in own]
-    return [*own[:2], larger, *foreign[:1]]
-
-
-def latent_size(text: str, factor: int, patch: int) -> tuple[int, int]:
-    """Returns a size in pixels as one in latent pixels. Raises UserError, naming the nearest, if that is impossible."""
-    from ..sampling.spec import check_divisible
-
-    size = parse_size(text)
-    check_divisible(size, factor * patch)
-    return size[0] // factor, size[1] // factor
-
-
-def file_name(name: str) -> str:
-    """Returns a class name without characters that file systems refuse, cut to fit into the 255 bytes of a name."""
-    return re.sub(r"[^\w-]+", "-", name).encode()[:MOST_BYTES].decode(errors="ignore")
-
-
-def image_name(pretrained: Pretrained, spec: SampleSpec, factor: int) -> str:
-    height, width = (side * factor for side in spec.size)
-    return f"{file_name(class_name(pretrained, spec.label) or 'image')}_{height}x{width}_seed{spec.seed}.png"
-
-
-def class_name(pretrained: Pretrained, label: int) -> str | None:
-    return pretrained.class_names[label] if label < len(pretrained.class_names) else None
+    return [*own[:2], larger, *[size for size in turned if size not in own][:1]]
 
 
 def check_memory(pretrained: Pretrained, specs: list[SampleSpec], sampling: Sampling) -> None:
     """Raises UserError if the largest batch would not fit into the memory that is free now."""
     import torch
 
+    from ..device import lack_of_memory
     from ..profiling.formula import forward_bytes
     from ..sampling.generate import batches, max_tokens
-    from .memory import free_bytes
 
     config, weight = pretrained.model.config, next(pretrained.model.parameters())
-    device, precision = weight.device, "fp32" if weight.dtype == torch.float32 else "bf16"
     tokens = [spec.tokens(config.patch_size) for spec in specs]
-    largest = max(batches(tokens, max_tokens(sampling, device)), key=lambda batch: sum(tokens[i] for i in batch))
+    groups = batches(tokens, max_tokens(sampling, weight.device))
+    largest = max(groups, key=lambda batch: sum(tokens[i] for i in batch))
     # With and without their classes, and beyond the weights, which are there already.
-    needed = forward_bytes(config, 2 * sum(tokens[i] for i in largest), precision)
-    free = free_bytes(device)
-    if needed > free:
-        height, width = max((specs[i].size for i in largest), key=lambda size: size[0] * size[1])
-        raise UserError(
-            f"{counted(len(largest), 'image')} of up to {height}x{width} would need about {needed / 2**30:,.0f} GiB of "
-            f"memory, and {free / 2**30:.0f} GiB are free; ask for a smaller --size, or add --ignore-memory"
-        )
+    total = 2 * sum(tokens[i] for i in largest)
+    needed = forward_bytes(config, total, "fp32" if weight.dtype == torch.float32 else "bf16")
+    height, width = max((specs[i].size for i in largest), key=lambda size: size[0] * size[1])
+    what = f"{counted(len(largest), 'image')} of up to {height}x{width}"
+    if lack := lack_of_memory(what, needed, weight.device):
+        raise UserError(f"{lack}; ask for a smaller --size, or add --ignore-memory")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,27 +13,10 @@ import typer
 
 from ..errors import UserError
 from ..messages import counted
-from .requested import check_memory, describe, image_name, list_specs, shown_classes, warn_of_sizes
-from .samples import SHEET, begin, check_folder, finish, free_folder
-from .sampling import (
-    ADVISED,
-    AttentionScale,
-    Autoencoder,
-    CacheInterval,
-    Device,
-    Extrapolation,
-    GuidanceChannels,
-    GuidanceInterval,
-    GuidancePower,
-    IgnoreMemory,
-    Precision,
-    Solver,
-    Steps,
-    TimeShift,
-    build_sampling,
-    guidance_option,
-    load_for_sampling,
-)
+from .options import ADVISED, IgnoreMemory, Json, ModelOptions, guidance_option, out_option, with_model_options
+from .output import show
+from .requested import check_memory, describe, list_specs, shown_classes, warn_of_sizes
+from .samples import SHEET, begin, finish, free_folder
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -44,14 +27,12 @@ if TYPE_CHECKING:
     from ..sampling.spec import SampleSpec, Sampling
 
 BUILTIN = "builtin:fashion"
-# Settings of `Sampling` by the names that a request gives them.
-REQUESTED = {"solver": "solver", "steps": "steps", "guidance": "guidance", "guidance_power": "power"}
-REQUESTED |= {"time_shift": "shift", "cache_interval": "cache_interval"}
 image_option = partial(typer.Option, rich_help_panel="Images")
-output_option = partial(typer.Option, rich_help_panel="Output")
 
 
+@with_model_options
 def sample(
+    *,
     model: Annotated[
         str | None,
         typer.Argument(
@@ -62,50 +43,25 @@ def sample(
     model_option: Annotated[str | None, typer.Option("--model", "-m", hidden=True)] = None,
     labels: Annotated[
         list[str] | None,
-        image_option(
-            "--labels", "-l", help="class names or numbers, comma-separated or repeated; default: all (at most 16)"
-        ),
+        image_option("--labels", "-l", help="class names or numbers, comma-separated; default: at most 16"),
     ] = None,
     size: Annotated[
-        list[str] | None,
-        image_option(
-            "--size",
-            "-s",
-            help="HEIGHTxWIDTH in pixels, repeatable; default: some from training and some never seen",
-        ),
+        list[str] | None, image_option("--size", "-s", help="HEIGHTxWIDTH, repeatable; default: several")
     ] = None,
     per_class: Annotated[int | None, image_option(min=1, help="images per class and size; default: 1")] = None,
     num: Annotated[int | None, typer.Option(min=1, hidden=True)] = None,
     num_images: Annotated[
-        int | None, image_option("--num-images", "-n", min=1, help="images in all, the classes in turn")
+        int | None, image_option("--num-images", "-n", min=1, help="images in all, classes in turn")
     ] = None,
     seed: Annotated[int, image_option(min=0, help="seed of the first image; each further image takes the next")] = 0,
-    steps: Steps = None,
-    solver: Solver = None,
     guidance: Annotated[
-        float | None,
-        guidance_option("--guidance", "-g", help=f"scale of classifier-free guidance; 1 is none; {ADVISED} 2"),
+        float | None, guidance_option("--guidance", "-g", help=f"scale; 1 is none; {ADVISED} 2")
     ] = None,
-    guidance_interval: GuidanceInterval = None,
-    guidance_power: GuidancePower = None,
-    guidance_channels: GuidanceChannels = None,
-    time_shift: TimeShift = None,
-    cache_interval: CacheInterval = None,
-    extrapolation: Extrapolation = None,
-    attention_scale: AttentionScale = None,
-    autoencoder: Autoencoder = None,
-    precision: Precision = None,
-    device: Device = None,
+    options: ModelOptions,
     ignore_memory: IgnoreMemory = False,
-    out: Annotated[
-        Path | None,
-        output_option("--out", "-o", help="folder for the images; default: the first free of outputs, outputs-2, ..."),
-    ] = None,
-    overwrite: Annotated[
-        bool,
-        output_option("--overwrite", help="remove the images of another request from --out, and replace files"),
-    ] = False,
-    as_json: Annotated[bool, output_option("--json", help="print a JSON report instead of text")] = False,
+    out: Annotated[Path | None, out_option(help="default: the first free folder of outputs, outputs-2, ...")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace images of another request")] = False,
+    as_json: Json = False,
 ) -> None:
     """Make images of each class in each size: one PNG per image, and a contact sheet.
 
@@ -118,30 +74,21 @@ def sample(
       fitv2 sample runs/mine --steps 50 --guidance 1.5 --seed 7
 
     The same seed gives the same image, whatever else is made with it. samples.json in the folder records the request;
-    images of another request are never overwritten unless you add --overwrite. A model folder may recommend settings
-    in a sampling.json: they are the defaults of the options about sampling and guidance.
+    images of another request are never overwritten without --overwrite. A sampling.json in a model folder recommends
+    settings: the defaults of the options for sampling and guidance.
     """
-    from ..device import choose_device, choose_precision
+    from ..device import choose_device
     from ..locks import locked
 
-    name = one_model(model, model_option)
-    where = choose_device(device)
-    precision = choose_precision(precision, where)
-    pretrained, codec = load_for_sampling(name, autoencoder, precision, where)
-    sampling = build_sampling(
-        pretrained,
-        solver,
-        guidance_channels,
-        extrapolation,
-        attention_scale,
-        steps=steps,
-        guidance=guidance,
-        interval=guidance_interval,
-        power=guidance_power,
-        shift=time_shift,
-        cache_interval=cache_interval,
-    )
-    per_class = renamed(num, per_class)
+    if model is not None and model_option is not None:
+        raise UserError(f"two models are named, {model} and --model {model_option}; give one")
+    if num is not None and per_class is None:
+        print("note: --num is now called --per-class", file=sys.stderr)
+        per_class = num
+    name = model or model_option or BUILTIN
+    where = choose_device(options.device)
+    pretrained, codec, precision = options.load(name, where)
+    sampling = options.sampling(pretrained, guidance)
     specs = list_specs(pretrained, labels, size, per_class, num_images, seed, codec.factor)
     if not ignore_memory:
         check_memory(pretrained, specs, sampling)
@@ -154,34 +101,32 @@ def sample(
         "sizes": size or None,
         **({"num": per_class or 1} if num_images is None else {"num_images": num_images}),
         "seed": seed,
-        **{name: getattr(sampling, own) for name, own in REQUESTED.items()},
+        "solver": sampling.solver,
+        "steps": sampling.steps,
+        "guidance": sampling.guidance,
         "guidance_interval": list(sampling.interval),
+        "guidance_power": sampling.power,
         "guidance_channels": sampling.channels and sampling.channels // pretrained.model.config.patch_size**2,
-        "extrapolation": extrapolation,
-        "attention_scale": attention_scale,
-        "autoencoder": autoencoder or pretrained.autoencoder,
+        "time_shift": sampling.shift,
+        "cache_interval": sampling.cache_interval,
+        "extrapolation": options.extrapolation,
+        "attention_scale": options.attention_scale,
+        "autoencoder": options.autoencoder or pretrained.autoencoder,
         "precision": precision,
         "device": where.type,
     }
-    out = free_folder() if out is None else out
-    check_folder(out)
+    out = out or free_folder()
+    rows = [describe(pretrained, spec, codec.factor) for spec in specs]
+    note = shown_classes(pretrained, labels)
     with locked(out, "a fitv2 sample"):
-        report = make(pretrained, codec, specs, sampling, out, request, overwrite, shown_classes(pretrained, labels))
-    print(json.dumps(report) if as_json else text_of(report, pretrained, labels, out))
-
-
-def one_model(argument: str | None, option: str | None) -> str:
-    """Returns the model that is named, by the argument or by --model. Raises UserError if both name one."""
-    if argument is not None and option is not None:
-        raise UserError(f"two models are named, {argument} and --model {option}; give one")
-    return argument or option or BUILTIN
-
-
-def renamed(num: int | None, per_class: int | None) -> int | None:
-    """Returns the number per class and size; --num is the name of an older version."""
-    if num is not None and per_class is None:
-        print("note: --num is now called --per-class", file=sys.stderr)
-    return num if per_class is None else per_class
+        begin(out, request, [row["file"] for row in rows], overwrite)
+        seconds = make(pretrained, codec, specs, sampling, out, rows, note)
+        finish(out, request, rows)
+    report = {"model": name, "step": pretrained.step}
+    report |= {key: request[key] for key in ("solver", "steps", "guidance", "guidance_interval")}
+    report |= {"model_calls": sampling.model_calls, "seconds": round(seconds, 2)}
+    report |= {"sheet": str(out / SHEET), "images": [row | {"file": str(out / row["file"])} for row in rows]}
+    show(report, text_of(report, note, out), as_json)
 
 
 def make(
@@ -190,27 +135,23 @@ def make(
     specs: list[SampleSpec],
     sampling: Sampling,
     out: Path,
-    request: dict[str, Any],
-    overwrite: bool,
+    rows: list[dict[str, Any]],
     note: str | None,
-) -> dict[str, Any]:
-    """Makes the images, their sheet and samples.json in the folder, and returns the report."""
+) -> float:
+    """Makes the images and their sheet in the folder, and returns the seconds that the images took."""
     from ..atomic import write_file
     from ..autoencoder import Decoding
     from ..sampling.generate import generate
     from ..sheets import contact_sheet, save_sheet, to_image
     from .progress import image_progress
 
-    names = [image_name(pretrained, spec, codec.factor) for spec in specs]
-    rows = [describe(pretrained, spec, codec.factor) for spec in specs]
-    begin(out, request, names, overwrite)
     images: dict[int, Image.Image] = {}
     start = time.perf_counter()
     with image_progress("sampling", len(specs)) as progress:
 
         def save(number: int, pixels: Tensor) -> None:
             image = images[number] = to_image(pixels)
-            write_file(out / names[number], lambda draft: image.save(draft, "PNG"))
+            write_file(out / rows[number]["file"], lambda draft: image.save(draft, "PNG"))
             progress(1)
 
         with Decoding(codec, save) as decoding:
@@ -219,30 +160,24 @@ def make(
     captions = [
         f"{row['class'] or 'image'} {'x'.join(map(str, row['size']))}{'' if row['seen'] else ' *'}" for row in rows
     ]
-    sheet = contact_sheet([images[number] for number in range(len(specs))], captions, note)
-    save_sheet(sheet, out / SHEET)
-    finish(out, request, [{"file": name, **row} for name, row in zip(names, rows, strict=True)])
-    report = {"model": request["model"], "step": pretrained.step}
-    report |= {name: request[name] for name in ("solver", "steps", "guidance", "guidance_interval")}
-    report |= {"model_calls": sampling.model_calls, "seconds": round(seconds, 2), "sheet": str(out / SHEET)}
-    return report | {"images": [{"file": str(out / name), **row} for name, row in zip(names, rows, strict=True)]}
+    save_sheet(contact_sheet([images[number] for number in range(len(specs))], captions, note), out / SHEET)
+    return seconds
 
 
-def text_of(report: dict[str, Any], pretrained: Pretrained, labels: list[str] | None, out: Path) -> str:
-    """Returns the report as lines for people."""
+def text_of(report: dict[str, Any], note: str | None, out: Path) -> Iterator[str]:
+    """Yields the report as lines for people."""
     calls, (low, high) = report["model_calls"], report["guidance_interval"]
-    spent = "steps of its own choice" if calls is None else f"{counted(report['steps'], 'step')}, "
-    spent += "" if calls is None else counted(calls, "model call")
+    spent = (
+        f"{counted(report['steps'], 'step')}, {counted(calls, 'model call')}" if calls else "steps of its own choice"
+    )
     of_step = "" if report["step"] is None else f" (step {report['step']})"
     within = "" if (low, high) == (0, 1) else f" between times {low:g} and {high:g}"
-    lines = [
+    yield (
         f"{counted(len(report['images']), 'image')} by {report['model']}{of_step} in {report['seconds']:.1f} s: "
         f"{report['solver']}, {spent}, guidance {report['guidance']:g}{within}."
-    ]
-    if shown := shown_classes(pretrained, labels):
-        lines.append(f"{shown}; choose others with --labels.")
+    )
+    if note:
+        yield f"{note}; choose others with --labels."
     if unseen := sum(not row["seen"] for row in report["images"]):
-        verb = "has" if unseen == 1 else "have"
-        lines.append(f"{unseen} of them {verb} a size that training never had for the class (* on the sheet).")
-    lines.append(f"One PNG each in {out}{'/' if str(out) != '/' else ''}, all together in {report['sheet']}")
-    return "\n".join(lines)
+        yield f"{counted(unseen, 'image')} in a size that training never had for the class (* on the sheet)."
+    yield f"One PNG each in {out}, all together in {report['sheet']}"

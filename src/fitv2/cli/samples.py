@@ -15,19 +15,10 @@ from ..errors import UserError
 from ..sample_list import DRAFT, FORMAT, SAMPLES_LIST, SHEET
 
 
-def free_folder(name: str = "outputs") -> Path:
+def free_folder() -> Path:
     """Returns the first of outputs, outputs-2, outputs-3, ... that is not there or is empty."""
-    for number in itertools.count(1):
-        folder = Path(name if number == 1 else f"{name}-{number}")
-        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-            return folder
-    raise AssertionError
-
-
-def check_folder(folder: Path) -> None:
-    """Raises UserError if a file is where the folder should be."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--out {folder} is a file; name a folder for the images")
+    folders = (Path(f"outputs-{number}" if number > 1 else "outputs") for number in itertools.count(1))
+    return next(f for f in folders if not f.exists() or (f.is_dir() and not any(f.iterdir())))
 
 
 def begin(folder: Path, request: dict[str, Any], names: Sequence[str], overwrite: bool) -> None:
@@ -36,38 +27,41 @@ def begin(folder: Path, request: dict[str, Any], names: Sequence[str], overwrite
     The same request may be repeated. Raises UserError if the folder holds images of another request, or other files of
     these names, unless `overwrite` is set: it removes the images of the earlier request and replaces the other files.
     """
-    from ..atomic import write_text
     from ..legacy import current_request
 
-    mine = [*names, SHEET]
-    earlier = read(folder)
-    same = earlier is not None and current_request(earlier["request"]) == request
-    if earlier is not None and not same:
-        if not overwrite and any((folder / name).exists() for name in files_of(earlier)):
-            raise UserError(
-                f"{folder} holds images of another request; choose another --out, or add --overwrite to remove them"
-            )
-        for name in files_of(earlier):
-            (folder / name).unlink(missing_ok=True)
-    known = {*files_of(earlier), SAMPLES_LIST} if earlier is not None else set()
-    foreign = [name for name in [*mine, SAMPLES_LIST] if name not in known and (folder / name).exists()]
+    earlier, known = read(folder), set()
+    if earlier is not None:
+        # Never a file outside the folder, whatever the list says.
+        made = [name for name in (*(i["file"] for i in earlier["images"]), earlier["sheet"]) if Path(name).name == name]
+        known = {*made, SAMPLES_LIST}
+        if current_request(earlier["request"]) != request:
+            if not overwrite and any((folder / name).exists() for name in made):
+                raise UserError(
+                    f"{folder} holds images of another request; choose another --out, or add --overwrite to remove them"
+                )
+            for name in made:
+                (folder / name).unlink(missing_ok=True)
+    foreign = [name for name in [*names, SHEET, SAMPLES_LIST] if name not in known and (folder / name).exists()]
     if foreign and not overwrite:
         raise UserError(
             f"{folder} holds {foreign[0]} already, which no request here has made; choose another --out, or add "
             "--overwrite to replace it"
         )
-    images = [{"file": name} for name in names]
-    write_text(folder / DRAFT, json.dumps({"format": FORMAT, "request": request, "images": images, "sheet": SHEET}))
+    write(folder / DRAFT, request, [{"file": name} for name in names])
     (folder / SAMPLES_LIST).unlink(missing_ok=True)
 
 
 def finish(folder: Path, request: dict[str, Any], images: Sequence[dict[str, Any]]) -> None:
     """Writes samples.json, now that all images are there."""
+    write(folder / SAMPLES_LIST, request, images)
+    (folder / DRAFT).unlink(missing_ok=True)
+
+
+def write(path: Path, request: dict[str, Any], images: Sequence[dict[str, Any]]) -> None:
     from ..atomic import write_text
 
     content = {"format": FORMAT, "request": request, "images": list(images), "sheet": SHEET}
-    write_text(folder / SAMPLES_LIST, json.dumps(content, indent=1))
-    (folder / DRAFT).unlink(missing_ok=True)
+    write_text(path, json.dumps(content, indent=1))
 
 
 def read(folder: Path) -> dict[str, Any] | None:
@@ -75,15 +69,10 @@ def read(folder: Path) -> dict[str, Any] | None:
     for name in (SAMPLES_LIST, DRAFT):
         try:
             content = json.loads((folder / name).read_bytes())
-            if content["format"] == FORMAT and isinstance(content["request"], dict):
-                files_of(content)
+            files = [*(image["file"] for image in content["images"]), content["sheet"]]
+            named = all(isinstance(file, str) for file in files)
+            if named and content["format"] == FORMAT and isinstance(content["request"], dict):
                 return content
         except (OSError, ValueError, KeyError, TypeError):  # Somebody else's file of that name, or none.
             continue
     return None
-
-
-def files_of(manifest: dict[str, Any]) -> list[str]:
-    """Returns the names of the images and of the sheet, without any outside the folder."""
-    names = [*(image["file"] for image in manifest["images"]), manifest["sheet"]]
-    return [name for name in names if Path(name).name == name]

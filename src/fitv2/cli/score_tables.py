@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
+from .output import show_table
 
 if TYPE_CHECKING:
     from ..evaluation.results import Result
 
-# Shown in percent.
+# Figures that are shown in percent.
 PERCENT = ("precision", "recall", "coverage", "accuracy")
 OTHERS = ("precision", "recall", "density", "coverage")
 MOST_CLASSES = 20
-# Of a column, if the output is no terminal.
+# The width of a column where no terminal limits it.
 WIDTH = 25
 Figures = Mapping[str, Any]
 
@@ -25,42 +24,35 @@ def show_results(files: Mapping[str, Sequence[Result]]) -> None:
     columns = [(file, result) for file, results in files.items() for result in results]
     if len(files) > 1:  # What is to be compared stands together.
         columns.sort(key=lambda column: column[1].name)
+    names = [f"{file}\n{result.name}" if len(files) > 1 else result.name for file, result in columns]
     results = [result for _, result in columns]
-    console = Console(markup=False, emoji=False, highlight=False)  # A name means nothing else.
-    console.width = max(console.width, WIDTH * (len(columns) + 1))
-    table = Table(box=None)
-    table.add_column("")
-    for file, result in columns:
-        table.add_column(f"{file}\n{result.name}" if len(files) > 1 else result.name, justify="right", overflow="fold")
-    for title, cells in rows(results):
-        table.add_row(title, *cells)
-    console.print(table)
-    for line in lines_below(results):
-        console.print(line, soft_wrap=True)
+    keys = figures(results)
+    show_table(["", *names], rows(results, keys), words=[""], width=WIDTH * (len(columns) + 1))
+    print("\n".join(lines_below(results)))
 
 
-def rows(results: Sequence[Result]) -> Iterator[tuple[str, list[str]]]:
-    """Yields title and cells: how samples were compared, every figure, what real images score, and the classes."""
-    yield "protocol", [result.stamp["protocol"] for result in results]
-    yield "images", [str(result.stamp["num"]) for result in results]
-    yield "real images", [str(result.stamp["reference_count"] or "statistics") for result in results]
-    for key, title in shown(results).items():
-        yield title, [cell(result.scores, result.real, key) for result in results]
-    for judge in judges(results):
-        yield from accuracy_rows(results, judge)
-    equal = {key: title for key, title in shown(results).items() if any(key in result.equal for result in results)}
-    if equal:
-        yield "at equal numbers", [str(result.real.get("drawn", "-")) for result in results]
-    for key, title in equal.items():
-        yield f"  {title}", [drawn_cell(result.equal, key) for result in results]
-        yield "    of real images", [drawn_cell(result.real, key) for result in results]
-
-
-def shown(results: Sequence[Result]) -> dict[str, str]:
+def figures(results: Sequence[Result]) -> dict[str, str]:
     """Returns key and title of every figure, except accuracy, that one of the results has."""
     from ..evaluation.results import titles
 
     return titles(results) | {key: key for key in OTHERS if any(key in result.scores for result in results)}
+
+
+def rows(results: Sequence[Result], keys: Mapping[str, str]) -> Iterator[list[str]]:
+    """Yields title and cells: how samples were compared, every figure, what real images score, and the classes."""
+    yield ["protocol", *(result.stamp["protocol"] for result in results)]
+    yield ["images", *(str(result.stamp["num"]) for result in results)]
+    yield ["real images", *(str(result.stamp["reference_count"] or "statistics") for result in results)]
+    for key, title in keys.items():
+        yield [title, *(cell(result.scores, result.real, key) for result in results)]
+    for judge in judges(results):
+        yield from accuracy_rows(results, judge)
+    equal = {key: title for key, title in keys.items() if any(key in result.equal for result in results)}
+    if equal:
+        yield ["at equal numbers", *(str(result.real.get("drawn", "-")) for result in results)]
+    for key, title in equal.items():
+        yield [f"  {title}", *(drawn_cell(result.equal, key) for result in results)]
+        yield ["    of real images", *(drawn_cell(result.real, key) for result in results)]
 
 
 def judges(results: Sequence[Result]) -> list[str]:
@@ -68,24 +60,23 @@ def judges(results: Sequence[Result]) -> list[str]:
     return list(dict.fromkeys(result.scores["accuracy_by"] for result in results if "accuracy_by" in result.scores))
 
 
-def accuracy_rows(results: Sequence[Result], judge: str) -> Iterator[tuple[str, list[str]]]:
+def accuracy_rows(results: Sequence[Result], judge: str) -> Iterator[list[str]]:
     """Yields the accuracy by a judge, and that of each class, in percent and with that of real images."""
     judged = [result if result.scores.get("accuracy_by") == judge else None for result in results]
 
     def cells(read: Callable[[Figures], float | None]) -> list[str]:
-        pairs = [(None, None) if result is None else (read(result.scores), read(result.real)) for result in judged]
-        return [percent(*pair) for pair in pairs]
+        return ["-" if result is None else percent(read(result.scores), read(result.real)) for result in judged]
 
-    yield "accuracy" if len(judges(results)) == 1 else f"accuracy by {judge}", cells(lambda f: f.get("accuracy"))
+    yield ["accuracy" if len(judges(results)) == 1 else f"accuracy by {judge}", *cells(lambda f: f.get("accuracy"))]
     names = dict.fromkeys(name for result in judged if result for name in result.scores.get("accuracy_per_class", {}))
     for name in list(names)[:MOST_CLASSES]:
-        yield f"  {name}", cells(lambda f, name=name: f.get("accuracy_per_class", {}).get(name))
+        yield [f"  {name}", *cells(lambda f, name=name: f.get("accuracy_per_class", {}).get(name))]
 
 
 def cell(scores: Figures, real: Figures, key: str) -> str:
     """A figure, its standard error or deviation, and that of all real images if it does not depend on numbers."""
     if key in PERCENT:
-        return percent(scores.get(key), None)
+        return percent(scores.get(key))
     if key not in scores:
         return "-"
     # Of few images, the classifier score is of one part.
@@ -94,19 +85,19 @@ def cell(scores: Figures, real: Figures, key: str) -> str:
     return f"{scores[key]:.4g}" + (f" ± {spread:.2g}" if spread else "") + slash
 
 
-def percent(value: float | None, real: float | None) -> str:
+def percent(value: float | None, real: float | None = None) -> str:
     """A fraction in percent, after a slash that of real images."""
     if value is None:
         return "-"
     return f"{100 * value:.1f}" + ("" if real is None else f" / {100 * real:.1f}") + " %"
 
 
-def drawn_cell(figures: Figures, key: str) -> str:
+def drawn_cell(drawn: Figures, key: str) -> str:
     """Mean and range of the draws."""
-    if f"{key}_range" not in figures:
+    if f"{key}_range" not in drawn:
         return "-"
     factor, unit = (100, " %") if key in PERCENT else (1, "")
-    mean, low, high = (f"{factor * value:.3g}" for value in (figures[key], *figures[f"{key}_range"]))
+    mean, low, high = (f"{factor * value:.3g}" for value in (drawn[key], *drawn[f"{key}_range"]))
     return f"{mean} ({low} to {high}){unit}"
 
 
@@ -116,21 +107,14 @@ def lines_below(results: Sequence[Result]) -> Iterator[str]:
 
     stamp = results[0].stamp
     yield f"against {stamp['reference']}, seen by {stamp['extractor']} ({stamp['resize']})"
-    signs = []
-    if any(result.scores.get(f"{key}_error") for result in results for key in shown(results)):
-        signs.append("± of a kernel distance: standard error")
-    if any(result.scores.get(f"{key}_std") for result in results for key in shown(results)):
-        signs.append("± of a score: standard deviation over its parts or subsets")
-    if any(result.real for result in results):
-        signs.append("after the slash: real images")
+    yield "±: standard error of a kernel distance, else standard deviation over parts; after the slash: real images"
     if any(result.equal for result in results):
-        signs.append(
+        yield (
             f"at equal numbers: mean and range of {DRAWS} draws of that many samples, and of as many other real "
             "images, each against that many real images, by class if the samples are"
         )
-    signs += [f"accuracy: images recognised as the requested class, by {judge}" for judge in judges(results)]
-    if signs:
-        yield "; ".join(signs)
+    for judge in judges(results):
+        yield f"accuracy: images recognised as the requested class, by {judge}"
     notes: dict[str, list[str]] = {}
     for result in results:
         for note in result.notes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import time
@@ -15,7 +14,8 @@ import typer
 
 from ..errors import UserError
 from ..messages import counted
-from .given import refuse_without_effect
+from .options import Json, out_option, refuse_options
+from .output import show
 
 if TYPE_CHECKING:
     from ..study.definition import Study
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..study.runs import Run
 
 STATUS = "status"
-# Operations a second of a training on one core, until results tell.
+# FLOPs per second of a training on one core, until there are results.
 ASSUMED_SPEED = 5e10
 SECONDS_BETWEEN_LINES = 60
 
@@ -54,21 +54,19 @@ def study(
     ] = None,
     only: Annotated[list[str] | None, typer.Option(help="run this variant only, repeatable")] = None,
     seeds: Annotated[int | None, typer.Option("--seeds", "-n", min=1, help="default: as each study says")] = None,
-    trial: Annotated[
-        str | None, typer.Option(help="shorten every training and its scoring to a fraction, such as 5%")
-    ] = None,
+    trial: Annotated[str | None, typer.Option(help="shorten trainings and scoring to a fraction, such as 5%")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="a trial of this many steps for each training")] = None,
     budget: Annotated[float | None, typer.Option(min=0, hidden=True)] = None,
     jobs: Annotated[
-        int | None, typer.Option("--jobs", "-j", min=1, help="commands at a time; default: one per core, 1 on a GPU")
+        int | None, typer.Option("--jobs", "-j", min=1, help="commands at a time; default: one per core")
     ] = None,
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="the folder of pages and of the table; trials go below trials/")
-    ] = Path("studies"),
+    out: Annotated[Path, out_option(help="the folder of pages and of the table; trials go below trials/")] = Path(
+        "studies"
+    ),
     work: Annotated[Path, typer.Option(help="the folder of trainings, which studies share")] = Path("runs/study"),
     report: Annotated[bool, typer.Option("--report", help="run nothing; write the pages from the table")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="run nothing; list what is left and its time")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of text")] = False,
+    as_json: Json = False,
 ) -> None:
     """Test claims: train variants with several seeds, score them alike, and say which claims hold.
 
@@ -93,55 +91,63 @@ def study(
     from importlib.util import find_spec
 
     if not names:
-        refuse_without_effect(context, {"names", "as_json"}, "where studies are listed")
+        refuse_options(context, context.params.keys() - {"names", "as_json"}, "where studies are listed")
         list_studies(as_json)
         return
     if any(find_spec(package) is None for package in ("pandas", "jinja2")):
         raise UserError("fitv2 study needs pandas and Jinja2: pip install 'fitv2[study]'")
+    import torch
+
+    from ..cores import available_cores
     from ..study.definition import study_names
     from ..study.results import Table
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    status = names[0] == STATUS
-    if status or report:
-        every = {str(parameter.name) for parameter in context.command.params} - {"dry_run", "jobs", "only"}
-        refuse_without_effect(context, every - ({"report"} if status else set()), "where nothing is run")
-    chosen, place = choose(names[status:] or study_names(), trial, steps, budget, out)
-    table = Table(place)
-    if status or dry_run:
-        show_plan(listed(chosen, table, seeds, only), table, work, jobs or default_jobs(), as_json)
-        return
-    failures = [] if report else perform(chosen, table, work, jobs or default_jobs(), seeds, only)
-    write_pages(chosen, table, place, failures, as_json)
-    if failures:
-        raise typer.Exit(1)
-
-
-def choose(
-    names: Sequence[str], trial: str | None, steps: int | None, budget: float | None, out: Path
-) -> tuple[list[Chosen], Path]:
-    """The studies, shortened if it is a trial, and the folder of their table. Raises UserError."""
-    from ..study.definition import load_study, shortened, study_names
-    from ..study.report import refuse_foreign
-
+    if status := names[0] == STATUS:
+        refuse_options(context, {"dry_run", "jobs", "only", "report"}, "where nothing is run")
+    elif report:
+        refuse_options(context, {"dry_run", "jobs", "only"}, "where nothing is run")
     if budget is not None:
         logging.warning("--budget is called --trial (a fraction) or --steps (a number) now")
         trial, steps = (f"{budget:g}", steps) if budget <= 1 else (trial, int(budget))
     if trial is not None and steps is not None:
         raise UserError("--trial and --steps both shorten the trainings: give one of them")
-    shorter = trial is not None or steps is not None
-    place = out / "trials" / (trial or f"{steps} steps").replace("%", " percent").replace(" ", "-") if shorter else out
+    if trial is not None or steps is not None:
+        out = out / "trials" / (trial or f"{steps} steps").replace("%", " percent").replace(" ", "-")
+    chosen, table = choose(names[status:] or study_names(), trial, steps, out), Table(out)
+    jobs = jobs or (1 if torch.cuda.is_available() else available_cores())
+    if status or dry_run:
+        show_plan(listed(chosen, table, seeds, only), table, work, jobs, as_json)
+        return
+    failures = [] if report else perform(chosen, table, work, jobs, seeds, only)
+    write_pages(chosen, table, out, failures, as_json)
+    if failures:
+        raise typer.Exit(1)
+
+
+def choose(names: Sequence[str], trial: str | None, steps: int | None, out: Path) -> list[Chosen]:
+    """Returns the studies, shortened if it is a trial. Raises UserError if a folder holds something else."""
+    from ..study.definition import load_study, shortened, study_names
+    from ..study.report import refuse_foreign
+    from ..yaml_text import read_yaml
+
     found: list[Chosen] = []
     for name in names:
-        loaded, file = load_study(name), None if name in study_names() else Path(name)
-        if shorter:
-            whole = loaded.recipe_of(next(iter(loaded.variants)), 0).training.steps
-            loaded = shortened(loaded, fraction_of(trial) if trial else (steps or whole) / whole)
-        found.append(Chosen(Path(name).stem, loaded, place / Path(name).stem, file))
-        refuse_another(found[-1], found[:-1])
-        refuse_foreign(found[-1].folder)
-    refuse_foreign(place)
-    return found, place
+        loaded, file, stem = load_study(name), None if name in study_names() else Path(name), Path(name).stem
+        if trial is not None:
+            loaded = shortened(loaded, fraction_of(trial))
+        elif steps is not None:
+            loaded = shortened(loaded, steps / loaded.recipe_of(next(iter(loaded.variants)), 0).training.steps)
+        one = Chosen(stem, loaded, out / stem, file)
+        known = read_yaml(one.copy).get("title") if one.copy.is_file() else None
+        if known is not None and (known != loaded.title or file is None):
+            raise UserError(f"{one.folder} is of another study, {known!r}: choose another --out, or rename your file")
+        if one.folder in [other.folder for other in found]:
+            raise UserError(f"two of these studies would have their pages in {one.folder}: omit one of them")
+        refuse_foreign(one.folder)
+        found.append(one)
+    refuse_foreign(out)
+    return found
 
 
 def fraction_of(text: str) -> float:
@@ -150,17 +156,6 @@ def fraction_of(text: str) -> float:
         return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
         raise UserError(f"--trial takes a fraction such as 5% or 0.05, not {text!r}") from None
-
-
-def refuse_another(one: Chosen, others: Sequence[Chosen]) -> None:
-    """Raises UserError if the folder of a study is that of another one."""
-    from ..yaml_text import read_yaml
-
-    known = read_yaml(one.copy).get("title") if one.copy.is_file() else None
-    if known is not None and (known != one.study.title or one.file is None):
-        raise UserError(f"{one.folder} is of another study, {known!r}: choose another --out, or rename your file")
-    if any(other.folder == one.folder for other in others):
-        raise UserError(f"two of these studies would have their pages in {one.folder}: omit one of them")
 
 
 def listed(chosen: Sequence[Chosen], table: Table, seeds: int | None, only: Sequence[str] | None) -> list[Run]:
@@ -208,11 +203,12 @@ def perform(
 
 def printer(clock: Clock) -> Callable[[list[Run]], None]:
     """Prints a line a minute: how much is done, and the time left."""
-    printed = [0.0]
+    printed = 0.0
 
     def show(unfinished: list[Run]) -> None:
-        if unfinished and time.monotonic() - printed[0] > SECONDS_BETWEEN_LINES:
-            printed[0] = time.monotonic()
+        nonlocal printed
+        if unfinished and time.monotonic() - printed > SECONDS_BETWEEN_LINES:
+            printed = time.monotonic()
             done, seconds = clock.left()
             left = "time left not known yet" if seconds is None else f"about {seconds / 3600:.1f} hours left"
             told = f"{100 * done:.0f} % done, {counted(len(unfinished), 'training')} to go, {left}"
@@ -221,49 +217,37 @@ def printer(clock: Clock) -> Callable[[list[Run]], None]:
     return show
 
 
-def default_jobs() -> int:
-    """One per core; one on a GPU, which one training fills."""
-    import torch
-
-    from ..cores import available_cores
-
-    return 1 if torch.cuda.is_available() else available_cores()
-
-
-def write_pages(chosen: Sequence[Chosen], table: Table, place: Path, failures: Sequence[str], as_json: bool) -> None:
+def write_pages(chosen: Sequence[Chosen], table: Table, out: Path, failures: Sequence[str], as_json: bool) -> None:
     """Writes the page of each study and that of all, and prints the verdicts."""
     from ..study.definition import load_study, study_names
     from ..study.report import PAGE, Report, write_overview, write_report
 
-    trial = place.parent.name == "trials"
+    trial = out.parent.name == "trials"
     reports = {one.name: Report(one.name, one.study, table, trial) for one in chosen}
     for one in chosen:
         write_report(reports[one.name], one.folder)
     if not trial:
         others = {name: name for name in study_names()}
-        others |= {path.stem: str(path) for path in place.glob("*/*.yaml") if path.stem == path.parent.name}
-        for name in others.keys() - reports.keys():
-            reports[name] = Report(name, load_study(others[name]), table)
-        write_overview([reports[name] for name in sorted(reports)], place)
-    if as_json:
-        print(json.dumps([reports[one.name].as_json() | {"failures": failures} for one in chosen]))
-        return
+        others |= {path.stem: str(path) for path in out.glob("*/*.yaml") if path.stem == path.parent.name}
+        reports = {name: Report(name, load_study(other), table) for name, other in others.items()} | reports
+        write_overview([reports[name] for name in sorted(reports)], out)
+    lines = []
     for one in chosen:
-        print(one.study.title)
-        for finding in reports[one.name].findings:
-            print(f"{finding.verdict:>12}  {finding.claim.text}: {finding.effect}")
-        print(f"The page with plots and images is {one.folder / PAGE}")
+        findings = reports[one.name].findings
+        lines += [one.study.title, *(f"{f.verdict:>12}  {f.claim.text}: {f.effect}" for f in findings)]
+        lines.append(f"The page with plots and images is {one.folder / PAGE}")
+    show([reports[one.name].as_json() | {"failures": failures} for one in chosen], lines, as_json)
 
 
 def list_studies(as_json: bool) -> None:
     from ..study.definition import load_study, study_names
 
     found = {name: load_study(name) for name in study_names()}
-    if as_json:
-        print(json.dumps({name: one.model_dump(mode="json") for name, one in found.items()}))
-        return
-    for name, one in found.items():
-        print(f"{name:14} {one.title}: {counted(len(one.variants), 'variant')}, {counted(one.seeds, 'seed')}")
+    lines = (
+        f"{name:14} {one.title}: {counted(len(one.variants), 'variant')}, {counted(one.seeds, 'seed')}"
+        for name, one in found.items()
+    )
+    show({name: one.model_dump(mode="json") for name, one in found.items()}, lines, as_json)
 
 
 def show_plan(runs: Sequence[Run], table: Table, work: Path, jobs: int, as_json: bool) -> None:
@@ -275,11 +259,8 @@ def show_plan(runs: Sequence[Run], table: Table, work: Path, jobs: int, as_json:
     left = [row for row in rows if row["done"] < 1]
     speed, source = table.speed or ASSUMED_SPEED, "as fast as those that are done" if table.speed else "assumed speed"
     hours = sum(row["operations"] * (1 - row["done"]) for row in left) / speed / min(jobs, len(left) or 1) / 3600
-    if as_json:
-        print(json.dumps({"runs": rows, "left": len(left), "hours": hours, "speed": source}))
-        return
-    for row in rows:
-        print(f"{row['run']:32} {row['operations'] / 1e12:6.1f} TFLOP  {100 * row['done']:3.0f} % done")
-    print(f"{len(left)} of {len(rows)} trainings are left: about {hours:.1f} hours, {jobs} at a time ({source})")
+    lines = [f"{r['run']:32} {r['operations'] / 1e12:6.1f} TFLOP  {100 * r['done']:3.0f} % done" for r in rows]
+    lines.append(f"{len(left)} of {len(rows)} trainings are left: about {hours:.1f} hours, {jobs} at a time ({source})")
     if any(run.tunes for run in runs):
-        print("Some of them tune a setting; the trainings that take its best value follow, and are not counted yet.")
+        lines.append("Some of them tune a setting; the trainings that take its best value are not counted yet.")
+    show({"runs": rows, "left": len(left), "hours": hours, "speed": source}, lines, as_json)

@@ -7,6 +7,7 @@ import os
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,78 +15,46 @@ import typer
 
 from ..errors import UserError
 from ..messages import command, counted
-from .given import refuse_without_effect
-from .sampling import Device
+from .options import Device, IgnoreMemory, refuse_options
+from .output import say
 
 if TYPE_CHECKING:
-    from ..data.dataset import Dataset
     from ..settings import Recipe
     from ..training.trainer import Trainer
 
-PLAN = "With --dry-run"
-MACHINE = "Machine"
+plan_option = partial(typer.Option, rich_help_panel="With --dry-run")
 
 
 def train(
     context: typer.Context,
     recipe: Annotated[
         str | None,
-        typer.Option(
-            "--recipe",
-            "-r",
-            help="a name from 'fitv2 recipes', or a YAML file; with --data, the default is images or latents",
-        ),
+        typer.Option("--recipe", "-r", help="a name from 'fitv2 recipes', or a YAML file; default: as suits --data"),
     ] = None,
     data: Annotated[
         str | None,
         typer.Option("--data", "-d", help="a folder of images, with a sub-folder per class or none, or of latents"),
     ] = None,
-    init_from: Annotated[
-        str | None,
-        typer.Option(help="a model whose architecture, size and weights to start from (folder, run or builtin:NAME)"),
-    ] = None,
+    init_from: Annotated[str | None, typer.Option(help="a model to start from (folder, run or builtin:NAME)")] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", "-s", help="section.key=value, repeatable; --dry-run lists every key")
+        list[str] | None, typer.Option("--set", "-s", help="section.key=value; --dry-run lists all")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="the run's folder; default: runs/RECIPE")] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="continue the run in that folder, bit for bit on a CPU")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", "-n", help="show settings, cost and time; train nothing")
-    ] = False,
-    devices: Annotated[
-        int, typer.Option(min=1, help="number of devices that would share the work", rich_help_panel=PLAN)
-    ] = 1,
+    resume: Annotated[bool, typer.Option("--resume", help="continue the run in that folder")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="show settings, cost and time only")] = False,
+    devices: Annotated[int, plan_option(min=1, help="number of devices that would share the work")] = 1,
     peak_tflops: Annotated[
         float | None,
-        typer.Option(
-            min=0.001,
-            help="peak of another device, such as 312 for an A100 in bf16; default: a step is measured here",
-            rich_help_panel=PLAN,
-        ),
+        plan_option(min=0.001, help="peak of a device (A100: 312); default: measured"),
     ] = None,
     utilisation: Annotated[
-        float,
-        typer.Option(
-            min=0.01,
-            max=1,
-            help="with --peak-tflops: the fraction of the peak that training reaches",
-            rich_help_panel=PLAN,
-        ),
+        float, plan_option(min=0.01, max=1, help="fraction of --peak-tflops that training reaches")
     ] = 0.4,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON", rich_help_panel=PLAN)] = False,
+    as_json: Annotated[bool, plan_option("--json", help="print JSON instead of text")] = False,
     device: Device = None,
-    ignore_memory: Annotated[
-        bool,
-        typer.Option(
-            "--ignore-memory", help="train even if the estimate exceeds the free memory", rich_help_panel=MACHINE
-        ),
-    ] = False,
+    ignore_memory: IgnoreMemory = False,
 ) -> None:
     """Train a model on images of all shapes, without padding.
-
-    The recipe 'images' uses whole images. The ImageNet recipes and 'fitv2 prepare' may also use square crops.
 
     [bold]Examples[/bold]
 
@@ -99,35 +68,33 @@ def train(
 
       fitv2 train --recipe fashion --set training.steps=2000 --set model.width=192 --dry-run
 
-    [bold]How long is long enough?[/bold] --dry-run estimates the time on this machine. Measured on two CPU cores:
-    fashion-tiny makes recognisable garments after its 3 000 steps (10 minutes), and fashion is good after 8 000 (1.7
-    hours). On 800 images of 16 classes, the patches made by 'images' match their neighbours after 1 000 steps (16
-    minutes), and shapes need all 4 000. More images need more steps, preferably on a GPU. latents is meant for 50 000
-    steps on a GPU, the ImageNet recipes for 400 000 and more. Stop when the sheets in samples/ no longer improve.
+    [bold]How long is long enough?[/bold] --dry-run estimates the time on this machine. On two CPU cores, fashion-tiny
+    makes recognisable garments after its 3 000 steps (10 minutes), and fashion is good after 8 000 (1.7 hours).
+    'images' needs all of its 4 000 steps for shapes, and more for more images. latents is meant for 50 000 steps on a
+    GPU, the ImageNet recipes for 400 000 and more. Stop when the sheets in samples/ no longer improve.
 
     FiT, DiT and SiT, with which FiTv2 is compared, are trained with --set model.architecture=FiT and so on. DiT and SiT
     take squares of one size: --set data.preprocessing=crop.
 
     The run's folder holds log.jsonl, inputs.png (what the model sees), samples/, checkpoints/, and model/ for
-    'fitv2 sample'. Ctrl-C and SIGTERM save the current step and end with exit code 130 and 143. --resume
-    continues with the run's own settings, except those that --set gives now.
+    'fitv2 sample'. Ctrl-C and SIGTERM save the current step. --resume continues, bit for bit on a CPU, with the run's
+    own settings, except those that --set gives now.
     """
     from ..training.sigterm import NAMES, signal_of, sigterm_interrupts
     from .recipes import check_source, choose_recipe
 
-    of_trainings, of_plans = {"ignore_memory"}, {"devices", "peak_tflops", "utilisation", "as_json"}
-    every = {parameter.name for parameter in context.command.params}
-    refuse_without_effect(
-        context, every - (of_trainings if dry_run else of_plans), f"with{'' if dry_run else 'out'} --dry-run"
-    )
+    if dry_run:
+        refuse_options(context, {"ignore_memory"}, "with --dry-run")
+    else:
+        refuse_options(context, {"devices", "peak_tflops", "utilisation", "as_json"}, "without --dry-run")
     if peak_tflops is None:
-        refuse_without_effect(context, every - {"utilisation"}, "without --peak-tflops")
+        refuse_options(context, {"utilisation"}, "without --peak-tflops")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if out is None and recipe is None and data is None and init_from is None:
         raise UserError("name what to train on with --recipe or --data, or continue a run with --resume --out RUN")
     run = out or Path("runs") / Path(recipe or "images").stem
     chosen = choose_recipe(recipe, data, init_from, run, resume, settings or [])
-    check_source(chosen, recipe, run, resume, dry_run)
+    check_source(chosen, run, resume, dry_run)
     if dry_run:
         from .plan import show_plan
 
@@ -154,9 +121,10 @@ def carry_out(chosen: Recipe, run: Path, resume: bool, device: str | None, ignor
     from ..checkpoints.training_state import checkpoints
     from ..distributed import ranks as processes
     from ..model.config import FiTConfig
+    from ..training.inputs import data_lines, write_inputs
     from ..training.run_folder import check_run
     from ..training.trainer import Trainer
-    from .plan import check_memory
+    from .plan import too_large
     from .progress import training_progress
 
     # A first scan of a million images takes longer than processes usually wait for each other.
@@ -172,28 +140,21 @@ def carry_out(chosen: Recipe, run: Path, resume: bool, device: str | None, ignor
         if begun and isinstance(config, FiTConfig):  # The model that it started from may be gone.
             kept = read_config(run / "model/config.json")[1]
             config = replace(config, rope=kept.rope) if isinstance(kept, FiTConfig) else config
-        if not ignore_memory:
-            check_memory(chosen, config, ranks.device, ranks.num_processes)
+        if not ignore_memory and (lack := too_large(chosen, config, ranks.device, ranks.num_processes)):
+            raise UserError(f"{lack}. This is an estimate: --ignore-memory trains all the same")
         trainer = Trainer(chosen, dataset, config, run, base, ranks)
-        del base  # Gigabytes, of a large model.
+        del base  # A large model takes gigabytes.
         if speaks():
-            show_inputs(chosen, dataset, run, begun)
-        with training_progress(chosen.training.steps) if speaks() else nullcontext(lambda figures: None) as report:
-            trainer.fit(report)
+            report = getattr(dataset, "report", None)
+            if report is not None:  # What a folder's scan found and skipped; the scan itself has logged it.
+                report.write(run / "skipped.json")
+            logging.info("%s", "\n".join(data_lines(dataset)))
+            if not begun or not (run / "inputs.png").is_file():
+                write_inputs(run / "inputs.png", dataset, chosen.training.seed)
+        with training_progress(chosen.training.steps) if speaks() else nullcontext(lambda figures: None) as progress:
+            trainer.fit(progress)
         processes.destroy_process_group()
     return trainer
-
-
-def show_inputs(chosen: Recipe, dataset: Dataset, run: Path, begun: bool) -> None:
-    """Says which classes there are, and writes a sheet of images as the model sees them."""
-    from ..training.inputs import data_lines, write_inputs
-
-    report = getattr(dataset, "report", None)
-    if report is not None:  # What a folder's scan found and skipped; the scan itself has logged it.
-        report.write(run / "skipped.json")
-    logging.info("%s", "\n".join(data_lines(dataset)))
-    if not begun or not (run / "inputs.png").is_file():
-        write_inputs(run / "inputs.png", dataset, chosen.training.seed)
 
 
 def speaks() -> bool:
@@ -201,26 +162,22 @@ def speaks() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def say(text: str) -> None:
-    """Prints, also the names of folders that are not UTF-8."""
-    print(text.encode(errors="backslashreplace").decode())
-
-
 def report_end(trainer: Trainer, run: Path) -> None:
     """Says what was reached, and how to continue."""
     from ..training.run_folder import resume_command
     from ..training.sigterm import NAMES
 
+    steps = counted(trainer.done, "step")
     if trainer.stopped_by is not None:
         how = "the same command with --resume continues"
         how += f", or: {resume_command(run)}" if "WORLD_SIZE" not in os.environ else ""
         say(f"stopped by {NAMES[trainer.stopped_by]} at step {trainer.done}, which is saved; {how}")
         return
     if trainer.begun is not None and trainer.begun[1]["step"] == trainer.done:
-        say(f"nothing to do: all {counted(trainer.done, 'step')} are trained; --set training.steps=... raises them")
+        say(f"nothing to do: all {steps} are trained; --set training.steps=... raises them")
         return
     unread = trainer.images_read.skipped
     lost = f", {counted(unread, 'image')} could not be read" if unread else ""
-    minutes, skipped = f"{trainer.seconds / 60:.1f} min", trainer.gradients.skipped
-    say(f"trained {counted(trainer.done, 'step')} in {minutes}; {skipped} skipped as not finite{lost}.")
+    skipped = f"{trainer.gradients.skipped} skipped as not finite{lost}"
+    say(f"trained {steps} in {trainer.seconds / 60:.1f} min; {skipped}.")
     say(f"Samples in {run}/samples; now try: {command('sample', '--model', run)}")

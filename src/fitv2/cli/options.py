@@ -1,0 +1,186 @@
+"""Options that several commands share, and what they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, fields
+from functools import partial, wraps
+from inspect import signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import UserError
+from ..messages import counted
+from ..model.config import EXTRAPOLATIONS, AttentionFactor, Extrapolation, FiTConfig
+from ..sampling.solvers import DIFFUSION_SOLVERS, FLOW_SOLVERS, Solver
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..autoencoder import KLAutoencoder, Pixels
+    from ..checkpoints.model_folder import Pretrained
+    from ..sampling.spec import Sampling
+
+sampling_option = partial(typer.Option, rich_help_panel="Sampling")
+guidance_option = partial(typer.Option, rich_help_panel="Guidance")
+machine_option = partial(typer.Option, rich_help_panel="Model and machine")
+ADVISED = "default: the model's recommendation, else"
+
+
+def check_folder(path: Path | None) -> Path | None:
+    """A callback for --out that refuses files."""
+    if path is not None and path.exists() and not path.is_dir():
+        raise UserError(f"--out {path} is a file; name a folder")
+    return path
+
+
+out_option = partial(typer.Option, "--out", "-o", callback=check_folder)
+Json = Annotated[bool, typer.Option("--json", help="print JSON instead of text")]
+Device = Annotated[
+    str | None, machine_option(help="cuda, mps, xpu or cpu, or one of several (cuda:1); default: the best")
+]
+IgnoreMemory = Annotated[bool, machine_option("--ignore-memory", help="run even if memory seems too small")]
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """How a model is loaded and sampled; None means not given."""
+
+    steps: Annotated[int | None, sampling_option(min=1, help=f"solver steps; {ADVISED} 25")] = None
+    solver: Annotated[
+        Solver | None,
+        sampling_option(
+            metavar="NAME",
+            help=f"{', '.join(FLOW_SOLVERS)}; for FiT models {' or '.join(DIFFUSION_SOLVERS)}; {ADVISED} ab2 or ddim",
+        ),
+    ] = None
+    time_shift: Annotated[float | None, sampling_option(help="above 1: more steps near the image")] = None
+    cache_interval: Annotated[int | None, sampling_option(min=1, help="compute inner blocks every N calls only")] = None
+    extrapolation: Annotated[
+        Extrapolation | None,
+        sampling_option(metavar="NAME", help=f"positions beyond the training size: {', '.join(EXTRAPOLATIONS)}"),
+    ] = None
+    attention_scale: Annotated[
+        AttentionFactor | None,
+        sampling_option(
+            metavar="NAME", help="with --extrapolation: none, yarn, pro1, pro2, or paper (Eq. 15 of FiTv2)"
+        ),
+    ] = None
+    guidance_interval: Annotated[
+        tuple[float, float] | None,
+        guidance_option(help=f"times of guidance from 0 (noise) to 1 (image); {ADVISED} 0 1"),
+    ] = None
+    guidance_power: Annotated[float | None, guidance_option(help="lower the scale towards the image")] = None
+    guidance_channels: Annotated[int | None, guidance_option(min=1, help="guide only the first N channels")] = None
+    autoencoder: Annotated[str | None, machine_option(help="folder or hub id; default: the model's own")] = None
+    precision: Annotated[str | None, machine_option(metavar="fp32|bf16", help="default: as suits the device")] = None
+    device: Device = None
+
+    def load(self, model: str, device: torch.device) -> tuple[Pretrained, Pixels | KLAutoencoder, str]:
+        """Returns the model on the device, what decodes its latents, and the precision.
+
+        Raises:
+            UserError: The model and the autoencoder do not fit together.
+        """
+        from ..autoencoder import Pixels, load_autoencoder
+        from ..device import DTYPES, choose_precision
+        from ..model.compute import lay_out_by_input
+
+        precision = choose_precision(self.precision, device)
+        pretrained = load_any(model, DTYPES[precision])
+        pretrained.model.to(device)
+        if precision == "bf16":
+            lay_out_by_input(pretrained.model)
+        channels = pretrained.model.config.in_channels
+        codec = load_autoencoder(self.autoencoder or pretrained.autoencoder, str(device))
+        if isinstance(codec, Pixels):
+            check_pixels(model, channels)
+        if codec.channels not in (None, channels):
+            raise UserError(f"{model} makes {counted(channels, 'channel')}, and the autoencoder takes {codec.channels}")
+        return pretrained, codec, precision
+
+    def sampling(self, pretrained: Pretrained, guidance: float | None) -> Sampling:
+        """Returns what the options mean for a model. Raises UserError if they do not suit it."""
+        config, rope = pretrained.model.config, None
+        if self.extrapolation is not None:
+            if not isinstance(config, FiTConfig):
+                raise UserError("a model of a fixed grid makes its own size only; omit --extrapolation")
+            rope = config.rope.named(self.extrapolation, self.attention_scale)
+        elif self.attention_scale is not None:
+            raise UserError("--attention-scale belongs to an --extrapolation; name one (--extrapolation vision-ntk)")
+        return pretrained.sampling(
+            steps=self.steps,
+            solver=self.solver,
+            guidance=guidance,
+            interval=self.guidance_interval,
+            power=self.guidance_power,
+            channels=self.guidance_channels and self.guidance_channels * config.patch_size**2,
+            shift=self.time_shift,
+            rope=rope,
+            cache_interval=self.cache_interval,
+        )
+
+
+def with_model_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the fields of its parameter `options`, a `ModelOptions`, as options of their own."""
+    own = signature(command, eval_str=True)
+    parameters = []
+    for parameter in own.parameters.values():
+        shared = [
+            field.replace(kind=parameter.kind) for field in signature(ModelOptions, eval_str=True).parameters.values()
+        ]
+        parameters += shared if parameter.name == "options" else [parameter]
+
+    @wraps(command)
+    def run(**given: Any) -> None:
+        options = ModelOptions(**{field.name: given.pop(field.name) for field in fields(ModelOptions)})
+        command(**given, options=options)
+
+    run.__dict__["__signature__"] = own.replace(parameters=parameters)
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+def refuse_options(context: typer.Context, names: Collection[str], why: str) -> None:
+    """Raises UserError if one of these parameters was given, which have no effect; why: the end of the sentence."""
+    given = [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name in names and str(context.get_parameter_source(parameter.name)).endswith("COMMANDLINE")
+    ]
+    if given:
+        raise UserError(f"{', '.join(given)}: without effect {why}; omit {'it' if len(given) == 1 else 'them'}")
+
+
+def load_any(model: str, dtype: torch.dtype | None) -> Pretrained:
+    """Loads a model of our own, or the one in the folder of a pipeline that diffusers has saved."""
+    from ..checkpoints.model_folder import load_pretrained
+
+    if not (Path(model) / "model_index.json").is_file():
+        return load_pretrained(model, dtype)
+    import torch
+    from diffusers.utils import logging
+
+    from ..adapters.pipeline import FiTPipeline
+
+    logging.disable_progress_bar()
+    pipeline = FiTPipeline.from_pretrained(model, dtype=dtype or torch.bfloat16, vae=None)
+    return pipeline.to_model(autoencoder=model if (Path(model) / "vae").is_dir() else None)
+
+
+def check_pixels(model: str, channels: int) -> None:
+    """Raises UserError if what a model without an autoencoder makes cannot be pixels."""
+    if channels not in (1, 3):
+        raise UserError(
+            f"{model} makes latents of {counted(channels, 'channel')} and names no autoencoder; give --autoencoder"
+        )
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Reads HEIGHTxWIDTH. Raises UserError for any other text."""
+    height, _, width = text.lower().partition("x")
+    if not (height.strip().isdecimal() and width.strip().isdecimal()):
+        raise UserError(f"{text!r} is not a size; write HEIGHTxWIDTH in pixels, such as 28x12")
+    return int(height), int(width)

@@ -1,0 +1,77 @@
+"""The command line as a whole: fast help, names of options, and what is loaded."""
+
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from fitv2.model.config import EXTRAPOLATIONS
+from fitv2.sampling.solvers import SOLVER_NAMES
+
+FITV2 = str(Path(sys.executable).with_name("fitv2"))
+
+
+def loaded_by(*arguments: str) -> set[str]:
+    """The modules that `fitv2 ARGUMENTS` has loaded at its end."""
+    code = (
+        f"import sys; from fitv2.cli import main; sys.argv = {['fitv2', *arguments]!r}\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print(*sys.modules)"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    return set(shown.splitlines()[-1].split())
+
+
+def test_the_version_is_that_of_the_package():
+    shown = subprocess.run([FITV2, "--version"], capture_output=True, text=True, check=True).stdout
+    assert shown == f"fitv2 {version('fitv2')}\n"
+
+
+def test_help_answers_in_under_half_a_second():
+    """Half a second of processor time, which a busy machine does not stretch."""
+    times = []
+    for _ in range(3):
+        before = os.times()
+        shown = subprocess.run([FITV2, "--help"], capture_output=True, text=True, check=True).stdout
+        after = os.times()
+        times.append(after.children_user + after.children_system - before.children_user - before.children_system)
+        assert "sample" in shown and "train" in shown
+    assert min(times) < 0.5
+
+
+@pytest.mark.parametrize("command", ["train", "profile", "evaluate"])
+def test_help_loads_nothing_heavy(command):
+    loaded = {name.partition(".")[0] for name in loaded_by(command, "--help")}
+    assert "fitv2" in loaded
+    assert not loaded & {"torch", "numpy", "PIL", "accelerate", "safetensors", "torchdiffeq", "matplotlib"}
+
+
+def test_sampling_does_not_load_what_is_for_training_or_compiling(tmp_path):
+    """torch's compiler alone takes a second and a half."""
+    loaded = loaded_by("sample", "--labels", "bag", "--steps", "1", "--out", str(tmp_path))
+    assert "fitv2.sampling.generate" in loaded
+    assert not loaded & {"torch._dynamo", "accelerate", "diffusers", "matplotlib"}
+
+
+@pytest.mark.parametrize(
+    ("option", "names"),
+    [("--solver", SOLVER_NAMES), ("--extrapolation", EXTRAPOLATIONS), ("--attention-scale", ["none", "pro1", "paper"])],
+)
+def test_names_of_options_are_those_that_exist(fitv2, option, names):
+    wrong = fitv2("sample", option, "eular")
+    assert wrong.code == 2 and all(f"'{name}'" in " ".join(wrong.err.replace("│", " ").split()) for name in names)
+
+
+@pytest.mark.parametrize(
+    ("option", "start", "names"),
+    [("solver", "eul", ["euler", "euler-maruyama"]), ("extrapolation", "vision-p", ["vision-pi", "vision-parts"])],
+)
+def test_the_completion_knows_the_names_of_options(option, start, names):
+    code = "import sys; from fitv2.cli import main; sys.argv = ['fitv2']; main()"
+    asked = {"COMP_WORDS": f"fitv2 sample --{option} {start}", "COMP_CWORD": "3", "_FITV2_COMPLETE": "complete_bash"}
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | asked)
+    assert shown.stdout.split() == names, shown.stderr

@@ -1,0 +1,39 @@
+"""What is shown before a training: its plan, and the recipes."""
+
+import json
+import re
+
+import pytest
+
+from fitv2.config import recipe_folder, recipe_names
+
+
+def test_a_dry_run_shows_configuration_and_cost_and_writes_nothing(train, images, tmp_path):
+    shown = train("--dry-run").ok()
+    for part in ("learning_rate: 0.0005", "parameters ", "10 in 2 classes", "minutes on this machine", "GiB"):
+        assert part in shown.out
+    figures = json.loads(train("--dry-run", "--json").out)
+    assert figures["recipe"]["model"]["width"] == 32 and figures["images"] == 10 and figures["classes"] == 2
+    assert all(figures[name] > 0 for name in ("parameters", "flops_per_step", "memory_bytes", "packing_efficiency"))
+    assert figures["flops_total"] == 4 * figures["flops_per_step"]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["imagenet-b", "imagenet-xl", "imagenet-3b", "imagenet-hr-xl", "imagenet-hr-3b"])
+def test_the_recipes_of_the_paper_are_planned_without_their_data(fitv2, name):
+    """The header's figure of device-hours is what the command in it prints."""
+    header = recipe_folder().joinpath(f"{name}.yaml").read_text()
+    options = re.search(r"--dry-run (--devices \d+ --peak-tflops \d+)", header).group(1).split()
+    shown = fitv2("train", "--recipe", name, "--dry-run", *options).out
+    assert "is not here: planned with sizes like those of ImageNet" in shown
+    hours = re.search(r"time +([\d,]+) device-hours", shown).group(1)
+    assert f"Expected time: {hours.replace(',', ' ')} device-hours" in header
+    assert 250 < float(re.search(r"images a step +([\d.]+)", shown).group(1)) < 262
+
+
+def test_the_recipes_are_listed_with_size_and_time(fitv2):
+    rows = {row["recipe"]: row for row in json.loads(fitv2("recipes", "--json").out)}
+    assert set(rows) == set(recipe_names())
+    assert rows["imagenet-xl"]["parameters"] == 671_045_776 and 1200 < rows["imagenet-xl"]["device_hours"] < 1400
+    assert all(0 < len(row["about"]) < 80 for row in rows.values())
+    assert "FiTv2-XL/2 on ImageNet" in fitv2("recipes").out.replace("\n", " ")

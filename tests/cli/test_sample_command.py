@@ -1,0 +1,205 @@
+"""`fitv2 sample`: exact files, recorded requests, and one sentence for every mistake."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+
+from fitv2.adapters.pipeline import FiTPipeline
+from fitv2.checkpoints.model_folder import Pretrained, load_pretrained, save_pretrained
+from fitv2.cli.requested import file_name, list_specs, showcase
+from fitv2.cli.samples import begin
+from fitv2.errors import UserError
+from fitv2.locks import locked
+from fitv2.sample_list import CONTACT_SHEET
+from tiny import CLASSES, CONFIG, random_model
+
+
+def test_every_class_at_every_size_exactly_and_a_sheet(fitv2, model, tmp_path):
+    sizes = ["28x12", "12x40"]
+    chosen = ["--labels", "trouser,9", "--labels", "bag", "--size", sizes[0], "--size", sizes[1], "--per-class", 2]
+    result = fitv2("sample", "--model", model, *chosen, "--steps", 2, "--seed", 40).ok()
+    expected = {}
+    for i, (name, size) in enumerate((n, s) for n in ("trouser", "ankle-boot", "bag") for s in sizes for _ in (0, 1)):
+        expected[f"{name}_{size}_seed{40 + i}.png"] = tuple(map(int, size.split("x")))
+    found = {path.name: Image.open(path) for path in (tmp_path / "outputs").glob("*.png")}
+    sheet = found.pop("sheet.png")
+    assert {name: (image.height, image.width) for name, image in found.items()} == expected
+    assert {image.mode for image in found.values()} == {"L"}
+    assert sheet.width > 8 * 96 and sheet.height > 2 * 100
+    assert "12 images by" in result.out and "ab2, 2 steps, 2 model calls, guidance 2" in result.out
+
+
+def test_the_report_in_json(fitv2, model, tmp_path):
+    result = fitv2("sample", "--model", model, "--labels", "trouser", "--steps", 2, "--out", "deep/folder", "--json")
+    report = json.loads(result.out)
+    assert report["model_calls"] == 2 and report["guidance"] == 2.0 and report["seconds"] >= 0
+    assert report["sheet"] == "deep/folder/sheet.png"
+    rows = [(tuple(row["size"]), row["seen"], row["seed"]) for row in report["images"]]
+    assert rows == [((8, 28), True, 0), ((12, 40), False, 1), ((28, 8), False, 2)]
+    for row in report["images"]:
+        with Image.open(tmp_path / row["file"]) as image:
+            assert [image.height, image.width] == row["size"]
+
+
+def test_a_number_of_images_in_all_takes_the_classes_in_turn(model):
+    specs = list_specs(load_pretrained(model), ["bag,coat"], ["8x12", "4x8"], None, 5, 0)
+    first, second = (8, 12), (4, 8)
+    assert [(spec.label, spec.size, spec.seed) for spec in specs] == [
+        (8, first, 0), (4, first, 1), (8, second, 2), (4, second, 3), (8, first, 4)
+    ]  # fmt: skip
+
+
+def test_a_model_folder_recommends_settings(fitv2, model, tmp_path):
+    """They are the defaults; what is given comes first, and a recommendation without effect beside it is dropped."""
+    folder = shutil.copytree(model, tmp_path / "advised")
+    advice = {"solver": "heun", "steps": 3, "guidance": 1.5, "interval": [0.2, 0.8]}
+    (folder / "sampling.json").write_text(json.dumps(advice))
+
+    def used(*options) -> tuple:
+        report = json.loads(fitv2("sample", folder, "-l", "bag", "-s", "8x8", "--json", *options).out)
+        return tuple(report[key] for key in ("solver", "steps", "guidance", "guidance_interval"))
+
+    assert used() == ("heun", 3, 1.5, [0.2, 0.8])
+    assert used("--steps", 2, "--guidance", 3) == ("heun", 2, 3.0, [0.2, 0.8])
+    assert used("--solver", "euler", "--guidance", 1) == ("euler", 25, 1.0, [0.0, 1.0])
+    for text, part in [("[]", "no settings"), ('{"step": 3}', "'step'"), ('{"steps": 0}', "step"), ("{", "damaged")]:
+        (folder / "sampling.json").write_text(text)
+        assert part in (told := fitv2("sample", folder).sentence) and "sampling.json" in told
+
+
+def test_a_request_is_written_beside_its_images_and_nothing_else_is_overwritten(fitv2, model, tmp_path):
+    command = ["sample", "--model", model, "--labels", "bag", "--size", "8x12", "--per-class", 2]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/sheet.png").write_text("drawn by hand")
+    told = fitv2(*command, "--steps", 1, "--out", "mine").sentence
+    assert "sheet.png" in told and "--overwrite" in told
+    assert (tmp_path / "mine/sheet.png").read_text() == "drawn by hand"
+    with locked(tmp_path / "mine", "a fitv2 sample"):
+        assert "in use" in fitv2(*command, "--steps", 1, "-o", "mine").sentence
+    names = ["bag_8x12_seed0.png", "bag_8x12_seed1.png"]
+    for out in ("outputs", "outputs-2"):  # By default, the first folder that is free.
+        fitv2(*command, "--steps", 1).ok()
+        manifest = json.loads((tmp_path / out / "samples.json").read_text())
+        assert [row["file"] for row in manifest["images"]] == names and manifest["sheet"] == "sheet.png"
+        assert manifest["request"]["steps"] == 1 and manifest["request"]["model"] == str(model)
+        assert manifest["images"][1] == {
+            **{"file": names[1], "class": "bag", "label": 8, "size": [8, 12], "seed": 1, "seen": False}
+        }
+        assert {path.name for path in (tmp_path / out).iterdir()} == {*names, "sheet.png", "samples.json", ".lock"}
+    with Image.open(tmp_path / "outputs/sheet.png") as sheet, Image.open(tmp_path / "outputs" / names[0]) as image:
+        assert sheet.text["Software"] == CONTACT_SHEET and not image.text
+    fitv2(*command, "--steps", 1, "--out", "outputs").ok()  # The same request again.
+    told = fitv2(*command, "--steps", 2, "--out", "outputs").sentence
+    assert "another request" in told and "--overwrite" in told
+    fitv2(*command, "--steps", 2, "--seed", 7, "--out", "outputs", "--overwrite").ok()
+    left = {path.name for path in (tmp_path / "outputs").iterdir()}
+    assert left == {"bag_8x12_seed7.png", "bag_8x12_seed8.png", "sheet.png", "samples.json", ".lock"}
+
+
+def test_images_of_a_command_that_was_killed_are_known_as_ours(tmp_path):
+    request = {"seed": 1}
+    begin(tmp_path, {"seed": 3}, ["a.png"], False)
+    begin(tmp_path, request, ["a.png"], False)  # There is no image of the other request yet.
+    (tmp_path / "a.png").touch()
+    with pytest.raises(UserError, match="another request"):
+        begin(tmp_path, {"seed": 2}, ["a.png"], False)
+    begin(tmp_path, request, ["a.png"], False)
+    begin(tmp_path, {"seed": 2}, ["b.png"], True)
+    assert not (tmp_path / "a.png").exists()
+
+
+def test_more_classes_than_a_sheet_shows(fitv2, tmp_path):
+    config = replace(CONFIG, num_classes=40)
+    save_pretrained(tmp_path / "model", config, random_model(config).state_dict(), [], [[(8, 8, 1)]] * 40, None)
+    shown = fitv2("sample", "--model", "model", "--size", "8x8", "--steps", 1)
+    assert "16 of 40 classes; choose others with --labels" in shown.out
+    chosen = fitv2("sample", "--model", "model", "--size", "8x8", "--size", "4x40", "--labels", "1", "--steps", 1)
+    assert "--labels" not in chosen.out
+    assert "4x40" in chosen.err and "8x8" not in chosen.err  # A warning of the size.
+
+
+def test_a_saved_pipeline_makes_the_same_images(fitv2, model, tmp_path):
+    FiTPipeline.from_pretrained(model).save_pretrained(tmp_path / "pipe")
+    for name, out in ((model, "ours"), ("pipe", "theirs")):
+        fitv2("sample", "--model", name, "--labels", "trouser", "--size", "8x12", "--steps", 2, "--out", out).ok()
+    one, other = ((tmp_path / out / "trouser_8x12_seed0.png").read_bytes() for out in ("ours", "theirs"))
+    assert one == other
+
+
+def test_guidance_of_the_first_channels_and_by_a_power(fitv2, model, tmp_path):
+    command = ["sample", "--model", model, "--labels", "trouser", "--size", "8x12", "--steps", 2, "--out"]
+    changes = {"plain": [], "power": ["--guidance-power", 2], "shift": ["--time-shift", 3]}
+    changes["channels"] = ["--guidance-channels", 1]  # The images have one.
+    images = {}
+    for name, change in changes.items():
+        fitv2(*command, name, *change).ok()
+        images[name] = (tmp_path / name / "trouser_8x12_seed0.png").read_bytes()
+    assert images["plain"] == images["channels"]
+    assert len(set(images.values())) == 3
+
+
+def test_the_same_seed_gives_the_same_bytes_whatever_else_is_made(fitv2, model, tmp_path):
+    command = ["sample", model, "--steps", 3]
+    for out, labels, number in [("one", 2, 1), ("again", 2, 1), ("more", "2,3,0", 3)]:
+        made = fitv2(*command, "-l", labels, "--num", number, "-s", "28x12", "--seed", 5, "-o", out).ok()
+        assert "--num is now called --per-class" in made.err
+    files = [(tmp_path / out / "pullover_28x12_seed5.png").read_bytes() for out in ("one", "again", "more")]
+    assert files[0] == files[1] == files[2]
+    assert files[0] != (tmp_path / "more/pullover_28x12_seed6.png").read_bytes()
+
+
+def test_sizes_that_a_class_is_shown_in():
+    """A class without images has the sizes of the others; one with every turned and doubled size is still shown."""
+    shapes = [[], *[[(8, 28, 3)]] * 4, *[[]] * 5]
+    assert all(len(showcase(Pretrained(random_model(), CLASSES, shapes), label)) >= 3 for label in range(11))
+    full = Pretrained(random_model(), CLASSES, [[(16, 16, 3), (16, 32, 2), (32, 16, 1)]])
+    assert showcase(full, 0) == [(16, 16), (16, 32), (24, 24)]
+
+
+def test_names_with_commas_and_slashes(fitv2, tmp_path):
+    names = ["tench, Tinca tinca", "on/off", *CLASSES[2:]]
+    save_pretrained(tmp_path / "model", CONFIG, random_model().state_dict(), names, [[(8, 28, 1)]], torch.float32)
+    asked = ["--model", "model", "--labels", "tench, Tinca tinca", "--labels", "on/off,bag", "--size", "4x8"]
+    report = json.loads(fitv2("sample", *asked, "--steps", "1", "--json").out)
+    assert [row["class"] for row in report["images"]] == ["tench, Tinca tinca", "on/off", "bag"]
+    assert all((tmp_path / row["file"]).is_file() for row in report["images"])
+    # Long names leave room for the rest of the file's name.
+    assert file_name("a cat/dog") == "a-cat-dog" and file_name("日" * 85) == "日" * 50
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["--size", "30x12"], "30x12 is not divisible by the patch of 4; the nearest is 32x12"),
+        (["--size", "big"], "'big' is not a size; write HEIGHTxWIDTH in pixels, such as 28x12"),
+        (["--size", "400000x400000"], "1 image of up to 400000x400000 would need"),
+        (["--labels", "spoon"], "no class 'spoon' in this model; its classes are 0 t-shirt, 1 trouser"),
+        (["--labels", "Trousers"], "did you mean trouser?"),
+        (["--model", "builtin:fashon"], "did you mean builtin:fashion?"),
+        (["--model", "nowhere"], "nowhere is not a model: there is no nowhere/config.json"),
+        (["nowhere"], "two models are named, nowhere and --model"),
+        (["--guidance", "-1"], "guidance -1"),
+        (["--guidance", "nan"], "must be finite numbers"),
+        (["--guidance-power", "-1"], "the power 0 or more"),
+        (["--guidance-channels", "9"], "1 channel: guidance of more has no effect"),
+        (["--attention-scale", "paper"], "--attention-scale belongs to an --extrapolation"),
+        (["--device", "cuda:99"], "there is no device cuda:99"),
+        (["--precision", "fp16"], "the precision is fp32 or bf16, not 'fp16'"),
+        (["--num-images", "3", "--per-class", "2"], "give one of them"),
+        (["--size", "8x8", "--labels", "1", "--out", "stdout/x"], "fitv2: stdout/x: Not a directory"),
+        (["--size", "8x8", "--labels", "1", "--out", "stdout"], "is a file; name a folder"),
+    ],
+)
+def test_a_mistake_is_one_sentence(fitv2, model, arguments, part):
+    assert part in fitv2("sample", "--model", model, "--steps", 1, *arguments).sentence
+
+
+def test_a_damaged_model_is_one_sentence(fitv2, model, tmp_path):
+    (tmp_path / "config.json").write_bytes((model / "config.json").read_bytes())
+    (tmp_path / "model.safetensors").write_bytes((model / "model.safetensors").read_bytes()[:5000])
+    told = fitv2("sample", "--model", tmp_path).sentence
+    assert "is damaged" in told and "copy or train it again" in told
