@@ -50,7 +50,7 @@ def test_every_backend_is_attention_one_by_one(monkeypatch, backend, keys):
         monkeypatch.setattr(attention, "fastest_attention", lambda q, k: F.scaled_dot_product_attention)
     if backend == "varlen":
         monkeypatch.setattr(attention, "takes_varlen", lambda q: True)
-        monkeypatch.setattr(attention, "varlen_attention", varlen_of_offsets)
+        monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_of_offsets)
     qkv = queries_keys_values(keys)
     expected = one_by_one(*qkv, IMAGES.lengths, keys.lengths)
     made = attention.packed_attention(*qkv, IMAGES, keys)

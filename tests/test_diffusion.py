@@ -8,7 +8,7 @@ import torch
 import fitv2
 from fitv2.diffusion.objective import diffusion_loss, diffusion_loss_at, variational_bound
 from fitv2.diffusion.schedule import ddim_steps, ddpm_steps, denoise, diffuse, linear_schedule
-from fitv2.model.fitv1 import FiTv1Config
+from fitv2.model.config import FiTv1Config
 from fitv2.sampling.ddpm import ddpm_step, sample_ddim, sample_ddpm
 from fitv2.sampling.guidance import GuidedModel
 from fitv2.sampling.spec import Sampling

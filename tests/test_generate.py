@@ -85,7 +85,7 @@ def test_one_forward_holds_all_sizes_and_classes_and_both_halves_of_guidance(mod
     assert batch.sizes[::2] == batch.sizes[1::2] and batch.lengths == sorted(batch.lengths)
     assert sorted(batch.sizes[::2]) == sorted((h // 4, w // 4) for h, w in (spec.size for spec in SPECS))
     assert sorted(labels[::2].tolist()) == sorted(spec.label for spec in SPECS)
-    assert labels[1::2].tolist() == [model.null_label] * len(SPECS)
+    assert labels[1::2].tolist() == [model.config.null_label] * len(SPECS)
 
 
 def test_an_adaptive_solver_takes_each_image_alone(model):

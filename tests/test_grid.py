@@ -111,7 +111,7 @@ def test_labels_count_and_none_is_dropped_in_training(config):
     model, (batch, t, y) = random_model(config).train(), inputs(config)
     outputs = [model(batch, t, y) for _ in range(20)]
     assert all(torch.equal(outputs[0], output) for output in outputs)
-    assert model.null_label == 10 and not torch.equal(outputs[0], model(batch, t, torch.full_like(y, 10)))
+    assert model.config.null_label == 10 and not torch.equal(outputs[0], model(batch, t, torch.full_like(y, 10)))
 
 
 def test_one_embedder_serves_all_blocks():

@@ -11,8 +11,7 @@ from fitv2.checkpoints.model_folder import load_pretrained, save_pretrained, sha
 from fitv2.data.fashion import Fashion
 from fitv2.errors import UserError
 from fitv2.finite import NotFinite
-from fitv2.model.config import FiTConfig
-from fitv2.model.fitv1 import FiTv1Config
+from fitv2.model.config import FiTConfig, FiTv1Config
 from tiny import CLASSES, CONFIG, garments, random_model
 
 SHAPES = [[(28, 8, 7), (24, 8, 2)], *[[(8, 28, 3)]] * 9]
@@ -178,7 +177,7 @@ def test_an_unknown_label_lists_the_classes(folder, name):
 def test_the_only_label_of_a_model_without_classes(tmp_path):
     save(tmp_path, config=FiTConfig(**{**vars(CONFIG), "num_classes": 0}), names=[], shapes=[[(8, 8, 1)]])
     pretrained = load_pretrained(tmp_path)
-    assert pretrained.classes.number("0") == pretrained.model.null_label == 0
+    assert pretrained.classes.number("0") == pretrained.model.config.null_label == 0
     with pytest.raises(ValueError, match="its classes are none: it has no classes"):
         pretrained.classes.number("1")
 

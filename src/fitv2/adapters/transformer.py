@@ -215,7 +215,7 @@ class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         batch = hidden_states if packed else TokenBatch.from_latents(list(hidden_states), self.fit.config.patch_size)
         device = batch.x.device
         if class_labels is None:
-            class_labels = torch.full((len(batch),), self.fit.null_label, device=device)
+            class_labels = torch.full((len(batch),), self.fit.config.null_label, device=device)
         velocity = self.fit.config.prediction == "velocity"
         timestep = upload(torch.as_tensor(timestep), device)
         t_B = (from_timestep(timestep) if velocity else timestep).float().expand(len(batch))

@@ -98,21 +98,13 @@ class DiT(nn.Module):
         return self.dit.proj_out_2.weight.device
 
     @property
-    def null_label(self) -> int:
-        """The label that stands for "no class"."""
-        return self.config.num_classes
-
-    @property
     def activation_checkpointing(self) -> bool:
         """Whether blocks are recomputed in the backward pass."""
         return self.dit.gradient_checkpointing
 
     @activation_checkpointing.setter
     def activation_checkpointing(self, wanted: bool) -> None:
-        if wanted:
-            self.dit.enable_gradient_checkpointing()
-        else:
-            self.dit.disable_gradient_checkpointing()
+        self.dit.enable_gradient_checkpointing() if wanted else self.dit.disable_gradient_checkpointing()
 
     def forward(
         self,

@@ -6,9 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import UserError
-from .config import FiTConfig, NetworkConfig
+from .config import FiTConfig, FiTv1Config, NetworkConfig
 from .dit import DiTConfig, SiTConfig
-from .fitv1 import FiTv1Config
 
 ARCHITECTURES = {"FiTv2": FiTConfig, "FiT": FiTv1Config, "DiT": DiTConfig, "SiT": SiTConfig}
 # The sizes of DiT and SiT, over images of 256x256 pixels.

@@ -22,7 +22,7 @@ class BlockCache:
         self._added: Tensor | None = None
         self._since = 0
 
-    def add(self, x_TD: Tensor, inner: Callable[[Tensor], Tensor]) -> Tensor:
+    def __call__(self, x_TD: Tensor, inner: Callable[[Tensor], Tensor]) -> Tensor:
         """Returns inner(x_TD), or x_TD plus what the inner blocks added before.
 
         Where guidance begins or ends, the number of images changes: such a call is a full one.

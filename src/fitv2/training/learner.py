@@ -73,7 +73,7 @@ class Learner:
         Returns:
             That sum, () float32 on the model's device.
         """
-        device, null_label = self.model.ranks.device, self.model.module.null_label
+        device, null_label = self.model.ranks.device, self.model.module.config.null_label
         total = torch.zeros((), device=device)
         for number, ((batch, labels), weight, generator) in enumerate(zip(packs, weights, generators, strict=True), 1):
             batch, labels = batch.to(device), upload(labels, device)
