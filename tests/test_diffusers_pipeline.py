@@ -225,7 +225,7 @@ def test_extrapolation_by_name_and_by_scheme(pipe):
     [
         ({"sizes": [(28, 10)] * 3}, "28x10 is not divisible by the patch of 4; the nearest is 28x8"),
         ({"sizes": [(28, 12)] * 2}, "2 sizes for 3 class labels"),
-        ({"seeds": [1]}, "1 seed for 3 images: give one seed or generator"),
+        ({"seeds": [1]}, "for 3 images: give one seed or generator"),
         (
             {"class_labels": ["trouser", 3, "hat"]},
             "no class 'hat' in this model; its classes are 0 t-shirt, 1 trouser",
@@ -239,7 +239,7 @@ def test_extrapolation_by_name_and_by_scheme(pipe):
         ({"extrapolation": {"method": "yarn"}}, "extrapolation is a name or a RopeScheme"),
         ({"class_labels": []}, "there is no class label"),
         ({"class_labels": [1.0, 2, 3]}, "there is no class 1.0"),
-        ({"seeds": 3}, "no list of seeds for 3 images"),
+        ({"seeds": 3}, "seeds 3 for 3 images"),
         ({"generator": torch.Generator()}, "give seeds, a generator or latents"),
         ({"sizes": ["28x12"] * 3}, "'28x12' is not a size"),
         ({"sizes": [(0, 0)]}, "0x0 is not divisible"),
