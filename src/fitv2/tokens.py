@@ -62,12 +62,10 @@ class TokenBatch:
     def _set(self, x: Tensor) -> None:
         if x.ndim != 2 or len(x) != sum(self.lengths):
             raise ValueError(f"x must be (T, C) with T = {sum(self.lengths)} tokens, not {tuple(x.shape)}")
-        self.x = x
+        self.x, indices = x, (self.image_index, self.offsets, self.positions)
         if x.device != self.image_index.device:
-            parts = self.image_index, self.offsets, self.positions
-            self.image_index, self.offsets, self.positions = self.once(
-                "indices", lambda: [upload(part, x.device) for part in parts]
-            )
+            moved = self.once("indices", lambda: [upload(index, x.device) for index in indices])
+            self.image_index, self.offsets, self.positions = moved
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -184,17 +182,12 @@ def unpatchify(tokens: Tensor, size: tuple[int, int], patch_size: int) -> Tensor
 
 
 class Rows(NamedTuple):
-    """The row of each token in a tensor of per-image values.
+    """The row of each token in a tensor with a row per image; counts and offsets as of `TokenBatch`.
 
-    Gradients need counts and offsets, and an index that counts up from 0 to B - 1.
-
-    Attributes:
-        index: (T,) int64, the row of each token.
-        counts: (B,) int64 on the CPU, the number of tokens of each row.
-        offsets: (B + 1,) int32, the first token of each row, and T.
+    Gradients need all three, and an index that counts up from 0 to B - 1.
     """
 
-    index: Tensor
+    row_index: Tensor
     counts: Tensor
     offsets: Tensor
 
@@ -205,9 +198,7 @@ def expand_to_tokens(per_image: Tensor, rows: Rows) -> Tensor:
 
 
 class _ExpandToTokens(torch.autograd.Function):
-    """Row gather whose backward adds each image's rows as a dense sum; the generic scatter-add is several times slower,
-    and on a GPU adds in another order each time.
-    """
+    """A gather whose gradient is a dense sum; scatter-add is slower, and on a GPU not deterministic."""
 
     @staticmethod
     def forward(ctx: Any, per_image: Tensor, index: Tensor, counts: Tensor, offsets: Tensor) -> Tensor:

@@ -137,15 +137,14 @@ class FiTPipeline(DiffusionPipeline):
         return cls(transformer, scheduler or default_scheduler(), id2label=names, sampling=sampling, **vae)
 
     def to_model(self, autoencoder: str | None) -> Pretrained:
-        """Is the reverse of `from_model`; autoencoder: where the one of these latents is, if they are not pixels."""
+        """Is the reverse of `from_model`; autoencoder: the name of that of the latents, None for pixels."""
         side, known = self.transformer.config.sample_size, self.classes.names
         names = [known.get(number, str(number)) for number in range(self.classes.count)] if known else []
         recommended = dict(self.config["sampling"] or {})
         return Pretrained(self.transformer.fit, names, [[(side, side, 1)]], autoencoder, recommended=recommended)
 
     def save_pretrained(self, save_directory: str | Path, *args, push_to_hub: bool = False, **kwargs) -> None:
-        """Saves as diffusers does, with the custom code of a hub repository, so that where this package is installed
-        `DiffusionPipeline.from_pretrained(folder_or_id, trust_remote_code=True)` loads it.
+        """Saves as diffusers does, with the code by which its own class loads the folder (see above).
 
         Raises UserError if the transformer has an adapter (LoRA).
         """
@@ -297,12 +296,12 @@ class FiTPipeline(DiffusionPipeline):
 
     @property
     def guidance_scale(self) -> float:
-        """The guidance scale of the call under way; a callback may set `_guidance_scale`."""
+        """The guidance scale of the current call; a callback may set `_guidance_scale`."""
         return self._guidance_scale
 
     @property
     def num_timesteps(self) -> int:
-        """Steps of the call under way."""
+        """Steps of the current call."""
         return len(self.scheduler.timesteps)
 
     @property
@@ -312,7 +311,7 @@ class FiTPipeline(DiffusionPipeline):
 
     @property
     def codec(self) -> Pixels | KLAutoencoder:
-        """What decodes latents to images."""
+        """The decoder of latents."""
         return Pixels() if self.vae is None else KLAutoencoder(self.vae, self._execution_device)
 
     def _finished(self, latents: list[Tensor], output_type: str) -> Any:

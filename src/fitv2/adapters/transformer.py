@@ -147,7 +147,7 @@ class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             if prefix is None and state and all(name.startswith("transformer.") for name in state):
                 prefix = "transformer"
             check_lora(self, {name.removeprefix(f"{prefix}."): tensor for name, tensor in state.items()})
-        super().load_lora_adapter(source, prefix=prefix, hotswap=hotswap, **kwargs)
+        super().load_lora_adapter(source, prefix=prefix, hotswap=hotswap, **kwargs)  # pyright: ignore[reportArgumentType]
 
     @classmethod
     def from_model(cls, pretrained: Pretrained) -> FiTTransformer2DModel:
@@ -191,7 +191,8 @@ class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             cache: The state that successive calls of a sampling share, see `fitv2.sampling.cache.BlockCache`.
             return_dict: Whether to return a Transformer2DModelOutput instead of a tuple.
         """
-        config, packed = self.fit.config, isinstance(hidden_states, TokenBatch)
+        config = self.fit.config
+        packed = isinstance(hidden_states, TokenBatch)
         batch = hidden_states if packed else TokenBatch.from_latents(list(hidden_states), config.patch_size)
         device, velocity = batch.x.device, config.prediction == "velocity"
         if class_labels is None:

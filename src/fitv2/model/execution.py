@@ -57,7 +57,7 @@ def distinct_conditioning(batch: TokenBatch, t_B: Tensor, y_B: Tensor) -> tuple[
     if t_B.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return t_B, y_B, batch.rows
     pairs_U2, row_B = torch.stack((t_B.double(), y_B.double()), 1).unique(dim=0, return_inverse=True)
-    rows = batch.rows._replace(index=row_B[batch.rows.index])
+    rows = batch.rows._replace(row_index=row_B[batch.image_index])
     return pairs_U2[:, 0].to(t_B.dtype), pairs_U2[:, 1].to(y_B.dtype), rows
 
 

@@ -122,7 +122,7 @@ def adaptive(
     Inner times only say where the callback looks, at the end. The last step ends at the last time. The authors' may
     pass t = 1 and is interpolated back, with a larger error.
     """
-    from torchdiffeq import odeint
+    from torchdiffeq import odeint  # pyright: ignore[reportMissingTypeStubs]
 
     scalars(times[0])
     times = times.to(x.device) if callback is not None else times[[0, -1]].to(x.device)

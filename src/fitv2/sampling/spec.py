@@ -124,7 +124,8 @@ class Sampling:
             advice = without(advice, "steps", "shift", "cache_interval")
         if given.get("guidance") == 1:
             advice = without(advice, *GUIDANCE_SETTINGS)
-        sampling = cls(**{"solver": default_solver(config), **advice, **given})
+        settings: dict[str, Any] = {"solver": default_solver(config), **advice, **given}
+        sampling = cls(**settings)
         check_sampling(sampling, config)
         return sampling
 
