@@ -29,7 +29,7 @@ def one_by_one(q, k, v, lengths: list[int], key_lengths: list[int]) -> torch.Ten
     return torch.cat([F.scaled_dot_product_attention(*image).transpose(0, 1) for image in images])
 
 
-def test_the_kernel_of_many_lengths_takes_what_it_is_given():
+def test_the_parameters_of_torchs_varlen_attention():
     """It runs on a GPU only; that its parameters are still these can be seen anywhere."""
     given = inspect.signature(varlen_attn).bind("q", "k", "v", "from q", "from k", 1, 2).arguments
     assert list(given) == ["query", "key", "value", "cu_seq_q", "cu_seq_k", "max_q", "max_k"]
@@ -50,15 +50,14 @@ def test_every_backend_is_attention_one_by_one(monkeypatch, backend, keys):
         monkeypatch.setattr(attention, "fastest_attention", lambda q, k: F.scaled_dot_product_attention)
     if backend == "varlen":
         monkeypatch.setattr(attention, "takes_varlen", lambda q: True)
-        monkeypatch.setattr(attention, "varlen_attention", varlen_of_offsets)
+        monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_of_offsets)
     qkv = queries_keys_values(keys)
     expected = one_by_one(*qkv, IMAGES.lengths, keys.lengths)
     made = attention.packed_attention(*qkv, IMAGES, keys)
     torch.testing.assert_close(made, expected, atol=1e-5, rtol=0)
     weight = torch.randn_like(made)
     ours, theirs = (torch.autograd.grad((result * weight).sum(), qkv) for result in (made, expected))
-    for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
 
 
 PLAIN, FUSED = attention.plain_attention, F.scaled_dot_product_attention
@@ -67,7 +66,7 @@ PLAIN, FUSED = attention.plain_attention, F.scaled_dot_product_attention
 @pytest.mark.parametrize(
     ("dtype", "longest"), [(torch.float32, 512), (torch.float64, 512), (torch.bfloat16, 256), (torch.float16, 0)]
 )
-def test_the_way_is_chosen_by_length_and_precision(dtype, longest):
+def test_the_backend_is_chosen_by_length_and_precision(dtype, longest):
     for length, chosen in ((longest or 1, PLAIN if longest else FUSED), (longest + 1, FUSED)):
         q, k = torch.zeros(1, 1, 1, 8, dtype=dtype), torch.zeros(1, 1, length, 8, dtype=dtype)
         assert attention.fastest_attention(q, k) is attention.fastest_attention(k, q) is chosen
@@ -127,8 +126,7 @@ def test_a_tail_up_to_the_budget_leaves_no_trace(context):
     for output, other in others:
         assert output.shape == plain.shape
         torch.testing.assert_close(output, plain, atol=1e-5, rtol=0)
-        for a, b in zip(gradients, other, strict=True):
-            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(gradients, other, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("length", [3, 9], ids=["probabilities kept", "made again"])
@@ -150,7 +148,7 @@ def test_gradients_of_gradients(length):
         ("cpu", torch.bfloat16, 64, (8, 0), False),
     ],
 )
-def test_who_takes_the_kernel_of_many_lengths(monkeypatch, device, dtype, head_dim, capability, expected):
+def test_takes_varlen_knows_the_kernels_limits(monkeypatch, device, dtype, head_dim, capability, expected):
     """A GPU is not at hand: what torch would say of one is put in its place."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     q = SimpleNamespace(device=torch.device(device), dtype=dtype, shape=(5, 2, head_dim))

@@ -15,7 +15,7 @@ from fitv2.checkpoints.model_folder import load_pretrained
 from fitv2.checkpoints.official import official_config, read_official_config
 from fitv2.checkpoints.state_dict import read_state_dict
 from fitv2.errors import UserError
-from fitv2.model.fitv1 import FiTv1Config
+from fitv2.model.config import FiTv1Config
 from golden_fixtures import FOLDER, INDEX, kwargs, load, weights
 from tiny import command_line, process
 

@@ -55,7 +55,7 @@ def test_latents_and_packed_batches_give_the_same(transformer):
 
 
 @torch.no_grad()
-def test_a_scheduler_of_diffusers_integrates_it_as_it_is(transformer):
+def test_a_scheduler_of_diffusers_integrates_it_directly(transformer):
     """The loop of the class's docstring, against our own Euler: diffusers' convention holds at the border."""
     given, scheduler = inputs(), FlowMatchEulerDiscreteScheduler()
     latents, labels = given["hidden_states"], given["class_labels"]
@@ -74,26 +74,41 @@ def test_times_survive_the_border_to_the_last_bit():
     assert torch.equal(from_timestep(to_timestep(times)).float(), times)
 
 
+SMALL = {"width": 32, "depth": 1, "heads": 2, "num_classes": 5}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        CONFIG,
+        FiTv1Config(**SMALL, qk_norm=True, modulation="low-rank", prediction="velocity"),
+        FiTConfig(**SMALL, context="cross", context_channels=12),
+        FiTConfig(**SMALL, context="joint", context_channels=12),
+    ],
+    ids=["FiTv2", "between FiT and FiTv2", "cross", "joint"],
+)
 @torch.no_grad()
-def test_saved_and_loaded_whole_and_sharded(transformer, tmp_path):
-    expected = transformer(**inputs()).sample
-    for folder, size in (("whole", "1GB"), ("sharded", "50KB")):
-        transformer.save_pretrained(tmp_path / folder, max_shard_size=size)
-        loaded = FiTTransformer2DModel.from_pretrained(tmp_path / folder)
-        assert loaded.fit.config == CONFIG
-        torch.testing.assert_close(loaded(**inputs()).sample, expected)
+def test_saved_and_loaded_whole_sharded_and_as_a_variant(config, tmp_path):
+    model, given = FiTTransformer2DModel.from_fit(random_model(config)), inputs()
+    if config.context != "none":
+        given["encoder_hidden_states"] = tokens = torch.randn(3, 4, 12)
+        packed = model(**inputs(), encoder_hidden_states=pack_context(list(tokens))).sample
+        assert torch.equal(model(**given).sample, packed)
+        assert not torch.equal(packed, model(**inputs(), encoder_hidden_states=tokens + 1).sample)
+    expected = model(**given).sample
+    for name, saving, loading in (
+        ("whole", {}, {}),
+        ("sharded", {"max_shard_size": "20KB"}, {}),
+        ("variant", {"variant": "ema"}, {"variant": "ema"}),
+    ):
+        model.save_pretrained(tmp_path / name, **saving)
+        loaded = FiTTransformer2DModel.from_pretrained(tmp_path / name, **loading)
+        assert loaded.fit.config == config
+        torch.testing.assert_close(loaded(**given).sample, expected)
     assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 1
-
-
-@torch.no_grad()
-def test_saved_and_loaded_as_a_variant(transformer, tmp_path):
-    expected = transformer(**inputs()).sample
-    transformer.save_pretrained(tmp_path, variant="ema")
-    assert (tmp_path / "diffusion_pytorch_model.ema.safetensors").is_file()
-    loaded = FiTTransformer2DModel.from_pretrained(tmp_path, variant="ema")
-    torch.testing.assert_close(loaded(**inputs()).sample, expected)
+    assert (tmp_path / "variant/diffusion_pytorch_model.ema.safetensors").is_file()
     with pytest.raises(OSError, match="no file named"):
-        FiTTransformer2DModel.from_pretrained(tmp_path)
+        FiTTransformer2DModel.from_pretrained(tmp_path / "variant")
 
 
 def test_averaged_by_the_ema_of_diffusers(transformer, tmp_path):
@@ -122,33 +137,6 @@ def test_groups_of_blocks_offloaded(transformer):
     kind = {"offload_type": "block_level", "num_blocks_per_group": 1}
     transformer.enable_group_offload(onload_device=torch.device("cpu"), offload_device=torch.device("cpu"), **kind)
     torch.testing.assert_close(transformer(**inputs()).sample, expected)
-
-
-@pytest.mark.parametrize("kind", ["cross", "joint"])
-@torch.no_grad()
-def test_context_tokens(kind, tmp_path):
-    config = FiTConfig(width=32, depth=1, heads=2, num_classes=5, context=kind, context_channels=12)
-    model = FiTTransformer2DModel.from_fit(random_model(config))
-    tokens = torch.randn(3, 4, 12)
-    one = model(**inputs(), encoder_hidden_states=tokens).sample
-    packed = model(**inputs(), encoder_hidden_states=pack_context(list(tokens))).sample
-    assert torch.equal(one, packed)
-    assert not torch.equal(one, model(**inputs(), encoder_hidden_states=tokens + 1).sample)
-    model.save_pretrained(tmp_path)
-    loaded = FiTTransformer2DModel.from_pretrained(tmp_path)
-    torch.testing.assert_close(loaded(**inputs(), encoder_hidden_states=tokens).sample, one)
-
-
-@torch.no_grad()
-def test_parts_between_fit_and_fitv2_are_saved_and_loaded(tmp_path):
-    parts = {"qk_norm": True, "modulation": "low-rank", "prediction": "velocity"}
-    model = FiTTransformer2DModel.from_fit(
-        random_model(FiTv1Config(width=32, depth=1, heads=2, num_classes=5, **parts))
-    )
-    model.save_pretrained(tmp_path)
-    loaded = FiTTransformer2DModel.from_pretrained(tmp_path)
-    assert loaded.fit.config == model.fit.config
-    torch.testing.assert_close(loaded(**inputs()).sample, model(**inputs()).sample)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -180,8 +168,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(transformer):
         transformer.train()(**inputs()).sample.square().mean().backward()
         gradients.append([parameter.grad.clone() for parameter in transformer.parameters()])
     assert transformer.is_gradient_checkpointing and transformer.fit.activation_checkpointing
-    for plain, checkpointed in zip(*gradients, strict=True):
-        torch.testing.assert_close(plain, checkpointed)
+    torch.testing.assert_close(*gradients)
 
 
 @torch.no_grad()

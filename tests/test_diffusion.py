@@ -8,12 +8,10 @@ import torch
 import fitv2
 from fitv2.diffusion.objective import diffusion_loss, diffusion_loss_at, variational_bound
 from fitv2.diffusion.schedule import ddim_steps, ddpm_steps, denoise, diffuse, linear_schedule
-from fitv2.model.fitv1 import FiTv1Config
 from fitv2.sampling.ddpm import ddpm_step, sample_ddim, sample_ddpm
 from fitv2.sampling.guidance import GuidedModel
 from fitv2.sampling.spec import Sampling
 from golden_fixtures import assert_matches, load, official_model
-from tiny import random_model
 
 SCHEDULE, CPU = linear_schedule(), torch.device("cpu")
 # The reference caps the integer step at 1.0 in the model; the call does it here.
@@ -128,24 +126,14 @@ def test_one_ddpm_step(cap, step):
 
 
 @pytest.mark.parametrize("cap", CAPS)
+@pytest.mark.parametrize(("kind", "guidance"), [("", {}), ("_cfg", {"guidance": 1.5, "channels": 12})])
 @torch.no_grad()
-def test_ddpm_loop(cap):
+def test_ddpm_loop(cap, kind, guidance):
     tensors = load("f12")
-    output, x, schedule = sampled(cap, ddpm_steps(6))
-    draws = iter(tensors["in.sample.noise"])
-    final = sample_ddpm(output, x, schedule, lambda: tokens_of(next(draws)))
-    name = f"p_sample_loop.{cap}.final"
-    assert_matches("f12", name, final, tokens_of(tensors[f"out.{name}"]))
-
-
-@pytest.mark.parametrize("cap", CAPS)
-@torch.no_grad()
-def test_guided_ddpm_loop(cap):
-    tensors = load("f12")
-    guided, x, schedule = sampled(cap, ddpm_steps(6), guidance=1.5, channels=12)
-    draws = iter(tensors["in.sample_cfg.noise"])
-    final = sample_ddpm(guided, x, schedule, lambda: tokens_of(next(draws)[:2]))
-    name = f"p_sample_loop_cfg.{cap}.final"
+    output, x, schedule = sampled(cap, ddpm_steps(6), **guidance)
+    draws = iter(tensors[f"in.sample{kind}.noise"])
+    final = sample_ddpm(output, x, schedule, lambda: tokens_of(next(draws)[:2]))
+    name = f"p_sample_loop{kind}.{cap}.final"
     assert_matches("f12", name, final, tokens_of(tensors[f"out.{name}"]))
 
 
@@ -156,16 +144,6 @@ def test_ddim_loop(cap):
     output, x, schedule = sampled(cap, ddim_steps(5))
     name = f"ddim_loop.{cap}.final"
     assert_matches("f12", name, sample_ddim(output, x, schedule), tokens_of(tensors[f"out.{name}"]))
-
-
-def test_packed_equals_one_by_one():
-    model = random_model(FiTv1Config(width=32, depth=2, heads=2, num_classes=3))
-    hw = torch.tensor([[2, 3], [5, 1], [1, 2]])
-    batch = fitv2.TokenBatch(torch.randn(int(hw.prod(1).sum()), 16), hw)
-    t, y = torch.tensor([0.0, 500.0, 999.0]), torch.tensor([0, 1, 3])
-    with torch.no_grad():
-        alone = [model(batch.select([i]), t[i : i + 1], y[i : i + 1]) for i in range(3)]
-        torch.testing.assert_close(model(batch, t, y), torch.cat(alone), atol=1e-5, rtol=1e-5)
 
 
 def test_the_bound_teaches_the_variance_only():

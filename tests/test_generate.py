@@ -1,4 +1,6 @@
-"""From specs to latents: an image is a matter of its own spec alone, whatever company and order it is made in."""
+"""From specs to latents: an image depends on its own spec alone, in any batch and order."""
+
+from itertools import pairwise
 
 import pytest
 import torch
@@ -24,7 +26,7 @@ SPECS = [
 
 
 class Calls:
-    """The (batch, times, labels) of each forward of a model while the `with` block runs."""
+    """The (batch, times, labels) of each call of a model while the `with` block runs."""
 
     def __init__(self, model):
         self.model = model
@@ -44,13 +46,12 @@ def model():
 
 
 def assert_same(images, expected):
-    for image, other in zip(images, expected, strict=True):
-        torch.testing.assert_close(image, other, atol=1e-4, rtol=0)
+    torch.testing.assert_close(images, expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("solver", ["heun", "ab2", "euler-maruyama", "sde-heun", "dopri5"])
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
-def test_the_same_seed_gives_the_same_image_in_any_company_and_order(model, monkeypatch, solver, guidance):
+def test_the_same_seed_gives_the_same_image_in_any_batch_and_order(model, monkeypatch, solver, guidance):
     sampling = Sampling(steps=None if solver in ADAPTIVE else 4, solver=solver, guidance=guidance)
     together = generate(model, SPECS, sampling)
     assert_same([generate(model, [spec], sampling)[0] for spec in SPECS], together)
@@ -62,21 +63,31 @@ def test_the_same_seed_gives_the_same_image_in_any_company_and_order(model, monk
 
 @pytest.mark.parametrize("solver", ["heun", "euler-maruyama"])
 def test_seed_label_and_size_each_make_another_image(model, solver):
-    sampling = Sampling(steps=3, solver=solver)
-    specs = [(3, (8, 12), 5), (3, (8, 12), 5), (3, (8, 12), 6), (4, (8, 12), 5), (3, (12, 8), 5)]
-    one, again, seed, label, turned = generate(model, [SampleSpec(*spec) for spec in specs], sampling)
-    assert torch.equal(one, again)
-    assert (one - seed).abs().max() > 0.1 and (one - label).abs().max() > 0.01
+    """Seeds of more than 32 bits included."""
+    sampling, seeds = Sampling(steps=3, solver=solver), (5, 5, 6, 2**32 + 5, 2**33 + 5)
+    specs = [*((3, (8, 12), seed) for seed in seeds), (4, (8, 12), 5), (3, (12, 8), 5)]
+    one, again, *seeds, label, turned = generate(model, [SampleSpec(*spec) for spec in specs], sampling)
+    assert torch.equal(one, again) and (one - label).abs().max() > 0.01
+    assert all((a - b).abs().max() > 0.1 for a, b in pairwise([one, *seeds]))
     assert turned.shape == (1, 12, 8) and (one.flatten() - turned.flatten()).abs().max() > 0.1
 
 
-def test_images_are_float32_on_the_cpu_of_exactly_the_size_asked_for_in_the_order_asked_for(model):
-    images = generate(model, SPECS, Sampling(steps=1, solver="euler"))
-    assert [tuple(image.shape) for image in images] == [(1, *spec.size) for spec in SPECS]
+@pytest.mark.parametrize("seed", [-1, 2**64, 1.5])
+def test_an_impossible_seed_is_refused(model, seed):
+    with pytest.raises(UserError, match="is not a seed"):
+        generate(model, [SampleSpec(0, (8, 8), seed)], Sampling(steps=1))
+
+
+def test_images_are_float32_on_the_cpu_in_the_order_and_of_the_size_of_their_requests():
+    """A model without classes has only the null label, 0."""
+    model = random_model(FiTConfig(**{**vars(CONFIG), "num_classes": 0}))
+    specs = [SampleSpec(0, size, 1) for size in ((28, 8), (8, 28), (4, 4), (40, 24))]
+    images = generate(model, specs, Sampling(steps=1, solver="euler"))
+    assert [tuple(image.shape) for image in images] == [(1, *spec.size) for spec in specs]
     assert all(p.dtype == torch.float32 and p.device.type == "cpu" and p.isfinite().all() for p in images)
 
 
-def test_one_forward_holds_all_sizes_and_classes_and_both_halves_of_guidance(model):
+def test_one_model_call_holds_all_sizes_and_classes_and_both_halves_of_guidance(model):
     with Calls(model) as seen:
         generate(model, SPECS, Sampling(steps=3, solver="heun", guidance=2.0))
     assert len(seen) == Sampling(steps=3, solver="heun").model_calls == 6
@@ -85,7 +96,7 @@ def test_one_forward_holds_all_sizes_and_classes_and_both_halves_of_guidance(mod
     assert batch.sizes[::2] == batch.sizes[1::2] and batch.lengths == sorted(batch.lengths)
     assert sorted(batch.sizes[::2]) == sorted((h // 4, w // 4) for h, w in (spec.size for spec in SPECS))
     assert sorted(labels[::2].tolist()) == sorted(spec.label for spec in SPECS)
-    assert labels[1::2].tolist() == [model.null_label] * len(SPECS)
+    assert labels[1::2].tolist() == [model.config.null_label] * len(SPECS)
 
 
 def test_an_adaptive_solver_takes_each_image_alone(model):
@@ -95,7 +106,7 @@ def test_an_adaptive_solver_takes_each_image_alone(model):
     assert Sampling(solver="dopri5").model_calls is None
 
 
-def test_every_image_is_handed_over_when_its_pass_is_done(model, monkeypatch):
+def test_every_image_is_handed_over_when_its_batch_is_done(model, monkeypatch):
     monkeypatch.setitem(MAX_TOKENS, "cpu", 60)
     finished = {}
     with Calls(model) as seen:
@@ -109,10 +120,10 @@ def test_every_image_is_handed_over_when_its_pass_is_done(model, monkeypatch):
 
 
 @pytest.mark.parametrize(("cache_interval", "full"), [(1, 12), (2, 6), (3, 6), (4, 3)])
-def test_inner_blocks_are_computed_in_one_call_of_so_many(cache_interval, full, monkeypatch):
+def test_inner_blocks_are_computed_in_one_of_every_n_calls(cache_interval, full, monkeypatch):
     """Where guidance begins and where it ends, after four calls each, the cache starts again with a full call.
 
-    What is kept belongs to one pass, and in it to each image: company changes nothing.
+    The cache belongs to one batch, and in it to each image: other images change nothing.
     """
     deep = random_model(FiTConfig(**{**vars(CONFIG), "depth": 4}))
     runs = [0] * 4
@@ -137,14 +148,8 @@ def test_a_cache_of_full_calls_changes_nothing_at_any_depth(depth):
     assert torch.equal(shallow(batch, t, torch.tensor([1]), cache=BlockCache(1)), plain)
 
 
-def test_a_model_without_classes():
-    model = random_model(FiTConfig(**{**vars(CONFIG), "num_classes": 0}))
-    (image,) = generate(model, [SampleSpec(0, (8, 8), 1)], Sampling(steps=1))
-    assert image.shape == (1, 8, 8)
-
-
 @pytest.mark.parametrize("most_tokens", [1, 14, 15, 60, 75, 10_000])
-def test_passes_hold_every_wish_once_and_respect_the_budget(most_tokens):
+def test_batches_hold_every_request_once_within_the_budget(most_tokens):
     tokens = [spec.size[0] * spec.size[1] // 16 for spec in SPECS]
     groups = list(batches(tokens, most_tokens))
     assert sorted(i for group in groups for i in group) == list(range(len(SPECS)))
@@ -236,14 +241,3 @@ def test_a_setting_that_the_model_has_no_use_for_is_refused(config, settings):
     side = config.patch_size * 3
     with pytest.raises(UserError, match=r"no effect|no rotary positions|is not for this model"):
         generate(random_model(config), [SampleSpec(0, (side, side), 0)], Sampling(**settings))
-
-
-def test_seeds_beyond_32_bits_have_their_own_images(model):
-    """That of 2**32 + 5 is not that of 5."""
-    images = [
-        generate(model, [SampleSpec(0, (8, 8), seed)], Sampling(steps=1))[0] for seed in (5, 2**32 + 5, 2**33 + 5)
-    ]
-    assert not torch.equal(images[0], images[1]) and not torch.equal(images[1], images[2])
-    for seed in (-1, 2**64, 1.5):
-        with pytest.raises(UserError, match="is not a seed"):
-            generate(model, [SampleSpec(0, (8, 8), seed)], Sampling(steps=1))

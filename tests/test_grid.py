@@ -80,14 +80,18 @@ def test_tokens_give_what_the_image_gives_in_diffusers(config):
 
 @KINDS
 @torch.no_grad()
-def test_an_image_depends_on_itself_alone(config):
-    model, (batch, t, y) = random_model(config), inputs(config)
+def test_an_image_depends_on_itself_and_its_label_alone(config):
+    """No label is dropped in training: that is the work of the objective."""
+    model, (batch, t, y) = random_model(config).train(), inputs(config)
     alone = torch.cat([model(batch.select([i]), t[[i]], y[[i]]) for i in range(len(batch))])
-    torch.testing.assert_close(model(batch, t, y), alone, atol=1e-5, rtol=1e-5)
+    together = [model(batch, t, y) for _ in range(20)]
+    assert all(torch.equal(together[0], output) for output in together)
+    torch.testing.assert_close(together[0], alone, atol=1e-5, rtol=1e-5)
+    assert config.null_label == 10 and not torch.equal(together[0], model(batch, t, torch.full_like(y, 10)))
 
 
 @KINDS
-def test_a_new_network_begins_as_that_of_the_authors(config):
+def test_initial_values_are_those_of_the_authors(config):
     torch.manual_seed(0)
     model = DiT(replace(config, width=192))
     batch, t, y = inputs(config)
@@ -104,14 +108,6 @@ def test_a_new_network_begins_as_that_of_the_authors(config):
         assert weight.abs().max().item() == pytest.approx((6 / numbers) ** 0.5, rel=0.01)
         assert weight.std().item() == pytest.approx((2 / numbers) ** 0.5, rel=0.05)
     assert not any(bias.any() for name, bias in model.named_parameters() if name.endswith("bias"))
-
-
-@KINDS
-def test_labels_count_and_none_is_dropped_in_training(config):
-    model, (batch, t, y) = random_model(config).train(), inputs(config)
-    outputs = [model(batch, t, y) for _ in range(20)]
-    assert all(torch.equal(outputs[0], output) for output in outputs)
-    assert model.null_label == 10 and not torch.equal(outputs[0], model(batch, t, torch.full_like(y, 10)))
 
 
 def test_one_embedder_serves_all_blocks():
@@ -136,8 +132,7 @@ def test_activation_checkpointing_changes_memory_not_gradients(config):
         assert model.activation_checkpointing == wanted
         loss = model(batch, t, y).square().mean()
         gradients.append(torch.autograd.grad(loss, list(model.parameters())))
-    for plain, checkpointed in zip(*gradients, strict=True):
-        torch.testing.assert_close(plain, checkpointed)
+    torch.testing.assert_close(*gradients)
 
 
 @KINDS
@@ -165,7 +160,7 @@ def test_the_names_of_older_versions_are_the_same_classes():
     assert fitv2.GridTransformer is DiT and fitv2.GridConfig is SiTConfig and "GridConfig" in dir(fitv2)
 
 
-def test_what_belongs_to_fit_is_refused():
+def test_arguments_of_fit_are_refused():
     model, (batch, t, y) = random_model(CONFIGS[0]), inputs(CONFIGS[0])
     for extra in ({"rope": DEFAULT_ROPE}, {"context": batch}, {"cache": BlockCache(2)}):
         with pytest.raises(ValueError, match="has no rope, no context and no cache of blocks"):
@@ -204,7 +199,7 @@ def test_a_saved_model_comes_back_and_makes_its_own_size(config, tmp_path):
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
-def test_memory_is_near_what_is_kept_and_no_less_than_is_held(precision):
+def test_estimated_memory_is_near_the_measured(precision):
     """By the formulas of FiT, whose wider MLP and rotations hold more in inference."""
     config = SiTConfig(width=128, depth=6, heads=2, patch_size=4, in_channels=1, num_classes=10, side=12)
     sizes = [(12, 12)] * 8

@@ -35,7 +35,7 @@ CONFIGS = {name: preset(name, depth=2) for name in PRESETS} | CONTEXTS
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_layer_begins_as_the_authors_begin_it(name):
+def test_initial_values_of_every_layer_are_those_of_the_authors(name):
     config = CONFIGS[name]
     torch.manual_seed(0)
     model = build_network(config)
@@ -73,6 +73,6 @@ def check(key: str, weight: torch.Tensor, rule: float | str) -> None:
         assert float(weight.abs().max()) > 3 * std, key
 
 
-def test_the_scale_that_makes_queries_and_keys_learn_begins_at_one():
+def test_the_learned_scale_of_queries_and_keys_starts_at_one():
     model = build_network(FiTConfig(width=32, depth=1, heads=2, qk_norm_affine=True))
     assert (model.blocks[0].attn.q_norm.weight == 1).all() and (model.blocks[0].attn.k_norm.weight == 1).all()

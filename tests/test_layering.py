@@ -86,13 +86,14 @@ def violations(package: Path) -> list[str]:
                     found.append(f"{name}: imports {target}, which has no layer")
             elif other != own and (
                 LAYER[other] > LAYER[own]
-                or (LAYER[other] == LAYER[own] and is_package(package, own, other))
+                or (LAYER[other] == LAYER[own] and any((package / name).is_dir() for name in (own, other)))
                 or other in FORBIDDEN.get(own, ())
                 or (other == "model" and not f"{target}.".startswith(CONFIGURATION_ONLY.get(own, "model") + "."))
             ):
                 found.append(f"{name}: must not import {target}")
         if own != "build" and {"config", "settings"} & set(map(part, targets)):
-            called = {getattr(node.func, "id", getattr(node.func, "attr", "")) for node in calls(tree)}
+            functions = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
+            called = {getattr(function, "id", getattr(function, "attr", "")) for function in functions}
             found += [f"{name}: only build makes {made} from settings" for made in sorted(called & BUILT_FROM_SETTINGS)]
     return found
 
@@ -113,15 +114,6 @@ def cycle(package: Path) -> list[str]:
     return []
 
 
-def is_package(package: Path, *names: str) -> bool:
-    """Whether one of the names is a sub-package, so that both are not simply modules side by side."""
-    return any((package / name).is_dir() for name in names)
-
-
-def calls(tree: ast.AST) -> list[ast.Call]:
-    return [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
-
-
 def test_imports_go_one_way():
     assert violations(PACKAGE) == []
 
@@ -138,7 +130,7 @@ def test_a_planted_cycle_is_found(tmp_path):
     assert set(cycle(tmp_path)) == {"data.a", "data.b", "data.c"}
 
 
-def test_every_layer_is_still_there():
+def test_every_module_has_a_layer():
     assert {part(name) for name in modules(PACKAGE)} == set(LAYER)
 
 
@@ -157,28 +149,14 @@ def test_settings_and_the_command_line_load_nothing_heavy():
 @pytest.mark.parametrize(
     ("module", "line", "complaint"),
     [
-        ("model/rope.py", "from ..flow.path import interpolate", "model.rope: must not import flow.path.interpolate"),
-        ("flow/path.py", "from ..model import rope", "flow.path: must not import model.rope"),
         ("flow/path.py", "def f():\n    from fitv2.model.rope import rotate", "must not import model.rope.rotate"),
         ("sampling/ode.py", "from ..model.transformer import FiT", "sampling.ode: must not import model.transformer"),
-        ("sampling/ode.py", "import fitv2.data.folder", "sampling.ode: must not import data.folder"),
         ("data/folder.py", "from ..sampling.noise import ImageNoise", "data.folder: must not import sampling.noise"),
-        ("tokens.py", "from .model.rope import rotate", "tokens: must not import model.rope"),
-        ("checkpoints/official.py", "from ..training import ema", "checkpoints.official: must not import training.ema"),
-        ("training/ema.py", "from ..evaluation import results", "training.ema: must not import evaluation.results"),
-        ("sampling/ode.py", "from ..cli.train import train", "sampling.ode: must not import cli.train"),
-        ("data/shards.py", "from ..autoencoder import Pixels", "data.shards: must not import autoencoder.Pixels"),
-        ("prepare/run.py", "from ..training.ema import EMA", "prepare.run: must not import training.ema"),
         ("prepare/run.py", "from ..model.rope import rotate", "prepare.run: must not import model.rope"),
         ("build.py", "from . import cli", "build: must not import cli"),
         ("model/utils.py", "", "model.utils: no module is called utils"),
         ("helpers.py", "", "helpers: has no layer"),
         ("cli/train.py", "from .. import helpers", "cli.train: imports helpers, which has no layer"),
-        (
-            "training/trainer.py",
-            "from ..config import Recipe\nfrom ..model.config import FiTConfig\nFiTConfig(width=4)",
-            "training.trainer: only build makes FiTConfig from settings",
-        ),
         (
             "cli/train.py",
             "from ..config import Recipe\nfrom ..data import fashion\nfashion.bundled()",
@@ -193,18 +171,3 @@ def test_a_planted_violation_is_found(tmp_path, module, line, complaint):
     (tmp_path / module).write_text(line)
     (found,) = violations(tmp_path)
     assert complaint in found
-
-
-def test_what_is_allowed_is_not_complained_about(tmp_path):
-    for module, line in {
-        "model/rope.py": "import torch\nfrom ..tokens import TokenBatch\nfrom .layers import SwiGLU",
-        "sampling/ode.py": "from ..flow.path import shift_time\nfrom ..model.config import NetworkConfig",
-        "checkpoints/model_folder.py": "from .state_dict import read_state_dict",
-        "training/trainer.py": "from ..config import Recipe\nfrom ..sampling.generate import generate",
-        "build.py": "from .config import Recipe\nfrom .model.config import FiTConfig\nFiTConfig(width=4)",
-        "cli/train.py": "def train():\n    from ..training.trainer import Trainer",
-    }.items():
-        path = tmp_path / module
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(line)
-    assert violations(tmp_path) == []

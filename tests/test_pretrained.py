@@ -9,8 +9,7 @@ from safetensors.torch import load_file, save_file
 from fitv2.checkpoints.model_folder import load_pretrained, save_pretrained
 from fitv2.errors import UserError
 from fitv2.finite import NotFinite
-from fitv2.model.config import FiTConfig
-from fitv2.model.fitv1 import FiTv1Config
+from fitv2.model.config import FiTConfig, FiTv1Config
 from tiny import CLASSES, CONFIG, random_model
 
 SHAPES = [[(28, 8, 7), (24, 8, 2)], *[[(8, 28, 3)]] * 9]
@@ -156,7 +155,7 @@ def test_names_that_wrappers_of_torch_have_changed(folder, part, wrapped):
 def test_the_only_label_of_a_model_without_classes(tmp_path):
     save(tmp_path, config=FiTConfig(**{**vars(CONFIG), "num_classes": 0}), names=[], shapes=[[(8, 8, 1)]])
     pretrained = load_pretrained(tmp_path)
-    assert pretrained.classes.number("0") == pretrained.model.null_label == 0
+    assert pretrained.classes.number("0") == pretrained.model.config.null_label == 0
     for name in ("1", "-1", "1.0", "", "Bag"):
         with pytest.raises(ValueError, match="its classes are none: it has no classes"):
             pretrained.classes.number(name)

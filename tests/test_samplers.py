@@ -231,13 +231,6 @@ def test_images_with_different_grids_in_one_batch_equal_each_alone(solver):
     assert (together[0] - other).abs().max() > 1e-3
 
 
-def test_a_grid_per_image_needs_to_be_expanded():
-    grids = torch.stack([shift_time(time_grid(4), shift) for shift in SHIFTS], 1)
-    for solver in ODE_SOLVERS:
-        with pytest.raises(ValueError, match="expand"):
-            SOLVERS[solver](lambda x, t: -x, torch.ones(3, 3), grids)
-
-
 def test_time_grid():
     assert torch.equal(time_grid(4), torch.tensor([0, 0.25, 0.5, 0.75, 1]))
     for shift in (0.3, 1.7, 3.0):
@@ -265,6 +258,18 @@ def test_sde_grid():
             sde_grid(steps, last)
 
 
+def test_unknown_names_and_a_grid_per_image_without_expand_are_refused():
+    for options in ({"method": "rk4"}, {"diffusion": "SBDM"}, {"last_step": "Mean"}):
+        with pytest.raises(ValueError, match="is one of"):
+            sample_sde(riccati, torch.ones(3, 2), sde_grid(3), lambda: torch.zeros(3, 2), **options)
+    grids = torch.stack([shift_time(time_grid(4), shift) for shift in SHIFTS], 1)
+    for solver in ODE_SOLVERS:
+        with pytest.raises(ValueError, match="expand"):
+            SOLVERS[solver](lambda x, t: -x, torch.ones(3, 3), grids)
+    with pytest.raises(ValueError):
+        ImageNoise([0, 1], [4, 4, 4], 4)
+
+
 @pytest.mark.parametrize("last_step", LAST_STEPS)
 @pytest.mark.parametrize("method", METHODS)
 def test_sde_model_calls(method, last_step):
@@ -274,12 +279,6 @@ def test_sde_model_calls(method, last_step):
         x = sample_sde(velocity, torch.ones(3, 2), times, noise.draw, method=method, last_step=last_step)
         assert len(velocity.times) == model_calls({"euler": "euler-maruyama", "heun": "sde-heun"}[method], steps)
         assert max(velocity.times) < 1 and x.isfinite().all()
-
-
-@pytest.mark.parametrize("options", [{"method": "rk4"}, {"diffusion": "SBDM"}, {"last_step": "Mean"}])
-def test_unknown_names(options):
-    with pytest.raises(ValueError, match="is one of"):
-        sample_sde(riccati, torch.ones(3, 2), sde_grid(3), lambda: torch.zeros(3, 2), **options)
 
 
 def test_diffusion_coefficients():
@@ -341,8 +340,3 @@ def test_noise_is_standard_normal_and_leaves_the_global_state():
     assert noise.dtype == torch.float32 and noise.shape == (10000, 4)
     assert abs(noise.mean().item()) < 0.02 and abs(noise.std().item() - 1) < 0.02
     assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_noise_needs_a_seed_per_image():
-    with pytest.raises(ValueError, match="2 seeds for 3 images"):
-        ImageNoise([0, 1], [4, 4, 4], 4)

@@ -26,18 +26,12 @@ def test_token_order_is_row_then_column_and_channel_slowest():
     assert batch.x[4].tolist() == latent[:, 2:4, 2:4].flatten().tolist()
 
 
-def test_positions_of_tall_and_wide_images():
-    assert batch_of((2, 3), (3, 2)).positions.tolist() == [
-        *([0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]),
-        *([0, 0], [0, 1], [1, 0], [1, 1], [2, 0], [2, 1]),
-    ]
-
-
-def test_derived_quantities():
+def test_sizes_give_lengths_runs_and_positions():
     batch = batch_of((2, 3), (3, 2), (1, 1))
-    assert batch.lengths == [6, 6, 1]
-    assert batch.equal_length_runs == [(2, 6), (1, 1)]
+    assert batch.lengths == [6, 6, 1] and batch.equal_length_runs == [(2, 6), (1, 1)]
     assert batch.image_index.tolist() == [0] * 6 + [1] * 6 + [2]
+    wide, tall = torch.cartesian_prod(*map(torch.arange, (2, 3))), torch.cartesian_prod(*map(torch.arange, (3, 2)))
+    assert torch.equal(batch.positions, torch.cat((wide, tall, torch.zeros(1, 2, dtype=torch.int64))))
 
 
 def test_select_reorders_and_repeats_whole_images():
@@ -47,7 +41,7 @@ def test_select_reorders_and_repeats_whole_images():
     assert torch.equal(chosen.x, torch.cat((batch.x[6:], batch.x[:6], batch.x[6:])))
 
 
-def test_spread_and_image_mean_with_gradients():
+def test_expand_to_tokens_and_image_mean_with_gradients():
     batch = batch_of((2, 2), (1, 3), (3, 1))
     per_image = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
     assert torch.equal(batch.expand_to_tokens(per_image), per_image[batch.image_index])
@@ -79,7 +73,7 @@ def test_sums_over_images(shape):
         (torch.zeros(0, 4), torch.zeros(0, 2, dtype=torch.int64), "at least one image"),
     ],
 )
-def test_what_does_not_fit_is_refused(x, hw, message):
+def test_sizes_and_tokens_that_do_not_fit_are_refused(x, hw, message):
     with pytest.raises(ValueError, match=message):
         TokenBatch(x, hw)
 

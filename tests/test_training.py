@@ -21,7 +21,7 @@ from fitv2.diffusion.objective import diffusion_loss
 from fitv2.diffusion.schedule import linear_schedule
 from fitv2.flow.objective import flow_loss_at
 from fitv2.flow.path import LOGIT_NORMAL, sample_times
-from fitv2.model.fitv1 import FiTv1Config
+from fitv2.model.config import FiTv1Config
 from fitv2.sampling.generate import generate
 from fitv2.sampling.spec import SampleSpec, Sampling, default_solver
 from fitv2.training.ema import EMA
@@ -56,7 +56,7 @@ def one_big_batch(trainer: Trainer, step) -> tuple[float, list[torch.Tensor]]:
         times.append(sample_times(len(batch), generator, LOGIT_NORMAL))
         dropped = torch.rand(len(batch), generator=generator) < trainer.recipe.training.class_dropout_prob
         noises.append(torch.randn(batch.x.shape, generator=generator))
-        labels_of_packs.append(labels.masked_fill(dropped, trainer.learner.model.module.null_label))
+        labels_of_packs.append(labels.masked_fill(dropped, trainer.learner.model.module.config.null_label))
     whole = TokenBatch(torch.cat([b.x for b, _ in step.packs]), torch.cat([b.hw for b, _ in step.packs]))
     model = trainer.learner.model.module
     loss = flow_loss_at(model, whole, torch.cat(noises), torch.cat(times), torch.cat(labels_of_packs)).loss

@@ -12,7 +12,7 @@ _HOMES = {
     "TokenBatch": "tokens",
     "FiT": "model.transformer",
     "FiTConfig": "model.config",
-    "FiTv1Config": "model.fitv1",
+    "FiTv1Config": "model.config",
     "DiT": "model.dit",
     "DiTConfig": "model.dit",
     "SiTConfig": "model.dit",

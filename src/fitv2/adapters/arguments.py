@@ -24,16 +24,15 @@ def plain(values: Any) -> Any:
 
 def sizes_of(sizes: Any, own: int) -> list[tuple[int, int]]:
     """Returns (height, width) in pixels of one size or of several; a side of None is `own`. Raises UserError."""
+
+    def is_size(size: Any) -> bool:
+        return isinstance(size, Sequence) and len(size) == 2 and all(isinstance(side, int | None) for side in size)
+
     sizes = plain(sizes)
     sizes = [sizes] if is_size(sizes) else sizes
     if wrong := [size for size in sizes if not is_size(size)]:
         raise UserError(f"{wrong[0]!r} is not a size: give (height, width) in whole pixels")
     return [(own if height is None else height, own if width is None else width) for height, width in sizes]
-
-
-def is_size(size: Any) -> bool:
-    """Whether it is (height, width) in whole pixels, either of them None for the model's own."""
-    return isinstance(size, Sequence) and len(size) == 2 and all(isinstance(side, int | None) for side in size)
 
 
 def label_numbers(classes: Classes, class_labels: Any) -> list[int]:
@@ -49,9 +48,7 @@ def label_numbers(classes: Classes, class_labels: Any) -> list[int]:
 def flat(labels: Any) -> list[int | str]:
     """Returns labels of any nesting, or a tensor of them, as one list."""
     labels = plain(labels)
-    if isinstance(labels, list | tuple):
-        return [label for part in labels for label in flat(part)]
-    return [labels]
+    return [label for part in labels for label in flat(part)] if isinstance(labels, list | tuple) else [labels]
 
 
 def specs_of(
@@ -69,8 +66,7 @@ def specs_of(
         raise UserError(f"{numbers}: give one each, or one for all")
     seeds = draw_seeds(len(labels), generator) if seeds is None else plain(seeds)
     if not isinstance(seeds, Sequence) or len(seeds) != len(labels):
-        number = counted(len(seeds), "seed") if isinstance(seeds, Sequence) else "no list of seeds"
-        raise UserError(f"{number} for {counted(len(labels), 'image')}: give one seed or generator per image")
+        raise UserError(f"seeds {seeds!r} for {counted(len(labels), 'image')}: give one seed or generator per image")
     for size in sizes:
         check_divisible(size, patch_size * factor)
     given = zip(labels, sizes, seeds, strict=True)
@@ -80,7 +76,7 @@ def specs_of(
 def rope_scheme(
     own: RopeScheme, extrapolation: str | RopeScheme | None, attention_scale: str | None
 ) -> RopeScheme | None:
-    """Returns the RoPE scheme that is asked for; None means the model's `own`. Raises UserError."""
+    """Returns the requested RoPE scheme; None means the model's `own`. Raises UserError."""
     if not isinstance(extrapolation, str | RopeScheme | None):
         raise UserError(f"extrapolation is a name or a RopeScheme, not {extrapolation!r}")
     if isinstance(extrapolation, str):

@@ -95,8 +95,8 @@ class FiTPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike, **kwargs) -> Self:
-        """Loads `builtin:NAME`, a model folder of `fitv2 train` or `fitv2 convert` (with `torch_dtype` alone), or what
-        diffusers knows, with its own arguments: the folder or hub id of a saved pipeline. Runs no code of the folder.
+        """Loads `builtin:NAME`, a model folder of `fitv2 train` or `fitv2 convert` (with `torch_dtype` alone), or the
+        folder or hub id of a saved pipeline, with the arguments of diffusers. Runs no code of the folder.
         """
         name = str(pretrained_model_name_or_path)
         if is_own_model(name):
@@ -106,13 +106,12 @@ class FiTPipeline(DiffusionPipeline):
             hub = {option: kwargs.pop(option) for option in HUB_OPTIONS if option in kwargs}
             unwanted = NEVER_READ if "variant" in kwargs else [*NEVER_READ, "*.*.safetensors"]
             name = snapshot_download(name, ignore_patterns=unwanted, **hub)
-        if "vae" not in kwargs and (Path(name) / "vae").is_dir() and not kwargs.keys() & PLACED_BY_DIFFUSERS:
+        folder, variant = Path(name) / "vae", kwargs.get("variant")
+        if "vae" not in kwargs and folder.is_dir() and not kwargs.keys() & PLACED_BY_DIFFUSERS:
             dtype = kwargs.get("torch_dtype") or kwargs.get("dtype") or torch.float32
             dtype = dtype.get("vae", dtype.get("default", torch.float32)) if isinstance(dtype, dict) else dtype
-            variant = kwargs.get("variant")
             # As diffusers does for parts that do not have the variant.
-            varied = variant is not None and any((Path(name) / "vae").glob(f"*.{variant}.*"))
-            options = {"variant": variant} if varied else {}
+            options = {"variant": variant} if variant and any(folder.glob(f"*.{variant}.*")) else {}
             kwargs["vae"] = read_network(name, "vae", dtype, **options)
         return super().from_pretrained(name, **kwargs)
 
@@ -138,16 +137,14 @@ class FiTPipeline(DiffusionPipeline):
         return cls(transformer, scheduler or default_scheduler(), id2label=names, sampling=sampling, **vae)
 
     def to_model(self, autoencoder: str | None) -> Pretrained:
-        """Is the reverse of `from_model`; autoencoder: where the one of these latents is, if they are not pixels."""
-        side = self.transformer.config.sample_size
-        names = [self.classes.names.get(number, str(number)) for number in range(self.classes.count)]
-        names, shapes = names if self.classes.names else [], [[(side, side, 1)]]
+        """Is the reverse of `from_model`; autoencoder: the name of that of the latents, None for pixels."""
+        side, known = self.transformer.config.sample_size, self.classes.names
+        names = [known.get(number, str(number)) for number in range(self.classes.count)] if known else []
         recommended = dict(self.config["sampling"] or {})
-        return Pretrained(self.transformer.fit, names, shapes, autoencoder, recommended=recommended)
+        return Pretrained(self.transformer.fit, names, [[(side, side, 1)]], autoencoder, recommended=recommended)
 
     def save_pretrained(self, save_directory: str | Path, *args, push_to_hub: bool = False, **kwargs) -> None:
-        """Saves as diffusers does, with the custom code of a hub repository, so that where this package is installed
-        `DiffusionPipeline.from_pretrained(folder_or_id, trust_remote_code=True)` loads it.
+        """Saves as diffusers does, with the code by which its own class loads the folder (see above).
 
         Raises UserError if the transformer has an adapter (LoRA).
         """
@@ -260,7 +257,7 @@ class FiTPipeline(DiffusionPipeline):
             made = generate(model, specs, sampling)
         else:
             made = self._scheduled(model, specs, sampling, latents, callback_on_step_end)
-        images = self.finished(made, output_type)
+        images = self._finished(made, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
@@ -299,12 +296,12 @@ class FiTPipeline(DiffusionPipeline):
 
     @property
     def guidance_scale(self) -> float:
-        """The guidance scale of the call under way; a callback may set `_guidance_scale`."""
+        """The guidance scale of the current call; a callback may set `_guidance_scale`."""
         return self._guidance_scale
 
     @property
     def num_timesteps(self) -> int:
-        """Steps of the call under way."""
+        """Steps of the current call."""
         return len(self.scheduler.timesteps)
 
     @property
@@ -314,10 +311,10 @@ class FiTPipeline(DiffusionPipeline):
 
     @property
     def codec(self) -> Pixels | KLAutoencoder:
-        """What decodes latents to images."""
+        """The decoder of latents."""
         return Pixels() if self.vae is None else KLAutoencoder(self.vae, self._execution_device)
 
-    def finished(self, latents: list[Tensor], output_type: str) -> Any:
+    def _finished(self, latents: list[Tensor], output_type: str) -> Any:
         """Returns latents as `output_type` says; arrays are stacked where all sizes are equal."""
         if output_type == "latent":
             return stacked(latents)

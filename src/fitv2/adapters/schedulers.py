@@ -1,4 +1,4 @@
-"""Schedulers of diffusers that integrate a rectified flow, and how to ask them to."""
+"""Schedulers of diffusers that integrate a rectified flow."""
 
 from __future__ import annotations
 
@@ -29,9 +29,7 @@ def default_scheduler() -> UniPCMultistepScheduler:
 
 
 def check_scheduler(scheduler: Any) -> None:
-    """Raises ValueError for a scheduler that would integrate something else than a rectified flow from noise to data,
-    draw noise of its own, or not end at the data.
-    """
+    """Raises UserError for a scheduler that does not integrate a rectified flow from noise to data, without noise."""
     config = {} if scheduler is None else scheduler.config
     flow = config.get("prediction_type") == "flow_prediction" and config.get("use_flow_sigmas", False)
     if not (isinstance(scheduler, FLOW_SCHEDULERS) or (flow and isinstance(scheduler, CONFIGURED_SCHEDULERS))):
@@ -57,18 +55,17 @@ def check_scheduler(scheduler: Any) -> None:
 
 
 def probe_error(scheduler: Any) -> float:
-    """Returns how far the scheduler ends from the known solution, as a fraction of it, for normal data of two scales.
+    """Returns the error of the scheduler, as a fraction, for normal data of two scales; NaN where it makes NaN.
 
-    From noise n the flow to data of standard deviation s ends at s * n. NaN where the scheduler makes NaN.
+    From noise n the flow to data of standard deviation s ends at s * n.
     """
     probe, scale = copy.deepcopy(scheduler), torch.tensor([[1.0, 2.0]])
-    noise = torch.linspace(-2, 2, 16)[:, None].expand(-1, 2)
+    x = noise = torch.linspace(-2, 2, 16)[:, None].expand(-1, 2)
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
         return x * (t * scale**2 - (1 - t)) / (t**2 * scale**2 + (1 - t) ** 2)
 
     set_steps(probe, PROBE_STEPS, noise.device)
-    x = noise
     for i in range(len(probe.timesteps)):
         x = advance(probe, i, x, velocity)
     return float(((x - scale * noise).abs() / (2 * scale)).max())

@@ -21,29 +21,21 @@ from ..checkpoints.state_dict import read_state_dict
 from ..errors import UserError
 from ..finite import check_weights
 from ..model.compute import autocast_in
-from ..model.config import Context, FiTConfig, Modulation, NetworkConfig, Prediction, RopeScheme
+from ..model.config import Context, FiTConfig, FiTv1Config, Modulation, NetworkConfig, Prediction, RopeScheme
 from ..model.context import pack_context
 from ..model.execution import Cache
 from ..model.network import Network
-from ..model.presets import ARCHITECTURES, architecture_of, config_of
+from ..model.presets import architecture_of
 from ..model.transformer import FiT
 from ..tokens import TokenBatch, upload
 
 # The timestep of pure noise in diffusers.
 TIMESTEPS = 1000
-SAME = (
-    "patch_size",
-    "in_channels",
-    "mlp_ratio",
-    "qk_norm",
-    "qk_norm_affine",
-    "modulation",
-    "prediction",
-    "rope",
-    "context",
-)
+KINDS: dict[str, type[FiTConfig]] = {"FiTv2": FiTConfig, "FiT": FiTv1Config}
 # The fields of a configuration by their names in diffusers.
-OUR_NAMES = {name: name for name in SAME} | {
+OUR_NAMES = {
+    **{name: name for name in ("patch_size", "in_channels", "mlp_ratio", "qk_norm", "qk_norm_affine")},
+    **{name: name for name in ("modulation", "prediction", "rope", "context")},
     "num_attention_heads": "heads",
     "num_layers": "depth",
     "num_embeds_ada_norm": "num_classes",
@@ -57,7 +49,7 @@ class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
     """The velocity network of FiTv2 (or the noise network of FiT) behind the interface of diffusers.
 
     It keeps the convention of diffusers' flow transformers: `timestep` is 1000 * sigma, from 1000 at noise to 0 at
-    data, and the output is noise minus data. The schedulers of diffusers take it as it is::
+    data, and the output is noise minus data. The schedulers of diffusers work with it::
 
         scheduler = FlowMatchEulerDiscreteScheduler()
         scheduler.set_timesteps(25)
@@ -74,23 +66,14 @@ class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
     The weights are those of `fitv2.FiT`, under "fit.".
 
     Args:
-        num_attention_heads: Number of attention heads.
+        num_attention_heads, num_layers, num_embeds_ada_norm, adaln_lora_rank, cross_attention_dim: In
+            `fitv2.FiTConfig` heads, depth, num_classes, lora_rank and context_channels.
         attention_head_dim: Numbers per head; times the heads, the width.
-        num_layers: Number of blocks.
-        patch_size: As in `fitv2.FiTConfig`.
-        in_channels: As in `fitv2.FiTConfig`.
-        mlp_ratio: As in `fitv2.FiTConfig`.
-        qk_norm_affine: As in `fitv2.FiTConfig`.
-        num_embeds_ada_norm: Number of classes; the label of that number is the null class.
-        adaln_lora_rank: The rank of the modulation; None means a quarter of the width.
-        qk_norm: As in `fitv2.FiTConfig`; None means the architecture's default.
-        modulation: Likewise.
-        prediction: Likewise.
+        patch_size, in_channels, mlp_ratio, qk_norm, qk_norm_affine, modulation, prediction, context: As in
+            `fitv2.FiTConfig`; None means the architecture's default.
         rope: Fields of `fitv2.RopeScheme`.
         sample_size: Side of a square latent where a call names no size.
         architecture: "FiTv2" or "FiT".
-        context: "none", "cross" or "joint" (see `fitv2.model.context`).
-        cross_attention_dim: Numbers per context token.
 
     Raises:
         UserError: As `fitv2.FiTConfig` does, and for an architecture of a fixed grid.
@@ -123,19 +106,17 @@ class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         cross_attention_dim: int = 768,
     ) -> None:
         super().__init__()
-        if not issubclass(ARCHITECTURES.get(architecture, FiTConfig), FiTConfig):
+        if architecture not in KINDS:
             raise UserError(NOT_HERE.format(architecture))
-        settings = {own: self.config[name] for name, own in OUR_NAMES.items()}
-        config = config_of(architecture, width=num_attention_heads * attention_head_dim, **settings)
-        if not isinstance(config, FiTConfig):
-            raise UserError(NOT_HERE.format(architecture))
-        self.fit = FiT(config)
+        settings: dict[str, Any] = {own: self.config[name] for name, own in OUR_NAMES.items()}
+        settings = {name: value for name, value in settings.items() if value is not None}
+        self.fit = FiT(KINDS[architecture](width=num_attention_heads * attention_head_dim, **settings))
         self.gradient_checkpointing = False
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike | None, **kwargs) -> Any:
-        """Loads `builtin:NAME` or a model folder of `fitv2 train` or `fitv2 convert` (with `torch_dtype` alone), or
-        what diffusers knows, with its own arguments.
+        """Loads `builtin:NAME` or a model folder of `fitv2 train` or `fitv2 convert` (with `torch_dtype` alone), else
+        as diffusers does, with its arguments.
         """
         name = str(pretrained_model_name_or_path)
         if is_own_model(name):
@@ -158,19 +139,15 @@ class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
         Raises UserError for an adapter of another model, and NotFinite for one with NaN or infinity.
         """
-        source, kwargs["hotswap"] = pretrained_model_name_or_path_or_dict, hotswap
-        if isinstance(source, dict):
-            state = source
-        elif Path(source).exists():
+        source = state = pretrained_model_name_or_path_or_dict
+        if not isinstance(source, dict) and Path(source).exists():
             file = lora_file(Path(source), kwargs)
-            state, source = read_state_dict(file), str(file.parent)
-            kwargs |= {"weight_name": file.name}
-        else:
-            return super().load_lora_adapter(source, prefix=prefix, **kwargs)
-        if prefix is None and state and all(name.startswith("transformer.") for name in state):
-            prefix = "transformer"
-        check_lora(self, {name.removeprefix(f"{prefix}."): tensor for name, tensor in state.items()})
-        return super().load_lora_adapter(source, prefix=prefix, **kwargs)  # pyright: ignore[reportArgumentType]
+            state, source, kwargs["weight_name"] = read_state_dict(file), str(file.parent), file.name
+        if isinstance(state, dict):
+            if prefix is None and state and all(name.startswith("transformer.") for name in state):
+                prefix = "transformer"
+            check_lora(self, {name.removeprefix(f"{prefix}."): tensor for name, tensor in state.items()})
+        super().load_lora_adapter(source, prefix=prefix, hotswap=hotswap, **kwargs)  # pyright: ignore[reportArgumentType]
 
     @classmethod
     def from_model(cls, pretrained: Pretrained) -> FiTTransformer2DModel:
@@ -183,8 +160,11 @@ class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         """Wraps a network, sharing its weights. Raises UserError for one of a fixed grid."""
         if not isinstance(model, FiT):
             raise UserError(NOT_HERE.format(architecture_of(model.config)))
+        config = model.config
+        settings: dict[str, Any] = {name: getattr(config, own) for name, own in OUR_NAMES.items()}
+        settings |= {"rope": asdict(config.rope), "architecture": architecture_of(config)}
         with torch.device("meta"):
-            adapter = cls(**model_settings(model.config), sample_size=sample_size)
+            adapter = cls(**settings, attention_head_dim=config.head_dim, sample_size=sample_size)
         adapter.fit = model
         return adapter.train(model.training)
 
@@ -208,15 +188,15 @@ class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             encoder_hidden_states: Context tokens (B, S, E), or a context batch of `fitv2.model.context.pack_context`
                 where each image has its own number of them.
             rope: The RoPE scheme of this call.
-            cache: What successive calls of a sampling share, see `fitv2.sampling.cache.BlockCache`.
+            cache: The state that successive calls of a sampling share, see `fitv2.sampling.cache.BlockCache`.
             return_dict: Whether to return a Transformer2DModelOutput instead of a tuple.
         """
+        config = self.fit.config
         packed = isinstance(hidden_states, TokenBatch)
-        batch = hidden_states if packed else TokenBatch.from_latents(list(hidden_states), self.fit.config.patch_size)
-        device = batch.x.device
+        batch = hidden_states if packed else TokenBatch.from_latents(list(hidden_states), config.patch_size)
+        device, velocity = batch.x.device, config.prediction == "velocity"
         if class_labels is None:
-            class_labels = torch.full((len(batch),), self.fit.null_label, device=device)
-        velocity = self.fit.config.prediction == "velocity"
+            class_labels = torch.full((len(batch),), config.null_label, device=device)
         timestep = upload(torch.as_tensor(timestep), device)
         t_B = (from_timestep(timestep) if velocity else timestep).float().expand(len(batch))
         context = encoder_hidden_states
@@ -228,7 +208,7 @@ class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             output = self.fit(batch, t_B, class_labels, context=context, rope=rope, cache=cache).to(batch.x.dtype)
         output = -output if velocity else output
         if not packed:
-            output = torch.stack(batch.with_x(output).to_latents(self.fit.config.patch_size))
+            output = torch.stack(batch.with_x(output).to_latents(config.patch_size))
         return Transformer2DModelOutput(sample=output) if return_dict else (output,)
 
 
@@ -243,11 +223,11 @@ class HookedModel:
         self, batch: TokenBatch, t_B: Tensor, y_B: Tensor, context: TokenBatch | None = None, **options: Any
     ) -> Tensor:
         """Returns the output in this package's convention: t = 1 is data, the velocity is data minus noise."""
-        batch = batch.to(self.transformer.dtype)
+        velocity = self.config.prediction == "velocity"
         options |= {"class_labels": y_B, "encoder_hidden_states": context, "return_dict": False}
-        if self.config.prediction != "velocity":
-            return self.transformer(batch, t_B, **options)[0].float()
-        return -self.transformer(batch, to_timestep(t_B), **options)[0].float()
+        timestep = to_timestep(t_B) if velocity else t_B
+        output = self.transformer(batch.to(self.transformer.dtype), timestep, **options)[0].float()
+        return -output if velocity else output
 
 
 def to_timestep(t: Tensor) -> Tensor:
@@ -300,9 +280,3 @@ def own_dtype(kwargs: dict[str, Any]) -> torch.dtype:
         given = ", ".join(kwargs) or f"the dtype {dtype!r}"
         raise UserError(f"a model of this project's own is loaded with torch_dtype=... alone, without {given}")
     return dtype
-
-
-def model_settings(config: FiTConfig) -> dict[str, Any]:
-    """Returns a configuration in the words of diffusers."""
-    settings = {name: getattr(config, own) for name, own in OUR_NAMES.items()} | {"rope": asdict(config.rope)}
-    return settings | {"attention_head_dim": config.head_dim, "architecture": architecture_of(config)}

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..finite import check_weights
-from ..model.config import DEFAULT_ROPE, AttentionFactor, FiTConfig, NetworkConfig, RopeMethod, RopeScheme
-from ..model.fitv1 import FiTv1Config
+from ..model.config import DEFAULT_ROPE, AttentionFactor, FiTConfig, FiTv1Config, NetworkConfig, RopeMethod, RopeScheme
 from ..model.network import bare_model, model_of
 from ..model.presets import architecture_of
 from ..model.transformer import FiT

@@ -107,7 +107,9 @@ def chosen(pretrained: Pretrained, labels: list[str] | None) -> list[int]:
         # A name may itself have commas, as those of ImageNet do.
         parts = [part for text in labels for part in ([text] if text in pretrained.class_names else text.split(","))]
         return [pretrained.classes.number(part.strip()) for part in parts]
-    return list(range(min(pretrained.model.config.num_classes, DEFAULT_CLASSES))) or [pretrained.model.null_label]
+    return list(range(min(pretrained.model.config.num_classes, DEFAULT_CLASSES))) or [
+        pretrained.model.config.null_label
+    ]
 
 
 def own_sizes(pretrained: Pretrained, label: int) -> list[tuple[int, int]]:

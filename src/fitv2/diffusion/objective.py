@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,14 +16,13 @@ from torch import Tensor
 from ..tokens import TokenBatch, upload
 from .schedule import Schedule, denoise, diffuse, gather_like, posterior_mean
 
-# (noisy images, step (B,) of the full process as float, labels (B,)) -> (T, 2 C)
+# (noisy images, step (B,) of the full process as float, labels (B,)) to (T, 2 C).
 NetworkOfBatch = Callable[[TokenBatch, Tensor, Tensor], Tensor]
-# Half a grey level of 256 in [-1, 1], and where the outermost levels begin.
+# Half a grey level of 256 in [-1, 1], and the beginning of the outermost levels.
 HALF_LEVEL, EDGE = 1 / 255, 0.999
 
 
-@dataclass(frozen=True)
-class DiffusionLoss:
+class DiffusionLoss(NamedTuple):
     """loss: the scalar to differentiate, the mean over images of mse + bound. mse, bound: (B,) float32, detached."""
 
     loss: Tensor
@@ -53,12 +52,7 @@ def diffusion_loss(
 
 
 def diffusion_loss_at(
-    network: NetworkOfBatch,
-    data: TokenBatch,
-    noise_TC: Tensor,
-    index_B: Tensor,
-    labels_B: Tensor,
-    schedule: Schedule,
+    network: NetworkOfBatch, data: TokenBatch, noise_TC: Tensor, index_B: Tensor, labels_B: Tensor, schedule: Schedule
 ) -> DiffusionLoss:
     """Returns both terms as means over each image's own tokens and channels, then over images."""
     schedule, index_T = schedule.on(index_B.device), index_B[data.image_index]
@@ -85,13 +79,12 @@ def variational_bound(schedule: Schedule, data: Tensor, state: Tensor, output: T
 
 def log_likelihood(data: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
     """Returns the nats of 8-bit levels in [-1, 1] under a Gaussian."""
+
+    def cdf(x: Tensor) -> Tensor:  # The approximation by tanh that DDPM, DiT and FiT train with.
+        x = (x - mean) * inverse_std
+        return (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2
+
     inverse_std = (-log_variance / 2).exp()
-    below = normal_cdf((data + HALF_LEVEL - mean) * inverse_std)
-    above = normal_cdf((data - HALF_LEVEL - mean) * inverse_std)
+    below, above = cdf(data + HALF_LEVEL), cdf(data - HALF_LEVEL)
     mass = torch.where(data < -EDGE, below, torch.where(data > EDGE, 1 - above, below - above))
     return mass.clamp(min=1e-12).log()
-
-
-def normal_cdf(x: Tensor) -> Tensor:
-    """Returns the usual approximation by tanh, which DDPM, DiT and FiT train with."""
-    return (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2

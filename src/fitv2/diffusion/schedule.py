@@ -1,4 +1,4 @@
-"""The noise schedule of a diffusion process and what follows from it in closed form (DDPM, arXiv 2006.11239).
+"""The noise schedule of a diffusion process and its closed-form results (DDPM, arXiv 2006.11239).
 
 Step s = 0 is nearly data, the last nearly noise. All tables are float64; what is read out of them is float32.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -59,11 +60,9 @@ class Schedule:
 
     def on(self, device: torch.device) -> Schedule:
         """Returns the same schedule with its tables on a device, where they stay."""
-        if device == self.betas.device:
-            return self
-        if device not in self._copies:
+        if device != self.betas.device and device not in self._copies:
             self._copies[device] = Schedule(self.betas.to(device), self.steps)
-        return self._copies[device]
+        return self._copies.get(device, self)
 
     @cached_property
     def _copies(self) -> dict[torch.device, Schedule]:
@@ -103,9 +102,8 @@ def check_count(count: int, of: int = STEPS) -> None:
         raise UserError(f"a diffusion process of {of} steps is sampled in 1 to {of} steps, not {count}")
 
 
-@dataclass(frozen=True)
-class Denoised:
-    """What a network's output says of the state before a step: data (T, C), and mean and log variance of the state."""
+class Denoised(NamedTuple):
+    """Predicted data and noise, and mean and log variance of the state before a step, each (T, C)."""
 
     data: Tensor
     noise: Tensor

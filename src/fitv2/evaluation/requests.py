@@ -38,7 +38,7 @@ def balanced_specs(pretrained: Pretrained, number: int, size: SizeSpec, seed: in
     of its training.
     """
     classes, patch = pretrained.model.config.num_classes, pretrained.model.config.patch_size
-    labels = [i % classes if classes else pretrained.model.null_label for i in range(number)]
+    labels = [i % classes if classes else pretrained.model.config.null_label for i in range(number)]
     if size.pixels is not None:
         check_divisible(size.pixels, factor * patch)
         sizes = [(size.pixels[0] // factor, size.pixels[1] // factor)] * number

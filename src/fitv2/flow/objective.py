@@ -6,7 +6,7 @@ Shape suffixes as in `fitv2.tokens`: T tokens, B images, C token channels.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,12 +14,11 @@ from torch import Tensor
 from ..tokens import TokenBatch, upload
 from .path import LOGIT_NORMAL, TimeDensity, interpolate, sample_times
 
-# (images at their times, t (B,), labels (B,)) -> velocity (T, C)
+# (images at their times, t (B,), labels (B,)) to the velocity (T, C).
 VelocityOfBatch = Callable[[TokenBatch, Tensor, Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class FlowLoss:
+class FlowLoss(NamedTuple):
     """loss: the scalar to differentiate. per_image: (B,) float32, detached. t: (B,) float32, the time of each image."""
 
     loss: Tensor

@@ -26,11 +26,6 @@ def interpolate(data: Tensor, noise: Tensor, t: Time) -> Tensor:
     return (1 - t) * noise + t * data
 
 
-def velocity_to_data(velocity: Tensor, x_t: Tensor, t: Time) -> Tensor:
-    """Returns the data at which the straight line through x_t ends."""
-    return x_t + (1 - t) * velocity
-
-
 def velocity_to_score(velocity: Tensor, x_t: Tensor, t: Time) -> Tensor:
     """Returns the score of the density of x_t, -E[noise | x_t] / (1 - t); infinite at t = 1."""
     return (t * velocity - x_t) / (1 - t)
@@ -38,13 +33,13 @@ def velocity_to_score(velocity: Tensor, x_t: Tensor, t: Time) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class TimeDensity:
-    """Where on the path training happens.
+    """The density of the training times on the path.
 
     logit_normal (FiTv2's choice): sigmoid(u) with u normal of `mean` and `std`; a positive mean trains more near the
     data. uniform. cosmap and mode, of Stable Diffusion 3 (arXiv 2403.03206, Sec. 3.1), map u uniform in [0, 1]: cosmap
     to 1 - 1 / (tan(pi u / 2) + 1), mode to 1 - u - s (cos^2(pi u / 2) - 1 + u) with s = `scale`, above 0 more in the
     middle of the path, below at its ends. Their time runs the other way, from data to noise, but both densities are
-    symmetric about 1/2. Raises ValueError for a std that is not positive and for a scale beyond `MODE_SCALES`.
+    symmetric about 1/2. Raises UserError for a std that is not positive and for a scale beyond `MODE_SCALES`.
     """
 
     kind: Density = "logit_normal"

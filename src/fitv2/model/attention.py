@@ -13,8 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..tokens import TokenBatch, runs_of
-from .compute import plain_attention, recomputed, suits_plain_attention
+from .compute import plain_attention, recomputed
 from .rope import rotate
+
+# On a CPU plain products beat the fused kernel until their (L, L) float32 scores leave the caches. Products of float16
+# are so slow there that the fused kernel always wins.
+LONGEST_PLAIN = {torch.float64: 512, torch.float32: 512, torch.bfloat16: 256, torch.float16: 0}
 
 
 def packed_attention(q_TNH: Tensor, k_SNH: Tensor, v_SNH: Tensor, queries: TokenBatch, keys: TokenBatch) -> Tensor:
@@ -29,13 +33,22 @@ def packed_attention(q_TNH: Tensor, k_SNH: Tensor, v_SNH: Tensor, queries: Token
         keys: The batch whose tokens the keys are: the same one, or the context of its images.
     """
     if takes_varlen(q_TNH):
+        from torch.nn.attention import varlen  # Loads torch's compiler, which takes seconds.
+
         lengths = queries.offsets, keys.offsets, max(queries.lengths), max(keys.lengths)
-        return varlen_attention(q_TNH.contiguous(), k_SNH.contiguous(), v_SNH.contiguous(), *lengths)
+        attended: Any = varlen.varlen_attn(q_TNH.contiguous(), k_SNH.contiguous(), v_SNH.contiguous(), *lengths)
+        return attended
     if keys is queries:  # As in every block: these runs are known.
-        runs = [(n, length, length) for n, length in queries.equal_length_runs]
+        runs = [(images, length, length) for images, length in queries.equal_length_runs]
     else:
         runs = [(n, *pair) for n, pair in runs_of(list(zip(queries.lengths, keys.lengths, strict=True)))]
-    return attention_by_runs(q_TNH, k_SNH, v_SNH, runs)
+    q_sizes, k_sizes = [n * tokens for n, tokens, _ in runs], [n * keys for n, _, keys in runs]
+    parts = zip(q_TNH.split(q_sizes), k_SNH.split(k_sizes), v_SNH.split(k_sizes), strict=True)
+    outputs = []
+    for (images, *_), part in zip(runs, parts, strict=True):
+        q, k, v = (x.unflatten(0, (images, -1)).transpose(1, 2) for x in part)
+        outputs.append(fastest_attention(q, k)(q, k, v).transpose(1, 2).flatten(0, 1))
+    return torch.cat(outputs)
 
 
 def takes_varlen(q_TNH: Tensor) -> bool:
@@ -46,30 +59,11 @@ def takes_varlen(q_TNH: Tensor) -> bool:
     return torch.cuda.get_device_capability(q_TNH.device) >= (8, 0) and head_dim % 8 == 0 and head_dim <= 256
 
 
-def varlen_attention(
-    q_TNH: Tensor, k_SNH: Tensor, v_SNH: Tensor, q_offsets: Tensor, k_offsets: Tensor, max_q: int, max_k: int
-) -> Tensor:
-    """Returns the attention within images by one kernel."""
-    from torch.nn.attention.varlen import varlen_attn  # With torch's compiler in tow, it takes seconds to load.
-
-    attended: Any = varlen_attn(q_TNH, k_SNH, v_SNH, q_offsets, k_offsets, max_q, max_k)
-    return attended
-
-
-def attention_by_runs(q_TNH: Tensor, k_SNH: Tensor, v_SNH: Tensor, runs: list[tuple[int, int, int]]) -> Tensor:
-    """Returns the same from views, without copies. runs: (images, tokens of each, keys of each), few if sorted."""
-    q_sizes, k_sizes = [n * tokens for n, tokens, _ in runs], [n * keys for n, _, keys in runs]
-    parts = zip(q_TNH.split(q_sizes), k_SNH.split(k_sizes), v_SNH.split(k_sizes), strict=True)
-    outputs = []
-    for (images, *_), part in zip(runs, parts, strict=True):
-        q, k, v = (x.unflatten(0, (images, -1)).transpose(1, 2) for x in part)
-        outputs.append(fastest_attention(q, k)(q, k, v).transpose(1, 2).flatten(0, 1))
-    return torch.cat(outputs)
-
-
 def fastest_attention(q: Tensor, k: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """Returns what is fastest on this device, in this precision and at these lengths, for (n, N, L, H)."""
-    return plain_attention if suits_plain_attention(q, k) else F.scaled_dot_product_attention
+    """Returns the fastest function on this device, in this precision and at these lengths, for (n, N, L, H)."""
+    if q.device.type == "cpu" and max(q.shape[-2], k.shape[-2]) <= LONGEST_PLAIN[q.dtype]:
+        return plain_attention
+    return F.scaled_dot_product_attention
 
 
 class SelfAttention(nn.Module):

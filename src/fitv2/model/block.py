@@ -5,7 +5,7 @@ Shape suffixes as in `fitv2.tokens`: T tokens, B images, D width, N heads, H num
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -14,11 +14,11 @@ from .attention import SelfAttention, packed_attention
 from .config import FiTConfig
 from .context import CrossAttention
 from .layers import SwiGLU
-from .modulation import Modulation, block_modulation, gated, modulated_norm, split_modulation
+from .modulation import Modulation, gated, modulated_norm, projection
 
 
 class BlockInputs(NamedTuple):
-    """What all blocks get beside the residual stream.
+    """The inputs of all blocks beside the residual stream.
 
     Attributes:
         c_BD: The conditioning; one row may serve several images.
@@ -44,22 +44,23 @@ class FiTBlock(nn.Module):
         super().__init__()
         self.attn = SelfAttention(config.width, config.heads, config.qk_norm, config.qk_norm_affine)
         self.mlp = SwiGLU(config.width, config.mlp_hidden)
-        self.adaLN_modulation = block_modulation(config)
+        self.adaLN_modulation = projection(config.width, 6, config.modulation_rank)
         self.cross = CrossAttention(config.width, config.heads) if config.context == "cross" else None
 
-    def forward(self, x_TD: Tensor, *inputs) -> Tensor:
+    def forward(self, x_TD: Tensor, *inputs: Any) -> Tensor:
         """Returns the residual stream after the block. inputs: `BlockInputs`."""
-        given = BlockInputs(*inputs)
-        attention, mlp = split_modulation(given.global_B6D + self.adaLN_modulation(given.c_BD))
-        q, k, v = self.before_attention(x_TD, attention, given.rows, given.table)
-        attended = packed_attention(q, k, v, given.batch, given.batch)
-        if self.cross is None:
-            return self.after_attention(x_TD, attended, attention, mlp, given.rows)
-        x_TD = self.add_attention(x_TD, attended, attention, given.rows)
-        return self.add_mlp(x_TD + self.cross(x_TD, given.batch, given.context), mlp, given.rows)
+        c_BD, global_B6D, rows, batch, table, context = BlockInputs(*inputs)
+        parts = (global_B6D + self.adaLN_modulation(c_BD)).float().chunk(6, dim=-1)
+        attention, mlp = Modulation(*parts[:3]), Modulation(*parts[3:])
+        q, k, v = self.before_attention(x_TD, attention, rows, table)
+        attended = packed_attention(q, k, v, batch, batch)
+        if self.cross is None or context is None:
+            return self.after_attention(x_TD, attended, attention, mlp, rows)
+        x_TD = self.add_attention(x_TD, attended, attention, rows)
+        return self.add_mlp(x_TD + self.cross(x_TD, batch, context), mlp, rows)
 
     # Two halves around attention: all that is per token, so that `compile_blocks` can fuse each into a few kernels.
-    # Modulations are (B, D), and spread over the tokens only inside: there a kernel reads them in passing.
+    # Modulations are (B, D), and expanded to the tokens only inside: there a kernel reads them in passing.
 
     def before_attention(
         self, x_TD: Tensor, modulation: Modulation, rows: Rows, table: tuple[Tensor, Tensor]

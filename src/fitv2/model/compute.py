@@ -12,11 +12,6 @@ from torch.utils.checkpoint import checkpoint
 
 Result = TypeVar("Result")
 
-# On a CPU plain products beat the fused kernel until their (L, L) float32 scores leave the caches. Products of float16
-# are so slow there that the fused kernel always wins.
-LONGEST_PLAIN = {torch.bfloat16: 256, torch.float16: 0}
-LONGEST_PLAIN_FLOAT32 = 512
-
 
 def autocast_in(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[Any]:
     """Returns autocast in a half-precision dtype, unless a caller has already begun it; for other dtypes nothing."""
@@ -33,13 +28,6 @@ def recomputed(function: Callable[..., Result], *inputs: Any) -> Result:
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():  # The compiler weighs this by itself.
         return function(*inputs)
     return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False, determinism_check="none")
-
-
-def suits_plain_attention(q: Tensor, k: Tensor) -> bool:
-    """Whether `plain_attention` is the fastest for q and k (n, N, L, H)."""
-    if q.device.type != "cpu":
-        return False
-    return max(q.shape[-2], k.shape[-2]) <= LONGEST_PLAIN.get(q.dtype, LONGEST_PLAIN_FLOAT32)
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -117,6 +117,11 @@ class NetworkConfig:
         check_known("prediction", self.prediction, get_args(Prediction))
 
     @property
+    def null_label(self) -> int:
+        """The label that stands for "no class"."""
+        return self.num_classes
+
+    @property
     def token_channels(self) -> int:
         """Numbers per input token."""
         return self.in_channels * self.patch_size**2
@@ -187,6 +192,28 @@ class FiTConfig(NetworkConfig):
         return int(self.width * self.mlp_ratio) * 2 // 3
 
     @property
-    def modulation_rank(self) -> int:
-        """Rank of a block's own modulation."""
+    def modulation_rank(self) -> int | None:
+        """Rank of a block's own modulation; None if it is full."""
+        if self.modulation == "full":
+            return None
         return self.width // 4 if self.lora_rank is None else self.lora_rank
+
+
+@dataclass(frozen=True, kw_only=True)
+class FiTv1Config(FiTConfig):
+    """The configuration of FiT, the predecessor (arXiv 2402.12376), or of models between it and FiTv2 (its Table II).
+
+    FiT has no normalisation of queries and keys, a SwiGLU of the full width, its own AdaLN in every block, and two
+    outputs per number: the noise, and where its variance lies in its range. It is trained by diffusion
+    (`fitv2.diffusion`), with t (B,) as steps 0 to 999, whole or between. The authors' commit caps t at 1.0, which makes
+    all steps but the first alike; clamp it to do the same. The authors' padding has no counterpart.
+    """
+
+    qk_norm: bool = False
+    modulation: Modulation = "full"
+    prediction: Prediction = "epsilon"
+
+    @property
+    def mlp_hidden(self) -> int:
+        """Hidden width of SwiGLU."""
+        return int(self.width * self.mlp_ratio)

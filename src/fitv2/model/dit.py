@@ -1,8 +1,8 @@
 """The baselines of a fixed grid, DiT (arXiv 2212.09748) and SiT (2401.08740), behind the interface of `FiT`.
 
-One network: DiT predicts noise, SiT a velocity. It is that of diffusers, except for two things that the authors have
-otherwise: one embedder of time and class for all blocks, and the initial values. Positions are a fixed table of sines
-and cosines, so every image has to be of one square size.
+One network: DiT predicts noise, SiT a velocity. It is that of diffusers, with one embedder of time and class for all
+blocks and with the authors' initial values. Positions are a fixed table of sines and cosines, so every image has to be
+of one square size.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class DiTConfig(SiTConfig):
 
 
 def build_dit(config: SiTConfig) -> Any:
-    """Returns the network of diffusers over latents (B, c, h, w), with one embedder for all blocks; drops no label."""
+    """Returns diffusers' network over latents (B, c, h, w), with one embedder for all blocks; it drops no label."""
     # Takes long to load, and few runs need it.
     from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 
@@ -90,17 +90,16 @@ class DiT(nn.Module):
         for part in (self.dit.pos_embed, *dit_modulations(self.dit)):
             part.register_forward_hook(lambda module, inputs, output: output.float())
         if self.dit.pos_embed.pos_embed.is_meta:  # No file holds the table: weights may come later, it is there.
-            self.dit.pos_embed.pos_embed = position_table(config)
+            from diffusers.models.embeddings import get_2d_sincos_pos_embed
+
+            with torch.device("cpu"):
+                table = get_2d_sincos_pos_embed(config.width, config.side, base_size=config.side, output_type="pt")
+            self.dit.pos_embed.pos_embed = table.float()[None]
 
     @property
     def device(self) -> torch.device:
         """The device of the weights."""
         return self.dit.proj_out_2.weight.device
-
-    @property
-    def null_label(self) -> int:
-        """The label that stands for "no class"."""
-        return self.config.num_classes
 
     @property
     def activation_checkpointing(self) -> bool:
@@ -109,10 +108,7 @@ class DiT(nn.Module):
 
     @activation_checkpointing.setter
     def activation_checkpointing(self, wanted: bool) -> None:
-        if wanted:
-            self.dit.enable_gradient_checkpointing()
-        else:
-            self.dit.disable_gradient_checkpointing()
+        self.dit.enable_gradient_checkpointing() if wanted else self.dit.disable_gradient_checkpointing()
 
     def forward(
         self,
@@ -125,14 +121,8 @@ class DiT(nn.Module):
     ) -> Tensor:
         """Returns the output (T, output channels): SiT's velocity, or DiT's noise and its variance.
 
-        Args:
-            batch: The images, each of `config.fixed_grid`; x is (T, C).
-            t_B: (B,) float times in [0, 1], or steps in [0, 999] for DiT.
-            y_B: (B,) int64 labels in [0, num_classes]; the last is the null label.
-            context, rope, cache: What belongs to FiT; None.
-
-        Raises:
-            ValueError: An image of another size, or an argument of FiT.
+        The arguments are those of `FiT.forward`. Raises ValueError for an image that is not of `config.fixed_grid`, and
+        for context, rope or cache.
         """
         if not (rope is None and context is None and cache is None):
             raise ValueError("a model of a fixed grid has no rope, no context and no cache of blocks")
@@ -143,12 +133,3 @@ class DiT(nn.Module):
         with autocast_in(self.dit.proj_out_2.weight.dtype, images.device):
             output = self.dit(images, timestep=t_B, class_labels=y_B).sample
         return torch.cat([patchify(latent, self.config.patch_size) for latent in output])
-
-
-def position_table(config: SiTConfig) -> Tensor:
-    """Returns (1, side * side, D) float32, as the network of diffusers makes it."""
-    from diffusers.models.embeddings import get_2d_sincos_pos_embed
-
-    with torch.device("cpu"):
-        table = get_2d_sincos_pos_embed(config.width, config.side, base_size=config.side, output_type="pt")
-    return table.float()[None]

@@ -1,8 +1,8 @@
 """How the network runs: everything that makes it fast or small and changes no result.
 
 Images are sorted by length, images of equal time and label share their conditioning, blocks may be recomputed in the
-backward pass, reused between sampling steps, filled up to a fixed number of tokens, and compiled. `FiT` calls the first
-three functions and reads like the paper otherwise. The layout for a CPU is in `fitv2.model.compute`.
+backward pass, reused between sampling steps, filled up to a fixed number of tokens, and compiled. `FiT` calls these
+functions and reads like the paper otherwise. The layout for a CPU is in `fitv2.model.compute`.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
-from functools import partial, wraps
+from functools import partial
 from itertools import pairwise
-from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -25,38 +24,29 @@ from .block import BlockInputs, FiTBlock
 
 # Tokens of an image that only fills up: few, because attention takes their square.
 LONGEST_IN_TAIL = 64
+# Applies the inner blocks to the residual stream (T, D), or reuses what they added before: `sampling.cache.BlockCache`.
+Cache = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
 
 
-class Cache(Protocol):
-    """What a forward pass may reuse from the one before: see `fitv2.sampling.cache.BlockCache`."""
-
-    def add(self, x_TD: Tensor, inner: Callable[[Tensor], Tensor]) -> Tensor: ...
-
-
-def sorted_by_length(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Decorates a forward pass: it gets the images sorted by length, and its result goes back into their order.
+def sorted_by_length(
+    batch: TokenBatch, t_B: Tensor, y_B: Tensor, context: TokenBatch | None
+) -> tuple[TokenBatch, Tensor, Tensor, TokenBatch | None, list[int] | None]:
+    """Returns the inputs with the images sorted by length, and their order, None if it was that already.
 
     Images of equal length become neighbours, and attention needs few products.
     """
+    lengths = list(zip(batch.lengths, (context or batch).lengths, strict=True))
+    # A compiled graph is made for one mix of lengths anyway, and cannot sort them.
+    if torch.compiler.is_compiling() or all(shorter <= longer for shorter, longer in pairwise(lengths)):
+        return batch, t_B, y_B, context, None
+    order = sorted(range(len(batch)), key=lengths.__getitem__)
+    index = batch.once(("order", *order), lambda: upload(torch.tensor(order), batch.x.device))
+    return batch.select(order), t_B[index], y_B[index], context and context.select(order), order
 
-    @wraps(forward)
-    def in_order(
-        model: nn.Module, batch: TokenBatch, t_B: Tensor, y_B: Tensor, context: TokenBatch | None = None, **options: Any
-    ) -> Tensor:
-        if torch.compiler.is_compiling():  # A graph is made for one mix of lengths anyway, and cannot sort them.
-            return forward(model, batch, t_B, y_B, context, **options)
-        lengths = list(zip(batch.lengths, context.lengths if context else batch.lengths, strict=False))
-        of_each_one = {len(batch)} == {len(t_B), len(y_B), len(lengths)}  # `forward` refuses other numbers.
-        if not of_each_one or all(shorter <= longer for shorter, longer in pairwise(lengths)):
-            return forward(model, batch, t_B, y_B, context, **options)
-        order = sorted(range(len(batch)), key=lengths.__getitem__)
-        back = sorted(range(len(order)), key=order.__getitem__)
-        index = batch.once(("order", *order), lambda: upload(torch.tensor(order), batch.x.device))
-        batch, context = batch.select(order), context.select(order) if context else None
-        x = forward(model, batch, t_B[index], y_B[index], context, **options)
-        return batch.with_x(x).select(back).x
 
-    return in_order
+def inverse(order: list[int]) -> list[int]:
+    """Returns the inverse of a permutation."""
+    return sorted(range(len(order)), key=order.__getitem__)
 
 
 def distinct_conditioning(batch: TokenBatch, t_B: Tensor, y_B: Tensor) -> tuple[Tensor, Tensor, Rows]:
@@ -67,7 +57,7 @@ def distinct_conditioning(batch: TokenBatch, t_B: Tensor, y_B: Tensor) -> tuple[
     if t_B.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return t_B, y_B, batch.rows
     pairs_U2, row_B = torch.stack((t_B.double(), y_B.double()), 1).unique(dim=0, return_inverse=True)
-    rows = batch.rows._replace(index=row_B[batch.rows.index])
+    rows = batch.rows._replace(row_index=row_B[batch.image_index])
     return pairs_U2[:, 0].to(t_B.dtype), pairs_U2[:, 1].to(y_B.dtype), rows
 
 
@@ -94,23 +84,22 @@ def run_blocks(
 
     if cache is None:
         return through(blocks, x_TD)[:tokens]
-    first, rest = blocks[:1], blocks[1:]
-    return through(rest[-1:], cache.add(through(first, x_TD), partial(through, rest[:-1])))[:tokens]
+    first, inner, last = blocks[:1], blocks[1:-1], blocks[1:][-1:]
+    return through(last, cache(through(first, x_TD), partial(through, inner)))[:tokens]
 
 
 def pad_to(x_TD: Tensor, inputs: BlockInputs, total: int) -> tuple[Tensor, BlockInputs]:
     """Returns the same followed by images of zeros, up to `total` tokens, so that all steps have one shape."""
     batch = inputs.batch.with_x(x_TD).pad_to(total, LONGEST_IN_TAIL)
-    added, more = len(batch) - len(inputs.batch), total - len(x_TD)
-    context = inputs.context
-    cos, sin = (F.pad(side, (0, 0, 0, 0, 0, more)) for side in inputs.table)
-    return batch.x, inputs._replace(
-        c_BD=F.pad(inputs.c_BD, (0, 0, 0, added)),
-        global_B6D=F.pad(inputs.global_B6D, (0, 0, 0, added)) if inputs.global_B6D.ndim else inputs.global_B6D,
-        rows=batch.rows,
-        batch=batch,
-        table=(cos, sin),
-        context=context and context.pad_to(len(context.x) + added, 1),
+    added, context = len(batch) - len(inputs.batch), inputs.context
+    cos, sin = (F.pad(side, (0, 0, 0, 0, 0, total - len(x_TD))) for side in inputs.table)
+    return batch.x, BlockInputs(
+        F.pad(inputs.c_BD, (0, 0, 0, added)),
+        F.pad(inputs.global_B6D, (0, 0, 0, added)),
+        batch.rows,
+        batch,
+        (cos, sin),
+        context and context.pad_to(len(context.x) + added, 1),
     )
 
 

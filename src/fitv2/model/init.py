@@ -22,7 +22,7 @@ def initialise_fit(model: Any) -> None:
     normal(model.y_embedder.embedding_table.weight, times[0].weight, times[2].weight)
     # Only the second layer of a low-rank pair is zero: if both were, neither would ever learn.
     modulations = [part.adaLN_modulation[-1] for part in (*blocks, model.final_layer)]
-    if isinstance(model.global_adaLN_modulation, nn.Sequential):
+    if model.global_adaLN_modulation is not None:
         modulations.append(model.global_adaLN_modulation[-1])
     zero((*modulations, model.final_layer.linear))
     for block in blocks:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..tokens import Rows
 from .compute import recomputed
-from .modulation import FullModulation, modulated_norm
+from .modulation import modulated_norm, projection
 
 FREQUENCIES = 256
 
@@ -27,22 +27,17 @@ class PatchEmbedder(nn.Module):
 
 
 class TimestepEmbedder(nn.Module):
-    """Embeds times (B,) as (B, D); they enter the sinusoid unscaled and in float32."""
+    """Embeds times (B,) as (B, D); they enter the sinusoids unscaled and in float32."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t_B: Tensor) -> Tensor:
-        return self.mlp(sinusoid(t_B))
-
-
-def sinusoid(t_B: Tensor, theta: float = 10000.0) -> Tensor:
-    """Returns (B, 256) float32: 128 cosines, then 128 sines, of geometrically falling frequency."""
-    half = FREQUENCIES // 2
-    frequencies = torch.exp(-math.log(theta) * torch.arange(half, dtype=torch.float32, device=t_B.device) / half)
-    angles = t_B.float()[:, None] * frequencies
-    return torch.cat((angles.cos(), angles.sin()), dim=-1)
+        half = FREQUENCIES // 2
+        frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t_B.device) / half)
+        angles = t_B.float()[:, None] * frequencies
+        return self.mlp(torch.cat((angles.cos(), angles.sin()), dim=-1))
 
 
 class LabelEmbedder(nn.Module):
@@ -78,7 +73,7 @@ class FinalLayer(nn.Module):
 
     def __init__(self, width: int, channels: int) -> None:
         super().__init__()
-        self.adaLN_modulation = FullModulation(width, parts=2)
+        self.adaLN_modulation = projection(width, 2)
         self.linear = nn.Linear(width, channels)
 
     def forward(self, x_TD: Tensor, c_BD: Tensor, rows: Rows) -> Tensor:

@@ -14,54 +14,20 @@ from torch import Tensor, nn
 
 from ..tokens import Rows, expand_to_tokens
 from .compute import recomputed
-from .config import FiTConfig
 
 
 class Modulation(NamedTuple):
-    """How one half of a block is modulated, each (B, D) in float32, a row per image."""
+    """The modulation of one half of a block, each (B, D) in float32, a row per image."""
 
     shift: Tensor
     scale: Tensor
     gate: Tensor
 
 
-def split_modulation(modulation_B6D: Tensor) -> tuple[Modulation, Modulation]:
-    """Returns the modulation of attention and that of the MLP."""
-    parts = modulation_B6D.float().chunk(6, dim=-1)
-    return Modulation(*parts[:3]), Modulation(*parts[3:])
-
-
-class LowRankModulation(nn.Sequential):
-    """A block's own part of the modulation: (B, D) to (B, 6 D) through `rank`."""
-
-    def __init__(self, width: int, rank: int) -> None:
-        super().__init__(nn.SiLU(), nn.Linear(width, rank), nn.Linear(rank, 6 * width))
-
-
-class FullModulation(nn.Sequential):
-    """SiLU and one linear layer to `parts` vectors of the width: (B, D) to (B, parts * D)."""
-
-    def __init__(self, width: int, parts: int) -> None:
-        super().__init__(nn.SiLU(), nn.Linear(width, parts * width))
-
-
-class NoSharedModulation(nn.Module):
-    """Adds nothing to a block's own modulation."""
-
-    def forward(self, c_BD: Tensor) -> Tensor:
-        return torch.zeros((), dtype=c_BD.dtype, device=c_BD.device)
-
-
-def block_modulation(config: FiTConfig) -> nn.Module:
-    """Returns a block's own part of the modulation, (B, D) to (B, 6 D)."""
-    if config.modulation == "full":
-        return FullModulation(config.width, parts=6)
-    return LowRankModulation(config.width, config.modulation_rank)
-
-
-def global_modulation(config: FiTConfig) -> nn.Module:
-    """Returns the part of the modulation that all blocks share, (B, D) to (B, 6 D)."""
-    return NoSharedModulation() if config.modulation == "full" else FullModulation(config.width, parts=6)
+def projection(width: int, parts: int, rank: int | None = None) -> nn.Sequential:
+    """Returns SiLU and a linear map of (B, D) to (B, parts * D), through `rank` if there is one."""
+    linear = [nn.Linear(width, rank), nn.Linear(rank, parts * width)] if rank else [nn.Linear(width, parts * width)]
+    return nn.Sequential(nn.SiLU(), *linear)
 
 
 def modulated_norm(x_TD: Tensor, shift_BD: Tensor, scale_BD: Tensor, rows: Rows) -> Tensor:

@@ -6,13 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import UserError
-from .config import FiTConfig, NetworkConfig
+from .config import FiTConfig, FiTv1Config, NetworkConfig
 from .dit import DiTConfig, SiTConfig
-from .fitv1 import FiTv1Config
 
 ARCHITECTURES = {"FiTv2": FiTConfig, "FiT": FiTv1Config, "DiT": DiTConfig, "SiT": SiTConfig}
 # The sizes of DiT and SiT, over images of 256x256 pixels.
-GRIDS = {
+GRIDS: dict[str, dict[str, Any]] = {
     "B/2": {"width": 768, "depth": 12, "heads": 12, "side": 16},
     "L/2": {"width": 1024, "depth": 24, "heads": 16, "side": 16},
     "XL/2": {"width": 1152, "depth": 28, "heads": 16, "side": 16},
@@ -27,7 +26,7 @@ PRESETS = {
 } | {f"{name}-{size}": ARCHITECTURES[name](**numbers) for name in ("DiT", "SiT") for size, numbers in GRIDS.items()}
 
 
-def preset(name: str, **changes) -> NetworkConfig:
+def preset(name: str, **changes: Any) -> NetworkConfig:
     """Returns the named configuration, with any field changed. Raises UserError for an unknown name."""
     if name not in PRESETS:
         raise UserError(f"there is no preset {name!r}; the presets are {', '.join(PRESETS)}")

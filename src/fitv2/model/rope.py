@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..tokens import upload
-from .config import RopeScheme
+from .config import AttentionFactor, RopeScheme
 
 
 def rotation_table(
@@ -30,8 +30,8 @@ def rotation_table(
     angles = (positions_T2[:, :, None].float() * frequencies_B2F[image_index_T]).flatten(1)[:, None]
     if scheme.attention == "none":
         return angles.cos(), angles.sin()
-    root = ATTENTION_SCALES[scheme.attention](sizes_B2.double(), scheme.train_side).sqrt().float()
-    root_T11 = upload(root, device)[image_index_T][:, None, None]
+    root_B = attention_factor(sizes_B2.double(), scheme.attention, scheme.train_side).sqrt().float()
+    root_T11 = upload(root_B, device)[image_index_T][:, None, None]
     return angles.cos() * root_T11, angles.sin() * root_T11
 
 
@@ -47,43 +47,25 @@ def image_frequencies(sizes_B2: Tensor, axis_dim: int, scheme: RopeScheme) -> Te
     if not scheme.per_axis:
         sizes_B2 = sizes_B2.amax(1, keepdim=True).expand(-1, 2)
     ratio_B21 = (sizes_B2 / scheme.train_side).clamp(min=1).float()[..., None]
-    return METHODS[scheme.method](ratio_B21, axis_dim, scheme)
 
+    def powers(base: Tensor) -> Tensor:
+        return base ** (-torch.arange(0, axis_dim, 2, dtype=torch.float32) / axis_dim)
 
-# The methods: (ratio >= 1 of the size to that of training, numbers per axis, scheme) to angles per patch.
-
-
-def unscaled(ratio: Tensor, axis_dim: int, scheme: RopeScheme) -> Tensor:
-    """Returns the frequencies of training, whatever the size."""
-    return base_power(torch.full_like(ratio, scheme.theta), axis_dim)
-
-
-def interpolated(ratio: Tensor, axis_dim: int, scheme: RopeScheme) -> Tensor:
-    """Squeezes all positions into the range of training (position interpolation)."""
-    return unscaled(ratio, axis_dim, scheme) / ratio
-
-
-def ntk_aware(ratio: Tensor, axis_dim: int, scheme: RopeScheme) -> Tensor:
-    """Takes a larger base: the lowest frequency is interpolated, the highest stays."""
-    return base_power(scheme.theta * ratio ** (axis_dim / max(axis_dim - 2, 1)), axis_dim)
-
-
-def ntk_by_parts(ratio: Tensor, axis_dim: int, scheme: RopeScheme) -> Tensor:
-    """Keeps fast frequencies, interpolates slow ones, and is NTK-aware between them, with the authors' constants."""
-    slow = kept_fraction(1.25, 0.75, axis_dim, scheme)
-    mixed = torch.lerp(interpolated(ratio, axis_dim, scheme), ntk_aware(ratio, axis_dim, scheme), slow)
-    return torch.lerp(mixed, unscaled(ratio, axis_dim, scheme), kept_fraction(16, 2, axis_dim, scheme))
-
-
-def yarn(ratio: Tensor, axis_dim: int, scheme: RopeScheme) -> Tensor:
-    """Keeps fast frequencies and interpolates slow ones, with a ramp between (YaRN)."""
-    squeezed, kept = interpolated(ratio, axis_dim, scheme), unscaled(ratio, axis_dim, scheme)
-    return torch.lerp(squeezed, kept, kept_fraction(32, 1, axis_dim, scheme))
-
-
-def base_power(base: Tensor, axis_dim: int) -> Tensor:
-    """Returns base ** (-2 i / axis_dim) for i below axis_dim / 2."""
-    return base ** (-torch.arange(0, axis_dim, 2, dtype=torch.float32) / axis_dim)
+    plain = powers(torch.full_like(ratio_B21, scheme.theta))
+    if scheme.method == "none":
+        return plain
+    interpolated = plain / ratio_B21  # Squeezes all positions into the range of training.
+    if scheme.method == "interpolation":
+        return interpolated
+    if scheme.method == "yarn":  # Keeps fast frequencies and interpolates slow ones, with a ramp between.
+        return torch.lerp(interpolated, plain, kept_fraction(32, 1, axis_dim, scheme))
+    # A larger base interpolates the lowest frequency and keeps the highest.
+    ntk_aware = powers(scheme.theta * ratio_B21 ** (axis_dim / max(axis_dim - 2, 1)))
+    if scheme.method == "ntk-aware":
+        return ntk_aware
+    # NTK by parts: keeps fast frequencies, interpolates slow ones, NTK-aware between; the constants are the authors'.
+    mixed = torch.lerp(interpolated, ntk_aware, kept_fraction(1.25, 0.75, axis_dim, scheme))
+    return torch.lerp(mixed, plain, kept_fraction(16, 2, axis_dim, scheme))
 
 
 def kept_fraction(fast: float, slow: float, axis_dim: int, scheme: RopeScheme) -> Tensor:
@@ -100,48 +82,19 @@ def kept_fraction(fast: float, slow: float, axis_dim: int, scheme: RopeScheme) -
     return 1 - ((torch.arange(axis_dim // 2, dtype=torch.float32) - low) / width).clamp(0, 1)
 
 
-# The attention factors: ((B, 2) float64 sizes in patches, training size) to (B,) factors on the logits.
+def attention_factor(sizes_B2: Tensor, kind: AttentionFactor, train_side: int) -> Tensor:
+    """Returns (B,) factors on the attention logits for float64 sizes in patches.
 
-
-def no_scale(sizes_B2: Tensor, train_side: int) -> Tensor:
-    return torch.ones_like(sizes_B2[:, 0])
-
-
-def yarn_scale(sizes_B2: Tensor, train_side: int) -> Tensor:
-    """Returns (1 + 0.1 ln ratio)^2 for the longer side (YaRN)."""
-    return (1 + 0.1 * (sizes_B2.amax(1) / train_side).clamp(min=1).log()) ** 2
-
-
-def side_scale(sizes_B2: Tensor, train_side: int) -> Tensor:
-    """Returns the authors' "pro1": log(2 side) / log(train side) for the longer side; not 1 at the training size."""
-    return log_ratio(2 * sizes_B2.amax(1), train_side)
-
-
-def doubled_token_scale(sizes_B2: Tensor, train_side: int) -> Tensor:
-    """Returns the authors' "pro2": log(2 tokens) / log(train tokens); not 1 at the training size."""
-    return log_ratio(2 * sizes_B2.prod(1), train_side**2)
-
-
-def token_scale(sizes_B2: Tensor, train_side: int) -> Tensor:
-    """Returns the paper's factor: log(tokens) / log(train tokens), at least 1 (FiTv2, Eq. 15)."""
-    return log_ratio(sizes_B2.prod(1), train_side**2)
-
-
-def log_ratio(tested_B: Tensor, trained: int) -> Tensor:
+    The authors' "pro1" and "pro2" are not 1 at the training size; "paper" is Eq. 15 of FiTv2.
+    """
+    side_B, tokens_B = sizes_B2.amax(1), sizes_B2.prod(1)
+    if kind == "none":
+        return torch.ones_like(side_B)
+    if kind == "yarn":
+        return (1 + 0.1 * (side_B / train_side).clamp(min=1).log()) ** 2
+    tested_B, trained = {
+        "pro1": (2 * side_B, train_side),
+        "pro2": (2 * tokens_B, train_side**2),
+        "paper": (tokens_B, train_side**2),
+    }[kind]
     return (tested_B.log() / math.log(trained)).clamp(min=1)
-
-
-METHODS = {
-    "none": unscaled,
-    "interpolation": interpolated,
-    "ntk-aware": ntk_aware,
-    "ntk-by-parts": ntk_by_parts,
-    "yarn": yarn,
-}
-ATTENTION_SCALES = {
-    "none": no_scale,
-    "yarn": yarn_scale,
-    "pro1": side_scale,
-    "pro2": doubled_token_scale,
-    "paper": token_scale,
-}

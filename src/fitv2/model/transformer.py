@@ -13,10 +13,10 @@ from .block import BlockInputs, FiTBlock
 from .compute import autocast_in
 from .config import FiTConfig, RopeScheme
 from .context import ContextEmbedder, join
-from .execution import Cache, compile_blocks, distinct_conditioning, run_blocks, sorted_by_length
+from .execution import Cache, compile_blocks, distinct_conditioning, inverse, run_blocks, sorted_by_length
 from .init import initialise_fit
 from .layers import FinalLayer, LabelEmbedder, PatchEmbedder, TimestepEmbedder
-from .modulation import global_modulation
+from .modulation import projection
 from .rope import rotation_table
 
 
@@ -37,7 +37,7 @@ class FiT(nn.Module):
         self.x_embedder = PatchEmbedder(config.token_channels, config.width)
         self.t_embedder = TimestepEmbedder(config.width)
         self.y_embedder = LabelEmbedder(config.num_classes, config.width)
-        self.global_adaLN_modulation = global_modulation(config)
+        self.global_adaLN_modulation = None if config.modulation == "full" else projection(config.width, 6)
         self.blocks = nn.ModuleList(FiTBlock(config) for _ in range(config.depth))
         self.final_layer = FinalLayer(config.width, config.output_channels)
         if config.context != "none":
@@ -49,13 +49,8 @@ class FiT(nn.Module):
         """The device of the first weights, where the inputs go."""
         return self.x_embedder.proj.weight.device
 
-    @property
-    def null_label(self) -> int:
-        """The label that stands for "no class"."""
-        return self.config.num_classes
-
     def compile_blocks(self, token_budget: int = 0) -> None:
-        """Fuses the element-wise work of the blocks with torch.compile. `benchmarks/` has what it brings.
+        """Fuses the element-wise work of the blocks with torch.compile; `benchmarks/` has the speed.
 
         token_budget: In training, shorter sequences get a tail up to it, of images that are kept out of every result:
         all steps then have one shape. Raises UserError on a CPU without a C++ compiler.
@@ -63,7 +58,6 @@ class FiT(nn.Module):
         compile_blocks(self.blocks, self.device, fixed_shape=token_budget > 0)
         self.token_budget = token_budget
 
-    @sorted_by_length
     def forward(
         self,
         batch: TokenBatch,
@@ -75,14 +69,27 @@ class FiT(nn.Module):
     ) -> Tensor:
         """Returns the output (T, output channels): the velocity, or for FiT the noise and its variance.
 
-        batch.x is (T, C). t_B: (B,) float in [0, 1], or steps in [0, 999] for a model of noise. y_B: (B,) int64 in
-        [0, num_classes]. context: of each image, for a model with one. rope: None means that of the configuration.
-        cache: what successive calls of a sampling share. Weights in half precision compute under autocast: norms,
-        rotations and the residual stream stay float32. Raises ValueError unless each image has one of all.
+        Weights in half precision compute under autocast: norms, rotations and the residual stream stay float32.
+
+        Args:
+            batch: The images; x is (T, C).
+            t_B: (B,) float in [0, 1], or steps in [0, 999] for a model of noise.
+            y_B: (B,) int64 in [0, num_classes].
+            context: The context of each image, for a model with one.
+            rope: The RoPE scheme; None means that of the configuration.
+            cache: The state that successive calls of a sampling share.
+
+        Raises:
+            ValueError: Not one time, label and context per image.
         """
-        self._check(batch, t_B, y_B, context)
+        if (context is None) != (self.config.context == "none") or (context and len(context) != len(batch)):
+            given = "none" if context is None else f"{len(context)}"
+            raise ValueError(f"context={self.config.context!r} in the model, and {given} given for {len(batch)} images")
+        if len(t_B) != len(batch) or len(y_B) != len(batch):
+            raise ValueError(f"{len(t_B)} times and {len(y_B)} labels for {len(batch)} images: give one of each")
+        batch, t_B, y_B, context, order = sorted_by_length(batch, t_B, y_B, context)
+        rope, joint = rope or self.config.rope, self.config.context == "joint"
         with autocast_in(self.final_layer.linear.weight.dtype, batch.x.device):
-            joint = self.config.context == "joint"
             t_B, y_B, rows = (t_B, y_B, batch.rows) if joint else distinct_conditioning(batch, t_B, y_B)
             c_BD = self.t_embedder(t_B) + self.y_embedder(y_B)
             # The residual stream stays float32 under autocast: sums of many small bfloat16 steps would lose them.
@@ -91,27 +98,15 @@ class FiT(nn.Module):
             if joint and context:
                 c_BD = c_BD + context.image_mean(context.x)
                 sequence, positions, own = join(sequence, context)
-            table = self._rotation(batch, sequence, positions, rope or self.config.rope)
-            c_B6D, of_tokens = self.global_adaLN_modulation(c_BD), sequence.rows if joint else rows
-            inputs = BlockInputs(c_BD, c_B6D, of_tokens, sequence, table, context)
+            table = sequence.once(
+                ("rotation", *batch.sizes, self.config.head_dim, rope),
+                lambda: rotation_table(positions, sequence.image_index, batch.hw, self.config.head_dim, rope),
+            )
+            shared = self.global_adaLN_modulation
+            c_B6D = torch.zeros_like(c_BD).repeat(1, 6) if shared is None else shared(c_BD)
+            inputs = BlockInputs(c_BD, c_B6D, sequence.rows if joint else rows, sequence, table, context)
             x_TD = run_blocks(self.blocks, sequence.x, inputs, cache, self.token_budget, self.activation_checkpointing)
             # With a device map the last block may be on another device than the first.
             x_TD = x_TD if own is None else x_TD[own.to(x_TD.device, non_blocking=True)]
-            return self.final_layer(x_TD, c_BD, rows)
-
-    def _check(self, batch: TokenBatch, t_B: Tensor, y_B: Tensor, context: TokenBatch | None) -> None:
-        if (context is None) != (self.config.context == "none") or (context and len(context) != len(batch)):
-            given = "none" if context is None else f"{len(context)}"
-            raise ValueError(f"context={self.config.context!r} in the model, and {given} given for {len(batch)} images")
-        if len(t_B) != len(batch) or len(y_B) != len(batch):
-            raise ValueError(f"{len(t_B)} times and {len(y_B)} labels for {len(batch)} images: give one of each")
-
-    def _rotation(
-        self, batch: TokenBatch, sequence: TokenBatch, positions_T2: Tensor, rope: RopeScheme
-    ) -> tuple[Tensor, Tensor]:
-        """Returns the cosines and sines of the tokens of `sequence`, computed once per set of images."""
-        head_dim = self.config.head_dim
-        return sequence.once(
-            ("rotation", *batch.sizes, head_dim, rope),
-            lambda: rotation_table(positions_T2, sequence.image_index, batch.hw, head_dim, rope),
-        )
+            output_TC = self.final_layer(x_TD, c_BD, rows)
+        return output_TC if order is None else batch.with_x(output_TC).select(inverse(order)).x

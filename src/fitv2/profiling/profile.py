@@ -240,7 +240,7 @@ def training_step(model: Network, batch: TokenBatch, labels_B: Tensor, autocast:
             return model(*inputs)
 
     def step() -> None:
-        objective(network, batch, labels_B, model.null_label, generator).loss.backward()
+        objective(network, batch, labels_B, model.config.null_label, generator).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 

@@ -22,11 +22,9 @@ class BlockCache:
         self._added: Tensor | None = None
         self._since = 0
 
-    def add(self, x_TD: Tensor, inner: Callable[[Tensor], Tensor]) -> Tensor:
-        """Returns inner(x_TD), or x_TD plus what the inner blocks added before.
-
-        Where guidance begins or ends, the number of images changes: such a call is a full one.
-        """
+    def __call__(self, x_TD: Tensor, inner: Callable[[Tensor], Tensor]) -> Tensor:
+        """Returns inner(x_TD), or x_TD plus the residual of an earlier call."""
+        # Where guidance begins or ends, the number of images changes: such a call is a full one.
         if self._added is not None and self._added.shape == x_TD.shape and self._since < self.every - 1:
             self._since += 1
             return x_TD + self._added

@@ -6,7 +6,7 @@ scalar tensor); guidance, if any, is inside it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -18,21 +18,24 @@ Output = Callable[[Tensor, Tensor], Tensor]
 
 def sample_ddpm(output: Output, x: Tensor, schedule: Schedule, draw: Callable[[], Tensor]) -> Tensor:
     """Goes from noise x through all steps of the schedule; draw() gives normal noise (T, C), for all but the last."""
-    for i in reversed(range(len(schedule))):
-        x = ddpm_step(schedule, x, at(output, schedule, x, i), torch.tensor(i), draw if i else None)
+    for index, step in backwards(schedule):
+        x = ddpm_step(schedule, x, output(x, step).float(), index, draw if index else None)
     return x
 
 
 def sample_ddim(output: Output, x: Tensor, schedule: Schedule) -> Tensor:
     """Goes from noise x through all steps without randomness; the learned variance is not used."""
-    for i in reversed(range(len(schedule))):
-        x = ddim_step(schedule, x, at(output, schedule, x, i), torch.tensor(i))
+    for index, step in backwards(schedule):
+        after = denoise(schedule, x, output(x, step).float(), index)
+        before = gather_like(schedule.alphas_cumprod_prev, index, x)
+        x = before.sqrt() * after.data + (1 - before).sqrt() * after.noise
     return x
 
 
-def at(output: Output, schedule: Schedule, x: Tensor, i: int) -> Tensor:
-    """Returns the output at step i of the schedule, which the model knows by its number in the full process."""
-    return output(x, torch.tensor(float(schedule.steps[i]))).float()
+def backwards(schedule: Schedule) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields the index of each step, and its number in the full process, by which the model knows it."""
+    for i in reversed(range(len(schedule))):
+        yield torch.tensor(i), torch.tensor(float(schedule.steps[i]))
 
 
 def ddpm_step(
@@ -41,10 +44,3 @@ def ddpm_step(
     """Returns the state before the step `index`; without draw its mean, as at the first step."""
     before = denoise(schedule, x, output, index)
     return before.mean if draw is None else before.mean + (before.log_variance / 2).exp() * draw().to(x)
-
-
-def ddim_step(schedule: Schedule, x: Tensor, output: Tensor, index: Tensor) -> Tensor:
-    """Returns the state before the step `index`, made of the predicted data and noise."""
-    after = denoise(schedule, x, output, index)
-    before = gather_like(schedule.alphas_cumprod_prev, index, x)
-    return before.sqrt() * after.data + (1 - before).sqrt() * after.noise

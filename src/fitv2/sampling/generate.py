@@ -30,7 +30,7 @@ OnImage = Callable[[int, Tensor], None]
 
 
 class Model(Protocol):
-    """What `generate` needs of a model, such as `FiT` and `DiT`: a `Denoiser` that also takes rope and cache."""
+    """The interface of a model, such as `FiT` and `DiT`: a `Denoiser` that also takes rope and cache."""
 
     @property
     def config(self) -> NetworkConfig: ...
@@ -82,7 +82,7 @@ def generate(
 def sample_batch(
     denoiser: Denoiser, config: NetworkConfig, specs: Sequence[SampleSpec], sampling: Sampling, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Samples requests together, both halves of guidance included, as one packed batch.
+    """Samples requests together as one packed batch, both halves of guidance included.
 
     Returns:
         The tokens (T, C) on the device, and hw (B, 2), the sizes of the images in patches.
@@ -108,10 +108,8 @@ def sample_batch(
 
 
 def max_tokens(sampling: Sampling, device: torch.device) -> int:
-    """Returns the most tokens of a batch, unless one image has more.
-
-    An adaptive solver gets each image alone: its steps follow from the error over the whole batch.
-    """
+    """Returns the most tokens of a batch, unless one image has more."""
+    # An adaptive solver gets each image alone: its steps follow from the error over the whole batch.
     return 1 if sampling.solver in ADAPTIVE else MAX_TOKENS["cpu" if device.type == "cpu" else "other"]
 
 

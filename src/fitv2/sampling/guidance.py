@@ -27,12 +27,12 @@ class GuidedModel:
     noise predicts is not guided.
 
     Args:
-        denoiser: The model. It may keep something between calls, so give each batch its own.
+        denoiser: The model. It may keep a state between calls, so give each batch its own.
         config: The configuration of the model.
         hw: (B, 2) int64 on the CPU, the height and width of each image in patches.
-        labels: (B,) int64 on the CPU; the number of classes stands for "no class".
+        labels: (B,) int64 on the CPU.
         sampling: The guidance: scale, interval, power and channels.
-        device: Where the model is. All that follows from sizes and labels is uploaded here, once.
+        device: The device of the model. All that follows from sizes and labels is uploaded once.
         context: The packed context of the images, for a model that takes one.
 
     Attributes:
@@ -51,51 +51,36 @@ class GuidedModel:
     ) -> None:
         self.denoiser, self.config, self.sampling, self.device = denoiser, config, sampling, device
         self.scale = sampling.guidance
-        nulls = torch.full_like(labels, config.num_classes)
+        nulls = torch.full_like(labels, config.null_label)
         self._guidable = not torch.equal(labels, nulls)
-        lengths, hw_twice = hw.prod(1).tolist(), hw.repeat_interleave(2, 0)
-        tokens = torch.arange(sum(lengths)).split(lengths)
-        first = torch.tensor([True, False]).repeat(len(hw)).repeat_interleave(hw_twice.prod(1))
-        self._cond, self._null = (upload(half.nonzero().flatten(), device) for half in (first, ~first))
-        self._twice = upload(torch.cat([part for image in tokens for part in (image, image)]), device)
-        self._labels, self._labels_twice = (
-            upload(y, device) for y in (labels, torch.stack((labels, nulls), 1).flatten())
-        )
-        blank = torch.empty(2 * sum(lengths), 0, device=device)
-        self.batch, self._batch_twice = TokenBatch(blank[: sum(lengths)], hw), TokenBatch(blank, hw_twice)
-        self._context = context
-        self._context_twice = context and context.select([i for i in range(len(hw)) for _ in range(2)])
+        self._labels = upload(labels, device)
+        self._labels_twice = upload(torch.stack((labels, nulls), 1).flatten(), device)
+        self.batch, self._context = TokenBatch(torch.empty(int(hw.prod(1).sum()), 0, device=device), hw), context
+        self._twice = [i for i in range(len(hw)) for _ in range(2)]
+        self.batch.select(self._twice)  # Uploads the indices of the pairs now, not between two steps.
+        self._context_twice = context and context.select(self._twice)
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """Returns the guided output (T, output channels) in float32 for tokens x (T, C).
 
         t: A scalar, or a time per image (B,); on the CPU, or on the device for a solver that computes its times there.
         """
-        scale = self._scale_at(t)
+        scale, batch = self._scale_at(t), self.batch.with_x(x)
         if isinstance(scale, float) and scale == 1.0:
-            return self.denoiser(self.batch.with_x(x), self._per_image(t), self._labels, self._context).float()
-        twice = t if t.ndim == 0 else t.repeat_interleave(2)
-        output = self.denoiser(
-            self._batch_twice.with_x(x[self._twice]),
-            self._per_image(twice, 2),
-            self._labels_twice,
-            self._context_twice,
-        ).float()
-        cond, null = output[self._cond], output[self._null]
+            return self.denoiser(batch, self._per_image(t, len(batch)), self._labels, self._context).float()
+        both = batch.select(self._twice)
+        times = self._per_image(t, len(both))
+        output = both.with_x(self.denoiser(both, times, self._labels_twice, self._context_twice).float())
+        cond, null = (output.select(range(half, len(both), 2)).x for half in (0, 1))
         guided = null + scale * (cond - null)
-        channels = self._channels
+        channels = self.sampling.channels
+        if channels is None and self.config.prediction == "epsilon":  # All of the noise, nothing of its variance.
+            channels = self.config.token_channels
         return guided if channels is None else torch.cat((guided[:, :channels], cond[:, channels:]), dim=1)
 
     def expand(self, t: Tensor) -> Tensor:
-        """Returns a time or a number per image (B,) as (T, 1) on the device, and a scalar as it is."""
+        """Returns a time or a number per image (B,) as (T, 1) on the device, and a scalar unchanged."""
         return t if t.ndim == 0 else self.batch.expand_to_tokens(upload(t, self.device))[:, None]
-
-    @property
-    def _channels(self) -> int | None:
-        """The number of guided channels of a token; None for all."""
-        if self.sampling.channels is None and self.config.prediction == "epsilon":
-            return self.config.token_channels
-        return self.sampling.channels
 
     def _scale_at(self, t: Tensor) -> float | Tensor:
         """Returns the guidance scale: one number, or (T, 1) if the times of the images have different scales."""
@@ -113,11 +98,10 @@ class GuidedModel:
         ]
         return scales[0] if len(set(scales)) == 1 else self.expand(torch.tensor(scales))
 
-    def _per_image(self, t: Tensor, repeats: int = 1) -> Tensor:
+    def _per_image(self, t: Tensor, images: int) -> Tensor:
         """Returns a time per image on the device. A scalar from the CPU is an argument of a kernel, not a copy."""
         if t.ndim == 1:
-            return upload(t, self.device)
-        images = repeats * len(self.batch)
+            return upload(t.repeat_interleave(images // len(t)), self.device)
         if t.device.type == self.device.type:
             return t.expand(images)
         return torch.full((images,), float(t), dtype=t.dtype, device=self.device)

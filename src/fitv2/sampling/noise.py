@@ -13,24 +13,18 @@ from ..randomness import image_generator
 class ImageNoise:
     """A stream of standard normal noise per image, on the CPU, so that the device and the batch change nothing.
 
-    Successive draws continue each image's own stream: the first is the starting noise, the others feed an SDE or DDPM.
-
-    Args:
-        seeds: One per image.
-        lengths: The number of tokens of each image.
-        channels: Numbers per token.
-
-    Raises:
-        UserError: A seed that is not a whole number from 0 to 2**64 - 1.
+    seeds and lengths: of each image, the seed and the number of tokens. channels: numbers per token. Raises UserError
+    for a seed that is not a whole number from 0 to 2**64 - 1.
     """
 
     def __init__(self, seeds: Sequence[int], lengths: Sequence[int], channels: int) -> None:
-        if len(seeds) != len(lengths):
-            raise ValueError(f"{len(seeds)} seeds for {len(lengths)} images")
-        self._streams = [image_generator(seed) for seed in seeds]
-        self._shapes = [(length, channels) for length in lengths]
+        generators = [image_generator(seed) for seed in seeds]
+        self._streams = list(zip(generators, lengths, strict=True))
+        self._channels = channels
 
     def draw(self) -> Tensor:
-        """Returns the next noise (T, C) in float32, image after image."""
-        pairs = zip(self._streams, self._shapes, strict=True)
-        return torch.cat([torch.randn(shape, generator=stream) for stream, shape in pairs])
+        """Returns the next noise (T, C) in float32: the start of the images, then that of each step of an SDE or DDPM.
+
+        Each image's own stream continues from draw to draw.
+        """
+        return torch.cat([torch.randn(n, self._channels, generator=generator) for generator, n in self._streams])

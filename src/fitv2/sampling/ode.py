@@ -9,10 +9,9 @@ callback gets (steps done, time reached, x) after each step. Gradients flow thro
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,8 +42,7 @@ def time_grid(steps: int, shift: float = 1.0) -> Tensor:
     return shift_time(torch.linspace(0, 1, steps + 1, dtype=torch.float64), shift).float()
 
 
-@dataclass(frozen=True)
-class Tableau:
+class Tableau(NamedTuple):
     """The Butcher tableau of an explicit Runge-Kutta method: nodes in the step, rows of the stages, final weights."""
 
     nodes: tuple[float, ...]
@@ -76,14 +74,14 @@ def runge_kutta(
         width = end - start
         slopes: list[Tensor] = []
         for node, row in zip(tableau.nodes, tableau.rows, strict=True):
-            slopes.append(velocity(_advance(x, expand(width), row, slopes), start + node * width))
-        x = _advance(x, expand(width), tableau.weights, slopes)
+            slopes.append(velocity(advance(x, expand(width), row, slopes), start + node * width))
+        x = advance(x, expand(width), tableau.weights, slopes)
         if callback is not None:
             callback(step, end, x)
     return x
 
 
-def _advance(x: Tensor, width: Tensor, weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
+def advance(x: Tensor, width: Tensor, weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
     used = [weight * slope for weight, slope in zip(weights, slopes, strict=True) if weight]
     return x + width * sum(used) if used else x
 
@@ -97,14 +95,12 @@ def adams_bashforth(
     """
     previous: tuple[Tensor, Tensor] | None = None
     for step, (start, end) in enumerate(pairwise(times), 1):
-        width = end - start
-        slope = velocity(x, start)
-        if previous is None:
-            x = x + expand(width) * slope
-        else:
+        width, slope = end - start, velocity(x, start)
+        change = slope
+        if previous is not None:
             last_slope, last_width = previous
-            x = x + expand(width) * (slope + expand(width / (2 * last_width)) * (slope - last_slope))
-        previous = slope, width
+            change = slope + expand(width / (2 * last_width)) * (slope - last_slope)
+        x, previous = x + expand(width) * change, (slope, width)
         if callback is not None:
             callback(step, end, x)
     return x
@@ -126,20 +122,16 @@ def adaptive(
     Inner times only say where the callback looks, at the end. The last step ends at the last time. The authors' may
     pass t = 1 and is interpolated back, with a larger error.
     """
-    from torchdiffeq import odeint
+    from torchdiffeq import odeint  # pyright: ignore[reportMissingTypeStubs]
 
     scalars(times[0])
     times = times.to(x.device) if callback is not None else times[[0, -1]].to(x.device)
-    states: Any = odeint(
-        # The probe for the first step's width may still pass t = 1.
-        lambda t, state: velocity(state, t.clamp(0, 1)),
-        x,
-        times,
-        method=method,
-        rtol=rtol,
-        atol=atol,
-        options={"step_t": times[-1:]},
-    )
+
+    def bounded(t: Tensor, x: Tensor) -> Tensor:  # The probe for the first step's width may still pass t = 1.
+        return velocity(x, t.clamp(0, 1))
+
+    options = {"step_t": times[-1:]}
+    states: Any = odeint(bounded, x, times, method=method, rtol=rtol, atol=atol, options=options)
     if callback is not None:
         for step in range(1, len(times)):
             callback(step, times[step], states[step])

@@ -1,9 +1,9 @@
-"""What is asked of a model: the images (`SampleSpec`) and how to sample them (`Sampling`)."""
+"""A request to a model: the images (`SampleSpec`) and how to sample them (`Sampling`)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
@@ -16,7 +16,8 @@ from .cache import SHALLOWEST_CACHED
 from .solvers import ADAPTIVE, DIFFUSION_SOLVERS, FLOW_SOLVERS, SOLVER_NAMES, model_calls
 
 DEFAULT_STEPS = 25
-WHOLE = (0.0, 1.0)
+# Without guidance these have no effect.
+GUIDANCE_SETTINGS = ("interval", "power", "channels")
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Sampling:
     steps: int | None = None
     solver: str = "ab2"
     guidance: float = 2.0
-    interval: tuple[float, float] = WHOLE
+    interval: tuple[float, float] = (0.0, 1.0)
     power: float = 0.0
     channels: int | None = None
     shift: float = 1.0
@@ -63,36 +64,27 @@ class Sampling:
     cache_interval: int = 1
 
     def __post_init__(self) -> None:
-        self._check_solver()
-        self._check_guidance()
-        if useless := "; ".join(self._without_effect()):
-            raise UserError(f"these settings would have no effect: {useless}. Remove them")
-
-    def _check_solver(self) -> None:
+        adaptive, diffusion = self.solver in ADAPTIVE, self.solver in DIFFUSION_SOLVERS
         if self.solver not in SOLVER_NAMES:
             near = suggestion(self.solver, SOLVER_NAMES)
             raise UserError(f"there is no solver {self.solver!r}; the solvers are {', '.join(SOLVER_NAMES)}{near}")
-        if self.steps is None and self.solver not in ADAPTIVE:
+        if self.steps is None and not adaptive:
             object.__setattr__(self, "steps", DEFAULT_STEPS)
         if self.steps is not None and self.steps < 1:
             raise UserError(f"a sampler needs at least one step, not {self.steps}")
-        if self.solver in DIFFUSION_SOLVERS and self.steps is not None:
+        if diffusion and self.steps is not None:
             check_count(self.steps)
-        if self.cache_interval < 1 or (self.cache_interval > 1 and self.solver in ADAPTIVE):
+        if self.cache_interval < 1 or (self.cache_interval > 1 and adaptive):
             raise UserError(
                 f"one model call of every {self.cache_interval} cannot be a full one with the solver {self.solver}: "
                 "give 1 or more, and 1 for an adaptive solver"
             )
-
-    def _check_guidance(self) -> None:
         numbers = (self.guidance, self.power, self.shift)
-        if not all(map(math.isfinite, numbers)) or self.shift <= 0 or self.power < 0:
+        if not all(map(math.isfinite, numbers)) or self.shift <= 0 or self.power < 0 or self.guidance < 0:
             raise UserError(
-                f"guidance {self.guidance}, power {self.power} and shift {self.shift} must be finite numbers, "
-                "the power 0 or more and the shift above 0"
+                f"guidance {self.guidance:g}, power {self.power} and shift {self.shift} must be finite numbers, "
+                "the guidance (1 for none) and the power 0 or more and the shift above 0"
             )
-        if self.guidance < 0:
-            raise UserError(f"guidance {self.guidance:g} would lead away from the class: give 1 for none, or more")
         try:
             low, high = self.interval
             if not 0 <= low <= high <= 1:
@@ -102,17 +94,16 @@ class Sampling:
         object.__setattr__(self, "interval", (low, high))
         if self.channels is not None and self.channels < 1:
             raise UserError("guidance needs at least one channel to act on; guidance 1 is none")
-
-    def _without_effect(self) -> Iterator[str]:
-        """Yields each setting that changes nothing, with the reason."""
-        if self.solver in ADAPTIVE and self.steps is not None:
-            yield f"steps {self.steps} (the solver {self.solver} chooses its own)"
-        if self.shift != 1 and self.solver in (*ADAPTIVE, *DIFFUSION_SOLVERS):
-            yield f"shift {self.shift} (the solver {self.solver} has no grid of times to shift)"
-        defaults = {"interval": WHOLE, "power": 0.0, "channels": None}
-        for name, default in defaults.items() if self.guidance == 1 else ():
-            if getattr(self, name) != default:
-                yield f"{name} {getattr(self, name)} (guidance 1 means none)"
+        useless: list[str] = []
+        if adaptive and self.steps is not None:
+            useless.append(f"steps {self.steps} (the solver {self.solver} chooses its own)")
+        if self.shift != 1 and (adaptive or diffusion):
+            useless.append(f"shift {self.shift} (the solver {self.solver} has no grid of times to shift)")
+        if self.guidance == 1:
+            changed = [name for name in GUIDANCE_SETTINGS if getattr(self, name) != getattr(Sampling, name)]
+            useless += [f"{name} {getattr(self, name)} (guidance 1 means none)" for name in changed]
+        if useless:
+            raise UserError(f"these settings would have no effect: {'; '.join(useless)}. Remove them")
 
     @classmethod
     def of(cls, config: NetworkConfig, recommended: Mapping[str, Any], **given: Any) -> Self:
@@ -120,9 +111,8 @@ class Sampling:
 
         Args:
             config: The configuration of the model.
-            recommended: What the model folder recommends, by the names of the attributes. A recommendation that has no
-                effect beside what is given is left out: of steps and times with another solver, of guidance without
-                guidance.
+            recommended: The recommendations of the model folder, by the names of the attributes; those that have no
+                effect with the given settings are omitted.
             **given: The settings of the caller; None means not given.
 
         Raises:
@@ -133,7 +123,7 @@ class Sampling:
         if given.get("solver") not in (None, advice.get("solver", default_solver(config))):
             advice = without(advice, "steps", "shift", "cache_interval")
         if given.get("guidance") == 1:
-            advice = without(advice, "interval", "power", "channels")
+            advice = without(advice, *GUIDANCE_SETTINGS)
         settings: dict[str, Any] = {"solver": default_solver(config), **advice, **given}
         sampling = cls(**settings)
         check_sampling(sampling, config)
@@ -145,12 +135,12 @@ class Sampling:
         return model_calls(self.solver, self.steps)
 
 
-# What a model folder may recommend; positions beyond the training size are part of the model's configuration.
+# The settings that a model folder may recommend; the extrapolation of RoPE is part of the model's configuration.
 RECOMMENDABLE = tuple(field.name for field in fields(Sampling) if field.name != "rope")
 
 
 def check_recommended(content: Any) -> dict[str, Any]:
-    """Returns recommended settings as read from JSON, checked. Raises UserError if they are none."""
+    """Returns recommended settings as read from JSON, checked. Raises UserError for others."""
     if not isinstance(content, dict):
         raise UserError("it holds no settings by name")
     if unknown := sorted(content.keys() - set(RECOMMENDABLE)):
@@ -171,18 +161,14 @@ def default_solver(config: NetworkConfig) -> str:
     return "ddim" if config.prediction == "epsilon" else "ab2"
 
 
-def check_solver(solver: str, config: NetworkConfig) -> None:
-    """Raises UserError if the solver does not integrate what the model predicts."""
-    what, fitting = ("noise", DIFFUSION_SOLVERS) if config.prediction == "epsilon" else ("a velocity", FLOW_SOLVERS)
-    if solver not in fitting:
-        raise UserError(
-            f"the solver {solver} is not for this model, which predicts {what}; choose from {', '.join(fitting)}"
-        )
-
-
 def check_sampling(sampling: Sampling, config: NetworkConfig) -> None:
     """Raises UserError for a solver or setting that the model has no use for."""
-    check_solver(sampling.solver, config)
+    what, fitting = ("noise", DIFFUSION_SOLVERS) if config.prediction == "epsilon" else ("a velocity", FLOW_SOLVERS)
+    if sampling.solver not in fitting:
+        raise UserError(
+            f"the solver {sampling.solver} is not for this model, which predicts {what}; "
+            f"choose from {', '.join(fitting)}"
+        )
     if config.fixed_grid is not None and sampling.rope is not None:
         raise UserError("a model of a fixed grid has no rotary positions that could be changed; remove rope")
     if sampling.channels is not None and sampling.channels > config.token_channels:
@@ -200,11 +186,10 @@ def check_spec(spec: SampleSpec, config: NetworkConfig) -> None:
     """Raises UserError for a seed, size or label that the model cannot take."""
     check_seed(spec.seed)
     check_divisible(spec.size, config.patch_size)
-    only = config.fixed_grid and tuple(side * config.patch_size for side in config.fixed_grid)
-    if only not in (None, tuple(spec.size)):
-        height, width = spec.size
-        raise UserError(f"this model makes {only[0]}x{only[1]} latent pixels alone, and {height}x{width} is asked for")
-    classes = config.num_classes
+    classes, own = config.num_classes, tuple(side * config.patch_size for side in config.fixed_grid or ())
+    if own and own != tuple(spec.size):
+        (rows, columns), (height, width) = own, spec.size
+        raise UserError(f"this model makes {rows}x{columns} latent pixels alone, and {height}x{width} is asked for")
     if not 0 <= spec.label <= classes:
         raise UserError(f"label {spec.label} is out of range: 0 to {classes - 1} are classes, {classes} is none")
 

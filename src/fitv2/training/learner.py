@@ -69,7 +69,7 @@ class Learner:
             weights: The weight of each pack's loss, the mean over its images.
             generators: For each pack, the source of its times, noise and dropped labels.
         """
-        device, null_label = self.model.ranks.device, self.model.module.null_label
+        device, null_label = self.model.ranks.device, self.model.module.config.null_label
         total = torch.zeros((), device=device)
         for number, ((batch, labels), weight, generator) in enumerate(zip(packs, weights, generators, strict=True), 1):
             batch, labels = batch.to(device), upload(labels, device)
