@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fitv2.data.fashion import bundled
 from fitv2.data.images import (
     MAX_STRETCH,
     centre_crop,
@@ -18,13 +19,13 @@ from fitv2.data.images import (
     variants,
     why_unfit,
 )
-from image_files import scene
 
 
 @pytest.fixture
 def colour() -> np.ndarray:
-    """(42, 28, 3) uint8, different in every direction."""
-    return np.rint(255 * scene(np.random.default_rng(0), 42, 28)).astype(np.uint8)
+    """(42, 28, 3) uint8: a garment in its own, mirrored and inverted grey as red, green and blue."""
+    grey = np.asarray(Image.fromarray(bundled().images[0]).resize((28, 42), Image.Resampling.BICUBIC))
+    return np.stack([grey, grey[:, ::-1], 255 - grey], axis=2)
 
 
 @pytest.mark.parametrize(

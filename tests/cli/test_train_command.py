@@ -116,7 +116,7 @@ def test_a_run_is_continued_on_request_only_and_not_with_another_network(train, 
 
 
 def test_a_first_attempt_that_failed_leaves_nothing_in_the_way(train, images, tmp_path):
-    assert "there is no folder picturse: give the folder that holds the images" in train(data="picturse").sentence
+    assert "there is no folder ./picturse: give the folder that holds the images" in train(data="picturse").sentence
     lower = "lower training.max_tokens_per_batch"
     assert lower in train(settings=["training.max_tokens_per_batch=999999999"]).sentence
     train().ok()
@@ -155,7 +155,7 @@ def test_no_training_begins_among_files_of_others(train, images, tmp_path):
         ),
         (["--recipe", "fashion-tiny", "--set", "log.sample_guidance=.nan"], "finite"),
         (["--recipe", "fashion", "--set", "model.patch_size=8"], "fashion is cut into patches of 4"),
-        (["--recipe", "fashion", "--set", "data.folder=nowhere"], "the bundled 10 000 images need neither"),
+        (["--recipe", "fashion", "--set", "data.folder=nowhere"], "install the Debian package dataset-fashion-mnist"),
         (["--recipe", "fashion", "--set", "training.learning_rat=1"], "the nearest is 'training.learning_rate'"),
         (["--recipe", "fashion-tiny", "--set", "training.max_tokens_per_batch=30"], "does not fit a pack of 30 tokens"),
         (["--recipe", "imagenet-b", "--dry-run", "--devices", "3"], "8 packs a step cannot be shared evenly by 3"),
