@@ -313,3 +313,9 @@ def test_a_commit_is_known_of_a_checkout_alone(tmp_path, monkeypatch):
     assert code_commit(package) == f"{commit}, changed"
     monkeypatch.setenv("PATH", "")
     assert code_commit(package) is None
+
+
+def test_a_failed_command_is_reported_by_its_last_words(tmp_path):
+    queue = Queue(Table(tmp_path), tmp_path / "work", 1, lambda run: tmp_path)
+    with pytest.raises(CommandFailed, match=r"a sample failed: .*--nonsense"):
+        queue.command(["sample", "--nonsense"], tmp_path / "out", "a sample")

@@ -135,18 +135,20 @@ class Queue:
             with self.lock:
                 if self.stopping:
                     raise CommandFailed(f"{name} was stopped")
-                # Ctrl-C reaches this process alone, which then stops the others.
+                # Ctrl-C reaches this process alone, which then stops the others. A session of their own would do as
+                # well, but Linux schedules sessions by themselves, and a lower priority of this one would be lost.
                 process = subprocess.Popen(
                     [sys.executable, "-m", "fitv2.cli", *words], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-                    env=self.environment, start_new_session=True,
+                    env=self.environment, process_group=0,
                 )  # fmt: skip
                 self.processes.add(process)
             code = process.wait()
             with self.lock:
                 self.processes.remove(process)
         if code:
-            said = path.read_bytes()[start:].decode(errors="replace").strip().rpartition("\n")[2]
-            raise CommandFailed(f"{name} failed: {said or 'without a word'} (see {path})")
+            lines = path.read_bytes()[start:].decode(errors="replace").splitlines()
+            said = [line.strip("│ ") for line in lines if any(map(str.isalnum, line))]  # Rich draws boxes.
+            raise CommandFailed(f"{name} failed: {said[-1] if said else 'it printed nothing'} (see {path})")
 
     def add(self, lines: Iterable[dict[str, Any]]) -> None:
         lines = list(lines)
