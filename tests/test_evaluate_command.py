@@ -15,7 +15,7 @@ from PIL import Image
 from evaluations import SHAPES, contents, noises, report
 from fitv2.checkpoints.model_folder import save_pretrained
 from fitv2.cli.evaluate import OF_SAMPLES, evaluate
-from fitv2.cli.evaluated import is_model
+from fitv2.cli.evaluation import is_model
 from fitv2.evaluation import samples as samples_module
 from fitv2.evaluation.extractors import NAMES
 from fitv2.locks import locked

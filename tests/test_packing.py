@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from fitv2.data.fashion import bundled
-from fitv2.data.imagenet import IMAGES, ImageNetLike
 from fitv2.data.packing import packing_efficiency, plan_packs
+from fitv2.data.stand_in import IMAGES, ImageNetLike
 
 
 @pytest.mark.parametrize("budget", [1024, 4096, 8192])
@@ -24,7 +24,7 @@ def test_packs_hold_every_image_once_and_99_percent_real_tokens(budget):
 
 @pytest.mark.parametrize(("max_tokens", "budget"), [(256, 4096), (256, 7680), (1024, 9728)])
 def test_a_million_images_are_planned_in_seconds_with_99_percent_real_tokens(max_tokens, budget):
-    """Sizes as `fitv2.data.imagenet` draws them; the budgets are those of the recipes, and a small one."""
+    """Sizes as `fitv2.data.stand_in` draws them; the budgets are those of the recipes, and a small one."""
     lengths = ImageNetLike(max_tokens).epoch(0, 0).hw.prod(1)
     assert len(lengths) == IMAGES == 1_281_167
     start = time.process_time()

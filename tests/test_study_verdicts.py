@@ -195,7 +195,7 @@ def test_three_seeds_decide_fewer_than_four_of_five_effects(name, by_seeds):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ablation", "versus-sit"])
+@pytest.mark.parametrize("name", ["ablation", "versus-sit", "mixed"])
 def test_four_of_five_effects_of_two_standard_deviations_of_a_difference_are_decided(name):
     rng, study, decided = np.random.default_rng(2), load_study(name), 0
     everywhere = {name for name, condition in study.evaluation.conditions.items() if condition.variants is None}

@@ -3,7 +3,7 @@
     python tools/paper_cost.py
 
 All by formula: nothing is measured. What depends on the sizes of ImageNet's images takes them from
-`fitv2.data.imagenet`, where they are drawn after what is known of them. Encoding takes the same for both if each image
+`fitv2.data.stand_in`, where they are drawn after what is known of them. Encoding takes the same for both if each image
 is encoded once and kept, and then hardly counts; encoded again in each step, it favours whoever takes fewer steps.
 """
 
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from fitv2.config import load_recipe
-from fitv2.data.imagenet import IMAGES, ImageNetLike
 from fitv2.data.packing import packing_efficiency, plan_packs
+from fitv2.data.stand_in import IMAGES, ImageNetLike
 from fitv2.model.presets import PRESETS
 from fitv2.profiling.formula import forward_flops, linear_macs, parameters
 

@@ -18,10 +18,10 @@ from .data import fashion
 from .data.dataset import Dataset
 from .data.fashion import Fashion
 from .data.folder import ImageFolder
-from .data.imagenet import ImageNetLike
 from .data.official import OfficialLatents, budgets
 from .data.prepared import is_prepared, read_dataset
 from .data.shards import LatentShards
+from .data.stand_in import ImageNetLike
 from .diffusion.objective import DiffusionLoss, diffusion_loss
 from .diffusion.schedule import linear_schedule
 from .errors import UserError
@@ -33,8 +33,9 @@ from .model.rope import RopeScheme
 from .settings import ARCHITECTURES, GRIDS, DataSettings, FashionSettings, FolderSettings, Recipe, TrainingSettings
 from .tokens import TokenBatch
 
-# (network, images, labels (B,), the null label, a generator) to a tuple with the loss.
+# (noisy images, times (B,), labels (B,)) to the prediction (T, C).
 Denoise = Callable[[TokenBatch, Tensor, Tensor], Tensor]
+# (network, images, labels (B,), the null label, a generator) to a tuple with the loss.
 Objective = Callable[[Denoise, TokenBatch, Tensor, int, torch.Generator], FlowLoss | DiffusionLoss]
 # Channels of the images by Pillow's mode: the meaning of `data.channels`, also where latents have more.
 IMAGE_CHANNELS = {"RGB": 3, "L": 1}

@@ -1,4 +1,4 @@
-"""Names for what settings say: the same content, the same name."""
+"""Digests of settings: equal content has the same digest."""
 
 from __future__ import annotations
 

@@ -10,8 +10,8 @@ from PIL import Image
 
 from fitv2.adapters.pipeline import FiTPipeline
 from fitv2.checkpoints.model_folder import Pretrained, load_pretrained, save_pretrained
-from fitv2.cli.requested import file_name, list_specs, showcase
-from fitv2.cli.samples import begin
+from fitv2.cli.sample_folder import begin
+from fitv2.cli.specs import file_name, list_specs, showcase
 from fitv2.errors import UserError
 from fitv2.locks import locked
 from fitv2.sample_list import CONTACT_SHEET

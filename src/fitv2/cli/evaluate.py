@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import typer
 
 from ..errors import UserError
-from .evaluated import DEFAULT_NUMBER, OUT, Job, is_model, parse_size_spec
+from .evaluation import DEFAULT_NUMBER, OUT, Job, is_model, parse_size_spec
 from .options import Json, ModelOptions, guidance_option, out_option, refuse_options, with_model_options
 
 # Parameters that have an effect on images that exist already.

@@ -53,7 +53,7 @@ class ModelOptions:
         Solver | None,
         sampling_option(
             metavar="NAME",
-            help=f"{', '.join(FLOW_SOLVERS)}; for FiT models {' or '.join(DIFFUSION_SOLVERS)}; {ADVISED} ab2 or ddim",
+            help=f"{', '.join(FLOW_SOLVERS)}; for FiT and DiT {' or '.join(DIFFUSION_SOLVERS)}; {ADVISED} ab2 or ddim",
         ),
     ] = None
     time_shift: Annotated[float | None, sampling_option(help="above 1: more steps near the image")] = None

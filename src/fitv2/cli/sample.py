@@ -15,8 +15,8 @@ from ..errors import UserError
 from ..messages import counted
 from .options import ADVISED, IgnoreMemory, Json, ModelOptions, guidance_option, out_option, with_model_options
 from .output import show
-from .requested import check_memory, describe, list_specs, shown_classes, warn_of_sizes
-from .samples import SHEET, begin, finish, free_folder
+from .sample_folder import SHEET, begin, finish, free_folder
+from .specs import check_memory, describe, list_specs, shown_classes, warn_of_sizes
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -121,7 +121,7 @@ def carry_out(chosen: Recipe, run: Path, resume: bool, device: str | None, ignor
     from ..checkpoints.training_state import checkpoints
     from ..distributed import ranks as processes
     from ..model.config import FiTConfig
-    from ..training.inputs import data_lines, write_inputs
+    from ..training.input_sheet import data_lines, write_inputs
     from ..training.run_folder import check_run
     from ..training.trainer import Trainer
     from .plan import too_large

@@ -203,13 +203,16 @@ class GarmentExtractor(Extractor):
         return pooled, places[:, :CHANNELS], self.network.head(pooled)
 
 
-NAMES = (InceptionExtractor.name, EfficientNetExtractor.name, GarmentExtractor.name)
+EXTRACTORS: dict[str, Callable[..., Extractor]] = {
+    kind.name: kind for kind in (InceptionExtractor, EfficientNetExtractor, GarmentExtractor)
+}
 
 
 def load_extractor(name: str, device: str, inception_weights: Path | None = None) -> Extractor:
     """Returns an extractor. Raises UserError if it is unknown, or its weights or packages are missing or wrong."""
-    if name not in NAMES:
-        raise UserError(f"there is no extractor {name!r}; choose from {', '.join(NAMES)}")
+    kind = EXTRACTORS.get(name)
+    if kind is None:
+        raise UserError(f"there is no extractor {name!r}; choose from {', '.join(EXTRACTORS)}")
     if (name == InceptionExtractor.name) != (inception_weights is not None):
         raise UserError(
             "the extractor inception, and no other, needs --inception-weights FILE: the pt_inception-2015-12-05 of "
@@ -217,7 +220,7 @@ def load_extractor(name: str, device: str, inception_weights: Path | None = None
         )
     if inception_weights is not None:
         return InceptionExtractor(inception_weights, device)
-    return GarmentExtractor(device) if name == GarmentExtractor.name else EfficientNetExtractor(device)
+    return kind(device)
 
 
 def extract(extractor: Extractor, images: Iterable[Image.Image], done: Callable[[int], Any]) -> Iterator[Features]:

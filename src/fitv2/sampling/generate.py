@@ -82,7 +82,7 @@ def generate(
 def sample_batch(
     denoiser: Denoiser, config: NetworkConfig, specs: Sequence[SampleSpec], sampling: Sampling, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Samples requests together as one packed batch, both halves of guidance included.
+    """Samples requests together as one packed batch, which guidance doubles.
 
     Returns:
         The tokens (T, C) on the device, and hw (B, 2), the sizes of the images in patches.
@@ -108,8 +108,8 @@ def sample_batch(
 
 
 def max_tokens(sampling: Sampling, device: torch.device) -> int:
-    """Returns the most tokens of a batch, unless one image has more."""
-    # An adaptive solver gets each image alone: its steps follow from the error over the whole batch.
+    """Returns the most tokens of a batch of several images; a longer image is a batch of its own."""
+    # An adaptive solver takes its steps by the error over the whole batch: with 1 token, each image is sampled alone.
     return 1 if sampling.solver in ADAPTIVE else MAX_TOKENS["cpu" if device.type == "cpu" else "other"]
 
 

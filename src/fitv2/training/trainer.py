@@ -34,7 +34,7 @@ from .learner import Learner
 from .log import RunLog
 from .malloc_trim import trim_heap
 from .run_folder import check_data, exported, identity, keep_provenance, keep_recipe, resume_command
-from .samples import write_sheet
+from .sample_sheet import write_sheet
 from .sigterm import SigtermHandler
 from .watch import DataGone, DataWatch, GradientWatch
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import UserError
 from ..messages import counted
 from .options import ModelOptions, parse_size
-from .requested import check_memory, file_name
+from .specs import check_memory, file_name
 
 if TYPE_CHECKING:
     import torch
