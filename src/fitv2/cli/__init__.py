@@ -72,7 +72,9 @@ def of_all(
     version: Annotated[
         bool, typer.Option("--version", is_eager=True, callback=show_version, help="print the version and exit")
     ] = False,
-    debug: Annotated[bool, typer.Option(DEBUG, help="show tracebacks and warnings; anywhere on the line")] = False,
+    debug: Annotated[
+        bool, typer.Option(DEBUG, help="show tracebacks and warnings; allowed anywhere on the line")
+    ] = False,
 ) -> None:
     pass
 

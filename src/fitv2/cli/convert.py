@@ -19,10 +19,10 @@ def convert(
     ],
     out: Annotated[Path, out_option(help="the model folder to write")],
     labels: Annotated[Path | None, typer.Option(help="file of class names, one per line; default: ImageNet's")] = None,
-    autoencoder: Annotated[str | None, typer.Option(help="folder or hub id; default: that of the YAML file")] = None,
+    autoencoder: Annotated[str | None, typer.Option(help="folder or hub id; default: the one in the YAML file")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a model that --out already holds")] = False,
 ) -> None:
-    """Convert a checkpoint of the authors' FiT or FiTv2 for 'fitv2 sample OUT'.
+    """Convert one of the authors' FiT or FiTv2 checkpoints for 'fitv2 sample OUT'.
 
     [bold]Example[/bold]
 

@@ -30,7 +30,7 @@ def evaluate(
         list[str],
         typer.Argument(
             help="a model (builtin:fashion, or a folder of a model, run, checkpoint or FiTPipeline), images (a folder, "
-            "an .npz archive, fashion), or several result.json to compare",
+            "an .npz archive, fashion), or several result.json files to compare",
             metavar="MODEL|SAMPLES|RESULT.json...",
         ),
     ],
@@ -38,7 +38,7 @@ def evaluate(
         str | None,
         input_option(
             *("--reference", "-r"),
-            help="real images: a folder, pixels of 'fitv2 prepare', an .npz archive of ADM, fashion (the bundled "
+            help="real images: a folder, pixels from 'fitv2 prepare', an ADM .npz archive, fashion (the bundled "
             "images), fashion:train or fashion:test",
         ),
     ] = None,
@@ -47,33 +47,33 @@ def evaluate(
         input_option(
             *("--size", "-s"),
             metavar="HxW",
-            help="in pixels, repeatable; for a model also own (the sizes of training; default), own:1.5, own-turned",
+            help="in pixels, repeatable; for a model also own (its training sizes; default), own:1.5, own-turned",
         ),
     ] = None,
     num_images: Annotated[
         int | None,
         input_option(
-            "--num-images", "-n", min=2, help=f"images of each size; default all, or {DEFAULT_NUMBER} to make"
+            "--num-images", "-n", min=2, help=f"images per size; default: all, or {DEFAULT_NUMBER} for a model"
         ),
     ] = None,
     num: Annotated[int | None, typer.Option("--num", "--number", min=2, hidden=True)] = None,
     protocol: Annotated[
         Literal["adm-square", "matched", "centre"] | None,
         metric_option(
-            help="adm-square: both sides are resized whole (default for own sizes and statistics); matched: real "
-            "images are cropped to the size (default otherwise); centre: both are cropped to squares"
+            help="adm-square: all images are resized whole (default for own sizes and statistics); matched: real "
+            "images are cropped to the samples' size (default otherwise); centre: all are cropped to squares"
         ),
     ] = None,
     extractor: Annotated[
         Literal["inception", "efficientnet-lite0", "garments"] | None,
-        metric_option(help="default: garments with fashion, inception with its weights, else efficientnet-lite0"),
+        metric_option(help="default: garments for fashion, inception if given its weights, else efficientnet-lite0"),
     ] = None,
     inception_weights: Annotated[Path | None, metric_option(help="pytorch-fid's pt_inception-2015-12-05")] = None,
     metrics: Annotated[
         str,
         metric_option(
             *("--metrics", "-m"),
-            help="comma-separated; default all: fd (Frechet distance), sfd (of spatial features), kid (kernel), "
+            help="comma-separated; default: all of fd (Frechet distance), sfd (of spatial features), kid (kernel), "
             "cs (classifier score), pr (precision, recall, density, coverage), accuracy (of the requested classes)",
         ),
     ] = "fd,sfd,kid,cs,pr,accuracy",
@@ -82,10 +82,10 @@ def evaluate(
         guidance_option("--guidance", "-g", help="scale of classifier-free guidance, repeatable; default as in sample"),
     ] = None,
     options: ModelOptions,
-    seed: Annotated[int, input_option(min=0, max=2**62, help="seed of the first image; further ones count up")] = 0,
-    out: Annotated[Path | None, out_option(help=f"folder of results and images; default: below {OUT}")] = None,
+    seed: Annotated[int, input_option(min=0, max=2**62, help="seed of the first image; later ones count up")] = 0,
+    out: Annotated[Path | None, out_option(help=f"folder for results and images; default: in {OUT}")] = None,
     save_npz: Annotated[bool, typer.Option("--save-npz", help="also write samples for ADM's evaluator")] = False,
-    force: Annotated[bool, typer.Option("--force", help="compare results that were measured differently")] = False,
+    force: Annotated[bool, typer.Option("--force", help="compare results even if measured differently")] = False,
     as_json: Json = False,
 ) -> None:
     """Compare images with real ones: Frechet and kernel distance, precision, recall and more.
@@ -102,10 +102,10 @@ def evaluate(
 
       torchrun --nproc_per_node 8 -m fitv2.cli evaluate runs/mine --reference my/images --size 256x256 -n 50000
 
-    After a stop or a kill, the same command continues with the images that a model has made; without --out,
-    evaluations with other metrics or references use them too. Results of different protocols, numbers, references or
-    extractors are compared only with --force. Features of real images are cached in ~/.cache/fitv2 (or FITV2_CACHE),
-    which may be removed at any time.
+    After an interruption, the same command continues and keeps the images already made; without --out, evaluations with
+    other metrics or references use them too. Results that differ in protocol, number of images, reference or extractor
+    are compared only with --force. Features of real images are cached in ~/.cache/fitv2 (or FITV2_CACHE), which you may
+    delete at any time.
     """
     if all(name.endswith(".json") for name in names):
         others = context.params.keys() - {"names", "force", "as_json"}

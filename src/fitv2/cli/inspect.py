@@ -22,10 +22,12 @@ MOST_CLASSES = 20
 
 
 def inspect(
-    folder: Annotated[Path, typer.Argument(help="what 'fitv2 prepare' made")],
-    budget: Annotated[int | None, typer.Option(min=1, help="tokens per pack; default: ten times the longest")] = None,
-    out: Annotated[Path | None, out_option(help="for the table and the plots; default: FOLDER-inspected")] = None,
-    verify: Annotated[bool, typer.Option("--verify", help="also look for damage, NaN and infinity")] = False,
+    folder: Annotated[Path, typer.Argument(help="the output of 'fitv2 prepare'")],
+    budget: Annotated[
+        int | None, typer.Option(min=1, help="tokens per pack; default: ten times the longest image")
+    ] = None,
+    out: Annotated[Path | None, out_option(help="folder for table and plots; default: FOLDER-inspected")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="also check for damage, NaN and infinity")] = False,
     as_json: Json = False,
 ) -> None:
     """Show what became of each image: sizes, tokens, what was cropped, what was skipped and why.

@@ -39,7 +39,7 @@ def check_folder(path: Path | None) -> Path | None:
 out_option = partial(typer.Option, "--out", "-o", callback=check_folder)
 Json = Annotated[bool, typer.Option("--json", help="print JSON instead of text")]
 Device = Annotated[
-    str | None, machine_option(help="cuda, mps, xpu or cpu, or one of several (cuda:1); default: the best")
+    str | None, machine_option(help="cuda, mps, xpu or cpu, or one by number (cuda:1); default: the best")
 ]
 IgnoreMemory = Annotated[bool, machine_option("--ignore-memory", help="run even if memory seems too small")]
 
@@ -57,7 +57,7 @@ class ModelOptions:
         ),
     ] = None
     time_shift: Annotated[float | None, sampling_option(help="above 1: more steps near the image")] = None
-    cache_interval: Annotated[int | None, sampling_option(min=1, help="compute inner blocks every N calls only")] = None
+    cache_interval: Annotated[int | None, sampling_option(min=1, help="compute inner blocks only every N calls")] = None
     extrapolation: Annotated[
         Extrapolation | None,
         sampling_option(metavar="NAME", help=f"positions beyond the training size: {', '.join(EXTRAPOLATIONS)}"),
@@ -70,12 +70,12 @@ class ModelOptions:
     ] = None
     guidance_interval: Annotated[
         tuple[float, float] | None,
-        guidance_option(help=f"times of guidance from 0 (noise) to 1 (image); {ADVISED} 0 1"),
+        guidance_option(help=f"time range to guide, 0 (noise) to 1 (image); {ADVISED} 0 1"),
     ] = None
     guidance_power: Annotated[float | None, guidance_option(help="lower the scale towards the image")] = None
     guidance_channels: Annotated[int | None, guidance_option(min=1, help="guide only the first N channels")] = None
     autoencoder: Annotated[str | None, machine_option(help="folder or hub id; default: the model's own")] = None
-    precision: Annotated[str | None, machine_option(metavar="fp32|bf16", help="default: as suits the device")] = None
+    precision: Annotated[str | None, machine_option(metavar="fp32|bf16", help="default: depends on the device")] = None
     device: Device = None
 
     def load(self, model: str, device: torch.device) -> tuple[Pretrained, Pixels | KLAutoencoder, str]:

@@ -27,11 +27,11 @@ def prepare(
         str,
         typer.Argument(
             help="a folder of images, with a sub-folder per class or none; a list of 'path<TAB>label' lines (.txt, "
-            ".tsv, .csv, .jsonl); WebDataset archives (.tar, a folder of them, or a quoted pattern); or a data set of "
-            "Hugging Face"
+            ".tsv, .csv, .jsonl); WebDataset archives (.tar, a folder of them, or a quoted pattern); or a Hugging "
+            "Face data set"
         ),
     ],
-    out: Annotated[Path, out_option(help="the folder to write, or to complete")],
+    out: Annotated[Path, out_option(help="the folder to write or complete")],
     max_tokens: Annotated[int, fitting_option(min=1, help="larger images are scaled down to this many tokens")],
     autoencoder: Annotated[str, typer.Option(help="folder or hub id of an AutoencoderKL, or the word pixels")],
     patch_size: Annotated[
@@ -48,10 +48,10 @@ def prepare(
             "are the classes; none: no classes"
         ),
     ] = "auto",
-    flip: Annotated[bool, fitting_option(help="also use the mirror image of each")] = True,
+    flip: Annotated[bool, fitting_option(help="also use each image mirrored")] = True,
     channels: Annotated[int | None, fitting_option(help="with pixels: 3 for colour (default), 1 for grey")] = None,
     workers: Annotated[int, typer.Option(min=1, help="threads that read and decode")] = 4,
-    shard_size: Annotated[int, typer.Option(min=1, help="files of the source per shard")] = 1024,
+    shard_size: Annotated[int, typer.Option(min=1, help="source files per shard")] = 1024,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
@@ -65,7 +65,7 @@ def prepare(
 
       torchrun --nproc_per_node 8 -m fitv2.cli prepare 'train-*.tar' --out prepared --max-tokens 256 --autoencoder vae
 
-    After a stop or a kill, the same command continues. If the source changes, only new and changed images are encoded.
+    After an interruption, the same command continues. If the source changes, only new and changed images are encoded.
     """
     from datetime import timedelta
 

@@ -61,20 +61,20 @@ def profile(
         ),
     ] = None,
     batch: Annotated[int, typer.Option("--batch", "-b", min=1, help="images in a forward pass or step")] = 1,
-    precision: Annotated[str, typer.Option(metavar="bf16|fp32", help="of products, as training.precision")] = "bf16",
+    precision: Annotated[str, typer.Option(metavar="bf16|fp32", help="of products, like training.precision")] = "bf16",
     device: Device = None,
     ignore_memory: IgnoreMemory = False,
-    measure: Annotated[bool, measure_option("--measure", "-m", help="also run each model (XL/2: 15 GiB)")] = False,
-    compiled: Annotated[bool, measure_option("--compile", help="first compile the blocks (a minute)")] = False,
+    measure: Annotated[bool, measure_option("--measure", "-m", help="also run each model (XL/2 needs 15 GiB)")] = False,
+    compiled: Annotated[bool, measure_option("--compile", help="first compile the blocks (takes a minute)")] = False,
     repeats: Annotated[
-        int | None, measure_option(min=1, help=f"runs to take the median of; default {DEFAULT_REPEATS}")
+        int | None, measure_option(min=1, help=f"measure the median of this many runs; default: {DEFAULT_REPEATS}")
     ] = None,
     autoencoder: Annotated[str | None, typer.Option(help="folder or hub id; default: the model's own")] = None,
     plot: Annotated[Path | None, typer.Option(help="also draw the figures into this PNG file")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the file of --plot if it is there")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the --plot file if it exists")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show what models cost: parameters, FLOPs and memory by formula; time and fraction of the peak by measuring.
+    """Show what models cost: calculated parameters, FLOPs and memory; measured time and fraction of peak.
 
     [bold]Examples[/bold]
 
@@ -88,8 +88,8 @@ def profile(
 
       fitv2 profile runs/mine --measure --precision fp32 --json
 
-    GMAC counts the multiply-accumulates of linear layers (the "GFLOPs" of the paper's Table I). GFLOP counts two
-    for each of them, and adds the products of attention. Formulas need no memory: ask for any size of any model.
+    GMAC counts the multiply-accumulates of linear layers (the "GFLOPs" of the paper's Table I). GFLOP counts
+    each as two operations and adds attention. The formulas need no memory, so they work for any model at any size.
     """
     import torch
 

@@ -22,9 +22,9 @@ CHANNELS, CLASSES = {2: 4, 4: 1, 8: 3}, {2: 1000, 4: 10, 8: 10}
 
 
 def recipes(as_json: Json = False) -> None:
-    """List the recipes for 'fitv2 train --recipe NAME': what they train, the size of the network, and the time.
+    """List the recipes for 'fitv2 train --recipe NAME': what they train, network size and time.
 
-    Times are those of the matrix products at 40 % of an A100's peak (312 TFLOP/s); small networks take longer there.
+    Times count the matrix products alone, at 40 % of an A100's peak (312 TFLOP/s); small networks take longer there.
     'fitv2 train --recipe NAME --dry-run' measures a step on this machine instead.
     """
     from ..config import recipe_names

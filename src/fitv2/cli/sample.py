@@ -43,7 +43,7 @@ def sample(
     model_option: Annotated[str | None, typer.Option("--model", "-m", hidden=True)] = None,
     labels: Annotated[
         list[str] | None,
-        image_option("--labels", "-l", help="class names or numbers, comma-separated; default: at most 16"),
+        image_option("--labels", "-l", help="class names or numbers, comma-separated; default: the first 16"),
     ] = None,
     size: Annotated[
         list[str] | None, image_option("--size", "-s", help="HEIGHTxWIDTH, repeatable; default: several")
@@ -51,16 +51,16 @@ def sample(
     per_class: Annotated[int | None, image_option(min=1, help="images per class and size; default: 1")] = None,
     num: Annotated[int | None, typer.Option(min=1, hidden=True)] = None,
     num_images: Annotated[
-        int | None, image_option("--num-images", "-n", min=1, help="images in all, classes in turn")
+        int | None, image_option("--num-images", "-n", min=1, help="images in total, classes in turn")
     ] = None,
-    seed: Annotated[int, image_option(min=0, help="seed of the first image; each further image takes the next")] = 0,
+    seed: Annotated[int, image_option(min=0, help="seed of the first image; later images count up")] = 0,
     guidance: Annotated[
-        float | None, guidance_option("--guidance", "-g", help=f"scale; 1 is none; {ADVISED} 2")
+        float | None, guidance_option("--guidance", "-g", help=f"scale; 1: no guidance; {ADVISED} 2")
     ] = None,
     options: ModelOptions,
     ignore_memory: IgnoreMemory = False,
-    out: Annotated[Path | None, out_option(help="default: the first free folder of outputs, outputs-2, ...")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace images of another request")] = False,
+    out: Annotated[Path | None, out_option(help="default: the first unused of outputs, outputs-2, ...")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace images from another request")] = False,
     as_json: Json = False,
 ) -> None:
     """Make images of each class in each size: one PNG per image, and a contact sheet.
@@ -73,9 +73,9 @@ def sample(
 
       fitv2 sample runs/mine --steps 50 --guidance 1.5 --seed 7
 
-    The same seed gives the same image, whatever else is made with it. samples.json in the folder records the request;
-    images of another request are never overwritten without --overwrite. A sampling.json in a model folder recommends
-    settings: the defaults of the options for sampling and guidance.
+    The same seed gives the same image, whatever else is made alongside it. samples.json in the folder records the
+    request; images from another request are overwritten only with --overwrite. If a model folder has a sampling.json,
+    it sets the defaults of the sampling and guidance options.
     """
     from ..device import choose_device
     from ..locks import locked

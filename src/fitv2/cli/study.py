@@ -48,24 +48,26 @@ def study(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            help="studies that ship with fitv2, or YAML files; 'status': what is done of them; none: list them",
+            help="studies that ship with fitv2, or YAML files; 'status': show progress; nothing: list the studies",
             metavar="[status] [STUDY]...",
         ),
     ] = None,
-    only: Annotated[list[str] | None, typer.Option(help="run this variant only, repeatable")] = None,
-    seeds: Annotated[int | None, typer.Option("--seeds", "-n", min=1, help="default: as each study says")] = None,
-    trial: Annotated[str | None, typer.Option(help="shorten trainings and scoring to a fraction, such as 5%")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="a trial of this many steps for each training")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="run only this variant, repeatable")] = None,
+    seeds: Annotated[
+        int | None, typer.Option("--seeds", "-n", min=1, help="seeds per variant; default: the study's own")
+    ] = None,
+    trial: Annotated[str | None, typer.Option(help="shorten training and scoring to a fraction, such as 5%")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="a trial with this many steps per training run")] = None,
     budget: Annotated[float | None, typer.Option(min=0, hidden=True)] = None,
     jobs: Annotated[
-        int | None, typer.Option("--jobs", "-j", min=1, help="commands at a time; default: one per core")
+        int | None, typer.Option("--jobs", "-j", min=1, help="commands to run at once; default: one per core")
     ] = None,
-    out: Annotated[Path, out_option(help="the folder of pages and of the table; trials go below trials/")] = Path(
+    out: Annotated[Path, out_option(help="folder for the pages and the table; trials go under trials/")] = Path(
         "studies"
     ),
-    work: Annotated[Path, typer.Option(help="the folder of trainings, which studies share")] = Path("runs/study"),
+    work: Annotated[Path, typer.Option(help="folder for training runs, shared by all studies")] = Path("runs/study"),
     report: Annotated[bool, typer.Option("--report", help="run nothing; write the pages from the table")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="run nothing; list what is left and its time")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="run nothing; list what is left, with time")] = False,
     as_json: Json = False,
 ) -> None:
     """Test claims: train variants with several seeds, score them alike, and say which claims hold.
@@ -85,8 +87,8 @@ def study(
       fitv2 study convergence --report
 
     A study is a queue of 'fitv2 train' and 'fitv2 evaluate' commands. The same command continues after any stop, on any
-    machine that has the table of results, studies/results.jsonl; trainings that studies share are run once. Pages with
-    verdicts, plots and images are in studies/NAME.
+    machine that has the results table, studies/results.jsonl. Training that several studies share is run only once.
+    Pages with verdicts, plots and images are in studies/NAME.
     """
     from importlib.util import find_spec
 

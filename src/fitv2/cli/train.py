@@ -29,19 +29,19 @@ def train(
     context: typer.Context,
     recipe: Annotated[
         str | None,
-        typer.Option("--recipe", "-r", help="a name from 'fitv2 recipes', or a YAML file; default: as suits --data"),
+        typer.Option("--recipe", "-r", help="a name from 'fitv2 recipes', or a YAML file; default: depends on --data"),
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option("--data", "-d", help="a folder of images, with a sub-folder per class or none, or of latents"),
+        typer.Option("--data", "-d", help="a folder of images (one sub-folder per class, or none) or latents"),
     ] = None,
     init_from: Annotated[str | None, typer.Option(help="a model to start from (folder, run or builtin:NAME)")] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", "-s", help="section.key=value; --dry-run lists all")
+        list[str] | None, typer.Option("--set", "-s", help="section.key=value; --dry-run lists them all")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="the run's folder; default: runs/RECIPE")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue the run in that folder")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="show settings, cost and time only")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="only show settings, cost and time")] = False,
     devices: Annotated[int, plan_option(min=1, help="number of devices that would share the work")] = 1,
     peak_tflops: Annotated[
         float | None,
@@ -70,15 +70,16 @@ def train(
 
     [bold]How long is long enough?[/bold] --dry-run estimates the time on this machine. On two CPU cores, fashion-tiny
     makes recognisable garments after its 3 000 steps (10 minutes), and fashion is good after 8 000 (1.7 hours).
-    'images' needs all of its 4 000 steps for shapes, and more for more images. latents is meant for 50 000 steps on a
-    GPU, the ImageNet recipes for 400 000 and more. Stop when the sheets in samples/ no longer improve.
+    The recipe 'images' needs all of its 4 000 steps to show shapes, and more steps for more images. 'latents' is meant
+    for 50 000 steps on a GPU, the ImageNet recipes for 400 000 and more. Stop when the sheets in samples/ no longer
+    improve.
 
-    FiT, DiT and SiT, with which FiTv2 is compared, are trained with --set model.architecture=FiT and so on. DiT and SiT
-    take squares of one size: --set data.preprocessing=crop.
+    To train FiT, DiT or SiT, with which FiTv2 is compared, use --set model.architecture=FiT and so on. DiT and SiT take
+    only squares of one size: --set data.preprocessing=crop.
 
     The run's folder holds log.jsonl, inputs.png (what the model sees), samples/, checkpoints/, and model/ for
-    'fitv2 sample'. Ctrl-C and SIGTERM save the current step. --resume continues, bit for bit on a CPU, with the run's
-    own settings, except those that --set gives now.
+    'fitv2 sample'. Ctrl-C and SIGTERM save the current step. --resume continues, on a CPU bit for bit, with the run's
+    own settings, except those that --set changes.
     """
     from ..training.sigterm import NAMES, signal_of, sigterm_interrupts
     from .recipes import check_source, choose_recipe
