@@ -118,3 +118,11 @@ def test_the_package_lists_its_public_names():
     names: dict = {}
     exec("from fitv2 import *", names)
     assert names["TokenBatch"] is fitv2.TokenBatch
+
+
+def test_bfloat16_in_software_is_warned_of(monkeypatch, caplog):
+    cpu = torch.device("cpu")
+    for supported in (True, False):
+        monkeypatch.setattr("fitv2.device.computes_bf16", lambda device, supported=supported: supported)
+        assert choose_precision("bf16", cpu) == "bf16" and choose_precision(None, cpu) == "fp32"
+        assert bool(caplog.messages) is not supported

@@ -17,7 +17,7 @@ from fitv2.checkpoints.model_folder import save_pretrained
 from fitv2.cli.evaluate import OF_SAMPLES, evaluate
 from fitv2.cli.evaluation import is_model
 from fitv2.evaluation import samples as samples_module
-from fitv2.evaluation.extractors import NAMES
+from fitv2.evaluation.extractors import EXTRACTORS
 from fitv2.locks import locked
 from tiny import CLASSES, CONFIG, command_line, processes, random_model
 
@@ -76,7 +76,7 @@ def test_options_without_effect_are_refused(fitv2):
         if name not in ("force", "as_json"):
             assert "without effect" in fitv2("evaluate", "a.json", "b.json", *option(name))[0], name
     (annotated, _) = get_args(get_type_hints(evaluate)["extractor"])
-    assert {*get_args(annotated)} == {*NAMES}
+    assert {*get_args(annotated)} == {*EXTRACTORS}
 
 
 def test_torchrun_takes_the_documented_command():
@@ -105,7 +105,8 @@ def test_command_measures_a_model_at_many_sizes(fitv2, model, garments, tmp_path
     sizes = ("--size", "own", "--size", "20x8", "-s", "own:1.5-turned")
     command = ("evaluate", model, "-r", garments, "--extractor", "garments", *sizes, "-n", 24)
     found = report(fitv2(*command, "--steps", 1, "-g", 1, "-g", 2, "-o", "o", "--json", "--seed", 7))
-    assert found == json.loads((tmp_path / "o/result.json").read_text())
+    written = json.loads((tmp_path / "o/result.json").read_text())
+    assert written.pop("provenance").keys() >= {"commit", "device", "threads"} and found == written
     rows = [(r["stamp"]["size"], r["stamp"]["sampling"]["guidance"], r["stamp"]["protocol"]) for r in found["results"]]
     square = "adm-square"
     of_each = [("own", square), ("20x8", "matched"), ("own:1.5-turned", square)]

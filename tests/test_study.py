@@ -65,10 +65,12 @@ class MadeUp(Queue):
         stamp = {"reference_sha256": "r" * 64, "extractor_sha256": "e" * 64, "names": {"fd": "FD-garments"}}
         scores = {"fd": 2.0 + int(given["--seed"]) + ("step-00000002" in words[1]), "kid": 0.1, "kid_error": 0.01}
         real = {"fd": 0.5, "fd_range": [0.4, 0.6], "drawn": 20}
-        result = {"stamp": stamp | {"size": given["--size"]}, "scores": scores, "real": real}
+        result = {"stamp": stamp | {"size": given["--size"], "sampling": {"steps": 7}}, "scores": scores, "real": real}
         out = Path(given["--out"])
         out.mkdir(parents=True)
-        (out / "result.json").write_text(json.dumps({"versions": {"fitv2": "0"}, "results": [result]}))
+        (out / "result.json").write_text(
+            json.dumps({"provenance": PROVENANCE | {"commit": "scorer"}, "results": [result]})
+        )
         (out / f"sheet-{given['--size']}-at-1.png").write_text(given["--size"])
 
 
@@ -111,7 +113,8 @@ def test_every_row_says_who_trained_and_who_scored(queue, tmp_path):
     assert (row["value"], row["error"], row["n"], row["step"]) == (0.1, 0.01, 40, 4)
     assert row["trained"]["by"][0]["commit"] == "c0ffee" and row["trained"]["training"] == "training-2"
     assert row["trained"]["settings"]["training"]["steps"] == 4 and len(row["trained"]["data"]) == 16
-    assert {"fitv2", "torch", "commit", "device", "threads", "reference", "settings"} <= row["scored"].keys()
+    assert row["scored"]["commit"] == "scorer" and row["scored"]["sampling"] == {"steps": 7}  # Not the queue's own.
+    assert {"fitv2", "torch", "device", "threads", "reference", "settings", "size"} <= row["scored"].keys()
     real = frame[(frame["variant"] == REAL) & (frame["metric"] == "fd")].iloc[0]
     assert (real["value"], real["range"], real["n"]) == (0.5, [0.4, 0.6], 20)
     taken = frame[(frame["metric"] == "images") & (frame["variant"] == "FiT") & (frame["seed"] == 0)]

@@ -299,3 +299,13 @@ def test_tensorboard_gets_every_step(tmp_path):
     trainer(tmp_path, "log.tensorboard=true").fit(lambda figures: None)
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("loss")] == list(range(1, 11))
+
+
+@pytest.mark.parametrize(("supported", "expected"), [(True, "bf16"), (False, "fp32")])
+def test_a_run_decides_on_its_precision_when_it_begins(tmp_path, monkeypatch, supported, expected):
+    monkeypatch.setattr("fitv2.build.computes_bf16", lambda device: supported)
+    run = trainer(tmp_path, "training.precision=auto", "training.steps=1")
+    assert run.recipe.training.precision == expected
+    assert trainer(tmp_path, "training.precision=bf16").recipe.training.precision == "bf16"
+    run.fit(lambda figures: None)
+    assert json.loads((tmp_path / "recipe.json").read_text())["training"]["precision"] == expected

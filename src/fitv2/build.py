@@ -22,6 +22,7 @@ from .data.official import OfficialLatents, budgets
 from .data.prepared import is_prepared, read_dataset
 from .data.shards import LatentShards
 from .data.stand_in import ImageNetLike
+from .device import computes_bf16
 from .diffusion.objective import DiffusionLoss, diffusion_loss
 from .diffusion.schedule import linear_schedule
 from .errors import UserError
@@ -39,6 +40,14 @@ Denoise = Callable[[TokenBatch, Tensor, Tensor], Tensor]
 Objective = Callable[[Denoise, TokenBatch, Tensor, int, torch.Generator], FlowLoss | DiffusionLoss]
 # Channels of the images by Pillow's mode: the meaning of `data.channels`, also where latents have more.
 IMAGE_CHANNELS = {"RGB": 3, "L": 1}
+
+
+def with_precision(recipe: Recipe, device: torch.device) -> Recipe:
+    """Returns the recipe with "auto" replaced by the precision that suits the device."""
+    if recipe.training.precision != "auto":
+        return recipe
+    precision = "bf16" if computes_bf16(device) else "fp32"
+    return recipe.model_copy(update={"training": recipe.training.model_copy(update={"precision": precision})})
 
 
 def build_dataset(data: DataSettings, patch_size: int, cache_file: Path | None = None) -> Dataset:

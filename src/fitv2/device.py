@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from typing import Literal
 
@@ -9,6 +10,7 @@ import torch
 
 from .errors import UserError
 
+logger = logging.getLogger(__name__)
 Precision = Literal["fp32", "bf16"]
 # float32 and no are the names of older versions.
 PRECISIONS: dict[str, Precision] = {"fp32": "fp32", "bf16": "bf16", "float32": "fp32", "no": "fp32"}
@@ -42,13 +44,26 @@ def device_counts() -> dict[str, int]:
     return {kind: count for kind, count in counts.items() if count} | {"cpu": 1}
 
 
+def computes_bf16(device: torch.device) -> bool:
+    """Whether the device has instructions for bfloat16; without them, it is many times slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def choose_precision(name: str | None, device: torch.device) -> Precision:
-    """Returns fp32 or bf16; None: bf16 on CUDA devices that compute in it, else fp32. Raises UserError."""
+    """Returns fp32 or bf16; None: bf16 on CUDA devices that compute in it, else fp32. Raises UserError.
+
+    Warns if the device computes bfloat16 in software.
+    """
     if name is None:
-        bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return "bf16" if bf16 else "fp32"
+        return "bf16" if device.type == "cuda" and computes_bf16(device) else "fp32"
+    if name in ("float32", "no"):
+        logger.warning("Note: the precision %s is now called fp32", name)
     if name not in PRECISIONS:
         raise UserError(f"the precision is fp32 or bf16, not {name!r}")
+    if PRECISIONS[name] == "bf16" and not computes_bf16(device):
+        logger.warning("this processor computes bfloat16 in software, many times slower than float32: use fp32")
     return PRECISIONS[name]
 
 

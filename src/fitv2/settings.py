@@ -185,7 +185,10 @@ class TrainingSettings(Settings):
     time_scale: float = Field(
         default=1.29, ge=-1, le=1.75, description="mode: above 0 more in the middle of the path, below at its ends"
     )
-    precision: Literal["bf16", "fp32"] = Field(default="bf16", description="bf16 (autocast) or fp32")
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        default="auto",
+        description="bf16 (autocast), fp32, or auto: bf16 if the device has it when a run begins",
+    )
     compile: bool = Field(default=False, description="compile the blocks with torch.compile (needs a C++ compiler)")
     activation_checkpointing: bool = Field(default=False, description="less memory for a third more time")
     sharding: Literal["none", "fsdp"] = Field(

@@ -203,3 +203,12 @@ def test_a_damaged_model_is_one_sentence(fitv2, model, tmp_path):
     (tmp_path / "model.safetensors").write_bytes((model / "model.safetensors").read_bytes()[:5000])
     told = fitv2("sample", "--model", tmp_path).sentence
     assert "is damaged" in told and "copy or train it again" in told
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [(["--full-every", 1], "--cache-interval"), (["--num", 1], "--per-class"), (["--model"], "MODEL")],
+)
+def test_old_names_of_options_work_with_a_note(model, fitv2, old, new):
+    result = fitv2("sample", *old, model, "--labels", "0", "--size", "8x8", "--steps", 1).ok()
+    assert "Note: " in result.err and new in result.err

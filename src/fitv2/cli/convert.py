@@ -53,7 +53,7 @@ def convert(
     save_pretrained(out, model.config, weights, names, [[(side, side, 1)]], None, codec)
     parameters, dtype = sum(weight.numel() for weight in model.parameters()), next(model.parameters()).dtype
     print(f"{out}: {architecture_of(model.config)} of {parameters / 1e6:.1f} M parameters, {dtype}")
-    print(f"Sample from it with: {command('sample', '--model', out)}")
+    print(f"Sample from it with: {command('sample', out)}")
 
 
 def check_out(out: Path, overwrite: bool) -> None:

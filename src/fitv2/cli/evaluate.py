@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,15 @@ import typer
 
 from ..errors import UserError
 from .evaluation import DEFAULT_NUMBER, OUT, Job, is_model, parse_size_spec
-from .options import Json, ModelOptions, guidance_option, out_option, refuse_options, with_model_options
+from .options import (
+    Json,
+    ModelOptions,
+    guidance_option,
+    note_renamed,
+    out_option,
+    refuse_options,
+    with_model_options,
+)
 
 # Parameters that have an effect on images that exist already.
 OF_SAMPLES = {"names", "reference", "size", "protocol", "extractor", "inception_weights", "metrics", "num_images"}
@@ -125,7 +132,7 @@ def evaluate(
     if is_model(reference):
         raise UserError(f"--reference {reference} is a model or a run; give real images to compare with")
     if num is not None:
-        print("Note: --num and --number are now called --num-images (-n)", file=sys.stderr)
+        note_renamed("--num or --number", "--num-images (-n)")
     scales = guidance or [None]
     # With several scales, settings of guidance are for those that guide.
     plain = replace(options, guidance_interval=None, guidance_power=None, guidance_channels=None)

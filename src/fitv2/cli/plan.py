@@ -34,7 +34,7 @@ def show_plan(
     """
     import yaml
 
-    from ..build import build_dataset, build_stand_in
+    from ..build import build_dataset, build_stand_in, with_precision
     from ..device import choose_device
     from ..profiling.training_plan import measure_step, plan_figures
     from ..settings import FolderSettings
@@ -50,8 +50,10 @@ def show_plan(
     stands_in = isinstance(data, FolderSettings) and data.stand_in is not None and not Path(data.source).exists()
     dataset = build_stand_in(data) if stands_in else build_dataset(data, recipe.model.patch_size)
     config, notes = check_ahead(recipe, run, dataset, stands_in)
-    figures = plan_figures(recipe, dataset, config, devices)
     where = choose_device(device)
+    if peak_tflops is None:
+        recipe = with_precision(recipe, where)
+    figures = plan_figures(recipe, dataset, config, devices)
     if peak_tflops is None:
         step = measure_step(recipe, dataset, config, where)
         seconds = step.seconds / step.flops * figures["flops_total"] / devices

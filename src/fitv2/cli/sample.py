@@ -13,7 +13,16 @@ import typer
 
 from ..errors import UserError
 from ..messages import counted
-from .options import ADVISED, IgnoreMemory, Json, ModelOptions, guidance_option, out_option, with_model_options
+from .options import (
+    ADVISED,
+    IgnoreMemory,
+    Json,
+    ModelOptions,
+    guidance_option,
+    note_renamed,
+    out_option,
+    with_model_options,
+)
 from .output import show
 from .sample_folder import SHEET, begin, finish, free_folder
 from .specs import check_memory, describe, list_specs, shown_classes, warn_of_sizes
@@ -82,8 +91,10 @@ def sample(
 
     if model is not None and model_option is not None:
         raise UserError(f"two models are named, {model} and --model {model_option}; give one")
+    if model_option is not None:
+        print("Note: the model is now the first word: fitv2 sample MODEL, without --model", file=sys.stderr)
     if num is not None and per_class is None:
-        print("note: --num is now called --per-class", file=sys.stderr)
+        note_renamed("--num", "--per-class")
         per_class = num
     name = model or model_option or BUILTIN
     where = choose_device(options.device)

@@ -117,7 +117,7 @@ def train(
 
 def carry_out(chosen: Recipe, run: Path, resume: bool, device: str | None, ignore_memory: bool) -> Trainer:
     """Trains, alone in the run's folder; returns the trainer when it has ended."""
-    from ..build import build_base, build_dataset, build_model_config
+    from ..build import build_base, build_dataset, build_model_config, with_precision
     from ..checkpoints.model_folder import read_config
     from ..checkpoints.training_state import checkpoints
     from ..distributed import ranks as processes
@@ -131,6 +131,7 @@ def carry_out(chosen: Recipe, run: Path, resume: bool, device: str | None, ignor
     # A first scan of a million images takes longer than processes usually wait for each other.
     ranks = processes.join_processes(device, timedelta(hours=6))
     processes.check_launcher(ranks.device)
+    chosen = processes.on_rank0(partial(with_precision, chosen, ranks.device))
     processes.on_rank0(lambda: check_run(run, chosen, resume))
     with processes.locked_on_rank0(run, "a training"):
         patch_size, scan = chosen.model.patch_size, run / "images.json"
@@ -181,4 +182,4 @@ def report_end(trainer: Trainer, run: Path) -> None:
     lost = f", {counted(unread, 'image')} could not be read" if unread else ""
     skipped = f"{trainer.gradients.skipped} skipped as not finite{lost}"
     say(f"trained {steps} in {trainer.seconds / 60:.1f} min; {skipped}.")
-    say(f"Samples in {run}/samples; now try: {command('sample', '--model', run)}")
+    say(f"Samples in {run}/samples; now try: {command('sample', run)}")

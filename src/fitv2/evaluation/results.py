@@ -18,6 +18,7 @@ from ..errors import UserError
 from ..hashes import json_digest
 from ..locks import locked
 from ..messages import shortened
+from ..provenance import provenance
 
 FORMAT = 2
 ABOUT, RESULT, PLOT = "evaluation.json", "result.json", "scores.png"
@@ -89,8 +90,8 @@ def report(results: Sequence[Result]) -> dict[str, Any]:
 
 
 def write_results(path: Path, results: Sequence[Result]) -> None:
-    """Writes result.json."""
-    write_text(path, json.dumps(report(results), indent=1))
+    """Writes result.json, with the code and the machine that made it."""
+    write_text(path, json.dumps(report(results) | {"provenance": provenance()}, indent=1))
 
 
 def read_results(path: Path) -> list[Result]:

@@ -68,7 +68,7 @@ def needed_bytes(recipe: Recipe, config: NetworkConfig, devices: int) -> int:
         config,
         settings.max_tokens_per_batch,
         settings.activation_checkpointing,
-        settings.precision,
+        "fp32" if settings.precision == "fp32" else "bf16",
         trained_fraction(config, settings.trainable),
         devices if settings.sharding == "fsdp" else 1,
     )

@@ -70,14 +70,15 @@ def score_lines(run: Run, scoring: Scoring, result: Path | None, recorded: str) 
     """
     row = {"run": recorded, "variant": run.variant, "seed": run.seed, "step": scoring.step, "error": None}
     row |= {"condition": scoring.name, "scoring": run.scoring_id(scoring), "n": scoring.images}
-    scored = provenance() | {"settings": row["scoring"], "version": SCORING_VERSION}
+    scored = {"settings": row["scoring"], "version": SCORING_VERSION}
     if result is None:
-        return [row | {"scored": scored, "metric": "fd", "value": None}]
+        return [row | {"scored": provenance() | scored, "metric": "fd", "value": None}]
     try:
         content = json.loads(result.read_bytes())
         (found,) = (one for one in content["results"] if one["stamp"]["size"] == scoring.condition.size)
         stamp, scores, real = found["stamp"], found["scores"], found["real"]
-        scored |= content["versions"] | {"reference": stamp["reference_sha256"][:16]}
+        scored |= content["provenance"] | {"size": stamp["size"], "sampling": stamp["sampling"]}
+        scored |= {"reference": stamp["reference_sha256"][:16]}
         scored |= {"score": stamp["names"]["fd"], "extractor": stamp["extractor_sha256"][:16]}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{result} is no result of fitv2 evaluate ({error!r}): remove it") from None

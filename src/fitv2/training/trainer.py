@@ -13,16 +13,19 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from .. import randomness
+from ..build import with_precision
 from ..checkpoints.model_folder import MOST_SHAPES, Pretrained, save_pretrained
 from ..checkpoints.training_state import damaged, newest_state, prune, save_checkpoint
 from ..data.dataset import Dataset
 from ..data.loader import DataCursor, PackLoader, Step
+from ..device import choose_precision
 from ..distributed.ranks import Ranks, join_processes, on_rank0, sum_over_ranks
 from ..model.config import NetworkConfig
 from ..model.network import build_network
@@ -83,9 +86,11 @@ class Trainer:
         base: Pretrained | None = None,
         ranks: Ranks | None = None,
     ) -> None:
-        settings = recipe.training
-        self.recipe, self.dataset, self.run = recipe, dataset, run
         self.ranks = join_processes() if ranks is None else ranks
+        device = self.ranks.device
+        self.recipe = recipe = on_rank0(partial(with_precision, recipe, device))
+        choose_precision(recipe.training.precision, device)  # It warns where bf16 is slow.
+        self.dataset, self.run, settings = dataset, run, recipe.training
         self.shapes, self.identity = dataset.shapes(MOST_SHAPES), identity(dataset)
         self.begun = on_rank0(self._find_checkpoint)
         torch.manual_seed(seed_of(Purpose.WEIGHTS, settings.seed))
