@@ -150,7 +150,7 @@ def test_a_conversion_keeps_dtypes_and_overwrites_no_model_by_itself(request, st
     state["final_layer.linear.bias"] = state["final_layer.linear.bias"].bfloat16()
     save_file(state, tmp_path / "weights.safetensors")
     arguments = ["convert", "--config", yaml_file, "--checkpoint", "weights.safetensors", "--out", "my models"]
-    assert "fitv2 sample --model 'my models'" in run(*arguments)[1]
+    assert "fitv2 sample 'my models'" in run(*arguments)[1]
     before = (tmp_path / "my models/config.json").stat().st_mtime_ns
     converted = load_file(tmp_path / "my models" / "model.safetensors")
     assert all(converted[key].dtype == state[key].dtype and torch.equal(converted[key], state[key]) for key in state)

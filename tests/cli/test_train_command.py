@@ -46,7 +46,7 @@ def test_a_folder_with_a_broken_file_trains_to_the_end_and_the_file_is_named(tra
     (skipped,) = json.loads((tmp_path / "run/skipped.json").read_text())["skipped"]
     assert skipped[0] == "cat/broken.jpg" and skipped[1]
     assert "step 4/4  loss" in result.err and "tokens/s" in result.err
-    assert "trained 4 steps" in result.out and "fitv2 sample --model run" in result.out
+    assert "trained 4 steps" in result.out and "fitv2 sample run" in result.out
     lines = (tmp_path / "run/log.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
     for sheet in ("inputs.png", "samples/step-00000002.png", "samples/step-00000004.png"):
