@@ -90,7 +90,7 @@ def test_an_epoch_follows_from_seed_and_epoch_and_an_image_is_not_changed_by_lat
 
 
 @pytest.mark.slow
-def test_from_the_scan_of_a_million_images_to_the_first_pack_it_takes_two_seconds(tmp_path, monkeypatch):
+def test_a_million_images_are_planned_without_further_loops_over_each(tmp_path, monkeypatch):
     sizes = image_sizes(IMAGES)
     names = [f"{i % 1000:03}/{i:07}.jpg" for i in range(IMAGES)]
     items = [Item(name, i % 1000) for i, name in enumerate(names)]
@@ -109,4 +109,10 @@ def test_from_the_scan_of_a_million_images_to_the_first_pack_it_takes_two_second
     view, packs, share = loader._plan(0)
     took = time.process_time() - started[0]
     assert share > 0.99 and len(view.hw) == sum(map(len, packs)) == IMAGES
-    assert took < 2, took
+    # The unit is a loop that creates an array for each image, so that the speed of processors cancels out. The start
+    # takes 4 to 5 of them (about 2 s), and one more loop over all images adds 2 or more.
+    start = time.process_time()
+    for size in sizes:
+        np.array(size)
+    loop = time.process_time() - start
+    assert took < 7 * loop, (took, loop)
