@@ -53,7 +53,7 @@ def measure(source: Path, folder: Path, steps: int) -> dict[str, float]:
     lines = [json.loads(line) for line in (folder / "run/log.jsonl").read_text().splitlines()][WARM_UP:]
     training = sum(line["tokens"] for line in lines) / sum(line["tokens"] / line["tokens_per_second"] for line in lines)
     start = time.perf_counter()
-    run("-m", "fitv2.cli", "sample", "--guidance", 2, "--out", folder / "samples")
+    run("-m", "fitv2.cli", "sample", "--guidance", 2, "--guidance-interval", 0, 1, "--out", folder / "samples")
     seconds = time.perf_counter() - start
     return {"forward, tokens/s": forward, "training, tokens/s": training, "fitv2 sample, s": seconds}
 
