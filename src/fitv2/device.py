@@ -9,11 +9,10 @@ from typing import Literal
 import torch
 
 from .errors import UserError
+from .legacy import PRECISIONS
 
 logger = logging.getLogger(__name__)
 Precision = Literal["fp32", "bf16"]
-# float32 and no are the names of older versions.
-PRECISIONS: dict[str, Precision] = {"fp32": "fp32", "bf16": "bf16", "float32": "fp32", "no": "fp32"}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 NAME = re.compile(r"(cuda|mps|xpu|cpu)(?::(\d+))?")
 
@@ -58,13 +57,14 @@ def choose_precision(name: str | None, device: torch.device) -> Precision:
     """
     if name is None:
         return "bf16" if device.type == "cuda" and computes_bf16(device) else "fp32"
-    if name in ("float32", "no"):
-        logger.warning("Note: the precision %s is now called fp32", name)
-    if name not in PRECISIONS:
+    if name in PRECISIONS:
+        logger.warning("Note: the precision %s is now called %s", name, PRECISIONS[name])
+        name = PRECISIONS[name]
+    if name not in ("fp32", "bf16"):
         raise UserError(f"the precision is fp32 or bf16, not {name!r}")
-    if PRECISIONS[name] == "bf16" and not computes_bf16(device):
+    if name == "bf16" and not computes_bf16(device):
         logger.warning("this processor computes bfloat16 in software, many times slower than float32: use fp32")
-    return PRECISIONS[name]
+    return name
 
 
 def free_bytes(device: torch.device) -> int:

@@ -31,7 +31,7 @@ COUNTS = {"pictures": "images"}
 # The request in a samples.json.
 REQUEST = {"full_every": "cache_interval"}
 # Costs of a training in a study's table of results.
-COSTS = {"pictures": "images", "pictures_per_step": "images_per_step", "tokens_per_picture": "tokens_per_image"}
+COSTS = COUNTS | {"pictures_per_step": "images_per_step", "tokens_per_picture": "tokens_per_image"}
 # Settings of the network that older versions wrote for every architecture, where null meant the architecture's own.
 DEFAULTED = ("lora_rank", "qk_norm", "modulation", "prediction", "extrapolation")
 # Settings that older versions wrote for DiT and SiT as well, with these values and without effect.

@@ -128,12 +128,13 @@ class ModelOptions:
 def with_model_options(command: Callable[..., None]) -> Callable[..., None]:
     """Gives a command the fields of its parameter `options`, a `ModelOptions`, as options of their own."""
     own = signature(command, eval_str=True)
+    shared = signature(ModelOptions, eval_str=True).parameters.values()
     parameters = []
     for parameter in own.parameters.values():
-        shared = [
-            field.replace(kind=parameter.kind) for field in signature(ModelOptions, eval_str=True).parameters.values()
-        ]
-        parameters += shared if parameter.name == "options" else [parameter]
+        if parameter.name == "options":
+            parameters += [field.replace(kind=parameter.kind) for field in shared]
+        else:
+            parameters.append(parameter)
 
     @wraps(command)
     def run(**given: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,21 @@ from .results import CURVE, REAL, TRAINING
 from .runs import SCORING_VERSION, Run, Scoring
 
 LOG, RESULT = "log.jsonl", "result.json"
+# The most bytes of a line in the log.
+LONGEST_LINE = 4096
 # The figures of result.json that enter the table.
 FIGURES = ("fd", "kid", "accuracy", "precision", "recall", "density", "coverage")
 # The costs in the line of a training.
 COSTS = ("parameters", "images", "epochs", "images_per_step", "tokens_per_image")
 
 
-def log_lines(folder: Path) -> list[dict[str, Any]]:
-    """The log of a training, without a line that is still being written; empty before the first step."""
+def last_log_lines(folder: Path, number: int) -> list[dict[str, Any]]:
+    """The last lines in the log of a training, without one that is still being written; empty before the first step."""
     try:
-        return [json.loads(line) for line in (folder / LOG).read_text().rpartition("\n")[0].splitlines()]
+        with (folder / LOG).open("rb") as file:  # Read again and again, and up to hundreds of megabytes long.
+            file.seek(max(0, file.seek(0, os.SEEK_END) - (number + 1) * LONGEST_LINE))
+            whole = file.read().rpartition(b"\n")[0]
+        return [json.loads(line) for line in whole.splitlines()[-number:]]
     except OSError:
         return []
     except ValueError as error:
@@ -35,7 +41,7 @@ def log_lines(folder: Path) -> list[dict[str, Any]]:
 def has_diverged(folder: Path) -> bool:
     """Whether the last steps in the log of a training had no finite gradient, which ends it."""
     # The very last one ends the training before it is logged.
-    last = log_lines(folder)[1 - MOST_SKIPPED :]
+    last = last_log_lines(folder, MOST_SKIPPED - 1)
     return len(last) == MOST_SKIPPED - 1 and all(line["grad_norm"] is None for line in last)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from .outputs import RESULT, has_diverged, log_lines, score_lines, training_lines
+from .outputs import RESULT, has_diverged, last_log_lines, score_lines, training_lines
 from .results import Table
 from .runs import Run, Scoring
 
@@ -162,8 +162,8 @@ def done_of(run: Run, table: Table, work: Path) -> float:
     if not pending:
         return 1.0
     scored = 1 - pending / sum(scoring.images for scoring in run.scorings)
-    log = log_lines(work / run.id)
-    trained = min(log[-1]["step"] / run.steps, 1.0) if log else 0.0
+    last = last_log_lines(work / run.id, 1)
+    trained = min(last[0]["step"] / run.steps, 1.0) if last else 0.0
     training = run.costs["flops_total"] / run.operations
     return trained * training + scored * (1 - training)
 
