@@ -66,11 +66,21 @@ class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
     The weights are those of `fitv2.FiT`, under "fit.".
 
     Args:
-        num_attention_heads, num_layers, num_embeds_ada_norm, adaln_lora_rank, cross_attention_dim: In
-            `fitv2.FiTConfig` heads, depth, num_classes, lora_rank and context_channels.
+        num_attention_heads: `fitv2.FiTConfig.heads`.
         attention_head_dim: Numbers per head; times the heads, the width.
-        patch_size, in_channels, mlp_ratio, qk_norm, qk_norm_affine, modulation, prediction, context: As in
-            `fitv2.FiTConfig`; None means the architecture's default.
+        num_layers: `fitv2.FiTConfig.depth`.
+        num_embeds_ada_norm: `fitv2.FiTConfig.num_classes`.
+        adaln_lora_rank: `fitv2.FiTConfig.lora_rank`.
+        cross_attention_dim: `fitv2.FiTConfig.context_channels`.
+        patch_size: As in `fitv2.FiTConfig`, like every name from here to `context`; None means the architecture's
+            default.
+        in_channels: Channels of a latent.
+        mlp_ratio: Hidden width of the feed-forward network by the width.
+        qk_norm: How queries and keys are normalised.
+        qk_norm_affine: Whether that normalisation learns a scale.
+        modulation: How the condition modulates a block.
+        prediction: What the network predicts.
+        context: How the context enters.
         rope: Fields of `fitv2.RopeScheme`.
         sample_size: Side of a square latent where a call names no size.
         architecture: "FiTv2" or "FiT".
