@@ -8,8 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fitv2 import FiT, FiTConfig, TokenBatch, preset
 from fitv2.flow.objective import flow_loss_at
-from fitv2.model.config import NetworkConfig
-from fitv2.model.dit import SiTConfig
+from fitv2.model.config import NetworkConfig, SiTConfig
 from fitv2.model.network import build_network
 from fitv2.profiling.formula import (
     attention_flops,

@@ -7,8 +7,7 @@ import torch
 
 from fitv2 import TokenBatch
 from fitv2.errors import UserError
-from fitv2.model.config import FiTConfig
-from fitv2.model.dit import SiTConfig
+from fitv2.model.config import FiTConfig, SiTConfig
 from fitv2.model.rope import RopeScheme
 from fitv2.sampling.cache import BlockCache
 from fitv2.sampling.generate import MAX_TOKENS, batches, generate

@@ -11,8 +11,8 @@ from fitv2 import FiTPipeline, FiTTransformer2DModel, TokenBatch
 from fitv2.build import build_base, build_model_config
 from fitv2.checkpoints.model_folder import load_pretrained, save_pretrained
 from fitv2.config import build_recipe
-from fitv2.model.config import DEFAULT_ROPE
-from fitv2.model.dit import DiT, DiTConfig, SiTConfig
+from fitv2.model.config import DEFAULT_ROPE, DiTConfig, SiTConfig
+from fitv2.model.dit import DiT
 from fitv2.model.init import dit_modulations
 from fitv2.profiling.formula import activation_bytes, forward_bytes, parameters
 from fitv2.profiling.measure import most_bytes

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from fitv2 import FiTConfig, FiTTransformer2DModel, TokenBatch
-from fitv2.model.config import FiTv1Config
-from fitv2.model.dit import DiTConfig, SiTConfig
+from fitv2.model.config import DiTConfig, FiTv1Config, SiTConfig
 from tiny import random_model
 
 SIZES = {"width": 32, "depth": 1, "heads": 2, "num_classes": 3}

@@ -14,9 +14,8 @@ from fitv2 import FiTConfig, TokenBatch
 from fitv2.diffusion.objective import diffusion_loss
 from fitv2.diffusion.schedule import linear_schedule
 from fitv2.flow.objective import flow_loss
-from fitv2.model.config import FiTv1Config
+from fitv2.model.config import DiTConfig, FiTv1Config, SiTConfig
 from fitv2.model.context import pack_context
-from fitv2.model.dit import DiTConfig, SiTConfig
 from fitv2.model.network import bare_model
 from fitv2.sampling.generate import sample_batch
 from fitv2.sampling.noise import ImageNoise

@@ -32,12 +32,10 @@ from .model.config import FiTConfig, NetworkConfig
 from .model.presets import architecture_of, config_of
 from .model.rope import RopeScheme
 from .settings import ARCHITECTURES, GRIDS, DataSettings, FashionSettings, FolderSettings, Recipe, TrainingSettings
-from .tokens import TokenBatch
+from .tokens import Denoiser, TokenBatch
 
-# (noisy images, times (B,), labels (B,)) to the prediction (T, C).
-Denoise = Callable[[TokenBatch, Tensor, Tensor], Tensor]
 # (network, images, labels (B,), the null label, a generator) to a tuple with the loss.
-Objective = Callable[[Denoise, TokenBatch, Tensor, int, torch.Generator], FlowLoss | DiffusionLoss]
+Objective = Callable[[Denoiser, TokenBatch, Tensor, int, torch.Generator], FlowLoss | DiffusionLoss]
 # Channels of the images by Pillow's mode: the meaning of `data.channels`, also where latents have more.
 IMAGE_CHANNELS = {"RGB": 3, "L": 1}
 

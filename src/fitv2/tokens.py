@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from copy import copy
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -141,6 +141,24 @@ class TokenBatch:
         """Is the inverse of `from_latents`: returns one (c, height, width) tensor per image."""
         parts = self.x.split(self.lengths)
         return [unpatchify(part, size, patch_size) for part, size in zip(parts, self.sizes, strict=True)]
+
+
+class Denoiser(Protocol):
+    """A network as objectives and samplers see it: a function of packed images, their times and their labels."""
+
+    def __call__(
+        self, batch: TokenBatch, t_B: Tensor, y_B: Tensor, context: TokenBatch | None = None, /, **options: Any
+    ) -> Tensor:
+        """Computes the network's output, (T, output channels).
+
+        Args:
+            batch: The images on their way between noise and data.
+            t_B: (B,) float, times in [0, 1] where 1 is data; steps in [0, 999] for a network that predicts noise.
+            y_B: (B,) int64 in [0, num_classes].
+            context: The packed context of the images, for a network with one.
+            **options: What a kind of network takes beyond these.
+        """
+        ...
 
 
 def upload(tensor: Tensor, device: torch.device | str) -> Tensor:

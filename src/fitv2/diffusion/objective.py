@@ -7,17 +7,14 @@ in it. Shape suffixes as in `fitv2.tokens`: T tokens, B images, C token channels
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..tokens import TokenBatch, upload
+from ..tokens import Denoiser, TokenBatch, upload
 from .schedule import Schedule, denoise, diffuse, gather_like, posterior_mean
 
-# (noisy images, step (B,) of the full process as float, labels (B,)) to (T, 2 C).
-NetworkOfBatch = Callable[[TokenBatch, Tensor, Tensor], Tensor]
 # Half a grey level of 256 in [-1, 1], and the beginning of the outermost levels.
 HALF_LEVEL, EDGE = 1 / 255, 0.999
 
@@ -31,7 +28,7 @@ class DiffusionLoss(NamedTuple):
 
 
 def diffusion_loss(
-    network: NetworkOfBatch,
+    network: Denoiser,
     data: TokenBatch,
     labels_B: Tensor,
     null_label: int,
@@ -52,7 +49,7 @@ def diffusion_loss(
 
 
 def diffusion_loss_at(
-    network: NetworkOfBatch, data: TokenBatch, noise_TC: Tensor, index_B: Tensor, labels_B: Tensor, schedule: Schedule
+    network: Denoiser, data: TokenBatch, noise_TC: Tensor, index_B: Tensor, labels_B: Tensor, schedule: Schedule
 ) -> DiffusionLoss:
     """Returns both terms as means over each image's own tokens and channels, then over images."""
     schedule, index_T = schedule.on(index_B.device), index_B[data.image_index]

@@ -8,7 +8,7 @@ is a DTensor: its `shape` is that of the whole, and `to_local()` is this process
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,7 +19,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..model.network import Network
 from ..model.transformer import FiT
-from ..tokens import TokenBatch
 from .ranks import Ranks
 
 
@@ -48,8 +47,8 @@ class ParallelModel:
             module.forward = torch.autocast(ranks.device.type, torch.bfloat16)(module.forward)
         self._call = DistributedDataParallel(module) if several and not self.sharded else module
 
-    def __call__(self, batch: TokenBatch, t_B: Tensor, y_B: Tensor) -> Tensor:
-        return self._call(batch, t_B, y_B)
+    def __call__(self, *inputs: Any, **options: Any) -> Tensor:
+        return self._call(*inputs, **options)
 
     def accumulating(self) -> AbstractContextManager[None]:
         """Within, backward passes leave their gradients in this process, to be averaged with those of a later one.

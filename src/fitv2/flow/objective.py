@@ -5,17 +5,13 @@ Shape suffixes as in `fitv2.tokens`: T tokens, B images, C token channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..tokens import TokenBatch, upload
+from ..tokens import Denoiser, TokenBatch, upload
 from .path import LOGIT_NORMAL, TimeDensity, interpolate, sample_times
-
-# (images at their times, t (B,), labels (B,)) to the velocity (T, C).
-VelocityOfBatch = Callable[[TokenBatch, Tensor, Tensor], Tensor]
 
 
 class FlowLoss(NamedTuple):
@@ -27,7 +23,7 @@ class FlowLoss(NamedTuple):
 
 
 def flow_loss(
-    velocity: VelocityOfBatch,
+    velocity: Denoiser,
     data: TokenBatch,
     labels_B: Tensor,
     null_label: int,
@@ -47,9 +43,7 @@ def flow_loss(
     return flow_loss_at(velocity, data, noise_TC, t_B, labels_B.masked_fill(dropped_B, null_label))
 
 
-def flow_loss_at(
-    velocity: VelocityOfBatch, data: TokenBatch, noise_TC: Tensor, t_B: Tensor, labels_B: Tensor
-) -> FlowLoss:
+def flow_loss_at(velocity: Denoiser, data: TokenBatch, noise_TC: Tensor, t_B: Tensor, labels_B: Tensor) -> FlowLoss:
     """Returns the squared error of the velocity: mean over each image's own tokens and channels, then over images.
 
     So an image weighs the same whatever its size. The error is taken in float32, whatever dtype autocast gives.

@@ -5,20 +5,14 @@ Shape suffixes as in `fitv2.tokens`, and S tokens that keys and values belong to
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..tokens import TokenBatch, runs_of
-from .compute import plain_attention, recomputed
+from .compute import fastest_attention, recomputed
 from .rope import rotate
-
-# On a CPU plain products beat the fused kernel until their (L, L) float32 scores leave the caches. Products of float16
-# are so slow there that the fused kernel always wins.
-LONGEST_PLAIN = {torch.float64: 512, torch.float32: 512, torch.bfloat16: 256, torch.float16: 0}
 
 
 def packed_attention(q_TNH: Tensor, k_SNH: Tensor, v_SNH: Tensor, queries: TokenBatch, keys: TokenBatch) -> Tensor:
@@ -57,13 +51,6 @@ def takes_varlen(q_TNH: Tensor) -> bool:
         return False
     head_dim = q_TNH.shape[-1]
     return torch.cuda.get_device_capability(q_TNH.device) >= (8, 0) and head_dim % 8 == 0 and head_dim <= 256
-
-
-def fastest_attention(q: Tensor, k: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """Returns the fastest function on this device, in this precision and at these lengths, for (n, N, L, H)."""
-    if q.device.type == "cpu" and max(q.shape[-2], k.shape[-2]) <= LONGEST_PLAIN[q.dtype]:
-        return plain_attention
-    return F.scaled_dot_product_attention
 
 
 class SelfAttention(nn.Module):

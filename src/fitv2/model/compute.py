@@ -7,10 +7,14 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 Result = TypeVar("Result")
+# On a CPU plain products beat the fused kernel until their (L, L) float32 scores leave the caches. Products of float16
+# are so slow there that the fused kernel always wins.
+LONGEST_PLAIN = {torch.float64: 512, torch.float32: 512, torch.bfloat16: 256, torch.float16: 0}
 
 
 def autocast_in(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[Any]:
@@ -28,6 +32,13 @@ def recomputed(function: Callable[..., Result], *inputs: Any) -> Result:
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():  # The compiler weighs this by itself.
         return function(*inputs)
     return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False, determinism_check="none")
+
+
+def fastest_attention(q: Tensor, k: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Returns the fastest function on this device, in this precision and at these lengths, for (n, N, L, H)."""
+    if q.device.type == "cpu" and max(q.shape[-2], k.shape[-2]) <= LONGEST_PLAIN[q.dtype]:
+        return plain_attention
+    return F.scaled_dot_product_attention
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

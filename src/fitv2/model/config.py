@@ -217,3 +217,37 @@ class FiTv1Config(FiTConfig):
     def mlp_hidden(self) -> int:
         """Hidden width of SwiGLU."""
         return int(self.width * self.mlp_ratio)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiTConfig(NetworkConfig):
+    """The configuration of SiT.
+
+    Attributes:
+        side: Rows, and columns, of tokens of every image.
+
+    Raises:
+        UserError: Numbers that do not fit each other.
+    """
+
+    side: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.width % self.heads or self.width % 4:
+            raise UserError(
+                f"width {self.width} with {self.heads} heads: the width must be a multiple of the heads, and of 4, "
+                "because rows and columns each have sines and cosines"
+            )
+
+    @property
+    def fixed_grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens of every image."""
+        return self.side, self.side
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiTConfig(SiTConfig):
+    """The configuration of DiT. The network takes t (B,) as steps 0 to 999, whole or between, as that of FiT does."""
+
+    prediction: Prediction = "epsilon"

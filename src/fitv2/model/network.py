@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..errors import UserError
-from .config import FiTConfig, NetworkConfig
-from .dit import DiT, SiTConfig
+from .config import FiTConfig, NetworkConfig, SiTConfig
+from .dit import DiT
 from .transformer import FiT
 
 Network = FiT | DiT

@@ -6,8 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import UserError
-from .config import FiTConfig, FiTv1Config, NetworkConfig
-from .dit import DiTConfig, SiTConfig
+from .config import DiTConfig, FiTConfig, FiTv1Config, NetworkConfig, SiTConfig
 
 ARCHITECTURES = {"FiTv2": FiTConfig, "FiT": FiTv1Config, "DiT": DiTConfig, "SiT": SiTConfig}
 # The sizes of DiT and SiT, over images of 256x256 pixels.

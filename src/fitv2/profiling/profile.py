@@ -235,9 +235,9 @@ def training_step(model: Network, batch: TokenBatch, labels_B: Tensor, autocast:
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     generator = torch_generator(Purpose.MEASURING)
 
-    def network(*inputs: Any) -> Tensor:
+    def network(*inputs: Any, **options: Any) -> Tensor:
         with torch.autocast(batch.x.device.type, torch.bfloat16, enabled=autocast):
-            return model(*inputs)
+            return model(*inputs, **options)
 
     def step() -> None:
         objective(network, batch, labels_B, model.config.null_label, generator).loss.backward()

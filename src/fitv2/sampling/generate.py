@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,10 +12,10 @@ from torch import Tensor
 from ..diffusion.schedule import ddim_steps, ddpm_steps, linear_schedule
 from ..finite import check_finite
 from ..model.config import NetworkConfig
-from ..tokens import TokenBatch, upload
+from ..tokens import Denoiser, TokenBatch, upload
 from .cache import BlockCache
 from .ddpm import sample_ddim, sample_ddpm
-from .guidance import Denoiser, GuidedModel
+from .guidance import GuidedModel
 from .noise import ImageNoise
 from .ode import SOLVERS, time_grid
 from .sde import METHOD_OF, sample_sde, sde_grid
@@ -29,7 +29,7 @@ MAX_TOKENS = {"cpu": 1024, "other": 8192}
 OnImage = Callable[[int, Tensor], None]
 
 
-class Model(Protocol):
+class Model(Denoiser, Protocol):
     """The interface of a model, such as `FiT` and `DiT`: a `Denoiser` that also takes rope and cache."""
 
     @property
@@ -37,8 +37,6 @@ class Model(Protocol):
 
     @property
     def device(self) -> torch.device: ...
-
-    def __call__(self, *inputs: Any, **options: Any) -> Tensor: ...
 
 
 def generate(

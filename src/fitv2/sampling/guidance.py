@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from ..diffusion.schedule import STEPS
 from ..model.config import NetworkConfig
-from ..tokens import TokenBatch, upload
+from ..tokens import Denoiser, TokenBatch, upload
 from .spec import Sampling
-
-# (packed images, t (B,), labels (B,), packed context or None) to the model's output, (T, output channels). t is in
-# [0, 1], where 1 is data; for a model that predicts noise it is the step of 1000.
-Denoiser = Callable[[TokenBatch, Tensor, Tensor, TokenBatch | None], Tensor]
 
 
 class GuidedModel:
