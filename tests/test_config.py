@@ -160,7 +160,7 @@ def test_an_unknown_key_or_section_of_a_file_is_an_error(tree, complaint):
         ("training.steps=0", r"training\.steps: .*greater than 0"),
         ("training.steps=", r"training\.steps: .*integer.*None"),
         ("training.seed=4294967296", r"training\.seed: .*less than"),
-        ("model.prediction=data", r"model\.prediction: .*'velocity' or 'epsilon'"),
+        ("model.prediction=image", r"model\.prediction: .*'velocity'.*'epsilon'"),
         ("model.architecture=UNet", r"model: .*'FiTv2'.*'SiT'"),
         ("training.precision=fp16", r"training\.precision: .*'bf16' or 'fp32'"),
         ("training.steps.x=3", r"training\.steps: .*integer"),

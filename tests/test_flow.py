@@ -231,3 +231,53 @@ def test_labels_are_dropped_one_by_one(class_dropout_prob):
         abs(dropped.float().mean().item() - class_dropout_prob)
         <= 4 * (class_dropout_prob * (1 - class_dropout_prob) / count) ** 0.5
     )
+
+
+SIZED = TokenBatch(torch.randn(4 + 16 + 64, 3, generator=torch.Generator().manual_seed(5)), [(2, 2), (4, 4), (8, 8)])
+
+
+def loss_of(velocity=None, **settings):
+    """The loss of a network that predicts zero unless another is given, always with the same random numbers."""
+    zero = velocity or (lambda batch, t, y: torch.zeros_like(batch.x))
+    return flow_loss(zero, SIZED, torch.zeros(3).long(), 1, torch.Generator().manual_seed(1), **settings)
+
+
+def test_larger_images_train_at_noisier_times():
+    plain, shifted = loss_of().t, loss_of(shift_tokens=16).t
+    # Stable Diffusion 3: the odds of the noise level grow by the root of the ratio.
+    odds, by = (1 - plain) / plain, torch.tensor([0.5, 1.0, 2.0])
+    torch.testing.assert_close((1 - shifted) / shifted, odds * by)
+    assert shifted[1] == plain[1]
+
+
+def test_images_of_the_base_size_have_the_times_of_before_to_the_bit():
+    batch = TokenBatch(SIZED.x[:32], [(4, 4), (2, 8)])
+    zero = lambda batch, t, y: torch.zeros_like(batch.x)  # noqa: E731
+    results = [
+        flow_loss(zero, batch, torch.zeros(2).long(), 1, torch.Generator().manual_seed(1), shift_tokens=tokens)
+        for tokens in (None, 16)
+    ]
+    assert torch.equal(results[0].t, results[1].t) and torch.equal(results[0].loss, results[1].loss)
+
+
+def test_the_internal_head_has_its_share_of_the_loss_and_none_of_the_report():
+    def two_heads(batch, t, y, internal):
+        assert internal
+        return torch.cat((torch.zeros_like(batch.x), torch.ones_like(batch.x)), dim=1)
+
+    plain = loss_of()
+    ones = loss_of(lambda batch, t, y: torch.ones_like(batch.x))
+    both = loss_of(two_heads, internal_weight=0.25)
+    torch.testing.assert_close(both.loss, plain.loss + 0.25 * ones.loss)
+    assert torch.equal(both.per_image, plain.per_image)
+
+
+def test_positions_are_drawn_after_everything_else():
+    seen = {}
+
+    def network(batch, t, y, positions_T2):
+        seen["positions"] = positions_T2
+        return torch.zeros_like(batch.x)
+
+    assert torch.equal(loss_of(network, position_range=9).loss, loss_of().loss)
+    assert seen["positions"].shape == (84, 2) and seen["positions"].max() <= 8

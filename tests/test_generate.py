@@ -240,3 +240,15 @@ def test_a_setting_that_the_model_has_no_use_for_is_refused(config, settings):
     side = config.patch_size * 3
     with pytest.raises(UserError, match=r"no effect|no rotary positions|is not for this model"):
         generate(random_model(config), [SampleSpec(0, (side, side), 0)], Sampling(**settings))
+
+
+def test_a_grid_of_times_per_image_belongs_to_its_size():
+    """An image sampled with others has the times of its own size; those of the base size have the plain grid."""
+    model, specs = random_model(), [SampleSpec(1, (8, 8), 0), SampleSpec(2, (16, 16), 1), SampleSpec(3, (8, 24), 2)]
+    for solver in ("ab2", "heun", "euler-maruyama"):
+        sampling = Sampling(steps=4, solver=solver, shift_tokens=4)
+        together = generate(model, specs, sampling)
+        for spec, latent in zip(specs, together, strict=True):
+            torch.testing.assert_close(latent, generate(model, [spec], sampling)[0], atol=1e-4, rtol=1e-4)
+        assert torch.equal(*(generate(model, specs[:1], s)[0] for s in (sampling, Sampling(steps=4, solver=solver))))
+        assert not torch.equal(together[1], generate(model, specs, Sampling(steps=4, solver=solver))[1])

@@ -1,12 +1,15 @@
 """Classifier-free guidance: parity with the authors, and what it does not compute."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from fitv2 import FiTConfig
+from fitv2.errors import UserError
 from fitv2.flow.path import shift_time
 from fitv2.sampling.guidance import GuidedModel, guidance_scale
-from fitv2.sampling.spec import Sampling
+from fitv2.sampling.spec import Sampling, check_sampling
 from golden_fixtures import assert_matches, kwargs, load, official_model
 
 GUIDED_CHANNELS = 12  # the authors' three of four latent channels, in patches of 2 x 2
@@ -107,3 +110,44 @@ def test_a_time_per_image():
 def test_only_the_first_channels():
     value = Toy(guidance=2.0, channels=12).guided(X, torch.tensor(0.5))
     assert (value[:, :12] == 5).all() and (value[:, 12:] == 3).all()
+
+
+HEADED = replace(CONFIG, depth=2, internal_head=1)
+
+
+def headed(*times, labels=(3, 4), **settings):
+    """The guided output of both images, for heads that differ by 10 * t + 1, and the `internal` of each call."""
+    calls = []
+
+    def denoiser(batch, t, y, context, internal=False):
+        calls.append(internal)
+        last = batch.expand_to_tokens(torch.where(y == 10, 1.0, 3.0))[:, None].expand(-1, 16)
+        return torch.cat((last, last - 1 - 10 * batch.expand_to_tokens(t)[:, None]), dim=1) if internal else last
+
+    guided = GuidedModel(denoiser, HEADED, HW, torch.tensor(labels), Sampling(**settings), CPU)
+    return guided(X, torch.tensor(times[0] if len(times) == 1 else times))[[0, 2], 0].tolist(), calls
+
+
+def test_internal_guidance_moves_away_from_the_internal_head():
+    assert headed(0.5, guidance=1, internal_guidance=1.5) == ([3 + 0.5 * 6] * 2, [True])
+    # It acts on both halves, and classifier-free guidance on what it makes of them.
+    assert headed(0.5, guidance=2, internal_guidance=1.5) == ([5 + 0.5 * 6] * 2, [True])
+    # An image of no class has it, too.
+    assert headed(0.5, labels=(10, 10), guidance=2, internal_guidance=2) == ([1 + 6.0] * 2, [True])
+
+
+def test_internal_guidance_has_its_own_interval():
+    settings = {"guidance": 2, "internal_guidance": 1.5, "internal_interval": (0.2, 0.6)}
+    assert headed(0.1, **settings) == ([5.0, 5.0], [False])
+    assert headed(0.2, 0.7, **settings) == ([5 + 0.5 * 3, 5.0], [True])
+
+
+def test_internal_guidance_needs_a_head_and_all_blocks():
+    with pytest.raises(UserError, match="internal head"):
+        check_sampling(Sampling(internal_guidance=1.5), CONFIG)
+    with pytest.raises(UserError, match="all blocks"):
+        Sampling(internal_guidance=1.5, cache_interval=2)
+    with pytest.raises(UserError, match="no effect"):
+        Sampling(internal_interval=(0.1, 0.5))
+    with pytest.raises(UserError, match="within 0 and 1"):
+        Sampling(internal_guidance=2, internal_interval=(0.5, 0.1))

@@ -14,7 +14,7 @@ PACKAGE = Path(fitv2.__file__).parent
 # A module may import lower layers, and its own only inside one sub-package (or among the package's own modules).
 LAYERS = [
     {"__init__", "atomic", "classes", "config", "cores", "device", "errors", "finite", "hashes", "legacy", "locks"}
-    | {"messages", "openmp", "provenance", "randomness", "sample_list", "settings", "tokens", "yaml_text"},
+    | {"messages", "openmp", "positions", "provenance", "randomness", "sample_list", "settings", "tokens", "yaml_text"},
     {"model", "flow", "diffusion"},
     {"sampling", "data", "distributed"},
     {"checkpoints"},

@@ -13,6 +13,7 @@ from fitv2.model.block import BlockInputs
 from fitv2.model.compute import lay_out_by_input
 from fitv2.model.context import pack_context
 from fitv2.model.rope import RopeScheme, rotate, rotation_table
+from fitv2.positions import random_positions
 from fitv2.sampling.cache import BlockCache
 from tiny import random_model
 
@@ -69,19 +70,56 @@ def gradients(model: FiT, parts) -> list[torch.Tensor]:
     return [p.grad / p.grad.abs().max().clamp(min=1e-12) for p in model.parameters()]
 
 
-@pytest.mark.parametrize("config", [CONFIG, FiTv1Config(width=48, depth=2, heads=3, num_classes=5)], ids=["v2", "v1"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        CONFIG,
+        FiTv1Config(width=48, depth=2, heads=3, num_classes=5),
+        replace(CONFIG, prediction="data"),
+        replace(CONFIG, position_range=12),
+    ],
+    ids=["v2", "v1", "data", "positions"],
+)
 def test_packed_equals_one_by_one_and_any_order(config):
     """Values and gradients."""
     model, (batch, t, y) = random_model(config), random_batch()
     order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(2)).tolist()
     alone = [(batch.select([i]), t[[i]], y[[i]]) for i in range(len(batch))]
     shuffled = [(batch.select(order), t[order], y[order])]
+    atol = 2e-4 if config.prediction == "data" else 1e-5  # Divided by 1 - t, rounding is up to 20 times larger.
     together, one_by_one = model(batch, t, y), torch.cat([model(*part) for part in alone])
-    torch.testing.assert_close(together, one_by_one, atol=1e-5, rtol=0)
-    torch.testing.assert_close(batch.with_x(together).select(order).x, model(*shuffled[0]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(together, one_by_one, atol=atol, rtol=0)
+    torch.testing.assert_close(batch.with_x(together).select(order).x, model(*shuffled[0]), atol=atol, rtol=0)
     packed = gradients(model, [(batch, t, y)])
     torch.testing.assert_close(packed, gradients(model, alone), atol=1e-5, rtol=0)
     torch.testing.assert_close(packed, gradients(model, shuffled), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("prediction", ["velocity", "data"])
+def test_the_internal_head_and_given_positions_belong_to_each_image(prediction):
+    """Packed equals one by one; the last head's output is what it is without the other."""
+    model = random_model(replace(CONFIG, prediction=prediction, internal_head=1))
+    batch, t, y = random_batch()
+    positions = random_positions(batch, 50, torch.Generator().manual_seed(3))
+    both = model(batch, t, y, positions_T2=positions, internal=True)
+    places = positions.split(batch.lengths)
+    for i, alone in enumerate(batch.with_x(both).x.split(batch.lengths)):
+        made = model(batch.select([i]), t[[i]], y[[i]], positions_T2=places[i], internal=True)
+        torch.testing.assert_close(alone, made, atol=1e-4, rtol=1e-4)
+    last, head = both.chunk(2, dim=1)
+    torch.testing.assert_close(last, model(batch, t, y, positions_T2=positions), atol=1e-5, rtol=0)
+    assert (last - head).abs().max() > 1e-2 and (last - model(batch, t, y)).abs().max() > 1e-2
+
+
+def test_the_velocity_follows_from_a_predicted_image():
+    model, (batch, t, y) = random_model(replace(CONFIG, prediction="data")), random_batch()
+    clean = torch.randn(CONFIG.token_channels)
+    with torch.no_grad():
+        model.final_layer.linear.weight.zero_()
+        model.final_layer.linear.bias.copy_(clean)
+        t[:3] = torch.tensor([0.0, 0.96, 1.0])
+        expected = (clean - batch.x) / batch.expand_to_tokens((1 - t).clamp(min=0.05))[:, None]
+        torch.testing.assert_close(model(batch, t, y), expected)
 
 
 def test_height_and_width_are_not_interchangeable():
@@ -248,7 +286,11 @@ def test_impossible_configurations_are_refused():
     for wrong, complaint in (
         ({"modulation": "full", "lora_rank": 3}, "lora_rank 3 is of low-rank modulation"),
         ({"qk_norm": False, "qk_norm_affine": True}, "qk_norm_affine is a scale in the norm"),
-        ({"prediction": "data"}, "there is no prediction 'data'; choose from velocity, epsilon"),
+        ({"prediction": "image"}, "there is no prediction 'image'; choose from velocity, data, epsilon"),
+        ({"internal_head": 2}, "internal_head 2 must be from 1 to 1"),
+        ({"internal_head": 1, "prediction": "epsilon"}, "predicts epsilon"),
+        ({"position_range": 1}, "at least 2"),
+        ({"position_range": 9, "context": "joint"}, "remove position_range"),
         ({"modulation": "none"}, "there is no modulation 'none'; choose from low-rank, full"),
     ):
         with pytest.raises(ValueError, match=complaint):

@@ -58,9 +58,12 @@ def assert_same_run(run: Path, expected: Path) -> None:
         assert file.name == "state.json" or (run / file).read_bytes() == (expected / file).read_bytes(), file
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_ten_steps_are_five_and_five_more_bit_for_bit(tmp_path, precision):
-    overrides = [f"training.precision={precision}", "training.warmup_steps=6", "training.decay_fraction=0.4"]
+MODERN = ("model.prediction=data", "model.internal_head=1", "model.position_range=12", "training.shift_tokens=16")
+
+
+@pytest.mark.parametrize("overrides", [["training.precision=fp32"], ["training.precision=bf16"], MODERN])
+def test_ten_steps_are_five_and_five_more_bit_for_bit(tmp_path, overrides):
+    overrides = [*overrides, "training.warmup_steps=6", "training.decay_fraction=0.4"]
     trainer(tmp_path / "whole", *overrides).fit(nothing)
     for stop in (3, 6, 10):  # before any checkpoint, after the one of step 5, before the last one
         run = tmp_path / f"stopped at {stop}"

@@ -189,4 +189,14 @@ def build_objective(training: TrainingSettings, config: NetworkConfig) -> Object
     density = TimeDensity(
         kind=training.time_density, mean=training.time_mean, std=training.time_std, scale=training.time_scale
     )
-    return partial(flow_loss, class_dropout_prob=training.class_dropout_prob, density=density)
+    of_network = {}
+    if isinstance(config, FiTConfig):
+        weight = 0.0 if config.internal_head is None else training.internal_weight
+        of_network = {"position_range": config.position_range, "internal_weight": weight}
+    return partial(
+        flow_loss,
+        class_dropout_prob=training.class_dropout_prob,
+        density=density,
+        shift_tokens=training.shift_tokens,
+        **of_network,
+    )

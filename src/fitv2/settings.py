@@ -44,8 +44,11 @@ Modulation = Annotated[
     Field(description="AdaLN: shared with a low-rank part per block (FiTv2), or a full one per block (FiT)"),
 ]
 Prediction = Annotated[
-    Literal["velocity", "epsilon"],
-    Field(description="velocity, trained as a rectified flow (FiTv2, SiT), or epsilon, by diffusion (FiT, DiT)"),
+    Literal["velocity", "data", "epsilon"],
+    Field(
+        description="velocity, trained as a rectified flow (FiTv2, SiT); data, the same through the clean image, for "
+        "pixels in large patches; or epsilon, by diffusion (FiT, DiT)"
+    ),
 ]
 
 
@@ -58,6 +61,13 @@ class FiTv2Settings(AnyResolutionSettings):
     qk_norm: QKNorm = True
     modulation: Modulation = "low-rank"
     prediction: Prediction = "velocity"
+    internal_head: PositiveInt | None = Field(
+        default=None,
+        description="blocks before a second head, for internal guidance; a quarter to a third of all",
+    )
+    position_range: int | None = Field(
+        default=None, ge=2, description="train at random rows and columns below this, for sizes beyond training"
+    )
 
 
 class FiTSettings(AnyResolutionSettings):
@@ -185,6 +195,10 @@ class TrainingSettings(Settings):
     time_scale: float = Field(
         default=1.29, ge=-1, le=1.75, description="mode: above 0 more in the middle of the path, below at its ends"
     )
+    shift_tokens: PositiveInt | None = Field(
+        default=None, description="images of more tokens than this train at noisier times, by the root of the ratio"
+    )
+    internal_weight: PositiveFloat = Field(default=0.5, description="weight of the internal head's loss")
     precision: Literal["auto", "bf16", "fp32"] = Field(
         default="auto",
         description="bf16 (autocast), fp32, or auto: bf16 if the device has it when a run begins",
@@ -268,12 +282,14 @@ class Recipe(Settings):
         elif model.extrapolation is not None and training.init_from is None:
             raise UserError("model.extrapolation goes with training.init_from: it extends the size of that model")
         if model.prediction == "epsilon":
-            useless += training.changed("time_density", "time_mean", "time_std", "time_scale")
+            useless += training.changed("time_density", "time_mean", "time_std", "time_scale", "shift_tokens")
+        if getattr(model, "internal_head", None) is None:
+            useless += training.changed("internal_weight")
         if useless:
             keys = ", ".join(f"training.{key}" for key in useless)
             raise UserError(
-                f"{keys}: no effect with model.architecture={model.architecture} that predicts {model.prediction}; "
-                "remove it"
+                f"{keys}: no effect with model.architecture={model.architecture} that predicts {model.prediction}"
+                f"{'' if 'training.internal_weight' not in keys else ' and has no internal_head'}; remove it"
             )
         return self
 

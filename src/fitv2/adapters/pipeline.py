@@ -243,7 +243,7 @@ class FiTPipeline(DiffusionPipeline):
         recommended = self.config["sampling"] or {}
         sampling = Sampling.of(
             config,
-            recommended if solver else without(recommended, "solver", "shift", "cache_interval"),
+            recommended if solver else without(recommended, "solver", "shift", "shift_tokens", "cache_interval"),
             steps=num_inference_steps,
             solver=solver,
             guidance=guidance_scale,

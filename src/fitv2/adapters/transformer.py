@@ -41,6 +41,8 @@ OUR_NAMES = {
     "num_embeds_ada_norm": "num_classes",
     "adaln_lora_rank": "lora_rank",
     "cross_attention_dim": "context_channels",
+    "internal_head": "internal_head",
+    "position_range": "position_range",
 }
 NOT_HERE = "{} is of a fixed grid: diffusers has DiTTransformer2DModel for such networks, and this is for FiT and FiTv2"
 
@@ -81,6 +83,8 @@ class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         modulation: How the condition modulates a block.
         prediction: What the network predicts.
         context: How the context enters.
+        internal_head: The number of blocks before a second head, for internal guidance.
+        position_range: The range of random positions that it was trained with.
         rope: Fields of `fitv2.RopeScheme`.
         sample_size: Side of a square latent where a call names no size.
         architecture: "FiTv2" or "FiT".
@@ -114,6 +118,8 @@ class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         architecture: str = "FiTv2",
         context: Context = "none",
         cross_attention_dim: int = 768,
+        internal_head: int | None = None,
+        position_range: int | None = None,
     ) -> None:
         super().__init__()
         if architecture not in KINDS:
@@ -186,6 +192,7 @@ class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         encoder_hidden_states: Tensor | TokenBatch | None = None,
         rope: RopeScheme | None = None,
         cache: Cache | None = None,
+        internal: bool = False,
         return_dict: bool = True,
     ) -> Transformer2DModelOutput | tuple[Tensor]:
         """Returns the output in the shape of the input: noise minus data, or for FiT the noise and its variance.
@@ -199,12 +206,13 @@ class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
                 where each image has its own number of them.
             rope: The RoPE scheme of this call.
             cache: The state that successive calls of a sampling share, see `fitv2.sampling.cache.BlockCache`.
+            internal: Whether the output of the internal head follows in further channels, see `fitv2.FiT.forward`.
             return_dict: Whether to return a Transformer2DModelOutput instead of a tuple.
         """
         config = self.fit.config
         packed = isinstance(hidden_states, TokenBatch)
         batch = hidden_states if packed else TokenBatch.from_latents(list(hidden_states), config.patch_size)
-        device, velocity = batch.x.device, config.prediction == "velocity"
+        device, velocity = batch.x.device, config.prediction != "epsilon"
         if class_labels is None:
             class_labels = torch.full((len(batch),), config.null_label, device=device)
         timestep = upload(torch.as_tensor(timestep), device)
@@ -215,7 +223,7 @@ class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         self.fit.activation_checkpointing = self.gradient_checkpointing
         # By the model's dtype, not its weights': with layerwise casting those are stored in another one.
         with autocast_in(self.dtype, device):
-            output = self.fit(batch, t_B, class_labels, context=context, rope=rope, cache=cache).to(batch.x.dtype)
+            output = self.fit(batch, t_B, class_labels, context, rope, cache, internal=internal).to(batch.x.dtype)
         output = -output if velocity else output
         if not packed:
             output = torch.stack(batch.with_x(output).to_latents(config.patch_size))
@@ -233,7 +241,7 @@ class HookedModel:
         self, batch: TokenBatch, t_B: Tensor, y_B: Tensor, context: TokenBatch | None = None, **options: Any
     ) -> Tensor:
         """Returns the output in this package's convention: t = 1 is data, the velocity is data minus noise."""
-        velocity = self.config.prediction == "velocity"
+        velocity = self.config.prediction != "epsilon"
         options |= {"class_labels": y_B, "encoder_hidden_states": context, "return_dict": False}
         timestep = to_timestep(t_B) if velocity else t_B
         output = self.transformer(batch.to(self.transformer.dtype), timestep, **options)[0].float()

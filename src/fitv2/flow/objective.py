@@ -5,13 +5,14 @@ Shape suffixes as in `fitv2.tokens`: T tokens, B images, C token channels.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..positions import random_positions
 from ..tokens import Denoiser, TokenBatch, upload
-from .path import LOGIT_NORMAL, TimeDensity, interpolate, sample_times
+from .path import LOGIT_NORMAL, TimeDensity, interpolate, sample_times, shift_by_size, shift_time
 
 
 class FlowLoss(NamedTuple):
@@ -30,26 +31,63 @@ def flow_loss(
     generator: torch.Generator,
     class_dropout_prob: float = 0.1,
     density: TimeDensity = LOGIT_NORMAL,
+    *,
+    shift_tokens: int | None = None,
+    position_range: int | None = None,
+    internal_weight: float = 0.0,
 ) -> FlowLoss:
     """Returns the loss at random times and noise; each image loses its label with probability `class_dropout_prob`.
 
     Everything random comes from `generator`, on the CPU and in this order, so that a step is the same on every device:
-    times (B,), a uniform number per label (B,), noise (T, C).
+    times (B,), a uniform number per label (B,), noise (T, C), positions.
+
+    Args:
+        velocity: The network.
+        data: The images, x is (T, C).
+        labels_B: (B,) int64.
+        null_label: The label of no class.
+        generator: The source of everything random.
+        class_dropout_prob: From 0 to 1.
+        density: The density of the times.
+        shift_tokens: Images of more tokens than this get noisier times, see `shift_by_size`; None leaves all as drawn.
+        position_range: Of the network, if it has one: positions are drawn in it.
+        internal_weight: The weight of the loss of the network's internal head; 0 for a network without one.
     """
-    device = data.x.device
-    t_B = upload(sample_times(len(data), generator, density), device)
+    device, options = data.x.device, {}
+    t_B = sample_times(len(data), generator, density)
+    if shift_tokens is not None:
+        t_B = shift_time(t_B.double(), shift_by_size(data.counts, shift_tokens)).float()
+    t_B = upload(t_B, device)
     dropped_B = upload(torch.rand(len(data), generator=generator) < class_dropout_prob, device)
     noise_TC = upload(torch.randn(data.x.shape, generator=generator), device)
-    return flow_loss_at(velocity, data, noise_TC, t_B, labels_B.masked_fill(dropped_B, null_label))
+    if position_range is not None:
+        options["positions_T2"] = random_positions(data, position_range, generator)
+    labels_B = labels_B.masked_fill(dropped_B, null_label)
+    return flow_loss_at(velocity, data, noise_TC, t_B, labels_B, internal_weight, **options)
 
 
-def flow_loss_at(velocity: Denoiser, data: TokenBatch, noise_TC: Tensor, t_B: Tensor, labels_B: Tensor) -> FlowLoss:
+def flow_loss_at(
+    velocity: Denoiser,
+    data: TokenBatch,
+    noise_TC: Tensor,
+    t_B: Tensor,
+    labels_B: Tensor,
+    internal_weight: float = 0.0,
+    **options: Any,
+) -> FlowLoss:
     """Returns the squared error of the velocity: mean over each image's own tokens and channels, then over images.
 
-    So an image weighs the same whatever its size. The error is taken in float32, whatever dtype autocast gives.
+    So an image weighs the same whatever its size. The error is taken in float32, whatever dtype autocast gives. With
+    `internal_weight`, that much of the error of the internal head is added to the loss (arXiv 2512.24176, Sec. 3.1);
+    what is reported per image is the error of the last layer alone. options: further arguments of the network.
     """
+    if internal_weight:
+        options["internal"] = True
     x_TC = interpolate(data.x, noise_TC, data.expand_to_tokens(t_B)[:, None])
-    predicted_TC = velocity(data.with_x(x_TC), t_B, labels_B)
-    error_TC = predicted_TC.float() - (data.x - noise_TC)
-    per_image_B = data.image_mean(error_TC.square().mean(1))
-    return FlowLoss(per_image_B.mean(), per_image_B.detach(), t_B)
+    output = velocity(data.with_x(x_TC), t_B, labels_B, **options).float()
+    target_TC = data.x - noise_TC
+    of_heads = [data.image_mean((v - target_TC).square().mean(1)) for v in output.split(data.x.shape[1], dim=1)]
+    loss = of_heads[0].mean()
+    if internal_weight:
+        loss = loss + internal_weight * of_heads[1].mean()
+    return FlowLoss(loss, of_heads[0].detach(), t_B)

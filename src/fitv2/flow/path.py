@@ -72,12 +72,21 @@ def sample_times(count: int, generator: torch.Generator, density: TimeDensity) -
     return u.clamp(0, 1)  # Rounding may lead a hair beyond.
 
 
-def shift_time(t: Tensor, shift: float) -> Tensor:
+def shift_time(t: Tensor, shift: float | Tensor) -> Tensor:
     """Returns s t / (1 + (s - 1) t): maps [0, 1] onto itself, towards the data for s > 1, the noise for s < 1.
 
-    It belongs to the grid of a sampler; the model sees the time it is given. Where noise is at time 1 (Stable Diffusion
-    3, arXiv 2403.03206) the same warp has the factor 1 / shift.
+    The model sees the time it is given. Where noise is at time 1 (Stable Diffusion 3, arXiv 2403.03206) the same warp
+    has the factor 1 / shift. Raises UserError for a shift that is not positive.
     """
-    if shift <= 0:
+    if isinstance(shift, float) and shift <= 0:
         raise UserError(f"the time shift must be positive, not {shift}")
     return shift * t / (1 + (shift - 1) * t)
+
+
+def shift_by_size(lengths_B: Tensor, base_tokens: int) -> Tensor:
+    """Returns the shift sqrt(base / tokens) of images of these token counts, (B,) float64.
+
+    The same noise hides less of a larger image, because neighbours average it out; so larger images spend more of their
+    times near the noise, and `base_tokens` tokens keep theirs (Stable Diffusion 3, arXiv 2403.03206, Sec. 5.3.2).
+    """
+    return (base_tokens / lengths_B.double()).sqrt()

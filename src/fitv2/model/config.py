@@ -11,7 +11,7 @@ from ..legacy import PREDICTIONS
 from ..messages import suggestion
 
 Modulation = Literal["low-rank", "full"]
-Prediction = Literal["velocity", "epsilon"]
+Prediction = Literal["velocity", "data", "epsilon"]
 Context = Literal["none", "cross", "joint"]
 # Ways to scale the frequencies of RoPE, and factors on the attention logits: `fitv2.model.rope` computes them.
 RopeMethod = Literal["none", "interpolation", "ntk-aware", "ntk-by-parts", "yarn"]
@@ -97,7 +97,8 @@ class NetworkConfig:
         patch_size: Side of a patch in latent pixels.
         in_channels: Channels of a latent.
         num_classes: Number of classes; the label of that number is the null class.
-        prediction: "velocity", trained as a rectified flow with times in [0, 1], or "epsilon", trained by diffusion
+        prediction: "velocity" or "data", trained as a rectified flow with times in [0, 1]: both return a velocity, and
+            the second computes it from the clean image that the last layer predicts. Or "epsilon", trained by diffusion
             with steps 0 to 999: the noise, and then where its variance lies, twice the channels.
 
     Raises:
@@ -151,6 +152,10 @@ class FiTConfig(NetworkConfig):
         rope: The RoPE scheme unless a call gives another; its train_side tells where extrapolation begins.
         context: "none", or how context tokens of `context_channels` numbers condition: see `fitv2.model.context`.
         context_channels: Numbers per context token.
+        internal_head: The number of blocks after which a second head predicts the same as the last one, for internal
+            guidance (arXiv 2512.24176); None means there is none.
+        position_range: Rows and columns lie anywhere below this number instead of at 0, 1, 2 and so on, so that sizes
+            beyond training have positions that it knew; see `fitv2.positions`. None means their own numbers.
 
     Raises:
         UserError: Numbers that do not fit each other.
@@ -164,6 +169,8 @@ class FiTConfig(NetworkConfig):
     rope: RopeScheme = DEFAULT_ROPE
     context: Context = "none"
     context_channels: int = 768
+    internal_head: int | None = None
+    position_range: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -178,6 +185,16 @@ class FiTConfig(NetworkConfig):
             raise UserError(f"lora_rank {self.lora_rank} is of low-rank modulation, and this one is full")
         if self.qk_norm_affine and not self.qk_norm:
             raise UserError("qk_norm_affine is a scale in the norm of queries and keys, and here they have none")
+        if self.internal_head is not None and not 0 < self.internal_head < self.depth:
+            raise UserError(
+                f"internal_head {self.internal_head} must be from 1 to {self.depth - 1} of {self.depth} blocks"
+            )
+        if self.prediction == "epsilon" and not (self.internal_head is None and self.position_range is None):
+            raise UserError("internal_head and position_range are of models of a flow, and this one predicts epsilon")
+        if self.position_range is not None and self.position_range < 2:
+            raise UserError(f"position_range {self.position_range} must be at least 2 patches")
+        if self.position_range is not None and self.context == "joint":
+            raise UserError("joint context has positions of its own before those of the image: remove position_range")
         if isinstance(self.rope, dict):  # As JSON has it.
             object.__setattr__(self, "rope", RopeScheme(**self.rope))
 

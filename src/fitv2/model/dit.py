@@ -17,6 +17,7 @@ from .compute import autocast_in
 from .config import RopeScheme, SiTConfig
 from .execution import Cache
 from .init import dit_modulations, initialise_dit
+from .prediction import as_velocity
 
 
 def build_dit(config: SiTConfig) -> Any:
@@ -96,4 +97,5 @@ class DiT(nn.Module):
         images = torch.stack(batch.to_latents(self.config.patch_size))
         with autocast_in(self.dit.proj_out_2.weight.dtype, images.device):
             output = self.dit(images, timestep=t_B, class_labels=y_B).sample
-        return torch.cat([patchify(latent, self.config.patch_size) for latent in output])
+        output_TC = torch.cat([patchify(latent, self.config.patch_size) for latent in output])
+        return as_velocity(output_TC, batch, t_B, self.config)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 
@@ -68,13 +68,14 @@ def run_blocks(
     cache: Cache | None,
     token_budget: int,
     activation_checkpointing: bool,
-) -> Tensor:
-    """Returns the residual stream (T, D) after all blocks."""
+    head: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Returns the residual stream (T, D) after all blocks, and after the first `head` (None: all) of them."""
     tokens, training = len(x_TD), torch.is_grad_enabled()
     if tokens < token_budget and training:
         x_TD, inputs = pad_to(x_TD, inputs, token_budget)
 
-    def through(some: nn.ModuleList, x_TD: Tensor) -> Tensor:
+    def through(some: Sequence[nn.Module], x_TD: Tensor) -> Tensor:
         for block in some:
             if activation_checkpointing and training:
                 x_TD = checkpoint(block, x_TD, *inputs, use_reentrant=False)
@@ -82,10 +83,14 @@ def run_blocks(
                 x_TD = block(x_TD, *inputs)
         return x_TD
 
+    every = list(blocks)
     if cache is None:
-        return through(blocks, x_TD)[:tokens]
-    first, inner, last = blocks[:1], blocks[1:-1], blocks[1:][-1:]
-    return through(last, cache(through(first, x_TD), partial(through, inner)))[:tokens]
+        head = len(every) if head is None else head
+        inner_TD = through(every[:head], x_TD)
+        return through(every[head:], inner_TD)[:tokens], inner_TD[:tokens]
+    first, inner, last = every[:1], every[1:-1], every[1:][-1:]
+    x_TD = through(last, cache(through(first, x_TD), partial(through, inner)))[:tokens]
+    return x_TD, x_TD
 
 
 def pad_to(x_TD: Tensor, inputs: BlockInputs, total: int) -> tuple[Tensor, BlockInputs]:

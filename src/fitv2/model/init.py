@@ -21,10 +21,11 @@ def initialise_fit(model: Any) -> None:
     blocks, times = model.blocks, model.t_embedder.mlp
     normal(model.y_embedder.embedding_table.weight, times[0].weight, times[2].weight)
     # Only the second layer of a low-rank pair is zero: if both were, neither would ever learn.
-    modulations = [part.adaLN_modulation[-1] for part in (*blocks, model.final_layer)]
+    heads = [model.final_layer] if model.internal_layer is None else [model.final_layer, model.internal_layer]
+    modulations = [part.adaLN_modulation[-1] for part in (*blocks, *heads)]
     if model.global_adaLN_modulation is not None:
         modulations.append(model.global_adaLN_modulation[-1])
-    zero((*modulations, model.final_layer.linear))
+    zero((*modulations, *(head.linear for head in heads)))
     for block in blocks:
         if block.cross is not None:
             nn.init.zeros_(block.cross.gate)

@@ -1,6 +1,7 @@
 """FiTv2: a diffusion transformer over packed tokens of images of any size (arXiv 2410.13925, Sec. III).
 
-Shape suffixes as in `fitv2.tokens`: T tokens, B images, C token channels, D width.
+Shape suffixes as in `fitv2.tokens`: T tokens, B images, C token channels, D width, and U distinct pairs of time and
+label.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..positions import even_positions
 from ..tokens import TokenBatch
 from .block import BlockInputs, FiTBlock
 from .compute import autocast_in
@@ -17,6 +19,7 @@ from .execution import Cache, compile_blocks, distinct_conditioning, inverse, ru
 from .init import initialise_fit
 from .layers import FinalLayer, LabelEmbedder, PatchEmbedder, TimestepEmbedder
 from .modulation import projection
+from .prediction import as_velocity
 from .rope import rotation_table
 
 
@@ -40,6 +43,8 @@ class FiT(nn.Module):
         self.global_adaLN_modulation = None if config.modulation == "full" else projection(config.width, 6)
         self.blocks = nn.ModuleList(FiTBlock(config) for _ in range(config.depth))
         self.final_layer = FinalLayer(config.width, config.output_channels)
+        wanted = config.internal_head is not None
+        self.internal_layer = FinalLayer(config.width, config.output_channels) if wanted else None
         if config.context != "none":
             self.context_embedder = ContextEmbedder(config.context_channels, config.width)
         initialise_fit(self)
@@ -66,6 +71,8 @@ class FiT(nn.Module):
         context: TokenBatch | None = None,
         rope: RopeScheme | None = None,
         cache: Cache | None = None,
+        positions_T2: Tensor | None = None,
+        internal: bool = False,
     ) -> Tensor:
         """Returns the output (T, output channels): the velocity, or for FiT the noise and its variance.
 
@@ -78,35 +85,65 @@ class FiT(nn.Module):
             context: The context of each image, for a model with one.
             rope: The RoPE scheme; None means that of the configuration.
             cache: The state that successive calls of a sampling share.
+            positions_T2: (T, 2) float, the row and column of each token; None means those of the configuration.
+            internal: Whether the output of the internal head follows, in (T, 2 output channels); without `cache`.
 
         Raises:
             ValueError: Not one time, label and context per image.
         """
+        self.check_inputs(batch, t_B, y_B, context)
+        unsorted, joint = batch, self.config.context == "joint"
+        batch, t_B, y_B, context, order = sorted_by_length(batch, t_B, y_B, context)
+        if positions_T2 is not None and order is not None:
+            positions_T2 = unsorted.with_x(positions_T2).select(order).x
+        with autocast_in(self.final_layer.linear.weight.dtype, batch.x.device):
+            t_U, y_U, rows = (t_B, y_B, batch.rows) if joint else distinct_conditioning(batch, t_B, y_B)
+            c_UD = self.t_embedder(t_U) + self.y_embedder(y_U)
+            # The residual stream stays float32 under autocast: sums of many small bfloat16 steps would lose them.
+            sequence, own = batch.with_x(self.x_embedder(batch.x).float()), None
+            context = context and self.context_embedder(context)
+            if joint and context:
+                c_UD = c_UD + context.image_mean(context.x)
+                sequence, positions_T2, own = join(sequence, context)
+            table = self.rotations(sequence, batch, rope or self.config.rope, positions_T2)
+            shared = self.global_adaLN_modulation
+            c_U6D = torch.zeros_like(c_UD).repeat(1, 6) if shared is None else shared(c_UD)
+            inputs = BlockInputs(c_UD, c_U6D, sequence.rows if joint else rows, sequence, table, context)
+            settings = cache, self.token_budget, self.activation_checkpointing, self.config.internal_head
+            streams = run_blocks(self.blocks, sequence.x, inputs, *settings)
+            heads = [self.final_layer, self.internal_layer] if internal and self.internal_layer else [self.final_layer]
+            # With a device map the last block may be on another device than the first.
+            outputs = [
+                head(x_TD if own is None else x_TD[own.to(x_TD.device, non_blocking=True)], c_UD, rows)
+                for head, x_TD in zip(heads, streams, strict=False)
+            ]
+            output_TC = as_velocity(torch.cat(outputs, dim=1), batch, t_B, self.config)
+        return output_TC if order is None else batch.with_x(output_TC).select(inverse(order)).x
+
+    def check_inputs(self, batch: TokenBatch, t_B: Tensor, y_B: Tensor, context: TokenBatch | None) -> None:
+        """Raises ValueError unless there are one time, label and, for a model with one, context per image."""
         if (context is None) != (self.config.context == "none") or (context and len(context) != len(batch)):
             given = "none" if context is None else f"{len(context)}"
             raise ValueError(f"context={self.config.context!r} in the model, and {given} given for {len(batch)} images")
         if len(t_B) != len(batch) or len(y_B) != len(batch):
             raise ValueError(f"{len(t_B)} times and {len(y_B)} labels for {len(batch)} images: give one of each")
-        batch, t_B, y_B, context, order = sorted_by_length(batch, t_B, y_B, context)
-        rope, joint = rope or self.config.rope, self.config.context == "joint"
-        with autocast_in(self.final_layer.linear.weight.dtype, batch.x.device):
-            t_B, y_B, rows = (t_B, y_B, batch.rows) if joint else distinct_conditioning(batch, t_B, y_B)
-            c_BD = self.t_embedder(t_B) + self.y_embedder(y_B)
-            # The residual stream stays float32 under autocast: sums of many small bfloat16 steps would lose them.
-            sequence, positions, own = batch.with_x(self.x_embedder(batch.x).float()), batch.positions, None
-            context = context and self.context_embedder(context)
-            if joint and context:
-                c_BD = c_BD + context.image_mean(context.x)
-                sequence, positions, own = join(sequence, context)
-            table = sequence.once(
-                ("rotation", *batch.sizes, self.config.head_dim, rope),
-                lambda: rotation_table(positions, sequence.image_index, batch.hw, self.config.head_dim, rope),
-            )
-            shared = self.global_adaLN_modulation
-            c_B6D = torch.zeros_like(c_BD).repeat(1, 6) if shared is None else shared(c_BD)
-            inputs = BlockInputs(c_BD, c_B6D, sequence.rows if joint else rows, sequence, table, context)
-            x_TD = run_blocks(self.blocks, sequence.x, inputs, cache, self.token_budget, self.activation_checkpointing)
-            # With a device map the last block may be on another device than the first.
-            x_TD = x_TD if own is None else x_TD[own.to(x_TD.device, non_blocking=True)]
-            output_TC = self.final_layer(x_TD, c_BD, rows)
-        return output_TC if order is None else batch.with_x(output_TC).select(inverse(order)).x
+
+    def rotations(
+        self, sequence: TokenBatch, batch: TokenBatch, rope: RopeScheme, positions_T2: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the rotation of every token of the sequence, computed once for images of the same sizes.
+
+        positions_T2: None means those that follow from the sizes of the images.
+        """
+        config = self.config
+
+        def make() -> tuple[Tensor, Tensor]:
+            at = positions_T2
+            if at is None:
+                spread = config.position_range
+                at = sequence.positions if spread is None else even_positions(sequence, spread)
+            return rotation_table(at, sequence.image_index, batch.hw, config.head_dim, rope)
+
+        if positions_T2 is not None and config.context != "joint":
+            return make()
+        return sequence.once(("rotation", *batch.sizes, config.head_dim, config.position_range, rope), make)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..diffusion.schedule import ddim_steps, ddpm_steps, linear_schedule
 from ..finite import check_finite
+from ..flow.path import shift_by_size
 from ..model.config import NetworkConfig
 from ..tokens import Denoiser, TokenBatch, upload
 from .cache import BlockCache
@@ -92,16 +93,18 @@ def sample_batch(
     def draw() -> Tensor:
         return upload(noise.draw(), device)
 
-    x, solver, steps = draw(), sampling.solver, sampling.steps or 1
+    x, solver, steps, shift = draw(), sampling.solver, sampling.steps or 1, sampling.shift
+    if sampling.shift_tokens is not None:
+        shift = shift * shift_by_size(hw.prod(1), sampling.shift_tokens)
     if solver == "ddim":
         x = sample_ddim(model, x, linear_schedule().respaced(ddim_steps(steps)))
     elif solver == "ddpm":
         x = sample_ddpm(model, x, linear_schedule().respaced(ddpm_steps(steps)), draw)
     elif solver in METHOD_OF:
-        times = sde_grid(steps, shift=sampling.shift)
+        times = sde_grid(steps, shift=shift)
         x = sample_sde(model, x, times, draw, expand=model.expand, method=METHOD_OF[solver])
     else:
-        x = SOLVERS[solver](model, x, time_grid(steps, sampling.shift), expand=model.expand)
+        x = SOLVERS[solver](model, x, time_grid(steps, shift), expand=model.expand)
     return x, hw
 
 

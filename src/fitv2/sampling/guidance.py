@@ -19,14 +19,14 @@ class GuidedModel:
     The output is v_null + s * (v_cond - v_null), with s = `guidance_scale(t, scale, power)`. One model call computes
     both halves: each image is followed by itself without its label, so that a batch sorted by length stays sorted.
     Where s is 1 for all images, as outside the guidance interval, only v_cond is computed. The variance that a model of
-    noise predicts is not guided.
+    noise predicts is not guided. Internal guidance comes first: each v is head + w (last - head) (arXiv 2512.24176).
 
     Args:
         denoiser: The model. It may keep a state between calls, so give each batch its own.
         config: The configuration of the model.
         hw: (B, 2) int64 on the CPU, the height and width of each image in patches.
         labels: (B,) int64 on the CPU.
-        sampling: The guidance: scale, interval, power and channels.
+        sampling: The guidance: scales, intervals, power and channels.
         device: The device of the model. All that follows from sizes and labels is uploaded once.
         context: The packed context of the images, for a model that takes one.
 
@@ -60,12 +60,15 @@ class GuidedModel:
 
         t: A scalar, or a time per image (B,); on the CPU, or on the device for a solver that computes its times there.
         """
-        scale, batch = self._scale_at(t), self.batch.with_x(x)
+        batch = self.batch.with_x(x)
+        scale = self._at(t, self.scale, self.sampling.interval, self.sampling.power) if self._guidable else 1.0
+        internal = self._at(t, self.sampling.internal_guidance, self.sampling.internal_interval)
         if isinstance(scale, float) and scale == 1.0:
-            return self.denoiser(batch, self._per_image(t, len(batch)), self._labels, self._context).float()
+            return self._output(batch, t, internal, self._labels, self._context)
         both = batch.select(self._twice)
-        times = self._per_image(t, len(both))
-        output = both.with_x(self.denoiser(both, times, self._labels_twice, self._context_twice).float())
+        if isinstance(internal, Tensor):
+            internal = self.batch.with_x(internal).select(self._twice).x
+        output = both.with_x(self._output(both, t, internal, self._labels_twice, self._context_twice))
         cond, null = (output.select(range(half, len(both), 2)).x for half in (0, 1))
         guided = null + scale * (cond - null)
         channels = self.sampling.channels
@@ -73,24 +76,29 @@ class GuidedModel:
             channels = self.config.token_channels
         return guided if channels is None else torch.cat((guided[:, :channels], cond[:, channels:]), dim=1)
 
+    def _output(
+        self, batch: TokenBatch, t: Tensor, scale: float | Tensor, labels: Tensor, context: TokenBatch | None
+    ) -> Tensor:
+        """Returns the output of the model, with internal guidance of that scale: one number, or (T, 1)."""
+        inputs = batch, self._per_image(t, len(batch)), labels, context
+        if isinstance(scale, float) and scale == 1.0:
+            return self.denoiser(*inputs).float()
+        last, head = self.denoiser(*inputs, internal=True).float().chunk(2, dim=1)
+        return head + scale * (last - head)
+
     def expand(self, t: Tensor) -> Tensor:
         """Returns a time or a number per image (B,) as (T, 1) on the device, and a scalar unchanged."""
         return t if t.ndim == 0 else self.batch.expand_to_tokens(upload(t, self.device))[:, None]
 
-    def _scale_at(self, t: Tensor) -> float | Tensor:
-        """Returns the guidance scale: one number, or (T, 1) if the times of the images have different scales."""
-        if not self._guidable:
-            return 1.0
-        if self.sampling.power == 0 and self.sampling.interval == (0, 1):  # Does not wait for a time on a GPU.
-            return guidance_scale(0.0, self.scale, 0.0)
+    def _at(self, t: Tensor, scale: float, interval: tuple[float, float], power: float = 0.0) -> float | Tensor:
+        """Returns a guidance scale at t: one number, or (T, 1) if the times of the images have different scales."""
+        if power == 0 and (interval == (0, 1) or scale == 1):  # Does not wait for a time on a GPU.
+            return guidance_scale(0.0, scale, 0.0)
         t = t.detach().cpu()
         t = 1 - t / STEPS if self.config.prediction == "epsilon" else t
         # In the precision of the time, so that an end of the interval meets a time of the grid.
-        low, high = torch.tensor(self.sampling.interval, dtype=t.dtype)
-        scales = [
-            guidance_scale(float(time), self.scale, self.sampling.power) if low <= time <= high else 1.0
-            for time in t.view(-1)
-        ]
+        low, high = torch.tensor(interval, dtype=t.dtype)
+        scales = [guidance_scale(float(time), scale, power) if low <= time <= high else 1.0 for time in t.view(-1)]
         return scales[0] if len(set(scales)) == 1 else self.expand(torch.tensor(scales))
 
     def _per_image(self, t: Tensor, images: int) -> Tensor:

@@ -31,15 +31,21 @@ def scalars(t: Tensor) -> Tensor:
     return t
 
 
-def time_grid(steps: int, shift: float = 1.0) -> Tensor:
+def time_grid(steps: int, shift: float | Tensor = 1.0) -> Tensor:
     """Returns (steps + 1,) float32 times from exactly 0 to exactly 1: N steps are N intervals.
 
     The authors' `num_steps` counts the points: their num_steps=N is N - 1 steps here. `shift` warps the grid
-    (`fitv2.flow.path.shift_time`): below 1 more of the steps are near the noise.
+    (`fitv2.flow.path.shift_time`): below 1 more of the steps are near the noise. A shift (B,) per image gives
+    (steps + 1, B).
     """
     if steps < 1:
         raise UserError(f"a sampler needs at least one step, not {steps}")
-    return shift_time(torch.linspace(0, 1, steps + 1, dtype=torch.float64), shift).float()
+    return shifted(torch.linspace(0, 1, steps + 1, dtype=torch.float64), shift).float()
+
+
+def shifted(times: Tensor, shift: float | Tensor) -> Tensor:
+    """Returns times (N,) warped by a shift, or (N, B) by a shift (B,) per image."""
+    return shift_time(times[:, None] if isinstance(shift, Tensor) else times, shift)
 
 
 class Tableau(NamedTuple):

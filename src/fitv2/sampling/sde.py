@@ -13,8 +13,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ..flow.path import shift_time, velocity_to_score
-from .ode import Callback, Expand, Velocity, scalars
+from ..flow.path import velocity_to_score
+from .ode import Callback, Expand, Velocity, scalars, shifted
 
 # D(t) of norm n, t a tensor. On this path SiT's "sigma" (the noise level) and "linear" are the same.
 DIFFUSION_COEFFICIENTS: dict[str, Callable[[Tensor, float], Tensor]] = {
@@ -33,17 +33,17 @@ METHOD_OF = {"euler-maruyama": "euler", "sde-heun": "heun"}
 LAST_STEPS = ("mean", "tweedie", "euler", "none")
 
 
-def sde_grid(steps: int, last_step_size: float = 0.04, shift: float = 1.0) -> Tensor:
+def sde_grid(steps: int, last_step_size: float = 0.04, shift: float | Tensor = 1.0) -> Tensor:
     """Returns (steps + 1,) float32 times from 0 to 1, the last interval `last_step_size` wide, the others equal.
 
     `steps` is the authors' num_steps: num_steps - 1 stochastic steps and the last one. For a sampling without a last
     step use `fitv2.sampling.ode.time_grid`; the authors' num_steps then has num_steps - 1 steps. `shift` warps all
-    times but the last.
+    times but the last; a shift (B,) per image gives (steps + 1, B).
     """
     if steps < 1 or not 0 < last_step_size < 1:
         raise ValueError(f"need steps >= 1 and 0 < last_step_size < 1, not {steps} and {last_step_size}")
-    grid = (1 - last_step_size) * shift_time(torch.linspace(0, 1, steps, dtype=torch.float64), shift)
-    return torch.cat((grid, grid.new_ones(1))).float()
+    grid = (1 - last_step_size) * shifted(torch.linspace(0, 1, steps, dtype=torch.float64), shift)
+    return torch.cat((grid, torch.ones_like(grid[:1]))).float()
 
 
 def sample_sde(

@@ -16,7 +16,7 @@ from .cache import SHALLOWEST_CACHED
 from .solvers import ADAPTIVE, DIFFUSION_SOLVERS, FLOW_SOLVERS, SOLVER_NAMES, model_calls
 
 DEFAULT_STEPS = 25
-# Without guidance these have no effect.
+# Without guidance these have no effect; and without internal guidance its own.
 GUIDANCE_SETTINGS = ("interval", "power", "channels")
 
 
@@ -45,7 +45,12 @@ class Sampling:
         power: Lowers the scale to 1 towards the data by a cosine of this power; 0 keeps it constant.
         channels: How many channels of a token are guided, the first ones; None means all. The authors guide three
             latent channels, 3 p^2.
+        internal_guidance: The scale w of internal guidance, for a model with an internal head: the output of its last
+            layer is moved away from that of the head, head + w (last - head); 1 means none (arXiv 2512.24176).
+        internal_interval: The times in [0, 1] between which internal guidance acts, both included.
         shift: Warps the grid of times: above 1 more steps are near the data, below 1 near the noise.
+        shift_tokens: Images of more tokens than this have more of their steps near the noise, see
+            `fitv2.flow.path.shift_by_size`, as a model needs that was trained so; None means all have the same grid.
         rope: The RoPE scheme, for sizes beyond those of training; None means that of the model's configuration.
         cache_interval: Of this many model calls one computes all blocks, see `BlockCache`.
 
@@ -59,7 +64,10 @@ class Sampling:
     interval: tuple[float, float] = (0.0, 1.0)
     power: float = 0.0
     channels: int | None = None
+    internal_guidance: float = 1.0
+    internal_interval: tuple[float, float] = (0.0, 1.0)
     shift: float = 1.0
+    shift_tokens: int | None = None
     rope: RopeScheme | None = None
     cache_interval: int = 1
 
@@ -79,26 +87,29 @@ class Sampling:
                 f"one model call of every {self.cache_interval} cannot be a full one with the solver {self.solver}: "
                 "give 1 or more, and 1 for an adaptive solver"
             )
-        numbers = (self.guidance, self.power, self.shift)
-        if not all(map(math.isfinite, numbers)) or self.shift <= 0 or self.power < 0 or self.guidance < 0:
+        numbers = (self.guidance, self.internal_guidance, self.power, self.shift)
+        if not all(map(math.isfinite, numbers)) or self.shift <= 0 or min(numbers) < 0:
             raise UserError(
-                f"guidance {self.guidance:g}, power {self.power} and shift {self.shift} must be finite numbers, "
-                "the guidance (1 for none) and the power 0 or more and the shift above 0"
+                f"guidance {self.guidance:g}, internal guidance {self.internal_guidance:g}, power {self.power} and "
+                f"shift {self.shift} must be finite numbers: guidances (1 for none) and power 0 or more, shift above 0"
             )
-        try:
-            low, high = self.interval
-            if not 0 <= low <= high <= 1:
-                raise ValueError
-        except (TypeError, ValueError):
-            raise UserError(f"the guidance interval {self.interval} must lie within 0 and 1, low end first") from None
-        object.__setattr__(self, "interval", (low, high))
+        for name in ("interval", "internal_interval"):
+            object.__setattr__(self, name, checked_interval(getattr(self, name)))
+        if self.shift_tokens is not None and self.shift_tokens < 1:
+            raise UserError(f"shift_tokens {self.shift_tokens} must be a number of tokens, 1 or more")
+        if self.internal_guidance != 1 and self.cache_interval > 1:
+            raise UserError("internal guidance needs all blocks in every model call: remove it, or the cache interval")
         if self.channels is not None and self.channels < 1:
             raise UserError("guidance needs at least one channel to act on; guidance 1 is none")
         useless: list[str] = []
         if adaptive and self.steps is not None:
             useless.append(f"steps {self.steps} (the solver {self.solver} chooses its own)")
-        if self.shift != 1 and (adaptive or diffusion):
-            useless.append(f"shift {self.shift} (the solver {self.solver} has no grid of times to shift)")
+        if adaptive or diffusion:
+            shifts = [name for name in ("shift", "shift_tokens") if getattr(self, name) != getattr(Sampling, name)]
+            no_grid = f"(the solver {self.solver} has no grid of times to shift)"
+            useless += [f"{name} {getattr(self, name)} {no_grid}" for name in shifts]
+        if self.internal_guidance == 1 and self.internal_interval != (0, 1):
+            useless.append(f"internal_interval {self.internal_interval} (internal guidance 1 means none)")
         if self.guidance == 1:
             changed = [name for name in GUIDANCE_SETTINGS if getattr(self, name) != getattr(Sampling, name)]
             useless += [f"{name} {getattr(self, name)} (guidance 1 means none)" for name in changed]
@@ -121,9 +132,11 @@ class Sampling:
         given = {name: value for name, value in given.items() if value is not None}
         advice: dict[str, Any] = dict(recommended)
         if given.get("solver") not in (None, advice.get("solver", default_solver(config))):
-            advice = without(advice, "steps", "shift", "cache_interval")
+            advice = without(advice, "steps", "shift", "shift_tokens", "cache_interval")
         if given.get("guidance") == 1:
             advice = without(advice, *GUIDANCE_SETTINGS)
+        if given.get("internal_guidance") == 1 or given.get("cache_interval", 1) > 1:
+            advice = without(advice, "internal_guidance", "internal_interval")
         settings: dict[str, Any] = {"solver": default_solver(config), **advice, **given}
         sampling = cls(**settings)
         check_sampling(sampling, config)
@@ -152,6 +165,17 @@ def check_recommended(content: Any) -> dict[str, Any]:
     return content
 
 
+def checked_interval(interval: Any) -> tuple[float, float]:
+    """Returns two times in [0, 1], the earlier first. Raises UserError for anything else."""
+    try:
+        low, high = interval
+        if 0 <= low <= high <= 1:
+            return low, high
+    except (TypeError, ValueError):
+        pass
+    raise UserError(f"the guidance interval {interval} must lie within 0 and 1, low end first")
+
+
 def without(settings: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in names}
 
@@ -175,6 +199,8 @@ def check_sampling(sampling: Sampling, config: NetworkConfig) -> None:
         raise UserError(
             f"the latents of this model have {counted(config.in_channels, 'channel')}: guidance of more has no effect"
         )
+    if sampling.internal_guidance != 1 and getattr(config, "internal_head", None) is None:
+        raise UserError("this model has no internal head, which internal guidance needs: it has to be trained with one")
     if sampling.cache_interval > 1 and (config.fixed_grid is not None or config.depth < SHALLOWEST_CACHED):
         raise UserError(
             f"cache_interval {sampling.cache_interval} would have no effect: only models of FiT and FiTv2 with at "

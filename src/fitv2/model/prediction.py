@@ -1,0 +1,33 @@
+"""What a network predicts, as a velocity: the output that objectives and samplers of a flow work with.
+
+A network of prediction "data" computes the clean image, and its velocity follows from it (JiT, arXiv 2511.13720): a
+token of many numbers, such as a patch of 16x16 colour pixels, lies near a surface of few dimensions where the image is
+clean, and anywhere where it is noise, which a narrow network cannot pass on.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..tokens import TokenBatch
+from .config import NetworkConfig
+
+# The velocity is a difference divided by 1 - t, which is never less than this. Beyond it the network learns to predict
+# a little more than the clean image, and the velocity stays what the objective asks for.
+LEAST_NOISE = 0.05
+
+
+def as_velocity(output_TC: Tensor, batch: TokenBatch, t_B: Tensor, config: NetworkConfig) -> Tensor:
+    """Returns the output of a network as a velocity, unless it predicts noise: (x - z) / max(1 - t, 0.05).
+
+    Args:
+        output_TC: (T, C) or, with further heads, (T, n C).
+        batch: The images z at their times, x is (T, C).
+        t_B: (B,) float in [0, 1], where 1 is data.
+        config: The configuration of the network.
+    """
+    if config.prediction != "data":
+        return output_TC
+    remaining_T1 = batch.expand_to_tokens((1 - t_B.float()).clamp(min=LEAST_NOISE))[:, None]
+    z_TC = batch.x.repeat(1, output_TC.shape[1] // config.token_channels)
+    return (output_TC.float() - z_TC) / remaining_T1
