@@ -41,7 +41,7 @@ def with_random_weights(trainer: Trainer) -> Trainer:
 def step_and_its_gradients(trainer: Trainer, step) -> tuple[StepResult, list[torch.Tensor]]:
     """The result and the gradients as the optimiser gets them."""
     found = []
-    optimizer, parameters = trainer.learner.optimizer, list(trainer.learner.model.module.parameters())
+    (optimizer, _), parameters = trainer.learner.optimizer.parts[0], list(trainer.learner.model.module.parameters())
     hook = optimizer.register_step_pre_hook(lambda *_: found.extend(p.grad.clone() for p in parameters))
     result = trainer.step(step)
     hook.remove()

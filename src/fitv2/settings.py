@@ -176,12 +176,15 @@ class TrainingSettings(Settings):
     batches_per_step: PositiveInt = Field(
         default=1, description="forward passes of a step, over all processes; more than one each accumulate gradients"
     )
-    learning_rate: PositiveFloat = Field(default=1e-3, description="peak learning rate of AdamW")
+    optimizer: Literal["adamw", "muon"] = Field(
+        default="adamw", description="muon: for the matrices of the blocks; AdamW for everything else"
+    )
+    learning_rate: PositiveFloat = Field(default=1e-3, description="peak learning rate")
     warmup_steps: int = Field(default=200, ge=0, description="linear rise of the learning rate")
     decay_fraction: float = Field(
         default=0.0, ge=0, le=1, description="last fraction of the steps, with linear decay to zero"
     )
-    weight_decay: float = Field(default=0.0, ge=0, description="of AdamW")
+    weight_decay: float = Field(default=0.0, ge=0, description="of matrices; biases, norms and embeddings have none")
     beta2: float = Field(default=0.999, gt=0, lt=1, description="AdamW's second-moment decay")
     max_grad_norm: PositiveFloat = Field(default=1.0, description="largest norm of the gradient")
     ema_decay: float = Field(default=0.9999, gt=0, lt=1, description="decay of the averaged weights, warmed up")

@@ -35,8 +35,9 @@ def train_and_look(run: Path) -> None:
     """Each GPU holds about half of everything that belongs to a weight."""
     split = trainer(run, "training.steps=2", "training.sharding=fsdp")
     split.fit(lambda figures: None)
+    optimizer, _ = split.learner.optimizer.parts[0]
     weights = list(split.learner.model.module.parameters())
-    moments = [split.learner.optimizer.state[weight]["exp_avg"] for weight in weights]
+    moments = [optimizer.state[weight]["exp_avg"] for weight in weights]
     for tensors in (weights, moments, list(split.learner.ema.average.values())):
         assert all(tensor.to_local().is_cuda for tensor in tensors)
         here = sum(tensor.to_local().numel() for tensor in tensors)

@@ -1,4 +1,4 @@
-"""A network with everything that learning changes: gradients of packs, steps of AdamW, averaged weights."""
+"""A network with everything that learning changes: gradients of packs, steps of the optimiser, averaged weights."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ from ..model.transformer import FiT
 from ..settings import TrainingSettings
 from ..tokens import TokenBatch, upload
 from .ema import EMA
+from .optimizer import Optimizer
 
 logger = logging.getLogger(__name__)
 
 
 class Learner:
-    """A network in training, with AdamW over the `trained` parameters (all others are frozen) and averaged weights."""
+    """A network in training, with an optimiser of the `trained` parameters (all others are frozen) and averaged weights."""
 
     def __init__(self, network: Network, trained: list[str], settings: TrainingSettings, ranks: Ranks) -> None:
         self.settings, self.trained = settings, trained
@@ -35,13 +36,8 @@ class Learner:
             parameter.requires_grad_(name in chosen)
         network.activation_checkpointing = settings.activation_checkpointing
         self.model = ParallelModel(network, ranks, settings.sharding, settings.precision)
-        self.optimizer = torch.optim.AdamW(
-            [weight for weight in network.parameters() if weight.requires_grad],
-            lr=settings.learning_rate,
-            betas=(0.9, settings.beta2),
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
+        own = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
+        self.optimizer = Optimizer(own, settings)
         self.ema = EMA(network, settings.ema_decay)
         self.objective = build_objective(settings, network.config)
 
@@ -83,30 +79,24 @@ class Learner:
     def update(self, step: int) -> Tensor:
         """Updates weights and averages in step `step`, counted from 0; returns the gradient's norm, () float32.
 
-        A gradient that is not finite changes nothing. That is decided on the device, as torch's gradient scaler does
-        it, so that the host need not wait.
+        A gradient that is not finite changes nothing.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(step, self.settings)
         norm = self.model.clip_grad_norm(self.settings.max_grad_norm)
         finite = norm.isfinite()
-        self.optimizer.found_inf = (~finite).float()  # pyright: ignore[reportAttributeAccessIssue]
-        self.optimizer.step()
+        self.optimizer.step(learning_rate(step, self.settings), finite)
         self.ema.update(self.model.module, step, finite)
-        self.optimizer.zero_grad()
         return norm
 
     def parts(self) -> dict[str, dict[str, Tensor]]:
         """The tensors of a checkpoint: "model", "ema" and "optimizer"."""
-        moments = optimizer_tensors(self.optimizer, self.trained)
-        return {"model": self.model.parameters, "ema": self.ema.average, "optimizer": moments}
+        return {"model": self.model.parameters, "ema": self.ema.average, "optimizer": self.optimizer.tensors()}
 
     def restore(self, checkpoint: Path) -> None:
         """Restores the tensors from a checkpoint. Raises UserError where they are damaged or do not fit."""
         parameters = self.model.parameters
         restore(checkpoint, "model", parameters, partial(load_strictly, self.model.module))
         restore(checkpoint, "ema", parameters, self.ema.load)
-        restore(checkpoint, "optimizer", parameters, partial(load_optimizer_tensors, self.optimizer, self.trained))
+        restore(checkpoint, "optimizer", parameters, self.optimizer.load)
 
 
 def learning_rate(step: int, settings: TrainingSettings) -> float:
@@ -115,21 +105,3 @@ def learning_rate(step: int, settings: TrainingSettings) -> float:
     decay = settings.steps * settings.decay_fraction
     fall = min(1.0, (settings.steps - step) / decay) if decay else 1.0
     return settings.learning_rate * rise * fall
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
-    """Returns the state of each parameter as tensors named `<entry>.<parameter>`; names: in the optimiser's order."""
-    state = optimizer.state_dict()["state"]
-    return {f"{entry}.{names[i]}": torch.as_tensor(value) for i, s in state.items() for entry, value in s.items()}
-
-
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str], tensors: dict[str, Tensor]) -> None:
-    """Restores what `optimizer_tensors` returned. Raises UserError for a tensor of another parameter."""
-    state: dict[int, dict[str, Tensor]] = {}
-    index = {name: i for i, name in enumerate(names)}
-    for key, value in tensors.items():
-        entry, _, name = key.partition(".")
-        if name not in index:
-            raise UserError(f"the optimiser's checkpoint is of another network: it has {name}")
-        state.setdefault(index[name], {})[entry] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

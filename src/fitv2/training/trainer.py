@@ -199,7 +199,7 @@ class Trainer:
                 "epoch": self.cursor.epoch,
                 "loss": result.loss,
                 "grad_norm": result.grad_norm,
-                "learning_rate": self.learner.optimizer.param_groups[0]["lr"],
+                "learning_rate": self.learner.optimizer.learning_rate,
                 "images": result.images,
                 "tokens": step.tokens,
                 "tokens_per_second": step.tokens / (end - start),
