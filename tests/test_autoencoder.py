@@ -7,9 +7,10 @@ from safetensors.torch import load_file, save_file
 
 from fitv2 import FiTConfig, FiTPipeline, FiTTransformer2DModel
 from fitv2.adapters.schedulers import default_scheduler
-from fitv2.autoencoder import Decoding, KLAutoencoder, load_autoencoder, read_factor
+from fitv2.autoencoder import Decoding, KLAutoencoder, Pixels, load_autoencoder, make_images, read_factor
 from fitv2.errors import UserError
 from fitv2.finite import NotFinite
+from fitv2.sampling.spec import SampleSpec, Sampling
 from tiny import random_model, tiny_autoencoder
 
 LATENT = FiTConfig(width=32, depth=1, heads=2, num_classes=5)
@@ -142,3 +143,20 @@ def test_the_digest_is_of_weights_and_configuration_not_of_the_place(tmp_path):
     other = tiny_autoencoder()
     other.register_to_config(scaling_factor=0.25)
     assert KLAutoencoder(other, "cpu").digest() not in (digest, KLAutoencoder(vae, "cpu").digest())
+
+
+def test_images_are_decoded_as_they_come_or_all_at_the_end(monkeypatch):
+    """At the end if nobody waits: a failure then leaves no process of a sharded model alone with a batch."""
+    monkeypatch.setattr("fitv2.sampling.generate.MAX_TOKENS", {"cpu": 1})  # A batch for each image, short ones first.
+    model, codec, events = random_model(), Pixels(), []
+    model.register_forward_hook(lambda *_: events.append("made"))
+    monkeypatch.setattr(codec, "decode", lambda latent: events.append("decoded") or latent, raising=False)
+    specs, once = [SampleSpec(0, (8, 12), 1), SampleSpec(3, (8, 8), 2)], Sampling(steps=1, solver="euler")
+    at_the_end = make_images(model, codec, specs, once)
+    assert events == ["made", "made", "decoded", "decoded"]
+    events.clear()
+    seen = {}
+    as_they_come = make_images(model, codec, specs, once, seen.__setitem__)
+    assert events == ["made", "decoded"] * 2 and list(seen) == [1, 0]
+    assert [image.size for image in as_they_come] == [(12, 8), (8, 8)] and as_they_come == [seen[0], seen[1]]
+    assert [image.tobytes() for image in at_the_end] == [image.tobytes() for image in as_they_come]

@@ -14,11 +14,11 @@ from accelerate import PartialState
 from PIL import Image
 
 from evaluations import SHAPES, Silent, classified, contents
+from fitv2 import autoencoder
 from fitv2.autoencoder import KLAutoencoder, Pixels
 from fitv2.checkpoints.model_folder import Pretrained, load_pretrained
-from fitv2.evaluation import samples as module
-from fitv2.evaluation.requests import SizeSpec, balanced_specs
-from fitv2.evaluation.samples import Maker, make_samples
+from fitv2.evaluation import generated as module
+from fitv2.evaluation.generated import Maker, SizeSpec, balanced_specs, make_samples
 from fitv2.locks import locked
 from fitv2.sampling.generate import generate
 from fitv2.sampling.spec import Sampling
@@ -32,11 +32,11 @@ def pretrained() -> Pretrained:
 
 
 def make(pretrained: Pretrained, out: Path, number: int, *sizes: SizeSpec, codec=None, tell=None, **changes):
-    sampling = Sampling(steps=1, solver="euler", guidance=1.5)
     settings = {"name": "tiny", "precision": "float32", "seed": 3} | changes
+    settings["samplings"] = [Sampling(steps=1, solver="euler", guidance=1.5)]
     maker = Maker(pretrained=pretrained, codec=codec or Pixels(), **settings)
     company = PartialState(cpu=True), Silent, tell or (lambda images, seconds: None)
-    return make_samples(maker, [sampling], sizes, number, out, *company)
+    return make_samples(maker, sizes, number, out, *company)
 
 
 def test_requests_are_balanced_and_have_the_seeds_of_sample(pretrained):
@@ -88,7 +88,7 @@ def asked(monkeypatch) -> list[int]:
         numbers.extend(spec.seed - 3 for spec in specs)
         return generate(model, specs, *arguments)
 
-    monkeypatch.setattr(module, "generate", count)
+    monkeypatch.setattr(autoencoder, "generate", count)
     monkeypatch.setattr(module, "SHARD", 4)
     return numbers
 
@@ -111,8 +111,7 @@ def test_images_do_not_depend_on_interruptions(pretrained, tmp_path, asked, capl
     assert [(image.height, image.width) for image in read] == [whole.images.specs[i].size for i in (1, 7)]
 
 
-def test_the_time_is_estimated_before_many_images_are_made(pretrained, tmp_path, asked, monkeypatch):
-    monkeypatch.setattr(module, "MANY", 5)
+def test_the_time_is_estimated_before_many_images_are_made(pretrained, tmp_path, asked):
     told = []
     make(pretrained, tmp_path, 3, SizeSpec(), tell=lambda *numbers: told.append(numbers))
     assert told == [] and len(asked) == 3

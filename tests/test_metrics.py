@@ -16,7 +16,8 @@ from evaluations import classified
 from fitv2.data.fashion import bundled
 from fitv2.errors import UserError
 from fitv2.evaluation import metrics
-from fitv2.evaluation.features import FeatureSet, disjoint_subsets
+from fitv2.evaluation.comparison import FeatureSet
+from fitv2.evaluation.inputs import disjoint_subsets
 from fitv2.evaluation.metrics import (
     RunningStatistics,
     Statistics,

@@ -109,8 +109,7 @@ def test_no_sheet_is_written_of_images_that_are_not_finite(tmp_path, caplog):
     run = trainer(tmp_path)
     next(iter(run.learner.ema.average.values())).fill_(torch.nan)
     run.write_samples()
-    told = "no sample sheet step-00000000.png: the image that the model made is not finite"
-    assert not run.sheet.exists() and told in caplog.text
+    assert not run.sheet.exists() and "no sample sheet step-00000000.png" in caplog.text
 
 
 def test_freed_memory_goes_back_to_the_system():

@@ -23,8 +23,8 @@ from torchmetrics.image.kid import poly_mmd
 from fitv2.checkpoints.model_folder import load_pretrained
 from fitv2.data.fashion import bundled, to_latent
 from fitv2.evaluation.extractors import GarmentExtractor, canvas
-from fitv2.evaluation.features import balanced_subset
-from fitv2.evaluation.requests import SizeSpec, balanced_specs
+from fitv2.evaluation.generated import SizeSpec, balanced_specs
+from fitv2.evaluation.inputs import balanced_subset
 from fitv2.sampling.generate import generate
 from fitv2.sampling.spec import Sampling
 

@@ -1,4 +1,4 @@
-"""Between latents and images: pixels as they are, or a KL autoencoder as diffusers has it."""
+"""Between latents and images: pixels as they are, or a KL autoencoder as diffusers has it; and images of requests."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from .checkpoints.state_dict import weights_digest
 from .errors import UserError
 from .finite import check_finite, check_weights
+from .sampling.generate import Model, generate
+from .sampling.spec import SampleSpec, Sampling
+from .sheets import to_image
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -191,6 +195,32 @@ def _in_one_sentence(name: str) -> Iterator[str | None]:
         reason = " ".join(str(error).split())[:200]
         cure = "name its folder instead, or check the network"
         raise UserError(f"the autoencoder {name} cannot be loaded; {cure} ({reason})") from None
+
+
+def make_images(
+    model: Model,
+    codec: Pixels | KLAutoencoder,
+    specs: Sequence[SampleSpec],
+    sampling: Sampling,
+    on_image: Callable[[int, Image.Image], None] | None = None,
+) -> list[Image.Image]:
+    """Generates latents and decodes them; returns an 8-bit image per request, in the order of the requests.
+
+    With `on_image`, each image is decoded as soon as its latent is there, and passed with the index of its request.
+    Without, decoding begins when all latents are there, so that a failure leaves no process of a sharded model waiting.
+    Raises errors as `generate` does, and NotFinite where the autoencoder makes NaN or infinity.
+    """
+    if on_image is None:
+        return [to_image(image) for image in decode_all(codec, generate(model, specs, sampling))]
+    made: dict[int, Image.Image] = {}
+
+    def keep(index: int, pixels: Tensor) -> None:
+        made[index] = to_image(pixels)
+        on_image(index, made[index])
+
+    with Decoding(codec, keep) as decoding:
+        generate(model, specs, sampling, decoding.add)
+    return [made[index] for index in range(len(specs))]
 
 
 def decode_all(codec: Pixels | KLAutoencoder, latents: Sequence[Tensor]) -> list[Tensor]:

@@ -174,10 +174,10 @@ def test_names_with_commas_and_slashes(fitv2, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["--size", "30x12"], "30x12 is not divisible by the patch of 4; the nearest is 32x12"),
-        (["--size", "big"], "'big' is not a size; write HEIGHTxWIDTH in pixels, such as 28x12"),
-        (["--size", "400000x400000"], "1 image of up to 400000x400000 would need"),
-        (["--labels", "spoon"], "no class 'spoon' in this model; its classes are 0 t-shirt, 1 trouser"),
+        (["--size", "30x12"], "the nearest is 32x12"),
+        (["--size", "big"], "'big' is not a size"),
+        (["--size", "400000x400000"], "up to 400000x400000"),
+        (["--labels", "spoon"], "no class 'spoon'"),
         (["--labels", "Trousers"], "did you mean trouser?"),
         (["--model", "builtin:fashon"], "did you mean builtin:fashion?"),
         (["--model", "nowhere"], "nowhere is not a model: there is no nowhere/config.json"),

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import typer
 
 from ..errors import UserError
-from .evaluation import DEFAULT_NUMBER, OUT, Job, is_model, parse_size_spec
+from .evaluation import DEFAULT_NUMBER, OUT, Request, is_model, parse_size_spec, run
 from .options import (
     Json,
     ModelOptions,
@@ -137,7 +137,7 @@ def evaluate(
     # With several scales, settings of guidance are for those that guide.
     plain = replace(options, guidance_interval=None, guidance_power=None, guidance_channels=None)
     guides = any(scale != 1 for scale in scales)
-    Job(
+    request = Request(
         name=name,
         reference=reference,
         extractor=extractor,
@@ -150,7 +150,8 @@ def evaluate(
         save_npz=save_npz,
         seed=seed,
         samplings=[(plain if guides and scale == 1 else options, scale) for scale in scales] if of_model else [],
-    ).run(options.device, as_json)
+    )
+    run(request, options.device, as_json)
 
 
 def compare(names: list[str], force: bool, as_json: bool) -> None:

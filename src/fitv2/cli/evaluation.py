@@ -6,7 +6,7 @@ import json
 import re
 import sys
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     import torch
 
     from ..evaluation.evaluate import Evaluation, Protocol
-    from ..evaluation.requests import SizeSpec
-    from ..evaluation.samples import Maker, Progress, Samples
-    from ..sampling.spec import Sampling
+    from ..evaluation.generated import Maker, Progress, SizeSpec
+    from ..evaluation.inputs import Samples
+    from ..evaluation.results import Result
 
 # The folder of all evaluations.
 OUT = Path("outputs/evaluation")
@@ -43,7 +43,7 @@ def is_model(name: str) -> bool:
 
 def parse_size_spec(text: str) -> SizeSpec:
     """Reads HxW, own or own:SCALE, and either of the last two with -turned."""
-    from ..evaluation.requests import SizeSpec
+    from ..evaluation.generated import SizeSpec
 
     if not text.startswith("own"):
         return SizeSpec(parse_size(text))
@@ -54,16 +54,15 @@ def parse_size_spec(text: str) -> SizeSpec:
     return SizeSpec(scale=scale, turned=bool(found[2]))
 
 
-@dataclass(kw_only=True)
-class Job:
-    """What a command asks for, and in the first process what it has found.
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a command asks for.
 
     Attributes:
         name: The model, or the images.
         number: The number of images of each size; None for the default.
         out: The folder of the result; None for one below `OUT`.
         samplings: Options and guidance of each sampling of a model; none for images that exist already.
-        about: All that decides the result.
     """
 
     name: str
@@ -78,123 +77,133 @@ class Job:
     save_npz: bool
     seed: int
     samplings: list[tuple[ModelOptions, float | None]]
-    samples: list[Samples] = field(default_factory=list)
-    about: dict[str, Any] = field(default_factory=dict)
-    evaluation: Evaluation | None = None
 
-    def run(self, device: str | None, as_json: bool) -> None:
-        """Carries it out, together with the other processes if there are any."""
-        from ..data.contents import refuse_among
-        from ..distributed.ranks import destroy_process_group, join_processes, on_rank0
-        from ..evaluation.samples import make_samples
-        from .progress import image_progress
 
-        root, number = self.out or OUT, self.number or DEFAULT_NUMBER
-        refuse_among(root, Path(self.reference), Path(self.name))
-        # Processes finish far apart, and none may give up waiting.
-        state = join_processes(device, timedelta(days=30))
-        progress = partial(image_progress, shown=state.is_main_process)
-        try:
-            with ExitStack() as held:
-                on_rank0(lambda: self.check(str(state.device), root, progress))
-                loaded = self.load(state.device, number) if self.samplings else None
-                folder = on_rank0(lambda: self.claim(held))
-                if loaded is not None:
-                    sizes, to = self.sizes, root / "samples"
-                    self.samples = make_samples(*loaded, sizes, number, to, state, progress, tell_seconds)
-                    del loaded  # A large model takes gigabytes.
-                if state.is_main_process:
-                    self.finish(folder, as_json)
-        finally:
-            destroy_process_group()
+def run(request: Request, device: str | None, as_json: bool) -> None:
+    """Carries out an evaluation, together with the other processes if there are any; the first alone scores."""
+    from ..data.contents import refuse_among
+    from ..distributed.ranks import destroy_process_group, join_processes, on_rank0, only_on_rank0
+    from ..evaluation.generated import make_samples
+    from .progress import image_progress
 
-    def check(self, device: str, root: Path, progress: Progress) -> None:
-        """Finds the mistakes in what is asked for before images are made; for the first process alone."""
-        from ..evaluation.comparison import METRICS
-        from ..evaluation.evaluate import Evaluation
-        from ..evaluation.extractors import load_extractor
-        from ..evaluation.features import cache_folder
-        from ..evaluation.references import default_extractor, open_reference
+    root, number = request.out or OUT, request.number or DEFAULT_NUMBER
+    refuse_among(root, Path(request.reference), Path(request.name))
+    # Processes finish far apart, and none may give up waiting.
+    ranks = join_processes(device, timedelta(days=30))
+    progress = partial(image_progress, shown=ranks.is_main_process)
+    try:
+        with ExitStack() as held:
+            # Mistakes are found before a model is loaded.
+            opened = only_on_rank0(lambda: open_all(request, root, str(ranks.device), progress))
+            evaluation, samples, about = opened or (None, [], {})
+            maker = load(request, number, ranks.device) if request.samplings else None
+            if maker is not None:
+                about |= maker.settings | {"num": number, "sampling": [asdict(one) for one in maker.samplings]}
+            folder = on_rank0(lambda: claim(request, about, held))
+            if maker is not None:
+                samples = make_samples(maker, request.sizes, number, root / "samples", ranks, progress, tell_seconds)
+                del maker  # A large model takes gigabytes.
+            if evaluation is not None:
+                finish(folder, [evaluation.score(one) for one in samples], samples, request.save_npz, as_json)
+    finally:
+        destroy_process_group()
 
-        if unknown := [name for name in self.metrics if name not in METRICS]:
-            raise UserError(f"there is no metric {unknown[0]!r}; choose from {', '.join(METRICS)}")
-        network = self.extractor or default_extractor(self.reference, self.inception_weights)
-        self.evaluation = Evaluation(
-            extractor=load_extractor(network, device, self.inception_weights),
-            reference=open_reference(self.reference, cache_folder()),
-            metrics=self.metrics,
-            protocol=self.protocol,
-            cache=cache_folder(),
-            kept=root / "features",
-            progress=progress,
-        )
-        if not self.samplings:
-            self.samples = self.find_samples(cache_folder())
-            self.about = {"samples": self.samples[0].images.digest, "num": self.number}
-        for size in [of_size.size for of_size in self.samples] or [spec.pixels for spec in self.sizes]:
-            if self.save_npz and size is None:
-                raise UserError("--save-npz writes images of one size, as ADM's evaluator takes them; give --size HxW")
-            self.evaluation.protocol_for(size)
-        self.about |= self.evaluation.about() | {"size": sorted(map(str, self.sizes))}
 
-    def find_samples(self, cache: Path) -> list[Samples]:
-        """Returns images that exist already."""
-        from ..evaluation.samples import given_samples
-        from ..evaluation.sources import is_fashion, open_images
+def open_all(
+    request: Request, root: Path, device: str, progress: Progress
+) -> tuple[Evaluation, list[Samples], dict[str, Any]]:
+    """Returns the evaluation, the samples if they are images that exist already, and what decides the result so far."""
+    from ..evaluation.comparison import METRICS
+    from ..evaluation.evaluate import Evaluation, cache_folder
+    from ..evaluation.extractors import load_extractor
+    from ..evaluation.inputs import default_extractor, open_reference
 
-        if not is_fashion(self.name) and not Path(self.name).exists():
-            raise UserError(f"there is no model, folder or archive {self.name!r}; builtin:fashion ships with fitv2")
-        sizes = [spec.pixels for spec in self.sizes if spec.pixels is not None]
-        if len(sizes) < len(self.sizes):
-            raise UserError(f"--size own is for models; the images of {self.name} have sizes of their own")
-        return list(given_samples(open_images(self.name, cache), sizes, self.number))
+    if unknown := [name for name in request.metrics if name not in METRICS]:
+        raise UserError(f"there is no metric {unknown[0]!r}; choose from {', '.join(METRICS)}")
+    network = request.extractor or default_extractor(request.reference, request.inception_weights)
+    evaluation = Evaluation(
+        extractor=load_extractor(network, device, request.inception_weights),
+        reference=open_reference(request.reference, cache_folder()),
+        metrics=request.metrics,
+        protocol=request.protocol,
+        cache=cache_folder(),
+        kept=root / "features",
+        progress=progress,
+    )
+    samples = [] if request.samplings else find_samples(request, cache_folder())
+    for size in [of_size.size for of_size in samples] or [spec.pixels for spec in request.sizes]:
+        if request.save_npz and size is None:
+            raise UserError("--save-npz writes images of one size, as ADM's evaluator takes them; give --size HxW")
+        evaluation.protocol_for(size)
+    about = evaluation.about() | {"size": sorted(map(str, request.sizes))}
+    if samples:
+        about |= {"samples": samples[0].images.digest, "num": request.number}
+    return evaluation, samples, about
 
-    def load(self, device: torch.device, number: int) -> tuple[Maker, list[Sampling]]:
-        """Loads the model and checks how it is sampled."""
-        from ..evaluation.requests import balanced_specs
-        from ..evaluation.samples import SHARD, Maker
 
-        pretrained, codec, precision = self.samplings[0][0].load(self.name, device)
-        samplings = [options.sampling(pretrained, guidance) for options, guidance in self.samplings]
+def find_samples(request: Request, cache: Path) -> list[Samples]:
+    """Returns images that exist already."""
+    from ..evaluation.inputs import given_samples
+    from ..evaluation.sources import is_fashion, open_images
+
+    name = request.name
+    if not is_fashion(name) and not Path(name).exists():
+        raise UserError(f"there is no model, folder or archive {name!r}; builtin:fashion ships with fitv2")
+    sizes = [spec.pixels for spec in request.sizes if spec.pixels is not None]
+    if len(sizes) < len(request.sizes):
+        raise UserError(f"--size own is for models; the images of {name} have sizes of their own")
+    return list(given_samples(open_images(name, cache), sizes, request.number))
+
+
+def load(request: Request, number: int, device: torch.device) -> Maker:
+    """Loads the model and checks how it is sampled."""
+    from ..evaluation.generated import SHARD, Maker, balanced_specs
+
+    pretrained, codec, precision = request.samplings[0][0].load(request.name, device)
+    maker = Maker(
+        name=request.name,
+        pretrained=pretrained,
+        codec=codec,
         # Stamps have the precision's older name.
-        told = {"fp32": "float32"}.get(precision, precision)
-        maker = Maker(name=self.name, pretrained=pretrained, codec=codec, precision=told, seed=self.seed)
-        for size in self.sizes:
-            few = balanced_specs(pretrained, min(number, SHARD), size, self.seed, codec.factor)
-            check_memory(pretrained, few, samplings[0])
-        self.about |= maker.settings | {"num": number, "sampling": [asdict(one) for one in samplings]}
-        return maker, samplings
+        precision={"fp32": "float32"}.get(precision, precision),
+        seed=request.seed,
+        samplings=[options.sampling(pretrained, guidance) for options, guidance in request.samplings],
+    )
+    for size in request.sizes:
+        few = balanced_specs(pretrained, min(number, SHARD), size, request.seed, codec.factor)
+        check_memory(pretrained, few, maker.samplings[0])
+    return maker
 
-    def claim(self, held: ExitStack) -> Path:
-        """Returns the folder of this evaluation, reserved for it; for the first process alone."""
-        from ..evaluation.results import claimed, own_folder
 
-        folder = self.out or own_folder(OUT, file_name(Path(self.name).resolve().name), self.about)
-        held.enter_context(claimed(folder, self.about))
-        return folder
+def claim(request: Request, about: dict[str, Any], held: ExitStack) -> Path:
+    """Returns the folder of this evaluation, reserved for it until `held` ends."""
+    from ..evaluation.results import claimed, own_folder
 
-    def finish(self, folder: Path, as_json: bool) -> None:
-        """Scores all samples, writes what there is to see, and prints it."""
-        from ..drawing import write_page
-        from ..evaluation.plots import panels, write_sheet
-        from ..evaluation.results import PLOT, RESULT, report, write_results
-        from ..evaluation.sources import write_archive
-        from .score_tables import show_results
+    folder = request.out or own_folder(OUT, file_name(Path(request.name).resolve().name), about)
+    held.enter_context(claimed(folder, about))
+    return folder
 
-        assert self.evaluation is not None
-        results = [self.evaluation.score(of_size) for of_size in self.samples]
-        write_results(folder / RESULT, results)
-        write_page(folder / PLOT, panels(results))
-        for of_size, result in zip(self.samples, results, strict=True):
-            stem = file_name(result.name)
-            write_sheet(folder / f"sheet-{stem}.png", of_size)
-            if self.save_npz:
-                write_archive(folder / f"samples-{stem}.npz", of_size.images, of_size.chosen.tolist())
-        if as_json:
-            print(json.dumps(report(results)))
-            return
-        show_results({"": results})
-        print(f"Everything is in {folder / RESULT}, plots in {folder / PLOT}, samples in {folder}/sheet-*.png")
+
+def finish(folder: Path, results: list[Result], samples: list[Samples], save_npz: bool, as_json: bool) -> None:
+    """Writes what there is to see, and prints it."""
+    from ..drawing import write_page
+    from ..evaluation.inputs import write_sheet
+    from ..evaluation.results import PLOT, RESULT, panels, report, write_results
+    from ..evaluation.sources import write_archive
+    from .score_tables import show_results
+
+    write_results(folder / RESULT, results)
+    write_page(folder / PLOT, panels(results))
+    for of_size, result in zip(samples, results, strict=True):
+        stem = file_name(result.name)
+        write_sheet(folder / f"sheet-{stem}.png", of_size)
+        if save_npz:
+            write_archive(folder / f"samples-{stem}.npz", of_size.images, of_size.chosen.tolist())
+    if as_json:
+        print(json.dumps(report(results)))
+        return
+    show_results({"": results})
+    print(f"Everything is in {folder / RESULT}, plots in {folder / PLOT}, samples in {folder}/sheet-*.png")
 
 
 def tell_seconds(images: int, seconds: float) -> None:

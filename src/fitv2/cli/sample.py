@@ -29,7 +29,6 @@ from .specs import check_memory, describe, list_specs, shown_classes, warn_of_si
 
 if TYPE_CHECKING:
     from PIL import Image
-    from torch import Tensor
 
     from ..autoencoder import KLAutoencoder, Pixels
     from ..checkpoints.model_folder import Pretrained
@@ -151,27 +150,23 @@ def make(
 ) -> float:
     """Makes the images and their sheet in the folder, and returns the seconds that the images took."""
     from ..atomic import write_file
-    from ..autoencoder import Decoding
-    from ..sampling.generate import generate
-    from ..sheets import contact_sheet, save_sheet, to_image
+    from ..autoencoder import make_images
+    from ..sheets import contact_sheet, save_sheet
     from .progress import image_progress
 
-    images: dict[int, Image.Image] = {}
     start = time.perf_counter()
     with image_progress("sampling", len(specs)) as progress:
 
-        def save(number: int, pixels: Tensor) -> None:
-            image = images[number] = to_image(pixels)
+        def save(number: int, image: Image.Image) -> None:
             write_file(out / rows[number]["file"], lambda draft: image.save(draft, "PNG"))
             progress(1)
 
-        with Decoding(codec, save) as decoding:
-            generate(pretrained.model, specs, sampling, decoding.add)
+        images = make_images(pretrained.model, codec, specs, sampling, save)
     seconds = time.perf_counter() - start
     captions = [
         f"{row['class'] or 'image'} {'x'.join(map(str, row['size']))}{'' if row['seen'] else ' *'}" for row in rows
     ]
-    save_sheet(contact_sheet([images[number] for number in range(len(specs))], captions, note), out / SHEET)
+    save_sheet(contact_sheet(images, captions, note), out / SHEET)
     return seconds
 
 

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
 # Figures that are shown in percent.
 PERCENT = ("precision", "recall", "coverage", "accuracy")
-OTHERS = ("precision", "recall", "density", "coverage")
 MOST_CLASSES = 20
 # The width of a column where no terminal limits it.
 WIDTH = 25
@@ -21,21 +20,15 @@ Figures = Mapping[str, Any]
 
 def show_results(files: Mapping[str, Sequence[Result]]) -> None:
     """Prints a column for each result, below its file if there are several; then what must be said about them."""
+    from ..evaluation.results import titles
+
     columns = [(file, result) for file, results in files.items() for result in results]
     if len(files) > 1:  # What is to be compared stands together.
         columns.sort(key=lambda column: column[1].name)
     names = [f"{file}\n{result.name}" if len(files) > 1 else result.name for file, result in columns]
     results = [result for _, result in columns]
-    keys = figures(results)
-    show_table(["", *names], rows(results, keys), words=[""], width=WIDTH * (len(columns) + 1))
+    show_table(["", *names], rows(results, titles(results)), words=[""], width=WIDTH * (len(columns) + 1))
     print("\n".join(lines_below(results)))
-
-
-def figures(results: Sequence[Result]) -> dict[str, str]:
-    """Returns key and title of every figure, except accuracy, that one of the results has."""
-    from ..evaluation.results import titles
-
-    return titles(results) | {key: key for key in OTHERS if any(key in result.scores for result in results)}
 
 
 def rows(results: Sequence[Result], keys: Mapping[str, str]) -> Iterator[list[str]]:

@@ -123,6 +123,13 @@ def on_rank0(ask: Callable[[], T]) -> T:
     return answer[0]
 
 
+def only_on_rank0(work: Callable[[], T]) -> T | None:
+    """Runs `work` on rank 0 and returns its result there, None elsewhere; an error is raised on every rank."""
+    done: list[T] = []
+    on_rank0(lambda: done.append(work()))
+    return done[0] if done else None
+
+
 def rank0_first(work: Callable[[], T]) -> T:
     """Runs `work` on rank 0, then on the other ranks, which find what rank 0 has written. An error is raised on all."""
     done: list[T] = []

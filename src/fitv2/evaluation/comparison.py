@@ -1,18 +1,21 @@
-"""All figures of samples against real images, the figures of real images themselves, and notes on both."""
+"""The features of two sets of images, and what follows from them: all figures, those of real images, and notes on both.
+
+What is not possible is left out, with a note.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .extractors import Extractor, InceptionExtractor
-from .features import FeatureSet, balanced_subset, disjoint_subsets, matching_subset
+from .extractors import Extractor
+from .inputs import Known, balanced_subset, disjoint_subsets, matching_subset
 from .metrics import (
     DENSITY_NEIGHBOURS,
     PART,
-    SUBSETS,
     VOTERS,
     Statistics,
     compare_neighbours,
@@ -21,7 +24,6 @@ from .metrics import (
     kid_of_subsets,
     vote,
 )
-from .references import Known
 from .results import Figures, Result
 
 # Increased when the same images get other figures.
@@ -33,25 +35,45 @@ ENOUGH = 10_000
 DRAWS, MOST_DRAWN = 10, 10_000
 
 
-def figure_names(score: str) -> dict[str, str]:
-    """Returns what the figures of an extractor are called, by key; `score` is the name of its Fréchet distance.
+@dataclass(frozen=True)
+class FeatureSet:
+    """Features of a set of images by an extractor.
 
-    FID, sFID, KID and Inception Score are names of Inception's figures alone. The papers' KID is a mean over subsets;
-    `kid` is the kernel distance of all images.
+    Attributes:
+        pooled: (n, F) float32, of the images kept: all, or 50 000 drawn with a fixed seed.
+        labels: (n,) int64, the given class of each image.
+        classes: (n,) int64, the most probable class of each.
+        score: (2,) float64, mean and standard deviation of the classifier score of those kept.
+        statistics: Of the pooled features of all images.
+        spatial: Of the spatial features of all images.
+        class_names: Of the labels; empty if they are not classes.
     """
-    if score == InceptionExtractor.score:
-        subsets = f"KID of {SUBSETS} subsets"
-        return {"fd": "FID", "sfd": "sFID", "kid": "KD", "kid_subsets": subsets, "classifier_score": "Inception Score"}
-    network = score.removeprefix("FD-")
-    return {"fd": score, "sfd": f"s{score}", "kid": f"KD-{network}", "classifier_score": f"CS-{network}"}
+
+    pooled: Tensor
+    labels: Tensor
+    classes: Tensor
+    score: Tensor
+    statistics: Statistics
+    spatial: Statistics
+    class_names: Sequence[str] = ()
+
+    @property
+    def strata(self) -> Tensor | None:
+        """Returns the labels of a set with equally many images of each class, which chance does not make; else None.
+
+        Equal means within one, as classes in turn are; there are at least two images of each class.
+        """
+        counts = self.labels.unique(return_counts=True)[1]
+        equal = self.class_names and counts.min() >= 2 and counts.max() - counts.min() <= 1
+        return self.labels if equal else None
 
 
 def compare(
     own: FeatureSet, others: FeatureSet | None, known: Known | None, extractor: Extractor, metrics: Collection[str]
 ) -> Result:
-    """Returns all figures of samples, without a stamp. What is not possible is left out, with a note.
+    """Returns all figures of samples, without a stamp; the statistics of `others`, real images, yield to `known`.
 
-    `others` are real images, whose statistics `known` replaces. Raises UserError if features cannot be used.
+    Raises UserError if features cannot be used.
     """
     real = known or others
     assert real is not None
@@ -68,7 +90,7 @@ def compare(
                 figures["classifier_score"], figures["classifier_score_std"] = features.score.tolist()
     if others is not None:
         found.scores |= compare_images(own.pooled, own.strata, others.pooled, others.strata, metrics)
-        if "kid" in metrics and extractor.score == InceptionExtractor.score:
+        if "kid" in metrics and "kid_subsets" in extractor.titles:
             subsets = kid_of_subsets(own.pooled, others.pooled)
             found.scores["kid_subsets"], found.scores["kid_subsets_std"] = subsets
         if {"fd", "kid", "pr"} & set(metrics):

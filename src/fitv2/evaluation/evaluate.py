@@ -11,27 +11,44 @@ centre: Both are cropped to their central square, which shows the quality of the
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
+from ..checkpoints.state_dict import write_tensors
 from ..errors import UserError
-from .comparison import VERSION, compare, figure_names
-from .extractors import Extractor
-from .features import FeatureSet, cached_features, compute_features
-from .references import Known, Reference
+from ..randomness import Purpose, torch_generator
+from .comparison import VERSION, FeatureSet, compare
+from .extractors import Extractor, extract
+from .generated import Progress
+from .inputs import Known, Reference, Samples
+from .metrics import RunningStatistics, Statistics, check_features, check_statistics, classifier_score
 from .results import Result
-from .samples import Progress, Samples
 from .sources import Images, View
 
 Protocol = Literal["adm-square", "matched", "centre"]
-FILTER = "antialiased bicubic"
 Size = tuple[int, int]
+FILTER = "antialiased bicubic"
+# The most images whose own features are kept, for measures on pairs; statistics are of all images.
+MOST_KEPT = 50_000
+# Increased when the same images would be seen differently.
+FORMAT = 3
+# Tensors of a `FeatureSet` that its file has under the same names.
+OWN = ("pooled", "labels", "classes", "score")
+
+logger = logging.getLogger(__name__)
 
 
 def real_size(protocol: Protocol, size: Size | None) -> Size | None:
@@ -97,27 +114,32 @@ class Evaluation:
 
     def score(self, samples: Samples) -> Result:
         """Compares samples with the reference. Raises UserError if they do not go together."""
-        protocol, size, images = self.protocol_for(samples.size), samples.size, self.reference.images
+        protocol, images = self.protocol_for(samples.size), self.reference.images
         key = (samples.images.digest, samples.chosen.tolist(), protocol if protocol == "centre" else "as they are")
         view = partial(view_of, protocol=protocol)
         own = self.see(samples.images, samples.chosen, view, self.kept, key, f"samples {samples.called}")
-        known, others, notes = self.known(protocol), None, list(images.notes) if images else []
+        known, others, notes = self.known(protocol), None, list(images.notes) if images is not None else []
         # For statistics that are known, no real image has to be seen.
         if images is not None and (known is None or set(self.metrics) - {"fd", "sfd"}):
-            key = (images.digest, protocol, None if protocol == "adm-square" else size, FILTER)
-            fitted = real_size(protocol, size)
+            key = (images.digest, protocol, None if protocol == "adm-square" else samples.size, FILTER)
+            fitted = real_size(protocol, samples.size)
             view = partial(view_of, protocol=protocol, size=fitted)
             others = self.see(images, np.arange(len(images)), view, self.cache, key, "real images")
             if fitted and (smaller := int((images.sizes < fitted).any(1).sum())):
-                size_told = f"{fitted[0]}x{fitted[1]}"
-                notes.append(f"{smaller} of {len(images)} real images are smaller than {size_told} and were enlarged")
-        result = compare(own, others, known, self.extractor, self.metrics)
+                told = f"{fitted[0]}x{fitted[1]}"
+                notes.append(f"{smaller} of {len(images)} real images are smaller than {told} and were enlarged")
         real = known or others
         assert real is not None  # See `protocol_for`.
         if not real.statistics.count:
             notes.append("the reference does not say how many images its statistics are of")
+        result = compare(own, others, known, self.extractor, self.metrics)
         result.notes += [*notes, *samples.notes]
-        result.stamp = {
+        result.stamp = self.stamp(samples, protocol, known is not None, real.statistics.count)
+        return result
+
+    def stamp(self, samples: Samples, protocol: Protocol, given: bool, count: int) -> dict[str, Any]:
+        """Returns how a result came about; the reference has statistics of `count` images, given or computed."""
+        return {
             "suite": VERSION,
             "size": samples.called,
             "protocol": protocol,
@@ -125,14 +147,13 @@ class Evaluation:
             "num": len(samples.chosen),
             "reference": self.reference.name,
             "reference_sha256": self.reference.digest,
-            "reference_count": real.statistics.count,
-            "reference_statistics": "of its pictures" if known is None else "given",
+            "reference_count": count,
+            "reference_statistics": "given" if given else "of its pictures",
             "extractor": self.extractor.name,
-            "names": figure_names(self.extractor.score),
+            "names": self.extractor.titles,
             "extractor_sha256": self.extractor.digest,
             "resize": self.extractor.resize,
         } | samples.about
-        return result
 
     def see(
         self, images: Images, chosen: np.ndarray, view: View, folder: Path, key: tuple[object, ...], what: str
@@ -145,3 +166,84 @@ class Evaluation:
                 return compute_features(self.extractor, views, images.labels[chosen], done)
 
         return replace(cached_features(folder, self.extractor, key, compute), class_names=images.class_names)
+
+
+# Features of a set, kept in files so that a set is seen once
+
+
+def compute_features(
+    extractor: Extractor, images: Iterator[Image.Image], labels: np.ndarray, done: Callable[[int], object]
+) -> FeatureSet:
+    """Returns the features of images, given in the order of their labels (N,).
+
+    Raises UserError for fewer than two images, or features that are not finite.
+    """
+    kept = torch.zeros(len(labels), dtype=torch.bool)
+    # Not evenly spaced: with classes in turn, every other image is of every other class.
+    kept[torch.randperm(len(labels), generator=torch_generator(Purpose.SPLITS, 0))[:MOST_KEPT]] = True
+    pooled, spatial, own, probabilities, start = RunningStatistics(), RunningStatistics(), [], [], 0
+    for features in extract(extractor, images, done):
+        chosen = kept[start : start + len(features.pooled)]
+        start += len(chosen)
+        pooled.add(features.pooled)
+        spatial.add(features.spatial)
+        own.append(features.pooled[chosen])
+        probabilities.append(features.probabilities[chosen])
+    p = torch.cat(probabilities)
+    return FeatureSet(
+        pooled=torch.cat(own),
+        labels=torch.from_numpy(labels)[kept],
+        classes=p.argmax(1),
+        score=torch.tensor(classifier_score(p), dtype=torch.float64),
+        statistics=pooled.result(),
+        spatial=spatial.result(),
+    )
+
+
+def cached_features(
+    folder: Path, extractor: Extractor, key: Sequence[object], compute: Callable[[], FeatureSet]
+) -> FeatureSet:
+    """Returns the features from a file in `folder`, or computes them and writes the file. A damaged file is replaced.
+
+    The file is named after the extractor's weights and preprocessing, and `key`: everything else that decides them.
+    """
+    about = json.dumps([FORMAT, extractor.digest, extractor.resize, extractor.mode, *map(str, key)])
+    path = folder / f"features-{hashlib.sha256(about.encode()).hexdigest()[:32]}.safetensors"
+    if path.is_file():
+        try:
+            return read_features(path)
+        except (SafetensorError, OSError, KeyError, UserError) as error:
+            logger.warning("%s is damaged and is computed again (%s)", path, error)
+    found = compute()
+    tensors = {name: getattr(found, name) for name in OWN}
+    for kind, statistics in (("pooled", found.statistics), ("spatial", found.spatial)):
+        tensors |= {f"{kind}_mean": statistics.mean, f"{kind}_covariance": statistics.covariance}
+        tensors["count"] = torch.tensor(statistics.count)
+    try:
+        write_tensors(path, tensors)
+    except OSError as error:  # The result is worth more than the time that a file would have saved.
+        logger.warning("%s cannot be written, so the next run computes all features again: %s", path, error)
+    return found
+
+
+def read_features(path: Path) -> FeatureSet:
+    """Returns the features in a file. Raises UserError for numbers that no extractor gives."""
+    tensors = load_file(path)
+    statistics, spatial = (
+        Statistics(tensors[f"{kind}_mean"], tensors[f"{kind}_covariance"], int(tensors["count"]))
+        for kind in ("pooled", "spatial")
+    )
+    found = FeatureSet(*(tensors[name] for name in OWN), statistics=statistics, spatial=spatial)
+    check_features(found.pooled)
+    check_statistics(statistics)
+    check_statistics(spatial)
+    if not len(found.pooled) == len(found.labels) == len(found.classes):
+        raise UserError("there are not as many labels as features")
+    return found
+
+
+def cache_folder() -> Path:
+    """Returns the folder for features of real images: FITV2_CACHE, else `fitv2` in the user's cache."""
+    if told := os.environ.get("FITV2_CACHE"):
+        return Path(told)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fitv2"

@@ -25,6 +25,7 @@ from ..data.fashion import SIDE as CANVAS
 from ..data.images import to_array
 from ..errors import UserError
 from .inception import SIDE, InceptionV3, resize_like_tensorflow
+from .metrics import SUBSETS
 
 # Images through a network at once, and bytes of images that wait to be grouped by size.
 BATCH = 50
@@ -32,6 +33,9 @@ WAITING = 1 << 28
 # Channels of the spatial features: 7, as in ADM's sFID.
 CHANNELS = 7
 CLASSIFIER = files("fitv2.evaluation").joinpath("garment-classifier.safetensors")
+# What the figures of Inception are called; those of other networks have names of their own.
+INCEPTION_TITLES = {"fd": "FID", "sfd": "sFID", "kid": "KD", "kid_subsets": f"KID of {SUBSETS} subsets"}
+INCEPTION_TITLES |= {"classifier_score": "Inception Score"}
 # Layers of the classifier's trunk up to 7 x 7 places.
 SPATIAL_LAYERS = 12
 
@@ -50,12 +54,17 @@ class Features(NamedTuple):
     probabilities: Tensor
 
 
+def titles_of(network: str) -> dict[str, str]:
+    """Returns what the figures by a network other than Inception are called, by key."""
+    return {"fd": f"FD-{network}", "sfd": f"sFD-{network}", "kid": f"KD-{network}", "classifier_score": f"CS-{network}"}
+
+
 class Extractor:
     """A network, and how images become its input.
 
     Attributes:
         name: As for `--extractor`.
-        score: The name of its Fréchet distance.
+        titles: What its figures are called, by key.
         digest: SHA-256 of its weights.
         resize: How an image of any size becomes its input, in words.
         mode: Pillow's mode of the images.
@@ -63,7 +72,7 @@ class Extractor:
     """
 
     name: str
-    score: str
+    titles: dict[str, str]
     resize: str
     mode: Literal["RGB", "L"] = "RGB"
     class_names: Sequence[str] | None = None
@@ -84,9 +93,12 @@ class Extractor:
 
 
 class InceptionExtractor(Extractor):
-    """Inception v3, whose distances are the FID and the sFID; the order of its 1008 classes is its own."""
+    """Inception v3, whose distances are the FID and the sFID; the order of its 1008 classes is its own.
 
-    name, score = "inception", "FID"
+    The papers' KID is a mean over subsets; `kid` is the kernel distance of all images.
+    """
+
+    name, titles = "inception", INCEPTION_TITLES
     resize = "TensorFlow 1 bilinear to 299x299, without antialiasing"
 
     def __init__(self, weights: Path, device: str) -> None:
@@ -111,7 +123,7 @@ class EfficientNetExtractor(Extractor):
     Two small packages bring the weights along. Raises UserError if they are not installed.
     """
 
-    name, score = "efficientnet-lite0", "FD-ENLite0"
+    name, titles = "efficientnet-lite0", titles_of("ENLite0")
     resize = "antialiased bicubic to 224x224"
     # The last of the blocks with 14 x 14 places.
     spatial_block = 10
@@ -188,7 +200,7 @@ def canvas(images: Tensor) -> Tensor:
 class GarmentExtractor(Extractor):
     """The shipped classifier of Fashion-MNIST: 64 features, 343 spatial ones and ten classes."""
 
-    name, score, mode = "garments", "FD-garments", "L"
+    name, titles, mode = "garments", titles_of("garments"), "L"
     resize = "antialiased bicubic to a longer side of 28, aspect kept, centred on black"
     class_names = CLASS_NAMES
 

@@ -308,7 +308,7 @@ def _radii(features: Tensor, *neighbours: int) -> Tensor:
 # Classifier score (with Inception v3 the Inception Score: arXiv 1606.03498, Section 4)
 
 
-def classifier_score(probabilities: Tensor, seed: int = 0) -> tuple[float, float]:
+def classifier_score(probabilities: Tensor) -> tuple[float, float]:
     """Returns mean and standard deviation over parts of about 5 000 images of exp(H(mean of p) - mean of H(p)).
 
     Each score is in [1, K] for probabilities (N, K). The order is shuffled first, for sets that are sorted by class.
@@ -320,7 +320,7 @@ def classifier_score(probabilities: Tensor, seed: int = 0) -> tuple[float, float
     # NaN is caught as well.
     if not torch.allclose(p.sum(1), torch.ones(len(p), dtype=p.dtype), atol=1e-3) or (p < 0).any():
         raise UserError("these are not probabilities: some are below 0, or do not sum to 1 for every image")
-    p = p[torch.randperm(len(p), generator=torch_generator(Purpose.SPLITS, seed))]
+    p = p[torch.randperm(len(p), generator=torch_generator(Purpose.SPLITS, 0))]
     parts = p.tensor_split(max(round(len(p) / PART), 1))
     entropy = torch.special.entr
     scores = torch.stack([(entropy(part.mean(0)).sum() - entropy(part).sum(1).mean()).exp() for part in parts])

@@ -6,14 +6,17 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.metadata import version
 from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from ..atomic import write_text
+from ..drawing import BLUE, GREY, ORANGE, Panel
 from ..errors import UserError
 from ..hashes import json_digest
 from ..locks import locked
@@ -42,6 +45,8 @@ SEED_SCHEME, LABEL_SCHEME = "seed + index", "classes in turn"
 IF_KNOWN = {CLASSES: "classes", LABELS: "frequency of classes"}
 # Keys without which no stamp is read.
 NEEDED = MUST_AGREE.keys() | {LABELS, "size", "names", "reference"}
+# Figures that have the same name whatever the extractor.
+NEIGHBOURHOODS = ("precision", "recall", "density", "coverage")
 Figures = dict[str, Any]
 
 
@@ -75,12 +80,13 @@ class Result:
 
 
 def titles(results: Sequence[Result]) -> dict[str, str]:
-    """Returns the names of the figures that are named after an extractor, by key, if one of the results has them."""
+    """Returns what all figures but the accuracy are called, by key, if one of the results has them."""
     called: dict[str, dict[str, None]] = {}
     for result in results:
         for key, title in result.stamp["names"].items():
             called.setdefault(key, {})[title] = None
-    return {key: " / ".join(names) for key, names in called.items() if any(key in result.scores for result in results)}
+    names = {key: " / ".join(of_key) for key, of_key in called.items()} | {key: key for key in NEIGHBOURHOODS}
+    return {key: name for key, name in names.items() if any(key in result.scores for result in results)}
 
 
 def report(results: Sequence[Result]) -> dict[str, Any]:
@@ -108,6 +114,32 @@ def read_results(path: Path) -> list[Result]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a result of fitv2 evaluate ({error})") from None
     return results
+
+
+def panels(results: Sequence[Result]) -> list[Panel]:
+    """Returns a panel for each figure that one of the results has."""
+    names = titles(results) | {"accuracy": "accuracy"}
+    having = {key: [result for result in results if key in result.scores] for key in names}
+    return [partial(bars, having[key], key, name) for key, name in names.items() if having[key]]
+
+
+def bars(results: Sequence[Result], key: str, title: str, axes: Axes) -> None:
+    """Draws a bar for each result, with its standard error, or its standard deviation over parts.
+
+    Dashed lines are real images, at equal numbers if the figure depends on numbers, with the range of the draws.
+    """
+    spread = [result.scores.get(f"{key}_error", result.scores.get(f"{key}_std", 0)) for result in results]
+    heights = [result.equal.get(key, result.scores[key]) for result in results]
+    axes.bar(range(len(results)), heights, yerr=spread if any(spread) else None, color=BLUE, ecolor=ORANGE, capsize=3)
+    for place, real in enumerate(result.real for result in results):
+        if key in real:
+            axes.hlines(real[key], place - 0.4, place + 0.4, color=GREY, linestyle="--")
+        if f"{key}_range" in real:
+            axes.vlines(place + 0.4, *real[f"{key}_range"], color=GREY)
+    axes.set_title(title + (" (dashed: real images)" if any(key in result.real for result in results) else ""))
+    axes.set_xticks(range(len(results)), [r.name for r in results], rotation=30 if len(results) > 3 else 0, fontsize=7)
+    axes.set_xlim(-0.6, len(results) - 0.4)
+    axes.grid(axis="y", alpha=0.3)
 
 
 # The folder of an evaluation: each has its own, so that no result overwrites another.

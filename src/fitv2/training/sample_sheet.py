@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from ..autoencoder import decode_all, load_autoencoder
+from ..autoencoder import load_autoencoder, make_images
 from ..data.dataset import Dataset
 from ..distributed.parallel import ParallelModel
-from ..distributed.ranks import on_rank0
+from ..distributed.ranks import only_on_rank0
 from ..errors import UserError
 from ..sampling.generate import generate
 from ..sampling.spec import SampleSpec, Sampling
-from ..sheets import contact_sheet, save_sheet, to_image
+from ..sheets import contact_sheet, save_sheet
 
 logger = logging.getLogger(__name__)
 CLASSES = 10
@@ -43,22 +44,20 @@ def write_sheet(
         shapes: For each class the most frequent (height, width, count) in latent pixels.
         sampling: How the images are sampled.
     """
-    main, codecs = model.ranks.is_main_process, []
-    if not main and not model.sharded:
+    if not model.ranks.is_main_process and not model.sharded:
         return
     specs = [
         SampleSpec(label, shape[:2], seed=COLUMNS * label + column)
         for label, of_class in enumerate(shapes[:CLASSES])
         for column, shape in enumerate((list(of_class) * COLUMNS)[:COLUMNS])
     ]
-
-    def load() -> None:
-        codecs.append(load_autoencoder(dataset.autoencoder, str(model.ranks.device)))
-
+    load = partial(load_autoencoder, dataset.autoencoder, str(model.ranks.device))
     try:
-        on_rank0(load) if model.sharded else load()
-        latents = generate(model.module, specs, sampling)
-        images = [to_image(image) for image in decode_all(codecs[0], latents)] if main else []
+        codec = only_on_rank0(load) if model.sharded else load()
+        if codec is None:  # This process only has a part of the weights.
+            generate(model.module, specs, sampling)
+            return
+        images = make_images(model.module, codec, specs, sampling)
     except UserError as error:  # Training continues: its checkpoints do not depend on sheets.
         logger.warning("no sample sheet %s: %s", path.name, error)
         return

@@ -1,7 +1,7 @@
-"""Images that are evaluated: images that exist already, and images that a model makes.
+"""Images that a model makes for an evaluation.
 
-A model's images lie in shards on disk, so that an interrupted evaluation continues, several processes share the work,
-and evaluations share images. Shards hold fixed indices, so neither the number of processes nor an interruption changes
+They lie in shards on disk, so that an interrupted evaluation continues, several processes share the work, and
+evaluations share images. Shards hold fixed indices, so neither the number of processes nor an interruption changes
 their bytes. If a shard has fewer images than needed, the others are added; made in other company than at once, they may
 be rounded differently.
 """
@@ -14,37 +14,32 @@ import logging
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from ..atomic import remove_drafts, write_file, write_text
-from ..autoencoder import Decoding, KLAutoencoder, Pixels
+from ..autoencoder import KLAutoencoder, Pixels, make_images
 from ..checkpoints.model_folder import Pretrained
 from ..checkpoints.state_dict import weights_digest
 from ..distributed.ranks import Ranks, locked_on_rank0, on_rank0, shard_of_rank
 from ..errors import UserError
 from ..hashes import json_digest
-from ..messages import counted, shortened
 from ..model.presets import architecture_of
+from ..randomness import Purpose, numpy_generator
 from ..sampling.generate import generate, max_tokens
-from ..sampling.spec import SampleSpec, Sampling
-from ..sheets import to_image
-from .features import balanced_subset
-from .requests import SizeSpec, balanced_specs
+from ..sampling.spec import SampleSpec, Sampling, check_divisible, scaled_size
+from .inputs import Samples
 from .results import CLASSES, LABEL_SCHEME, LABELS, OWN_CHOICE, SEED_SCHEME, class_counts
 from .sources import Images, Mode, View
 
 SHARD = 250
-# Images from which on the time is estimated before they are made.
-MANY = 250
 SETTINGS, LIST = "settings.json", "images.jsonl"
 # Increased when the same settings give other images. Since 2 the seeds are those of `fitv2 sample`.
 FORMAT = 2
@@ -54,62 +49,78 @@ Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 logger = logging.getLogger(__name__)
 
 
+# Requests
+
+
 @dataclass(frozen=True)
-class Samples:
-    """Images to evaluate.
+class SizeSpec:
+    """(height, width) in pixels of every image; None for sizes drawn from those that training had of each class.
 
-    Attributes:
-        images: The set from which some are chosen.
-        chosen: (n,), ascending indices.
-        size: Their (height, width); None for many sizes.
-        called: The size as text.
-        about: Where they come from, for the stamp; "labels" and "seeds" at least.
-        notes: On their files, in sentences.
+    scale, turned: A factor on both sides of these, and whether height and width are exchanged.
     """
 
-    images: Images
-    chosen: np.ndarray
-    size: tuple[int, int] | None
-    called: str
-    about: dict[str, Any] = field(repr=False)
-    notes: Sequence[str] = ()
+    pixels: tuple[int, int] | None = None
+    scale: float = 1.0
+    turned: bool = False
+
+    def __str__(self) -> str:
+        if self.pixels is not None:
+            return f"{self.pixels[0]}x{self.pixels[1]}"
+        return "own" + (f":{self.scale:g}" if self.scale != 1 else "") + ("-turned" if self.turned else "")
 
 
-def given_samples(images: Images, sizes: Collection[tuple[int, int]], number: int | None) -> Iterator[Samples]:
-    """Yields the samples of each (height, width) among images that exist already; without sizes, all of them.
+def balanced_specs(pretrained: Pretrained, number: int, size: SizeSpec, seed: int, factor: int) -> list[SampleSpec]:
+    """Returns `number` requests; the first ones are the same whatever the number.
 
-    `number` is that of samples of each size, with classes in turn; None for all. Raises UserError if a size has no
-    images, or fewer.
+    Image i is of class i modulo the number of classes and has the seed `seed` + i, so `fitv2 sample` with its class,
+    size and seed makes the same image. The seed also decides which sizes are drawn; `factor` is the number of pixels
+    per latent pixel. Raises UserError if a size is not divisible by the patch, or if the model does not know the sizes
+    of its training.
     """
-    found = np.unique(images.sizes, axis=0)
-    for size in sizes or [tuple(found[0].tolist()) if len(found) == 1 else None]:
-        chosen = np.arange(len(images)) if size is None else np.flatnonzero((images.sizes == size).all(1))
-        called = "own" if size is None else f"{size[0]}x{size[1]}"
-        if not len(chosen):
-            told = shortened([f"{height}x{width}" for height, width in found.tolist()], 10)
-            raise UserError(f"{images.name} has no image of {called}; its sizes are {told}")
-        if number is not None and number > len(chosen):
-            raise UserError(f"{images.name} has {counted(len(chosen), 'image')} of the size {called}, not {number}")
-        if number is not None:
-            chosen = chosen[balanced_subset(images.labels[chosen], number)]
-        about = {"samples": images.name, "samples_sha256": images.digest, "seeds": None}
-        about[LABELS] = class_counts(images.labels[chosen], len(images.class_names))
-        about[CLASSES] = images.class_names or None
-        yield Samples(images, chosen, size, called, about, images.notes_on(chosen))
+    classes, patch = pretrained.model.config.num_classes, pretrained.model.config.patch_size
+    labels = [i % classes if classes else pretrained.model.config.null_label for i in range(number)]
+    if size.pixels is not None:
+        check_divisible(size.pixels, factor * patch)
+        sizes = [(size.pixels[0] // factor, size.pixels[1] // factor)] * number
+    else:
+        sizes = [scaled_size(drawn, size.scale, patch) for drawn in _drawn_sizes(pretrained, number, seed)]
+    if size.turned:
+        sizes = [(width, height) for height, width in sizes]
+    return [SampleSpec(label, own, seed + i) for i, (label, own) in enumerate(zip(labels, sizes, strict=True))]
 
 
-# Images of a model
+def _drawn_sizes(pretrained: Pretrained, number: int, seed: int) -> list[tuple[int, int]]:
+    """Returns `number` sizes (height, width), each as likely as it was frequent in training of the image's class.
+
+    The shapes (height, width, count) of all classes stand for those of a class without any.
+    """
+    of_all = [shape for of_class in pretrained.shapes for shape in of_class]
+    if not of_all:
+        raise UserError("this model does not say which sizes it was trained on; give --size")
+    classes = max(pretrained.model.config.num_classes, 1)
+    sizes: list[tuple[int, int]] = [(0, 0)] * number
+    for label in range(min(classes, number)):
+        shapes = (pretrained.shapes[label : label + 1] or [[]])[0] or of_all
+        counts = np.array([count for *_, count in shapes], dtype=float)
+        generator, places = numpy_generator(Purpose.REQUESTS, seed, label), range(label, number, classes)
+        chosen = generator.choice(len(shapes), len(places), p=counts / counts.sum())
+        sizes[label::classes] = [shapes[i][:2] for i in chosen.tolist()]
+    return sizes
+
+
+# Their images
 
 
 @dataclass(frozen=True, kw_only=True)
 class Maker:
-    """A model with its name, autoencoder and precision, and the seed of the first image."""
+    """A model with its name, autoencoder and precision, how it is sampled, and the seed of the first image."""
 
     name: str
     pretrained: Pretrained
     codec: Pixels | KLAutoencoder
     precision: str
     seed: int
+    samplings: Sequence[Sampling]
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -125,20 +136,6 @@ class Maker:
             "labels": LABEL_SCHEME,
             "seeds": SEED_SCHEME,
         }
-
-    def generate(
-        self, sampling: Sampling, specs: Sequence[SampleSpec], done: Callable[[int], None]
-    ) -> list[Image.Image]:
-        """Returns the requested images."""
-        made: dict[int, Image.Image] = {}
-
-        def keep(index: int, image: Tensor) -> None:
-            made[index] = to_image(image)
-            done(1)
-
-        with Decoding(self.codec, keep) as decoding:
-            generate(self.pretrained.model, specs, sampling, decoding.add)
-        return [made[i] for i in range(len(specs))]
 
     def seconds(self, sampling: Sampling, specs: Sequence[SampleSpec]) -> float:
         """Estimates how long these images take, from one model call; 0 if the solver chooses how many it needs."""
@@ -160,7 +157,6 @@ class Maker:
 
 def make_samples(
     maker: Maker,
-    samplings: Sequence[Sampling],
     sizes: Sequence[SizeSpec],
     number: int,
     out: Path,
@@ -168,14 +164,14 @@ def make_samples(
     progress: Progress,
     tell: Callable[[int, float], None],
 ) -> list[Samples]:
-    """Returns `number` samples of each sampling and size, after their images have been made in folders below `out`.
+    """Returns `number` samples of each sampling and size, once their images have been made in folders below `out`.
 
     All processes of `state` share the work. `tell` is called with the number of images that are missing and an estimate
-    of the seconds they take, if there are many.
+    of the seconds they take, if they would fill a shard.
     """
-    sets = [GeneratedImages(maker, sampling, size, number, out) for sampling in samplings for size in sizes]
+    sets = [GeneratedImages(maker, sampling, size, number, out) for sampling in maker.samplings for size in sizes]
     missing = [(images.sampling, images.missing()) for images in sets]
-    if state.is_main_process and (total := sum(len(specs) for _, specs in missing)) >= MANY:
+    if state.is_main_process and (total := sum(len(specs) for _, specs in missing)) >= SHARD:
         tell(total, sum(maker.seconds(*one) for one in missing) / state.num_processes)
     for images in sets:
         with progress(f"making {images.size} at {images.sampling.guidance:g}", number) as done:
@@ -263,7 +259,8 @@ class GeneratedImages(Images):
                 images = self.stored(path, shard)
                 done(len(images))
                 if missing := self.specs[shard][len(images) :]:
-                    images += maker.generate(self.sampling, missing, done)
+                    model, codec = maker.pretrained.model, maker.codec
+                    images += make_images(model, codec, missing, self.sampling, lambda *_: done(1))
                     write_file(path, partial(write_shard, images=images))
             state.wait_for_everyone()
 
