@@ -21,7 +21,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from fitv2.checkpoints import sharded
 from fitv2.checkpoints.model_folder import load_pretrained
 from fitv2.checkpoints.training_state import checkpoints, read_part, read_state
-from tiny import command_line, log_lines, processes, train
+from tiny import MODERN, command_line, log_lines, processes, train
 
 pytestmark = pytest.mark.slow  # Several processes in every test.
 SETTINGS = [
@@ -139,6 +139,21 @@ def test_autocast_and_activation_checkpointing_in_two_processes(tmp_path, work, 
     run_together(2, work, tmp_path / "run", *settings)
     for line, other in zip(log_lines(tmp_path / "run"), log_lines(tmp_path / "alone"), strict=True):
         assert line == pytest.approx(other, rel=0.01)
+
+
+@pytest.mark.parametrize("sharding", ["none", "fsdp"])
+def test_options_beyond_the_paper_in_two_processes(tmp_path, sharding):
+    """The checkpoint in the middle is continued, too: Muon's momentum is split and gathered like AdamW's moments."""
+    settings = [*SETTINGS, *MODERN, "training.steps=6", "log.checkpoint_every=3", "log.sample_every=null"]
+    train(tmp_path / "alone", *settings)
+    run_together(2, train, tmp_path / "run", *settings[:-3], "training.steps=3", f"training.sharding={sharding}")
+    run_together(2, train, tmp_path / "run", *settings, f"training.sharding={sharding}")
+    for line, other in zip(log_lines(tmp_path / "run"), log_lines(tmp_path / "alone"), strict=True):
+        assert line == pytest.approx(other, rel=1e-4)
+    parts, expected = parts_of(tmp_path / "run"), parts_of(tmp_path / "alone")
+    assert parts.keys() == expected.keys() and any("momentum_buffer" in name for name in parts)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(parts[name], tensor, atol=1e-4, rtol=1e-2)
 
 
 def test_the_averaged_weights_of_a_checkpoint_of_split_weights_are_a_model(sharded_by_two):

@@ -20,7 +20,7 @@ from fitv2.checkpoints.training_state import checkpoints, prune, read_part, read
 from fitv2.errors import UserError
 from fitv2.training.log import RunLog
 from fitv2.training.run_folder import kept_provenance
-from tiny import command_line, log_lines, process, trainer
+from tiny import MODERN, command_line, log_lines, process, trainer
 
 SETTINGS = [
     *("model.width=32", "model.depth=2", "model.heads=2"),
@@ -56,12 +56,6 @@ def assert_same_run(run: Path, expected: Path) -> None:
     assert len(files) >= 7
     for file in files:
         assert file.name == "state.json" or (run / file).read_bytes() == (expected / file).read_bytes(), file
-
-
-MODERN = (
-    *("model.prediction=data", "model.internal_head=1", "model.position_range=12"),
-    *("training.shift_tokens=16", "training.optimizer=muon", "training.weight_decay=0.1"),
-)
 
 
 @pytest.mark.parametrize("overrides", [["training.precision=fp32"], ["training.precision=bf16"], MODERN])

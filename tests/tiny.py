@@ -28,6 +28,12 @@ CLASSES = CLASS_NAMES
 # What a log line says about the clock, which is never the same twice.
 CLOCK = ("seconds", "cpu_seconds", "tokens_per_second")
 
+# Everything that the paper does not have.
+MODERN = (
+    *("model.prediction=data", "model.internal_head=1", "model.position_range=12"),
+    *("training.shift_tokens=16", "training.optimizer=muon", "training.weight_decay=0.1"),
+)
+
 
 def random_model(config: NetworkConfig = CONFIG, seed: int = 0) -> Network:
     """A fresh model predicts zero whatever it is asked; this one does not."""

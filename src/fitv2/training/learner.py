@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class Learner:
-    """A network in training, with an optimiser of the `trained` parameters (all others are frozen) and averaged weights."""
+    """A network in training, with an optimiser of the `trained` parameters (others are frozen) and averaged weights."""
 
     def __init__(self, network: Network, trained: list[str], settings: TrainingSettings, ranks: Ranks) -> None:
         self.settings, self.trained = settings, trained
