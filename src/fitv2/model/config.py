@@ -156,6 +156,8 @@ class FiTConfig(NetworkConfig):
             guidance (arXiv 2512.24176); None means there is none.
         position_range: Rows and columns lie anywhere below this number instead of at 0, 1, 2 and so on, so that sizes
             beyond training have positions that it knew; see `fitv2.positions`. None means their own numbers.
+        target_blocks: The number of last blocks that see the time to which a step leads, instead of the time where it
+            begins: the network then predicts the mean velocity between both. See `fitv2.flow.transition`.
 
     Raises:
         UserError: Numbers that do not fit each other.
@@ -171,6 +173,7 @@ class FiTConfig(NetworkConfig):
     context_channels: int = 768
     internal_head: int | None = None
     position_range: int | None = None
+    target_blocks: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -189,8 +192,14 @@ class FiTConfig(NetworkConfig):
             raise UserError(
                 f"internal_head {self.internal_head} must be from 1 to {self.depth - 1} of {self.depth} blocks"
             )
-        if self.prediction == "epsilon" and not (self.internal_head is None and self.position_range is None):
-            raise UserError("internal_head and position_range are of models of a flow, and this one predicts epsilon")
+        if not 0 <= self.target_blocks < self.depth or (self.target_blocks and self.internal_head):
+            raise UserError(
+                f"target_blocks {self.target_blocks} must be fewer than the {self.depth} blocks, without internal_head"
+            )
+        if self.prediction == "epsilon" and (self.internal_head or self.position_range or self.target_blocks):
+            raise UserError(
+                "internal_head, position_range and target_blocks are of models of a flow; this one predicts epsilon"
+            )
         if self.position_range is not None and self.position_range < 2:
             raise UserError(f"position_range {self.position_range} must be at least 2 patches")
         if self.position_range is not None and self.context == "joint":

@@ -29,8 +29,8 @@ Cache = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
 
 
 def sorted_by_length(
-    batch: TokenBatch, t_B: Tensor, y_B: Tensor, context: TokenBatch | None
-) -> tuple[TokenBatch, Tensor, Tensor, TokenBatch | None, list[int] | None]:
+    batch: TokenBatch, times: tuple[Tensor, Tensor | None], y_B: Tensor, context: TokenBatch | None
+) -> tuple[TokenBatch, tuple[Tensor, Tensor | None], Tensor, TokenBatch | None, list[int] | None]:
     """Returns the inputs with the images sorted by length, and their order, None if it was that already.
 
     Images of equal length become neighbours, and attention needs few products.
@@ -38,10 +38,12 @@ def sorted_by_length(
     lengths = list(zip(batch.lengths, (context or batch).lengths, strict=True))
     # A compiled graph is made for one mix of lengths anyway, and cannot sort them.
     if torch.compiler.is_compiling() or all(shorter <= longer for shorter, longer in pairwise(lengths)):
-        return batch, t_B, y_B, context, None
+        return batch, times, y_B, context, None
     order = sorted(range(len(batch)), key=lengths.__getitem__)
     index = batch.once(("order", *order), lambda: upload(torch.tensor(order), batch.x.device))
-    return batch.select(order), t_B[index], y_B[index], context and context.select(order), order
+    t_B, target_B = times
+    times = t_B[index], None if target_B is None else target_B[index]
+    return batch.select(order), times, y_B[index], context and context.select(order), order
 
 
 def inverse(order: list[int]) -> list[int]:
@@ -62,15 +64,14 @@ def distinct_conditioning(batch: TokenBatch, t_B: Tensor, y_B: Tensor) -> tuple[
 
 
 def run_blocks(
-    blocks: nn.ModuleList,
+    blocks: Sequence[nn.Module],
     x_TD: Tensor,
     inputs: BlockInputs,
     cache: Cache | None,
     token_budget: int,
     activation_checkpointing: bool,
-    head: int | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Returns the residual stream (T, D) after all blocks, and after the first `head` (None: all) of them."""
+) -> Tensor:
+    """Returns the residual stream (T, D) after the blocks."""
     tokens, training = len(x_TD), torch.is_grad_enabled()
     if tokens < token_budget and training:
         x_TD, inputs = pad_to(x_TD, inputs, token_budget)
@@ -83,14 +84,10 @@ def run_blocks(
                 x_TD = block(x_TD, *inputs)
         return x_TD
 
-    every = list(blocks)
     if cache is None:
-        head = len(every) if head is None else head
-        inner_TD = through(every[:head], x_TD)
-        return through(every[head:], inner_TD)[:tokens], inner_TD[:tokens]
-    first, inner, last = every[:1], every[1:-1], every[1:][-1:]
-    x_TD = through(last, cache(through(first, x_TD), partial(through, inner)))[:tokens]
-    return x_TD, x_TD
+        return through(blocks, x_TD)[:tokens]
+    first, inner, last = blocks[:1], blocks[1:-1], blocks[1:][-1:]
+    return through(last, cache(through(first, x_TD), partial(through, inner)))[:tokens]
 
 
 def pad_to(x_TD: Tensor, inputs: BlockInputs, total: int) -> tuple[Tensor, BlockInputs]:

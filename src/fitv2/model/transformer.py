@@ -6,11 +6,13 @@ label.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from ..positions import even_positions
-from ..tokens import TokenBatch
+from ..tokens import Rows, TokenBatch
 from .block import BlockInputs, FiTBlock
 from .compute import autocast_in
 from .config import FiTConfig, RopeScheme
@@ -73,6 +75,7 @@ class FiT(nn.Module):
         cache: Cache | None = None,
         positions_T2: Tensor | None = None,
         internal: bool = False,
+        target_B: Tensor | None = None,
     ) -> Tensor:
         """Returns the output (T, output channels): the velocity, or for FiT the noise and its variance.
 
@@ -87,38 +90,60 @@ class FiT(nn.Module):
             cache: The state that successive calls of a sampling share.
             positions_T2: (T, 2) float, the row and column of each token; None means those of the configuration.
             internal: Whether the output of the internal head follows, in (T, 2 output channels); without `cache`.
+            target_B: (B,) float, the times to which steps lead, for a model with `target_blocks`; None means t_B, where
+                the mean velocity is the velocity.
 
         Raises:
             ValueError: Not one time, label and context per image.
         """
         self.check_inputs(batch, t_B, y_B, context)
-        unsorted, joint = batch, self.config.context == "joint"
-        batch, t_B, y_B, context, order = sorted_by_length(batch, t_B, y_B, context)
+        unsorted = batch
+        batch, times, y_B, context, order = sorted_by_length(batch, (t_B, target_B), y_B, context)
         if positions_T2 is not None and order is not None:
             positions_T2 = unsorted.with_x(positions_T2).select(order).x
         with autocast_in(self.final_layer.linear.weight.dtype, batch.x.device):
-            t_U, y_U, rows = (t_B, y_B, batch.rows) if joint else distinct_conditioning(batch, t_B, y_B)
-            c_UD = self.t_embedder(t_U) + self.y_embedder(y_U)
             # The residual stream stays float32 under autocast: sums of many small bfloat16 steps would lose them.
             sequence, own = batch.with_x(self.x_embedder(batch.x).float()), None
             context = context and self.context_embedder(context)
-            if joint and context:
-                c_UD = c_UD + context.image_mean(context.x)
+            if self.config.context == "joint" and context:
                 sequence, positions_T2, own = join(sequence, context)
             table = self.rotations(sequence, batch, rope or self.config.rope, positions_T2)
-            shared = self.global_adaLN_modulation
-            c_U6D = torch.zeros_like(c_UD).repeat(1, 6) if shared is None else shared(c_UD)
-            inputs = BlockInputs(c_UD, c_U6D, sequence.rows if joint else rows, sequence, table, context)
-            settings = cache, self.token_budget, self.activation_checkpointing, self.config.internal_head
-            streams = run_blocks(self.blocks, sequence.x, inputs, *settings)
-            heads = [self.final_layer, self.internal_layer] if internal and self.internal_layer else [self.final_layer]
-            # With a device map the last block may be on another device than the first.
-            outputs = [
-                head(x_TD if own is None else x_TD[own.to(x_TD.device, non_blocking=True)], c_UD, rows)
-                for head, x_TD in zip(heads, streams, strict=False)
-            ]
-            output_TC = as_velocity(torch.cat(outputs, dim=1), batch, t_B, self.config)
+            x_TD, heads = sequence.x, []
+            for blocks, head, time_B in self.stages(*times, internal):
+                c_UD, c_U6D, rows = self.conditioning(batch, time_B, y_B, context)
+                inputs = BlockInputs(c_UD, c_U6D, sequence.rows if own is not None else rows, sequence, table, context)
+                x_TD = run_blocks(blocks, x_TD, inputs, cache, self.token_budget, self.activation_checkpointing)
+                if head is not None:
+                    # With a device map the last block may be on another device than the first.
+                    own_TD = x_TD if own is None else x_TD[own.to(x_TD.device, non_blocking=True)]
+                    heads.append(head(own_TD, c_UD, rows))
+            output_TC = as_velocity(torch.cat(heads[::-1], dim=1), batch, times[0], self.config)
         return output_TC if order is None else batch.with_x(output_TC).select(inverse(order)).x
+
+    def stages(
+        self, t_B: Tensor, target_B: Tensor | None, internal: bool
+    ) -> list[tuple[Sequence[nn.Module], nn.Module | None, Tensor]]:
+        """Returns blocks that follow one another, the head after the last of them, and the time that they see."""
+        blocks, config = list(self.blocks), self.config
+        if internal and config.internal_head is not None:
+            first, last = blocks[: config.internal_head], blocks[config.internal_head :]
+            return [(first, self.internal_layer, t_B), (last, self.final_layer, t_B)]
+        if target_B is not None and config.target_blocks:
+            first, last = blocks[: -config.target_blocks], blocks[-config.target_blocks :]
+            return [(first, None, t_B), (last, self.final_layer, target_B)]
+        return [(blocks, self.final_layer, t_B)]
+
+    def conditioning(
+        self, batch: TokenBatch, t_B: Tensor, y_B: Tensor, context: TokenBatch | None
+    ) -> tuple[Tensor, Tensor, Rows]:
+        """Returns the conditioning (U, D), the modulation (U, 6 D) that blocks share, and the row of each token."""
+        joint = self.config.context == "joint"
+        t_U, y_U, rows = (t_B, y_B, batch.rows) if joint else distinct_conditioning(batch, t_B, y_B)
+        c_UD = self.t_embedder(t_U) + self.y_embedder(y_U)
+        if joint and context:
+            c_UD = c_UD + context.image_mean(context.x)
+        shared = self.global_adaLN_modulation
+        return c_UD, torch.zeros_like(c_UD).repeat(1, 6) if shared is None else shared(c_UD), rows
 
     def check_inputs(self, batch: TokenBatch, t_B: Tensor, y_B: Tensor, context: TokenBatch | None) -> None:
         """Raises ValueError unless there are one time, label and, for a model with one, context per image."""

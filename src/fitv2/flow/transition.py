@@ -1,0 +1,92 @@
+"""Post-training of a flow for few steps: the network learns the mean velocity from one time to any later one.
+
+From z at time t, u(z, t, r) = (z_r - z) / (r - t) leads to time r in one evaluation; for r = t it is the velocity. Its
+derivative along the path gives what to learn: u = v + (r - t) du/dt (MeanFlow, arXiv 2505.13447, Eq. 6). Here v is the
+guided velocity of the trained model (the teacher), so that guidance becomes part of the network; du/dt is a central
+difference (Transition Models, arXiv 2509.04394), which any attention kernel can compute; and the network is the trained
+one, whose last blocks see r in place of t (Decoupled MeanFlow, arXiv 2510.24474).
+
+Shape suffixes as in `fitv2.tokens`: T tokens, B images, C token channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..tokens import Denoiser, TokenBatch, upload
+from .objective import FlowLoss
+from .path import interpolate
+
+# (images z at their times, t (B,), labels (B,)) to their guided velocity (T, C).
+Teacher = Callable[[TokenBatch, Tensor, Tensor], Tensor]
+# Half the width of the central difference, as in Transition Models.
+EPSILON = 0.005
+# The fraction of images whose r is t, where the target is the teacher's velocity itself.
+INSTANT = 0.25
+# Keeps the weight 1 / (error + this) of an image finite.
+FLOOR = 1e-3
+
+
+def transition_loss(
+    network: Denoiser,
+    data: TokenBatch,
+    labels_B: Tensor,
+    null_label: int,
+    generator: torch.Generator,
+    teacher: Teacher,
+    class_dropout_prob: float = 0.1,
+) -> FlowLoss:
+    """Returns the loss at random pairs of times and noise; images lose their label as in `flow_loss`.
+
+    Everything random comes from `generator`, on the CPU and in this order: times (2, B), a uniform number per image for
+    r = t, one for its label, noise (T, C).
+    """
+    device, images = data.x.device, len(data)
+    t_B, r_B = torch.rand(2, images, generator=generator).sort(dim=0).values
+    r_B = torch.where(torch.rand(images, generator=generator) < INSTANT, t_B, r_B)
+    t_B, r_B = upload(t_B, device), upload(r_B, device)
+    dropped_B = upload(torch.rand(images, generator=generator) < class_dropout_prob, device)
+    noise_TC = upload(torch.randn(data.x.shape, generator=generator), device)
+    labels_B = labels_B.masked_fill(dropped_B, null_label)
+    return transition_loss_at(network, data, noise_TC, t_B, r_B, labels_B, teacher)
+
+
+def transition_loss_at(
+    network: Denoiser,
+    data: TokenBatch,
+    noise_TC: Tensor,
+    t_B: Tensor,
+    r_B: Tensor,
+    labels_B: Tensor,
+    teacher: Teacher,
+) -> FlowLoss:
+    """Returns the squared error of the mean velocity from t to r: mean over each image's own numbers, then over images.
+
+    Each image is weighted by 1 / (error + 0.001), so that pairs far apart, whose targets vary most, do not decide alone
+    (MeanFlow, Sec. 4.3). What is reported per image is the error before that weight.
+    """
+    z_TC = interpolate(data.x, noise_TC, data.expand_to_tokens(t_B)[:, None])
+    with torch.no_grad():
+        velocity_TC = teacher(data.with_x(z_TC), t_B, labels_B)
+        slope_TC = derivative(network, data.with_x(z_TC), velocity_TC, t_B, r_B, labels_B)
+        target_TC = velocity_TC + data.expand_to_tokens(r_B - t_B)[:, None] * slope_TC
+    predicted_TC = network(data.with_x(z_TC), t_B, labels_B, target_B=r_B).float()
+    error_B = data.image_mean((predicted_TC - target_TC).square().mean(1))
+    return FlowLoss((error_B / (error_B.detach() + FLOOR)).mean(), error_B.detach(), t_B)
+
+
+def derivative(
+    network: Denoiser, z: TokenBatch, velocity_TC: Tensor, t_B: Tensor, r_B: Tensor, labels_B: Tensor
+) -> Tensor:
+    """Returns du/dt (T, C) along the path through z with this velocity, by a difference within [0, 1]."""
+    before_B, after_B = (t_B - EPSILON).clamp(min=0), (t_B + EPSILON).clamp(max=1)
+    before, after = (
+        network(
+            z.with_x(z.x + z.expand_to_tokens(s_B - t_B)[:, None] * velocity_TC), s_B, labels_B, target_B=r_B
+        ).float()
+        for s_B in (before_B, after_B)
+    )
+    return (after - before) / z.expand_to_tokens(after_B - before_B)[:, None]
