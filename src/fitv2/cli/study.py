@@ -53,9 +53,7 @@ def study(
         ),
     ] = None,
     only: Annotated[list[str] | None, typer.Option(help="run only this variant, repeatable")] = None,
-    seeds: Annotated[
-        int | None, typer.Option("--seeds", "-n", min=1, help="seeds per variant; default: the study's own")
-    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="seeds per variant; default: the study's own")] = None,
     trial: Annotated[str | None, typer.Option(help="shorten training and scoring to a fraction, such as 5%")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="a trial with this many steps per training run")] = None,
     budget: Annotated[float | None, typer.Option(min=0, hidden=True)] = None,

@@ -89,8 +89,9 @@ class Trainer:
         self.ranks = join_processes() if ranks is None else ranks
         device = self.ranks.device
         self.recipe = recipe = on_rank0(partial(with_precision, recipe, device))
-        choose_precision(recipe.training.precision, device)  # It warns where bf16 is slow.
         self.dataset, self.run, settings = dataset, run, recipe.training
+        assert settings.precision != "auto"
+        choose_precision(settings.precision, device)  # It warns where bf16 is slow.
         self.shapes, self.identity = dataset.shapes(MOST_SHAPES), identity(dataset)
         self.begun = on_rank0(self._find_checkpoint)
         torch.manual_seed(seed_of(Purpose.WEIGHTS, settings.seed))
