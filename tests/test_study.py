@@ -230,9 +230,12 @@ def test_studies_are_listed_planned_and_chosen(fitv2, definition):
     code, printed = fitv2("study", definition, "--dry-run", "--json")
     plan = json.loads(printed)
     assert code == 0 and plan["left"] == len(plan["runs"]) == 4 and plan["hours"] > 0
+    assert sum(run["seconds"] for run in plan["runs"]) >= 3600 * plan["hours"]
     runs = json.loads(fitv2("study", definition, "--dry-run", "--json", "--only", "FiT", "--seeds", 3)[1])["runs"]
     assert [run["run"] for run in runs] == ["FiT, seed 0", "FiT, seed 1", "FiT, seed 2"]
-    assert "4 of 4 trainings are left" in fitv2("study", "status", definition)[1]
+    shown = fitv2("study", "status", definition)[1]
+    assert "4 of 4 trainings are left" in shown and "TFLOP" not in shown
+    assert re.search(r"FiT, seed 0 +[\d.]+ minutes +0 % done", shown)
     assert not Path("runs").exists() and not Path("studies").exists()
 
 
