@@ -253,6 +253,17 @@ def test_a_wrong_command_is_a_sentence(fitv2, definition, arguments, complaint):
     assert complaint in fitv2("study", definition, *arguments)[0]
 
 
+def test_the_recommendations_of_a_base_model_do_not_change_the_conditions(fitv2, tmp_path):
+    changes = {"set": TREE["set"] | {"training.init_from": "builtin:fashion"}}
+    changes["evaluation"] = {"conditions": {"own": {"guidance": 2}}}
+    study = build_study(tree(**changes), "fine-tuning")
+    run = Run(study, "FiTv2", 0)
+    words = run.evaluate_command(Path("builtin:fashion"), run.scorings[-1], tmp_path / "o")
+    assert fitv2(*words, "--num-images", 2, "--steps", 1, "--metrics", "accuracy")[0] in (0, None)
+    (result,) = json.loads((tmp_path / "o/result.json").read_text())["results"]
+    assert result["stamp"]["sampling"]["interval"] == [0, 1] and result["stamp"]["sampling"]["guidance"] == 2
+
+
 def test_another_study_of_that_name_is_refused(fitv2, definition, tmp_path):
     kept = tmp_path / "studies/tiny/tiny.yaml"
     kept.parent.mkdir(parents=True)
