@@ -14,7 +14,8 @@ PACKAGE = Path(fitv2.__file__).parent
 # A module may import lower layers, and its own only inside one sub-package (or among the package's own modules).
 LAYERS = [
     {"__init__", "atomic", "classes", "config", "cores", "device", "errors", "finite", "hashes", "legacy", "locks"}
-    | {"messages", "openmp", "positions", "provenance", "randomness", "sample_list", "settings", "tokens", "yaml_text"},
+    | {"messages", "openmp", "positions", "precision", "provenance", "randomness", "sample_list", "settings", "tokens"}
+    | {"yaml_text"},
     {"model", "flow", "diffusion"},
     {"sampling", "data", "distributed"},
     {"checkpoints"},
@@ -25,7 +26,7 @@ LAYERS = [
     {"cli"},
 ]
 # Modules without imports of weight, which the command line may load at its top.
-LIGHT = {"errors", "messages", "sample_list", "model.config", "sampling.solvers"}
+LIGHT = {"errors", "messages", "precision", "sample_list", "model.config", "sampling.solvers"}
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 # What goes beyond the layers: these know no model, and the data knows nothing of what is done with it.
 FORBIDDEN = {

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fitv2.build import build_model_config
-from fitv2.checkpoints.model_folder import Pretrained, load_pretrained, save_pretrained
+from fitv2.checkpoints.model_folder import Pretrained, load_pretrained, save_pretrained, suitable
 from fitv2.config import build_recipe
 from fitv2.errors import UserError
 from fitv2.model.presets import preset
@@ -143,3 +143,25 @@ def test_post_training_with_other_classes_continues_bit_for_bit_without_its_base
 def test_settings_of_a_start_need_one(override, complaint):
     with pytest.raises(ValueError, match=complaint):
         build_recipe({}, [override])
+
+
+def test_a_run_keeps_the_recommendations_of_its_base_unless_they_are_changed(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    advice, start = {"guidance": 1.5, "interval": [0.2, 0.8]}, random_model().state_dict()
+    save_pretrained(tmp_path / "base", CONFIG, start, CLASSES, [[(8, 8, 1)]], None, recommended=advice)
+    settings = ["log.checkpoint_every=2", "log.export_at=[1,3]", f"training.init_from={tmp_path / 'base'}"]
+    run = tmp_path / "run"
+    trained(run, *settings, "training.steps=2")
+    for folder in (run, run / "exports/step-00000001", run / "checkpoints"):
+        assert load_pretrained(folder).recommended == advice
+    (run / "model/sampling.json").write_text('{"guidance": 3}')
+    trained(run, *settings, "training.steps=4")
+    assert (
+        load_pretrained(run).recommended
+        == load_pretrained(run / "exports/step-00000003").recommended
+        == {"guidance": 3}
+    )
+    # Without a recommendation there is no such file, and one for another kind of network is not kept.
+    trained(tmp_path / "other", "training.steps=1")
+    assert not (tmp_path / "other/model/sampling.json").exists()
+    assert suitable({"channels": 100}, CONFIG, "a model") == {} and "not kept" in caplog.text

@@ -230,9 +230,12 @@ def test_studies_are_listed_planned_and_chosen(fitv2, definition):
     code, printed = fitv2("study", definition, "--dry-run", "--json")
     plan = json.loads(printed)
     assert code == 0 and plan["left"] == len(plan["runs"]) == 4 and plan["hours"] > 0
-    runs = json.loads(fitv2("study", definition, "--dry-run", "--json", "--only", "FiT", "-n", 3)[1])["runs"]
+    assert sum(run["seconds"] for run in plan["runs"]) >= 3600 * plan["hours"]
+    runs = json.loads(fitv2("study", definition, "--dry-run", "--json", "--only", "FiT", "--seeds", 3)[1])["runs"]
     assert [run["run"] for run in runs] == ["FiT, seed 0", "FiT, seed 1", "FiT, seed 2"]
-    assert "4 of 4 trainings are left" in fitv2("study", "status", definition)[1]
+    shown = fitv2("study", "status", definition)[1]
+    assert "4 of 4 trainings are left" in shown and "TFLOP" not in shown
+    assert re.search(r"FiT, seed 0 +[\d.]+ minutes +0 % done", shown)
     assert not Path("runs").exists() and not Path("studies").exists()
 
 
@@ -248,6 +251,17 @@ def test_studies_are_listed_planned_and_chosen(fitv2, definition):
 )
 def test_a_wrong_command_is_a_sentence(fitv2, definition, arguments, complaint):
     assert complaint in fitv2("study", definition, *arguments)[0]
+
+
+def test_the_recommendations_of_a_base_model_do_not_change_the_conditions(fitv2, tmp_path):
+    changes = {"set": TREE["set"] | {"training.init_from": "builtin:fashion"}}
+    changes["evaluation"] = {"conditions": {"own": {"guidance": 2}}}
+    study = build_study(tree(**changes), "fine-tuning")
+    run = Run(study, "FiTv2", 0)
+    words = run.evaluate_command(Path("builtin:fashion"), run.scorings[-1], tmp_path / "o")
+    assert fitv2(*words, "--num-images", 2, "--steps", 1, "--metrics", "accuracy")[0] in (0, None)
+    (result,) = json.loads((tmp_path / "o/result.json").read_text())["results"]
+    assert result["stamp"]["sampling"]["interval"] == [0, 1] and result["stamp"]["sampling"]["guidance"] == 2
 
 
 def test_another_study_of_that_name_is_refused(fitv2, definition, tmp_path):

@@ -119,6 +119,10 @@ ONLY = {"own": {"guidance": 1}, "wide": {"variants": ["FiT"]}}
         ({"measure": BETTER | {"condition": "round"}}, "'round'"),
         ({"measure": BETTER | {"condition": "wide"}, "evaluation": {"conditions": ONLY}}, "not for FiTv2"),
         ({"measure": BETTER | {"within": 0.1}}, "within"),
+        ({"measure": BETTER | {"than": "FiTv2"}}, "FiTv2 is named twice"),
+        ({"measure": BETTER | {"than": ["FiT", "FiT"]}}, "FiT is named twice"),
+        ({"measure": BETTER | {"than": []}}, "no other variant"),
+        ({"measure": {"kind": "faster", "of": "FiT", "than": "FiT", "at_least": 2}}, "FiT is named twice"),
     ],
 )
 def test_a_wrong_definition_is_a_sentence(tmp_path, changes, complaint):

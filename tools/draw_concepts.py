@@ -6,6 +6,8 @@ python tools/draw_concepts.py docs/images
 from __future__ import annotations
 
 import argparse
+import runpy
+import textwrap
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -16,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from fitv2 import TokenBatch
+from fitv2.data.images import variant_sizes
 from fitv2.flow.path import TimeDensity, sample_times
 
 # Token grids (rows, columns) of four images, and a color for each.
@@ -112,7 +115,77 @@ def times() -> Figure:
     return figure
 
 
-FIGURES = {"packing": packing, "positions": positions, "modulation": modulation, "times": times}
+def pipeline() -> Figure:
+    """From images of three sizes to one sequence and back."""
+    figure, axes = plt.subplots(figsize=(9, 2.7), layout="constrained")
+    sizes = GRIDS[1:]
+    for row, ((height, width), color) in enumerate(zip(sizes, COLORS[1:], strict=False)):
+        for shift in (0, 25):  # The images, and what the model makes.
+            axes.add_patch(Rectangle((shift, -2.4 * row), 0.24 * width, 0.24 * height, color=color))
+        for i in range(height * width):
+            where = (3.2 + 0.22 * (i % width), -2.4 * row + 0.22 * (i // width))
+            axes.add_patch(Rectangle(where, 0.18, 0.18, color=color))
+    tokens = [color for (h, w), color in zip(sizes, COLORS[1:], strict=False) for _ in range(h * w)]
+    for i, color in enumerate(tokens):
+        axes.add_patch(Rectangle((7 + 0.16 * i, -1.9), 0.13, 0.5, color=color))
+    end = 7 + 0.16 * len(tokens)
+    axes.add_patch(FancyBboxPatch((end + 1.3, -2.6), 4.6, 1.9, boxstyle="round,pad=0.1", fc="#eef3f8"))
+    axes.text(
+        end + 3.6, -1.65, "transformer blocks\n(attention within\neach image)", ha="center", va="center", fontsize=8
+    )
+    for start, stop in ((2, 2.9), (5.5, 6.7), (end + 0.2, end + 1.1), (end + 6.1, 24.7)):
+        axes.annotate("", (stop, -1.65), (start, -1.65), arrowprops={"arrowstyle": "->"})
+    for x, text in ((0.6, "images"), (3.9, "patches"), ((7 + end) / 2, "one packed sequence"), (25.6, "images")):
+        axes.text(x, 2.1, text, ha="center", fontsize=9)
+    axes.set(xlim=(-0.3, 27), ylim=(-5.2, 2.6), aspect="equal")
+    axes.axis("off")
+    return figure
+
+
+def preprocessing() -> Figure:
+    """Algorithm 1: a wide photograph resized as a whole, and its centre square."""
+    height, width, patch = 384, 640, 16
+    sizes = variant_sizes(np.array([[height, width]]), 256, patch, "mixed")[0][0]
+    y, x = np.mgrid[0:height:4, 0:width:4]
+    image = np.hypot(x - 330, 1.4 * (y - 200)) % 90 + 0.12 * x
+    square = image[:, (width - height) // 8 : (width + height) // 8]
+    widths = (width, *(int(columns) for _, columns in sizes))
+    figure, axes = plt.subplots(1, 3, figsize=(9, 2.6), layout="constrained", width_ratios=widths)
+    grids = (None, *((int(rows) // patch, int(columns) // patch) for rows, columns in sizes))
+    for plot, shown, name, grid in zip(axes, (image, image, square), ("image", "resized", "crop"), grids, strict=True):
+        plot.imshow(shown, cmap="viridis", interpolation="none", extent=(0, shown.shape[1], shown.shape[0], 0))
+        title = f"{name}: {height} x {width} pixels"
+        if grid is not None:
+            title = f"{name}: {grid[0]} x {grid[1]} tokens"
+            for count, length, line in (
+                (grid[0], shown.shape[0], plot.axhline),
+                (grid[1], shown.shape[1], plot.axvline),
+            ):
+                for i in range(1, count):
+                    line(i * length / count, color="white", lw=0.4)
+        plot.set_title(title, fontsize=9)
+        plot.axis("off")
+    return figure
+
+
+def layers() -> Figure:
+    """The rows of the package, read from the table that its test holds."""
+    table = runpy.run_path(str(Path(__file__).parent.parent / "tests/test_layering.py"))["LAYERS"]
+    figure, axes = plt.subplots(figsize=(9, 4.2), layout="constrained")
+    for row, names in enumerate(table):
+        shown = sorted(names - {"__init__"})
+        text = "   ".join(shown) if len(shown) < 8 else textwrap.fill("  ".join(shown), 100)
+        axes.add_patch(FancyBboxPatch((0, row), 10, 0.72, boxstyle="round,pad=0.03", fc="#eef3f8", ec="#4477aa"))
+        axes.text(5, row + 0.36, text, ha="center", va="center", fontsize=8)
+    axes.annotate("", (-0.4, 0.2), (-0.4, len(table) - 0.4), arrowprops={"arrowstyle": "->"})
+    axes.text(-0.55, len(table) / 2, "may import", rotation=90, ha="right", va="center", fontsize=8)
+    axes.set(xlim=(-1, 10.2), ylim=(-0.2, len(table)))
+    axes.axis("off")
+    return figure
+
+
+FIGURES = {"pipeline": pipeline, "preprocessing": preprocessing, "layers": layers}
+FIGURES |= {"packing": packing, "positions": positions, "modulation": modulation, "times": times}
 
 
 def main() -> None:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import logging
 import re
-from typing import Literal
 
 import torch
 
 from .errors import UserError
-from .legacy import PRECISIONS
+from .precision import Precision
 
 logger = logging.getLogger(__name__)
-Precision = Literal["fp32", "bf16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 NAME = re.compile(r"(cuda|mps|xpu|cpu)(?::(\d+))?")
 
@@ -50,18 +48,13 @@ def computes_bf16(device: torch.device) -> bool:
     return device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def choose_precision(name: str | None, device: torch.device) -> Precision:
-    """Returns fp32 or bf16; None: bf16 on CUDA devices that compute in it, else fp32. Raises UserError.
+def choose_precision(name: Precision | None, device: torch.device) -> Precision:
+    """Returns the precision that is named; None: bf16 on CUDA devices that compute in it, else fp32.
 
     Warns if the device computes bfloat16 in software.
     """
     if name is None:
         return "bf16" if device.type == "cuda" and computes_bf16(device) else "fp32"
-    if name in PRECISIONS:
-        logger.warning("Note: the precision %s is now called %s", name, PRECISIONS[name])
-        name = PRECISIONS[name]
-    if name not in ("fp32", "bf16"):
-        raise UserError(f"the precision is fp32 or bf16, not {name!r}")
     if name == "bf16" and not computes_bf16(device):
         logger.warning("this processor computes bfloat16 in software, many times slower than float32: use fp32")
     return name

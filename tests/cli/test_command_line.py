@@ -7,7 +7,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import typer.main
 
+from fitv2.cli import app
+from fitv2.cli.renamed import SHORT, current
 from fitv2.model.config import EXTRAPOLATIONS
 from fitv2.sampling.solvers import SOLVER_NAMES
 
@@ -59,7 +62,12 @@ def test_sampling_does_not_load_what_is_for_training_or_compiling(tmp_path):
 
 @pytest.mark.parametrize(
     ("option", "names"),
-    [("--solver", SOLVER_NAMES), ("--extrapolation", EXTRAPOLATIONS), ("--attention-scale", ["none", "pro1", "paper"])],
+    [
+        ("--solver", SOLVER_NAMES),
+        ("--extrapolation", EXTRAPOLATIONS),
+        ("--attention-scale", ["none", "pro1", "paper"]),
+        ("--precision", ["fp32", "bf16"]),
+    ],
 )
 def test_names_of_options_are_those_that_exist(fitv2, option, names):
     wrong = fitv2("sample", option, "eular")
@@ -68,10 +76,52 @@ def test_names_of_options_are_those_that_exist(fitv2, option, names):
 
 @pytest.mark.parametrize(
     ("option", "start", "names"),
-    [("solver", "eul", ["euler", "euler-maruyama"]), ("extrapolation", "vision-p", ["vision-pi", "vision-parts"])],
+    [
+        ("solver", "eul", ["euler", "euler-maruyama"]),
+        ("extrapolation", "vision-p", ["vision-pi", "vision-parts"]),
+        ("precision", "b", ["bf16"]),
+    ],
 )
 def test_the_completion_knows_the_names_of_options(option, start, names):
     code = "import sys; from fitv2.cli import main; sys.argv = ['fitv2']; main()"
     asked = {"COMP_WORDS": f"fitv2 sample --{option} {start}", "COMP_CWORD": "3", "_FITV2_COMPLETE": "complete_bash"}
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | asked)
     assert shown.stdout.split() == names, shown.stderr
+
+
+def test_a_letter_stands_for_one_option_in_all_commands():
+    meanings: dict[str, set[str]] = {}
+    commands = typer.main.get_command(app).commands
+    for option in (p for command in commands.values() for p in command.params if not p.hidden):
+        for letter in (name for name in option.opts if name.startswith("-") and not name.startswith("--")):
+            meanings.setdefault(letter, set()).update(name for name in option.opts if name.startswith("--"))
+    assert {"-n", "-s", "-r", "-m", "-o"} <= meanings.keys()
+    assert {letter: names for letter, names in meanings.items() if len(names) > 1} == {}
+    for command, letters in SHORT.items():
+        options = {name for option in commands[command].params for name in option.opts}
+        assert letters.keys().isdisjoint(options) and options.issuperset(letters.values())
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "today", "notes"),
+    [
+        (
+            "train",
+            "-r latents -n -smodel.width=8 -s a=-s",
+            "--recipe latents --dry-run --set=model.width=8 --set a=-s",
+            4,
+        ),
+        ("study", "mixed -n 3", "mixed --seeds 3", 1),
+        ("profile", "-m -- -m", "--measure -- -m", 1),
+        ("sample", "-n 3 --precision float32", "-n 3 --precision fp32", 1),
+        ("profile", "--precision=no --precision bf16", "--precision=fp32 --precision bf16", 1),
+    ],
+)
+def test_what_was_renamed_still_works_with_a_note(capsys, command, words, today, notes):
+    assert [*current(command, words.split())] == today.split()
+    assert capsys.readouterr().err.count("is now called") == notes
+
+
+def test_a_command_takes_a_former_short_option(fitv2):
+    shown = fitv2("train", "-r", "fashion-tiny", "-n", "-s", "training.steps=700", "--json").ok()
+    assert '"steps": 700' in shown.out and "--recipe" in shown.err

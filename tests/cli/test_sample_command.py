@@ -45,12 +45,17 @@ def test_the_report_in_json(fitv2, model, tmp_path):
             assert [image.height, image.width] == row["size"]
 
 
-def test_a_number_of_images_in_all_takes_the_classes_in_turn(model):
-    specs = list_specs(load_pretrained(model), ["bag,coat"], ["8x12", "4x8"], None, 5, 0)
+def test_a_number_of_images_is_that_of_each_size_as_in_evaluate(model):
+    specs = list_specs(load_pretrained(model), ["bag,coat"], ["8x12", "4x8"], None, 3, 0)
     first, second = (8, 12), (4, 8)
     assert [(spec.label, spec.size, spec.seed) for spec in specs] == [
-        (8, first, 0), (4, first, 1), (8, second, 2), (4, second, 3), (8, first, 4)
+        (8, first, 0), (4, first, 1), (8, first, 2), (8, second, 3), (4, second, 4), (8, second, 5)
     ]  # fmt: skip
+
+
+def test_a_number_of_images_without_a_size_takes_the_own_sizes_of_the_classes_in_turn(model):
+    specs = list_specs(load_pretrained(model), ["t-shirt,bag"], None, None, 3, 0)
+    assert [(spec.label, spec.size) for spec in specs] == [(0, (28, 8)), (8, (8, 28)), (0, (24, 8))]
 
 
 def test_a_model_folder_recommends_settings(fitv2, model, tmp_path):
@@ -188,8 +193,7 @@ def test_names_with_commas_and_slashes(fitv2, tmp_path):
         (["--guidance-channels", "9"], "1 channel: guidance of more has no effect"),
         (["--attention-scale", "paper"], "--attention-scale belongs to an --extrapolation"),
         (["--device", "cuda:99"], "there is no device cuda:99"),
-        (["--precision", "fp16"], "the precision is fp32 or bf16, not 'fp16'"),
-        (["--num-images", "3", "--per-class", "2"], "give one of them"),
+        (["--num-images", "3", "--per-class", "2"], "give one"),
         (["--size", "8x8", "--labels", "1", "--out", "stdout/x"], "fitv2: stdout/x: Not a directory"),
         (["--size", "8x8", "--labels", "1", "--out", "stdout"], "is a file; name a folder"),
     ],

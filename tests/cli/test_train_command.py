@@ -86,10 +86,10 @@ def test_a_model_to_start_from_brings_its_size_and_may_be_gone_when_the_run_resu
     train("--out", "base", settings=["model.patch_size=4"]).ok()
     small = ["training.max_tokens_per_batch=300", "training.warmup_steps=0", "log.checkpoint_every=2"]
     small += ["training.trainable=high-resolution", "model.extrapolation=vision-ntk"]
-    settings = [word for setting in small for word in ("-s", setting)]
+    settings = [word for setting in small for word in ("--set", setting)]
     tuned, ropes = ["train", "-d", "images", "--init-from", "base", "-o", "tuned", "--resume", *settings], []
     for steps in (2, 3):  # The same command continues.
-        fitv2(*tuned, "-s", f"training.steps={steps}").ok()
+        fitv2(*tuned, "--set", f"training.steps={steps}").ok()
         shutil.rmtree(tmp_path / "base", ignore_errors=True)
         kept, network = (
             json.loads((tmp_path / "tuned" / file).read_text()) for file in ("recipe.json", "model/config.json")

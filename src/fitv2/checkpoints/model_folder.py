@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -24,9 +25,10 @@ from ..model.presets import ARCHITECTURES, architecture_of
 from ..sampling.spec import Sampling, check_recommended
 from .state_dict import check_floating, plain_names, read_safetensors, write_tensors
 
+logger = logging.getLogger(__name__)
 BUILTIN = "builtin:"
 RECIPE, CHECKPOINTS = "recipe.json", "checkpoints"
-# Optional, beside config.json, written by hand: the sampling settings that suit the model best.
+# Optional, beside config.json: the sampling settings that suit the model best. A user may write or change it.
 SAMPLING = "sampling.json"
 FORMAT = 1
 # Enough for every size of a set like fashion, and for the frequent sizes of a folder of photographs.
@@ -72,14 +74,20 @@ def save_pretrained(
     dtype: torch.dtype | None,
     autoencoder: str | None = None,
     step: int | None = None,
+    recommended: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes config.json and model.safetensors with the attributes of `Pretrained`; each file is always complete.
+
+    sampling.json is written if there are recommendations; one that is there already stays otherwise. The weights come
+    last, so that a folder with weights is whole.
 
     dtype: The dtype of the stored weights; None stores each in its own. Raises OSError if they cannot be written.
     """
     content = {"format": FORMAT, "architecture": architecture_of(config), "model": asdict(config)}
     content |= {"autoencoder": autoencoder, "step": step, "class_names": class_names, "shapes": shapes}
     write_text(folder / "config.json", json.dumps(content))
+    if recommended:
+        write_text(folder / SAMPLING, json.dumps(recommended))
     write_tensors(folder / "model.safetensors", {key: tensor.to(dtype) for key, tensor in weights.items()})
 
 
@@ -179,6 +187,28 @@ def read_recommended(path: Path) -> dict[str, Any]:
         return check_recommended(json.loads(path.read_bytes())) if path.is_file() else {}
     except (ValueError, OSError) as error:
         raise damaged(path, error, "correct it, or remove it") from error
+
+
+def suitable(recommended: Mapping[str, Any], config: NetworkConfig, name: str) -> Mapping[str, Any]:
+    """Returns the settings recommended for the model `name` if they suit a network that starts from it, else none."""
+    try:
+        Sampling.of(config, recommended)
+    except UserError as error:
+        logger.info("the sampling settings recommended for %s are not kept: %s", name, error)
+        return {}
+    return recommended
+
+
+def keep_recommended(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Writes settings as the folder's sampling.json, if there are any and the folder has no file of its own."""
+    if settings and not (folder / SAMPLING).exists():
+        write_text(folder / SAMPLING, json.dumps(settings))
+
+
+def copy_recommended(source: Path, target: Path) -> None:
+    """Gives a model folder the sampling.json of another one, as it is, if that has one."""
+    if source != target and (source / SAMPLING).is_file():
+        write_text(target / SAMPLING, (source / SAMPLING).read_text(encoding="utf-8"))
 
 
 def names_like(name: str) -> list[str]:

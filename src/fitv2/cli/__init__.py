@@ -22,6 +22,7 @@ from .inspect import inspect
 from .prepare import prepare
 from .profile import profile
 from .recipes import recipes
+from .renamed import Command
 from .sample import sample
 from .study import study
 from .train import train
@@ -81,7 +82,7 @@ def of_all(
 
 # Typer keeps line breaks within a paragraph, which a narrower terminal would break once more.
 for run in (sample, prepare, inspect, train, recipes, evaluate, convert, profile, study):
-    app.command(help=re.sub(r"(?<=\S)\n(?=\S)", " ", cleandoc(run.__doc__ or "")))(run)
+    app.command(cls=Command, help=re.sub(r"(?<=\S)\n(?=\S)", " ", cleandoc(run.__doc__ or "")))(run)
 
 
 def main() -> None:

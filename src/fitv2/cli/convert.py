@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import UserError
 from ..messages import command
 from .options import out_option
+
+if TYPE_CHECKING:
+    from ..model.config import FiTConfig
 
 
 def convert(
@@ -50,20 +53,27 @@ def convert(
     names = list(names) if len(names) == classes else []
     side = isqrt(params.get("context_size", 256)) * model.config.patch_size
     codec, weights = autoencoder or named_autoencoder, model.state_dict()
-    save_pretrained(out, model.config, weights, names, [[(side, side, 1)]], None, codec)
+    advice = as_the_authors_sample(model.config)
+    save_pretrained(out, model.config, weights, names, [[(side, side, 1)]], None, codec, recommended=advice)
     parameters, dtype = sum(weight.numel() for weight in model.parameters()), next(model.parameters()).dtype
     print(f"{out}: {architecture_of(model.config)} of {parameters / 1e6:.1f} M parameters, {dtype}")
     print(f"Sample from it with: {command('sample', out)}")
 
 
+def as_the_authors_sample(config: FiTConfig) -> dict[str, Any]:
+    """Returns the settings of the authors' sampling scripts: guidance 1.5, of three latent channels only."""
+    guided, per_channel = 3, config.patch_size**2
+    return {"guidance": 1.5} | ({"channels": guided * per_channel} if config.in_channels > guided else {})
+
+
 def check_out(out: Path, overwrite: bool) -> None:
     """Raises UserError where --out holds files that would be lost."""
-    from ..checkpoints.model_folder import read_config
+    from ..checkpoints.model_folder import SAMPLING, read_config
 
     if (out / "model").is_dir():
         raise UserError(f"{out} is the folder of a run, which has its own model; choose another --out")
-    there = [name for name in ("config.json", "model.safetensors") if (out / name).exists()]
-    if there == ["config.json"]:
+    there = [name for name in ("config.json", SAMPLING, "model.safetensors") if (out / name).exists()]
+    if "config.json" in there and "model.safetensors" not in there:
         try:
             read_config(out / "config.json")
             return  # A conversion that was stopped has written the configuration, and no weights yet.

@@ -60,7 +60,7 @@ def evaluate(
     num_images: Annotated[
         int | None,
         input_option(
-            "--num-images", "-n", min=2, help=f"images per size; default: all, or {DEFAULT_NUMBER} for a model"
+            "--num-images", "-n", min=2, help=f"images of each --size; default: all, or {DEFAULT_NUMBER} for a model"
         ),
     ] = None,
     num: Annotated[int | None, typer.Option("--num", "--number", min=2, hidden=True)] = None,

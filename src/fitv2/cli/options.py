@@ -15,6 +15,7 @@ import typer
 from ..errors import UserError
 from ..messages import counted
 from ..model.config import EXTRAPOLATIONS, AttentionFactor, Extrapolation, FiTConfig
+from ..precision import Precision
 from ..sampling.solvers import DIFFUSION_SOLVERS, FLOW_SOLVERS, Solver
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class ModelOptions:
     guidance_power: Annotated[float | None, guidance_option(help="lower the scale towards the image")] = None
     guidance_channels: Annotated[int | None, guidance_option(min=1, help="guide only the first N channels")] = None
     autoencoder: Annotated[str | None, machine_option(help="folder or hub id; default: the model's own")] = None
-    precision: Annotated[str | None, machine_option(metavar="fp32|bf16", help="default: depends on the device")] = None
+    precision: Annotated[Precision | None, machine_option(help="default: depends on the device")] = None
     device: Device = None
 
     def load(self, model: str, device: torch.device) -> tuple[Pretrained, Pixels | KLAutoencoder, str]:

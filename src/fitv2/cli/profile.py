@@ -14,6 +14,7 @@ import typer
 
 from ..errors import UserError
 from ..messages import counted
+from ..precision import Precision
 from .options import Device, IgnoreMemory, Json, check_pixels, load_any, parse_size, refuse_options
 from .output import show_table
 
@@ -32,7 +33,7 @@ FORMULA = ("model", "image", "tokens", "parameters", "GMAC", "GFLOP", "forward",
 MEASURED = ("model", "image", "pass", "seconds", "tokens/s", "memory", "of peak")
 WORDS = ("model", "image", "pass")
 ABOUT_FORMULAS = """\
-GMAC: multiply-accumulates of linear layers in a forward pass (the "GFLOPs" of Table I). GFLOP: two operations for
+GMAC: multiply-accumulates of linear layers in a forward pass (the "GFLOPs" of Table I). GFLOP: two FLOPs for
 each, plus attention; a training step takes three times as many. Memory: forward, beyond the weights; step, kept for
 the backward pass; training, all of it, with weights, average, gradients and AdamW's moments."""
 ABOUT_MEASURING = """\
@@ -61,10 +62,10 @@ def profile(
         ),
     ] = None,
     batch: Annotated[int, typer.Option("--batch", "-b", min=1, help="images in a forward pass or step")] = 1,
-    precision: Annotated[str, typer.Option(metavar="bf16|fp32", help="of products, like training.precision")] = "bf16",
+    precision: Annotated[Precision, typer.Option(help="of products, like training.precision")] = "bf16",
     device: Device = None,
     ignore_memory: IgnoreMemory = False,
-    measure: Annotated[bool, measure_option("--measure", "-m", help="also run each model (XL/2 needs 15 GiB)")] = False,
+    measure: Annotated[bool, measure_option("--measure", help="also run each model (XL/2 needs 15 GiB)")] = False,
     compiled: Annotated[bool, measure_option("--compile", help="first compile the blocks (takes a minute)")] = False,
     repeats: Annotated[
         int | None, measure_option(min=1, help=f"measure the median of this many runs; default: {DEFAULT_REPEATS}")
@@ -89,7 +90,7 @@ def profile(
       fitv2 profile runs/mine --measure --precision fp32 --json
 
     GMAC counts the multiply-accumulates of linear layers (the "GFLOPs" of the paper's Table I). GFLOP counts
-    each as two operations and adds attention. The formulas need no memory, so they work for any model at any size.
+    each as two FLOPs and adds attention. The formulas need no memory, so they work for any model at any size.
     """
     import torch
 

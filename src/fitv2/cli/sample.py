@@ -59,7 +59,7 @@ def sample(
     per_class: Annotated[int | None, image_option(min=1, help="images per class and size; default: 1")] = None,
     num: Annotated[int | None, typer.Option(min=1, hidden=True)] = None,
     num_images: Annotated[
-        int | None, image_option("--num-images", "-n", min=1, help="images in total, classes in turn")
+        int | None, image_option("--num-images", "-n", min=1, help="images of each --size, classes in turn")
     ] = None,
     seed: Annotated[int, image_option(min=0, help="seed of the first image; later images count up")] = 0,
     guidance: Annotated[
@@ -109,7 +109,7 @@ def sample(
         "model_step": pretrained.step,
         "labels": list(dict.fromkeys(spec.label for spec in specs)),
         "sizes": size or None,
-        **({"num": per_class or 1} if num_images is None else {"num_images": num_images}),
+        **({"num": per_class or 1} if num_images is None else {"images_per_size": num_images}),
         "seed": seed,
         "solver": sampling.solver,
         "steps": sampling.steps,

@@ -78,23 +78,27 @@ def list_specs(
 ) -> list[SampleSpec]:
     """Returns the images to make, with seeds that count up from `seed`.
 
-    They are `per_class` images of each class in each size, or `num_images` in all with the classes in turn. factor:
-    pixels per latent pixel. Raises UserError for an unknown class, an impossible size, or both numbers.
+    They are `per_class` images of each class in each size, or `num_images` of each size with the classes in turn;
+    without sizes, `num_images` of the classes' own sizes in turn. factor: pixels per latent pixel. Raises UserError
+    for an unknown class, an impossible size, or both numbers.
     """
     from ..sampling.spec import SampleSpec, check_divisible, check_spec
 
     if per_class is not None and num_images is not None:
-        raise UserError("--num-images is the number in all, --per-class that of each class and size; give one of them")
+        raise UserError("--num-images is the number of each size, --per-class that of each class and size; give one")
     config, asked = pretrained.model.config, [parse_size(text) for text in sizes or ()]
     for size in asked:
         check_divisible(size, factor * config.patch_size)
     latent = [(height // factor, width // factor) for height, width in asked]
-    rows = [[(label, size) for size in latent or showcase(pretrained, label)] for label in chosen(pretrained, labels)]
+    classes = chosen(pretrained, labels)
     if num_images is None:
-        pairs = [pair for row in rows for pair in row for _ in range(per_class or 1)]
+        rows = [(label, size) for label in classes for size in latent or showcase(pretrained, label)]
+        pairs = [pair for pair in rows for _ in range(per_class or 1)]
     else:
-        in_turn = [pair for column in zip_longest(*rows) for pair in column if pair is not None]
-        pairs = list(islice(cycle(in_turn), num_images))
+        own = zip_longest(*([(label, size) for size in showcase(pretrained, label)] for label in classes))
+        in_turn = [[(label, size) for label in classes] for size in latent]
+        in_turn = in_turn or [[pair for column in own for pair in column if pair is not None]]
+        pairs = [pair for turn in in_turn for pair in islice(cycle(turn), num_images)]
     specs = [SampleSpec(label, size, seed + i) for i, (label, size) in enumerate(pairs)]
     for spec in specs:
         check_spec(spec, config)

@@ -53,9 +53,7 @@ def study(
         ),
     ] = None,
     only: Annotated[list[str] | None, typer.Option(help="run only this variant, repeatable")] = None,
-    seeds: Annotated[
-        int | None, typer.Option("--seeds", "-n", min=1, help="seeds per variant; default: the study's own")
-    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="seeds per variant; default: the study's own")] = None,
     trial: Annotated[str | None, typer.Option(help="shorten training and scoring to a fraction, such as 5%")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="a trial with this many steps per training run")] = None,
     budget: Annotated[float | None, typer.Option(min=0, hidden=True)] = None,
@@ -255,13 +253,15 @@ def list_studies(as_json: bool) -> None:
 def show_plan(runs: Sequence[Run], table: Table, work: Path, jobs: int, as_json: bool) -> None:
     """What is done and what is left, with an estimate of the time."""
     from ..study.queue import done_of
+    from .plan import duration
 
     once = list({run.id: run for run in reversed(runs)}.values())[::-1]
-    rows = [{"run": r.name, "operations": r.operations, "done": done_of(r, table, work)} for r in once]
-    left = [row for row in rows if row["done"] < 1]
     speed, source = table.speed or ASSUMED_SPEED, "as fast as those that are done" if table.speed else "assumed speed"
-    hours = sum(row["operations"] * (1 - row["done"]) for row in left) / speed / min(jobs, len(left) or 1) / 3600
-    lines = [f"{r['run']:32} {r['operations'] / 1e12:6.1f} TFLOP  {100 * r['done']:3.0f} % done" for r in rows]
+    costs = {run: {"operations": run.operations, "seconds": run.operations / speed} for run in once}
+    rows = [{"run": run.name, **cost, "done": done_of(run, table, work)} for run, cost in costs.items()]
+    left = [row for row in rows if row["done"] < 1]
+    hours = sum(row["seconds"] * (1 - row["done"]) for row in left) / min(jobs, len(left) or 1) / 3600
+    lines = [f"{r['run']:32} {duration(r['seconds']):>12}  {100 * r['done']:3.0f} % done" for r in rows]
     lines.append(f"{len(left)} of {len(rows)} trainings are left: about {hours:.1f} hours, {jobs} at a time ({source})")
     if any(run.tunes for run in runs):
         lines.append("Some of them tune a setting; the trainings that take its best value are not counted yet.")

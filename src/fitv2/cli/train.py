@@ -29,7 +29,7 @@ def train(
     context: typer.Context,
     recipe: Annotated[
         str | None,
-        typer.Option("--recipe", "-r", help="a name from 'fitv2 recipes', or a YAML file; default: depends on --data"),
+        typer.Option("--recipe", help="a name from 'fitv2 recipes', or a YAML file; default: depends on --data"),
     ] = None,
     data: Annotated[
         str | None,
@@ -37,11 +37,11 @@ def train(
     ] = None,
     init_from: Annotated[str | None, typer.Option(help="a model to start from (folder, run or builtin:NAME)")] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", "-s", help="section.key=value; --dry-run lists them all")
+        list[str] | None, typer.Option("--set", help="section.key=value; --dry-run lists them all")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="the run's folder; default: runs/RECIPE")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue the run in that folder")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="only show settings, cost and time")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only show settings, cost and time")] = False,
     devices: Annotated[int, plan_option(min=1, help="number of devices that would share the work")] = 1,
     peak_tflops: Annotated[
         float | None,

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 from torch import nn
 
 from ..model.config import NetworkConfig
 from ..model.network import bare_model
-
-Precision = Literal["bf16", "fp32"]
+from ..precision import Precision
 
 # Bytes kept for the backward pass per token, block and unit of width, by precision, blocks not compiled. No attention
 # scores are among them: they are the same for all lengths. `tests/test_cost.py` measures them.

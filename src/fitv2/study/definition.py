@@ -105,6 +105,15 @@ class Comparison(Settings):
     def others(self) -> tuple[str, ...]:
         return (self.than,) if isinstance(self.than, str) else self.than
 
+    @model_validator(mode="after")
+    def _differ(self) -> Self:
+        compared = (self.of, *self.others)
+        if twice := [name for name in compared if compared.count(name) > 1]:
+            raise UserError(f"{twice[0]} is named twice, and a claim compares different variants")
+        if len(compared) < 2:
+            raise UserError(f"{self.of} is compared with no other variant")
+        return self
+
 
 class Better(Comparison):
     """The final score is better than that of each other variant; condition: by default the one that decides."""
@@ -135,6 +144,11 @@ class Faster(Comparison):
     than: str
     at_least: float = Field(gt=1)
     cost: Literal["step", "operations", "cpu_seconds"] = "step"
+
+    @property
+    def unit(self) -> str:
+        """The cost in words."""
+        return {"step": "steps", "operations": "FLOPs", "cpu_seconds": "CPU seconds"}[self.cost]
 
 
 class Diverges(Comparison):

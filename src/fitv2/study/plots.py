@@ -56,14 +56,13 @@ def compared(finding: Finding) -> str:
     measure = finding.claim.measure
     others = measure.others[0] if len(measure.others) == 1 else f"each of {len(measure.others)} others"
     if isinstance(measure, Faster):
-        cost = measure.cost.removesuffix("s").replace("_", " ")
-        return f"{measure.of} at 1/{measure.at_least:g} of the {cost}s against {others}"
+        return f"{measure.of} at 1/{measure.at_least:g} of the {measure.unit} against {others}"
     condition = getattr(measure, "condition", None)
     return f"{measure.of} against {others}" + (f", {condition}" if condition else "")
 
 
 def draw_curves(path: Path, figures: Figures, variants: Sequence[str]) -> bool:
-    """The Frechet distance over steps and over operations: the mean of the logarithm over the seeds, and its range.
+    """The Frechet distance over steps and over FLOPs: the mean of the logarithm over the seeds, and its range.
 
     Returns whether there is anything to draw.
     """
@@ -78,13 +77,13 @@ def draw_curves(path: Path, figures: Figures, variants: Sequence[str]) -> bool:
     for colour, variant in zip(LINES, (v for v in variants if v in set(frame["variant"])), strict=False):
         own = frame[frame["variant"] == variant].groupby("step")["value"]
         mean, low, high = own.agg(lambda x: np.exp(np.log(x).mean())), own.min(), own.max()
-        operations = [costs.get((variant, step), np.nan) / 1e12 for step in mean.index]
-        for axes, x in ((left, mean.index), (right, operations)):
+        flops = [costs.get((variant, step), np.nan) / 1e12 for step in mean.index]
+        for axes, x in ((left, mean.index), (right, flops)):
             axes.plot(x, mean, "o-", color=colour, markersize=3, lw=1.2)
             axes.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
         # The label stands at the end of its line.
-        right.annotate(f" {variant}", (operations[-1], mean.iloc[-1]), color=colour, fontsize=8, parse_math=False)
-    for axes, cost in ((left, "training steps"), (right, "training operations in TFLOP")):
+        right.annotate(f" {variant}", (flops[-1], mean.iloc[-1]), color=colour, fontsize=8, parse_math=False)
+    for axes, cost in ((left, "training steps"), (right, "training cost in TFLOP")):
         axes.set_yscale("log")
         plain_ticks(axes.yaxis)
         axes.set_xlabel(cost, fontsize=8)

@@ -27,6 +27,8 @@ TRAINING_VERSION = "training-2"
 # Changes when the same model gets other scores.
 SCORING_VERSION = "study-3"
 SEEDS_APART = 1_000_000
+# A condition says how to sample; the recommendations that come with the model of `training.init_from` do not count.
+PLAIN = ("--guidance-interval", "0", "1", "--guidance-power", "0", "--time-shift", "1", "--cache-interval", "1")
 # The metrics of `fitv2 evaluate` for a point of a curve, and for a final model.
 CURVE_METRICS, METRICS = "fd,accuracy", "fd,kid,pr,accuracy"
 _datasets: dict[str, Dataset] = {}
@@ -151,7 +153,8 @@ class Run:
             "out": out,
         }
         given = {key: str(value) for key, value in options.items() if value is not None}
-        return ["evaluate", str(model), *(word for key, value in given.items() for word in (f"--{key}", value))]
+        words = [word for key, value in given.items() for word in (f"--{key}", value)]
+        return ["evaluate", str(model), *words, *(PLAIN if self.recipe.training.init_from else ())]
 
     def model(self, folder: Path, step: int) -> Path | None:
         """The averaged weights of a step; None if they are missing or incomplete."""

@@ -144,7 +144,7 @@ def _speed_up(claim: Claim, measure: Faster, figures: Figures) -> Finding:
     name = f"{measure.of} at 1/{measure.at_least:g}"
     scores = pd.concat([figures.scores("fd", CURVE), pd.DataFrame([sooner], index=pd.Index([name]), dtype=float)])
     found = TwoWayFit(scores.apply(np.log)).contrast(name, measure.than)
-    finding = Finding(claim, "-", f"curve, by {measure.cost.replace('_', ' ')}")
+    finding = Finding(claim, "-", f"curve, over {measure.unit}")
     if found is None:
         return finding
     effect = f"not reached with {missed} of {counted(len(sooner), 'seed')}" if missed else _speed(ratios)

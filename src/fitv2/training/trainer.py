@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import signal
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
@@ -21,7 +21,14 @@ import torch
 
 from .. import randomness
 from ..build import with_precision
-from ..checkpoints.model_folder import MOST_SHAPES, Pretrained, save_pretrained
+from ..checkpoints.model_folder import (
+    MOST_SHAPES,
+    Pretrained,
+    copy_recommended,
+    keep_recommended,
+    save_pretrained,
+    suitable,
+)
 from ..checkpoints.training_state import damaged, newest_state, prune, save_checkpoint
 from ..data.dataset import Dataset
 from ..data.loader import DataCursor, PackLoader, Step
@@ -89,10 +96,12 @@ class Trainer:
         self.ranks = join_processes() if ranks is None else ranks
         device = self.ranks.device
         self.recipe = recipe = on_rank0(partial(with_precision, recipe, device))
-        choose_precision(recipe.training.precision, device)  # It warns where bf16 is slow.
         self.dataset, self.run, settings = dataset, run, recipe.training
+        assert settings.precision != "auto"
+        choose_precision(settings.precision, device)  # It warns where bf16 is slow.
         self.shapes, self.identity = dataset.shapes(MOST_SHAPES), identity(dataset)
         self.begun = on_rank0(self._find_checkpoint)
+        self.recommended: Mapping[str, Any] = {}
         torch.manual_seed(seed_of(Purpose.WEIGHTS, settings.seed))
         network = build_network(config)
         # Decided once per run: a checkpoint records which parameters are trained.
@@ -104,6 +113,7 @@ class Trainer:
             for note in start.notes:
                 logger.info("%s: %s", settings.init_from, note)
             trained = trained_names(trained, settings.trainable, start.reinitialised)
+            self.recommended = suitable(base.recommended, config, str(settings.init_from))
         self.learner = Learner(network, trained, settings, self.ranks)
         self.loader = PackLoader(
             dataset,
@@ -147,6 +157,7 @@ class Trainer:
             if main:
                 keep_recipe(self.run, self.recipe)
                 keep_provenance(self.run, self.done, self.identity["content"])
+                keep_recommended(self.run / "model", self.recommended)
             # The previous run may have stopped between writing this checkpoint and its sample sheet.
             if self.samples_are_due() and not on_rank0(self.sheet.exists):
                 self.write_samples()
@@ -281,6 +292,7 @@ class Trainer:
         model, data = self.learner.model, self.dataset
         weights = model.gather(self.learner.ema.average)
         about = list(data.class_names), self.shapes, torch.float32, data.autoencoder, self.done
+        on_rank0(lambda: copy_recommended(self.run / "model", folder))
         on_rank0(lambda: save_pretrained(folder, model.module.config, weights, *about))
 
     def resume(self) -> None:
