@@ -1,6 +1,7 @@
 """Recipes: what is shipped is valid, overrides mean what they say, and mistakes are answered with what to do."""
 
 import pytest
+import torch
 from pydantic import ValidationError
 
 from fitv2.build import build_dataset, build_model_config, build_objective
@@ -18,7 +19,7 @@ PARTS = ("qk_norm", "modulation", "prediction")
 def test_every_shipped_recipe_is_valid(name):
     recipe = load_recipe(name)
     config = build_model_config(recipe, garments())
-    build_objective(recipe.training, config)
+    build_objective(recipe.training, config, torch.device("cpu"))
     assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
 
 

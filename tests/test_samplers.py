@@ -194,7 +194,11 @@ def test_model_calls_and_times(solver, shift):
 
 
 def test_every_solver_that_is_named_exists():
-    assert tuple(SOLVERS) == ODE_SOLVERS and CALLS_PER_STEP.keys() < ORDERS.keys() and tuple(METHOD_OF) == SDE_SOLVERS
+    assert (
+        SOLVERS.keys() == {*ODE_SOLVERS, "transition"}
+        and CALLS_PER_STEP.keys() < ORDERS.keys()
+        and tuple(METHOD_OF) == SDE_SOLVERS
+    )
     assert {model_calls(solver, None) for solver in ADAPTIVE} == {None}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,14 +28,20 @@ from .diffusion.schedule import linear_schedule
 from .errors import UserError
 from .flow.objective import FlowLoss, flow_loss
 from .flow.path import TimeDensity
+from .flow.transition import Teacher, transition_loss
 from .model.config import FiTConfig, NetworkConfig
 from .model.presets import architecture_of, config_of
 from .model.rope import RopeScheme
+from .sampling.guidance import GuidedModel
 from .settings import ARCHITECTURES, GRIDS, DataSettings, FashionSettings, FolderSettings, Recipe, TrainingSettings
 from .tokens import Denoiser, TokenBatch
 
 # (network, images, labels (B,), the null label, a generator) to a tuple with the loss.
 Objective = Callable[[Denoiser, TokenBatch, Tensor, int, torch.Generator], FlowLoss | DiffusionLoss]
+# The share of blocks, the last ones, that see the target of a transition (Decoupled MeanFlow: 8 of 28).
+TARGET_SHARE = 0.3
+# Steps that such a model is advised to be sampled in.
+FEW_STEPS = 4
 # Channels of the images by Pillow's mode: the meaning of `data.channels`, also where latents have more.
 IMAGE_CHANNELS = {"RGB": 3, "L": 1}
 
@@ -172,7 +178,10 @@ def build_model_config(recipe: Recipe, dataset: Dataset, base: Pretrained | None
     if model.extrapolation is not None:
         of_base = None if base is None else base.model.config
         rope = (of_base.rope if isinstance(of_base, FiTConfig) else rope).named(model.extrapolation)
-    return config_of(**model.model_dump(exclude={"extrapolation"}), **data, rope=rope)
+    settings = model.model_dump(exclude={"extrapolation"}) | data
+    if recipe.training.objective == "transition":
+        settings |= {"target_blocks": max(round(TARGET_SHARE * model.depth), 1), "internal_head": None}
+    return config_of(**settings, rope=rope)
 
 
 def model_settings(config: NetworkConfig) -> dict[str, Any]:
@@ -182,8 +191,14 @@ def model_settings(config: NetworkConfig) -> dict[str, Any]:
     return {"architecture": architecture} | {key: getattr(config, key) for key in sorted(keys)}
 
 
-def build_objective(training: TrainingSettings, config: NetworkConfig) -> Objective:
-    """Returns the training objective of a network: rectified flow, or denoising if it predicts epsilon."""
+def build_objective(training: TrainingSettings, config: NetworkConfig, device: torch.device) -> Objective:
+    """Returns the training objective of a network: rectified flow, or denoising if it predicts epsilon.
+
+    For transitions it keeps the model that training starts from, on the device.
+    """
+    if training.objective == "transition":
+        teacher = build_teacher(training, device)
+        return partial(transition_loss, teacher=teacher, class_dropout_prob=training.class_dropout_prob)
     if config.prediction == "epsilon":
         return partial(diffusion_loss, schedule=linear_schedule(), class_dropout_prob=training.class_dropout_prob)
     density = TimeDensity(
@@ -200,3 +215,30 @@ def build_objective(training: TrainingSettings, config: NetworkConfig) -> Object
         shift_tokens=training.shift_tokens,
         **of_network,
     )
+
+
+def build_teacher(training: TrainingSettings, device: torch.device) -> Teacher:
+    """Returns the guided velocity of the model that training starts from, as it recommends to sample it.
+
+    Raises UserError if it predicts no velocity, or is itself trained for few steps.
+    """
+    base = build_base(training)
+    assert base is not None
+    model, sampling = base.model.to(device), base.sampling()
+    if model.config.prediction == "epsilon" or getattr(model.config, "target_blocks", 0):
+        raise UserError(f"objective=transition starts from a model of a velocity, and {training.init_from} is none")
+
+    def velocity(batch: TokenBatch, t_B: Tensor, labels_B: Tensor) -> Tensor:
+        guided = GuidedModel(model, model.config, batch.hw, labels_B.cpu(), sampling, device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bf16"):
+            return guided(batch.x, t_B)
+
+    return velocity
+
+
+def sampling_advice(training: TrainingSettings, of_base: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Returns how to sample a model that was trained so: as training demands, else as the model that it began with."""
+    if training.objective == "transition":
+        return {"solver": "transition", "steps": FEW_STEPS, "guidance": 1.0}
+    shift = {} if training.shift_tokens is None else {"shift_tokens": training.shift_tokens}
+    return dict(of_base or {}) | shift

@@ -171,6 +171,11 @@ class TrainingSettings(Settings):
     trainable: Literal["all", "high-resolution"] = Field(
         default="all", description="high-resolution: patch layers, biases, norms and AdaLN, a seventh of the weights"
     )
+    objective: Literal["flow", "transition"] = Field(
+        default="flow",
+        description="transition: post-training of the model of init_from for sampling in 1 to 8 steps, its recommended "
+        "guidance included",
+    )
     steps: PositiveInt = Field(default=10_000, description="optimiser steps")
     max_tokens_per_batch: PositiveInt = Field(default=4096, description="most tokens of one forward pass")
     batches_per_step: PositiveInt = Field(
@@ -226,8 +231,15 @@ class TrainingSettings(Settings):
 
     @model_validator(mode="after")
     def only_a_start_has_parts(self) -> Self:
-        if self.init_from is None and self.changed("reinit", "trainable"):
-            raise UserError("reinit and trainable go with init_from, the model to begin with")
+        if self.init_from is None and self.changed("reinit", "trainable", "objective"):
+            raise UserError("reinit, trainable and objective=transition go with init_from, the model to begin with")
+        return self
+
+    @model_validator(mode="after")
+    def transitions_have_their_own_times(self) -> Self:
+        useless = self.changed("time_density", "time_mean", "time_std", "time_scale", "shift_tokens", "reinit")
+        if self.objective == "transition" and useless:
+            raise UserError(f"{', '.join(useless)}: no effect with objective=transition; remove it")
         return self
 
     @model_validator(mode="after")
@@ -285,7 +297,9 @@ class Recipe(Settings):
         elif model.extrapolation is not None and training.init_from is None:
             raise UserError("model.extrapolation goes with training.init_from: it extends the size of that model")
         if model.prediction == "epsilon":
-            useless += training.changed("time_density", "time_mean", "time_std", "time_scale", "shift_tokens")
+            useless += training.changed(
+                "time_density", "time_mean", "time_std", "time_scale", "shift_tokens", "objective"
+            )
         if getattr(model, "internal_head", None) is None:
             useless += training.changed("internal_weight")
         if useless:

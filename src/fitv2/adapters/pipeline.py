@@ -217,7 +217,7 @@ class FiTPipeline(DiffusionPipeline):
             NotFinite: The model made NaN or infinity.
         """
         config = self.transformer.fit.config
-        if solver is None and config.prediction == "epsilon":  # No scheduler of a flow fits it.
+        if solver is None and (config.prediction == "epsilon" or config.target_blocks):  # No scheduler fits it.
             solver = default_solver(config)
         if solver is not None and (callback_on_step_end is not None or latents is not None):
             raise UserError(f"callback_on_step_end and latents go with a scheduler, not with the solver {solver}")

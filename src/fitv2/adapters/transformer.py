@@ -36,13 +36,12 @@ KINDS: dict[str, type[FiTConfig]] = {"FiTv2": FiTConfig, "FiT": FiTv1Config}
 OUR_NAMES = {
     **{name: name for name in ("patch_size", "in_channels", "mlp_ratio", "qk_norm", "qk_norm_affine")},
     **{name: name for name in ("modulation", "prediction", "rope", "context")},
+    **{name: name for name in ("internal_head", "position_range", "target_blocks")},
     "num_attention_heads": "heads",
     "num_layers": "depth",
     "num_embeds_ada_norm": "num_classes",
     "adaln_lora_rank": "lora_rank",
     "cross_attention_dim": "context_channels",
-    "internal_head": "internal_head",
-    "position_range": "position_range",
 }
 NOT_HERE = "{} is of a fixed grid: diffusers has DiTTransformer2DModel for such networks, and this is for FiT and FiTv2"
 
@@ -85,6 +84,7 @@ class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         context: How the context enters.
         internal_head: The number of blocks before a second head, for internal guidance.
         position_range: The range of random positions that it was trained with.
+        target_blocks: The number of last blocks that see the time to which a step leads.
         rope: Fields of `fitv2.RopeScheme`.
         sample_size: Side of a square latent where a call names no size.
         architecture: "FiTv2" or "FiT".
@@ -120,6 +120,7 @@ class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         cross_attention_dim: int = 768,
         internal_head: int | None = None,
         position_range: int | None = None,
+        target_blocks: int = 0,
     ) -> None:
         super().__init__()
         if architecture not in KINDS:
@@ -193,6 +194,7 @@ class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         rope: RopeScheme | None = None,
         cache: Cache | None = None,
         internal: bool = False,
+        target_B: Tensor | None = None,
         return_dict: bool = True,
     ) -> Transformer2DModelOutput | tuple[Tensor]:
         """Returns the output in the shape of the input: noise minus data, or for FiT the noise and its variance.
@@ -207,6 +209,7 @@ class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             rope: The RoPE scheme of this call.
             cache: The state that successive calls of a sampling share, see `fitv2.sampling.cache.BlockCache`.
             internal: Whether the output of the internal head follows in further channels, see `fitv2.FiT.forward`.
+            target_B: (B,), times in [0, 1] (1 is data) to which steps lead, for a model trained for few steps.
             return_dict: Whether to return a Transformer2DModelOutput instead of a tuple.
         """
         config = self.fit.config
@@ -223,7 +226,8 @@ class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         self.fit.activation_checkpointing = self.gradient_checkpointing
         # By the model's dtype, not its weights': with layerwise casting those are stored in another one.
         with autocast_in(self.dtype, device):
-            output = self.fit(batch, t_B, class_labels, context, rope, cache, internal=internal).to(batch.x.dtype)
+            options: dict[str, Any] = {"rope": rope, "cache": cache, "internal": internal, "target_B": target_B}
+            output = self.fit(batch, t_B, class_labels, context, **options).to(batch.x.dtype)
         output = -output if velocity else output
         if not packed:
             output = torch.stack(batch.with_x(output).to_latents(config.patch_size))

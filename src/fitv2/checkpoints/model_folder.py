@@ -189,14 +189,14 @@ def read_recommended(path: Path) -> dict[str, Any]:
         raise damaged(path, error, "correct it, or remove it") from error
 
 
-def suitable(recommended: Mapping[str, Any], config: NetworkConfig, name: str) -> Mapping[str, Any]:
+def suitable(recommended: Mapping[str, Any], config: NetworkConfig, name: str) -> dict[str, Any]:
     """Returns the settings recommended for the model `name` if they suit a network that starts from it, else none."""
     try:
         Sampling.of(config, recommended)
     except UserError as error:
         logger.info("the sampling settings recommended for %s are not kept: %s", name, error)
         return {}
-    return recommended
+    return dict(recommended)
 
 
 def keep_recommended(folder: Path, settings: Mapping[str, Any]) -> None:

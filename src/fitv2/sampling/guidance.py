@@ -55,20 +55,24 @@ class GuidedModel:
         self.batch.select(self._twice)  # Uploads the indices of the pairs now, not between two steps.
         self._context_twice = context and context.select(self._twice)
 
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor, target: Tensor | None = None) -> Tensor:
         """Returns the guided output (T, output channels) in float32 for tokens x (T, C).
 
-        t: A scalar, or a time per image (B,); on the CPU, or on the device for a solver that computes its times there.
+        Args:
+            x: The images at their times.
+            t: A scalar, or a time per image (B,); on the CPU, or on the device for a solver that computes its times
+                there.
+            target: Alike, the time to which a step leads, for a model with `target_blocks`.
         """
         batch = self.batch.with_x(x)
         scale = self._at(t, self.scale, self.sampling.interval, self.sampling.power) if self._guidable else 1.0
         internal = self._at(t, self.sampling.internal_guidance, self.sampling.internal_interval)
         if isinstance(scale, float) and scale == 1.0:
-            return self._output(batch, t, internal, self._labels, self._context)
+            return self._output(batch, t, target, internal, self._labels, self._context)
         both = batch.select(self._twice)
         if isinstance(internal, Tensor):
             internal = self.batch.with_x(internal).select(self._twice).x
-        output = both.with_x(self._output(both, t, internal, self._labels_twice, self._context_twice))
+        output = both.with_x(self._output(both, t, target, internal, self._labels_twice, self._context_twice))
         cond, null = (output.select(range(half, len(both), 2)).x for half in (0, 1))
         guided = null + scale * (cond - null)
         channels = self.sampling.channels
@@ -77,10 +81,18 @@ class GuidedModel:
         return guided if channels is None else torch.cat((guided[:, :channels], cond[:, channels:]), dim=1)
 
     def _output(
-        self, batch: TokenBatch, t: Tensor, scale: float | Tensor, labels: Tensor, context: TokenBatch | None
+        self,
+        batch: TokenBatch,
+        t: Tensor,
+        target: Tensor | None,
+        scale: float | Tensor,
+        labels: Tensor,
+        context: TokenBatch | None,
     ) -> Tensor:
         """Returns the output of the model, with internal guidance of that scale: one number, or (T, 1)."""
         inputs = batch, self._per_image(t, len(batch)), labels, context
+        if target is not None:
+            return self.denoiser(*inputs, target_B=self._per_image(target, len(batch))).float()
         if isinstance(scale, float) and scale == 1.0:
             return self.denoiser(*inputs).float()
         last, head = self.denoiser(*inputs, internal=True).float().chunk(2, dim=1)

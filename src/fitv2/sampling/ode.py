@@ -112,6 +112,24 @@ def adams_bashforth(
     return x
 
 
+def transitions(
+    velocity: Callable[[Tensor, Tensor, Tensor], Tensor],
+    x: Tensor,
+    times: Tensor,
+    callback: Callback | None = None,
+    expand: Expand = scalars,
+) -> Tensor:
+    """Goes from each time to the next in one evaluation of a network that predicts the mean velocity between them.
+
+    velocity gets the time where a step begins and the one to which it leads. See `fitv2.flow.transition`.
+    """
+    for step, (start, end) in enumerate(pairwise(times), 1):
+        x = x + expand(end - start) * velocity(x, start, end)
+        if callback is not None:
+            callback(step, end, x)
+    return x
+
+
 def adaptive(
     velocity: Velocity,
     x: Tensor,
@@ -147,6 +165,7 @@ def adaptive(
 SOLVERS: dict[str, Callable[..., Tensor]] = {
     **{name: partial(runge_kutta, tableau) for name, tableau in TABLEAUX.items()},
     "ab2": adams_bashforth,
+    "transition": transitions,
     "dopri5": partial(adaptive, method="dopri5"),
     "adaptive_heun": partial(adaptive, method="adaptive_heun"),
 }

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 OdeSolver = Literal["euler", "midpoint", "heun", "heun3", "rk4", "rk4_38", "ab2", "dopri5", "adaptive_heun"]
+FewStepSolver = Literal["transition"]  # For a model trained for few steps.
 SdeSolver = Literal["euler-maruyama", "sde-heun"]
 DiffusionSolver = Literal["ddpm", "ddim"]  # For a model that predicts noise, such as FiT.
-Solver = Literal[OdeSolver, SdeSolver, DiffusionSolver]
+Solver = Literal[OdeSolver, FewStepSolver, SdeSolver, DiffusionSolver]
 ODE_SOLVERS, SDE_SOLVERS, DIFFUSION_SOLVERS = map(get_args, (OdeSolver, SdeSolver, DiffusionSolver))
-FLOW_SOLVERS = (*ODE_SOLVERS, *SDE_SOLVERS)
+FLOW_SOLVERS = (*ODE_SOLVERS, *get_args(FewStepSolver), *SDE_SOLVERS)
 SOLVER_NAMES = [*FLOW_SOLVERS, *DIFFUSION_SOLVERS]
 # These choose their steps by the error over all that they integrate.
 ADAPTIVE = ("dopri5", "adaptive_heun")

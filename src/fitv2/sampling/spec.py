@@ -91,7 +91,7 @@ class Sampling:
         if not all(map(math.isfinite, numbers)) or self.shift <= 0 or min(numbers) < 0:
             raise UserError(
                 f"guidance {self.guidance:g}, internal guidance {self.internal_guidance:g}, power {self.power} and "
-                f"shift {self.shift} must be finite numbers: guidances (1 for none) and power 0 or more, shift above 0"
+                f"shift {self.shift} must be finite numbers, guidances (1: none) and the power 0 or more, the shift above 0"
             )
         for name in ("interval", "internal_interval"):
             object.__setattr__(self, name, checked_interval(getattr(self, name)))
@@ -182,6 +182,8 @@ def without(settings: Mapping[str, Any], *names: str) -> dict[str, Any]:
 
 def default_solver(config: NetworkConfig) -> str:
     """Returns the solver to use when none is named."""
+    if getattr(config, "target_blocks", 0):
+        return "transition"
     return "ddim" if config.prediction == "epsilon" else "ab2"
 
 
@@ -192,6 +194,10 @@ def check_sampling(sampling: Sampling, config: NetworkConfig) -> None:
         raise UserError(
             f"the solver {sampling.solver} is not for this model, which predicts {what}; "
             f"choose from {', '.join(fitting)}"
+        )
+    if sampling.solver == "transition" and not getattr(config, "target_blocks", 0):
+        raise UserError(
+            "the solver transition is for models trained for few steps (training.objective=transition); choose another"
         )
     if config.fixed_grid is not None and sampling.rope is not None:
         raise UserError("a model of a fixed grid has no rotary positions that could be changed; remove rope")

@@ -19,6 +19,8 @@ from ..model.network import Network, bare_model, misfits
 LABELS = "y_embedder.embedding_table.weight"
 PATCHES = ("x_embedder.proj.weight", "x_embedder.proj.bias", "final_layer.linear.weight", "final_layer.linear.bias")
 
+HEAD = "internal_layer."
+
 
 class Start(NamedTuple):
     """The names of the parameters that were reinitialised, and sentences about them for the log."""
@@ -43,6 +45,12 @@ def init_from(
         UserError: Other tensors do not fit; the message lists them.
     """
     state, own, reinitialised, notes = base.model.state_dict(), model.state_dict(), set(), []
+    # Its internal head is trained anew, or not needed any more.
+    state = {name: tensor for name, tensor in state.items() if name in own or not name.startswith(HEAD)}
+    if added := {name: tensor for name, tensor in own.items() if name.startswith(HEAD) and name not in state}:
+        state |= added
+        reinitialised.update(added)
+        notes.append("the internal head is new")
     if "labels" in reinit or not same_classes(base, dataset):
         if LABELS in state and state[LABELS].shape[1:] == own[LABELS].shape[1:]:
             state[LABELS] = torch.cat((own[LABELS][:-1], state[LABELS][-1:]))

@@ -39,7 +39,7 @@ class Learner:
         own = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
         self.optimizer = Optimizer(own, settings)
         self.ema = EMA(network, settings.ema_decay)
-        self.objective = build_objective(settings, network.config)
+        self.objective = build_objective(settings, network.config, ranks.device)
 
     def compile(self) -> None:
         """Compiles the blocks if the settings say so and the machine can."""

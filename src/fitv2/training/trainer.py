@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .. import randomness
-from ..build import with_precision
+from ..build import sampling_advice, with_precision
 from ..checkpoints.model_folder import (
     MOST_SHAPES,
     Pretrained,
@@ -37,7 +37,7 @@ from ..distributed.ranks import Ranks, join_processes, on_rank0, sum_over_ranks
 from ..model.config import NetworkConfig
 from ..model.network import build_network
 from ..randomness import Purpose, seed_of, torch_generator
-from ..sampling.spec import Sampling, default_solver
+from ..sampling.spec import Sampling
 from ..settings import Recipe
 from .finetune import init_from, trained_before, trained_names
 from .learner import Learner
@@ -101,7 +101,7 @@ class Trainer:
         choose_precision(settings.precision, device)  # It warns where bf16 is slow.
         self.shapes, self.identity = dataset.shapes(MOST_SHAPES), identity(dataset)
         self.begun = on_rank0(self._find_checkpoint)
-        self.recommended: Mapping[str, Any] = {}
+        self.recommended: Mapping[str, Any] = sampling_advice(settings)
         torch.manual_seed(seed_of(Purpose.WEIGHTS, settings.seed))
         network = build_network(config)
         # Decided once per run: a checkpoint records which parameters are trained.
@@ -113,7 +113,7 @@ class Trainer:
             for note in start.notes:
                 logger.info("%s: %s", settings.init_from, note)
             trained = trained_names(trained, settings.trainable, start.reinitialised)
-            self.recommended = suitable(base.recommended, config, str(settings.init_from))
+            self.recommended = sampling_advice(settings, suitable(base.recommended, config, str(settings.init_from)))
         self.learner = Learner(network, trained, settings, self.ranks)
         self.loader = PackLoader(
             dataset,
@@ -330,8 +330,9 @@ class Trainer:
     def write_samples(self) -> None:
         """Draws a sample sheet with the averaged weights, in the precision of training."""
         log, model = self.recipe.log, self.learner.model
-        solver = default_solver(model.module.config)
-        sampling = Sampling(steps=log.sample_steps, solver=solver, guidance=log.sample_guidance)
+        advice = sampling_advice(self.recipe.training)
+        guidance = advice.get("guidance", log.sample_guidance)
+        sampling = Sampling.of(model.module.config, advice, steps=log.sample_steps, guidance=guidance)
         # Sampled images have other shapes than training steps, and would use up the limit on compiled graphs.
         eager = torch.compiler.set_stance("force_eager") if self.recipe.training.compile else nullcontext()
         with eager, self.learner.ema.applied_to(model.module):
