@@ -16,6 +16,7 @@ from fitv2.build import build_dataset
 from fitv2.checkpoints.model_folder import load_pretrained
 from fitv2.cli.progress import image_progress
 from fitv2.config import build_recipe
+from fitv2.data import columns
 from fitv2.data.images import UnreadableImage, decode, prepare, to_array
 from fitv2.data.shards import LatentShards
 from fitv2.distributed.ranks import join_processes
@@ -146,6 +147,37 @@ def test_unfinished_or_damaged_data_is_one_sentence(root, tmp_path):
         LatentShards(out)
     with pytest.raises(ValueError, match="is no prepared data set"):
         LatentShards(root)
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "lose", "stale"])
+def test_columns_that_are_damaged_are_made_again(pixels, tmp_path, caplog, damage):
+    out = shutil.copytree(pixels, tmp_path / "out")
+    path, before = out / "index.columns", LatentShards(pixels)
+    whole = path.read_bytes()
+    if damage == "lose":  # As in data prepared by an earlier version.
+        path.unlink()
+    elif damage == "stale":  # Another index, though of the same images.
+        index = (out / "index.jsonl").read_bytes().replace(b", ", b",")
+        dataset = json.loads((out / "dataset.json").read_text()) | {"index_sha256": hashlib.sha256(index).hexdigest()}
+        (out / "index.jsonl").write_bytes(index)
+        (out / "dataset.json").write_text(json.dumps(dataset))
+    else:
+        path.write_bytes({"flip": whole[:-1] + bytes([whole[-1] ^ 1]), "cut": whole[:-1], "empty": b""}[damage])
+    assert LatentShards(out).digest() == before.digest() and (damage == "lose") == ("made again" not in caplog.text)
+    assert (path.read_bytes() == whole) == (damage != "stale")
+    caplog.clear()
+    assert LatentShards(out).ids == before.ids and not caplog.text
+
+
+def test_columns_that_cannot_be_written_are_no_obstacle(pixels, tmp_path, monkeypatch, caplog):
+    out = shutil.copytree(pixels, tmp_path / "out")
+    (out / "index.columns").unlink()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(columns, "write_file", full)
+    assert len(LatentShards(out)) == 12 and "cannot be written" in caplog.text
 
 
 def settings(source, *overrides):
