@@ -139,6 +139,7 @@ def read_index(folder: Path, dataset: dict[str, Any]) -> Iterator[dict[str, Any]
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object. Raises UserError if the file is missing or holds anything else."""
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:

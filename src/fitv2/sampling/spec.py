@@ -153,6 +153,7 @@ def check_recommended(content: Any) -> dict[str, Any]:
 
 
 def without(settings: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """Returns the settings except those of these names."""
     return {name: value for name, value in settings.items() if name not in names}
 
 
