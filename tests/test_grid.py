@@ -38,8 +38,8 @@ def images(config: SiTConfig, number: int = 4) -> tuple[torch.Tensor, torch.Tens
 
 
 def inputs(config: SiTConfig) -> tuple[TokenBatch, torch.Tensor, torch.Tensor]:
-    latents, *rest = images(config)
-    return TokenBatch.from_latents(list(latents), config.patch_size), *rest
+    latents, t, y = images(config)
+    return TokenBatch.from_latents(list(latents), config.patch_size), t, y
 
 
 def of_diffusers(model: DiT) -> DiTTransformer2DModel:
@@ -141,7 +141,7 @@ def test_half_precision_keeps_the_residual_stream_its_factors_and_the_times(conf
     """Under autocast, and with weights in bfloat16."""
     model, (batch, t, y) = random_model(config), inputs(config)
     expected, seen = model(batch, t, y), []
-    for block in model.dit.transformer_blocks:
+    for block in model.get_submodule("dit.transformer_blocks").children():
         block.register_forward_hook(lambda module, given, output: seen.extend((given[0].dtype, output.dtype)))
     for modulation in dit_modulations(model.dit):
         modulation.register_forward_hook(lambda module, given, output: seen.append(output.dtype))

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ def fitv2(tmp_path, capsys, monkeypatch):
     """`fitv2 prepare ARGUMENTS` in this process and the test's folder: its JSON report, or its one sentence."""
     monkeypatch.chdir(tmp_path)
 
-    def run(*arguments) -> dict | str:
+    def run(*arguments) -> Any:
         monkeypatch.setattr(sys, "argv", sys.argv)
         with pytest.raises(SystemExit) as end:
             command_line("prepare", *map(str, arguments), "--json")

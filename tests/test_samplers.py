@@ -216,7 +216,7 @@ def solved(model, solver: str, shifts, images: list[int]) -> list[torch.Tensor]:
         grids = [sde_grid(5, shift=shifts[i]) for i in images]
         options = {"expand": guided.expand, "diffusion": diffusion, "method": method}
         x = sample_sde(guided, noise.draw(), torch.stack(grids, 1), noise.draw, **options)
-    return x.split(hw.prod(1).tolist())
+    return list(x.split(hw.prod(1).tolist()))
 
 
 @pytest.mark.parametrize("solver", [*ORDERS, "sigma euler", "sbdm heun", "decreasing euler"])

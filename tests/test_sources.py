@@ -306,7 +306,7 @@ def test_packed_archives_are_one_sentence(tmp_path, kind):
         open_source(str(tmp_path))
 
 
-def archive_labels(folder, members: dict[str, bytes], labels="auto") -> dict[str, str]:
+def archive_labels(folder, members: dict[str, bytes], labels="auto") -> dict[str, str | None]:
     source = open_source(str(write_tar(folder / "all.tar", members)), labels)
     return {name.removeprefix("all.tar/"): label for name, label in labels_of(source).items()}
 
