@@ -87,14 +87,14 @@ def test_a_budget_of_whole_garments_changes_nothing(bundled):
 
 def test_random_scales_are_of_whole_garments():
     for settings in ({"max_tokens": 25}, {"preprocessing": "crop"}):
-        with pytest.raises(ValueError, match=r"data\.min_scale=0\.5 shrinks whole garments: set data\.max_tokens=49"):
+        with pytest.raises(ValueError, match=r"data\.min_scale=0\.5 .*data\.max_tokens=49"):
             fashion.bundled(0.5, **settings)
     with pytest.raises(ValueError, match="preprocessing must be"):
         fashion.bundled(preprocessing="squeeze")
 
 
 def test_missing_and_altered_upstream_files_are_reported(tmp_path):
-    with pytest.raises(ValueError, match="install the Debian package dataset-fashion-mnist"):
+    with pytest.raises(ValueError, match="dataset-fashion-mnist"):
         fashion.full("train", tmp_path)
     for name in fashion.SHA256:
         (tmp_path / name).write_bytes(gzip.compress(b"something else"))

@@ -149,17 +149,17 @@ def test_class_without_a_readable_image_keeps_its_label(root, caplog):
 
 
 def test_nothing_to_train_on(tmp_path):
-    with pytest.raises(ValueError, match=r"no folder .*nowhere: give the folder"):
+    with pytest.raises(ValueError, match=r"no folder .*nowhere"):
         open_folder(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="fitv2 prepare also reads lists"):
         open_folder(__file__)
-    with pytest.raises(ValueError, match="no image files: put image files"):
+    with pytest.raises(ValueError, match="no image files"):
         open_folder(tmp_path)
     (tmp_path / "a.txt").write_text("text")
     with pytest.raises(ValueError, match=r"no image files(.|\n)*1 \.txt"):
         open_folder(tmp_path)
     (tmp_path / "a.png").write_text("text")
-    with pytest.raises(ValueError, match=r"no image can be read(.|\n)*a.png: not an image"):
+    with pytest.raises(ValueError, match=r"no image (.|\n)*a.png: not"):
         open_folder(tmp_path)
 
 
@@ -233,10 +233,10 @@ def test_an_interrupted_scan_resumes_where_it_stopped(root, tmp_path, monkeypatc
 def test_file_that_changes_during_training_is_named(root):
     view = open_folder(root).epoch(0, seed=0)
     save_image(root / "cat" / "a.png", 61, 40)
-    with pytest.raises(UnreadableImage, match=r"cat/a.png was \(60, 40\) pixels .* now is \(61, 40\)"):
+    with pytest.raises(UnreadableImage, match=r"cat/a.png was \(60, 40\) .*\(61, 40\)"):
         view.latent(0)
     (root / "cat" / "a.png").unlink()
-    with pytest.raises(UnreadableImage, match=r"cat/a.png could be read .* No such file"):
+    with pytest.raises(UnreadableImage, match=r"cat/a.png .* No such file"):
         view.latent(0)
 
 

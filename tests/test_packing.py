@@ -45,5 +45,5 @@ def test_images_keep_a_shuffled_order_within_a_short_stretch():
 
 
 def test_an_image_beyond_the_budget_is_refused():
-    with pytest.raises(ValueError, match="49 tokens does not fit a pack of 48"):
+    with pytest.raises(ValueError, match=r"49 tokens .* 48"):
         plan_packs(np.array([10, 49]), 48, 0, 0)

@@ -289,7 +289,7 @@ def test_training_learns(tmp_path):
 def test_tensorboard_without_its_package_is_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     run = trainer(tmp_path, "log.tensorboard=true")
-    with pytest.raises(ValueError, match=r"log\.tensorboard needs the package tensorboard: pip install tensorboard"):
+    with pytest.raises(ValueError, match=r"log\.tensorboard .*pip install tensorboard"):
         run.fit(lambda figures: None)
 
 
