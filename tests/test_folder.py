@@ -102,6 +102,7 @@ def test_bad_files_are_named_and_skipped(root, caplog):
     whole = (root / "cat" / "more" / "b.jpg").read_bytes()
     (root / "dog" / "half.jpg").write_bytes(whole[: len(whole) // 2])
     (root / "dog" / "link.png").symlink_to(root / "nowhere.png")
+    (root / "dog" / "self.png").symlink_to("self.png")
     save_image(root / "loose.png", 20, 20)
     (root / "dog" / "notes.txt").write_text("a dog")
     (root / "dog" / "more.TXT").write_text("another dog")
@@ -120,11 +121,12 @@ def test_bad_files_are_named_and_skipped(root, caplog):
         "cat/page.jpg": "not an image",
         "dog/half.jpg": "truncated or damaged",
         "dog/link.png": "not a file",
+        "dog/self.png": "not a file",
         "loose.png": "outside the class folders",
     }
-    assert (report.found, report.usable) == (10, 5)
+    assert (report.found, report.usable) == (11, 5)
     assert report.ignored == {"without extension": 1, "hidden": 2, ".txt": 2, ".json": 1}
-    for text in ("10 image files, 5 usable, 5 skipped", "dog/half.jpg: truncated", "2 .txt", "1 skipped: empty file"):
+    for text in ("11 image files, 5 usable, 6 skipped", "dog/half.jpg: truncated", "2 .txt", "1 skipped: empty file"):
         assert text in report.summary() and text in caplog.text
 
 
