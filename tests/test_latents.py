@@ -17,7 +17,9 @@ from fitv2.checkpoints.model_folder import load_pretrained
 from fitv2.cli.progress import image_progress
 from fitv2.config import build_recipe
 from fitv2.data import columns
-from fitv2.data.images import UnreadableImage, decode, prepare, to_array
+from fitv2.data.decode import decode
+from fitv2.data.formats import UnreadableImage
+from fitv2.data.images import prepare, to_array
 from fitv2.data.shards import LatentShards
 from fitv2.distributed.ranks import join_processes
 from fitv2.errors import UserError

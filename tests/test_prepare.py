@@ -13,7 +13,8 @@ from PIL import Image
 from safetensors import safe_open
 
 from fitv2.autoencoder import KLAutoencoder
-from fitv2.data.images import decode, prepare, target_size, to_array, variants
+from fitv2.data.decode import decode
+from fitv2.data.images import prepare, target_size, to_array, variants
 from fitv2.data.shards import LatentShards
 from fitv2.finite import NotFinite
 from fitv2.locks import locked

@@ -7,7 +7,7 @@ import tarfile
 
 import pytest
 
-from fitv2.data.images import UnreadableImage
+from fitv2.data.formats import UnreadableImage
 from fitv2.data.labelling import Item
 from fitv2.errors import UserError
 from fitv2.prepare.sources import open_source

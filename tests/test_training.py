@@ -15,7 +15,7 @@ import torch
 from fitv2 import TokenBatch
 from fitv2.checkpoints.model_folder import load_pretrained
 from fitv2.data.fashion import Fashion
-from fitv2.data.images import UnreadableImage
+from fitv2.data.formats import UnreadableImage
 from fitv2.data.loader import DataCursor
 from fitv2.diffusion.objective import diffusion_loss
 from fitv2.diffusion.schedule import linear_schedule

@@ -43,7 +43,7 @@ class LatentShards(Dataset):
         columns = read_columns(self.root, dataset)
         self.ids, self.shards, self.shard, self.offset = columns.ids, columns.shards, columns.shard, columns.offset
         self.labels, self.possible, self.crc32 = columns.labels, columns.possible, columns.crc32
-        self.hw = self.variant_hw = columns.size // self.preparation.patch
+        self.variant_hw = columns.size // self.preparation.patch
 
         # A broken autoencoder shows in the first latent of each shard, before anything trains.
         for index in np.unique(self.shard, return_index=True)[1].tolist():
