@@ -164,5 +164,5 @@ def test_a_million_prepared_images_start_from_arrays(tmp_path):
     assert (again.ids, again.shards) == (first.ids, first.shards) and len(again) == IMAGES
     for name in ("labels", "shard", "possible", "variant_hw", "offset", "crc32"):
         assert np.array_equal(getattr(again, name), getattr(first, name)), name
-    # About 6 loops (1.2 s), half of it for the hash of the index; reading its lines takes 45.
+    # 4 to 6 loops (about 1 s), half of it for the hash of the index; reading its lines takes 45.
     assert took < 12 * loop_over(image_sizes(IMAGES))
