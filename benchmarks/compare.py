@@ -147,7 +147,7 @@ def positive(text: str) -> int:
 
 
 def arguments(given: Sequence[str] | None) -> argparse.Namespace:
-    parts = "\n".join(f"  {name:10}{build.__doc__.splitlines()[0]}" for name, build in PARTS.items())
+    parts = "\n".join(f"  {name:10}{(build.__doc__ or '').splitlines()[0]}" for name, build in PARTS.items())
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=f"parts:\n{parts}", formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -70,7 +70,8 @@ def random_model(config: FiTConfig, device: torch.device) -> FiT:
 
 
 class Layout(Protocol):
-    network: nn.Module
+    @property
+    def network(self) -> nn.Module: ...
 
     def velocity(self) -> Tensor: ...
 
@@ -211,7 +212,7 @@ class SameWeights:
     def forward(
         self,
         name: str,
-        layout: type[Packed] | type[Padded],
+        layout: type[Packed | Padded],
         half: bool = False,
         autocast: bool = True,
         compiled: bool = False,
@@ -231,7 +232,7 @@ class SameWeights:
         return of_lengths(name, Forward(layouts, self.device, autocast), self.config, self.lengths)
 
     def training(
-        self, name: str, layout: type[Packed] | type[Padded], compiled: bool = False, token_budget: int = 0
+        self, name: str, layout: type[Packed | Padded], compiled: bool = False, token_budget: int = 0
     ) -> Contender:
         """A step on each example. token_budget: as of `FiT.compile_blocks`."""
         model, layouts = self.build(name, layout)
@@ -241,7 +242,7 @@ class SameWeights:
         work = TrainingSteps(layouts, self.device)
         return of_lengths(name, work, self.config, self.lengths, PASSES_OF_A_STEP)
 
-    def build(self, name: str, layout: type[Packed] | type[Padded]) -> tuple[FiT, list[Packed] | list[Padded]]:
+    def build(self, name: str, layout: type[Packed | Padded]) -> tuple[FiT, Sequence[Packed | Padded]]:
         model = random_model(self.config, self.device)
         layouts = [layout(model, example) for example in self.examples]
         with torch.no_grad():

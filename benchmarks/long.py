@@ -16,6 +16,7 @@ import tempfile
 import time
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 STEP = ["--steps", "1", "--solver", "euler", "--guidance", "1", "--precision", "bf16"]
 
@@ -23,19 +24,19 @@ STEP = ["--steps", "1", "--solver", "euler", "--guidance", "1", "--precision", "
 def write_random_model(name: str, folder: Path) -> None:
     """A model folder of that preset, and an autoencoder beside it."""
     import torch
-    from diffusers import AutoencoderKL
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     from contenders import random_model
     from fitv2 import preset
     from fitv2.checkpoints.model_folder import save_pretrained
 
     channels = (128, 256, 512, 512)
-    AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * len(channels),
-        up_block_types=("UpDecoderBlock2D",) * len(channels),
-        block_out_channels=channels,
-        layers_per_block=2,
-    ).save_pretrained(folder / "vae")
+    shape: dict[str, Any] = {
+        "down_block_types": ("DownEncoderBlock2D",) * len(channels),
+        "up_block_types": ("UpDecoderBlock2D",) * len(channels),
+        "block_out_channels": channels,
+    }
+    AutoencoderKL(**shape, layers_per_block=2).save_pretrained(folder / "vae")
     config = preset(name)
     weights = random_model(config, torch.device("cpu")).state_dict()
     class_names = [str(number) for number in range(config.num_classes)]

@@ -11,7 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fitv2 import FiT, TokenBatch
+from fitv2.model.attention import SelfAttention
+from fitv2.model.block import FiTBlock
 from fitv2.model.config import DEFAULT_ROPE
+from fitv2.model.layers import SwiGLU
 from fitv2.model.rope import rotation_table
 
 
@@ -33,13 +36,13 @@ class PaddedFiT(nn.Module):
         return model.final_layer.linear(modulated(x, shift, scale)) * mask[..., None]
 
 
-def block_forward(block: nn.Module, x: Tensor, c: Tensor, shared: Tensor, table: tuple, mask: Tensor) -> Tensor:
+def block_forward(block: FiTBlock, x: Tensor, c: Tensor, shared: Tensor, table: tuple, mask: Tensor) -> Tensor:
     parts = (block.adaLN_modulation(c) + shared).chunk(6, dim=1)
     x = x + parts[2].unsqueeze(1) * attention(block.attn, modulated(x, *parts[:2]), table, mask)
     return x + parts[5].unsqueeze(1) * swiglu(block.mlp, modulated(x, *parts[3:5]))
 
 
-def swiglu(mlp: nn.Module, x: Tensor) -> Tensor:
+def swiglu(mlp: SwiGLU, x: Tensor) -> Tensor:
     return mlp.fc2(F.silu(mlp.fc1_g(x)) * mlp.fc1_x(x))
 
 
@@ -47,7 +50,7 @@ def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
 
 
-def attention(attn: nn.Module, x: Tensor, table: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
+def attention(attn: SelfAttention, x: Tensor, table: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
     batch, length, width = x.shape
     q, k, v = attn.qkv(x).reshape(batch, length, 3, attn.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
     q, k = turned(attn.q_norm(q), table), turned(attn.k_norm(k), table)
@@ -70,7 +73,7 @@ def padded_inputs(batch: TokenBatch, head_dim: int) -> tuple[Tensor, tuple[Tenso
 
 def padded(x: Tensor, batch: TokenBatch) -> Tensor:
     """(T, ...) to (B, L, ...), L the longest image's tokens."""
-    return nn.utils.rnn.pad_sequence(x.split(batch.lengths), batch_first=True)
+    return nn.utils.rnn.pad_sequence(list(x.split(batch.lengths)), batch_first=True)
 
 
 def unpadded(x: Tensor, batch: TokenBatch) -> Tensor:

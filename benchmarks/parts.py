@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -191,7 +192,7 @@ def evaluations(config: FiTConfig, settings: Sampling) -> int:
     """Of the network for one image, counted: a guided call takes two, one outside the guidance interval one."""
     counted = 0
 
-    def denoiser(batch: TokenBatch, t: Tensor, y: Tensor, context: TokenBatch | None) -> Tensor:
+    def denoiser(batch: TokenBatch, t: Tensor, y: Tensor, *context: TokenBatch | None, **options: Any) -> Tensor:
         nonlocal counted
         counted += len(batch.hw)
         return torch.zeros_like(batch.x)

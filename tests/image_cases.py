@@ -16,7 +16,8 @@ from itertools import product
 import numpy as np
 from PIL import ExifTags, Image, ImageCms
 
-from fitv2.data.images import UnreadableImage, decode
+from fitv2.data.decode import decode
+from fitv2.data.formats import UnreadableImage
 from image_files import (
     COMPRESSIONS,
     ORIENTATIONS,

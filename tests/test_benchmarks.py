@@ -89,7 +89,7 @@ class Coarse(Packed):
 @pytest.mark.parametrize("kind", ["forward", "training"])
 def test_a_contender_with_other_numbers_is_refused(layout, kind):
     make = SameWeights(CONFIG, [random_example(CONFIG, SIZES, CPU)], CPU)
-    with pytest.raises(ValueError, match=r"it is .* away from every image alone"):
+    with pytest.raises(ValueError, match=r"away from every image"):
         getattr(make, kind)("it", layout)
 
 

@@ -10,7 +10,7 @@ def test_imagenet():
     assert len(classes.names) == 1000
     for name, number in {"tench": 0, "macaw": 88, "golden retriever": 207, "toilet tissue": 999}.items():
         assert classes.number(name) == number
-    with pytest.raises(ValueError, match="several classes 'crane': give one of the numbers 134, 517"):
+    with pytest.raises(ValueError, match=r"'crane'.* 134, 517"):
         classes.number("crane")
 
 

@@ -108,7 +108,7 @@ def test_the_budget_is_that_of_the_source_until_it_is_set():
 
 
 def test_a_schedule_that_never_reaches_its_peak_is_refused():
-    with pytest.raises(ValueError, match=r"training: warmup_steps=60 and decay_fraction=0.5 overlap within 100 steps"):
+    with pytest.raises(ValueError, match=r"warmup_steps=60 and decay_fraction=0.5 overlap"):
         build_recipe({}, ["training.steps=100", "training.warmup_steps=60", "training.decay_fraction=0.5"])
 
 
@@ -213,7 +213,7 @@ def test_a_file_that_holds_no_recipe(tmp_path, text, complaint):
 
 
 def test_an_unknown_recipe_lists_those_there_are():
-    with pytest.raises(ValueError, match=r"no recipe 'fashon'; give a YAML file, or one of .*fashion-tiny"):
+    with pytest.raises(ValueError, match=r"'fashon'.*fashion-tiny"):
         load_recipe("fashon")
 
 

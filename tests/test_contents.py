@@ -17,8 +17,8 @@ from image_folders import open_folder, save_image
 def both_readings(root, labels="auto") -> dict[str, str | None]:
     """Image to class, as training and as preparation read a folder, which have to agree."""
     folder, source = open_folder(root, labels_from=labels), FolderSource(root, labels)
-    names = folder.class_names
-    assert names == source.class_names
+    names = source.class_names
+    assert folder.class_names == names
     read = {path: names[label] if names else None for path, label in zip(folder.paths, folder.labels, strict=True)}
     prepared = {item.id: names[item.label] if names else None for item in source.items if item.refused is None}
     assert read == prepared

@@ -77,11 +77,11 @@ def test_joined_positions_are_the_diagonal_and_then_the_image():
 
 def test_a_context_that_is_missing_or_not_wanted():
     batch, t, y, context = given()
-    with pytest.raises(ValueError, match="context='cross' in the model, and none given for 5 images"):
+    with pytest.raises(ValueError, match=r"context='cross'.* none given"):
         FiT(config("cross"))(batch, t, y)
-    with pytest.raises(ValueError, match="context='none' in the model, and 5 given"):
+    with pytest.raises(ValueError, match=r"context='none'.* 5 given"):
         FiT(config("none"))(batch, t, y, context=context)
-    with pytest.raises(ValueError, match="and 2 given for 5 images"):
+    with pytest.raises(ValueError, match="2 given for 5"):
         FiT(config("joint"))(batch, t, y, context=context.select([0, 1]))
-    with pytest.raises(ValueError, match="there is no context 'text'"):
+    with pytest.raises(ValueError, match="no context 'text'"):
         config("text")

@@ -137,7 +137,7 @@ class Malicious:
 def test_a_pickle_with_code_is_refused_and_not_run(zipped, state, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save(state | {"code": Malicious()}, "evil.bin", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(ValueError, match=r"evil.bin is refused: .*or holds more than weights.*\.safetensors"):
+    with pytest.raises(ValueError, match=r"evil.bin is refused.*\.safetensors"):
         fitv2.from_official("evil.bin", **KWARGS)
     Path("plain.bin").write_bytes(pickle.dumps(Malicious()))
     with pytest.raises(ValueError, match=r"plain\.bin is refused"):
@@ -190,7 +190,7 @@ def test_wrong_keys_and_shapes_are_listed(state):
         "final_layer.linear.bias has shape (17,), the model needs (16,); "
         "missing blocks.0.attn.qkv.bias; unexpected pos_embed"
     )
-    with pytest.raises(ValueError, match=r"x_embedder.proj.weight has shape \(32, 16\), the model needs \(64, 16\)"):
+    with pytest.raises(ValueError, match=r"x_embedder.proj.weight .*\(32, 16\).*\(64, 16\)"):
         fitv2.from_official(state, **KWARGS | {"hidden_size": 64})
 
 
@@ -207,7 +207,7 @@ def test_arguments_come_back(call, model):
 
 def test_extrapolations_come_back_where_the_authors_have_them():
     config = fitv2.preset("FiTv2-B/2")
-    with pytest.raises(ValueError, match="has no ntk-aware with the attention scale paper"):
+    with pytest.raises(ValueError, match=r"ntk-aware .* paper"):
         fitv2.official_kwargs(replace(config, rope=config.rope.named("vision-ntk", "paper")))
     online = config.rope.named("vision-yarn")
     for rope in (online, replace(online, target=(10, 30))):
@@ -224,7 +224,7 @@ def test_weights_that_are_no_numbers_are_refused(state, value):
 
 def test_keys_that_are_no_text_are_refused(tmp_path):
     torch.save({0: torch.zeros(1)}, tmp_path / "c.bin")
-    with pytest.raises(ValueError, match="does not hold a state dict"):
+    with pytest.raises(ValueError, match="state dict"):
         fitv2.from_official(tmp_path / "c.bin", **KWARGS)
 
 
@@ -255,7 +255,7 @@ def test_keys_that_are_no_text_are_refused(tmp_path):
 def test_what_is_another_network_is_refused(changes, complaint, state):
     with pytest.raises(ValueError, match=complaint):
         fitv2.from_official(state, **KWARGS | changes)
-    with pytest.raises(ValueError, match="the argument depth is missing"):
+    with pytest.raises(ValueError, match="depth is missing"):
         fitv2.from_official(state, hidden_size=32, num_heads=2)
 
 
@@ -291,7 +291,7 @@ def test_damaged_files_are_said_in_a_sentence(name, content, complaint, tmp_path
 def test_a_missing_shard_and_a_shard_that_lacks_keys(state, tmp_path):
     index = write_shards(tmp_path, state)
     save_file({"a": torch.zeros(1)}, tmp_path / "model-00002-of-00002.safetensors")
-    with pytest.raises(ValueError, match=r"the shards of .* lack blocks"):
+    with pytest.raises(ValueError, match=r"lack blocks"):
         fitv2.from_official(index, **KWARGS)
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(ValueError, match="there is no file"):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from fitv2.data.images import UnreadableImage, decode
+from fitv2.data.decode import decode
+from fitv2.data.formats import UnreadableImage
 from image_cases import FAMILIES, verdict
 from image_files import adobe_rgb, from_adobe, saved, scene
 from image_folders import claims

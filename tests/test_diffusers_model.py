@@ -50,7 +50,7 @@ def test_latents_and_packed_batches_give_the_same(transformer):
     for one_time in (torch.tensor(500), 500.0):
         again = transformer(latents, timestep=one_time, class_labels=given["class_labels"]).sample
         torch.testing.assert_close(again[1], plain[1])
-    with pytest.raises(ValueError, match="7x6 cannot be cut into patches of 2x2"):
+    with pytest.raises(ValueError, match=r"7x6 .*2x2"):
         transformer(latents[:, :, :7], **given)
 
 
@@ -281,5 +281,5 @@ def test_a_callers_autocast_stays_in_force(transformer):
 def test_models_of_our_own_load_in_any_dtype_and_refuse_other_arguments(tmp_path):
     for kind in (FiTPipeline, FiTTransformer2DModel):
         assert kind.from_pretrained("builtin:fashion", dtype=torch.bfloat16).dtype == torch.bfloat16
-        with pytest.raises(ValueError, match=r"with torch_dtype=\.\.\. alone, without device_map"):
+        with pytest.raises(ValueError, match=r"without device_map"):
             kind.from_pretrained("builtin:fashion", device_map="auto")

@@ -242,7 +242,7 @@ def test_latents_are_decoded_by_the_autoencoder(transformer):
         pixels = vae.decode(latents[0][None] / 0.5 + 0.1).sample[0]
     expected = ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
     assert np.array_equal(np.asarray(images[0]), expected)
-    with pytest.raises(ValueError, match="72x48 is not divisible by the patch of 16; the nearest is 64x48"):
+    with pytest.raises(ValueError, match=r"72x48 .*16.* 64x48"):
         pipe(1, [(72, 48)])
 
 
@@ -256,10 +256,10 @@ def test_fit_samples_by_diffusion_and_a_model_with_context_is_refused():
     assert torch.equal(
         pipe(**call, output_type="latent").images, pipe(**call, solver="ddim", output_type="latent").images
     )
-    with pytest.raises(ValueError, match="ab2 is not for this model, which predicts noise; choose from ddpm, ddim"):
+    with pytest.raises(ValueError, match=r"ab2 is not .*ddpm, ddim"):
         pipe(**call, solver="ab2")
     model = FiTTransformer2DModel.from_fit(random_model(FiTConfig(width=32, depth=1, heads=2, context="cross")))
-    with pytest.raises(ValueError, match="a model with context tokens is called directly"):
+    with pytest.raises(ValueError, match="context tokens"):
         FiTPipeline(model, default_scheduler())
 
 

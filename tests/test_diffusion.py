@@ -155,7 +155,8 @@ def test_the_bound_teaches_the_variance_only():
     loss = diffusion_loss(lambda batch, t, y: output, data, torch.tensor([0, 1]), 2, generator, SCHEDULE)
     loss.loss.backward()
     generator.manual_seed(0)
-    torch.randint(1000, (2,), generator=generator), torch.rand(2, generator=generator)
+    torch.randint(1000, (2,), generator=generator)
+    torch.rand(2, generator=generator)
     noise = torch.randn(7, 4, generator=generator)
     error = 2 * (output.detach()[:, :4] - noise)
     weights = torch.tensor([1 / (2 * 4 * 4)] * 4 + [1 / (2 * 3 * 4)] * 3)[:, None]

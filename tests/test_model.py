@@ -295,7 +295,7 @@ def test_impossible_configurations_are_refused():
     ):
         with pytest.raises(ValueError, match=complaint):
             replace(CONFIG, **wrong)
-    with pytest.raises(ValueError, match="lora_rank 3 is of low-rank modulation"):
+    with pytest.raises(ValueError, match="lora_rank 3"):
         FiTv1Config(width=48, depth=1, heads=3, lora_rank=3)
 
 
@@ -303,5 +303,5 @@ def test_times_and_labels_of_another_number_are_refused():
     batch, t, y = random_batch([(2, 3), (3, 2)])
     model = random_model(CONFIG)
     for times, labels in ((t[:1], y), (t, y[:1])):
-        with pytest.raises(ValueError, match=r"times and \d labels for 2 images"):
+        with pytest.raises(ValueError, match=r"labels for 2 images"):
             model(batch, times, labels)

@@ -16,7 +16,7 @@ def seed():
     torch.manual_seed(0)
 
 
-def weights() -> list[torch.Tensor]:
+def weights() -> list[torch.nn.Parameter]:
     found = [torch.nn.Parameter(torch.randn(shape)) for shape in SHAPES]
     for weight in found:
         weight.grad = torch.randn_like(weight)

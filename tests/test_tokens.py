@@ -79,5 +79,5 @@ def test_sizes_and_tokens_that_do_not_fit_are_refused(x, hw, message):
 
 
 def test_a_latent_that_is_not_divisible_is_refused():
-    with pytest.raises(ValueError, match="5x4 cannot be cut into patches of 2x2"):
+    with pytest.raises(ValueError, match=r"5x4 .*2x2"):
         TokenBatch.from_latents([torch.zeros(1, 5, 4)], 2)

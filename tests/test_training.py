@@ -15,7 +15,7 @@ import torch
 from fitv2 import TokenBatch
 from fitv2.checkpoints.model_folder import load_pretrained
 from fitv2.data.fashion import Fashion
-from fitv2.data.images import UnreadableImage
+from fitv2.data.formats import UnreadableImage
 from fitv2.data.loader import DataCursor
 from fitv2.diffusion.objective import diffusion_loss
 from fitv2.diffusion.schedule import linear_schedule
@@ -288,7 +288,7 @@ def test_training_learns(tmp_path):
 def test_tensorboard_without_its_package_is_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     run = trainer(tmp_path, "log.tensorboard=true")
-    with pytest.raises(ValueError, match=r"log\.tensorboard needs the package tensorboard: pip install tensorboard"):
+    with pytest.raises(ValueError, match=r"log\.tensorboard .*pip install tensorboard"):
         run.fit(lambda figures: None)
 
 

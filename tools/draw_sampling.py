@@ -12,6 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from fitv2.checkpoints.model_folder import load_pretrained
+from fitv2.model.config import FiTConfig
 from fitv2.sampling.generate import generate
 from fitv2.sampling.spec import SampleSpec, Sampling, scaled_size
 from fitv2.sheets import contact_sheet, to_image
@@ -45,8 +46,10 @@ def guidance() -> Image.Image:
 def methods() -> Image.Image:
     """A row for each method, a column for each class and factor."""
     wanted, images, captions = [*specs(("trouser", "coat"), FACTORS)], [], []
+    config = PRETRAINED.model.config
+    assert isinstance(config, FiTConfig)
     for method in METHODS:
-        sampling = PRETRAINED.sampling(rope=PRETRAINED.model.config.rope.named(method))
+        sampling = PRETRAINED.sampling(rope=config.rope.named(method))
         images += map(to_image, generate(PRETRAINED.model, wanted, sampling))
         captions += [f"{method} {factor:g}x" for factor in FACTORS] * 2
     return contact_sheet(images, captions, columns=len(wanted))

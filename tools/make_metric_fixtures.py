@@ -4,6 +4,8 @@ Needs torchmetrics, prdc, scikit-learn and torch-fidelity (0.4.0 imports torchvi
 file says with which versions it was made. Features and logits are float32; all is computed from them in float64.
 """
 
+# pyright: reportMissingImports=false
+
 import json
 from importlib.metadata import version
 from pathlib import Path
@@ -37,7 +39,7 @@ PACKAGES = ("torch", "numpy", "scipy", "torchmetrics", "prdc", "scikit-learn", "
 def golden(generated: Tensor, real: Tensor, logits: Tensor) -> dict[str, float]:
     """By who computed it and what; generated, real: (N, F), logits: (N, K) of the generated ones, all float64."""
     means, covariances = zip(*((x.mean(0), x.T.cov()) for x in (generated, real)), strict=True)
-    root = sqrtm((covariances[0] @ covariances[1]).numpy()).real
+    root = np.real(sqrtm((covariances[0] @ covariances[1]).numpy()))
     trace = float(sum(covariance.trace() for covariance in covariances)) - 2 * np.trace(root)
     found = {
         "torchmetrics.fd": _compute_fid(means[0], covariances[0], means[1], covariances[1]),

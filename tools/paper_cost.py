@@ -9,6 +9,7 @@ is encoded once and kept, and then hardly counts; encoded again in each step, it
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,10 +35,10 @@ VAE_FLOPS, FLIPS = 272_722_165_760, 2
 
 @dataclass(frozen=True)
 class Line:
-    """One way to count: a formula with its numbers, and the share of SiT's cost that it gives; None: not known."""
+    """One way to count: a formula with its numbers, and the share of SiT's cost that it gives; NaN: not known."""
 
     formula: str
-    share: float | None
+    share: float
 
 
 def account() -> dict[str, Line]:
@@ -47,27 +48,27 @@ def account() -> dict[str, Line]:
     packed, mean = forward_flops(FIT, lengths.tolist()) / len(lengths) / 1e9, lengths.mean()
     return {
         "steps": Line(f"by formula: {STEPS[0]}k / {STEPS[1]}k steps at batch {BATCH}", STEPS[0] / STEPS[1]),
-        "operations of Table I": of_steps(*TABLE_1, "GMAC in Table I"),
-        "linear layers": of_steps(*linear, f"GMAC of linear layers at {TOKENS} tokens"),
-        "with attention": of_steps(*full, f"GFLOP with attention at {TOKENS} tokens, also where they are padding"),
-        "packed": of_steps(packed, full[1], f"GFLOP, FiTv2 on the {mean:.0f} real tokens of a mean image"),
+        "operations of Table I": of_steps("GMAC in Table I", *TABLE_1),
+        "linear layers": of_steps(f"GMAC of linear layers at {TOKENS} tokens", *linear),
+        "with attention": of_steps(f"GFLOP with attention at {TOKENS} tokens, also where they are padding", *full),
+        "packed": of_steps(f"GFLOP, FiTv2 on the {mean:.0f} real tokens of a mean image", packed, full[1]),
         **vae_lines(packed, full[1]),
-        "parameters": of_both(*(parameters(c) / 1e6 for c in (FIT, SIT)), "million"),
+        "parameters": of_both("million", *(parameters(c) / 1e6 for c in (FIT, SIT))),
         **waste_lines(lengths),
         "evaluations a sample": of_both(
-            *full, f"GFLOP each at {TOKENS} tokens, two with guidance; how many dopri5 takes is not told of either"
+            f"GFLOP each at {TOKENS} tokens, two with guidance; how many dopri5 takes is not told of either", *full
         ),
-        "seconds": Line("not by formula, and not known: the paper has no measured time of either training", None),
+        "seconds": Line("not by formula, and not known: the paper has no measured time of either training", math.nan),
     }
 
 
-def of_steps(own: float, other: float, of: str) -> Line:
+def of_steps(of: str, own: float, other: float) -> Line:
     """The steps times the ratio of what an image costs in each."""
     steps = f"{STEPS[0]}k / {STEPS[1]}k steps"
     return Line(f"by formula: {steps} x {own:.1f} / {other:.1f} {of}", STEPS[0] / STEPS[1] * own / other)
 
 
-def of_both(own: float, other: float, of: str) -> Line:
+def of_both(of: str, own: float, other: float) -> Line:
     return Line(f"by formula: {own:.1f} / {other:.1f} {of}", own / other)
 
 
@@ -80,7 +81,7 @@ def vae_lines(own: float, other: float) -> dict[str, Line]:
     return {
         "packed, encoded once": Line(formula, (trained[0] + once) / (trained[1] + once)),
         "packed, encoded in each step": of_steps(
-            PASSES * own + VAE_FLOPS / 1e9, PASSES * other + VAE_FLOPS / 1e9, each
+            each, PASSES * own + VAE_FLOPS / 1e9, PASSES * other + VAE_FLOPS / 1e9
         ),
     }
 
@@ -96,5 +97,5 @@ def waste_lines(lengths: np.ndarray) -> dict[str, Line]:
 
 if __name__ == "__main__":
     for name, line in account().items():
-        share = "not known" if line.share is None else f"{100 * line.share:.1f} %"
+        share = "not known" if math.isnan(line.share) else f"{100 * line.share:.1f} %"
         print(f"{name:30} {share:>9}  {line.formula}")

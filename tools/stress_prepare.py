@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fitv2.data.images import MAX_PIXELS
+from fitv2.data.decode import MAX_PIXELS
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp")
 

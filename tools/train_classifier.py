@@ -52,7 +52,8 @@ def augment(x: Tensor) -> Tensor:
 def train(x: Tensor, labels: Tensor) -> GarmentClassifier:
     """x: (N, 1, 28, 28); labels: (N,) int64."""
     torch.manual_seed(0)
-    model = GarmentClassifier().to(memory_format=torch.channels_last)
+    # torch declares no such overload.
+    model = GarmentClassifier().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
     steps = len(x) // BATCH * EPOCHS
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, steps)

@@ -26,6 +26,7 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Writes a text file in UTF-8, complete or not at all."""
     write_file(path, lambda draft: draft.write_text(text, encoding="utf-8"))
 
 
@@ -41,6 +42,7 @@ def begin_folder(target: Path) -> Path:
 
 
 def partial_folder(target: Path) -> Path:
+    """Returns the path of the folder that `begin_folder` makes for `target`."""
     return target.with_name(f".{target.name}.partial")
 
 

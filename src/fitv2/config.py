@@ -29,6 +29,7 @@ def valid_keys() -> list[str]:
 
 
 def recipe_folder() -> Traversable:
+    """Returns the folder of the recipes that ship with the package."""
     return files("fitv2").joinpath("recipes")
 
 

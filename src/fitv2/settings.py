@@ -15,6 +15,8 @@ DIFFUSION_STEPS = 1000
 
 
 class Settings(BaseModel):
+    """Base of all settings: no unknown keys, no changes, finite numbers only."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
@@ -154,6 +156,7 @@ DataSettings = FashionSettings | FolderSettings
 
 
 def kind_of_source(data: Any) -> str:
+    """Returns which settings `data` has, by its source."""
     source = data.get("source", "fashion") if isinstance(data, Mapping) else getattr(data, "source", None)
     return "fashion" if source == "fashion" else "folder"
 

@@ -99,6 +99,7 @@ def draw_seeds(count: int, generator: torch.Generator | Sequence[torch.Generator
 
 
 def stacked(arrays: list) -> list | Tensor | np.ndarray:
+    """Returns arrays of one shape as one, and others as they are."""
     if len({tuple(array.shape) for array in arrays}) > 1:
         return arrays
     return torch.stack(arrays) if isinstance(arrays[0], Tensor) else np.stack(arrays)

@@ -159,6 +159,7 @@ def read_config(config_file: Path) -> tuple[dict[str, Any], NetworkConfig]:
 
 
 def read_model(config_file: Path, weights_file: Path, name: str, dtype: torch.dtype | None) -> Pretrained:
+    """Reads a model from its two files. Raises UserError, with its name, if one is missing or damaged."""
     for path in (config_file, weights_file):
         if not path.exists():
             raise UserError(f"{name} is not a model: there is no {path}{suggestion(name, names_like(name))}")

@@ -179,6 +179,7 @@ def official_kwargs(config: FiTConfig) -> dict[str, Any]:
 
 
 def check_official(config: NetworkConfig) -> None:
+    """Raises UserError for a network that the authors' checkpoints cannot hold."""
     if not isinstance(config, FiTConfig):
         raise UserError(f"the authors' checkpoints are of FiT and FiTv2, not of {architecture_of(config)}")
     if config.context != "none":

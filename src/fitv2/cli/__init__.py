@@ -44,6 +44,8 @@ class Interrupted(BaseException):
 
 
 class Commands(TyperGroup):
+    """The commands; an interrupt leaves typer as an exception of its own, because typer would print about it."""
+
     def invoke(self, ctx):
         try:
             return super().invoke(ctx)
@@ -63,6 +65,7 @@ app = typer.Typer(
 
 
 def show_version(asked: bool) -> None:
+    """Prints the version and exits, if asked."""
     if asked:
         print(f"fitv2 {installed_version()}")
         raise typer.Exit
@@ -77,7 +80,7 @@ def of_all(
         bool, typer.Option(DEBUG, help="show tracebacks and warnings; allowed anywhere on the line")
     ] = False,
 ) -> None:
-    pass
+    """Takes the options that go before any command."""
 
 
 # Typer keeps line breaks within a paragraph, which a narrower terminal would break once more.
@@ -140,6 +143,7 @@ def show_traceback(error: BaseException) -> None:
 
 
 def installed_version() -> str:
+    """Returns the version of the installed package."""
     from importlib.metadata import version
 
     return version("fitv2")

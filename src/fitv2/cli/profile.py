@@ -181,6 +181,7 @@ def fits(profile: Profile, device: torch.device) -> bool:
 
 
 def formula_row(profile: Profile) -> Sequence[str]:
+    """Returns the cells of a profile in the table of formulas."""
     cost = profile.cost
     counts = f"{cost.parameters / 1e6:,.2f} M", f"{cost.linear_macs / 1e9:,.2f}", f"{cost.forward_flops / 1e9:,.2f}"
     sizes = map(memory, (cost.forward_bytes, cost.activation_bytes, cost.training_bytes))
@@ -199,9 +200,11 @@ def measured_rows(profile: Profile) -> Iterator[Sequence[str]]:
 
 
 def name_and_size(profile: Profile) -> tuple[str, str]:
+    """Returns the first two cells of every row."""
     height, width = profile.case.size
     return profile.case.subject.name, f"{height}x{width}"
 
 
 def memory(size: int) -> str:
+    """Returns a number of bytes as text in MiB or GiB."""
     return f"{size / 2**30:,.2f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"

@@ -240,6 +240,7 @@ def write_pages(chosen: Sequence[Chosen], table: Table, out: Path, failures: Seq
 
 
 def list_studies(as_json: bool) -> None:
+    """Prints the name, the title and the size of every study."""
     from ..study.definition import load_study, study_names
 
     found = {name: load_study(name) for name in study_names()}

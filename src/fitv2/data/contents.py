@@ -82,7 +82,7 @@ def read_contents(root: Path, labels: Labels = "auto", option: str | None = "--s
     number = {name: label for label, name in enumerate(class_names)}
     for i, item in enumerate(items):
         outside = "outside the class folders" if class_names and "/" not in item.id else None
-        items[i] = replace(item, label=number.get(item.id.partition("/")[0], 0), refused=item.refused or outside)
+        items[i] = Item(item.id, number.get(item.id.partition("/")[0], 0), item.refused or outside, item.kind)
     return Contents(items, class_names, notes)
 
 

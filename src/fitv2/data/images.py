@@ -19,10 +19,6 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import UserError
-from .decode import MAX_PIXELS, decode
-from .formats import UnreadableImage
-
-__all__ = ["MAX_PIXELS", "UnreadableImage", "decode"]
 
 Variant = Literal["resize", "crop"]
 Preprocessing = Literal["resize", "crop", "mixed"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -64,29 +65,36 @@ def _files(root: Path, folder: Path, above: frozenset[Path]) -> list[Item]:
     if resolved in above:
         return []
     try:
-        entries = sorted(folder.iterdir())
+        with os.scandir(folder) as opened:  # Paths would take most of the start with a million files.
+            entries = {entry.name: entry for entry in sorted(opened, key=lambda entry: os.path.normcase(entry.name))}
     except OSError as error:
         return [Item(own, refused=f"folder cannot be opened: {error.strerror}", kind="unopened")]
-    made = made_by_fitv2({path.name for path in entries})
+    made = made_by_fitv2(entries.keys())
     ours = [Item(own, refused=f"made by fitv2: {made}", kind="ours")]
     if made not in (None, SAMPLES) and folder != root:
         return ours
-    found: dict[Path, list[Item]] = {}
-    samples = {path for path in entries if path.name == SHEET or SAMPLE.fullmatch(path.name)}
-    for path in entries:
-        if path.is_dir() and _name_kind(path.name) is None:
-            found[path] = _files(root, path, above | {resolved})
+    found: dict[str, list[Item]] = {}
+    prefix = "" if folder == root else f"{own}/"
+    for name, entry in entries.items():
+        if _is_folder(entry) and _name_kind(name) is None:
+            found[name] = _files(root, folder / name, above | {resolved})
         else:
-            found[path] = [listed(path.relative_to(root).as_posix())]
+            found[name] = [listed(prefix + name)]
     if made == SAMPLES:
-        mixed = any(item.refused is None for path in entries if path not in samples for item in found[path])
+        samples = {name for name in entries if name == SHEET or SAMPLE.fullmatch(name)}
+        mixed = any(item.refused is None for name in entries if name not in samples for item in found[name])
         if folder != root and not mixed:
             return ours
-        for path in samples:
-            what = "a contact sheet" if path.name == SHEET else "a sample"
-            if mixed or path.name == SHEET:
-                found[path] = [Item(found[path][0].id, refused=f"made by fitv2: {what}", kind="ours")]
+        for name in samples:
+            what = "a contact sheet" if name == SHEET else "a sample"
+            if mixed or name == SHEET:
+                found[name] = [Item(prefix + name, refused=f"made by fitv2: {what}", kind="ours")]
     return list(chain.from_iterable(found.values()))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    # A link may lead in a circle, at which `entry.is_dir` would raise an error.
+    return os.path.isdir(entry) if entry.is_symlink() else entry.is_dir()
 
 
 def listed(name: str) -> Item:
@@ -94,7 +102,8 @@ def listed(name: str) -> Item:
     for part in name.split("/"):
         if (kind := _name_kind(part)) is not None:
             return Item(name, refused="hidden" if kind == "hidden" else f"of the system: {kind}", kind=kind)
-    suffix = Path(name).suffix.lower()
+    stem, _, extension = part.rpartition(".")
+    suffix = f".{extension.lower()}" if stem and extension else ""
     if suffix in EXTENSIONS:
         return Item(name)
     kind = suffix or "without extension"

@@ -3,6 +3,7 @@
     settings.json   how images become latents; there from the start
     shards/         NUMBER-DIGEST.safetensors, each with a .jsonl that says what it holds, written after it
     index.jsonl     a line per file of the source, in order
+    index.columns   what training needs of it, as arrays; made again if it is missing (`columns`)
     dataset.json    the whole, written last: without it the preparation has not finished
 
 A tensor is called CONTENT.VARIANT, by the SHA-256 of the image's file. Pixels: (1, channels, height, width) uint8.
@@ -29,6 +30,7 @@ FORMAT = 1
 # Counts the rules by which files become pixels (`images`); sets of older rules load, and are not mixed with new ones.
 DECODING = 2
 SETTINGS, SHARDS, INDEX, DATASET = "settings.json", "shards", "index.jsonl", "dataset.json"
+COLUMNS = "index.columns"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,20 +120,26 @@ def read_dataset(folder: Path) -> tuple[Preparation, dict[str, Any]]:
     return preparation, dataset
 
 
-def read_index(folder: Path, dataset: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yields the lines of index.jsonl. Raises UserError if its hash is not the one in dataset.json."""
+def check_index(folder: Path, dataset: dict[str, Any]) -> None:
+    """Raises UserError if index.jsonl is missing, or its hash is not the one in dataset.json."""
     path = folder / INDEX
     try:
         with path.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != dataset["index_sha256"]:
                 raise damaged(path, "another hash than in dataset.json")
-            file.seek(0)
-            yield from map(json.loads, file)
-    except (OSError, KeyError) as error:
+    except OSError as error:
         raise damaged(path, error) from None
 
 
+def read_index(folder: Path, dataset: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yields the lines of index.jsonl. Raises UserError as `check_index` does."""
+    check_index(folder, dataset)
+    with (folder / INDEX).open("rb") as file:
+        yield from map(json.loads, file)
+
+
 def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object. Raises UserError if the file is missing or holds anything else."""
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:

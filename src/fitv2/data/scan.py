@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -95,7 +96,7 @@ def check_all(root: Path, names: list[str], check: Check, cache_file: Path | Non
         the reasons for the others by their place in `names`.
     """
     cache = _read_cache(cache_file)
-    stamps = [_stamp(root / name) for name in names]
+    stamps = [_stamp(f"{root}/{name}") for name in names]
     entries = {
         name: cache[name] for name, stamp in zip(names, stamps, strict=True) if cache.get(name, [0])[:2] == stamp
     }
@@ -118,9 +119,9 @@ def check_all(root: Path, names: list[str], check: Check, cache_file: Path | Non
                 write_text(cache_file, json.dumps({"version": _CACHE_VERSION, "images": entries}, indent=1))
             except OSError as error:
                 logger.warning("%s cannot be written, so the next start checks all images again: %s", cache_file, error)
-    good = [entries[name][2:] for name in names if name in entries]
+    good = (entries[name][2:] for name in names if name in entries)
     numbers = np.fromiter(chain.from_iterable(good), np.int64)
-    return numbers.reshape(len(good), -1 if good else 0), reasons
+    return numbers.reshape(len(entries), -1 if entries else 0), reasons
 
 
 def in_threads(workers: int, work: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
@@ -130,10 +131,10 @@ def in_threads(workers: int, work: Callable[[T], R], items: Sequence[T]) -> Iter
             yield from pool.map(work, items[start : start + BLOCK])
 
 
-def _stamp(path: Path) -> list[int]:
+def _stamp(path: str) -> list[int]:
     """[bytes, time of the last change in ns]; empty for a broken link."""
     try:
-        status = path.stat()
+        status = os.stat(path)
     except OSError:
         return []
     return [status.st_size, status.st_mtime_ns]

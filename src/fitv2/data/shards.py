@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zlib
-from array import array
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,10 +12,11 @@ from torch import Tensor
 
 from ..classes import readable_names
 from ..errors import UserError
+from .columns import read_columns
 from .dataset import Dataset
 from .formats import UnreadableImage
 from .images import to_latent
-from .prepared import SHARDS, read_dataset, read_index
+from .prepared import SHARDS, read_dataset
 
 AGAIN = "fitv2 inspect --verify lists all such images, and the same fitv2 prepare as before makes them again"
 
@@ -40,27 +40,10 @@ class LatentShards(Dataset):
         self.autoencoder, self.factor = self.preparation.autoencoder, self.preparation.factor
         self.class_names = readable_names(dataset["class_names"])
         self.num_classes = len(self.class_names)
-        self.shards = [shard["file"] for shard in dataset["shards"]]
-        self.ids: list[str] = []
-        number = {name: i for i, name in enumerate(self.shards)}
-        # Into plain arrays: as objects, a million images would fill gigabytes.
-        labels, shard, possible, size, offset, crc32 = (array("q") for _ in range(6))
-        for line in read_index(self.root, dataset):
-            if "skipped" in line:
-                continue
-            self.ids.append(line["id"])
-            labels.append(line["label"])
-            shard.append(number[line["shard"]])
-            variants = list(line["variants"].values())
-            possible.append(len(variants))
-            for stored in (variants[0], variants[-1]):  # Of one variant alone, twice the same: all rows are alike.
-                size.extend(stored["size"])
-                offset.append(stored["offset"])
-                crc32.extend((stored["crc32"][0], stored["crc32"][-1]))
-        self.labels, self.shard, self.possible = map(np.array, (labels, shard, possible))
-        self.hw = self.variant_hw = np.array(size).reshape(-1, 2, 2) // self.preparation.patch
-        self.offset = np.array(offset).reshape(-1, 2)  # per variant
-        self.crc32 = np.array(crc32).reshape(-1, 2, 2)  # per variant and flip
+        columns = read_columns(self.root, dataset)
+        self.ids, self.shards, self.shard, self.offset = columns.ids, columns.shards, columns.shard, columns.offset
+        self.labels, self.possible, self.crc32 = columns.labels, columns.possible, columns.crc32
+        self.variant_hw = columns.size // self.preparation.patch
 
         # A broken autoencoder shows in the first latent of each shard, before anything trains.
         for index in np.unique(self.shard, return_index=True)[1].tolist():

@@ -98,6 +98,7 @@ def ddim_steps(count: int, of: int = STEPS) -> tuple[int, ...]:
 
 
 def check_count(count: int, of: int = STEPS) -> None:
+    """Raises UserError unless `count` steps can be taken of a process of `of` steps."""
     if not 1 <= count <= of:
         raise UserError(f"a diffusion process of {of} steps is sampled in 1 to {of} steps, not {count}")
 

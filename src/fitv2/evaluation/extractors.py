@@ -179,6 +179,7 @@ class GarmentClassifier(nn.Module):
 
 
 def convolution(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> list[nn.Module]:
+    """Returns a convolution that keeps the size at stride 1, batch normalisation and ReLU."""
     conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
     return [conv, nn.BatchNorm2d(outputs), nn.ReLU()]
 

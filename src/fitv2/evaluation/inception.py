@@ -77,17 +77,20 @@ class Mixed(nn.Module):
 
 
 def mixed_5(inputs: int, pooled: int) -> Mixed:
+    """Returns a block of the 35 x 35 grid; pooled: channels of its pooling branch."""
     paths = {"branch1x1": [(64, 1)], "branch5x5": [(48, 1), (64, 5)], "branch3x3dbl": [(64, 1), (96, 3), (96, 3)]}
     return Mixed(inputs, paths, MEAN, pooled)
 
 
 def mixed_6(c: int) -> Mixed:
+    """Returns a block of the 17 x 17 grid; c: channels of its factored 7 x 7 convolutions."""
     once = [(c, 1), (c, (1, 7)), (192, (7, 1))]
     twice = [(c, 1), (c, (7, 1)), (c, (1, 7)), (c, (7, 1)), (192, (1, 7))]
     return Mixed(768, {"branch1x1": [(192, 1)], "branch7x7": once, "branch7x7dbl": twice}, MEAN, 192)
 
 
 def mixed_7(inputs: int, pooling: Pooling) -> Mixed:
+    """Returns a block of the 8 x 8 grid."""
     paths = {"branch1x1": [(320, 1)], "branch3x3": [(384, 1), FORK], "branch3x3dbl": [(448, 1), (384, 3), FORK]}
     return Mixed(inputs, paths, pooling, 192)
 

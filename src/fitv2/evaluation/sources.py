@@ -21,10 +21,10 @@ from PIL import Image
 
 from ..atomic import write_file
 from ..classes import readable_names
+from ..data.decode import MAX_PIXELS, decode
 from ..data.fashion import SPLITS, bundled, full
 from ..data.folder import ImageFolder
-from ..data.formats import EXTENSIONS
-from ..data.images import MAX_PIXELS, UnreadableImage, decode
+from ..data.formats import EXTENSIONS, UnreadableImage
 from ..data.official import budgets
 from ..data.prepared import is_prepared, read_dataset
 from ..data.scan import in_threads
@@ -222,7 +222,7 @@ class PreparedImages(Images):
             raise UserError(NO_LATENTS.format(root))
         if not len(shards):
             raise UserError(f"{root} holds no image: all files of its source were skipped")
-        sizes = shards.hw[:, 0] * shards.preparation.patch
+        sizes = shards.variant_hw[:, 0] * shards.preparation.patch
         super().__init__(str(root), sizes, shards.labels, readable_names(shards.class_names))
 
     @cached_property

@@ -51,6 +51,7 @@ def dit_modulations(dit: Any) -> list[nn.Linear]:
 
 
 def xavier(model: nn.Module) -> None:
+    """Initialises every linear layer with Xavier's uniform weights and no bias."""
     for layer in model.modules():
         if isinstance(layer, nn.Linear):
             nn.init.xavier_uniform_(layer.weight)
@@ -58,11 +59,13 @@ def xavier(model: nn.Module) -> None:
 
 
 def normal(*weights: Tensor) -> None:
+    """Initialises embeddings and their layers with a normal distribution."""
     for weight in weights:
         nn.init.normal_(weight, std=EMBEDDING_STD)
 
 
 def zero(layers: Iterable[nn.Linear]) -> None:
+    """Sets weights and biases to zero."""
     for layer in layers:
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)

@@ -65,6 +65,7 @@ class SwiGLU(nn.Module):
 
 
 def silu_product(gate: Tensor, x: Tensor) -> Tensor:
+    """Returns silu(gate) * x, for tensors of one shape."""
     return F.silu(gate) * x
 
 

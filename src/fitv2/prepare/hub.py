@@ -71,6 +71,7 @@ def is_hub_folder(folder: Path) -> bool:
 
 
 def load_rows(name: str) -> Any:
+    """Loads a data set with `datasets`, of several splits train. Raises UserError if that is not possible."""
     try:
         import datasets
     except ImportError:

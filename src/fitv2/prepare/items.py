@@ -39,10 +39,12 @@ class Source(ABC):
 
 
 def read_file(path: Path) -> bytes:
+    """Returns the bytes of a file. Raises OSError, or UnreadableImage if it is far too large."""
     check_length(path.stat().st_size)
     return path.read_bytes()
 
 
 def check_length(length: int) -> None:
+    """Raises UnreadableImage for a file of so many bytes that it can be no photograph."""
     if length > MOST_BYTES:
         raise UnreadableImage(f"too large: {length} bytes, limit {MOST_BYTES}")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic import remove_drafts, write_file, write_text
+from ..data.columns import write_columns
 from ..data.formats import UnreadableImage
 from ..data.labelling import count_classes
 from ..data.prepared import DATASET, INDEX, SETTINGS, SHARDS, Preparation, read_settings
@@ -202,7 +203,7 @@ def build_shard(
 
 
 def merge(out: Path, plans: Sequence[ShardPlan], source: Source, source_name: str, preparation: Preparation) -> Report:
-    """Writes index.jsonl and dataset.json, then removes shards that do not belong to them."""
+    """Writes index.jsonl, dataset.json and index.columns, then removes shards that do not belong to them."""
     report = Report(shards=len(plans), notes=[*source.notes, *changed_classes(out, source.class_names)])
     labels: list[int] = []
     index = hashlib.sha256()
@@ -236,6 +237,7 @@ def merge(out: Path, plans: Sequence[ShardPlan], source: Source, source_name: st
         "index_sha256": index.hexdigest(),
     }
     write_text(out / DATASET, json.dumps(dataset, indent=1))
+    write_columns(out, dataset)
     kept = {path.name for plan in plans for path in shard_files(out, plan.name)}
     for path in (out / SHARDS).iterdir():
         if path.name not in kept:

@@ -79,6 +79,7 @@ def over_tokens(profiles: Sequence[Profile], title: str, figure: Callable[[Pass]
 
 
 def finish(axes: Axes) -> None:
+    """Adds a grid and a legend."""
     axes.grid(alpha=0.3)
     for text in axes.legend(fontsize=7).get_texts():
         text.set_parse_math(False)  # A folder's name is no formula.

@@ -88,6 +88,7 @@ def runge_kutta(
 
 
 def advance(x: Tensor, width: Tensor, weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
+    """Returns x + width * (the weighted sum of slopes); slopes of weight 0 are not touched."""
     used = [weight * slope for weight, slope in zip(weights, slopes, strict=True) if weight]
     return x + width * sum(used) if used else x
 

@@ -106,5 +106,6 @@ def sample_sde(
 
 
 def check_name(what: str, name: str, known: Collection[str]) -> None:
+    """Raises ValueError for an unknown name."""
     if name not in known:
         raise ValueError(f"{what} is one of {', '.join(known)}, not {name!r}")

@@ -91,7 +91,7 @@ class Sampling:
         if not all(map(math.isfinite, numbers)) or self.shift <= 0 or min(numbers) < 0:
             raise UserError(
                 f"guidance {self.guidance:g}, internal guidance {self.internal_guidance:g}, power {self.power} and "
-                f"shift {self.shift} must be finite numbers, guidances (1: none) and the power 0 or more, the shift above 0"
+                f"shift {self.shift} must be finite numbers, guidances (1: none) and the power 0 or more, shift above 0"
             )
         for name in ("interval", "internal_interval"):
             object.__setattr__(self, name, checked_interval(getattr(self, name)))
@@ -177,6 +177,7 @@ def checked_interval(interval: Any) -> tuple[float, float]:
 
 
 def without(settings: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """Returns the settings except those of these names."""
     return {name: value for name, value in settings.items() if name not in names}
 
 

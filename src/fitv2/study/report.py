@@ -159,11 +159,13 @@ def refuse_foreign(folder: Path) -> None:
 
 
 def as_markdown(table: pd.DataFrame) -> str:
+    """Returns a table in Markdown."""
     rows = [list(table.columns), ["---"] * len(table.columns), *table.astype(str).to_numpy().tolist()]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
 
 
 def in_words(p: float) -> str:
+    """Returns a p-value as text; a dash for NaN."""
     return "-" if np.isnan(p) else "< 0.001" if p < 0.001 else f"= {p:.2g}"
 
 

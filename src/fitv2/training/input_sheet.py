@@ -28,6 +28,7 @@ def data_lines(dataset: Dataset) -> Iterator[str]:
 
 
 def class_names(dataset: Dataset) -> list[str]:
+    """Returns the names of the classes, or numbers where they have none."""
     return list(dataset.class_names) or [f"class {label}" for label in range(dataset.num_classes)]
 
 

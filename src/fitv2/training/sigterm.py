@@ -18,6 +18,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 def signal_of(interruption: KeyboardInterrupt) -> signal.Signals:
+    """Returns the signal that caused an interruption."""
     return signal.SIGTERM if isinstance(interruption, Interrupted) else signal.SIGINT
 
 
