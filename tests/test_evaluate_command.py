@@ -57,7 +57,14 @@ def test_no_result_takes_the_place_of_another(fitv2, garments, tmp_path):
 
 def option(parameter: str) -> list[str]:
     """A parameter as it is given in a command, with a value that is none of the defaults."""
-    values = {"guidance_interval": ("0.1", "0.9"), "as_json": (), "save_npz": (), "force": (), "solver": ("euler",)}
+    values = {
+        "guidance_interval": ("0.1", "0.9"),
+        "internal_interval": ("0.1", "0.9"),
+        "as_json": (),
+        "save_npz": (),
+        "force": (),
+        "solver": ("euler",),
+    }
     values |= {"precision": ("bf16",), "device": ("cpu",), "autoencoder": ("x",), "size": ("8x8",)}
     values |= {"extrapolation": ("yarn",), "attention_scale": ("yarn",), "protocol": ("centre",)}
     values |= {"extractor": ("garments",)}

@@ -88,10 +88,10 @@ def test_a_step_of_sampling(monkeypatch, solver, settings):
     model, batch, *_ = network_and_batch(config, UNSORTED)
     watch, calls = NoWaiting(), []
 
-    def denoiser(*given):
+    def denoiser(*given, **options):
         watch.active = len(given[0]) in calls
         calls.append(len(given[0]))
-        return model(*given)
+        return model(*given, **options)
 
     monkeypatch.setattr(ImageNoise, "draw", lambda self: torch.empty(batch.x.shape, device=META))
     specs = [SampleSpec(i, (2 * h, 2 * w), i) for i, (h, w) in enumerate(UNSORTED)]

@@ -177,6 +177,8 @@ class FiTPipeline(DiffusionPipeline):
         guidance_interval: tuple[float, float] | None = None,
         guidance_power: float | None = None,
         guidance_channels: int | None = None,
+        internal_guidance: float | None = None,
+        internal_interval: tuple[float, float] | None = None,
         seeds: Sequence[int] | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         extrapolation: str | RopeScheme | None = None,
@@ -200,6 +202,8 @@ class FiTPipeline(DiffusionPipeline):
             guidance_interval: Times in [0, 1] (1 is the image) between which guidance acts.
             guidance_power: Above 0 the scale falls to 1 by a cosine of that power.
             guidance_channels: Guides only the first channels of a latent (the authors: 3).
+            internal_guidance: The scale of guidance by the internal head, for a model that has one; 1 means none.
+            internal_interval: Times in [0, 1] between which internal guidance acts.
             seeds: One per image. An image is the same whatever else is in the batch.
             generator: One for all or one per image, from which the seeds are drawn, instead of `seeds`.
             extrapolation: A name of `fitv2.model.config.EXTRAPOLATIONS` or a RopeScheme.
@@ -250,6 +254,8 @@ class FiTPipeline(DiffusionPipeline):
             interval=guidance_interval,
             power=guidance_power,
             channels=None if guidance_channels is None else guidance_channels * config.patch_size**2,
+            internal_guidance=internal_guidance,
+            internal_interval=internal_interval,
             rope=rope_scheme(config.rope, extrapolation, attention_scale),
         )
         model = HookedModel(self.transformer, self._execution_device)

@@ -55,7 +55,8 @@ class ModelOptions:
         Solver | None,
         sampling_option(
             metavar="NAME",
-            help=f"{', '.join(FLOW_SOLVERS)}; for FiT and DiT {' or '.join(DIFFUSION_SOLVERS)}; {ADVISED} ab2 or ddim",
+            help=f"{', '.join(FLOW_SOLVERS)}; for FiT and DiT {' or '.join(DIFFUSION_SOLVERS)}; {ADVISED} ab2, "
+            "ddim, or transition for a model trained for few steps",
         ),
     ] = None
     time_shift: Annotated[float | None, sampling_option(help="above 1: more steps near the image")] = None
@@ -77,6 +78,13 @@ class ModelOptions:
     ] = None
     guidance_power: Annotated[float | None, guidance_option(help="lower the scale towards the image")] = None
     guidance_channels: Annotated[int | None, guidance_option(min=1, help="guide only the first N channels")] = None
+    internal_guidance: Annotated[
+        float | None,
+        guidance_option(help=f"scale of guidance by the model's internal head, if it has one; {ADVISED} 1"),
+    ] = None
+    internal_interval: Annotated[
+        tuple[float, float] | None, guidance_option(help=f"time range of internal guidance; {ADVISED} 0 1")
+    ] = None
     autoencoder: Annotated[str | None, machine_option(help="folder or hub id; default: the model's own")] = None
     precision: Annotated[Precision | None, machine_option(help="default: depends on the device")] = None
     device: Device = None
@@ -120,6 +128,8 @@ class ModelOptions:
             interval=self.guidance_interval,
             power=self.guidance_power,
             channels=self.guidance_channels and self.guidance_channels * config.patch_size**2,
+            internal_guidance=self.internal_guidance,
+            internal_interval=self.internal_interval,
             shift=self.time_shift,
             rope=rope,
             cache_interval=self.cache_interval,

@@ -12,6 +12,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, StringConstraints, Valid
 from ..config import complaint, load_recipe
 from ..errors import UserError
 from ..messages import suggestion
+from ..model.config import Prediction
 from ..sampling.solvers import ADAPTIVE, DIFFUSION_SOLVERS, SOLVER_NAMES
 from ..settings import Recipe, Settings
 from ..yaml_text import read_yaml
@@ -52,7 +53,8 @@ class Sampler(Settings):
     steps: PositiveInt
 
 
-SAMPLERS = {"velocity": Sampler(solver="ab2", steps=25), "epsilon": Sampler(solver="ddim", steps=50)}
+OF_FLOW = Sampler(solver="ab2", steps=25)
+SAMPLERS = {"velocity": OF_FLOW, "data": OF_FLOW, "epsilon": Sampler(solver="ddim", steps=50)}
 
 
 class Condition(Settings):
@@ -60,6 +62,7 @@ class Condition(Settings):
 
     size: str = Field("own", pattern=r"^(own(:[\d.]+)?(-turned)?|[1-9]\d*x[1-9]\d*)$")
     guidance: float = Field(1.5, ge=0)
+    internal_guidance: float | None = Field(None, ge=0)
     sampler: Sampler | None = None
     extrapolation: str | None = None
     attention_scale: str | None = None
@@ -88,7 +91,7 @@ class Evaluation(Settings):
     points: tuple[PositiveInt, ...] = ()
     images: int = Field(300, ge=LEAST_IMAGES)
     final_images: int = Field(1000, ge=LEAST_IMAGES)
-    samplers: dict[Literal["velocity", "epsilon"], Sampler] = Field({})
+    samplers: dict[Prediction, Sampler] = Field({})
 
     @property
     def deciding(self) -> str:

@@ -122,7 +122,10 @@ class Run:
         """Names all that decides a score besides the model."""
         evaluation = self.study.evaluation
         about = [SCORING_VERSION, evaluation.reference, evaluation.extractor, scoring.images, self.seed]
-        about += [scoring.condition.model_dump(mode="json", exclude={"variants", "sampler"}), scoring.name == CURVE]
+        condition = scoring.condition.model_dump(mode="json", exclude={"variants", "sampler"})
+        if condition["internal_guidance"] is None:  # As before it existed: scores keep their names.
+            del condition["internal_guidance"]
+        about += [condition, scoring.name == CURVE]
         return json_digest([*about, scoring.sampler.model_dump(mode="json")])[:16]
 
     def pending(self, table: Table) -> list[Scoring]:
@@ -145,6 +148,7 @@ class Run:
             "seed": self.seed * SEEDS_APART,
             "size": condition.size,
             "guidance": condition.guidance,
+            "internal-guidance": condition.internal_guidance,
             "solver": scoring.sampler.solver,
             "steps": scoring.sampler.steps,
             "extrapolation": condition.extrapolation,
