@@ -23,10 +23,10 @@ from .data.prepared import is_prepared, read_dataset
 from .data.shards import LatentShards
 from .data.stand_in import ImageNetLike
 from .device import computes_bf16
-from .diffusion.objective import DiffusionLoss, diffusion_loss
+from .diffusion.objective import DiffusionLoss, diffusion_loss, diffusion_loss_at
 from .diffusion.schedule import linear_schedule
 from .errors import UserError
-from .flow.objective import FlowLoss, flow_loss
+from .flow.objective import FlowLoss, flow_loss, flow_loss_at
 from .flow.path import TimeDensity
 from .model.config import FiTConfig, NetworkConfig
 from .model.presets import architecture_of, config_of
@@ -36,6 +36,8 @@ from .tokens import Denoiser, TokenBatch
 
 # (network, images, labels (B,), the null label, a generator) to a tuple with the loss.
 Objective = Callable[[Denoiser, TokenBatch, Tensor, int, torch.Generator], FlowLoss | DiffusionLoss]
+# (network, images, noise (T, C), times (B,) from 0, noise, to 1, data, labels (B,)) to the loss of each image, (B,).
+LossAt = Callable[[Denoiser, TokenBatch, Tensor, Tensor, Tensor], Tensor]
 # Channels of the images by Pillow's mode: the meaning of `data.channels`, also where latents have more.
 IMAGE_CHANNELS = {"RGB": 3, "L": 1}
 
@@ -200,3 +202,17 @@ def build_objective(training: TrainingSettings, config: NetworkConfig) -> Object
         shift_tokens=training.shift_tokens,
         **of_network,
     )
+
+
+def build_loss_at(config: NetworkConfig) -> LossAt:
+    """Returns the training loss of a network as a function of times and noise, with the labels as they are."""
+    if config.prediction != "epsilon":
+        return lambda *inputs: flow_loss_at(*inputs).per_image
+    schedule = linear_schedule()
+
+    def loss_at(network: Denoiser, data: TokenBatch, noise_TC: Tensor, t_B: Tensor, labels_B: Tensor) -> Tensor:
+        index_B = ((1 - t_B) * len(schedule)).long().clamp(max=len(schedule) - 1)
+        loss = diffusion_loss_at(network, data, noise_TC, index_B, labels_B, schedule)
+        return loss.mse + loss.bound
+
+    return loss_at

@@ -11,7 +11,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .. import randomness
-from ..build import with_precision
+from ..build import build_loss_at, with_precision
 from ..checkpoints.model_folder import MOST_SHAPES, Pretrained, save_pretrained
 from ..checkpoints.training_state import damaged, newest_state, prune, save_checkpoint
 from ..data.dataset import Dataset
@@ -33,12 +33,14 @@ from ..randomness import Purpose, seed_of, torch_generator
 from ..sampling.spec import Sampling, default_solver
 from ..settings import Recipe
 from .finetune import init_from, trained_before, trained_names
+from .holdout import Holdout, choose_held_out
 from .learner import Learner
 from .log import RunLog
 from .malloc_trim import trim_heap
 from .run_folder import check_data, exported, identity, keep_provenance, keep_recipe, resume_command
 from .sample_sheet import write_sheet
 from .sigterm import SigtermHandler
+from .trackers import check_packages
 from .watch import DataGone, DataWatch, GradientWatch
 
 logger = logging.getLogger(__name__)
@@ -90,6 +92,7 @@ class Trainer:
         device = self.ranks.device
         self.recipe = recipe = on_rank0(partial(with_precision, recipe, device))
         choose_precision(recipe.training.precision, device)  # It warns where bf16 is slow.
+        on_rank0(partial(check_packages, recipe.log.trackers))
         self.dataset, self.run, settings = dataset, run, recipe.training
         self.shapes, self.identity = dataset.shapes(MOST_SHAPES), identity(dataset)
         self.begun = on_rank0(self._find_checkpoint)
@@ -105,6 +108,8 @@ class Trainer:
                 logger.info("%s: %s", settings.init_from, note)
             trained = trained_names(trained, settings.trainable, start.reinitialised)
         self.learner = Learner(network, trained, settings, self.ranks)
+        held_out = choose_held_out(len(dataset), settings.holdout)
+        self.holdout = Holdout(dataset, held_out, settings.max_tokens_per_batch, build_loss_at(config))
         self.loader = PackLoader(
             dataset,
             settings.max_tokens_per_batch,
@@ -113,6 +118,7 @@ class Trainer:
             *(self.ranks.process_index, self.ranks.num_processes),
             settings.workers,
             pin=self.ranks.device.type == "cuda",
+            held_out=held_out,
         )
         self.done = self.saved = 0  # saved: the step of the newest checkpoint.
         self.cursor, self.seconds = DataCursor(), 0.0
@@ -143,7 +149,7 @@ class Trainer:
             self.resume()
             self.learner.compile()
             main, settings = self.ranks.is_main_process, self.recipe.log
-            log = RunLog(self.run, self.done, settings.tensorboard) if main else None
+            log = RunLog(self.run, self.done, self.recipe, self.ranks.device) if main else None
             if main:
                 keep_recipe(self.run, self.recipe)
                 keep_provenance(self.run, self.done, self.identity["content"])
@@ -153,6 +159,7 @@ class Trainer:
             steps = self.loader.steps(self.cursor)
             try:
                 for figures in self.timed_steps(steps):
+                    figures |= self.measure_holdout()
                     if log is not None:
                         log.write(figures)
                         report(figures)
@@ -179,7 +186,8 @@ class Trainer:
     def timed_steps(self, steps: Generator[Step]) -> Iterator[dict[str, Any]]:
         """Trains step by step and yields the figures of each.
 
-        tokens_per_second includes waiting for images; seconds also the checkpoints and sheets since the last step.
+        tokens_per_second includes waiting for images; seconds also the checkpoints, sheets and held-out losses since
+        the last step.
         cpu_seconds is the time of all threads, which other work on the machine hardly changes.
         """
         clock = time.perf_counter()
@@ -320,7 +328,23 @@ class Trainer:
         log, model = self.recipe.log, self.learner.model
         solver = default_solver(model.module.config)
         sampling = Sampling(steps=log.sample_steps, solver=solver, guidance=log.sample_guidance)
-        # Sampled images have other shapes than training steps, and would use up the limit on compiled graphs.
-        eager = torch.compiler.set_stance("force_eager") if self.recipe.training.compile else nullcontext()
-        with eager, self.learner.ema.applied_to(model.module):
+        with self.averaged():
             write_sheet(self.sheet, model, self.dataset, self.shapes, sampling)
+
+    def measure_holdout(self) -> dict[str, float]:
+        """Returns figures of the averaged weights on the held-out images, where they are due, and their seconds."""
+        due = self.done % self.recipe.log.holdout_every == 0 or self.done == self.recipe.training.steps
+        if not (due and self.holdout):
+            return {}
+        start = time.perf_counter()
+        with self.averaged():
+            figures = self.holdout.figures(self.learner.model)
+        return figures | {"holdout_seconds": round(time.perf_counter() - start, 3)}
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Gives the network its averaged weights for a with block."""
+        # Other images have other shapes than training steps, and would use up the limit on compiled graphs.
+        eager = torch.compiler.set_stance("force_eager") if self.recipe.training.compile else nullcontext()
+        with eager, self.learner.ema.applied_to(self.learner.model.module):
+            yield
