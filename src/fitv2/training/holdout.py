@@ -113,8 +113,8 @@ class Holdout:
         largest = np.unique(np.quantile(self.tokens, quantiles, method="higher"))
         classes = np.searchsorted(largest, self.tokens)
         for number in range(len(largest) if len(largest) > 1 else 0):
-            tokens = self.tokens[classes == number]
-            found[f"{BY_SIZE}{tokens.min()}-{tokens.max()}"] = classes[uses] == number
+            low, high = self.tokens[classes == number].min(), self.tokens[classes == number].max()
+            found[f"{BY_SIZE}{low}" + (f"-{high}" if high > low else "")] = classes[uses] == number
         return found
 
     def load(self, number: int) -> Pack:
