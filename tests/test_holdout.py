@@ -28,6 +28,10 @@ def with_random_weights(run: Trainer) -> Trainer:
     return run
 
 
+def measured(run: Trainer) -> dict[str, float]:
+    return run.holdout.measure(4, run.learner.model, run.averaged())
+
+
 def test_how_many_are_held_out():
     for images, fraction, expected in (
         *((639, 0.02, 0), (640, 0.02, 64), (5000, 0.02, 100), (10**6, 0.02, 256), (10**6, 0.0, 0), (700, 0.1, 70)),
@@ -70,8 +74,7 @@ def test_the_figures_are_means_of_the_loss_of_the_averaged_weights(tmp_path, arc
     settings = [*SETTINGS, f"model.architecture={architecture}"]
     run = with_random_weights(trainer(tmp_path, *settings, dataset=garments(NUMBER)))
     weights = {name: tensor.clone() for name, tensor in run.learner.model.module.state_dict().items()}
-    run.done = 4
-    figures = run.measure_holdout()
+    figures = measured(run)
     assert all(torch.equal(tensor, weights[name]) for name, tensor in run.learner.model.module.state_dict().items())
     averaged = random_model(run.learner.model.module.config, seed=2)
     with torch.no_grad():
@@ -98,8 +101,7 @@ def test_the_same_weights_have_the_same_figures_whatever_the_seed_and_the_packs(
     for number, other in enumerate(([], ["training.seed=5"], ["training.max_tokens_per_batch=100"])):
         data = garments(NUMBER, min_scale=0.5)
         run = with_random_weights(trainer(tmp_path / str(number), *SETTINGS, *other, dataset=data))
-        run.done = 4
-        found.append(run.measure_holdout() | run.measure_holdout())
+        found.append(measured(run) | measured(run))
         del found[-1]["holdout_seconds"]
     assert found[0] == found[1] == pytest.approx(found[2], rel=1e-5) and len(found[0]) == 9
 
@@ -131,7 +133,7 @@ def test_a_resumed_run_measures_the_same(tmp_path):
 def test_by_default_nothing_is_held_out_so_that_recipes_of_before_train_as_before(tmp_path):
     assert recipe().training.holdout == 0
     run = trainer(tmp_path, dataset=garments(NUMBER))
-    assert not run.holdout and len(run.loader.images) == NUMBER and run.measure_holdout() == {}
+    assert len(run.holdout.chosen) == 0 and len(run.loader.images) == NUMBER and measured(run) == {}
 
 
 def test_an_image_that_cannot_be_read_is_left_out(tmp_path, caplog):
@@ -146,9 +148,8 @@ def test_an_image_that_cannot_be_read_is_left_out(tmp_path, caplog):
 
     data.load = spoilt
     run = with_random_weights(trainer(tmp_path, *SETTINGS, dataset=data))
-    run.done = 4
     with caplog.at_level(logging.WARNING), torch.no_grad():
-        figures = run.measure_holdout()
+        figures = measured(run)
     assert "not measured: a.png: gone" in caplog.text
     good = run.holdout.images != bad
     data.load = load

@@ -27,6 +27,7 @@ SETTINGS = [
     *("training.max_tokens_per_batch=256", "training.batches_per_step=2"),
     *("training.steps=30", "training.warmup_steps=5", "training.decay_fraction=0.3"),
     *("log.checkpoint_every=3", "log.sample_every=15", "log.sample_steps=1"),
+    *("training.holdout=0.01", "log.holdout_every=4"),
 ]
 COMMAND = ["train", "--recipe", "fashion-tiny", "--resume", *(word for s in SETTINGS for word in ("--set", s))]
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import math
+import time
+from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import NamedTuple
 
@@ -20,6 +22,7 @@ from ..data.formats import UnreadableImage
 from ..distributed.parallel import ParallelModel
 from ..distributed.ranks import all_gather
 from ..randomness import Purpose, numpy_generator, torch_generator
+from ..settings import Recipe
 from ..tokens import TokenBatch, upload
 
 logger = logging.getLogger(__name__)
@@ -58,30 +61,42 @@ class Holdout:
     """The held-out images, each used once or, if they are few, several times at other times with other noise.
 
     Attributes:
-        images: (U,) the image of each use, U at most 256, or 0 if none is held out.
+        chosen: (N,) the indices of the held-out images; N may be 0.
+        images: (U,) the image of each use, U at most 256.
         times: (U,) in [0, 1].
         tokens: (U,) the sizes.
     """
 
-    def __init__(self, dataset: Dataset, images: np.ndarray, max_tokens_per_batch: int, loss_at: LossAt) -> None:
-        self.dataset, self.loss_at = dataset, loss_at
-        self.images = np.tile(images, MOST // max(len(images), 1))
-        self.repetition = np.arange(len(self.images)) // max(len(images), 1)
+    def __init__(self, dataset: Dataset, recipe: Recipe, loss_at: LossAt) -> None:
+        self.dataset, self.recipe, self.loss_at = dataset, recipe, loss_at
+        self.chosen = choose_held_out(len(dataset), recipe.training.holdout)
+        number = max(len(self.chosen), 1)
+        self.images = np.tile(self.chosen, MOST // number)
+        self.repetition = np.arange(len(self.images)) // number
         self.times = (0.5 + GOLDEN * np.arange(len(self.images))) % 1
         self.tokens = dataset.first_hw[self.images].prod(1)
-        self.plan = split(self.tokens, max_tokens_per_batch)
+        self.plan = split(self.tokens, recipe.training.max_tokens_per_batch)
         self.loaded: dict[int, Pack] = {}
-
-    def __len__(self) -> int:
-        return len(self.images)
 
     @cached_property
     def view(self) -> Epoch:
         return self.dataset.epoch(0, 0)
 
-    @torch.no_grad()
+    def measure(self, step: int, model: ParallelModel, averaged: AbstractContextManager[None]) -> dict[str, float]:
+        """Returns the figures of a step for the log, and the seconds that they took; empty if none are due.
+
+        Every process has to call this. averaged: within, the model has the weights that are measured.
+        """
+        due = step % self.recipe.log.holdout_every == 0 or step == self.recipe.training.steps
+        if not (due and len(self.chosen)):
+            return {}
+        start = time.perf_counter()
+        with averaged, torch.no_grad():
+            figures = self.figures(model)
+        return figures | {"holdout_seconds": round(time.perf_counter() - start, 3)}
+
     def figures(self, model: ParallelModel) -> dict[str, float]:
-        """Returns the mean loss, and those by time and by size, for the log; every process has to call this.
+        """Returns the mean loss, and those by time and by size.
 
         An image that cannot be read is left out. Empty if none can be read.
         """
@@ -100,7 +115,7 @@ class Holdout:
         if not len(uses):
             return {}
         losses = np.array([loss_of[use] for use in uses])
-        groups = {LOSS: np.full(len(losses), True)} | self.groups(uses)
+        groups = {LOSS: np.ones(len(losses), bool)} | self.groups(uses)
         return {name: float(losses[chosen].mean()) for name, chosen in groups.items() if chosen.any()}
 
     def groups(self, uses: np.ndarray) -> dict[str, np.ndarray]:

@@ -62,8 +62,9 @@ def measured(logs: Logs, names: Sequence[str], title: str, images: bool = False,
                 values = values_of(lines, name)
                 there = np.isfinite(values)
                 label = f"{run} {name.removeprefix(by)}" if by else run
-                style = {"ls": DASHES[dash % len(DASHES)], "marker": "." if not by else ""}
-                axes.plot(places[there], values[there], color=f"C{number}", lw=1.2, label=label, **style)
+                (line,) = axes.plot(places[there], values[there], color=f"C{number}", lw=1.2, label=label)
+                line.set_linestyle(DASHES[dash % len(DASHES)])
+                line.set_marker("" if by else ".")
         finish(axes, title, images, logarithmic=True)
 
     return draw

@@ -33,7 +33,7 @@ from ..randomness import Purpose, seed_of, torch_generator
 from ..sampling.spec import Sampling, default_solver
 from ..settings import Recipe
 from .finetune import init_from, trained_before, trained_names
-from .holdout import Holdout, choose_held_out
+from .holdout import Holdout
 from .learner import Learner
 from .log import RunLog
 from .malloc_trim import trim_heap
@@ -108,8 +108,7 @@ class Trainer:
                 logger.info("%s: %s", settings.init_from, note)
             trained = trained_names(trained, settings.trainable, start.reinitialised)
         self.learner = Learner(network, trained, settings, self.ranks)
-        held_out = choose_held_out(len(dataset), settings.holdout)
-        self.holdout = Holdout(dataset, held_out, settings.max_tokens_per_batch, build_loss_at(config))
+        self.holdout = Holdout(dataset, recipe, build_loss_at(config))
         self.loader = PackLoader(
             dataset,
             settings.max_tokens_per_batch,
@@ -118,7 +117,7 @@ class Trainer:
             *(self.ranks.process_index, self.ranks.num_processes),
             settings.workers,
             pin=self.ranks.device.type == "cuda",
-            held_out=held_out,
+            held_out=self.holdout.chosen,
         )
         self.done = self.saved = 0  # saved: the step of the newest checkpoint.
         self.cursor, self.seconds = DataCursor(), 0.0
@@ -159,7 +158,7 @@ class Trainer:
             steps = self.loader.steps(self.cursor)
             try:
                 for figures in self.timed_steps(steps):
-                    figures |= self.measure_holdout()
+                    figures |= self.holdout.measure(self.done, self.learner.model, self.averaged())
                     if log is not None:
                         log.write(figures)
                         report(figures)
@@ -330,16 +329,6 @@ class Trainer:
         sampling = Sampling(steps=log.sample_steps, solver=solver, guidance=log.sample_guidance)
         with self.averaged():
             write_sheet(self.sheet, model, self.dataset, self.shapes, sampling)
-
-    def measure_holdout(self) -> dict[str, float]:
-        """Returns figures of the averaged weights on the held-out images, where they are due, and their seconds."""
-        due = self.done % self.recipe.log.holdout_every == 0 or self.done == self.recipe.training.steps
-        if not (due and self.holdout):
-            return {}
-        start = time.perf_counter()
-        with self.averaged():
-            figures = self.holdout.figures(self.learner.model)
-        return figures | {"holdout_seconds": round(time.perf_counter() - start, 3)}
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
