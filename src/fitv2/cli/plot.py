@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def plot(
-    runs: Annotated[list[Path], typer.Argument(help="folders of trainings", metavar="RUN...", show_default=False)],
+    runs: Annotated[list[Path], typer.Argument(help="folders of trainings", metavar="RUN", show_default=False)],
     out: Annotated[Path, typer.Option("--out", "-o", help="the PNG file")] = Path("plot.png"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace that file if it exists")] = False,
 ) -> None:
