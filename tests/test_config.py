@@ -30,7 +30,7 @@ def test_every_shipped_recipe_is_valid(name):
         ("model.lora_rank=null", "model", "lora_rank", None),
         ("data.min_scale=0.5", "data", "min_scale", 0.5),
         ("training.precision=fp32", "training", "precision", "fp32"),
-        (" log.tensorboard =yes", "log", "tensorboard", True),
+        (" training.compile =yes", "training", "compile", True),
         # YAML 1.1 reads numbers without a dot as strings.
         ("training.learning_rate=1e-4", "training", "learning_rate", 1e-4),
         ("training.learning_rate=1E-4", "training", "learning_rate", 1e-4),

@@ -182,7 +182,7 @@ for setting in (
     *("model.width=32", "model.depth=2", "model.heads=2"),
     *("training.max_tokens_per_batch=256", "training.batches_per_step=2"),
     *("training.steps=30", "training.warmup_steps=5", "log.checkpoint_every=3", "log.sample_every=15"),
-    *("log.sample_steps=1", SHARDED),
+    *("log.sample_steps=1", "training.holdout=0.01", "log.holdout_every=4", SHARDED),
 ):
     COMMAND += ["--set", setting]
 

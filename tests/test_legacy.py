@@ -14,14 +14,14 @@ OLD = {
 
 def test_old_keys_of_files_and_overrides_are_the_new_ones(caplog):
     """The table has every key once, and names settings that exist."""
-    assert {f"training.{key}" for key in OLD} == set(KEYS)
+    assert {*(f"training.{key}" for key in OLD), "log.tensorboard"} == set(KEYS)  # The last one has a test of its own.
     with caplog.at_level("INFO"):
         of_file = build_recipe({"training": OLD})
         assert not caplog.messages
         overrides = build_recipe({}, [f"training.{key}={value}" for key, value in OLD.items()])
     assert len(caplog.messages) == len(OLD) and "training.clip is called training.max_grad_norm now" in caplog.text
     assert of_file == overrides
-    new = {key.partition(".")[2]: value for key, value in zip(KEYS.values(), OLD.values(), strict=True)}
+    new = {KEYS[f"training.{key}"].partition(".")[2]: value for key, value in OLD.items()}
     assert of_file == build_recipe({"training": new})
     assert of_file.training.changed(*new) == list(new)
 
@@ -30,6 +30,12 @@ def test_an_override_with_either_name_replaces_what_a_file_says():
     for file in ({"clip": 2.0}, {"max_grad_norm": 2.0}):
         for key in ("clip", "max_grad_norm"):
             assert build_recipe({"training": file}, [f"training.{key}=3"]).training.max_grad_norm == 3
+
+
+@pytest.mark.parametrize(("old", "trackers"), [(True, ("tensorboard",)), (False, ())])
+def test_the_old_switch_for_tensorboard(old, trackers):
+    assert build_recipe({"log": {"tensorboard": old}}).log.trackers == trackers
+    assert build_recipe({}, [f"log.tensorboard={str(old).lower()}"]).log.trackers == trackers
 
 
 @pytest.mark.parametrize("value", PRECISIONS)

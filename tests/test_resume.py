@@ -20,13 +20,14 @@ from fitv2.checkpoints.training_state import checkpoints, prune, read_part, read
 from fitv2.errors import UserError
 from fitv2.training.log import RunLog
 from fitv2.training.run_folder import kept_provenance
-from tiny import MODERN, command_line, log_lines, process, trainer
+from tiny import MODERN, command_line, log_lines, process, recipe, trainer
 
 SETTINGS = [
     *("model.width=32", "model.depth=2", "model.heads=2"),
     *("training.max_tokens_per_batch=256", "training.batches_per_step=2"),
     *("training.steps=30", "training.warmup_steps=5", "training.decay_fraction=0.3"),
     *("log.checkpoint_every=3", "log.sample_every=15", "log.sample_steps=1"),
+    *("training.holdout=0.01", "log.holdout_every=4"),
 ]
 COMMAND = ["train", "--recipe", "fashion-tiny", "--resume", *(word for s in SETTINGS for word in ("--set", s))]
 
@@ -338,13 +339,13 @@ def test_a_checkpoint_before_the_first_optimiser_step(tmp_path):
 
 def test_the_log_is_cut_back_to_the_checkpoint(tmp_path):
     lines = [json.dumps({"step": step}) for step in range(1, 9)]
-    log = tmp_path / "log.jsonl"
+    log, plain = tmp_path / "log.jsonl", (recipe(), torch.device("cpu"))
     for end in ("\n", "", '\n{"step": 9, "lo', "\n\n", '\n{"step": "x"}\n'):
         log.write_text("\n".join(lines) + end)
-        RunLog(tmp_path, done=8, tensorboard=False).close()
+        RunLog(tmp_path, 8, *plain).close()
         kept = log.read_text().splitlines()
         assert kept == (lines if end else lines[:-1]) and log.read_bytes().endswith(b"\n")
-        RunLog(tmp_path, done=3, tensorboard=False).close()
+        RunLog(tmp_path, 3, *plain).close()
         assert log.read_text().splitlines() == lines[:3]
-    RunLog(tmp_path, done=0, tensorboard=False).close()
+    RunLog(tmp_path, 0, *plain).close()
     assert log.read_text() == ""

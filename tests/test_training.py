@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import sys
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -283,21 +282,6 @@ def test_training_learns(tmp_path):
     losses = []
     run.fit(lambda figures: losses.append(figures["loss"]))
     assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:5])
-
-
-def test_tensorboard_without_its_package_is_a_sentence(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    run = trainer(tmp_path, "log.tensorboard=true")
-    with pytest.raises(ValueError, match=r"log\.tensorboard .*pip install tensorboard"):
-        run.fit(lambda figures: None)
-
-
-def test_tensorboard_gets_every_step(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    trainer(tmp_path, "log.tensorboard=true").fit(lambda figures: None)
-    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert [event.step for event in events.Scalars("loss")] == list(range(1, 11))
 
 
 @pytest.mark.parametrize(("supported", "expected"), [(True, "bf16"), (False, "fp32")])

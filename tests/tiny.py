@@ -26,7 +26,7 @@ from fitv2.training.trainer import Trainer
 CONFIG = FiTConfig(width=32, depth=2, heads=2, patch_size=4, in_channels=1, num_classes=10)
 CLASSES = CLASS_NAMES
 # What a log line says about the clock, which is never the same twice.
-CLOCK = ("seconds", "cpu_seconds", "tokens_per_second")
+CLOCK = ("seconds", "cpu_seconds", "tokens_per_second", "holdout_seconds")
 
 # Everything that the paper does not have.
 MODERN = (

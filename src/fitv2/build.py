@@ -23,10 +23,10 @@ from .data.prepared import is_prepared, read_dataset
 from .data.shards import LatentShards
 from .data.stand_in import ImageNetLike
 from .device import computes_bf16
-from .diffusion.objective import DiffusionLoss, diffusion_loss
+from .diffusion.objective import DiffusionLoss, diffusion_loss, diffusion_loss_at
 from .diffusion.schedule import linear_schedule
 from .errors import UserError
-from .flow.objective import FlowLoss, flow_loss
+from .flow.objective import FlowLoss, flow_loss, flow_loss_at
 from .flow.path import TimeDensity
 from .flow.transition import Teacher, transition_loss
 from .model.config import FiTConfig, NetworkConfig
@@ -42,6 +42,8 @@ Objective = Callable[[Denoiser, TokenBatch, Tensor, int, torch.Generator], FlowL
 TARGET_SHARE = 0.3
 # Steps that such a model is advised to be sampled in.
 FEW_STEPS = 4
+# (network, images, noise (T, C), times (B,) from 0, noise, to 1, data, labels (B,)) to the loss of each image, (B,).
+LossAt = Callable[[Denoiser, TokenBatch, Tensor, Tensor, Tensor], Tensor]
 # Channels of the images by Pillow's mode: the meaning of `data.channels`, also where latents have more.
 IMAGE_CHANNELS = {"RGB": 3, "L": 1}
 
@@ -242,3 +244,17 @@ def sampling_advice(training: TrainingSettings, of_base: Mapping[str, Any] | Non
         return {"solver": "transition", "steps": FEW_STEPS, "guidance": 1.0}
     shift = {} if training.shift_tokens is None else {"shift_tokens": training.shift_tokens}
     return dict(of_base or {}) | shift
+
+
+def build_loss_at(config: NetworkConfig) -> LossAt:
+    """Returns the training loss of a network as a function of times and noise, with the labels as they are."""
+    if config.prediction != "epsilon":
+        return lambda *inputs: flow_loss_at(*inputs).per_image
+    schedule = linear_schedule()
+
+    def loss_at(network: Denoiser, data: TokenBatch, noise_TC: Tensor, t_B: Tensor, labels_B: Tensor) -> Tensor:
+        index_B = ((1 - t_B) * len(schedule)).long().clamp(max=len(schedule) - 1)
+        loss = diffusion_loss_at(network, data, noise_TC, index_B, labels_B, schedule)
+        return loss.mse + loss.bound
+
+    return loss_at

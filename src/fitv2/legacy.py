@@ -18,12 +18,19 @@ KEYS = {
     "training.decay_share": "training.decay_fraction",
     "training.clip": "training.max_grad_norm",
     "training.label_drop": "training.class_dropout_prob",
+    "log.tensorboard": "log.trackers",
 }
 # What a network predicts, also in the config.json of a model.
 PREDICTIONS = {"noise": "epsilon"}
 # YAML reads a bare `no` as false.
 PRECISIONS = {"no": "fp32", False: "fp32", "float32": "fp32"}
-VALUES: dict[str, Mapping[Any, str]] = {"model.prediction": PREDICTIONS, "training.precision": PRECISIONS}
+# `log.tensorboard` was true or false.
+TRACKERS = {True: ["tensorboard"], False: []}
+VALUES: dict[str, Mapping[Any, Any]] = {
+    "model.prediction": PREDICTIONS,
+    "training.precision": PRECISIONS,
+    "log.trackers": TRACKERS,
+}
 # Shipped recipes.
 RECIPES = {"pictures": "images"}
 # The counts of a dataset.json.

@@ -37,6 +37,7 @@ class Purpose(IntEnum):
     REQUESTS = 7  # (seed, ...): which classes and sizes are sampled
     SPLITS = 8  # (seed, ...): subsets of features and of real images
     MEASURING = 9  # (seed): inputs of benchmarks and profiles
+    HOLDOUT = 10  # (): which images are held out; (image, use): the noise that is added to them
 
 
 def seed_of(purpose: Purpose, *key: int) -> int:

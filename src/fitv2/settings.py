@@ -221,6 +221,13 @@ class TrainingSettings(Settings):
         description="with several processes: each holds all weights (none: DDP) or a shard (fsdp: FSDP2)",
     )
     workers: PositiveInt = Field(default=2, description="threads that load images")
+    holdout: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="fraction of the images, at least 64 and at most 256, that are never trained on but measured (see "
+        "log.holdout_every); of fewer than 640 images none",
+    )
     seed: int = Field(default=0, ge=0, lt=2**32, description="fixes weights, data order, times and noise")
 
     @model_validator(mode="after")
@@ -269,7 +276,12 @@ class LogSettings(Settings):
     export_at: tuple[PositiveInt, ...] = Field(
         default=(), description="steps at which the averaged weights are also kept as a model, in exports/"
     )
-    tensorboard: bool = Field(default=False, description="also write TensorBoard events (needs tensorboard)")
+    holdout_every: PositiveInt = Field(
+        default=250, description="steps between measurements of the loss on images held out by training.holdout"
+    )
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(
+        default=(), description="where figures go beside log.jsonl: tensorboard, wandb, trackio (need their packages)"
+    )
 
 
 class Recipe(Settings):

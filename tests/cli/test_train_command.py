@@ -42,7 +42,7 @@ def kill(folder: Path, number: int) -> None:
 def test_a_folder_with_a_broken_file_trains_to_the_end_and_the_file_is_named(train, fitv2, images, tmp_path):
     result = train("--set", "log.sample_every=2").ok()
     assert "11 image files, 10 usable, 1 skipped" in result.err and "cat/broken.jpg: " in result.err
-    assert "2 classes: cat 5, dog 5" in result.err
+    assert "2 classes: cat 5, dog 5" in result.err and "none is held out: 10 are fewer than 640" in result.err
     (skipped,) = json.loads((tmp_path / "run/skipped.json").read_text())["skipped"]
     assert skipped[0] == "cat/broken.jpg" and skipped[1]
     assert "step 4/4  loss" in result.err and "tokens/s" in result.err
@@ -99,6 +99,19 @@ def test_a_model_to_start_from_brings_its_size_and_may_be_gone_when_the_run_resu
     assert kept["model"]["patch_size"] == 4 and kept["training"]["init_from"] == "base"
     assert ropes[0] == ropes[1] and ropes[0]["method"] == "ntk-aware"
     assert "--init-from cannot change" in fitv2(*tuned, "--init-from", "builtin:fashion").sentence
+
+
+def test_held_out_images_are_in_the_progress_the_log_and_the_last_words(fitv2, tmp_path):
+    settings = ["model.width=32", "model.depth=1", "model.heads=2", "training.max_tokens_per_batch=300"]
+    settings += ["training.warmup_steps=0", "training.holdout=0.01", "log.holdout_every=1", "log.sample_every=null"]
+    chosen = [word for setting in settings for word in ("--set", setting)]
+    run = ["train", "--recipe", "fashion-tiny", "--out", "run", *chosen]
+    first = fitv2(*run, "--set", "training.steps=6").ok()
+    assert "training on 9,900 images, and measuring 100 others that are held out" in first.err
+    last = json.loads((tmp_path / "run/log.jsonl").read_text().splitlines()[-1])
+    assert f"held out {last['holdout_loss']:.4f}" in first.err and "The held-out loss " in first.out
+    told = fitv2(*run, "--resume", "--set", "training.steps=7", "--set", "training.holdout=0.02").sentence
+    assert "training.holdout=0.01, which --resume cannot change" in told
 
 
 def test_a_run_is_continued_on_request_only_and_not_with_another_network(train, fitv2, images):

@@ -19,6 +19,7 @@ from ..messages import command
 from .convert import convert
 from .evaluate import evaluate
 from .inspect import inspect
+from .plot import plot
 from .prepare import prepare
 from .profile import profile
 from .recipes import recipes
@@ -84,7 +85,7 @@ def of_all(
 
 
 # Typer keeps line breaks within a paragraph, which a narrower terminal would break once more.
-for run in (sample, prepare, inspect, train, recipes, evaluate, convert, profile, study):
+for run in (sample, prepare, inspect, train, plot, recipes, evaluate, convert, profile, study):
     app.command(cls=Command, help=re.sub(r"(?<=\S)\n(?=\S)", " ", cleandoc(run.__doc__ or "")))(run)
 
 

@@ -95,15 +95,13 @@ def show_plan(
 
 def check_ahead(recipe: Recipe, run: Path, dataset: Dataset, stands_in: bool) -> tuple[NetworkConfig, list[str]]:
     """Returns the network of a plan and notes about it. Raises UserError as the training would."""
-    from importlib.util import find_spec
-
     from ..build import build_base, build_model_config
     from ..checkpoints.training_state import newest_state
     from ..training.finetune import check_start
     from ..training.run_folder import check_data, identity
+    from ..training.trackers import check_packages
 
-    if recipe.log.tensorboard and find_spec("tensorboard") is None:
-        raise UserError("log.tensorboard needs the package tensorboard: pip install tensorboard")
+    check_packages(recipe.log.trackers)
     begun = newest_state(run / "checkpoints")
     if begun is not None:
         check_data(run, recipe, identity(dataset), begun[1])

@@ -32,26 +32,38 @@ def training_progress(total: int) -> Iterator[Callable[[dict[str, Any]], None]]:
     if not console.is_terminal:
         yield line_printer(total)
         return
-    speed = TextColumn("loss {task.fields[loss]:.4f}  {task.fields[rate]:,.0f} tokens/s")
+    speed = TextColumn("loss {task.fields[loss]:.4f}{task.fields[held_out]}  {task.fields[rate]:,.0f} tokens/s")
     columns = TextColumn("step"), MofNCompleteColumn(), BarColumn(), speed, TimeRemainingColumn()
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task("", total=total, loss=float("nan"), rate=0.0)
-        yield lambda f: bar.update(task, completed=f["step"], loss=f["loss"], rate=f["tokens_per_second"])
+        task = bar.add_task("", total=total, loss=float("nan"), rate=0.0, held_out="")
+
+        def show(f: dict[str, Any]) -> None:
+            bar.update(task, completed=f["step"], loss=f["loss"], rate=f["tokens_per_second"])
+            if "holdout_loss" in f:
+                bar.update(task, held_out=held_out_loss(f))
+
+        yield show
 
 
 def line_printer(total: int) -> Callable[[dict[str, Any]], None]:
     """Prints a line every 20 seconds, and one at the end."""
-    first, start, printed = 0, 0.0, 0.0
+    first, start, printed, held_out = 0, 0.0, 0.0, ""
 
     def show(figures: dict[str, Any]) -> None:
-        nonlocal first, start, printed
+        nonlocal first, start, printed, held_out
+        held_out = held_out_loss(figures) or held_out
         now, step = time.monotonic(), figures["step"]
         first, start = (first, start) if first else (step, now)
         if now - printed < SECONDS_BETWEEN_LINES and step < total:
             return
         printed = now
         left = f"{(now - start) / (step - first) * (total - step) / 60:.1f} min left" if step > first else "starting"
-        speed = f"loss {figures['loss']:.4f}  {figures['tokens_per_second']:,.0f} tokens/s"
+        speed = f"loss {figures['loss']:.4f}{held_out}  {figures['tokens_per_second']:,.0f} tokens/s"
         print(f"step {step}/{total}  {speed}  {left}", file=sys.stderr, flush=True)
 
     return show
+
+
+def held_out_loss(figures: dict[str, Any]) -> str:
+    """The part of a progress line about the held-out images; empty for a step that did not measure them."""
+    return f", held out {figures['holdout_loss']:.4f}" if "holdout_loss" in figures else ""

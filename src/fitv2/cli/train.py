@@ -72,7 +72,7 @@ def train(
     makes recognisable garments after its 3 000 steps (10 minutes), and fashion is good after 8 000 (1.7 hours).
     The recipe 'images' needs all of its 4 000 steps to show shapes, and more steps for more images. 'latents' is meant
     for 50 000 steps on a GPU, the ImageNet recipes for 400 000 and more. Stop when the sheets in samples/ no longer
-    improve.
+    improve, or when the loss on held-out images (training.holdout) rises: 'fitv2 plot' draws it.
 
     To train FiT, DiT or SiT, with which FiTv2 is compared, use --set model.architecture=FiT and so on. DiT and SiT take
     only squares of one size: --set data.preprocessing=crop.
@@ -150,7 +150,7 @@ def carry_out(chosen: Recipe, run: Path, resume: bool, device: str | None, ignor
             report = getattr(dataset, "report", None)
             if report is not None:  # What a folder's scan found and skipped; the scan itself has logged it.
                 report.write(run / "skipped.json")
-            logging.info("%s", "\n".join(data_lines(dataset)))
+            logging.info("%s", "\n".join(data_lines(dataset, chosen.training.holdout)))
             if not begun or not (run / "inputs.png").is_file():
                 write_inputs(run / "inputs.png", dataset, chosen.training.seed)
         with training_progress(chosen.training.steps) if speaks() else nullcontext(lambda figures: None) as progress:
@@ -166,6 +166,8 @@ def speaks() -> bool:
 
 def report_end(trainer: Trainer, run: Path) -> None:
     """Says what was reached, and how to continue."""
+    from ..training.advice import advice
+    from ..training.log import read_log
     from ..training.run_folder import resume_command
     from ..training.sigterm import NAMES
 
@@ -182,4 +184,6 @@ def report_end(trainer: Trainer, run: Path) -> None:
     lost = f", {counted(unread, 'image')} could not be read" if unread else ""
     skipped = f"{trainer.gradients.skipped} skipped as not finite{lost}"
     say(f"trained {steps} in {trainer.seconds / 60:.1f} min; {skipped}.")
+    if told := advice(read_log(run / "log.jsonl"), run):
+        say(told)
     say(f"Samples in {run}/samples; now try: {command('sample', run)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -60,6 +60,7 @@ class PackLoader:
     Args:
         batches_per_step: Packs of one step over all ranks; rank `rank` of `world` takes every world-th.
         pin: Whether to load into memory from which a GPU copies without the host waiting.
+        held_out: The indices of the images that are in no step.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class PackLoader:
         world: int = 1,
         workers: int = 2,
         pin: bool = False,
+        held_out: Sequence[int] | np.ndarray = (),
     ) -> None:
         if batches_per_step % world:
             raise UserError(
@@ -81,6 +83,7 @@ class PackLoader:
         self.dataset, self.seed = dataset, seed
         self.max_tokens_per_batch, self.batches_per_step = max_tokens_per_batch, batches_per_step
         self.rank, self.world, self.workers, self.pin = rank, world, workers, pin
+        self.images = np.delete(np.arange(len(dataset)), held_out)
         self._planned: tuple[int, Epoch, list[np.ndarray], float] | None = None
 
     def steps(self, cursor: DataCursor) -> Generator[Step]:
@@ -150,7 +153,8 @@ class PackLoader:
     def _plan(self, epoch: int) -> tuple[Epoch, list[np.ndarray], float]:
         if self._planned is None or self._planned[0] != epoch:
             view = self.dataset.epoch(epoch, self.seed)
-            lengths = view.hw.prod(1)
+            lengths = view.hw[self.images].prod(1)
             packs = plan_packs(lengths, self.max_tokens_per_batch, self.seed, epoch)
-            self._planned = epoch, view, packs, packing_efficiency(lengths, packs, self.max_tokens_per_batch)
+            efficiency = packing_efficiency(lengths, packs, self.max_tokens_per_batch)
+            self._planned = epoch, view, [self.images[pack] for pack in packs], efficiency
         return self._planned[1:]

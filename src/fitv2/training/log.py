@@ -1,4 +1,4 @@
-"""The run's log: one line of JSON per step, always; TensorBoard by option."""
+"""The run's log: one line of JSON per step, always; trackers by option."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ import math
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..atomic import write_text
-from ..errors import UserError
+from ..settings import Recipe
+from .trackers import Trackers
 
 logger = logging.getLogger(__name__)
 
@@ -17,11 +20,11 @@ logger = logging.getLogger(__name__)
 class RunLog:
     """Appends to run/log.jsonl, which then holds each step up to the last exactly once.
 
-    Lines after step `done`, from which training continues, are dropped, and so are damaged ones. Raises UserError for
-    `tensorboard` without its package.
+    Lines after step `done`, from which training continues, are dropped, and so are damaged ones. The trackers of the
+    recipe get the figures, too.
     """
 
-    def __init__(self, run: Path, done: int, tensorboard: bool) -> None:
+    def __init__(self, run: Path, done: int, recipe: Recipe, device: torch.device) -> None:
         path = run / "log.jsonl"
         run.mkdir(parents=True, exist_ok=True)
         if path.is_file():
@@ -31,27 +34,18 @@ class RunLog:
             if len(kept) < done:
                 logger.warning("%s is damaged: %d of the %d steps before are not in it", path, done - len(kept), done)
             write_text(path, "".join(f"{line}\n" for line in kept))
-        self.board = None
-        if tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                raise UserError("log.tensorboard needs the package tensorboard: pip install tensorboard") from None
-            self.board = SummaryWriter(run / "tensorboard", purge_step=done + 1)
+        self.trackers = Trackers(recipe, run, done, device)
         self.file = path.open("a", buffering=1, encoding="utf-8")
 
     def write(self, figures: dict[str, Any]) -> None:
         # JSON has neither NaN nor infinity.
         finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
         self.file.write(json.dumps(finite) + "\n")
-        if self.board is not None:
-            for name in ("loss", "grad_norm", "learning_rate", "tokens_per_second"):
-                self.board.add_scalar(name, figures[name], figures["step"])
+        self.trackers.log(figures)
 
     def close(self) -> None:
         self.file.close()
-        if self.board is not None:
-            self.board.close()
+        self.trackers.close()
 
 
 def logged_step(line: str) -> int:
@@ -61,3 +55,9 @@ def logged_step(line: str) -> int:
     except (ValueError, KeyError, TypeError):
         return 0
     return step if type(step) is int else 0
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Returns the figures of every step in a log.jsonl; damaged lines are left out. Raises OSError."""
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    return [json.loads(line) for line in lines if logged_step(line) > 0]

@@ -26,8 +26,8 @@ PROVENANCE = "provenance.json"
 WRITTEN = ("checkpoints", "exports", "log.jsonl", "model", "samples")
 # Settings of the data that may change, because the data itself is compared with that of before.
 COMPARED = ("data.source", "data.labels")
-# Settings that decide which weights are trained are fixed when a run begins.
-SETTLED = ("training.init_from", "training.reinit", "training.trainable")
+# Settings that decide which weights are trained, and on which images, are fixed when a run begins.
+SETTLED = ("training.init_from", "training.reinit", "training.trainable", "training.holdout")
 # Class names that a message shows, and files whose bytes represent a data set.
 TOLD, SAMPLED = 20, 16
 

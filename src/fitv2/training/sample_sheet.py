@@ -10,17 +10,26 @@ from pathlib import Path
 import torch
 
 from ..autoencoder import load_autoencoder, make_images
+from ..build import sampling_advice
 from ..data.dataset import Dataset
 from ..distributed.parallel import ParallelModel
 from ..distributed.ranks import only_on_rank0
 from ..errors import UserError
+from ..model.config import NetworkConfig
 from ..sampling.generate import generate
 from ..sampling.spec import SampleSpec, Sampling
+from ..settings import Recipe
 from ..sheets import contact_sheet, save_sheet
 
 logger = logging.getLogger(__name__)
 CLASSES = 10
 COLUMNS = 8
+
+
+def sheet_sampling(recipe: Recipe, config: NetworkConfig) -> Sampling:
+    """Returns how the sheets of a training are sampled."""
+    advice, log = sampling_advice(recipe.training), recipe.log
+    return Sampling.of(config, advice, steps=log.sample_steps, guidance=advice.get("guidance", log.sample_guidance))
 
 
 # Without gradients, `generate` stays out of inference mode: FSDP2 keeps the tensors that it first gathers into, and

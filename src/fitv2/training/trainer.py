@@ -11,7 +11,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .. import randomness
-from ..build import sampling_advice, with_precision
+from ..build import build_loss_at, sampling_advice, with_precision
 from ..checkpoints.model_folder import (
     MOST_SHAPES,
     Pretrained,
@@ -37,15 +37,16 @@ from ..distributed.ranks import Ranks, join_processes, on_rank0, sum_over_ranks
 from ..model.config import NetworkConfig
 from ..model.network import build_network
 from ..randomness import Purpose, seed_of, torch_generator
-from ..sampling.spec import Sampling
 from ..settings import Recipe
 from .finetune import init_from, trained_before, trained_names
+from .holdout import Holdout
 from .learner import Learner
 from .log import RunLog
 from .malloc_trim import trim_heap
 from .run_folder import check_data, exported, identity, keep_provenance, keep_recipe, resume_command
-from .sample_sheet import write_sheet
+from .sample_sheet import sheet_sampling, write_sheet
 from .sigterm import SigtermHandler
+from .trackers import check_packages
 from .watch import DataGone, DataWatch, GradientWatch
 
 logger = logging.getLogger(__name__)
@@ -96,6 +97,7 @@ class Trainer:
         self.ranks = join_processes() if ranks is None else ranks
         device = self.ranks.device
         self.recipe = recipe = on_rank0(partial(with_precision, recipe, device))
+        on_rank0(partial(check_packages, recipe.log.trackers))
         self.dataset, self.run, settings = dataset, run, recipe.training
         assert settings.precision != "auto"
         choose_precision(settings.precision, device)  # It warns where bf16 is slow.
@@ -115,6 +117,7 @@ class Trainer:
             trained = trained_names(trained, settings.trainable, start.reinitialised)
             self.recommended = sampling_advice(settings, suitable(base.recommended, config, str(settings.init_from)))
         self.learner = Learner(network, trained, settings, self.ranks)
+        self.holdout = Holdout(dataset, recipe, build_loss_at(config))
         self.loader = PackLoader(
             dataset,
             settings.max_tokens_per_batch,
@@ -123,6 +126,7 @@ class Trainer:
             *(self.ranks.process_index, self.ranks.num_processes),
             settings.workers,
             pin=self.ranks.device.type == "cuda",
+            held_out=self.holdout.chosen,
         )
         self.done = self.saved = 0  # saved: the step of the newest checkpoint.
         self.cursor, self.seconds = DataCursor(), 0.0
@@ -153,7 +157,7 @@ class Trainer:
             self.resume()
             self.learner.compile()
             main, settings = self.ranks.is_main_process, self.recipe.log
-            log = RunLog(self.run, self.done, settings.tensorboard) if main else None
+            log = RunLog(self.run, self.done, self.recipe, self.ranks.device) if main else None
             if main:
                 keep_recipe(self.run, self.recipe)
                 keep_provenance(self.run, self.done, self.identity["content"])
@@ -164,6 +168,7 @@ class Trainer:
             steps = self.loader.steps(self.cursor)
             try:
                 for figures in self.timed_steps(steps):
+                    figures |= self.holdout.measure(self.done, self.learner.model, self.averaged())
                     if log is not None:
                         log.write(figures)
                         report(figures)
@@ -190,7 +195,8 @@ class Trainer:
     def timed_steps(self, steps: Generator[Step]) -> Iterator[dict[str, Any]]:
         """Trains step by step and yields the figures of each.
 
-        tokens_per_second includes waiting for images; seconds also the checkpoints and sheets since the last step.
+        tokens_per_second includes waiting for images; seconds also the checkpoints, sheets and held-out losses since
+        the last step.
         cpu_seconds is the time of all threads, which other work on the machine hardly changes.
         """
         clock = time.perf_counter()
@@ -329,11 +335,14 @@ class Trainer:
 
     def write_samples(self) -> None:
         """Draws a sample sheet with the averaged weights, in the precision of training."""
-        log, model = self.recipe.log, self.learner.model
-        advice = sampling_advice(self.recipe.training)
-        guidance = advice.get("guidance", log.sample_guidance)
-        sampling = Sampling.of(model.module.config, advice, steps=log.sample_steps, guidance=guidance)
-        # Sampled images have other shapes than training steps, and would use up the limit on compiled graphs.
+        model = self.learner.model
+        with self.averaged():
+            write_sheet(self.sheet, model, self.dataset, self.shapes, sheet_sampling(self.recipe, model.module.config))
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Gives the network its averaged weights for a with block."""
+        # Other images have other shapes than training steps, and would use up the limit on compiled graphs.
         eager = torch.compiler.set_stance("force_eager") if self.recipe.training.compile else nullcontext()
-        with eager, self.learner.ema.applied_to(model.module):
-            write_sheet(self.sheet, model, self.dataset, self.shapes, sampling)
+        with eager, self.learner.ema.applied_to(self.learner.model.module):
+            yield

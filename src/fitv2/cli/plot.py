@@ -1,0 +1,65 @@
+"""`fitv2 plot`: the logs of trainings as one picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import UserError
+from .output import say
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def plot(
+    runs: Annotated[list[Path], typer.Argument(help="folders of trainings", metavar="RUN", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="the PNG file")] = Path("plot.png"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace that file if it exists")] = False,
+) -> None:
+    """Draw the losses and speed of trainings, of several side by side.
+
+    [bold]Examples[/bold]
+
+      fitv2 plot runs/mine
+
+      fitv2 plot runs/mine runs/other --out both.png --overwrite
+
+    The picture shows the loss of training (smoothed) and of held-out images over steps and over images, the latter also
+    by time and by size; the norm of the gradient, the learning rate and tokens a second. It can be drawn at any time
+    during a training. Held-out loss that rises while that of training falls means that the network memorises images.
+    """
+    from ..drawing import write_page
+    from ..training.plots import panels
+
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder; name a PNG file")
+    if out.exists() and not overwrite:
+        raise UserError(f"--out {out} is there already; name another file, or add --overwrite to replace it")
+    write_page(out, panels(dict(zip(names_of(runs), map(log_of, runs), strict=True))))
+    say(f"Drawn in {out}")
+
+
+def names_of(runs: Sequence[Path]) -> list[str]:
+    """Returns the names of folders, or their paths where names are equal. Raises UserError if one is given twice."""
+    paths = [run.resolve() for run in runs]
+    if len(set(paths)) < len(paths):
+        raise UserError("the same run is given twice; name each once")
+    short = [path.name for path in paths]
+    return short if len(set(short)) == len(short) else [str(run) for run in runs]
+
+
+def log_of(run: Path) -> list[dict[str, Any]]:
+    """Returns the lines of a run's log. Raises UserError if it is no run, or has no step yet."""
+    from ..training.log import read_log
+
+    if not run.is_dir():
+        raise UserError(f"there is no folder {run}")
+    if not (run / "log.jsonl").is_file():
+        raise UserError(f"{run} is no run of 'fitv2 train': it holds no log.jsonl")
+    lines = read_log(run / "log.jsonl")
+    if not lines:
+        raise UserError(f"{run / 'log.jsonl'} holds no step yet")
+    return lines

@@ -1,0 +1,179 @@
+"""The held-out images: never trained on, and measured at the same times with the same noise in every run.
+
+A network that only memorises its images gets worse on these, which the training loss does not show.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from contextlib import AbstractContextManager
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..build import LossAt
+from ..data.dataset import Dataset, Epoch
+from ..data.formats import UnreadableImage
+from ..distributed.parallel import ParallelModel
+from ..distributed.ranks import all_gather
+from ..randomness import Purpose, numpy_generator, torch_generator
+from ..settings import Recipe
+from ..tokens import TokenBatch, upload
+
+logger = logging.getLogger(__name__)
+# Images that are held out, and those that a set must have for it.
+LEAST, MOST, FEWEST = 64, 256, 640
+# Ranges of time, 0 is noise and 1 is data, and classes of size that are reported by themselves.
+TIME_BINS, SIZE_CLASSES = 4, 4
+# The multiples of this number, modulo 1, fill [0, 1] evenly.
+GOLDEN = (math.sqrt(5) - 1) / 2
+LOSS, BY_TIME, BY_SIZE = "holdout_loss", "holdout_loss/time_", "holdout_loss/tokens_"
+
+
+def choose_held_out(images: int, fraction: float) -> np.ndarray:
+    """Returns the indices of the held-out images, (N,) int64: for the same number of images always the same.
+
+    N is this fraction of the images, at least 64 and at most 256; 0 of fewer than 640 images.
+    """
+    if not fraction or images < FEWEST:
+        return np.empty(0, np.int64)
+    number = min(max(round(fraction * images), LEAST), MOST)
+    return np.argsort(numpy_generator(Purpose.HOLDOUT).random(images), kind="stable")[:number]
+
+
+class Pack(NamedTuple):
+    """Uses of held-out images that fit a batch. uses: (B,) their numbers. readable: (B,) bool."""
+
+    uses: np.ndarray
+    readable: list[bool]
+    batch: TokenBatch
+    noise: Tensor
+    times: Tensor
+    labels: Tensor
+
+
+class Holdout:
+    """The held-out images, each used once or, if they are few, several times at other times with other noise.
+
+    Attributes:
+        chosen: (N,) the indices of the held-out images; N may be 0.
+        images: (U,) the image of each use, U at most 256.
+        times: (U,) in [0, 1].
+        tokens: (U,) the sizes.
+    """
+
+    def __init__(self, dataset: Dataset, recipe: Recipe, loss_at: LossAt) -> None:
+        self.dataset, self.recipe, self.loss_at = dataset, recipe, loss_at
+        # Transitions are taught by a model: how well they agree with the data says nothing about them.
+        fraction = recipe.training.holdout if recipe.training.objective == "flow" else 0.0
+        self.chosen = choose_held_out(len(dataset), fraction)
+        number = max(len(self.chosen), 1)
+        self.images = np.tile(self.chosen, MOST // number)
+        self.repetition = np.arange(len(self.images)) // number
+        self.times = (0.5 + GOLDEN * np.arange(len(self.images))) % 1
+        self.tokens = dataset.first_hw[self.images].prod(1)
+        self.plan = split(self.tokens, recipe.training.max_tokens_per_batch)
+        self.loaded: dict[int, Pack] = {}
+
+    @cached_property
+    def view(self) -> Epoch:
+        return self.dataset.epoch(0, 0)
+
+    def measure(self, step: int, model: ParallelModel, averaged: AbstractContextManager[None]) -> dict[str, float]:
+        """Returns the figures of a step for the log, and the seconds that they took; empty if none are due.
+
+        Every process has to call this. averaged: within, the model has the weights that are measured.
+        """
+        due = step % self.recipe.log.holdout_every == 0 or step == self.recipe.training.steps
+        if not (due and len(self.chosen)):
+            return {}
+        start = time.perf_counter()
+        with averaged, torch.no_grad():
+            figures = self.figures(model)
+        return figures | {"holdout_seconds": round(time.perf_counter() - start, 3)}
+
+    def figures(self, model: ParallelModel) -> dict[str, float]:
+        """Returns the mean loss, and those by time and by size.
+
+        An image that cannot be read is left out. Empty if none can be read.
+        """
+        ranks, device = model.ranks, model.ranks.device
+        found: list[tuple[int, float]] = []
+        # All processes call a sharded network equally often: some measure the last pack once more.
+        rounds = math.ceil(len(self.plan) / ranks.num_processes)
+        for number in range(ranks.process_index, rounds * ranks.num_processes, ranks.num_processes):
+            pack = self.load(min(number, len(self.plan) - 1))
+            inputs = (upload(tensor, device) for tensor in (pack.noise, pack.times, pack.labels))
+            losses = self.loss_at(model.module, pack.batch.to(device), *inputs).tolist()
+            numbered = zip(pack.uses.tolist(), losses, pack.readable, strict=True)
+            found += [(use, loss) for use, loss, readable in numbered if readable]
+        loss_of = dict(all_gather(found))
+        uses = np.array(sorted(loss_of), np.int64)
+        if not len(uses):
+            return {}
+        losses = np.array([loss_of[use] for use in uses])
+        groups = {LOSS: np.ones(len(losses), bool)} | self.groups(uses)
+        return {name: float(losses[chosen].mean()) for name, chosen in groups.items() if chosen.any()}
+
+    def groups(self, uses: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns which of these uses belong to each range of time, and to each class of size if there are several."""
+        found = {}
+        ranges = (self.times * TIME_BINS).astype(int)
+        for number in range(TIME_BINS):
+            found[f"{BY_TIME}{number / TIME_BINS:.2f}-{(number + 1) / TIME_BINS:.2f}"] = ranges[uses] == number
+        quantiles = np.arange(1, SIZE_CLASSES + 1) / SIZE_CLASSES
+        largest = np.unique(np.quantile(self.tokens, quantiles, method="higher"))
+        classes = np.searchsorted(largest, self.tokens)
+        for number in range(len(largest) if len(largest) > 1 else 0):
+            low, high = self.tokens[classes == number].min(), self.tokens[classes == number].max()
+            found[f"{BY_SIZE}{low}" + (f"-{high}" if high > low else "")] = classes[uses] == number
+        return found
+
+    def load(self, number: int) -> Pack:
+        """Returns a pack of the plan, which stays in memory. Zeros stand in for an image that cannot be read."""
+        if number not in self.loaded:
+            uses = self.plan[number]
+            images, side = self.images[uses], self.dataset.patch_size
+            found = [self.latent(image) for image in images.tolist()]
+            blanks = (torch.zeros(self.dataset.channels, *(hw * side).tolist()) for hw in self.dataset.first_hw[images])
+            latents = [blank if latent is None else latent for latent, blank in zip(found, blanks, strict=True)]
+            batch = TokenBatch.from_latents(latents, side)
+            self.loaded[number] = Pack(
+                uses,
+                [latent is not None for latent in found],
+                batch,
+                torch.cat([self.noise(use, batch.x.shape[1]) for use in uses.tolist()]),
+                torch.from_numpy(self.times[uses]).float(),
+                torch.from_numpy(self.dataset.labels[images]),
+            )
+        return self.loaded[number]
+
+    def latent(self, image: int) -> Tensor | None:
+        """Returns an image as the first epoch of seed 0 has it, whatever the run's seed; None if it is unreadable."""
+        try:
+            return self.view.latent(image)
+        except UnreadableImage as error:
+            logger.warning("not measured: %s", error)
+            return None
+
+    def noise(self, use: int, channels: int) -> Tensor:
+        generator = torch_generator(Purpose.HOLDOUT, int(self.images[use]), int(self.repetition[use]))
+        return torch.randn(int(self.tokens[use]), channels, generator=generator)
+
+
+def split(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
+    """Distributes images of these numbers of tokens to packs of at most `budget`, shortest first."""
+    packs: list[list[int]] = []
+    room = 0
+    for use in np.argsort(lengths, kind="stable").tolist():
+        if lengths[use] > room:
+            packs.append([])
+            room = budget
+        packs[-1].append(use)
+        room -= lengths[use]
+    return [np.array(pack) for pack in packs]

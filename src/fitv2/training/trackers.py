@@ -1,0 +1,70 @@
+"""Trackers of experiments, which get the figures of a run beside log.jsonl: through accelerate's classes for them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import UserError
+from ..settings import Recipe
+
+logger = logging.getLogger(__name__)
+# Figures that trackers get, by how their names begin.
+TRACKED = ("loss", "grad_norm", "learning_rate", "tokens_per_second", "holdout_loss")
+# The project of a run at Weights & Biases and Trackio.
+PROJECT = "fitv2"
+
+
+def check_packages(names: Sequence[str]) -> None:
+    """Raises UserError if the package of a tracker is not installed."""
+    for name in names:
+        if find_spec(name) is None:
+            raise UserError(f"log.trackers: {name} needs the package {name}: pip install {name}")
+
+
+class Trackers:
+    """The trackers of a run. One that fails is dropped with a warning, and the training goes on."""
+
+    def __init__(self, recipe: Recipe, run: Path, done: int, device: torch.device) -> None:
+        self.running: dict[str, Any] = {}
+        if not recipe.log.trackers:
+            return
+        from accelerate import PartialState
+
+        PartialState(cpu=device.type == "cpu")  # accelerate's trackers want to know the processes.
+        for name in recipe.log.trackers:
+            self.running[name] = make_tracker(name, run, done, recipe)
+        self.each(lambda tracker: tracker.start())
+
+    def log(self, figures: dict[str, Any]) -> None:
+        """Takes the figures of a step."""
+        chosen = {name: value for name, value in figures.items() if name.startswith(TRACKED)}
+        self.each(lambda tracker: tracker.log(chosen, step=figures["step"]))
+
+    def close(self) -> None:
+        self.each(lambda tracker: tracker.finish())
+
+    def each(self, work: Callable[[Any], object]) -> None:
+        for name, tracker in list(self.running.items()):
+            try:
+                work(tracker)
+            except Exception as error:  # Whatever it is, a run is worth more than its tracker.
+                del self.running[name]
+                logger.warning("%s failed and gets nothing more (%r); log.jsonl holds every step", name, error)
+
+
+def make_tracker(name: str, run: Path, done: int, recipe: Recipe) -> Any:
+    """Returns a tracker that has not started; TensorBoard's drops what it has of steps after `done`."""
+    from accelerate import tracking
+
+    if name == "tensorboard":
+        return tracking.TensorBoardTracker(name, run, purge_step=done + 1)
+    about = {"name": run.resolve().name, "config": recipe.model_dump(mode="json")}
+    if name == "wandb":
+        return tracking.WandBTracker(PROJECT, dir=run, **about)
+    return tracking.TrackioTracker(PROJECT, **about)

@@ -1,0 +1,53 @@
+"""`fitv2 plot`: pictures of runs, and what is said of folders that are none."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A log as a training leaves it, whose last line was not finished."""
+    folder = tmp_path / "runs/mine"
+    folder.mkdir(parents=True)
+    lines = []
+    for step in range(1, 501):
+        line = {"step": step, "loss": 1 / step, "grad_norm": None if step == 7 else 0.5, "images": 30}
+        line |= {"learning_rate": 1e-3, "tokens_per_second": 1e4}
+        if step % 100 == 0:
+            line |= {"holdout_loss": 0.2, "holdout_loss/time_0.00-0.25": 0.3, "holdout_loss/tokens_9-49": 0.1}
+        lines.append(json.dumps(line) + "\n")
+    (folder / "log.jsonl").write_text("".join([*lines, '{"step": 501, "lo']))
+    return folder
+
+
+def test_one_run_and_two_side_by_side(fitv2, run, tmp_path):
+    assert "Drawn in plot.png" in fitv2("plot", "runs/mine").ok().out
+    shutil.copytree(run, tmp_path / "other/mine")
+    fitv2("plot", "runs/mine", "other/mine", "--out", "both.png").ok()
+    pages = []
+    for name in ("plot.png", "both.png"):
+        with Image.open(tmp_path / name) as page:
+            pages.append(np.asarray(page.convert("RGB"), int))
+    assert pages[0].shape == pages[1].shape and min(pages[0].shape[:2]) > 800
+    assert (pages[0] != pages[1]).any(), "the second run has lines and names of its own"
+
+
+def test_a_picture_is_replaced_only_on_request(fitv2, run, tmp_path):
+    (tmp_path / "plot.png").write_text("precious")
+    assert "--out plot.png is there already" in fitv2("plot", "runs/mine").sentence
+    assert (tmp_path / "plot.png").read_text() == "precious"
+    fitv2("plot", "runs/mine", "--overwrite").ok()
+    assert "--out runs is a folder; name a PNG file" in fitv2("plot", "runs/mine", "-o", "runs").sentence
+
+
+def test_folders_that_are_no_runs(fitv2, run, tmp_path):
+    assert "there is no folder nowhere" in fitv2("plot", "nowhere").sentence
+    assert "runs is no run of 'fitv2 train': it holds no log.jsonl" in fitv2("plot", "runs").sentence
+    assert "the same run is given twice" in fitv2("plot", "runs/mine", "runs/../runs/mine").sentence
+    (run / "log.jsonl").write_text('{"loss": 1}\nnothing\n')
+    assert "runs/mine/log.jsonl holds no step yet" in fitv2("plot", "runs/mine").sentence
+    assert not (tmp_path / "plot.png").exists()
