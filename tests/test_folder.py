@@ -12,6 +12,7 @@ from PIL import Image
 
 from fitv2.data import folder as folder_module
 from fitv2.data.formats import UnreadableImage
+from fitv2.errors import UserError
 from image_folders import open_folder, save_image
 
 SIZES = {  # height, width in pixels; the tests' budget is 16 tokens of 4 x 4 pixels
@@ -67,6 +68,23 @@ def test_latents_are_as_planned(root, channels, preprocessing):
             assert latent.shape == (channels, rows * 4, columns * 4)
             assert latent.dtype == torch.float32 and latent.is_contiguous()
             assert latent.min() >= -1 and latent.max() <= 1
+
+
+def test_each_epoch_draws_a_budget_for_each_image(root):
+    data = open_folder(root, preprocessing="resize", further_tokens=(9, 4))  # 4 tokens are too few for two of them.
+    alone = []
+    for budget in (16, 9, 4):
+        one = open_folder(root, preprocessing="resize", max_tokens=budget)
+        alone.append({path: tuple(hw) for path, hw in zip(one.paths, one.epoch(0, 0).hw.tolist(), strict=True)})
+    seen: dict[str, set] = {path: set() for path in data.paths}
+    for epoch in range(30):
+        view = data.epoch(epoch, seed=0)
+        for index, (path, hw) in enumerate(zip(data.paths, view.hw.tolist(), strict=True)):
+            seen[path].add(tuple(hw))
+            assert view.latent(index).shape == (3, hw[0] * 4, hw[1] * 4)
+    assert seen == {path: {of_budget[path] for of_budget in alone if path in of_budget} for path in data.paths}
+    with pytest.raises(UserError, match="one of them"):
+        open_folder(root, preprocessing="resize", further_tokens=(9,), min_scale=0.5)
 
 
 def test_sizes_without_scale(root):

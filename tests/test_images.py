@@ -9,6 +9,7 @@ from PIL import Image
 from fitv2.data.fashion import bundled
 from fitv2.data.images import (
     MAX_STRETCH,
+    all_variants,
     centre_crop,
     cropped_share,
     fit_size,
@@ -19,6 +20,7 @@ from fitv2.data.images import (
     variants,
     why_unfit,
 )
+from fitv2.errors import UserError
 
 
 @pytest.fixture
@@ -180,3 +182,18 @@ def test_nothing_is_stretched_beyond_the_bound(size):
 def test_what_would_be_enlarged_to_a_patch_is_refused(size, preprocessing, reason):
     told = why_unfit(*size, 16, 8, preprocessing)
     assert told is None if reason is None else told.startswith(f"{reason}: {size[0]}x{size[1]}")
+
+
+def test_further_budgets_are_variants_of_their_own():
+    sizes = np.array([[96, 96], [40, 200], [16, 24]])
+    hw, possible, names = all_variants(sizes, 144, 8, "resize", (36, 9))
+    assert possible.tolist() == [3, 3, 3] and names == ("resize",) * 3
+    for column, budget in enumerate((144, 36, 9)):
+        alone = variant_sizes(sizes, budget, 8, "resize")[0][:, 0]
+        assert (hw[:, column] == alone).all() and (hw[:, column].prod(1) <= budget * 64).all()
+    assert (hw[2, 0] == hw[2, 2]).all()  # A small image is the same under every budget.
+    for wrong in ((144,), (200, 36), (0,)):
+        with pytest.raises(UserError, match="further_tokens"):
+            all_variants(sizes, 144, 8, "resize", wrong)
+    with pytest.raises(UserError, match="resize"):
+        all_variants(sizes, 144, 8, "mixed", (36,))

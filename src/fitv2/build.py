@@ -72,6 +72,7 @@ def build_dataset(data: DataSettings, patch_size: int, cache_file: Path | None =
         preprocessing=data.preprocessing,
         flip=data.flip,
         min_scale=data.min_scale,
+        further_tokens=data.further_tokens,
         cache_file=cache_file,
         labels_from=data.labels,
     )
@@ -89,7 +90,7 @@ def build_fashion(data: FashionSettings, patch_size: int) -> Fashion:
     """The built-in garments."""
     if patch_size != fashion.PATCH:
         raise UserError(f"fashion is cut into patches of {fashion.PATCH}; set model.patch_size={fashion.PATCH}")
-    settings = data.min_scale, data.max_tokens, data.preprocessing
+    settings = data.min_scale, data.max_tokens, data.preprocessing, data.further_tokens
     return fashion.bundled(*settings) if data.split == "bundled" else fashion.full("train", data.folder, *settings)
 
 
@@ -124,7 +125,7 @@ def refuse_others(
     data: FolderSettings, fixed: dict[str, Any], patch_size: int, latents: LatentShards | type[OfficialLatents]
 ) -> None:
     """Raises UserError for a setting that was given and differs from that of the stored latents."""
-    for key, value in ({"min_scale": 1.0} | fixed).items():
+    for key, value in ({"min_scale": 1.0, "further_tokens": ()} | fixed).items():
         given = getattr(data, key)
         if key in data.model_fields_set and given != value:
             raise UserError(

@@ -108,7 +108,10 @@ MinScale = Annotated[
     float, Field(gt=0, le=1, description="draw images at random linear scales from this up to 1; 1: their own size")
 ]
 
-
+FurtherTokens = Annotated[
+    tuple[PositiveInt, ...],
+    Field(description="smaller budgets than max_tokens: each epoch draws one of all for each image"),
+]
 Preprocessing = Literal["mixed", "resize", "crop"]
 
 
@@ -131,6 +134,7 @@ class FashionSettings(Settings):
         default="resize", description="Algorithm 1 of FiTv2 (mixed) or one of its versions; default for fashion resize"
     )
     min_scale: MinScale = 1.0
+    further_tokens: FurtherTokens = ()
 
 
 class FolderSettings(Settings):
@@ -150,6 +154,7 @@ class FolderSettings(Settings):
         default=None, description="sizes that --dry-run plans with while the source is not here"
     )
     min_scale: MinScale = 1.0
+    further_tokens: FurtherTokens = ()
 
 
 DataSettings = FashionSettings | FolderSettings

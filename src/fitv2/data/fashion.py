@@ -23,7 +23,7 @@ from torch import Tensor
 from ..errors import UserError
 from . import images
 from .dataset import Dataset
-from .images import VARIANTS, Preprocessing, fitted, variant_sizes, variants
+from .images import Preprocessing, all_variants, fitted, variants
 
 PATCH = 4
 SIDE = 28
@@ -52,6 +52,7 @@ class Fashion(Dataset):
             to the patch, and cropped as `images.resize` does where that would stretch it.
         max_tokens, preprocessing: The budget, and what each epoch draws of the `images.variants` under it. "resize" and
             "crop" make all epochs alike, as a reference for evaluation has to be.
+        further_tokens: Smaller budgets; each epoch draws one of all for each image.
 
     `sizes` (N, 2) are in pixels of whole garments, `hw` in patches. Raises UserError if min_scale is below 1 with
     anything but whole garments, or if the preprocessing is unknown.
@@ -67,19 +68,20 @@ class Fashion(Dataset):
         min_scale: float = 1.0,
         max_tokens: int = WHOLE,
         preprocessing: Preprocessing = "resize",
+        further_tokens: Sequence[int] = (),
     ) -> None:
-        if min_scale < 1 and (max_tokens < WHOLE or preprocessing == "crop"):
+        if min_scale < 1 and (max_tokens < WHOLE or preprocessing == "crop" or further_tokens):
             raise UserError(
-                f"data.min_scale={min_scale} shrinks whole garments: set data.max_tokens={WHOLE} and "
-                "data.preprocessing=resize, or data.min_scale=1"
+                f"data.min_scale={min_scale} shrinks whole garments: set data.max_tokens={WHOLE}, no "
+                "data.further_tokens and data.preprocessing=resize, or data.min_scale=1"
             )
         variants(SIDE, SIDE, max_tokens, PATCH, preprocessing)  # Raises for an unknown one.
         self.images, self.labels = images, np.asarray(labels, dtype=np.int64)
         self.sizes = np.array([image.shape for image in images], dtype=np.int64)
         self.hw = self.sizes // PATCH
-        self.min_scale, self.variants = min_scale, VARIANTS[preprocessing]
-        self.drawn = ("scale",) if min_scale < 1 else ("variant",)
-        sizes, self.possible = variant_sizes(self.sizes, max_tokens, PATCH, preprocessing)
+        self.min_scale, self.drawn = min_scale, ("scale",) if min_scale < 1 else ("variant",)
+        found = all_variants(self.sizes, max_tokens, PATCH, preprocessing, further_tokens)
+        sizes, self.possible, self.variants = found
         self.variant_hw = sizes // PATCH
 
     def sized(self, variant: np.ndarray, scale: np.ndarray) -> np.ndarray:

@@ -23,7 +23,17 @@ from .contents import Labels, read_contents
 from .dataset import Dataset
 from .decode import decode
 from .formats import UnreadableImage
-from .images import VARIANTS, Preprocessing, fit_size, fitted, to_array, to_latent, variant_sizes, variants, why_unfit
+from .images import (
+    Preprocessing,
+    all_variants,
+    fit_size,
+    fitted,
+    to_array,
+    to_latent,
+    variant_sizes,
+    variants,
+    why_unfit,
+)
 from .listing import Item
 from .scan import ScanReport, check_all
 
@@ -40,6 +50,7 @@ class ImageFolder(Dataset):
         channels: 3 for colour, 1 for grey.
         flip: Whether each epoch mirrors an image left to right with probability 1/2.
         min_scale: In (0, 1]; each epoch shrinks an image by a linear factor drawn from [min_scale, 1].
+        further_tokens: Smaller budgets; each epoch draws one of all for each image.
         cache_file: Where to keep sizes between starts.
         labels_from, labels_option: See `contents.read_contents`.
 
@@ -62,6 +73,7 @@ class ImageFolder(Dataset):
         preprocessing: Preprocessing = "mixed",
         flip: bool = True,
         min_scale: float = 1.0,
+        further_tokens: Sequence[int] = (),
         cache_file: Path | None = None,
         labels_from: Labels = "auto",
         labels_option: str | None = "--set data.labels=",
@@ -75,7 +87,10 @@ class ImageFolder(Dataset):
         variants(1, 1, max_tokens, patch, preprocessing)
         self.root = Path(root)
         self.patch_size, self.channels, self.flip, self.min_scale = patch, channels, flip, min_scale
+        if further_tokens and min_scale < 1:
+            raise UserError("data.further_tokens and data.min_scale both shrink images: set one of them")
         self.budget = max_tokens, patch, preprocessing
+        self.least = min(max_tokens, *further_tokens) if further_tokens else max_tokens
         self.mode: Literal["RGB", "L"] = "RGB" if channels == 3 else "L"
         if not self.root.is_dir():
             raise UserError(
@@ -88,7 +103,7 @@ class ImageFolder(Dataset):
         self.class_names = readable_names(contents.class_names)
         self.num_classes = len(self.class_names)
         self._scan(contents.items, cache_file)
-        sizes, self.possible = variant_sizes(self.sizes, *self.budget)
+        sizes, self.possible, self.variants = all_variants(self.sizes, *self.budget, further_tokens)
         self.variant_hw = sizes // patch
         for label in np.setdiff1d(np.arange(self.num_classes), self.labels)[:MOST_EMPTY]:
             logger.warning("class %r has no readable image: it cannot be learned", self.class_names[label])
@@ -107,9 +122,9 @@ class ImageFolder(Dataset):
         short, long = sizes.min(1), sizes.max(1)
         fits = np.ones(len(sizes), bool)
         # Only extreme sizes may be unfit: there may be a million others.
-        for place in np.flatnonzero((short < self.patch_size) | (long > self.budget[0] * short)).tolist():
+        for place in np.flatnonzero((short < self.patch_size) | (long > self.least * short)).tolist():
             height, width = sizes[place].tolist()
-            if reason := why_unfit(height, width, *self.budget):
+            if reason := why_unfit(height, width, self.least, *self.budget[1:]):
                 fits[place], reasons[int(kept[place])] = False, reason
         report.skipped += [(names[i], reasons[i]) for i in sorted(reasons)]
         self.sizes, kept = sizes[fits], kept[fits].tolist()
@@ -137,7 +152,7 @@ class ImageFolder(Dataset):
             raise UnreadableImage(f"{name} could be read at the start and now cannot: {error}") from error
         if (image.height, image.width) != size:
             raise UnreadableImage(f"{name} was {size} pixels at the start and now is {(image.height, image.width)}")
-        image = fitted(image, (hw[0] * self.patch_size, hw[1] * self.patch_size), VARIANTS[self.budget[2]][variant])
+        image = fitted(image, (hw[0] * self.patch_size, hw[1] * self.patch_size), self.variants[variant])
         return to_latent(to_array(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image))
 
     def identity(self) -> tuple[list[str], list[np.ndarray], Path]:

@@ -10,6 +10,7 @@ training examples (`why_unfit`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import isqrt
 from typing import Literal
 
@@ -109,6 +110,26 @@ def variant_sizes(
     every = [np.broadcast_arrays(*target_size(height, width, max_tokens, patch, v, scale), height)[:2] for v in names]
     possible = np.where(can_crop(height, width, max_tokens, patch), len(names), 1)
     return np.stack([np.stack(size, -1) for size in every], 1), possible
+
+
+def all_variants(
+    sizes: np.ndarray, max_tokens: int, patch: int, preprocessing: Preprocessing, further: Sequence[int] = ()
+) -> tuple[np.ndarray, np.ndarray, tuple[Variant, ...]]:
+    """Returns `variant_sizes`, or with further, smaller budgets the size of each image under each of them, and names.
+
+    Raises UserError for further budgets with another preprocessing than "resize", or above `max_tokens`.
+    """
+    if not further:
+        return *variant_sizes(sizes, max_tokens, patch, preprocessing), VARIANTS[preprocessing]
+    if preprocessing != "resize" or not 0 < min(further) <= max(further) < max_tokens:
+        raise UserError(
+            f"data.further_tokens={list(further)} must be below data.max_tokens={max_tokens}, and goes with "
+            'data.preprocessing="resize"'
+        )
+    budgets = (max_tokens, *further)
+    under = [variant_sizes(sizes, budget, patch, "resize")[0] for budget in budgets]
+    names: tuple[Variant, ...] = ("resize",) * len(budgets)
+    return np.concatenate(under, 1), np.full(len(sizes), len(budgets)), names
 
 
 def prepare(image: Image.Image, max_tokens: int, patch: int, variant: Variant) -> Image.Image:
