@@ -19,6 +19,9 @@ from fitv2.profiling.formula import (
     training_bytes,
 )
 from fitv2.profiling.measure import most_bytes
+from fitv2.profiling.training_plan import optimizer_flops
+from fitv2.training.optimizer import Optimizer
+from tiny import recipe
 
 SMALL = FiTConfig(width=48, depth=2, heads=3, num_classes=5)
 ODD = FiTConfig(width=64, depth=3, heads=2, patch_size=4, in_channels=1, mlp_ratio=2.5, lora_rank=5)
@@ -137,3 +140,14 @@ def test_memory_of_sit_is_near_the_measured_memory(side, precision):
 def test_memory_of_inference_is_near_the_peak_of_a_forward_pass(config, sizes, precision):
     estimate = forward_bytes(config, sum(h * w for h, w in sizes), precision)
     assert estimate == pytest.approx(inference_bytes(config, sizes, precision), rel=0.25)
+
+
+def test_the_flops_of_muon_are_those_that_torch_counts():
+    model = build_network(SMALL)
+    settings = recipe("training.optimizer=muon").training
+    optimizer = Optimizer(dict(model.named_parameters()), settings)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    with FlopCounterMode(display=False) as counter:
+        optimizer.step(1e-3, torch.ones((), dtype=torch.bool))
+    assert optimizer_flops(SMALL) == counter.get_total_flops() > 0

@@ -150,7 +150,7 @@ def carry_out(chosen: Recipe, run: Path, resume: bool, device: str | None, ignor
             report = getattr(dataset, "report", None)
             if report is not None:  # What a folder's scan found and skipped; the scan itself has logged it.
                 report.write(run / "skipped.json")
-            logging.info("%s", "\n".join(data_lines(dataset, chosen.training.holdout)))
+            logging.info("%s", "\n".join(data_lines(dataset, chosen.training)))
             if not begun or not (run / "inputs.png").is_file():
                 write_inputs(run / "inputs.png", dataset, chosen.training.seed)
         with training_progress(chosen.training.steps) if speaks() else nullcontext(lambda figures: None) as progress:

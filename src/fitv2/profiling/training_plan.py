@@ -11,11 +11,12 @@ import torch
 from ..data.dataset import Dataset
 from ..data.packing import packing_efficiency, plan_packs
 from ..model.config import NetworkConfig
-from ..model.network import build_network
+from ..model.network import bare_model, build_network
 from ..settings import Recipe
 from ..tokens import TokenBatch
 from ..training.finetune import trained_fraction
 from ..training.holdout import choose_held_out
+from ..training.optimizer import ITERATIONS, is_block_matrix
 from .formula import attention_flops, forward_flops, parameters, training_bytes
 from .measure import in_turn
 from .profile import PASSES_OF_A_STEP, training_step
@@ -31,9 +32,10 @@ def plan_figures(recipe: Recipe, dataset: Dataset, config: NetworkConfig, device
     padded to the longest.
     """
     settings = recipe.training
-    lengths = np.delete(dataset.epoch(0, settings.seed).hw.prod(1), choose_held_out(len(dataset), settings.holdout))
+    lengths = np.delete(dataset.epoch(0, settings.seed).hw.prod(1), choose_held_out(len(dataset), settings))
     packs = plan_packs(lengths, settings.max_tokens_per_batch, settings.seed, 0)
     step = int(training_flops(recipe, config, lengths.tolist()) * settings.batches_per_step / len(packs))
+    step += optimizer_flops(config) if settings.optimizer == "muon" else 0
     return {
         "parameters": parameters(config),
         "trained_fraction": trained_fraction(config, settings.trainable),
@@ -59,7 +61,19 @@ def training_flops(recipe: Recipe, config: NetworkConfig, lengths: list[int]) ->
     # Of the backward pass, the half that leads to the inputs is always needed, the other for weights that are trained
     # and for attention, which has none; activation checkpointing repeats the forward pass in it.
     passes = 2 + trained + recipe.training.activation_checkpointing
+    if recipe.training.objective == "transition":  # Two more of the network, and two of the model that teaches it.
+        passes += 4
     return passes * forward + (1 - trained) * attention
+
+
+def optimizer_flops(config: NetworkConfig) -> int:
+    """Returns the FLOPs of the matrix products by which Muon makes the matrices of the blocks orthogonal, in a step."""
+    flops, shapes = 0, dict(bare_model(config).named_parameters())
+    for name, weight in shapes.items():
+        if is_block_matrix(name, shapes):
+            short, long = sorted(weight.shape)
+            flops += ITERATIONS * 2 * (2 * short**2 * long + short**3)
+    return flops
 
 
 def needed_bytes(recipe: Recipe, config: NetworkConfig, devices: int) -> int:

@@ -22,7 +22,7 @@ from ..data.formats import UnreadableImage
 from ..distributed.parallel import ParallelModel
 from ..distributed.ranks import all_gather
 from ..randomness import Purpose, numpy_generator, torch_generator
-from ..settings import Recipe
+from ..settings import Recipe, TrainingSettings
 from ..tokens import TokenBatch, upload
 
 logger = logging.getLogger(__name__)
@@ -35,12 +35,14 @@ GOLDEN = (math.sqrt(5) - 1) / 2
 LOSS, BY_TIME, BY_SIZE = "holdout_loss", "holdout_loss/time_", "holdout_loss/tokens_"
 
 
-def choose_held_out(images: int, fraction: float) -> np.ndarray:
+def choose_held_out(images: int, training: TrainingSettings) -> np.ndarray:
     """Returns the indices of the held-out images, (N,) int64: for the same number of images always the same.
 
-    N is this fraction of the images, at least 64 and at most 256; 0 of fewer than 640 images.
+    N is the fraction `training.holdout` of the images, at least 64 and at most 256; 0 of fewer than 640 images. It is 0
+    for transitions: a model teaches them, and how well they agree with the data says nothing.
     """
-    if not fraction or images < FEWEST:
+    fraction = training.holdout
+    if not fraction or images < FEWEST or training.objective == "transition":
         return np.empty(0, np.int64)
     number = min(max(round(fraction * images), LEAST), MOST)
     return np.argsort(numpy_generator(Purpose.HOLDOUT).random(images), kind="stable")[:number]
@@ -69,9 +71,7 @@ class Holdout:
 
     def __init__(self, dataset: Dataset, recipe: Recipe, loss_at: LossAt) -> None:
         self.dataset, self.recipe, self.loss_at = dataset, recipe, loss_at
-        # Transitions are taught by a model: how well they agree with the data says nothing about them.
-        fraction = recipe.training.holdout if recipe.training.objective == "flow" else 0.0
-        self.chosen = choose_held_out(len(dataset), fraction)
+        self.chosen = choose_held_out(len(dataset), recipe.training)
         number = max(len(self.chosen), 1)
         self.images = np.tile(self.chosen, MOST // number)
         self.repetition = np.arange(len(self.images)) // number

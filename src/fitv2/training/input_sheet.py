@@ -14,6 +14,7 @@ from ..data.formats import UnreadableImage
 from ..data.labelling import class_lines, count_classes
 from ..errors import UserError
 from ..messages import counted
+from ..settings import TrainingSettings
 from ..sheets import contact_sheet, save_sheet, to_image
 from .holdout import FEWEST, choose_held_out
 
@@ -22,15 +23,12 @@ logger = logging.getLogger(__name__)
 IMAGES, LATENTS = 64, 16
 
 
-def data_lines(dataset: Dataset, holdout: float) -> Iterator[str]:
-    """Yields lines for people: the number of images, and the classes with their numbers of images.
-
-    holdout: as of the recipe.
-    """
-    held_out = len(choose_held_out(len(dataset), holdout))
+def data_lines(dataset: Dataset, training: TrainingSettings) -> Iterator[str]:
+    """Yields lines for people: the number of images, and the classes with their numbers of images."""
+    held_out = len(choose_held_out(len(dataset), training))
     others = f", and measuring {held_out} others that are held out" if held_out else ""
     yield f"training on {counted(len(dataset) - held_out, 'image')}{others}"
-    if holdout and not held_out:
+    if training.holdout and not held_out and training.objective == "flow":
         yield f"  none is held out: {len(dataset)} are fewer than {FEWEST}"
     yield from (f"  {line}" for line in class_lines(count_classes(dataset.labels, class_names(dataset))))
 
