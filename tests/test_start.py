@@ -23,6 +23,10 @@ def base(names=CLASSES, **changes) -> Pretrained:
     return Pretrained(random_model(replace(CONFIG, **changes)), list(names), [[(8, 8, 1)]])
 
 
+def beginning(*settings: str):
+    return recipe("training.init_from=theirs", *(f"training.{setting}" for setting in settings)).training
+
+
 def fresh() -> FiT:
     torch.manual_seed(1)
     return FiT(CONFIG)
@@ -41,16 +45,16 @@ def trained(run, *settings):
 
 def test_the_same_classes_and_latents_take_everything():
     model, start = fresh(), base()
-    found = init_from(model, start, garments())
+    found = init_from(model, start, garments(), beginning())
     assert found.notes == [] and found.reinitialised == set() == changed(model, start.model)
-    (note,) = init_from(fresh(), replace(start, autoencoder="some/vae"), garments()).notes
+    (note,) = init_from(fresh(), replace(start, autoencoder="some/vae"), garments(), beginning()).notes
     assert "latents of some/vae" in note
 
 
 @pytest.mark.parametrize("start", [base(names="abcdefghij"), base(names="abcde", num_classes=5)])
 def test_other_classes_begin_with_a_new_table_but_the_old_row_of_no_class(start):
     model = fresh()
-    found = init_from(model, start, garments(), trainable="high-resolution")
+    found = init_from(model, start, garments(), beginning("trainable=high-resolution"))
     assert len(found.notes) == 1 and "label embedding" in found.notes[0]
     assert changed(model, start.model) <= {LABELS}
     table = model.y_embedder.embedding_table.weight
@@ -65,7 +69,7 @@ def test_other_classes_begin_with_a_new_table_but_the_old_row_of_no_class(start)
 @pytest.mark.parametrize(("changes", "reinit"), [({"in_channels": 4}, []), ({}, ["patches"])])
 def test_other_latents_or_reinit_begin_with_new_patch_layers(changes, reinit):
     model, start = fresh(), base(**changes)
-    (note,) = init_from(model, start, garments(), reinit=reinit).notes
+    (note,) = init_from(model, start, garments(), beginning(f"reinit={json.dumps(reinit)}")).notes
     assert "patch layers" in note
     theirs, before = start.model.state_dict(), fresh().state_dict()
     for name, weight in model.state_dict().items():
@@ -77,9 +81,9 @@ def test_a_base_of_another_width_is_refused(names):
     """Whether its classes are others or not, and by a plan as by a training."""
     start = base(names, width=64)
     with pytest.raises(UserError, match=r"another shape.*\(64,\)"):
-        init_from(fresh(), start, garments())
+        init_from(fresh(), start, garments(), beginning())
     with pytest.raises(UserError, match="another shape"):
-        check_start(CONFIG, start, garments(), ())
+        check_start(CONFIG, start, garments(), beginning())
 
 
 def test_the_fraction_trained_at_high_resolution_is_that_of_the_paper():

@@ -252,9 +252,9 @@ class TrainingSettings(Settings):
 
     @model_validator(mode="after")
     def transitions_have_their_own_times(self) -> Self:
-        useless = self.changed("time_density", "time_mean", "time_std", "time_scale", "shift_tokens", "reinit")
-        if self.objective == "transition" and useless:
-            raise UserError(f"{', '.join(useless)}: no effect with objective=transition; remove it")
+        keys = ("time_density", "time_mean", "time_std", "time_scale", "shift_tokens", "reinit", "compile")
+        if self.objective == "transition" and (others := self.changed(*keys)):
+            raise UserError(f"{', '.join(others)}: not with objective=transition; remove it")
         return self
 
     @model_validator(mode="after")
@@ -316,6 +316,8 @@ class Recipe(Settings):
             useless = training.changed("init_from", "reinit", "trainable", "compile", "sharding")
         elif model.extrapolation is not None and training.init_from is None:
             raise UserError("model.extrapolation goes with training.init_from: it extends the size of that model")
+        elif model.extrapolation is not None and training.objective == "transition":
+            raise UserError("model.extrapolation: not with training.objective=transition; remove it")
         if model.prediction == "epsilon":
             useless += training.changed(
                 "time_density", "time_mean", "time_std", "time_scale", "shift_tokens", "objective"

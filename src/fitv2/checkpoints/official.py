@@ -184,7 +184,7 @@ def check_official(config: NetworkConfig) -> None:
         raise UserError(f"the authors' checkpoints are of FiT and FiTv2, not of {architecture_of(config)}")
     if config.context != "none":
         raise UserError(f"the authors' code has no model with context={config.context!r}")
-    for part in ("qk_norm", "modulation", "prediction"):
+    for part in ("qk_norm", "modulation", "prediction", "internal_head", "position_range", "target_blocks"):
         value = getattr(config, part)
         if value != getattr(type(config), part):
             name = architecture_of(config)

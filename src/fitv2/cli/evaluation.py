@@ -6,7 +6,7 @@ import json
 import re
 import sys
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -83,7 +83,7 @@ def run(request: Request, device: str | None, as_json: bool) -> None:
     """Carries out an evaluation, together with the other processes if there are any; the first alone scores."""
     from ..data.contents import refuse_among
     from ..distributed.ranks import destroy_process_group, join_processes, on_rank0, only_on_rank0
-    from ..evaluation.generated import make_samples
+    from ..evaluation.generated import lasting, make_samples
     from .progress import image_progress
 
     root, number = request.out or OUT, request.number or DEFAULT_NUMBER
@@ -98,7 +98,7 @@ def run(request: Request, device: str | None, as_json: bool) -> None:
             evaluation, samples, about = opened or (None, [], {})
             maker = load(request, number, ranks.device) if request.samplings else None
             if maker is not None:
-                about |= maker.settings | {"num": number, "sampling": [asdict(one) for one in maker.samplings]}
+                about |= maker.settings | {"num": number, "sampling": [lasting(one) for one in maker.samplings]}
             folder = on_rank0(lambda: claim(request, about, held))
             if maker is not None:
                 samples = make_samples(maker, request.sizes, number, root / "samples", ranks, progress, tell_seconds)

@@ -111,7 +111,7 @@ def check_ahead(recipe: Recipe, run: Path, dataset: Dataset, stands_in: bool) ->
         return build_model_config(recipe, dataset), [f"{start} is not here: planned without the model to begin with"]
     base = build_base(recipe.training, dtype=None)
     config = build_model_config(recipe, dataset, base)
-    notes = [] if base is None else check_start(config, base, dataset, recipe.training.reinit)
+    notes = [] if base is None else check_start(config, base, dataset, recipe.training)
     return config, [f"{start}: {note}" for note in notes]
 
 

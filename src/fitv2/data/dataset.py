@@ -34,6 +34,7 @@ class Dataset(ABC):
         flip: Whether an epoch mirrors each image left to right with probability 1/2.
         drawn: What an epoch draws for each image, in the order of the random numbers.
         report: What a scan of the files found, if there was one.
+        budgets: The number of token budgets that an epoch draws from, the largest first among the variants.
     """
 
     patch_size: int
@@ -47,6 +48,7 @@ class Dataset(ABC):
     flip: bool = False
     drawn: tuple[str, ...] = ("variant", "flip")
     report: ScanReport | None = None
+    budgets: int = 1
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -80,14 +82,16 @@ class Dataset(ABC):
     def shapes(self, most: int) -> list[list[tuple[int, int, int]]]:
         """Returns the `most` frequent (height, width, count) in latent pixels of each class, in one epoch.
 
-        Sizes of equal frequency are in the order of their first image.
+        Sizes of equal frequency are in the order of their first image. Of several budgets the largest counts: these are
+        the sizes that the model is asked for.
         """
-        height, width = self.first_hw.T
+        hw = self.first_hw if self.budgets == 1 else self.variant_hw[:, 0]
+        height, width = hw.T
         key = (self.labels * (height.max() + 1) + height) * (width.max() + 1) + width
         _, first, count = np.unique(key, return_index=True, return_counts=True)
         order = np.lexsort((first, -count))
         shapes: list[list[tuple[int, int, int]]] = [[] for _ in range(max(self.num_classes, 1))]
-        found = np.column_stack((self.labels[first], self.first_hw[first] * self.patch_size, count))
+        found = np.column_stack((self.labels[first], hw[first] * self.patch_size, count))
         for label, h, w, number in found[order].tolist():
             if len(shapes[label]) < most:
                 shapes[label].append((h, w, number))

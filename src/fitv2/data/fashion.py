@@ -82,6 +82,7 @@ class Fashion(Dataset):
         self.min_scale, self.drawn = min_scale, ("scale",) if min_scale < 1 else ("variant",)
         found = all_variants(self.sizes, max_tokens, PATCH, preprocessing, further_tokens)
         sizes, self.possible, self.variants = found
+        self.budgets = 1 + len(further_tokens)
         self.variant_hw = sizes // PATCH
 
     def sized(self, variant: np.ndarray, scale: np.ndarray) -> np.ndarray:

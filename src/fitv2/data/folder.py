@@ -104,6 +104,7 @@ class ImageFolder(Dataset):
         self.num_classes = len(self.class_names)
         self._scan(contents.items, cache_file)
         sizes, self.possible, self.variants = all_variants(self.sizes, *self.budget, further_tokens)
+        self.budgets = 1 + len(further_tokens)
         self.variant_hw = sizes // patch
         for label in np.setdiff1d(np.arange(self.num_classes), self.labels)[:MOST_EMPTY]:
             logger.warning("class %r has no readable image: it cannot be learned", self.class_names[label])

@@ -26,6 +26,11 @@ class DiffusionLoss(NamedTuple):
     mse: Tensor
     bound: Tensor
 
+    @property
+    def reported(self) -> Tensor:
+        """() float32, detached: the loss."""
+        return self.loss.detach()
+
 
 def diffusion_loss(
     network: Denoiser,

@@ -16,7 +16,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from ..checkpoints.state_dict import weights_digest
 from ..distributed.ranks import Ranks, locked_on_rank0, on_rank0, shard_of_rank
 from ..errors import UserError
 from ..hashes import json_digest
+from ..model.config import NetworkConfig
 from ..model.presets import architecture_of
 from ..randomness import Purpose, numpy_generator
 from ..sampling.generate import generate, max_tokens
@@ -110,6 +111,15 @@ def _drawn_sizes(pretrained: Pretrained, number: int, seed: int) -> list[tuple[i
 
 # Their images
 
+# Fields that came later: at their defaults they are left out, so that images made before keep their names.
+LATER = {"internal_head", "position_range", "target_blocks", "internal_guidance", "internal_interval", "shift_tokens"}
+
+
+def lasting(settings: NetworkConfig | Sampling) -> dict[str, Any]:
+    """Returns the fields of a configuration as names of images and models are made of them."""
+    defaults = {field.name: field.default for field in fields(settings)}
+    return {key: v for key, v in asdict(settings).items() if key not in LATER or v != defaults[key]}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Maker:
@@ -126,7 +136,7 @@ class Maker:
     def settings(self) -> dict[str, Any]:
         """What the images depend on besides sampling and size."""
         config = self.pretrained.model.config
-        about = json.dumps([architecture_of(config), asdict(config)], sort_keys=True)
+        about = json.dumps([architecture_of(config), lasting(config)], sort_keys=True)
         return {
             "format": FORMAT,
             "model_sha256": weights_digest(self.pretrained.model.state_dict(), about),
@@ -193,7 +203,7 @@ class GeneratedImages(Images):
         sizes = np.array([spec.size for spec in self.specs]) * factor
         super().__init__(maker.name, sizes, labels if names else np.zeros_like(labels), names)
         self.sampling, self.size = sampling, size
-        self.settings = maker.settings | {"size": str(size), "sampling": asdict(sampling)}
+        self.settings = maker.settings | {"size": str(size), "sampling": lasting(sampling)}
         self.folder = out / f"{str(size).replace(':', '-')}-{json_digest(self.settings)[:12]}"
         self.shards = [
             (self.folder / f"{start // SHARD:05d}.npz", slice(start, min(start + SHARD, number)))

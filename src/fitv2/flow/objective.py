@@ -22,6 +22,11 @@ class FlowLoss(NamedTuple):
     per_image: Tensor
     t: Tensor
 
+    @property
+    def reported(self) -> Tensor:
+        """() float32, detached: the mean of `per_image`, which compares with other trainings."""
+        return self.per_image.mean()
+
 
 def flow_loss(
     velocity: Denoiser,

@@ -22,8 +22,6 @@ from .path import interpolate
 
 # (images z at their times, t (B,), labels (B,)) to their guided velocity (T, C).
 Teacher = Callable[[TokenBatch, Tensor, Tensor], Tensor]
-# Half the width of the central difference, as in Transition Models.
-EPSILON = 0.005
 # The fraction of images whose r is t, where the target is the teacher's velocity itself.
 INSTANT = 0.25
 # Keeps the weight 1 / (error + this) of an image finite.
@@ -38,6 +36,7 @@ def transition_loss(
     generator: torch.Generator,
     teacher: Teacher,
     class_dropout_prob: float = 0.1,
+    epsilon: float = 0.005,
 ) -> FlowLoss:
     """Returns the loss at random pairs of times and noise; images lose their label as in `flow_loss`.
 
@@ -51,7 +50,7 @@ def transition_loss(
     dropped_B = upload(torch.rand(images, generator=generator) < class_dropout_prob, device)
     noise_TC = upload(torch.randn(data.x.shape, generator=generator), device)
     labels_B = labels_B.masked_fill(dropped_B, null_label)
-    return transition_loss_at(network, data, noise_TC, t_B, r_B, labels_B, teacher)
+    return transition_loss_at(network, data, noise_TC, t_B, r_B, labels_B, teacher, epsilon)
 
 
 def transition_loss_at(
@@ -62,6 +61,7 @@ def transition_loss_at(
     r_B: Tensor,
     labels_B: Tensor,
     teacher: Teacher,
+    epsilon: float = 0.005,
 ) -> FlowLoss:
     """Returns the squared error of the mean velocity from t to r: mean over each image's own numbers, then over images.
 
@@ -71,7 +71,7 @@ def transition_loss_at(
     z_TC = interpolate(data.x, noise_TC, data.expand_to_tokens(t_B)[:, None])
     with torch.no_grad():
         velocity_TC = teacher(data.with_x(z_TC), t_B, labels_B)
-        slope_TC = derivative(network, data.with_x(z_TC), velocity_TC, t_B, r_B, labels_B)
+        slope_TC = derivative(network, data.with_x(z_TC), velocity_TC, t_B, r_B, labels_B, epsilon)
         target_TC = velocity_TC + data.expand_to_tokens(r_B - t_B)[:, None] * slope_TC
     predicted_TC = network(data.with_x(z_TC), t_B, labels_B, target_B=r_B).float()
     error_B = data.image_mean((predicted_TC - target_TC).square().mean(1))
@@ -79,10 +79,19 @@ def transition_loss_at(
 
 
 def derivative(
-    network: Denoiser, z: TokenBatch, velocity_TC: Tensor, t_B: Tensor, r_B: Tensor, labels_B: Tensor
+    network: Denoiser,
+    z: TokenBatch,
+    velocity_TC: Tensor,
+    t_B: Tensor,
+    r_B: Tensor,
+    labels_B: Tensor,
+    epsilon: float = 0.005,
 ) -> Tensor:
-    """Returns du/dt (T, C) along the path through z with this velocity, by a difference within [0, 1]."""
-    before_B, after_B = (t_B - EPSILON).clamp(min=0), (t_B + EPSILON).clamp(max=1)
+    """Returns du/dt (T, C) along the path through z with this velocity, by a difference within [0, 1].
+
+    epsilon: half the width of the difference, as wide as the precision of the network needs it.
+    """
+    before_B, after_B = (t_B - epsilon).clamp(min=0), (t_B + epsilon).clamp(max=1)
     before, after = (
         network(
             z.with_x(z.x + z.expand_to_tokens(s_B - t_B)[:, None] * velocity_TC), s_B, labels_B, target_B=r_B

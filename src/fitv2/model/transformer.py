@@ -108,9 +108,14 @@ class FiT(nn.Module):
             if self.config.context == "joint" and context:
                 sequence, positions_T2, own = join(sequence, context)
             table = self.rotations(sequence, batch, rope or self.config.rope, positions_T2)
-            x_TD, heads = sequence.x, []
-            for blocks, head, time_B in self.stages(*times, internal):
-                c_UD, c_U6D, rows = self.conditioning(batch, time_B, y_B, context)
+            x_TD, heads, stages = sequence.x, [], self.stages(*times, internal)
+            if cache is not None and len(stages) > 1:
+                raise ValueError("a cache reuses what all inner blocks add, and here they are in several stages")
+            conditioning = self.conditioning(batch, times[0], y_B, context)
+            for blocks, head, time_B in stages:
+                if time_B is not times[0]:
+                    conditioning = self.conditioning(batch, time_B, y_B, context)
+                c_UD, c_U6D, rows = conditioning
                 inputs = BlockInputs(c_UD, c_U6D, sequence.rows if own is not None else rows, sequence, table, context)
                 x_TD = run_blocks(blocks, x_TD, inputs, cache, self.token_budget, self.activation_checkpointing)
                 if head is not None:

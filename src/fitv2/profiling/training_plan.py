@@ -10,7 +10,7 @@ import torch
 
 from ..data.dataset import Dataset
 from ..data.packing import packing_efficiency, plan_packs
-from ..model.config import NetworkConfig
+from ..model.config import FiTConfig, NetworkConfig
 from ..model.network import bare_model, build_network
 from ..settings import Recipe
 from ..tokens import TokenBatch
@@ -79,7 +79,8 @@ def optimizer_flops(config: NetworkConfig) -> int:
 def needed_bytes(recipe: Recipe, config: NetworkConfig, devices: int) -> int:
     """Returns the estimated memory of a training step on each of `devices` devices, in bytes."""
     settings = recipe.training
-    return training_bytes(
+    teacher = 4 * parameters(config) if settings.objective == "transition" else 0  # On each device, whole.
+    return teacher + training_bytes(
         config,
         settings.max_tokens_per_batch,
         settings.activation_checkpointing,
@@ -102,7 +103,7 @@ class MeasuredStep:
 def measure_step(recipe: Recipe, dataset: Dataset, config: NetworkConfig, device: torch.device) -> MeasuredStep:
     """Measures a training step on noise in the sizes of the data: a few images, and of a large network two blocks."""
     if parameters(config) > LARGE:
-        config = replace(config, depth=min(config.depth, 2))
+        config = with_two_blocks(config)
     sizes = first_sizes(dataset.epoch(0, recipe.training.seed).hw, config, recipe.training.max_tokens_per_batch)
     lengths = [height * width for height, width in sizes]
     with device:
@@ -113,6 +114,14 @@ def measure_step(recipe: Recipe, dataset: Dataset, config: NetworkConfig, device
     seconds = min(in_turn({"step": step}, repeats=2)["step"])
     flops = PASSES_OF_A_STEP * forward_flops(config, lengths)
     return MeasuredStep(seconds, flops, sum(lengths), config.depth)
+
+
+def with_two_blocks(config: NetworkConfig) -> NetworkConfig:
+    """Returns the configuration of the same network with at most two blocks."""
+    if isinstance(config, FiTConfig):
+        head, targets = config.internal_head and 1, min(config.target_blocks, 1)
+        return replace(config, depth=min(config.depth, 2), internal_head=head, target_blocks=targets)
+    return replace(config, depth=min(config.depth, 2))
 
 
 def first_sizes(hw: np.ndarray, config: NetworkConfig, budget: int) -> list[tuple[int, int]]:

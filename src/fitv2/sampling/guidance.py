@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,12 +91,15 @@ class GuidedModel:
         context: TokenBatch | None,
     ) -> Tensor:
         """Returns the output of the model, with internal guidance of that scale: one number, or (T, 1)."""
-        inputs = batch, self._per_image(t, len(batch)), labels, context
+        options: dict[str, Any] = {}
         if target is not None:
-            return self.denoiser(*inputs, target_B=self._per_image(target, len(batch))).float()
-        if isinstance(scale, float) and scale == 1.0:
-            return self.denoiser(*inputs).float()
-        last, head = self.denoiser(*inputs, internal=True).float().chunk(2, dim=1)
+            options["target_B"] = self._per_image(target, len(batch))
+        if not (isinstance(scale, float) and scale == 1.0):
+            options["internal"] = True
+        output = self.denoiser(batch, self._per_image(t, len(batch)), labels, context, **options).float()
+        if "internal" not in options:
+            return output
+        last, head = output.chunk(2, dim=1)
         return head + scale * (last - head)
 
     def expand(self, t: Tensor) -> Tensor:

@@ -131,12 +131,17 @@ class Sampling:
         """
         given = {name: value for name, value in given.items() if value is not None}
         advice: dict[str, Any] = dict(recommended)
-        if given.get("solver") not in (None, advice.get("solver", default_solver(config))):
-            advice = without(advice, "steps", "shift", "shift_tokens", "cache_interval")
+        solver = given.get("solver")
+        if solver not in (None, advice.get("solver", default_solver(config))):
+            advice = without(advice, "steps", "shift", "cache_interval")
+            if solver in ADAPTIVE or solver in DIFFUSION_SOLVERS:
+                advice = without(advice, "shift_tokens")
         if given.get("guidance") == 1:
             advice = without(advice, *GUIDANCE_SETTINGS)
         if given.get("internal_guidance") == 1 or given.get("cache_interval", 1) > 1:
             advice = without(advice, "internal_guidance", "internal_interval")
+        elif "internal_guidance" in given:
+            advice = without(advice, "cache_interval")
         settings: dict[str, Any] = {"solver": default_solver(config), **advice, **given}
         sampling = cls(**settings)
         check_sampling(sampling, config)
@@ -200,6 +205,13 @@ def check_sampling(sampling: Sampling, config: NetworkConfig) -> None:
         raise UserError(
             "the solver transition is for models trained for few steps (training.objective=transition); choose another"
         )
+    if sampling.solver == "transition" and (sampling.guidance != 1 or sampling.cache_interval > 1):
+        raise UserError(
+            "guidance is part of this model, which was trained for few steps: sample it with guidance 1 and without a "
+            "cache interval"
+        )
+    if sampling.rope is not None and sampling.rope.method != "none" and getattr(config, "position_range", None):
+        raise UserError("this model has positions for every size (position_range): extrapolation would move them twice")
     if config.fixed_grid is not None and sampling.rope is not None:
         raise UserError("a model of a fixed grid has no rotary positions that could be changed; remove rope")
     if sampling.channels is not None and sampling.channels > config.token_channels:

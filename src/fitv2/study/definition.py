@@ -258,6 +258,9 @@ class Study(Settings):
     def sampler_of(self, recipe: Recipe, condition: Condition) -> Sampler:
         """The sampler for a network of that recipe. Raises UserError if it cannot sample such a network."""
         kind = recipe.model.prediction
+        few = recipe.training.objective == "transition"
+        if few and (condition.sampler is None or condition.sampler.solver != "transition" or condition.guidance != 1):
+            raise UserError("networks trained for few steps need guidance 1 and a sampler with the solver transition")
         sampler = condition.sampler or (SAMPLERS | self.evaluation.samplers)[kind]
         if (sampler.solver in DIFFUSION_SOLVERS) != (kind == "epsilon"):
             raise UserError(f"the solver {sampler.solver} is not for networks that predict {kind}: name its variants")

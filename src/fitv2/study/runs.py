@@ -148,7 +148,7 @@ class Run:
             "seed": self.seed * SEEDS_APART,
             "size": condition.size,
             "guidance": condition.guidance,
-            "internal-guidance": condition.internal_guidance,
+            "internal-guidance": 1 if condition.internal_guidance is None else condition.internal_guidance,
             "solver": scoring.sampler.solver,
             "steps": scoring.sampler.steps,
             "extrapolation": condition.extrapolation,

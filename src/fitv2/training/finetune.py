@@ -15,11 +15,15 @@ from ..errors import UserError
 from ..messages import shortened
 from ..model.config import NetworkConfig
 from ..model.network import Network, bare_model, misfits
+from ..settings import TrainingSettings
 
 LABELS = "y_embedder.embedding_table.weight"
-PATCHES = ("x_embedder.proj.weight", "x_embedder.proj.bias", "final_layer.linear.weight", "final_layer.linear.bias")
-
 HEAD = "internal_layer."
+PATCHES = tuple(
+    f"{part}.{kind}"
+    for part in ("x_embedder.proj", "final_layer.linear", f"{HEAD}linear")
+    for kind in ("weight", "bias")
+)
 
 
 class Start(NamedTuple):
@@ -29,21 +33,24 @@ class Start(NamedTuple):
     notes: list[str]
 
 
-def init_from(
-    model: Network, base: Pretrained, dataset: Dataset, reinit: Collection[str] = (), trainable: str = "all"
-) -> Start:
+def init_from(model: Network, base: Pretrained, dataset: Dataset, training: TrainingSettings) -> Start:
     """Gives a new model the weights of `base`. On the meta device this only checks the shapes.
 
     The label embedding is not replaced if the classes differ (except for the row of "no class"), nor the patch layers
     if their shapes differ.
 
-    Args:
-        reinit: Further parts to reinitialise: "labels", "patches", or "trained" for everything that is trained.
-        trainable: Which parameters are trained: see `trained_names`.
-
     Raises:
-        UserError: Other tensors do not fit; the message lists them.
+        UserError: The base predicts something else, it cannot teach transitions that are to be trained, or other
+            tensors do not fit; the message lists them.
     """
+    reinit = training.reinit
+    if training.objective == "transition":
+        check_transition(model.config, base, dataset)
+    if model.config.prediction != base.model.config.prediction:
+        raise UserError(
+            f"training.init_from names a model that predicts {base.model.config.prediction}: set "
+            f"model.prediction={base.model.config.prediction}"
+        )
     state, own, reinitialised, notes = base.model.state_dict(), model.state_dict(), set(), []
     # Its internal head is trained anew, or not needed any more.
     state = {name: tensor for name, tensor in state.items() if name in own or not name.startswith(HEAD)}
@@ -57,8 +64,9 @@ def init_from(
         reinitialised.add(LABELS)
         notes.append("the label embedding is reinitialised, except for its row for no class")
     if "patches" in reinit or any(name in state and state[name].shape != own[name].shape for name in PATCHES):
-        state |= {name: own[name] for name in PATCHES}
-        reinitialised.update(PATCHES)
+        patches = {name: own[name] for name in PATCHES if name in own}
+        state |= patches
+        reinitialised.update(patches)
         notes.append("the patch layers are reinitialised")
     elif base.autoencoder != dataset.autoencoder:
         notes.append(
@@ -66,7 +74,7 @@ def init_from(
             "autoencoder, reinitialise the patch layers (training.reinit=[patches])"
         )
     if "trained" in reinit:
-        trained = trained_names(dict(model.named_parameters()), trainable, reinitialised)
+        trained = trained_names(dict(model.named_parameters()), training.trainable, reinitialised)
         state |= {name: own[name] for name in trained}
         reinitialised.update(trained)
         notes.append("everything that is trained is reinitialised")
@@ -79,9 +87,22 @@ def init_from(
     return Start(reinitialised, notes)
 
 
-def check_start(config: NetworkConfig, base: Pretrained, dataset: Dataset, reinit: Collection[str]) -> list[str]:
+def check_start(config: NetworkConfig, base: Pretrained, dataset: Dataset, training: TrainingSettings) -> list[str]:
     """Returns the notes of `init_from` without a network in memory. Raises UserError like it."""
-    return init_from(bare_model(config), base, dataset, reinit).notes
+    return init_from(bare_model(config), base, dataset, training).notes
+
+
+def check_transition(config: NetworkConfig, base: Pretrained, dataset: Dataset) -> None:
+    """Raises UserError unless the model `base` can teach transitions to a network of this configuration."""
+    of_base, start = base.model.config, "objective=transition starts from a model"
+    alike = ("prediction", "token_channels", "position_range", "context")
+    others = [name for name in alike if getattr(of_base, name, None) != getattr(config, name, None)]
+    if of_base.prediction == "epsilon" or getattr(of_base, "target_blocks", 0):
+        raise UserError(f"{start} of a flow that is sampled in many steps, and init_from names another kind")
+    if not same_classes(base, dataset):
+        raise UserError(f"{start} of the same classes as the data, and these differ")
+    if others:
+        raise UserError(f"{start} with the same {', '.join(others)}: set them as it has them")
 
 
 def same_classes(base: Pretrained, dataset: Dataset) -> bool:
@@ -116,7 +137,12 @@ def trained_before(checkpoint: Path, state: dict[str, Any], names: list[str], tr
 
 def trains_at_high_resolution(name: str) -> bool:
     """Whether FiTv2 trains a parameter at high resolution; for XL/2 these are 14 % of the weights."""
-    return name.startswith(("x_embedder", "final_layer")) or name.endswith(".bias") or "norm" in name or "adaLN" in name
+    return (
+        name.startswith(("x_embedder", "final_layer", HEAD))
+        or name.endswith(".bias")
+        or "norm" in name
+        or "adaLN" in name
+    )
 
 
 def trained_fraction(config: NetworkConfig, trainable: str) -> float:

@@ -58,7 +58,7 @@ class Learner:
         weights: Iterable[float],
         generators: Iterable[torch.Generator],
     ) -> Tensor:
-        """Accumulates the gradient of the weighted sum of the packs' losses, and returns that sum, () float32.
+        """Accumulates the gradient of the weighted sum of the packs' losses; returns the sum reported, () float32.
 
         Args:
             packs: Batches on any device with the labels of their images, (B,) int64.
@@ -71,9 +71,9 @@ class Learner:
             batch, labels = batch.to(device), upload(labels, device)
             # The model runs under autocast by itself; the loss stays outside.
             with nullcontext() if number == len(packs) else self.model.accumulating():
-                loss = self.objective(self.model, batch, labels, null_label, generator).loss
-                (loss * weight).backward()
-            total += loss.detach() * weight
+                result = self.objective(self.model, batch, labels, null_label, generator)
+                (result.loss * weight).backward()
+            total += result.reported * weight
         return total
 
     def update(self, step: int) -> Tensor:

@@ -151,5 +151,5 @@ def is_matrix(name: str, parameters: Mapping[str, Tensor]) -> bool:
 
 
 def is_block_matrix(name: str, parameters: Mapping[str, Tensor]) -> bool:
-    """Whether a parameter is a matrix inside a block of the network."""
-    return "blocks." in name and is_matrix(name, parameters)
+    """Whether a parameter is a matrix inside a block; DiT keeps the embedders of time and class in its first one."""
+    return "blocks." in name and ".emb." not in name and is_matrix(name, parameters)

@@ -27,7 +27,10 @@ WRITTEN = ("checkpoints", "exports", "log.jsonl", "model", "samples")
 # Settings of the data that may change, because the data itself is compared with that of before.
 COMPARED = ("data.source", "data.labels")
 # Settings that decide which weights are trained, and on which images, are fixed when a run begins.
-SETTLED = ("training.init_from", "training.reinit", "training.trainable", "training.holdout")
+SETTLED = tuple(
+    f"training.{name}"
+    for name in ("init_from", "reinit", "trainable", "holdout", "objective", "optimizer", "shift_tokens")
+)
 # Class names that a message shows, and files whose bytes represent a data set.
 TOLD, SAMPLED = 20, 16
 

@@ -29,7 +29,8 @@ COLUMNS = 8
 def sheet_sampling(recipe: Recipe, config: NetworkConfig) -> Sampling:
     """Returns how the sheets of a training are sampled."""
     advice, log = sampling_advice(recipe.training), recipe.log
-    return Sampling.of(config, advice, steps=log.sample_steps, guidance=advice.get("guidance", log.sample_guidance))
+    own = {"steps": log.sample_steps, "guidance": log.sample_guidance}
+    return Sampling.of(config, {}, **own | advice)
 
 
 # Without gradients, `generate` stays out of inference mode: FSDP2 keeps the tensors that it first gathers into, and

@@ -111,11 +111,12 @@ class Trainer:
         if self.begun is not None:
             trained = trained_before(*self.begun, trained, settings.trainable)
         elif base is not None:
-            start = init_from(network, base, dataset, settings.reinit, settings.trainable)
+            start = init_from(network, base, dataset, settings)
             for note in start.notes:
                 logger.info("%s: %s", settings.init_from, note)
             trained = trained_names(trained, settings.trainable, start.reinitialised)
-            self.recommended = sampling_advice(settings, suitable(base.recommended, config, str(settings.init_from)))
+            advice = sampling_advice(settings, base.recommended)
+            self.recommended = suitable(advice, config, str(settings.init_from)) or self.recommended
         self.learner = Learner(network, trained, settings, self.ranks)
         self.holdout = Holdout(dataset, recipe, build_loss_at(config))
         self.loader = PackLoader(
