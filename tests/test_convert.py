@@ -15,9 +15,9 @@ from fitv2.checkpoints.model_folder import load_pretrained
 from fitv2.checkpoints.official import official_config, read_official_config
 from fitv2.checkpoints.state_dict import read_state_dict
 from fitv2.errors import UserError
-from fitv2.model.config import FiTv1Config
+from fitv2.model.config import FiTConfig, FiTv1Config
 from golden_fixtures import FOLDER, INDEX, kwargs, load, weights
-from tiny import command_line, process
+from tiny import command_line, process, random_model
 
 KWARGS = kwargs("f01")
 YAML = """
@@ -339,3 +339,9 @@ def test_conversion_holds_one_copy_of_the_weights(tmp_path):
     size = (tmp_path / "c.safetensors").stat().st_size
     assert (tmp_path / "out" / "model.safetensors").stat().st_size >= size
     assert 0.5 * size < json.loads((tmp_path / "memory.json").read_text()) < 1.4 * size
+
+
+@pytest.mark.parametrize("change", [{"internal_head": 1}, {"position_range": 9}, {"target_blocks": 1}])
+def test_what_the_authors_code_does_not_have_is_refused(change):
+    with pytest.raises(ValueError, match=next(iter(change))):
+        fitv2.to_official(random_model(FiTConfig(width=32, depth=2, heads=2, **change)))

@@ -19,7 +19,7 @@ from fitv2.profiling.formula import (
     training_bytes,
 )
 from fitv2.profiling.measure import most_bytes
-from fitv2.profiling.training_plan import optimizer_flops
+from fitv2.profiling.training_plan import optimizer_flops, with_two_blocks
 from fitv2.training.optimizer import Optimizer
 from tiny import recipe
 
@@ -151,3 +151,13 @@ def test_the_flops_of_muon_are_those_that_torch_counts():
     with FlopCounterMode(display=False) as counter:
         optimizer.step(1e-3, torch.ones((), dtype=torch.bool))
     assert optimizer_flops(SMALL) == counter.get_total_flops() > 0
+
+
+def test_a_step_of_a_large_network_with_heads_and_targets_is_measured_over_two_blocks():
+    for changes in ({"internal_head": 3}, {"target_blocks": 3}):
+        small = with_two_blocks(replace(SMALL, depth=6, **changes))
+        assert (small.depth, bool(small.internal_head), bool(small.target_blocks)) == (
+            2,
+            "internal_head" in changes,
+            "target_blocks" in changes,
+        )

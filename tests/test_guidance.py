@@ -151,3 +151,15 @@ def test_internal_guidance_needs_a_head_and_all_blocks():
         Sampling(internal_interval=(0.1, 0.5))
     with pytest.raises(UserError, match="within 0 and 1"):
         Sampling(internal_guidance=2, internal_interval=(0.5, 0.1))
+
+
+def test_a_shift_by_size_stays_with_every_solver_that_has_a_grid():
+    for solver, kept in (("heun", 16), ("euler-maruyama", 16), ("dopri5", None)):
+        assert Sampling.of(CONFIG, {"shift_tokens": 16}, solver=solver).shift_tokens == kept
+    advice = {"internal_guidance": 1.5}
+    deep = replace(HEADED, depth=4)
+    assert Sampling.of(deep, advice, cache_interval=2).internal_guidance == 1
+    assert Sampling.of(deep, {"cache_interval": 2}, internal_guidance=1.5).cache_interval == 1
+    with pytest.raises(UserError, match="twice"):
+        spread = replace(CONFIG, position_range=9)
+        check_sampling(Sampling(rope=spread.rope.named("vision-ntk")), spread)

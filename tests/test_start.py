@@ -169,3 +169,28 @@ def test_a_run_keeps_the_recommendations_of_its_base_unless_they_are_changed(tmp
     trained(tmp_path / "other", "training.steps=1")
     assert not (tmp_path / "other/model/sampling.json").exists()
     assert suitable({"channels": 100}, CONFIG, "a model") == {} and "not kept" in caplog.text
+
+
+def test_another_prediction_is_refused_and_an_internal_head_is_trained_anew(tmp_path):
+    with pytest.raises(UserError, match="predicts data"):
+        init_from(fresh(), base(prediction="data"), garments(), beginning())
+    model = FiT(replace(CONFIG, internal_head=1))
+    found = init_from(model, base(), garments(), beginning())
+    assert found.reinitialised == {name for name, _ in model.named_parameters() if name.startswith("internal_layer.")}
+    # Without a head of its own it leaves that of the base behind.
+    assert not init_from(fresh(), base(internal_head=1), garments(), beginning()).reinitialised
+
+
+def test_advice_of_a_base_that_does_not_fit_the_training_is_left_behind(tmp_path):
+    start = base()
+    save_pretrained(
+        tmp_path / "base",
+        CONFIG,
+        start.model.state_dict(),
+        list(CLASSES),
+        start.shapes,
+        None,
+        recommended={"solver": "dopri5"},
+    )
+    run = trained(tmp_path / "run", f"training.init_from={tmp_path / 'base'}", "training.shift_tokens=16")
+    assert run.done and load_pretrained(tmp_path / "run").recommended == {"shift_tokens": 16}

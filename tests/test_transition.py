@@ -10,10 +10,12 @@ from fitv2.checkpoints.model_folder import load_pretrained, save_pretrained
 from fitv2.errors import UserError
 from fitv2.flow.transition import derivative, transition_loss, transition_loss_at
 from fitv2.model.config import FiTConfig
+from fitv2.sampling.cache import BlockCache
 from fitv2.sampling.generate import generate
 from fitv2.sampling.ode import transitions
 from fitv2.sampling.spec import SampleSpec, Sampling
-from tiny import CLASSES, CONFIG, log_lines, random_model, trainer
+from fitv2.training.run_folder import check_run
+from tiny import CLASSES, CONFIG, log_lines, random_model, recipe, trainer
 
 RATE = -1.5
 SIZES = [(2, 3), (1, 2), (4, 4)]
@@ -138,6 +140,44 @@ def test_a_trained_model_becomes_one_of_few_steps_and_resumes_bit_for_bit(tmp_pa
     together = generate(made.model, specs, sampling)
     for spec, latent in zip(specs, together, strict=True):
         torch.testing.assert_close(latent, generate(made.model, [spec], sampling)[0], atol=1e-5, rtol=1e-5)
+
+
+def other(folder, **changes):
+    """A model folder of another configuration or with other classes."""
+    names = changes.pop("names", list(CLASSES))
+    model = random_model(FiTConfig(**(vars(CONFIG) | changes)))
+    save_pretrained(folder, model.config, model.state_dict(), names, [[(8, 8, 1)]] * len(names), None)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"target_blocks": 1}, "many steps"),
+        ({"num_classes": 5, "names": list(CLASSES)[:5]}, "same classes"),
+        ({"prediction": "data"}, "prediction"),
+        ({"position_range": 9}, "position_range"),
+        ({"in_channels": 4}, "token_channels"),
+    ],
+)
+def test_a_model_that_cannot_teach_is_refused(tmp_path, changes, part):
+    start = f"training.init_from={other(tmp_path / 'other', **changes)}"
+    with pytest.raises(UserError, match=part):
+        trainer(tmp_path / "run", "training.objective=transition", start)
+
+
+def test_guidance_a_cache_and_another_objective_do_not_go_with_it(tmp_path, base):
+    model = random_model(FiTConfig(**(vars(CONFIG) | {"depth": 4, "target_blocks": 2})))
+    for settings in ({"guidance": 2.0}, {"guidance": 1.0, "cache_interval": 2}):
+        with pytest.raises(UserError, match="guidance 1"):
+            generate(model, [SampleSpec(0, (8, 8), 0)], Sampling(solver="transition", steps=2, **settings))
+    batch = TokenBatch(torch.randn(4, 16), [(2, 2)])
+    with pytest.raises(ValueError, match="stages"):
+        model(batch, torch.zeros(1), torch.zeros(1).long(), cache=BlockCache(2), target_B=torch.ones(1))
+    run = tmp_path / "run"
+    trainer(run, f"training.init_from={base}").fit(lambda figures: None)
+    with pytest.raises(UserError, match="cannot change"):
+        check_run(run, recipe(f"training.init_from={base}", "training.objective=transition"), resume=True)
 
 
 def test_what_it_cannot_start_from_or_sample_is_refused(tmp_path, base):
