@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -36,6 +37,7 @@ from .sampling.guidance import GuidedModel
 from .settings import ARCHITECTURES, GRIDS, DataSettings, FashionSettings, FolderSettings, Recipe, TrainingSettings
 from .tokens import Denoiser, TokenBatch
 
+logger = logging.getLogger(__name__)
 # (network, images, labels (B,), the null label, a generator) to a tuple with the loss.
 Objective = Callable[[Denoiser, TokenBatch, Tensor, int, torch.Generator], FlowLoss | DiffusionLoss]
 # The fraction of blocks, the last ones, that see the target of a transition (Decoupled MeanFlow: 8 of 28).
@@ -181,7 +183,9 @@ def build_model_config(recipe: Recipe, dataset: Dataset, base: Pretrained | None
                 "data.preprocessing=crop, and no data.min_scale"
             )
         return config_of(**model.model_dump(), **data, side=side)
-    most_tokens = int(hw.prod(1).max())
+    most_tokens, spread = int(hw.prod(1).max()), getattr(model, "position_range", None)
+    if spread is not None and spread < hw.max():
+        raise UserError(f"model.position_range={spread} is less than the {int(hw.max())} rows or columns of an image")
     rope = RopeScheme(train_side=max(math.isqrt(most_tokens), 2))
     if model.extrapolation is not None:
         of_base = None if base is None else base.model.config
@@ -237,6 +241,12 @@ def build_teacher(training: TrainingSettings, device: torch.device) -> Teacher:
     base = build_base(training)
     assert base is not None
     model, sampling = base.model.to(device), base.sampling()
+    low, high = sampling.interval
+    logger.info(
+        "transitions are taught by %s with guidance %g from time %g to %g and internal guidance %g; its sampling.json "
+        "decides on them",
+        *(training.init_from, sampling.guidance, low, high, sampling.internal_guidance),
+    )
 
     def velocity(batch: TokenBatch, t_B: Tensor, labels_B: Tensor) -> Tensor:
         guided = GuidedModel(model, model.config, batch.hw, labels_B.cpu(), sampling, device)

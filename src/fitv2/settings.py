@@ -6,7 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, PositiveFloat, PositiveInt, Tag, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    model_validator,
+)
 
 from .errors import UserError
 
@@ -110,6 +120,7 @@ MinScale = Annotated[
 
 FurtherTokens = Annotated[
     tuple[PositiveInt, ...],
+    BeforeValidator(lambda value: (value,) if isinstance(value, int) else value),
     Field(description="smaller budgets than max_tokens: each epoch draws one of all for each image"),
 ]
 Preprocessing = Literal["mixed", "resize", "crop"]

@@ -25,11 +25,13 @@ def run(tmp_path):
 
 
 def test_one_run_and_two_side_by_side(fitv2, run, tmp_path):
-    assert "Drawn in plot.png" in fitv2("plot", "runs/mine").ok().out
+    assert "Drawn in runs/mine/plot.png" in fitv2("plot", "runs/mine").ok().out
     shutil.copytree(run, tmp_path / "other/mine")
+    log = tmp_path / "other/mine/log.jsonl"
+    log.write_text(log.read_text().replace('"holdout_loss": 0.2', '"holdout_loss": 0.4'))
     fitv2("plot", "runs/mine", "other/mine", "--out", "both.png").ok()
     pages = []
-    for name in ("plot.png", "both.png"):
+    for name in ("runs/mine/plot.png", "both.png"):
         with Image.open(tmp_path / name) as page:
             pages.append(np.asarray(page.convert("RGB"), int))
     assert pages[0].shape == pages[1].shape and min(pages[0].shape[:2]) > 800
@@ -37,10 +39,11 @@ def test_one_run_and_two_side_by_side(fitv2, run, tmp_path):
 
 
 def test_a_picture_is_replaced_only_on_request(fitv2, run, tmp_path):
-    (tmp_path / "plot.png").write_text("precious")
-    assert "--out plot.png is there already" in fitv2("plot", "runs/mine").sentence
-    assert (tmp_path / "plot.png").read_text() == "precious"
-    fitv2("plot", "runs/mine", "--overwrite").ok()
+    (tmp_path / "my.png").write_text("precious")
+    assert "--out my.png is there already" in fitv2("plot", "runs/mine", "-o", "my.png").sentence
+    assert (tmp_path / "my.png").read_text() == "precious"
+    fitv2("plot", "runs/mine", "-o", "my.png", "--overwrite").ok()
+    assert fitv2("plot", "runs/mine").ok().out == fitv2("plot", "runs/mine").ok().out, "its own picture is replaced"
     assert "--out runs is a folder; name a PNG file" in fitv2("plot", "runs/mine", "-o", "runs").sentence
 
 
@@ -50,4 +53,4 @@ def test_folders_that_are_no_runs(fitv2, run, tmp_path):
     assert "the same run is given twice" in fitv2("plot", "runs/mine", "runs/../runs/mine").sentence
     (run / "log.jsonl").write_text('{"loss": 1}\nnothing\n')
     assert "runs/mine/log.jsonl holds no step yet" in fitv2("plot", "runs/mine").sentence
-    assert not (tmp_path / "plot.png").exists()
+    assert not (run / "plot.png").exists()

@@ -162,7 +162,8 @@ def read_model(config_file: Path, weights_file: Path, name: str, dtype: torch.dt
     """Reads a model from its two files. Raises UserError, with its name, if one is missing or damaged."""
     for path in (config_file, weights_file):
         if not path.exists():
-            raise UserError(f"{name} is not a model: there is no {path}{suggestion(name, names_like(name))}")
+            what = path if Path(name).is_dir() else f"folder {name}"
+            raise UserError(f"{name} is not a model: there is no {what}{suggestion(name, names_like(name))}")
     try:
         content, config = read_config(config_file)
         shapes = [[tuple(shape) for shape in of_class] for of_class in content["shapes"]]

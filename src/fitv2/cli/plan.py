@@ -38,6 +38,7 @@ def show_plan(
     from ..device import choose_device
     from ..profiling.training_plan import measure_step, plan_figures
     from ..settings import FolderSettings
+    from ..training.input_sheet import data_lines
     from ..training.run_folder import check_run
 
     check_run(run, recipe, resume)
@@ -77,6 +78,8 @@ def show_plan(
         print(f"{data.source} is not here: planned with sizes like those of ImageNet")
     for note in notes:
         print(note)
+    for line in () if stands_in else data_lines(dataset, recipe.training):
+        print(line)
     lines = {
         "parameters": f"{figures['parameters'] / 1e6:.2f} M, {100 * figures['trained_fraction']:.4g} % trained",
         "images": f"{figures['images']:,} in {counted(figures['classes'], 'class', 'classes')}",

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 
 def plot(
     runs: Annotated[list[Path], typer.Argument(help="folders of trainings", metavar="RUN", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", "-o", help="the PNG file")] = Path("plot.png"),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace that file if it exists")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="the PNG file; default: plot.png in the first run's folder")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace --out if it exists")] = False,
 ) -> None:
     """Draw the losses and speed of trainings, of several side by side.
 
@@ -27,19 +29,20 @@ def plot(
 
       fitv2 plot runs/mine runs/other --out both.png --overwrite
 
-    The picture shows the loss of training (smoothed) and of held-out images over steps and over images, the latter also
-    by time and by size; the norm of the gradient, the learning rate and tokens a second. It can be drawn at any time
-    during a training. Held-out loss that rises while that of training falls means that the network memorises images.
+    The picture shows training loss (smoothed) and held-out loss against steps and against images seen, held-out loss
+    also by time and by image size, the norm of the gradient, the learning rate and tokens per second. It can be drawn
+    at any time during a training. If held-out loss rises while training loss falls, the network memorises its images.
     """
     from ..drawing import write_page
     from ..training.plots import panels
 
-    if out.is_dir():
+    drawn = out or runs[0] / "plot.png"
+    if out is not None and out.is_dir():
         raise UserError(f"--out {out} is a folder; name a PNG file")
-    if out.exists() and not overwrite:
+    if out is not None and out.exists() and not overwrite:
         raise UserError(f"--out {out} is there already; name another file, or add --overwrite to replace it")
-    write_page(out, panels(dict(zip(names_of(runs), map(log_of, runs), strict=True))))
-    say(f"Drawn in {out}")
+    write_page(drawn, panels(dict(zip(names_of(runs), map(log_of, runs), strict=True))))
+    say(f"Drawn in {drawn}")
 
 
 def names_of(runs: Sequence[Path]) -> list[str]:

@@ -136,7 +136,7 @@ def sample(
         seconds = make(pretrained, codec, specs, sampling, out, rows, note)
         finish(out, request, rows)
     report = {"model": name, "step": pretrained.step}
-    report |= {key: request[key] for key in ("solver", "steps", "guidance", "guidance_interval")}
+    report |= {key: request[key] for key in ("solver", "steps", "guidance", "guidance_interval", "internal_guidance")}
     report |= {"model_calls": sampling.model_calls, "seconds": round(seconds, 2)}
     report |= {"sheet": str(out / SHEET), "images": [row | {"file": str(out / row["file"])} for row in rows]}
     show(report, text_of(report, note, out), as_json)
@@ -181,9 +181,11 @@ def text_of(report: dict[str, Any], note: str | None, out: Path) -> Iterator[str
     )
     of_step = "" if report["step"] is None else f" (step {report['step']})"
     within = "" if (low, high) == (0, 1) else f" between times {low:g} and {high:g}"
+    internal = report["internal_guidance"]
+    inside = "" if internal == 1 else f", internal guidance {internal:g}"
     yield (
         f"{counted(len(report['images']), 'image')} by {report['model']}{of_step} in {report['seconds']:.1f} s: "
-        f"{report['solver']}, {spent}, guidance {report['guidance']:g}{within}."
+        f"{report['solver']}, {spent}, guidance {report['guidance']:g}{within}{inside}."
     )
     if note:
         yield f"{note}; choose others with --labels."

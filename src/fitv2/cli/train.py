@@ -40,7 +40,7 @@ def train(
         list[str] | None, typer.Option("--set", help="section.key=value; --dry-run lists them all")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="the run's folder; default: runs/RECIPE")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="continue the run in that folder")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="continue the run in that folder, or begin it")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only show settings, cost and time")] = False,
     devices: Annotated[int, plan_option(min=1, help="number of devices that would share the work")] = 1,
     peak_tflops: Annotated[
@@ -186,4 +186,5 @@ def report_end(trainer: Trainer, run: Path) -> None:
     say(f"trained {steps} in {trainer.seconds / 60:.1f} min; {skipped}.")
     if told := advice(read_log(run / "log.jsonl"), run):
         say(told)
-    say(f"Samples in {run}/samples; now try: {command('sample', run)}")
+    sheets = f"Samples in {run}/samples; now" if (run / "samples").is_dir() else "Now"
+    say(f"{sheets} try: {command('sample', run)}")

@@ -121,11 +121,10 @@ def all_variants(
     """
     if not further:
         return *variant_sizes(sizes, max_tokens, patch, preprocessing), VARIANTS[preprocessing]
-    if preprocessing != "resize" or not 0 < min(further) <= max(further) < max_tokens:
-        raise UserError(
-            f"data.further_tokens={list(further)} must be below data.max_tokens={max_tokens}, and goes with "
-            'data.preprocessing="resize"'
-        )
+    if preprocessing != "resize":
+        raise UserError(f"data.further_tokens needs data.preprocessing=resize, and it is {preprocessing}")
+    if not 0 < min(further) <= max(further) < max_tokens:
+        raise UserError(f"data.further_tokens={list(further)} must be below data.max_tokens={max_tokens}")
     budgets = (max_tokens, *further)
     under = [variant_sizes(sizes, budget, patch, "resize")[0] for budget in budgets]
     names: tuple[Variant, ...] = ("resize",) * len(budgets)

@@ -75,8 +75,10 @@ class Result:
     @property
     def name(self) -> str:
         """The name among results of the same evaluation."""
-        guidance = self.stamp.get("sampling", {}).get("guidance")
-        return self.stamp["size"] + ("" if guidance is None else f" at {guidance:g}")
+        sampling = self.stamp.get("sampling", {})
+        guidance, internal = sampling.get("guidance"), sampling.get("internal_guidance", 1)
+        inside = "" if internal == 1 else f", internal {internal:g}"
+        return self.stamp["size"] + ("" if guidance is None else f" at {guidance:g}{inside}")
 
 
 def titles(results: Sequence[Result]) -> dict[str, str]:

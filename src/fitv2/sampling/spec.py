@@ -94,7 +94,7 @@ class Sampling:
                 f"shift {self.shift} must be finite numbers, guidances (1: none) and the power 0 or more, shift above 0"
             )
         for name in ("interval", "internal_interval"):
-            object.__setattr__(self, name, checked_interval(getattr(self, name)))
+            object.__setattr__(self, name, checked_interval(name, getattr(self, name)))
         if self.shift_tokens is not None and self.shift_tokens < 1:
             raise UserError(f"shift_tokens {self.shift_tokens} must be a number of tokens, 1 or more")
         if self.internal_guidance != 1 and self.cache_interval > 1:
@@ -170,7 +170,7 @@ def check_recommended(content: Any) -> dict[str, Any]:
     return content
 
 
-def checked_interval(interval: Any) -> tuple[float, float]:
+def checked_interval(name: str, interval: Any) -> tuple[float, float]:
     """Returns two times in [0, 1], the earlier first. Raises UserError for anything else."""
     try:
         low, high = interval
@@ -178,7 +178,8 @@ def checked_interval(interval: Any) -> tuple[float, float]:
             return low, high
     except (TypeError, ValueError):
         pass
-    raise UserError(f"the guidance interval {interval} must lie within 0 and 1, low end first")
+    called = "guidance interval" if name == "interval" else "interval of internal guidance"
+    raise UserError(f"the {called} {interval} must lie within 0 and 1, low end first")
 
 
 def without(settings: Mapping[str, Any], *names: str) -> dict[str, Any]:
@@ -219,7 +220,9 @@ def check_sampling(sampling: Sampling, config: NetworkConfig) -> None:
             f"the latents of this model have {counted(config.in_channels, 'channel')}: guidance of more has no effect"
         )
     if sampling.internal_guidance != 1 and getattr(config, "internal_head", None) is None:
-        raise UserError("this model has no internal head, which internal guidance needs: it has to be trained with one")
+        raise UserError(
+            "this model has no internal head, which internal guidance needs: train it with --set model.internal_head=2"
+        )
     if sampling.cache_interval > 1 and (config.fixed_grid is not None or config.depth < SHALLOWEST_CACHED):
         raise UserError(
             f"cache_interval {sampling.cache_interval} would have no effect: only models of FiT and FiTv2 with at "

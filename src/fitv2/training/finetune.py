@@ -52,7 +52,8 @@ def init_from(model: Network, base: Pretrained, dataset: Dataset, training: Trai
             f"model.prediction={base.model.config.prediction}"
         )
     state, own, reinitialised, notes = base.model.state_dict(), model.state_dict(), set(), []
-    # Its internal head is trained anew, or not needed any more.
+    if any(name.startswith(HEAD) and name not in own for name in state):
+        notes.append("its internal head is left behind")
     state = {name: tensor for name, tensor in state.items() if name in own or not name.startswith(HEAD)}
     if added := {name: tensor for name, tensor in own.items() if name.startswith(HEAD) and name not in state}:
         state |= added

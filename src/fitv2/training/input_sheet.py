@@ -25,12 +25,13 @@ IMAGES, LATENTS = 64, 16
 
 def data_lines(dataset: Dataset, training: TrainingSettings) -> Iterator[str]:
     """Yields lines for people: the number of images, and the classes with their numbers of images."""
-    held_out = len(choose_held_out(len(dataset), training))
-    others = f", and measuring {held_out} others that are held out" if held_out else ""
-    yield f"training on {counted(len(dataset) - held_out, 'image')}{others}"
-    if training.holdout and not held_out and training.objective == "flow":
+    held_out = choose_held_out(len(dataset), training)
+    labels = np.delete(dataset.labels, held_out)
+    others = f", and measuring {len(held_out)} others that are held out" if len(held_out) else ""
+    yield f"training on {counted(len(labels), 'image')}{others}"
+    if training.holdout and not len(held_out) and training.objective == "flow":
         yield f"  none is held out: {len(dataset)} are fewer than {FEWEST}"
-    yield from (f"  {line}" for line in class_lines(count_classes(dataset.labels, class_names(dataset))))
+    yield from (f"  {line}" for line in class_lines(count_classes(labels, class_names(dataset))))
 
 
 def class_names(dataset: Dataset) -> list[str]:

@@ -160,7 +160,8 @@ class Trainer:
             main, settings = self.ranks.is_main_process, self.recipe.log
             log = RunLog(self.run, self.done, self.recipe, self.ranks.device) if main else None
             if main:
-                keep_recipe(self.run, self.recipe)
+                if self.done < self.recipe.training.steps:  # Else nothing is trained with these settings.
+                    keep_recipe(self.run, self.recipe)
                 keep_provenance(self.run, self.done, self.identity["content"])
                 keep_recommended(self.run / "model", self.recommended)
             # The previous run may have stopped between writing this checkpoint and its sample sheet.
