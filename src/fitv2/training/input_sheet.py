@@ -15,7 +15,7 @@ from ..data.labelling import class_lines, count_classes
 from ..errors import UserError
 from ..messages import counted
 from ..sheets import contact_sheet, save_sheet, to_image
-from .holdout import FEWEST, choose_held_out
+from .holdout import FEWEST, held_out_of
 
 logger = logging.getLogger(__name__)
 # Images on a sheet; fewer latents, because decoding them takes time.
@@ -27,8 +27,8 @@ def data_lines(dataset: Dataset, holdout: float) -> Iterator[str]:
 
     holdout: as of the recipe.
     """
-    held_out = len(choose_held_out(len(dataset), holdout))
-    others = f", and measuring {held_out} others that are held out" if held_out else ""
+    held_out = len(held_out_of(dataset, holdout))
+    others = f", and {'measuring' if holdout else 'not on'} {held_out} others that are held out" if held_out else ""
     yield f"training on {counted(len(dataset) - held_out, 'image')}{others}"
     if holdout and not held_out:
         yield f"  none is held out: {len(dataset)} are fewer than {FEWEST}"
@@ -59,7 +59,8 @@ def write_inputs(path: Path, dataset: Dataset, seed: int) -> None:
             logger.warning("not in %s: %s", path.name, error)
             continue
         images.append(image)
-        captions.append(names[view.labels[index]] if names else f"{image.height}x{image.width}")
+        label = names[view.labels[index]] if view.labels[index] < len(names) else f"{image.height}x{image.width}"
+        captions.append(label)
     if images:
         save_sheet(contact_sheet(images, captions), path)
 
