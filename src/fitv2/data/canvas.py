@@ -15,8 +15,6 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from .images import resize
-
 Box = tuple[int, int, int, int]
 Arrangement = Literal["alone", "row", "column", "grid"]
 # How much of its part of the canvas a cut-out takes, along the side that limits it.
@@ -122,6 +120,13 @@ def place(cell: Box, hw: tuple[int, int], rng: np.random.Generator) -> Box:
     return left + int(rng.integers(across - width + 1)), top + int(rng.integers(down - height + 1)), width, height
 
 
+def fill(size: tuple[int, int], hw: tuple[int, int]) -> Box:
+    """Returns the largest box of a cut-out of this size, of its own aspect, in the middle of a canvas."""
+    scale = min(size[0] / hw[0], size[1] / hw[1])
+    height, width = max(round(hw[0] * scale), 1), max(round(hw[1] * scale), 1)
+    return (size[1] - width) // 2, (size[0] - height) // 2, width, height
+
+
 def paint(scene: Scene, read: Callable[[int], Image.Image]) -> Image.Image:
     """Returns the canvas as RGB. read: returns a cut-out as RGBA by its index."""
     height, width = scene.size
@@ -132,7 +137,7 @@ def paint(scene: Scene, read: Callable[[int], Image.Image]) -> Image.Image:
         cutout = read(index)
         if scene.mirrored:
             cutout = cutout.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        cutout = resize(cutout, (down, across))
+        cutout = cutout.resize((across, down), Image.Resampling.BICUBIC)
         page.paste(cutout, (left, upper), cutout)
     return page
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -10,13 +11,15 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..randomness import Purpose
-from .canvas import Scene, describe, draw_background, lay_out, paint
+from .canvas import Scene, describe, draw_background, fill, lay_out, paint
 from .cutouts import Cutouts, held_out
 from .dataset import Dataset
 from .images import fit_size, to_array, to_latent, variant_sizes
 
 # The fraction of the budget that a canvas at full scale has at least: few sizes have exactly all tokens.
 FULL = 0.9
+# In the name of what shows another thing when it is mirrored.
+SIDED = re.compile(r"\b(left|right)", re.I)
 # Tokens that each of several cut-outs has on the average, at least.
 TOKENS_EACH = 4
 
@@ -31,7 +34,8 @@ class Canvases(Dataset):
         max_tokens, patch: The budget, and the side of a token in pixels.
         aspect: Range of width / height of the canvases, drawn log-uniformly.
         objects: Range of the number of cut-outs on a canvas; None: no canvases, every cut-out fills its own.
-        flip: Whether an epoch mirrors the cut-outs of half of the images, each in its place.
+        flip: Whether an epoch mirrors the cut-outs of half of the images, each in its place, unless their names say
+            left or right.
         min_scale: Canvases have a log-uniform number of tokens, from about min_scale**2 * max_tokens to max_tokens; a
             cut-out that fills its own is scaled by a number from [min_scale, 1].
 
@@ -88,11 +92,13 @@ class Canvases(Dataset):
         generator, count = rng(), int(self.counts[variant])
         size = hw[0] * self.patch_size, hw[1] * self.patch_size
         background, styled = draw_background(generator), bool(generator.random() < 0.5)
-        if count == 0:
-            return Scene(size, [index], [(0, 0, size[1], size[0])], "alone", background, flip, styled)
-        chosen = generator.permutation([index, *self.others(index, count - 1, generator)]).tolist()
-        arrangement, boxes = lay_out(size, [tuple(self.cutouts.sizes[i].tolist()) for i in chosen], generator)
-        return Scene(size, chosen, boxes, arrangement, background, flip, styled)
+        chosen = [index]
+        if count > 1:
+            chosen = generator.permutation([index, *self.others(index, count - 1, generator)]).tolist()
+        sizes = [tuple(self.cutouts.sizes[i].tolist()) for i in chosen]
+        arrangement, boxes = lay_out(size, sizes, generator) if count else ("alone", [fill(size, sizes[0])])
+        mirrored = flip and not any(SIDED.search(self.cutouts.names[i]) for i in chosen)
+        return Scene(size, chosen, boxes, arrangement, background, mirrored, styled)
 
     def others(self, index: int, number: int, generator: np.random.Generator) -> list[int]:
         """Draws other cut-outs of the same set; they are different if there are enough of them."""

@@ -47,7 +47,7 @@ class Cutouts:
 def of_folder(folder: ImageFolder) -> Cutouts:
     """Returns the images of a folder in mode RGBA, named by their classes, or without classes by their files."""
     if folder.class_names:
-        shown = [folder.class_names[label] for label in folder.labels.tolist()]
+        shown = [folder.class_names[int(label)] for label in folder.labels]
     else:
         shown = [path.rpartition("/")[2].rpartition(".")[0] for path in folder.paths]
     return Cutouts(

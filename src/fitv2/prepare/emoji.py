@@ -117,11 +117,11 @@ def write_set(
 ) -> Written:
     """Writes the archive of a set, unless it is there with the same content."""
     path, about = out / f"{drawn.name}.zip", about_set(drawn, side)
-    if (number := drawings_of(path, about)) is not None:
-        return Written(path, number, False)
     found = list(
         vectors(drawn, tarball, catalogue, side) if drawn.images is None else images(tarball, drawn, catalogue)
     )
+    if holds(path, about, found):
+        return Written(path, len(found), False)
     with progress(drawn.name, len(found)) as advance:
         encoded = in_threads(available_cores(), lambda one: encode(one[2](), side), found)
         pictures = []
@@ -136,23 +136,30 @@ def encode(picture: Image.Image, side: int) -> tuple[tuple[int, int], bytes]:
     """Trims an RGBA image and scales it down to a longest side; returns (height, width), and it as a WebP file."""
     picture, encoded = trim(picture), io.BytesIO()
     picture.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=None)
-    picture.save(encoded, "WEBP", lossless=True, quality=50, method=4)
+    picture.save(encoded, "WEBP", lossless=True, quality=50, method=2)
     return (picture.height, picture.width), encoded.getvalue()
 
 
 def about_set(drawn: DrawingSet, side: int) -> dict[str, Any]:
-    """Returns what an archive says about a set; archives that say the same hold the same."""
+    """Returns what an archive says about a set."""
     return {"set": drawn.name, "side": side} | {k: v for k, v in asdict(drawn).items() if k not in ("name", "images")}
 
 
-def drawings_of(path: Path, about: dict[str, Any]) -> int | None:
-    """Returns the number of drawings in an archive of this content; None if there is none."""
+def holds(path: Path, about: dict[str, Any], found: Iterable[Found]) -> bool:
+    """Whether there is an archive of these drawings of a set."""
     try:
         with zipfile.ZipFile(path) as opened:
             index = json.loads(opened.read(INDEX))
-            return len(index["drawings"]) if index["sets"] == [about] else None
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
-        return None
+        lines = [{key: value for key, value in line.items() if key != "size"} for line in index["drawings"]]
+        expected = [line_of(f"{about['set']}/{name}", about["set"], thing) for name, thing, _ in found]
+        return index["sets"] == [about] and json.dumps(lines) == json.dumps(expected)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile):
+        return False
+
+
+def line_of(drawing: str, drawn: str, thing: Thing) -> dict[str, Any]:
+    """Returns what an archive says about a drawing, but for its size."""
+    return {"id": drawing, "set": drawn} | asdict(thing)
 
 
 def vectors(drawn: DrawingSet, tarball: Path, catalogue: Catalogue, side: int) -> Iterator[Found]:
@@ -197,7 +204,7 @@ def write_archive(
 
     pictures: (id, set, thing, (height, width), WebP file).
     """
-    lines = [{"id": name, "set": drawn, "size": size} | asdict(thing) for name, drawn, thing, size, _ in pictures]
+    lines = [line_of(name, drawn, thing) | {"size": size} for name, drawn, thing, size, _ in pictures]
 
     def write(draft: Path) -> None:
         with zipfile.ZipFile(draft, "w") as archive:

@@ -13,8 +13,8 @@ from typing import Any
 LEFT_OUT_GROUPS = {"component", "symbols", "flags"}
 LEFT_OUT_SUBGROUPS = {"family", "person-symbol"}
 CLOCK = re.compile(r"o'clock|thirty$")
-# Men, women and their signs in joined code points: the same person once more, beside the one without.
-MEN_AND_WOMEN = re.compile(r"(1f468|1f469)-200d|-200d-(2640|2642)$")
+# Men, women, their signs and a direction in joined code points: the same person once more, beside the one without.
+SAME_PERSON = re.compile(r"(1f468|1f469)-200d|-200d-(2640|2642|27a1)\b")
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def thing_of(code: str, entry: Mapping[str, Any], groups: Mapping[str, Any]) -> 
         return None
     if subgroup == "time" and CLOCK.search(label):
         return None
-    if group == "people-body" and MEN_AND_WOMEN.search(code):
+    if group == "people-body" and SAME_PERSON.search(code):
         return None
     name = re.sub(r"\W+", "-", label.lower()).strip("-")
     return Thing(name, label, tuple(entry.get("tags", ())), group, subgroup)
