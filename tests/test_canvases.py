@@ -13,6 +13,7 @@ from fitv2.data.canvas import Background, Scene, describe, paint, with_article
 from fitv2.data.canvases import Canvases
 from fitv2.data.cutouts import Cutouts, name_of
 from fitv2.data.dataset import Epoch
+from fitv2.data.folder import ImageFolder
 from fitv2.training.trainer import Trainer
 from tiny import log_lines, recipe
 
@@ -155,6 +156,18 @@ def test_articles_and_names():
     for name in ("an owl", "a unicorn", "an hourglass", "a cactus", "a glass", "scissors", "a face with open eyes"):
         assert with_article(name.removeprefix("an ").removeprefix("a ")) == name
     assert [name_of(text) for text in ("red_apple-02", "T-Rex", "7", "tree 3")] == ["red apple", "T Rex", "7", "tree"]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_alpha_is_decoded_in_every_mode_and_trimmed(tmp_path, mode):
+    image = Image.new("RGBA", (30, 20), (90, 90, 90, 0))
+    image.paste((90, 90, 90, 255), (5, 4, 20, 12))
+    (tmp_path / "images").mkdir()
+    image.convert(mode).save(tmp_path / "images/thing.png")
+    read = ImageFolder(tmp_path / "images", 64, 4, channels=4).read(0)
+    assert (
+        read.mode == "RGBA" and read.size == (15, 8) and read.getextrema() == ((90, 90), (90, 90), (90, 90), (255, 255))
+    )
 
 
 @pytest.fixture

@@ -86,16 +86,10 @@ def build_dataset(data: DataSettings, patch_size: int, cache_file: Path | None =
 
 def build_canvases(data: FolderSettings | EmojiSettings, drawings: Cutouts, patch_size: int) -> Canvases:
     """Returns the canvases of cut-outs; without data.canvas, each fills its own."""
-    shape = {} if data.canvas is None else {"aspect": data.canvas.aspect}
-    return Canvases(
-        drawings,
-        data.max_tokens,
-        patch_size,
-        objects=None if data.canvas is None else data.canvas.objects,
-        flip=data.flip,
-        min_scale=data.min_scale,
-        **shape,
-    )
+    shape = (1.0, 1.0), None
+    if data.canvas is not None:
+        shape = data.canvas.aspect, data.canvas.objects
+    return Canvases(drawings, data.max_tokens, patch_size, *shape, flip=data.flip, min_scale=data.min_scale)
 
 
 def holds_latents(data: DataSettings) -> bool:
@@ -145,7 +139,7 @@ def refuse_others(
     data: FolderSettings, fixed: dict[str, Any], patch_size: int, latents: LatentShards | type[OfficialLatents]
 ) -> None:
     """Raises UserError for a setting that was given and differs from that of the stored latents."""
-    for key, value in ({"min_scale": 1.0} | fixed).items():
+    for key, value in ({"min_scale": 1.0, "canvas": None} | fixed).items():
         given = getattr(data, key)
         if key in data.model_fields_set and given != value:
             raise UserError(

@@ -17,6 +17,7 @@ from .colour import to_srgb
 from .damage import check_whole
 from .formats import UnreadableImage, open_image
 
+Mode = Literal["RGB", "L", "RGBA"]
 MAX_PIXELS = 178_000_000
 MAX_BYTES = 1 << 30
 # Images beyond this are decoded one at a time: with alpha they take over ten bytes a pixel for a moment.
@@ -33,9 +34,6 @@ _UPRIGHT = {
 }
 # From 16 bits to 8, rounded. Pillow's own conversion would clip everything above 255.
 _TO_8_BITS = np.floor(np.arange(65536) * (255 / 65535) + 0.5).astype(np.uint8)
-
-
-Mode = Literal["RGB", "L", "RGBA"]
 
 
 def decode(file: str | Path | BinaryIO, mode: Mode = "RGB", max_pixels: int = MAX_PIXELS) -> Image.Image:

@@ -73,23 +73,26 @@ def need_renderer() -> None:
 
 
 def fetch(package: Package, folder: Path) -> Path:
-    """Returns the tarball of a package, fetched with npm unless it is there. Raises UserError if it is another one."""
-    path = folder / package.tarball
-    if not path.is_file() or not is_known(path, package):
-        npm = shutil.which("npm")
-        if npm is None:
-            raise UserError("npm is not installed, which fetches the drawings: install Node.js, then run this again")
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory() as draft:
-            command = [npm, "pack", f"{package.package}@{package.version}", "--pack-destination", draft, "--silent"]
-            done = subprocess.run(command, cwd=draft, capture_output=True, text=True)
-            fetched = Path(draft, package.tarball)
-            if done.returncode or not fetched.is_file():
-                why = (done.stderr.strip().splitlines() or ["it says nothing"])[0]
-                raise UserError(f"npm cannot fetch {package.package}@{package.version}: {why}")
-            write_file(path, lambda target: shutil.copyfile(fetched, target))
-    if not is_known(path, package):
-        raise UserError(f"{path} is not the package that was expected, by its SHA-256: delete it and run this again")
+    """Returns the tarball of a package, fetched with npm unless it is there.
+
+    Raises UserError if there is no npm, if it fails, or if it brings another content.
+    """
+    path, wanted = folder / package.tarball, f"{package.package}@{package.version}"
+    if path.is_file() and is_known(path, package):
+        return path
+    npm = shutil.which("npm")
+    if npm is None:
+        raise UserError("npm is not installed, which fetches the drawings: install Node.js, then run this again")
+    with tempfile.TemporaryDirectory() as draft:
+        command = [npm, "pack", wanted, "--pack-destination", draft, "--silent"]
+        done = subprocess.run(command, cwd=draft, capture_output=True, text=True)
+        fetched = Path(draft, package.tarball)
+        if done.returncode or not fetched.is_file():
+            why = (done.stderr.strip().splitlines() or ["it does not say why"])[0]
+            raise UserError(f"npm cannot fetch {wanted}: {why}")
+        if not is_known(fetched, package):
+            raise UserError(f"npm's {wanted} is not the one that fitv2 knows, by its SHA-256: it is not used")
+        write_file(path, lambda target: shutil.copyfile(fetched, target))
     return path
 
 
