@@ -186,7 +186,7 @@ def test_nothing_to_train_on(tmp_path):
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        ("channels", 4),
+        ("channels", 2),
         ("min_scale", 0.0),
         ("min_scale", 1.5),
         ("preprocessing", "bucket"),

@@ -199,6 +199,7 @@ def test_a_recipe_takes_a_prepared_folder(moments, pixels):
         ("data.channels=1", 4, "prepared with channels 3, and data.channels is 1"),
         ("data.preprocessing=crop", 4, "prepared with preprocessing mixed, and data.preprocessing is crop"),
         ("data.min_scale=0.5", 4, "prepared with min_scale 1.0, and data.min_scale is 0.5"),
+        ("data.canvas={objects: [1, 2]}", 4, "prepared with canvas None"),
         ("data.labels=none", 4, "data.labels=none would have no effect"),
         ("data.flip=true", 2, "holds latents for patches of 4; set model.patch_size=4"),
     ],

@@ -13,8 +13,20 @@ import fitv2
 PACKAGE = Path(fitv2.__file__).parent
 # A module may import lower layers, and its own only inside one sub-package (or among the package's own modules).
 LAYERS = [
-    {"__init__", "atomic", "classes", "config", "cores", "device", "errors", "finite", "hashes", "legacy", "locks"}
-    | {"messages", "openmp", "positions", "precision", "provenance", "randomness", "sample_list", "settings", "tokens"}
+    {"__init__", "atomic", "classes", "config", "cores", "data_settings", "device", "errors", "finite", "hashes"}
+    | {
+        "legacy",
+        "locks",
+        "messages",
+        "openmp",
+        "positions",
+        "precision",
+        "provenance",
+        "randomness",
+        "sample_list",
+        "settings",
+        "tokens",
+    }
     | {"yaml_text"},
     {"model", "flow", "diffusion"},
     {"sampling", "data", "distributed"},
@@ -28,14 +40,15 @@ LAYERS = [
 # Modules without imports of weight, which the command line may load at its top.
 LIGHT = {"errors", "messages", "precision", "sample_list", "model.config", "sampling.solvers"}
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
+SETTINGS = {"config", "data_settings", "settings"}
 # What goes beyond the layers: these know no model, and the data knows nothing of what is done with it.
 FORBIDDEN = {
-    "flow": {"config", "settings"},
-    "diffusion": {"config", "settings"},
-    "model": {"config", "settings"},
-    "sampling": {"data", "config", "settings"},
-    "data": {"model", "flow", "diffusion"},
-    "prepare": {"model", "flow", "diffusion", "sampling", "config", "settings"},
+    "flow": SETTINGS,
+    "diffusion": SETTINGS,
+    "model": SETTINGS,
+    "sampling": {"data"} | SETTINGS,
+    "data": {"model", "flow", "diffusion"} | SETTINGS,
+    "prepare": {"model", "flow", "diffusion", "sampling"} | SETTINGS,
 }
 # Of the model, these know its configuration alone: a model is a function to them.
 CONFIGURATION_ONLY = {"sampling": "model.config"}
@@ -92,7 +105,7 @@ def violations(package: Path) -> list[str]:
                 or (other == "model" and not f"{target}.".startswith(CONFIGURATION_ONLY.get(own, "model") + "."))
             ):
                 found.append(f"{name}: must not import {target}")
-        if own != "build" and {"config", "settings"} & set(map(part, targets)):
+        if own != "build" and SETTINGS & set(map(part, targets)):
             functions = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
             called = {getattr(function, "id", getattr(function, "attr", "")) for function in functions}
             found += [f"{name}: only build makes {made} from settings" for made in sorted(called & BUILT_FROM_SETTINGS)]
@@ -137,7 +150,7 @@ def test_every_module_has_a_layer():
 
 def test_settings_and_the_command_line_load_nothing_heavy():
     """At the top of a module; inside functions, and for type checkers, all is allowed."""
-    light = [path for name, path in modules(PACKAGE).items() if part(name) in ("__init__", "config", "settings", "cli")]
+    light = [path for name, path in modules(PACKAGE).items() if part(name) in ("__init__", "cli", *SETTINGS)]
     for path in light:
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.Import | ast.ImportFrom):

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from .checkpoints.model_folder import Pretrained, load_pretrained
 from .classes import imagenet_names
-from .data import fashion
+from .data import cutouts, emoji, fashion
+from .data.canvases import Canvases
+from .data.cutouts import Cutouts
 from .data.dataset import Dataset
 from .data.fashion import Fashion
 from .data.folder import ImageFolder
@@ -23,6 +25,7 @@ from .data.official import OfficialLatents, budgets
 from .data.prepared import is_prepared, read_dataset
 from .data.shards import LatentShards
 from .data.stand_in import ImageNetLike
+from .data_settings import DataSettings, EmojiSettings, FashionSettings, FolderSettings
 from .device import computes_bf16
 from .diffusion.objective import DiffusionLoss, diffusion_loss, diffusion_loss_at
 from .diffusion.schedule import linear_schedule
@@ -34,7 +37,7 @@ from .model.config import FiTConfig, NetworkConfig
 from .model.presets import architecture_of, config_of
 from .model.rope import RopeScheme
 from .sampling.guidance import GuidedModel
-from .settings import ARCHITECTURES, GRIDS, DataSettings, FashionSettings, FolderSettings, Recipe, TrainingSettings
+from .settings import ARCHITECTURES, GRIDS, Recipe, TrainingSettings
 from .tokens import Denoiser, TokenBatch
 
 logger = logging.getLogger(__name__)
@@ -65,27 +68,39 @@ def build_dataset(data: DataSettings, patch_size: int, cache_file: Path | None =
     """Returns the data set of a recipe. Raises UserError if the data is not there or does not fit the model."""
     if isinstance(data, FashionSettings):
         return build_fashion(data, patch_size)
+    if isinstance(data, EmojiSettings):
+        return build_canvases(data, emoji.cutouts(emoji.read_drawings(data.folder), data.classes), patch_size)
     if is_prepared(Path(data.source)):
         return build_prepared(data, patch_size)
     if budgets(Path(data.source)):
         return build_official(data, patch_size, cache_file)
-    return ImageFolder(
+    images = ImageFolder(
         Path(data.source),
         max_tokens=data.max_tokens,
         patch=patch_size,
-        channels=data.channels,
+        channels=data.channels if data.canvas is None else 4,
         preprocessing=data.preprocessing,
         flip=data.flip,
         min_scale=data.min_scale,
         further_tokens=data.further_tokens,
-        cache_file=cache_file,
+        # Trimmed images have other sizes than whole ones.
+        cache_file=cache_file if cache_file is None or data.canvas is None else cache_file.with_stem("cutouts"),
         labels_from=data.labels,
     )
+    return images if data.canvas is None else build_canvases(data, cutouts.of_folder(images), patch_size)
+
+
+def build_canvases(data: FolderSettings | EmojiSettings, drawings: Cutouts, patch_size: int) -> Canvases:
+    """Returns the canvases of cut-outs; without data.canvas, each fills its own."""
+    shape = (1.0, 1.0), None
+    if data.canvas is not None:
+        shape = data.canvas.aspect, data.canvas.objects
+    return Canvases(drawings, data.max_tokens, patch_size, *shape, flip=data.flip, min_scale=data.min_scale)
 
 
 def holds_latents(data: DataSettings) -> bool:
     """Whether the source holds latents of an autoencoder instead of images."""
-    if isinstance(data, FashionSettings):
+    if not isinstance(data, FolderSettings):
         return False
     root = Path(data.source)
     return read_dataset(root)[0].kind == "moments" if is_prepared(root) else bool(budgets(root))
@@ -132,7 +147,7 @@ def refuse_others(
     """Raises UserError for a setting that was given and differs from that of the stored latents."""
     if data.further_tokens:
         raise UserError(f"{data.source} holds latents of one budget: data.further_tokens is for images; remove it")
-    for key, value in ({"min_scale": 1.0} | fixed).items():
+    for key, value in ({"min_scale": 1.0, "canvas": None} | fixed).items():
         given = getattr(data, key)
         if key in data.model_fields_set and given != value:
             raise UserError(
@@ -148,9 +163,9 @@ def refuse_others(
         raise UserError(f"{data.source} holds latents for patches of {fitting}; set model.patch_size={fitting}")
 
 
-def build_stand_in(data: DataSettings) -> Dataset:
+def build_stand_in(max_tokens: int) -> Dataset:
     """Returns sizes without images, with which a run is planned while its data is not here."""
-    return ImageNetLike(data.max_tokens)
+    return ImageNetLike(max_tokens)
 
 
 def build_base(training: TrainingSettings, dtype: torch.dtype | None = torch.float32) -> Pretrained | None:

@@ -38,6 +38,7 @@ class Purpose(IntEnum):
     SPLITS = 8  # (seed, ...): subsets of features and of real images
     MEASURING = 9  # (seed): inputs of benchmarks and profiles
     HOLDOUT = 10  # (): which images are held out; (image, use): the noise that is added to them
+    CANVAS = 11  # (seed, epoch, image): what lies on a canvas, and where
 
 
 def seed_of(purpose: Purpose, *key: int) -> int:

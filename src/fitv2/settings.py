@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    PositiveFloat,
-    PositiveInt,
-    Tag,
-    model_validator,
-)
+from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag, model_validator
 
+from .data_settings import EmojiSettings, FashionSettings, FolderSettings, Settings, kind_of_source
 from .errors import UserError
 
 # The steps of the full diffusion process, which a sampler can only shorten.
 DIFFUSION_STEPS = 1000
-
-
-class Settings(BaseModel):
-    """Base of all settings: no unknown keys, no changes, finite numbers only."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class NetworkSettings(Settings):
@@ -113,68 +96,6 @@ ARCHITECTURES: dict[str, type[NetworkSettings]] = {
     "SiT": SiTSettings,
 }
 GRIDS = (DiTSettings, SiTSettings)
-
-MinScale = Annotated[
-    float, Field(gt=0, le=1, description="draw images at random linear scales from this up to 1; 1: their own size")
-]
-
-FurtherTokens = Annotated[
-    tuple[PositiveInt, ...],
-    BeforeValidator(lambda value: (value,) if isinstance(value, int) else value),
-    Field(description="smaller budgets than max_tokens: each epoch draws one of all for each image"),
-]
-Preprocessing = Literal["mixed", "resize", "crop"]
-
-
-class FashionSettings(Settings):
-    """The built-in images of garments."""
-
-    source: Literal["fashion"] = Field(
-        description="'fashion' (built in), a folder of images, or one that 'fitv2 prepare' made"
-    )
-    split: Literal["bundled", "full"] = Field(
-        default="bundled", description="fashion: the packaged 10 000 or all 60 000"
-    )
-    folder: Path | None = Field(
-        default=None, description="fashion: where the upstream files are, if not where Debian puts them"
-    )
-    max_tokens: PositiveInt = Field(
-        default=49, description="larger images are scaled down to this many tokens; default for fashion 49, else 256"
-    )
-    preprocessing: Preprocessing = Field(
-        default="resize", description="Algorithm 1 of FiTv2 (mixed) or one of its versions; default for fashion resize"
-    )
-    min_scale: MinScale = 1.0
-    further_tokens: FurtherTokens = ()
-
-
-class FolderSettings(Settings):
-    """Images, or latents, in a folder."""
-
-    source: str
-    max_tokens: PositiveInt = 256
-    channels: Literal[1, 3] = Field(default=3, description="folder: 3 for colour, 1 for grey")
-    labels: Literal["auto", "folders", "none"] = Field(
-        default="auto",
-        description="folder: the classes are its sub-folders (folders), those of metadata.jsonl, metadata.csv or "
-        "dataset.json in it, or else its sub-folders (auto); or there are none (none)",
-    )
-    preprocessing: Preprocessing = "mixed"
-    flip: bool = Field(default=True, description="folder: mirror half of the images")
-    stand_in: Literal["imagenet"] | None = Field(
-        default=None, description="sizes that --dry-run plans with while the source is not here"
-    )
-    min_scale: MinScale = 1.0
-    further_tokens: FurtherTokens = ()
-
-
-DataSettings = FashionSettings | FolderSettings
-
-
-def kind_of_source(data: Any) -> str:
-    """Returns which settings `data` has, by its source."""
-    source = data.get("source", "fashion") if isinstance(data, Mapping) else getattr(data, "source", None)
-    return "fashion" if source == "fashion" else "folder"
 
 
 class TrainingSettings(Settings):
@@ -305,7 +226,9 @@ class Recipe(Settings):
 
     model: ModelSettings = Field(default=FiTv2Settings(architecture="FiTv2"), discriminator="architecture")
     data: Annotated[
-        Annotated[FashionSettings, Tag("fashion")] | Annotated[FolderSettings, Tag("folder")],
+        Annotated[FashionSettings, Tag("fashion")]
+        | Annotated[EmojiSettings, Tag("emoji")]
+        | Annotated[FolderSettings, Tag("folder")],
         Discriminator(kind_of_source),
     ] = FashionSettings(source="fashion")
     training: TrainingSettings = TrainingSettings()
@@ -357,7 +280,7 @@ class Recipe(Settings):
 
 SECTIONS: dict[str, tuple[type[Settings], ...]] = {
     "model": tuple(ARCHITECTURES.values()),
-    "data": (FashionSettings, FolderSettings),
+    "data": (FashionSettings, EmojiSettings, FolderSettings),
     "training": (TrainingSettings,),
     "log": (LogSettings,),
 }

@@ -35,9 +35,9 @@ def show_plan(
     import yaml
 
     from ..build import build_dataset, build_stand_in, with_precision
+    from ..data_settings import FolderSettings
     from ..device import choose_device
     from ..profiling.training_plan import measure_step, plan_figures
-    from ..settings import FolderSettings
     from ..training.input_sheet import data_lines
     from ..training.run_folder import check_run
 
@@ -49,7 +49,7 @@ def show_plan(
         )
     data = recipe.data
     stands_in = isinstance(data, FolderSettings) and data.stand_in is not None and not Path(data.source).exists()
-    dataset = build_stand_in(data) if stands_in else build_dataset(data, recipe.model.patch_size)
+    dataset = build_stand_in(data.max_tokens) if stands_in else build_dataset(data, recipe.model.patch_size)
     config, notes = check_ahead(recipe, run, dataset, stands_in)
     where = choose_device(device)
     if peak_tflops is None:

@@ -84,7 +84,7 @@ def choose_recipe(
     from ..build import holds_latents, model_settings
     from ..checkpoints.model_folder import load_pretrained
     from ..config import load_recipe
-    from ..settings import FolderSettings
+    from ..data_settings import FolderSettings
     from ..training.run_folder import resumed_recipe
 
     # Always a path, so that a folder called fashion is not taken for the built-in images.
@@ -128,11 +128,11 @@ def warn_of_others(name: str, kept: Recipe, overrides: list[str]) -> None:
 
 def check_source(chosen: Recipe, run: Path, resume: bool, dry_run: bool) -> None:
     """Raises UserError if the data is not there."""
-    from ..settings import FashionSettings
+    from ..data_settings import FolderSettings
     from ..training.run_folder import resume_command
 
     data = chosen.data
-    if isinstance(data, FashionSettings) or Path(data.source).exists() or (dry_run and data.stand_in):
+    if not isinstance(data, FolderSettings) or Path(data.source).exists() or (dry_run and data.stand_in):
         return
     advice = "give the folder that holds the images with --data"
     if resume and (run / "recipe.json").is_file():

@@ -33,8 +33,10 @@ class Dataset(ABC):
         possible: (N,) int64 in 1 to V, how many variants each image has.
         flip: Whether an epoch mirrors each image left to right with probability 1/2.
         drawn: What an epoch draws for each image, in the order of the random numbers.
+        purpose: What the generator of an image in an epoch is for.
         report: What a scan of the files found, if there was one.
         budgets: The number of token budgets that an epoch draws from, the largest first among the variants.
+        held_out: Indices of images that the set itself keeps from training; None if it leaves that to the recipe.
     """
 
     patch_size: int
@@ -47,8 +49,10 @@ class Dataset(ABC):
     possible: np.ndarray
     flip: bool = False
     drawn: tuple[str, ...] = ("variant", "flip")
+    purpose: Purpose = Purpose.LATENTS
     report: ScanReport | None = None
     budgets: int = 1
+    held_out: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -65,6 +69,16 @@ class Dataset(ABC):
         variant: in [0, possible[index]). hw: in patches, as `sized` gives them. flip: whether to mirror the image left
         to right. rng: returns the generator of this image in this epoch.
         """
+
+    def caption(
+        self, index: int, variant: int, hw: tuple[int, int], flip: bool, rng: Callable[[], np.random.Generator]
+    ) -> str:
+        """Returns what the image of the same arguments of `load` shows, in words; empty if that is not known."""
+        return ""
+
+    def labelled(self, variant: np.ndarray) -> np.ndarray:
+        """Returns the labels (N,) of variants (N,); `num_classes` means no class."""
+        return self.labels
 
     def draw(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Draws (N,) numbers in [0, 1) for each of `drawn`; those of image i do not depend on the images after it."""
@@ -125,7 +139,7 @@ class Epoch:
 
     Attributes:
         hw: (N, 2) int64, height and width of each image in patches.
-        labels: (N,) int64.
+        labels: (N,) int64 in [0, num_classes], the highest for an image of no class.
         variant: (N,) int64.
         flip: (N,) bool.
     """
@@ -134,13 +148,21 @@ class Epoch:
         self.dataset, self.key = dataset, (seed, epoch)
         drawn = dataset.draw(numpy_generator(Purpose.VARIANTS, seed, epoch))
         nothing = np.zeros(len(dataset))
-        self.labels = dataset.labels
         self.variant = (drawn.get("variant", nothing) * dataset.possible).astype(np.int64)
+        self.labels = dataset.labelled(self.variant)
         self.flip = dataset.flip & (drawn.get("flip", nothing) < 0.5)
         self.hw = dataset.sized(self.variant, drawn.get("scale", nothing))
 
     def latent(self, index: int) -> Tensor:
         """Returns (C, h * p, w * p) float32, of the size that hw[index] promises. Raises UnreadableImage."""
-        rng = partial(numpy_generator, Purpose.LATENTS, *self.key, index)
-        variant, (h, w) = int(self.variant[index]), self.hw[index].tolist()
-        return self.dataset.load(index, variant, (h, w), bool(self.flip[index]), rng)
+        return self.dataset.load(index, *self._drawn(index))
+
+    def caption(self, index: int) -> str:
+        """Returns what the image shows, in words; empty if that is not known."""
+        return self.dataset.caption(index, *self._drawn(index))
+
+    def _drawn(self, index: int) -> tuple[int, tuple[int, int], bool, Callable[[], np.random.Generator]]:
+        """Returns what is drawn for an image: variant, size in patches, mirroring, and a generator for all the rest."""
+        rng = partial(numpy_generator, self.dataset.purpose, *self.key, index)
+        height, width = self.hw[index].tolist()
+        return int(self.variant[index]), (height, width), bool(self.flip[index]), rng

@@ -17,6 +17,7 @@ from .colour import to_srgb
 from .damage import check_whole
 from .formats import UnreadableImage, open_image
 
+Mode = Literal["RGB", "L", "RGBA"]
 MAX_PIXELS = 178_000_000
 MAX_BYTES = 1 << 30
 # Images beyond this are decoded one at a time: with alpha they take over ten bytes a pixel for a moment.
@@ -35,8 +36,8 @@ _UPRIGHT = {
 _TO_8_BITS = np.floor(np.arange(65536) * (255 / 65535) + 0.5).astype(np.uint8)
 
 
-def decode(file: str | Path | BinaryIO, mode: Literal["RGB", "L"] = "RGB", max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decodes the first image in a file: upright, in sRGB, alpha on white, 8 bits a channel.
+def decode(file: str | Path | BinaryIO, mode: Mode = "RGB", max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decodes the first image in a file: upright, in sRGB, alpha on white unless mode has it, 8 bits a channel.
 
     Sets two switches of Pillow for the whole process: half images must not pass for whole ones, and texts of megabytes
     in a PNG, such as the workflow that made it, are harmless.
@@ -68,7 +69,12 @@ def decode(file: str | Path | BinaryIO, mode: Literal["RGB", "L"] = "RGB", max_p
                 raise UnreadableImage(f"too large: {image.height}x{image.width} pixels, limit {max_pixels}")
             with _ONE_LARGE if pixels > LARGE else nullcontext():
                 check_whole(image, content)
-                return _upright(_on_white(image).convert(mode), image)
+                colours, alpha = _colours(image)
+                if alpha is not None and mode == "RGBA":
+                    colours.putalpha(alpha)
+                elif alpha is not None:
+                    colours = Image.composite(colours, Image.new(colours.mode, colours.size, "white"), alpha)
+                return _upright(colours.convert(mode), image)
     except UnreadableImage:
         raise
     except Exception as error:  # On damaged files Pillow raises nearly any type, from KeyError to MemoryError.
@@ -84,8 +90,8 @@ def _silence_libtiff() -> None:
             ctypes.CDLL(str(name)).TIFFSetErrorHandler(None)
 
 
-def _on_white(image: ImageFile.ImageFile) -> Image.Image:
-    """Returns the image in sRGB, grey (mode L) or colour, where it is transparent on white."""
+def _colours(image: ImageFile.ImageFile) -> tuple[Image.Image, Image.Image | None]:
+    """Returns the image in sRGB, grey (mode L) or colour, and its alpha (mode L) if it has any."""
     if image.format == "PNG" and isinstance(image.info.get("transparency"), int):
         # Pillow scales grey of 2 and 4 bits to 0 to 255, but not the transparent value.
         image.info["transparency"] *= {"L;2": 85, "L;4": 17}.get(str(image.tile[0].args), 1)
@@ -102,10 +108,7 @@ def _on_white(image: ImageFile.ImageFile) -> Image.Image:
         colours = colours.convert("L")
     elif image.mode in ("P", "RGBX"):
         colours = colours.convert("RGB")
-    colours = to_srgb(colours, profile)
-    if alpha is None:
-        return colours
-    return Image.composite(colours, Image.new(colours.mode, colours.size, "white"), alpha)
+    return to_srgb(colours, profile), alpha
 
 
 def _upright(pixels: Image.Image, image: Image.Image) -> Image.Image:

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -21,7 +20,7 @@ from ..classes import readable_names
 from ..errors import UserError
 from .contents import Labels, read_contents
 from .dataset import Dataset
-from .decode import decode
+from .decode import Mode, decode
 from .formats import UnreadableImage
 from .images import (
     Preprocessing,
@@ -40,6 +39,9 @@ from .scan import ScanReport, check_all
 logger = logging.getLogger(__name__)
 
 MOST_EMPTY = 20
+MODES: dict[int, Mode] = {1: "L", 3: "RGB", 4: "RGBA"}
+# The alpha of what cannot be seen; drawings are often surrounded by some of it.
+FAINT = 8
 
 
 class ImageFolder(Dataset):
@@ -47,7 +49,7 @@ class ImageFolder(Dataset):
 
     Args:
         max_tokens, patch, preprocessing: See `images`.
-        channels: 3 for colour, 1 for grey.
+        channels: 3 for colour, 1 for grey, 4 for cut-outs: colour with alpha, trimmed to what can be seen.
         flip: Whether each epoch mirrors an image left to right with probability 1/2.
         min_scale: In (0, 1]; each epoch shrinks an image by a linear factor drawn from [min_scale, 1].
         further_tokens: Smaller budgets; each epoch draws one of all for each image.
@@ -78,8 +80,8 @@ class ImageFolder(Dataset):
         labels_from: Labels = "auto",
         labels_option: str | None = "--set data.labels=",
     ) -> None:
-        if channels not in (1, 3):
-            raise UserError(f"images have 1 or 3 channels, not {channels}")
+        if channels not in MODES:
+            raise UserError(f"images have 1 or 3 channels, or 4 as cut-outs, not {channels}")
         if not 0 < min_scale <= 1:
             raise UserError(f"min_scale must be above 0 and at most 1, not {min_scale}")
         # Both raise for settings that fit no image, before the long scan.
@@ -91,7 +93,7 @@ class ImageFolder(Dataset):
             raise UserError("data.further_tokens and data.min_scale both shrink images: set one of them")
         self.budget = max_tokens, patch, preprocessing
         self.least = min(max_tokens, *further_tokens) if further_tokens else max_tokens
-        self.mode: Literal["RGB", "L"] = "RGB" if channels == 3 else "L"
+        self.mode: Mode = MODES[channels]
         if not self.root.is_dir():
             raise UserError(
                 f"there is no folder {root}: give the folder that holds the images (fitv2 prepare also reads lists and "
@@ -146,26 +148,42 @@ class ImageFolder(Dataset):
         return variant_sizes(self.sizes, *self.budget, scales)[0][np.arange(len(self)), variant] // self.patch_size
 
     def load(self, index: int, variant: int, hw: tuple[int, int], flip: bool, rng: object) -> Tensor:
+        size = hw[0] * self.patch_size, hw[1] * self.patch_size
+        image = fitted(self.read(index), size, self.variants[variant])
+        return to_latent(to_array(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image))
+
+    def read(self, index: int) -> Image.Image:
+        """Decodes an image whole. Raises UnreadableImage if it cannot be read any more, or has another size."""
         name, size = self.paths[index], tuple(self.sizes[index].tolist())
         try:
-            image = decode(self.root / name, self.mode)
+            image = _read(self.root / name, self.mode)
         except UnreadableImage as error:
             raise UnreadableImage(f"{name} could be read at the start and now cannot: {error}") from error
         if (image.height, image.width) != size:
             raise UnreadableImage(f"{name} was {size} pixels at the start and now is {(image.height, image.width)}")
-        image = fitted(image, (hw[0] * self.patch_size, hw[1] * self.patch_size), self.variants[variant])
-        return to_latent(to_array(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image))
+        return image
 
     def identity(self) -> tuple[list[str], list[np.ndarray], Path]:
         return self.paths, [self.labels, self.sizes], self.root
 
 
-def _check(path: Path, mode: Literal["RGB", "L"]) -> list[int] | str:
+def trim(image: Image.Image) -> Image.Image:
+    """Cuts off what cannot be seen around an RGBA image."""
+    seen = np.asarray(image.getchannel("A")) > FAINT
+    return image.crop(Image.fromarray(seen).getbbox())
+
+
+def _read(path: Path, mode: Mode) -> Image.Image:
+    image = decode(path, mode)
+    return trim(image) if mode == "RGBA" else image
+
+
+def _check(path: Path, mode: Mode) -> list[int] | str:
     """[height, width] of an image file, or why it cannot be used."""
     if not path.is_file():  # A broken link, or a pipe, on which opening would wait for ever.
         return "not a file"
     try:
-        image = decode(path, mode)
+        image = _read(path, mode)
     except UnreadableImage as error:
         return str(error)
     return [image.height, image.width]

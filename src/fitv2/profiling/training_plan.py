@@ -15,7 +15,7 @@ from ..model.network import bare_model, build_network
 from ..settings import Recipe
 from ..tokens import TokenBatch
 from ..training.finetune import trained_fraction
-from ..training.holdout import choose_held_out
+from ..training.holdout import held_out_of
 from ..training.optimizer import ITERATIONS, is_block_matrix
 from .formula import attention_flops, forward_flops, parameters, training_bytes
 from .measure import in_turn
@@ -32,7 +32,7 @@ def plan_figures(recipe: Recipe, dataset: Dataset, config: NetworkConfig, device
     padded to the longest.
     """
     settings = recipe.training
-    lengths = np.delete(dataset.epoch(0, settings.seed).hw.prod(1), choose_held_out(len(dataset), settings))
+    lengths = np.delete(dataset.epoch(0, settings.seed).hw.prod(1), held_out_of(dataset, settings))
     packs = plan_packs(lengths, settings.max_tokens_per_batch, settings.seed, 0)
     step = int(training_flops(recipe, config, lengths.tolist()) * settings.batches_per_step / len(packs))
     step += optimizer_flops(config) if settings.optimizer == "muon" else 0

@@ -35,6 +35,11 @@ GOLDEN = (math.sqrt(5) - 1) / 2
 LOSS, BY_TIME, BY_SIZE = "holdout_loss", "holdout_loss/time_", "holdout_loss/tokens_"
 
 
+def held_out_of(dataset: Dataset, training: TrainingSettings) -> np.ndarray:
+    """Returns the indices of the images that are never trained on, (N,) int64: by the set itself, or chosen here."""
+    return choose_held_out(len(dataset), training) if dataset.held_out is None else dataset.held_out
+
+
 def choose_held_out(images: int, training: TrainingSettings) -> np.ndarray:
     """Returns the indices of the held-out images, (N,) int64: for the same number of images always the same.
 
@@ -64,16 +69,19 @@ class Holdout:
 
     Attributes:
         chosen: (N,) the indices of the held-out images; N may be 0.
-        images: (U,) the image of each use, U at most 256.
+        images: (U,) the image of each use, U at most 256; 0 if training.holdout is 0.
         times: (U,) in [0, 1].
         tokens: (U,) the sizes.
     """
 
     def __init__(self, dataset: Dataset, recipe: Recipe, loss_at: LossAt) -> None:
         self.dataset, self.recipe, self.loss_at = dataset, recipe, loss_at
-        self.chosen = choose_held_out(len(dataset), recipe.training)
-        number = max(len(self.chosen), 1)
-        self.images = np.tile(self.chosen, MOST // number)
+        training = recipe.training
+        self.chosen = held_out_of(dataset, training)
+        wanted = training.holdout and training.objective == "flow"
+        measured = self.chosen[:: -(-len(self.chosen) // MOST) or 1] if wanted else self.chosen[:0]
+        number = max(len(measured), 1)
+        self.images = np.tile(measured, MOST // number)
         self.repetition = np.arange(len(self.images)) // number
         self.times = (0.5 + GOLDEN * np.arange(len(self.images))) % 1
         self.tokens = dataset.first_hw[self.images].prod(1)
@@ -90,7 +98,7 @@ class Holdout:
         Every process has to call this. averaged: within, the model has the weights that are measured.
         """
         due = step % self.recipe.log.holdout_every == 0 or step == self.recipe.training.steps
-        if not (due and len(self.chosen)):
+        if not (due and len(self.images)):
             return {}
         start = time.perf_counter()
         with averaged, torch.no_grad():
@@ -149,7 +157,7 @@ class Holdout:
                 batch,
                 torch.cat([self.noise(use, batch.x.shape[1]) for use in uses.tolist()]),
                 torch.from_numpy(self.times[uses]).float(),
-                torch.from_numpy(self.dataset.labels[images]),
+                torch.from_numpy(self.view.labels[images]),
             )
         return self.loaded[number]
 

@@ -16,7 +16,7 @@ from ..errors import UserError
 from ..messages import counted
 from ..settings import TrainingSettings
 from ..sheets import contact_sheet, save_sheet, to_image
-from .holdout import FEWEST, choose_held_out
+from .holdout import FEWEST, held_out_of
 
 logger = logging.getLogger(__name__)
 # Images on a sheet; fewer latents, because decoding them takes time.
@@ -25,11 +25,11 @@ IMAGES, LATENTS = 64, 16
 
 def data_lines(dataset: Dataset, training: TrainingSettings) -> Iterator[str]:
     """Yields lines for people: the number of images, and the classes with their numbers of images."""
-    held_out = choose_held_out(len(dataset), training)
+    held_out, wanted = held_out_of(dataset, training), training.holdout and training.objective == "flow"
     labels = np.delete(dataset.labels, held_out)
-    others = f", and measuring {len(held_out)} others that are held out" if len(held_out) else ""
-    yield f"training on {counted(len(labels), 'image')}{others}"
-    if training.holdout and not len(held_out) and training.objective == "flow":
+    others = f", and {'measuring' if wanted else 'not on'} {len(held_out)} others that are held out"
+    yield f"training on {counted(len(labels), 'image')}{others if len(held_out) else ''}"
+    if wanted and not len(held_out):
         yield f"  none is held out: {len(dataset)} are fewer than {FEWEST}"
     yield from (f"  {line}" for line in class_lines(count_classes(labels, class_names(dataset))))
 
@@ -58,7 +58,8 @@ def write_inputs(path: Path, dataset: Dataset, seed: int) -> None:
             logger.warning("not in %s: %s", path.name, error)
             continue
         images.append(image)
-        captions.append(names[view.labels[index]] if names else f"{image.height}x{image.width}")
+        label = names[view.labels[index]] if view.labels[index] < len(names) else f"{image.height}x{image.width}"
+        captions.append(label)
     if images:
         save_sheet(contact_sheet(images, captions), path)
 

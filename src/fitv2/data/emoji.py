@@ -1,0 +1,132 @@
+"""Drawings of things by several artists, each with a name and a group: a bundled few, or all that `fitv2 emoji` makes.
+
+An archive is a zip file of WebP images with alpha and of `index.json`: {"sets": [what is known of each set],
+"drawings": [a `Drawing` each]}. One name in ten is never trained on, so that prompts for it test what a model makes of
+words that it has not seen.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from ..errors import UserError, damaged
+from .cutouts import Cutouts, every
+
+INDEX = "index.json"
+# One name in this many is held back.
+HELD_BACK = 10
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A drawing of an archive.
+
+    Attributes:
+        id: SET/FILE, such as noto/red-apple.
+        name: The thing, the same in all sets: red-apple.
+        label: The thing in words: red apple.
+        tags: Other words for it.
+        group, subgroup: Such as food-drink and food-fruit.
+        size: Height and width in pixels.
+        set: The set of drawings, an artist's.
+        style: How the drawings of this set look.
+        content: The WebP file.
+    """
+
+    id: str
+    name: str
+    label: str
+    tags: tuple[str, ...]
+    group: str
+    subgroup: str
+    size: tuple[int, int]
+    set: str
+    style: str
+    content: bytes
+
+    @property
+    def held_back(self) -> bool:
+        """Whether no drawing of this name is ever trained on."""
+        return is_held_back(self.name)
+
+
+def is_held_back(name: str) -> bool:
+    """Whether no drawing of this name is ever trained on: about one name in ten."""
+    return every(name, HELD_BACK)
+
+
+def read_drawings(folder: Path | None = None) -> list[Drawing]:
+    """Returns the drawings in all archives of a folder, or the bundled ones, in the order of their ids.
+
+    Raises UserError if there are none, or an archive is damaged.
+    """
+    if folder is None:
+        archives: Sequence[Traversable | Path] = [files("fitv2.data").joinpath("emoji.zip")]
+    else:
+        archives = sorted(folder.glob("*.zip"))
+    if not archives:
+        raise UserError(f"there are no drawings in {folder}: make them with 'fitv2 emoji --out {folder}'")
+    return sorted((drawing for archive in archives for drawing in read_archive(archive)), key=lambda d: d.id)
+
+
+def read_archive(archive: Traversable | Path) -> list[Drawing]:
+    """Returns the drawings in an archive. Raises UserError if it is damaged, or is none of drawings."""
+    try:
+        with archive.open("rb") as file, zipfile.ZipFile(file) as opened:
+            index = json.loads(opened.read(INDEX))
+            style = {about["set"]: about["style"] for about in index["sets"]}
+            return [
+                Drawing(
+                    id=line["id"],
+                    name=line["name"],
+                    label=line["label"],
+                    tags=tuple(line["tags"]),
+                    group=line["group"],
+                    subgroup=line["subgroup"],
+                    size=tuple(line["size"]),
+                    set=line["set"],
+                    style=style[line["set"]],
+                    content=opened.read(file_of(line["id"])),
+                )
+                for line in index["drawings"]
+            ]
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise damaged(archive, error, "delete it and make it again with 'fitv2 emoji'") from None
+
+
+def file_of(drawing: str) -> str:
+    """Returns the name in an archive of the drawing with this id."""
+    return f"{drawing}.webp"
+
+
+def cutouts(drawings: Sequence[Drawing], classes: Literal["group", "name"] = "group") -> Cutouts:
+    """Returns the drawings that may be trained on, as cut-outs; the names that are held back are left out.
+
+    classes: what the labels are.
+    """
+    kept = [drawing for drawing in drawings if not drawing.held_back]
+    labels = [drawing.group if classes == "group" else drawing.label for drawing in kept]
+    class_names, numbers = np.unique(labels, return_inverse=True)
+    sets, set_of = np.unique([drawing.set for drawing in kept], return_inverse=True)
+    styles = {drawing.set: drawing.style for drawing in kept}
+    return Cutouts(
+        ids=[drawing.id for drawing in kept],
+        names=[drawing.label for drawing in kept],
+        sizes=np.array([drawing.size for drawing in kept], np.int64),
+        labels=numbers.astype(np.int64),
+        class_names=class_names.tolist(),
+        sets=set_of.astype(np.int64),
+        styles=[styles[name] for name in sets.tolist()],
+        read=lambda index: Image.open(io.BytesIO(kept[index].content)).convert("RGBA"),
+    )
