@@ -48,7 +48,7 @@ class CanvasSettings(Settings):
 Canvas = Annotated[
     CanvasSettings | None,
     Field(
-        description="emoji, or a folder of transparent cut-outs: two thirds of the images are canvases with several of "
+        description="emoji, or a folder of transparent cut-outs: two thirds of the images are canvases with some of "
         "them, such as {aspect: [0.25, 4], objects: [1, 4]}; null: none"
     ),
 ]
