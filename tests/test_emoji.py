@@ -19,6 +19,7 @@ from PIL import Image
 
 from fitv2.build import build_dataset, build_model_config
 from fitv2.config import build_recipe
+from fitv2.data.contents import read_contents
 from fitv2.data.cutouts import held_out
 from fitv2.data.emoji import cutouts, is_held_back, read_drawings
 from fitv2.prepare import emoji
@@ -155,6 +156,8 @@ def test_drawings_are_fetched_rendered_and_trimmed_once(npm, tmp_path):
     again = made(out)
     assert [archive.path.stem for archive in again if archive.made] == ["noto", "twemoji"] and len(npm) == 10
     assert {path: path.read_bytes() for path in out.glob("*.zip")} == contents
+    with pytest.raises(ValueError, match=r"data\.folder"):
+        read_contents(out)
 
 
 def test_what_cannot_be_fetched_is_one_sentence(npm, tmp_path, monkeypatch):

@@ -37,8 +37,9 @@ def main(out: Path) -> None:
     settings = {"source": "emoji", "max_tokens": TOKENS}
     data = build_dataset(build_recipe({"model": {"patch_size": PATCH}, "data": settings}).data, PATCH)
     view = data.epoch(0, 0)
-    # Of all parts of the set; the longest are left out, for the page's sake.
-    chosen = [i for i in range(0, len(data), 17) if view.hw[i].max() <= CELL // PATCH][:NUMBER]
+    # Of all three sets; the longest are left out, for the page's sake.
+    fitting = [i for i in range(len(data)) if view.hw[i].max() <= CELL // PATCH]
+    chosen = fitting[:: len(fitting) // NUMBER][:NUMBER]
     cells = [cell(to_image(view.latent(i)), view.caption(i)) for i in chosen]
     rows = [cells[start : start + COLUMNS] for start in range(0, NUMBER, COLUMNS)]
     heights = [max(image.height for image in row) + MARGIN for row in rows]

@@ -44,16 +44,16 @@ class CanvasSettings(Settings):
     def ranges_rise(self) -> Self:
         for key, (low, high) in (("aspect", self.aspect), ("objects", self.objects)):
             if low > high:
-                raise UserError(f"data.canvas.{key}=[{low}, {high}] is empty: give the smaller number first")
+                raise UserError(f"{key}=[{low}, {high}] is empty: give the smaller number first")
         if self.objects[1] > MOST_OBJECTS:
-            raise UserError(f"data.canvas.objects ends at {self.objects[1]}; at most {MOST_OBJECTS} fit a canvas")
+            raise UserError(f"objects={list(self.objects)} is too many: at most {MOST_OBJECTS} fit a canvas")
         return self
 
 
 Canvas = Annotated[
     CanvasSettings | None,
     Field(
-        description="emoji, or a folder of transparent cut-outs: two thirds of the images are canvases with several of "
+        description="emoji, or a folder of transparent cut-outs: two thirds of the images are canvases with some of "
         "them, such as {aspect: [0.25, 4], objects: [1, 4]}; null: none"
     ),
 ]

@@ -23,6 +23,7 @@ SAMPLES = "samples"
 MARKS = [
     *(("a training run", {"recipe.json", name}) for name in ("checkpoints", "samples", "log.jsonl", "model")),
     ("prepared data", {"settings.json", "shards"}),
+    ("drawings for 'fitv2 train --recipe emoji --set data.folder=...'", {"ATTRIBUTION.md", "packages"}),
     ("an inspection", {"images.csv", "plots.png"}),
     ("an evaluation", {"result.json", "scores.png"}),
     ("an evaluation", {"evaluation.json"}),
