@@ -88,7 +88,8 @@ def test_saving_over_a_model_leaves_the_loaded_one_alone(folder):
 def test_models_that_are_not_there_or_not_complete(folder, missing):
     (folder / missing).unlink()
     for name in ("nowhere", "builtin:nothing", folder):
-        with pytest.raises(ValueError, match=rf"{name} is not a model: there is no .*(config\.json|{missing})"):
+        what = rf".*(config\.json|{missing})" if name == folder else f"folder {name}"
+        with pytest.raises(ValueError, match=rf"{name} is not a model: there is no {what}"):
             load_pretrained(name)
 
 

@@ -185,7 +185,7 @@ def test_names_with_commas_and_slashes(fitv2, tmp_path):
         (["--labels", "spoon"], "no class 'spoon'"),
         (["--labels", "Trousers"], "did you mean trouser?"),
         (["--model", "builtin:fashon"], "did you mean builtin:fashion?"),
-        (["--model", "nowhere"], "nowhere is not a model: there is no nowhere/config.json"),
+        (["--model", "nowhere"], "nowhere is not a model: there is no folder nowhere"),
         (["nowhere"], "two models are named, nowhere and --model"),
         (["--guidance", "-1"], "guidance -1"),
         (["--guidance", "nan"], "must be finite numbers"),
