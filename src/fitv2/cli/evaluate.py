@@ -54,7 +54,8 @@ def evaluate(
         input_option(
             *("--size", "-s"),
             metavar="HxW",
-            help="in pixels, repeatable; for a model also own (its training sizes; default), own:1.5, own-turned",
+            help="HxW in pixels, repeatable; for a model also own (default: its training sizes), own:1.5 (1.5 times), "
+            "own-turned (sides swapped)",
         ),
     ] = None,
     num_images: Annotated[
@@ -109,10 +110,10 @@ def evaluate(
 
       torchrun --nproc_per_node 8 -m fitv2.cli evaluate runs/mine --reference my/images --size 256x256 -n 50000
 
-    After an interruption, the same command continues and keeps the images already made; without --out, evaluations with
-    other metrics or references use them too. Results that differ in protocol, number of images, reference or extractor
-    are compared only with --force. Features of real images are cached in ~/.cache/fitv2 (or FITV2_CACHE), which you may
-    delete at any time.
+    After an interruption, the same command continues and keeps the images already made; without --out, later
+    evaluations with other metrics or references reuse the images. Results that differ in protocol, number of images,
+    reference or extractor are compared only with --force. Features of real images are cached in ~/.cache/fitv2 (or
+    FITV2_CACHE), which you may delete at any time.
     """
     if all(name.endswith(".json") for name in names):
         others = context.params.keys() - {"names", "force", "as_json"}

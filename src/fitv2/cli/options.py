@@ -55,8 +55,8 @@ class ModelOptions:
         Solver | None,
         sampling_option(
             metavar="NAME",
-            help=f"{', '.join(FLOW_SOLVERS)}; for FiT and DiT {' or '.join(DIFFUSION_SOLVERS)}; {ADVISED} ab2, "
-            "ddim, or transition for a model trained for few steps",
+            help=f"{', '.join(FLOW_SOLVERS)}; for FiT and DiT {' or '.join(DIFFUSION_SOLVERS)}; {ADVISED} ab2 "
+            "(FiT, DiT: ddim; few-step models: transition)",
         ),
     ] = None
     time_shift: Annotated[float | None, sampling_option(help="above 1: more steps near the image")] = None
@@ -76,7 +76,9 @@ class ModelOptions:
         tuple[float, float] | None,
         guidance_option(help=f"time range to guide, 0 (noise) to 1 (image); {ADVISED} 0 1"),
     ] = None
-    guidance_power: Annotated[float | None, guidance_option(help="lower the scale towards the image")] = None
+    guidance_power: Annotated[
+        float | None, guidance_option(help="reduce the scale as the image emerges (cosine to this power)")
+    ] = None
     guidance_channels: Annotated[int | None, guidance_option(min=1, help="guide only the first N channels")] = None
     internal_guidance: Annotated[
         float | None,

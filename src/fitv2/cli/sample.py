@@ -59,7 +59,7 @@ def sample(
     per_class: Annotated[int | None, image_option(min=1, help="images per class and size; default: 1")] = None,
     num: Annotated[int | None, typer.Option(min=1, hidden=True)] = None,
     num_images: Annotated[
-        int | None, image_option("--num-images", "-n", min=1, help="images of each --size, classes in turn")
+        int | None, image_option("--num-images", "-n", min=1, help="images per --size, cycling through the classes")
     ] = None,
     seed: Annotated[int, image_option(min=0, help="seed of the first image; later images count up")] = 0,
     guidance: Annotated[
@@ -68,7 +68,7 @@ def sample(
     options: ModelOptions,
     ignore_memory: IgnoreMemory = False,
     out: Annotated[Path | None, out_option(help="default: the first unused of outputs, outputs-2, ...")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace images from another request")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace images of a different request")] = False,
     as_json: Json = False,
 ) -> None:
     """Make images of each class in each size: one PNG per image, and a contact sheet.
@@ -82,7 +82,7 @@ def sample(
       fitv2 sample runs/mine --steps 50 --guidance 1.5 --seed 7
 
     The same seed gives the same image, whatever else is made alongside it. samples.json in the folder records the
-    request; images from another request are overwritten only with --overwrite. If a model folder has a sampling.json,
+    request; images of a different request are replaced only with --overwrite. If a model folder has a sampling.json,
     it sets the defaults of the sampling and guidance options.
     """
     from ..device import choose_device

@@ -29,7 +29,10 @@ def train(
     context: typer.Context,
     recipe: Annotated[
         str | None,
-        typer.Option("--recipe", help="a name from 'fitv2 recipes', or a YAML file; default: depends on --data"),
+        typer.Option(
+            "--recipe",
+            help="a name from 'fitv2 recipes', or a YAML file; default: images or latents, by what --data holds",
+        ),
     ] = None,
     data: Annotated[
         str | None,
@@ -37,7 +40,8 @@ def train(
     ] = None,
     init_from: Annotated[str | None, typer.Option(help="a model to start from (folder, run or builtin:NAME)")] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="section.key=value; --dry-run lists them all")
+        list[str] | None,
+        typer.Option("--set", help="change a setting, repeatable: section.key=value; --dry-run lists them"),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="the run's folder; default: runs/RECIPE")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue the run in that folder, or begin it")] = False,
@@ -74,12 +78,12 @@ def train(
     for 50 000 steps on a GPU, the ImageNet recipes for 400 000 and more. Stop when the sheets in samples/ no longer
     improve, or when the loss on held-out images (training.holdout) rises: 'fitv2 plot' draws it.
 
-    To train FiT, DiT or SiT, with which FiTv2 is compared, use --set model.architecture=FiT and so on. DiT and SiT take
-    only squares of one size: --set data.preprocessing=crop.
+    For the baselines use --set model.architecture=FiT, DiT or SiT. DiT and SiT take only squares of one size:
+    --set data.preprocessing=crop.
 
     The run's folder holds log.jsonl, inputs.png (what the model sees), samples/, checkpoints/, and model/ for
-    'fitv2 sample'. Ctrl-C and SIGTERM save the current step. --resume continues, on a CPU bit for bit, with the run's
-    own settings, except those that --set changes.
+    'fitv2 sample'. Ctrl-C and SIGTERM save the current step. --resume continues with the run's own settings,
+    except those that --set changes; on a CPU the result equals an uninterrupted run bit for bit.
     """
     from ..training.sigterm import NAMES, signal_of, sigterm_interrupts
     from .recipes import check_source, choose_recipe
