@@ -157,14 +157,14 @@ def test_an_unknown_key_or_section_of_a_file_is_an_error(tree, complaint):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("training.steps=many", r"training\.steps: .*integer.*'many'"),
+        ("training.steps=many", r"training\.steps: .*whole number.*'many'"),
         ("training.steps=0", r"training\.steps: .*greater than 0"),
-        ("training.steps=", r"training\.steps: .*integer.*None"),
+        ("training.steps=", r"training\.steps: .*whole number.*None"),
         ("training.seed=4294967296", r"training\.seed: .*less than"),
         ("model.prediction=image", r"model\.prediction: .*'velocity'.*'epsilon'"),
         ("model.architecture=UNet", r"model: .*'FiTv2'.*'SiT'"),
         ("training.precision=fp16", r"training\.precision: .*'bf16' or 'fp32'"),
-        ("training.steps.x=3", r"training\.steps: .*integer"),
+        ("training.steps.x=3", r"training\.steps: .*whole number"),
     ],
 )
 def test_a_bad_value_is_named_with_its_key_and_what_is_allowed(override, message):

@@ -108,11 +108,20 @@ def recipe_problem(error: Mapping[str, Any]) -> str:
     return f"there is no setting {key!r}; the nearest is {nearest_key(key)!r}"
 
 
+# Pydantic's types of errors, for people who do not write Python.
+WORDS = {
+    **dict.fromkeys(("int_parsing", "int_type", "int_from_float"), "must be a whole number"),
+    **dict.fromkeys(("float_parsing", "float_type"), "must be a number"),
+    **dict.fromkeys(("bool_parsing", "bool_type"), "must be true or false"),
+    **dict.fromkeys(("tuple_type", "list_type"), "must be a list, such as [1, 2]"),
+}
+
+
 def complaint(error: Mapping[str, Any]) -> str:
     """Returns our own sentences as they are, and pydantic's with the value that is wrong."""
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
-    return f"{error['msg']} (given: {error['input']!r})"
+    return f"{WORDS.get(error['type'], error['msg'])} (given: {error['input']!r})"
 
 
 def nearest_key(key: str) -> str:

@@ -87,12 +87,12 @@ class Sampling:
                 f"one model call of every {self.cache_interval} cannot be a full one with the solver {self.solver}: "
                 "give 1 or more, and 1 for an adaptive solver"
             )
-        numbers = (self.guidance, self.internal_guidance, self.power, self.shift)
-        if not all(map(math.isfinite, numbers)) or self.shift <= 0 or min(numbers) < 0:
-            raise UserError(
-                f"guidance {self.guidance:g}, internal guidance {self.internal_guidance:g}, power {self.power} and "
-                f"shift {self.shift} must be finite numbers, guidances (1: none) and the power 0 or more, shift above 0"
-            )
+        named = {"guidance": self.guidance, "internal guidance": self.internal_guidance, "power": self.power}
+        for called, value in named.items():
+            if not (math.isfinite(value) and value >= 0):
+                raise UserError(f"the {called} {value:g} must be a finite number of 0 or more")
+        if not (math.isfinite(self.shift) and self.shift > 0):
+            raise UserError(f"the shift {self.shift:g} must be a finite number above 0")
         for name in ("interval", "internal_interval"):
             object.__setattr__(self, name, checked_interval(name, getattr(self, name)))
         if self.shift_tokens is not None and self.shift_tokens < 1:
