@@ -22,6 +22,8 @@ from fitv2.config import build_recipe
 from fitv2.data.contents import read_contents
 from fitv2.data.cutouts import held_out
 from fitv2.data.emoji import cutouts, is_held_back, read_drawings
+from fitv2.errors import UserError
+from fitv2.evaluation.sources import open_images
 from fitv2.prepare import emoji
 from fitv2.prepare.emoji_names import Catalogue
 from fitv2.prepare.emoji_sets import EMOJIBASE, PERMISSIVE, SETS
@@ -189,3 +191,16 @@ def test_folders_without_drawings_and_damaged_archives_are_reported(tmp_path):
         (tmp_path / "noto.zip").write_bytes(content)
         with pytest.raises(ValueError, match="damaged"):
             read_drawings(tmp_path)
+
+
+def test_drawings_are_a_reference_for_scores(tmp_path):
+    images = open_images("emoji", tmp_path)
+    assert len(images) > 1000 and len(images.class_names) > 5 and images.labels.max() < len(images.class_names)
+    for index in range(0, len(images), 397):
+        pixels = images.pixels(index)
+        assert pixels.dtype == np.uint8 and pixels.shape == (*images.sizes[index], 3)
+    trained = build_dataset(build_recipe({"data": {"source": "emoji"}, "model": {"patch_size": 8}}).data, 8)
+    assert np.array_equal(images.epochs[0].hw, trained.epoch(0, 0).hw), "they are those of the recipe"
+    assert images.digest == open_images("emoji", tmp_path).digest
+    with pytest.raises(UserError, match="no drawings"):
+        open_images(f"emoji:{tmp_path}", tmp_path)

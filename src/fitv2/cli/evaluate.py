@@ -46,7 +46,7 @@ def evaluate(
         input_option(
             *("--reference", "-r"),
             help="real images: a folder, pixels from 'fitv2 prepare', an ADM .npz archive, fashion (the bundled "
-            "images), fashion:train or fashion:test",
+            "images), fashion:train or fashion:test, or emoji (images of one drawing each)",
         ),
     ] = None,
     size: Annotated[

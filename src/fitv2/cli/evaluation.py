@@ -144,10 +144,10 @@ def open_all(
 def find_samples(request: Request, cache: Path) -> list[Samples]:
     """Returns images that exist already."""
     from ..evaluation.inputs import given_samples
-    from ..evaluation.sources import is_fashion, open_images
+    from ..evaluation.sources import is_emoji, is_fashion, open_images
 
     name = request.name
-    if not is_fashion(name) and not Path(name).exists():
+    if not (is_fashion(name) or is_emoji(name) or Path(name).exists()):
         raise UserError(f"there is no model, folder or archive {name!r}; builtin:fashion ships with fitv2")
     sizes = [spec.pixels for spec in request.sizes if spec.pixels is not None]
     if len(sizes) < len(request.sizes):

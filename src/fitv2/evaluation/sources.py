@@ -21,7 +21,9 @@ from PIL import Image
 
 from ..atomic import write_file
 from ..classes import readable_names
+from ..data.canvases import Canvases
 from ..data.decode import MAX_PIXELS, decode
+from ..data.emoji import cutouts, read_drawings
 from ..data.fashion import SPLITS, bundled, full
 from ..data.folder import ImageFolder
 from ..data.formats import EXTENSIONS, UnreadableImage
@@ -33,7 +35,9 @@ from ..errors import UserError
 from ..messages import counted, shortened
 from ..sample_list import SAMPLES_LIST, SHEET, read_list
 
-FASHION = "fashion"
+FASHION, EMOJI = "fashion", "emoji"
+# What the recipe `emoji` trains on, and the epochs whose images are a reference: each lays the drawings out anew.
+EMOJI_TOKENS, EMOJI_PATCH, EMOJI_SCALE, EMOJI_EPOCHS = 64, 8, 0.35, 4
 ARCHIVE = "arr_0"
 # How the reason begins why a file that fitv2 made is not data.
 MADE = "made by fitv2"
@@ -258,16 +262,42 @@ class FashionImages(Images):
         return self.arrays[index]
 
 
-def open_images(name: str, cache: Path) -> Images:
-    """Returns a folder of images or of prepared pixels, an .npz archive, or the built-in data set.
+class EmojiImages(Images):
+    """Images of one drawing each, as epochs of the recipe `emoji` have them: bundled drawings, or those of a folder."""
 
-    The latter is fashion (the bundled 10 000), fashion:train or fashion:test (all 60 000 and 10 000), also with the
-    folder of the authors' files, as in fashion:train:FOLDER. Sizes of images are kept in the folder `cache`. Raises
-    UserError if there is nothing of that name, or if it holds no images.
+    def __init__(self, name: str) -> None:
+        folder = Path(name.partition(":")[2]) if ":" in name else None
+        drawings = cutouts(read_drawings(folder))
+        canvases = Canvases(drawings, EMOJI_TOKENS, EMOJI_PATCH, min_scale=EMOJI_SCALE)
+        self.epochs = epochs = [canvases.epoch(number, seed=0) for number in range(EMOJI_EPOCHS)]
+        single = [np.flatnonzero(epoch.labels < canvases.num_classes) for epoch in epochs]
+        self.places = [(epoch, index) for epoch, own in zip(epochs, single, strict=True) for index in own.tolist()]
+        sizes = np.concatenate([epoch.hw[own] for epoch, own in zip(epochs, single, strict=True)]) * EMOJI_PATCH
+        labels = np.concatenate([epoch.labels[own] for epoch, own in zip(epochs, single, strict=True)])
+        super().__init__(name, sizes, labels, canvases.class_names)
+        self.canvases = canvases
+
+    @cached_property
+    def digest(self) -> str:
+        return hashlib.sha256(f"{EMOJI_EPOCHS} {self.canvases.digest()}".encode()).hexdigest()
+
+    def pixels(self, index: int) -> np.ndarray:
+        epoch, place = self.places[index]
+        return ((epoch.latent(place) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+
+
+def open_images(name: str, cache: Path) -> Images:
+    """Returns a folder of images or of prepared pixels, an .npz archive, or a built-in data set.
+
+    Those are emoji (the bundled drawings) or emoji:FOLDER, fashion (the bundled 10 000 garments), and fashion:train or
+    fashion:test (all 60 000 and 10 000), also with the folder of the authors' files, as in fashion:train:FOLDER. Sizes
+    of images are kept in the folder `cache`. Raises UserError if there is nothing of that name, or no images in it.
     """
     path = Path(name)
     if is_fashion(name):
         return FashionImages(name)
+    if is_emoji(name):
+        return EmojiImages(name)
     if path.suffix == ".npz":
         return ArchiveImages(path)
     if path.is_file():
@@ -276,7 +306,9 @@ def open_images(name: str, cache: Path) -> Images:
             "of Hugging Face, fitv2 prepare --autoencoder pixels makes a folder that can be given here"
         )
     if not path.is_dir():
-        raise UserError(f"there is no folder, archive (.npz) or data set {name!r}; the built-in data set is fashion")
+        raise UserError(
+            f"there is no folder, archive (.npz) or data set {name!r}; those built in are fashion and emoji"
+        )
     if is_prepared(path):
         return PreparedImages(path)
     if budgets(path):
@@ -288,8 +320,13 @@ def open_images(name: str, cache: Path) -> Images:
 
 
 def is_fashion(name: str) -> bool:
-    """Returns whether it is a name of the built-in data set."""
+    """Returns whether it is a name of the garments."""
     return name == FASHION or name.startswith(f"{FASHION}:")
+
+
+def is_emoji(name: str) -> bool:
+    """Returns whether it is a name of the drawings."""
+    return name == EMOJI or name.startswith(f"{EMOJI}:")
 
 
 def split_of(name: str) -> tuple[str, Path | None]:
