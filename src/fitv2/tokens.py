@@ -168,6 +168,15 @@ def upload(tensor: Tensor, device: torch.device | str) -> Tensor:
     return tensor.to(device)
 
 
+def drop_labels(labels_B: Tensor, null_label: int, probability: float, generator: torch.Generator) -> Tensor:
+    """Returns the labels (B,), each replaced by that of no class with this probability.
+
+    generator: On the CPU, so that all devices get the same numbers: one uniform number per label.
+    """
+    dropped_B = torch.rand(len(labels_B), generator=generator) < probability
+    return labels_B.masked_fill(upload(dropped_B, labels_B.device), null_label)
+
+
 def runs_of(values: Sequence[Value]) -> list[tuple[int, Value]]:
     """Returns (count, value) of each run of equal neighbours."""
     runs: list[tuple[int, Value]] = []

@@ -1,4 +1,4 @@
-"""A data set of canvases: each epoch lays the same cut-outs out anew, in other shapes and in other company."""
+"""A data set of canvases: each epoch lays the same cut-outs out in other shapes and in other company."""
 
 from __future__ import annotations
 

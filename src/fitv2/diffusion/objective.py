@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..tokens import Denoiser, TokenBatch, upload
+from ..tokens import Denoiser, TokenBatch, drop_labels, upload
 from .schedule import Schedule, denoise, diffuse, gather_like, posterior_mean
 
 # Half a grey level of 256 in [-1, 1], and the beginning of the outermost levels.
@@ -48,9 +48,9 @@ def diffusion_loss(
     """
     device = data.x.device
     index_B = upload(torch.randint(len(schedule), (len(data),), generator=generator), device)
-    dropped_B = upload(torch.rand(len(data), generator=generator) < class_dropout_prob, device)
+    labels_B = drop_labels(labels_B, null_label, class_dropout_prob, generator)
     noise_TC = upload(torch.randn(data.x.shape, generator=generator), device)
-    return diffusion_loss_at(network, data, noise_TC, index_B, labels_B.masked_fill(dropped_B, null_label), schedule)
+    return diffusion_loss_at(network, data, noise_TC, index_B, labels_B, schedule)
 
 
 def diffusion_loss_at(

@@ -36,7 +36,7 @@ from ..messages import counted, shortened
 from ..sample_list import SAMPLES_LIST, SHEET, read_list
 
 FASHION, EMOJI = "fashion", "emoji"
-# What the recipe `emoji` trains on, and the epochs whose images are a reference: each lays the drawings out anew.
+# What the recipe `emoji` trains on, and the epochs whose images are a reference: each has other canvases.
 EMOJI_TOKENS, EMOJI_PATCH, EMOJI_SCALE, EMOJI_EPOCHS = 64, 8, 0.35, 4
 ARCHIVE = "arr_0"
 # How the reason begins why a file that fitv2 made is not data.

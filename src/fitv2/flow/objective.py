@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..positions import random_positions
-from ..tokens import Denoiser, TokenBatch, upload
+from ..tokens import Denoiser, TokenBatch, drop_labels, upload
 from .path import LOGIT_NORMAL, TimeDensity, interpolate, sample_times, shift_by_size, shift_time
 
 
@@ -63,11 +63,10 @@ def flow_loss(
     if shift_tokens is not None:
         t_B = shift_time(t_B.double(), shift_by_size(data.counts, shift_tokens)).float()
     t_B = upload(t_B, device)
-    dropped_B = upload(torch.rand(len(data), generator=generator) < class_dropout_prob, device)
+    labels_B = drop_labels(labels_B, null_label, class_dropout_prob, generator)
     noise_TC = upload(torch.randn(data.x.shape, generator=generator), device)
     if position_range is not None:
         options["positions_T2"] = random_positions(data, position_range, generator)
-    labels_B = labels_B.masked_fill(dropped_B, null_label)
     return flow_loss_at(velocity, data, noise_TC, t_B, labels_B, internal_weight, **options)
 
 

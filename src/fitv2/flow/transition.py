@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..tokens import Denoiser, TokenBatch, upload
+from ..tokens import Denoiser, TokenBatch, drop_labels, upload
 from .objective import FlowLoss
 from .path import interpolate
 
@@ -47,9 +47,8 @@ def transition_loss(
     t_B, r_B = torch.rand(2, images, generator=generator).sort(dim=0).values
     r_B = torch.where(torch.rand(images, generator=generator) < INSTANT, t_B, r_B)
     t_B, r_B = upload(t_B, device), upload(r_B, device)
-    dropped_B = upload(torch.rand(images, generator=generator) < class_dropout_prob, device)
+    labels_B = drop_labels(labels_B, null_label, class_dropout_prob, generator)
     noise_TC = upload(torch.randn(data.x.shape, generator=generator), device)
-    labels_B = labels_B.masked_fill(dropped_B, null_label)
     return transition_loss_at(network, data, noise_TC, t_B, r_B, labels_B, teacher, epsilon)
 
 

@@ -45,6 +45,6 @@ def read_file(path: Path) -> bytes:
 
 
 def check_length(length: int) -> None:
-    """Raises UnreadableImage for a file of so many bytes that it can be no photograph."""
+    """Raises UnreadableImage for a file with more bytes than a photograph has."""
     if length > MOST_BYTES:
         raise UnreadableImage(f"too large: {length} bytes, limit {MOST_BYTES}")

@@ -17,22 +17,29 @@ import torch
 from torch import Tensor
 
 from ..build import LossAt
+from ..data.cutouts import FEWEST
 from ..data.dataset import Dataset, Epoch
 from ..data.formats import UnreadableImage
 from ..distributed.parallel import ParallelModel
 from ..distributed.ranks import all_gather
 from ..randomness import Purpose, numpy_generator, torch_generator
+from ..sampling.generate import batches
 from ..settings import Recipe, TrainingSettings
 from ..tokens import TokenBatch, upload
 
 logger = logging.getLogger(__name__)
-# Images that are held out, and those that a set must have for it.
-LEAST, MOST, FEWEST = 64, 256, 640
+# Images that are held out.
+LEAST, MOST = 64, 256
 # Ranges of time, 0 is noise and 1 is data, and classes of size that are reported by themselves.
 TIME_BINS, SIZE_CLASSES = 4, 4
 # The multiples of this number, modulo 1, fill [0, 1] evenly.
 GOLDEN = (math.sqrt(5) - 1) / 2
 LOSS, BY_TIME, BY_SIZE = "holdout_loss", "holdout_loss/time_", "holdout_loss/tokens_"
+
+
+def measures(training: TrainingSettings) -> bool:
+    """Whether the held-out loss is measured."""
+    return training.holdout > 0 and training.objective == "flow"
 
 
 def held_out_of(dataset: Dataset, training: TrainingSettings) -> np.ndarray:
@@ -46,10 +53,9 @@ def choose_held_out(images: int, training: TrainingSettings) -> np.ndarray:
     N is the fraction `training.holdout` of the images, at least 64 and at most 256; 0 of fewer than 640 images. It is 0
     for transitions: a model teaches them, and how well they agree with the data says nothing.
     """
-    fraction = training.holdout
-    if not fraction or images < FEWEST or training.objective == "transition":
+    if not measures(training) or images < FEWEST:
         return np.empty(0, np.int64)
-    number = min(max(round(fraction * images), LEAST), MOST)
+    number = min(max(round(training.holdout * images), LEAST), MOST)
     return np.argsort(numpy_generator(Purpose.HOLDOUT).random(images), kind="stable")[:number]
 
 
@@ -78,14 +84,13 @@ class Holdout:
         self.dataset, self.recipe, self.loss_at = dataset, recipe, loss_at
         training = recipe.training
         self.chosen = held_out_of(dataset, training)
-        wanted = training.holdout and training.objective == "flow"
-        measured = self.chosen[:: -(-len(self.chosen) // MOST) or 1] if wanted else self.chosen[:0]
+        measured = self.chosen[:: -(-len(self.chosen) // MOST) or 1] if measures(training) else self.chosen[:0]
         number = max(len(measured), 1)
         self.images = np.tile(measured, MOST // number)
         self.repetition = np.arange(len(self.images)) // number
         self.times = (0.5 + GOLDEN * np.arange(len(self.images))) % 1
         self.tokens = dataset.first_hw[self.images].prod(1)
-        self.plan = split(self.tokens, recipe.training.max_tokens_per_batch)
+        self.plan = [np.array(pack) for pack in batches(self.tokens.tolist(), training.max_tokens_per_batch)]
         self.loaded: dict[int, Pack] = {}
 
     @cached_property
@@ -172,16 +177,3 @@ class Holdout:
     def noise(self, use: int, channels: int) -> Tensor:
         generator = torch_generator(Purpose.HOLDOUT, int(self.images[use]), int(self.repetition[use]))
         return torch.randn(int(self.tokens[use]), channels, generator=generator)
-
-
-def split(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
-    """Distributes images of these numbers of tokens to packs of at most `budget`, shortest first."""
-    packs: list[list[int]] = []
-    room = 0
-    for use in np.argsort(lengths, kind="stable").tolist():
-        if lengths[use] > room:
-            packs.append([])
-            room = budget
-        packs[-1].append(use)
-        room -= lengths[use]
-    return [np.array(pack) for pack in packs]

@@ -16,7 +16,7 @@ from ..errors import UserError
 from ..messages import counted
 from ..settings import TrainingSettings
 from ..sheets import contact_sheet, save_sheet, to_image
-from .holdout import FEWEST, held_out_of
+from .holdout import FEWEST, held_out_of, measures
 
 logger = logging.getLogger(__name__)
 # Images on a sheet; fewer latents, because decoding them takes time.
@@ -25,7 +25,7 @@ IMAGES, LATENTS = 64, 16
 
 def data_lines(dataset: Dataset, training: TrainingSettings) -> Iterator[str]:
     """Yields lines for people: the number of images, and the classes with their numbers of images."""
-    held_out, wanted = held_out_of(dataset, training), training.holdout and training.objective == "flow"
+    held_out, wanted = held_out_of(dataset, training), measures(training)
     labels = np.delete(dataset.labels, held_out)
     others = f", and {'measuring' if wanted else 'not on'} {len(held_out)} others that are held out"
     yield f"training on {counted(len(labels), 'image')}{others if len(held_out) else ''}"
