@@ -99,7 +99,7 @@ def training(device: torch.device, config: FiTConfig = B2, hw: Sizes = MIXED, di
 def fashion(device: torch.device, *overrides: str) -> Part:
     """The recipe `fashion`: training steps on some of its packs."""
     recipe = load_recipe("fashion", ["data.split=bundled", *overrides])
-    dataset = build_dataset(recipe.data, recipe.model.patch_size)
+    dataset = build_dataset(recipe.data, recipe.model)
     budget = recipe.training.max_tokens_per_batch
     examples = packs(dataset, budget, PACKS, device)
     make = SameWeights(build_model_config(recipe, dataset), examples, device)
@@ -117,7 +117,7 @@ def packs(dataset: Dataset, budget: int, number: int, device: torch.device) -> l
     """The first packs of a training."""
     torch.manual_seed(seed_of(Purpose.MEASURING))
     stream = PackLoader(dataset, budget).steps(DataCursor())
-    examples = [Example.of(*next(stream).packs[0], device) for _ in range(number)]
+    examples = [Example.of(*next(stream).packs[0][:2], device) for _ in range(number)]
     stream.close()
     return examples
 

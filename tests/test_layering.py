@@ -31,7 +31,7 @@ LAYERS = [
     {"model", "flow", "diffusion"},
     {"sampling", "data", "distributed"},
     {"checkpoints"},
-    {"autoencoder", "build", "drawing", "sheets"},
+    {"autoencoder", "build", "drawing", "sheets", "text"},
     {"adapters", "evaluation", "training", "prepare"},
     {"profiling"},
     {"study"},
