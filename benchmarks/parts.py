@@ -99,7 +99,7 @@ def training(device: torch.device, config: FiTConfig = B2, hw: Sizes = MIXED, di
 def fashion(device: torch.device, *overrides: str) -> Part:
     """The recipe `fashion`: training steps on some of its packs."""
     recipe = load_recipe("fashion", ["data.split=bundled", *overrides])
-    dataset = build_dataset(recipe.data, recipe.model)
+    dataset = build_dataset(recipe.data, recipe.model.patch_size)
     budget = recipe.training.max_tokens_per_batch
     examples = packs(dataset, budget, PACKS, device)
     make = SameWeights(build_model_config(recipe, dataset), examples, device)

@@ -44,7 +44,7 @@ def with_captions(folder: Path) -> Path:
 def folder_data(folder: Path, **model) -> Dataset:
     tree = {"model": {"patch_size": 8, "context": "cross"} | model, "data": {"source": str(folder)}}
     recipe = build_recipe(tree)
-    return build_dataset(recipe.data, recipe.model)
+    return build_dataset(recipe.data, 8, captioned=recipe.model.encoder is not None)
 
 
 def test_the_encoder_that_ships_knows_what_words_mean(encoder):
@@ -118,7 +118,7 @@ def test_a_model_of_text_needs_captions(tmp_path):
         folder_data(with_captions(tmp_path / "images"))
     recipe = build_recipe({"model": {"context": "joint"}})
     with pytest.raises(UserError, match="needs captions"):
-        build_dataset(recipe.data, recipe.model)
+        build_dataset(recipe.data, 4, captioned=True)
     with pytest.raises(UserError, match=r"no effect without model\.context"):
         build_recipe({"model": {"text_encoder": "somewhere"}})
 
@@ -133,7 +133,7 @@ def test_label_and_text_are_lost_together():
 
 def trained(run: Path, *overrides: str) -> Trainer:
     recipe = load_recipe("emoji", [*TINY, *overrides])
-    dataset = build_dataset(recipe.data, recipe.model)
+    dataset = build_dataset(recipe.data, 8, captioned=recipe.model.encoder is not None)
     made = Trainer(recipe, dataset, build_model_config(recipe, dataset), run)
     made.fit(lambda figures: None)
     return made

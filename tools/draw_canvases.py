@@ -36,7 +36,7 @@ def cell(image: Image.Image, caption: str) -> Image.Image:
 def main(out: Path) -> None:
     settings = {"source": "emoji", "max_tokens": TOKENS}
     recipe = build_recipe({"model": {"patch_size": PATCH}, "data": settings})
-    data = build_dataset(recipe.data, recipe.model)
+    data = build_dataset(recipe.data, PATCH)
     view = data.epoch(0, 0)
     # Of all three sets; the longest are left out, for the page's sake.
     fitting = [i for i in range(len(data)) if view.hw[i].max() <= CELL // PATCH]

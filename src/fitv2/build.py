@@ -66,13 +66,15 @@ def with_precision(recipe: Recipe, device: torch.device) -> Recipe:
     return recipe.model_copy(update={"training": recipe.training.model_copy(update={"precision": precision})})
 
 
-def build_dataset(data: DataSettings, model: ModelSettings, cache_file: Path | None = None) -> Dataset:
-    """Returns the data set of a recipe, with captions if the model is conditioned on them.
+def build_dataset(
+    data: DataSettings, patch_size: int, cache_file: Path | None = None, captioned: bool = False
+) -> Dataset:
+    """Returns the data set of a recipe; captioned: with captions, for a model that is conditioned on them.
 
     Raises UserError if the data is not there or does not fit the model.
     """
-    dataset = _build_dataset(data, model.patch_size, cache_file, model.encoder is not None)
-    if model.encoder is not None and not dataset.captioned:
+    dataset = _build_dataset(data, patch_size, cache_file, captioned)
+    if captioned and not dataset.captioned:
         raise UserError(f"model.context needs captions, and {data.source} has none: set model.context=none")
     return dataset
 
