@@ -207,8 +207,6 @@ class FiTConfig(NetworkConfig):
             )
         if self.position_range is not None and self.position_range < 2:
             raise UserError(f"position_range {self.position_range} must be at least 2 patches")
-        if self.position_range is not None and self.context == "joint":
-            raise UserError("joint context has positions of its own before those of the image: remove position_range")
         if isinstance(self.rope, dict):  # As JSON has it.
             object.__setattr__(self, "rope", RopeScheme(**self.rope))
 
