@@ -198,10 +198,7 @@ def build_model_config(recipe: Recipe, dataset: Dataset, base: Pretrained | None
                 "data.preprocessing=crop, and no data.min_scale"
             )
         return config_of(**model.model_dump(), **data, side=side)
-    most_tokens, spread = int(hw.prod(1).max()), getattr(model, "position_range", None)
-    if spread is not None and spread < hw.max():
-        raise UserError(f"model.position_range={spread} is less than the {int(hw.max())} rows or columns of an image")
-    rope = RopeScheme(train_side=max(math.isqrt(most_tokens), 2))
+    rope = RopeScheme(train_side=max(math.isqrt(int(hw.prod(1).max())), 2))
     if model.extrapolation is not None:
         of_base = None if base is None else base.model.config
         rope = (of_base.rope if isinstance(of_base, FiTConfig) else rope).named(model.extrapolation)
@@ -210,7 +207,11 @@ def build_model_config(recipe: Recipe, dataset: Dataset, base: Pretrained | None
         if base is not None and isinstance(base.model.config, FiTConfig):
             rope = base.model.config.rope
         settings |= {"target_blocks": max(round(TARGET_FRACTION * model.depth), 1), "internal_head": None}
-    return config_of(**settings, rope=rope)
+    config = config_of(**settings, rope=rope)
+    spread, sides = config.position_range, int(hw.max())
+    if spread is not None and spread < sides:
+        raise UserError(f"model.position_range={spread} is less than the {sides} rows or columns of an image")
+    return config
 
 
 def model_settings(config: NetworkConfig) -> dict[str, Any]:
@@ -238,16 +239,13 @@ def build_objective(training: TrainingSettings, config: NetworkConfig, device: t
     density = TimeDensity(
         kind=training.time_density, mean=training.time_mean, std=training.time_std, scale=training.time_scale
     )
-    of_network = {}
-    if isinstance(config, FiTConfig):
-        weight = 0.0 if config.internal_head is None else training.internal_weight
-        of_network = {"position_range": config.position_range, "internal_weight": weight}
     return partial(
         flow_loss,
         class_dropout_prob=training.class_dropout_prob,
         density=density,
         shift_tokens=training.shift_tokens,
-        **of_network,
+        position_range=config.position_range,
+        internal_weight=0.0 if config.internal_head is None else training.internal_weight,
     )
 
 

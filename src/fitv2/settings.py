@@ -256,7 +256,7 @@ class Recipe(Settings):
             useless += training.changed(
                 "time_density", "time_mean", "time_std", "time_scale", "shift_tokens", "objective"
             )
-        if getattr(model, "internal_head", None) is None:
+        if not isinstance(model, FiTv2Settings) or model.internal_head is None:
             useless += training.changed("internal_weight")
         if useless:
             keys = ", ".join(f"training.{key}" for key in useless)

@@ -86,8 +86,20 @@ class RopeScheme:
 DEFAULT_ROPE = RopeScheme()
 
 
+class OptionalParts:
+    """What only some kinds of network can have, with the answers of one that has none of it; see `FiTConfig`.
+
+    No dataclass: these are fields, and stored, where a configuration declares them again.
+    """
+
+    context: Context = "none"
+    internal_head: int | None = None
+    position_range: int | None = None
+    target_blocks: int = 0
+
+
 @dataclass(frozen=True, kw_only=True)
-class NetworkConfig:
+class NetworkConfig(OptionalParts):
     """What fixes any network here.
 
     Attributes:

@@ -189,7 +189,7 @@ def without(settings: Mapping[str, Any], *names: str) -> dict[str, Any]:
 
 def default_solver(config: NetworkConfig) -> str:
     """Returns the solver to use when none is named."""
-    if getattr(config, "target_blocks", 0):
+    if config.target_blocks:
         return "transition"
     return "ddim" if config.prediction == "epsilon" else "ab2"
 
@@ -202,7 +202,7 @@ def check_sampling(sampling: Sampling, config: NetworkConfig) -> None:
             f"the solver {sampling.solver} is not for this model, which predicts {what}; "
             f"choose from {', '.join(fitting)}"
         )
-    if sampling.solver == "transition" and not getattr(config, "target_blocks", 0):
+    if sampling.solver == "transition" and not config.target_blocks:
         raise UserError(
             "the solver transition is for models trained for few steps (training.objective=transition); choose another"
         )
@@ -211,7 +211,7 @@ def check_sampling(sampling: Sampling, config: NetworkConfig) -> None:
             "guidance is part of this model, which was trained for few steps: sample it with guidance 1 and without a "
             "cache interval"
         )
-    if sampling.rope is not None and sampling.rope.method != "none" and getattr(config, "position_range", None):
+    if sampling.rope is not None and sampling.rope.method != "none" and config.position_range:
         raise UserError("this model has positions for every size (position_range): extrapolation would move them twice")
     if config.fixed_grid is not None and sampling.rope is not None:
         raise UserError("a model of a fixed grid has no rotary positions that could be changed; remove rope")
@@ -219,7 +219,7 @@ def check_sampling(sampling: Sampling, config: NetworkConfig) -> None:
         raise UserError(
             f"the latents of this model have {counted(config.in_channels, 'channel')}: guidance of more has no effect"
         )
-    if sampling.internal_guidance != 1 and getattr(config, "internal_head", None) is None:
+    if sampling.internal_guidance != 1 and config.internal_head is None:
         raise UserError(
             "this model has no internal head, which internal guidance needs: train it with --set model.internal_head=2"
         )
