@@ -1,6 +1,7 @@
 """Post-training for few steps: the loss has its minimum at the true mean velocity, and sampling uses it."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,8 +11,10 @@ from fitv2.checkpoints.model_folder import load_pretrained, save_pretrained
 from fitv2.errors import UserError
 from fitv2.flow.transition import derivative, transition_loss, transition_loss_at
 from fitv2.model.config import FiTConfig
+from fitv2.model.network import bare_model
 from fitv2.sampling.cache import BlockCache
 from fitv2.sampling.generate import generate
+from fitv2.sampling.guidance import GuidedModel
 from fitv2.sampling.ode import transitions
 from fitv2.sampling.spec import SampleSpec, Sampling
 from fitv2.training.run_folder import check_run
@@ -82,6 +85,20 @@ def test_times_are_in_order_and_equal_for_a_quarter():
     transition_loss(network, batch, torch.zeros(4000).long(), 1, torch.Generator().manual_seed(0), teacher)
     t, r = seen[-1]  # The differences come first.
     assert (t <= r).all() and abs((t == r).float().mean() - 0.25) < 0.03
+
+
+def test_a_guided_teacher_reads_nothing_back_from_the_device():
+    """Copying out of tensors without values is an error."""
+    meta = torch.device("meta")
+    network = bare_model(replace(CONFIG, target_blocks=1))
+
+    def guided(batch, t_B, labels_B):
+        sampling = Sampling(guidance=2.0, interval=(0.2, 0.7), power=1.0)
+        return GuidedModel(bare_model(CONFIG), CONFIG, batch.hw, labels_B, sampling, meta)(batch.x, t_B)
+
+    batch = TokenBatch(torch.zeros(24, 16, device=meta), SIZES)
+    loss = transition_loss(network, batch, LABELS, CONFIG.null_label, torch.Generator(), guided)
+    assert loss.loss.device == loss.t.device == meta
 
 
 def test_one_step_is_as_good_as_many():

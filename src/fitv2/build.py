@@ -41,7 +41,7 @@ from .settings import ARCHITECTURES, GRIDS, Recipe, TrainingSettings
 from .tokens import Denoiser, TokenBatch
 
 logger = logging.getLogger(__name__)
-# (network, images, labels (B,), the null label, a generator) to a tuple with the loss.
+# (network, images, labels (B,) on the CPU, the null label, a generator) to a tuple with the loss.
 Objective = Callable[[Denoiser, TokenBatch, Tensor, int, torch.Generator], FlowLoss | DiffusionLoss]
 # The fraction of blocks, the last ones, that see the target of a transition (Decoupled MeanFlow: 8 of 28).
 TARGET_FRACTION = 0.3
@@ -262,7 +262,7 @@ def build_teacher(training: TrainingSettings, device: torch.device) -> Teacher:
     )
 
     def velocity(batch: TokenBatch, t_B: Tensor, labels_B: Tensor) -> Tensor:
-        guided = GuidedModel(model, model.config, batch.hw, labels_B.cpu(), sampling, device)
+        guided = GuidedModel(model, model.config, batch.hw, labels_B, sampling, device)
         with torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bf16"):
             return guided(batch.x, t_B)
 

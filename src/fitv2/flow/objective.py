@@ -49,7 +49,7 @@ def flow_loss(
     Args:
         velocity: The network.
         data: The images, x is (T, C).
-        labels_B: (B,) int64.
+        labels_B: (B,) int64, on the CPU or the device of the images.
         null_label: The label of no class.
         generator: The source of everything random.
         class_dropout_prob: From 0 to 1.
@@ -63,7 +63,7 @@ def flow_loss(
     if shift_tokens is not None:
         t_B = shift_time(t_B.double(), shift_by_size(data.counts, shift_tokens)).float()
     t_B = upload(t_B, device)
-    labels_B = drop_labels(labels_B, null_label, class_dropout_prob, generator)
+    labels_B = upload(drop_labels(labels_B, null_label, class_dropout_prob, generator), device)
     noise_TC = upload(torch.randn(data.x.shape, generator=generator), device)
     if position_range is not None:
         options["positions_T2"] = random_positions(data, position_range, generator)

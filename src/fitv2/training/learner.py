@@ -19,7 +19,7 @@ from ..errors import UserError
 from ..model.network import Network, load_strictly
 from ..model.transformer import FiT
 from ..settings import TrainingSettings
-from ..tokens import TokenBatch, upload
+from ..tokens import TokenBatch
 from .ema import EMA
 from .optimizer import Optimizer
 
@@ -61,14 +61,14 @@ class Learner:
         """Accumulates the gradient of the weighted sum of the packs' losses; returns the sum reported, () float32.
 
         Args:
-            packs: Batches on any device with the labels of their images, (B,) int64.
+            packs: Batches on any device with the labels of their images, (B,) int64 on the CPU.
             weights: The weight of each pack's loss, the mean over its images.
             generators: For each pack, the source of its times, noise and dropped labels.
         """
         device, null_label = self.model.ranks.device, self.model.module.config.null_label
         total = torch.zeros((), device=device)
         for number, ((batch, labels), weight, generator) in enumerate(zip(packs, weights, generators, strict=True), 1):
-            batch, labels = batch.to(device), upload(labels, device)
+            batch = batch.to(device)
             # The model runs under autocast by itself; the loss stays outside.
             with nullcontext() if number == len(packs) else self.model.accumulating():
                 result = self.objective(self.model, batch, labels, null_label, generator)
