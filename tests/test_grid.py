@@ -44,7 +44,12 @@ def inputs(config: SiTConfig) -> tuple[TokenBatch, torch.Tensor, torch.Tensor]:
 
 @KINDS
 def test_what_only_fit_can_have_is_answered_with_none_and_not_stored(config):
-    assert (config.context, config.internal_head, config.position_range, config.target_blocks) == ("none", None, None, 0)
+    assert (config.context, config.internal_head, config.position_range, config.target_blocks) == (
+        "none",
+        None,
+        None,
+        0,
+    )
     assert asdict(config).keys() == {*SIZES, "patch_size", "prediction"}
 
 

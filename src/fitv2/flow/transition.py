@@ -20,8 +20,8 @@ from ..tokens import Denoiser, TokenBatch, drop_labels, upload
 from .objective import FlowLoss
 from .path import interpolate
 
-# (images z at their times, t (B,), labels (B,)) to their guided velocity (T, C). Times and labels are on the CPU: guidance
-# depends on them, and reading them back from a GPU would make the host wait.
+# (images z at their times, t (B,), labels (B,)) to their guided velocity (T, C). Times and labels are on the CPU:
+# guidance depends on them, and reading them back from a GPU would make the host wait.
 Teacher = Callable[[TokenBatch, Tensor, Tensor], Tensor]
 # The fraction of images whose r is t, where the target is the teacher's velocity itself.
 INSTANT = 0.25

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from ..diffusion.schedule import check_count
 from ..errors import UserError
-from ..messages import counted, suggestion
+from ..messages import check_known, counted
 from ..model.config import NetworkConfig, RopeScheme
 from ..randomness import check_seed
 from .cache import SHALLOWEST_CACHED
@@ -73,9 +73,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         adaptive, diffusion = self.solver in ADAPTIVE, self.solver in DIFFUSION_SOLVERS
-        if self.solver not in SOLVER_NAMES:
-            near = suggestion(self.solver, SOLVER_NAMES)
-            raise UserError(f"there is no solver {self.solver!r}; the solvers are {', '.join(SOLVER_NAMES)}{near}")
+        check_known("solver", self.solver, SOLVER_NAMES)
         if self.steps is None and not adaptive:
             object.__setattr__(self, "steps", DEFAULT_STEPS)
         if self.steps is not None and self.steps < 1:
@@ -161,8 +159,8 @@ def check_recommended(content: Any) -> dict[str, Any]:
     """Returns recommended settings as read from JSON, checked. Raises UserError for others."""
     if not isinstance(content, dict):
         raise UserError("it holds no settings by name")
-    if unknown := sorted(content.keys() - set(RECOMMENDABLE)):
-        raise UserError(f"there is no setting {unknown[0]!r}; the settings are {', '.join(RECOMMENDABLE)}")
+    for name in content:
+        check_known("setting", name, RECOMMENDABLE)
     try:
         Sampling(**content)
     except (TypeError, AttributeError) as error:
