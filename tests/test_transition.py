@@ -1,6 +1,7 @@
 """Post-training for few steps: the loss has its minimum at the true mean velocity, and sampling uses it."""
 
 import json
+import sys
 from dataclasses import replace
 
 import pytest
@@ -18,6 +19,7 @@ from fitv2.sampling.guidance import GuidedModel
 from fitv2.sampling.ode import transitions
 from fitv2.sampling.spec import SampleSpec, Sampling
 from fitv2.training.run_folder import check_run
+from test_model import counted_graphs
 from tiny import CLASSES, CONFIG, log_lines, random_model, recipe, trainer
 
 RATE = -1.5
@@ -157,6 +159,19 @@ def test_a_trained_model_becomes_one_of_few_steps_and_resumes_bit_for_bit(tmp_pa
     together = generate(made.model, specs, sampling)
     for spec, latent in zip(specs, together, strict=True):
         torch.testing.assert_close(latent, generate(made.model, [spec], sampling)[0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_compiled_training_has_the_losses_of_an_eager_one(tmp_path, base, monkeypatch):
+    """And the halves of a block have fewer graphs, with and without gradients, than torch makes before it gives up."""
+    overrides = ["training.objective=transition", f"training.init_from={base}", "log.sample_every=null"]
+    trainer(tmp_path / "eager", *overrides).fit(lambda figures: None)
+    graphs = counted_graphs(monkeypatch)
+    monkeypatch.setenv("CXX", sys.executable)  # Only has to be there.
+    trainer(tmp_path / "run", *overrides, "training.compile=true").fit(lambda figures: None)
+    assert 0 < graphs.frame_count < 2 * torch._dynamo.config.recompile_limit
+    for line, eager in zip(log_lines(tmp_path / "run"), log_lines(tmp_path / "eager"), strict=True):
+        assert line == pytest.approx(eager, rel=1e-3)
 
 
 def other(folder, **changes):

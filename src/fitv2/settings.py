@@ -184,7 +184,7 @@ class TrainingSettings(Settings):
 
     @model_validator(mode="after")
     def transitions_have_their_own_times(self) -> Self:
-        keys = ("time_density", "time_mean", "time_std", "time_scale", "shift_tokens", "reinit", "compile")
+        keys = ("time_density", "time_mean", "time_std", "time_scale", "shift_tokens", "reinit")
         if self.objective == "transition" and (others := self.changed(*keys)):
             raise UserError(f"{', '.join(others)}: not with objective=transition; remove it")
         return self
