@@ -83,7 +83,8 @@ def train(
 
     The run's folder holds log.jsonl, inputs.png (what the model sees), samples/, checkpoints/, and model/ for
     'fitv2 sample'. Ctrl-C and SIGTERM save the current step. --resume continues with the run's own settings,
-    except those that --set changes; on a CPU the result equals an uninterrupted run bit for bit.
+    except those that --set changes, and refuses another recipe; on a CPU the result equals an uninterrupted run bit
+    for bit.
     """
     from ..training.sigterm import NAMES, signal_of, sigterm_interrupts
     from .recipes import check_source, choose_recipe
