@@ -14,6 +14,7 @@ from ..config import build_recipe
 from ..data.contents import refuse_among
 from ..data.dataset import Dataset
 from ..errors import UserError, damaged
+from ..legacy import RECIPES
 from ..messages import command, shortened
 from ..provenance import provenance
 from ..settings import Recipe
@@ -21,6 +22,8 @@ from ..settings import Recipe
 logger = logging.getLogger(__name__)
 # The settings of a run that are in effect, and the names of those data settings that were given.
 RECIPE, GIVEN = "recipe.json", "given.json"
+# The name of the recipe that the run began with.
+BEGUN = "begun.json"
 # Which code trained the run on which machine: an entry for the start and one for each resume.
 PROVENANCE = "provenance.json"
 # A training writes these once it has begun; without RECIPE they belong to something else.
@@ -69,7 +72,7 @@ def resumed_recipe(run: Path, overrides: Sequence[str]) -> Recipe | None:
 
 
 def check_run(run: Path, recipe: Recipe, resume: bool) -> None:
-    """Raises UserError if continuing would mix two runs or lose files of others; logs all other changes.
+    """Raises UserError if continuing would mix two runs or lose files of others.
 
     Where the data is and how its labels are chosen do not matter here: `check_data` compares the content.
     """
@@ -85,13 +88,40 @@ def check_run(run: Path, recipe: Recipe, resume: bool) -> None:
         return
     if not resume:
         raise UserError(f"{run} already holds a run; add --resume to continue it, or choose another --out")
-    before, now = dotted(kept_recipe(run) or recipe), dotted(recipe)
-    changed = [key for key in before | now if before.get(key) != now.get(key) and key not in COMPARED]
+    changed = changes(run, recipe)
     if lasting := [key for key in changed if key.startswith(("model.", "data.")) or key in SETTLED]:
-        told = ", ".join(f"{key}={before.get(key)}" for key in lasting)
+        told = ", ".join(f"{key}={changed[key][0]}" for key in lasting)
         raise UserError(f"{run} was trained with {told}, which --resume cannot change; see {run / RECIPE}")
-    for key in changed:
-        logger.warning("%s was %s up to here and is %s from now on", key, before.get(key), now.get(key))
+
+
+def changes(run: Path, recipe: Recipe) -> dict[str, tuple[Any, Any]]:
+    """Returns the settings that differ from those of the run in a folder, dotted: (there, here)."""
+    before, now = dotted(kept_recipe(run) or recipe), dotted(recipe)
+    pairs = {key: (before.get(key), now.get(key)) for key in before | now if key not in COMPARED}
+    return {key: (there, here) for key, (there, here) in pairs.items() if there != here}
+
+
+def check_name(run: Path, name: str) -> None:
+    """Raises UserError if the run in a folder began with another recipe; older versions did not keep its name."""
+    try:
+        kept = json.loads((run / BEGUN).read_bytes())["recipe"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return
+    if kept != plain_name(name):
+        raise UserError(
+            f"{run} began with the recipe {kept}, and --recipe {name} is another: continue the run without --recipe, "
+            "or choose another --out"
+        )
+
+
+def keep_name(run: Path, name: str) -> None:
+    """Writes the name of the recipe that the run in a folder begins with."""
+    write_text(run / BEGUN, json.dumps({"recipe": plain_name(name)}))
+
+
+def plain_name(name: str) -> str:
+    """Returns the name of a recipe that ships, or of a file wherever it is."""
+    return Path(RECIPES.get(name, name)).name
 
 
 def dotted(recipe: Recipe) -> dict[str, Any]:
@@ -101,7 +131,9 @@ def dotted(recipe: Recipe) -> dict[str, Any]:
 
 
 def keep_recipe(run: Path, recipe: Recipe) -> None:
-    """Writes the resolved settings as recipe.json."""
+    """Writes the resolved settings as recipe.json, and logs how they differ from those of before."""
+    for key, (there, here) in changes(run, recipe).items():
+        logger.warning("%s was %s up to here and is %s from now on", key, there, here)
     # Not pydantic's own JSON, which cannot hold the names of folders that are not UTF-8.
     write_text(run / GIVEN, json.dumps(sorted(recipe.data.model_fields_set)))
     write_text(run / RECIPE, json.dumps(recipe.model_dump(mode="json"), indent=1))
