@@ -47,7 +47,7 @@ class TextEncoder:
     """A frozen text encoder of transformers.
 
     The features are the last hidden states; of CLIP those before its last layer, as in the text-to-image model of the
-    paper (arXiv 2410.13925, Sec. IV).
+    paper (arXiv 2410.13925).
 
     Attributes:
         name: By which `load_text_encoder` loads it.
