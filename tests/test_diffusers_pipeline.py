@@ -207,7 +207,7 @@ def test_extrapolation_by_name_and_by_scheme(pipe):
         ({"class_labels": [1, 2, 11]}, "there is no class 11"),
         ({"height": 28}, "give sizes, or height and width for all, not both"),
         ({"callback_on_step_end_tensor_inputs": ["noise"]}, "a callback can have"),
-        ({"output_type": "jpeg"}, "output_type is one of 'pil'"),
+        ({"output_type": "jpeg"}, "no output_type 'jpeg'; choose from pil"),
         ({"solver": "ddpm"}, "ddpm is not for this model, which predicts a velocity"),
         ({"extrapolation": "ntk2"}, "there is no extrapolation 'ntk2'"),
         ({"extrapolation": {"method": "yarn"}}, "extrapolation is a name or a RopeScheme"),

@@ -109,7 +109,7 @@ def test_variants():
     assert variants(3000, 200, 256, 16, "mixed") == ("resize",)
     assert variants(3000, 3000, 256, 16, "resize") == ("resize",)
     assert variants(20, 20, 256, 16, "crop") == ("crop",)
-    with pytest.raises(ValueError, match="not 'bucket'"):
+    with pytest.raises(ValueError, match="no preprocessing 'bucket'"):
         variants(20, 20, 256, 16, "bucket")
 
 
