@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
+from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
@@ -17,7 +18,7 @@ from huggingface_hub import snapshot_download
 from torch import Tensor
 
 from ..atomic import write_text
-from ..autoencoder import KLAutoencoder, Pixels, decode_all, load_autoencoder, read_network
+from ..autoencoder import LatentCodec, Pixels, decode_all, load_autoencoder, read_network
 from ..checkpoints.model_folder import Pretrained, is_own_model, load_pretrained
 from ..classes import Classes
 from ..errors import UserError
@@ -65,7 +66,7 @@ class FiTPipeline(DiffusionPipeline):
     Args:
         transformer: The network.
         scheduler: Any scheduler of diffusers that integrates a rectified flow.
-        vae: An AutoencoderKL, or None where pixels are the latents.
+        vae: An AutoencoderKL or AutoencoderDC, or None where pixels are the latents.
         id2label: Names of the classes by number.
         sampling: Recommended settings, the defaults of a call: attributes of `fitv2.sampling.spec.Sampling` by name.
     """
@@ -78,13 +79,14 @@ class FiTPipeline(DiffusionPipeline):
         self,
         transformer: FiTTransformer2DModel,
         scheduler: SchedulerMixin,
-        vae: AutoencoderKL | None = None,
+        vae: AutoencoderKL | AutoencoderDC | None = None,
         id2label: dict | None = None,
         sampling: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if vae is not None and not isinstance(vae, AutoencoderKL):
-            raise UserError(f"the vae is an {type(vae).__name__}, and latents here are those of an AutoencoderKL")
+        if vae is not None and not isinstance(vae, AutoencoderKL | AutoencoderDC):
+            known = "an AutoencoderKL or AutoencoderDC"
+            raise UserError(f"the vae is an {type(vae).__name__}, and latents here are those of {known}")
         self.register_modules(transformer=transformer, scheduler=scheduler, vae=vae)
         self.register_to_config(id2label=id2label, sampling=sampling)
         if transformer is not None and transformer.fit.config.context != "none":
@@ -131,7 +133,7 @@ class FiTPipeline(DiffusionPipeline):
         transformer = FiTTransformer2DModel.from_model(pretrained)
         if "vae" not in vae and pretrained.autoencoder is not None:
             codec = load_autoencoder(pretrained.autoencoder, dtype=transformer.dtype)
-            vae["vae"] = codec.network if isinstance(codec, KLAutoencoder) else None
+            vae["vae"] = codec.network if isinstance(codec, LatentCodec) else None
         names = dict(enumerate(pretrained.class_names)) or None
         sampling = pretrained.recommended or None
         return cls(transformer, scheduler or default_scheduler(), id2label=names, sampling=sampling, **vae)
@@ -316,9 +318,9 @@ class FiTPipeline(DiffusionPipeline):
         return self._interrupt
 
     @property
-    def codec(self) -> Pixels | KLAutoencoder:
+    def codec(self) -> Pixels | LatentCodec:
         """The decoder of latents."""
-        return Pixels() if self.vae is None else KLAutoencoder(self.vae, self._execution_device)
+        return Pixels() if self.vae is None else LatentCodec(self.vae, self._execution_device)
 
     def _finished(self, latents: list[Tensor], output_type: str) -> Any:
         """Returns latents as `output_type` says; arrays are stacked where all sizes are equal."""

@@ -21,7 +21,7 @@ from ..sampling.solvers import DIFFUSION_SOLVERS, FLOW_SOLVERS, Solver
 if TYPE_CHECKING:
     import torch
 
-    from ..autoencoder import KLAutoencoder, Pixels
+    from ..autoencoder import LatentCodec, Pixels
     from ..checkpoints.model_folder import Pretrained
     from ..sampling.spec import Sampling
 
@@ -91,7 +91,7 @@ class ModelOptions:
     precision: Annotated[Precision | None, machine_option(help="default: depends on the device")] = None
     device: Device = None
 
-    def load(self, model: str, device: torch.device) -> tuple[Pretrained, Pixels | KLAutoencoder, str]:
+    def load(self, model: str, device: torch.device) -> tuple[Pretrained, Pixels | LatentCodec, str]:
         """Returns the model on the device, what decodes its latents, and the precision.
 
         Raises:

@@ -30,7 +30,7 @@ from .specs import check_memory, describe, list_specs, shown_classes, warn_of_si
 if TYPE_CHECKING:
     from PIL import Image
 
-    from ..autoencoder import KLAutoencoder, Pixels
+    from ..autoencoder import LatentCodec, Pixels
     from ..checkpoints.model_folder import Pretrained
     from ..sampling.spec import SampleSpec, Sampling
 
@@ -144,7 +144,7 @@ def sample(
 
 def make(
     pretrained: Pretrained,
-    codec: Pixels | KLAutoencoder,
+    codec: Pixels | LatentCodec,
     specs: list[SampleSpec],
     sampling: Sampling,
     out: Path,
