@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 from ..errors import UserError
 from ..messages import command
+from .autoencoder import autoencoder
 from .convert import convert
 from .emoji import emoji
 from .evaluate import evaluate
@@ -86,7 +87,7 @@ def of_all(
 
 
 # Typer keeps line breaks within a paragraph, which a narrower terminal would break once more.
-for run in (sample, prepare, emoji, inspect, train, plot, recipes, evaluate, convert, profile, study):
+for run in (sample, prepare, emoji, inspect, train, autoencoder, plot, recipes, evaluate, convert, profile, study):
     app.command(cls=Command, help=re.sub(r"(?<=\S)\n(?=\S)", " ", cleandoc(run.__doc__ or "")))(run)
 
 

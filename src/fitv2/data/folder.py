@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..classes import readable_names
 from ..errors import UserError
-from .contents import Labels, read_contents
+from .contents import Contents, Labels, read_contents
 from .dataset import Dataset
 from .decode import Mode, decode
 from .formats import UnreadableImage
@@ -55,6 +55,7 @@ class ImageFolder(Dataset):
         further_tokens: Smaller budgets; each epoch draws one of all for each image.
         cache_file: Where to keep sizes between starts.
         labels_from, labels_option: See `contents.read_contents`.
+        contents: The files, if not all below the root count.
 
     Attributes:
         paths: (N,) names relative to the root.
@@ -79,6 +80,7 @@ class ImageFolder(Dataset):
         cache_file: Path | None = None,
         labels_from: Labels = "auto",
         labels_option: str | None = "--set data.labels=",
+        contents: Contents | None = None,
     ) -> None:
         if channels not in MODES:
             raise UserError(f"images have 1 or 3 channels, or 4 as cut-outs, not {channels}")
@@ -99,7 +101,7 @@ class ImageFolder(Dataset):
                 f"there is no folder {root}: give the folder that holds the images (fitv2 prepare also reads lists and "
                 "archives)"
             )
-        contents = read_contents(self.root, labels_from, labels_option)
+        contents = contents or read_contents(self.root, labels_from, labels_option)
         for note in contents.notes:
             logger.warning("%s: %s", root, note)
         self.class_names = readable_names(contents.class_names)

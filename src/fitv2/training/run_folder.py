@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..atomic import write_text
+from ..autoencoder_settings import AutoencoderRecipe
 from ..config import build_recipe
 from ..data.contents import refuse_among
 from ..data.dataset import Dataset
 from ..errors import UserError, damaged
 from ..messages import command, shortened
 from ..provenance import provenance
-from ..settings import Recipe
+from ..settings import SECTIONS, Recipe
 
 logger = logging.getLogger(__name__)
 # The settings of a run that are in effect, and the names of those data settings that were given.
@@ -41,12 +43,34 @@ def resume_command(run: Path) -> str:
 
 
 def kept_recipe(run: Path) -> Recipe | None:
-    """Returns the recipe of the run in a folder; None if there is no run. Raises UserError if it is damaged."""
+    """Returns the recipe of the run in a folder; None if there is no run.
+
+    Raises UserError if it is damaged, or the run trains an autoencoder.
+    """
+    tree = kept_tree(run)
+    if tree is None:
+        return None
+    if tree.get("kind") == "autoencoder":
+        how = command("autoencoder", "--resume", "--out", run)
+        raise UserError(f"{run} is the training of an autoencoder: {how} continues it")
+    with damage_of(run / RECIPE):
+        return build_recipe(tree)
+
+
+def kept_tree(run: Path) -> dict[str, Any] | None:
+    """Returns what recipe.json of a run holds; None if there is no run. Raises UserError if it is damaged."""
     path = run / RECIPE
     if not path.is_file():
         return None
+    with damage_of(path):
+        return dict(json.loads(path.read_bytes()))
+
+
+@contextmanager
+def damage_of(path: Path) -> Iterator[None]:
+    """Raises what a recipe.json causes within a with block as a UserError."""
     try:
-        return build_recipe(json.loads(path.read_bytes()))
+        yield
     except (ValueError, TypeError, AttributeError) as error:
         raise damaged(path, error, "remove it to continue with the settings given") from None
 
@@ -72,34 +96,50 @@ def check_run(run: Path, recipe: Recipe, resume: bool) -> None:
 
     Where the data is and how its labels are chosen do not matter here: `check_data` compares the content.
     """
+    source = [] if recipe.data.source == "fashion" else [Path(recipe.data.source)]
+    if not may_begin(run, source, resume):
+        return
+    before, now = dotted(kept_recipe(run) or recipe), dotted(recipe)
+    changed = [key for key in before | now if before.get(key) != now.get(key) and key not in COMPARED]
+    check_changes(run, before, now, changed, SETTLED)
+
+
+def may_begin(run: Path, sources: Sequence[Path], resume: bool) -> bool:
+    """Returns whether there is a run in a folder to continue. Raises UserError if none may be begun or continued."""
     if run.exists() and not run.is_dir():
         raise UserError(f"{run} is a file; name a folder for the run")
-    refuse_among(run, *([] if recipe.data.source == "fashion" else [Path(recipe.data.source)]))
+    refuse_among(run, *sources)
     if not (run / RECIPE).is_file():
         there = [name for name in WRITTEN if (run / name).exists()]
         if there and not (resume and "checkpoints" in there):  # The user has removed a damaged recipe.
             raise UserError(f"{run} is no run, and its {there[0]} would be overwritten: choose another --out")
         if resume:
             logger.warning("there is no run in %s to continue: starting at step 0", run)
-        return
+        return False
     if not resume:
         raise UserError(f"{run} already holds a run; add --resume to continue it, or choose another --out")
-    before, now = dotted(kept_recipe(run) or recipe), dotted(recipe)
-    changed = [key for key in before | now if before.get(key) != now.get(key) and key not in COMPARED]
-    if lasting := [key for key in changed if key.startswith(("model.", "data.")) or key in SETTLED]:
+    return True
+
+
+def check_changes(
+    run: Path, before: dict[str, Any], now: dict[str, Any], changed: Sequence[str], settled: Sequence[str]
+) -> None:
+    """Logs settings that have changed since a run began. Raises UserError for one of model, data or `settled`."""
+    if lasting := [key for key in changed if key.startswith(("model.", "data.")) or key in settled]:
         told = ", ".join(f"{key}={before.get(key)}" for key in lasting)
         raise UserError(f"{run} was trained with {told}, which --resume cannot change; see {run / RECIPE}")
     for key in changed:
         logger.warning("%s was %s up to here and is %s from now on", key, before.get(key), now.get(key))
 
 
-def dotted(recipe: Recipe) -> dict[str, Any]:
+def dotted(recipe: Recipe | AutoencoderRecipe) -> dict[str, Any]:
     """Returns the settings by names such as training.steps."""
-    sections = recipe.model_dump(mode="json").items()
-    return {f"{section}.{key}": value for section, content in sections for key, value in content.items()}
+    sections = {section: getattr(recipe, section) for section in SECTIONS}
+    dumped = {section: settings.model_dump(mode="json") for section, settings in sections.items()}
+    return {f"{section}.{key}": value for section, content in dumped.items() for key, value in content.items()}
 
 
-def keep_recipe(run: Path, recipe: Recipe) -> None:
+def keep_recipe(run: Path, recipe: Recipe | AutoencoderRecipe) -> None:
     """Writes the resolved settings as recipe.json."""
     # Not pydantic's own JSON, which cannot hold the names of folders that are not UTF-8.
     write_text(run / GIVEN, json.dumps(sorted(recipe.data.model_fields_set)))

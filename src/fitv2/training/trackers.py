@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..autoencoder_settings import AutoencoderRecipe
 from ..errors import UserError
 from ..settings import Recipe
 
@@ -30,7 +31,7 @@ def check_packages(names: Sequence[str]) -> None:
 class Trackers:
     """The trackers of a run. One that fails is dropped with a warning, and the training goes on."""
 
-    def __init__(self, recipe: Recipe, run: Path, done: int, device: torch.device) -> None:
+    def __init__(self, recipe: Recipe | AutoencoderRecipe, run: Path, done: int, device: torch.device) -> None:
         self.running: dict[str, Any] = {}
         if not recipe.log.trackers:
             return
@@ -58,7 +59,7 @@ class Trackers:
                 logger.warning("%s failed and gets nothing more (%r); log.jsonl holds every step", name, error)
 
 
-def make_tracker(name: str, run: Path, done: int, recipe: Recipe) -> Any:
+def make_tracker(name: str, run: Path, done: int, recipe: Recipe | AutoencoderRecipe) -> Any:
     """Returns a tracker that has not started; TensorBoard's drops what it has of steps after `done`."""
     from accelerate import tracking
 
