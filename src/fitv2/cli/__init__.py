@@ -25,6 +25,7 @@ from .plot import plot
 from .prepare import prepare
 from .profile import profile
 from .recipes import recipes
+from .reconstruct import reconstruct
 from .renamed import Command
 from .sample import sample
 from .study import study
@@ -87,7 +88,21 @@ def of_all(
 
 
 # Typer keeps line breaks within a paragraph, which a narrower terminal would break once more.
-for run in (sample, prepare, emoji, inspect, train, autoencoder, plot, recipes, evaluate, convert, profile, study):
+for run in (
+    sample,
+    prepare,
+    emoji,
+    inspect,
+    train,
+    autoencoder,
+    reconstruct,
+    plot,
+    recipes,
+    evaluate,
+    convert,
+    profile,
+    study,
+):
     app.command(cls=Command, help=re.sub(r"(?<=\S)\n(?=\S)", " ", cleandoc(run.__doc__ or "")))(run)
 
 
