@@ -68,7 +68,8 @@ def test_scores_of_an_autoencoder_that_loses_nothing(monkeypatch):
     assert pairs == [(image, image) for image in images]
 
 
-def test_from_images_to_latents_by_the_commands(fitv2, tmp_path):
+@pytest.mark.slow
+def test_from_images_to_latents_and_back_by_the_commands(fitv2, tmp_path):
     for number in range(3):
         save_image(tmp_path / "images" / f"{number}.png", 40, 48)
     settings = [word for setting in SMALL for word in ("--set", setting)]
@@ -84,8 +85,13 @@ def test_from_images_to_latents_by_the_commands(fitv2, tmp_path):
     assert Image.open(tmp_path / "pairs.png").width > 96
     code, out = fitv2("prepare", "images", "--out", "prepared", "--max-tokens", 16, "--autoencoder", "ae", "--json")
     assert code == 0 and json.loads(out)["images"] == 3
-    settings = json.loads((tmp_path / "prepared/settings.json").read_text())
-    assert (settings["channels"], settings["factor"]) == (4, 8)
+    small = ["model.width=32", "model.depth=1", "model.heads=2", "training.steps=1", "training.warmup_steps=0"]
+    settings = [word for setting in [*small, "training.holdout=0"] for word in ("--set", setting)]
+    assert fitv2("train", "--recipe", "latents", "--data", "prepared", "--out", "run", *settings)[0] == 0
+    assert fitv2("sample", "run", "--size", "32x48", "--steps", 2, "--out", "samples")[0] == 0
+    assert fitv2("plot", "ae", "run", "--out", "plot.png")[0] == 0
+    (made,) = (tmp_path / "samples").glob("*32x48*.png")
+    assert Image.open(made).size == (48, 32)
 
 
 @pytest.mark.parametrize(
