@@ -117,7 +117,7 @@ def packs(dataset: Dataset, budget: int, number: int, device: torch.device) -> l
     """The first packs of a training."""
     torch.manual_seed(seed_of(Purpose.MEASURING))
     stream = PackLoader(dataset, budget).steps(DataCursor())
-    examples = [Example.of(*next(stream).packs[0], device) for _ in range(number)]
+    examples = [Example.of(*next(stream).packs[0][:2], device) for _ in range(number)]
     stream.close()
     return examples
 

@@ -10,7 +10,7 @@ from torch.nn.attention.varlen import varlen_attn
 
 from fitv2 import FiTConfig, TokenBatch
 from fitv2.model import attention, compute
-from fitv2.model.context import pack_context
+from fitv2.tokens import pack_context
 from tiny import random_model
 
 IMAGES = TokenBatch(torch.zeros(70, 1), [(2, 5), (5, 6), (30, 1)])

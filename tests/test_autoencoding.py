@@ -78,7 +78,7 @@ def test_no_crop_of_a_held_out_image_is_trained_on(folder):
     seen = []
     loader = PackLoader(crops, 16, held_out=crops.held_out)
     for step in loader.steps(DataCursor()):
-        seen.append(step.packs[0][0].to_latents(8)[0])
+        seen.append(step.packs[0].batch.to_latents(8)[0])
         if step.after.epoch:
             break
     assert len(seen) == len(crops) - 4

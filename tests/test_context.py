@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from fitv2 import FiT, FiTConfig, TokenBatch
-from fitv2.model.context import join, pack_context
+from fitv2.model.context import join
+from fitv2.tokens import pack_context
 from tiny import random_model
 
 HW = torch.tensor([[2, 3], [4, 1], [2, 2], [1, 4], [3, 3]])

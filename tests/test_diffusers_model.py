@@ -13,10 +13,10 @@ from fitv2 import FiTConfig, FiTPipeline, FiTTransformer2DModel, FiTv1Config, Ro
 from fitv2.adapters.schedulers import default_scheduler
 from fitv2.adapters.transformer import from_timestep, to_timestep
 from fitv2.errors import UserError
-from fitv2.model.context import pack_context
 from fitv2.sampling.guidance import GuidedModel
 from fitv2.sampling.ode import SOLVERS, time_grid
 from fitv2.sampling.spec import Sampling
+from fitv2.tokens import pack_context
 from tiny import random_model
 
 TIMESTEP = torch.tensor([900.0, 500.0, 100.0])

@@ -259,7 +259,7 @@ def test_fit_samples_by_diffusion_and_a_model_with_context_is_refused():
     with pytest.raises(ValueError, match=r"ab2 is not .*ddpm, ddim"):
         pipe(**call, solver="ab2")
     model = FiTTransformer2DModel.from_fit(random_model(FiTConfig(width=32, depth=1, heads=2, context="cross")))
-    with pytest.raises(ValueError, match="context tokens"):
+    with pytest.raises(ValueError, match="give text_encoder and tokenizer"):
         FiTPipeline(model, default_scheduler())
 
 

@@ -74,7 +74,7 @@ def test_training_losses(cap):
     state = diffuse(SCHEDULE, data.x, noise, index[data.image_index])
     assert_matches("f12", "x_t", state, packed(tensors["out.x_t"], tensors["in.train.size"]).x)
     losses = diffusion_loss_at(
-        lambda batch, t, y: model(batch, CAPS[cap](t), y), data, noise, index, tensors["in.train.y"], SCHEDULE
+        lambda batch, t, y, *_: model(batch, CAPS[cap](t), y), data, noise, index, tensors["in.train.y"], SCHEDULE
     )
     assert_matches("f12", f"train.{cap}.mse", losses.mse)
     # The reference's bound counts padding, too: data 0 and output 0 there, and the noise it was given.
@@ -152,7 +152,7 @@ def test_the_bound_teaches_the_variance_only():
     data = fitv2.TokenBatch(torch.randn(7, 4), hw)
     output = torch.randn(7, 8, requires_grad=True)
     generator = torch.Generator().manual_seed(0)
-    loss = diffusion_loss(lambda batch, t, y: output, data, torch.tensor([0, 1]), 2, generator, SCHEDULE)
+    loss = diffusion_loss(lambda batch, t, y, *_: output, data, torch.tensor([0, 1]), 2, generator, SCHEDULE)
     loss.loss.backward()
     generator.manual_seed(0)
     torch.randint(1000, (2,), generator=generator)

@@ -118,7 +118,7 @@ def test_loss_of_the_authors():
     model = official_model("f09")
     seen = {}
 
-    def velocity(batch, t, y):
+    def velocity(batch, t, y, *_):
         seen.update(x=batch.x, output=model(batch, t, y))
         return seen["output"]
 
@@ -153,7 +153,7 @@ def toy_batch(sizes=SIZES):
     return TokenBatch(x, hw)
 
 
-def zero(batch, t, y):
+def zero(batch, t, y, *_):
     return torch.zeros_like(batch.x)
 
 
@@ -170,7 +170,7 @@ def test_loss_is_zero_for_the_true_velocity_at_each_images_own_time():
     data = toy_batch()
     noise = torch.randn(data.x.shape, generator=torch.Generator().manual_seed(1))
 
-    def true_velocity(batch, t, y):
+    def true_velocity(batch, t, y, *_):
         return (data.x - batch.x) / (1 - data.expand_to_tokens(t)[:, None])
 
     result = flow_loss_at(true_velocity, data, noise, torch.tensor([0.2, 0.5, 0.8]), torch.zeros(3, dtype=torch.int64))
@@ -193,7 +193,7 @@ def test_loss_draws_all_from_its_generator():
     labels = torch.tensor([0, 1, 2])
     calls = []
 
-    def velocity(batch, t, y):
+    def velocity(batch, t, y, *_):
         calls.append((batch.x, t, y))
         return zero(batch, t, y)
 
@@ -219,7 +219,7 @@ def test_labels_are_dropped_one_by_one(class_dropout_prob):
     labels = torch.arange(count) % 10
     seen = []
 
-    def velocity(batch, t, y):
+    def velocity(batch, t, y, *_):
         seen.append(y)
         return zero(batch, t, y)
 
@@ -238,7 +238,7 @@ SIZED = TokenBatch(torch.randn(4 + 16 + 64, 3, generator=torch.Generator().manua
 
 def loss_of(velocity=None, **settings):
     """The loss of a network that predicts zero unless another is given, always with the same random numbers."""
-    zero = velocity or (lambda batch, t, y: torch.zeros_like(batch.x))
+    zero = velocity or (lambda batch, t, y, *_: torch.zeros_like(batch.x))
     return flow_loss(zero, SIZED, torch.zeros(3).long(), 1, torch.Generator().manual_seed(1), **settings)
 
 
@@ -252,7 +252,7 @@ def test_larger_images_train_at_noisier_times():
 
 def test_images_of_the_base_size_have_the_times_of_before_to_the_bit():
     batch = TokenBatch(SIZED.x[:32], [(4, 4), (2, 8)])
-    zero = lambda batch, t, y: torch.zeros_like(batch.x)  # noqa: E731
+    zero = lambda batch, t, y, *_: torch.zeros_like(batch.x)  # noqa: E731
     results = [
         flow_loss(zero, batch, torch.zeros(2).long(), 1, torch.Generator().manual_seed(1), shift_tokens=tokens)
         for tokens in (None, 16)
@@ -261,12 +261,12 @@ def test_images_of_the_base_size_have_the_times_of_before_to_the_bit():
 
 
 def test_the_internal_head_has_its_share_of_the_loss_and_none_of_the_report():
-    def two_heads(batch, t, y, internal):
+    def two_heads(batch, t, y, *_, internal):
         assert internal
         return torch.cat((torch.zeros_like(batch.x), torch.ones_like(batch.x)), dim=1)
 
     plain = loss_of()
-    ones = loss_of(lambda batch, t, y: torch.ones_like(batch.x))
+    ones = loss_of(lambda batch, t, y, *_: torch.ones_like(batch.x))
     both = loss_of(two_heads, internal_weight=0.25)
     torch.testing.assert_close(both.loss, plain.loss + 0.25 * ones.loss)
     assert torch.equal(both.per_image, plain.per_image)
@@ -275,7 +275,7 @@ def test_the_internal_head_has_its_share_of_the_loss_and_none_of_the_report():
 def test_positions_are_drawn_after_everything_else():
     seen = {}
 
-    def network(batch, t, y, positions_T2):
+    def network(batch, t, y, *_, positions_T2):
         seen["positions"] = positions_T2
         return torch.zeros_like(batch.x)
 

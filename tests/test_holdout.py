@@ -52,7 +52,7 @@ def test_what_is_held_out_is_in_no_step_and_everything_else_once_an_epoch():
     data.labels = np.arange(NUMBER)
     seen = []
     for step in PackLoader(data, 400, held_out=held_out).steps(DataCursor()):
-        seen += [int(label) for _, labels in step.packs for label in labels]
+        seen += [int(label) for _, labels, _ in step.packs for label in labels]
         if step.after.epoch:
             break
     assert sorted(seen) == sorted(set(range(NUMBER)) - set(held_out.tolist()))

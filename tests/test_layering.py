@@ -43,7 +43,7 @@ LAYERS = [
     {"model", "flow", "diffusion"},
     {"sampling", "data", "distributed"},
     {"checkpoints"},
-    {"autoencoder", "build", "drawing", "sheets"},
+    {"autoencoder", "build", "drawing", "sheets", "text"},
     {"adapters", "evaluation", "training", "prepare"},
     {"profiling", "autoencoding"},
     {"study"},

@@ -36,7 +36,7 @@ def images(batch) -> list[int]:
 
 def held(steps: list[Step]) -> list[list[list[int]]]:
     """Images per step and pack."""
-    return [[images(batch) for batch, _ in step.packs] for step in steps]
+    return [[images(batch) for batch, *_ in step.packs] for step in steps]
 
 
 def assert_same(steps: list[Step], expected: list[Step]) -> None:
@@ -46,7 +46,7 @@ def assert_same(steps: list[Step], expected: list[Step]) -> None:
             other.after,
             other.packing_efficiency,
         )
-        for (batch, labels), (other_batch, other_labels) in zip(step.packs, other.packs, strict=True):
+        for (batch, labels, _), (other_batch, other_labels, _) in zip(step.packs, other.packs, strict=True):
             assert torch.equal(batch.x, other_batch.x) and torch.equal(batch.hw, other_batch.hw)
             assert torch.equal(labels, other_labels)
 
@@ -78,7 +78,7 @@ def test_every_image_comes_once_an_epoch_in_an_order_of_its_own():
 
 def test_labels_stay_with_their_images_and_short_ones_come_first():
     for step in take(PackLoader(numbered(), 200, batches_per_step=2), 5):
-        for batch, labels in step.packs:
+        for batch, labels, _ in step.packs:
             assert labels.tolist() == [i % 10 for i in images(batch)]
             assert batch.lengths == sorted(batch.lengths) and sum(batch.lengths) <= 200
 
@@ -120,7 +120,7 @@ def test_an_image_that_goes_bad_during_training_is_named_and_left_out(tmp_path, 
     loader = PackLoader(ImageFolder(tmp_path, max_tokens=4, patch=8, flip=False), max_tokens_per_batch=16)
     (tmp_path / "2.png").write_text("no longer an image")
     (step,) = take(loader, 1)
-    batch, _ = step.packs[0]
+    batch, *_ = step.packs[0]
     assert sorted(images(batch)) == [0, 1, 3]
     assert "2.png could be read at the start and now cannot" in caplog.text
 

@@ -15,7 +15,7 @@ from fitv2 import TokenBatch
 from fitv2.checkpoints.model_folder import load_pretrained
 from fitv2.data.fashion import Fashion
 from fitv2.data.formats import UnreadableImage
-from fitv2.data.loader import DataCursor
+from fitv2.data.loader import DataCursor, Pack
 from fitv2.diffusion.objective import diffusion_loss
 from fitv2.diffusion.schedule import linear_schedule
 from fitv2.flow.objective import flow_loss_at
@@ -50,13 +50,13 @@ def step_and_its_gradients(trainer: Trainer, step) -> tuple[StepResult, list[tor
 def one_big_batch(trainer: Trainer, step) -> tuple[float, list[torch.Tensor]]:
     """Loss and gradients of all images of the step at once, at the times and with the noise that their packs draw."""
     times, noises, labels_of_packs = [], [], []
-    for number, (batch, labels) in enumerate(step.packs):
+    for number, (batch, labels, _) in enumerate(step.packs):
         generator = trainer.pack_generator(number)
         times.append(sample_times(len(batch), generator, LOGIT_NORMAL))
         dropped = torch.rand(len(batch), generator=generator) < trainer.recipe.training.class_dropout_prob
         noises.append(torch.randn(batch.x.shape, generator=generator))
         labels_of_packs.append(labels.masked_fill(dropped, trainer.learner.model.module.config.null_label))
-    whole = TokenBatch(torch.cat([b.x for b, _ in step.packs]), torch.cat([b.hw for b, _ in step.packs]))
+    whole = TokenBatch(torch.cat([b.x for b, *_ in step.packs]), torch.cat([b.hw for b, *_ in step.packs]))
     model = trainer.learner.model.module
     loss = flow_loss_at(model, whole, torch.cat(noises), torch.cat(times), torch.cat(labels_of_packs)).loss
     return float(loss.detach()), list(torch.autograd.grad(loss, list(model.parameters())))
@@ -76,7 +76,7 @@ def test_gradients_of_four_packs_add_up_to_those_of_one_big_batch(tmp_path):
     overrides = ["training.batches_per_step=4", "training.max_grad_norm=1e9", "training.class_dropout_prob=0.3"]
     run = with_random_weights(trainer(tmp_path, *overrides))
     for _, step in zip(range(3), run.loader.steps(DataCursor()), strict=False):
-        assert len({len(batch) for batch, _ in step.packs}) > 1, "packs of equal numbers of images prove nothing"
+        assert len({len(batch) for batch, *_ in step.packs}) > 1, "packs of equal numbers of images prove nothing"
         assert_one_big_batch(run, step)
 
 
@@ -92,7 +92,7 @@ def test_the_prediction_decides_the_loss_and_the_sampler(tmp_path, architecture,
     if prediction == "velocity":
         expected, _ = one_big_batch(run, step)
     else:
-        ((batch, labels),) = step.packs
+        ((batch, labels, _),) = step.packs
         model, generator = run.learner.model.module, run.pack_generator(0)
         expected = float(diffusion_loss(model, batch, labels, 10, generator, linear_schedule()).loss.detach())
     assert run.step(step).loss == pytest.approx(expected, rel=1e-5)
@@ -200,7 +200,7 @@ def test_unreadable_images_do_not_count_in_loss_gradient_and_log(tmp_path):
     dataset = SomeGone(whole.images, whole.labels)
     run = with_random_weights(trainer(tmp_path, "training.max_grad_norm=1e9", dataset=dataset))
     step = next(run.loader.steps(DataCursor()))
-    loaded = sum(len(batch) for batch, _ in step.packs)
+    loaded = sum(len(batch) for batch, *_ in step.packs)
     assert loaded < step.images and assert_one_big_batch(run, step).images == loaded
 
 
@@ -226,7 +226,7 @@ def test_an_unreadable_pack_adds_nothing_to_the_gradient(tmp_path):
     run = with_random_weights(trainer(tmp_path, "training.max_grad_norm=1e9"))
     step = next(run.loader.steps(DataCursor()))
     first = replace(step, packs=step.packs[:1], readable=step.readable[:1])
-    stand_in = TokenBatch(torch.zeros(1, 16), [(1, 1)]), torch.zeros(1, dtype=torch.long)
+    stand_in = Pack(TokenBatch(torch.zeros(1, 16), [(1, 1)]), torch.zeros(1, dtype=torch.long), [])
     both = replace(step, packs=[step.packs[0], stand_in], readable=[step.readable[0], 0])
     assert_one_big_batch(run, both, readable=first)
 
@@ -244,7 +244,7 @@ def test_a_step_without_a_finite_gradient_leaves_no_trace_but_in_the_log(tmp_pat
     skipped = 0
     for number, step in zip(range(1, 7), run.loader.steps(DataCursor()), strict=False):
         before = everything(run)
-        spoilt = any(not batch.x.abs().max() <= 1 for batch, _ in step.packs)
+        spoilt = any(not batch.x.abs().max() <= 1 for batch, *_ in step.packs)
         assert not (spoilt and number == 1), "before the first step there is nothing that a trace could show in"
         with caplog.at_level(logging.WARNING):
             norm = run.step(step).grad_norm

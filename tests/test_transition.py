@@ -25,12 +25,12 @@ T, R = torch.tensor([0.0, 0.3, 0.5]).double(), torch.tensor([1.0, 0.3, 0.75]).do
 LABELS = torch.tensor([0, 1, 2])
 
 
-def teacher(batch, t_B, y_B):
+def teacher(batch, t_B, y_B, *_):
     """The velocity of z' = a z."""
     return RATE * batch.x
 
 
-def exact(batch, t_B, y_B, target_B):
+def exact(batch, t_B, y_B, *_, target_B):
     """The mean velocity of z' = a z from t to the target."""
     width = batch.expand_to_tokens(target_B - t_B)[:, None]
     return batch.x * torch.where(width == 0, RATE, torch.expm1(RATE * width) / torch.where(width == 0, 1, width))
@@ -46,7 +46,7 @@ def test_the_true_mean_velocity_has_no_loss_and_any_other_has():
 
 
 def test_for_equal_times_the_target_is_the_velocity_of_the_teacher():
-    network = lambda batch, t, y, target_B: torch.zeros_like(batch.x)  # noqa: E731
+    network = lambda batch, t, y, *_, target_B: torch.zeros_like(batch.x)  # noqa: E731
     loss = transition_loss_at(network, DATA, NOISE, T, T, LABELS, teacher)
     z = DATA.expand_to_tokens(T)[:, None] * DATA.x + (1 - DATA.expand_to_tokens(T)[:, None]) * NOISE
     torch.testing.assert_close(loss.per_image, DATA.image_mean((RATE * z).square().mean(1)))
@@ -55,7 +55,7 @@ def test_for_equal_times_the_target_is_the_velocity_of_the_teacher():
 def test_the_derivative_is_along_the_path_and_stays_within_the_times():
     seen = []
 
-    def network(batch, t_B, y_B, target_B):
+    def network(batch, t_B, y_B, *_, target_B):
         seen.append(t_B)
         return batch.x * batch.expand_to_tokens(2 * t_B + target_B)[:, None]
 
@@ -73,7 +73,7 @@ def test_the_derivative_is_along_the_path_and_stays_within_the_times():
 def test_times_are_in_order_and_equal_for_a_quarter():
     seen = []
 
-    def network(batch, t_B, y_B, target_B):
+    def network(batch, t_B, y_B, *_, target_B):
         seen.append((t_B, target_B))
         return torch.zeros_like(batch.x)
 

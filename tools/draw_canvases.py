@@ -35,7 +35,8 @@ def cell(image: Image.Image, caption: str) -> Image.Image:
 
 def main(out: Path) -> None:
     settings = {"source": "emoji", "max_tokens": TOKENS}
-    data = build_dataset(build_recipe({"model": {"patch_size": PATCH}, "data": settings}).data, PATCH)
+    recipe = build_recipe({"model": {"patch_size": PATCH}, "data": settings})
+    data = build_dataset(recipe.data, PATCH)
     view = data.epoch(0, 0)
     # Of all three sets; the longest are left out, for the page's sake.
     fitting = [i for i in range(len(data)) if view.hw[i].max() <= CELL // PATCH]

@@ -15,7 +15,7 @@ from torch import Tensor
 from .checkpoints.state_dict import weights_digest
 from .errors import UserError
 from .finite import check_finite, check_weights
-from .sampling.generate import Model, generate
+from .sampling.generate import EncodeTexts, Model, generate
 from .sampling.spec import SampleSpec, Sampling
 from .sheets import to_image
 
@@ -242,15 +242,18 @@ def make_images(
     specs: Sequence[SampleSpec],
     sampling: Sampling,
     on_image: Callable[[int, Image.Image], None] | None = None,
+    text: EncodeTexts | None = None,
 ) -> list[Image.Image]:
     """Generates latents and decodes them; returns an 8-bit image per request, in the order of the requests.
 
     With `on_image`, each image is decoded as soon as its latent is there, and passed with the index of its request.
     Without, decoding begins when all latents are there, so that a failure leaves no process of a sharded model waiting.
+    text: the text encoder, for a model of text.
+
     Raises errors as `generate` does, and NotFinite where the autoencoder makes NaN or infinity.
     """
     if on_image is None:
-        return [to_image(image) for image in decode_all(codec, generate(model, specs, sampling))]
+        return [to_image(image) for image in decode_all(codec, generate(model, specs, sampling, None, text))]
     made: dict[int, Image.Image] = {}
 
     def keep(index: int, pixels: Tensor) -> None:
@@ -258,7 +261,7 @@ def make_images(
         on_image(index, made[index])
 
     with Decoding(codec, keep) as decoding:
-        generate(model, specs, sampling, decoding.add)
+        generate(model, specs, sampling, decoding.add, text)
     return [made[index] for index in range(len(specs))]
 
 

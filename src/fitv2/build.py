@@ -38,12 +38,13 @@ from .model.config import FiTConfig, NetworkConfig
 from .model.presets import architecture_of, config_of
 from .model.rope import RopeScheme
 from .sampling.guidance import GuidedModel
-from .settings import ARCHITECTURES, GRIDS, Recipe, TrainingSettings
+from .settings import ARCHITECTURES, GRIDS, ModelSettings, Recipe, TrainingSettings
+from .text import TextEncoder, load_text_encoder, read_channels
 from .tokens import Denoiser, TokenBatch
 
 logger = logging.getLogger(__name__)
-# (network, images, labels (B,), the null label, a generator) to a tuple with the loss.
-Objective = Callable[[Denoiser, TokenBatch, Tensor, int, torch.Generator], FlowLoss | DiffusionLoss]
+# (network, images, labels (B,), the null label, a generator, context=of each image and of no text) to the loss.
+Objective = Callable[..., FlowLoss | DiffusionLoss]
 # The fraction of blocks, the last ones, that see the target of a transition (Decoupled MeanFlow: 8 of 28).
 TARGET_FRACTION = 0.3
 # Half the width of the difference that teaches transitions: in bfloat16 rounding would drown the narrow one of the
@@ -51,8 +52,9 @@ TARGET_FRACTION = 0.3
 EPSILONS = {"fp32": 0.005, "bf16": 0.02}
 # Steps that such a model is advised to be sampled in.
 FEW_STEPS = 4
-# (network, images, noise (T, C), times (B,) from 0, noise, to 1, data, labels (B,)) to the loss of each image, (B,).
-LossAt = Callable[[Denoiser, TokenBatch, Tensor, Tensor, Tensor], Tensor]
+# (network, images, noise (T, C), times (B,) from 0, noise, to 1, data, labels (B,), context) to the loss of each image,
+# (B,).
+LossAt = Callable[[Denoiser, TokenBatch, Tensor, Tensor, Tensor, TokenBatch | None], Tensor]
 AnyRecipe = TypeVar("AnyRecipe", Recipe, AutoencoderRecipe)
 # Channels of the images by Pillow's mode: the meaning of `data.channels`, also where latents have more.
 IMAGE_CHANNELS = {"RGB": 3, "L": 1}
@@ -66,8 +68,20 @@ def with_precision(recipe: AnyRecipe, device: torch.device) -> AnyRecipe:
     return recipe.model_copy(update={"training": recipe.training.model_copy(update={"precision": precision})})
 
 
-def build_dataset(data: DataSettings, patch_size: int, cache_file: Path | None = None) -> Dataset:
-    """Returns the data set of a recipe. Raises UserError if the data is not there or does not fit the model."""
+def build_dataset(
+    data: DataSettings, patch_size: int, cache_file: Path | None = None, captioned: bool = False
+) -> Dataset:
+    """Returns the data set of a recipe; captioned: with captions, for a model that is conditioned on them.
+
+    Raises UserError if the data is not there or does not fit the model.
+    """
+    dataset = _build_dataset(data, patch_size, cache_file, captioned)
+    if captioned and not dataset.captioned:
+        raise UserError(f"model.context needs captions, and {data.source} has none: set model.context=none")
+    return dataset
+
+
+def _build_dataset(data: DataSettings, patch_size: int, cache_file: Path | None, captioned: bool) -> Dataset:
     if isinstance(data, FashionSettings):
         return build_fashion(data, patch_size)
     if isinstance(data, EmojiSettings):
@@ -88,6 +102,7 @@ def build_dataset(data: DataSettings, patch_size: int, cache_file: Path | None =
         # Trimmed images have other sizes than whole ones.
         cache_file=cache_file if cache_file is None or data.canvas is None else cache_file.with_stem("cutouts"),
         labels_from=data.labels,
+        captioned=captioned and data.canvas is None,  # Canvases have captions of their own.
     )
     return images if data.canvas is None else build_canvases(data, cutouts.of_folder(images), patch_size)
 
@@ -199,7 +214,11 @@ def build_model_config(recipe: Recipe, dataset: Dataset, base: Pretrained | None
                 f"{model.architecture} takes squares of one size, and the images are of several: set "
                 "data.preprocessing=crop, and no data.min_scale"
             )
-        return config_of(**model.model_dump(), **data, side=side)
+        return config_of(**model.network(), **data, side=side)
+    if base is not None and model.encoder and base.text_encoder not in (None, model.encoder):
+        raise UserError(
+            f"{recipe.training.init_from} knows texts by the encoder {base.text_encoder}: set model.text_encoder to it"
+        )
     most_tokens, spread = int(hw.prod(1).max()), getattr(model, "position_range", None)
     if spread is not None and spread < hw.max():
         raise UserError(f"model.position_range={spread} is less than the {int(hw.max())} rows or columns of an image")
@@ -207,7 +226,9 @@ def build_model_config(recipe: Recipe, dataset: Dataset, base: Pretrained | None
     if model.extrapolation is not None:
         of_base = None if base is None else base.model.config
         rope = (of_base.rope if isinstance(of_base, FiTConfig) else rope).named(model.extrapolation)
-    settings = model.model_dump(exclude={"extrapolation"}) | data
+    settings = model.network() | data
+    if model.encoder is not None:
+        settings["context_channels"] = read_channels(model.encoder)
     if recipe.training.objective == "transition":
         if base is not None and isinstance(base.model.config, FiTConfig):
             rope = base.model.config.rope
@@ -215,10 +236,15 @@ def build_model_config(recipe: Recipe, dataset: Dataset, base: Pretrained | None
     return config_of(**settings, rope=rope)
 
 
+def build_text_encoder(model: ModelSettings) -> TextEncoder | None:
+    """Returns the text encoder of a recipe; None for a network that is not conditioned on captions."""
+    return None if model.encoder is None else load_text_encoder(model.encoder)
+
+
 def model_settings(config: NetworkConfig) -> dict[str, Any]:
     """Returns the settings of a recipe's model section that build a network of this configuration."""
     architecture = architecture_of(config)
-    keys = ARCHITECTURES[architecture].model_fields.keys() - {"architecture", "extrapolation"}
+    keys = ARCHITECTURES[architecture].model_fields.keys() - {"architecture", "extrapolation", "text_encoder"}
     return {"architecture": architecture} | {key: getattr(config, key) for key in sorted(keys)}
 
 
@@ -265,8 +291,11 @@ def build_teacher(training: TrainingSettings, device: torch.device) -> Teacher:
         *(training.init_from, sampling.guidance, low, high, sampling.internal_guidance),
     )
 
-    def velocity(batch: TokenBatch, t_B: Tensor, labels_B: Tensor) -> Tensor:
-        guided = GuidedModel(model, model.config, batch.hw, labels_B.cpu(), sampling, device)
+    def velocity(
+        batch: TokenBatch, t_B: Tensor, labels_B: Tensor, context: TokenBatch | None, no_text: TokenBatch | None
+    ) -> Tensor:
+        no_texts = no_text and no_text.select([0] * len(batch))
+        guided = GuidedModel(model, model.config, batch.hw, labels_B.cpu(), sampling, device, context, no_texts)
         with torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bf16"):
             return guided(batch.x, t_B)
 
@@ -287,9 +316,16 @@ def build_loss_at(config: NetworkConfig) -> LossAt:
         return lambda *inputs: flow_loss_at(*inputs).per_image
     schedule = linear_schedule()
 
-    def loss_at(network: Denoiser, data: TokenBatch, noise_TC: Tensor, t_B: Tensor, labels_B: Tensor) -> Tensor:
+    def loss_at(
+        network: Denoiser,
+        data: TokenBatch,
+        noise_TC: Tensor,
+        t_B: Tensor,
+        labels_B: Tensor,
+        context: TokenBatch | None = None,
+    ) -> Tensor:
         index_B = ((1 - t_B) * len(schedule)).long().clamp(max=len(schedule) - 1)
-        loss = diffusion_loss_at(network, data, noise_TC, index_B, labels_B, schedule)
+        loss = diffusion_loss_at(network, data, noise_TC, index_B, labels_B, schedule, context)
         return loss.mse + loss.bound
 
     return loss_at

@@ -113,8 +113,8 @@ class EmojiSettings(Settings):
 
     source: Literal["emoji"]
     folder: Path | None = Field(default=None, description="emoji: the folder that 'fitv2 emoji' made; default: bundled")
-    classes: Literal["group", "name"] = Field(
-        default="group", description="emoji: the class of an image of one thing; images of several have none"
+    classes: Literal["group", "name", "none"] = Field(
+        default="group", description="emoji: the class of an image of one thing (images of several have none), or none"
     )
     max_tokens: PositiveInt = 64
     flip: Flip = True

@@ -39,7 +39,8 @@ class Purpose(IntEnum):
     MEASURING = 9  # (seed): inputs of benchmarks and profiles
     HOLDOUT = 10  # (): which images are held out; (image, use): the noise that is added to them
     CANVAS = 11  # (seed, epoch, image): what lies on a canvas, and where
-    CROPS = 12  # (seed, epoch, crop): where a crop of an image lies
+    CAPTIONS = 12  # (seed, epoch, image): which of several captions
+    CROPS = 13  # (seed, epoch, crop): where a crop of an image lies
 
 
 def seed_of(purpose: Purpose, *key: int) -> int:

@@ -21,6 +21,15 @@ class NetworkSettings(Settings):
     heads: PositiveInt = Field(default=4, description="attention heads")
     patch_size: PositiveInt = Field(default=4, description="side of a patch, in latent pixels")
 
+    @property
+    def encoder(self) -> str | None:
+        """The text encoder; None for a network that is not conditioned on captions."""
+        return None
+
+    def network(self) -> dict[str, Any]:
+        """Returns what becomes part of the network's own configuration under the same name."""
+        return self.model_dump(exclude={"extrapolation", "text_encoder"})
+
 
 class AnyResolutionSettings(NetworkSettings):
     """Settings of the networks for images of any size."""
@@ -63,6 +72,26 @@ class FiTv2Settings(AnyResolutionSettings):
     position_range: int | None = Field(
         default=None, ge=2, description="train at random rows and columns below this, for sizes beyond training"
     )
+    context: Literal["none", "joint", "cross"] = Field(
+        default="none",
+        description="condition on captions: joint, their tokens go before those of the image (the paper); or cross, "
+        "attention to them in each block",
+    )
+    text_encoder: str = Field(
+        default="builtin:minilm",
+        description="with context: the one that ships, or the folder or hub id of one of transformers (CLIP, T5, BERT)",
+    )
+
+    @property
+    def encoder(self) -> str | None:
+        """The text encoder; None for a network that is not conditioned on captions."""
+        return None if self.context == "none" else self.text_encoder
+
+    @model_validator(mode="after")
+    def an_encoder_has_a_use(self) -> Self:
+        if self.context == "none" and self.text_encoder != type(self).model_fields["text_encoder"].default:
+            raise UserError("model.text_encoder: no effect without model.context=joint or cross; add one, or remove it")
+        return self
 
 
 class FiTSettings(AnyResolutionSettings):
@@ -147,7 +176,9 @@ class TrainingSettings(ScheduleSettings):
     beta2: float = Field(default=0.999, gt=0, lt=1, description="AdamW's second-moment decay")
     max_grad_norm: PositiveFloat = Field(default=1.0, description="largest norm of the gradient")
     ema_decay: float = Field(default=0.9999, gt=0, lt=1, description="decay of the averaged weights, warmed up")
-    class_dropout_prob: float = Field(default=0.1, ge=0, le=1, description="fraction of images that lose their label")
+    class_dropout_prob: float = Field(
+        default=0.1, ge=0, le=1, description="fraction of images that lose their label and caption"
+    )
     time_density: Literal["logit_normal", "uniform", "cosmap", "mode"] = Field(
         default="logit_normal",
         description="of training times on the path; cosmap and mode are of Stable Diffusion 3",

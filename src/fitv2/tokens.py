@@ -168,13 +168,28 @@ def upload(tensor: Tensor, device: torch.device | str) -> Tensor:
     return tensor.to(device)
 
 
-def drop_labels(labels_B: Tensor, null_label: int, probability: float, generator: torch.Generator) -> Tensor:
-    """Returns the labels (B,), each replaced by that of no class with this probability.
+def drop_conditions(
+    labels_B: Tensor, null_label: int, context: TokenBatch | None, probability: float, generator: torch.Generator
+) -> tuple[Tensor, TokenBatch | None]:
+    """Returns labels (B,) and context, where an image loses both together with this probability.
 
-    generator: On the CPU, so that all devices get the same numbers: one uniform number per label.
+    Args:
+        labels_B: (B,) int64.
+        null_label: What stands for no class.
+        context: The packed context of each image and, last, that of no text (B + 1); None for a network without one.
+        probability: From 0 to 1.
+        generator: On the CPU, so that all devices get the same numbers: one uniform number per image.
     """
     dropped_B = torch.rand(len(labels_B), generator=generator) < probability
-    return labels_B.masked_fill(upload(dropped_B, labels_B.device), null_label)
+    labels_B = labels_B.masked_fill(upload(dropped_B, labels_B.device), null_label)
+    if context is None:
+        return labels_B, None
+    return labels_B, context.select([len(labels_B) if gone else i for i, gone in enumerate(dropped_B.tolist())])
+
+
+def pack_context(contexts: Sequence[Tensor]) -> TokenBatch:
+    """Returns the context batch of one (tokens, E) tensor per image, each of its own length of at least one token."""
+    return TokenBatch(torch.cat(list(contexts)), [(len(context), 1) for context in contexts])
 
 
 def runs_of(values: Sequence[Value]) -> list[tuple[int, Value]]:

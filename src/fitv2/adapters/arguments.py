@@ -51,26 +51,45 @@ def flat(labels: Any) -> list[int | str]:
     return [label for part in labels for label in flat(part)] if isinstance(labels, list | tuple) else [labels]
 
 
+def texts_of(prompt: str | Sequence[str] | None) -> list[str]:
+    """Returns one prompt or several as a list; None is the empty one. Raises UserError for anything but text."""
+    prompts = [""] if prompt is None else [prompt] if isinstance(prompt, str) else list(prompt)
+    if not prompts or not all(isinstance(text, str) for text in prompts):
+        raise UserError(f"{prompt!r} is no prompt: give a text, or a list of texts with at least one")
+    return prompts
+
+
 def specs_of(
     labels: list[int],
+    prompts: list[str],
+    negative_prompts: list[str],
     sizes: list[tuple[int, int]],
     seeds: Any,
     generator: torch.Generator | Sequence[torch.Generator] | None,
     factor: int,
     patch_size: int,
 ) -> list[SampleSpec]:
-    """Returns one request per label, sizes in latent pixels. Raises UserError unless each has a size and a seed."""
-    sizes = sizes * (len(labels) if len(sizes) == 1 else 1)
-    if len(sizes) != len(labels):
-        numbers = f"{counted(len(sizes), 'size')} for {counted(len(labels), 'class label')}"
-        raise UserError(f"{numbers}: give one each, or one for all")
-    seeds = draw_seeds(len(labels), generator) if seeds is None else plain(seeds)
-    if not isinstance(seeds, Sequence) or len(seeds) != len(labels):
-        raise UserError(f"seeds {seeds!r} for {counted(len(labels), 'image')}: give one seed or generator per image")
+    """Returns one request per label or prompt, sizes in latent pixels.
+
+    Raises UserError unless each has a size and a seed.
+    """
+    images = max(len(labels), len(prompts))
+    given = {"class label": labels, "prompt": prompts, "negative prompt": negative_prompts, "size": sizes}
+    for what, values in given.items():
+        if len(values) not in (1, images):
+            subject = "class label" if len(labels) >= len(prompts) else "prompt"
+            numbers = f"{counted(len(values), what)} for {counted(images, subject)}"
+            raise UserError(f"{numbers}: give one each, or one for all")
+    seeds = draw_seeds(images, generator) if seeds is None else plain(seeds)
+    if not isinstance(seeds, Sequence) or len(seeds) != images:
+        raise UserError(f"seeds {seeds!r} for {counted(images, 'image')}: give one seed or generator per image")
     for size in sizes:
         check_divisible(size, patch_size * factor)
-    given = zip(labels, sizes, seeds, strict=True)
-    return [SampleSpec(label, (height // factor, width // factor), seed) for label, (height, width), seed in given]
+    columns = (values * images if len(values) == 1 else values for values in given.values())
+    return [
+        SampleSpec(label, (height // factor, width // factor), seed, prompt, negative)
+        for label, prompt, negative, (height, width), seed in zip(*columns, seeds, strict=True)
+    ]
 
 
 def rope_scheme(

@@ -1,4 +1,4 @@
-"""FiT as a pipeline of diffusers: images of many sizes and classes in one packed batch."""
+"""FiT as a pipeline of diffusers: images of many sizes, classes and prompts in one packed batch."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.autoencoders import AutoencoderDC, AutoencoderKL
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from huggingface_hub import snapshot_download
@@ -24,13 +23,13 @@ from ..classes import Classes
 from ..errors import UserError
 from ..finite import check_finite
 from ..model.config import RopeScheme
-from ..sampling.generate import generate
-from ..sampling.guidance import GuidedModel
+from ..sampling.generate import generate, guided_model
 from ..sampling.noise import ImageNoise
 from ..sampling.spec import DEFAULT_STEPS, SampleSpec, Sampling, default_solver, without
 from ..sheets import to_image
+from ..text import TextEncoder, load_text_encoder
 from ..tokens import TokenBatch
-from .arguments import label_numbers, rope_scheme, sizes_of, specs_of, stacked
+from .arguments import label_numbers, rope_scheme, sizes_of, specs_of, stacked, texts_of
 from .schedulers import advance, check_scheduler, default_scheduler, set_steps
 from .transformer import FiTTransformer2DModel, HookedModel, check_no_adapter, own_dtype
 
@@ -46,12 +45,13 @@ PIPELINE_CURES = "try torch_dtype=torch.float32, a size nearer to those of train
 
 
 class FiTPipeline(DiffusionPipeline):
-    """Class-conditional images of any sizes, in packed batches.
+    """Images of classes or prompts, of any sizes, in packed batches.
 
     Load and use it::
 
         pipe = FiTPipeline.from_pretrained("builtin:fashion")  # or a folder, or a hub id
         images = pipe(class_labels=["bag", 3], sizes=[(28, 12), (20, 28)], seeds=[1, 2]).images
+        images = pipe(prompt=["a red apple", "a cat"], sizes=[(64, 192), (96, 96)]).images  # for a model of text
 
     A folder of `save_pretrained` also loads by diffusers' own class, where this package is installed. The option allows
     the two files of code in it, which only import this package::
@@ -69,10 +69,11 @@ class FiTPipeline(DiffusionPipeline):
         vae: An AutoencoderKL or AutoencoderDC, or None where pixels are the latents.
         id2label: Names of the classes by number.
         sampling: Recommended settings, the defaults of a call: attributes of `fitv2.sampling.spec.Sampling` by name.
+        text_encoder, tokenizer: Of transformers, for a model of text.
     """
 
-    model_cpu_offload_seq = "transformer->vae"
-    _optional_components: ClassVar = ["vae"]
+    model_cpu_offload_seq = "text_encoder->transformer->vae"
+    _optional_components: ClassVar = ["vae", "text_encoder", "tokenizer"]
     _callback_tensor_inputs: ClassVar = ["latents"]
 
     def __init__(
@@ -82,15 +83,17 @@ class FiTPipeline(DiffusionPipeline):
         vae: AutoencoderKL | AutoencoderDC | None = None,
         id2label: dict | None = None,
         sampling: dict[str, Any] | None = None,
+        text_encoder: Any = None,
+        tokenizer: Any = None,
     ) -> None:
         super().__init__()
         if vae is not None and not isinstance(vae, AutoencoderKL | AutoencoderDC):
-            known = "an AutoencoderKL or AutoencoderDC"
-            raise UserError(f"the vae is an {type(vae).__name__}, and latents here are those of {known}")
-        self.register_modules(transformer=transformer, scheduler=scheduler, vae=vae)
+            raise UserError(f"the vae is an {type(vae).__name__}, and not an AutoencoderKL or AutoencoderDC")
+        parts = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer}
+        self.register_modules(transformer=transformer, scheduler=scheduler, **parts)
         self.register_to_config(id2label=id2label, sampling=sampling)
-        if transformer is not None and transformer.fit.config.context != "none":
-            raise UserError("this pipeline makes images of classes; a model with context tokens is called directly")
+        if transformer is not None and transformer.fit.config.takes_text and None in (text_encoder, tokenizer):
+            raise UserError("the transformer is conditioned on text: give text_encoder and tokenizer too")
         names = {int(number): name for number, name in (id2label or {}).items()}  # JSON has made text of the numbers.
         self.classes = Classes(transformer.fit.config.num_classes, names)
         self._guidance_scale, self._interrupt = 1.0, False
@@ -135,15 +138,19 @@ class FiTPipeline(DiffusionPipeline):
             codec = load_autoencoder(pretrained.autoencoder, dtype=transformer.dtype)
             vae["vae"] = codec.network if isinstance(codec, LatentCodec) else None
         names = dict(enumerate(pretrained.class_names)) or None
-        sampling = pretrained.recommended or None
-        return cls(transformer, scheduler or default_scheduler(), id2label=names, sampling=sampling, **vae)
+        sampling, parts = pretrained.recommended or None, dict(vae)
+        if pretrained.text_encoder is not None:
+            text = load_text_encoder(pretrained.text_encoder)
+            parts |= {"text_encoder": text.network, "tokenizer": text.tokenizer}
+        return cls(transformer, scheduler or default_scheduler(), id2label=names, sampling=sampling, **parts)
 
-    def to_model(self, autoencoder: str | None) -> Pretrained:
-        """Is the reverse of `from_model`; autoencoder: the name of that of the latents, None for pixels."""
+    def to_model(self, autoencoder: str | None, text_encoder: str | None) -> Pretrained:
+        """Is the reverse of `from_model`; the names of its parts: None for pixels, and for a model of classes."""
         side, known = self.transformer.config.sample_size, self.classes.names
         names = [known.get(number, str(number)) for number in range(self.classes.count)] if known else []
         recommended = dict(self.config["sampling"] or {})
-        return Pretrained(self.transformer.fit, names, [[(side, side, 1)]], autoencoder, recommended=recommended)
+        about = {"recommended": recommended, "text_encoder": text_encoder}
+        return Pretrained(self.transformer.fit, names, [[(side, side, 1)]], autoencoder, **about)
 
     def save_pretrained(self, save_directory: str | Path, *args, push_to_hub: bool = False, **kwargs) -> None:
         """Saves as diffusers does, with the code by which its own class loads the folder (see above).
@@ -172,6 +179,8 @@ class FiTPipeline(DiffusionPipeline):
         self,
         class_labels: int | str | Tensor | Sequence[int | str] | None = None,
         sizes: Sequence[tuple[int, int]] | None = None,
+        prompt: str | Sequence[str] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int | None = None,
@@ -192,11 +201,13 @@ class FiTPipeline(DiffusionPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         return_dict: bool = True,
     ) -> ImagePipelineOutput | tuple:
-        """Returns images, one per label, each of its own size.
+        """Returns images, one per prompt or label, each of its own size.
 
         Args:
-            class_labels: Numbers or names; None means one image of no class.
+            class_labels: Numbers or names; None means no class.
             sizes: (height, width) in pixels, one per image or one for all; the default is the model's own.
+            prompt: One or several, for a model of text; None means the empty one.
+            negative_prompt: What guidance leads away from, one per image or one for all; None means from no text.
             height, width: The same for all images, instead of `sizes`.
             num_inference_steps: Steps; none with an adaptive solver. This and the guidance have the model's recommended
                 values as defaults, else 25 steps and guidance 2 at all times.
@@ -240,6 +251,8 @@ class FiTPipeline(DiffusionPipeline):
         own, factor = self.transformer.config.sample_size, self.codec.factor
         specs = specs_of(
             label_numbers(self.classes, class_labels),
+            texts_of(prompt),
+            texts_of(negative_prompt),
             sizes_of((height, width) if sizes is None else sizes, own * factor),
             seeds,
             generator,
@@ -262,7 +275,7 @@ class FiTPipeline(DiffusionPipeline):
         )
         model = HookedModel(self.transformer, self._execution_device)
         if solver is not None:
-            made = generate(model, specs, sampling)
+            made = generate(model, specs, sampling, None, self.text)
         else:
             made = self._scheduled(model, specs, sampling, latents, callback_on_step_end)
         images = self._finished(made, output_type)
@@ -280,12 +293,11 @@ class FiTPipeline(DiffusionPipeline):
         """Integrates with the pipeline's scheduler, all images in one packed batch."""
         config, device = model.config, model.device
         hw = torch.tensor([spec.size for spec in specs]) // config.patch_size
-        labels = torch.tensor([spec.label for spec in specs])
         if latents is None:
             latents = ImageNoise([s.seed for s in specs], hw.prod(1).tolist(), config.token_channels).draw()
         if latents.shape != (shape := (int(hw.prod(1).sum()), config.token_channels)):
             raise UserError(f"latents must be packed starting noise {shape}, not {tuple(latents.shape)}")
-        guided = GuidedModel(partial(model, rope=sampling.rope), config, hw, labels, sampling, device)
+        guided = guided_model(partial(model, rope=sampling.rope), config, specs, sampling, device, self.text)
         x = latents.float().to(device)
         set_steps(self.scheduler, sampling.steps or DEFAULT_STEPS, device)
         self._interrupt, self._guidance_scale = False, sampling.guidance
@@ -316,6 +328,11 @@ class FiTPipeline(DiffusionPipeline):
     def interrupt(self) -> bool:
         """A callback may set `_interrupt`, which ends the call after its step."""
         return self._interrupt
+
+    @property
+    def text(self) -> TextEncoder | None:
+        """The encoder of prompts, for a model of text."""
+        return TextEncoder(self.text_encoder, self.tokenizer, "the pipeline's") if self.text_encoder else None
 
     @property
     def codec(self) -> Pixels | LatentCodec:

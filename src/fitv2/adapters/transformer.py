@@ -22,12 +22,11 @@ from ..errors import UserError
 from ..finite import check_weights
 from ..model.compute import autocast_in
 from ..model.config import Context, FiTConfig, FiTv1Config, Modulation, NetworkConfig, Prediction, RopeScheme
-from ..model.context import pack_context
 from ..model.execution import Cache
 from ..model.network import Network
 from ..model.presets import architecture_of
 from ..model.transformer import FiT
-from ..tokens import TokenBatch, upload
+from ..tokens import TokenBatch, pack_context, upload
 
 # The timestep of pure noise in diffusers.
 TIMESTEPS = 1000
@@ -204,7 +203,7 @@ class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             timestep: (B,) or one for all, 1000 * sigma from 0 at data to 1000 at noise (FiT: the step, 0 to 999); never
                 rounded to integers.
             class_labels: (B,) int64; None means no class.
-            encoder_hidden_states: Context tokens (B, S, E), or a context batch of `fitv2.model.context.pack_context`
+            encoder_hidden_states: Context tokens (B, S, E), or a context batch of `fitv2.tokens.pack_context`
                 where each image has its own number of them.
             rope: The RoPE scheme of this call.
             cache: The state that successive calls of a sampling share, see `fitv2.sampling.cache.BlockCache`.

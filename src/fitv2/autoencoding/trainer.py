@@ -155,8 +155,7 @@ class AutoencoderTrainer:
         readable = sum(step.readable)
         self.images_read.check(readable, step.unreadable, int(step.unreadable > 0 and self.loader.is_gone()))
         generator = torch_generator(Purpose.TRAINING, self.recipe.training.seed, self.done)
-        (batch, _), *_ = step.packs
-        update = self.learner.step(batch.to_latents(self.crops.patch_size), self.done, generator)
+        update = self.learner.step(step.packs[0].batch.to_latents(self.crops.patch_size), self.done, generator)
         self.done, self.cursor = self.done + 1, step.after
         self.gradients.check(self.done, update.grad_norm)
         return {

@@ -33,6 +33,8 @@ SAMPLING = "sampling.json"
 FORMAT = 1
 # Enough for every size of a set like fashion, and for the frequent sizes of a folder of photographs.
 MOST_SHAPES = 500
+# Captions that stand for those of the training data, where an evaluation needs prompts.
+MOST_EXAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class Pretrained:
             in latent pixels: the 500 most frequent sizes, the most frequent first.
         autoencoder: The folder or hub id of the autoencoder of the latents; None if the model generates pixels.
         step: The training step of the weights, if it is known.
+        text_encoder: The name of the text encoder; None for a model that is not conditioned on text.
+        examples: Some captions of training, each with the (height, width) of its image in latent pixels.
         recommended: Settings of `Sampling` by name, the defaults for this model.
     """
 
@@ -55,6 +59,8 @@ class Pretrained:
     autoencoder: str | None = None
     step: int | None = None
     recommended: dict[str, Any] = field(default_factory=dict)
+    text_encoder: str | None = None
+    examples: list[tuple[str, tuple[int, int]]] = field(default_factory=list)
 
     def sampling(self, **given: Any) -> Sampling:
         """Returns the settings given, else those recommended for the model, else the defaults; see `Sampling.of`."""
@@ -75,6 +81,8 @@ def save_pretrained(
     autoencoder: str | None = None,
     step: int | None = None,
     recommended: Mapping[str, Any] | None = None,
+    text_encoder: str | None = None,
+    examples: Sequence[tuple[str, tuple[int, int]]] = (),
 ) -> None:
     """Writes config.json and model.safetensors with the attributes of `Pretrained`; each file is always complete.
 
@@ -85,6 +93,8 @@ def save_pretrained(
     """
     content = {"format": FORMAT, "architecture": architecture_of(config), "model": asdict(config)}
     content |= {"autoencoder": autoencoder, "step": step, "class_names": class_names, "shapes": shapes}
+    if text_encoder is not None:
+        content |= {"text_encoder": text_encoder, "examples": examples}
     write_text(folder / "config.json", json.dumps(content))
     if recommended:
         write_text(folder / SAMPLING, json.dumps(recommended))
@@ -169,6 +179,7 @@ def read_model(config_file: Path, weights_file: Path, name: str, dtype: torch.dt
     try:
         content, config = read_config(config_file)
         shapes = [[tuple(shape) for shape in of_class] for of_class in content["shapes"]]
+        examples = [(str(caption), (int(h), int(w))) for caption, (h, w) in content.get("examples", ())]
         class_names = content["class_names"]
         if len(class_names) not in (0, config.num_classes):
             raise UserError(f"it names {len(class_names)} of {config.num_classes} classes")
@@ -182,7 +193,8 @@ def read_model(config_file: Path, weights_file: Path, name: str, dtype: torch.dt
         raise UserError(f"the model {name} is damaged: its config.json is of another model; {error}") from None
     check_weights(weights or {}, name)
     recommended = read_recommended(config_file.with_name(SAMPLING))
-    return Pretrained(model, class_names, shapes, content.get("autoencoder"), content.get("step"), recommended)
+    known = {key: content[key] for key in ("autoencoder", "step", "text_encoder") if key in content}
+    return Pretrained(model, class_names, shapes, recommended=recommended, examples=examples, **known)
 
 
 def read_recommended(path: Path) -> dict[str, Any]:

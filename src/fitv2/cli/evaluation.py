@@ -159,11 +159,12 @@ def load(request: Request, number: int, device: torch.device) -> Maker:
     """Loads the model and checks how it is sampled."""
     from ..evaluation.generated import SHARD, Maker, balanced_specs
 
-    pretrained, codec, precision = request.samplings[0][0].load(request.name, device)
+    pretrained, codec, text, precision = request.samplings[0][0].load(request.name, device)
     maker = Maker(
         name=request.name,
         pretrained=pretrained,
         codec=codec,
+        text=text,
         # Stamps have the precision's older name.
         precision={"fp32": "float32"}.get(precision, precision),
         seed=request.seed,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from functools import partial, wraps
 from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ..autoencoder import LatentCodec, Pixels
     from ..checkpoints.model_folder import Pretrained
     from ..sampling.spec import Sampling
+    from ..text import TextEncoder
 
 sampling_option = partial(typer.Option, rich_help_panel="Sampling")
 guidance_option = partial(typer.Option, rich_help_panel="Guidance")
@@ -44,6 +45,15 @@ Device = Annotated[
     str | None, machine_option(help="cuda, mps, xpu or cpu, or one by number (cuda:1); default: the best")
 ]
 IgnoreMemory = Annotated[bool, machine_option("--ignore-memory", help="run even if memory seems too small")]
+
+
+class LoadedModel(NamedTuple):
+    """A model on its device with what decodes its latents, what encodes its prompts, and its precision."""
+
+    pretrained: Pretrained
+    codec: Pixels | LatentCodec
+    text: TextEncoder | None
+    precision: Precision
 
 
 @dataclass(frozen=True)
@@ -88,14 +98,15 @@ class ModelOptions:
         tuple[float, float] | None, guidance_option(help=f"time range of internal guidance; {ADVISED} 0 1")
     ] = None
     autoencoder: Annotated[str | None, machine_option(help="folder or hub id; default: the model's own")] = None
+    text_encoder: Annotated[str | None, machine_option(help="folder or hub id; default: the model's own")] = None
     precision: Annotated[Precision | None, machine_option(help="default: depends on the device")] = None
     device: Device = None
 
-    def load(self, model: str, device: torch.device) -> tuple[Pretrained, Pixels | LatentCodec, str]:
-        """Returns the model on the device, what decodes its latents, and the precision.
+    def load(self, model: str, device: torch.device) -> LoadedModel:
+        """Loads a model and all that goes with it.
 
         Raises:
-            UserError: The model and the autoencoder do not fit together.
+            UserError: The model does not fit the autoencoder or the text encoder.
         """
         from ..autoencoder import Pixels, load_autoencoder
         from ..device import DTYPES, choose_precision
@@ -112,7 +123,26 @@ class ModelOptions:
             check_pixels(model, channels)
         if codec.channels not in (None, channels):
             raise UserError(f"{model} makes {counted(channels, 'channel')}, and the autoencoder takes {codec.channels}")
-        return pretrained, codec, precision
+        return LoadedModel(pretrained, codec, self.load_text(model, pretrained, device), precision)
+
+    def load_text(self, model: str, pretrained: Pretrained, device: torch.device) -> TextEncoder | None:
+        """Loads the text encoder of a model, if it has one. Raises UserError if that does not fit."""
+        from ..text import load_text_encoder
+
+        config, name = pretrained.model.config, self.text_encoder or pretrained.text_encoder
+        if not isinstance(config, FiTConfig) or not config.takes_text:
+            if self.text_encoder is not None:
+                raise UserError(f"{model} is not conditioned on text; omit --text-encoder")
+            return None
+        if name is None:
+            raise UserError(f"{model} is conditioned on text and names no text encoder; give --text-encoder")
+        text = load_text_encoder(name).to(device)
+        if text.channels != config.context_channels:
+            raise UserError(
+                f"{model} takes texts of {counted(config.context_channels, 'number')} a token, and {name} gives "
+                f"{text.channels}: give its own encoder as --text-encoder"
+            )
+        return text
 
     def sampling(self, pretrained: Pretrained, guidance: float | None) -> Sampling:
         """Returns what the options mean for a model. Raises UserError if they do not suit it."""
@@ -191,7 +221,8 @@ def load_any(model: str, dtype: torch.dtype | None) -> Pretrained:
 
     logging.disable_progress_bar()
     pipeline = FiTPipeline.from_pretrained(model, dtype=dtype or torch.bfloat16, vae=None)
-    return pipeline.to_model(autoencoder=model if (Path(model) / "vae").is_dir() else None)
+    autoencoder, text = (model if (Path(model) / part).is_dir() else None for part in ("vae", "text_encoder"))
+    return pipeline.to_model(autoencoder, text)
 
 
 def check_pixels(model: str, channels: int) -> None:

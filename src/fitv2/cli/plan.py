@@ -49,7 +49,8 @@ def show_plan(
         )
     data = recipe.data
     stands_in = isinstance(data, FolderSettings) and data.stand_in is not None and not Path(data.source).exists()
-    dataset = build_stand_in(data.max_tokens) if stands_in else build_dataset(data, recipe.model.patch_size)
+    patch_size, captioned = recipe.model.patch_size, recipe.model.encoder is not None
+    dataset = build_stand_in(data.max_tokens) if stands_in else build_dataset(data, patch_size, captioned=captioned)
     config, notes = check_ahead(recipe, run, dataset, stands_in)
     where = choose_device(device)
     if peak_tflops is None:

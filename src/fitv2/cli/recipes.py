@@ -54,7 +54,7 @@ def recipe_row(name: str) -> dict[str, Any]:
     recipe = load_recipe(name)
     model, training = recipe.model, recipe.training
     data: dict[str, Any] = {"in_channels": CHANNELS[model.patch_size], "num_classes": CLASSES[model.patch_size]}
-    config = config_of(**model.model_dump(exclude={"extrapolation"}), **data)
+    config = config_of(**model.network(), **data)
     image = recipe.data.max_tokens
     images = training.max_tokens_per_batch * training.batches_per_step / image
     flops = training_flops(recipe, config, [image]) * images * training.steps

@@ -25,14 +25,13 @@ from .options import (
 )
 from .output import show
 from .sample_folder import SHEET, begin, finish, free_folder
-from .specs import check_memory, describe, list_specs, shown_classes, warn_of_sizes
+from .specs import check_memory, describe, list_specs, read_prompts, shown, shown_classes, warn_of_sizes
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from ..autoencoder import LatentCodec, Pixels
-    from ..checkpoints.model_folder import Pretrained
     from ..sampling.spec import SampleSpec, Sampling
+    from .options import LoadedModel
 
 BUILTIN = "builtin:fashion"
 image_option = partial(typer.Option, rich_help_panel="Images")
@@ -53,6 +52,12 @@ def sample(
         list[str] | None,
         image_option("--labels", "-l", help="class names or numbers, comma-separated; default: the first 16"),
     ] = None,
+    prompt: Annotated[
+        list[str] | None,
+        image_option("--prompt", "-p", help="what to draw, repeatable, for a model of text; default: its examples"),
+    ] = None,
+    prompts: Annotated[Path | None, image_option(help="a text file with a prompt per line")] = None,
+    negative_prompt: Annotated[str, image_option(help="what guidance leads away from", show_default=False)] = "",
     size: Annotated[
         list[str] | None, image_option("--size", "-s", help="HEIGHTxWIDTH, repeatable; default: several")
     ] = None,
@@ -71,7 +76,7 @@ def sample(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace images of a different request")] = False,
     as_json: Json = False,
 ) -> None:
-    """Make images of each class in each size: one PNG per image, and a contact sheet.
+    """Make images of each class or prompt in each size: one PNG per image, and a contact sheet.
 
     [bold]Examples[/bold]
 
@@ -80,6 +85,8 @@ def sample(
       fitv2 sample --labels trouser,bag --size 28x12 --size 40x16 --per-class 4
 
       fitv2 sample runs/mine --steps 50 --guidance 1.5 --seed 7
+
+      fitv2 sample runs/drawings --prompt "a red apple" --prompt "a cat" --size 128x128 --size 64x192
 
     The same seed gives the same image, whatever else is made alongside it. samples.json in the folder records the
     request; images of a different request are replaced only with --overwrite. If a model folder has a sampling.json,
@@ -97,9 +104,11 @@ def sample(
         per_class = num
     name = model or model_option or BUILTIN
     where = choose_device(options.device)
-    pretrained, codec, precision = options.load(name, where)
+    loaded = options.load(name, where)
+    pretrained, codec = loaded.pretrained, loaded.codec
     sampling = options.sampling(pretrained, guidance)
-    specs = list_specs(pretrained, labels, size, per_class, num_images, seed, codec.factor)
+    texts = read_prompts(prompt or [], prompts), negative_prompt
+    specs = list_specs(pretrained, labels, size, per_class, num_images, seed, codec.factor, *texts)
     if not ignore_memory:
         check_memory(pretrained, specs, sampling)
     if size:
@@ -125,15 +134,18 @@ def sample(
         "extrapolation": options.extrapolation,
         "attention_scale": options.attention_scale,
         "autoencoder": options.autoencoder or pretrained.autoencoder,
-        "precision": precision,
+        "precision": loaded.precision,
         "device": where.type,
     }
+    if loaded.text is not None:
+        request |= {"prompts": list(dict.fromkeys(spec.prompt for spec in specs)), "negative_prompt": negative_prompt}
+        request |= {"text_encoder": loaded.text.name}
     out = out or free_folder()
     rows = [describe(pretrained, spec, codec.factor) for spec in specs]
     note = shown_classes(pretrained, labels)
     with locked(out, "a fitv2 sample"):
         begin(out, request, [row["file"] for row in rows], overwrite)
-        seconds = make(pretrained, codec, specs, sampling, out, rows, note)
+        seconds = make(loaded, specs, sampling, out, rows, note)
         finish(out, request, rows)
     report = {"model": name, "step": pretrained.step}
     report |= {key: request[key] for key in ("solver", "steps", "guidance", "guidance_interval", "internal_guidance")}
@@ -143,8 +155,7 @@ def sample(
 
 
 def make(
-    pretrained: Pretrained,
-    codec: Pixels | LatentCodec,
+    loaded: LoadedModel,
     specs: list[SampleSpec],
     sampling: Sampling,
     out: Path,
@@ -164,10 +175,12 @@ def make(
             write_file(out / rows[number]["file"], lambda draft: image.save(draft, "PNG"))
             progress(1)
 
-        images = make_images(pretrained.model, codec, specs, sampling, save)
+        images = make_images(loaded.pretrained.model, loaded.codec, specs, sampling, save, loaded.text)
     seconds = time.perf_counter() - start
     captions = [
-        f"{row['class'] or 'image'} {'x'.join(map(str, row['size']))}{'' if row['seen'] else ' *'}" for row in rows
+        f"{shown(row.get('prompt')) or row['class'] or 'image'} {'x'.join(map(str, row['size']))}"
+        f"{'' if row['seen'] else ' *'}"
+        for row in rows
     ]
     save_sheet(contact_sheet(images, captions, note), out / SHEET)
     return seconds

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
+from collections.abc import Sequence
 from itertools import cycle, islice, zip_longest
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import UserError
 from ..messages import counted
 from .options import parse_size
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ..checkpoints.model_folder import Pretrained
     from ..sampling.spec import SampleSpec, Sampling
 
 # The factor between the sides of an image of training and those of a larger one that is shown.
 LARGER = 1.43
-DEFAULT_CLASSES = 16
+DEFAULT_CLASSES = DEFAULT_PROMPTS = 16
 # The most bytes of a class name in the name of a file.
 MOST_BYTES = 150
+# Of a prompt, in the name of a file and on a sheet.
+MOST_LETTERS = 60
 # Sizes beyond this many times the most tokens, or the widest aspect, of training cause a warning.
 FAR = 2.0
 
@@ -29,14 +35,21 @@ def describe(pretrained: Pretrained, spec: SampleSpec, factor: int) -> dict[str,
     names = pretrained.class_names
     name = names[spec.label] if spec.label < len(names) else None
     height, width = (side * factor for side in spec.size)
-    return {
-        "file": f"{file_name(name or 'image')}_{height}x{width}_seed{spec.seed}.png",
+    row = {
+        "file": f"{file_name(spec.prompt[:MOST_LETTERS] or name or 'image')}_{height}x{width}_seed{spec.seed}.png",
         "class": name,
         "label": spec.label,
         "size": [height, width],
         "seed": spec.seed,
-        "seen": spec.size in own_sizes(pretrained, spec.label),
+        # A model of text has seen too many sizes to know them all.
+        "seen": pretrained.text_encoder is not None or spec.size in own_sizes(pretrained, spec.label),
     }
+    return row | ({"prompt": spec.prompt} if pretrained.text_encoder else {})
+
+
+def shown(prompt: str | None) -> str:
+    """Returns a prompt as a sheet shows it, a long one cut."""
+    return prompt or "" if len(prompt or "") <= MOST_LETTERS else f"{(prompt or '')[:MOST_LETTERS]}..."
 
 
 def file_name(name: str) -> str:
@@ -47,7 +60,8 @@ def file_name(name: str) -> str:
 def shown_classes(pretrained: Pretrained, labels: list[str] | None) -> str | None:
     """Says how many of the classes are shown if nobody has chosen them; None if all are."""
     classes = pretrained.model.config.num_classes
-    return None if labels or classes <= DEFAULT_CLASSES else f"{DEFAULT_CLASSES} of {classes:,} classes"
+    few = labels or classes <= DEFAULT_CLASSES or pretrained.text_encoder
+    return None if few else f"{DEFAULT_CLASSES} of {classes:,} classes"
 
 
 def warn_of_sizes(pretrained: Pretrained, specs: list[SampleSpec], factor: int) -> None:
@@ -75,12 +89,14 @@ def list_specs(
     num_images: int | None,
     seed: int,
     factor: int = 1,
+    prompts: Sequence[str] = (),
+    negative_prompt: str = "",
 ) -> list[SampleSpec]:
     """Returns the images to make, with seeds that count up from `seed`.
 
-    They are `per_class` images of each class in each size, or `num_images` of each size with the classes in turn;
-    without sizes, `num_images` of the classes' own sizes in turn. factor: pixels per latent pixel. Raises UserError
-    for an unknown class, an impossible size, or both numbers.
+    They are `per_class` images of each subject in each size, or `num_images` of each size with the subjects in turn;
+    without sizes, `num_images` of the subjects' own sizes in turn. A subject is a class, a prompt, or one of both.
+    factor: pixels per latent pixel. Raises UserError for an unknown class, an impossible size, or both numbers.
     """
     from ..sampling.spec import SampleSpec, check_divisible, check_spec
 
@@ -90,19 +106,46 @@ def list_specs(
     for size in asked:
         check_divisible(size, factor * config.patch_size)
     latent = [(height // factor, width // factor) for height, width in asked]
-    classes = chosen(pretrained, labels)
+    subjects = chosen_subjects(pretrained, labels, prompts)
     if num_images is None:
-        rows = [(label, size) for label in classes for size in latent or showcase(pretrained, label)]
+        rows = [(subject, size) for subject in subjects for size in latent or subject.sizes]
         pairs = [pair for pair in rows for _ in range(per_class or 1)]
     else:
-        own = zip_longest(*([(label, size) for size in showcase(pretrained, label)] for label in classes))
-        in_turn = [[(label, size) for label in classes] for size in latent]
+        own = zip_longest(*([(subject, size) for size in subject.sizes] for subject in subjects))
+        in_turn = [[(subject, size) for subject in subjects] for size in latent]
         in_turn = in_turn or [[pair for column in own for pair in column if pair is not None]]
         pairs = [pair for turn in in_turn for pair in islice(cycle(turn), num_images)]
-    specs = [SampleSpec(label, size, seed + i) for i, (label, size) in enumerate(pairs)]
+    specs = [
+        SampleSpec(subject.label, size, seed + i, subject.prompt, negative_prompt)
+        for i, (subject, size) in enumerate(pairs)
+    ]
     for spec in specs:
         check_spec(spec, config)
     return specs
+
+
+class Subject(NamedTuple):
+    """What an image shows, and the sizes in latent pixels in which it is made if nobody has chosen others."""
+
+    label: int
+    prompt: str
+    sizes: list[tuple[int, int]]
+
+
+def chosen_subjects(pretrained: Pretrained, labels: list[str] | None, prompts: Sequence[str]) -> list[Subject]:
+    """Returns each class with each prompt; without prompts, for a model of text, captions of its training."""
+    null = pretrained.model.config.null_label
+    if pretrained.text_encoder is None:  # Prompts are refused where the requests are checked.
+        classes = chosen(pretrained, labels)
+        return [Subject(label, text, showcase(pretrained, label)) for label in classes for text in prompts or [""]]
+    classes = chosen(pretrained, labels) if labels else [null]
+    if not prompts and not labels:
+        step = -(-len(pretrained.examples) // DEFAULT_PROMPTS) or 1
+        return [Subject(null, caption, [size]) for caption, size in pretrained.examples[::step]]
+    square = math.isqrt(max(h * w for h, w in own_sizes(pretrained, null)))
+    patch = pretrained.model.config.patch_size
+    side = max(square // patch, 1) * patch
+    return [Subject(label, text, [(side, side)]) for label in classes for text in prompts or [""]]
 
 
 def chosen(pretrained: Pretrained, labels: list[str] | None) -> list[int]:
@@ -138,12 +181,28 @@ def showcase(pretrained: Pretrained, label: int) -> list[tuple[int, int]]:
     return [*own[:2], larger, *[size for size in turned if size not in own][:1]]
 
 
+def read_prompts(given: Sequence[str], file: Path | None) -> list[str]:
+    """Returns the prompts of the command line, then those of a file, one per line. Raises UserError if there are none.
+
+    An empty prompt of the command line is one: an image of no text.
+    """
+    if file is None:
+        return list(given)
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the prompts in {file} cannot be read ({error})") from None
+    if not any(lines):
+        raise UserError(f"{file} holds no prompts: write one per line")
+    return [*given, *filter(None, lines)]
+
+
 def check_memory(pretrained: Pretrained, specs: list[SampleSpec], sampling: Sampling) -> None:
     """Raises UserError if the largest batch would not fit into the memory that is free now."""
     import torch
 
     from ..device import lack_of_memory
-    from ..profiling.formula import forward_bytes
+    from ..profiling.formula import context_tokens, forward_bytes
     from ..sampling.generate import batches, max_tokens
 
     config, weight = pretrained.model.config, next(pretrained.model.parameters())
@@ -151,7 +210,7 @@ def check_memory(pretrained: Pretrained, specs: list[SampleSpec], sampling: Samp
     groups = batches(tokens, max_tokens(sampling, weight.device))
     largest = max(groups, key=lambda batch: sum(tokens[i] for i in batch))
     # With and without their classes, and beyond the weights, which are there already.
-    total = 2 * sum(tokens[i] for i in largest)
+    total = 2 * sum(tokens[i] + context_tokens(config) for i in largest)
     needed = forward_bytes(config, total, "fp32" if weight.dtype == torch.float32 else "bf16")
     height, width = max((specs[i].size for i in largest), key=lambda size: size[0] * size[1])
     what = f"{counted(len(largest), 'image')} of up to {height}x{width}"

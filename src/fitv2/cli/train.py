@@ -138,8 +138,8 @@ def carry_out(chosen: Recipe, run: Path, resume: bool, device: str | None, ignor
     chosen = processes.on_rank0(partial(with_precision, chosen, ranks.device))
     processes.on_rank0(lambda: check_run(run, chosen, resume))
     with processes.locked_on_rank0(run, "a training"):
-        patch_size, scan = chosen.model.patch_size, run / "images.json"
-        dataset = processes.rank0_first(lambda: build_dataset(chosen.data, patch_size, scan))
+        wanted = chosen.model.patch_size, run / "images.json", chosen.model.encoder is not None
+        dataset = processes.rank0_first(lambda: build_dataset(chosen.data, *wanted))
         begun = processes.on_rank0(lambda: bool(checkpoints(run / "checkpoints")))
         base = None if begun else build_base(chosen.training)
         config = build_model_config(chosen, dataset, base)

@@ -45,7 +45,7 @@ class Canvases(Dataset):
     Raises UserError if no canvas of these aspects is within the budget.
     """
 
-    channels = 3
+    channels, captioned = 3, True
     drawn = ("variant", "flip", "scale")
     purpose = Purpose.CANVAS
 
@@ -111,12 +111,12 @@ class Canvases(Dataset):
     ) -> Tensor:
         return to_latent(to_array(paint(self.scene(index, variant, hw, flip, rng), self.cutouts.read)))
 
-    def caption(
+    def captions(
         self, index: int, variant: int, hw: tuple[int, int], flip: bool, rng: Callable[[], np.random.Generator]
-    ) -> str:
+    ) -> list[str]:
         scene = self.scene(index, variant, hw, flip, rng)
         style = self.cutouts.styles[int(self.cutouts.sets[index])]
-        return describe(scene, [self.cutouts.names[i] for i in scene.cutouts], style)
+        return [describe(scene, [self.cutouts.names[i] for i in scene.cutouts], style)]
 
     def identity(self) -> tuple[list[str], list[np.ndarray], None]:
         return list(self.cutouts.ids), [self.labels, self.cutouts.sizes, self.first_hw], None

@@ -96,3 +96,7 @@ class CropEpoch:
         """Returns the whole image that a crop is cut out of, at the same size. Raises UnreadableImage."""
         number = int(np.searchsorted(self.crops.starts, index, side="right")) - 1
         return self.views[number].latent(int(self.crops.rounds[number].images[index - self.crops.starts[number]]))
+
+    def caption(self, index: int) -> str:
+        """Returns an empty text: no caption tells what is on a part of an image."""
+        return ""

@@ -37,6 +37,7 @@ class Dataset(ABC):
         report: What a scan of the files found, if there was one.
         budgets: The number of token budgets that an epoch draws from, the largest first among the variants.
         held_out: Indices of images that the set itself keeps from training; None if it leaves that to the recipe.
+        captioned: Whether images have captions, as far as was asked for them.
     """
 
     patch_size: int
@@ -53,6 +54,7 @@ class Dataset(ABC):
     report: ScanReport | None = None
     budgets: int = 1
     held_out: np.ndarray | None = None
+    captioned: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -70,11 +72,11 @@ class Dataset(ABC):
         to right. rng: returns the generator of this image in this epoch.
         """
 
-    def caption(
+    def captions(
         self, index: int, variant: int, hw: tuple[int, int], flip: bool, rng: Callable[[], np.random.Generator]
-    ) -> str:
-        """Returns what the image of the same arguments of `load` shows, in words; empty if that is not known."""
-        return ""
+    ) -> Sequence[str]:
+        """Returns what the image of the same arguments of `load` shows, in words; there may be none, or several."""
+        return ()
 
     def labelled(self, variant: np.ndarray) -> np.ndarray:
         """Returns the labels (N,) of variants (N,); `num_classes` means no class."""
@@ -110,6 +112,17 @@ class Dataset(ABC):
             if len(shapes[label]) < most:
                 shapes[label].append((h, w, number))
         return shapes
+
+    def examples(self, most: int) -> list[tuple[str, tuple[int, int]]]:
+        """Returns at most so many captions, of images evenly spread over the set, each with its (height, width) in
+        latent pixels, in one epoch; none of a set without captions.
+        """
+        if not self.captioned:
+            return []
+        view, images = self.epoch(0, 0), np.delete(np.arange(len(self)), [] if self.held_out is None else self.held_out)
+        chosen = images[np.linspace(0, len(images) - 1, min(most, len(images))).astype(int)]
+        sizes = (view.hw[chosen] * self.patch_size).tolist()
+        return [(view.caption(i), (h, w)) for i, (h, w) in zip(chosen.tolist(), sizes, strict=True)]
 
     def digest(self) -> str:
         """Returns 16 hexadecimal digits of names, sizes and labels, and of the bytes of a few files, for checkpoints.
@@ -158,8 +171,11 @@ class Epoch:
         return self.dataset.load(index, *self._drawn(index))
 
     def caption(self, index: int) -> str:
-        """Returns what the image shows, in words; empty if that is not known."""
-        return self.dataset.caption(index, *self._drawn(index))
+        """Returns what the image shows, in words, one of its captions; empty if it has none."""
+        captions = self.dataset.captions(index, *self._drawn(index))
+        if len(captions) < 2:
+            return captions[0] if captions else ""
+        return captions[int(numpy_generator(Purpose.CAPTIONS, *self.key, index).integers(len(captions)))]
 
     def _drawn(self, index: int) -> tuple[int, tuple[int, int], bool, Callable[[], np.random.Generator]]:
         """Returns what is drawn for an image: variant, size in patches, mirroring, and a generator for all the rest."""

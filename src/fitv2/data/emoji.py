@@ -110,14 +110,16 @@ def file_of(drawing: str) -> str:
     return f"{drawing}.webp"
 
 
-def cutouts(drawings: Sequence[Drawing], classes: Literal["group", "name"] = "group") -> Cutouts:
+def cutouts(drawings: Sequence[Drawing], classes: Literal["group", "name", "none"] = "group") -> Cutouts:
     """Returns the drawings that may be trained on, as cut-outs; the names that are held back are left out.
 
-    classes: what the labels are.
+    classes: what the labels are; "none": all are 0, of no class.
     """
     kept = [drawing for drawing in drawings if not drawing.held_back]
     labels = [drawing.group if classes == "group" else drawing.label for drawing in kept]
     class_names, numbers = np.unique(labels, return_inverse=True)
+    if classes == "none":
+        class_names, numbers = class_names[:0], np.zeros_like(numbers)
     sets, set_of = np.unique([drawing.set for drawing in kept], return_inverse=True)
     styles = {drawing.set: drawing.style for drawing in kept}
     return Cutouts(

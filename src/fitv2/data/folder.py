@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..classes import readable_names
 from ..errors import UserError
+from .captions import FolderCaptions
 from .contents import Contents, Labels, read_contents
 from .dataset import Dataset
 from .decode import Mode, decode
@@ -56,12 +57,14 @@ class ImageFolder(Dataset):
         cache_file: Where to keep sizes between starts.
         labels_from, labels_option: See `contents.read_contents`.
         contents: The files, if not all below the root count.
+        captioned: Whether to look for captions, see `captions`.
 
     Attributes:
         paths: (N,) names relative to the root.
         sizes: (N, 2) pixels, upright.
 
-    Raises UserError if there is no readable image, or if it is not clear what the classes are.
+    Raises UserError if there is no readable image, if it is not clear what the classes are, or if captions are wanted
+    and there are none.
     """
 
     drawn = ("variant", "flip", "scale")
@@ -81,6 +84,7 @@ class ImageFolder(Dataset):
         labels_from: Labels = "auto",
         labels_option: str | None = "--set data.labels=",
         contents: Contents | None = None,
+        captioned: bool = False,
     ) -> None:
         if channels not in MODES:
             raise UserError(f"images have 1 or 3 channels, or 4 as cut-outs, not {channels}")
@@ -107,6 +111,10 @@ class ImageFolder(Dataset):
         self.class_names = readable_names(contents.class_names)
         self.num_classes = len(self.class_names)
         self._scan(contents.items, cache_file)
+        self.texts, self.captioned = None, captioned
+        if captioned:
+            self.texts = FolderCaptions(self.root, (item.id for item in contents.items), self.paths)
+            logger.info("%s: %s", root, self.texts.note(len(self.paths)))
         sizes, self.possible, self.variants = all_variants(self.sizes, *self.budget, further_tokens)
         self.budgets = 1 + len(further_tokens)
         self.variant_hw = sizes // patch
@@ -153,6 +161,9 @@ class ImageFolder(Dataset):
         size = hw[0] * self.patch_size, hw[1] * self.patch_size
         image = fitted(self.read(index), size, self.variants[variant])
         return to_latent(to_array(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image))
+
+    def captions(self, index: int, *drawn: object) -> tuple[str, ...]:
+        return () if self.texts is None else self.texts[self.paths[index]]
 
     def read(self, index: int) -> Image.Image:
         """Decodes an image whole. Raises UnreadableImage if it cannot be read any more, or has another size."""

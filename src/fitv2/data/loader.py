@@ -6,7 +6,7 @@ import logging
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -18,19 +18,21 @@ from .formats import UnreadableImage
 from .packing import packing_efficiency, plan_packs
 
 logger = logging.getLogger(__name__)
-# The latents of a pack as they are loaded, and its labels.
-Pending = tuple[list[Future[Tensor]], np.ndarray]
+# The latents and captions of a pack as they are loaded, and its labels.
+Pending = tuple[list[Future[tuple[Tensor, str]]], np.ndarray]
 # Images that tell whether a data set is still there, and unreadable ones of a pack that are listed.
 PROBES, NAMED = 20, 5
 
 
 class View(Protocol):
-    """The images of one epoch, as `Epoch` has them: sizes (N, 2) in patches, labels (N,), and each image's tensor."""
+    """The images of one epoch, as `Epoch` has them: sizes (N, 2) in patches, labels (N,), tensors and captions."""
 
     hw: np.ndarray
     labels: np.ndarray
 
     def latent(self, index: int, /) -> Tensor: ...
+
+    def caption(self, index: int, /) -> str: ...
 
 
 class ImageSource(Protocol):
@@ -54,12 +56,20 @@ class DataCursor:
     pack: int = 0
 
 
+class Pack(NamedTuple):
+    """batch: The images. labels: (B,) int64. captions: One per image; none where nobody asked for them."""
+
+    batch: TokenBatch
+    labels: Tensor
+    captions: list[str]
+
+
 @dataclass(frozen=True)
 class Step:
     """One optimiser step: this rank's packs with their labels, and what all ranks hold together.
 
     Attributes:
-        packs: Batch and labels (B,) of each pack of this rank.
+        packs: Those of this rank.
         readable: The number of images of each pack that could be read; a pack with 0 is a stand-in and must not count.
         unreadable: The number of the other images of this rank.
         images, tokens: As planned, over all packs of all ranks.
@@ -67,7 +77,7 @@ class Step:
         packing_efficiency: The fraction of the token budget that holds real tokens, for the step's last epoch.
     """
 
-    packs: list[tuple[TokenBatch, Tensor]]
+    packs: list[Pack]
     readable: list[int]
     unreadable: int
     images: int
@@ -83,6 +93,7 @@ class PackLoader:
         batches_per_step: Packs of one step over all ranks; rank `rank` of `world` takes every world-th.
         pin: Whether to load into memory from which a GPU copies without the host waiting.
         held_out: The indices of the images that are in no step.
+        captioned: Whether packs have captions.
     """
 
     def __init__(
@@ -96,13 +107,14 @@ class PackLoader:
         workers: int = 2,
         pin: bool = False,
         held_out: Sequence[int] | np.ndarray = (),
+        captioned: bool = False,
     ) -> None:
         if batches_per_step % world:
             raise UserError(
                 f"{batches_per_step} packs a step cannot be shared evenly by {world} processes: set "
                 f"training.batches_per_step to a multiple of {world}"
             )
-        self.dataset, self.seed = dataset, seed
+        self.dataset, self.seed, self.captioned = dataset, seed, captioned
         self.max_tokens_per_batch, self.batches_per_step = max_tokens_per_batch, batches_per_step
         self.rank, self.world, self.workers, self.pin = rank, world, workers, pin
         self.images = np.delete(np.arange(len(dataset)), held_out)
@@ -116,18 +128,18 @@ class PackLoader:
                 pending, planned = upcoming
                 upcoming = self._submit(pool, planned.after)
                 collected = [self._collect(*pack) for pack in pending]
-                packs, readable = [pack[:2] for pack in collected], [pack[2] for pack in collected]
-                unreadable = sum(len(latents) for latents, _ in pending) - sum(readable)
+                packs, readable = [pack for pack, _ in collected], [number for _, number in collected]
+                unreadable = sum(len(images) for images, _ in pending) - sum(readable)
                 yield replace(planned, packs=packs, readable=readable, unreadable=unreadable)
 
-    def _collect(self, latents: list[Future[Tensor]], labels: np.ndarray) -> tuple[TokenBatch, Tensor, int]:
+    def _collect(self, images: list[Future[tuple[Tensor, str]]], labels: np.ndarray) -> tuple[Pack, int]:
         """Packs loaded latents and labels, shortest images first so that the model need not sort.
 
         An image that went bad since the scan is left out. Where none is left, one patch of zeros stands in for the
-        pack, so that every process still has its packs. Returns batch, labels, and the number of readable images.
+        pack, so that every process still has its packs. Returns the pack, and the number of readable images.
         """
         errors, loaded = [], {}
-        for i, future in enumerate(latents):
+        for i, future in enumerate(images):
             try:
                 loaded[i] = future.result()
             except UnreadableImage as error:
@@ -137,12 +149,15 @@ class PackLoader:
         if len(errors) > NAMED:
             logger.warning("left out of this step: %d more images", len(errors) - NAMED)
         readable, side = len(loaded), self.dataset.patch_size
-        loaded = loaded or {0: torch.zeros(self.dataset.channels, side, side)}
-        order = sorted(loaded, key=lambda i: loaded[i].numel())
-        batch, chosen = TokenBatch.from_latents([loaded[i] for i in order], side), torch.from_numpy(labels[order])
+        loaded = loaded or {0: (torch.zeros(self.dataset.channels, side, side), "")}
+        order = sorted(loaded, key=lambda i: loaded[i][0].numel())
+        batch, chosen = TokenBatch.from_latents([loaded[i][0] for i in order], side), torch.from_numpy(labels[order])
         if self.pin:
             batch, chosen = batch.with_x(batch.x.pin_memory()), chosen.pin_memory()
-        return batch, chosen, readable
+        return Pack(batch, chosen, [loaded[i][1] for i in order] if self.captioned else []), readable
+
+    def _load(self, view: View, index: int) -> tuple[Tensor, str]:
+        return view.latent(index), view.caption(index) if self.captioned else ""
 
     def _submit(self, pool: ThreadPoolExecutor, cursor: DataCursor) -> tuple[list[Pending], Step]:
         """Begins to load the packs of this rank; returns them, and the step without what is being loaded."""
@@ -155,7 +170,7 @@ class PackLoader:
             images += len(pack)
             tokens += int(view.hw[pack].prod(1).sum())
             if number % self.world == self.rank:
-                pending.append(([pool.submit(view.latent, int(i)) for i in pack], view.labels[pack]))
+                pending.append(([pool.submit(self._load, view, int(i)) for i in pack], view.labels[pack]))
             last = cursor.pack + 1 == len(packs)
             cursor = DataCursor(cursor.epoch + 1) if last else DataCursor(cursor.epoch, cursor.pack + 1)
         return pending, Step([], [], 0, images, tokens, cursor, real)

@@ -35,11 +35,12 @@ UNLABELLED = "dataset.json says that these images have no labels"
 
 
 class Row(NamedTuple):
-    """path: As written. label: As text; None without one. line: Its number, counted from 1."""
+    """path: As written. label: As text; None without one. line: Its number, counted from 1. captions: Any number."""
 
     path: str
     label: str | None
     line: int
+    captions: tuple[str, ...] = ()
 
 
 class Table(NamedTuple):
@@ -70,12 +71,12 @@ def read_table(file: Path, with_labels: bool = True) -> Table:
         rows, note = _of_objects(file) if file.suffix.lower() == ".jsonl" else _of_lines(file)
     first: dict[str, Row] = {}
     repeated = []
-    for path, label, line in rows:
+    for path, label, line, captions in rows:
         # Tables may come from Windows: with slashes, if only that file exists.
         slashes = path.replace("\\", "/")
         if slashes != path and not is_there(file.parent, path) and is_there(file.parent, slashes):
             path = slashes
-        row = Row(path, label if with_labels else None, line)
+        row = Row(path, label if with_labels else None, line, captions)
         before = first.setdefault(normpath(path), row)
         if before.label != row.label:
             raise UserError(
@@ -94,6 +95,12 @@ def label_text(value: Any) -> str | None:
     if isinstance(value, list | dict):
         raise ValueError(value)
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def caption_texts(value: Any) -> tuple[str, ...]:
+    """Returns the captions in a value of a table: a text or a list of texts; none in anything else."""
+    values = value if isinstance(value, list | tuple) else [value]
+    return tuple(text.strip() for text in values if isinstance(text, str) and text.strip())
 
 
 def labelling_key(names: Sequence[str]) -> str | None:
@@ -135,10 +142,11 @@ def _of_records(
     if not records:
         return [], None
     path, label = _columns(file, names)
-    rows = []
+    caption, rows = _first_of(CAPTIONS, names), []
     for number, record in records:
         try:
-            rows.append(Row(str(record.get(path, "")), label_text(record.get(label)), number))
+            captions = caption_texts(None if caption is None else record.get(caption))
+            rows.append(Row(str(record.get(path, "")), label_text(record.get(label)), number, captions))
         except ValueError:
             raise UserError(f"{file}, line {number}: {label} is no number or name; write a class there") from None
     note = f"{file.name} holds no labels, only {shortened(names)}" if label is None and len(names) > 1 else None

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..tokens import Denoiser, TokenBatch, drop_labels, upload
+from ..tokens import Denoiser, TokenBatch, drop_conditions, upload
 from .schedule import Schedule, denoise, diffuse, gather_like, posterior_mean
 
 # Half a grey level of 256 in [-1, 1], and the beginning of the outermost levels.
@@ -40,27 +40,34 @@ def diffusion_loss(
     generator: torch.Generator,
     schedule: Schedule,
     class_dropout_prob: float = 0.1,
+    context: TokenBatch | None = None,
 ) -> DiffusionLoss:
-    """Returns the loss at random steps and noise; each image loses its label with probability `class_dropout_prob`.
+    """Returns the loss at random steps and noise; images lose label and text with probability `class_dropout_prob`.
 
-    Everything random comes from `generator`, on the CPU and in this order: steps (B,), a uniform number per label (B,),
-    noise (T, C).
+    Everything random comes from `generator`, on the CPU and in this order: steps (B,), a uniform number per image (B,),
+    noise (T, C). context: that of each image and, last, of no text; None for a network without one.
     """
     device = data.x.device
     index_B = upload(torch.randint(len(schedule), (len(data),), generator=generator), device)
-    labels_B = drop_labels(labels_B, null_label, class_dropout_prob, generator)
+    labels_B, context = drop_conditions(labels_B, null_label, context, class_dropout_prob, generator)
     noise_TC = upload(torch.randn(data.x.shape, generator=generator), device)
-    return diffusion_loss_at(network, data, noise_TC, index_B, labels_B, schedule)
+    return diffusion_loss_at(network, data, noise_TC, index_B, labels_B, schedule, context)
 
 
 def diffusion_loss_at(
-    network: Denoiser, data: TokenBatch, noise_TC: Tensor, index_B: Tensor, labels_B: Tensor, schedule: Schedule
+    network: Denoiser,
+    data: TokenBatch,
+    noise_TC: Tensor,
+    index_B: Tensor,
+    labels_B: Tensor,
+    schedule: Schedule,
+    context: TokenBatch | None = None,
 ) -> DiffusionLoss:
     """Returns both terms as means over each image's own tokens and channels, then over images."""
     schedule, index_T = schedule.on(index_B.device), index_B[data.image_index]
     state_TC = diffuse(schedule, data.x, noise_TC, index_T)
     step_B = schedule.step_table[index_B].float()
-    output = network(data.with_x(state_TC), step_B, labels_B).float()
+    output = network(data.with_x(state_TC), step_B, labels_B, context).float()
     predicted_TC, fraction_TC = output.chunk(2, dim=-1)
     mse_B = data.image_mean((predicted_TC - noise_TC).square().mean(1))
     held = torch.cat((predicted_TC.detach(), fraction_TC), dim=-1)

@@ -36,6 +36,7 @@ from ..model.presets import architecture_of
 from ..randomness import Purpose, numpy_generator
 from ..sampling.generate import generate, max_tokens
 from ..sampling.spec import SampleSpec, Sampling, check_divisible, scaled_size
+from ..text import TextEncoder
 from .inputs import Samples
 from .results import CLASSES, LABEL_SCHEME, LABELS, OWN_CHOICE, SEED_SCHEME, class_counts
 from .sources import Images, Mode, View
@@ -74,20 +75,33 @@ def balanced_specs(pretrained: Pretrained, number: int, size: SizeSpec, seed: in
     """Returns `number` requests; the first ones are the same whatever the number.
 
     Image i is of class i modulo the number of classes and has the seed `seed` + i, so `fitv2 sample` with its class,
-    size and seed makes the same image. The seed also decides which sizes are drawn; `factor` is the number of pixels
-    per latent pixel. Raises UserError if a size is not divisible by the patch, or if the model does not know the sizes
-    of its training.
+    size and seed makes the same image. For a model of text, captions of its training take turns instead, each at the
+    size of its own image. The seed also decides which sizes are drawn and the order of captions; `factor` is the number
+    of pixels per latent pixel. Raises UserError if a size is not divisible by the patch, or if the model does not know
+    the sizes of its training.
     """
-    classes, patch = pretrained.model.config.num_classes, pretrained.model.config.patch_size
-    labels = [i % classes if classes else pretrained.model.config.null_label for i in range(number)]
+    config, texts = pretrained.model.config, drawn_captions(pretrained, number, seed)
+    classes, patch = 0 if texts else config.num_classes, config.patch_size
+    labels = [i % classes if classes else config.null_label for i in range(number)]
     if size.pixels is not None:
         check_divisible(size.pixels, factor * patch)
         sizes = [(size.pixels[0] // factor, size.pixels[1] // factor)] * number
     else:
-        sizes = [scaled_size(drawn, size.scale, patch) for drawn in _drawn_sizes(pretrained, number, seed)]
+        drawn = [own for _, own in texts] or _drawn_sizes(pretrained, number, seed)
+        sizes = [scaled_size(own, size.scale, patch) for own in drawn]
     if size.turned:
         sizes = [(width, height) for height, width in sizes]
-    return [SampleSpec(label, own, seed + i) for i, (label, own) in enumerate(zip(labels, sizes, strict=True))]
+    prompts = [text for text, _ in texts] or [""] * number
+    wanted = zip(labels, sizes, prompts, strict=True)
+    return [SampleSpec(label, own, seed + i, prompt) for i, (label, own, prompt) in enumerate(wanted)]
+
+
+def drawn_captions(pretrained: Pretrained, number: int, seed: int) -> list[tuple[str, tuple[int, int]]]:
+    """Returns `number` captions of training with the sizes of their images, all of them in turn; none without text."""
+    if not pretrained.examples:
+        return []
+    order = numpy_generator(Purpose.REQUESTS, seed).permutation(len(pretrained.examples))
+    return [pretrained.examples[order[i % len(order)]] for i in range(number)]
 
 
 def _drawn_sizes(pretrained: Pretrained, number: int, seed: int) -> list[tuple[int, int]]:
@@ -123,7 +137,7 @@ def lasting(settings: NetworkConfig | Sampling) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Maker:
-    """A model with its name, autoencoder and precision, how it is sampled, and the seed of the first image."""
+    """A model with its name and what goes with it, how it is sampled, and the seed of the first image."""
 
     name: str
     pretrained: Pretrained
@@ -131,13 +145,15 @@ class Maker:
     precision: str
     seed: int
     samplings: Sequence[Sampling]
+    text: TextEncoder | None = None
 
     @cached_property
     def settings(self) -> dict[str, Any]:
         """What the images depend on besides sampling and size."""
         config = self.pretrained.model.config
         about = json.dumps([architecture_of(config), lasting(config)], sort_keys=True)
-        return {
+        of_text = {} if self.text is None else {"text_encoder_sha256": self.text.digest()}
+        return of_text | {
             "format": FORMAT,
             "model_sha256": weights_digest(self.pretrained.model.state_dict(), about),
             "autoencoder_sha256": self.codec.digest() if isinstance(self.codec, LatentCodec) else None,
@@ -156,9 +172,9 @@ class Maker:
         budget = max_tokens(sampling, next(model.parameters()).device)
         few = int((tokens.cumsum() <= budget).sum()) or 1
         once = Sampling(steps=1, solver=sampling.solver, guidance=1.0, shift=sampling.shift, rope=sampling.rope)
-        generate(model, specs[:few], once)  # The first call is slower than all others.
+        generate(model, specs[:few], once, None, self.text)  # The first call is slower than all others.
         start = time.perf_counter()
-        generate(model, specs[:few], once)
+        generate(model, specs[:few], once, None, self.text)
         seconds = (time.perf_counter() - start) / (once.model_calls or 1)
         low, high = sampling.interval
         passes = sampling.model_calls * (1 if sampling.guidance == 1 else 1 + high - low)
@@ -270,7 +286,7 @@ class GeneratedImages(Images):
                 done(len(images))
                 if missing := self.specs[shard][len(images) :]:
                     model, codec = maker.pretrained.model, maker.codec
-                    images += make_images(model, codec, missing, self.sampling, lambda *_: done(1))
+                    images += make_images(model, codec, missing, self.sampling, lambda *_: done(1), maker.text)
                     write_file(path, partial(write_shard, images=images))
             state.wait_for_everyone()
 
@@ -283,7 +299,8 @@ class GeneratedImages(Images):
         listed, rows = self.folder / LIST, []
         for i, (spec, size) in enumerate(zip(self.specs, self.sizes.tolist(), strict=True)):
             name = self.class_names[spec.label] if self.class_names else None
-            rows.append({"index": i, "class": name, "label": spec.label, "size": size, "seed": spec.seed})
+            row = {"index": i, "class": name, "label": spec.label, "size": size, "seed": spec.seed}
+            rows.append(row | ({"prompt": spec.prompt} if spec.prompt else {}))
         if not listed.is_file() or listed.read_bytes().count(b"\n") < len(rows):
             write_text(listed, "".join(json.dumps(row) + "\n" for row in rows))
         remove_drafts(self.folder)

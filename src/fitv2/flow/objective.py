@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..positions import random_positions
-from ..tokens import Denoiser, TokenBatch, drop_labels, upload
+from ..tokens import Denoiser, TokenBatch, drop_conditions, upload
 from .path import LOGIT_NORMAL, TimeDensity, interpolate, sample_times, shift_by_size, shift_time
 
 
@@ -40,11 +40,12 @@ def flow_loss(
     shift_tokens: int | None = None,
     position_range: int | None = None,
     internal_weight: float = 0.0,
+    context: TokenBatch | None = None,
 ) -> FlowLoss:
-    """Returns the loss at random times and noise; each image loses its label with probability `class_dropout_prob`.
+    """Returns the loss at random times and noise; images lose label and text with probability `class_dropout_prob`.
 
     Everything random comes from `generator`, on the CPU and in this order, so that a step is the same on every device:
-    times (B,), a uniform number per label (B,), noise (T, C), positions.
+    times (B,), a uniform number per image (B,), noise (T, C), positions.
 
     Args:
         velocity: The network.
@@ -57,17 +58,18 @@ def flow_loss(
         shift_tokens: Images of more tokens than this get noisier times, see `shift_by_size`; None leaves all as drawn.
         position_range: Of the network, if it has one: positions are drawn in it.
         internal_weight: The weight of the loss of the network's internal head; 0 for a network without one.
+        context: The packed context of each image and, last, that of no text; None for a network without one.
     """
     device, options = data.x.device, {}
     t_B = sample_times(len(data), generator, density)
     if shift_tokens is not None:
         t_B = shift_time(t_B.double(), shift_by_size(data.counts, shift_tokens)).float()
     t_B = upload(t_B, device)
-    labels_B = drop_labels(labels_B, null_label, class_dropout_prob, generator)
+    labels_B, context = drop_conditions(labels_B, null_label, context, class_dropout_prob, generator)
     noise_TC = upload(torch.randn(data.x.shape, generator=generator), device)
     if position_range is not None:
         options["positions_T2"] = random_positions(data, position_range, generator)
-    return flow_loss_at(velocity, data, noise_TC, t_B, labels_B, internal_weight, **options)
+    return flow_loss_at(velocity, data, noise_TC, t_B, labels_B, context, internal_weight, **options)
 
 
 def flow_loss_at(
@@ -76,6 +78,7 @@ def flow_loss_at(
     noise_TC: Tensor,
     t_B: Tensor,
     labels_B: Tensor,
+    context: TokenBatch | None = None,
     internal_weight: float = 0.0,
     **options: Any,
 ) -> FlowLoss:
@@ -83,12 +86,13 @@ def flow_loss_at(
 
     So an image weighs the same whatever its size. The error is taken in float32, whatever dtype autocast gives. With
     `internal_weight`, that much of the error of the internal head is added to the loss (arXiv 2512.24176, Sec. 3.1);
-    what is reported per image is the error of the last layer alone. options: further arguments of the network.
+    what is reported per image is the error of the last layer alone. context: that of each image, if the network
+    takes one. options: further arguments of the network.
     """
     if internal_weight:
         options["internal"] = True
     x_TC = interpolate(data.x, noise_TC, data.expand_to_tokens(t_B)[:, None])
-    output = velocity(data.with_x(x_TC), t_B, labels_B, **options).float()
+    output = velocity(data.with_x(x_TC), t_B, labels_B, context, **options).float()
     target_TC = data.x - noise_TC
     of_heads = [data.image_mean((v - target_TC).square().mean(1)) for v in output.split(data.x.shape[1], dim=1)]
     loss = of_heads[0].mean()

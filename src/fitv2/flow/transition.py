@@ -16,12 +16,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..tokens import Denoiser, TokenBatch, drop_labels, upload
+from ..tokens import Denoiser, TokenBatch, drop_conditions, upload
 from .objective import FlowLoss
 from .path import interpolate
 
-# (images z at their times, t (B,), labels (B,)) to their guided velocity (T, C).
-Teacher = Callable[[TokenBatch, Tensor, Tensor], Tensor]
+# (images z at their times, t (B,), labels (B,), their context, the context of no text) to their guided velocity (T, C).
+Teacher = Callable[[TokenBatch, Tensor, Tensor, TokenBatch | None, TokenBatch | None], Tensor]
 # The fraction of images whose r is t, where the target is the teacher's velocity itself.
 INSTANT = 0.25
 # Keeps the weight 1 / (error + this) of an image finite.
@@ -37,19 +37,21 @@ def transition_loss(
     teacher: Teacher,
     class_dropout_prob: float = 0.1,
     epsilon: float = 0.005,
+    context: TokenBatch | None = None,
 ) -> FlowLoss:
-    """Returns the loss at random pairs of times and noise; images lose their label as in `flow_loss`.
+    """Returns the loss at random pairs of times and noise; images lose label and text as in `flow_loss`.
 
     Everything random comes from `generator`, on the CPU and in this order: times (2, B), a uniform number per image for
-    r = t, one for its label, noise (T, C).
+    r = t, one for its label, noise (T, C). context: that of each image and, last, of no text.
     """
     device, images = data.x.device, len(data)
     t_B, r_B = torch.rand(2, images, generator=generator).sort(dim=0).values
     r_B = torch.where(torch.rand(images, generator=generator) < INSTANT, t_B, r_B)
     t_B, r_B = upload(t_B, device), upload(r_B, device)
-    labels_B = drop_labels(labels_B, null_label, class_dropout_prob, generator)
+    no_text = context and context.select([images])
+    labels_B, context = drop_conditions(labels_B, null_label, context, class_dropout_prob, generator)
     noise_TC = upload(torch.randn(data.x.shape, generator=generator), device)
-    return transition_loss_at(network, data, noise_TC, t_B, r_B, labels_B, teacher, epsilon)
+    return transition_loss_at(network, data, noise_TC, t_B, r_B, labels_B, teacher, epsilon, context, no_text)
 
 
 def transition_loss_at(
@@ -61,18 +63,21 @@ def transition_loss_at(
     labels_B: Tensor,
     teacher: Teacher,
     epsilon: float = 0.005,
+    context: TokenBatch | None = None,
+    no_text: TokenBatch | None = None,
 ) -> FlowLoss:
     """Returns the squared error of the mean velocity from t to r: mean over each image's own numbers, then over images.
 
     Each image is weighted by 1 / (error + 0.001), so that pairs far apart, whose targets vary most, do not decide alone
-    (MeanFlow, Sec. 4.3). What is reported per image is the error before that weight.
+    (MeanFlow, Sec. 4.3). What is reported per image is the error before that weight. context: that of each image;
+    no_text: that of no text, by which the teacher is guided.
     """
     z_TC = interpolate(data.x, noise_TC, data.expand_to_tokens(t_B)[:, None])
     with torch.no_grad():
-        velocity_TC = teacher(data.with_x(z_TC), t_B, labels_B)
-        slope_TC = derivative(network, data.with_x(z_TC), velocity_TC, t_B, r_B, labels_B, epsilon)
+        velocity_TC = teacher(data.with_x(z_TC), t_B, labels_B, context, no_text)
+        slope_TC = derivative(network, data.with_x(z_TC), velocity_TC, t_B, r_B, labels_B, epsilon, context)
         target_TC = velocity_TC + data.expand_to_tokens(r_B - t_B)[:, None] * slope_TC
-    predicted_TC = network(data.with_x(z_TC), t_B, labels_B, target_B=r_B).float()
+    predicted_TC = network(data.with_x(z_TC), t_B, labels_B, context, target_B=r_B).float()
     error_B = data.image_mean((predicted_TC - target_TC).square().mean(1))
     return FlowLoss((error_B / (error_B.detach() + FLOOR)).mean(), error_B.detach(), t_B)
 
@@ -85,6 +90,7 @@ def derivative(
     r_B: Tensor,
     labels_B: Tensor,
     epsilon: float = 0.005,
+    context: TokenBatch | None = None,
 ) -> Tensor:
     """Returns du/dt (T, C) along the path through z with this velocity, by a difference within [0, 1].
 
@@ -93,7 +99,7 @@ def derivative(
     before_B, after_B = (t_B - epsilon).clamp(min=0), (t_B + epsilon).clamp(max=1)
     before, after = (
         network(
-            z.with_x(z.x + z.expand_to_tokens(s_B - t_B)[:, None] * velocity_TC), s_B, labels_B, target_B=r_B
+            z.with_x(z.x + z.expand_to_tokens(s_B - t_B)[:, None] * velocity_TC), s_B, labels_B, context, target_B=r_B
         ).float()
         for s_B in (before_B, after_B)
     )

@@ -137,6 +137,11 @@ class NetworkConfig:
         """Rows and columns of tokens of every image; None if any are allowed."""
         return None
 
+    @property
+    def takes_text(self) -> bool:
+        """Whether each image has a context, such as that of a text."""
+        return False
+
 
 @dataclass(frozen=True, kw_only=True)
 class FiTConfig(NetworkConfig):
@@ -206,6 +211,11 @@ class FiTConfig(NetworkConfig):
             raise UserError("joint context has positions of its own before those of the image: remove position_range")
         if isinstance(self.rope, dict):  # As JSON has it.
             object.__setattr__(self, "rope", RopeScheme(**self.rope))
+
+    @property
+    def takes_text(self) -> bool:
+        """Whether each image has a context, such as that of a text."""
+        return self.context != "none"
 
     @property
     def head_dim(self) -> int:

@@ -8,19 +8,12 @@ Shape suffixes as in `fitv2.tokens`, and S packed context tokens, E their channe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..tokens import TokenBatch, upload
 from .attention import packed_attention
-
-
-def pack_context(contexts: Sequence[Tensor]) -> TokenBatch:
-    """Returns the context batch of one (tokens, E) tensor per image, each of its own length, at least one token."""
-    return TokenBatch(torch.cat(list(contexts)), [(len(context), 1) for context in contexts])
 
 
 class ContextEmbedder(nn.Module):

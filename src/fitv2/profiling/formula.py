@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from ..model.config import NetworkConfig
+from ..model.config import FiTConfig, NetworkConfig
 from ..model.network import bare_model
 from ..precision import Precision
 
@@ -17,6 +17,8 @@ SAVED_BYTES = {"bf16": 54, "fp32": 87}
 # holds 50 and 78, for images of 512 tokens 57 and 102; FiT, with its wider MLP, 57 and 93.
 LIVE_BYTES = {"bf16": 55, "fp32": 90}
 LIVE_BYTES_OF_GRIDS = {"bf16": 33, "fp32": 49}  # In diffusers' network of DiT and SiT no scores are ever there.
+# Tokens of a caption, on the average, that costs are estimated with.
+CAPTION = 12
 # Name fragments of linear layers applied once per image, not per token (the last two occur in DiT and SiT).
 PER_IMAGE = ("t_embedder", "adaLN", "norm1", "proj_out_1")
 
@@ -32,12 +34,23 @@ def linear_macs(config: NetworkConfig, lengths: Sequence[int]) -> int:
     Table I of FiTv2 calls this "GFLOPs", and counts the norms with it. Diffusers' network of DiT embeds time and class
     once more in each of its blocks, which does not count: the authors' code does not.
     """
-    macs = 0
+    macs, of_context = 0, CAPTION * len(lengths) if config.takes_text else 0
+    joined = context_tokens(config) * len(lengths)
     for name, module in bare_model(config).named_modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):  # A convolution that cuts patches is a linear layer on each.
-            times = len(lengths) if any(part in name for part in PER_IMAGE) else sum(lengths)
-            macs += times * module.weight.numel()
+        if not isinstance(module, nn.Linear | nn.Conv2d):  # A convolution that cuts patches is a linear layer on each.
+            continue
+        times = len(lengths) if any(part in name for part in PER_IMAGE) else sum(lengths)
+        if name.startswith("context_embedder") or name.endswith("cross.kv"):
+            times = of_context
+        elif name.startswith("blocks") and times == sum(lengths):
+            times += joined
+        macs += times * module.weight.numel()
     return macs
+
+
+def context_tokens(config: NetworkConfig) -> int:
+    """Returns the tokens of a caption, on the average, that go through all blocks beside those of its image."""
+    return CAPTION if isinstance(config, FiTConfig) and config.context == "joint" else 0
 
 
 def forward_flops(config: NetworkConfig, lengths: Sequence[int]) -> int:
@@ -47,7 +60,9 @@ def forward_flops(config: NetworkConfig, lengths: Sequence[int]) -> int:
 
 def attention_flops(config: NetworkConfig, lengths: Sequence[int]) -> int:
     """Returns the FLOPs of the products of queries, keys and values in a forward pass."""
-    return 4 * config.depth * config.width * sum(n * n for n in lengths)
+    joined = context_tokens(config)
+    crossed = CAPTION * sum(lengths) if config.takes_text and not joined else 0
+    return 4 * config.depth * config.width * (sum((n + joined) ** 2 for n in lengths) + crossed)
 
 
 def training_bytes(

@@ -14,13 +14,13 @@ from torch import Tensor
 from ..build import build_objective
 from ..errors import UserError
 from ..model.compute import lay_out_by_input
-from ..model.config import NetworkConfig
+from ..model.config import FiTConfig, NetworkConfig
 from ..model.network import Network, build_network
 from ..model.transformer import FiT
 from ..randomness import Purpose, seed_of, torch_generator
 from ..sampling.spec import check_divisible
 from ..settings import TrainingSettings
-from ..tokens import TokenBatch
+from ..tokens import TokenBatch, pack_context
 from . import formula as cost
 from .measure import Work, in_turn, matrix_product, most_bytes
 
@@ -233,14 +233,17 @@ def training_step(model: Network, batch: TokenBatch, labels_B: Tensor, autocast:
     """A step that trains a network with AdamW on the same images each time, under bfloat16 autocast if asked."""
     objective = build_objective(TrainingSettings(), model.config, batch.x.device)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    generator = torch_generator(Purpose.MEASURING)
+    generator, context = torch_generator(Purpose.MEASURING), None
+    if isinstance(model.config, FiTConfig) and model.config.takes_text:
+        captions = torch.randn(len(batch) + 1, cost.CAPTION, model.config.context_channels, device=batch.x.device)
+        context = pack_context(captions.unbind())
 
     def network(*inputs: Any, **options: Any) -> Tensor:
         with torch.autocast(batch.x.device.type, torch.bfloat16, enabled=autocast):
             return model(*inputs, **options)
 
     def step() -> None:
-        objective(network, batch, labels_B, model.config.null_label, generator).loss.backward()
+        objective(network, batch, labels_B, model.config.null_label, generator, context=context).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 

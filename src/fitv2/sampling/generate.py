@@ -13,7 +13,7 @@ from ..diffusion.schedule import ddim_steps, ddpm_steps, linear_schedule
 from ..finite import check_finite
 from ..flow.path import shift_by_size
 from ..model.config import NetworkConfig
-from ..tokens import Denoiser, TokenBatch, upload
+from ..tokens import Denoiser, TokenBatch, pack_context, upload
 from .cache import BlockCache
 from .ddpm import sample_ddim, sample_ddpm
 from .guidance import GuidedModel
@@ -21,13 +21,15 @@ from .noise import ImageNoise
 from .ode import SOLVERS, time_grid
 from .sde import METHOD_OF, sample_sde, sde_grid
 from .solvers import ADAPTIVE
-from .spec import SampleSpec, Sampling, check_sampling, check_spec
+from .spec import SampleSpec, Sampling, check_sampling, check_spec, check_texts
 
 # The most tokens of a batch, before guidance doubles them, on a CPU and elsewhere: enough to keep the device busy, few
 # enough that images are finished now and then. A longer image is a batch of its own.
 MAX_TOKENS = {"cpu": 1024, "other": 8192}
 # Gets the index of a request and its latent.
 OnImage = Callable[[int, Tensor], None]
+# Texts to their context, a tensor (tokens, channels) each: a `fitv2.text.TextEncoder`.
+EncodeTexts = Callable[[Sequence[str]], list[Tensor]]
 
 
 class Model(Denoiser, Protocol):
@@ -41,7 +43,11 @@ class Model(Denoiser, Protocol):
 
 
 def generate(
-    model: Model, specs: Sequence[SampleSpec], sampling: Sampling, on_image: OnImage | None = None
+    model: Model,
+    specs: Sequence[SampleSpec],
+    sampling: Sampling,
+    on_image: OnImage | None = None,
+    text: EncodeTexts | None = None,
 ) -> list[Tensor]:
     """Returns one latent (c, height, width) in float32 on the CPU per request, in the order of the requests.
 
@@ -53,6 +59,7 @@ def generate(
         specs: The requests.
         sampling: How to integrate and guide.
         on_image: Gets each image as soon as its batch is finished.
+        text: The text encoder, for a model of text.
 
     Raises:
         UserError: A size that the patch does not divide or that is not the model's only one, a label out of range, or
@@ -61,14 +68,14 @@ def generate(
     """
     config, device = model.config, model.device
     check_sampling(sampling, config)
-    for spec in specs:
+    for spec in specs:  # Before the first batch is made.
         check_spec(spec, config)
     latents: dict[int, Tensor] = {}
     with torch.inference_mode(torch.is_grad_enabled()):
         for chosen in batches([spec.tokens(config.patch_size) for spec in specs], max_tokens(sampling, device)):
             cache = None if sampling.cache_interval == 1 else BlockCache(sampling.cache_interval)
             denoiser = partial(model, rope=sampling.rope, cache=cache)
-            x, hw = sample_batch(denoiser, config, [specs[i] for i in chosen], sampling, device)
+            x, hw = sample_batch(denoiser, config, [specs[i] for i in chosen], sampling, device, text)
             made = TokenBatch(x.float().cpu(), hw).to_latents(config.patch_size)
             for i, latent in zip(chosen, made, strict=True):
                 check_finite(latent, "the image that the model made", detail=f"seed {specs[i].seed}")
@@ -79,7 +86,12 @@ def generate(
 
 
 def sample_batch(
-    denoiser: Denoiser, config: NetworkConfig, specs: Sequence[SampleSpec], sampling: Sampling, device: torch.device
+    denoiser: Denoiser,
+    config: NetworkConfig,
+    specs: Sequence[SampleSpec],
+    sampling: Sampling,
+    device: torch.device,
+    text: EncodeTexts | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Samples requests together as one packed batch, which guidance doubles.
 
@@ -88,7 +100,7 @@ def sample_batch(
     """
     hw = torch.tensor([spec.size for spec in specs]) // config.patch_size
     noise = ImageNoise([spec.seed for spec in specs], hw.prod(1).tolist(), config.token_channels)
-    model = GuidedModel(denoiser, config, hw, torch.tensor([spec.label for spec in specs]), sampling, device)
+    model = guided_model(denoiser, config, specs, sampling, device, text)
 
     def draw() -> Tensor:
         return upload(noise.draw(), device)
@@ -106,6 +118,26 @@ def sample_batch(
     else:
         x = SOLVERS[solver](model, x, time_grid(steps, shift), expand=model.expand)
     return x, hw
+
+
+def guided_model(
+    denoiser: Denoiser,
+    config: NetworkConfig,
+    specs: Sequence[SampleSpec],
+    sampling: Sampling,
+    device: torch.device,
+    text: EncodeTexts | None = None,
+) -> GuidedModel:
+    """Returns the guided model of a batch of requests, in their order. Raises UserError as `generate` does."""
+    check_texts(config, text)
+    for spec in specs:
+        check_spec(spec, config)
+    hw = torch.tensor([spec.size for spec in specs]) // config.patch_size
+    texts: list[TokenBatch] = []
+    if text is not None:
+        prompts = [spec.prompt for spec in specs], [spec.negative_prompt for spec in specs]
+        texts = [pack_context(text(some)).to(device) for some in prompts]
+    return GuidedModel(denoiser, config, hw, torch.tensor([spec.label for spec in specs]), sampling, device, *texts)
 
 
 def max_tokens(sampling: Sampling, device: torch.device) -> int:

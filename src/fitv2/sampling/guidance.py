@@ -1,4 +1,4 @@
-"""Classifier-free guidance (arXiv 2207.12598): a model and the labels of one packed batch as a function of (x, t)."""
+"""Classifier-free guidance (arXiv 2207.12598): a model and the labels and texts of a packed batch as one function."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class GuidedModel:
     """The guided output of a denoiser for the images of one packed batch.
 
     The output is v_null + s * (v_cond - v_null), with s = `guidance_scale(t, scale, power)`. One model call computes
-    both halves: each image is followed by itself without its label, so that a batch sorted by length stays sorted.
+    both halves: each image is followed by itself without label and text, so that a batch sorted by length stays sorted.
     Where s is 1 for all images, as outside the guidance interval, only v_cond is computed. The variance that a model of
     noise predicts is not guided. Internal guidance comes first: each v is head + w (last - head) (arXiv 2512.24176).
 
@@ -30,6 +30,7 @@ class GuidedModel:
         sampling: The guidance: scales, intervals, power and channels.
         device: The device of the model. All that follows from sizes and labels is uploaded once.
         context: The packed context of the images, for a model that takes one.
+        null_context: That to guide away from, of each image: the context of the empty or of a negative prompt.
 
     Attributes:
         scale: The guidance scale, which may be changed between calls.
@@ -44,17 +45,19 @@ class GuidedModel:
         sampling: Sampling,
         device: torch.device,
         context: TokenBatch | None = None,
+        null_context: TokenBatch | None = None,
     ) -> None:
         self.denoiser, self.config, self.sampling, self.device = denoiser, config, sampling, device
         self.scale = sampling.guidance
         nulls = torch.full_like(labels, config.null_label)
-        self._guidable = not torch.equal(labels, nulls)
+        worded = context is not None and null_context is not None and not same_context(context, null_context)
+        self._guidable = worded or not torch.equal(labels, nulls)
         self._labels = upload(labels, device)
         self._labels_twice = upload(torch.stack((labels, nulls), 1).flatten(), device)
         self.batch, self._context = TokenBatch(torch.empty(int(hw.prod(1).sum()), 0, device=device), hw), context
         self._twice = [i for i in range(len(hw)) for _ in range(2)]
         self.batch.select(self._twice)  # Uploads the indices of the pairs now, not between two steps.
-        self._context_twice = context and context.select(self._twice)
+        self._context_twice = context and null_context and in_pairs(context, null_context)
 
     def __call__(self, x: Tensor, t: Tensor, target: Tensor | None = None) -> Tensor:
         """Returns the guided output (T, output channels) in float32 for tokens x (T, C).
@@ -124,6 +127,17 @@ class GuidedModel:
         if t.device.type == self.device.type:
             return t.expand(images)
         return torch.full((images,), float(t), dtype=t.dtype, device=self.device)
+
+
+def in_pairs(first: TokenBatch, second: TokenBatch) -> TokenBatch:
+    """Returns the images of two batches in turn: the first of both, then the second of both, and so on."""
+    both = TokenBatch(torch.cat((first.x, second.x)), [*first.sizes, *second.sizes])
+    return both.select([i + half for i in range(len(first)) for half in (0, len(first))])
+
+
+def same_context(one: TokenBatch, other: TokenBatch) -> bool:
+    """Whether two context batches are equal."""
+    return one.sizes == other.sizes and torch.equal(one.x, other.x)
 
 
 def guidance_scale(t: float, scale: float, power: float) -> float:

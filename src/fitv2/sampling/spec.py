@@ -22,11 +22,21 @@ GUIDANCE_SETTINGS = ("interval", "power", "channels")
 
 @dataclass(frozen=True)
 class SampleSpec:
-    """One image to make: its class (or the null label), (height, width) in latent pixels, and seed."""
+    """One image to make.
+
+    Attributes:
+        label: Its class, or the null label.
+        size: (height, width) in latent pixels.
+        seed: Of its noise.
+        prompt: What it shows, for a model of text.
+        negative_prompt: What guidance leads away from; empty: from no text.
+    """
 
     label: int
     size: tuple[int, int]
     seed: int
+    prompt: str = ""
+    negative_prompt: str = ""
 
     def tokens(self, patch_size: int) -> int:
         """Returns the length of the image as a sequence."""
@@ -238,8 +248,16 @@ def check_spec(spec: SampleSpec, config: NetworkConfig) -> None:
     if own and own != tuple(spec.size):
         (rows, columns), (height, width) = own, spec.size
         raise UserError(f"this model makes {rows}x{columns} latent pixels alone, and {height}x{width} is asked for")
+    if (spec.prompt or spec.negative_prompt) and not config.takes_text:
+        raise UserError("this model knows classes and no text: give labels instead of prompts")
     if not 0 <= spec.label <= classes:
         raise UserError(f"label {spec.label} is out of range: 0 to {classes - 1} are classes, {classes} is none")
+
+
+def check_texts(config: NetworkConfig, text: object) -> None:
+    """Raises UserError for a model of text without a text encoder; one is not needed for other models."""
+    if config.takes_text and text is None:
+        raise UserError("this model is conditioned on text, and no text encoder is given")
 
 
 def check_divisible(size: tuple[int, int], unit: int) -> None:

@@ -74,9 +74,11 @@ class Run:
     @cached_property
     def dataset(self) -> Dataset:
         """What it is trained on; equal data is read once."""
-        key = json.dumps([self.recipe.data.model_dump(mode="json"), self.recipe.model.patch_size])
+        model = self.recipe.model
+        wanted = {"patch_size": model.patch_size, "captioned": model.encoder is not None}
+        key = json.dumps([self.recipe.data.model_dump(mode="json"), wanted])
         if key not in _datasets:
-            _datasets[key] = build_dataset(self.recipe.data, self.recipe.model.patch_size)
+            _datasets[key] = build_dataset(self.recipe.data, **wanted)
         return _datasets[key]
 
     @cached_property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,11 @@ from ..settings import TrainingSettings
 
 LABELS = "y_embedder.embedding_table.weight"
 HEAD = "internal_layer."
+# Parts that a network may have and that of init_from not, or the other way round, by the beginnings of their names.
+OPTIONAL = {
+    "internal head": re.compile(r"internal_layer\."),
+    "text conditioning": re.compile(r"context_embedder\.|.*\.cross\."),
+}
 PATCHES = tuple(
     f"{part}.{kind}"
     for part in ("x_embedder.proj", "final_layer.linear", f"{HEAD}linear")
@@ -52,13 +58,14 @@ def init_from(model: Network, base: Pretrained, dataset: Dataset, training: Trai
             f"model.prediction={base.model.config.prediction}"
         )
     state, own, reinitialised, notes = base.model.state_dict(), model.state_dict(), set(), []
-    if any(name.startswith(HEAD) and name not in own for name in state):
-        notes.append("its internal head is left behind")
-    state = {name: tensor for name, tensor in state.items() if name in own or not name.startswith(HEAD)}
-    if added := {name: tensor for name, tensor in own.items() if name.startswith(HEAD) and name not in state}:
-        state |= added
-        reinitialised.update(added)
-        notes.append("the internal head is new")
+    for part, names in OPTIONAL.items():
+        if left := {name for name in state if names.match(name) and name not in own}:
+            state = {name: tensor for name, tensor in state.items() if name not in left}
+            notes.append(f"its {part} is left behind")
+        if added := {name: tensor for name, tensor in own.items() if names.match(name) and name not in state}:
+            state |= added
+            reinitialised.update(added)
+            notes.append(f"the {part} is new")
     if "labels" in reinit or not same_classes(base, dataset):
         if LABELS in state and state[LABELS].shape[1:] == own[LABELS].shape[1:]:
             state[LABELS] = torch.cat((own[LABELS][:-1], state[LABELS][-1:]))

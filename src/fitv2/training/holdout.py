@@ -25,6 +25,7 @@ from ..distributed.ranks import all_gather
 from ..randomness import Purpose, numpy_generator, torch_generator
 from ..sampling.generate import batches
 from ..settings import Recipe, TrainingSettings
+from ..text import TextEncoder
 from ..tokens import TokenBatch, upload
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ def choose_held_out(images: int, fraction: float) -> np.ndarray:
     return np.argsort(numpy_generator(Purpose.HOLDOUT).random(images), kind="stable")[:number]
 
 
-class Pack(NamedTuple):
+class HeldOutPack(NamedTuple):
     """Uses of held-out images that fit a batch. uses: (B,) their numbers. readable: (B,) bool."""
 
     uses: np.ndarray
@@ -71,10 +72,13 @@ class Pack(NamedTuple):
     noise: Tensor
     times: Tensor
     labels: Tensor
+    captions: list[str]
 
 
 class Holdout:
     """The held-out images, each used once or, if they are few, several times at other times with other noise.
+
+    text: The text encoder, for a network that is conditioned on captions.
 
     Attributes:
         chosen: (N,) the indices of the held-out images; N may be 0.
@@ -83,8 +87,8 @@ class Holdout:
         tokens: (U,) the sizes.
     """
 
-    def __init__(self, dataset: Dataset, recipe: Recipe, loss_at: LossAt) -> None:
-        self.dataset, self.recipe, self.loss_at = dataset, recipe, loss_at
+    def __init__(self, dataset: Dataset, recipe: Recipe, loss_at: LossAt, text: TextEncoder | None = None) -> None:
+        self.dataset, self.recipe, self.loss_at, self.text = dataset, recipe, loss_at, text
         training = recipe.training
         self.chosen = held_out_of(dataset, training)
         measured = self.chosen[:: -(-len(self.chosen) // MOST) or 1] if measures(training) else self.chosen[:0]
@@ -94,7 +98,7 @@ class Holdout:
         self.times = (0.5 + GOLDEN * np.arange(len(self.images))) % 1
         self.tokens = dataset.first_hw[self.images].prod(1)
         self.plan = [np.array(pack) for pack in batches(self.tokens.tolist(), training.max_tokens_per_batch)]
-        self.loaded: dict[int, Pack] = {}
+        self.loaded: dict[int, HeldOutPack] = {}
 
     @cached_property
     def view(self) -> Epoch:
@@ -124,8 +128,9 @@ class Holdout:
         rounds = math.ceil(len(self.plan) / ranks.num_processes)
         for number in range(ranks.process_index, rounds * ranks.num_processes, ranks.num_processes):
             pack = self.load(min(number, len(self.plan) - 1))
-            inputs = (upload(tensor, device) for tensor in (pack.noise, pack.times, pack.labels))
-            losses = self.loss_at(model.module, pack.batch.to(device), *inputs).tolist()
+            noise, times, labels = (upload(tensor, device) for tensor in (pack.noise, pack.times, pack.labels))
+            context = self.text and self.text.pack(pack.captions)
+            losses = self.loss_at(model.module, pack.batch.to(device), noise, times, labels, context).tolist()
             numbered = zip(pack.uses.tolist(), losses, pack.readable, strict=True)
             found += [(use, loss) for use, loss, readable in numbered if readable]
         loss_of = dict(all_gather(found))
@@ -150,7 +155,7 @@ class Holdout:
             found[f"{BY_SIZE}{low}" + (f"-{high}" if high > low else "")] = classes[uses] == number
         return found
 
-    def load(self, number: int) -> Pack:
+    def load(self, number: int) -> HeldOutPack:
         """Returns a pack of the plan, which stays in memory. Zeros stand in for an image that cannot be read."""
         if number not in self.loaded:
             uses = self.plan[number]
@@ -159,13 +164,14 @@ class Holdout:
             blanks = (torch.zeros(self.dataset.channels, *(hw * side).tolist()) for hw in self.dataset.first_hw[images])
             latents = [blank if latent is None else latent for latent, blank in zip(found, blanks, strict=True)]
             batch = TokenBatch.from_latents(latents, side)
-            self.loaded[number] = Pack(
+            self.loaded[number] = HeldOutPack(
                 uses,
                 [latent is not None for latent in found],
                 batch,
                 torch.cat([self.noise(use, batch.x.shape[1]) for use in uses.tolist()]),
                 torch.from_numpy(self.times[uses]).float(),
                 torch.from_numpy(self.view.labels[images]),
+                [] if self.text is None else [self.view.caption(image) for image in images.tolist()],
             )
         return self.loaded[number]
 

@@ -13,13 +13,15 @@ from torch import Tensor
 
 from ..build import build_objective
 from ..checkpoints.training_state import restore
+from ..data.loader import Pack
 from ..distributed.parallel import ParallelModel
 from ..distributed.ranks import Ranks
 from ..errors import UserError
 from ..model.network import Network, load_strictly
 from ..model.transformer import FiT
 from ..settings import ScheduleSettings, TrainingSettings
-from ..tokens import TokenBatch, upload
+from ..text import TextEncoder
+from ..tokens import upload
 from .ema import EMA
 from .optimizer import Optimizer
 
@@ -27,10 +29,20 @@ logger = logging.getLogger(__name__)
 
 
 class Learner:
-    """A network in training, with an optimiser of the `trained` parameters (others are frozen) and averaged weights."""
+    """A network in training, with an optimiser of the `trained` parameters (others are frozen) and averaged weights.
 
-    def __init__(self, network: Network, trained: list[str], settings: TrainingSettings, ranks: Ranks) -> None:
-        self.settings, self.trained = settings, trained
+    text: The text encoder, for a network that is conditioned on captions.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        trained: list[str],
+        settings: TrainingSettings,
+        ranks: Ranks,
+        text: TextEncoder | None = None,
+    ) -> None:
+        self.settings, self.trained, self.text = settings, trained, text and text.to(ranks.device)
         chosen = set(trained)
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(name in chosen)
@@ -55,24 +67,26 @@ class Learner:
 
     def backward(
         self,
-        packs: Sequence[tuple[TokenBatch, Tensor]],
+        packs: Sequence[Pack],
         weights: Iterable[float],
         generators: Iterable[torch.Generator],
     ) -> Tensor:
         """Accumulates the gradient of the weighted sum of the packs' losses; returns the sum reported, () float32.
 
         Args:
-            packs: Batches on any device with the labels of their images, (B,) int64.
+            packs: On any device.
             weights: The weight of each pack's loss, the mean over its images.
-            generators: For each pack, the source of its times, noise and dropped labels.
+            generators: For each pack, the source of its times, noise and dropped labels and captions.
         """
         device, null_label = self.model.ranks.device, self.model.module.config.null_label
         total = torch.zeros((), device=device)
-        for number, ((batch, labels), weight, generator) in enumerate(zip(packs, weights, generators, strict=True), 1):
-            batch, labels = batch.to(device), upload(labels, device)
+        for number, (pack, weight, generator) in enumerate(zip(packs, weights, generators, strict=True), 1):
+            batch, labels = pack.batch.to(device), upload(pack.labels, device)
+            # The last is for images that lose theirs.
+            context = self.text and self.text.pack([*pack.captions, ""])
             # The model runs under autocast by itself; the loss stays outside.
             with nullcontext() if number == len(packs) else self.model.accumulating():
-                result = self.objective(self.model, batch, labels, null_label, generator)
+                result = self.objective(self.model, batch, labels, null_label, generator, context=context)
                 (result.loss * weight).backward()
             total += result.reported * weight
         return total

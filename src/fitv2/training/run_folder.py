@@ -11,6 +11,7 @@ from typing import Any
 
 from ..atomic import write_text
 from ..autoencoder_settings import AutoencoderRecipe
+from ..checkpoints.model_folder import MOST_EXAMPLES, MOST_SHAPES
 from ..config import build_recipe
 from ..data.contents import refuse_among
 from ..data.dataset import Dataset
@@ -168,6 +169,17 @@ def exported(run: Path, step: int) -> Path:
 def identity(dataset: Dataset) -> dict[str, Any]:
     """Returns the facts about the data that a checkpoint records: the class names in order, and a content digest."""
     return {"classes": list(dataset.class_names), "content": dataset.digest()}
+
+
+def facts(dataset: Dataset, text_encoder: str | None) -> dict[str, Any]:
+    """Returns what a model folder says of the data, as arguments of `save_pretrained`."""
+    return {
+        "class_names": list(dataset.class_names),
+        "shapes": dataset.shapes(MOST_SHAPES),
+        "autoencoder": dataset.autoencoder,
+        "text_encoder": text_encoder,
+        "examples": dataset.examples(MOST_EXAMPLES) if text_encoder else [],
+    }
 
 
 def check_data(run: Path, recipe: Recipe, found: dict[str, Any], state: dict[str, Any]) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,10 +21,12 @@ from ..sampling.generate import generate
 from ..sampling.spec import SampleSpec, Sampling
 from ..settings import Recipe
 from ..sheets import contact_sheet, save_sheet
+from ..text import TextEncoder
 
 logger = logging.getLogger(__name__)
 CLASSES = 10
 COLUMNS = 8
+PROMPTS = 32
 
 
 def sheet_sampling(recipe: Recipe, config: NetworkConfig) -> Sampling:
@@ -33,6 +36,21 @@ def sheet_sampling(recipe: Recipe, config: NetworkConfig) -> Sampling:
     return Sampling.of(config, {}, **own | advice)
 
 
+def sheet_requests(facts: Mapping[str, Any], null_label: int) -> list[SampleSpec]:
+    """Returns the images of a sheet: a row for each class, 10 at most, or for a model of text 32 captions of training.
+
+    facts: as of `run_folder.facts`.
+    """
+    if examples := facts["examples"]:
+        chosen = examples[:: -(-len(examples) // PROMPTS)]
+        return [SampleSpec(null_label, size, seed, prompt) for seed, (prompt, size) in enumerate(chosen)]
+    return [
+        SampleSpec(label, shape[:2], seed=COLUMNS * label + column)
+        for label, of_class in enumerate(facts["shapes"][:CLASSES])
+        for column, shape in enumerate((list(of_class) * COLUMNS)[:COLUMNS])
+    ]
+
+
 # Without gradients, `generate` stays out of inference mode: FSDP2 keeps the tensors that it first gathers into, and
 # those of inference mode could not train.
 @torch.no_grad()
@@ -40,39 +58,38 @@ def write_sheet(
     path: Path,
     model: ParallelModel,
     dataset: Dataset,
-    shapes: Sequence[Sequence[tuple[int, int, int]]],
+    specs: Sequence[SampleSpec],
     sampling: Sampling,
+    text: TextEncoder | None = None,
 ) -> None:
-    """Writes a row of images for each class (10 at most) on rank 0; sharded weights need every process.
+    """Writes the images on rank 0; sharded weights need every process.
 
     Training needs no autoencoder, and may run where there is none: one log line says then that there is no sheet.
 
     Args:
         path: Of the sheet.
         model: The network.
-        dataset: The data, whose classes are sampled.
-        shapes: For each class the most frequent (height, width, count) in latent pixels.
+        dataset: The data of the training.
+        specs: The images.
         sampling: How the images are sampled.
+        text: The text encoder, for a model of text.
     """
     if not model.ranks.is_main_process and not model.sharded:
         return
-    specs = [
-        SampleSpec(label, shape[:2], seed=COLUMNS * label + column)
-        for label, of_class in enumerate(shapes[:CLASSES])
-        for column, shape in enumerate((list(of_class) * COLUMNS)[:COLUMNS])
-    ]
     load = partial(load_autoencoder, dataset.autoencoder, str(model.ranks.device))
     try:
         codec = only_on_rank0(load) if model.sharded else load()
         if codec is None:  # This process only has a part of the weights.
-            generate(model.module, specs, sampling)
+            generate(model.module, specs, sampling, None, text)
             return
-        images = make_images(model.module, codec, specs, sampling)
+        images = make_images(model.module, codec, specs, sampling, None, text)
     except UserError as error:  # Training continues: its checkpoints do not depend on sheets.
         logger.warning("no sample sheet %s: %s", path.name, error)
         return
     if images:
-        names = dataset.class_names or [f"class {i}" if len(shapes) > 1 else "image" for i in range(len(shapes))]
-        captions = [f"{names[s.label]} {image.height}x{image.width}" for s, image in zip(specs, images, strict=True)]
-        title = f"{CLASSES} of {len(shapes)} classes" if len(shapes) > CLASSES else None
+        classes = dataset.num_classes
+        names = [*(dataset.class_names or map("class {}".format, range(classes))), "image"]
+        called = [spec.prompt or names[spec.label] for spec in specs]
+        captions = [f"{name} {image.height}x{image.width}" for name, image in zip(called, images, strict=True)]
+        title = f"{CLASSES} of {classes} classes" if classes > CLASSES and not specs[0].prompt else None
         save_sheet(contact_sheet(images, captions, title), path)

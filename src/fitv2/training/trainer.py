@@ -20,15 +20,8 @@ from typing import Any, NamedTuple
 import torch
 
 from .. import randomness
-from ..build import build_loss_at, sampling_advice, with_precision
-from ..checkpoints.model_folder import (
-    MOST_SHAPES,
-    Pretrained,
-    copy_recommended,
-    keep_recommended,
-    save_pretrained,
-    suitable,
-)
+from ..build import build_loss_at, build_text_encoder, sampling_advice, with_precision
+from ..checkpoints.model_folder import Pretrained, copy_recommended, keep_recommended, save_pretrained, suitable
 from ..checkpoints.training_state import damaged, newest_state, prune, save_checkpoint
 from ..data.dataset import Dataset
 from ..data.loader import DataCursor, PackLoader, Step
@@ -43,8 +36,8 @@ from .holdout import Holdout
 from .learner import Learner
 from .log import RunLog
 from .malloc_trim import trim_heap
-from .run_folder import check_data, exported, identity, keep_provenance, keep_recipe, resume_command
-from .sample_sheet import sheet_sampling, write_sheet
+from .run_folder import check_data, exported, facts, identity, keep_provenance, keep_recipe, resume_command
+from .sample_sheet import sheet_requests, sheet_sampling, write_sheet
 from .sigterm import SigtermHandler
 from .trackers import check_packages
 from .watch import DataGone, DataWatch, GradientWatch
@@ -101,9 +94,10 @@ class Trainer:
         self.dataset, self.run, settings = dataset, run, recipe.training
         assert settings.precision != "auto"
         choose_precision(settings.precision, device)  # It warns where bf16 is slow.
-        self.shapes, self.identity = dataset.shapes(MOST_SHAPES), identity(dataset)
+        self.facts, self.identity = facts(dataset, recipe.model.encoder), identity(dataset)
         self.begun = on_rank0(self._find_checkpoint)
         self.recommended: Mapping[str, Any] = sampling_advice(settings)
+        text = build_text_encoder(recipe.model)
         torch.manual_seed(seed_of(Purpose.WEIGHTS, settings.seed))
         network = build_network(config)
         # Decided once per run: a checkpoint records which parameters are trained.
@@ -117,17 +111,17 @@ class Trainer:
             trained = trained_names(trained, settings.trainable, start.reinitialised)
             advice = sampling_advice(settings, base.recommended)
             self.recommended = suitable(advice, config, str(settings.init_from)) or self.recommended
-        self.learner = Learner(network, trained, settings, self.ranks)
-        self.holdout = Holdout(dataset, recipe, build_loss_at(config))
+        self.learner = Learner(network, trained, settings, self.ranks, text)
+        self.holdout = Holdout(dataset, recipe, build_loss_at(config), text)
         self.loader = PackLoader(
             dataset,
             settings.max_tokens_per_batch,
             settings.batches_per_step,
             settings.seed,
-            *(self.ranks.process_index, self.ranks.num_processes),
-            settings.workers,
-            pin=self.ranks.device.type == "cuda",
+            *(self.ranks.process_index, self.ranks.num_processes, settings.workers),
+            pin=device.type == "cuda",
             held_out=self.holdout.chosen,
+            captioned=text is not None,
         )
         self.done = self.saved = 0  # saved: the step of the newest checkpoint.
         self.cursor, self.seconds = DataCursor(), 0.0
@@ -297,11 +291,11 @@ class Trainer:
 
     def export(self, folder: Path) -> None:
         """Writes the averaged weights as a model folder; rank 0 gathers them, tensor by tensor."""
-        model, data = self.learner.model, self.dataset
+        model = self.learner.model
         weights = model.gather(self.learner.ema.average)
-        about = list(data.class_names), self.shapes, torch.float32, data.autoencoder, self.done
+        about = self.facts | {"dtype": torch.float32, "step": self.done}
         on_rank0(lambda: copy_recommended(self.run / "model", folder))
-        on_rank0(lambda: save_pretrained(folder, model.module.config, weights, *about))
+        on_rank0(lambda: save_pretrained(folder, model.module.config, weights, **about))
 
     def resume(self) -> None:
         """Restores weights, averages, moments and the position in the data from the newest checkpoint, if any."""
@@ -337,9 +331,10 @@ class Trainer:
 
     def write_samples(self) -> None:
         """Draws a sample sheet with the averaged weights, in the precision of training."""
-        model = self.learner.model
+        learner, config = self.learner, self.learner.model.module.config
+        wanted = sheet_requests(self.facts, config.null_label), sheet_sampling(self.recipe, config)
         with self.averaged():
-            write_sheet(self.sheet, model, self.dataset, self.shapes, sheet_sampling(self.recipe, model.module.config))
+            write_sheet(self.sheet, learner.model, self.dataset, *wanted, learner.text)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

@@ -1,0 +1,205 @@
+"""Text encoders: from prompts to the context tokens that a network attends to.
+
+The features of a prompt do not depend on the prompts beside it: it is padded to the next multiple of eight tokens,
+whatever the length of others. The empty prompt is a prompt too, of which an encoder makes its start and end tokens; it
+stands for "no text" in training and in guidance.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from .checkpoints.state_dict import read_safetensors, weights_digest
+from .errors import UserError
+from .messages import shortened
+from .tokens import TokenBatch, pack_context
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+BUILTIN = "builtin:minilm"
+BUILTIN_FOLDER = Path(str(files("fitv2").joinpath("builtin", "minilm")))
+# Of a prompt; the rest is cut off, as encoders do by themselves at 77 to 512.
+MOST_TOKENS = 256
+# Prompts are padded to a multiple of this, so that a few batches hold prompts of all lengths.
+ROUNDED = 8
+# Features that stay in memory, so that captions that come back are not encoded again.
+CACHED_BYTES = 256 * 2**20
+# After the name of a matrix of 8-bit numbers: the factor of each of its rows.
+SCALE = "|scale"
+# The class of transformers for a type of encoder whose usual one is more than that.
+CLASSES = {"t5": "T5EncoderModel", "clip": "CLIPTextModel", "clip_text_model": "CLIPTextModel"}
+
+
+class TextEncoder:
+    """A frozen text encoder of transformers.
+
+    The features are the last hidden states; of CLIP those before its last layer, as in the text-to-image model of the
+    paper (arXiv 2410.13925, Sec. IV).
+
+    Attributes:
+        name: By which `load_text_encoder` loads it.
+        channels: Numbers per token.
+        most_tokens: Of a prompt; the rest is cut off.
+    """
+
+    def __init__(self, network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+        self.network: Any = network.eval().requires_grad_(False)
+        self.tokenizer: Any = tokenizer
+        self.name, self.channels = name, channels_of(network.config.to_dict())
+        self.most_tokens = min(tokenizer.model_max_length, MOST_TOKENS)
+        self.cache: dict[str, Tensor] = {}
+        self.cut = False
+
+    @property
+    def device(self) -> torch.device:
+        """Where the features are computed, and stay."""
+        return self.network.device
+
+    def to(self, device: torch.device | str) -> TextEncoder:
+        """Moves the encoder to a device and returns it."""
+        self.network.to(device)
+        self.cache.clear()
+        return self
+
+    def __call__(self, prompts: Sequence[str]) -> list[Tensor]:
+        """Returns the features (tokens, channels) of each prompt, float32."""
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.cache]
+        found = self.cache | dict(zip(new, self.encode(new), strict=True))
+        held = sum(features.nbytes for features in found.values())
+        self.cache = found if held <= CACHED_BYTES else {}
+        return [found[prompt] for prompt in prompts]
+
+    def pack(self, prompts: Sequence[str]) -> TokenBatch:
+        """Returns the context batch of one prompt per image."""
+        return pack_context(self(prompts))
+
+    def encode(self, prompts: Sequence[str]) -> list[Tensor]:
+        """Returns the features of each prompt, computed anew."""
+        ids, of_length = self.tokenize(prompts), defaultdict(list)
+        for number, one in enumerate(ids):
+            of_length[-(-len(one) // ROUNDED) * ROUNDED].append(number)
+        features = [torch.empty(0)] * len(prompts)
+        # Features of inference mode could not train a network.
+        with torch.inference_mode(False), torch.no_grad():
+            for length, numbers in of_length.items():
+                tokens, mask = torch.zeros(2, len(numbers), length, dtype=torch.int64)
+                for row, number in enumerate(numbers):
+                    tokens[row, : len(ids[number])], mask[row, : len(ids[number])] = torch.tensor(ids[number]), 1
+                hidden = self.hidden(tokens.to(self.device), mask.to(self.device))
+                for number, one in zip(numbers, hidden, strict=True):
+                    features[number] = one[: len(ids[number])].clone()
+        return features
+
+    def hidden(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Returns the hidden states (B, length, channels) float32; mask: (B, length), 1 where tokens count."""
+        penultimate = "clip" in self.network.config.model_type
+        output = self.network(input_ids=tokens, attention_mask=mask, output_hidden_states=penultimate)
+        return (output.hidden_states[-2] if penultimate else output.last_hidden_state).float()
+
+    def tokenize(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Returns the token ids of each prompt. Says once that a prompt was too long."""
+        if not prompts:
+            return []
+        ids: list[list[int]] = self.tokenizer(list(prompts), verbose=False)["input_ids"]
+        longest = max(range(len(ids)), key=lambda number: len(ids[number]))
+        if len(ids[longest]) <= self.most_tokens:
+            return ids
+        if not self.cut:
+            logger.warning(
+                "a text of %d tokens is cut to the first %d: %.60s...",
+                *(len(ids[longest]), self.most_tokens, prompts[longest]),
+            )
+            self.cut = True
+        return self.tokenizer(list(prompts), truncation=True, max_length=self.most_tokens)["input_ids"]
+
+    def digest(self) -> str:
+        """Returns the SHA-256 of configuration and weights, wherever they were loaded from."""
+        config = {key: value for key, value in self.network.config.to_dict().items() if not key.startswith("_")}
+        return weights_digest(self.network.state_dict(), json.dumps(config, sort_keys=True, default=str))
+
+
+def load_text_encoder(name: str) -> TextEncoder:
+    """Loads `builtin:minilm`, or the encoder of a folder (also of a pipeline) or hub id, in float32 on the CPU.
+
+    Raises UserError if there is none, or it is no text encoder.
+    """
+    import transformers
+
+    # Networks draw initial values, from the random numbers of whoever loads them.
+    with _in_one_sentence(name) as (folder, of_network, of_tokenizer), torch.random.fork_rng(devices=[]):
+        config = transformers.AutoConfig.from_pretrained(folder, **of_network)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **of_tokenizer)
+        if name == BUILTIN:
+            network: Any = transformers.BertModel(cast(transformers.BertConfig, config), add_pooling_layer=False)
+            network.load_state_dict(dequantised(read_safetensors(BUILTIN_FOLDER / "model.safetensors")))
+        else:
+            kind: Any = getattr(transformers, CLASSES.get(config.model_type, "AutoModel"))
+            network = kind.from_pretrained(folder, dtype=torch.float32, **of_network)
+        return TextEncoder(network, tokenizer, name)
+
+
+def read_channels(name: str) -> int:
+    """Returns the numbers per token of an encoder, from its configuration alone. Raises UserError as loading does."""
+    import transformers
+
+    with _in_one_sentence(name) as (folder, of_network, _):
+        return channels_of(transformers.AutoConfig.from_pretrained(folder, **of_network).to_dict())
+
+
+def channels_of(config: Mapping[str, Any]) -> int:
+    """Returns the numbers per token by the configuration of an encoder."""
+    config = config.get("text_config") or config  # Of CLIP as a whole.
+    return config["d_model"] if "d_model" in config else config["hidden_size"]
+
+
+@contextmanager
+def _in_one_sentence(name: str) -> Iterator[tuple[str, dict[str, str], dict[str, str]]]:
+    """Yields the folder or hub id, and what tells its network and its tokenizer; what the library says of a missing
+    one becomes a UserError.
+    """
+    if name.startswith("builtin:") and name != BUILTIN:
+        raise UserError(f"there is no text encoder {name}: the one that ships is {BUILTIN}")
+    folder = str(BUILTIN_FOLDER) if name == BUILTIN else name
+    network, tokenizer = (
+        {"subfolder": part} if (Path(folder) / part).is_dir() else {} for part in ("text_encoder", "tokenizer")
+    )
+    try:
+        yield folder, network, tokenizer
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
+        reason = shortened([" ".join(str(error).split())[:200]])
+        raise UserError(
+            f"the text encoder {name} cannot be loaded: name its folder, or check the network ({reason})"
+        ) from None
+
+
+def quantised(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns matrices as 8-bit numbers with a float16 factor per row, vectors in float16: a quarter of the bytes."""
+    packed = {}
+    for name, weight in weights.items():
+        if weight.ndim < 2:
+            packed[name] = weight.half()
+            continue
+        scale = (weight.abs().amax(1, keepdim=True) / 127).half().clamp(min=1e-7)
+        packed |= {name: (weight / scale.float()).round().clamp(-127, 127).to(torch.int8), name + SCALE: scale}
+    return packed
+
+
+def dequantised(packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Is the inverse of `quantised` but for rounding: returns float32 tensors."""
+    weights = {name: tensor.float() for name, tensor in packed.items() if not name.endswith(SCALE)}
+    return {name: weight * packed.get(name + SCALE, torch.ones(())).float() for name, weight in weights.items()}

@@ -1,0 +1,222 @@
+"""Texts from the encoder to images: features, captions of folders, training, sampling, guidance and the pipeline."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from PIL import Image
+
+from commands import Result
+from fitv2 import FiTPipeline
+from fitv2.build import build_dataset, build_model_config
+from fitv2.checkpoints.model_folder import load_pretrained
+from fitv2.config import build_recipe, load_recipe
+from fitv2.data.dataset import Dataset
+from fitv2.errors import UserError
+from fitv2.sampling.generate import generate, guided_model
+from fitv2.sampling.spec import SampleSpec, Sampling
+from fitv2.text import BUILTIN, TextEncoder, load_text_encoder
+from fitv2.tokens import TokenBatch, drop_conditions, pack_context
+from fitv2.training.trainer import Trainer
+from tiny import CONFIG, random_model
+
+TINY = ["model.width=32", "model.depth=2", "model.heads=2", "model.patch_size=8", "data.max_tokens=9"]
+TINY += ["training.max_tokens_per_batch=64", "training.warmup_steps=1", "training.precision=fp32"]
+TINY += ["log.sample_every=null", "data.classes=none", "training.holdout=0.02", "log.holdout_every=3"]
+PROMPTS = ["a red apple", "", "a cat and a dog in a row", "an apple"]
+
+
+@pytest.fixture(scope="module")
+def encoder() -> TextEncoder:
+    return load_text_encoder(BUILTIN)
+
+
+def with_captions(folder: Path) -> Path:
+    folder.mkdir()
+    for number in range(4):
+        Image.new("RGB", (24, 16), (60 * number, 0, 0)).save(folder / f"{number}.png")
+    return folder
+
+
+def folder_data(folder: Path, **model) -> Dataset:
+    tree = {"model": {"patch_size": 8, "context": "cross"} | model, "data": {"source": str(folder)}}
+    recipe = build_recipe(tree)
+    return build_dataset(recipe.data, 8, captioned=recipe.model.encoder is not None)
+
+
+def test_the_encoder_that_ships_knows_what_words_mean(encoder):
+    def of(prompt: str) -> torch.Tensor:
+        return encoder([prompt])[0].mean(0)
+
+    def alike(one: str, other: str) -> float:
+        return float(torch.cosine_similarity(of(one), of(other), dim=0))
+
+    assert encoder.channels == 384 and len(encoder([""])[0]) == 2, "of no text there are two tokens"
+    for word, near, far in (("jet", "airplane", "apple"), ("puppy", "dog", "car"), ("lorry", "truck", "flower")):
+        assert alike(word, near) > alike(word, far) + 0.1
+
+
+def test_features_depend_neither_on_neighbours_nor_on_the_cache(encoder):
+    together = encoder.encode([*PROMPTS, "a much longer text, " * 5])
+    for prompt, features in zip(PROMPTS, together, strict=False):
+        torch.testing.assert_close(encoder.encode([prompt])[0], features, atol=1e-5, rtol=1e-5)
+    first = encoder(PROMPTS)
+    assert all(one is other for one, other in zip(first, encoder(PROMPTS), strict=True)), "computed once"
+
+
+def test_a_long_text_is_cut_with_one_warning(encoder, caplog):
+    encoder.cut = False
+    found = encoder.encode(["word " * 400, "more " * 300])
+    assert [len(features) for features in found] == [encoder.most_tokens] * 2
+    assert caplog.text.count("is cut to the first 256") == 1
+
+
+@pytest.mark.parametrize("kind", ["clip", "t5"])
+def test_encoders_of_transformers_load_by_folder(tmp_path, kind, encoder):
+    """With weights of their own; of CLIP the features before the last layer count."""
+    small = {"vocab_size": 30522, "num_hidden_layers": 2, "num_layers": 2}
+    if kind == "clip":
+        width = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
+        network = transformers.CLIPTextModel(transformers.CLIPTextConfig(**small, **width, eos_token_id=102))
+    else:
+        network = transformers.T5EncoderModel(transformers.T5Config(**small, d_model=32, d_ff=64, num_heads=2, d_kv=16))
+    network.save_pretrained(tmp_path / "text_encoder")
+    encoder.tokenizer.save_pretrained(tmp_path / "tokenizer")
+    loaded = load_text_encoder(str(tmp_path))
+    ids = torch.tensor([encoder.tokenizer("a red apple")["input_ids"]])
+    output = network.eval()(input_ids=ids, output_hidden_states=True)
+    expected = output.hidden_states[-2] if kind == "clip" else output.last_hidden_state
+    assert loaded.channels == 32
+    torch.testing.assert_close(loaded(["a red apple"])[0], expected[0].detach(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["builtin:nothing", "nowhere/at-all"])
+def test_an_encoder_that_is_not_there(name):
+    with pytest.raises(UserError, match=f"text encoder {name}"):
+        load_text_encoder(name)
+
+
+def test_captions_of_a_folder(tmp_path):
+    """From text files, and from a table, which comes first; of several captions each epoch draws one."""
+    folder = with_captions(tmp_path / "images")
+    (folder / "0.txt").write_text("a black card\n\na dark card\n", encoding="utf-8")
+    (folder / "1.txt").write_text("nobody reads this", encoding="utf-8")
+    rows = [{"file_name": "1.png", "text": "a brown card"}, {"file_name": "2.png", "text": ["a red card", "a card"]}]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    data = folder_data(folder)
+    drawn = [{data.epoch(epoch, 0).caption(image) for epoch in range(20)} for image in range(4)]
+    assert drawn == [{"a black card", "a dark card"}, {"a brown card"}, {"a red card", "a card"}, {""}]
+    assert data.num_classes == 0 and len(data.examples(10)) == 4
+    assert folder_data(folder, context="none").epoch(0, 0).caption(1) == ""
+
+
+def test_a_model_of_text_needs_captions(tmp_path):
+    with pytest.raises(UserError, match=r"no image in .* has a caption"):
+        folder_data(with_captions(tmp_path / "images"))
+    recipe = build_recipe({"model": {"context": "joint"}})
+    with pytest.raises(UserError, match="needs captions"):
+        build_dataset(recipe.data, 4, captioned=True)
+    with pytest.raises(UserError, match=r"no effect without model\.context"):
+        build_recipe({"model": {"text_encoder": "somewhere"}})
+
+
+def test_label_and_text_are_lost_together():
+    labels, texts = torch.zeros(400, dtype=torch.int64), [torch.full((1, 2), float(i)) for i in range(401)]
+    dropped, context = drop_conditions(labels, 7, pack_context(texts), 0.3, torch.Generator().manual_seed(0))
+    gone = context.x[:, 0] == 400
+    assert torch.equal(gone, dropped == 7) and 80 < gone.sum() < 160
+    assert torch.equal(context.x[~gone, 0], torch.arange(400.0)[~gone])
+
+
+def trained(run: Path, *overrides: str) -> Trainer:
+    recipe = load_recipe("emoji", [*TINY, *overrides])
+    dataset = build_dataset(recipe.data, 8, captioned=recipe.model.encoder is not None)
+    made = Trainer(recipe, dataset, build_model_config(recipe, dataset), run)
+    made.fit(lambda figures: None)
+    return made
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("text") / "run"
+    trained(folder, "model.context=joint", "training.steps=6", "log.checkpoint_every=3")
+    return folder
+
+
+def test_training_with_captions_resumes_bit_for_bit(run, tmp_path):
+    settings = "model.context=joint", "log.checkpoint_every=3"
+    trained(tmp_path / "run", *settings, "training.steps=3")
+    again = trained(tmp_path / "run", *settings, "training.steps=6")
+    whole = load_pretrained(run)
+    for name, weight in again.learner.ema.average.items():
+        assert torch.equal(whole.model.state_dict()[name], weight), name
+    assert whole.text_encoder == BUILTIN and len(whole.examples) == 1000
+
+
+def test_captions_change_what_is_learned(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("fitv2.data.dataset.Epoch.caption", lambda *_: "nothing")
+    blind = trained(tmp_path / "blind", "model.context=joint", "training.steps=6")
+    changed = load_pretrained(run).model.state_dict()
+    assert any(not torch.equal(changed[name], weight) for name, weight in blind.learner.ema.average.items())
+
+
+@pytest.mark.parametrize("kind", ["joint", "cross"])
+def test_an_image_depends_on_its_own_request_alone(kind, encoder):
+    model = random_model(replace(CONFIG, num_classes=0, context=kind, context_channels=384)).eval()
+    specs = [SampleSpec(0, (8, 8), 0, "a red apple"), SampleSpec(0, (4, 12), 1, "a cat", "a dog in the rain, at night")]
+    specs += [SampleSpec(0, (8, 8), 0, "a cat"), SampleSpec(0, (8, 8), 0)]
+    sampling = Sampling(steps=2, guidance=3.0)
+    together = generate(model, specs, sampling, None, encoder)
+    for spec, latent in zip(specs, together, strict=True):
+        torch.testing.assert_close(generate(model, [spec], sampling, None, encoder)[0], latent, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(together[0], together[2]) and not torch.allclose(together[2], together[3])
+    (unguided,) = generate(model, specs[3:], Sampling(steps=2, guidance=1.0), None, encoder)
+    torch.testing.assert_close(together[3], unguided)  # The empty prompt has nothing to be guided from.
+
+
+def test_guidance_leads_from_the_negative_prompt_to_the_prompt(encoder):
+    model = random_model(replace(CONFIG, num_classes=0, context="cross", context_channels=384)).eval()
+    noise, t, y = torch.randn(4, 16, generator=torch.Generator().manual_seed(0)), torch.tensor([0.0]), torch.tensor([0])
+    batch = TokenBatch(noise, [(2, 2)])
+    good, bad = (model(batch, t, y, encoder.pack([text])) for text in ("a cat", "a dog"))
+    for scale in (0.0, 1.0, 3.0):
+        spec, sampling = SampleSpec(0, (8, 8), 0, "a cat", "a dog"), Sampling(guidance=scale)
+        guided = guided_model(model, model.config, [spec], sampling, torch.device("cpu"), encoder)
+        torch.testing.assert_close(guided(noise, t[0]), bad + scale * (good - bad), atol=1e-5, rtol=1e-5)
+
+
+def test_the_command_and_the_pipeline_make_the_same_images(run, tmp_path):
+    out, prompts = tmp_path / "out", tmp_path / "prompts.txt"
+    prompts.write_text("a cat\n\na blue house\n", encoding="utf-8")
+    words = ["sample", str(run), "--prompt", "a red apple", "--prompts", str(prompts), "--size", "24x24", "--size"]
+    words += ["16x32", "--steps", "2", "--negative-prompt", "blurred", "--out", str(out), "--json", "--seed", "3"]
+    rows = json.loads(Result(tmp_path, *words).ok().out)["images"]
+    assert [row["prompt"] for row in rows] == ["a red apple"] * 2 + ["a cat"] * 2 + ["a blue house"] * 2
+    assert Path(rows[0]["file"]).name == "a-red-apple_24x24_seed3.png"
+    pipe = FiTPipeline.from_pretrained(str(run))
+    pipe.save_pretrained(tmp_path / "pipe")
+    for one in (pipe, FiTPipeline.from_pretrained(str(tmp_path / "pipe"))):
+        image = one(
+            prompt=["a cat"],
+            sizes=[(16, 32)],
+            seeds=[6],
+            negative_prompt="blurred",
+            num_inference_steps=2,
+            solver="ab2",
+        ).images[0]
+        assert image.tobytes() == Image.open(rows[3]["file"]).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["builtin:fashion", "--prompt", "a cat"], "knows classes and no text"),
+        (["builtin:fashion", "--text-encoder", BUILTIN], "not conditioned on text"),
+        (["builtin:fashion", "--prompts", "nowhere.txt"], "cannot be read"),
+    ],
+)
+def test_prompts_that_cannot_be_used(words, told, tmp_path):
+    assert told in " ".join(Result(tmp_path, "sample", *words).sentence.split())
