@@ -66,7 +66,7 @@ class AutoencoderTrainingSettings(ScheduleSettings):
         default=0.1, description="weight of the distance of EfficientNet-Lite0's features; L1 has 1"
     )
     kl_weight: NonNegativeFloat = Field(
-        default=1e-5, description="weight of the divergence of a latent number from a standard normal one"
+        default=1e-4, description="weight of the divergence of a latent number from a standard normal one"
     )
     precision: Literal["auto", "bf16", "fp32"] = Field(
         default="auto", description="bf16 (autocast), fp32, or auto: bf16 if the device has it when a run begins"

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from diffusers.models.autoencoders import AutoencoderDC, AutoencoderKL
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from huggingface_hub import snapshot_download
 from torch import Tensor
 
 from ..atomic import write_text
-from ..autoencoder import LatentCodec, Pixels, decode_all, load_autoencoder, read_network
+from ..autoencoder import LatentCodec, Pixels, decode_all, load_autoencoder, network_classes, read_network
 from ..checkpoints.model_folder import Pretrained, is_own_model, load_pretrained
 from ..classes import Classes
 from ..errors import UserError
@@ -80,15 +79,15 @@ class FiTPipeline(DiffusionPipeline):
         self,
         transformer: FiTTransformer2DModel,
         scheduler: SchedulerMixin,
-        vae: AutoencoderKL | AutoencoderDC | None = None,
+        vae: Any = None,
         id2label: dict | None = None,
         sampling: dict[str, Any] | None = None,
         text_encoder: Any = None,
         tokenizer: Any = None,
     ) -> None:
         super().__init__()
-        if vae is not None and not isinstance(vae, AutoencoderKL | AutoencoderDC):
-            raise UserError(f"the vae is an {type(vae).__name__}, and not an AutoencoderKL or AutoencoderDC")
+        if vae is not None and not isinstance(vae, tuple(network_classes().values())):
+            raise UserError(f"the vae is an {type(vae).__name__}, and not an {' or '.join(network_classes())}")
         parts = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer}
         self.register_modules(transformer=transformer, scheduler=scheduler, **parts)
         self.register_to_config(id2label=id2label, sampling=sampling)
