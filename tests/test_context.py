@@ -1,10 +1,13 @@
 """Context tokens of each image's own length: packed as one by one, and off by default."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from fitv2 import FiT, FiTConfig, TokenBatch
 from fitv2.model.context import join
+from fitv2.positions import random_positions
 from fitv2.tokens import pack_context
 from tiny import random_model
 
@@ -70,10 +73,25 @@ def test_a_new_cross_attention_adds_nothing():
 def test_joined_positions_are_the_diagonal_and_then_the_image():
     batch = TokenBatch(torch.arange(6.0)[:, None], torch.tensor([[1, 2], [2, 2]]))
     context = pack_context([torch.tensor([[10.0], [11.0], [12.0]]), torch.tensor([[20.0]])])
-    joined, positions, own = join(batch, context)
+    joined, positions, own = join(batch, batch.positions, context)
     assert joined.x[:, 0].tolist() == [10, 11, 12, 0, 1, 20, 2, 3, 4, 5] and joined.lengths == [5, 5]
-    assert positions.tolist() == [[0, 0], [1, 1], [2, 2], [3, 3], [3, 4], [0, 0], [1, 1], [1, 2], [2, 1], [2, 2]]
+    first, second = [[-3, -3], [-2, -2], [-1, -1], [0, 0], [0, 1]], [[-1, -1], [0, 0], [0, 1], [1, 0], [1, 1]]
+    assert positions.tolist() == first + second
     assert torch.equal(joined.x[own], batch.x)
+
+
+@torch.no_grad()
+def test_a_joint_context_goes_with_positions_of_ones_own():
+    model = random_model(replace(config("joint"), position_range=9))
+    batch, t, y, context = given()
+    drawn = random_positions(batch, 9, torch.Generator().manual_seed(0))
+    for places in (None, drawn):
+        together = batch.with_x(model(batch, t, y, context, positions_T2=places))
+        for i in range(len(batch)):
+            own = None if places is None else batch.with_x(places).select([i]).x
+            alone = model(batch.select([i]), t[i : i + 1], y[i : i + 1], context.select([i]), positions_T2=own)
+            torch.testing.assert_close(together.select([i]).x, alone, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(model(batch, t, y, context), model(batch, t, y, context, positions_T2=drawn))
 
 
 def test_a_context_that_is_missing_or_not_wanted():

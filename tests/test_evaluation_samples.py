@@ -58,7 +58,7 @@ def test_sizes_of_many_images_of_many_classes_are_drawn_at_once():
     rng = np.random.default_rng(0)
     shapes = [[tuple(row) for row in rng.integers(4, 40, (500, 3)).tolist()] for _ in range(1000)]
     config = SimpleNamespace(num_classes=1000, patch_size=2)
-    large = SimpleNamespace(model=SimpleNamespace(config=config, null_label=1000), shapes=shapes)
+    large = SimpleNamespace(model=SimpleNamespace(config=config, null_label=1000), shapes=shapes, examples=[])
     tracemalloc.start()
     start = time.process_time()
     specs = balanced_specs(large, 20_000, SizeSpec(), 0, 8)

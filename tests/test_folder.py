@@ -215,7 +215,21 @@ def test_a_second_scan_decodes_only_changed_new_and_bad_files(root, tmp_path, de
     data = open_folder(root, cache_file=cache)
     assert sorted(decoded) == ["a.png", "bad.png", "c.png", "new.png"]
     assert dict(zip(data.paths, data.sizes.tolist(), strict=True))["dog/c.png"] == [20, 50]
-    assert "dog/b.png" not in json.loads(cache.read_text())["images"]
+    assert "dog/b.png" not in json.loads(cache.read_text())["names"]
+
+
+def test_a_cache_of_an_older_version_is_read(root, tmp_path, decoded):
+    """It had a list for each image, and is written anew."""
+    cache = tmp_path / "scan.json"
+    first = open_folder(root, cache_file=cache)
+    content = json.loads(cache.read_text())
+    rows = np.reshape(content["numbers"], (len(content["names"]), -1)).tolist()
+    older = {"version": content["version"], "images": dict(zip(content["names"], rows, strict=True))}
+    cache.write_text(json.dumps(older, indent=1))
+    decoded.clear()
+    again = open_folder(root, cache_file=cache)
+    assert not decoded and np.array_equal(first.sizes, again.sizes)
+    assert json.loads(cache.read_text()) == content
 
 
 @pytest.mark.parametrize(
@@ -246,7 +260,7 @@ def test_an_interrupted_scan_resumes_where_it_stopped(root, tmp_path, monkeypatc
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(folder_module, "_check", interrupted)
         open_folder(root, cache_file=cache)
-    assert sorted(json.loads(cache.read_text())["images"]) == ["cat/a.png", "cat/more/b.jpg", "dog/a.webp"]
+    assert sorted(json.loads(cache.read_text())["names"]) == ["cat/a.png", "cat/more/b.jpg", "dog/a.webp"]
     assert len(open_folder(root, cache_file=cache)) == 5
 
 

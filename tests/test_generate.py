@@ -176,7 +176,7 @@ def test_a_label_out_of_range(model, label):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"solver": "dpm"}, "no solver 'dpm'; the solvers are euler, .*sde-heun, ddpm, ddim"),
+        ({"solver": "dpm"}, "no solver 'dpm'; choose from euler, .*sde-heun, ddpm, ddim"),
         ({"steps": 0}, "at least one step, not 0"),
         ({"interval": (0.5, 0.2)}, "must lie within 0 and 1, low end first"),
         ({"interval": (0.0, 1.5)}, "must lie within 0 and 1"),

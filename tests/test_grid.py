@@ -1,6 +1,6 @@
 """DiT and SiT behind the interface of FiT: diffusers' network on tokens, the authors' beginning, one size alone."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -40,6 +40,17 @@ def images(config: SiTConfig, number: int = 4) -> tuple[torch.Tensor, torch.Tens
 def inputs(config: SiTConfig) -> tuple[TokenBatch, torch.Tensor, torch.Tensor]:
     latents, t, y = images(config)
     return TokenBatch.from_latents(list(latents), config.patch_size), t, y
+
+
+@KINDS
+def test_what_only_fit_can_have_is_answered_with_none_and_not_stored(config):
+    assert (config.context, config.internal_head, config.position_range, config.target_blocks) == (
+        "none",
+        None,
+        None,
+        0,
+    )
+    assert asdict(config).keys() == {*SIZES, "patch_size", "prediction"}
 
 
 def of_diffusers(model: DiT) -> DiTTransformer2DModel:

@@ -11,10 +11,10 @@ from fitv2 import FiT, FiTConfig, FiTv1Config, TokenBatch, preset
 from fitv2.model import attention, layers, modulation
 from fitv2.model.block import BlockInputs
 from fitv2.model.compute import lay_out_by_input
-from fitv2.model.context import pack_context
 from fitv2.model.rope import RopeScheme, rotate, rotation_table
 from fitv2.positions import random_positions
 from fitv2.sampling.cache import BlockCache
+from fitv2.tokens import pack_context
 from tiny import random_model
 
 SIZES = [(4, 6), (1, 2), (40, 3), (3, 4), (4, 3), (5, 5), (1, 2)]
@@ -45,7 +45,8 @@ def test_weights_laid_out_by_input_are_the_same_weights():
     lay_out_by_input(model)
     assert model.blocks[0].attn.qkv.weight.stride() == (1, 3 * CONFIG.width)
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
-    torch.testing.assert_close(model(batch, t, y), expected, atol=1e-6, rtol=0)
+    # Another layout sums in another order: a few units in the last place of the largest value, on some processors.
+    assert (model(batch, t, y) - expected).abs().max() < 1e-6 * expected.abs().max()
 
 
 def test_images_of_equal_time_and_label_share_their_conditioning_in_sampling_alone():
@@ -290,7 +291,6 @@ def test_impossible_configurations_are_refused():
         ({"internal_head": 2}, "internal_head 2 must be from 1 to 1"),
         ({"internal_head": 1, "prediction": "epsilon"}, "predicts epsilon"),
         ({"position_range": 1}, "at least 2"),
-        ({"position_range": 9, "context": "joint"}, "remove position_range"),
         ({"modulation": "none"}, "there is no modulation 'none'; choose from low-rank, full"),
     ):
         with pytest.raises(ValueError, match=complaint):

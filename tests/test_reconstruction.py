@@ -106,7 +106,7 @@ def test_from_images_to_latents_and_back_by_the_commands(fitv2, tmp_path):
     ],
 )
 def test_what_cannot_be_done_is_one_sentence(fitv2, tmp_path, arguments, complaint):
-    for name, recipe in (("run", {"kind": "autoencoder"}), ("flow", {"model": {}})):
+    for name, recipe in (("run", {"kind": "autoencoder", "data": {"sources": ["images"]}}), ("flow", {"model": {}})):
         (tmp_path / name).mkdir()
         (tmp_path / name / "recipe.json").write_text(json.dumps(recipe))
     code, _ = fitv2(*arguments)

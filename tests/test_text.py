@@ -16,6 +16,7 @@ from fitv2.checkpoints.model_folder import load_pretrained
 from fitv2.config import build_recipe, load_recipe
 from fitv2.data.dataset import Dataset
 from fitv2.errors import UserError
+from fitv2.evaluation.generated import SizeSpec, balanced_specs
 from fitv2.sampling.generate import generate, guided_model
 from fitv2.sampling.spec import SampleSpec, Sampling
 from fitv2.text import BUILTIN, TextEncoder, load_text_encoder
@@ -208,6 +209,17 @@ def test_the_command_and_the_pipeline_make_the_same_images(run, tmp_path):
             solver="ab2",
         ).images[0]
         assert image.tobytes() == Image.open(rows[3]["file"]).tobytes()
+
+
+def test_an_evaluation_takes_captions_of_training_at_their_own_sizes(run):
+    pretrained = load_pretrained(run)
+    specs = balanced_specs(pretrained, 1200, SizeSpec(), 5, 1)
+    assert {(spec.prompt, spec.size) for spec in specs} == set(pretrained.examples)
+    assert [spec.seed for spec in specs] == list(range(5, 1205)) and specs[:9] == balanced_specs(
+        pretrained, 9, SizeSpec(), 5, 1
+    )
+    assert [spec.prompt for spec in specs[:9]] != [caption for caption, _ in pretrained.examples[:9]], "not in order"
+    assert {spec.size for spec in balanced_specs(pretrained, 9, SizeSpec((16, 48)), 5, 1)} == {(16, 48)}
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ class Fake:
 
 @pytest.fixture
 def wandb(monkeypatch):
-    """The fake trackers that were made in place of those of Weights & Biases."""
+    """The fake trackers that were made in place of those of Weights & Biases and Trackio."""
     made = []
 
     def make(*arguments, **options):
@@ -49,6 +49,7 @@ def wandb(monkeypatch):
 
     monkeypatch.setattr(trackers, "find_spec", lambda name: name)
     monkeypatch.setattr(tracking, "WandBTracker", make)
+    monkeypatch.setattr(tracking, "TrackioTracker", make)
     return made
 
 
@@ -71,6 +72,15 @@ def test_a_tracker_that_fails_is_a_warning_and_the_run_goes_on(tmp_path, wandb, 
     told = [message for message in caplog.messages if "wandb" in message]
     assert told == ["wandb failed and gets nothing more (ConnectionError('no network')); log.jsonl holds every step"]
     assert list(wandb[0].seen) == got and len(read_log(tmp_path / "log.jsonl")) == 10
+
+
+def test_a_resumed_run_continues_what_its_trackers_have(tmp_path, wandb):
+    for steps in (5, 10):
+        trainer(tmp_path / "run", "log.trackers=[wandb, trackio]", f"training.steps={steps}").fit(lambda figures: None)
+    trainer(tmp_path / "other", "log.trackers=[wandb]").fit(lambda figures: None)
+    first, second, other = (tracker.options["id"] for tracker in wandb[::2])
+    assert first == second != other and all(tracker.options["resume"] == "allow" for tracker in wandb[::2])
+    assert [tracker.options["resume"] for tracker in wandb[1::2]] == ["never", "allow"]
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "trackio"])

@@ -1,6 +1,8 @@
 """Post-training for few steps: the loss has its minimum at the true mean velocity, and sampling uses it."""
 
 import json
+import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,11 +12,14 @@ from fitv2.checkpoints.model_folder import load_pretrained, save_pretrained
 from fitv2.errors import UserError
 from fitv2.flow.transition import derivative, transition_loss, transition_loss_at
 from fitv2.model.config import FiTConfig
+from fitv2.model.network import bare_model
 from fitv2.sampling.cache import BlockCache
 from fitv2.sampling.generate import generate
+from fitv2.sampling.guidance import GuidedModel
 from fitv2.sampling.ode import transitions
 from fitv2.sampling.spec import SampleSpec, Sampling
 from fitv2.training.run_folder import check_run
+from test_model import counted_graphs
 from tiny import CLASSES, CONFIG, log_lines, random_model, recipe, trainer
 
 RATE = -1.5
@@ -84,6 +89,20 @@ def test_times_are_in_order_and_equal_for_a_quarter():
     assert (t <= r).all() and abs((t == r).float().mean() - 0.25) < 0.03
 
 
+def test_a_guided_teacher_reads_nothing_back_from_the_device():
+    """Copying out of tensors without values is an error."""
+    meta = torch.device("meta")
+    network = bare_model(replace(CONFIG, target_blocks=1))
+
+    def guided(batch, t_B, labels_B, *_):
+        sampling = Sampling(guidance=2.0, interval=(0.2, 0.7), power=1.0)
+        return GuidedModel(bare_model(CONFIG), CONFIG, batch.hw, labels_B, sampling, meta)(batch.x, t_B)
+
+    batch = TokenBatch(torch.zeros(24, 16, device=meta), SIZES)
+    loss = transition_loss(network, batch, LABELS, CONFIG.null_label, torch.Generator(), guided)
+    assert loss.loss.device == loss.t.device == meta
+
+
 def test_one_step_is_as_good_as_many():
     x = DATA.x
     for times in (torch.tensor([0.0, 1.0]), torch.linspace(0, 1, 5)):
@@ -140,6 +159,19 @@ def test_a_trained_model_becomes_one_of_few_steps_and_resumes_bit_for_bit(tmp_pa
     together = generate(made.model, specs, sampling)
     for spec, latent in zip(specs, together, strict=True):
         torch.testing.assert_close(latent, generate(made.model, [spec], sampling)[0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_compiled_training_has_the_losses_of_an_eager_one(tmp_path, base, monkeypatch):
+    """And the halves of a block have fewer graphs, with and without gradients, than torch makes before it gives up."""
+    overrides = ["training.objective=transition", f"training.init_from={base}", "log.sample_every=null"]
+    trainer(tmp_path / "eager", *overrides).fit(lambda figures: None)
+    graphs = counted_graphs(monkeypatch)
+    monkeypatch.setenv("CXX", sys.executable)  # Only has to be there.
+    trainer(tmp_path / "run", *overrides, "training.compile=true").fit(lambda figures: None)
+    assert 0 < graphs.frame_count < 2 * torch._dynamo.config.recompile_limit
+    for line, eager in zip(log_lines(tmp_path / "run"), log_lines(tmp_path / "eager"), strict=True):
+        assert line == pytest.approx(eager, rel=1e-3)
 
 
 def other(folder, **changes):

@@ -15,12 +15,12 @@ from fitv2.diffusion.objective import diffusion_loss
 from fitv2.diffusion.schedule import linear_schedule
 from fitv2.flow.objective import flow_loss
 from fitv2.model.config import DiTConfig, FiTv1Config, SiTConfig
-from fitv2.model.context import pack_context
 from fitv2.model.network import bare_model
 from fitv2.sampling.generate import sample_batch
 from fitv2.sampling.noise import ImageNoise
 from fitv2.sampling.solvers import ADAPTIVE, DIFFUSION_SOLVERS, SOLVER_NAMES
 from fitv2.sampling.spec import SampleSpec, Sampling
+from fitv2.tokens import pack_context
 
 META = torch.device("meta")
 SIZES = {"width": 32, "depth": 3, "heads": 2, "num_classes": 3}

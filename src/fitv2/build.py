@@ -43,7 +43,8 @@ from .text import TextEncoder, load_text_encoder, read_channels
 from .tokens import Denoiser, TokenBatch
 
 logger = logging.getLogger(__name__)
-# (network, images, labels (B,), the null label, a generator, context=of each image and of no text) to the loss.
+# (network, images, labels (B,) on the CPU, the null label, a generator, context=of each image and of no text) to the
+# loss.
 Objective = Callable[..., FlowLoss | DiffusionLoss]
 # The fraction of blocks, the last ones, that see the target of a transition (Decoupled MeanFlow: 8 of 28).
 TARGET_FRACTION = 0.3
@@ -219,10 +220,7 @@ def build_model_config(recipe: Recipe, dataset: Dataset, base: Pretrained | None
         raise UserError(
             f"{recipe.training.init_from} knows texts by the encoder {base.text_encoder}: set model.text_encoder to it"
         )
-    most_tokens, spread = int(hw.prod(1).max()), getattr(model, "position_range", None)
-    if spread is not None and spread < hw.max():
-        raise UserError(f"model.position_range={spread} is less than the {int(hw.max())} rows or columns of an image")
-    rope = RopeScheme(train_side=max(math.isqrt(most_tokens), 2))
+    rope = RopeScheme(train_side=max(math.isqrt(int(hw.prod(1).max())), 2))
     if model.extrapolation is not None:
         of_base = None if base is None else base.model.config
         rope = (of_base.rope if isinstance(of_base, FiTConfig) else rope).named(model.extrapolation)
@@ -233,7 +231,11 @@ def build_model_config(recipe: Recipe, dataset: Dataset, base: Pretrained | None
         if base is not None and isinstance(base.model.config, FiTConfig):
             rope = base.model.config.rope
         settings |= {"target_blocks": max(round(TARGET_FRACTION * model.depth), 1), "internal_head": None}
-    return config_of(**settings, rope=rope)
+    config = config_of(**settings, rope=rope)
+    spread, sides = config.position_range, int(hw.max())
+    if spread is not None and spread < sides:
+        raise UserError(f"model.position_range={spread} is less than the {sides} rows or columns of an image")
+    return config
 
 
 def build_text_encoder(model: ModelSettings) -> TextEncoder | None:
@@ -266,16 +268,13 @@ def build_objective(training: TrainingSettings, config: NetworkConfig, device: t
     density = TimeDensity(
         kind=training.time_density, mean=training.time_mean, std=training.time_std, scale=training.time_scale
     )
-    of_network = {}
-    if isinstance(config, FiTConfig):
-        weight = 0.0 if config.internal_head is None else training.internal_weight
-        of_network = {"position_range": config.position_range, "internal_weight": weight}
     return partial(
         flow_loss,
         class_dropout_prob=training.class_dropout_prob,
         density=density,
         shift_tokens=training.shift_tokens,
-        **of_network,
+        position_range=config.position_range,
+        internal_weight=0.0 if config.internal_head is None else training.internal_weight,
     )
 
 
@@ -295,7 +294,7 @@ def build_teacher(training: TrainingSettings, device: torch.device) -> Teacher:
         batch: TokenBatch, t_B: Tensor, labels_B: Tensor, context: TokenBatch | None, no_text: TokenBatch | None
     ) -> Tensor:
         no_texts = no_text and no_text.select([0] * len(batch))
-        guided = GuidedModel(model, model.config, batch.hw, labels_B.cpu(), sampling, device, context, no_texts)
+        guided = GuidedModel(model, model.config, batch.hw, labels_B, sampling, device, context, no_texts)
         with torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bf16"):
             return guided(batch.x, t_B)
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from .autoencoder_settings import AUTOENCODER_SECTIONS, AutoencoderRecipe
 from .errors import UserError
 from .legacy import RECIPES, current_recipe, current_setting, without_defaults
-from .messages import suggestion
+from .messages import suggestion, suggestion_of
 from .settings import SECTIONS, Recipe
 from .yaml_text import parse_yaml, read_yaml
 
@@ -139,7 +139,11 @@ def complaint(error: Mapping[str, Any]) -> str:
     """Returns our own sentences as they are, and pydantic's with the value that is wrong."""
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
-    return f"{WORDS.get(error['type'], error['msg'])} (given: {error['input']!r})"
+    given, context = error["input"], error.get("ctx", {})
+    if error["type"] == "union_tag_invalid":
+        given = context["tag"]
+    known = context.get("expected") or context.get("expected_tags") or ""
+    return f"{WORDS.get(error['type'], error['msg'])} (given: {given!r}){suggestion_of(str(given), known)}"
 
 
 def nearest_key(key: str, sections: Sections = SECTIONS) -> str:

@@ -8,6 +8,7 @@ import re
 import torch
 
 from .errors import UserError
+from .messages import suggestion
 from .precision import Precision
 
 logger = logging.getLogger(__name__)
@@ -23,7 +24,10 @@ def choose_device(name: str | None = None) -> torch.device:
     there = device_counts()
     parts = NAME.fullmatch(next(iter(there)) if name is None else name)
     if parts is None:
-        raise UserError(f"{name!r} is not a device; choose from {' '.join(there)} (several GPUs: cuda:0, cuda:1, ...)")
+        near = suggestion(str(name), there)
+        raise UserError(
+            f"{name!r} is not a device; choose from {' '.join(there)} (several GPUs: cuda:0, cuda:1, ...){near}"
+        )
     kind, index = parts.groups()
     if int(index or 0) >= there.get(kind, 0):
         known = ", ".join(kind if count == 1 else f"{kind}:0 to {kind}:{count - 1}" for kind, count in there.items())

@@ -1,10 +1,13 @@
-"""Parts of messages: counts, commands to copy, and suggestions for misspelt names."""
+"""Parts of messages: counts, commands to copy, and suggestions for misspelt names; the refusal of unknown ones."""
 
 from __future__ import annotations
 
 import difflib
+import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+
+from .errors import UserError
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:
@@ -27,3 +30,14 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     by_lower = {name.lower(): name for name in known}
     near = difflib.get_close_matches(word.lower(), by_lower, n=3, cutoff=0.6)
     return f"; did you mean {' or '.join(by_lower[name] for name in near)}?" if near else ""
+
+
+def suggestion_of(word: str, sentence: str) -> str:
+    """As `suggestion`, where a sentence, of a library, has the known words in single quotes."""
+    return suggestion(word, re.findall("'([^']*)'", sentence))
+
+
+def check_known(what: str, name: str, known: Collection[str]) -> None:
+    """Raises UserError, with the known names and the nearest of them, for a name that is not known."""
+    if name not in known:
+        raise UserError(f"there is no {what} {name!r}; choose from {', '.join(known)}{suggestion(str(name), known)}")

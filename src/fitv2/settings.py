@@ -220,7 +220,7 @@ class TrainingSettings(ScheduleSettings):
 
     @model_validator(mode="after")
     def transitions_have_their_own_times(self) -> Self:
-        keys = ("time_density", "time_mean", "time_std", "time_scale", "shift_tokens", "reinit", "compile")
+        keys = ("time_density", "time_mean", "time_std", "time_scale", "shift_tokens", "reinit")
         if self.objective == "transition" and (others := self.changed(*keys)):
             raise UserError(f"{', '.join(others)}: not with objective=transition; remove it")
         return self
@@ -297,7 +297,7 @@ class Recipe(Settings):
             useless += training.changed(
                 "time_density", "time_mean", "time_std", "time_scale", "shift_tokens", "objective"
             )
-        if getattr(model, "internal_head", None) is None:
+        if not isinstance(model, FiTv2Settings) or model.internal_head is None:
             useless += training.changed("internal_weight")
         if useless:
             keys = ", ".join(f"training.{key}" for key in useless)

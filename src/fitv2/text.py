@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 BUILTIN = "builtin:minilm"
-BUILTIN_FOLDER = Path(str(files("fitv2").joinpath("builtin", "minilm")))
+BUILTIN_FOLDER = Path(str(files("fitv2").joinpath("minilm")))
 # Of a prompt; the rest is cut off, as encoders do by themselves at 77 to 512.
 MOST_TOKENS = 256
 # Prompts are padded to a multiple of this, so that a few batches hold prompts of all lengths.

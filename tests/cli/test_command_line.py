@@ -71,7 +71,9 @@ def test_sampling_does_not_load_what_is_for_training_or_compiling(tmp_path):
 )
 def test_names_of_options_are_those_that_exist(fitv2, option, names):
     wrong = fitv2("sample", option, "eular")
-    assert wrong.code == 2 and all(f"'{name}'" in " ".join(wrong.err.replace("│", " ").split()) for name in names)
+    told = " ".join(wrong.err.replace("│", " ").split())
+    assert wrong.code == 2 and all(f"'{name}'" in told for name in names)
+    assert ("did you mean euler?" in told) == (option == "--solver")
 
 
 @pytest.mark.parametrize(

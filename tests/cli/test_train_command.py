@@ -114,7 +114,7 @@ def test_held_out_images_are_in_the_progress_the_log_and_the_last_words(fitv2, t
     assert "training.holdout=0.01, which --resume cannot change" in told
 
 
-def test_a_run_is_continued_on_request_only_and_not_with_another_network(train, fitv2, images):
+def test_a_run_is_continued_on_request_only_and_not_with_another_network(train, fitv2, images, tmp_path):
     first = train("--resume", settings=["training.steps=2"]).ok()
     assert "there is no run in run to continue: starting at step 0" in first.err
     assert "run already holds a run; add --resume to continue it, or choose another --out" in train().sentence
@@ -124,8 +124,21 @@ def test_a_run_is_continued_on_request_only_and_not_with_another_network(train, 
     result = train("--resume").ok()
     assert "continuing from run/checkpoints/step-00000002" in result.err
     assert "training.steps stays" not in result.err and "10 known from an earlier start" in result.err
-    bare = fitv2("train", "--recipe", "images", "--data", "images", "--out", "run", "--resume")
-    assert "training.steps stays 4" in bare.err
+    bare = ["train", "--data", "images", "--out", "run", "--resume", "--recipe"]
+    assert "training.steps stays 4" in fitv2(*bare, "images").err
+    told = fitv2(*bare, "latents").sentence
+    assert "run began with the recipe images, and --recipe latents is another" in told
+    (tmp_path / "run/begun.json").unlink()  # As a run of an older version.
+    assert "training.steps stays 4, as the run began, and is not 50000" in fitv2(*bare, "latents").ok().err
+
+
+def test_a_change_is_told_once_it_has_an_effect(train, images):
+    train().ok()
+    faster = ["training.learning_rate=1"]
+    nothing = train("--resume", settings=faster).ok()
+    assert "nothing to do" in nothing.out and "from now on" not in nothing.err
+    more = train("--resume", settings=[*faster, "training.steps=5"]).ok()
+    assert "training.learning_rate was 0.0005 up to here and is 1.0 from now on" in more.err
 
 
 def test_a_first_attempt_that_failed_leaves_nothing_in_the_way(train, images, tmp_path):

@@ -21,6 +21,7 @@ from ..checkpoints.model_folder import Pretrained, is_own_model, load_pretrained
 from ..classes import Classes
 from ..errors import UserError
 from ..finite import check_finite
+from ..messages import check_known
 from ..model.config import RopeScheme
 from ..sampling.generate import generate, guided_model
 from ..sampling.noise import ImageNoise
@@ -239,8 +240,7 @@ class FiTPipeline(DiffusionPipeline):
             raise UserError(f"callback_on_step_end and latents go with a scheduler, not with the solver {solver}")
         if solver is None:
             check_scheduler(self.scheduler)
-        if output_type not in OUTPUT_TYPES:
-            raise UserError(f"output_type is one of {', '.join(map(repr, OUTPUT_TYPES))}, not {output_type!r}")
+        check_known("output_type", output_type, OUTPUT_TYPES)
         if sizes is not None and not (height is width is None):
             raise UserError("give sizes, or height and width for all, not both")
         if sum(given is not None for given in (seeds, generator, latents)) > 1:

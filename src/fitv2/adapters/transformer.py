@@ -20,11 +20,12 @@ from ..checkpoints.model_folder import Pretrained, is_own_model, load_pretrained
 from ..checkpoints.state_dict import read_state_dict
 from ..errors import UserError
 from ..finite import check_weights
+from ..messages import check_known
 from ..model.compute import autocast_in
 from ..model.config import Context, FiTConfig, FiTv1Config, Modulation, NetworkConfig, Prediction, RopeScheme
 from ..model.execution import Cache
 from ..model.network import Network
-from ..model.presets import architecture_of
+from ..model.presets import ARCHITECTURES, architecture_of
 from ..model.transformer import FiT
 from ..tokens import TokenBatch, pack_context, upload
 
@@ -122,6 +123,7 @@ class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         target_blocks: int = 0,
     ) -> None:
         super().__init__()
+        check_known("architecture", architecture, ARCHITECTURES)
         if architecture not in KINDS:
             raise UserError(NOT_HERE.format(architecture))
         settings: dict[str, Any] = {own: self.config[name] for name, own in OUR_NAMES.items()}

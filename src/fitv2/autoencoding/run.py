@@ -1,4 +1,4 @@
-"""The folder of an autoencoder's training: whether one may begin or continue in it, and with which settings."""
+"""With which settings an autoencoder is trained: those of the run that continues, or new ones."""
 
 from __future__ import annotations
 
@@ -9,11 +9,8 @@ from typing import Any
 from ..autoencoder_settings import AutoencoderRecipe
 from ..config import build_autoencoder_recipe
 from ..errors import UserError
-from ..messages import command
-from ..training.run_folder import RECIPE, check_changes, damage_of, dotted, kept_tree, may_begin
-
-# Settings that are fixed when a run begins, beside those of model and data.
-SETTLED = ("training.seed", "training.holdout", "training.batch_size")
+from ..settings import Recipe
+from ..training.run_folder import kept_of_any_kind, resume_command
 
 
 def chosen_recipe(run: Path, sources: Sequence[str], overrides: Sequence[str], resume: bool) -> AutoencoderRecipe:
@@ -32,21 +29,7 @@ def chosen_recipe(run: Path, sources: Sequence[str], overrides: Sequence[str], r
 
 def kept_recipe(run: Path) -> AutoencoderRecipe | None:
     """Returns the recipe of the run in a folder; None if there is no run. Raises UserError as `chosen_recipe`."""
-    tree = kept_tree(run)
-    if tree is None:
-        return None
-    if tree.get("kind") != "autoencoder":
-        raise UserError(f"{run} is no training of an autoencoder: {command('train', '--resume', '--out', run)}")
-    with damage_of(run / RECIPE):
-        return build_autoencoder_recipe(tree)
-
-
-def check_run(run: Path, recipe: AutoencoderRecipe, resume: bool) -> None:
-    """Raises UserError if continuing would mix two runs or lose files of others; logs all other changes.
-
-    Where the images are does not matter here: their content is compared.
-    """
-    if may_begin(run, [Path(source) for source in recipe.data.sources], resume):
-        before, now = dotted(kept_recipe(run) or recipe), dotted(recipe)
-        changed = [key for key in now if before.get(key) != now[key] and key != "data.sources"]
-        check_changes(run, before, now, changed, SETTLED)
+    kept = kept_of_any_kind(run)
+    if isinstance(kept, Recipe):
+        raise UserError(f"{run} is no training of an autoencoder: {resume_command(run)} continues it")
+    return kept

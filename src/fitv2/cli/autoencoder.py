@@ -73,12 +73,12 @@ def autoencoder(
 
 def carry_out(chosen: AutoencoderRecipe, run: Path, resume: bool, device: str | None) -> AutoencoderTrainer:
     """Trains, alone in the run's folder; returns the trainer when it has ended."""
-    from ..autoencoding.run import check_run
     from ..autoencoding.trainer import AutoencoderTrainer
     from ..build import with_precision
     from ..data.crop_sources import open_crop_source
     from ..distributed.ranks import join_processes
     from ..locks import locked
+    from ..training.run_folder import check_run
     from .progress import training_progress
 
     ranks = join_processes(device)

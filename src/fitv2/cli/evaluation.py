@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
-from ..messages import counted
+from ..messages import check_known, counted, suggestion
 from .options import ModelOptions, parse_size
 from .specs import check_memory, file_name
 
@@ -118,8 +118,8 @@ def open_all(
     from ..evaluation.extractors import load_extractor
     from ..evaluation.inputs import default_extractor, open_reference
 
-    if unknown := [name for name in request.metrics if name not in METRICS]:
-        raise UserError(f"there is no metric {unknown[0]!r}; choose from {', '.join(METRICS)}")
+    for metric in request.metrics:
+        check_known("metric", metric, METRICS)
     network = request.extractor or default_extractor(request.reference, request.inception_weights)
     evaluation = Evaluation(
         extractor=load_extractor(network, device, request.inception_weights),
@@ -143,12 +143,14 @@ def open_all(
 
 def find_samples(request: Request, cache: Path) -> list[Samples]:
     """Returns images that exist already."""
+    from ..checkpoints.model_folder import names_like
     from ..evaluation.inputs import given_samples
     from ..evaluation.sources import is_emoji, is_fashion, open_images
 
     name = request.name
     if not (is_fashion(name) or is_emoji(name) or Path(name).exists()):
-        raise UserError(f"there is no model, folder or archive {name!r}; builtin:fashion ships with fitv2")
+        near = suggestion(name, names_like(name))
+        raise UserError(f"there is no model, folder or archive {name!r}; builtin:fashion ships with fitv2{near}")
     sizes = [spec.pixels for spec in request.sizes if spec.pixels is not None]
     if len(sizes) < len(request.sizes):
         raise UserError(f"--size own is for models; the images of {name} have sizes of their own")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import UserError
-from ..messages import counted
+from ..messages import counted, suggestion
 from ..precision import Precision
 from .options import Device, IgnoreMemory, Json, check_pixels, load_any, parse_size, refuse_options
 from .output import show_table
@@ -154,7 +154,7 @@ def find_subject(name: str, autoencoder: str | None) -> Subject:
     if not name.startswith(BUILTIN) and not Path(name).exists():
         raise UserError(
             f"there is no preset and no folder {name!r}; the presets are {', '.join(PRESETS)}, and builtin:fashion "
-            "ships with the package"
+            f"ships with the package{suggestion(name, PRESETS)}"
         )
     pretrained = load_any(name, None)
     config, autoencoder = pretrained.model.config, autoencoder or pretrained.autoencoder

@@ -70,8 +70,8 @@ def recipe_row(name: str) -> dict[str, Any]:
 
 def choose_recipe(
     name: str | None, data: str | None, base: str | None, run: Path, resume: bool, settings: list[str]
-) -> Recipe:
-    """Returns the recipe of the run that is resumed, or else the named one, with the settings on top.
+) -> tuple[Recipe, str | None]:
+    """Returns the recipe of the run that is resumed, or else the named one and its name, with the settings on top.
 
     Args:
         name: The recipe of --recipe; None: the one that suits the data.
@@ -85,7 +85,7 @@ def choose_recipe(
     from ..checkpoints.model_folder import load_pretrained
     from ..config import load_recipe
     from ..data_settings import FolderSettings
-    from ..training.run_folder import resumed_recipe
+    from ..training.run_folder import check_name, resumed_recipe
 
     # Always a path, so that a folder called fashion is not taken for the built-in images.
     source = [] if data is None else [f"data.source={quoted(os.path.join(os.curdir, data))}"]
@@ -95,8 +95,9 @@ def choose_recipe(
         if base not in (None, kept.training.init_from):
             raise UserError(f"{run} already holds a run, which --init-from cannot change; choose another --out")
         if name is not None:
+            check_name(run, name)
             warn_of_others(name, kept, overrides)
-        return kept
+        return kept, None
     if name is None and data is None and base is None:
         raise UserError(f"there is no run in {run} to continue; to begin one there, give --recipe or --data")
     start: dict[str, Any] = {}
@@ -106,7 +107,7 @@ def choose_recipe(
     if name is None:
         name = "latents" if data is not None and holds_latents(FolderSettings(source=data)) else "images"
     of_base = [f"{key}={quoted(v) if isinstance(v, str) else json.dumps(v)}" for key, v in start.items()]
-    return load_recipe(name, [*of_base, *overrides])
+    return load_recipe(name, [*of_base, *overrides]), name
 
 
 def warn_of_others(name: str, kept: Recipe, overrides: list[str]) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from typer import Context
+from typer import BadParameter, Context
 from typer.core import TyperCommand
 
+from ..messages import suggestion_of
 from .options import note_renamed
 
 # Short options that now have one meaning in all commands: -s is --size, -n --num-images, -r --reference, -m --metrics.
@@ -19,10 +20,17 @@ PRECISION = "--precision"
 
 
 class Command(TyperCommand):
-    """A command that also takes the older names."""
+    """A command that also takes the older names, and suggests the nearest value for one that is not known."""
 
     def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, [*current(self.name or "", args)])
+        try:
+            return super().parse_args(ctx, [*current(self.name or "", args)])
+        except BadParameter as error:
+            value, refused, known = error.message.removeprefix("Value error, ").partition(" is not one of ")
+            if refused:
+                near = suggestion_of(value.strip("'"), known)
+                error.message = f"{value}{refused}{known.removesuffix('.') if near else known}{near}"
+            raise
 
 
 def current(command: str, words: Sequence[str]) -> Iterator[str]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import UserError
-from ..messages import counted
+from ..messages import check_known, counted
 from .options import Json, out_option, refuse_options
 from .output import show
 
@@ -163,8 +163,8 @@ def listed(chosen: Sequence[Chosen], table: Table, seeds: int | None, only: Sequ
     from ..study.runs import runs_of
 
     known = {variant for one in chosen for variant in one.study.variants}
-    if unknown := sorted(set(only or ()) - known):
-        raise UserError(f"--only {unknown[0]}: there is no such variant; the variants are {', '.join(sorted(known))}")
+    for name in only or ():
+        check_known("variant", name, sorted(known))
     found = [run for one in chosen for run in runs_of(one.study, table, seeds, only or ())]
     return sorted(found, key=lambda run: (not run.tunes, run.seed))
 

@@ -83,7 +83,8 @@ def train(
 
     The run's folder holds log.jsonl, inputs.png (what the model sees), samples/, checkpoints/, and model/ for
     'fitv2 sample'. Ctrl-C and SIGTERM save the current step. --resume continues with the run's own settings,
-    except those that --set changes; on a CPU the result equals an uninterrupted run bit for bit.
+    except those that --set changes, and refuses another recipe; on a CPU the result equals an uninterrupted run bit
+    for bit.
     """
     from ..training.sigterm import NAMES, signal_of, sigterm_interrupts
     from .recipes import check_source, choose_recipe
@@ -98,7 +99,7 @@ def train(
     if out is None and recipe is None and data is None and init_from is None:
         raise UserError("name what to train on with --recipe or --data, or continue a run with --resume --out RUN")
     run = out or Path("runs") / Path(recipe or "images").stem
-    chosen = choose_recipe(recipe, data, init_from, run, resume, settings or [])
+    chosen, name = choose_recipe(recipe, data, init_from, run, resume, settings or [])
     check_source(chosen, run, resume, dry_run)
     if dry_run:
         from .plan import show_plan
@@ -107,7 +108,7 @@ def train(
         return
     try:
         with sigterm_interrupts():
-            trainer = carry_out(chosen, run, resume, device, ignore_memory)
+            trainer = carry_out(chosen, name, run, resume, device, ignore_memory)
     except KeyboardInterrupt as interruption:
         number = signal_of(interruption)
         if speaks():
@@ -119,15 +120,20 @@ def train(
         raise typer.Exit(128 + trainer.stopped_by)
 
 
-def carry_out(chosen: Recipe, run: Path, resume: bool, device: str | None, ignore_memory: bool) -> Trainer:
-    """Trains, alone in the run's folder; returns the trainer when it has ended."""
+def carry_out(
+    chosen: Recipe, name: str | None, run: Path, resume: bool, device: str | None, ignore_memory: bool
+) -> Trainer:
+    """Trains, alone in the run's folder; returns the trainer when it has ended.
+
+    name: of the recipe, for a run that begins.
+    """
     from ..build import build_base, build_dataset, build_model_config, with_precision
     from ..checkpoints.model_folder import read_config
     from ..checkpoints.training_state import checkpoints
     from ..distributed import ranks as processes
     from ..model.config import FiTConfig
     from ..training.input_sheet import data_lines, write_inputs
-    from ..training.run_folder import check_run
+    from ..training.run_folder import check_run, keep_name
     from ..training.trainer import Trainer
     from .plan import too_large
     from .progress import training_progress
@@ -157,6 +163,8 @@ def carry_out(chosen: Recipe, run: Path, resume: bool, device: str | None, ignor
             logging.info("%s", "\n".join(data_lines(dataset, chosen.training)))
             if not begun or not (run / "inputs.png").is_file():
                 write_inputs(run / "inputs.png", dataset, chosen.training.seed)
+            if name is not None:
+                keep_name(run, name)
         with training_progress(chosen.training.steps) if speaks() else nullcontext(lambda figures: None) as progress:
             trainer.fit(progress)
         processes.destroy_process_group()

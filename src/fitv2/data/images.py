@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import UserError
+from ..messages import check_known
 
 Variant = Literal["resize", "crop"]
 Preprocessing = Literal["resize", "crop", "mixed"]
@@ -45,8 +46,7 @@ def variants(height: int, width: int, max_tokens: int, patch: int, preprocessing
     "mixed": the resized image, and the square crop as well where `can_crop` allows it. "crop": always the square
     crop, for models of a fixed grid; smaller images are then enlarged. Raises UserError for another name.
     """
-    if preprocessing not in VARIANTS:
-        raise UserError(f'preprocessing must be "resize", "crop" or "mixed", not {preprocessing!r}')
+    check_known("preprocessing", preprocessing, VARIANTS)
     return VARIANTS[preprocessing] if can_crop(height, width, max_tokens, patch) else VARIANTS[preprocessing][:1]
 
 

@@ -9,9 +9,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from itertools import chain
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from rich.console import Console
@@ -85,6 +84,13 @@ def skipped_lines(skipped: Sequence[tuple[str, str]], where: str = "") -> Iterat
         yield f"    and {len(skipped) - MOST_LISTED} more{where}"
 
 
+class _Known(NamedTuple):
+    """What a cache holds: N names, and (N, 2 + K) int64 with bytes, mtime_ns and what the check found."""
+
+    names: list[str]
+    numbers: np.ndarray
+
+
 def check_all(root: Path, names: list[str], check: Check, cache_file: Path | None) -> tuple[np.ndarray, dict[int, str]]:
     """Checks every file that the cache does not know.
 
@@ -95,14 +101,17 @@ def check_all(root: Path, names: list[str], check: Check, cache_file: Path | Non
         The numbers that `check` gives for the good files, (number of these, K) int64, in the order of the names; and
         the reasons for the others by their place in `names`.
     """
-    cache = _read_cache(cache_file)
-    stamps = [_stamp(f"{root}/{name}") for name in names]
-    entries = {
-        name: cache[name] for name, stamp in zip(names, stamps, strict=True) if cache.get(name, [0])[:2] == stamp
-    }
+    # In columns: with a list for each of a million images, reading them takes longer than looking at the files.
+    known = _read_cache(cache_file)
+    row_of = {name: row for row, name in enumerate(known.names)}
+    rows = np.fromiter((row_of.get(name, -1) for name in names), np.int64, len(names))
+    stamps = np.array([_stamp(f"{root}/{name}") for name in names], np.int64).reshape(-1, 2)
+    same = rows >= 0
+    same[same] = (known.numbers[rows[same], :2] == stamps[same]).all(1)
     reasons: dict[int, str] = {}
-    todo = [i for i, name in enumerate(names) if name not in entries]
-    logger.info("%s: checking %d image files, %d known from an earlier start", root, len(todo), len(entries))
+    checked: dict[int, list[int]] = {}
+    todo = np.flatnonzero(~same).tolist()
+    logger.info("%s: checking %d image files, %d known from an earlier start", root, len(todo), same.sum())
     console = Console(stderr=True)
     hidden = not todo or not console.is_terminal
     try:
@@ -112,16 +121,15 @@ def check_all(root: Path, names: list[str], check: Check, cache_file: Path | Non
             if isinstance(outcome, str):
                 reasons[i] = outcome
             else:
-                entries[names[i]] = stamps[i] + outcome
+                checked[i] = outcome
     finally:  # An interrupted scan of a million images continues where it stopped.
-        if cache_file is not None and entries != cache:
-            try:
-                write_text(cache_file, json.dumps({"version": _CACHE_VERSION, "images": entries}, indent=1))
-            except OSError as error:
-                logger.warning("%s cannot be written, so the next start checks all images again: %s", cache_file, error)
-    good = (entries[name][2:] for name in names if name in entries)
-    numbers = np.fromiter(chain.from_iterable(good), np.int64)
-    return numbers.reshape(len(entries), -1 if entries else 0), reasons
+        places = np.concatenate((np.flatnonzero(same), np.array(list(checked), np.int64)))
+        found = [known.numbers[rows[same]]] if same.any() else []
+        found += [np.array([[*stamps[i].tolist(), *outcome] for i, outcome in checked.items()])] if checked else []
+        numbers = np.concatenate(found)[places.argsort()] if found else np.zeros((0, 2), np.int64)
+        if cache_file is not None and (checked or len(places) < len(known.names)):
+            _write_cache(cache_file, _Known([names[i] for i in np.sort(places)], numbers))
+    return numbers[:, 2:], reasons
 
 
 def in_threads(workers: int, work: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
@@ -131,23 +139,40 @@ def in_threads(workers: int, work: Callable[[T], R], items: Sequence[T]) -> Iter
             yield from pool.map(work, items[start : start + BLOCK])
 
 
-def _stamp(path: str) -> list[int]:
-    """[bytes, time of the last change in ns]; empty for a broken link."""
+def _stamp(path: str) -> tuple[int, int]:
+    """(bytes, time of the last change in ns); (-1, -1) for a broken link."""
     try:
         status = os.stat(path)
     except OSError:
-        return []
-    return [status.st_size, status.st_mtime_ns]
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
 
 
-def _read_cache(cache_file: Path | None) -> dict[str, list[int]]:
-    """Returns name to [bytes, mtime_ns, what the check found]; empty when there is no cache file of this version."""
+def _read_cache(cache_file: Path | None) -> _Known:
+    """Returns what a cache file of this version holds, else nothing."""
+    nothing = _Known([], np.zeros((0, 2), np.int64))
     if cache_file is None or not cache_file.exists():
-        return {}
+        return nothing
     try:
         content = json.loads(cache_file.read_bytes())
-        if content["version"] == _CACHE_VERSION:
-            return content["images"]
+        if content["version"] != _CACHE_VERSION:
+            return nothing
+        images = content.get("images")  # Older files have a list for each image.
+        names, numbers = (content["names"], content["numbers"]) if images is None else (images, images.values())
+        if not names:
+            return nothing
+        known = _Known(list(names), np.array(list(numbers), np.int64).reshape(len(names), -1))
+        if images is not None:
+            _write_cache(cache_file, known)
+        return known
     except (ValueError, TypeError, KeyError):
         logger.warning("%s is not a cache of this program or is damaged: it is made again", cache_file)
-    return {}
+    return nothing
+
+
+def _write_cache(cache_file: Path, known: _Known) -> None:
+    content = {"version": _CACHE_VERSION, "names": known.names, "numbers": known.numbers.ravel().tolist()}
+    try:
+        write_text(cache_file, json.dumps(content))
+    except OSError as error:
+        logger.warning("%s cannot be written, so the next start checks all images again: %s", cache_file, error)

@@ -50,6 +50,7 @@ def diffusion_loss(
     device = data.x.device
     index_B = upload(torch.randint(len(schedule), (len(data),), generator=generator), device)
     labels_B, context = drop_conditions(labels_B, null_label, context, class_dropout_prob, generator)
+    labels_B = upload(labels_B, device)
     noise_TC = upload(torch.randn(data.x.shape, generator=generator), device)
     return diffusion_loss_at(network, data, noise_TC, index_B, labels_B, schedule, context)
 

@@ -24,6 +24,7 @@ from ..data.fashion import CLASS_NAMES
 from ..data.fashion import SIDE as CANVAS
 from ..data.images import to_array
 from ..errors import UserError
+from ..messages import check_known
 from .inception import SIDE, InceptionV3, resize_like_tensorflow
 from .metrics import SUBSETS
 
@@ -229,9 +230,7 @@ EXTRACTORS: dict[str, Callable[..., Extractor]] = {
 
 def load_extractor(name: str, device: str, inception_weights: Path | None = None) -> Extractor:
     """Returns an extractor. Raises UserError if it is unknown, or its weights or packages are missing or wrong."""
-    kind = EXTRACTORS.get(name)
-    if kind is None:
-        raise UserError(f"there is no extractor {name!r}; choose from {', '.join(EXTRACTORS)}")
+    check_known("extractor", name, EXTRACTORS)
     if (name == InceptionExtractor.name) != (inception_weights is not None):
         raise UserError(
             "the extractor inception, and no other, needs --inception-weights FILE: the pt_inception-2015-12-05 of "
@@ -239,7 +238,7 @@ def load_extractor(name: str, device: str, inception_weights: Path | None = None
         )
     if inception_weights is not None:
         return InceptionExtractor(inception_weights, device)
-    return kind(device)
+    return EXTRACTORS[name](device)
 
 
 def extract(extractor: Extractor, images: Iterable[Image.Image], done: Callable[[int], Any]) -> Iterator[Features]:

@@ -32,7 +32,7 @@ from ..data.prepared import is_prepared, read_dataset
 from ..data.scan import in_threads
 from ..data.shards import LatentShards
 from ..errors import UserError
-from ..messages import counted, shortened
+from ..messages import counted, shortened, suggestion
 from ..sample_list import SAMPLES_LIST, SHEET, read_list
 
 FASHION, EMOJI = "fashion", "emoji"
@@ -306,8 +306,9 @@ def open_images(name: str, cache: Path) -> Images:
             "of Hugging Face, fitv2 prepare --autoencoder pixels makes a folder that can be given here"
         )
     if not path.is_dir():
+        near = suggestion(name, (FASHION, EMOJI))
         raise UserError(
-            f"there is no folder, archive (.npz) or data set {name!r}; those built in are fashion and emoji"
+            f"there is no folder, archive (.npz) or data set {name!r}; those built in are fashion and emoji{near}"
         )
     if is_prepared(path):
         return PreparedImages(path)

@@ -50,7 +50,7 @@ def flow_loss(
     Args:
         velocity: The network.
         data: The images, x is (T, C).
-        labels_B: (B,) int64.
+        labels_B: (B,) int64, on the CPU or the device of the images.
         null_label: The label of no class.
         generator: The source of everything random.
         class_dropout_prob: From 0 to 1.
@@ -66,6 +66,7 @@ def flow_loss(
         t_B = shift_time(t_B.double(), shift_by_size(data.counts, shift_tokens)).float()
     t_B = upload(t_B, device)
     labels_B, context = drop_conditions(labels_B, null_label, context, class_dropout_prob, generator)
+    labels_B = upload(labels_B, device)
     noise_TC = upload(torch.randn(data.x.shape, generator=generator), device)
     if position_range is not None:
         options["positions_T2"] = random_positions(data, position_range, generator)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..messages import check_known
 
 Time = Tensor | float
 Density = Literal["logit_normal", "uniform", "cosmap", "mode"]
@@ -48,8 +49,7 @@ class TimeDensity:
     scale: float = 1.29
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Density):
-            raise UserError(f"the time density is one of {', '.join(get_args(Density))}, not {self.kind!r}")
+        check_known("time density", self.kind, get_args(Density))
         if self.std <= 0:
             raise UserError(f"the standard deviation of the time density must be positive, not {self.std}")
         if not MODE_SCALES[0] <= self.scale <= MODE_SCALES[1]:

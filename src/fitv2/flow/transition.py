@@ -21,6 +21,7 @@ from .objective import FlowLoss
 from .path import interpolate
 
 # (images z at their times, t (B,), labels (B,), their context, the context of no text) to their guided velocity (T, C).
+# Times and labels are on the CPU: guidance depends on them, and reading them back from a GPU would make the host wait.
 Teacher = Callable[[TokenBatch, Tensor, Tensor, TokenBatch | None, TokenBatch | None], Tensor]
 # The fraction of images whose r is t, where the target is the teacher's velocity itself.
 INSTANT = 0.25
@@ -41,16 +42,16 @@ def transition_loss(
 ) -> FlowLoss:
     """Returns the loss at random pairs of times and noise; images lose label and text as in `flow_loss`.
 
+    labels_B: (B,) int64 on the CPU, as the teacher needs them.
+
     Everything random comes from `generator`, on the CPU and in this order: times (2, B), a uniform number per image for
     r = t, one for its label, noise (T, C). context: that of each image and, last, of no text.
     """
-    device, images = data.x.device, len(data)
-    t_B, r_B = torch.rand(2, images, generator=generator).sort(dim=0).values
-    r_B = torch.where(torch.rand(images, generator=generator) < INSTANT, t_B, r_B)
-    t_B, r_B = upload(t_B, device), upload(r_B, device)
-    no_text = context and context.select([images])
+    t_B, r_B = torch.rand(2, len(data), generator=generator).sort(dim=0).values
+    r_B = torch.where(torch.rand(len(data), generator=generator) < INSTANT, t_B, r_B)
+    no_text = context and context.select([len(data)])
     labels_B, context = drop_conditions(labels_B, null_label, context, class_dropout_prob, generator)
-    noise_TC = upload(torch.randn(data.x.shape, generator=generator), device)
+    noise_TC = upload(torch.randn(data.x.shape, generator=generator), data.x.device)
     return transition_loss_at(network, data, noise_TC, t_B, r_B, labels_B, teacher, epsilon, context, no_text)
 
 
@@ -69,12 +70,14 @@ def transition_loss_at(
     """Returns the squared error of the mean velocity from t to r: mean over each image's own numbers, then over images.
 
     Each image is weighted by 1 / (error + 0.001), so that pairs far apart, whose targets vary most, do not decide alone
-    (MeanFlow, Sec. 4.3). What is reported per image is the error before that weight. context: that of each image;
-    no_text: that of no text, by which the teacher is guided.
+    (MeanFlow, Sec. 4.3). What is reported per image is the error before that weight. Times and labels are on the CPU;
+    context: that of each image; no_text: that of no text, by which the teacher is guided.
     """
+    of_teacher = t_B, labels_B
+    t_B, r_B, labels_B = (upload(per_image, data.x.device) for per_image in (t_B, r_B, labels_B))
     z_TC = interpolate(data.x, noise_TC, data.expand_to_tokens(t_B)[:, None])
     with torch.no_grad():
-        velocity_TC = teacher(data.with_x(z_TC), t_B, labels_B, context, no_text)
+        velocity_TC = teacher(data.with_x(z_TC), *of_teacher, context, no_text)
         slope_TC = derivative(network, data.with_x(z_TC), velocity_TC, t_B, r_B, labels_B, epsilon, context)
         target_TC = velocity_TC + data.expand_to_tokens(r_B - t_B)[:, None] * slope_TC
     predicted_TC = network(data.with_x(z_TC), t_B, labels_B, context, target_B=r_B).float()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from ..errors import UserError
 from ..legacy import PREDICTIONS
-from ..messages import suggestion
+from ..messages import check_known
 
 Modulation = Literal["low-rank", "full"]
 Prediction = Literal["velocity", "data", "epsilon"]
@@ -29,12 +28,6 @@ EXTRAPOLATIONS: dict[str, tuple[RopeMethod, bool]] = {
     "vision-parts": ("ntk-by-parts", True),
     "vision-yarn": ("yarn", True),
 }
-
-
-def check_known(field: str, value: str, known: Collection[str]) -> None:
-    """Raises UserError, with the nearest known names, for a value that is not known."""
-    if value not in known:
-        raise UserError(f"there is no {field} {value!r}; choose from {', '.join(known)}{suggestion(value, known)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +79,20 @@ class RopeScheme:
 DEFAULT_ROPE = RopeScheme()
 
 
+class OptionalParts:
+    """What only some kinds of network can have, with the answers of one that has none of it; see `FiTConfig`.
+
+    No dataclass: these are fields, and stored, where a configuration declares them again.
+    """
+
+    context: Context = "none"
+    internal_head: int | None = None
+    position_range: int | None = None
+    target_blocks: int = 0
+
+
 @dataclass(frozen=True, kw_only=True)
-class NetworkConfig:
+class NetworkConfig(OptionalParts):
     """What fixes any network here.
 
     Attributes:
@@ -207,8 +212,6 @@ class FiTConfig(NetworkConfig):
             )
         if self.position_range is not None and self.position_range < 2:
             raise UserError(f"position_range {self.position_range} must be at least 2 patches")
-        if self.position_range is not None and self.context == "joint":
-            raise UserError("joint context has positions of its own before those of the image: remove position_range")
         if isinstance(self.rope, dict):  # As JSON has it.
             object.__setattr__(self, "rope", RopeScheme(**self.rope))
 

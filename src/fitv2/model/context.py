@@ -46,12 +46,15 @@ class CrossAttention(nn.Module):
         return self.gate * self.proj(packed_attention(q, k, v, batch, context).flatten(1))
 
 
-def join(batch: TokenBatch, context: TokenBatch) -> tuple[TokenBatch, Tensor, Tensor]:
+def join(batch: TokenBatch, positions_T2: Tensor, context: TokenBatch) -> tuple[TokenBatch, Tensor, Tensor]:
     """Joins context and image tokens of each image to one sequence of T + S tokens, context first.
 
+    Context token m of M is at (m - M, m - M): the paper has it at (m, m) and the image's tokens M further on, which is
+    the same to rotary positions, and here these do not depend on the length of the text.
+
     Returns:
-        The joined batch, whose images are columns; the (row, column) of every token (T + S, 2), where context token m
-        of M is at (m, m) and patch (i, j) at (M + i, M + j); and the indices of the image tokens (T,).
+        The joined batch, whose images are columns; the (row, column) of every token (T + S, 2); and the indices of the
+        image tokens (T,).
     """
 
     def places() -> tuple[TokenBatch, Tensor, Tensor, Tensor]:
@@ -61,11 +64,10 @@ def join(batch: TokenBatch, context: TokenBatch) -> tuple[TokenBatch, Tensor, Te
         order = torch.cat([part for pair in zip(from_context, from_image, strict=True) for part in pair])
         own_tokens = (order >= sum(lengths)).nonzero().flatten()
         order, own_tokens = (upload(index, batch.x.device) for index in (order, own_tokens))
-        diagonal = context.positions[:, :1].expand(-1, 2)
-        after = context.offsets.diff()[batch.image_index][:, None]
-        positions = torch.cat((diagonal, batch.positions + after))[order]
+        diagonal = context.positions[:, :1] - context.expand_to_tokens(context.offsets.diff())[:, None]
         columns = [(m + n, 1) for m, n in zip(lengths, own, strict=True)]
-        return TokenBatch(batch.x.new_empty(len(order), 0), columns), positions, order, own_tokens
+        return TokenBatch(batch.x.new_empty(len(order), 0), columns), diagonal.expand(-1, 2), order, own_tokens
 
-    joined, positions, order, own_tokens = batch.once(("joined", *context.lengths), places)
+    joined, diagonal, order, own_tokens = batch.once(("joined", *context.lengths), places)
+    positions = torch.cat((diagonal.to(positions_T2.dtype), positions_T2))[order]
     return joined.with_x(torch.cat((context.x, batch.x))[order]), positions, own_tokens

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ..errors import UserError
+from ..messages import check_known
 from .config import DiTConfig, FiTConfig, FiTv1Config, NetworkConfig, SiTConfig
 
 ARCHITECTURES = {"FiTv2": FiTConfig, "FiT": FiTv1Config, "DiT": DiTConfig, "SiT": SiTConfig}
@@ -27,8 +27,7 @@ PRESETS = {
 
 def preset(name: str, **changes: Any) -> NetworkConfig:
     """Returns the named configuration, with any field changed. Raises UserError for an unknown name."""
-    if name not in PRESETS:
-        raise UserError(f"there is no preset {name!r}; the presets are {', '.join(PRESETS)}")
+    check_known("preset", name, PRESETS)
     return replace(PRESETS[name], **changes)
 
 
@@ -37,8 +36,7 @@ def config_of(architecture: str, **fields: Any) -> NetworkConfig:
 
     Raises UserError for an unknown architecture, and as the configuration does.
     """
-    if architecture not in ARCHITECTURES:
-        raise UserError(f"there is no architecture {architecture!r}; choose from {', '.join(ARCHITECTURES)}")
+    check_known("architecture", architecture, ARCHITECTURES)
     return ARCHITECTURES[architecture](**{field: value for field, value in fields.items() if value is not None})
 
 

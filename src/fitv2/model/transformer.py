@@ -105,9 +105,11 @@ class FiT(nn.Module):
             # The residual stream stays float32 under autocast: sums of many small bfloat16 steps would lose them.
             sequence, own = batch.with_x(self.x_embedder(batch.x).float()), None
             context = context and self.context_embedder(context)
+            places_T2 = self.places(batch) if positions_T2 is None else positions_T2
             if self.config.context == "joint" and context:
-                sequence, positions_T2, own = join(sequence, context)
-            table = self.rotations(sequence, batch, rope or self.config.rope, positions_T2)
+                sequence, places_T2, own = join(sequence, places_T2, context)
+            kept = positions_T2 is None
+            table = self.rotations(sequence, batch, rope or self.config.rope, places_T2, kept)
             x_TD, heads, stages = sequence.x, [], self.stages(*times, internal)
             if cache is not None and len(stages) > 1:
                 raise ValueError("a cache reuses what all inner blocks add, and here they are in several stages")
@@ -158,22 +160,22 @@ class FiT(nn.Module):
         if len(t_B) != len(batch) or len(y_B) != len(batch):
             raise ValueError(f"{len(t_B)} times and {len(y_B)} labels for {len(batch)} images: give one of each")
 
-    def rotations(
-        self, sequence: TokenBatch, batch: TokenBatch, rope: RopeScheme, positions_T2: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Returns the rotation of every token of the sequence, computed once for images of the same sizes.
+    def places(self, batch: TokenBatch) -> Tensor:
+        """Returns the (row, column) of every token (T, 2) that follows from the sizes of the images."""
+        spread = self.config.position_range
+        return batch.positions if spread is None else even_positions(batch, spread)
 
-        positions_T2: None means those that follow from the sizes of the images.
+    def rotations(
+        self, sequence: TokenBatch, batch: TokenBatch, rope: RopeScheme, places_T2: Tensor, kept: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the rotation of every token of the sequence.
+
+        kept: whether the places follow from the sizes, so that images of the same sizes have the same rotations.
         """
         config = self.config
 
         def make() -> tuple[Tensor, Tensor]:
-            at = positions_T2
-            if at is None:
-                spread = config.position_range
-                at = sequence.positions if spread is None else even_positions(sequence, spread)
-            return rotation_table(at, sequence.image_index, batch.hw, config.head_dim, rope)
+            return rotation_table(places_T2, sequence.image_index, batch.hw, config.head_dim, rope)
 
-        if positions_T2 is not None and config.context != "joint":
-            return make()
-        return sequence.once(("rotation", *batch.sizes, config.head_dim, config.position_range, rope), make)
+        key = "rotation", *batch.sizes, config.head_dim, config.position_range, rope
+        return sequence.once(key, make) if kept else make()

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from ..diffusion.schedule import check_count
 from ..errors import UserError
-from ..messages import counted, suggestion
+from ..messages import check_known, counted
 from ..model.config import NetworkConfig, RopeScheme
 from ..randomness import check_seed
 from .cache import SHALLOWEST_CACHED
@@ -83,9 +83,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         adaptive, diffusion = self.solver in ADAPTIVE, self.solver in DIFFUSION_SOLVERS
-        if self.solver not in SOLVER_NAMES:
-            near = suggestion(self.solver, SOLVER_NAMES)
-            raise UserError(f"there is no solver {self.solver!r}; the solvers are {', '.join(SOLVER_NAMES)}{near}")
+        check_known("solver", self.solver, SOLVER_NAMES)
         if self.steps is None and not adaptive:
             object.__setattr__(self, "steps", DEFAULT_STEPS)
         if self.steps is not None and self.steps < 1:
@@ -171,8 +169,8 @@ def check_recommended(content: Any) -> dict[str, Any]:
     """Returns recommended settings as read from JSON, checked. Raises UserError for others."""
     if not isinstance(content, dict):
         raise UserError("it holds no settings by name")
-    if unknown := sorted(content.keys() - set(RECOMMENDABLE)):
-        raise UserError(f"there is no setting {unknown[0]!r}; the settings are {', '.join(RECOMMENDABLE)}")
+    for name in content:
+        check_known("setting", name, RECOMMENDABLE)
     try:
         Sampling(**content)
     except (TypeError, AttributeError) as error:
@@ -199,7 +197,7 @@ def without(settings: Mapping[str, Any], *names: str) -> dict[str, Any]:
 
 def default_solver(config: NetworkConfig) -> str:
     """Returns the solver to use when none is named."""
-    if getattr(config, "target_blocks", 0):
+    if config.target_blocks:
         return "transition"
     return "ddim" if config.prediction == "epsilon" else "ab2"
 
@@ -212,7 +210,7 @@ def check_sampling(sampling: Sampling, config: NetworkConfig) -> None:
             f"the solver {sampling.solver} is not for this model, which predicts {what}; "
             f"choose from {', '.join(fitting)}"
         )
-    if sampling.solver == "transition" and not getattr(config, "target_blocks", 0):
+    if sampling.solver == "transition" and not config.target_blocks:
         raise UserError(
             "the solver transition is for models trained for few steps (training.objective=transition); choose another"
         )
@@ -221,7 +219,7 @@ def check_sampling(sampling: Sampling, config: NetworkConfig) -> None:
             "guidance is part of this model, which was trained for few steps: sample it with guidance 1 and without a "
             "cache interval"
         )
-    if sampling.rope is not None and sampling.rope.method != "none" and getattr(config, "position_range", None):
+    if sampling.rope is not None and sampling.rope.method != "none" and config.position_range:
         raise UserError("this model has positions for every size (position_range): extrapolation would move them twice")
     if config.fixed_grid is not None and sampling.rope is not None:
         raise UserError("a model of a fixed grid has no rotary positions that could be changed; remove rope")
@@ -229,7 +227,7 @@ def check_sampling(sampling: Sampling, config: NetworkConfig) -> None:
         raise UserError(
             f"the latents of this model have {counted(config.in_channels, 'channel')}: guidance of more has no effect"
         )
-    if sampling.internal_guidance != 1 and getattr(config, "internal_head", None) is None:
+    if sampling.internal_guidance != 1 and config.internal_head is None:
         raise UserError(
             "this model has no internal head, which internal guidance needs: train it with --set model.internal_head=2"
         )

@@ -7,11 +7,19 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from ..config import complaint, load_recipe
 from ..errors import UserError
-from ..messages import suggestion
+from ..messages import check_known, suggestion
 from ..model.config import Prediction
 from ..sampling.solvers import ADAPTIVE, DIFFUSION_SOLVERS, SOLVER_NAMES
 from ..settings import Recipe, Settings
@@ -49,8 +57,14 @@ class Tuning(Settings):
 class Sampler(Settings):
     """A solver of `fitv2 evaluate` and its steps."""
 
-    solver: str = Field(pattern=f"^({'|'.join(name for name in SOLVER_NAMES if name not in ADAPTIVE)})$")
+    solver: str
     steps: PositiveInt
+
+    @field_validator("solver")
+    @classmethod
+    def _takes_steps(cls, name: str) -> str:
+        check_known("solver of a number of steps", name, [name for name in SOLVER_NAMES if name not in ADAPTIVE])
+        return name
 
 
 OF_FLOW = Sampler(solver="ab2", steps=25)

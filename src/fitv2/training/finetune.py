@@ -104,8 +104,8 @@ def check_transition(config: NetworkConfig, base: Pretrained, dataset: Dataset) 
     """Raises UserError unless the model `base` can teach transitions to a network of this configuration."""
     of_base, start = base.model.config, "objective=transition starts from a model"
     alike = ("prediction", "token_channels", "position_range", "context")
-    others = [name for name in alike if getattr(of_base, name, None) != getattr(config, name, None)]
-    if of_base.prediction == "epsilon" or getattr(of_base, "target_blocks", 0):
+    others = [name for name in alike if getattr(of_base, name) != getattr(config, name)]
+    if of_base.prediction == "epsilon" or of_base.target_blocks:
         raise UserError(f"{start} of a flow that is sampled in many steps, and init_from names another kind")
     if not same_classes(base, dataset):
         raise UserError(f"{start} of the same classes as the data, and these differ")

@@ -21,7 +21,6 @@ from ..model.network import Network, load_strictly
 from ..model.transformer import FiT
 from ..settings import ScheduleSettings, TrainingSettings
 from ..text import TextEncoder
-from ..tokens import upload
 from .ema import EMA
 from .optimizer import Optimizer
 
@@ -74,14 +73,14 @@ class Learner:
         """Accumulates the gradient of the weighted sum of the packs' losses; returns the sum reported, () float32.
 
         Args:
-            packs: On any device.
+            packs: On any device; their labels on the CPU.
             weights: The weight of each pack's loss, the mean over its images.
             generators: For each pack, the source of its times, noise and dropped labels and captions.
         """
         device, null_label = self.model.ranks.device, self.model.module.config.null_label
         total = torch.zeros((), device=device)
         for number, (pack, weight, generator) in enumerate(zip(packs, weights, generators, strict=True), 1):
-            batch, labels = pack.batch.to(device), upload(pack.labels, device)
+            batch, labels = pack.batch.to(device), pack.labels
             # The last is for images that lose theirs.
             context = self.text and self.text.pack([*pack.captions, ""])
             # The model runs under autocast by itself; the loss stays outside.

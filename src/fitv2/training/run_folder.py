@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..atomic import write_text
 from ..autoencoder_settings import AutoencoderRecipe
 from ..checkpoints.model_folder import MOST_EXAMPLES, MOST_SHAPES
-from ..config import build_recipe
+from ..config import build_autoencoder_recipe, build_recipe
 from ..data.contents import refuse_among
 from ..data.dataset import Dataset
+from ..data_settings import BUILT_IN
 from ..errors import UserError, damaged
+from ..legacy import RECIPES
 from ..messages import command, shortened
 from ..provenance import provenance
 from ..settings import SECTIONS, Recipe
@@ -23,12 +24,14 @@ from ..settings import SECTIONS, Recipe
 logger = logging.getLogger(__name__)
 # The settings of a run that are in effect, and the names of those data settings that were given.
 RECIPE, GIVEN = "recipe.json", "given.json"
+# The name of the recipe that the run began with.
+BEGUN = "begun.json"
 # Which code trained the run on which machine: an entry for the start and one for each resume.
 PROVENANCE = "provenance.json"
 # A training writes these once it has begun; without RECIPE they belong to something else.
 WRITTEN = ("checkpoints", "exports", "log.jsonl", "model", "samples")
 # Settings of the data that may change, because the data itself is compared with that of before.
-COMPARED = ("data.source", "data.labels")
+COMPARED = ("data.source", "data.sources", "data.labels")
 # Settings that decide which weights are trained, and on which images, are fixed when a run begins.
 SETTLED = tuple(
     f"training.{name}"
@@ -48,30 +51,21 @@ def kept_recipe(run: Path) -> Recipe | None:
 
     Raises UserError if it is damaged, or the run trains an autoencoder.
     """
-    tree = kept_tree(run)
-    if tree is None:
-        return None
-    if tree.get("kind") == "autoencoder":
+    kept = kept_of_any_kind(run)
+    if isinstance(kept, AutoencoderRecipe):
         how = command("autoencoder", "--resume", "--out", run)
         raise UserError(f"{run} is the training of an autoencoder: {how} continues it")
-    with damage_of(run / RECIPE):
-        return build_recipe(tree)
+    return kept
 
 
-def kept_tree(run: Path) -> dict[str, Any] | None:
-    """Returns what recipe.json of a run holds; None if there is no run. Raises UserError if it is damaged."""
+def kept_of_any_kind(run: Path) -> Recipe | AutoencoderRecipe | None:
+    """Returns the recipe of the run in a folder; None if there is no run. Raises UserError if it is damaged."""
     path = run / RECIPE
     if not path.is_file():
         return None
-    with damage_of(path):
-        return dict(json.loads(path.read_bytes()))
-
-
-@contextmanager
-def damage_of(path: Path) -> Iterator[None]:
-    """Raises what a recipe.json causes within a with block as a UserError."""
     try:
-        yield
+        tree = json.loads(path.read_bytes())
+        return (build_autoencoder_recipe if tree.get("kind") == "autoencoder" else build_recipe)(tree)
     except (ValueError, TypeError, AttributeError) as error:
         raise damaged(path, error, "remove it to continue with the settings given") from None
 
@@ -92,56 +86,70 @@ def resumed_recipe(run: Path, overrides: Sequence[str]) -> Recipe | None:
     return build_recipe(tree, overrides)
 
 
-def check_run(run: Path, recipe: Recipe, resume: bool) -> None:
-    """Raises UserError if continuing would mix two runs or lose files of others; logs all other changes.
+def check_run(run: Path, recipe: Recipe | AutoencoderRecipe, resume: bool) -> None:
+    """Raises UserError if continuing would mix two runs or lose files of others.
 
     Where the data is and how its labels are chosen do not matter here: `check_data` compares the content.
     """
-    source = [] if recipe.data.source == "fashion" else [Path(recipe.data.source)]
-    if not may_begin(run, source, resume):
-        return
-    before, now = dotted(kept_recipe(run) or recipe), dotted(recipe)
-    changed = [key for key in before | now if before.get(key) != now.get(key) and key not in COMPARED]
-    check_changes(run, before, now, changed, SETTLED)
-
-
-def may_begin(run: Path, sources: Sequence[Path], resume: bool) -> bool:
-    """Returns whether there is a run in a folder to continue. Raises UserError if none may be begun or continued."""
     if run.exists() and not run.is_dir():
         raise UserError(f"{run} is a file; name a folder for the run")
-    refuse_among(run, *sources)
+    sources = recipe.data.sources if isinstance(recipe, AutoencoderRecipe) else [recipe.data.source]
+    refuse_among(run, *(Path(source) for source in sources if source not in BUILT_IN))
     if not (run / RECIPE).is_file():
         there = [name for name in WRITTEN if (run / name).exists()]
         if there and not (resume and "checkpoints" in there):  # The user has removed a damaged recipe.
             raise UserError(f"{run} is no run, and its {there[0]} would be overwritten: choose another --out")
         if resume:
             logger.warning("there is no run in %s to continue: starting at step 0", run)
-        return False
+        return
     if not resume:
         raise UserError(f"{run} already holds a run; add --resume to continue it, or choose another --out")
-    return True
-
-
-def check_changes(
-    run: Path, before: dict[str, Any], now: dict[str, Any], changed: Sequence[str], settled: Sequence[str]
-) -> None:
-    """Logs settings that have changed since a run began. Raises UserError for one of model, data or `settled`."""
-    if lasting := [key for key in changed if key.startswith(("model.", "data.")) or key in settled]:
-        told = ", ".join(f"{key}={before.get(key)}" for key in lasting)
+    changed = changes(run, recipe)
+    if lasting := [key for key in changed if key.startswith(("model.", "data.")) or key in SETTLED]:
+        told = ", ".join(f"{key}={changed[key][0]}" for key in lasting)
         raise UserError(f"{run} was trained with {told}, which --resume cannot change; see {run / RECIPE}")
-    for key in changed:
-        logger.warning("%s was %s up to here and is %s from now on", key, before.get(key), now.get(key))
+
+
+def changes(run: Path, recipe: Recipe | AutoencoderRecipe) -> dict[str, tuple[Any, Any]]:
+    """Returns the settings that differ from those of the run in a folder, dotted: (there, here)."""
+    before, now = dotted(kept_of_any_kind(run) or recipe), dotted(recipe)
+    pairs = {key: (before.get(key), now.get(key)) for key in before | now if key not in COMPARED}
+    return {key: (there, here) for key, (there, here) in pairs.items() if there != here}
+
+
+def check_name(run: Path, name: str) -> None:
+    """Raises UserError if the run in a folder began with another recipe; older versions did not keep its name."""
+    try:
+        kept = json.loads((run / BEGUN).read_bytes())["recipe"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return
+    if kept != plain_name(name):
+        raise UserError(
+            f"{run} began with the recipe {kept}, and --recipe {name} is another: continue the run without --recipe, "
+            "or choose another --out"
+        )
+
+
+def keep_name(run: Path, name: str) -> None:
+    """Writes the name of the recipe that the run in a folder begins with."""
+    write_text(run / BEGUN, json.dumps({"recipe": plain_name(name)}))
+
+
+def plain_name(name: str) -> str:
+    """Returns the name of a recipe that ships, or of a file wherever it is."""
+    return Path(RECIPES.get(name, name)).name
 
 
 def dotted(recipe: Recipe | AutoencoderRecipe) -> dict[str, Any]:
     """Returns the settings by names such as training.steps."""
-    sections = {section: getattr(recipe, section) for section in SECTIONS}
-    dumped = {section: settings.model_dump(mode="json") for section, settings in sections.items()}
-    return {f"{section}.{key}": value for section, content in dumped.items() for key, value in content.items()}
+    sections = recipe.model_dump(mode="json", include=set(SECTIONS)).items()
+    return {f"{section}.{key}": value for section, content in sections for key, value in content.items()}
 
 
 def keep_recipe(run: Path, recipe: Recipe | AutoencoderRecipe) -> None:
-    """Writes the resolved settings as recipe.json."""
+    """Writes the resolved settings as recipe.json, and logs how they differ from those of before."""
+    for key, (there, here) in changes(run, recipe).items():
+        logger.warning("%s was %s up to here and is %s from now on", key, there, here)
     # Not pydantic's own JSON, which cannot hold the names of folders that are not UTF-8.
     write_text(run / GIVEN, json.dumps(sorted(recipe.data.model_fields_set)))
     write_text(run / RECIPE, json.dumps(recipe.model_dump(mode="json"), indent=1))

@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 
+from ..atomic import write_text
 from ..autoencoder_settings import AutoencoderRecipe
 from ..errors import UserError
 from ..settings import Recipe
@@ -19,6 +21,8 @@ logger = logging.getLogger(__name__)
 TRACKED = ("loss", "grad_norm", "learning_rate", "tokens_per_second", "holdout_loss")
 # The project of a run at Weights & Biases and Trackio.
 PROJECT = "fitv2"
+# The file of a run's folder with its id at Weights & Biases.
+WANDB_ID = "wandb-id.txt"
 
 
 def check_packages(names: Sequence[str]) -> None:
@@ -60,12 +64,24 @@ class Trackers:
 
 
 def make_tracker(name: str, run: Path, done: int, recipe: Recipe | AutoencoderRecipe) -> Any:
-    """Returns a tracker that has not started; TensorBoard's drops what it has of steps after `done`."""
+    """Returns a tracker that has not started; one of a resumed run continues what it has.
+
+    TensorBoard's drops what it has of steps after `done`; Weights & Biases ignores steps that it has.
+    """
     from accelerate import tracking
 
     if name == "tensorboard":
         return tracking.TensorBoardTracker(name, run, purge_step=done + 1)
     about = {"name": run.resolve().name, "config": recipe.model_dump(mode="json")}
     if name == "wandb":
-        return tracking.WandBTracker(PROJECT, dir=run, **about)
-    return tracking.TrackioTracker(PROJECT, **about)
+        return tracking.WandBTracker(PROJECT, dir=run, id=wandb_id(run), resume="allow", **about)
+    # Trackio knows runs by their names alone, and another run may have had this one's.
+    return tracking.TrackioTracker(PROJECT, resume="allow" if done else "never", **about)
+
+
+def wandb_id(run: Path) -> str:
+    """Returns the id of a run at Weights & Biases, which its folder keeps."""
+    path = run / WANDB_ID
+    if not path.is_file():
+        write_text(path, uuid4().hex)
+    return path.read_text().strip()
