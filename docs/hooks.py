@@ -1,18 +1,19 @@
 """Generates the reference of commands and recipes from the program itself, when mkdocs builds the pages."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 import typer.main
 from pydantic import BaseModel
 
+from fitv2.autoencoder_settings import AUTOENCODER_SECTIONS
 from fitv2.cli import app
 from fitv2.settings import SECTIONS
 
 
 def on_page_markdown(markdown: str, **_) -> str:
-    for mark, generate in {"<!-- commands -->": commands, "<!-- recipes -->": recipes}.items():
+    for mark, generate in MARKS.items():
         if mark in markdown:
             markdown = markdown.replace(mark, generate())
     return markdown
@@ -46,8 +47,8 @@ def parameter_row(parameter: Any) -> str:
     return f"| {names} | {cell(meaning)} |"
 
 
-def recipes() -> str:
-    return "\n\n".join(settings_section(name, kinds) for name, kinds in SECTIONS.items())
+def recipes(sections: Mapping[str, Sequence[type[BaseModel]]] = SECTIONS) -> str:
+    return "\n\n".join(settings_section(name, kinds) for name, kinds in sections.items())
 
 
 def settings_section(section: str, kinds: Sequence[type[BaseModel]]) -> str:
@@ -70,3 +71,10 @@ def settings_table(settings: type[BaseModel], level: str) -> str:
 def cell(text: str) -> str:
     """Text that stands within a Markdown table and is taken literally."""
     return text.replace("|", r"\|").replace("[", r"\[").replace("<", "&lt;").replace("*", r"\*")
+
+
+MARKS = {
+    "<!-- commands -->": commands,
+    "<!-- recipes -->": recipes,
+    "<!-- autoencoder settings -->": lambda: recipes(AUTOENCODER_SECTIONS),
+}

@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 
 from fitv2 import FiTConfig, FiTPipeline, FiTTransformer2DModel
 from fitv2.adapters.schedulers import default_scheduler
-from fitv2.autoencoder import Decoding, KLAutoencoder, Pixels, load_autoencoder, make_images, read_factor
+from fitv2.autoencoder import Decoding, LatentCodec, Pixels, load_autoencoder, make_images, read_factor
 from fitv2.errors import UserError
 from fitv2.finite import NotFinite
 from fitv2.sampling.spec import SampleSpec, Sampling
@@ -19,12 +19,12 @@ LATENT = FiTConfig(width=32, depth=1, heads=2, num_classes=5)
 def test_large_images_are_decoded_in_tiles(monkeypatch):
     vae = tiny_autoencoder()
     latent = torch.randn(4, 9, 12, generator=torch.Generator().manual_seed(0))
-    whole = KLAutoencoder(vae, "cpu").decode(latent)
+    whole = LatentCodec(vae, "cpu").decode(latent)
     monkeypatch.setattr("fitv2.autoencoder.LARGEST_UNTILED", 32 * 32)
-    tiled = KLAutoencoder(vae, "cpu").decode(latent)
+    tiled = LatentCodec(vae, "cpu").decode(latent)
     assert tiled.shape == whole.shape == (3, 72, 96) and not torch.equal(tiled, whole) and not vae.use_tiling
     monkeypatch.undo()
-    assert torch.equal(KLAutoencoder(vae, "cpu").decode(latent), whole)
+    assert torch.equal(LatentCodec(vae, "cpu").decode(latent), whole)
 
 
 def test_an_autoencoder_by_folder_and_one_that_is_not_there(tmp_path):
@@ -34,9 +34,9 @@ def test_an_autoencoder_by_folder_and_one_that_is_not_there(tmp_path):
     latent = torch.randn(4, 4, 4)
     for name in ("pipeline", "alone"):
         assert torch.equal(
-            load_autoencoder(str(tmp_path / name)).decode(latent), KLAutoencoder(vae, "cpu").decode(latent)
+            load_autoencoder(str(tmp_path / name)).decode(latent), LatentCodec(vae, "cpu").decode(latent)
         )
-        assert read_factor(str(tmp_path / name)) == KLAutoencoder(vae, "cpu").factor == 8
+        assert read_factor(str(tmp_path / name)) == LatentCodec(vae, "cpu").factor == 8
     assert load_autoencoder(None).decode(latent) is latent and read_factor(None) == 1
     for read in (load_autoencoder, read_factor):
         with pytest.raises(ValueError, match=r"nowhere cannot be loaded"):
@@ -93,7 +93,7 @@ def test_float16_computes_in_float32_where_the_configuration_says_so(upcast):
     vae.decoder.conv_in.weight.data *= 3e4
     latent = 1000 * torch.randn(4, 4, 4, generator=torch.Generator().manual_seed(0))
     pixels = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    codec = KLAutoencoder(vae.half(), "cpu")
+    codec = LatentCodec(vae.half(), "cpu")
     if upcast:
         assert codec.decode(latent).isfinite().all() and vae.dtype == torch.float16
         assert all(moment.isfinite().all() for moment in codec.encode(pixels))
@@ -104,7 +104,7 @@ def test_float16_computes_in_float32_where_the_configuration_says_so(upcast):
 
 def test_images_of_one_size_share_a_pass_on_an_accelerator(monkeypatch):
     """The meta device stands in for one."""
-    codec, passes, decoded = KLAutoencoder(tiny_autoencoder(), "meta"), [], []
+    codec, passes, decoded = LatentCodec(tiny_autoencoder(), "meta"), [], []
     monkeypatch.setattr(codec, "decode_batch", lambda latents: passes.append(len(latents)) or latents)
     monkeypatch.setattr("fitv2.autoencoder.LARGEST_UNTILED", 3 * 32 * 32)
     with Decoding(codec, lambda number, image: decoded.append(number)) as decoding:
@@ -115,7 +115,7 @@ def test_images_of_one_size_share_a_pass_on_an_accelerator(monkeypatch):
 
 def test_encoding_undoes_scaling_and_shift_and_takes_tiles_for_large_images(monkeypatch):
     vae = tiny_autoencoder()
-    codec = KLAutoencoder(vae, "cpu")
+    codec = LatentCodec(vae, "cpu")
     images = torch.rand(2, 3, 48, 72, generator=torch.Generator().manual_seed(0)) * 2 - 1
     mean, std = codec.encode(images)
     with torch.no_grad():
@@ -135,14 +135,14 @@ def test_the_digest_is_of_weights_and_configuration_not_of_the_place(tmp_path):
     vae = tiny_autoencoder()
     vae.save_pretrained(tmp_path / "one")
     vae.save_pretrained(tmp_path / "other")
-    digest = KLAutoencoder(vae, "cpu").digest()
+    digest = LatentCodec(vae, "cpu").digest()
     assert load_autoencoder(str(tmp_path / "one")).digest() == load_autoencoder(str(tmp_path / "other")).digest()
     assert load_autoencoder(str(tmp_path / "one")).digest() == digest
     vae.encoder.conv_in.weight.data[0, 0, 0, 0] += 1e-3
-    assert KLAutoencoder(vae, "cpu").digest() != digest
+    assert LatentCodec(vae, "cpu").digest() != digest
     other = tiny_autoencoder()
     other.register_to_config(scaling_factor=0.25)
-    assert KLAutoencoder(other, "cpu").digest() not in (digest, KLAutoencoder(vae, "cpu").digest())
+    assert LatentCodec(other, "cpu").digest() not in (digest, LatentCodec(vae, "cpu").digest())
 
 
 def test_images_are_decoded_as_they_come_or_all_at_the_end(monkeypatch):

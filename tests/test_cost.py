@@ -21,7 +21,6 @@ from fitv2.profiling.formula import (
 from fitv2.profiling.measure import most_bytes
 from fitv2.profiling.training_plan import optimizer_flops, with_two_blocks
 from fitv2.training.optimizer import Optimizer
-from tiny import recipe
 
 SMALL = FiTConfig(width=48, depth=2, heads=3, num_classes=5)
 ODD = FiTConfig(width=64, depth=3, heads=2, patch_size=4, in_channels=1, mlp_ratio=2.5, lora_rank=5)
@@ -144,8 +143,7 @@ def test_memory_of_inference_is_near_the_peak_of_a_forward_pass(config, sizes, p
 
 def test_the_flops_of_muon_are_those_that_torch_counts():
     model = build_network(SMALL)
-    settings = recipe("training.optimizer=muon").training
-    optimizer = Optimizer(dict(model.named_parameters()), settings)
+    optimizer = Optimizer(dict(model.named_parameters()), 1e-3, 0.99, muon=True)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     with FlopCounterMode(display=False) as counter:

@@ -16,7 +16,7 @@ from diffusers import (
 from fitv2 import FiTConfig, FiTPipeline, FiTTransformer2DModel, FiTv1Config, RopeScheme
 from fitv2.adapters.arguments import draw_seeds, label_numbers
 from fitv2.adapters.schedulers import check_scheduler, default_scheduler
-from fitv2.autoencoder import KLAutoencoder
+from fitv2.autoencoder import LatentCodec
 from fitv2.checkpoints.model_folder import load_pretrained
 from fitv2.errors import UserError
 from fitv2.finite import NotFinite
@@ -302,8 +302,8 @@ def test_an_offloaded_autoencoder_decodes_where_its_weights_go():
     from accelerate import cpu_offload
 
     vae, latent = tiny_autoencoder(), torch.randn(4, 4, 6)
-    expected = KLAutoencoder(vae, "cpu").decode(latent)
+    expected = LatentCodec(vae, "cpu").decode(latent)
     cpu_offload(vae, "cpu")
     assert next(vae.parameters()).device.type == "meta"
-    torch.testing.assert_close(KLAutoencoder(vae, "cpu").decode(latent), expected)
+    torch.testing.assert_close(LatentCodec(vae, "cpu").decode(latent), expected)
     assert not any(parameter.is_inference() for parameter in vae.parameters())

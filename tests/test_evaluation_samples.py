@@ -15,7 +15,7 @@ from PIL import Image
 
 from evaluations import SHAPES, Silent, classified, contents
 from fitv2 import autoencoder
-from fitv2.autoencoder import KLAutoencoder, Pixels
+from fitv2.autoencoder import LatentCodec, Pixels
 from fitv2.checkpoints.model_folder import Pretrained, load_pretrained
 from fitv2.evaluation import generated as module
 from fitv2.evaluation.generated import Maker, SizeSpec, balanced_specs, make_samples
@@ -177,7 +177,7 @@ def test_a_model_that_makes_no_image_is_told(tmp_path):
 
 
 def test_latents_are_decoded(tmp_path):
-    codec = KLAutoencoder(tiny_autoencoder(), "cpu")
+    codec = LatentCodec(tiny_autoencoder(), "cpu")
     colour = Pretrained(random_model(replace(CONFIG, in_channels=4, patch_size=2)), CLASSES, SHAPES)
     (samples,) = make(colour, tmp_path, 3, SizeSpec((32, 48)), codec=codec)
     images = list(samples.images.read([0, 1, 2], "RGB", lambda image: image))

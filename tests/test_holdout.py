@@ -12,16 +12,12 @@ from fitv2.diffusion.objective import diffusion_loss_at
 from fitv2.diffusion.schedule import linear_schedule
 from fitv2.flow.objective import flow_loss_at
 from fitv2.tokens import TokenBatch
-from fitv2.training.holdout import choose_held_out
+from fitv2.training.holdout import choose_held_out, held_out_of
 from fitv2.training.trainer import Trainer
 from tiny import garments, log_lines, processes, random_model, recipe, trainer
 
 SETTINGS = ["training.holdout=0.1", "log.holdout_every=4", "training.max_tokens_per_batch=400"]
 NUMBER = 700
-
-
-def chosen_of(images: int, fraction: float, *overrides: str):
-    return choose_held_out(images, recipe(f"training.holdout={fraction}", *overrides).training)
 
 
 def with_random_weights(run: Trainer) -> Trainer:
@@ -40,18 +36,19 @@ def test_how_many_are_held_out():
     for images, fraction, expected in (
         *((639, 0.02, 0), (640, 0.02, 64), (5000, 0.02, 100), (10**6, 0.02, 256), (10**6, 0.0, 0), (700, 0.1, 70)),
     ):
-        chosen = chosen_of(images, fraction)
+        chosen = choose_held_out(images, fraction)
         assert len(set(chosen.tolist())) == len(chosen) == expected
         assert not expected or (chosen.min() >= 0 and chosen.max() < images)
+    transition = ("training.holdout=0.1", "training.objective=transition", "training.init_from=x")
     # A model teaches transitions: how well they agree with the data says nothing.
-    assert not len(chosen_of(5000, 0.02, "training.objective=transition", "training.init_from=x"))
-    assert chosen_of(5000, 0.02).tolist() != list(range(100))
-    fewer, more = set(chosen_of(5000, 0.02).tolist()), set(chosen_of(5010, 0.02).tolist())
+    assert not len(held_out_of(garments(NUMBER), recipe(*transition).training))
+    assert choose_held_out(5000, 0.02).tolist() != list(range(100))
+    fewer, more = set(choose_held_out(5000, 0.02).tolist()), set(choose_held_out(5010, 0.02).tolist())
     assert len(fewer & more) > 95, "a few new images leave most of the choice as it is"
 
 
 def test_what_is_held_out_is_in_no_step_and_everything_else_once_an_epoch():
-    data, held_out = garments(NUMBER), chosen_of(NUMBER, 0.1)
+    data, held_out = garments(NUMBER), choose_held_out(NUMBER, 0.1)
     data.labels = np.arange(NUMBER)
     seen = []
     for step in PackLoader(data, 400, held_out=held_out).steps(DataCursor()):
@@ -144,7 +141,7 @@ def test_by_default_nothing_is_held_out_so_that_recipes_of_before_train_as_befor
 
 def test_an_image_that_cannot_be_read_is_left_out(tmp_path, caplog):
     data = garments(NUMBER)
-    bad = int(chosen_of(NUMBER, 0.1)[0])
+    bad = int(choose_held_out(NUMBER, 0.1)[0])
     load = data.load
 
     def spoilt(index, *rest):

@@ -13,8 +13,20 @@ import fitv2
 PACKAGE = Path(fitv2.__file__).parent
 # A module may import lower layers, and its own only inside one sub-package (or among the package's own modules).
 LAYERS = [
-    {"__init__", "atomic", "classes", "config", "cores", "data_settings", "device", "errors", "finite", "hashes"}
+    {
+        "__init__",
+        "atomic",
+        "autoencoder_settings",
+        "classes",
+        "config",
+        "cores",
+        "data_settings",
+        "device",
+        "errors",
+        "finite",
+    }
     | {
+        "hashes",
         "legacy",
         "locks",
         "messages",
@@ -33,7 +45,7 @@ LAYERS = [
     {"checkpoints"},
     {"autoencoder", "build", "drawing", "sheets", "text"},
     {"adapters", "evaluation", "training", "prepare"},
-    {"profiling"},
+    {"profiling", "autoencoding"},
     {"study"},
     {"cli"},
 ]

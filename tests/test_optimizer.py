@@ -6,7 +6,7 @@ from torch.optim import Muon as TorchMuon
 
 from fitv2.model.network import build_network
 from fitv2.training.optimizer import Muon, Optimizer, orthogonal
-from tiny import CONFIG, recipe
+from tiny import CONFIG
 
 SHAPES = [(6, 4), (6, 4), (4, 9), (5, 5)]
 
@@ -61,9 +61,8 @@ def test_a_gradient_that_is_not_finite_changes_nothing():
 
 
 def test_matrices_of_blocks_have_muon_and_matrices_alone_have_decay():
-    settings = recipe("training.optimizer=muon", "training.weight_decay=0.1").training
     network = build_network(CONFIG)
-    optimizer = Optimizer(dict(network.named_parameters()), settings)
+    optimizer = Optimizer(dict(network.named_parameters()), 1e-3, 0.99, weight_decay=0.1, muon=True)
     (adamw, others), (muon, matrices) = optimizer.parts
     assert isinstance(muon, Muon) and matrices
     assert all(name.startswith("blocks.") and name.endswith(".weight") for name in matrices)
@@ -72,7 +71,7 @@ def test_matrices_of_blocks_have_muon_and_matrices_alone_have_decay():
         len([n for n in others if n.endswith(".bias") or "embedding_table" in n]): 0.0,
     }
     assert sorted(others + matrices) == sorted(name for name, _ in network.named_parameters())
-    plain = Optimizer(dict(network.named_parameters()), recipe().training)
+    plain = Optimizer(dict(network.named_parameters()), 1e-3, 0.99)
     assert [names for _, names in plain.parts] == [[name for name, _ in network.named_parameters()]]
 
 
@@ -80,5 +79,5 @@ def test_a_network_whose_blocks_alone_are_trained_has_muon_alone():
     network = build_network(CONFIG)
     names = [name for name, p in network.named_parameters() if name.startswith("blocks.") and p.ndim == 2]
     parameters = {name: dict(network.named_parameters())[name] for name in names}
-    optimizer = Optimizer(parameters, recipe("training.optimizer=muon").training)
+    optimizer = Optimizer(parameters, 3e-3, 0.99, muon=True)
     assert len(optimizer.parts) == 1 and optimizer.learning_rate == 3e-3

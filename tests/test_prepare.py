@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from fitv2.autoencoder import KLAutoencoder
+from fitv2.autoencoder import LatentCodec
 from fitv2.data.decode import decode
 from fitv2.data.images import prepare, target_size, to_array, variants
 from fitv2.data.shards import LatentShards
@@ -93,7 +93,7 @@ def test_pixels_are_stored_as_prepared(fitv2, root, tmp_path):
 
 def test_moments_are_those_of_the_autoencoder_of_both_flips(fitv2, root, vae, tmp_path):
     fitv2("images", "--out", "out", *SETTINGS, "--autoencoder", vae)
-    codec = KLAutoencoder(tiny_autoencoder(), "cpu")
+    codec = LatentCodec(tiny_autoencoder(), "cpu")
     for name, line in index(tmp_path / "out").items():
         pixels = torch.from_numpy(to_array(prepare(decode(root / name), 16, 16, "resize")))[None] / 127.5 - 1
         moments = stored(tmp_path / "out", line, "resize")
@@ -112,8 +112,8 @@ def test_moments_are_those_of_the_autoencoder_of_both_flips(fitv2, root, vae, tm
 def test_images_of_equal_size_share_a_pass(fitv2, vae, tmp_path, monkeypatch):
     write_files(tmp_path / "images", {f"{i}.png": as_bytes(noise(*((40, 30), (16, 16))[i % 2], i)) for i in range(10)})
     passes = []
-    encode = KLAutoencoder.encode
-    monkeypatch.setattr(KLAutoencoder, "encode", lambda self, x: passes.append(tuple(x.shape)) or encode(self, x))
+    encode = LatentCodec.encode
+    monkeypatch.setattr(LatentCodec, "encode", lambda self, x: passes.append(tuple(x.shape)) or encode(self, x))
     fitv2("images", "--out", "out", *SETTINGS, "--shard-size", 10, "--no-flip", "--autoencoder", vae)
     assert sorted(passes) == [(5, 3, 16, 16), (5, 3, 32, 16)]
 
@@ -288,7 +288,7 @@ def test_a_broken_autoencoder_ends_in_one_sentence_and_stores_nothing(fitv2, roo
 @pytest.mark.parametrize("raises", [False, True])
 def test_single_images_without_finite_latents_are_listed(fitv2, root, vae, tmp_path, monkeypatch, raises):
     """Whether the encoder gives them or refuses the whole pass."""
-    encode = KLAutoencoder.encode
+    encode = LatentCodec.encode
     whites = as_bytes(Image.new("RGB", (40, 40), "white"))
     write_files(root, {"cat/white.png": whites, "dog/white.png": whites, "dog/same_size.png": as_bytes(noise(40, 40))})
 
@@ -299,7 +299,7 @@ def test_single_images_without_finite_latents_are_listed(fitv2, root, vae, tmp_p
             raise NotFinite("of one of them")
         return torch.where(white[:, None, None, None], torch.inf, mean), std
 
-    monkeypatch.setattr(KLAutoencoder, "encode", with_a_flaw)
+    monkeypatch.setattr(LatentCodec, "encode", with_a_flaw)
     command = ["images", "--out", "out", *SETTINGS, "--autoencoder", vae]
     for encoded in (13, 0):
         report = fitv2(*command)

@@ -133,11 +133,15 @@ def train(run: Path, *overrides: str) -> None:
     trainer(run, *overrides).fit(lambda figures: None)
 
 
+def small_blocks() -> dict:
+    """The blocks of a small AutoencoderKL, 8 pixels a latent pixel."""
+    types = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    return {"block_out_channels": (8, 8, 8, 8), "norm_num_groups": 4, "sample_size": 32, **types}
+
+
 def tiny_autoencoder():
     """A real AutoencoderKL of random weights, 8 pixels a latent pixel."""
     from diffusers import AutoencoderKL
 
     torch.manual_seed(0)
-    blocks = {"block_out_channels": (8, 8, 8, 8), "norm_num_groups": 4, "sample_size": 32}
-    types = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-    return AutoencoderKL(**blocks, **types, latent_channels=4, scaling_factor=0.5, shift_factor=0.1).eval()
+    return AutoencoderKL(**small_blocks(), latent_channels=4, scaling_factor=0.5, shift_factor=0.1).eval()

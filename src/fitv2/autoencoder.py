@@ -1,4 +1,4 @@
-"""Between latents and images: pixels as they are, or a KL autoencoder as diffusers has it; and images of requests."""
+"""Between latents and images: pixels as they are, or an autoencoder as diffusers has it; and images of requests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ from .sampling.spec import SampleSpec, Sampling
 from .sheets import to_image
 
 if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    Network = AutoencoderKL | AutoencoderDC
 
 # Larger images are decoded in overlapping tiles: at once their activations take tens of gigabytes.
 LARGEST_UNTILED = 1024 * 1024
@@ -42,17 +45,18 @@ class Pixels:
         return images, torch.zeros_like(images)
 
 
-class KLAutoencoder:
-    """An AutoencoderKL of diffusers, computing on `device`, wherever offloading keeps its weights meanwhile.
+class LatentCodec:
+    """An autoencoder of diffusers, computing on `device`, wherever offloading keeps its weights meanwhile.
 
-    factor: image pixels per latent pixel on each axis. channels: of a latent.
+    factor: image pixels per latent pixel on each axis. channels: of a latent. shift, scale: (c, 1, 1), of `scaling_of`.
     """
 
-    def __init__(self, network: AutoencoderKL, device: torch.device | str) -> None:
+    def __init__(self, network: Network, device: torch.device | str) -> None:
         self.network: Any = network.eval()
         self.device = device
         self.channels: int = self.network.config.latent_channels
         self.factor = _factor_of(self.network.config)
+        self.shift, self.scale = scaling_of(self.network.config)
 
     def decode(self, latent: Tensor) -> Tensor:
         """Decodes (c, h, w) of the transformer to (3, h * factor, w * factor) in about [-1, 1], float32 on the CPU.
@@ -64,10 +68,9 @@ class KLAutoencoder:
     @torch.no_grad()
     def decode_batch(self, latents: Tensor) -> Tensor:
         """Decodes (B, c, h, w) in one pass, like `decode`."""
-        config = self.network.config
-        unscaled = latents.float() / config.scaling_factor + (config.shift_factor or 0)
+        raw = latents.float() / self.scale.to(latents.device) + self.shift.to(latents.device)
         with self._passing(latents.shape[2] * latents.shape[3] * self.factor**2) as dtype:
-            sample = self.network.decode(unscaled.to(self.device, dtype)).sample
+            sample = self.network.decode(raw.to(self.device, dtype)).sample
         images = sample.float().cpu()
         check_finite(images, "what the autoencoder made of a latent", DECODING_CURES)
         return images
@@ -76,13 +79,23 @@ class KLAutoencoder:
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Encodes images (B, 3, h * factor, w * factor) in [-1, 1] to the moments of their latents, scaled and shifted.
 
-        Returns mean and standard deviation, each (B, c, h, w) float32 on the CPU. Raises NotFinite for NaN or infinity.
+        Returns mean and standard deviation, each (B, c, h, w) float32 on the CPU; the latter is zero where encoding
+        draws nothing, as in an AutoencoderDC. Raises NotFinite for NaN or infinity, and UserError for other sides.
         """
-        config = self.network.config
-        with self._passing(images.shape[2] * images.shape[3]) as dtype:
-            posterior = self.network.encode(images.to(self.device, dtype)).latent_dist
-        mean = ((posterior.mean.float() - (config.shift_factor or 0)) * config.scaling_factor).cpu()
-        std = (posterior.std.float() * config.scaling_factor).cpu()
+        height, width = images.shape[2:]
+        if height % self.factor or width % self.factor:
+            raise UserError(
+                f"this autoencoder takes sides that are multiples of {self.factor} pixels, not {height}x{width}: crop, "
+                "resize or pad the image"
+            )
+        with self._passing(height * width) as dtype:
+            encoded = self.network.encode(images.to(self.device, dtype))
+        if hasattr(encoded, "latent_dist"):
+            raw, std = encoded.latent_dist.mean.float().cpu(), encoded.latent_dist.std.float().cpu()
+        else:
+            raw = encoded.latent.float().cpu()
+            std = torch.zeros_like(raw)
+        mean, std = (raw - self.shift) * self.scale, std * self.scale
         for moment in (mean, std):
             check_finite(moment, "what the autoencoder made of an image", DECODING_CURES)
         return mean, std
@@ -112,9 +125,26 @@ class KLAutoencoder:
                 self.network.to(own)
 
 
-def load_autoencoder(
-    name: str | None, device: str = "cpu", dtype: torch.dtype = torch.float32
-) -> Pixels | KLAutoencoder:
+def scaling_of(config: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Returns shift and scale, (c, 1, 1) float32: the transformer's latents are (raw - shift) * scale.
+
+    As in diffusers' own pipelines: latents_mean and latents_std of each channel if the configuration has them, else
+    shift_factor; and scaling_factor. Raises UserError if they do not fit the number of channels.
+    """
+    channels, factor = config["latent_channels"], torch.full((config["latent_channels"],), config["scaling_factor"])
+    shift = torch.full((channels,), float(config.get("shift_factor") or 0))
+    if config.get("latents_mean") is not None and config.get("latents_std") is not None:
+        shift, std = torch.tensor(config["latents_mean"]).float(), torch.tensor(config["latents_std"]).float()
+        if not len(shift) == len(std) == channels or not (std > 0).all():
+            raise UserError(
+                f"latents_mean and latents_std of the autoencoder must be {channels} numbers each, one a channel, and "
+                "the latter positive: correct its config.json"
+            )
+        factor = factor / std
+    return shift[:, None, None], factor[:, None, None]
+
+
+def load_autoencoder(name: str | None, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Pixels | LatentCodec:
     """Loads the autoencoder of a folder (also that of a pipeline, in `vae`) or a hub id; for None, returns `Pixels`.
 
     Raises UserError if there is none.
@@ -123,28 +153,40 @@ def load_autoencoder(
         return Pixels()
     with _in_one_sentence(name) as subfolder:
         network = read_network(name, subfolder, dtype)
-    return KLAutoencoder(cast(Any, network).to(device), device)
+    return LatentCodec(cast(Any, network).to(device), device)
 
 
-def read_network(name: str, subfolder: str | None, dtype: torch.dtype, **options) -> AutoencoderKL:
+def network_classes() -> dict[str, Any]:
+    """Returns the classes of autoencoders whose latents are known here, by name."""
+    from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    return {kind.__name__: kind for kind in (AutoencoderKL, AutoencoderDC)}
+
+
+def read_network(name: str, subfolder: str | None, dtype: torch.dtype, **options) -> Network:
     """Loads the network itself; options: of diffusers, such as `variant`.
 
     Raises UserError for another class of autoencoder and for weights that are not all its own, NotFinite for NaN.
     """
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-
-    _check_class(name, cast(Any, AutoencoderKL.load_config(name, subfolder=subfolder)))
+    kind, _ = _read_config(name, subfolder)
     options |= {"subfolder": subfolder, "dtype": dtype, "output_loading_info": True}
-    network, found = loaded(AutoencoderKL.from_pretrained, name, **options)
+    network, found = loaded(kind.from_pretrained, name, **options)
     check_loaded(found, name)
     check_weights(network.state_dict(), name)
     return network
 
 
-def _check_class(name: str, config: Mapping[str, Any]) -> None:
-    """Raises UserError where a configuration is that of another class than AutoencoderKL."""
-    if (kind := config.get("_class_name", "AutoencoderKL")) != "AutoencoderKL":
-        raise UserError(f"{name} is an {kind}, and latents here are those of an AutoencoderKL; name one of these")
+def _read_config(name: str, subfolder: str | None) -> tuple[Any, Mapping[str, Any]]:
+    """Returns the class and the configuration of an autoencoder. Raises UserError for a class that is not known."""
+    known = network_classes()
+    config = next(iter(known.values())).load_config(name, subfolder=subfolder)
+    kind = config.get("_class_name", "AutoencoderKL")
+    if kind not in known:
+        raise UserError(
+            f"{name} is an {kind}, and latents here are those of an {' or '.join(known)}; name one of these"
+        )
+    return known[kind], config
 
 
 def loaded(load: Callable, name: str, **options) -> Any:
@@ -171,17 +213,14 @@ def read_factor(name: str | None) -> int:
     """Returns the image pixels per latent pixel on each axis, from the autoencoder's configuration alone."""
     if name is None:
         return Pixels.factor
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-
     with _in_one_sentence(name) as subfolder:
-        config = cast(Any, AutoencoderKL.load_config(name, subfolder=subfolder))
-        _check_class(name, config)
-        return _factor_of(config)
+        return _factor_of(_read_config(name, subfolder)[1])
 
 
 def _factor_of(config: Mapping[str, Any]) -> int:
     """Returns the image pixels per latent pixel: each block but the last halves both sides."""
-    return 2 ** (len(config["block_out_channels"]) - 1)
+    blocks = config.get("block_out_channels") or config["encoder_block_out_channels"]
+    return 2 ** (len(blocks) - 1)
 
 
 @contextmanager
@@ -199,7 +238,7 @@ def _in_one_sentence(name: str) -> Iterator[str | None]:
 
 def make_images(
     model: Model,
-    codec: Pixels | KLAutoencoder,
+    codec: Pixels | LatentCodec,
     specs: Sequence[SampleSpec],
     sampling: Sampling,
     on_image: Callable[[int, Image.Image], None] | None = None,
@@ -226,7 +265,7 @@ def make_images(
     return [made[index] for index in range(len(specs))]
 
 
-def decode_all(codec: Pixels | KLAutoencoder, latents: Sequence[Tensor]) -> list[Tensor]:
+def decode_all(codec: Pixels | LatentCodec, latents: Sequence[Tensor]) -> list[Tensor]:
     """Decodes latents (c, h, w) to images, in their order."""
     images: dict[int, Tensor] = {}
     with Decoding(codec, images.__setitem__) as decoding:
@@ -242,7 +281,7 @@ class Decoding:
     (3, H, W).
     """
 
-    def __init__(self, codec: Pixels | KLAutoencoder, done: Callable[[int, Tensor], None]) -> None:
+    def __init__(self, codec: Pixels | LatentCodec, done: Callable[[int, Tensor], None]) -> None:
         self.codec, self.done = codec, done
         self.waiting: list[tuple[int, Tensor]] = []
 

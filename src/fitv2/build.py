@@ -8,11 +8,12 @@ import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from .autoencoder_settings import AutoencoderRecipe
 from .checkpoints.model_folder import Pretrained, load_pretrained
 from .classes import imagenet_names
 from .data import cutouts, emoji, fashion
@@ -55,11 +56,12 @@ FEW_STEPS = 4
 # (network, images, noise (T, C), times (B,) from 0, noise, to 1, data, labels (B,), context) to the loss of each image,
 # (B,).
 LossAt = Callable[[Denoiser, TokenBatch, Tensor, Tensor, Tensor, TokenBatch | None], Tensor]
+AnyRecipe = TypeVar("AnyRecipe", Recipe, AutoencoderRecipe)
 # Channels of the images by Pillow's mode: the meaning of `data.channels`, also where latents have more.
 IMAGE_CHANNELS = {"RGB": 3, "L": 1}
 
 
-def with_precision(recipe: Recipe, device: torch.device) -> Recipe:
+def with_precision(recipe: AnyRecipe, device: torch.device) -> AnyRecipe:
     """Returns the recipe with "auto" replaced by the precision that suits the device."""
     if recipe.training.precision != "auto":
         return recipe

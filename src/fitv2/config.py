@@ -9,10 +9,11 @@ from copy import deepcopy
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
+from .autoencoder_settings import AUTOENCODER_SECTIONS, AutoencoderRecipe
 from .errors import UserError
 from .legacy import RECIPES, current_recipe, current_setting, without_defaults
 from .messages import suggestion, suggestion_of
@@ -22,9 +23,13 @@ from .yaml_text import parse_yaml, read_yaml
 logger = logging.getLogger(__name__)
 
 
-def valid_keys() -> list[str]:
-    """Returns every key that some recipe can have, dotted."""
-    keys = (f"{section}.{key}" for section, kinds in SECTIONS.items() for kind in kinds for key in kind.model_fields)
+Validated = TypeVar("Validated", bound=BaseModel)
+Sections = Mapping[str, tuple[type[BaseModel], ...]]
+
+
+def valid_keys(sections: Sections = SECTIONS) -> list[str]:
+    """Returns every key that some recipe of these sections can have, dotted."""
+    keys = (f"{section}.{key}" for section, kinds in sections.items() for kind in kinds for key in kind.model_fields)
     return list(dict.fromkeys(keys))
 
 
@@ -63,10 +68,23 @@ def build_recipe(tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> Reci
         apply_override(merged, override)
     if isinstance(merged.get("model"), dict):
         merged["model"] = without_defaults(merged["model"])
+    return validated(Recipe, merged, SECTIONS)
+
+
+def build_autoencoder_recipe(tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> AutoencoderRecipe:
+    """Builds the recipe of an autoencoder, like `build_recipe`."""
+    merged = deepcopy(dict(tree))
+    for override in overrides:
+        apply_override(merged, override)
+    return validated(AutoencoderRecipe, merged, AUTOENCODER_SECTIONS)
+
+
+def validated(kind: type[Validated], tree: Mapping[str, Any], sections: Sections) -> Validated:
+    """Returns the recipe of a tree. Raises UserError for what its settings do not allow."""
     try:
-        return Recipe.model_validate(merged)
+        return kind.model_validate(tree)
     except ValidationError as error:
-        problems = list(dict.fromkeys(map(recipe_problem, error.errors())))
+        problems = list(dict.fromkeys(recipe_problem(problem, sections) for problem in error.errors()))
         raise UserError("the recipe does not hold: " + "; ".join(problems)) from None
 
 
@@ -94,18 +112,18 @@ def parse_value(text: str, override: str) -> Any:
     return parse_yaml(f"value: {text}", override)["value"]
 
 
-def recipe_problem(error: Mapping[str, Any]) -> str:
+def recipe_problem(error: Mapping[str, Any], sections: Sections = SECTIONS) -> str:
     """One of pydantic's errors in a recipe, as a sentence that begins with its key."""
     section, *path = map(str, error["loc"]) if error["loc"] else ("",)
-    kind = path.pop(0) if section in ("model", "data") and path else ""  # The tag of a discriminated union.
+    kind = path.pop(0) if len(sections.get(section, ())) > 1 and path else ""  # The tag of a discriminated union.
     key = ".".join([section, *path])
     if error["type"] != "extra_forbidden":
         return f"{key}: {complaint(error)}" if key else complaint(error)
-    if key in valid_keys():
+    if key in valid_keys(sections):
         return f"{key}: no effect with {'architecture' if section == 'model' else 'source'} {kind}; remove it"
     if isinstance(error["input"], dict) and error["input"]:  # A section that does not exist: its first key.
         key = f"{key}.{next(iter(error['input']))}"
-    return f"there is no setting {key!r}; the nearest is {nearest_key(key)!r}"
+    return f"there is no setting {key!r}; the nearest is {nearest_key(key, sections)!r}"
 
 
 # Pydantic's types of errors, for people who do not write Python.
@@ -128,9 +146,10 @@ def complaint(error: Mapping[str, Any]) -> str:
     return f"{WORDS.get(error['type'], error['msg'])} (given: {given!r}){suggestion_of(str(given), known)}"
 
 
-def nearest_key(key: str) -> str:
+def nearest_key(key: str, sections: Sections = SECTIONS) -> str:
     """Returns the valid key that is most like a wrong one, by its whole name or by that without the section."""
-    candidates = {valid: valid for valid in valid_keys()} | {valid.split(".")[1]: valid for valid in valid_keys()}
+    valid_ones = valid_keys(sections)
+    candidates = {valid: valid for valid in valid_ones} | {valid.split(".")[1]: valid for valid in valid_ones}
     leaf = key.split(".")[-1]
     near = difflib.get_close_matches(key, candidates, 1, 0.4) or difflib.get_close_matches(leaf, candidates, 1, 0.0)
     return candidates[near[0]]

@@ -40,6 +40,7 @@ class Purpose(IntEnum):
     HOLDOUT = 10  # (): which images are held out; (image, use): the noise that is added to them
     CANVAS = 11  # (seed, epoch, image): what lies on a canvas, and where
     CAPTIONS = 12  # (seed, epoch, image): which of several captions
+    CROPS = 13  # (seed, epoch, crop): where a crop of an image lies
 
 
 def seed_of(purpose: Purpose, *key: int) -> int:

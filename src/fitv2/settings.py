@@ -127,7 +127,27 @@ ARCHITECTURES: dict[str, type[NetworkSettings]] = {
 GRIDS = (DiTSettings, SiTSettings)
 
 
-class TrainingSettings(Settings):
+class ScheduleSettings(Settings):
+    """How long any training takes, and how fast it learns meanwhile."""
+
+    steps: PositiveInt = Field(default=10_000, description="optimiser steps")
+    learning_rate: PositiveFloat = Field(default=1e-3, description="peak learning rate")
+    warmup_steps: int = Field(default=200, ge=0, description="linear rise of the learning rate")
+    decay_fraction: float = Field(
+        default=0.0, ge=0, le=1, description="last fraction of the steps, with linear decay to zero"
+    )
+
+    @model_validator(mode="after")
+    def the_peak_is_reached(self) -> Self:
+        if self.warmup_steps > self.steps * (1 - self.decay_fraction):
+            raise UserError(
+                f"warmup_steps={self.warmup_steps} and decay_fraction={self.decay_fraction:g} overlap within "
+                f"{self.steps} steps; lower one of them"
+            )
+        return self
+
+
+class TrainingSettings(ScheduleSettings):
     """How it is trained."""
 
     init_from: str | None = Field(
@@ -145,18 +165,12 @@ class TrainingSettings(Settings):
         description="transition: post-training of the model of init_from for sampling in 1 to 8 steps, its recommended "
         "guidance included",
     )
-    steps: PositiveInt = Field(default=10_000, description="optimiser steps")
     max_tokens_per_batch: PositiveInt = Field(default=4096, description="most tokens of one forward pass")
     batches_per_step: PositiveInt = Field(
         default=1, description="forward passes of a step, over all processes; more than one each accumulate gradients"
     )
     optimizer: Literal["adamw", "muon"] = Field(
         default="adamw", description="muon: for the matrices of the blocks; AdamW for everything else"
-    )
-    learning_rate: PositiveFloat = Field(default=1e-3, description="peak learning rate")
-    warmup_steps: int = Field(default=200, ge=0, description="linear rise of the learning rate")
-    decay_fraction: float = Field(
-        default=0.0, ge=0, le=1, description="last fraction of the steps, with linear decay to zero"
     )
     weight_decay: float = Field(default=0.0, ge=0, description="of matrices; biases, norms and embeddings have none")
     beta2: float = Field(default=0.999, gt=0, lt=1, description="AdamW's second-moment decay")
@@ -199,15 +213,6 @@ class TrainingSettings(Settings):
     seed: int = Field(default=0, ge=0, lt=2**32, description="fixes weights, data order, times and noise")
 
     @model_validator(mode="after")
-    def the_peak_is_reached(self) -> Self:
-        if self.warmup_steps > self.steps * (1 - self.decay_fraction):
-            raise UserError(
-                f"warmup_steps={self.warmup_steps} and decay_fraction={self.decay_fraction:g} overlap within "
-                f"{self.steps} steps; lower one of them"
-            )
-        return self
-
-    @model_validator(mode="after")
     def only_a_start_has_parts(self) -> Self:
         if self.init_from is None and self.changed("reinit", "trainable", "objective"):
             raise UserError("reinit, trainable and objective=transition go with init_from, the model to begin with")
@@ -233,14 +238,11 @@ class TrainingSettings(Settings):
         return [key for key in keys if getattr(self, key) != type(self).model_fields[key].default]
 
 
-class LogSettings(Settings):
-    """What is written while it trains."""
+class RunLogSettings(Settings):
+    """What any training writes meanwhile."""
 
     checkpoint_every: PositiveInt = Field(default=500, description="steps between checkpoints")
     keep_checkpoints: PositiveInt = Field(default=2, description="older ones are removed")
-    sample_every: PositiveInt | None = Field(default=1000, description="steps between sample sheets; null: none")
-    sample_steps: PositiveInt = Field(default=20, description="steps of the sample sheets, of ab2 (epsilon: ddim)")
-    sample_guidance: float = Field(default=2.0, ge=0, description="guidance scale of the sample sheets")
     export_at: tuple[PositiveInt, ...] = Field(
         default=(), description="steps at which the averaged weights are also kept as a model, in exports/"
     )
@@ -250,6 +252,14 @@ class LogSettings(Settings):
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(
         default=(), description="where figures go beside log.jsonl: tensorboard, wandb, trackio (need their packages)"
     )
+
+
+class LogSettings(RunLogSettings):
+    """What is written while it trains."""
+
+    sample_every: PositiveInt | None = Field(default=1000, description="steps between sample sheets; null: none")
+    sample_steps: PositiveInt = Field(default=20, description="steps of the sample sheets, of ab2 (epsilon: ddim)")
+    sample_guidance: float = Field(default=2.0, ge=0, description="guidance scale of the sample sheets")
 
 
 class Recipe(Settings):

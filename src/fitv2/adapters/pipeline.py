@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from huggingface_hub import snapshot_download
 from torch import Tensor
 
 from ..atomic import write_text
-from ..autoencoder import KLAutoencoder, Pixels, decode_all, load_autoencoder, read_network
+from ..autoencoder import LatentCodec, Pixels, decode_all, load_autoencoder, network_classes, read_network
 from ..checkpoints.model_folder import Pretrained, is_own_model, load_pretrained
 from ..classes import Classes
 from ..errors import UserError
@@ -67,7 +66,7 @@ class FiTPipeline(DiffusionPipeline):
     Args:
         transformer: The network.
         scheduler: Any scheduler of diffusers that integrates a rectified flow.
-        vae: An AutoencoderKL, or None where pixels are the latents.
+        vae: An AutoencoderKL or AutoencoderDC, or None where pixels are the latents.
         id2label: Names of the classes by number.
         sampling: Recommended settings, the defaults of a call: attributes of `fitv2.sampling.spec.Sampling` by name.
         text_encoder, tokenizer: Of transformers, for a model of text.
@@ -81,15 +80,15 @@ class FiTPipeline(DiffusionPipeline):
         self,
         transformer: FiTTransformer2DModel,
         scheduler: SchedulerMixin,
-        vae: AutoencoderKL | None = None,
+        vae: Any = None,
         id2label: dict | None = None,
         sampling: dict[str, Any] | None = None,
         text_encoder: Any = None,
         tokenizer: Any = None,
     ) -> None:
         super().__init__()
-        if vae is not None and not isinstance(vae, AutoencoderKL):
-            raise UserError(f"the vae is an {type(vae).__name__}, and latents here are those of an AutoencoderKL")
+        if vae is not None and not isinstance(vae, tuple(network_classes().values())):
+            raise UserError(f"the vae is an {type(vae).__name__}, and not an {' or '.join(network_classes())}")
         parts = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer}
         self.register_modules(transformer=transformer, scheduler=scheduler, **parts)
         self.register_to_config(id2label=id2label, sampling=sampling)
@@ -137,7 +136,7 @@ class FiTPipeline(DiffusionPipeline):
         transformer = FiTTransformer2DModel.from_model(pretrained)
         if "vae" not in vae and pretrained.autoencoder is not None:
             codec = load_autoencoder(pretrained.autoencoder, dtype=transformer.dtype)
-            vae["vae"] = codec.network if isinstance(codec, KLAutoencoder) else None
+            vae["vae"] = codec.network if isinstance(codec, LatentCodec) else None
         names = dict(enumerate(pretrained.class_names)) or None
         sampling, parts = pretrained.recommended or None, dict(vae)
         if pretrained.text_encoder is not None:
@@ -335,9 +334,9 @@ class FiTPipeline(DiffusionPipeline):
         return TextEncoder(self.text_encoder, self.tokenizer, "the pipeline's") if self.text_encoder else None
 
     @property
-    def codec(self) -> Pixels | KLAutoencoder:
+    def codec(self) -> Pixels | LatentCodec:
         """The decoder of latents."""
-        return Pixels() if self.vae is None else KLAutoencoder(self.vae, self._execution_device)
+        return Pixels() if self.vae is None else LatentCodec(self.vae, self._execution_device)
 
     def _finished(self, latents: list[Tensor], output_type: str) -> Any:
         """Returns latents as `output_type` says; arrays are stacked where all sizes are equal."""

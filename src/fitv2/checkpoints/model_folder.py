@@ -149,8 +149,10 @@ def not_yet(run: Path) -> str:
     """Says that a run has no model yet, and when it will have one."""
     try:
         recipe = json.loads((run / RECIPE).read_bytes())
+        if recipe.get("kind") == "autoencoder":
+            return f"{run} is the training of an autoencoder, not of a model: name it with --autoencoder"
         first = min(recipe["log"]["checkpoint_every"], recipe["training"]["steps"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return f"{run} is a run without a model, and its {RECIPE} is damaged"
     log = run / "log.jsonl"
     done = counted(len(log.read_bytes().splitlines()) if log.is_file() else 0, "step is", "steps are")

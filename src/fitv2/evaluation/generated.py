@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from ..atomic import remove_drafts, write_file, write_text
-from ..autoencoder import KLAutoencoder, Pixels, make_images
+from ..autoencoder import LatentCodec, Pixels, make_images
 from ..checkpoints.model_folder import Pretrained
 from ..checkpoints.state_dict import weights_digest
 from ..distributed.ranks import Ranks, locked_on_rank0, on_rank0, shard_of_rank
@@ -141,7 +141,7 @@ class Maker:
 
     name: str
     pretrained: Pretrained
-    codec: Pixels | KLAutoencoder
+    codec: Pixels | LatentCodec
     precision: str
     seed: int
     samplings: Sequence[Sampling]
@@ -156,7 +156,7 @@ class Maker:
         return of_text | {
             "format": FORMAT,
             "model_sha256": weights_digest(self.pretrained.model.state_dict(), about),
-            "autoencoder_sha256": self.codec.digest() if isinstance(self.codec, KLAutoencoder) else None,
+            "autoencoder_sha256": self.codec.digest() if isinstance(self.codec, LatentCodec) else None,
             "precision": self.precision,
             "seed": self.seed,
             "labels": LABEL_SCHEME,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..autoencoder import KLAutoencoder, load_autoencoder
+from ..autoencoder import LatentCodec, load_autoencoder
 from ..data.decode import decode
 from ..data.formats import UnreadableImage
 from ..data.images import Preprocessing, cropped_share, fit_size, prepare, to_array, variants, why_unfit
@@ -36,10 +36,10 @@ class PixelEncoder:
 class MomentEncoder:
     """Stores mean and standard deviation of the latents, with `flip` also those of the mirror images.
 
-    A KL autoencoder is not equivariant to flips, so a mirrored latent would not be that of the mirror image.
+    An autoencoder is not equivariant to flips, so a mirrored latent would not be that of the mirror image.
     """
 
-    def __init__(self, codec: KLAutoencoder, flip: bool) -> None:
+    def __init__(self, codec: LatentCodec, flip: bool) -> None:
         self.codec, self.flip = codec, flip
 
     def encode(self, images: np.ndarray) -> np.ndarray:
@@ -81,7 +81,7 @@ def build_encoder(
     if channels is not None:
         raise UserError("--channels goes with --autoencoder pixels; an autoencoder takes colour and fixes its own")
     codec = load_autoencoder(autoencoder, device)
-    assert isinstance(codec, KLAutoencoder)
+    assert isinstance(codec, LatentCodec)
     config = codec.network.config
     return MomentEncoder(codec, flip), Preparation(
         kind="moments",
@@ -92,7 +92,7 @@ def build_encoder(
         autoencoder=str(Path(autoencoder).resolve()) if Path(autoencoder).exists() else autoencoder,
         autoencoder_sha256=codec.digest(),
         scaling_factor=config.scaling_factor,
-        shift_factor=config.shift_factor or 0.0,
+        shift_factor=config.get("shift_factor") or 0.0,
         **asked,
     )
 

@@ -39,24 +39,27 @@ LOSS, BY_TIME, BY_SIZE = "holdout_loss", "holdout_loss/time_", "holdout_loss/tok
 
 
 def measures(training: TrainingSettings) -> bool:
-    """Whether the held-out loss is measured."""
+    """Whether the held-out loss is measured.
+
+    It is not for transitions: a model teaches them, and how well they agree with the data says nothing.
+    """
     return training.holdout > 0 and training.objective == "flow"
 
 
 def held_out_of(dataset: Dataset, training: TrainingSettings) -> np.ndarray:
     """Returns the indices of the images that are never trained on, (N,) int64: by the set itself, or chosen here."""
-    return choose_held_out(len(dataset), training) if dataset.held_out is None else dataset.held_out
+    fraction = training.holdout if measures(training) else 0.0
+    return choose_held_out(len(dataset), fraction) if dataset.held_out is None else dataset.held_out
 
 
-def choose_held_out(images: int, training: TrainingSettings) -> np.ndarray:
+def choose_held_out(images: int, fraction: float) -> np.ndarray:
     """Returns the indices of the held-out images, (N,) int64: for the same number of images always the same.
 
-    N is the fraction `training.holdout` of the images, at least 64 and at most 256; 0 of fewer than 640 images. It is 0
-    for transitions: a model teaches them, and how well they agree with the data says nothing.
+    N is the fraction of the images, at least 64 and at most 256; 0 of fewer than 640 images, and for a fraction of 0.
     """
-    if not measures(training) or images < FEWEST:
+    if not fraction or images < FEWEST:
         return np.empty(0, np.int64)
-    number = min(max(round(training.holdout * images), LEAST), MOST)
+    number = min(max(round(fraction * images), LEAST), MOST)
     return np.argsort(numpy_generator(Purpose.HOLDOUT).random(images), kind="stable")[:number]
 
 

@@ -19,7 +19,7 @@ from ..distributed.ranks import Ranks
 from ..errors import UserError
 from ..model.network import Network, load_strictly
 from ..model.transformer import FiT
-from ..settings import TrainingSettings
+from ..settings import ScheduleSettings, TrainingSettings
 from ..text import TextEncoder
 from .ema import EMA
 from .optimizer import Optimizer
@@ -48,7 +48,8 @@ class Learner:
         network.activation_checkpointing = settings.activation_checkpointing
         self.model = ParallelModel(network, ranks, settings.sharding, settings.precision)
         own = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
-        self.optimizer = Optimizer(own, settings)
+        muon, rate = settings.optimizer == "muon", settings.learning_rate
+        self.optimizer = Optimizer(own, rate, settings.beta2, settings.weight_decay, muon)
         self.ema = EMA(network, settings.ema_decay)
         self.objective = build_objective(settings, network.config, ranks.device)
 
@@ -112,7 +113,7 @@ class Learner:
         restore(checkpoint, "optimizer", parameters, self.optimizer.load)
 
 
-def learning_rate(step: int, settings: TrainingSettings) -> float:
+def learning_rate(step: int, settings: ScheduleSettings) -> float:
     """Returns the learning rate of a step, counted from 0: linear warm-up, constant, then linear decay to zero."""
     rise = min(1.0, (step + 1) / settings.warmup_steps) if settings.warmup_steps else 1.0
     decay = settings.steps * settings.decay_fraction

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..atomic import write_text
+from ..autoencoder_settings import AutoencoderRecipe
 from ..settings import Recipe
 from .trackers import Trackers
 
@@ -24,7 +25,7 @@ class RunLog:
     recipe get the figures, too.
     """
 
-    def __init__(self, run: Path, done: int, recipe: Recipe, device: torch.device) -> None:
+    def __init__(self, run: Path, done: int, recipe: Recipe | AutoencoderRecipe, device: torch.device) -> None:
         path = run / "log.jsonl"
         run.mkdir(parents=True, exist_ok=True)
         if path.is_file():

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ..distributed.parallel import split_like, whole
 from ..errors import UserError
-from ..settings import TrainingSettings
 
 # The quintic iteration of Keller Jordan's Muon: singular values go to between 0.7 and 1.2, which is near enough to 1.
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -84,26 +83,34 @@ class Optimizer:
 
     Args:
         parameters: What is trained, by name.
-        settings: The optimiser, learning rate, weight decay and beta2.
+        learning_rate: Until the first step, which names its own.
+        beta2: AdamW's second-moment decay.
+        muon: Whether Muon updates the matrices of blocks.
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor], settings: TrainingSettings) -> None:
-        by_muon = [name for name in parameters if settings.optimizer == "muon" and is_block_matrix(name, parameters)]
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor],
+        learning_rate: float,
+        beta2: float,
+        weight_decay: float = 0.0,
+        muon: bool = False,
+    ) -> None:
+        by_muon = [name for name in parameters if muon and is_block_matrix(name, parameters)]
         others = [name for name in parameters if name not in set(by_muon)]
-        decayed = [name for name in others if settings.weight_decay and is_matrix(name, parameters)]
+        decayed = [name for name in others if weight_decay and is_matrix(name, parameters)]
         plain = [name for name in others if name not in set(decayed)]
         groups = [
             {"params": [parameters[name] for name in names], "weight_decay": decay}
-            for names, decay in ((decayed, settings.weight_decay), (plain, 0.0))
+            for names, decay in ((decayed, weight_decay), (plain, 0.0))
             if names
         ]
-        rate = settings.learning_rate
         self.parts: list[tuple[torch.optim.Optimizer, list[str]]] = []
         if groups:
-            adamw = torch.optim.AdamW(groups, lr=rate, betas=(0.9, settings.beta2), fused=True)
+            adamw = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, beta2), fused=True)
             self.parts.append((adamw, decayed + plain))
         if by_muon:
-            self.parts.append((Muon([parameters[n] for n in by_muon], rate, settings.weight_decay), by_muon))
+            self.parts.append((Muon([parameters[n] for n in by_muon], learning_rate, weight_decay), by_muon))
 
     @property
     def learning_rate(self) -> float:

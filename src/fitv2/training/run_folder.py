@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic import write_text
+from ..autoencoder_settings import AutoencoderRecipe
 from ..checkpoints.model_folder import MOST_EXAMPLES, MOST_SHAPES
-from ..config import build_recipe
+from ..config import build_autoencoder_recipe, build_recipe
 from ..data.contents import refuse_among
 from ..data.dataset import Dataset
+from ..data_settings import BUILT_IN
 from ..errors import UserError, damaged
 from ..legacy import RECIPES
 from ..messages import command, shortened
 from ..provenance import provenance
-from ..settings import Recipe
+from ..settings import SECTIONS, Recipe
 
 logger = logging.getLogger(__name__)
 # The settings of a run that are in effect, and the names of those data settings that were given.
@@ -29,7 +31,7 @@ PROVENANCE = "provenance.json"
 # A training writes these once it has begun; without RECIPE they belong to something else.
 WRITTEN = ("checkpoints", "exports", "log.jsonl", "model", "samples")
 # Settings of the data that may change, because the data itself is compared with that of before.
-COMPARED = ("data.source", "data.labels")
+COMPARED = ("data.source", "data.sources", "data.labels")
 # Settings that decide which weights are trained, and on which images, are fixed when a run begins.
 SETTLED = tuple(
     f"training.{name}"
@@ -45,12 +47,25 @@ def resume_command(run: Path) -> str:
 
 
 def kept_recipe(run: Path) -> Recipe | None:
+    """Returns the recipe of the run in a folder; None if there is no run.
+
+    Raises UserError if it is damaged, or the run trains an autoencoder.
+    """
+    kept = kept_of_any_kind(run)
+    if isinstance(kept, AutoencoderRecipe):
+        how = command("autoencoder", "--resume", "--out", run)
+        raise UserError(f"{run} is the training of an autoencoder: {how} continues it")
+    return kept
+
+
+def kept_of_any_kind(run: Path) -> Recipe | AutoencoderRecipe | None:
     """Returns the recipe of the run in a folder; None if there is no run. Raises UserError if it is damaged."""
     path = run / RECIPE
     if not path.is_file():
         return None
     try:
-        return build_recipe(json.loads(path.read_bytes()))
+        tree = json.loads(path.read_bytes())
+        return (build_autoencoder_recipe if tree.get("kind") == "autoencoder" else build_recipe)(tree)
     except (ValueError, TypeError, AttributeError) as error:
         raise damaged(path, error, "remove it to continue with the settings given") from None
 
@@ -71,14 +86,15 @@ def resumed_recipe(run: Path, overrides: Sequence[str]) -> Recipe | None:
     return build_recipe(tree, overrides)
 
 
-def check_run(run: Path, recipe: Recipe, resume: bool) -> None:
+def check_run(run: Path, recipe: Recipe | AutoencoderRecipe, resume: bool) -> None:
     """Raises UserError if continuing would mix two runs or lose files of others.
 
     Where the data is and how its labels are chosen do not matter here: `check_data` compares the content.
     """
     if run.exists() and not run.is_dir():
         raise UserError(f"{run} is a file; name a folder for the run")
-    refuse_among(run, *([] if recipe.data.source == "fashion" else [Path(recipe.data.source)]))
+    sources = recipe.data.sources if isinstance(recipe, AutoencoderRecipe) else [recipe.data.source]
+    refuse_among(run, *(Path(source) for source in sources if source not in BUILT_IN))
     if not (run / RECIPE).is_file():
         there = [name for name in WRITTEN if (run / name).exists()]
         if there and not (resume and "checkpoints" in there):  # The user has removed a damaged recipe.
@@ -94,9 +110,9 @@ def check_run(run: Path, recipe: Recipe, resume: bool) -> None:
         raise UserError(f"{run} was trained with {told}, which --resume cannot change; see {run / RECIPE}")
 
 
-def changes(run: Path, recipe: Recipe) -> dict[str, tuple[Any, Any]]:
+def changes(run: Path, recipe: Recipe | AutoencoderRecipe) -> dict[str, tuple[Any, Any]]:
     """Returns the settings that differ from those of the run in a folder, dotted: (there, here)."""
-    before, now = dotted(kept_recipe(run) or recipe), dotted(recipe)
+    before, now = dotted(kept_of_any_kind(run) or recipe), dotted(recipe)
     pairs = {key: (before.get(key), now.get(key)) for key in before | now if key not in COMPARED}
     return {key: (there, here) for key, (there, here) in pairs.items() if there != here}
 
@@ -124,13 +140,13 @@ def plain_name(name: str) -> str:
     return Path(RECIPES.get(name, name)).name
 
 
-def dotted(recipe: Recipe) -> dict[str, Any]:
+def dotted(recipe: Recipe | AutoencoderRecipe) -> dict[str, Any]:
     """Returns the settings by names such as training.steps."""
-    sections = recipe.model_dump(mode="json").items()
+    sections = recipe.model_dump(mode="json", include=set(SECTIONS)).items()
     return {f"{section}.{key}": value for section, content in sections for key, value in content.items()}
 
 
-def keep_recipe(run: Path, recipe: Recipe) -> None:
+def keep_recipe(run: Path, recipe: Recipe | AutoencoderRecipe) -> None:
     """Writes the resolved settings as recipe.json, and logs how they differ from those of before."""
     for key, (there, here) in changes(run, recipe).items():
         logger.warning("%s was %s up to here and is %s from now on", key, there, here)

@@ -12,6 +12,7 @@ from uuid import uuid4
 import torch
 
 from ..atomic import write_text
+from ..autoencoder_settings import AutoencoderRecipe
 from ..errors import UserError
 from ..settings import Recipe
 
@@ -34,7 +35,7 @@ def check_packages(names: Sequence[str]) -> None:
 class Trackers:
     """The trackers of a run. One that fails is dropped with a warning, and the training goes on."""
 
-    def __init__(self, recipe: Recipe, run: Path, done: int, device: torch.device) -> None:
+    def __init__(self, recipe: Recipe | AutoencoderRecipe, run: Path, done: int, device: torch.device) -> None:
         self.running: dict[str, Any] = {}
         if not recipe.log.trackers:
             return
@@ -62,7 +63,7 @@ class Trackers:
                 logger.warning("%s failed and gets nothing more (%r); log.jsonl holds every step", name, error)
 
 
-def make_tracker(name: str, run: Path, done: int, recipe: Recipe) -> Any:
+def make_tracker(name: str, run: Path, done: int, recipe: Recipe | AutoencoderRecipe) -> Any:
     """Returns a tracker that has not started; one of a resumed run continues what it has.
 
     TensorBoard's drops what it has of steps after `done`; Weights & Biases ignores steps that it has.

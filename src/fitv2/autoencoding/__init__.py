@@ -1,0 +1,1 @@
+"""Training of autoencoders: the objective, the latents' scale, the loop."""

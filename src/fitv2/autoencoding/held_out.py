@@ -1,0 +1,76 @@
+"""Images that an autoencoder is measured on and never trained on, and the sheet that shows them."""
+
+from __future__ import annotations
+
+import logging
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.crops import Crops
+from ..data.formats import UnreadableImage
+from ..sheets import contact_sheet, save_sheet, to_image
+from .learner import Learner
+
+logger = logging.getLogger(__name__)
+# Images that are measured at most, and images on a sheet, each beside its reconstruction.
+MOST, SHOWN = 128, 16
+
+
+def squared_errors(images: Tensor, references: Tensor) -> Tensor:
+    """Returns the mean squared error of each image (B, 3, H, W) in [-1, 1], as for values in [0, 1]: (B,) float32."""
+    return (images.clamp(-1, 1) - references).square().mean((1, 2, 3)) / 4
+
+
+class HeldOut:
+    """The first crop of each held-out image, as the first epoch of seed 0 has it; the same in every run."""
+
+    def __init__(self, crops: Crops) -> None:
+        self.crops, self.view = crops, crops.epoch(0, 0)
+
+    @cached_property
+    def images(self) -> list[Tensor]:
+        """The crops, (3, h, w) in [-1, 1]: at most `MOST`, spread evenly. One that cannot be read is left out."""
+        return self.read(spread(self.crops.measured, MOST))
+
+    def figures(self, learner: Learner) -> dict[str, float]:
+        """Returns the mean loss and the mean PSNR (dB) by the averaged weights; empty without images."""
+        if not self.images:
+            return {}
+        losses, errors = [], []
+        with learner.averaged():
+            for batch, made in learner.reconstruct(self.images):
+                losses.append(learner.objective.loss(made).cpu())
+                errors.append(squared_errors(made.images, batch).cpu())
+        psnr = -10 * torch.cat(errors).clamp(min=1e-10).log10()
+        return {"holdout_loss": float(torch.cat(losses).mean()), "holdout_psnr": float(psnr.mean())}
+
+    def write_sheet(self, path: Path, learner: Learner) -> None:
+        """Draws held-out images, or images of the training if none are held out, each beside its reconstruction."""
+        chosen = self.crops.measured if len(self.crops.measured) else np.arange(len(self.crops))
+        drawn = []
+        with learner.averaged():
+            for image in self.read(spread(chosen, SHOWN)):
+                (_, made), *_ = learner.reconstruct([image])
+                drawn += [to_image(image), to_image(made.images[0].cpu())]
+        if drawn:
+            captions = ["image", "reconstruction"] * (len(drawn) // 2)
+            save_sheet(contact_sheet(drawn, captions), path)
+
+    def read(self, indices: np.ndarray) -> list[Tensor]:
+        """Returns crops; one that cannot be read is left out, and the log says so."""
+        found = []
+        for index in indices.tolist():
+            try:
+                found.append(self.view.latent(index))
+            except UnreadableImage as error:
+                logger.warning("not measured: %s", error)
+        return found
+
+
+def spread(indices: np.ndarray, number: int) -> np.ndarray:
+    """Returns at most `number` of the indices, evenly spread."""
+    return indices[np.linspace(0, len(indices) - 1, min(number, len(indices))).astype(int)]

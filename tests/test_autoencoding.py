@@ -1,0 +1,223 @@
+"""The training of an autoencoder: crops, the objective, resuming bit for bit, and what diffusers loads in the end."""
+
+import signal
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from safetensors.torch import load_file
+
+from fitv2.autoencoder import LatentCodec, load_autoencoder
+from fitv2.autoencoding.held_out import HeldOut
+from fitv2.autoencoding.objective import Objective
+from fitv2.autoencoding.perceptual import PerceptualDistance
+from fitv2.autoencoding.trainer import AutoencoderTrainer
+from fitv2.config import build_autoencoder_recipe
+from fitv2.data.crop_sources import open_crop_source
+from fitv2.data.crops import Crops
+from fitv2.data.loader import DataCursor, PackLoader
+from fitv2.errors import UserError
+from fitv2.training.watch import DataGone
+from image_folders import save_image
+from tiny import log_lines, tiny_autoencoder
+
+NONE_HELD_OUT = np.empty(0, np.int64)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Gradients of several sizes: of 1, 2, 4 and 1 crops of 32 pixels; the last one is narrower than these."""
+    root = tmp_path_factory.mktemp("images")
+    for number, size in enumerate([(32, 32), (40, 60), (64, 64), (16, 90)]):
+        save_image(root / f"{number}.png", *size)
+    return root
+
+
+def crops_of(folder, *held_out: int, min_scale: float = 1.0) -> Crops:
+    source = open_crop_source(str(folder), 64, min_scale, 8, folder.parent / "sizes.json")
+    return Crops([source], 4, [np.array(held_out, np.int64)])
+
+
+def trainer(run, folder, *overrides: str) -> AutoencoderTrainer:
+    """Six steps of a network of width 8 over two crops each, with a checkpoint in the middle."""
+    tree = {
+        "model": {"widths": [8, 8, 8, 8], "latent_channels": 4},
+        "data": {"sources": [str(folder)], "crop": 32, "resolution": 64},
+        "training": {
+            **{"steps": 6, "warmup_steps": 0, "batch_size": 2, "precision": "fp32", "perceptual_weight": 0},
+            **{"learning_rate": 3e-3, "workers": 1},
+        },
+        "log": {"checkpoint_every": 3, "sheet_every": 3, "holdout_every": 3},
+    }
+    recipe = build_autoencoder_recipe(tree, overrides)
+    data = recipe.data
+    source = open_crop_source(data.sources[0], data.resolution, data.min_scale, recipe.model.factor, run / "sizes.json")
+    return AutoencoderTrainer(recipe, [source], run, CPU)
+
+
+def test_large_images_give_several_crops_and_small_ones_are_continued_at_their_edges(folder):
+    crops = crops_of(folder)
+    assert len(crops) == 1 + 2 + 4 + 1 and [len(part.images) for part in crops.rounds] == [4, 2, 1, 1]
+    view = crops.epoch(0, 0)
+    images = [view.latent(index) for index in range(len(crops))]
+    assert all(image.shape == (3, 32, 32) for image in images) and (view.hw == 4).all()
+    narrow, of_largest = images[3], [images[2], *images[5:]]
+    assert torch.equal(narrow[:, 15:16].expand(-1, 17, -1), narrow[:, 15:]), "it is 16 rows high"
+    assert len({image.sum().item() for image in of_largest}) == len(of_largest)
+    assert all(map(torch.equal, images, [crops_of(folder).epoch(0, 0).latent(i) for i in range(len(crops))]))
+    assert not all(map(torch.equal, images, [crops.epoch(1, 0).latent(i) for i in range(len(crops))]))
+
+
+def test_no_crop_of_a_held_out_image_is_trained_on(folder):
+    crops = crops_of(folder, 2)
+    assert len(crops.held_out) == 4 and len(crops.measured) == 1
+    crops.epoch(0, 0)
+    seen = []
+    loader = PackLoader(crops, 16, held_out=crops.held_out)
+    for step in loader.steps(DataCursor()):
+        seen.append(step.packs[0].batch.to_latents(8)[0])
+        if step.after.epoch:
+            break
+    assert len(seen) == len(crops) - 4
+    held = [crops.epoch(0, 0).latent(int(i)) for i in crops.held_out]
+    assert not any(torch.equal(a, b) for a in seen for b in held)
+
+
+def test_sources_are_folders_lists_and_drawings(tmp_path, folder):
+    listed = tmp_path / "some.txt"
+    listed.write_text(f"{folder}/0.png\n{folder}/2.png\nmissing.png\n")
+    source = open_crop_source(str(listed), 64, 1.0, 8, tmp_path / "sizes.json")
+    whole = open_crop_source(str(folder), 64, 1.0, 8, tmp_path / "others.json")
+    assert len(source) == 2 and source.report.skipped == [("missing.png", "not a file")]
+    assert torch.equal(source.epoch(0, 0).latent(1), whole.epoch(0, 0).latent(2))
+    drawings = open_crop_source("emoji", 512, 0.5, 8, tmp_path / "unused.json")
+    both = Crops([source, drawings], 16, [NONE_HELD_OUT, drawings.held_out])
+    assert len(drawings) > 1000 and both.epoch(0, 0).latent(len(both) - 1).shape == (3, 128, 128)
+    with pytest.raises(UserError, match="neither a folder of images nor a list"):
+        open_crop_source(str(folder / "0.png"), 64, 1.0, 8, tmp_path / "sizes.json")
+
+
+def test_the_perceptual_distance_grows_with_blur_and_has_a_gradient():
+    distance = PerceptualDistance(CPU)
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    slight, strong = (torch.nn.functional.avg_pool2d(image, side, 1, side // 2) for side in (3, 7))
+    slight.requires_grad_()
+    values = [distance(one, image) for one in (image, slight, strong)]
+    assert values[0] == 0 and 0 < values[1] < values[2] < 16
+    values[1].sum().backward()
+    assert slight.grad.any() and slight.grad.isfinite().all()
+    assert all(torch.allclose(f.norm(dim=1), torch.ones(()), atol=1e-3) for f in distance.features(image))
+
+
+def test_the_parts_of_the_objective():
+    network = tiny_autoencoder()
+    images = torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    objective = Objective(None, 0.0, 0.5, bf16=False)
+    with torch.no_grad():
+        parts = objective.reconstruct(network, images, None)
+        posterior = network.encode(images).latent_dist
+        expected = network.decode(posterior.mean).sample
+        drawn = objective.reconstruct(network, images, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(parts.images, expected)
+    torch.testing.assert_close(parts.l1, (expected - images).abs().mean((1, 2, 3)))
+    torch.testing.assert_close(parts.kl, posterior.kl() / posterior.mean[0].numel())
+    torch.testing.assert_close(objective.loss(parts), parts.l1 + 0.5 * parts.kl)
+    assert not torch.allclose(drawn.images, parts.images)
+
+
+def test_a_run_that_was_stopped_equals_one_that_was_not(tmp_path, folder):
+    whole = trainer(tmp_path / "whole", folder)
+    whole.fit(lambda figures: None)
+    stopped = trainer(tmp_path / "stopped", folder)
+
+    def stop(figures) -> None:
+        if figures["step"] == 2:
+            stopped.termination.note(signal.SIGTERM, None)
+
+    stopped.fit(stop)
+    assert stopped.stopped_by == signal.SIGTERM and stopped.done == 3
+    assert sorted(path.name for path in (tmp_path / "stopped" / "checkpoints").iterdir()) == ["step-00000003"]
+    resumed = trainer(tmp_path / "stopped", folder)
+    resumed.fit(lambda figures: None)
+    assert resumed.done == 6 and log_lines(tmp_path / "stopped") == log_lines(tmp_path / "whole")
+    for name in ("checkpoints/step-00000006/ema", "checkpoints/step-00000006/optimizer", "vae/diffusion_pytorch_model"):
+        one, other = (load_file(tmp_path / run / f"{name}.safetensors") for run in ("whole", "stopped"))
+        assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+    assert (tmp_path / "stopped" / "samples" / "step-00000006.png").is_file()
+
+
+def test_diffusers_loads_what_it_writes_and_latents_have_unit_variance(tmp_path, folder):
+    run = trainer(tmp_path, folder, "training.kl_weight=0")
+    run.fit(lambda figures: None)
+    network = AutoencoderKL.from_pretrained(tmp_path / "vae")
+    assert load_file(tmp_path / "vae/diffusion_pytorch_model.safetensors")["decoder.conv_out.bias"].dtype == torch.half
+    codec = load_autoencoder(str(tmp_path))
+    assert isinstance(codec, LatentCodec) and (codec.factor, codec.channels) == (8, 4)
+    moments = [codec.encode(batch) for batch in run.measured]
+    mean = torch.cat([mean for mean, _ in moments]).movedim(1, 0).flatten(1)
+    variance = torch.cat([std for _, std in moments]).square().movedim(1, 0).flatten(1)
+    torch.testing.assert_close(mean.mean(1), torch.zeros(4), atol=0.02, rtol=0)
+    torch.testing.assert_close(mean.var(1, correction=0) + variance.mean(1), torch.ones(4), atol=0.02, rtol=0)
+    # The averaged weights, as they are at the last checkpoint.
+    average = load_file(tmp_path / "checkpoints/step-00000006/ema.safetensors")
+    assert all(torch.equal(weight, average[name].half().float()) for name, weight in network.named_parameters())
+
+
+def test_it_learns(tmp_path, folder):
+    learner = trainer(tmp_path, folder, "training.learning_rate=1e-2", "training.decay_fraction=0").learner
+    crops = crops_of(folder).epoch(0, 0)
+    errors = [learner.step([crops.latent(2)], 0, torch.Generator()).parts["l1"] for _ in range(30)]
+    assert errors[-1] < errors[0] / 2
+
+
+def test_held_out_images_are_measured_by_the_averaged_weights(tmp_path, folder):
+    run = trainer(tmp_path, folder)
+    held_out = HeldOut(crops_of(folder, 0, 2))
+    before = held_out.figures(run.learner)
+    assert len(held_out.images) == 2 and before.keys() == {"holdout_loss", "holdout_psnr"}
+    for weight in run.learner.network.parameters():
+        weight.data.zero_()
+    assert held_out.figures(run.learner) == before
+    assert HeldOut(crops_of(folder)).figures(run.learner) == {}
+
+
+def test_images_that_vanish_end_the_training_with_the_last_step_saved(tmp_path):
+    for number in range(4):
+        save_image(tmp_path / "images" / f"{number}.png", 32, 32)
+    run = trainer(tmp_path / "run", tmp_path / "images", "training.steps=50", "log.checkpoint_every=50")
+
+    def remove(figures) -> None:
+        for path in (tmp_path / "images").iterdir():
+            path.unlink()
+
+    with pytest.raises(DataGone, match="is saved"):
+        run.fit(remove)
+    assert run.done and (tmp_path / "run/checkpoints" / f"step-{run.done:08d}").is_dir()
+
+
+def test_a_run_continues_on_its_own_images_alone(tmp_path, folder):
+    trainer(tmp_path / "run", folder, "training.steps=1").fit(lambda figures: None)
+    Image.new("RGB", (64, 64)).save(tmp_path / "other.png")
+    (tmp_path / "others").mkdir()
+    (tmp_path / "other.png").rename(tmp_path / "others/other.png")
+    with pytest.raises(UserError, match="are not those on which"):
+        trainer(tmp_path / "run", tmp_path / "others")
+
+
+@pytest.mark.parametrize(
+    ("setting", "complaint"),
+    [
+        ("model.widths=[8, 12]", "multiples of 8"),
+        ("model.widths=[8]", "two or more"),
+        ("data.crop=20", "multiple of 8"),
+        ("data.crop=128", "at most"),
+        ("training.batchsize=4", "nearest is 'training.batch_size'"),
+        ("training.decay_fraction=1", "overlap"),
+    ],
+)
+def test_settings_that_do_not_hold_are_one_sentence(tmp_path, folder, setting, complaint):
+    with pytest.raises(UserError, match=complaint):
+        trainer(tmp_path, folder, "training.warmup_steps=1", setting)
