@@ -69,7 +69,8 @@ class FiTPipeline(DiffusionPipeline):
         vae: An AutoencoderKL or AutoencoderDC, or None where pixels are the latents.
         id2label: Names of the classes by number.
         sampling: Recommended settings, the defaults of a call: attributes of `fitv2.sampling.spec.Sampling` by name.
-        text_encoder, tokenizer: Of transformers, for a model of text.
+        text_encoder: Of transformers, for a model of text.
+        tokenizer: Of the text encoder.
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
