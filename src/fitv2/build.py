@@ -78,7 +78,8 @@ def build_dataset(
     """
     dataset = _build_dataset(data, patch_size, cache_file, captioned)
     if captioned and not dataset.captioned:
-        raise UserError(f"model.context needs captions, and {data.source} has none: set model.context=none")
+        again = ", or run fitv2 prepare again if the images have captions" if isinstance(dataset, LatentShards) else ""
+        raise UserError(f"model.context needs captions, and {data.source} has none: set model.context=none{again}")
     return dataset
 
 

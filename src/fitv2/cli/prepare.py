@@ -100,6 +100,7 @@ def prepare(
 
 def lines_of(report: Report, out: Path, seconds: float, patch_size: int) -> Iterator[str]:
     """Yields the report as lines for people."""
+    from ..data.captions import captioned_note
     from ..data.labelling import class_lines
     from ..data.scan import skipped_lines
 
@@ -109,6 +110,8 @@ def lines_of(report: Report, out: Path, seconds: float, patch_size: int) -> Iter
         f"shards, {seconds:.1f} s"
     )
     yield from (f"  {line}" for line in (*class_lines(report.classes), *report.notes))
+    if report.captioned:
+        yield f"  {captioned_note(report.captioned, report.images)}"
     if report.duplicates:
         yield f"  {counted(report.duplicates, 'file')} with the same content as an earlier one, stored once"
     yield from skipped_lines(report.skipped, f", all of them in {out / 'index.jsonl'}")

@@ -24,6 +24,7 @@ from ..messages import shortened
 from .encode import Decoded, Encoder, MomentEncoder, decode_variants, encode_all
 from .items import Source
 from .shards import (
+    OUTCOME,
     File,
     Outcome,
     ShardPlan,
@@ -50,6 +51,7 @@ class Report:
 
     Attributes:
         skipped: (id, reason).
+        captioned: The number of images with a caption.
         encoded, reused: Numbers of images, by this run.
         classes: Images of each class, by name.
         notes: Sentences about the labels.
@@ -58,6 +60,7 @@ class Report:
     files: int = 0
     images: int = 0
     duplicates: int = 0
+    captioned: int = 0
     skipped: list[tuple[str, str]] = field(default_factory=list)
     shards: int = 0
     encoded: int = 0
@@ -218,6 +221,7 @@ def merge(out: Path, plans: Sequence[ShardPlan], source: Source, source_name: st
                     report.skipped.append((line["id"], line["skipped"]))
                 else:
                     labels.append(line["label"])
+                    report.captioned += "captions" in line
                 content = json.dumps(line).encode() + b"\n"
                 index.update(content)
                 file.write(content)
@@ -255,7 +259,7 @@ def merged_lines(folder: Path, plans: Sequence[ShardPlan], headers: list[dict[st
         for line in lines:
             sha256: str = line.get("sha256", "")
             if sha256 in first:
-                line |= {key: value for key, value in first[sha256].items() if key not in line}
+                line |= {key: first[sha256][key] for key in (*OUTCOME, "shard") if key in first[sha256]}
                 line["duplicate_of"] = first[sha256]["id"]
             elif "variants" in line:
                 line["shard"] = header["shard"]
