@@ -1,18 +1,26 @@
 """Captions of every kind of source in prepared data, the features stored of them, and training on these."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import datasets
 import pytest
+import torch
 
-from fitv2.build import build_dataset
+from fitv2.build import build_dataset, build_model_config, build_text_encoder
 from fitv2.config import build_recipe
 from fitv2.data.dataset import Dataset
 from fitv2.data.prepared import COLUMNS
 from fitv2.data.shards import LatentShards
+from fitv2.data.text_features import TEXT, TextFeatures, feature_files
 from fitv2.errors import UserError
 from fitv2.prepare.sources import open_source
+from fitv2.text import BUILTIN, BUILTIN_FOLDER, StoredTexts, TextEncoder, encoder_digest, load_text_encoder
+from fitv2.training.trainer import Trainer
 from image_folders import as_bytes, noise, write_files
 from test_sources import listed, taken, write_tar
 
@@ -72,7 +80,7 @@ def test_captions_of_every_source_are_stored(fitv2, tmp_path, kind):
 
 
 def test_captions_change_the_index_and_no_shard(fitv2, tmp_path):
-    """Also those that come to data that had none; a repeated image keeps its own."""
+    """Also those that come to data that had none; a repeated image has its own, here none."""
     folder = write_files(tmp_path / "images", IMAGES | {"again.png": IMAGES["0.png"]})
     fitv2("prepare", "images", *PREPARE)
     shards = {path: path.read_bytes() for path in (tmp_path / "out/shards").glob("*.safetensors")}
@@ -80,11 +88,11 @@ def test_captions_change_the_index_and_no_shard(fitv2, tmp_path):
     with pytest.raises(UserError, match=r"needs captions, and .*out has none: .* run fitv2 prepare again"):
         data_of(tmp_path / "out")
     for text in ("a card", "another card"):
-        (folder / "again.txt").write_text(text)
+        (folder / "0.txt").write_text(text)
         report = json.loads(fitv2("prepare", "images", *PREPARE, "--json")[1])
         assert (report["encoded"], report["reused"], report["captioned"]) == (0, 0, 1)
         data = data_of(tmp_path / "out")
-        assert [data.epoch(0, 0).caption(image) for image in range(4)] == ["", "", "", text]
+        assert [data.epoch(0, 0).caption(image) for image in range(4)] == [text, "", "", ""]
         assert {path: path.read_bytes() for path in (tmp_path / "out/shards").glob("*.safetensors")} == shards
     assert data.ids[3] == "again.png"
 
@@ -111,3 +119,133 @@ def test_a_caption_that_is_no_text_is_one_sentence(fitv2, tmp_path, name, conten
     else:
         write_files(tmp_path / "images", IMAGES | {name: content})
     assert told in str(fitv2("prepare", "images", *PREPARE)[0])
+
+
+def features(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in feature_files(next((out / TEXT).iterdir()))}
+
+
+@pytest.fixture
+def with_features(fitv2, tmp_path, monkeypatch) -> Path:
+    """A folder of images with captions, prepared with the features of these, two in a file."""
+    monkeypatch.setattr("fitv2.prepare.texts.CAPTIONS_PER_FILE", 2)
+    source_of(tmp_path / "images", "texts")
+    code, shown = fitv2("prepare", "images", *PREPARE, "--text-encoder", BUILTIN)
+    assert code in (0, None) and "the features of 4 captions stored now" in shown
+    return tmp_path / "out"
+
+
+def refuse_encoder(*_: object) -> None:
+    pytest.fail("the encoder was loaded")
+
+
+def test_features_are_those_of_the_encoder_which_other_prompts_load(with_features, monkeypatch):
+    texts, other = [*CAPTIONS[0], *CAPTIONS[1], ""], "a cat"
+    expected = load_text_encoder(BUILTIN)([*texts, other])
+    settings = build_recipe({"model": {"context": "cross"}}).model
+    stored = build_text_encoder(settings, LatentShards(with_features))
+    assert isinstance(stored, StoredTexts)
+    with monkeypatch.context() as patch:
+        patch.setattr("fitv2.text.load_text_encoder", refuse_encoder)
+        found = stored(texts)
+    for one, features in zip(found, expected, strict=False):
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one, features, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(stored([other, texts[0]])[0], expected[-1], atol=1e-5, rtol=1e-5)
+    assert stored.pack(texts).hw[:, 0].tolist() == [len(one) for one in expected[:-1]]
+
+
+def test_training_does_not_load_the_encoder(with_features, tmp_path, monkeypatch):
+    monkeypatch.setattr("fitv2.text.load_text_encoder", refuse_encoder)
+    training = {"steps": 2, "max_tokens_per_batch": 16, "warmup_steps": 1, "precision": "fp32"}
+    model = {"patch_size": 4, "context": "joint", "width": 32, "depth": 1, "heads": 2}
+    recipe = build_recipe({"data": {"source": str(with_features)}, "training": training, "model": model})
+    data = data_of(with_features)
+    losses = []
+    Trainer(recipe, data, build_model_config(recipe, data), tmp_path / "run").fit(losses.append)
+    assert len(losses) == 2
+
+
+def spoil(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_damaged_features_are_computed_instead(with_features, caplog):
+    first, second = sorted((with_features / TEXT).glob("*/*.safetensors"))
+    spoil(first)
+    second.write_bytes(second.read_bytes()[:100])
+    texts = [*CAPTIONS[0], *CAPTIONS[1], ""]
+    stored = StoredTexts(TextFeatures(first.parent), BUILTIN)
+    assert sum(stored.features.get(text) is None for text in texts * 2) == 6
+    assert caplog.text.count(f"{first} is damaged (another checksum)") == caplog.text.count(f"{second} is damaged") == 1
+    for one, features in zip(stored(texts), load_text_encoder(BUILTIN)(texts), strict=True):
+        torch.testing.assert_close(one, features, atol=1e-3, rtol=1e-3)
+
+
+def test_features_are_stored_once_and_what_is_missing_or_damaged_again(fitv2, with_features, tmp_path):
+    before, again = features(with_features), ("prepare", "images", *PREPARE, "--text-encoder", BUILTIN, "--json")
+    first, second = sorted((with_features / TEXT).glob("*/*.safetensors"))
+    written = first.stat().st_mtime_ns
+    second.unlink()  # As if the preparation had been killed before.
+    assert json.loads(fitv2(*again)[1])["texts_encoded"] == 2
+    assert features(with_features) == before and first.stat().st_mtime_ns == written
+    spoil(first)
+    assert f"not as written: {first.name}" in fitv2("inspect", "out", "--verify")[0]
+    assert json.loads(fitv2(*again)[1])["texts_encoded"] == 2
+    assert features(with_features) == before
+    (tmp_path / "images" / "2.txt").write_text("a new card\nein Kärtchen", encoding="utf-8")
+    assert json.loads(fitv2(*again)[1])["texts_encoded"] == 1
+
+
+def test_features_of_another_encoder_are_not_used(with_features, tmp_path, caplog):
+    """The files of an encoder tell, not its name: a copy of the folder is the same one, until it is changed."""
+    copy = shutil.copytree(BUILTIN_FOLDER, tmp_path / "copy")
+    assert encoder_digest(str(copy)) == encoder_digest(BUILTIN)
+    settings = build_recipe({"model": {"context": "cross", "text_encoder": str(copy)}}).model
+    assert isinstance(build_text_encoder(settings, LatentShards(with_features)), StoredTexts)
+    (copy / "tokenizer_config.json").write_text((copy / "tokenizer_config.json").read_text() + " ")
+    assert encoder_digest(str(copy)) != encoder_digest(BUILTIN)
+    other = settings.model_copy(update={"text_encoder": BUILTIN})
+    next((with_features / TEXT).iterdir()).rename(with_features / TEXT / "other")
+    assert isinstance(build_text_encoder(other, LatentShards(with_features)), TextEncoder)
+    assert "features of another text encoder" in caplog.text
+
+
+def test_of_a_hub_id_name_and_commit_tell(tmp_path):
+    """In a cache as the hub's own client makes it, without a network."""
+    cache, commits = tmp_path / "hub" / "models--some--encoder", ["a" * 40, "b" * 40]
+    (cache / "refs").mkdir(parents=True)
+    found = set()
+    for commit in commits:
+        (cache / "snapshots" / commit).mkdir(parents=True)
+        shutil.copy(BUILTIN_FOLDER / "config.json", cache / "snapshots" / commit)
+        (cache / "refs" / "main").write_text(commit)
+        code = "from fitv2.text import encoder_digest; print(encoder_digest('some/encoder'))"
+        environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+        environment.pop("HF_HUB_CACHE", None)
+        found.add(subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True).stdout)
+    assert len(found) == 2
+
+
+def test_an_encoder_without_captions_is_one_sentence(fitv2, tmp_path):
+    write_files(tmp_path / "images", IMAGES)
+    assert "no image of images has a caption" in fitv2("prepare", "images", *PREPARE, "--text-encoder", BUILTIN)[0]
+    assert "no text encoder builtin:none" in fitv2("prepare", "images", *PREPARE, "--text-encoder", "builtin:none")[0]
+    assert not (tmp_path / "out" / "dataset.json").exists()
+
+
+def test_an_inspection_tells_of_captions(fitv2, with_features):
+    told = json.loads(fitv2("inspect", "out", "--json")[1])["captions"]
+    size = sum(map(len, features(with_features).values()))
+    assert told == {
+        "images": 2,
+        "captions": 3,
+        "mean_words": 2.67,
+        "examples": ["a black card", "ein Kärtchen"],
+        "encoders": [{"encoder": BUILTIN, "captions": 4, "bytes": size}],
+    }
+    shown = fitv2("inspect", "out")[1]
+    assert "2 of 3 images with 3 captions of 2.67 words on average, such as\n    a black card\n" in shown
+    assert f"features of 4 captions by {BUILTIN}, {size:,} bytes" in shown
