@@ -26,6 +26,7 @@ from .data.official import OfficialLatents, budgets
 from .data.prepared import is_prepared, read_dataset
 from .data.shards import LatentShards
 from .data.stand_in import ImageNetLike
+from .data.text_features import TEXT, TextFeatures, features_folder
 from .data_settings import DataSettings, EmojiSettings, FashionSettings, FolderSettings
 from .device import computes_bf16
 from .diffusion.objective import DiffusionLoss, diffusion_loss, diffusion_loss_at
@@ -39,7 +40,7 @@ from .model.presets import architecture_of, config_of
 from .model.rope import RopeScheme
 from .sampling.guidance import GuidedModel
 from .settings import ARCHITECTURES, GRIDS, ModelSettings, Recipe, TrainingSettings
-from .text import TextEncoder, load_text_encoder, read_channels
+from .text import PromptEncoder, StoredTexts, encoder_digest, load_text_encoder, read_channels
 from .tokens import Denoiser, TokenBatch
 
 logger = logging.getLogger(__name__)
@@ -78,7 +79,8 @@ def build_dataset(
     """
     dataset = _build_dataset(data, patch_size, cache_file, captioned)
     if captioned and not dataset.captioned:
-        raise UserError(f"model.context needs captions, and {data.source} has none: set model.context=none")
+        again = ", or run fitv2 prepare again if the images have captions" if isinstance(dataset, LatentShards) else ""
+        raise UserError(f"model.context needs captions, and {data.source} has none: set model.context=none{again}")
     return dataset
 
 
@@ -238,9 +240,19 @@ def build_model_config(recipe: Recipe, dataset: Dataset, base: Pretrained | None
     return config
 
 
-def build_text_encoder(model: ModelSettings) -> TextEncoder | None:
-    """Returns the text encoder of a recipe; None for a network that is not conditioned on captions."""
-    return None if model.encoder is None else load_text_encoder(model.encoder)
+def build_text_encoder(model: ModelSettings, dataset: Dataset) -> PromptEncoder | None:
+    """Returns the text encoder of a recipe, or what it has made of the captions if the data set holds that.
+
+    None for a network that is not conditioned on captions.
+    """
+    if model.encoder is None:
+        return None
+    if isinstance(dataset, LatentShards) and (dataset.root / TEXT).is_dir():
+        folder = features_folder(dataset.root, encoder_digest(model.encoder))
+        if folder.is_dir():
+            return StoredTexts(TextFeatures(folder), model.encoder)
+        logger.warning("%s holds features of another text encoder: captions are encoded in training", dataset.root)
+    return load_text_encoder(model.encoder)
 
 
 def model_settings(config: NetworkConfig) -> dict[str, Any]:

@@ -7,11 +7,12 @@ stands for "no text" in training and in guidance.
 
 from __future__ import annotations
 
-import json
+import hashlib
 import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -20,7 +21,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from .checkpoints.state_dict import read_safetensors, weights_digest
+from .checkpoints.state_dict import read_safetensors
+from .data.text_features import TextFeatures
 from .errors import UserError
 from .messages import shortened
 from .tokens import TokenBatch, pack_context
@@ -37,6 +39,8 @@ MOST_TOKENS = 256
 ROUNDED = 8
 # Features that stay in memory, so that captions that come back are not encoded again.
 CACHED_BYTES = 256 * 2**20
+# Endings of the files on which features depend.
+DIGESTED = (".json", ".safetensors", ".bin", ".model", ".txt")
 # After the name of a matrix of 8-bit numbers: the factor of each of its rows.
 SCALE = "|scale"
 # The class of transformers for a type of encoder whose usual one is more than that.
@@ -125,10 +129,44 @@ class TextEncoder:
             self.cut = True
         return self.tokenizer(list(prompts), truncation=True, max_length=self.most_tokens)["input_ids"]
 
-    def digest(self) -> str:
-        """Returns the SHA-256 of configuration and weights, wherever they were loaded from."""
-        config = {key: value for key, value in self.network.config.to_dict().items() if not key.startswith("_")}
-        return weights_digest(self.network.state_dict(), json.dumps(config, sort_keys=True, default=str))
+
+class StoredTexts:
+    """The features that `fitv2 prepare --text-encoder` stored, with the calls of the `TextEncoder` that made them.
+
+    Other prompts are encoded; only the first of them loads the encoder.
+    """
+
+    def __init__(self, features: TextFeatures, name: str) -> None:
+        self.features, self.name, self.device = features, name, torch.device("cpu")
+
+    def to(self, device: torch.device | str) -> StoredTexts:
+        """Has the features on a device from now on."""
+        self.device = torch.device(device)
+        vars(self).pop("encoder", None)
+        return self
+
+    @cached_property
+    def encoder(self) -> TextEncoder:
+        """The encoder of prompts whose features are not stored."""
+        logger.info("the text encoder %s is loaded: not all texts have stored features", self.name)
+        return load_text_encoder(self.name).to(self.device)
+
+    def __call__(self, prompts: Sequence[str]) -> list[Tensor]:
+        """Returns the features (tokens, channels) of each prompt, float32."""
+        stored = {prompt: self.features.get(prompt) for prompt in dict.fromkeys(prompts)}
+        found = {
+            prompt: torch.from_numpy(one).to(self.device).float() for prompt, one in stored.items() if one is not None
+        }
+        if others := [prompt for prompt in stored if prompt not in found]:
+            found |= zip(others, self.encoder(others), strict=True)
+        return [found[prompt] for prompt in prompts]
+
+    def pack(self, prompts: Sequence[str]) -> TokenBatch:
+        """Returns the context batch of one prompt per image."""
+        return pack_context(self(prompts))
+
+
+PromptEncoder = TextEncoder | StoredTexts
 
 
 def load_text_encoder(name: str) -> TextEncoder:
@@ -157,6 +195,27 @@ def read_channels(name: str) -> int:
 
     with _in_one_sentence(name) as (folder, of_network, _):
         return channels_of(transformers.AutoConfig.from_pretrained(folder, **of_network).to_dict())
+
+
+def encoder_digest(name: str) -> str:
+    """Returns the SHA-256 of the files of an encoder and its tokenizer, or of a hub id and its commit.
+
+    No network is loaded. Raises UserError as loading does.
+    """
+    from transformers.utils.hub import cached_file
+
+    result = hashlib.sha256()
+    with _in_one_sentence(name) as (folder, of_network, of_tokenizer):
+        if not Path(folder).is_dir():
+            # In the cache of the hub, the folder of a version is called by its commit.
+            commit = Path(cast(str, cached_file(name, "config.json"))).parent.name
+            return hashlib.sha256(f"{name} {commit}".encode()).hexdigest()
+        parts = {Path(folder, *part.values()) for part in (of_network, of_tokenizer)}
+        for path in sorted(path for part in parts for path in part.iterdir() if path.suffix in DIGESTED):
+            with path.open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+            result.update(f"{path.relative_to(folder)} {content}\n".encode())
+    return result.hexdigest()
 
 
 def channels_of(config: Mapping[str, Any]) -> int:

@@ -30,7 +30,7 @@ def inspect(
     verify: Annotated[bool, typer.Option("--verify", help="also check for damage, NaN and infinity")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show what became of each image: sizes, tokens, what was cropped, what was skipped and why.
+    """Show what became of each image: sizes, tokens, what was cropped, what was skipped and why; and captions.
 
     [bold]Examples[/bold]
 
@@ -64,7 +64,8 @@ def inspect(
     if others := sorted(path.name for path in out.iterdir() if path.name not in own) if out.exists() else []:
         raise UserError(f"{out} holds other files, such as {others[-1]}; choose another --out")
     inspection = inspecting.inspect(folder, out)
-    figures = inspecting.summary(inspection) | {"packing": inspecting.packing(folder, budget)}
+    figures = inspecting.summary(inspection)
+    figures |= {"packing": inspecting.packing(folder, budget), "captions": inspecting.captions(folder)}
     write_page(
         out / PLOTS,
         [
@@ -97,6 +98,7 @@ def text(folder: Path, inspection: Inspection, figures: dict[str, Any]) -> Itera
     yield f"  {figures['stretched_visibly']} stretched by over 5 %; {counted(figures['duplicates'], 'duplicate')}"
     budget, real = counted(pack["budget"], "token"), 100 * pack["packing_efficiency"]
     yield f"  packs of {budget}: {pack['packs']} an epoch, {real:.2f} % real tokens"
+    yield from caption_lines(figures["images"], figures["captions"])
     if "verified" in figures:
         yield f"  all of {counted(len(inspection.dataset['shards']), 'shard')} as written, every number finite"
     shown = {"width / height": "aspects", "tokens": "token_counts", "fraction lost by cropping": "cropped"}
@@ -105,6 +107,18 @@ def text(folder: Path, inspection: Inspection, figures: dict[str, Any]) -> Itera
             yield title
             yield from histogram(figures[name])
     yield f"Every file is in {figures['table']}, the plots in {figures['plots']}"
+
+
+def caption_lines(images: int, captions: dict[str, Any]) -> Iterator[str]:
+    """Yields what is known of captions as lines for people; nothing without captions."""
+    if not captions["images"]:
+        return
+    number, words = counted(captions["captions"], "caption"), captions["mean_words"]
+    yield f"  {captions['images']:,} of {counted(images, 'image')} with {number} of {words:g} words on average, such as"
+    yield from (f"    {caption}" for caption in captions["examples"])
+    for stored in captions["encoders"]:
+        of = counted(stored["captions"], "caption")
+        yield f"  features of {of} by {stored['encoder']}, {stored['bytes']:,} bytes"
 
 
 def histogram(counts: dict[str, int]) -> Iterator[str]:

@@ -28,7 +28,7 @@ def prepare(
         typer.Argument(
             help="a folder of images, with a sub-folder per class or none; a list of 'path<TAB>label' lines (.txt, "
             ".tsv, .csv, .jsonl); WebDataset archives (.tar, a folder of them, or a quoted pattern); or a Hugging "
-            "Face data set"
+            "Face data set; with captions, if there are any"
         ),
     ],
     out: Annotated[Path, out_option(help="the folder to write or complete")],
@@ -50,6 +50,13 @@ def prepare(
             "are the classes; none: no classes"
         ),
     ] = "auto",
+    text_encoder: Annotated[
+        str | None,
+        typer.Option(
+            help="also store what this text encoder makes of the captions, so that training need not run it: "
+            "builtin:minilm, or a folder or hub id; 2 bytes per token and channel (builtin:minilm: 768 per token)"
+        ),
+    ] = None,
     flip: Annotated[bool, fitting_option(help="also use each image mirrored")] = True,
     channels: Annotated[int | None, fitting_option(help="with pixels: 3 for colour (default), 1 for grey")] = None,
     workers: Annotated[int, typer.Option(min=1, help="threads that read and decode")] = 4,
@@ -63,7 +70,7 @@ def prepare(
 
       fitv2 prepare my/images --out prepared --max-tokens 256 --autoencoder stabilityai/sd-vae-ft-ema
 
-      fitv2 prepare my/images --out pixels --max-tokens 144 --autoencoder pixels
+      fitv2 prepare my/images --out pixels --max-tokens 144 --autoencoder pixels --text-encoder builtin:minilm
 
       torchrun --nproc_per_node 8 -m fitv2.cli prepare 'train-*.tar' --out prepared --max-tokens 256 --autoencoder vae
 
@@ -75,6 +82,7 @@ def prepare(
     from ..prepare.encode import build_encoder
     from ..prepare.run import prepare as run
     from ..prepare.sources import open_source
+    from ..text import load_text_encoder
     from .progress import image_progress
 
     if Path(source).exists():
@@ -87,10 +95,11 @@ def prepare(
     encoder, preparation = build_encoder(
         autoencoder, max_tokens, patch_size, preprocessing, flip, channels, str(state.device)
     )
+    text = None if text_encoder is None else load_text_encoder(text_encoder).to(state.device)
     start = time.perf_counter()
     opened = open_source(source, labels)
     progress = partial(image_progress, shown=state.is_main_process)
-    report = run(opened, source, out, encoder, preparation, shard_size, workers, state, progress)
+    report = run(opened, source, out, encoder, preparation, shard_size, workers, state, progress, text)
     if report is not None:
         seconds = time.perf_counter() - start
         figures = vars(report) | {"out": str(out), "seconds": round(seconds, 2), "skipped": len(report.skipped)}
@@ -100,6 +109,7 @@ def prepare(
 
 def lines_of(report: Report, out: Path, seconds: float, patch_size: int) -> Iterator[str]:
     """Yields the report as lines for people."""
+    from ..data.captions import captioned_note
     from ..data.labelling import class_lines
     from ..data.scan import skipped_lines
 
@@ -109,6 +119,10 @@ def lines_of(report: Report, out: Path, seconds: float, patch_size: int) -> Iter
         f"shards, {seconds:.1f} s"
     )
     yield from (f"  {line}" for line in (*class_lines(report.classes), *report.notes))
+    if report.captioned:
+        yield f"  {captioned_note(report.captioned, report.images)}"
+    if report.texts_encoded:
+        yield f"  the features of {counted(report.texts_encoded, 'caption')} stored now"
     if report.duplicates:
         yield f"  {counted(report.duplicates, 'file')} with the same content as an earlier one, stored once"
     yield from skipped_lines(report.skipped, f", all of them in {out / 'index.jsonl'}")

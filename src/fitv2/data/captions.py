@@ -6,7 +6,7 @@ file of the same name (cat.jpg, cat.txt), each line is one. Of several captions,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from posixpath import normpath, splitext
 
@@ -26,7 +26,10 @@ class FolderCaptions:
         files: The names of all its files, relative to the root.
         images: The names of those that are data.
 
-    Raises UserError if no image has a caption.
+    Attributes:
+        text_of: The text file of each image that has one, and no caption in a table.
+        tables: The names of the tables that hold captions.
+        count: The number of images with a caption.
     """
 
     def __init__(self, root: Path, files: Iterable[str], images: Sequence[str]) -> None:
@@ -35,13 +38,10 @@ class FolderCaptions:
         tables = [read_table(root / name, with_labels=False) for name in TABLES if name in files]
         self.of_table = {normpath(row.path): row.captions for table in tables for row in table.rows if row.captions}
         texts = {splitext(name)[0]: name for name in sorted(files) if splitext(name)[1].lower() in TEXTS}
-        self.text_of = {name: texts[splitext(name)[0]] for name in images if splitext(name)[0] in texts}
+        without = (name for name in images if name not in self.of_table)
+        self.text_of = {name: texts[splitext(name)[0]] for name in without if splitext(name)[0] in texts}
+        self.tables = {table.name for table in tables if any(row.captions for row in table.rows)}
         self.count = sum(name in self.of_table or name in self.text_of for name in images)
-        if not self.count:
-            raise UserError(
-                f"the model is conditioned on text, and no image in {root} has a caption: write a metadata.jsonl there "
-                'with a line {"file_name": "cat.jpg", "text": "a black cat"} per image, or a cat.txt beside each image'
-            )
 
     def __getitem__(self, image: str) -> tuple[str, ...]:
         """Returns the captions of an image, none if it has none. Raises UserError if they cannot be read any more."""
@@ -50,12 +50,23 @@ class FolderCaptions:
         if image not in self.text_of:
             return ()
         path = self.root / self.text_of[image]
-        try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"the caption {path} cannot be read ({error}): correct or remove the file") from None
-        return tuple(filter(None, map(str.strip, lines)))
+        return caption_lines(path.read_bytes, path)
 
-    def note(self, images: int) -> str:
-        """Says how many of the images have a caption."""
-        return f"{self.count:,} of {counted(images, 'image')} have a caption"
+
+def caption_lines(read: Callable[[], bytes], where: object) -> tuple[str, ...]:
+    """Returns the captions in a text file, one per line. Raises UserError if it cannot be read.
+
+    Args:
+        read: Returns its bytes, or raises OSError.
+        where: Its name, for the message.
+    """
+    try:
+        lines = read().decode("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the caption {where} cannot be read ({error}): correct or remove the file") from None
+    return tuple(filter(None, map(str.strip, lines)))
+
+
+def captioned_note(captioned: int, images: int) -> str:
+    """Says how many of the images have a caption."""
+    return f"{captioned:,} of {counted(images, 'image')} have a caption"

@@ -17,11 +17,14 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from ..atomic import write_file
+from .packed_captions import CaptionPacker, PackedCaptions
 from .prepared import COLUMNS, check_index, read_index
 
 logger = logging.getLogger(__name__)
 # Stored as JSON: names may hold any character.
 TEXTS = ("ids", "shards")
+# Before the names of the arrays of captions, which are only there if an image has one.
+CAPTIONS = "captions."
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Columns:
         size: (N, 2, 2) int64, height and width in pixels by variant; of one variant alone, twice the same.
         offset: (N, 2) int64, where a variant begins in the shard, in bytes.
         crc32: (N, 2, 2) int64, by variant and flip.
+        captions: Of the N images; None if none has any.
     """
 
     ids: list[str]
@@ -47,6 +51,7 @@ class Columns:
     size: np.ndarray
     offset: np.ndarray
     crc32: np.ndarray
+    captions: PackedCaptions | None = None
 
 
 def read_columns(folder: Path, dataset: dict[str, Any]) -> Columns:
@@ -82,12 +87,14 @@ def write_columns(folder: Path, dataset: dict[str, Any]) -> None:
 def _from_index(folder: Path, dataset: dict[str, Any]) -> Columns:
     ids: list[str] = []
     number: dict[str, int] = {}
+    captions = CaptionPacker()
     # Into plain arrays: as objects, a million images would fill gigabytes.
     labels, shard, possible, size, offset, crc32 = (array("q") for _ in range(6))
     for line in read_index(folder, dataset):
         if "skipped" in line:
             continue
         ids.append(line["id"])
+        captions.add(line.get("captions", ()))
         labels.append(line["label"])
         shard.append(number.setdefault(line["shard"], len(number)))
         variants = list(line["variants"].values())
@@ -105,11 +112,15 @@ def _from_index(folder: Path, dataset: dict[str, Any]) -> Columns:
         size=np.array(size).reshape(-1, 2, 2),
         offset=np.array(offset).reshape(-1, 2),
         crc32=np.array(crc32).reshape(-1, 2, 2),
+        captions=captions.packed(),
     )
 
 
 def _write(folder: Path, dataset: dict[str, Any], columns: Columns) -> None:
     arrays = dict(vars(columns))
+    captions = arrays.pop("captions")
+    if captions is not None:
+        arrays |= {CAPTIONS + name: array for name, array in vars(captions).items()}
     for name in TEXTS:
         arrays[name] = np.frombuffer(json.dumps(arrays[name]).encode(), np.uint8)
     content = save(arrays)
@@ -118,7 +129,11 @@ def _write(folder: Path, dataset: dict[str, Any], columns: Columns) -> None:
 
 def _from_bytes(content: bytes) -> Columns:
     arrays: dict[str, Any] = load(content)
-    return Columns(**arrays | {name: json.loads(arrays[name].tobytes()) for name in TEXTS})
+    packed = {name: arrays.pop(name) for name in list(arrays) if name.startswith(CAPTIONS)}
+    arrays |= {name: json.loads(arrays[name].tobytes()) for name in TEXTS}
+    if packed:
+        arrays["captions"] = PackedCaptions(**{name.removeprefix(CAPTIONS): array for name, array in packed.items()})
+    return Columns(**arrays)
 
 
 def _signature(dataset: dict[str, Any], content: bytes) -> bytes:

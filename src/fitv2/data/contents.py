@@ -25,6 +25,7 @@ Labels = Literal["auto", "folders", "none"]
 TABLES = ("metadata.jsonl", "metadata.csv", "dataset.json")
 # Files beside images that may hold labels too: not read, but mentioned in a note.
 UNREAD = (".csv", ".tsv", ".jsonl", ".parquet")
+OF_LABELS = "read for its labels"
 SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval"}
 
 
@@ -158,9 +159,7 @@ def _by_table(root: Path, table: Table, items: Sequence[Item], notes: list[str],
     listed = {item.id: item for item in given}
     every = [
         listed.get(item.id)
-        or replace(
-            item, refused="read for its labels" if item.id == table.name else item.refused or f"not in {table.name}"
-        )
+        or replace(item, refused=OF_LABELS if item.id == table.name else item.refused or f"not in {table.name}")
         for item in items
     ]
     every += [

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..classes import readable_names
 from ..errors import UserError
-from .captions import FolderCaptions
+from .captions import FolderCaptions, captioned_note
 from .contents import Contents, Labels, read_contents
 from .dataset import Dataset
 from .decode import Mode, decode
@@ -114,7 +114,13 @@ class ImageFolder(Dataset):
         self.texts, self.captioned = None, captioned
         if captioned:
             self.texts = FolderCaptions(self.root, (item.id for item in contents.items), self.paths)
-            logger.info("%s: %s", root, self.texts.note(len(self.paths)))
+            if not self.texts.count:
+                raise UserError(
+                    f"the model is conditioned on text, and no image in {root} has a caption: write a metadata.jsonl "
+                    'there with a line {"file_name": "cat.jpg", "text": "a black cat"} per image, or a cat.txt beside '
+                    "each image"
+                )
+            logger.info("%s: %s", root, captioned_note(self.texts.count, len(self.paths)))
         sizes, self.possible, self.variants = all_variants(self.sizes, *self.budget, further_tokens)
         self.budgets = 1 + len(further_tokens)
         self.variant_hw = sizes // patch

@@ -44,12 +44,14 @@ class Item:
         refused: Why it is not used; None for images.
         kind: "image" by its extension, "unopened", "ours" (made by fitv2), "hidden", a name of SYSTEM, or else its
             extension or "without extension".
+        captions: Any number; of what `fitv2 prepare` has read alone.
     """
 
     id: str
     label: int = 0
     refused: str | None = None
     kind: str = "image"
+    captions: tuple[str, ...] = ()
 
 
 def list_files(root: Path) -> list[Item]:

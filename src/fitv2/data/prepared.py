@@ -4,6 +4,7 @@
     shards/         NUMBER-DIGEST.safetensors, each with a .jsonl that says what it holds, written after it
     index.jsonl     a line per file of the source, in order
     index.columns   what training needs of it, as arrays; made again if it is missing (`columns`)
+    text/           features of the captions, if they were asked for (`text_features`)
     dataset.json    the whole, written last: without it the preparation has not finished
 
 A tensor is called CONTENT.VARIANT, by the SHA-256 of the image's file. Pixels: (1, channels, height, width) uint8.

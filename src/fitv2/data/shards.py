@@ -44,6 +44,7 @@ class LatentShards(Dataset):
         self.ids, self.shards, self.shard, self.offset = columns.ids, columns.shards, columns.shard, columns.offset
         self.labels, self.possible, self.crc32 = columns.labels, columns.possible, columns.crc32
         self.variant_hw = columns.size // self.preparation.patch
+        self.texts, self.captioned = columns.captions, columns.captions is not None
 
         # A broken autoencoder shows in the first latent of each shard, before anything trains.
         for index in np.unique(self.shard, return_index=True)[1].tolist():
@@ -60,6 +61,9 @@ class LatentShards(Dataset):
             return to_latent(pixels[:, :, ::-1] if flip else pixels)
         mean, std = self.stored(index, variant, int(flip)).astype(np.float32)
         return torch.from_numpy(mean + std * rng().standard_normal(mean.shape, np.float32))
+
+    def captions(self, index: int, *drawn: object) -> tuple[str, ...]:
+        return () if self.texts is None else self.texts[index]
 
     def stored(self, index: int, variant: int, flip: int) -> np.ndarray:
         """Returns (channels, h, w) uint8, or (2, channels, h, w) float16 with mean and standard deviation.

@@ -44,8 +44,9 @@ class Row(NamedTuple):
 
 
 class Table(NamedTuple):
-    """name: Of the file. rows: Each path once. repeated: Rows that repeat the path and label of an earlier row. note:
-    What users should know about the table. says_none: Whether it says that the images have no labels.
+    """name: Of the file. rows: Each path once, with the captions of all its rows. repeated: Rows that tell nothing but
+    the path and label of an earlier row. note: What users should know about the table. says_none: Whether it says that
+    the images have no labels.
     """
 
     name: str
@@ -60,7 +61,7 @@ class Table(NamedTuple):
 
 
 def read_table(file: Path, with_labels: bool = True) -> Table:
-    """Reads the images and labels of a table; without `with_labels`, only the images.
+    """Reads the images, labels and captions of a table; without `with_labels`, labels do not count.
 
     Raises:
         UserError: The table cannot be read, or its meaning is unclear; the message says where, and what to do.
@@ -68,7 +69,8 @@ def read_table(file: Path, with_labels: bool = True) -> Table:
     if file.suffix.lower() == ".json":
         rows, note = _of_dataset_json(file)
     else:
-        rows, note = _of_objects(file) if file.suffix.lower() == ".jsonl" else _of_lines(file)
+        read = _of_objects if file.suffix.lower() == ".jsonl" else _of_lines
+        rows, note = read(file, with_labels)
     first: dict[str, Row] = {}
     repeated = []
     for path, label, line, captions in rows:
@@ -77,14 +79,17 @@ def read_table(file: Path, with_labels: bool = True) -> Table:
         if slashes != path and not is_there(file.parent, path) and is_there(file.parent, slashes):
             path = slashes
         row = Row(path, label if with_labels else None, line, captions)
-        before = first.setdefault(normpath(path), row)
+        key = normpath(path)
+        before = first.setdefault(key, row)
         if before.label != row.label:
             raise UserError(
                 f"{file} has two labels for {path}: {before.label or 'none'} (line {before.line}) and "
                 f"{row.label or 'none'} (line {line}); remove one of the lines"
             )
-        if before is not row:
+        if before is not row and not captions:
             repeated.append(row)
+        elif before is not row:
+            first[key] = before._replace(captions=tuple(dict.fromkeys(before.captions + captions)))
     return Table(file.name, list(first.values()), repeated, note, note == UNLABELLED)
 
 
@@ -97,10 +102,23 @@ def label_text(value: Any) -> str | None:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def caption_texts(value: Any) -> tuple[str, ...]:
-    """Returns the captions in a value of a table: a text or a list of texts; none in anything else."""
+def caption_texts(value: Any, where: str) -> tuple[str, ...]:
+    """Returns the captions in a value of a table: a text or a list of texts; none in anything else.
+
+    Raises UserError for bytes that are not UTF-8, which no text encoder reads. where: What holds the value.
+    """
     values = value if isinstance(value, list | tuple) else [value]
-    return tuple(text.strip() for text in values if isinstance(text, str) and text.strip())
+    texts = tuple(text.strip() for text in values if isinstance(text, str) and text.strip())
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: the caption is not text in UTF-8; save the file in UTF-8") from None
+    return texts
+
+
+def caption_key(names: Sequence[str]) -> str | None:
+    """Returns which of these keys or column names holds the captions."""
+    return _first_of(CAPTIONS, names)
 
 
 def labelling_key(names: Sequence[str]) -> str | None:
@@ -125,27 +143,28 @@ def _of_dataset_json(file: Path) -> tuple[list[Row], str | None]:
     return rows, None if rows else UNLABELLED
 
 
-def _of_objects(file: Path) -> tuple[list[Row], str | None]:
+def _of_objects(file: Path, with_labels: bool) -> tuple[list[Row], str | None]:
     objects = []
     for number, line in _lines(file):
         try:
             objects.append((number, dict(json.loads(line).items())))
         except (ValueError, AttributeError):
             raise UserError(f"{file}, line {number}, is no JSON object: correct or remove that line") from None
-    return _of_records(file, list(dict.fromkeys(name for _, content in objects for name in content)), objects)
+    names = list(dict.fromkeys(name for _, content in objects for name in content))
+    return _of_records(file, names, objects, with_labels)
 
 
 def _of_records(
-    file: Path, names: Sequence[str], records: Sequence[tuple[int, Mapping]]
+    file: Path, names: Sequence[str], records: Sequence[tuple[int, Mapping]], with_labels: bool
 ) -> tuple[list[Row], str | None]:
     """Returns the rows of a table whose columns have names, and a note if none of them holds the labels."""
     if not records:
         return [], None
-    path, label = _columns(file, names)
-    caption, rows = _first_of(CAPTIONS, names), []
+    path, label = _columns(file, names, with_labels)
+    caption, rows = caption_key(names), []
     for number, record in records:
+        captions = () if caption is None else caption_texts(record.get(caption), f"{file}, line {number}")
         try:
-            captions = caption_texts(None if caption is None else record.get(caption))
             rows.append(Row(str(record.get(path, "")), label_text(record.get(label)), number, captions))
         except ValueError:
             raise UserError(f"{file}, line {number}: {label} is no number or name; write a class there") from None
@@ -153,7 +172,7 @@ def _of_records(
     return [row for row in rows if row.path], note
 
 
-def _of_lines(file: Path) -> tuple[list[Row], str | None]:
+def _of_lines(file: Path, with_labels: bool) -> tuple[list[Row], str | None]:
     lines, is_csv = list(_lines(file)), file.suffix.lower() == ".csv"
     delimiter = "," if is_csv else "\t"
     if is_csv and lines and delimiter not in lines[0][1]:
@@ -172,7 +191,7 @@ def _of_lines(file: Path) -> tuple[list[Row], str | None]:
     if cells and _is_header(file.parent, cells[:2]):
         # Of columns with equal names, the first counts.
         records = [dict(reversed([*zip(cells[0], map(str.strip, row), strict=False)])) for row in cells[1:]]
-        return _of_records(file, cells[0], list(zip(numbers[1:], records, strict=True)))
+        return _of_records(file, cells[0], list(zip(numbers[1:], records, strict=True)), with_labels)
     rows = [_positional(file, *line, row, delimiter) for line, row in zip(lines, cells, strict=True)]
     return [row for row in rows if row.path], None
 
@@ -204,9 +223,9 @@ def _is_header(folder: Path, rows: Sequence[Sequence[str]]) -> bool:
     return len(rows) > 1 and len(rows[1]) == len(cells) > 1 and is_there(folder, rows[1][0].strip())
 
 
-def _columns(file: Path, names: Sequence[str]) -> tuple[str, str | None]:
+def _columns(file: Path, names: Sequence[str], with_labels: bool) -> tuple[str, str | None]:
     """Returns the columns of paths and of labels, or None where there are none of these."""
-    path, label, is_json = _first_of(PATHS, names), _first_of(LABELS, names), file.suffix.lower() == ".jsonl"
+    path, label, is_json = _first_of(PATHS, names), labelling_key(names), file.suffix.lower() == ".jsonl"
     if path is None:
         others = [name for name in names if name != label]
         if len(others) != 1 and is_json:
@@ -214,6 +233,8 @@ def _columns(file: Path, names: Sequence[str]) -> tuple[str, str | None]:
                 f"{file} has no key file_name with the paths of the images; its keys are {shortened(names)}"
             )
         path = (others or names)[0]
+    if not with_labels:
+        return path, None
     if label is None and not is_json:
         others = [name for name in names if name != path and _plain(name) not in (*CAPTIONS, *PATHS)]
         if len(others) > 1:

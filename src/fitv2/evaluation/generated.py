@@ -36,7 +36,7 @@ from ..model.presets import architecture_of
 from ..randomness import Purpose, numpy_generator
 from ..sampling.generate import generate, max_tokens
 from ..sampling.spec import SampleSpec, Sampling, check_divisible, scaled_size
-from ..text import TextEncoder
+from ..text import TextEncoder, encoder_digest
 from .inputs import Samples
 from .results import CLASSES, LABEL_SCHEME, LABELS, OWN_CHOICE, SEED_SCHEME, class_counts
 from .sources import Images, Mode, View
@@ -152,7 +152,7 @@ class Maker:
         """What the images depend on besides sampling and size."""
         config = self.pretrained.model.config
         about = json.dumps([architecture_of(config), lasting(config)], sort_keys=True)
-        of_text = {} if self.text is None else {"text_encoder_sha256": self.text.digest()}
+        of_text = {} if self.text is None else {"text_encoder_sha256": encoder_digest(self.text.name)}
         return of_text | {
             "format": FORMAT,
             "model_sha256": weights_digest(self.pretrained.model.state_dict(), about),

@@ -1,28 +1,37 @@
-"""WebDataset archives: images as KEY.jpg (or another such extension), their labels in KEY.cls or KEY.json."""
+"""WebDataset archives: images as KEY.jpg (or another such extension), with files of the same key beside them.
+
+Labels are in KEY.cls or KEY.json; captions in KEY.txt or KEY.caption, one per line, or in KEY.json.
+"""
 
 from __future__ import annotations
 
 import json
 import tarfile
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path, PurePosixPath
 from posixpath import normpath
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+from ..data.captions import TEXTS, caption_lines
 from ..data.contents import Labels
 from ..data.labelling import WHOLE, Item, labelled
 from ..data.listing import listed
-from ..data.tables import label_text, labelling_key
+from ..data.tables import caption_key, caption_texts, label_text, labelling_key
 from ..errors import UserError
 from ..messages import counted, shortened
 from .items import Source, check_length
 
+# Of members that tell of an image, and those of them with a label.
 LABEL_EXTENSIONS = (".cls", ".json")
-MOST_LABEL_BYTES = 1 << 20
+BESIDE_EXTENSIONS = (*LABEL_EXTENSIONS, *TEXTS)
+# Of a label, or of captions.
+MOST_TEXT_BYTES = 1 << 20
 # After the last member: two blocks mark the end, and fill a record.
 MOST_ZEROS = tarfile.RECORDSIZE + 2 * tarfile.BLOCKSIZE
+T = TypeVar("T")
 # The first bytes of compressed archives, in which members cannot be read one by one.
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK": "zip"}
 
@@ -46,9 +55,8 @@ class Member(NamedTuple):
     def path(self) -> PurePosixPath:
         return PurePosixPath(normpath(self.name))
 
-    @property
-    def is_label(self) -> bool:
-        return self.name.lower().endswith(LABEL_EXTENSIONS)
+    def ends(self, *extensions: str) -> bool:
+        return self.name.lower().endswith(extensions)
 
     @property
     def stem(self) -> tuple[Path, PurePosixPath]:
@@ -75,10 +83,19 @@ class ArchiveSource(Source):
 
     def __init__(self, archives: Sequence[Path], labels: Labels = "auto") -> None:
         found = [member for archive in archives for member in without_replaced(list(members(archive)))]
-        self.members = [member for member in found if member.refused or not member.is_label]
-        images = [member for member in self.members if not member.refused]
+        images = [member for member in found if not (member.refused or member.ends(*BESIDE_EXTENSIONS))]
+        of_images = {name for image in images for name in (image.stem, image.key)}
+        # A text of no image is no caption.
+        found = [
+            member._replace(refused=listed(member.name).refused)
+            if member.ends(*TEXTS) and not member.refused and of_images.isdisjoint((member.stem, member.key))
+            else member
+            for member in found
+        ]
+        self.members = [member for member in found if member.refused or not member.ends(*BESIDE_EXTENSIONS)]
         self.notes: list[str] = []
-        texts = [None] * len(images) if labels == "none" else self._labels(images, found)
+        self.beside = Beside(images, found)
+        texts = [None] * len(images) if labels == "none" else self._labels(images)
         items, self.class_names = labelled([m.name for m in images], texts, shortened([*map(str, archives)], 1))
         used = iter(items)
         self.items = [Item(m.name, refused=m.refused) if m.refused else next(used) for m in self.members]
@@ -86,22 +103,43 @@ class ArchiveSource(Source):
     def read(self, index: int) -> bytes:
         return self.members[index].read()
 
-    def _labels(self, images: Sequence[Member], found: Sequence[Member]) -> list[str | None]:
-        """Returns the label of each image: of the member with the same stem, or else with the same key."""
-        stems = {image.stem for image in images}
-        of_stem, of_key, without = defaultdict(dict), defaultdict(dict), Counter()
-        for member in found:
-            if member.refused or not member.is_label:
-                continue
-            label = read_label(member)
-            if label is None:
-                without[member.path.suffix.lower()] += 1
-                continue
-            of_stem[member.stem][member.name] = label
-            if member.stem == member.key or member.stem not in stems:
-                of_key[member.key][member.name] = label
+    def captions(self, index: int) -> tuple[str, ...]:
+        found = self.beside.told(self.members[index], read_captions)
+        return tuple(dict.fromkeys(text for name in sorted(found) for text in found[name]))
+
+    def _labels(self, images: Sequence[Member]) -> list[str | None]:
+        with_label = [member for member in self.beside.members if member.ends(*LABEL_EXTENSIONS)]
+        label_of = {member: read_label(member) for member in with_label}
+        without = Counter(member.path.suffix.lower() for member, label in label_of.items() if label is None)
         self.notes += [f"{counted(number, f'{kind} member')} without a label in it" for kind, number in without.items()]
-        return [one_label(image.name, of_stem.get(image.stem) or of_key.get(image.key, {})) for image in images]
+        return [one_label(image.name, self.beside.told(image, label_of.get)) for image in images]
+
+
+class Beside:
+    """The members that tell of images, by the names that they share with them.
+
+    Attributes:
+        members: All of them, in order.
+    """
+
+    def __init__(self, images: Sequence[Member], found: Sequence[Member]) -> None:
+        self.members = [member for member in found if member.ends(*BESIDE_EXTENSIONS) and not member.refused]
+        stems = {image.stem for image in images}
+        self.of_stem, self.of_key = defaultdict(list), defaultdict(list)
+        for member in self.members:
+            self.of_stem[member.stem].append(member)
+            if member.stem == member.key or member.stem not in stems:
+                self.of_key[member.key].append(member)
+
+    def told(self, image: Member, read: Callable[[Member], T | None]) -> dict[str, T]:
+        """Returns what `read` finds in the members with the image's stem, or else with its key, by their names.
+
+        read: Returns nothing of a member that tells nothing of this kind.
+        """
+        for members in (self.of_stem.get(image.stem, ()), self.of_key.get(image.key, ())):
+            if found := {member.name: told for member in members if (told := read(member))}:
+                return found
+        return {}
 
 
 def one_label(image: str, labels: dict[str, str]) -> str | None:
@@ -145,7 +183,7 @@ def members(archive: Path) -> Iterator[Member]:
                 for info in tar:
                     end = tar.offset
                     name, kind = f"{archive.name}/{info.name}", listed(info.name)
-                    if info.isreg() and (kind.refused is None or kind.kind in LABEL_EXTENSIONS):
+                    if info.isreg() and (kind.refused is None or kind.kind in BESIDE_EXTENSIONS):
                         yield Member(archive, name, info.offset_data, info.size)
                     elif not info.isdir():
                         yield Member(archive, name, refused=kind.refused if info.isreg() else "not a file")
@@ -162,15 +200,41 @@ def members(archive: Path) -> Iterator[Member]:
 def read_label(member: Member) -> str | None:
     """Returns the label in a .cls or .json member; None if it holds none."""
     try:
-        if member.length > MOST_LABEL_BYTES:
-            return None
-        content = member.read()
-        if member.name.lower().endswith(".cls"):
+        if member.ends(".cls"):
             # Bytes that are not UTF-8 stay in a label, as in the labels of lists.
-            text = content.decode("utf-8-sig", "surrogateescape").strip()
+            text = read_text(member).decode("utf-8-sig", "surrogateescape").strip()
             return None if "\0" in text else text or None
-        content = json.loads(content.decode("utf-8-sig"))
+        content = read_json(member)
         key = labelling_key(list(content)) if isinstance(content, dict) else None
         return label_text(content.get(key) if isinstance(content, dict) else content)
     except (OSError, ValueError):
         return None
+
+
+def read_captions(member: Member) -> tuple[str, ...]:
+    """Returns the captions in a .txt, .caption or .json member, none if it holds none.
+
+    Raises UserError for a text that cannot be read.
+    """
+    if member.ends(*TEXTS):
+        return caption_lines(partial(read_text, member), member.name)
+    if not member.ends(".json"):
+        return ()
+    try:
+        content = read_json(member)
+    except (OSError, ValueError):
+        return ()
+    key = caption_key(list(content)) if isinstance(content, dict) else None
+    return () if key is None else caption_texts(content[key], member.name)
+
+
+def read_json(member: Member) -> Any:
+    """Returns the content of a .json member. Raises OSError or ValueError if there is none."""
+    return json.loads(read_text(member).decode("utf-8-sig"))
+
+
+def read_text(member: Member) -> bytes:
+    """Returns the bytes of a label or of captions. Raises OSError if they are damaged or far too many."""
+    if member.length > MOST_TEXT_BYTES:
+        raise OSError(None, f"too large: {member.length} bytes, limit {MOST_TEXT_BYTES}")
+    return member.read()

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..data.contents import Labels
 from ..data.labelling import UNLABELLED, Item, labelled, refuse_unlabelled
-from ..data.tables import label_text, labelling_key
+from ..data.tables import caption_key, caption_texts, label_text, labelling_key
 from ..errors import UserError
 from .items import Source, read_file
 
@@ -19,7 +19,7 @@ TABLES = ("*.parquet", "*.arrow", "data/*.parquet")
 class HubSource(Source):
     """The first column of images, with the first column of class labels or else one called label, class, and so on.
 
-    Of several splits, train is used.
+    A column called text, caption, and so on (see `data.captions`) holds captions. Of several splits, train is used.
     """
 
     def __init__(self, name: str, labels: Labels = "auto") -> None:
@@ -51,6 +51,8 @@ class HubSource(Source):
                     "add --labels none"
                 ) from None
             self.items, self.class_names = labelled([str(i) for i in range(len(rows))], texts, name)
+        told = caption_key([column for column in kinds if column not in (self.column, by)])
+        self.texts = None if told is None else rows.select_columns([told])
         # As bytes: `data.decode` decodes them, as for every other source.
         as_bytes = type(rows.features[self.column])(decode=False)
         self.rows = rows.select_columns([self.column]).cast_column(self.column, as_bytes)
@@ -63,6 +65,11 @@ class HubSource(Source):
         if image.get("path"):
             return read_file(Path(image["path"]))
         raise OSError(None, "the row holds no image")
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        if self.texts is None:
+            return ()
+        return caption_texts(*self.texts[index].values(), where=f"row {index}")
 
 
 def is_hub_folder(folder: Path) -> bool:

@@ -15,8 +15,9 @@ from ..atomic import write_file
 from ..data.images import MAX_STRETCH
 from ..data.labelling import count_classes
 from ..data.packing import packing_efficiency, plan_packs
-from ..data.prepared import SHARDS, Preparation, read_dataset, read_index
+from ..data.prepared import SETTINGS, SHARDS, Preparation, read_dataset, read_index, read_json
 from ..data.shards import LatentShards
+from ..data.text_features import TEXT, TextFeatures, feature_files, is_whole
 from ..legacy import COUNTS
 from .shards import content_of, is_as_written, not_finite
 
@@ -27,6 +28,8 @@ NUMBERS = ("height", "width", "new_height", "new_width", "tokens", "scale", "cro
 ASPECTS = (0, 1 / 4, 1 / 3, 1 / 2, 2 / 3, 4 / 5, 5 / 4, 3 / 2, 2, 3, 4, float("inf"))
 CROPPED = (0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1)
 TOKEN_BINS = 10
+# Captions that are shown, of images evenly spread over the set.
+EXAMPLES = 5
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,30 @@ def packing(folder: Path, budget: int | None) -> dict[str, Any]:
     return {"budget": budget, "packs": len(packs), "packing_efficiency": packing_efficiency(lengths, packs, budget)}
 
 
+def captions(folder: Path) -> dict[str, Any]:
+    """Returns how many images have captions, how long these are, and the encoders whose features of them are stored."""
+    data = LatentShards(folder)
+    if data.texts is None:
+        return {"images": 0, "captions": 0, "mean_words": 0.0, "examples": [], "encoders": []}
+    words = [len(caption.split()) for image in range(len(data)) for caption in data.texts[image]]
+    with_one = np.flatnonzero(np.diff(data.texts.counts))
+    few = with_one[np.linspace(0, len(with_one) - 1, min(EXAMPLES, len(with_one))).astype(int)]
+    return {
+        "images": len(with_one),
+        "captions": len(words),
+        "mean_words": round(sum(words) / len(words), 2),
+        "examples": [data.texts[image][0] for image in few.tolist()],
+        "encoders": [features_of(path.parent) for path in sorted((folder / TEXT).glob(f"*/{SETTINGS}"))],
+    }
+
+
+def features_of(folder: Path) -> dict[str, Any]:
+    """Returns what there is of the features of one encoder: its name, the number of captions, and bytes."""
+    size = sum(path.stat().st_size for path in feature_files(folder))
+    name = read_json(folder / SETTINGS).get("encoder")
+    return {"encoder": name, "captions": len(TextFeatures(folder)), "bytes": size}
+
+
 def summary(inspection: Inspection) -> dict[str, Any]:
     """Returns all figures, ready for JSON. Triples are smallest, median and largest."""
     numbers, dataset, is_crop = inspection.numbers, inspection.dataset, inspection.is_crop
@@ -143,10 +170,10 @@ def summary(inspection: Inspection) -> dict[str, Any]:
 
 
 def verify(folder: Path, done: Callable[[int], None]) -> tuple[list[str], list[str]]:
-    """Reads every shard; `done` gets the number just read.
+    """Reads every shard and all features of captions; `done` gets the number of shards just read.
 
     Returns:
-        Shards that are missing or have another hash than in dataset.json; and the ids of images whose latents hold NaN
+        Files that are missing or have another hash than in dataset.json; and the ids of images whose latents hold NaN
         or infinity.
 
     Raises:
@@ -162,5 +189,6 @@ def verify(folder: Path, done: Callable[[int], None]) -> tuple[list[str], list[s
         else:
             damaged.append(shard["file"])
         done(1)
+    damaged += [path.name for path in sorted((folder / TEXT).glob("*/*.safetensors")) if not is_whole(path)]
     lines = read_index(folder, dataset) if contents else ()
     return damaged, [line["id"] for line in lines if line.get("sha256") in contents]

@@ -1,4 +1,4 @@
-"""The base of every source of images: items in a fixed order, with labels, read as bytes.
+"""The base of every source of images: items in a fixed order, with labels and captions, read as bytes.
 
 Every file of a source becomes an item, even an unusable one, with the reason: every file is accounted for.
 """
@@ -36,6 +36,10 @@ class Source(ABC):
             OSError: It cannot be read.
             UnreadableImage: It is far too large.
         """
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """Returns the captions of an item, none if it has none. Raises UserError if they cannot be read."""
+        return ()
 
 
 def read_file(path: Path) -> bytes:

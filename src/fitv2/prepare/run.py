@@ -18,12 +18,14 @@ from ..data.formats import UnreadableImage
 from ..data.labelling import count_classes
 from ..data.prepared import DATASET, INDEX, SETTINGS, SHARDS, Preparation, read_settings
 from ..data.scan import count_reasons, in_threads
-from ..distributed.ranks import Ranks, all_gather, locked_on_rank0, on_rank0, shard_of_rank
+from ..distributed.ranks import Ranks, all_gather, locked_on_rank0, on_rank0, only_on_rank0, shard_of_rank
 from ..errors import UserError
 from ..messages import shortened
+from ..text import TextEncoder
 from .encode import Decoded, Encoder, MomentEncoder, decode_variants, encode_all
 from .items import Source
 from .shards import (
+    OUTCOME,
     File,
     Outcome,
     ShardPlan,
@@ -38,6 +40,7 @@ from .shards import (
     shard_files,
     write_shard,
 )
+from .texts import captions_of, store_features
 
 NOT_FINITE = "not finite: the autoencoder gives NaN or infinity for it"
 # (what is being done, how many) to a context whose value takes the number just finished.
@@ -50,7 +53,9 @@ class Report:
 
     Attributes:
         skipped: (id, reason).
+        captioned: The number of images with a caption.
         encoded, reused: Numbers of images, by this run.
+        texts_encoded: The number of captions whose features this run stored.
         classes: Images of each class, by name.
         notes: Sentences about the labels.
     """
@@ -58,10 +63,12 @@ class Report:
     files: int = 0
     images: int = 0
     duplicates: int = 0
+    captioned: int = 0
     skipped: list[tuple[str, str]] = field(default_factory=list)
     shards: int = 0
     encoded: int = 0
     reused: int = 0
+    texts_encoded: int = 0
     classes: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -80,6 +87,7 @@ def prepare(
     workers: int,
     state: Ranks,
     progress: Progress,
+    text: TextEncoder | None = None,
 ) -> Report | None:
     """Makes or completes a prepared data set. Interrupted at any moment, the same call continues, to the same bytes.
 
@@ -89,12 +97,13 @@ def prepare(
         shard_size: Files of the source per shard.
         workers: Threads that read and decode.
         state: This process among those that share the work.
+        text: What encodes the captions; None: their features are not stored.
 
     Returns:
         The report; None on all ranks but the first.
 
     Raises:
-        UserError: `out` holds something else, or another process is preparing it.
+        UserError: `out` holds something else, another process is preparing it, or there are no captions to encode.
         OSError: `out` cannot be written; what was there before is still whole then.
     """
     shards = out / SHARDS
@@ -103,6 +112,9 @@ def prepare(
         with locked_on_rank0(out, "a preparation"):
             on_rank0(lambda: begin(out, preparation))
             plans = plan_shards(hash_all(source, workers, state, progress), shard_size, preparation.digest)
+            captions = [] if text is None else captions_of(plans)
+            if text is not None and not captions:
+                raise UserError(f"no image of {name} has a caption: omit --text-encoder")
             there = sorted(path.stem for path in shards.glob("*.jsonl"))
             whole = set(all_gather([stem for stem in shard_of_rank(there, state) if is_whole(shards, stem)]))
             for plan in shard_of_rank([plan for plan in plans if plan.name in whole], state):
@@ -115,10 +127,11 @@ def prepare(
                 for plan in missing:
                     counts += build_shard(shards, plan, source, encoder, preparation, store, workers, done)
             counts = sum(all_gather([counts]), Counter())
-            if not state.is_main_process:
-                return None
-            report = merge(out, plans, source, name, preparation)
-            report.encoded, report.reused = counts["encoded"], counts["reused"]
+            report = only_on_rank0(lambda: merge(out, plans, source, name, preparation))
+            texts_encoded = 0 if text is None else store_features(out, captions, text, state, progress)
+            if report is not None:
+                report.encoded, report.reused = counts["encoded"], counts["reused"]
+                report.texts_encoded = texts_encoded
             return report
 
 
@@ -218,6 +231,7 @@ def merge(out: Path, plans: Sequence[ShardPlan], source: Source, source_name: st
                     report.skipped.append((line["id"], line["skipped"]))
                 else:
                     labels.append(line["label"])
+                    report.captioned += "captions" in line
                 content = json.dumps(line).encode() + b"\n"
                 index.update(content)
                 file.write(content)
@@ -255,7 +269,7 @@ def merged_lines(folder: Path, plans: Sequence[ShardPlan], headers: list[dict[st
         for line in lines:
             sha256: str = line.get("sha256", "")
             if sha256 in first:
-                line |= {key: value for key, value in first[sha256].items() if key not in line}
+                line |= {key: first[sha256][key] for key in (*OUTCOME, "shard") if key in first[sha256]}
                 line["duplicate_of"] = first[sha256]["id"]
             elif "variants" in line:
                 line["shard"] = header["shard"]

@@ -55,13 +55,13 @@ class ShardPlan:
 
 
 def hash_file(source: Source, index: int) -> File:
-    """Reads a file once; refuses one that cannot be read, is empty or far too large."""
+    """Reads a file once, and its captions; refuses one that cannot be read, is empty or far too large."""
     item = source.items[index]
     if item.refused is not None:
         return item, None
     try:
         if content := source.read(index):
-            return item, hashlib.sha256(content).hexdigest()
+            return replace(item, captions=source.captions(index)), hashlib.sha256(content).hexdigest()
         reason = "empty file"
     except OSError as error:
         reason = f"cannot be read: {error.strerror or error}"
@@ -176,7 +176,7 @@ def write_shard(folder: Path, plan: ShardPlan, arrays: dict[str, np.ndarray], ou
 
 
 def refresh_index(folder: Path, plan: ShardPlan) -> None:
-    """Writes the index of a whole shard again if its files have other names or labels than before."""
+    """Writes the index of a whole shard again if its files have other names, labels or captions than before."""
     header, lines = read_shard_index(shard_files(folder, plan.name)[1])
     write_index(folder, plan, header, outcomes_of(lines))
 
@@ -186,6 +186,8 @@ def write_index(folder: Path, plan: ShardPlan, header: dict[str, Any], outcomes:
     lines = []
     for index, (item, sha256) in enumerate(plan.files, plan.first):
         line: dict[str, Any] = {"id": item.id, "label": item.label}
+        if item.captions:
+            line["captions"] = item.captions
         if sha256 is None:
             line["skipped"] = item.refused
         else:

@@ -7,7 +7,8 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from ..data.contents import Labels, read_contents
+from ..data.captions import FolderCaptions
+from ..data.contents import OF_LABELS, Labels, read_contents
 from ..data.labelling import Item, labelled
 from ..data.listing import list_files
 from ..data.tables import LISTS, is_there, read_table
@@ -24,20 +25,31 @@ NOT_THERE = "not a file"
 
 
 class FolderSource(Source):
-    """The image files below a folder, labelled as `data.contents` reads them."""
+    """The image files below a folder, labelled as `data.contents` reads them, with captions as of `data.captions`.
+
+    Text files that hold captions are no items, so that captions which come later move no image to another shard.
+    """
 
     def __init__(self, root: Path, labels: Labels = "auto") -> None:
         self.root = root
         contents = read_contents(root, labels, OPTION)
         self.class_names, self.notes = contents.class_names, contents.notes
+        images = [item.id for item in contents.items if item.refused is None]
+        self.texts = FolderCaptions(root, (item.id for item in contents.items), images)
+        texts = set(self.texts.text_of.values())
+        self.items = [self._checked(item) for item in contents.items if item.id not in texts]
+
+    def _checked(self, item: Item) -> Item:
+        if item.id in self.texts.tables and item.refused != OF_LABELS:
+            return replace(item, refused="read for its captions")
         # Not a file: a broken link, or a pipe, on which reading would wait for ever.
-        self.items = [
-            item if item.refused or (root / item.id).is_file() else replace(item, refused=NOT_THERE)
-            for item in contents.items
-        ]
+        return item if item.refused or (self.root / item.id).is_file() else replace(item, refused=NOT_THERE)
 
     def read(self, index: int) -> bytes:
         return read_file(self.root / self.items[index].id)
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        return self.texts[self.items[index].id]
 
 
 class ListSource(Source):
@@ -59,9 +71,13 @@ class ListSource(Source):
         self.items = [item for row in table.rows for item in lines[row.path]]
         self.items += [Item(row.path, refused="listed before") for row in table.repeated]
         self.notes = [table.note] if table.note and labels != "none" else []
+        self.captions_of = {row.path: row.captions for row in there if row.captions}
 
     def read(self, index: int) -> bytes:
         return read_file(self.folder / self.items[index].id)
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        return self.captions_of.get(self.items[index].id, ())
 
 
 def open_source(name: str, labels: Labels = "auto") -> Source:

@@ -25,7 +25,7 @@ from ..distributed.ranks import all_gather
 from ..randomness import Purpose, numpy_generator, torch_generator
 from ..sampling.generate import batches
 from ..settings import Recipe, TrainingSettings
-from ..text import TextEncoder
+from ..text import PromptEncoder
 from ..tokens import TokenBatch, upload
 
 logger = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ class Holdout:
         tokens: (U,) the sizes.
     """
 
-    def __init__(self, dataset: Dataset, recipe: Recipe, loss_at: LossAt, text: TextEncoder | None = None) -> None:
+    def __init__(self, dataset: Dataset, recipe: Recipe, loss_at: LossAt, text: PromptEncoder | None = None) -> None:
         self.dataset, self.recipe, self.loss_at, self.text = dataset, recipe, loss_at, text
         training = recipe.training
         self.chosen = held_out_of(dataset, training)

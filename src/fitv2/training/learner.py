@@ -20,7 +20,7 @@ from ..errors import UserError
 from ..model.network import Network, load_strictly
 from ..model.transformer import FiT
 from ..settings import ScheduleSettings, TrainingSettings
-from ..text import TextEncoder
+from ..text import PromptEncoder
 from .ema import EMA
 from .optimizer import Optimizer
 
@@ -39,7 +39,7 @@ class Learner:
         trained: list[str],
         settings: TrainingSettings,
         ranks: Ranks,
-        text: TextEncoder | None = None,
+        text: PromptEncoder | None = None,
     ) -> None:
         self.settings, self.trained, self.text = settings, trained, text and text.to(ranks.device)
         chosen = set(trained)

@@ -21,7 +21,7 @@ from ..sampling.generate import generate
 from ..sampling.spec import SampleSpec, Sampling
 from ..settings import Recipe
 from ..sheets import contact_sheet, save_sheet
-from ..text import TextEncoder
+from ..text import PromptEncoder
 
 logger = logging.getLogger(__name__)
 CLASSES = 10
@@ -60,7 +60,7 @@ def write_sheet(
     dataset: Dataset,
     specs: Sequence[SampleSpec],
     sampling: Sampling,
-    text: TextEncoder | None = None,
+    text: PromptEncoder | None = None,
 ) -> None:
     """Writes the images on rank 0; sharded weights need every process.
 

@@ -97,7 +97,7 @@ class Trainer:
         self.facts, self.identity = facts(dataset, recipe.model.encoder), identity(dataset)
         self.begun = on_rank0(self._find_checkpoint)
         self.recommended: Mapping[str, Any] = sampling_advice(settings)
-        text = build_text_encoder(recipe.model)
+        text = build_text_encoder(recipe.model, dataset)
         torch.manual_seed(seed_of(Purpose.WEIGHTS, settings.seed))
         network = build_network(config)
         # Decided once per run: a checkpoint records which parameters are trained.
