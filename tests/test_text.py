@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,19 +11,21 @@ import transformers
 from PIL import Image
 
 from commands import Result
-from fitv2 import FiTPipeline
+from fitv2 import FiT, FiTPipeline
 from fitv2.build import build_dataset, build_model_config
-from fitv2.checkpoints.model_folder import load_pretrained
+from fitv2.checkpoints.model_folder import Pretrained, load_pretrained
 from fitv2.config import build_recipe, load_recipe
 from fitv2.data.dataset import Dataset
 from fitv2.errors import UserError
 from fitv2.evaluation.generated import SizeSpec, balanced_specs
 from fitv2.sampling.generate import generate, guided_model
 from fitv2.sampling.spec import SampleSpec, Sampling
+from fitv2.settings import TrainingSettings
 from fitv2.text import BUILTIN, TextEncoder, load_text_encoder
 from fitv2.tokens import TokenBatch, drop_conditions, pack_context
+from fitv2.training.finetune import init_from
 from fitv2.training.trainer import Trainer
-from tiny import CONFIG, random_model
+from tiny import CLASSES, CONFIG, random_model
 
 TINY = ["model.width=32", "model.depth=2", "model.heads=2", "model.patch_size=8", "data.max_tokens=9"]
 TINY += ["training.max_tokens_per_batch=64", "training.warmup_steps=1", "training.precision=fp32"]
@@ -209,6 +212,17 @@ def test_the_command_and_the_pipeline_make_the_same_images(run, tmp_path):
             solver="ab2",
         ).images[0]
         assert image.tobytes() == Image.open(rows[3]["file"]).tobytes()
+
+
+def test_a_model_of_classes_can_be_given_words(encoder):
+    """With cross-attention it begins with what it knows: its gate is closed."""
+    base = Pretrained(random_model(CONFIG), list(CLASSES), [])
+    data = SimpleNamespace(class_names=CLASSES, num_classes=len(CLASSES), autoencoder=None)
+    worded = FiT(replace(CONFIG, context="cross", context_channels=384))
+    start = init_from(worded, base, data, TrainingSettings(init_from="base"))
+    assert start.notes == ["the text conditioning is new"] and len(start.reinitialised) == 18
+    batch, t, y = TokenBatch(torch.randn(4, 16), [(2, 2)]), torch.rand(1), torch.tensor([3])
+    assert torch.equal(base.model(batch, t, y), worded(batch, t, y, encoder.pack(["a cat"])))
 
 
 def test_an_evaluation_takes_captions_of_training_at_their_own_sizes(run):
