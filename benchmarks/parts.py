@@ -33,7 +33,7 @@ from fitv2.model.compute import lay_out_by_input
 from fitv2.profiling.formula import forward_flops
 from fitv2.profiling.profile import PASSES_OF_A_STEP
 from fitv2.randomness import Purpose, seed_of
-from fitv2.sampling.generate import generate, sample_batch
+from fitv2.sampling.generate import generate, guided_model, sample_batch
 from fitv2.sampling.spec import SampleSpec, Sampling
 from fitv2.tokens import TokenBatch
 from results import Unit
@@ -198,7 +198,7 @@ def evaluations(config: FiTConfig, settings: Sampling) -> int:
         return torch.zeros_like(batch.x)
 
     spec = SampleSpec(0, (config.patch_size, config.patch_size), seed=0)
-    sample_batch(denoiser, config, [spec], settings, torch.device("cpu"))
+    sample_batch(guided_model(denoiser, config, [spec], settings, torch.device("cpu")), [spec.seed])
     return counted
 
 

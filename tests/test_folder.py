@@ -219,7 +219,7 @@ def test_a_second_scan_decodes_only_changed_new_and_bad_files(root, tmp_path, de
 
 
 def test_a_cache_of_an_older_version_is_read(root, tmp_path, decoded):
-    """It had a list for each image, and is written anew."""
+    """It had a list for each image, and is written again."""
     cache = tmp_path / "scan.json"
     first = open_folder(root, cache_file=cache)
     content = json.loads(cache.read_text())

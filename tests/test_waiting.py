@@ -16,7 +16,7 @@ from fitv2.diffusion.schedule import linear_schedule
 from fitv2.flow.objective import flow_loss
 from fitv2.model.config import DiTConfig, FiTv1Config, SiTConfig
 from fitv2.model.network import bare_model
-from fitv2.sampling.generate import sample_batch
+from fitv2.sampling.generate import guided_model, sample_batch
 from fitv2.sampling.noise import ImageNoise
 from fitv2.sampling.solvers import ADAPTIVE, DIFFUSION_SOLVERS, SOLVER_NAMES
 from fitv2.sampling.spec import SampleSpec, Sampling
@@ -97,7 +97,8 @@ def test_a_step_of_sampling(monkeypatch, solver, settings):
     specs = [SampleSpec(i, (2 * h, 2 * w), i) for i, (h, w) in enumerate(UNSORTED)]
     watch.active = False
     with torch.no_grad(), watch:
-        sample_batch(denoiser, config, specs, Sampling(solver=solver, steps=5, **settings), META)
+        guided = guided_model(denoiser, config, specs, Sampling(solver=solver, steps=5, **settings), META)
+        sample_batch(guided, [spec.seed for spec in specs])
     assert len(calls) >= 5 and watch.active
 
 

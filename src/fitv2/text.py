@@ -91,7 +91,7 @@ class TextEncoder:
         return pack_context(self(prompts))
 
     def encode(self, prompts: Sequence[str]) -> list[Tensor]:
-        """Returns the features of each prompt, computed anew."""
+        """Returns the features of each prompt, always computed."""
         ids, of_length = self.tokenize(prompts), defaultdict(list)
         for number, one in enumerate(ids):
             of_length[-(-len(one) // ROUNDED) * ROUNDED].append(number)

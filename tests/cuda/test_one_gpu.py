@@ -10,7 +10,7 @@ import torch
 from fitv2 import FiTConfig, TokenBatch
 from fitv2.flow.objective import flow_loss
 from fitv2.model import attention
-from fitv2.sampling.generate import sample_batch
+from fitv2.sampling.generate import guided_model, sample_batch
 from fitv2.sampling.solvers import ADAPTIVE, DIFFUSION_SOLVERS, SOLVER_NAMES
 from fitv2.sampling.spec import SampleSpec, Sampling
 from fitv2.tokens import segment_sum, upload
@@ -64,7 +64,7 @@ def test_a_step_of_sampling_waits_for_nothing(solver):
     sampling = Sampling(solver=solver, steps=4, interval=(0.2, 0.9), power=1.0)
     specs = [SampleSpec(i, (2 * h, 2 * w), i) for i, (h, w) in enumerate(SIZES)]
     with no_waiting():
-        x, _ = sample_batch(model, config, specs, sampling, device)
+        x, _ = sample_batch(guided_model(model, config, specs, sampling, device), [spec.seed for spec in specs])
     assert x.isfinite().all()
 
 

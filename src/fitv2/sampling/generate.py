@@ -75,7 +75,9 @@ def generate(
         for chosen in batches([spec.tokens(config.patch_size) for spec in specs], max_tokens(sampling, device)):
             cache = None if sampling.cache_interval == 1 else BlockCache(sampling.cache_interval)
             denoiser = partial(model, rope=sampling.rope, cache=cache)
-            x, hw = sample_batch(denoiser, config, [specs[i] for i in chosen], sampling, device, text)
+            together = [specs[i] for i in chosen]
+            guided = guided_model(denoiser, config, together, sampling, device, text)
+            x, hw = sample_batch(guided, [spec.seed for spec in together])
             made = TokenBatch(x.float().cpu(), hw).to_latents(config.patch_size)
             for i, latent in zip(chosen, made, strict=True):
                 check_finite(latent, "the image that the model made", detail=f"seed {specs[i].seed}")
@@ -85,22 +87,18 @@ def generate(
     return [latents[i] for i in range(len(specs))]
 
 
-def sample_batch(
-    denoiser: Denoiser,
-    config: NetworkConfig,
-    specs: Sequence[SampleSpec],
-    sampling: Sampling,
-    device: torch.device,
-    text: EncodeTexts | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Samples requests together as one packed batch, which guidance doubles.
+def sample_batch(model: GuidedModel, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Samples the images of a guided model together as one packed batch, which guidance doubles.
+
+    Args:
+        model: Knows the images, and how they are sampled.
+        seeds: One per image.
 
     Returns:
         The tokens (T, C) on the device, and hw (B, 2), the sizes of the images in patches.
     """
-    hw = torch.tensor([spec.size for spec in specs]) // config.patch_size
-    noise = ImageNoise([spec.seed for spec in specs], hw.prod(1).tolist(), config.token_channels)
-    model = guided_model(denoiser, config, specs, sampling, device, text)
+    sampling, device, hw = model.sampling, model.device, model.batch.hw
+    noise = ImageNoise(list(seeds), hw.prod(1).tolist(), model.config.token_channels)
 
     def draw() -> Tensor:
         return upload(noise.draw(), device)
