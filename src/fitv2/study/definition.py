@@ -93,7 +93,7 @@ class Evaluation(Settings):
         reference: The real images, as for `fitv2 evaluate`.
         conditions: By name. Final models are scored under all of them; the first one decides.
         curve: The condition of the points along the training; by default the first one.
-        points: Steps of the curve besides the last one, which is always a point.
+        points: Steps of the curve besides the last one; without any, there is no curve.
         images: The number of images for a point of the curve; final_images: for each condition of a final model.
         samplers: By what a network predicts.
     """
@@ -239,8 +239,9 @@ class Study(Settings):
         suits = self.evaluation.conditions[name].suits
         if lacking := [variant for variant in claim.variants if not suits(variant)]:
             raise UserError(f"{where} needs the condition {name!r}, which is not for {lacking[0]}")
-        if isinstance(measure, Faster) and measure.cost == "step":
-            decided = self.recipe_of(measure.than, 0).training.steps / measure.at_least
+        if isinstance(measure, Faster):
+            steps = self.recipe_of(measure.than, 0).training.steps
+            decided = steps / measure.at_least if measure.cost == "step" else steps
             if not any(point <= decided for point in self.evaluation.points):
                 raise UserError(
                     f"{where} is decided at step {decided:.0f}, before the first point of the curve: add an earlier "

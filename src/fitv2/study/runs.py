@@ -114,7 +114,7 @@ class Run:
     def scorings(self) -> list[Scoring]:
         """All scores in the order of their steps."""
         evaluation, conditions, found = self.study.evaluation, self.conditions, []
-        if evaluation.curve in conditions and not self.tunes:
+        if evaluation.points and evaluation.curve in conditions and not self.tunes:
             points = [*(point for point in evaluation.points if point < self.steps), self.steps]
             found = [(point, CURVE, conditions[evaluation.curve], evaluation.images) for point in points]
         found += [(self.steps, name, condition, evaluation.final_images) for name, condition in conditions.items()]
