@@ -24,6 +24,7 @@ from fitv2.settings import TrainingSettings
 from fitv2.text import BUILTIN, TextEncoder, load_text_encoder
 from fitv2.tokens import TokenBatch, drop_conditions, pack_context
 from fitv2.training.finetune import init_from
+from fitv2.training.input_sheet import data_lines
 from fitv2.training.trainer import Trainer
 from tiny import CLASSES, CONFIG, random_model
 
@@ -115,6 +116,24 @@ def test_captions_of_a_folder(tmp_path):
     assert drawn == [{"a black card", "a dark card"}, {"a brown card"}, {"a red card", "a card"}, {""}]
     assert data.num_classes == 0 and len(data.examples(10)) == 4
     assert folder_data(folder, context="none").epoch(0, 0).caption(1) == ""
+
+
+@pytest.mark.parametrize(
+    ("table", "content"),
+    [
+        ("metadata.jsonl", '{"file_name": "0.png", "text": "a card"}'),
+        ("metadata.csv", "file_name,prompt\n0.png,a card"),
+        (None, ""),
+    ],
+)
+def test_captions_that_nobody_asked_for_are_mentioned(tmp_path, table, content):
+    folder = with_captions(tmp_path / "images")
+    assert not folder_data(folder, context="none").unread_captions
+    for name in [table] if table else ["0.txt", "1.txt", "2.txt"]:
+        (folder / name).write_text(content or "a card", encoding="utf-8")
+    data = folder_data(folder, context="none")
+    assert data.unread_captions and not folder_data(folder).unread_captions
+    assert "model.context" in " ".join(data_lines(data, build_recipe({}).training))
 
 
 def test_a_model_of_text_needs_captions(tmp_path):

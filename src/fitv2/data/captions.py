@@ -6,16 +6,19 @@ file of the same name (cat.jpg, cat.txt), each line is one. Of several captions,
 
 from __future__ import annotations
 
+import csv
+import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from posixpath import normpath, splitext
 
 from ..errors import UserError
 from ..messages import counted
-from .tables import read_table
+from .tables import CAPTIONS, read_table
 
 TABLES = ("metadata.jsonl", "metadata.csv")
 TEXTS = (".txt", ".caption")
+ENDINGS = {*TEXTS, *(splitext(name)[1] for name in TABLES)}
 
 
 class FolderCaptions:
@@ -51,6 +54,28 @@ class FolderCaptions:
             return ()
         path = self.root / self.text_of[image]
         return caption_lines(path.read_bytes, path)
+
+
+def has_captions(root: Path, files: Iterable[str], images: Sequence[str]) -> bool:
+    """Whether a folder seems to have captions, a column of a table or a text file beside most images; reads none.
+
+    Arguments as of `FolderCaptions`; only the files whose names end as `ENDINGS` say matter.
+    """
+    files = set(files)
+    if any(name in files and first_columns(root / name).intersection(CAPTIONS) for name in TABLES):
+        return True
+    texts = {stem for stem, ending in map(splitext, files) if ending.lower() in TEXTS}
+    return 2 * sum(splitext(name)[0] in texts for name in images) > len(images)
+
+
+def first_columns(table: Path) -> set[str]:
+    """Returns the names of columns in the first line of a table; none if it cannot be read."""
+    try:
+        with table.open(encoding="utf-8-sig") as file:
+            line = file.readline()
+        return set(json.loads(line) if table.suffix == ".jsonl" else next(csv.reader([line]), ()))
+    except (OSError, ValueError, TypeError, csv.Error):
+        return set()
 
 
 def caption_lines(read: Callable[[], bytes], where: object) -> tuple[str, ...]:

@@ -38,6 +38,7 @@ class Dataset(ABC):
         budgets: The number of token budgets that an epoch draws from, the largest first among the variants.
         held_out: Indices of images that the set itself keeps from training; None if it leaves that to the recipe.
         captioned: Whether images have captions, as far as was asked for them.
+        unread_captions: Whether there seem to be captions that nobody asked for.
     """
 
     patch_size: int
@@ -55,6 +56,7 @@ class Dataset(ABC):
     budgets: int = 1
     held_out: np.ndarray | None = None
     captioned: bool = False
+    unread_captions: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..classes import readable_names
 from ..errors import UserError
-from .captions import FolderCaptions, captioned_note
+from .captions import ENDINGS, FolderCaptions, captioned_note, has_captions
 from .contents import Contents, Labels, read_contents
 from .dataset import Dataset
 from .decode import Mode, decode
@@ -121,6 +121,9 @@ class ImageFolder(Dataset):
                     "each image"
                 )
             logger.info("%s: %s", root, captioned_note(self.texts.count, len(self.paths)))
+        else:
+            texts = (item.id for item in contents.items if item.kind in ENDINGS)
+            self.unread_captions = has_captions(self.root, texts, self.paths)
         sizes, self.possible, self.variants = all_variants(self.sizes, *self.budget, further_tokens)
         self.budgets = 1 + len(further_tokens)
         self.variant_hw = sizes // patch
