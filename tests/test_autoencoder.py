@@ -7,7 +7,8 @@ from safetensors.torch import load_file, save_file
 
 from fitv2 import FiTConfig, FiTPipeline, FiTTransformer2DModel
 from fitv2.adapters.schedulers import default_scheduler
-from fitv2.autoencoder import Decoding, LatentCodec, Pixels, load_autoencoder, make_images, read_factor
+from fitv2.autoencoder import LatentCodec, Pixels, load_autoencoder, read_factor
+from fitv2.decoding import Decoding, make_images
 from fitv2.errors import UserError
 from fitv2.finite import NotFinite
 from fitv2.sampling.spec import SampleSpec, Sampling
@@ -106,7 +107,7 @@ def test_images_of_one_size_share_a_pass_on_an_accelerator(monkeypatch):
     """The meta device stands in for one."""
     codec, passes, decoded = LatentCodec(tiny_autoencoder(), "meta"), [], []
     monkeypatch.setattr(codec, "decode_batch", lambda latents: passes.append(len(latents)) or latents)
-    monkeypatch.setattr("fitv2.autoencoder.LARGEST_UNTILED", 3 * 32 * 32)
+    monkeypatch.setattr("fitv2.decoding.LARGEST_UNTILED", 3 * 32 * 32)
     with Decoding(codec, lambda number, image: decoded.append(number)) as decoding:
         for number, size in enumerate([(4, 4)] * 4 + [(4, 8)]):
             decoding.add(number, torch.zeros(4, *size))

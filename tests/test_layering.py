@@ -43,14 +43,15 @@ LAYERS = [
     {"model", "flow", "diffusion"},
     {"sampling", "data", "distributed"},
     {"checkpoints"},
-    {"autoencoder", "build", "drawing", "sheets", "text"},
+    {"autoencoder", "build", "decoding", "drawing", "edits", "sheets", "text"},
     {"adapters", "evaluation", "training", "prepare"},
     {"profiling", "autoencoding"},
     {"study"},
     {"cli"},
 ]
 # Modules without imports of weight, which the command line may load at its top.
-LIGHT = {"errors", "messages", "precision", "sample_list", "model.config", "sampling.solvers"}
+LIGHT = {"errors", "messages", "precision", "sample_list", "model.config", "sampling.defaults"}
+LIGHT |= {"sampling.solvers"}
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 SETTINGS = {"config", "data_settings", "settings"}
 # What goes beyond the layers: these know no model, and the data knows nothing of what is done with it.

@@ -1,23 +1,19 @@
-"""Between latents and images: pixels as they are, or an autoencoder as diffusers has it; and images of requests."""
+"""Between latents and images: pixels as they are, or an autoencoder as diffusers has it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from .checkpoints.state_dict import weights_digest
 from .errors import UserError
 from .finite import check_finite, check_weights
-from .sampling.generate import EncodeTexts, Model, generate
-from .sampling.spec import SampleSpec, Sampling
-from .sheets import to_image
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC
@@ -234,77 +230,3 @@ def _in_one_sentence(name: str) -> Iterator[str | None]:
         reason = " ".join(str(error).split())[:200]
         cure = "name its folder instead, or check the network"
         raise UserError(f"the autoencoder {name} cannot be loaded; {cure} ({reason})") from None
-
-
-def make_images(
-    model: Model,
-    codec: Pixels | LatentCodec,
-    specs: Sequence[SampleSpec],
-    sampling: Sampling,
-    on_image: Callable[[int, Image.Image], None] | None = None,
-    text: EncodeTexts | None = None,
-) -> list[Image.Image]:
-    """Generates latents and decodes them; returns an 8-bit image per request, in the order of the requests.
-
-    With `on_image`, each image is decoded as soon as its latent is there, and passed with the index of its request.
-    Without, decoding begins when all latents are there, so that a failure leaves no process of a sharded model waiting.
-    text: the text encoder, for a model of text.
-
-    Raises errors as `generate` does, and NotFinite where the autoencoder makes NaN or infinity.
-    """
-    if on_image is None:
-        return [to_image(image) for image in decode_all(codec, generate(model, specs, sampling, None, text))]
-    made: dict[int, Image.Image] = {}
-
-    def keep(index: int, pixels: Tensor) -> None:
-        made[index] = to_image(pixels)
-        on_image(index, made[index])
-
-    with Decoding(codec, keep) as decoding:
-        generate(model, specs, sampling, decoding.add, text)
-    return [made[index] for index in range(len(specs))]
-
-
-def decode_all(codec: Pixels | LatentCodec, latents: Sequence[Tensor]) -> list[Tensor]:
-    """Decodes latents (c, h, w) to images, in their order."""
-    images: dict[int, Tensor] = {}
-    with Decoding(codec, images.__setitem__) as decoding:
-        for number, latent in enumerate(latents):
-            decoding.add(number, latent)
-    return [images[number] for number in range(len(latents))]
-
-
-class Decoding:
-    """Decodes latents one after another: on an accelerator in batches of one size, on a CPU one by one.
-
-    A context manager; at its end all latents are decoded. done: is called with the number of a latent and its image,
-    (3, H, W).
-    """
-
-    def __init__(self, codec: Pixels | LatentCodec, done: Callable[[int, Tensor], None]) -> None:
-        self.codec, self.done = codec, done
-        self.waiting: list[tuple[int, Tensor]] = []
-
-    def __enter__(self) -> Decoding:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self.flush()
-
-    def add(self, number: int, latent: Tensor) -> None:
-        if isinstance(self.codec, Pixels) or torch.device(self.codec.device).type == "cpu":
-            self.done(number, self.codec.decode(latent))
-            return
-        pixels = latent.shape[1] * latent.shape[2] * self.codec.factor**2
-        full = (len(self.waiting) + 1) * pixels > LARGEST_UNTILED
-        if self.waiting and (full or self.waiting[0][1].shape != latent.shape):
-            self.flush()
-        self.waiting.append((number, latent))
-
-    def flush(self) -> None:
-        if self.waiting:
-            numbers, latents = zip(*self.waiting, strict=True)
-            self.waiting.clear()
-            for number, image in zip(numbers, self.codec.decode_batch(torch.stack(latents)), strict=True):
-                self.done(number, image)

@@ -1,9 +1,11 @@
 """`fitv2 sample`: exact files, recorded requests, and one sentence for every mistake."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -11,10 +13,11 @@ from PIL import Image
 from fitv2.adapters.pipeline import FiTPipeline
 from fitv2.checkpoints.model_folder import Pretrained, load_pretrained, save_pretrained
 from fitv2.cli.sample_folder import begin
-from fitv2.cli.specs import file_name, list_specs, showcase
+from fitv2.cli.specs import check_memory, file_name, list_specs, showcase
 from fitv2.errors import UserError
 from fitv2.locks import locked
 from fitv2.sample_list import CONTACT_SHEET
+from fitv2.sampling.spec import SampleSpec, Sampling
 from tiny import CLASSES, CONFIG, random_model
 
 
@@ -216,3 +219,54 @@ def test_a_damaged_model_is_one_sentence(fitv2, model, tmp_path):
 def test_old_names_of_options_work_with_a_note(model, fitv2, old, new):
     result = fitv2("sample", *old, model, "--labels", "0", "--size", "8x8", "--steps", 1).ok()
     assert "Note: " in result.err and new in result.err
+
+
+def test_an_image_is_extended_and_stays_as_it_was(fitv2, model, tmp_path):
+    first = fitv2("sample", model, "--labels", "bag", "--size", "8x12", "--steps", 2, "--out", "first").ok()
+    assert first
+    image = tmp_path / "first" / "bag_8x12_seed0.png"
+    beyond = ["--init-image", image, "--size", "8x24", "--anchor", "right", "--steps", 2, "--num-images", 2]
+    fitv2("sample", model, "--labels", "bag", *beyond, "--out", "wide").ok()
+    old = np.asarray(Image.open(image))
+    wide = [np.asarray(Image.open(tmp_path / "wide" / f"bag_8x24_seed{seed}.png")) for seed in (0, 1)]
+    assert all(np.array_equal(one[:, 12:], old) for one in wide) and not np.array_equal(*wide)
+    # Without a size the canvas is the image's own.
+    fitv2("sample", model, "--labels", "bag", "--init-image", image, "--steps", 2, "--out", "like").ok()
+    assert Image.open(tmp_path / "like" / "bag_8x12_seed0.png").size == (12, 8)
+    request = json.loads((tmp_path / "wide" / "samples.json").read_bytes())["request"]
+    assert request["init_image"] == str(image) and request["anchor"] == "right"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--init-image", "missing.png"], "missing.png: cannot be read"),
+        (["--strength", "0.5"], "give --init-image"),
+        (["--mask", "mask.png"], "give --init-image"),
+        (["--window", "6x8"], "not divisible"),
+        (["--window", "big"], "not a size"),
+        (["--upscale-time", "0.5"], "without upscale_from"),
+    ],
+)
+def test_impossible_edits(fitv2, model, options, message):
+    assert message in fitv2("sample", model, "--labels", "bag", "--size", "8x12", *options).sentence
+
+
+def test_large_images_in_windows_and_in_two_passes(fitv2, model, tmp_path):
+    for name, options in (("windows", ["--window", "8x8"]), ("passes", ["--upscale-from", 6]), ("whole", [])):
+        size = ["--labels", "bag", "--size", "8x64", "--steps", 2, "--out", name]
+        result = fitv2("sample", model, *size, *options).ok()
+        assert ("expect broken content" in result.err) == (name == "whole")
+    made = [np.asarray(Image.open(tmp_path / name / "bag_8x64_seed0.png")) for name in ("windows", "passes", "whole")]
+    assert not any(np.array_equal(made[i], made[i - 1]) for i in range(3))
+
+
+def test_a_request_beyond_the_memory_is_refused_with_a_size_that_fits(model, monkeypatch):
+    monkeypatch.setattr("fitv2.device.free_bytes", lambda device: 10 * 2**20)
+    pretrained, large = load_pretrained(model), [SampleSpec(0, (400, 200), 0)]
+    with pytest.raises(UserError, match=r"ask for --size (\d+)x(\d+)") as told:
+        check_memory(pretrained, large, Sampling(), 1)
+    found = re.search(r"--size (\d+)x(\d+)", str(told.value))
+    height, width = map(int, found.groups())
+    assert height == pytest.approx(2 * width, abs=8) and 100 < height < 400
+    check_memory(pretrained, [SampleSpec(0, (height, width), 0)], Sampling(), 1)

@@ -16,9 +16,10 @@ from huggingface_hub import snapshot_download
 from torch import Tensor
 
 from ..atomic import write_text
-from ..autoencoder import LatentCodec, Pixels, decode_all, load_autoencoder, network_classes, read_network
+from ..autoencoder import LatentCodec, Pixels, load_autoencoder, network_classes, read_network
 from ..checkpoints.model_folder import Pretrained, is_own_model, load_pretrained
 from ..classes import Classes
+from ..decoding import decode_all
 from ..errors import UserError
 from ..finite import check_finite
 from ..messages import check_known

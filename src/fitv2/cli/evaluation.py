@@ -170,11 +170,11 @@ def load(request: Request, number: int, device: torch.device) -> Maker:
         # Stamps have the precision's older name.
         precision={"fp32": "float32"}.get(precision, precision),
         seed=request.seed,
-        samplings=[options.sampling(pretrained, guidance) for options, guidance in request.samplings],
+        samplings=[options.sampling(pretrained, guidance, codec.factor) for options, guidance in request.samplings],
     )
     for size in request.sizes:
         few = balanced_specs(pretrained, min(number, SHARD), size, request.seed, codec.factor)
-        check_memory(pretrained, few, maker.samplings[0])
+        check_memory(pretrained, few, maker.samplings[0], codec.factor)
     return maker
 
 

@@ -16,6 +16,7 @@ from ..errors import UserError
 from ..messages import counted
 from ..model.config import EXTRAPOLATIONS, AttentionFactor, Extrapolation, FiTConfig
 from ..precision import Precision
+from ..sampling.defaults import UPSCALE_TIME
 from ..sampling.solvers import DIFFUSION_SOLVERS, FLOW_SOLVERS, Solver
 
 if TYPE_CHECKING:
@@ -82,6 +83,18 @@ class ModelOptions:
             metavar="NAME", help="with --extrapolation: none, yarn, pro1, pro2, or paper (Eq. 15 of FiTv2)"
         ),
     ] = None
+    upscale_from: Annotated[
+        int | None,
+        sampling_option(min=1, help="make images of more tokens than this small first, then enlarge and finish them"),
+    ] = None
+    upscale_time: Annotated[
+        float | None,
+        sampling_option(help=f"how much of the small image stays, 0 to 1; {ADVISED} {UPSCALE_TIME}"),
+    ] = None
+    window: Annotated[
+        str | None,
+        sampling_option(metavar="HEIGHTxWIDTH", help="sample larger images in overlapping windows of this size"),
+    ] = None
     guidance_interval: Annotated[
         tuple[float, float] | None,
         guidance_option(help=f"time range to guide, 0 (noise) to 1 (image); {ADVISED} 0 1"),
@@ -144,9 +157,13 @@ class ModelOptions:
             )
         return text
 
-    def sampling(self, pretrained: Pretrained, guidance: float | None) -> Sampling:
-        """Returns what the options mean for a model. Raises UserError if they do not suit it."""
+    def sampling(self, pretrained: Pretrained, guidance: float | None, factor: int) -> Sampling:
+        """Returns what the options mean for a model with `factor` pixels per latent pixel.
+
+        Raises UserError if they do not suit it.
+        """
         config, rope = pretrained.model.config, None
+        window = None if self.window is None else latent_size(parse_size(self.window), factor, config.patch_size)
         if self.extrapolation is not None:
             if not isinstance(config, FiTConfig):
                 raise UserError("a model of a fixed grid makes its own size only; omit --extrapolation")
@@ -165,6 +182,9 @@ class ModelOptions:
             shift=self.time_shift,
             rope=rope,
             cache_interval=self.cache_interval,
+            upscale_from=self.upscale_from,
+            upscale_time=self.upscale_time,
+            window=window,
         )
 
 
@@ -231,6 +251,14 @@ def check_pixels(model: str, channels: int) -> None:
         raise UserError(
             f"{model} makes latents of {counted(channels, 'channel')} and names no autoencoder; give --autoencoder"
         )
+
+
+def latent_size(size: tuple[int, int], factor: int, patch_size: int) -> tuple[int, int]:
+    """Returns a size of pixels in latent pixels. Raises UserError if patches do not divide it."""
+    from ..sampling.spec import check_divisible
+
+    check_divisible(size, factor * patch_size)
+    return size[0] // factor, size[1] // factor
 
 
 def parse_size(text: str) -> tuple[int, int]:

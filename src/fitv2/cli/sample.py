@@ -13,6 +13,8 @@ import typer
 
 from ..errors import UserError
 from ..messages import counted
+from ..sampling.defaults import ANCHORS, VARIATION, Anchor
+from .editing import Edits
 from .options import (
     ADVISED,
     IgnoreMemory,
@@ -30,11 +32,13 @@ from .specs import check_memory, describe, list_specs, read_prompts, shown, show
 if TYPE_CHECKING:
     from PIL import Image
 
+    from ..edits import Edit
     from ..sampling.spec import SampleSpec, Sampling
     from .options import LoadedModel
 
 BUILTIN = "builtin:fashion"
 image_option = partial(typer.Option, rich_help_panel="Images")
+edit_option = partial(typer.Option, rich_help_panel="Beginning with an image", show_default=False)
 
 
 @with_model_options
@@ -67,6 +71,16 @@ def sample(
         int | None, image_option("--num-images", "-n", min=1, help="images per --size, cycling through the classes")
     ] = None,
     seed: Annotated[int, image_option(min=0, help="seed of the first image; later images count up")] = 0,
+    init_image: Annotated[
+        Path | None, edit_option(help="begin with this image; --size is the canvas that it is extended to")
+    ] = None,
+    mask: Annotated[Path | None, edit_option(help="an image of the same size, white where to redraw")] = None,
+    strength: Annotated[
+        float | None, edit_option(help=f"how much is made anew, above 0 to 1; default: {VARIATION}, 1 where redrawn")
+    ] = None,
+    anchor: Annotated[
+        Anchor, edit_option(metavar="NAME", help=f"where the image lies on a larger canvas: {', '.join(ANCHORS)}")
+    ] = "center",
     guidance: Annotated[
         float | None, guidance_option("--guidance", "-g", help=f"scale; 1: no guidance; {ADVISED} 2")
     ] = None,
@@ -88,6 +102,8 @@ def sample(
 
       fitv2 sample runs/drawings --prompt "a red apple" --prompt "a cat" --size 128x128 --size 64x192
 
+      fitv2 sample runs/drawings -p "a garden" --init-image cat.png --size 128x384 --anchor left
+
     The same seed gives the same image, whatever else is made alongside it. samples.json in the folder records the
     request; images of a different request are replaced only with --overwrite. If a model folder has a sampling.json,
     it sets the defaults of the sampling and guidance options.
@@ -106,12 +122,14 @@ def sample(
     where = choose_device(options.device)
     loaded = options.load(name, where)
     pretrained, codec = loaded.pretrained, loaded.codec
-    sampling = options.sampling(pretrained, guidance)
+    sampling = options.sampling(pretrained, guidance, codec.factor)
     texts = read_prompts(prompt or [], prompts), negative_prompt
-    specs = list_specs(pretrained, labels, size, per_class, num_images, seed, codec.factor, *texts)
+    edits = Edits(init_image, mask, strength, anchor).lay_out(size, pretrained, codec)
+    sizes = list(edits) or size
+    specs = list_specs(pretrained, labels, sizes, per_class, num_images, seed, codec.factor, *texts)
     if not ignore_memory:
-        check_memory(pretrained, specs, sampling)
-    if size:
+        check_memory(pretrained, specs, sampling, codec.factor)
+    if size and sampling.upscale_from is None and sampling.window is None:
         warn_of_sizes(pretrained, specs, codec.factor)
     request = {
         "model": name,
@@ -137,6 +155,12 @@ def sample(
         "precision": loaded.precision,
         "device": where.type,
     }
+    if sampling.upscale_from is not None:
+        request |= {"upscale_from": sampling.upscale_from, "upscale_time": sampling.upscale_time}
+    if sampling.window is not None:
+        request |= {"window": [side * codec.factor for side in sampling.window]}
+    if init_image is not None:
+        request |= {"init_image": str(init_image), "mask": mask and str(mask), "strength": strength, "anchor": anchor}
     if loaded.text is not None:
         request |= {"prompts": list(dict.fromkeys(spec.prompt for spec in specs)), "negative_prompt": negative_prompt}
         request |= {"text_encoder": loaded.text.name}
@@ -145,7 +169,8 @@ def sample(
     note = shown_classes(pretrained, labels)
     with locked(out, "a fitv2 sample"):
         begin(out, request, [row["file"] for row in rows], overwrite)
-        seconds = make(loaded, specs, sampling, out, rows, note)
+        begun = [edits[f"{row['size'][0]}x{row['size'][1]}"] for row in rows] if edits else None
+        seconds = make(loaded, specs, sampling, out, rows, note, begun)
         finish(out, request, rows)
     report = {"model": name, "step": pretrained.step}
     report |= {key: request[key] for key in ("solver", "steps", "guidance", "guidance_interval", "internal_guidance")}
@@ -161,10 +186,11 @@ def make(
     out: Path,
     rows: list[dict[str, Any]],
     note: str | None,
+    edits: list[Edit] | None,
 ) -> float:
     """Makes the images and their sheet in the folder, and returns the seconds that the images took."""
     from ..atomic import write_file
-    from ..autoencoder import make_images
+    from ..decoding import make_images
     from ..sheets import contact_sheet, save_sheet
     from .progress import image_progress
 
@@ -175,7 +201,7 @@ def make(
             write_file(out / rows[number]["file"], lambda draft: image.save(draft, "PNG"))
             progress(1)
 
-        images = make_images(loaded.pretrained.model, loaded.codec, specs, sampling, save, loaded.text)
+        images = make_images(loaded.pretrained.model, loaded.codec, specs, sampling, save, loaded.text, edits)
     seconds = time.perf_counter() - start
     captions = [
         f"{shown(row.get('prompt')) or row['class'] or 'image'} {'x'.join(map(str, row['size']))}"

@@ -197,22 +197,26 @@ def read_prompts(given: Sequence[str], file: Path | None) -> list[str]:
     return [*given, *filter(None, lines)]
 
 
-def check_memory(pretrained: Pretrained, specs: list[SampleSpec], sampling: Sampling) -> None:
-    """Raises UserError if the largest batch would not fit into the memory that is free now."""
+def check_memory(pretrained: Pretrained, specs: list[SampleSpec], sampling: Sampling, factor: int) -> None:
+    """Raises UserError, with a size that fits, if the largest batch would not fit into the memory that is free now."""
     import torch
 
-    from ..device import lack_of_memory
+    from ..device import free_bytes, lack_of_memory
     from ..profiling.formula import context_tokens, forward_bytes
-    from ..sampling.generate import batches, max_tokens
+    from ..sampling.generate import batches, computed_tokens, max_tokens
+    from ..sampling.spec import scaled_size
 
     config, weight = pretrained.model.config, next(pretrained.model.parameters())
-    tokens = [spec.tokens(config.patch_size) for spec in specs]
+    tokens = [computed_tokens(spec, sampling, config.patch_size) for spec in specs]
     groups = batches(tokens, max_tokens(sampling, weight.device))
     largest = max(groups, key=lambda batch: sum(tokens[i] for i in batch))
     # With and without their classes, and beyond the weights, which are there already.
     total = 2 * sum(tokens[i] + context_tokens(config) for i in largest)
     needed = forward_bytes(config, total, "fp32" if weight.dtype == torch.float32 else "bf16")
-    height, width = max((specs[i].size for i in largest), key=lambda size: size[0] * size[1])
-    what = f"{counted(len(largest), 'image')} of up to {height}x{width}"
+    size = max((specs[i].size for i in largest), key=lambda size: size[0] * size[1])
+    what = f"{counted(len(largest), 'image')} of up to {size[0]}x{size[1]}"
     if lack := lack_of_memory(what, needed, weight.device):
-        raise UserError(f"{lack}; ask for a smaller --size, or add --ignore-memory")
+        # The memory of a batch grows with its tokens, which are those of a single image if it is a large one.
+        fits = scaled_size(size, 0.95 * math.sqrt(free_bytes(weight.device) / needed), config.patch_size)
+        height, width = (side * factor for side in fits)
+        raise UserError(f"{lack}; ask for --size {height}x{width} or less, or add --ignore-memory")

@@ -25,9 +25,10 @@ import numpy as np
 from PIL import Image
 
 from ..atomic import remove_drafts, write_file, write_text
-from ..autoencoder import LatentCodec, Pixels, make_images
+from ..autoencoder import LatentCodec, Pixels
 from ..checkpoints.model_folder import Pretrained
 from ..checkpoints.state_dict import weights_digest
+from ..decoding import make_images
 from ..distributed.ranks import Ranks, locked_on_rank0, on_rank0, shard_of_rank
 from ..errors import UserError
 from ..hashes import json_digest
@@ -127,6 +128,7 @@ def _drawn_sizes(pretrained: Pretrained, number: int, seed: int) -> list[tuple[i
 
 # Fields that came later: at their defaults they are left out, so that images made before keep their names.
 LATER = {"internal_head", "position_range", "target_blocks", "internal_guidance", "internal_interval", "shift_tokens"}
+LATER |= {"upscale_from", "upscale_time", "window"}
 
 
 def lasting(settings: NetworkConfig | Sampling) -> dict[str, Any]:

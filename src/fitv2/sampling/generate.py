@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
@@ -16,12 +17,15 @@ from ..model.config import NetworkConfig
 from ..tokens import Denoiser, TokenBatch, pack_context, upload
 from .cache import BlockCache
 from .ddpm import sample_ddim, sample_ddpm
+from .defaults import UPSCALE_TIME
+from .editing import Editing, Start, check_starts, enlarged
 from .guidance import GuidedModel
 from .noise import ImageNoise
 from .ode import SOLVERS, time_grid
 from .sde import METHOD_OF, sample_sde, sde_grid
 from .solvers import ADAPTIVE
-from .spec import SampleSpec, Sampling, check_sampling, check_spec, check_texts
+from .spec import SampleSpec, Sampling, check_sampling, check_spec, check_texts, size_within
+from .windows import Guided, WindowedModel, windows_of
 
 # The most tokens of a batch, before guidance doubles them, on a CPU and elsewhere: enough to keep the device busy, few
 # enough that images are finished now and then. A longer image is a batch of its own.
@@ -48,6 +52,7 @@ def generate(
     sampling: Sampling,
     on_image: OnImage | None = None,
     text: EncodeTexts | None = None,
+    starts: Sequence[Start] | None = None,
 ) -> list[Tensor]:
     """Returns one latent (c, height, width) in float32 on the CPU per request, in the order of the requests.
 
@@ -60,6 +65,7 @@ def generate(
         sampling: How to integrate and guide.
         on_image: Gets each image as soon as its batch is finished.
         text: The text encoder, for a model of text.
+        starts: The image of each request that sampling begins with, instead of noise; `upscale_from` is for noise.
 
     Raises:
         UserError: A size that the patch does not divide or that is not the model's only one, a label out of range, or
@@ -70,14 +76,20 @@ def generate(
     check_sampling(sampling, config)
     for spec in specs:  # Before the first batch is made.
         check_spec(spec, config)
+    if starts is not None:
+        check_starts(starts, specs, sampling)
+    elif sampling.upscale_from is not None:
+        return _in_two_passes(model, specs, sampling, on_image, text)
     latents: dict[int, Tensor] = {}
+    tokens = [computed_tokens(spec, sampling, config.patch_size) for spec in specs]
     with torch.inference_mode(torch.is_grad_enabled()):
-        for chosen in batches([spec.tokens(config.patch_size) for spec in specs], max_tokens(sampling, device)):
+        for chosen in batches(tokens, max_tokens(sampling, device)):
             cache = None if sampling.cache_interval == 1 else BlockCache(sampling.cache_interval)
             denoiser = partial(model, rope=sampling.rope, cache=cache)
             together = [specs[i] for i in chosen]
             guided = guided_model(denoiser, config, together, sampling, device, text)
-            x, hw = sample_batch(guided, [spec.seed for spec in together])
+            begun = None if starts is None else [starts[i] for i in chosen]
+            x, hw = sample_batch(guided, [spec.seed for spec in together], begun)
             made = TokenBatch(x.float().cpu(), hw).to_latents(config.patch_size)
             for i, latent in zip(chosen, made, strict=True):
                 check_finite(latent, "the image that the model made", detail=f"seed {specs[i].seed}")
@@ -87,12 +99,38 @@ def generate(
     return [latents[i] for i in range(len(specs))]
 
 
-def sample_batch(model: GuidedModel, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
+def _in_two_passes(
+    model: Model,
+    specs: Sequence[SampleSpec],
+    sampling: Sampling,
+    on_image: OnImage | None,
+    text: EncodeTexts | None,
+) -> list[Tensor]:
+    """Makes images small first where `upscale_from` says so, and then from these in their own sizes."""
+    once, most = replace(sampling, upscale_from=None, upscale_time=UPSCALE_TIME), sampling.upscale_from or 1
+    patch = model.config.patch_size
+    small = [replace(spec, size=size_within(spec.size, most, patch)) for spec in specs]
+    large = [i for i, spec in enumerate(specs) if small[i] != spec]
+
+    def finished(i: int, latent: Tensor) -> None:
+        if on_image is not None and small[i] == specs[i]:
+            on_image(i, latent)
+
+    latents = generate(model, small, once, finished, text)
+    starts = [Start(enlarged(latents[i], specs[i].size), sampling.upscale_time) for i in large]
+    last = None if on_image is None else lambda n, latent: on_image(large[n], latent)
+    for i, latent in zip(large, generate(model, [specs[i] for i in large], once, last, text, starts), strict=True):
+        latents[i] = latent
+    return latents
+
+
+def sample_batch(model: Guided, seeds: Sequence[int], starts: Sequence[Start] | None = None) -> tuple[Tensor, Tensor]:
     """Samples the images of a guided model together as one packed batch, which guidance doubles.
 
     Args:
         model: Knows the images, and how they are sampled.
         seeds: One per image.
+        starts: The image that each sampling begins with, instead of noise. Only its share of the steps is left.
 
     Returns:
         The tokens (T, C) on the device, and hw (B, 2), the sizes of the images in patches.
@@ -106,7 +144,11 @@ def sample_batch(model: GuidedModel, seeds: Sequence[int]) -> tuple[Tensor, Tens
     x, solver, steps, shift = draw(), sampling.solver, sampling.steps or 1, sampling.shift
     if sampling.shift_tokens is not None:
         shift = shift * shift_by_size(hw.prod(1), sampling.shift_tokens)
-    if solver == "ddim":
+    if starts is not None:
+        editing = Editing(model, starts, x)
+        times = editing.grid(time_grid(steps_from(min(start.time for start in starts), steps), shift))
+        x = editing.finish(SOLVERS[solver](editing.velocity, editing.begin(), times, expand=model.expand))
+    elif solver == "ddim":
         x = sample_ddim(model, x, linear_schedule().respaced(ddim_steps(steps)))
     elif solver == "ddpm":
         x = sample_ddpm(model, x, linear_schedule().respaced(ddpm_steps(steps)), draw)
@@ -118,6 +160,11 @@ def sample_batch(model: GuidedModel, seeds: Sequence[int]) -> tuple[Tensor, Tens
     return x, hw
 
 
+def steps_from(time: float, steps: int) -> int:
+    """Returns how many of the steps are left of a sampling that begins at a time."""
+    return max(round((1 - time) * steps), 1)
+
+
 def guided_model(
     denoiser: Denoiser,
     config: NetworkConfig,
@@ -125,17 +172,36 @@ def guided_model(
     sampling: Sampling,
     device: torch.device,
     text: EncodeTexts | None = None,
-) -> GuidedModel:
+) -> Guided:
     """Returns the guided model of a batch of requests, in their order. Raises UserError as `generate` does."""
     check_texts(config, text)
     for spec in specs:
         check_spec(spec, config)
-    hw = torch.tensor([spec.size for spec in specs]) // config.patch_size
-    texts: list[TokenBatch] = []
-    if text is not None:
-        prompts = [spec.prompt for spec in specs], [spec.negative_prompt for spec in specs]
-        texts = [pack_context(text(some)).to(device) for some in prompts]
-    return GuidedModel(denoiser, config, hw, torch.tensor([spec.label for spec in specs]), sampling, device, *texts)
+    prompts = [spec.prompt for spec in specs], [spec.negative_prompt for spec in specs]
+    encoded = [] if text is None else [text(some) for some in prompts]
+
+    def guide(hw: Tensor, images: Sequence[int]) -> GuidedModel:
+        labels = torch.tensor([specs[i].label for i in images])
+        texts = [pack_context([some[i] for i in images]).to(device) for some in encoded]
+        return GuidedModel(denoiser, config, hw, labels, sampling, device, *texts)
+
+    hw, window = torch.tensor([spec.size for spec in specs]) // config.patch_size, sampling.window
+    if window is None or not any(is_cut(spec, window) for spec in specs):
+        return guide(hw, range(len(specs)))
+    most = window[0] // config.patch_size, window[1] // config.patch_size
+    return WindowedModel(guide, hw, most, device)
+
+
+def is_cut(spec: SampleSpec, window: tuple[int, int]) -> bool:
+    """Whether an image is larger than a window of that size in latent pixels."""
+    return spec.size[0] > window[0] or spec.size[1] > window[1]
+
+
+def computed_tokens(spec: SampleSpec, sampling: Sampling, patch_size: int) -> int:
+    """Returns the tokens that a model call computes for an image: those of its windows if it is cut."""
+    if sampling.window is None or not is_cut(spec, sampling.window):
+        return spec.tokens(patch_size)
+    return sum(one.height * one.width for one in windows_of(spec.size, sampling.window)) // patch_size**2
 
 
 def max_tokens(sampling: Sampling, device: torch.device) -> int:

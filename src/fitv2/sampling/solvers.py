@@ -12,6 +12,8 @@ Solver = Literal[OdeSolver, FewStepSolver, SdeSolver, DiffusionSolver]
 ODE_SOLVERS, SDE_SOLVERS, DIFFUSION_SOLVERS = map(get_args, (OdeSolver, SdeSolver, DiffusionSolver))
 FLOW_SOLVERS = (*ODE_SOLVERS, *get_args(FewStepSolver), *SDE_SOLVERS)
 SOLVER_NAMES = [*FLOW_SOLVERS, *DIFFUSION_SOLVERS]
+# These can begin with an image: they integrate the velocity alone.
+EDITING_SOLVERS = (*ODE_SOLVERS, *get_args(FewStepSolver))
 # These choose their steps by the error over all that they integrate.
 ADAPTIVE = ("dopri5", "adaptive_heun")
 # Model calls per step; all others have one.

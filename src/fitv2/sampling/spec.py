@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
@@ -13,7 +13,8 @@ from ..messages import check_known, counted
 from ..model.config import NetworkConfig, RopeScheme
 from ..randomness import check_seed
 from .cache import SHALLOWEST_CACHED
-from .solvers import ADAPTIVE, DIFFUSION_SOLVERS, FLOW_SOLVERS, SOLVER_NAMES, model_calls
+from .defaults import UPSCALE_TIME
+from .solvers import ADAPTIVE, DIFFUSION_SOLVERS, EDITING_SOLVERS, FLOW_SOLVERS, SOLVER_NAMES, model_calls
 
 DEFAULT_STEPS = 25
 # Without guidance these have no effect; and without internal guidance its own.
@@ -63,6 +64,11 @@ class Sampling:
             `fitv2.flow.path.shift_by_size`, as a model needs that was trained so; None means all have the same grid.
         rope: The RoPE scheme, for sizes beyond those of training; None means that of the model's configuration.
         cache_interval: Of this many model calls one computes all blocks, see `BlockCache`.
+        upscale_from: Images of more tokens than this are made with at most so many first, enlarged, and finished in
+            their own size: the composition comes from a size that training knew. None: all in one pass.
+        upscale_time: The time in (0, 1) at which the enlarged image goes on; near 1 it keeps more of what it shows.
+        window: (height, width) in latent pixels. Larger images are sampled in overlapping windows of at most this size,
+            see `fitv2.sampling.windows`. None: each image as a whole.
 
     Raises:
         UserError: A solver that is not known, an impossible number, or a setting that would have no effect.
@@ -80,6 +86,9 @@ class Sampling:
     shift_tokens: int | None = None
     rope: RopeScheme | None = None
     cache_interval: int = 1
+    upscale_from: int | None = None
+    upscale_time: float = UPSCALE_TIME
+    window: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         adaptive, diffusion = self.solver in ADAPTIVE, self.solver in DIFFUSION_SOLVERS
@@ -109,7 +118,15 @@ class Sampling:
             raise UserError("internal guidance needs all blocks in every model call: remove it, or the cache interval")
         if self.channels is not None and self.channels < 1:
             raise UserError("guidance needs at least one channel to act on; guidance 1 is none")
+        if self.upscale_from is not None and self.upscale_from < 1:
+            raise UserError(f"upscale_from {self.upscale_from} must be a number of tokens, 1 or more")
+        if not 0 < self.upscale_time < 1:
+            raise UserError(f"the upscale time {self.upscale_time:g} must lie between 0 and 1")
+        if self.window is not None:
+            object.__setattr__(self, "window", checked_window(self.window))
         useless: list[str] = []
+        if self.upscale_from is None and self.upscale_time != Sampling.upscale_time:
+            useless.append(f"upscale_time {self.upscale_time:g} (without upscale_from there is one pass)")
         if adaptive and self.steps is not None:
             useless.append(f"steps {self.steps} (the solver {self.solver} chooses its own)")
         if adaptive or diffusion:
@@ -157,7 +174,7 @@ class Sampling:
 
     @property
     def model_calls(self) -> int | None:
-        """Evaluations of the (guided) model per image (NFE); None if the solver decides."""
+        """Evaluations of the (guided) model per image (NFE) in one pass; None if the solver decides."""
         return model_calls(self.solver, self.steps)
 
 
@@ -188,6 +205,14 @@ def checked_interval(name: str, interval: Any) -> tuple[float, float]:
         pass
     called = "guidance interval" if name == "interval" else "interval of internal guidance"
     raise UserError(f"the {called} {interval} must lie within 0 and 1, low end first")
+
+
+def checked_window(window: Any) -> tuple[int, int]:
+    """Returns (height, width) of a window. Raises UserError for anything but two whole numbers above 0."""
+    sides = tuple(window) if isinstance(window, Sequence) else ()
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise UserError(f"the window {window!r} must be a height and a width, two whole numbers above 0")
+    return sides
 
 
 def without(settings: Mapping[str, Any], *names: str) -> dict[str, Any]:
@@ -223,6 +248,12 @@ def check_sampling(sampling: Sampling, config: NetworkConfig) -> None:
         raise UserError("this model has positions for every size (position_range): extrapolation would move them twice")
     if config.fixed_grid is not None and sampling.rope is not None:
         raise UserError("a model of a fixed grid has no rotary positions that could be changed; remove rope")
+    if config.fixed_grid is not None and (sampling.upscale_from or sampling.window):
+        raise UserError("a model of a fixed grid makes its own size only: remove upscale_from and window")
+    if sampling.upscale_from and sampling.solver not in EDITING_SOLVERS:
+        raise UserError(f"upscale_from needs one of the solvers {', '.join(EDITING_SOLVERS)}, not {sampling.solver}")
+    if sampling.window is not None:
+        check_divisible(sampling.window, config.patch_size)
     if sampling.channels is not None and sampling.channels > config.token_channels:
         raise UserError(
             f"the latents of this model have {counted(config.in_channels, 'channel')}: guidance of more has no effect"
@@ -263,6 +294,18 @@ def check_divisible(size: tuple[int, int], unit: int) -> None:
     if min(size) < 1 or any(side % unit for side in size):
         nearest = "x".join(map(str, scaled_size(size, 1.0, unit)))
         raise UserError(f"{size[0]}x{size[1]} is not divisible by the patch of {unit}; the nearest is {nearest}")
+
+
+def size_within(size: tuple[int, int], most_tokens: int, patch_size: int) -> tuple[int, int]:
+    """Returns a size of nearly the same aspect with at most so many tokens; the size itself if it has no more."""
+    rows, columns = size[0] // patch_size, size[1] // patch_size
+    if rows * columns <= most_tokens:
+        return size
+    scale = math.sqrt(most_tokens / (rows * columns))
+    short = min(max(int(min(rows, columns) * scale), 1), most_tokens)
+    long = max(min(int(max(rows, columns) * scale), most_tokens // short), 1)
+    small = (short, long) if rows <= columns else (long, short)
+    return small[0] * patch_size, small[1] * patch_size
 
 
 def scaled_size(size: tuple[int, int], scale: float, unit: int) -> tuple[int, int]:

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from ..autoencoder import load_autoencoder, make_images
+from ..autoencoder import load_autoencoder
 from ..build import sampling_advice
 from ..data.dataset import Dataset
+from ..decoding import make_images
 from ..distributed.parallel import ParallelModel
 from ..distributed.ranks import only_on_rank0
 from ..errors import UserError

@@ -1,0 +1,55 @@
+"""The options of `fitv2 sample` for images that begin with an image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..errors import UserError
+from .options import parse_size
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ..autoencoder import LatentCodec, Pixels
+    from ..checkpoints.model_folder import Pretrained
+    from ..edits import Edit
+
+
+class Edits(NamedTuple):
+    """The options as they are given, see `fitv2.edits.lay_out`."""
+
+    init_image: Path | None
+    mask: Path | None
+    strength: float | None
+    anchor: str
+
+    def lay_out(self, sizes: list[str] | None, pretrained: Pretrained, codec: Pixels | LatentCodec) -> dict[str, Edit]:
+        """Returns the image on the canvas of each size, by size; without sizes on its own. None if none is given.
+
+        Raises UserError for an image that cannot be read or does not fit, and for options without one.
+        """
+        from ..edits import lay_out
+
+        if self.init_image is None:
+            if self.mask is not None or self.strength is not None or self.anchor != "center":
+                raise UserError("--mask, --strength and --anchor are about an image to begin with: give --init-image")
+            return {}
+        channels = 3 if codec.channels else pretrained.model.config.in_channels
+        image, mask = read(self.init_image, channels), None if self.mask is None else read(self.mask, 1)
+        about: dict[str, Any] = {"mask": mask, "strength": self.strength, "anchor": self.anchor}
+        unit = codec.factor * pretrained.model.config.patch_size
+        wanted = [None if size is None else parse_size(size) for size in sizes or [None]]
+        edits = [lay_out(image, channels, unit, size, **about) for size in wanted]
+        return {"x".join(map(str, edit.pixels.shape[1:])): edit for edit in edits}
+
+
+def read(path: Path, channels: int) -> Image.Image:
+    """Returns the image in a file. Raises UserError if there is none."""
+    from ..data.decode import decode
+    from ..data.formats import UnreadableImage
+
+    try:
+        return decode(path, "L" if channels == 1 else "RGB")
+    except UnreadableImage as error:
+        raise UserError(f"{path}: {error}") from None
