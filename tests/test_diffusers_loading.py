@@ -145,7 +145,7 @@ def test_a_hub_id_is_downloaded_and_loaded_as_a_folder(pipe, tmp_path, monkeypat
         asked.append((name, options))
         return str(tmp_path)
 
-    monkeypatch.setattr("fitv2.adapters.pipeline.snapshot_download", download)
+    monkeypatch.setattr("fitv2.adapters.saved_pipeline.snapshot_download", download)
     loaded = FiTPipeline.from_pretrained("user/repository", revision="main", torch_dtype=torch.bfloat16)
     ((name, options),) = asked
     unwanted = options.pop("ignore_patterns")

@@ -307,3 +307,26 @@ def test_an_offloaded_autoencoder_decodes_where_its_weights_go():
     assert next(vae.parameters()).device.type == "meta"
     torch.testing.assert_close(LatentCodec(vae, "cpu").decode(latent), expected)
     assert not any(parameter.is_inference() for parameter in vae.parameters())
+
+
+def test_windows_and_two_passes(pipe):
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler()
+    specs = [SampleSpec(8, (28, 84), 4)]
+    model, quick = load_pretrained("builtin:fashion").model, {"num_inference_steps": 3, "guidance_scale": 2.0}
+    call = {"class_labels": "bag", "sizes": (28, 84), "seeds": [4], "output_type": "latent", **quick}
+    plain = {"steps": 3, "interval": (0.3, 0.9), "guidance": 2.0}
+    expected = generate(model, specs, Sampling(**plain, solver="euler", window=(28, 28)))
+    scheduled, solved = (pipe(**call, window=(28, 28), solver=solver).images for solver in (None, "euler"))
+    torch.testing.assert_close(list(solved), expected)
+    torch.testing.assert_close(list(scheduled), expected, atol=1e-3, rtol=0)
+    twice = generate(model, specs, Sampling(**plain, solver="ab2", upscale_from=49))
+    torch.testing.assert_close(list(pipe(**call, upscale_from=49).images), twice)
+
+
+def test_an_image_to_begin_with(pipe):
+    image = pipe("bag", [(28, 28)], seeds=[0], num_inference_steps=2).images[0]
+    wide = pipe(["bag", "bag"], sizes=(28, 56), image=image, anchor="left", num_inference_steps=2, seeds=[1, 2]).images
+    assert all(np.array_equal(np.asarray(one)[:, :28], np.asarray(image)) for one in wide) and wide[0] != wide[1]
+    assert pipe("bag", image=image, num_inference_steps=2).images[0].size == image.size
+    with pytest.raises(UserError, match="give image"):
+        pipe("bag", strength=0.5)

@@ -36,6 +36,11 @@ class Edit:
     kept: Tensor | None
     strength: float
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.pixels.shape[1], self.pixels.shape[2]
+
     def start(self, codec: Pixels | LatentCodec) -> Start:
         """Returns it in latents. A latent pixel is kept if all of its pixels are."""
         mean, _ = codec.encode(self.pixels[None])

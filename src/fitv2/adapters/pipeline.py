@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from functools import partial
-from os import PathLike
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from huggingface_hub import snapshot_download
+from PIL import Image
 from torch import Tensor
 
-from ..atomic import write_text
-from ..autoencoder import LatentCodec, Pixels, load_autoencoder, network_classes, read_network
-from ..checkpoints.model_folder import Pretrained, is_own_model, load_pretrained
+from ..autoencoder import LatentCodec, Pixels, load_autoencoder, network_classes
+from ..checkpoints.model_folder import Pretrained
 from ..classes import Classes
 from ..decoding import decode_all
+from ..edits import Edit, lay_out, starts_of
 from ..errors import UserError
 from ..finite import check_finite
 from ..messages import check_known
@@ -31,21 +28,17 @@ from ..sheets import to_image
 from ..text import TextEncoder, load_text_encoder
 from ..tokens import TokenBatch
 from .arguments import label_numbers, rope_scheme, sizes_of, specs_of, stacked, texts_of
+from .saved_pipeline import SavedPipeline
 from .schedulers import advance, check_scheduler, default_scheduler, set_steps
-from .transformer import FiTTransformer2DModel, HookedModel, check_no_adapter, own_dtype
+from .transformer import FiTTransformer2DModel, HookedModel
 
-TRANSFORMER_MODULE = "fit_transformer"
-PUSH_OPTIONS = ("repo_id", "commit_message", "private", "token", "create_pr")
-# Of a repository on the hub; beside these, files of a variant that is not asked for.
-NEVER_READ = ["*.bin", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.pb"]
-# With these diffusers places or changes the weights of all parts while it loads them.
-PLACED_BY_DIFFUSERS = {"device_map", "quantization_config"}
-HUB_OPTIONS = ("revision", "token", "cache_dir", "force_download", "local_files_only", "proxies")
+# Recommendations that a scheduler has no use for.
+OF_SOLVERS = ("solver", "shift", "shift_tokens", "cache_interval", "upscale_from", "upscale_time")
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 PIPELINE_CURES = "try torch_dtype=torch.float32, a size nearer to those of training, or a lower guidance_scale"
 
 
-class FiTPipeline(DiffusionPipeline):
+class FiTPipeline(SavedPipeline):
     """Images of classes or prompts, of any sizes, in packed batches.
 
     Load and use it::
@@ -101,38 +94,6 @@ class FiTPipeline(DiffusionPipeline):
         self._guidance_scale, self._interrupt = 1.0, False
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike, **kwargs) -> Self:
-        """Loads `builtin:NAME`, a model folder of `fitv2 train` or `fitv2 convert` (with `torch_dtype` alone), or the
-        folder or hub id of a saved pipeline, with the arguments of diffusers. Runs no code of the folder.
-        """
-        name = str(pretrained_model_name_or_path)
-        if is_own_model(name):
-            parts = {part: kwargs.pop(part) for part in ("scheduler", "vae") if part in kwargs}
-            return cls.from_model(load_pretrained(name, own_dtype(kwargs)), **parts)
-        if not Path(name).is_dir():
-            hub = {option: kwargs.pop(option) for option in HUB_OPTIONS if option in kwargs}
-            unwanted = NEVER_READ if "variant" in kwargs else [*NEVER_READ, "*.*.safetensors"]
-            name = snapshot_download(name, ignore_patterns=unwanted, **hub)
-        folder, variant = Path(name) / "vae", kwargs.get("variant")
-        if "vae" not in kwargs and folder.is_dir() and not kwargs.keys() & PLACED_BY_DIFFUSERS:
-            dtype = kwargs.get("torch_dtype") or kwargs.get("dtype") or torch.float32
-            dtype = dtype.get("vae", dtype.get("default", torch.float32)) if isinstance(dtype, dict) else dtype
-            # As diffusers does for parts that do not have the variant.
-            options = {"variant": variant} if variant and any(folder.glob(f"*.{variant}.*")) else {}
-            kwargs["vae"] = read_network(name, "vae", dtype, **options)
-        return super().from_pretrained(name, **kwargs)
-
-    @classmethod
-    def load_config(cls, *args, **kwargs) -> Any:
-        """Reads a folder's model_index.json, with our classes in place of the code that it names for others."""
-        config: Any = super().load_config(*args, **kwargs)
-        content = config[0] if isinstance(config, tuple) else config
-        if "transformer" in content:
-            content["_class_name"] = cls.__name__
-            content["transformer"] = [FiTTransformer2DModel.__module__, FiTTransformer2DModel.__name__]
-        return config
-
-    @classmethod
     def from_model(cls, pretrained: Pretrained, scheduler: SchedulerMixin | None = None, **vae) -> Self:
         """Makes a pipeline of a model of our own; vae=...: instead of the one that the model names, None for none."""
         transformer = FiTTransformer2DModel.from_model(pretrained)
@@ -154,28 +115,6 @@ class FiTPipeline(DiffusionPipeline):
         about = {"recommended": recommended, "text_encoder": text_encoder}
         return Pretrained(self.transformer.fit, names, [[(side, side, 1)]], autoencoder, **about)
 
-    def save_pretrained(self, save_directory: str | Path, *args, push_to_hub: bool = False, **kwargs) -> None:
-        """Saves as diffusers does, with the code by which its own class loads the folder (see above).
-
-        Raises UserError if the transformer has an adapter (LoRA).
-        """
-        check_no_adapter(self.transformer)
-        folder = Path(save_directory)
-        hub = {option: kwargs.pop(option) for option in PUSH_OPTIONS if option in kwargs}
-        super().save_pretrained(folder, *args, **kwargs)
-        index = json.loads((folder / self.config_name).read_bytes())
-        index["_class_name"] = ["pipeline", "FiTPipeline"]
-        index["transformer"] = [TRANSFORMER_MODULE, FiTTransformer2DModel.__name__]
-        write_text(folder / self.config_name, json.dumps(index, indent=2) + "\n")
-        for path, module, name in (
-            ("pipeline.py", "pipeline", "FiTPipeline"),
-            (f"transformer/{TRANSFORMER_MODULE}.py", "transformer", "FiTTransformer2DModel"),
-        ):
-            write_text(folder / path, f'from fitv2.adapters.{module} import {name}\n\n__all__ = ["{name}"]\n')
-        if push_to_hub:
-            saved = {option: kwargs[option] for option in ("safe_serialization", "variant") if option in kwargs}
-            self.push_to_hub(**{"repo_id": folder.name, **hub, **saved})
-
     @torch.no_grad()
     def __call__(
         self,
@@ -196,6 +135,13 @@ class FiTPipeline(DiffusionPipeline):
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         extrapolation: str | RopeScheme | None = None,
         attention_scale: str | None = None,
+        upscale_from: int | None = None,
+        upscale_time: float | None = None,
+        window: tuple[int, int] | None = None,
+        image: Image.Image | None = None,
+        mask_image: Image.Image | None = None,
+        strength: float | None = None,
+        anchor: str = "center",
         solver: str | None = None,
         latents: Tensor | None = None,
         output_type: str = "pil",
@@ -223,7 +169,15 @@ class FiTPipeline(DiffusionPipeline):
             generator: One for all or one per image, from which the seeds are drawn, instead of `seeds`.
             extrapolation: A name of `fitv2.model.config.EXTRAPOLATIONS` or a RopeScheme.
             attention_scale: The attention factor of an extrapolation that is given by name.
+            upscale_from: Makes images of more tokens than this small first, then enlarges and finishes them.
+            upscale_time: How much of the small image stays, 0 to 1.
+            window: (height, width) in pixels; larger images are sampled in overlapping windows of this size.
+            image: What all images begin with instead of noise, see `fitv2.edits.lay_out`; sizes are canvases.
+            mask_image: Of the same size, white where the image is to be redrawn.
+            strength: How much of the image is made anew, above 0 to 1.
+            anchor: Where the image lies on a larger canvas: center, left, right, top or bottom.
             solver: One of this package's own solvers instead of the scheduler; FiT, a model of noise, has only those.
+                Two passes and an image to begin with need one, and take the default one.
             latents: Packed starting noise (T, C) for the scheduler, instead of `seeds`.
             output_type: "pil", "np" or "pt" (stacked where all sizes are equal), or "latent" (a list of (c, h, w)).
             callback_on_step_end: Called as (pipeline, step, timestep, tensors); it gets and may replace "latents",
@@ -236,7 +190,8 @@ class FiTPipeline(DiffusionPipeline):
             NotFinite: The model made NaN or infinity.
         """
         config = self.transformer.fit.config
-        if solver is None and (config.prediction == "epsilon" or config.target_blocks):  # No scheduler fits it.
+        unscheduled = config.prediction == "epsilon" or config.target_blocks or upscale_from or image is not None
+        if solver is None and unscheduled:  # No scheduler fits it.
             solver = default_solver(config)
         if solver is not None and (callback_on_step_end is not None or latents is not None):
             raise UserError(f"callback_on_step_end and latents go with a scheduler, not with the solver {solver}")
@@ -250,11 +205,20 @@ class FiTPipeline(DiffusionPipeline):
         if set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
             raise UserError(f"a callback can have {self._callback_tensor_inputs} alone")
         own, factor = self.transformer.config.sample_size, self.codec.factor
+        wanted = sizes_of((height, width) if sizes is None else sizes, own * factor)
+        edits: list[Edit] = []
+        if image is not None:
+            channels, unit = 3 if self.codec.channels else config.in_channels, factor * config.patch_size
+            given = [None] if sizes is height is width is None else wanted
+            edits = [lay_out(image, channels, unit, size, mask_image, strength, anchor) for size in given]
+            wanted = [edit.size for edit in edits]
+        elif mask_image is not None or strength is not None:
+            raise UserError("mask_image and strength are about an image to begin with: give image")
         specs = specs_of(
             label_numbers(self.classes, class_labels),
             texts_of(prompt),
             texts_of(negative_prompt),
-            sizes_of((height, width) if sizes is None else sizes, own * factor),
+            wanted,
             seeds,
             generator,
             factor,
@@ -263,7 +227,7 @@ class FiTPipeline(DiffusionPipeline):
         recommended = self.config["sampling"] or {}
         sampling = Sampling.of(
             config,
-            recommended if solver else without(recommended, "solver", "shift", "shift_tokens", "cache_interval"),
+            recommended if solver else without(recommended, *OF_SOLVERS),
             steps=num_inference_steps,
             solver=solver,
             guidance=guidance_scale,
@@ -273,13 +237,17 @@ class FiTPipeline(DiffusionPipeline):
             internal_guidance=internal_guidance,
             internal_interval=internal_interval,
             rope=rope_scheme(config.rope, extrapolation, attention_scale),
+            upscale_from=upscale_from,
+            upscale_time=upscale_time,
+            window=window and tuple(side // factor for side in window),
         )
         model = HookedModel(self.transformer, self._execution_device)
         if solver is not None:
-            made = generate(model, specs, sampling, None, self.text)
+            edits *= len(specs) if len(edits) == 1 else 1
+            made = generate(model, specs, sampling, None, self.text, starts_of(edits, self.codec) if edits else None)
         else:
             made = self._scheduled(model, specs, sampling, latents, callback_on_step_end)
-        images = self._finished(made, output_type)
+        images = self._finished(made, output_type, edits)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
@@ -340,11 +308,12 @@ class FiTPipeline(DiffusionPipeline):
         """The decoder of latents."""
         return Pixels() if self.vae is None else LatentCodec(self.vae, self._execution_device)
 
-    def _finished(self, latents: list[Tensor], output_type: str) -> Any:
+    def _finished(self, latents: list[Tensor], output_type: str, edits: Sequence[Edit]) -> Any:
         """Returns latents as `output_type` says; arrays are stacked where all sizes are equal."""
         if output_type == "latent":
             return stacked(latents)
         images = [image.cpu() for image in decode_all(self.codec, latents)]
+        images = [edit.finish(image) for edit, image in zip(edits, images, strict=True)] if edits else images
         if output_type == "pil":
             return [to_image(image) for image in images]
         images = [(image / 2 + 0.5).clamp(0, 1) for image in images]

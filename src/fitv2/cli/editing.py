@@ -41,7 +41,7 @@ class Edits(NamedTuple):
         unit = codec.factor * pretrained.model.config.patch_size
         wanted = [None if size is None else parse_size(size) for size in sizes or [None]]
         edits = [lay_out(image, channels, unit, size, **about) for size in wanted]
-        return {"x".join(map(str, edit.pixels.shape[1:])): edit for edit in edits}
+        return {"x".join(map(str, edit.size)): edit for edit in edits}
 
 
 def read(path: Path, channels: int) -> Image.Image:
