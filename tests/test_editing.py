@@ -127,17 +127,20 @@ def test_a_fixed_grid_has_no_other_sizes():
 
 
 @pytest.mark.parametrize(
-    ("size", "tokens", "expected"),
+    ("size", "tokens", "longest", "expected"),
     [
-        ((16, 40), 100, (16, 40)),
-        ((16, 40), 10, (8, 20)),
-        ((400, 4), 10, (40, 4)),
-        ((40, 40), 1, (4, 4)),
-        ((4, 4), 1, (4, 4)),
+        ((16, 40), 100, None, (16, 40)),
+        ((16, 40), 10, None, (8, 20)),
+        ((400, 4), 10, None, (40, 4)),
+        ((40, 40), 1, None, (4, 4)),
+        ((4, 4), 1, None, (4, 4)),
+        ((40, 16), 49, 7, (28, 12)),
+        ((56, 56), 49, 7, (28, 28)),
+        ((28, 20), 49, 7, (28, 20)),
     ],
 )
-def test_the_size_of_the_first_pass(size, tokens, expected):
-    assert size_within(size, tokens, 4) == expected
+def test_the_size_of_the_first_pass(size, tokens, longest, expected):
+    assert size_within(size, tokens, 4, longest) == expected
 
 
 def test_two_passes_keep_the_composition(garments):
@@ -145,7 +148,7 @@ def test_two_passes_keep_the_composition(garments):
     specs = [SampleSpec(0, (56, 48), 3), SampleSpec(3, (56, 24), 3), SampleSpec(8, (48, 56), 3)]
     small = [replace(spec, size=(spec.size[0] // 2, spec.size[1] // 2)) for spec in specs]
     specs, small = ([*some, SampleSpec(1, (28, 12), 4)] for some in (specs, small))
-    sampling, finished = garments.sampling(upscale_from=49), {}
+    sampling, finished = garments.sampling(upscale_from=49, upscale_side=7), {}
     made = generate(garments.model, specs, sampling, finished.__setitem__)
     assert sorted(finished) == list(range(4)) and all(torch.equal(finished[i], made[i]) for i in range(4))
     first = generate(garments.model, small, garments.sampling())
@@ -158,6 +161,21 @@ def test_two_passes_keep_the_composition(garments):
 
     two, one = likeness(made[:3]), likeness(once)
     assert sum(two) / 3 > 0.85 and all(more > less + 0.1 for more, less in zip(two, one, strict=True)), (two, one)
+
+
+def test_recommended_passes_give_way_to_what_is_asked_for():
+    advice = {"upscale_from": 49, "upscale_time": 0.6, "upscale_side": 7}
+
+    def passes(**given) -> tuple:
+        sampling = Sampling.of(CONFIG, advice, **given)
+        return sampling.upscale_from, sampling.upscale_time, sampling.upscale_side
+
+    assert passes() == passes(solver="heun") == (49, 0.6, 7)
+    assert passes(upscale_from=16) == (16, 0.6, 7) and passes(upscale_time=0.8) == (49, 0.8, 7)
+    rope = CONFIG.rope.named("vision-ntk")
+    off = (None, Sampling.upscale_time, None)
+    assert passes(upscale_from=0) == passes(rope=rope) == passes(solver="euler-maruyama") == off
+    assert passes(upscale_from=16, rope=rope) == (16, 0.6, 7)
 
 
 @pytest.mark.parametrize("size", [(8, 8), (4, 60), (60, 4), (36, 36), (9, 23)])

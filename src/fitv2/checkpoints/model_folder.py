@@ -67,6 +67,12 @@ class Pretrained:
         return Sampling.of(self.model.config, self.recommended, **given)
 
     @property
+    def longest_side(self) -> int | None:
+        """The longest side of training in patches, if it is known."""
+        sides = [max(height, width) for of_class in self.shapes for height, width, _ in of_class]
+        return max(sides) // self.model.config.patch_size if sides else None
+
+    @property
     def classes(self) -> Classes:
         return Classes(self.model.config.num_classes, dict(enumerate(self.class_names)))
 

@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from ..errors import UserError
 from ..messages import command
 from .autoencoder import autoencoder
+from .calibrate import calibrate
 from .convert import convert
 from .emoji import emoji
 from .evaluate import evaluate
@@ -99,6 +100,7 @@ for run in (
     plot,
     recipes,
     evaluate,
+    calibrate,
     convert,
     profile,
     study,

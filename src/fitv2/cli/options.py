@@ -85,7 +85,9 @@ class ModelOptions:
     ] = None
     upscale_from: Annotated[
         int | None,
-        sampling_option(min=1, help="make images of more tokens than this small first, then enlarge and finish them"),
+        sampling_option(
+            min=0, help=f"make images of more tokens small first, then enlarge and finish them; 0: never; {ADVISED} 0"
+        ),
     ] = None
     upscale_time: Annotated[
         float | None,
@@ -183,6 +185,7 @@ class ModelOptions:
             rope=rope,
             cache_interval=self.cache_interval,
             upscale_from=self.upscale_from,
+            upscale_side=pretrained.longest_side if self.upscale_from else None,
             upscale_time=self.upscale_time,
             window=window,
         )

@@ -128,7 +128,7 @@ def _drawn_sizes(pretrained: Pretrained, number: int, seed: int) -> list[tuple[i
 
 # Fields that came later: at their defaults they are left out, so that images made before keep their names.
 LATER = {"internal_head", "position_range", "target_blocks", "internal_guidance", "internal_interval", "shift_tokens"}
-LATER |= {"upscale_from", "upscale_time", "window"}
+LATER |= {"upscale_from", "upscale_side", "upscale_time", "window"}
 
 
 def lasting(settings: NetworkConfig | Sampling) -> dict[str, Any]:

@@ -107,9 +107,9 @@ def _in_two_passes(
     text: EncodeTexts | None,
 ) -> list[Tensor]:
     """Makes images small first where `upscale_from` says so, and then from these in their own sizes."""
-    once, most = replace(sampling, upscale_from=None, upscale_time=UPSCALE_TIME), sampling.upscale_from or 1
-    patch = model.config.patch_size
-    small = [replace(spec, size=size_within(spec.size, most, patch)) for spec in specs]
+    once = replace(sampling, upscale_from=None, upscale_side=None, upscale_time=UPSCALE_TIME)
+    limits = sampling.upscale_from or 1, model.config.patch_size, sampling.upscale_side
+    small = [replace(spec, size=size_within(spec.size, *limits)) for spec in specs]
     large = [i for i, spec in enumerate(specs) if small[i] != spec]
 
     def finished(i: int, latent: Tensor) -> None:

@@ -19,6 +19,8 @@ from .solvers import ADAPTIVE, DIFFUSION_SOLVERS, EDITING_SOLVERS, FLOW_SOLVERS,
 DEFAULT_STEPS = 25
 # Without guidance these have no effect; and without internal guidance its own.
 GUIDANCE_SETTINGS = ("interval", "power", "channels")
+# Without upscale_from the others have no effect.
+TWO_PASSES = ("upscale_from", "upscale_time", "upscale_side")
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Sampling:
         cache_interval: Of this many model calls one computes all blocks, see `BlockCache`.
         upscale_from: Images of more tokens than this are made with at most so many first, enlarged, and finished in
             their own size: the composition comes from a size that training knew. None: all in one pass.
+        upscale_side: The longest side in patches that the first pass may have, besides; None: any.
         upscale_time: The time in (0, 1) at which the enlarged image goes on; near 1 it keeps more of what it shows.
         window: (height, width) in latent pixels. Larger images are sampled in overlapping windows of at most this size,
             see `fitv2.sampling.windows`. None: each image as a whole.
@@ -87,6 +90,7 @@ class Sampling:
     rope: RopeScheme | None = None
     cache_interval: int = 1
     upscale_from: int | None = None
+    upscale_side: int | None = None
     upscale_time: float = UPSCALE_TIME
     window: tuple[int, int] | None = None
 
@@ -118,15 +122,17 @@ class Sampling:
             raise UserError("internal guidance needs all blocks in every model call: remove it, or the cache interval")
         if self.channels is not None and self.channels < 1:
             raise UserError("guidance needs at least one channel to act on; guidance 1 is none")
-        if self.upscale_from is not None and self.upscale_from < 1:
-            raise UserError(f"upscale_from {self.upscale_from} must be a number of tokens, 1 or more")
+        for name in ("upscale_from", "upscale_side"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UserError(f"{name} {value} must be a number of {name.partition('_')[2]}, 1 or more")
         if not 0 < self.upscale_time < 1:
             raise UserError(f"the upscale time {self.upscale_time:g} must lie between 0 and 1")
         if self.window is not None:
             object.__setattr__(self, "window", checked_window(self.window))
         useless: list[str] = []
-        if self.upscale_from is None and self.upscale_time != Sampling.upscale_time:
-            useless.append(f"upscale_time {self.upscale_time:g} (without upscale_from there is one pass)")
+        if self.upscale_from is None:
+            changed = [name for name in TWO_PASSES if getattr(self, name) != getattr(Sampling, name)]
+            useless += [f"{name} {getattr(self, name)} (without upscale_from there is one pass)" for name in changed]
         if adaptive and self.steps is not None:
             useless.append(f"steps {self.steps} (the solver {self.solver} chooses its own)")
         if adaptive or diffusion:
@@ -149,7 +155,8 @@ class Sampling:
             config: The configuration of the model.
             recommended: The recommendations of the model folder, by the names of the attributes; those that have no
                 effect with the given settings are omitted.
-            **given: The settings of the caller; None means not given.
+            **given: The settings of the caller; None means not given, and upscale_from 0 one pass whatever the
+                recommendations. A scheme of rope given alone replaces recommended passes.
 
         Raises:
             UserError: As `Sampling` and `check_sampling` do.
@@ -161,6 +168,11 @@ class Sampling:
             advice = without(advice, "steps", "shift", "cache_interval")
             if solver in ADAPTIVE or solver in DIFFUSION_SOLVERS:
                 advice = without(advice, "shift_tokens")
+        if given.get("upscale_from") == 0:
+            given = without(given, *TWO_PASSES)
+            advice = without(advice, *TWO_PASSES)
+        elif "upscale_from" not in given and ("rope" in given or given.get("solver", "ab2") not in EDITING_SOLVERS):
+            advice = without(advice, *TWO_PASSES)
         if given.get("guidance") == 1:
             advice = without(advice, *GUIDANCE_SETTINGS)
         if given.get("internal_guidance") == 1 or given.get("cache_interval", 1) > 1:
@@ -296,16 +308,21 @@ def check_divisible(size: tuple[int, int], unit: int) -> None:
         raise UserError(f"{size[0]}x{size[1]} is not divisible by the patch of {unit}; the nearest is {nearest}")
 
 
-def size_within(size: tuple[int, int], most_tokens: int, patch_size: int) -> tuple[int, int]:
-    """Returns a size of nearly the same aspect with at most so many tokens; the size itself if it has no more."""
-    rows, columns = size[0] // patch_size, size[1] // patch_size
-    if rows * columns <= most_tokens:
+def size_within(
+    size: tuple[int, int], most_tokens: int, patch_size: int, longest: int | None = None
+) -> tuple[int, int]:
+    """Returns a size of nearly the same aspect with at most so many tokens, and sides of at most `longest` patches.
+
+    It is the size itself if that fits.
+    """
+    short, long = sorted(side // patch_size for side in size)
+    scale = min(math.sqrt(most_tokens / (short * long)), (longest or long) / long)
+    if scale >= 1:
         return size
-    scale = math.sqrt(most_tokens / (rows * columns))
-    short = min(max(int(min(rows, columns) * scale), 1), most_tokens)
-    long = max(min(int(max(rows, columns) * scale), most_tokens // short), 1)
-    small = (short, long) if rows <= columns else (long, short)
-    return small[0] * patch_size, small[1] * patch_size
+    short = min(max(round(short * scale), 1), most_tokens)
+    long = max(min(round(long * scale), most_tokens // short, longest or long), 1)
+    rows, columns = (short, long) if size[0] <= size[1] else (long, short)
+    return rows * patch_size, columns * patch_size
 
 
 def scaled_size(size: tuple[int, int], scale: float, unit: int) -> tuple[int, int]:

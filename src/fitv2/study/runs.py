@@ -29,6 +29,7 @@ SCORING_VERSION = "study-3"
 SEEDS_APART = 1_000_000
 # A condition says how to sample; the recommendations that come with the model of `training.init_from` do not count.
 PLAIN = ("--guidance-interval", "0", "1", "--guidance-power", "0", "--time-shift", "1", "--cache-interval", "1")
+PLAIN += ("--upscale-from", "0")
 # The metrics of `fitv2 evaluate` for a point of a curve, and for a final model.
 CURVE_METRICS, METRICS = "fd,accuracy", "fd,kid,pr,accuracy"
 _datasets: dict[str, Dataset] = {}

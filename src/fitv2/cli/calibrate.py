@@ -1,0 +1,178 @@
+"""`fitv2 calibrate`: which way of sampling suits sizes beyond those of training, measured and kept with the model."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..atomic import write_text
+from ..errors import UserError
+from .evaluation import Request, is_model, load, open_all, parse_size_spec, tell_seconds
+from .options import Json, ModelOptions, out_option
+from .output import show, show_table
+from .specs import file_name
+
+if TYPE_CHECKING:
+    from ..checkpoints.model_folder import Pretrained
+    from ..evaluation.inputs import Samples
+
+OUT = Path("outputs/calibration")
+SIZES = ("own:1.43", "own:2")
+ONE_PASS, ENLARGED = "one pass", "enlarged alone"
+EXTRAPOLATIONS = ("vision-pi", "vision-ntk", "vision-yarn")
+TIMES = (0.4, 0.55, 0.7, 0.85)
+# From here on the second pass changes nothing that could be seen.
+END = 0.99
+TABLE, SHEET, SHOWN = "calibration.json", "sheet.png", 8
+
+
+def calibrate(
+    model: Annotated[str, typer.Argument(help="a model folder, a run, or builtin:fashion")],
+    reference: Annotated[
+        str, typer.Option("--reference", "-r", help="real images, as for fitv2 evaluate", show_default=False)
+    ],
+    size: Annotated[
+        list[str] | None,
+        typer.Option("--size", "-s", metavar="HxW", help=f"as for fitv2 evaluate; default: {' and '.join(SIZES)}"),
+    ] = None,
+    num_images: Annotated[int, typer.Option("--num-images", "-n", min=20, help="images of each size and way")] = 200,
+    steps: Annotated[int | None, typer.Option(min=1, help="solver steps; default: as in sample")] = None,
+    device: Annotated[str | None, typer.Option(help="cuda, mps, xpu or cpu; default: the best")] = None,
+    keep: Annotated[
+        bool, typer.Option("--keep/--no-keep", help="write what is best into the model's sampling.json")
+    ] = True,
+    out: Annotated[Path | None, out_option(help=f"folder for table, sheet and images; default: in {OUT}")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure ways to sample sizes beyond training, and make the best one the default of the model.
+
+    [bold]Examples[/bold]
+
+      fitv2 calibrate runs/mine --reference my/images
+
+      fitv2 calibrate builtin:fashion --reference fashion --size own:1.43 --num-images 100
+
+    The ways are one pass, with the positions of training and with each extrapolation, and two passes: small first,
+    then enlarged and finished from several times on. "Enlarged alone" adds nothing to the small image and is shown for
+    comparison. Sizes of training are sampled as before. The same command continues after an interruption.
+    """
+    from ..device import choose_device
+    from ..distributed.ranks import Ranks
+    from ..evaluation.generated import make_samples
+    from ..locks import locked
+    from .progress import image_progress
+
+    if not is_model(model):
+        raise UserError(f"{model} is not a model; name a model folder, a run, or builtin:fashion")
+    out, progress = out or OUT / file_name(Path(model).resolve().name), partial(image_progress, shown=True)
+    where = choose_device(device)
+    ways = ways_of(ModelOptions(steps=steps, device=device), longest_tokens(model))
+    request = Request(
+        name=model,
+        reference=reference,
+        extractor=None,
+        inception_weights=None,
+        metrics=["fd", "accuracy"],
+        protocol=None,
+        sizes=[parse_size_spec(text) for text in size or SIZES],
+        number=num_images,
+        out=out,
+        save_npz=False,
+        seed=0,
+        samplings=[(options, None) for options in ways.values()],
+    )
+    with locked(out, "a fitv2 calibrate"):
+        evaluation, _, _ = open_all(request, out, str(where), progress)
+        maker = load(request, num_images, where)
+        made = out / "samples", Ranks(0, 1, where), progress, tell_seconds
+        samples = make_samples(maker, request.sizes, num_images, *made)
+        named = [(name, str(one)) for name in ways for one in request.sizes]
+        rows = [
+            {"way": name, "size": text, **evaluation.score(one).scores}
+            for (name, text), one in zip(named, samples, strict=True)
+        ]
+        best = best_way(rows)
+        write_sheet(out / SHEET, named, samples)
+        report = {"model": model, "reference": reference, "rows": rows, "best": best}
+        write_text(out / TABLE, json.dumps(report, indent=1))
+    if as_json:
+        show(report, [], True)
+        return
+    tell(rows, best, out)
+    keep_best(model, maker.pretrained, ways[best], best, keep)
+
+
+def ways_of(options: ModelOptions, tokens: int) -> dict[str, ModelOptions]:
+    """Returns the ways to sample, by name; tokens: of the largest image of training."""
+    ways = {ONE_PASS: replace(options, upscale_from=0)}
+    ways |= {name: replace(options, upscale_from=0, extrapolation=name) for name in EXTRAPOLATIONS}
+    ways |= {f"two passes, {t:g}": replace(options, upscale_from=tokens, upscale_time=t) for t in TIMES}
+    return ways | {ENLARGED: replace(options, upscale_from=tokens, upscale_time=END)}
+
+
+def longest_tokens(model: str) -> int:
+    """Returns the tokens of the largest image of training. Raises UserError if the model does not know its sizes."""
+    from .options import load_any
+
+    pretrained = load_any(model, None)
+    areas = [height * width for of_class in pretrained.shapes for height, width, _ in of_class]
+    if not areas or pretrained.model.config.fixed_grid is not None:
+        raise UserError(f"{model} has one size, or does not say which sizes it was trained on: nothing to calibrate")
+    return max(areas) // pretrained.model.config.patch_size**2
+
+
+def best_way(rows: list[dict[str, Any]]) -> str:
+    """Returns the way of the least mean logarithm of the Frechet distance over the sizes."""
+    totals: dict[str, float] = {}
+    for row in rows:
+        if row["way"] != ENLARGED:
+            totals[row["way"]] = totals.get(row["way"], 0.0) + math.log(max(row["fd"], 1e-9))
+    return min(totals, key=totals.__getitem__)
+
+
+def write_sheet(path: Path, named: list[tuple[str, str]], samples: list[Samples]) -> None:
+    """Writes the first images of each way and size, a row each."""
+    from ..sheets import contact_sheet, save_sheet
+
+    images, captions = [], []
+    for (way, size), of_size in zip(named, samples, strict=True):
+        chosen = of_size.chosen[:SHOWN].tolist()
+        images += of_size.images.read(chosen, "RGB", lambda image: image)
+        captions += [f"{way} {size}"[:22]] * len(chosen)
+    save_sheet(contact_sheet(images, captions, columns=SHOWN), path)
+
+
+def tell(rows: list[dict[str, Any]], best: str, out: Path) -> None:
+    """Prints the table."""
+    cells = []
+    for row in sorted(rows, key=lambda row: row["size"]):
+        accuracy = "-" if row.get("accuracy") is None else f"{100 * row['accuracy']:.1f} %"
+        way = row["way"] + (" (best)" if row["way"] == best else "")
+        cells.append([row["size"], way, f"{row['fd']:.3g}", accuracy])
+    show_table(["size", "way", "Frechet distance", "accuracy"], cells, words=["size", "way"])
+    print(f"Images side by side are in {out / SHEET}, all figures in {out / TABLE}")
+
+
+def keep_best(model: str, pretrained: Pretrained, options: ModelOptions, best: str, keep: bool) -> None:
+    """Makes the best way the default of a model folder, or says which options choose it."""
+    from ..checkpoints.model_folder import SAMPLING, files_of
+    from ..sampling.spec import TWO_PASSES
+
+    sampling = options.sampling(pretrained, None, 1)
+    passes = {key: value for key in TWO_PASSES if (value := getattr(sampling, key)) is not None}
+    if sampling.upscale_from is None:
+        passes, chosen = {}, "" if options.extrapolation is None else f"--extrapolation {options.extrapolation}"
+    else:
+        chosen = f"--upscale-from {sampling.upscale_from} --upscale-time {sampling.upscale_time:g}"
+    print(f"Best is {best}{chosen and f': {chosen}'}")
+    folder = files_of(Path(model))[0].parent
+    if keep and folder.is_dir():
+        kept = {key: value for key, value in pretrained.recommended.items() if key not in TWO_PASSES} | passes
+        write_text(folder / SAMPLING, json.dumps(kept))
+        print(f"{folder / SAMPLING} recommends {'it' if passes else 'one pass'}, and fitv2 sample follows")
