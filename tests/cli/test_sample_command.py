@@ -270,3 +270,12 @@ def test_a_request_beyond_the_memory_is_refused_with_a_size_that_fits(model, mon
     height, width = map(int, found.groups())
     assert height == pytest.approx(2 * width, abs=8) and 100 < height < 400
     check_memory(pretrained, [SampleSpec(0, (height, width), 0)], Sampling(), 1)
+
+
+@pytest.mark.parametrize("text", [None, "builtin:minilm"])
+def test_a_model_that_does_not_know_its_sizes_needs_one(text):
+    config = replace(CONFIG, context="joint", context_channels=384) if text else CONFIG
+    unknown = Pretrained(random_model(config), [], [], text_encoder=text)
+    assert [spec.size for spec in list_specs(unknown, ["3"], ["8x12"], None, None, 0)] == [(8, 12)]
+    with pytest.raises(UserError, match="give --size"):
+        list_specs(unknown, ["3"], None, None, None, 0)

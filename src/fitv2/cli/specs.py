@@ -108,6 +108,8 @@ def list_specs(
         check_divisible(size, factor * config.patch_size)
     latent = [(height // factor, width // factor) for height, width in asked]
     subjects = chosen_subjects(pretrained, labels, prompts)
+    if not latent and not any(subject.sizes for subject in subjects):
+        raise UserError("this model does not say which sizes it was trained on; give --size")
     if num_images is None:
         rows = [(subject, size) for subject in subjects for size in latent or subject.sizes]
         pairs = [pair for pair in rows for _ in range(per_class or 1)]
@@ -143,10 +145,11 @@ def chosen_subjects(pretrained: Pretrained, labels: list[str] | None, prompts: S
     if not prompts and not labels:
         step = -(-len(pretrained.examples) // DEFAULT_PROMPTS) or 1
         return [Subject(null, caption, [size]) for caption, size in pretrained.examples[::step]]
-    square = math.isqrt(max(h * w for h, w in own_sizes(pretrained, null)))
+    square = math.isqrt(max((h * w for h, w in own_sizes(pretrained, null)), default=0))
     patch = pretrained.model.config.patch_size
     side = max(square // patch, 1) * patch
-    return [Subject(label, text, [(side, side)]) for label in classes for text in prompts or [""]]
+    sizes = [(side, side)] if square else []
+    return [Subject(label, text, sizes) for label in classes for text in prompts or [""]]
 
 
 def chosen(pretrained: Pretrained, labels: list[str] | None) -> list[int]:
@@ -169,12 +172,12 @@ def own_sizes(pretrained: Pretrained, label: int) -> list[tuple[int, int]]:
 def showcase(pretrained: Pretrained, label: int) -> list[tuple[int, int]]:
     """Returns the two most frequent sizes of a class, and a larger one and another aspect that training never had.
 
-    A model of a fixed grid has one size only.
+    A model of a fixed grid has one size only, and one that does not know its sizes none.
     """
     from ..sampling.spec import scaled_size
 
     own = own_sizes(pretrained, label)
-    if pretrained.model.config.fixed_grid is not None:
+    if pretrained.model.config.fixed_grid is not None or not own:
         return own[:1]
     height, width = own[0]
     larger = scaled_size((height, width), LARGER, pretrained.model.config.patch_size)
