@@ -135,14 +135,14 @@ def test_a_run_that_was_stopped_equals_one_that_was_not(tmp_path, folder):
 
     def stop(figures) -> None:
         if figures["step"] == 2:
-            stopped.termination.note(signal.SIGTERM, None)
+            stopped.progress.termination.note(signal.SIGTERM, None)
 
     stopped.fit(stop)
-    assert stopped.stopped_by == signal.SIGTERM and stopped.done == 3
+    assert stopped.progress.stopped_by == signal.SIGTERM and stopped.progress.done == 3
     assert sorted(path.name for path in (tmp_path / "stopped" / "checkpoints").iterdir()) == ["step-00000003"]
     resumed = trainer(tmp_path / "stopped", folder)
     resumed.fit(lambda figures: None)
-    assert resumed.done == 6 and log_lines(tmp_path / "stopped") == log_lines(tmp_path / "whole")
+    assert resumed.progress.done == 6 and log_lines(tmp_path / "stopped") == log_lines(tmp_path / "whole")
     for name in ("checkpoints/step-00000006/ema", "checkpoints/step-00000006/optimizer", "vae/diffusion_pytorch_model"):
         one, other = (load_file(tmp_path / run / f"{name}.safetensors") for run in ("whole", "stopped"))
         assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
@@ -195,7 +195,7 @@ def test_images_that_vanish_end_the_training_with_the_last_step_saved(tmp_path):
 
     with pytest.raises(DataGone, match="is saved"):
         run.fit(remove)
-    assert run.done and (tmp_path / "run/checkpoints" / f"step-{run.done:08d}").is_dir()
+    assert run.progress.done and (tmp_path / "run/checkpoints" / f"step-{run.progress.done:08d}").is_dir()
 
 
 def test_a_run_continues_on_its_own_images_alone(tmp_path, folder):
@@ -221,3 +221,23 @@ def test_a_run_continues_on_its_own_images_alone(tmp_path, folder):
 def test_settings_that_do_not_hold_are_one_sentence(tmp_path, folder, setting, complaint):
     with pytest.raises(UserError, match=complaint):
         trainer(tmp_path, folder, "training.warmup_steps=1", setting)
+
+
+def test_images_that_vanish_before_the_first_step_leave_nothing_saved(tmp_path):
+    for number in range(4):
+        save_image(tmp_path / "images" / f"{number}.png", 32, 32)
+    run = trainer(tmp_path / "run", tmp_path / "images", "training.steps=5")
+    for path in (tmp_path / "images").iterdir():
+        path.unlink()
+    with pytest.raises(DataGone, match="no step was trained yet.*fitv2 autoencoder --resume"):
+        run.fit(lambda figures: None)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_full_disk_is_one_sentence(tmp_path, folder, monkeypatch):
+    def full(*arguments) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fitv2.autoencoding.trainer.save_checkpoint", full)
+    with pytest.raises(OSError, match=r"step 1 could not be saved .*No space left.*make room.*fitv2 autoencoder"):
+        trainer(tmp_path / "run", folder, "log.checkpoint_every=1").fit(lambda figures: None)

@@ -70,9 +70,9 @@ def test_packs_of_a_training_share_no_randomness_on_any_number_of_processes(tmp_
     def draws(seed: int, world: int = 1) -> dict[tuple[int, int], tuple[float, ...]]:
         run = trainer(tmp_path, "training.batches_per_step=4", f"training.seed={seed}")
         run.loader.world, found = world, {}
-        for run.done, run.loader.rank, number in product(range(5), range(world), range(4 // world)):
+        for run.progress.done, run.loader.rank, number in product(range(5), range(world), range(4 // world)):
             pack = number * world + run.loader.rank
-            found[run.done, pack] = tuple(torch.randn(3, generator=run.pack_generator(number)).tolist())
+            found[run.progress.done, pack] = tuple(torch.randn(3, generator=run.pack_generator(number)).tolist())
         return found
 
     alone = [draws(seed) for seed in (0, 1, 2**32 - 1)]

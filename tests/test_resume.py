@@ -68,7 +68,7 @@ def test_ten_steps_are_five_and_five_more_bit_for_bit(tmp_path, overrides):
             trainer(run, *overrides).fit(stop_at(stop))
         second = trainer(run, *overrides)
         second.fit(nothing)
-        assert second.cursor.epoch >= 2, "the run must cross epochs"
+        assert second.progress.cursor.epoch >= 2, "the run must cross epochs"
         assert_same_run(run, tmp_path / "whole")
 
 
@@ -97,7 +97,7 @@ def test_a_finished_run_has_nothing_left_to_do_and_more_steps_go_on_from_its_end
     trainer(tmp_path).fit(nothing)
     again, further = trainer(tmp_path), trainer(tmp_path, "training.steps=12")
     again.fit(lambda figures: pytest.fail("a finished run trained on"))
-    assert again.done == 10
+    assert again.progress.done == 10
     further.fit(nothing)
     assert [line["step"] for line in log_lines(tmp_path)] == list(range(1, 13))
 
@@ -187,11 +187,13 @@ def test_sigterm_saves_the_step_that_is_under_way_and_ends_the_training(tmp_path
 
     before = signal.getsignal(signal.SIGTERM)
     run.fit(report)
-    assert (run.done, run.stopping) == (step, step < 10) and signal.getsignal(signal.SIGTERM) == before
+    assert (run.progress.done, run.progress.stopping) == (step, step < 10) and signal.getsignal(
+        signal.SIGTERM
+    ) == before
     assert read_state(checkpoints(tmp_path / "run/checkpoints")[-1])["step"] == step
     second = trainer(tmp_path / "run", "log.sample_every=5")
     second.fit(nothing)
-    assert not second.stopping
+    assert not second.progress.stopping
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
@@ -226,7 +228,7 @@ def test_a_full_disk_is_a_sentence_and_harms_nothing(tmp_path):
         exported = sorted((run / "model").iterdir())
         second = trainer(run)
         second.resume()
-        second.done = 10
+        second.progress.done = 10
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
         try:
             with pytest.raises(OSError, match=r"step 10 could not be saved"):
@@ -333,7 +335,7 @@ def test_a_checkpoint_before_the_first_optimiser_step(tmp_path):
     first.save()
     second = trainer(tmp_path)
     second.resume()
-    assert second.done == 0 and not second.learner.optimizer.tensors()
+    assert second.progress.done == 0 and not second.learner.optimizer.tensors()
 
 
 def test_the_log_is_cut_back_to_the_checkpoint(tmp_path):

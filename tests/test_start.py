@@ -111,7 +111,7 @@ def test_post_training_moves_what_it_should_and_resumes(tmp_path, caplog):
     trained(tmp_path / "half", *settings, "training.steps=5")
     with caplog.at_level(logging.INFO):
         again = trained(tmp_path / "half", *settings)
-    assert "continuing from" in caplog.text and again.done == 10
+    assert "continuing from" in caplog.text and again.progress.done == 10
     assert changed(again.learner.model.module, whole.learner.model.module) == set()
 
 
@@ -193,4 +193,4 @@ def test_advice_of_a_base_that_does_not_fit_the_training_is_left_behind(tmp_path
         recommended={"solver": "dopri5"},
     )
     run = trained(tmp_path / "run", f"training.init_from={tmp_path / 'base'}", "training.shift_tokens=16")
-    assert run.done and load_pretrained(tmp_path / "run").recommended == {"shift_tokens": 16}
+    assert run.progress.done and load_pretrained(tmp_path / "run").recommended == {"shift_tokens": 16}

@@ -100,7 +100,7 @@ def test_the_prediction_decides_the_loss_and_the_sampler(tmp_path, architecture,
     run.write_samples()
     saved = load_pretrained(tmp_path).model
     assert saved.config.prediction == prediction and default_solver(saved.config) == solver
-    assert isinstance(saved.config, FiTv1Config) == (architecture == "FiT") and run.sheet.is_file()
+    assert isinstance(saved.config, FiTv1Config) == (architecture == "FiT") and run.progress.sheet.is_file()
     assert generate(saved, [SampleSpec(0, (8, 8), 0)], Sampling(solver=solver, steps=2))[0].isfinite().all()
 
 
@@ -108,7 +108,7 @@ def test_no_sheet_is_written_of_images_that_are_not_finite(tmp_path, caplog):
     run = trainer(tmp_path)
     next(iter(run.learner.ema.average.values())).fill_(torch.nan)
     run.write_samples()
-    assert not run.sheet.exists() and "no sample sheet step-00000000.png" in caplog.text
+    assert not run.progress.sheet.exists() and "no sample sheet step-00000000.png" in caplog.text
 
 
 def test_freed_memory_goes_back_to_the_system():
@@ -252,7 +252,7 @@ def test_a_step_without_a_finite_gradient_leaves_no_trace_but_in_the_log(tmp_pat
         same = after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
         assert same == spoilt and math.isfinite(norm) != spoilt
         skipped += spoilt
-        assert (run.gradients.skipped, run.done, run.cursor) == (skipped, number, step.after)
+        assert (run.progress.gradients.skipped, run.progress.done, run.progress.cursor) == (skipped, number, step.after)
         assert (f"step {number}: the gradient is not finite, the step is skipped" in caplog.messages) == spoilt
     assert skipped == 1
 

@@ -6,10 +6,7 @@ No global random state is used after the start: the crops follow from (seed, epo
 from __future__ import annotations
 
 import logging
-import signal
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,23 +15,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import randomness
 from ..autoencoder_settings import AutoencoderRecipe
-from ..checkpoints.training_state import damaged, newest_state, prune, save_checkpoint
+from ..checkpoints.training_state import newest_state, prune, save_checkpoint
 from ..data.crops import Crops
 from ..data.dataset import Dataset
-from ..data.loader import DataCursor, PackLoader, Step
+from ..data.loader import PackLoader, Step
 from ..device import choose_precision
 from ..errors import UserError
 from ..randomness import Purpose, torch_generator
 from ..tokens import upload
 from ..training.holdout import choose_held_out
 from ..training.log import RunLog
-from ..training.malloc_trim import trim_heap
-from ..training.run_folder import exported, keep_provenance, keep_recipe
-from ..training.sigterm import SigtermHandler
+from ..training.progress import Progress
+from ..training.run_folder import exported, keep_provenance, keep_recipe, resume_command
 from ..training.trackers import check_packages
-from ..training.watch import DataGone, DataWatch, GradientWatch
+from ..training.watch import DataGone
 from .held_out import HeldOut, spread
 from .learner import Learner
 from .network import latent_statistics, write_autoencoder
@@ -57,9 +52,8 @@ class AutoencoderTrainer:
         sources: The sets of images, in patches of the autoencoder's factor.
 
     Attributes:
-        done: The number of steps that are trained.
         begun: The checkpoint, and its state.json, from which training continues.
-        stopped_by: The signal that ended training before its last step, which is saved.
+        progress: How far the run is.
 
     Raises:
         UserError: The checkpoint is damaged, or is of other images; or a package is missing.
@@ -86,11 +80,7 @@ class AutoencoderTrainer:
         tokens = settings.batch_size * self.crops.side**2
         held = self.crops.held_out
         self.loader = PackLoader(self.crops, tokens, 1, settings.seed, workers=settings.workers, held_out=held)
-        self.done, self.cursor, self.seconds = 0, DataCursor(), 0.0
-        self.gradients, self.images_read = GradientWatch(), DataWatch()
-        told = "saving the current step, then stopping; press Ctrl-C again to stop at once without saving"
-        self.termination = SigtermHandler(signal.SIGINT, signal.SIGTERM, told=told)
-        self.stopped_by: signal.Signals | None = None
+        self.progress = Progress(run, settings.steps, resume_command(run, "autoencoder"))
 
     def fit(self, report: Callable[[dict[str, Any]], None]) -> None:
         """Trains to the last step, or to the one during which Ctrl-C or SIGTERM comes; `report` gets each log line.
@@ -99,108 +89,77 @@ class AutoencoderTrainer:
             DataGone: The images cannot be read any more; the last step is saved.
             Diverged: No gradient is finite any more.
         """
-        with self.termination:
+        progress, settings = self.progress, self.recipe.log
+        with progress.termination:
             self.resume()
-            log = RunLog(self.run, self.done, self.recipe, self.device)
-            if self.done < self.recipe.training.steps:
+            log = RunLog(self.run, progress.done, self.recipe, self.device)
+            if progress.unfinished:
                 keep_recipe(self.run, self.recipe)
-            keep_provenance(self.run, self.done, self.content)
-            if self.sheet_is_due() and not self.sheet.exists():  # The run stopped between its checkpoint and its sheet.
-                self.held_out.write_sheet(self.sheet, self.learner)
-            steps = self.loader.steps(self.cursor)
+            keep_provenance(self.run, progress.done, self.content)
+            # The previous run may have stopped between writing its checkpoint and its sheet.
+            if progress.is_due(settings.sheet_every) and not progress.sheet.exists():
+                self.held_out.write_sheet(progress.sheet, self.learner)
+            steps = self.loader.steps(progress.cursor)
             try:
                 for figures in self.timed_steps(steps):
-                    if self.is_due(self.recipe.log.holdout_every):
+                    if progress.is_due(settings.holdout_every):
                         figures |= self.held_out.figures(self.learner)
                     log.write(figures)
                     report(figures)
-                    if self.done in self.recipe.log.export_at:
-                        self.export(exported(self.run, self.done))
-                    if self.stopped_by is not None or self.is_due(self.recipe.log.checkpoint_every):
+                    if progress.done in settings.export_at:
+                        self.export(exported(self.run, progress.done))
+                    if progress.stopping or progress.is_due(settings.checkpoint_every):
                         self.save()
-                    if self.sheet_is_due() and self.stopped_by is None:
-                        self.held_out.write_sheet(self.sheet, self.learner)
+                    if progress.is_due(settings.sheet_every) and not progress.stopping:
+                        self.held_out.write_sheet(progress.sheet, self.learner)
             except DataGone as error:
-                if self.done:
+                if progress.done > progress.saved:
                     self.save()
-                raise DataGone(
-                    f"{error}; step {self.done} is saved. When the images are back, resume the run"
-                ) from None
+                raise progress.gone(error, ", ".join(self.recipe.data.sources)) from None
             finally:
                 steps.close()
                 log.close()
 
     def timed_steps(self, steps: Iterator[Step]) -> Iterator[dict[str, Any]]:
         """Trains step by step and yields the figures of each, as those of a flow; a token is a latent pixel."""
-        clock = time.perf_counter()
-        while self.done < self.recipe.training.steps and self.stopped_by is None:
-            start, cpu_start = time.perf_counter(), time.process_time()
-            step = next(steps)
-            figures = self.step(step)
-            end, cpu_seconds = time.perf_counter(), time.process_time() - cpu_start
-            self.seconds += end - clock
-            clock = end
-            if self.device.type == "cpu":
-                trim_heap(self.done)
-            if self.done < self.recipe.training.steps:
-                self.stopped_by = self.termination.asked
-            yield figures | {
-                "tokens_per_second": step.tokens / (end - start),
-                "seconds": round(self.seconds, 3),
-                "cpu_seconds": round(cpu_seconds, 4),
-            }
+        progress = self.progress
+        progress.start_clock()
+        while progress.unfinished:
+            figures: dict[str, Any] = {}
+            with progress.timed(figures, self.device.type == "cpu"):
+                figures |= self.step(next(steps))
+            if progress.unfinished:
+                progress.stopped_by = progress.termination.asked
+            yield figures
 
     def step(self, step: Step) -> dict[str, Any]:
         """Trains one step and returns its figures; raises DataGone and Diverged as `fit` does."""
-        readable = sum(step.readable)
-        self.images_read.check(readable, step.unreadable, int(step.unreadable > 0 and self.loader.is_gone()))
-        generator = torch_generator(Purpose.TRAINING, self.recipe.training.seed, self.done)
-        update = self.learner.step(step.packs[0].batch.to_latents(self.crops.patch_size), self.done, generator)
-        self.done, self.cursor = self.done + 1, step.after
-        self.gradients.check(self.done, update.grad_norm)
+        readable, progress = sum(step.readable), self.progress
+        progress.images_read.check(readable, step.unreadable, int(step.unreadable > 0 and self.loader.is_gone()))
+        generator = torch_generator(Purpose.TRAINING, self.recipe.training.seed, progress.done)
+        update = self.learner.step(step.packs[0].batch.to_latents(self.crops.patch_size), progress.done, generator)
+        progress.done, progress.cursor = progress.done + 1, step.after
+        progress.gradients.check(progress.done, update.grad_norm)
         return {
-            "step": self.done,
-            "epoch": self.cursor.epoch,
+            "step": progress.done,
+            "epoch": progress.cursor.epoch,
             **update.parts,
             "grad_norm": update.grad_norm,
             "learning_rate": self.learner.optimizer.learning_rate,
             "images": readable,
             "tokens": step.tokens,
-            "skipped": self.gradients.skipped,
-            "skipped_images": self.images_read.skipped,
+            "skipped": progress.gradients.skipped,
+            "skipped_images": progress.images_read.skipped,
         }
-
-    def is_due(self, every: int) -> bool:
-        """Whether this step is one in `every`, or the last."""
-        return self.done % every == 0 or self.done == self.recipe.training.steps
-
-    def sheet_is_due(self) -> bool:
-        every = self.recipe.log.sheet_every
-        return every is not None and self.done > 0 and self.is_due(every)
-
-    @property
-    def sheet(self) -> Path:
-        """The path of this step's sheet."""
-        return self.run / "samples" / f"step-{self.done:08d}.png"
 
     def save(self) -> None:
-        """Writes the autoencoder and a checkpoint. Raises OSError."""
-        # The autoencoder first: a run killed in between repeats the step, and writes it again.
-        self.export(self.run / EXPORT)
-        self.save_checkpoint()
-
-    def save_checkpoint(self) -> None:
-        """Writes a checkpoint and removes older ones. Raises OSError."""
+        """Writes the autoencoder and a checkpoint, and removes older ones. Raises OSError."""
         folder = self.run / "checkpoints"
-        state = {
-            "content": self.content,
-            "position": asdict(self.cursor),
-            "skipped": self.gradients.skipped,
-            "skipped_images": self.images_read.skipped,
-            "seconds": self.seconds,
-            "randomness": randomness.VERSION,
-        }
-        save_checkpoint(folder, self.done, self.learner.parts(), state)
+        with self.progress.saving():
+            # The autoencoder first: a run killed in between repeats the step, and writes it again.
+            self.export(self.run / EXPORT)
+            state = {"content": self.content} | self.progress.state()
+            save_checkpoint(folder, self.progress.done, self.learner.parts(), state)
         prune(folder, self.recipe.log.keep_checkpoints)
 
     def export(self, folder: Path) -> None:
@@ -220,14 +179,6 @@ class AutoencoderTrainer:
 
     def resume(self) -> None:
         """Restores weights, averages, moments and the position in the data from the newest checkpoint, if any."""
-        if self.begun is None:
-            return
-        newest, state = self.begun
-        self.learner.restore(newest)
-        try:
-            self.done, self.cursor = int(state["step"]), DataCursor(**state["position"])
-            self.gradients.skipped, self.seconds = int(state["skipped"]), float(state["seconds"])
-            self.images_read.skipped = int(state["skipped_images"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise damaged(newest / "state.json", repr(error)) from None
-        logger.info("continuing from %s", newest)
+        if self.begun is not None:
+            self.learner.restore(self.begun[0])
+            self.progress.restore(*self.begun)

@@ -67,8 +67,8 @@ def autoencoder(
         say(f"stopped by {NAMES[number]} before the first step: nothing is lost, and the same command starts again")
         raise typer.Exit(128 + number) from None
     report_end(trainer, out)
-    if trainer.stopped_by is not None:
-        raise typer.Exit(128 + trainer.stopped_by)
+    if trainer.progress.stopped_by is not None:
+        raise typer.Exit(128 + trainer.progress.stopped_by)
 
 
 def carry_out(chosen: AutoencoderRecipe, run: Path, resume: bool, device: str | None) -> AutoencoderTrainer:
@@ -106,14 +106,18 @@ def report_end(trainer: AutoencoderTrainer, run: Path) -> None:
     """Says what was reached, and how to continue."""
     from ..training.sigterm import NAMES
 
-    steps = counted(trainer.done, "step")
-    if trainer.stopped_by is not None:
+    steps = counted(trainer.progress.done, "step")
+    if trainer.progress.stopped_by is not None:
         again = command("autoencoder", "--resume", "--out", run)
-        say(f"stopped by {NAMES[trainer.stopped_by]} at step {trainer.done}, which is saved; continue with: {again}")
+        say(
+            f"stopped by {NAMES[trainer.progress.stopped_by]} at step {trainer.progress.done}, which is saved; continue with: {again}"
+        )
         return
-    if trainer.begun is not None and trainer.begun[1]["step"] == trainer.done:
+    if trainer.begun is not None and trainer.begun[1]["step"] == trainer.progress.done:
         say(f"nothing to do: all {steps} are trained; --set training.steps=... raises them")
         return
-    say(f"trained {steps} in {trainer.seconds / 60:.1f} min; {trainer.gradients.skipped} skipped as not finite.")
+    say(
+        f"trained {steps} in {trainer.progress.seconds / 60:.1f} min; {trainer.progress.gradients.skipped} skipped as not finite."
+    )
     say(f"Images beside reconstructions in {run}/samples; now try: {command('reconstruct', run, '--data', 'FOLDER')}")
     say(f"Use it: {command('prepare', 'FOLDER', '--out', 'prepared', '--max-tokens', 256, '--autoencoder', run)}")

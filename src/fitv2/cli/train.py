@@ -116,8 +116,8 @@ def train(
         raise typer.Exit(128 + number) from None
     if speaks():
         report_end(trainer, run)
-    if trainer.stopped_by is not None:
-        raise typer.Exit(128 + trainer.stopped_by)
+    if trainer.progress.stopped_by is not None:
+        raise typer.Exit(128 + trainer.progress.stopped_by)
 
 
 def carry_out(
@@ -183,19 +183,19 @@ def report_end(trainer: Trainer, run: Path) -> None:
     from ..training.run_folder import resume_command
     from ..training.sigterm import NAMES
 
-    steps = counted(trainer.done, "step")
-    if trainer.stopped_by is not None:
+    steps = counted(trainer.progress.done, "step")
+    if trainer.progress.stopped_by is not None:
         how = "the same command with --resume continues"
         how += f", or: {resume_command(run)}" if "WORLD_SIZE" not in os.environ else ""
-        say(f"stopped by {NAMES[trainer.stopped_by]} at step {trainer.done}, which is saved; {how}")
+        say(f"stopped by {NAMES[trainer.progress.stopped_by]} at step {trainer.progress.done}, which is saved; {how}")
         return
-    if trainer.begun is not None and trainer.begun[1]["step"] == trainer.done:
+    if trainer.begun is not None and trainer.begun[1]["step"] == trainer.progress.done:
         say(f"nothing to do: all {steps} are trained; --set training.steps=... raises them")
         return
-    unread = trainer.images_read.skipped
+    unread = trainer.progress.images_read.skipped
     lost = f", {counted(unread, 'image')} could not be read" if unread else ""
-    skipped = f"{trainer.gradients.skipped} skipped as not finite{lost}"
-    say(f"trained {steps} in {trainer.seconds / 60:.1f} min; {skipped}.")
+    skipped = f"{trainer.progress.gradients.skipped} skipped as not finite{lost}"
+    say(f"trained {steps} in {trainer.progress.seconds / 60:.1f} min; {skipped}.")
     if told := advice(read_log(run / "log.jsonl"), run):
         say(told)
     sheets = f"Samples in {run}/samples; now" if (run / "samples").is_dir() else "Now"

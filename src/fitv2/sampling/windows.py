@@ -76,9 +76,12 @@ class WindowedModel:
 
     def __call__(self, x: Tensor, t: Tensor, target: Tensor | None = None) -> Tensor:
         """As of `GuidedModel`: returns (T, output channels) for tokens x (T, C) of the whole images."""
-        t, target = (time if time is None or time.ndim == 0 else time[self._image_of] for time in (t, target))
-        output = self.guided(x[self._index], t, target)
+        target = None if target is None else self._per_window(target)
+        output = self.guided(x[self._index], self._per_window(t), target)
         return (output[self._sources] * self._shares).sum(1)
+
+    def _per_window(self, t: Tensor) -> Tensor:
+        return t if t.ndim == 0 else t[self._image_of]
 
     def expand(self, t: Tensor) -> Tensor:
         """Returns a time or a number per image (B,) as (T, 1) on the device, and a scalar unchanged."""

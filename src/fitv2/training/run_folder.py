@@ -41,9 +41,9 @@ SETTLED = tuple(
 TOLD, SAMPLED = 20, 16
 
 
-def resume_command(run: Path) -> str:
-    """Returns the command that continues a run."""
-    return command("train", "--resume", "--out", run)
+def resume_command(run: Path, kind: str = "train") -> str:
+    """Returns the command that continues a run; kind: the command that began it."""
+    return command(kind, "--resume", "--out", run)
 
 
 def kept_recipe(run: Path) -> Recipe | None:
@@ -53,8 +53,7 @@ def kept_recipe(run: Path) -> Recipe | None:
     """
     kept = kept_of_any_kind(run)
     if isinstance(kept, AutoencoderRecipe):
-        how = command("autoencoder", "--resume", "--out", run)
-        raise UserError(f"{run} is the training of an autoencoder: {how} continues it")
+        raise UserError(f"{run} is the training of an autoencoder: {resume_command(run, 'autoencoder')} continues it")
     return kept
 
 
