@@ -229,7 +229,7 @@ def test_images_that_vanish_before_the_first_step_leave_nothing_saved(tmp_path):
     run = trainer(tmp_path / "run", tmp_path / "images", "training.steps=5")
     for path in (tmp_path / "images").iterdir():
         path.unlink()
-    with pytest.raises(DataGone, match="no step was trained yet.*fitv2 autoencoder --resume"):
+    with pytest.raises(DataGone, match=r"no step was trained yet.*fitv2 autoencoder --resume"):
         run.fit(lambda figures: None)
     assert not (tmp_path / "run" / "checkpoints").exists()
 

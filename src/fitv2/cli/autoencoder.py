@@ -104,20 +104,11 @@ def carry_out(chosen: AutoencoderRecipe, run: Path, resume: bool, device: str | 
 
 def report_end(trainer: AutoencoderTrainer, run: Path) -> None:
     """Says what was reached, and how to continue."""
-    from ..training.sigterm import NAMES
+    from .progress import said_at_end
 
-    steps = counted(trainer.progress.done, "step")
-    if trainer.progress.stopped_by is not None:
-        again = command("autoencoder", "--resume", "--out", run)
-        say(
-            f"stopped by {NAMES[trainer.progress.stopped_by]} at step {trainer.progress.done}, which is saved; continue with: {again}"
-        )
+    told, finished = said_at_end(trainer.progress, trainer.begun, f"continue with: {trainer.progress.resume_command}")
+    say(told)
+    if not finished:
         return
-    if trainer.begun is not None and trainer.begun[1]["step"] == trainer.progress.done:
-        say(f"nothing to do: all {steps} are trained; --set training.steps=... raises them")
-        return
-    say(
-        f"trained {steps} in {trainer.progress.seconds / 60:.1f} min; {trainer.progress.gradients.skipped} skipped as not finite."
-    )
     say(f"Images beside reconstructions in {run}/samples; now try: {command('reconstruct', run, '--data', 'FOLDER')}")
     say(f"Use it: {command('prepare', 'FOLDER', '--out', 'prepared', '--max-tokens', 256, '--autoencoder', run)}")

@@ -1,4 +1,4 @@
-"""Progress for people: bars on a terminal, and elsewhere a line now and then from trainings."""
+"""Progress for people: bars on a terminal, elsewhere a line now and then from trainings, and their last words."""
 
 from __future__ import annotations
 
@@ -6,10 +6,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ..messages import counted
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ..training.progress import Progress as RunProgress
 
 SECONDS_BETWEEN_LINES = 20
 
@@ -67,3 +74,21 @@ def line_printer(total: int) -> Callable[[dict[str, Any]], None]:
 def held_out_loss(figures: dict[str, Any]) -> str:
     """The part of a progress line about the held-out images; empty for a step that did not measure them."""
     return f", held out {figures['holdout_loss']:.4f}" if "holdout_loss" in figures else ""
+
+
+def said_at_end(progress: RunProgress, begun: tuple[Path, dict[str, Any]] | None, how: str) -> tuple[str, bool]:
+    """Returns what is said at the end of a training, and whether it trained to its last step.
+
+    begun: the checkpoint with which it began, if any. how: how a stopped training continues.
+    """
+    from ..training.sigterm import NAMES
+
+    steps = counted(progress.done, "step")
+    if progress.stopped_by is not None:
+        return f"stopped by {NAMES[progress.stopped_by]} at step {progress.done}, which is saved; {how}", False
+    if begun is not None and begun[1]["step"] == progress.done:
+        return f"nothing to do: all {steps} are trained; --set training.steps=... raises them", False
+    unread = progress.images_read.skipped
+    lost = f", {counted(unread, 'image')} could not be read" if unread else ""
+    skipped = f"{progress.gradients.skipped} skipped as not finite{lost}"
+    return f"trained {steps} in {progress.seconds / 60:.1f} min; {skipped}.", True

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import UserError
-from ..messages import command, counted
+from ..messages import command
 from .options import Device, IgnoreMemory, refuse_options
 from .output import say
 
@@ -180,22 +180,14 @@ def report_end(trainer: Trainer, run: Path) -> None:
     """Says what was reached, and how to continue."""
     from ..training.advice import advice
     from ..training.log import read_log
-    from ..training.run_folder import resume_command
-    from ..training.sigterm import NAMES
+    from .progress import said_at_end
 
-    steps = counted(trainer.progress.done, "step")
-    if trainer.progress.stopped_by is not None:
-        how = "the same command with --resume continues"
-        how += f", or: {resume_command(run)}" if "WORLD_SIZE" not in os.environ else ""
-        say(f"stopped by {NAMES[trainer.progress.stopped_by]} at step {trainer.progress.done}, which is saved; {how}")
+    how = "the same command with --resume continues"
+    how += f", or: {trainer.progress.resume_command}" if "WORLD_SIZE" not in os.environ else ""
+    told, finished = said_at_end(trainer.progress, trainer.begun, how)
+    say(told)
+    if not finished:
         return
-    if trainer.begun is not None and trainer.begun[1]["step"] == trainer.progress.done:
-        say(f"nothing to do: all {steps} are trained; --set training.steps=... raises them")
-        return
-    unread = trainer.progress.images_read.skipped
-    lost = f", {counted(unread, 'image')} could not be read" if unread else ""
-    skipped = f"{trainer.progress.gradients.skipped} skipped as not finite{lost}"
-    say(f"trained {steps} in {trainer.progress.seconds / 60:.1f} min; {skipped}.")
     if told := advice(read_log(run / "log.jsonl"), run):
         say(told)
     sheets = f"Samples in {run}/samples; now" if (run / "samples").is_dir() else "Now"
