@@ -260,6 +260,13 @@ class LogSettings(RunLogSettings):
     sample_every: PositiveInt | None = Field(default=1000, description="steps between sample sheets; null: none")
     sample_steps: PositiveInt = Field(default=20, description="steps of the sample sheets, of ab2 (epsilon: ddim)")
     sample_guidance: float = Field(default=2.0, ge=0, description="guidance scale of the sample sheets")
+    distance_every: PositiveInt | None = Field(
+        default=None, description="steps between measurements of the distance to real images; null: none"
+    )
+    distance_to: str | None = Field(
+        default=None, description="these real images, as for fitv2 evaluate --reference; null: those of data.source"
+    )
+    distance_images: int = Field(default=300, ge=20, description="images that are made for a distance")
 
 
 class Recipe(Settings):

@@ -104,12 +104,15 @@ def test_a_model_to_start_from_brings_its_size_and_may_be_gone_when_the_run_resu
 def test_held_out_images_are_in_the_progress_the_log_and_the_last_words(fitv2, tmp_path):
     settings = ["model.width=32", "model.depth=1", "model.heads=2", "training.max_tokens_per_batch=300"]
     settings += ["training.warmup_steps=0", "training.holdout=0.01", "log.holdout_every=1", "log.sample_every=null"]
+    settings += ["log.distance_every=6", "log.distance_images=20"]
     chosen = [word for setting in settings for word in ("--set", setting)]
     run = ["train", "--recipe", "fashion-tiny", "--out", "run", *chosen]
     first = fitv2(*run, "--set", "training.steps=6").ok()
     assert "training on 9,900 images, and measuring 100 others that are held out" in first.err
     last = json.loads((tmp_path / "run/log.jsonl").read_text().splitlines()[-1])
-    assert f"held out {last['holdout_loss']:.4f}" in first.err and "The held-out loss " in first.out
+    assert (
+        f"held out {last['holdout_loss']:.4f}, FD {last['fd']:.3g}" in first.err and "The held-out loss " in first.out
+    )
     told = fitv2(*run, "--resume", "--set", "training.steps=7", "--set", "training.holdout=0.02").sentence
     assert "training.holdout=0.01, which --resume cannot change" in told
 

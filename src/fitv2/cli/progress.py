@@ -46,8 +46,8 @@ def training_progress(total: int) -> Iterator[Callable[[dict[str, Any]], None]]:
 
         def show(f: dict[str, Any]) -> None:
             bar.update(task, completed=f["step"], loss=f["loss"], rate=f["tokens_per_second"])
-            if "holdout_loss" in f:
-                bar.update(task, held_out=held_out_loss(f))
+            if told := measured_now(f):
+                bar.update(task, held_out=told)
 
         yield show
 
@@ -58,7 +58,7 @@ def line_printer(total: int) -> Callable[[dict[str, Any]], None]:
 
     def show(figures: dict[str, Any]) -> None:
         nonlocal first, start, printed, held_out
-        held_out = held_out_loss(figures) or held_out
+        held_out = measured_now(figures) or held_out
         now, step = time.monotonic(), figures["step"]
         first, start = (first, start) if first else (step, now)
         if now - printed < SECONDS_BETWEEN_LINES and step < total:
@@ -71,9 +71,10 @@ def line_printer(total: int) -> Callable[[dict[str, Any]], None]:
     return show
 
 
-def held_out_loss(figures: dict[str, Any]) -> str:
-    """The part of a progress line about the held-out images; empty for a step that did not measure them."""
-    return f", held out {figures['holdout_loss']:.4f}" if "holdout_loss" in figures else ""
+def measured_now(figures: dict[str, Any]) -> str:
+    """The part of a progress line about held-out images and distances; empty for a step that did not measure them."""
+    told = {"holdout_loss": "held out {:.4f}", "fd": "FD {:.3g}"}
+    return "".join(f", {text.format(figures[name])}" for name, text in told.items() if name in figures)
 
 
 def said_at_end(progress: RunProgress, begun: tuple[Path, dict[str, Any]] | None, how: str) -> tuple[str, bool]:

@@ -19,8 +19,9 @@ from .options import Device, IgnoreMemory, refuse_options
 from .output import say
 
 if TYPE_CHECKING:
+    from ..distributed.ranks import Ranks
     from ..settings import Recipe
-    from ..training.trainer import Trainer
+    from ..training.trainer import Distance, Trainer
 
 plan_option = partial(typer.Option, rich_help_panel="With --dry-run")
 
@@ -166,9 +167,24 @@ def carry_out(
             if name is not None:
                 keep_name(run, name)
         with training_progress(chosen.training.steps) if speaks() else nullcontext(lambda figures: None) as progress:
-            trainer.fit(progress)
+            trainer.fit(progress, distance_of(chosen, ranks))
         processes.destroy_process_group()
     return trainer
+
+
+def distance_of(chosen: Recipe, ranks: Ranks) -> Distance | None:
+    """Returns what measures the distance to real images during a training; None if the recipe wants none."""
+    from ..build import holds_latents
+    from ..evaluation.during_training import TrainingDistance
+
+    if chosen.log.distance_every is None:
+        return None
+    if chosen.log.distance_to is None and holds_latents(chosen.data):
+        raise UserError(
+            f"log.distance_every needs real images, and {chosen.data.source} holds latents: name the images with "
+            "--set log.distance_to=FOLDER"
+        )
+    return TrainingDistance(chosen.log.distance_to or chosen.data.source, chosen.log.distance_images, ranks.device)
 
 
 def speaks() -> bool:

@@ -30,6 +30,9 @@ def panels(logs: Logs) -> list[Panel]:
         names = {name: None for lines in logs.values() for line in lines for name in line if name.startswith(start)}
         if names:
             drawn.append(measured(logs, list(names), title, by=start))
+    for name, title in (("fd", "Frechet distance"), ("kid", "kernel distance"), ("accuracy", "recognised classes")):
+        if any(name in line for lines in logs.values() for line in lines):
+            drawn.append(measured(logs, (name,), title))
     drawn.append(smoothed(logs, "grad_norm", "norm of the gradient"))
     drawn.append(smoothed(logs, "learning_rate", "learning rate", logarithmic=False))
     drawn.append(smoothed(logs, "tokens_per_second", "tokens a second", logarithmic=False))

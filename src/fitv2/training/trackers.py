@@ -18,7 +18,7 @@ from ..settings import Recipe
 
 logger = logging.getLogger(__name__)
 # Figures that trackers get, by how their names begin.
-TRACKED = ("loss", "grad_norm", "learning_rate", "tokens_per_second", "holdout_loss")
+TRACKED = ("loss", "grad_norm", "learning_rate", "tokens_per_second", "holdout_loss", "fd", "kid", "accuracy")
 # The project of a run at Weights & Biases and Trackio.
 PROJECT = "fitv2"
 # The file of a run's folder with its id at Weights & Biases.

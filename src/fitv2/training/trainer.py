@@ -39,6 +39,8 @@ from .trackers import check_packages
 from .watch import DataGone
 
 logger = logging.getLogger(__name__)
+# Returns figures of the model in a folder.
+Distance = Callable[[Path], dict[str, float]]
 
 
 class StepResult(NamedTuple):
@@ -126,8 +128,12 @@ class Trainer:
             check_data(self.run, self.recipe, self.identity, begun[1])
         return begun
 
-    def fit(self, report: Callable[[dict[str, Any]], None]) -> None:
-        """Trains to the last step, or to the one during which Ctrl-C or SIGTERM comes; `report` gets each log line.
+    def fit(self, report: Callable[[dict[str, Any]], None], distance: Distance | None = None) -> None:
+        """Trains to the last step, or to the one during which Ctrl-C or SIGTERM comes.
+
+        Args:
+            report: Gets each log line.
+            distance: Gets the model folder every `log.distance_every` steps, on rank 0, and returns figures of it.
 
         Raises:
             DataGone: The data cannot be read any more; the last step is saved.
@@ -151,6 +157,9 @@ class Trainer:
             try:
                 for figures in self.timed_steps(steps):
                     figures |= self.holdout.measure(progress.done, self.learner.model, self.averaged())
+                    if distance is not None and progress.is_due(settings.distance_every):
+                        self.export(self.run / "model")
+                        figures |= on_rank0(partial(distance, self.run / "model"))
                     if log is not None:
                         log.write(figures)
                         report(figures)
