@@ -148,12 +148,13 @@ def test_two_passes_keep_the_composition(garments):
     specs = [SampleSpec(0, (56, 48), 3), SampleSpec(3, (56, 24), 3), SampleSpec(8, (48, 56), 3)]
     small = [replace(spec, size=(spec.size[0] // 2, spec.size[1] // 2)) for spec in specs]
     specs, small = ([*some, SampleSpec(1, (28, 12), 4)] for some in (specs, small))
-    sampling, finished = garments.sampling(upscale_from=49, upscale_side=7), {}
+    sampling, finished = garments.sampling(), {}
+    assert (sampling.upscale_from, sampling.upscale_side) == (49, 7)
     made = generate(garments.model, specs, sampling, finished.__setitem__)
     assert sorted(finished) == list(range(4)) and all(torch.equal(finished[i], made[i]) for i in range(4))
     first = generate(garments.model, small, garments.sampling())
     assert torch.equal(made[3], first[3])
-    once = generate(garments.model, specs[:3], garments.sampling())
+    once = generate(garments.model, specs[:3], garments.sampling(upscale_from=0))
 
     def likeness(images) -> list[float]:
         pairs = [(F.avg_pool2d(image, 2).flatten(), one.flatten()) for image, one in zip(images, first, strict=False)]

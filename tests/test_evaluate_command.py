@@ -208,7 +208,10 @@ MODEL = ("builtin:fashion", "--reference", "fashion")
         (("fashion", "--reference", "fashion:test", "--size", "own"), "for models"),
         (("fashion", "more", "--reference", "fashion"), "not 2"),
         (("fashion", "--reference", "fashion:test", "--extractor", "efficientnet-lite0"), "no images for"),
-        (("builtin:fashion", "--reference", "fashion:test", "--size", "40000x40000"), "smaller --size"),
+        (
+            ("builtin:fashion", "--reference", "fashion:test", "--size", "40000x40000"),
+            "or less, or add --ignore-memory",
+        ),
         (("fashion", "--reference", "fashion:test", "--force"), "--force"),
         (("missing.json", "missing.json"), "missing.json cannot be read"),
         (("damaged.json",), "not a result"),

@@ -230,11 +230,12 @@ def test_training_on_latents_draws_its_sheet_and_names_the_autoencoder(moments, 
     run.fit(lambda figures: None)
     saved = load_pretrained(tmp_path / "run")
     assert saved.autoencoder == dataset.autoencoder and saved.model.config.in_channels == 4
-    assert saved.class_names == ["cat", "dog"] and run.sheet.is_file()
-    run.sheet.unlink()
+    assert saved.class_names == ["cat", "dog"] and run.progress.sheet.is_file()
+    run.progress.sheet.unlink()
     dataset.autoencoder = str(tmp_path / "nowhere")
     run.write_samples()
-    assert "nowhere cannot be loaded" in caplog.text and ": the autoencoder" in caplog.text and not run.sheet.exists()
+    told = caplog.text
+    assert "nowhere cannot be loaded" in told and ": the autoencoder" in told and not run.progress.sheet.exists()
 
 
 def spoil(out, number: int) -> list[str]:

@@ -52,6 +52,8 @@ def methods() -> Image.Image:
         sampling = PRETRAINED.sampling(rope=config.rope.named(method))
         images += map(to_image, generate(PRETRAINED.model, wanted, sampling))
         captions += [f"{method} {factor:g}x" for factor in FACTORS] * 2
+    images += map(to_image, generate(PRETRAINED.model, wanted, PRETRAINED.sampling()))
+    captions += [f"two passes {factor:g}x" for factor in FACTORS] * 2
     return contact_sheet(images, captions, columns=len(wanted))
 
 

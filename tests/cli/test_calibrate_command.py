@@ -43,6 +43,9 @@ def test_the_least_mean_logarithm_wins_and_enlargement_alone_never():
         for size, fd in zip("ab", distances, strict=True)
     ]
     assert best_way(rows) == "vision-ntk"
+    times = {"two passes, 0.4": 1.5, "two passes, 0.7": 1.02, "two passes, 0.85": 1.0}
+    assert best_way([{"way": way, "fd": fd} for way, fd in times.items()]) == "two passes, 0.7"
+    assert best_way(rows + [{"way": way, "fd": 9.0} for way in times]) == "vision-ntk"
 
 
 def test_what_cannot_be_calibrated(fitv2, tmp_path):

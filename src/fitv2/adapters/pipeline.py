@@ -23,7 +23,7 @@ from ..messages import check_known
 from ..model.config import RopeScheme
 from ..sampling.generate import generate, guided_model
 from ..sampling.noise import ImageNoise
-from ..sampling.spec import DEFAULT_STEPS, SampleSpec, Sampling, default_solver, without
+from ..sampling.spec import DEFAULT_STEPS, TWO_PASSES, SampleSpec, Sampling, default_solver, without
 from ..sheets import to_image
 from ..text import TextEncoder, load_text_encoder
 from ..tokens import TokenBatch
@@ -33,7 +33,7 @@ from .schedulers import advance, check_scheduler, default_scheduler, set_steps
 from .transformer import FiTTransformer2DModel, HookedModel
 
 # Recommendations that a scheduler has no use for.
-OF_SOLVERS = ("solver", "shift", "shift_tokens", "cache_interval", "upscale_from", "upscale_time")
+OF_SOLVERS = ("solver", "shift", "shift_tokens", "cache_interval")
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 PIPELINE_CURES = "try torch_dtype=torch.float32, a size nearer to those of training, or a lower guidance_scale"
 
@@ -224,7 +224,8 @@ class FiTPipeline(SavedPipeline):
             factor,
             config.patch_size,
         )
-        recommended = self.config["sampling"] or {}
+        # A call makes one pass unless it asks for two, so that solvers and schedulers solve the same equation.
+        recommended = without(self.config["sampling"] or {}, *TWO_PASSES)
         sampling = Sampling.of(
             config,
             recommended if solver else without(recommended, *OF_SOLVERS),
