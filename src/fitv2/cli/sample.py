@@ -110,6 +110,7 @@ def sample(
     """
     from ..device import choose_device
     from ..locks import locked
+    from ..sampling.spec import first_size
 
     if model is not None and model_option is not None:
         raise UserError(f"two models are named, {model} and --model {model_option}; give one")
@@ -131,13 +132,37 @@ def sample(
         check_memory(pretrained, specs, sampling, codec.factor)
     if size and sampling.upscale_from is None and sampling.window is None:
         warn_of_sizes(pretrained, specs, codec.factor)
+    number = {"num": per_class or 1} if num_images is None else {"images_per_size": num_images}
+    request = {"model": name, **request_of(loaded, options, sampling, specs), **number}
+    request |= {"sizes": size or None, "seed": seed, "device": where.type}
+    if init_image is not None:
+        request |= {"init_image": str(init_image), "mask": mask and str(mask), "strength": strength, "anchor": anchor}
+    out = out or free_folder()
+    rows = [describe(pretrained, spec, codec.factor) for spec in specs]
+    note = shown_classes(pretrained, labels)
+    with locked(out, "a fitv2 sample"):
+        begin(out, request, [row["file"] for row in rows], overwrite)
+        begun = [edits[f"{row['size'][0]}x{row['size'][1]}"] for row in rows] if edits else None
+        seconds = make(loaded, specs, sampling, out, rows, note, begun)
+        finish(out, request, rows)
+    report = {"model": name, "step": pretrained.step}
+    report |= {key: request[key] for key in ("solver", "steps", "guidance", "guidance_interval", "internal_guidance")}
+    patch = pretrained.model.config.patch_size
+    twice = [] if edits else [spec for spec in specs if first_size(spec.size, sampling, patch) != spec.size]
+    report["two_passes"] = len(twice)
+    report |= {"model_calls": sampling.model_calls, "seconds": round(seconds, 2)}
+    report |= {"sheet": str(out / SHEET), "images": [row | {"file": str(out / row["file"])} for row in rows]}
+    show(report, text_of(report, note, out), as_json)
+
+
+def request_of(
+    loaded: LoadedModel, options: ModelOptions, sampling: Sampling, specs: list[SampleSpec]
+) -> dict[str, Any]:
+    """Returns what samples.json says of the model, the sampling and the subjects."""
+    pretrained, factor = loaded.pretrained, loaded.codec.factor
     request = {
-        "model": name,
         "model_step": pretrained.step,
         "labels": list(dict.fromkeys(spec.label for spec in specs)),
-        "sizes": size or None,
-        **({"num": per_class or 1} if num_images is None else {"images_per_size": num_images}),
-        "seed": seed,
         "solver": sampling.solver,
         "steps": sampling.steps,
         "guidance": sampling.guidance,
@@ -153,30 +178,15 @@ def sample(
         "attention_scale": options.attention_scale,
         "autoencoder": options.autoencoder or pretrained.autoencoder,
         "precision": loaded.precision,
-        "device": where.type,
     }
     if sampling.upscale_from is not None:
         request |= {"upscale_from": sampling.upscale_from, "upscale_time": sampling.upscale_time}
     if sampling.window is not None:
-        request |= {"window": [side * codec.factor for side in sampling.window]}
-    if init_image is not None:
-        request |= {"init_image": str(init_image), "mask": mask and str(mask), "strength": strength, "anchor": anchor}
+        request |= {"window": [side * factor for side in sampling.window]}
     if loaded.text is not None:
-        request |= {"prompts": list(dict.fromkeys(spec.prompt for spec in specs)), "negative_prompt": negative_prompt}
-        request |= {"text_encoder": loaded.text.name}
-    out = out or free_folder()
-    rows = [describe(pretrained, spec, codec.factor) for spec in specs]
-    note = shown_classes(pretrained, labels)
-    with locked(out, "a fitv2 sample"):
-        begin(out, request, [row["file"] for row in rows], overwrite)
-        begun = [edits[f"{row['size'][0]}x{row['size'][1]}"] for row in rows] if edits else None
-        seconds = make(loaded, specs, sampling, out, rows, note, begun)
-        finish(out, request, rows)
-    report = {"model": name, "step": pretrained.step}
-    report |= {key: request[key] for key in ("solver", "steps", "guidance", "guidance_interval", "internal_guidance")}
-    report |= {"model_calls": sampling.model_calls, "seconds": round(seconds, 2)}
-    report |= {"sheet": str(out / SHEET), "images": [row | {"file": str(out / row["file"])} for row in rows]}
-    show(report, text_of(report, note, out), as_json)
+        request |= {"prompts": list(dict.fromkeys(spec.prompt for spec in specs)), "text_encoder": loaded.text.name}
+        request |= {"negative_prompt": specs[0].negative_prompt}
+    return request
 
 
 def make(
@@ -226,6 +236,8 @@ def text_of(report: dict[str, Any], note: str | None, out: Path) -> Iterator[str
         f"{counted(len(report['images']), 'image')} by {report['model']}{of_step} in {report['seconds']:.1f} s: "
         f"{report['solver']}, {spent}, guidance {report['guidance']:g}{within}{inside}."
     )
+    if twice := report["two_passes"]:
+        yield f"{counted(twice, 'image')} beyond the sizes of training in two passes, small first."
     if note:
         yield f"{note}; choose others with --labels."
     if unseen := sum(not row["seen"] for row in report["images"]):

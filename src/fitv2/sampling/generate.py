@@ -24,7 +24,7 @@ from .noise import ImageNoise
 from .ode import SOLVERS, time_grid
 from .sde import METHOD_OF, sample_sde, sde_grid
 from .solvers import ADAPTIVE
-from .spec import SampleSpec, Sampling, check_sampling, check_spec, check_texts, size_within
+from .spec import SampleSpec, Sampling, check_sampling, check_spec, check_texts, first_size
 from .windows import Guided, WindowedModel, windows_of
 
 # The most tokens of a batch, before guidance doubles them, on a CPU and elsewhere: enough to keep the device busy, few
@@ -108,8 +108,7 @@ def _in_two_passes(
 ) -> list[Tensor]:
     """Makes images small first where `upscale_from` says so, and then from these in their own sizes."""
     once = replace(sampling, upscale_from=None, upscale_side=None, upscale_time=UPSCALE_TIME)
-    limits = sampling.upscale_from or 1, model.config.patch_size, sampling.upscale_side
-    small = [replace(spec, size=size_within(spec.size, *limits)) for spec in specs]
+    small = [replace(spec, size=first_size(spec.size, sampling, model.config.patch_size)) for spec in specs]
     large = [i for i, spec in enumerate(specs) if small[i] != spec]
 
     def finished(i: int, latent: Tensor) -> None:

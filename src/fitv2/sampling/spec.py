@@ -325,6 +325,13 @@ def size_within(
     return rows * patch_size, columns * patch_size
 
 
+def first_size(size: tuple[int, int], sampling: Sampling, patch_size: int) -> tuple[int, int]:
+    """Returns the size in latent pixels of the first of two passes, or the size itself if there is one."""
+    if sampling.upscale_from is None:
+        return size
+    return size_within(size, sampling.upscale_from, patch_size, sampling.upscale_side)
+
+
 def scaled_size(size: tuple[int, int], scale: float, unit: int) -> tuple[int, int]:
     """Returns both sides times `scale`, each rounded to a multiple of `unit` that is at least one."""
     height, width = (max(round(side * scale / unit), 1) * unit for side in size)
