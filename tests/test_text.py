@@ -211,6 +211,18 @@ def test_guidance_leads_from_the_negative_prompt_to_the_prompt(encoder):
         torch.testing.assert_close(guided(noise, t[0]), bad + scale * (good - bad), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["joint", "cross"])
+def test_each_window_has_the_words_of_its_image(kind, encoder):
+    model = random_model(replace(CONFIG, context=kind, context_channels=384))
+    sampling = Sampling(steps=2, guidance=3.0, window=(8, 8))
+    panorama, small = SampleSpec(0, (8, 32), 1, "a cat", "a dog"), SampleSpec(0, (8, 8), 2, "a long red train at night")
+    together = generate(model, [panorama, small], sampling, None, encoder)
+    torch.testing.assert_close(together[0], generate(model, [panorama], sampling, None, encoder)[0], atol=1e-4, rtol=0)
+    torch.testing.assert_close(together[1], generate(model, [small], sampling, None, encoder)[0], atol=1e-4, rtol=0)
+    other = generate(model, [replace(panorama, prompt="a house")], sampling, None, encoder)[0]
+    assert all(float((other - together[0])[..., x : x + 8].abs().max()) > 1e-3 for x in range(0, 32, 8))
+
+
 def test_the_command_and_the_pipeline_make_the_same_images(run, tmp_path):
     out, prompts = tmp_path / "out", tmp_path / "prompts.txt"
     prompts.write_text("a cat\n\na blue house\n", encoding="utf-8")
