@@ -7,6 +7,7 @@ data/inception-random.safetensors: what torch-fidelity 0.4.0's Inception v3 says
 `random_weights`: its input, Mixed_6d.branch1x1, pool_3 and logits without bias. The true weights were not at hand.
 """
 
+import io
 import sys
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from evaluations import classified
+from fitv2.data.emoji import read_drawings
 from fitv2.evaluation.extractors import (
     BATCH,
     EfficientNetExtractor,
@@ -131,6 +133,23 @@ def test_efficientnet_recognises_drawings(efficientnet):
         assert efficientnet.class_names[int(seen.probabilities.argmax())] == name
     assert (seen.pooled.shape, seen.spatial.shape) == ((1, 1280), (1, 1372))
     assert float(seen.probabilities.sum()) == pytest.approx(1, abs=1e-5)
+
+
+def test_the_probe_names_drawings():
+    probe = load_extractor("drawings", "cpu")
+    chosen = read_drawings()[::37]
+    pages = []
+    for drawing in chosen:
+        cut = Image.open(io.BytesIO(drawing.content)).convert("RGBA")
+        page = Image.new("RGBA", cut.size, "white")
+        page.alpha_composite(cut)
+        pages.append(page.convert("RGB"))
+    seen = torch.cat([features.probabilities for features in extract(probe, pages, lambda count: None)])
+    best = [probe.class_names[i] for i in seen.argmax(1).tolist()]
+    assert sum(name == drawing.label for name, drawing in zip(best, chosen, strict=True)) > 0.8 * len(chosen)
+    # On drawings of an artist that it never saw it must be far above chance, which is one in 500.
+    assert all(0.2 < first < five < 1 for first, five in probe.unseen.values()) and len(probe.unseen) == 3
+    assert probe.digest != EfficientNetExtractor("cpu").digest
 
 
 def test_efficientnet_stretches_without_cutting_off(efficientnet):

@@ -110,12 +110,14 @@ def file_of(drawing: str) -> str:
     return f"{drawing}.webp"
 
 
-def cutouts(drawings: Sequence[Drawing], classes: Literal["group", "name", "none"] = "group") -> Cutouts:
+def cutouts(
+    drawings: Sequence[Drawing], classes: Literal["group", "name", "none"] = "group", everything: bool = False
+) -> Cutouts:
     """Returns the drawings that may be trained on, as cut-outs; the names that are held back are left out.
 
-    classes: what the labels are; "none": all are 0, of no class.
+    classes: what the labels are; "none": all are 0, of no class. everything: also what is held back, for judges.
     """
-    kept = [drawing for drawing in drawings if not drawing.held_back]
+    kept = [drawing for drawing in drawings if everything or not drawing.held_back]
     labels = [drawing.group if classes == "group" else drawing.label for drawing in kept]
     class_names, numbers = np.unique(labels, return_inverse=True)
     if classes == "none":

@@ -5,8 +5,10 @@ A Fréchet distance is called FID only with Inception; figures of the other netw
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from importlib.resources import files
+from importlib.resources import as_file, files
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -15,6 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load
 from torch import Tensor, nn
 
@@ -34,6 +37,8 @@ WAITING = 1 << 28
 # Channels of the spatial features: 7, as in ADM's sFID.
 CHANNELS = 7
 CLASSIFIER = files("fitv2.evaluation").joinpath("garment-classifier.safetensors")
+# By `tools/train_drawing_probe.py`.
+PROBE = files("fitv2.evaluation").joinpath("drawing-probe.safetensors")
 # What the figures of Inception are called; those of other networks have names of their own.
 INCEPTION_TITLES = {"fd": "FID", "sfd": "sFID", "kid": "KD", "kid_subsets": f"KID of {SUBSETS} subsets"}
 INCEPTION_TITLES |= {"classifier_score": "Inception Score"}
@@ -158,6 +163,31 @@ class EfficientNetExtractor(Extractor):
         return pooled, self._inner.pop()[:, :CHANNELS], self.network._fc(pooled)
 
 
+class DrawingExtractor(EfficientNetExtractor):
+    """EfficientNet-Lite0 with a linear discriminant on its features, whose classes are the names of bundled drawings.
+
+    unseen: For each set of drawings, the fractions of its drawings that a probe fitted to the other sets names right at
+    once, and among its five best.
+    """
+
+    name = "drawings"
+
+    def __init__(self, device: str) -> None:
+        super().__init__(device)
+        with as_file(PROBE) as path, safe_open(path, "pt") as file:
+            about = json.loads(file.metadata()["about"])
+            weights, biases = file.get_tensor("weights").float(), file.get_tensor("biases")
+        self.head = nn.utils.skip_init(nn.Linear, weights.shape[1], len(weights), device=device).eval()
+        self.head.weight.data, self.head.bias.data = weights.to(device), biases.to(device)
+        self.class_names: Sequence[str] = about["names"]
+        self.unseen: dict[str, list[float]] = about["unseen"]
+        self.digest = hashlib.sha256(self.digest.encode() + PROBE.read_bytes()).hexdigest()
+
+    def see(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        pooled, spatial, _ = super().see(images)
+        return pooled, spatial, self.head(pooled)
+
+
 class GarmentClassifier(nn.Module):
     """Three convolutional stages that each halve the sides, a mean over places, 64 features and 10 logits.
 
@@ -224,7 +254,7 @@ class GarmentExtractor(Extractor):
 
 
 EXTRACTORS: dict[str, Callable[..., Extractor]] = {
-    kind.name: kind for kind in (InceptionExtractor, EfficientNetExtractor, GarmentExtractor)
+    kind.name: kind for kind in (InceptionExtractor, EfficientNetExtractor, DrawingExtractor, GarmentExtractor)
 }
 
 
