@@ -16,6 +16,7 @@ from fitv2.diffusion.schedule import linear_schedule
 from fitv2.flow.objective import flow_loss
 from fitv2.model.config import DiTConfig, FiTv1Config, SiTConfig
 from fitv2.model.network import bare_model
+from fitv2.sampling.editing import Start
 from fitv2.sampling.generate import guided_model, sample_batch
 from fitv2.sampling.noise import ImageNoise
 from fitv2.sampling.solvers import ADAPTIVE, DIFFUSION_SOLVERS, SOLVER_NAMES
@@ -81,7 +82,11 @@ def test_a_call_of_a_grid(config):
 
 
 @pytest.mark.parametrize("solver", [solver for solver in SOLVER_NAMES if solver not in ADAPTIVE])
-@pytest.mark.parametrize("settings", [{}, {"interval": (0.2, 0.8), "power": 1.0, "channels": 4}, {"guidance": 1.0}])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"interval": (0.2, 0.8), "power": 1.0, "channels": 4}, {"guidance": 1.0}, {"window": (4, 4)}],
+    ids=["plain", "interval", "unguided", "windows"],
+)
 def test_a_step_of_sampling(monkeypatch, solver, settings):
     """From the second call on of a kind, guided or not. Noise comes from the host, which is no wait."""
     config = (FiTv1Config if solver in DIFFUSION_SOLVERS else FiTConfig)(**SIZES)
@@ -100,6 +105,27 @@ def test_a_step_of_sampling(monkeypatch, solver, settings):
         guided = guided_model(denoiser, config, specs, Sampling(solver=solver, steps=5, **settings), META)
         sample_batch(guided, [spec.seed for spec in specs])
     assert len(calls) >= 5 and watch.active
+
+
+def test_a_step_of_sampling_that_begins_with_images(monkeypatch):
+    config, watch = FiTConfig(**SIZES), NoWaiting()
+    model, batch, *_ = network_and_batch(config, UNSORTED)
+    monkeypatch.setattr(ImageNoise, "draw", lambda self: torch.empty(batch.x.shape, device=META))
+    specs = [SampleSpec(i, (2 * h, 2 * w), i) for i, (h, w) in enumerate(UNSORTED)]
+    kept = (torch.ones(spec.size, dtype=torch.bool) for spec in specs)
+    starts = [Start(torch.zeros(config.in_channels, *own.shape), 0.2, own) for own in kept]
+    calls = []
+
+    def denoiser(*given, **options):
+        watch.active = bool(calls)
+        calls.append(len(given[0]))
+        return model(*given, **options)
+
+    watch.active = False
+    with torch.no_grad(), watch:
+        guided = guided_model(denoiser, config, specs, Sampling(steps=5), META)
+        sample_batch(guided, [spec.seed for spec in specs], starts)
+    assert len(calls) == 4
 
 
 @pytest.mark.parametrize(

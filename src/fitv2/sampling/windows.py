@@ -7,6 +7,7 @@ moves by the average of what they say. Attention stays within a window, so that 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -64,7 +65,7 @@ class WindowedModel:
         self.batch = TokenBatch(torch.empty(int(hw.prod(1).sum()), 0, device=device), hw)
         found = [(image, one) for image, size in enumerate(self.batch.sizes) for one in windows_of(size, window)]
         self._image_of = [image for image, _ in found]
-        offsets = self.batch.offsets.tolist()
+        offsets = [0, *accumulate(self.batch.lengths)]
         tokens = [token_indices(one, offsets[image], self.batch.sizes[image][1]) for image, one in found]
         weights = torch.cat([torch.outer(_slope(one.height), _slope(one.width)).flatten() for _, one in found])
         index = torch.cat(tokens)
