@@ -219,7 +219,7 @@ def test_extrapolation_by_name_and_by_scheme(pipe):
         ({"sizes": [(0, 0)]}, "0x0 is not divisible"),
         ({"sizes": [(28.0, 12.0)]}, r"\(28.0, 12.0\) is not a size"),
         ({"sizes": None, "height": 0}, "0x28 is not divisible"),
-        ({"guidance_channels": 0}, "at least one channel"),
+        ({"guidance_channels": 0}, "channels 0"),
         ({"guidance_interval": 0.5}, "the guidance interval 0.5"),
         ({"seeds": None, "latents": torch.zeros(3, 3)}, r"latents must be packed starting noise \(\d+, 16\), not"),
     ],

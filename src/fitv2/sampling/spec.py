@@ -19,6 +19,10 @@ from .solvers import ADAPTIVE, DIFFUSION_SOLVERS, EDITING_SOLVERS, FLOW_SOLVERS,
 DEFAULT_STEPS = 25
 # Without guidance these have no effect; and without internal guidance its own.
 GUIDANCE_SETTINGS = ("interval", "power", "channels")
+SHIFTS = ("shift", "shift_tokens")
+# Settings that are numbers of something.
+COUNTS = {"cache_interval": "model calls", "shift_tokens": "tokens", "channels": "channels"}
+COUNTS |= {"upscale_from": "tokens", "upscale_side": "patches"}
 # Without upscale_from the others have no effect.
 TWO_PASSES = ("upscale_from", "upscale_time", "upscale_side")
 
@@ -95,57 +99,55 @@ class Sampling:
     window: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        adaptive, diffusion = self.solver in ADAPTIVE, self.solver in DIFFUSION_SOLVERS
         check_known("solver", self.solver, SOLVER_NAMES)
-        if self.steps is None and not adaptive:
+        if self.steps is None and self.solver not in ADAPTIVE:
             object.__setattr__(self, "steps", DEFAULT_STEPS)
-        if self.steps is not None and self.steps < 1:
-            raise UserError(f"a sampler needs at least one step, not {self.steps}")
-        if diffusion and self.steps is not None:
-            check_count(self.steps)
-        if self.cache_interval < 1 or (self.cache_interval > 1 and adaptive):
-            raise UserError(
-                f"one model call of every {self.cache_interval} cannot be a full one with the solver {self.solver}: "
-                "give 1 or more, and 1 for an adaptive solver"
-            )
-        named = {"guidance": self.guidance, "internal guidance": self.internal_guidance, "power": self.power}
-        for called, value in named.items():
-            if not (math.isfinite(value) and value >= 0):
-                raise UserError(f"the {called} {value:g} must be a finite number of 0 or more")
-        if not (math.isfinite(self.shift) and self.shift > 0):
-            raise UserError(f"the shift {self.shift:g} must be a finite number above 0")
         for name in ("interval", "internal_interval"):
             object.__setattr__(self, name, checked_interval(name, getattr(self, name)))
-        if self.shift_tokens is not None and self.shift_tokens < 1:
-            raise UserError(f"shift_tokens {self.shift_tokens} must be a number of tokens, 1 or more")
-        if self.internal_guidance != 1 and self.cache_interval > 1:
-            raise UserError("internal guidance needs all blocks in every model call: remove it, or the cache interval")
-        if self.channels is not None and self.channels < 1:
-            raise UserError("guidance needs at least one channel to act on; guidance 1 is none")
-        for name in ("upscale_from", "upscale_side"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise UserError(f"{name} {value} must be a number of {name.partition('_')[2]}, 1 or more")
-        if not 0 < self.upscale_time < 1:
-            raise UserError(f"the upscale time {self.upscale_time:g} must lie between 0 and 1")
         if self.window is not None:
             object.__setattr__(self, "window", checked_window(self.window))
-        useless: list[str] = []
-        if self.upscale_from is None:
-            changed = [name for name in TWO_PASSES if getattr(self, name) != getattr(Sampling, name)]
-            useless += [f"{name} {getattr(self, name)} (without upscale_from there is one pass)" for name in changed]
-        if adaptive and self.steps is not None:
-            useless.append(f"steps {self.steps} (the solver {self.solver} chooses its own)")
-        if adaptive or diffusion:
-            shifts = [name for name in ("shift", "shift_tokens") if getattr(self, name) != getattr(Sampling, name)]
-            no_grid = f"(the solver {self.solver} has no grid of times to shift)"
-            useless += [f"{name} {getattr(self, name)} {no_grid}" for name in shifts]
-        if self.internal_guidance == 1 and self.internal_interval != (0, 1):
-            useless.append(f"internal_interval {self.internal_interval} (internal guidance 1 means none)")
-        if self.guidance == 1:
-            changed = [name for name in GUIDANCE_SETTINGS if getattr(self, name) != getattr(Sampling, name)]
-            useless += [f"{name} {getattr(self, name)} (guidance 1 means none)" for name in changed]
-        if useless:
+        self._check_numbers()
+        if self.cache_interval > 1 and self.solver in ADAPTIVE:
+            raise UserError(f"a cache interval does not go with the adaptive solver {self.solver}: remove it")
+        if self.internal_guidance != 1 and self.cache_interval > 1:
+            raise UserError("internal guidance needs all blocks in every model call: remove it, or the cache interval")
+        if useless := self._without_effect():
             raise UserError(f"these settings would have no effect: {'; '.join(useless)}. Remove them")
+
+    def _check_numbers(self) -> None:
+        """Raises UserError for a number out of its range."""
+        if self.steps is not None and self.steps < 1:
+            raise UserError(f"a sampler needs at least one step, not {self.steps}")
+        if self.solver in DIFFUSION_SOLVERS and self.steps is not None:
+            check_count(self.steps)
+        for name in ("guidance", "internal_guidance", "power"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise UserError(f"the {name.replace('_', ' ')} {value:g} must be a finite number of 0 or more")
+        if not (math.isfinite(self.shift) and self.shift > 0):
+            raise UserError(f"the shift {self.shift:g} must be a finite number above 0")
+        if not 0 < self.upscale_time < 1:
+            raise UserError(f"the upscale time {self.upscale_time:g} must lie between 0 and 1")
+        for name, what in COUNTS.items():
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UserError(f"{name} {value} must be a number of {what}, 1 or more")
+
+    def _without_effect(self) -> list[str]:
+        """Returns the settings that would have no effect, and why."""
+        adaptive, diffusion = self.solver in ADAPTIVE, self.solver in DIFFUSION_SOLVERS
+        dependent: list[tuple[bool, tuple[str, ...], str]] = [
+            (self.upscale_from is None, TWO_PASSES, "without upscale_from there is one pass"),
+            (adaptive, ("steps",), f"the solver {self.solver} chooses its own"),
+            (adaptive or diffusion, SHIFTS, f"the solver {self.solver} has no grid of times to shift"),
+            (self.internal_guidance == 1, ("internal_interval",), "internal guidance 1 means none"),
+            (self.guidance == 1, GUIDANCE_SETTINGS, "guidance 1 means none"),
+        ]
+        return [
+            f"{name} {getattr(self, name)} ({why})"
+            for useless, names, why in dependent
+            for name in names
+            if useless and getattr(self, name) != getattr(Sampling, name)
+        ]
 
     @classmethod
     def of(cls, config: NetworkConfig, recommended: Mapping[str, Any], **given: Any) -> Self:
