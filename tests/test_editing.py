@@ -104,7 +104,7 @@ def test_images_that_begin_at_other_times_do_not_change_each_other(model, shift_
     [
         ({"solver": "euler-maruyama"}, {}, "cannot begin with an image"),
         ({}, {"time": 1.0}, "below 1"),
-        ({}, {"latent": torch.zeros(CONFIG.in_channels, 8, 8)}, "cannot begin one of"),
+        ({}, {"latent": torch.zeros(CONFIG.in_channels, 8, 8)}, "image of that size"),
         ({"solver": "sde-heun", "upscale_from": 4}, None, "needs one of the solvers"),
         ({"upscale_from": 0}, None, "1 or more"),
         ({"upscale_time": 0.5}, None, "no effect"),

@@ -64,7 +64,7 @@ def test_transparent_parts_are_white():
     [
         ({"size": (8, 8)}, "smaller than the image"),
         ({"mask": mask_of(8, 8, np.s_[:, :])}, "the same size"),
-        ({"mask": mask_of(16, 16, np.s_[0:0, :])}, "nothing white"),
+        ({"mask": mask_of(16, 16, np.s_[0:0, :])}, "no part of the mask"),
         ({"strength": 0.0}, "strength"),
         ({"strength": 1.5}, "strength"),
         ({"anchor": "lift"}, "left"),

@@ -1,4 +1,4 @@
-"""Checks a model of drawings: does it draw what is asked for, at any size, in the right places, and from its own mind?
+"""Checks a model of drawings: does it draw what the prompt says, at any size, in its place, without copying?
 
     python tools/check_drawings.py MODEL --out checks
 
@@ -9,8 +9,8 @@ Writes checks/checks.json and checks/nearest.png, and prints
 - how often two things of one prompt are each in the right half;
 - the nearest training drawings of 32 images, by the features of the judge: side by side on nearest.png.
 
-The judge is the extractor "drawings". How often it names drawings of a set that it never saw is printed as well: no
-model can be expected to score higher.
+The judge is the extractor "drawings". For comparison, the tool also prints how often such a judge is right on real
+drawings of a set that it was not fitted to.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python tools/train_drawing_probe.py --views 6
 
 The probe is a linear discriminant on the features of EfficientNet-Lite0: one mean per name and one covariance for all.
-Each drawing of the bundle is seen on several canvases of its own, as models of drawings make them. Its weights go into
-the package (`--extractor drawings`), with the accuracies. About ten minutes on one core.
+It sees each bundled drawing on several canvases, as models of drawings do in training. The weights of the probe go into
+the package (`--extractor drawings`), with the accuracies. It takes about ten minutes on one core.
 """
 
 from __future__ import annotations

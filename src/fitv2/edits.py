@@ -80,7 +80,7 @@ def lay_out(
         mask: An image of the same size, white where it is to be redrawn.
         strength: How much is made anew, above 0 to 1; by default 0.6 of an image without mask or room around it, and
             all of what is redrawn otherwise.
-        anchor: The side of the canvas on which the image lies.
+        anchor: The position of the image on the canvas.
 
     Raises:
         UserError: Sizes that do not fit, or a strength or anchor that is not known.
@@ -110,7 +110,7 @@ def lay_out(
         pixels = np.pad(pixels, [(0, 0), *borders], mode="edge")
         redrawn = np.pad(redrawn, borders, constant_values=True)
     if mask is not None and not redrawn.any():
-        raise UserError("the mask has nothing white: there is nothing to redraw")
+        raise UserError("no part of the mask is white, so nothing would change: paint white what is to be redrawn")
     if strength is None:
         strength = 1.0 if redrawn.any() else VARIATION
     if not 0 < strength <= 1:

@@ -60,8 +60,8 @@ def calibrate(
 
       fitv2 calibrate builtin:fashion --reference fashion --size own:1.43 --num-images 100
 
-    The ways are one pass, with the positions of training and with each extrapolation, and two passes: small first,
-    then enlarged and finished from several times on. "Enlarged alone" adds nothing to the small image and is shown for
+    The methods are one pass, with the positions of training or with an extrapolation, and two passes: a small image is
+    enlarged and then sampled on from one of several times. "Enlarged alone" leaves the small image as it is, for
     comparison. Sizes of training are sampled as before. The same command continues after an interruption.
     """
     from ..device import choose_device
@@ -103,11 +103,11 @@ def calibrate(
         write_sheet(out / SHEET, named, samples)
         report = {"model": model, "reference": reference, "rows": rows, "best": best}
         write_text(out / TABLE, json.dumps(report, indent=1))
-    if as_json:
-        show(report, [], True)
-        return
-    tell(rows, best, out)
-    keep_best(model, maker.pretrained, ways[best], best, keep)
+    lines = keep_best(model, maker.pretrained, ways[best], best, keep)
+    if not as_json:
+        tell(rows, best)
+        lines.insert(0, f"Images side by side are in {out / SHEET}, all figures in {out / TABLE}")
+    show(report, lines, as_json)
 
 
 def ways_of(options: ModelOptions, tokens: int) -> dict[str, ModelOptions]:
@@ -157,7 +157,7 @@ def write_sheet(path: Path, named: list[tuple[str, str]], samples: list[Samples]
     save_sheet(contact_sheet(images, captions, columns=SHOWN), path)
 
 
-def tell(rows: list[dict[str, Any]], best: str, out: Path) -> None:
+def tell(rows: list[dict[str, Any]], best: str) -> None:
     """Prints the table."""
     cells = []
     for row in sorted(rows, key=lambda row: row["size"]):
@@ -165,11 +165,10 @@ def tell(rows: list[dict[str, Any]], best: str, out: Path) -> None:
         way = row["way"] + (" (best)" if row["way"] == best else "")
         cells.append([row["size"], way, f"{row['fd']:.3g}", accuracy])
     show_table(["size", "way", "Frechet distance", "accuracy"], cells, words=["size", "way"])
-    print(f"Images side by side are in {out / SHEET}, all figures in {out / TABLE}")
 
 
-def keep_best(model: str, pretrained: Pretrained, options: ModelOptions, best: str, keep: bool) -> None:
-    """Makes the best way the default of a model folder, or says which options choose it."""
+def keep_best(model: str, pretrained: Pretrained, options: ModelOptions, best: str, keep: bool) -> list[str]:
+    """Makes two passes, if they are best, the default of a model folder; returns lines that say which options do it."""
     from ..checkpoints.model_folder import SAMPLING, files_of
     from ..sampling.spec import TWO_PASSES
 
@@ -179,9 +178,11 @@ def keep_best(model: str, pretrained: Pretrained, options: ModelOptions, best: s
         passes, chosen = {}, "" if options.extrapolation is None else f"--extrapolation {options.extrapolation}"
     else:
         chosen = f"--upscale-from {sampling.upscale_from} --upscale-time {sampling.upscale_time:g}"
-    print(f"Best is {best}{chosen and f': {chosen}'}")
+    lines = [f"Best is {best}{chosen and f': {chosen}'}"]
     folder = files_of(Path(model))[0].parent
     if keep and folder.is_dir():
         kept = {key: value for key, value in pretrained.recommended.items() if key not in TWO_PASSES} | passes
         write_text(folder / SAMPLING, json.dumps(kept))
-        print(f"{folder / SAMPLING} recommends {'it' if passes else 'one pass'}, and fitv2 sample follows")
+        told = "two passes" if passes else "one pass"
+        lines.append(f"{folder / SAMPLING} now recommends {told}; fitv2 sample uses this by default")
+    return lines

@@ -25,7 +25,7 @@ class Edits(NamedTuple):
     anchor: str
 
     def lay_out(self, sizes: list[str] | None, pretrained: Pretrained, codec: Pixels | LatentCodec) -> dict[str, Edit]:
-        """Returns the image on the canvas of each size, by size; without sizes on its own. None if none is given.
+        """Returns, by size, the image on a canvas of that size, by default its own; empty without an image.
 
         Raises UserError for an image that cannot be read or does not fit, and for options without one.
         """

@@ -86,7 +86,9 @@ class ModelOptions:
     upscale_from: Annotated[
         int | None,
         sampling_option(
-            min=0, help=f"make images of more tokens small first, then enlarge and finish them; 0: never; {ADVISED} 0"
+            min=0,
+            help="make images of more tokens than this small first, then enlarge and finish them; 0: never; "
+            f"{ADVISED} 0",
         ),
     ] = None
     upscale_time: Annotated[

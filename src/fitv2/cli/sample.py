@@ -237,7 +237,7 @@ def text_of(report: dict[str, Any], note: str | None, out: Path) -> Iterator[str
         f"{report['solver']}, {spent}, guidance {report['guidance']:g}{within}{inside}."
     )
     if twice := report["two_passes"]:
-        yield f"{counted(twice, 'image')} beyond the sizes of training in two passes, small first."
+        yield f"{counted(twice, 'image')} beyond the sizes of training: made in two passes, small first."
     if note:
         yield f"{note}; choose others with --labels."
     if unseen := sum(not row["seen"] for row in report["images"]):

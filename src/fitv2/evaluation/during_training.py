@@ -1,4 +1,4 @@
-"""The distance to real images of a model that is being trained, as `fitv2 evaluate` measures it, with few images."""
+"""How far the images of a model in training are from real ones, as `fitv2 evaluate` measures it, with few images."""
 
 from __future__ import annotations
 

@@ -50,7 +50,11 @@ def check_starts(starts: Sequence[Start], specs: Sequence[SampleSpec], sampling:
         if not 0 <= start.time < 1:
             raise UserError(f"sampling begins at a time from 0 to below 1, not at {start.time:g}")
         if tuple(start.latent.shape[1:]) != tuple(spec.size):
-            raise UserError(f"an image of {tuple(start.latent.shape[1:])} cannot begin one of {tuple(spec.size)}")
+            height, width = start.latent.shape[1:]
+            raise UserError(
+                f"an image of {height}x{width} latent pixels and a request of {spec.size[0]}x{spec.size[1]}: give an "
+                "image of that size"
+            )
 
 
 class Editing:
@@ -75,7 +79,7 @@ class Editing:
         return interpolate(self.data, self.noise, self.model.expand(self.times_B.float()))
 
     def velocity(self, x: Tensor, t: Tensor, target: Tensor | None = None) -> Tensor:
-        """As of the guided model, and on the straight path to the image where it is kept."""
+        """Returns the velocity of the guided model, and where the image is kept, that of the straight path to it."""
         v = self.model(x, t, target)
         return v if self.kept is None else torch.where(self.kept, self.data - self.noise, v)
 
@@ -84,7 +88,7 @@ class Editing:
         return x if self.kept is None else torch.where(self.kept, self.data, x)
 
     def grid(self, times: Tensor) -> Tensor:
-        """Returns the times of a grid from 0 to 1, (N + 1,) or (N + 1, B), squeezed into those that are left."""
+        """Returns the times of a grid from 0 to 1, (N + 1,) or (N + 1, B), rescaled to begin at each start."""
         alike = len(set(self.times_B.tolist())) == 1
         start = self.times_B[0] if alike else self.times_B
         times = times[:, None] if times.ndim < 2 and not alike else times

@@ -69,7 +69,7 @@ class Sampling:
         shift_tokens: Images of more tokens than this have more of their steps near the noise, see
             `fitv2.flow.path.shift_by_size`, as a model needs that was trained so; None means all have the same grid.
         rope: The RoPE scheme, for sizes beyond those of training; None means that of the model's configuration.
-        cache_interval: Of this many model calls one computes all blocks, see `BlockCache`.
+        cache_interval: One model call in this many computes all blocks, see `BlockCache`.
         upscale_from: Images of more tokens than this are made with at most so many first, enlarged, and finished in
             their own size: the composition comes from a size that training knew. None: all in one pass.
         upscale_side: The longest side in patches that the first pass may have, besides; None: any.
@@ -157,8 +157,8 @@ class Sampling:
             config: The configuration of the model.
             recommended: The recommendations of the model folder, by the names of the attributes; those that have no
                 effect with the given settings are omitted.
-            **given: The settings of the caller; None means not given, and upscale_from 0 one pass whatever the
-                recommendations. A scheme of rope given alone replaces recommended passes.
+            **given: The settings of the caller. None means not given. upscale_from=0 means one pass, whatever is
+                recommended. A rope given without upscale_from replaces recommended passes.
 
         Raises:
             UserError: As `Sampling` and `check_sampling` do.

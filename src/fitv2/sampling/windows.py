@@ -1,7 +1,7 @@
 """Images larger than the network can compose, by overlapping windows (MultiDiffusion, arXiv 2302.08113).
 
 The windows of an image are images of a packed batch of their own. Each model call computes all of them, and the image
-moves by the average of what they say. Attention stays within a window, so that time and memory grow with the area.
+moves by the weighted average of their outputs. Attention stays within a window, so that time grows with the area only.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _starts(side: int, most: int) -> tuple[list[int], int]:
 class WindowedModel:
     """The guided output for images of any size, as the weighted mean of the outputs for their windows.
 
-    A window counts less towards its edges, where it knows least of what is beyond, so that no seams are seen.
+    A window counts less towards its edges, where it sees least of its surroundings, so that no seams are visible.
 
     Args:
         guide: Makes the guided model of windows, from their sizes (N, 2) in patches and the image of each.
@@ -116,8 +116,8 @@ def _slope(length: int) -> Tensor:
 def mean_over(index: Tensor, weights: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
     """Returns, for each of `tokens` tokens, the places n in `index` that hold it, and their shares, both (tokens, K).
 
-    A sum of shares is 1. Unused places have the share 0. A gather in this order is the same on any device, as a sum by
-    index is not.
+    A sum of shares is 1. Unused places have the share 0. Gathering in this order gives the same result on every device;
+    a sum by index does not.
     """
     order = torch.argsort(index, stable=True)
     counts = torch.bincount(index, minlength=tokens)

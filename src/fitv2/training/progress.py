@@ -37,7 +37,7 @@ class Progress:
         saved: The step of the newest checkpoint.
         cursor: The position in the data.
         seconds: The time that the run took, with checkpoints and sheets.
-        gradients, images_read: What could not be used.
+        gradients, images_read: Count the steps and images that were skipped.
         stopped_by: The signal that ended training before its last step, which is saved.
     """
 
@@ -77,8 +77,8 @@ class Progress:
     def timed(self, figures: dict[str, Any], on_cpu: bool) -> Iterator[None]:
         """Times the step in a with block, which leaves its figures, `tokens` among them, in `figures`.
 
-        tokens_per_second includes waiting for images; seconds also the checkpoints, sheets and held-out losses since
-        the last step. cpu_seconds is the time of all threads, which other work on the machine hardly changes.
+        tokens_per_second includes waiting for images; seconds also includes the checkpoints, sheets and held-out losses
+        since the last step. cpu_seconds is the time of all threads, which other work on the machine hardly changes.
         """
         start, cpu_start = time.perf_counter(), time.process_time()
         yield
