@@ -39,6 +39,7 @@ from .model.config import FiTConfig, NetworkConfig
 from .model.presets import architecture_of, config_of
 from .model.rope import RopeScheme
 from .sampling.guidance import GuidedModel
+from .sampling.spec import TWO_PASSES, without
 from .settings import ARCHITECTURES, GRIDS, ModelSettings, Recipe, TrainingSettings
 from .text import PromptEncoder, StoredTexts, encoder_digest, load_text_encoder, read_channels
 from .tokens import Denoiser, TokenBatch
@@ -318,7 +319,8 @@ def sampling_advice(training: TrainingSettings, of_base: Mapping[str, Any] | Non
     if training.objective == "transition":
         return {"solver": "transition", "steps": FEW_STEPS, "guidance": 1.0}
     shift = {} if training.shift_tokens is None else {"shift_tokens": training.shift_tokens}
-    return dict(of_base or {}) | shift
+    # Passes and windows depend on the sizes of training, which may be others here.
+    return without(of_base or {}, *TWO_PASSES, "window") | shift
 
 
 def build_loss_at(config: NetworkConfig) -> LossAt:

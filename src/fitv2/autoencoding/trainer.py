@@ -160,6 +160,7 @@ class AutoencoderTrainer:
             self.export(self.run / EXPORT)
             state = {"content": self.content} | self.progress.state()
             save_checkpoint(folder, self.progress.done, self.learner.parts(), state)
+        self.progress.saved = self.progress.done
         prune(folder, self.recipe.log.keep_checkpoints)
 
     def export(self, folder: Path) -> None:

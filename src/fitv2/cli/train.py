@@ -19,7 +19,8 @@ from .options import Device, IgnoreMemory, refuse_options
 from .output import say
 
 if TYPE_CHECKING:
-    from ..distributed.ranks import Ranks
+    import torch
+
     from ..settings import Recipe
     from ..training.trainer import Distance, Trainer
 
@@ -144,6 +145,10 @@ def carry_out(
     processes.check_launcher(ranks.device)
     chosen = processes.on_rank0(partial(with_precision, chosen, ranks.device))
     processes.on_rank0(lambda: check_run(run, chosen, resume))
+    # Before the data is scanned; on the other ranks it only says that there is something to wait for.
+    distance = processes.only_on_rank0(lambda: distance_of(chosen, ranks.device))
+    if chosen.log.distance_every is not None and not ranks.is_main_process:
+        distance = nothing_measured
     with processes.locked_on_rank0(run, "a training"):
         wanted = chosen.model.patch_size, run / "images.json", chosen.model.encoder is not None
         dataset = processes.rank0_first(lambda: build_dataset(chosen.data, *wanted))
@@ -167,12 +172,17 @@ def carry_out(
             if name is not None:
                 keep_name(run, name)
         with training_progress(chosen.training.steps) if speaks() else nullcontext(lambda figures: None) as progress:
-            trainer.fit(progress, distance_of(chosen, ranks))
+            trainer.fit(progress, distance)
         processes.destroy_process_group()
     return trainer
 
 
-def distance_of(chosen: Recipe, ranks: Ranks) -> Distance | None:
+def nothing_measured(model: Path) -> dict[str, float]:
+    """Stands for the distance on ranks that do not measure it."""
+    return {}
+
+
+def distance_of(chosen: Recipe, device: torch.device) -> Distance | None:
     """Returns what measures the distance to real images during a training; None if the recipe wants none."""
     from ..build import holds_latents
     from ..evaluation.during_training import TrainingDistance
@@ -184,7 +194,7 @@ def distance_of(chosen: Recipe, ranks: Ranks) -> Distance | None:
             f"log.distance_every needs real images, and {chosen.data.source} holds latents: name the images with "
             "--set log.distance_to=FOLDER"
         )
-    return TrainingDistance(chosen.log.distance_to or chosen.data.source, chosen.log.distance_images, ranks.device)
+    return TrainingDistance(chosen.log.distance_to or chosen.data.source, chosen.log.distance_images, device)
 
 
 def speaks() -> bool:

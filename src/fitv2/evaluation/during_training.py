@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import torch
+from PIL import Image
 
 from ..autoencoder import load_autoencoder
 from ..checkpoints.model_folder import load_pretrained
-from ..distributed.ranks import Ranks
+from ..decoding import make_images
 from ..text import load_text_encoder
 from .evaluate import Evaluation, cache_folder
 from .extractors import load_extractor
-from .generated import Maker, SizeSpec, make_samples
-from .inputs import default_extractor, open_reference
+from .generated import SizeSpec, balanced_specs
+from .inputs import Samples, default_extractor, open_reference
+from .results import LABELS
+from .sources import Images
 
 METRICS = ("fd", "kid", "accuracy")
 
@@ -50,25 +56,38 @@ class TrainingDistance:
     def __call__(self, model: Path) -> dict[str, float]:
         """Returns fd, kid and, where classes are recognised, accuracy of the model in a folder.
 
-        Sizes are those of training, and settings of sampling those that the model recommends.
+        Sizes are those of training, and settings of sampling those that the model recommends. Only this process works:
+        the others of a training wait. Raises UserError if the model makes nothing that can be compared.
         """
         pretrained = load_pretrained(model)
-        pretrained.model.to(self.device)
+        network = pretrained.model.to(self.device)
         text = pretrained.text_encoder and load_text_encoder(pretrained.text_encoder).to(self.device)
-        maker = Maker(
-            name=str(model),
-            pretrained=pretrained,
-            codec=load_autoencoder(pretrained.autoencoder, str(self.device)),
-            text=text or None,
-            precision="float32",
-            seed=0,
-            samplings=[pretrained.sampling()],
-        )
-        alone = Ranks(0, 1, self.device)
+        codec = load_autoencoder(pretrained.autoencoder, str(self.device))
+        specs = balanced_specs(pretrained, self.number, SizeSpec(), 0, codec.factor)
+        images = make_images(network, codec, specs, pretrained.sampling(), text=text or None)
+        made = MadeImages(images, [spec.label for spec in specs], pretrained.class_names)
+        about = {LABELS: None, "seeds": None}
         with TemporaryDirectory() as folder:
-            samples = make_samples(maker, [SizeSpec()], self.number, Path(folder), alone, silent, lambda *told: None)
-            scores = replace(self.evaluation, kept=Path(folder) / "features").score(samples[0]).scores
+            samples = Samples(made, np.arange(self.number), None, "own", about)
+            scores = replace(self.evaluation, kept=Path(folder)).score(samples).scores
         return {name: scores[name] for name in METRICS if scores.get(name) is not None}
+
+
+class MadeImages(Images):
+    """Images in memory."""
+
+    def __init__(self, images: Sequence[Image.Image], labels: Sequence[int], class_names: Sequence[str]) -> None:
+        sizes = np.array([(image.height, image.width) for image in images])
+        own = np.array(labels if class_names else [0] * len(images), dtype=np.int64)
+        super().__init__("images of the training", sizes, own, class_names)
+        self.images = images
+
+    @cached_property
+    def digest(self) -> str:
+        return hashlib.sha256(b"".join(image.tobytes() for image in self.images)).hexdigest()
+
+    def pixels(self, index: int) -> np.ndarray:
+        return np.asarray(self.images[index])
 
 
 @contextmanager

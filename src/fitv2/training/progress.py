@@ -119,7 +119,7 @@ class Progress:
 
     @contextmanager
     def saving(self) -> Iterator[None]:
-        """Turns an OSError of a checkpoint into a sentence, and notes that the step is saved."""
+        """Turns an OSError of a checkpoint or model into a sentence."""
         try:
             yield
         except OSError as error:
@@ -127,7 +127,6 @@ class Progress:
                 f"step {self.done} could not be saved ({error}); the checkpoints before it are unchanged: make room "
                 f"for {self.run / 'checkpoints'}, then continue with: {self.resume_command}"
             ) from None
-        self.saved = self.done
 
     def gone(self, error: DataGone, sources: str) -> DataGone:
         """Returns the error of vanished data with what has become of the run."""

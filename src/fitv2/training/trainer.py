@@ -24,6 +24,7 @@ from ..data.dataset import Dataset
 from ..data.loader import PackLoader, Step
 from ..device import choose_precision
 from ..distributed.ranks import Ranks, join_processes, on_rank0, sum_over_ranks
+from ..errors import UserError
 from ..model.config import NetworkConfig
 from ..model.network import build_network
 from ..randomness import Purpose, seed_of, torch_generator
@@ -157,9 +158,8 @@ class Trainer:
             try:
                 for figures in self.timed_steps(steps):
                     figures |= self.holdout.measure(progress.done, self.learner.model, self.averaged())
-                    if distance is not None and progress.is_due(settings.distance_every):
-                        self.export(self.run / "model")
-                        figures |= on_rank0(partial(distance, self.run / "model"))
+                    if distance is not None and progress.is_due(settings.distance_every) and not progress.stopping:
+                        figures |= self.measured(distance)
                     if log is not None:
                         log.write(figures)
                         report(figures)
@@ -178,6 +178,17 @@ class Trainer:
                 steps.close()
                 if log is not None:
                     log.close()
+
+    def measured(self, distance: Distance) -> dict[str, float]:
+        """Returns the distance of the averaged weights; none, with a warning, if it cannot be measured."""
+        model = self.run / "model"
+        with self.progress.saving():
+            self.export(model)
+        try:
+            return on_rank0(partial(distance, model))
+        except (UserError, OSError) as error:  # Training continues: its checkpoints do not depend on distances.
+            logger.warning("no distance at step %d: %s", self.progress.done, error)
+            return {}
 
     def timed_steps(self, steps: Generator[Step]) -> Iterator[dict[str, Any]]:
         """Trains step by step and yields the figures of each; those of time are explained in `Progress.timed`."""
@@ -250,6 +261,7 @@ class Trainer:
             # The model first: a run killed in between has to repeat the step, and writes the model again.
             self.export(self.run / "model")
             save_checkpoint(folder, self.progress.done, parts, state, self.learner.model.sharded)
+        self.progress.saved = self.progress.done
         if keep is not None:
             on_rank0(lambda: prune(folder, keep or self.recipe.log.keep_checkpoints))
 
