@@ -319,7 +319,7 @@ def test_windows_and_two_passes(pipe):
     scheduled, solved = (pipe(**call, window=(28, 28), solver=solver).images for solver in (None, "euler"))
     torch.testing.assert_close(list(solved), expected)
     torch.testing.assert_close(list(scheduled), expected, atol=1e-3, rtol=0)
-    twice = generate(model, specs, Sampling(**plain, solver="ab2", upscale_from=49))
+    twice = generate(model, specs, Sampling(**plain, solver="ab2", upscale_from=49, upscale_side=7))
     torch.testing.assert_close(list(pipe(**call, upscale_from=49).images), twice)
 
 
@@ -328,5 +328,13 @@ def test_an_image_to_begin_with(pipe):
     wide = pipe(["bag", "bag"], sizes=(28, 56), image=image, anchor="left", num_inference_steps=2, seeds=[1, 2]).images
     assert all(np.array_equal(np.asarray(one)[:, :28], np.asarray(image)) for one in wide) and wide[0] != wide[1]
     assert pipe("bag", image=image, num_inference_steps=2).images[0].size == image.size
-    with pytest.raises(UserError, match="give image"):
-        pipe("bag", strength=0.5)
+    for given, message in (
+        ({"strength": 0.5}, "give image"),
+        ({"anchor": "left"}, "give image"),
+        ({"image": image, "upscale_from": 9}, "omit image"),
+        ({"window": 28}, "two whole numbers"),
+        ({"window": (27, 28)}, "not divisible"),
+        ({"upscale_from": 49.5}, "whole number"),
+    ):
+        with pytest.raises(UserError, match=message):
+            pipe("bag", **given)

@@ -56,7 +56,19 @@ def test_an_image_alone_varies_everywhere_and_is_cut_to_whole_patches():
 
 def test_transparent_parts_are_white():
     image = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
-    assert bool((lay_out(image, 3, 4).pixels == 1).all())
+    image.putpixel((0, 0), (0, 0, 0, 255))
+    pixels = lay_out(image, 3, 4).pixels
+    assert bool((pixels[:, 0, 0] == -1).all()) and bool((pixels[:, 1:] == 1).all())
+
+
+def test_images_of_16_bits_are_scaled():
+    grey = Image.fromarray(np.full((8, 8), 30000, np.uint16))
+    assert lay_out(grey, 1, 4).pixels.mean() == pytest.approx(30000 / 32767.5 - 1, abs=0.01)
+    nearly_black = Image.fromarray(np.full((8, 8), 300, np.uint16))
+    with pytest.raises(UserError, match="no part of the mask"):
+        lay_out(grey, 1, 4, mask=nearly_black)
+    with pytest.raises(UserError, match="image of Pillow, not ndarray"):
+        lay_out(np.zeros((8, 8), np.uint8), 1, 4)
 
 
 @pytest.mark.parametrize(

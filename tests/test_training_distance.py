@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fitv2.build import sampling_advice
 from fitv2.errors import UserError
 from fitv2.evaluation.during_training import TrainingDistance
 from fitv2.training.log import read_log
@@ -28,6 +29,20 @@ def test_distances_are_measured_on_their_steps_and_change_nothing_else(tmp_path)
     assert [{key: v for key, v in line.items() if key not in ("fd", "kid")} for line in lines] == plain
     logs = {name: read_log(tmp_path / name / "log.jsonl") for name in ("with", "without")}
     assert len(panels(logs)) == len(panels({"without": logs["without"]})) + 2
+
+
+def test_a_distance_that_cannot_be_measured_is_a_warning(tmp_path, caplog):
+    def gone(model: Path) -> dict[str, float]:
+        raise UserError("the real images are gone")
+
+    run = trainer(tmp_path, "log.distance_every=4")
+    run.fit(lambda figures: None, gone)
+    assert run.progress.done == 10 and "no distance at step 4: the real images are gone" in caplog.text
+
+
+def test_passes_of_a_base_are_not_those_of_a_model_of_other_sizes():
+    advice = {"guidance": 1.8, "upscale_from": 49, "upscale_side": 7, "upscale_time": 0.7, "window": [28, 28]}
+    assert sampling_advice(recipe().training, advice) == {"guidance": 1.8}
 
 
 def test_a_model_in_training_is_compared_with_real_images(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from .autoencoder import LatentCodec, Pixels
+from .data.decode import Mode, decode
 from .data.images import to_array, to_latent
 from .errors import UserError
 from .messages import check_known
@@ -86,11 +88,12 @@ def lay_out(
         UserError: Sizes that do not fit, or a strength or anchor that is not known.
     """
     check_known("anchor", anchor, ANCHORS)
+    colours, masked = flat(image, channels), None if mask is None else flat(mask, 1)
     if mask is not None and mask.size != image.size:
         ours, theirs = (f"{one.height}x{one.width}" for one in (image, mask))
         raise UserError(f"the mask is {theirs} and the image {ours}: give a mask of the same size")
-    pixels = to_array(flat(image, channels))
-    redrawn = np.zeros((image.height, image.width), bool) if mask is None else np.asarray(mask.convert("L")) >= WHITE
+    pixels = to_array(colours)
+    redrawn = np.zeros((image.height, image.width), bool) if masked is None else np.asarray(masked) >= WHITE
     if size is None:
         cut = [(side - side // unit * unit) for side in (image.height, image.width)]
         if min(image.height, image.width) < unit:
@@ -125,6 +128,14 @@ def place(room: int, anchor: str, first: str, last: str) -> int:
 
 def flat(image: Image.Image, channels: int) -> Image.Image:
     """Returns an image in grey or colour, its transparent parts white."""
-    if image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    return image.convert("L" if channels == 1 else "RGB")
+    mode: Mode = "L" if channels == 1 else "RGB"
+    if not isinstance(image, Image.Image):
+        raise UserError(f"an image to begin with is an image of Pillow, not {type(image).__name__}")
+    if image.mode in ("L", "RGB"):
+        return image.convert(mode)
+    content = BytesIO()
+    try:  # Transparency, palettes and 16 bits, as in the files of a data set.
+        image.save(content, "PNG")
+        return decode(content, mode)
+    except (OSError, ValueError) as error:
+        raise UserError(f"an image of mode {image.mode} cannot be used: {error}") from None

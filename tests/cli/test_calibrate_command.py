@@ -6,7 +6,8 @@ import shutil
 import pytest
 
 from fitv2.checkpoints.model_folder import load_pretrained
-from fitv2.cli.calibrate import ENLARGED, ONE_PASS, best_way
+from fitv2.cli.calibrate import ENLARGED, ONE_PASS, best_way, keep_best, ways_of
+from fitv2.cli.options import ModelOptions
 
 CALIBRATE = ("--reference", "fashion", "--size", "own:2", "--num-images", 20, "--steps", 1, "--out", "calibration")
 
@@ -46,6 +47,17 @@ def test_the_least_mean_logarithm_wins_and_enlargement_alone_never():
     times = {"two passes, 0.4": 1.5, "two passes, 0.7": 1.02, "two passes, 0.85": 1.0}
     assert best_way([{"way": way, "fd": fd} for way, fd in times.items()]) == "two passes, 0.7"
     assert best_way(rows + [{"way": way, "fd": 9.0} for way in times]) == "vision-ntk"
+
+
+@pytest.mark.parametrize(("best", "recommended"), [("two passes, 0.7", 14), (ONE_PASS, None), ("vision-ntk", 99)])
+def test_what_is_kept_is_what_fitv2_sample_can_follow(folder, best, recommended):
+    (folder / "sampling.json").write_text('{"guidance": 1.3, "upscale_from": 99}')
+    ways, pretrained = ways_of(ModelOptions(), 14, extrapolates=True), load_pretrained(folder)
+    told = keep_best(str(folder), pretrained, ways[best], best, keep=True)
+    kept = load_pretrained(folder).recommended
+    assert kept["guidance"] == 1.3 and kept.get("upscale_from") == recommended
+    assert len(told) == (1 if best == "vision-ntk" else 2)
+    assert not set(ways_of(ModelOptions(), 14, extrapolates=False)) & {"vision-ntk", "vision-pi"}
 
 
 def test_what_cannot_be_calibrated(fitv2, tmp_path):

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from hashlib import sha256
 
 import numpy as np
 import pytest
@@ -238,7 +239,11 @@ def test_an_image_is_extended_and_stays_as_it_was(fitv2, model, tmp_path):
     fitv2("sample", model, "--labels", "bag", "--init-image", image, "--steps", 2, "--out", "like").ok()
     assert Image.open(tmp_path / "like" / "bag_8x12_seed0.png").size == (12, 8)
     request = json.loads((tmp_path / "wide" / "samples.json").read_bytes())["request"]
-    assert request["init_image"] == str(image) and request["anchor"] == "right"
+    assert request["init_image"] == sha256(image.read_bytes()).hexdigest() and request["anchor"] == "right"
+    told = fitv2("sample", model, "--labels", "bag", "--init-image", image, "--upscale-from", 4, "--out", "no").sentence
+    assert "omit --init-image" in told and not (tmp_path / "no").exists()
+    wrong = fitv2("sample", model, "--labels", "bag", "--init-image", image, "--solver", "sde-heun", "--out", "no")
+    assert "cannot begin with an image" in wrong.sentence and not (tmp_path / "no").exists()
 
 
 @pytest.mark.parametrize(
@@ -275,6 +280,8 @@ def test_a_request_beyond_the_memory_is_refused_with_a_size_that_fits(model, mon
     height, width = map(int, found.groups())
     assert height == pytest.approx(2 * width, abs=8) and 100 < height < 400
     check_memory(pretrained, [SampleSpec(0, (height, width), 0)], Sampling(), 1)
+    with pytest.raises(UserError, match=r"3200x1600 would need .* ask for --size \d{4}x\d{3,4} or less"):
+        check_memory(pretrained, large, Sampling(), 8)
 
 
 @pytest.mark.parametrize("text", [None, "builtin:minilm"])

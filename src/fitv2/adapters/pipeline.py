@@ -23,7 +23,16 @@ from ..messages import check_known
 from ..model.config import RopeScheme
 from ..sampling.generate import generate, guided_model
 from ..sampling.noise import ImageNoise
-from ..sampling.spec import DEFAULT_STEPS, TWO_PASSES, SampleSpec, Sampling, default_solver, without
+from ..sampling.spec import (
+    DEFAULT_STEPS,
+    TWO_PASSES,
+    SampleSpec,
+    Sampling,
+    checked_window,
+    default_solver,
+    latent_size,
+    without,
+)
 from ..sheets import to_image
 from ..text import TextEncoder, load_text_encoder
 from ..tokens import TokenBatch
@@ -212,8 +221,8 @@ class FiTPipeline(SavedPipeline):
             given = [None] if sizes is height is width is None else wanted
             edits = [lay_out(image, channels, unit, size, mask_image, strength, anchor) for size in given]
             wanted = [edit.size for edit in edits]
-        elif mask_image is not None or strength is not None:
-            raise UserError("mask_image and strength are about an image to begin with: give image")
+        elif mask_image is not None or strength is not None or anchor != "center":
+            raise UserError("mask_image, strength and anchor are about an image to begin with: give image")
         specs = specs_of(
             label_numbers(self.classes, class_labels),
             texts_of(prompt),
@@ -225,7 +234,10 @@ class FiTPipeline(SavedPipeline):
             config.patch_size,
         )
         # A call makes one pass unless it asks for two, so that solvers and schedulers solve the same equation.
-        recommended = without(self.config["sampling"] or {}, *TWO_PASSES)
+        advice = self.config["sampling"] or {}
+        recommended = without(advice, *TWO_PASSES)
+        if image is not None and (upscale_from or upscale_time is not None):
+            raise UserError("upscale_from and upscale_time are for images that begin with noise: omit image")
         sampling = Sampling.of(
             config,
             recommended if solver else without(recommended, *OF_SOLVERS),
@@ -240,7 +252,8 @@ class FiTPipeline(SavedPipeline):
             rope=rope_scheme(config.rope, extrapolation, attention_scale),
             upscale_from=upscale_from,
             upscale_time=upscale_time,
-            window=window and tuple(side // factor for side in window),
+            upscale_side=advice.get("upscale_side") if upscale_from else None,
+            window=None if window is None else latent_size(checked_window(window), factor, config.patch_size),
         )
         model = HookedModel(self.transformer, self._execution_device)
         if solver is not None:

@@ -74,7 +74,7 @@ def calibrate(
         raise UserError(f"{model} is not a model; name a model folder, a run, or builtin:fashion")
     out, progress = out or OUT / file_name(Path(model).resolve().name), partial(image_progress, shown=True)
     where = choose_device(device)
-    ways = ways_of(ModelOptions(steps=steps, device=device), longest_tokens(model))
+    ways = ways_of(ModelOptions(steps=steps, device=device), *facts_of(model))
     request = Request(
         name=model,
         reference=reference,
@@ -110,23 +110,31 @@ def calibrate(
     show(report, lines, as_json)
 
 
-def ways_of(options: ModelOptions, tokens: int) -> dict[str, ModelOptions]:
-    """Returns the ways to sample, by name; tokens: of the largest image of training."""
+def ways_of(options: ModelOptions, tokens: int, extrapolates: bool) -> dict[str, ModelOptions]:
+    """Returns the ways to sample, by name.
+
+    tokens: of the largest image of training. extrapolates: whether the positions of the model can be changed.
+    """
     ways = {ONE_PASS: replace(options, upscale_from=0)}
-    ways |= {name: replace(options, upscale_from=0, extrapolation=name) for name in EXTRAPOLATIONS}
+    if extrapolates:
+        ways |= {name: replace(options, upscale_from=0, extrapolation=name) for name in EXTRAPOLATIONS}
     ways |= {f"{TWO}, {t:g}": replace(options, upscale_from=tokens, upscale_time=t) for t in TIMES}
     return ways | {ENLARGED: replace(options, upscale_from=tokens, upscale_time=END)}
 
 
-def longest_tokens(model: str) -> int:
-    """Returns the tokens of the largest image of training. Raises UserError if the model does not know its sizes."""
+def facts_of(model: str) -> tuple[int, bool]:
+    """Returns the tokens of the largest image of training, and whether the positions of the model can be changed.
+
+    Raises UserError if the model does not know its sizes.
+    """
     from .options import load_any
 
     pretrained = load_any(model, None)
     areas = [height * width for of_class in pretrained.shapes for height, width, _ in of_class]
     if not areas or pretrained.model.config.fixed_grid is not None:
         raise UserError(f"{model} has one size, or does not say which sizes it was trained on: nothing to calibrate")
-    return max(areas) // pretrained.model.config.patch_size**2
+    config = pretrained.model.config
+    return max(areas) // config.patch_size**2, not config.position_range
 
 
 def best_way(rows: list[dict[str, Any]]) -> str:
@@ -180,7 +188,7 @@ def keep_best(model: str, pretrained: Pretrained, options: ModelOptions, best: s
         chosen = f"--upscale-from {sampling.upscale_from} --upscale-time {sampling.upscale_time:g}"
     lines = [f"Best is {best}{chosen and f': {chosen}'}"]
     folder = files_of(Path(model))[0].parent
-    if keep and folder.is_dir():
+    if keep and options.extrapolation is None and (folder / "config.json").is_file():
         kept = {key: value for key, value in pretrained.recommended.items() if key not in TWO_PASSES} | passes
         write_text(folder / SAMPLING, json.dumps(kept))
         told = "two passes" if passes else "one pass"

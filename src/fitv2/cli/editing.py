@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,6 +24,12 @@ class Edits(NamedTuple):
     mask: Path | None
     strength: float | None
     anchor: str
+
+    def request(self) -> dict[str, Any]:
+        """Returns what samples.json says of them: the files by their content, because another may take their place."""
+        files = {"init_image": self.init_image, "mask": self.mask}
+        digests = {name: path and hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
+        return digests | {"strength": self.strength, "anchor": self.anchor}
 
     def lay_out(self, sizes: list[str] | None, pretrained: Pretrained, codec: Pixels | LatentCodec) -> dict[str, Edit]:
         """Returns, by size, the image on a canvas of that size, by default its own; empty without an image.

@@ -166,6 +166,8 @@ class ModelOptions:
 
         Raises UserError if they do not suit it.
         """
+        from ..sampling.spec import latent_size
+
         config, rope = pretrained.model.config, None
         window = None if self.window is None else latent_size(parse_size(self.window), factor, config.patch_size)
         if self.extrapolation is not None:
@@ -256,14 +258,6 @@ def check_pixels(model: str, channels: int) -> None:
         raise UserError(
             f"{model} makes latents of {counted(channels, 'channel')} and names no autoencoder; give --autoencoder"
         )
-
-
-def latent_size(size: tuple[int, int], factor: int, patch_size: int) -> tuple[int, int]:
-    """Returns a size of pixels in latent pixels. Raises UserError if patches do not divide it."""
-    from ..sampling.spec import check_divisible
-
-    check_divisible(size, factor * patch_size)
-    return size[0] // factor, size[1] // factor
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +14,7 @@ import typer
 
 from ..errors import UserError
 from ..messages import counted
-from ..sampling.defaults import ANCHORS, VARIATION, Anchor
+from ..sampling.defaults import ANCHORS, UPSCALE_TIME, VARIATION, Anchor
 from .editing import Edits
 from .options import (
     ADVISED,
@@ -124,8 +125,11 @@ def sample(
     loaded = options.load(name, where)
     pretrained, codec = loaded.pretrained, loaded.codec
     sampling = options.sampling(pretrained, guidance, codec.factor)
+    if init_image is not None:
+        sampling = in_one_pass(sampling, options)
     texts = read_prompts(prompt or [], prompts), negative_prompt
-    edits = Edits(init_image, mask, strength, anchor).lay_out(size, pretrained, codec)
+    edit = Edits(init_image, mask, strength, anchor)
+    edits = edit.lay_out(size, pretrained, codec)
     sizes = list(edits) or size
     specs = list_specs(pretrained, labels, sizes, per_class, num_images, seed, codec.factor, *texts)
     if not ignore_memory:
@@ -136,7 +140,7 @@ def sample(
     request = {"model": name, **request_of(loaded, options, sampling, specs), **number}
     request |= {"sizes": size or None, "seed": seed, "device": where.type}
     if init_image is not None:
-        request |= {"init_image": str(init_image), "mask": mask and str(mask), "strength": strength, "anchor": anchor}
+        request |= edit.request()
     out = out or free_folder()
     rows = [describe(pretrained, spec, codec.factor) for spec in specs]
     note = shown_classes(pretrained, labels)
@@ -155,10 +159,22 @@ def sample(
     show(report, text_of(report, note, out), as_json)
 
 
+def in_one_pass(sampling: Sampling, options: ModelOptions) -> Sampling:
+    """Returns the settings for images that begin with an image. Raises UserError if they ask for anything else."""
+    from ..sampling.editing import check_solver
+
+    if options.upscale_from or options.upscale_time is not None:
+        raise UserError("--upscale-from and --upscale-time are for images that begin with noise: omit --init-image")
+    check_solver(sampling)
+    return replace(sampling, upscale_from=None, upscale_side=None, upscale_time=UPSCALE_TIME)
+
+
 def request_of(
     loaded: LoadedModel, options: ModelOptions, sampling: Sampling, specs: list[SampleSpec]
 ) -> dict[str, Any]:
     """Returns what samples.json says of the model, the sampling and the subjects."""
+    from ..sampling.spec import TWO_PASSES
+
     pretrained, factor = loaded.pretrained, loaded.codec.factor
     request = {
         "model_step": pretrained.step,
@@ -180,7 +196,7 @@ def request_of(
         "precision": loaded.precision,
     }
     if sampling.upscale_from is not None:
-        request |= {"upscale_from": sampling.upscale_from, "upscale_time": sampling.upscale_time}
+        request |= {key: getattr(sampling, key) for key in TWO_PASSES}
     if sampling.window is not None:
         request |= {"window": [side * factor for side in sampling.window]}
     if loaded.text is not None:

@@ -218,7 +218,7 @@ def check_memory(pretrained: Pretrained, specs: list[SampleSpec], sampling: Samp
     total = 2 * sum(tokens[i] + context_tokens(config) for i in largest)
     needed = forward_bytes(config, total, "fp32" if weight.dtype == torch.float32 else "bf16")
     size = max((specs[i].size for i in largest), key=lambda size: size[0] * size[1])
-    what = f"{counted(len(largest), 'image')} of up to {size[0]}x{size[1]}"
+    what = f"{counted(len(largest), 'image')} of up to {size[0] * factor}x{size[1] * factor}"
     if lack := lack_of_memory(what, needed, weight.device):
         # The memory of a batch grows with its tokens, which are those of a single image if it is a large one.
         fits = scaled_size(size, 0.95 * math.sqrt(free_bytes(weight.device) / needed), config.patch_size)

@@ -16,7 +16,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from ..hashes import json_digest
 from ..model.config import NetworkConfig
 from ..model.presets import architecture_of
 from ..randomness import Purpose, numpy_generator
-from ..sampling.generate import generate, max_tokens
+from ..sampling.generate import computed_tokens, generate, max_tokens
 from ..sampling.spec import SampleSpec, Sampling, check_divisible, scaled_size
 from ..text import TextEncoder, encoder_digest
 from .inputs import Samples
@@ -170,10 +170,11 @@ class Maker:
         if sampling.model_calls is None or not specs:
             return 0.0
         patch, model = self.pretrained.model.config.patch_size, self.pretrained.model
-        tokens = np.array([spec.tokens(patch) for spec in specs])
+        tokens = np.array([computed_tokens(spec, sampling, patch) for spec in specs])
         budget = max_tokens(sampling, next(model.parameters()).device)
         few = int((tokens.cumsum() <= budget).sum()) or 1
         once = Sampling(steps=1, solver=sampling.solver, guidance=1.0, shift=sampling.shift, rope=sampling.rope)
+        once = replace(once, window=sampling.window)
         generate(model, specs[:few], once, None, self.text)  # The first call is slower than all others.
         start = time.perf_counter()
         generate(model, specs[:few], once, None, self.text)

@@ -37,13 +37,18 @@ class Start:
     kept: Tensor | None = None
 
 
-def check_starts(starts: Sequence[Start], specs: Sequence[SampleSpec], sampling: Sampling) -> None:
-    """Raises UserError for starts that do not fit their requests, or a solver that cannot begin with an image."""
+def check_solver(sampling: Sampling) -> None:
+    """Raises UserError for a solver that cannot begin with an image."""
     if sampling.solver not in EDITING_SOLVERS:
         raise UserError(
             f"the solver {sampling.solver} cannot begin with an image; choose from {', '.join(EDITING_SOLVERS)}, which "
             "need a model that predicts a velocity"
         )
+
+
+def check_starts(starts: Sequence[Start], specs: Sequence[SampleSpec], sampling: Sampling) -> None:
+    """Raises UserError for starts that do not fit their requests, or a solver that cannot begin with an image."""
+    check_solver(sampling)
     if len(starts) != len(specs):
         raise UserError(f"{len(starts)} images to begin with for {len(specs)} requests: give one each")
     for start, spec in zip(starts, specs, strict=True):

@@ -82,8 +82,10 @@ def generate(
         return _in_two_passes(model, specs, sampling, on_image, text)
     latents: dict[int, Tensor] = {}
     tokens = [computed_tokens(spec, sampling, config.patch_size) for spec in specs]
+    # Images of one batch take the same number of steps.
+    alike = None if starts is None else [steps_from(start.time, sampling.steps or 1) for start in starts]
     with torch.inference_mode(torch.is_grad_enabled()):
-        for chosen in batches(tokens, max_tokens(sampling, device)):
+        for chosen in batches(tokens, max_tokens(sampling, device), alike):
             cache = None if sampling.cache_interval == 1 else BlockCache(sampling.cache_interval)
             denoiser = partial(model, rope=sampling.rope, cache=cache)
             together = [specs[i] for i in chosen]
@@ -129,7 +131,8 @@ def sample_batch(model: Guided, seeds: Sequence[int], starts: Sequence[Start] | 
     Args:
         model: Knows the images, and how they are sampled.
         seeds: One per image.
-        starts: The image that each sampling begins with, instead of noise. Only its share of the steps is left.
+        starts: The image that each sampling begins with, instead of noise. Only its share of the steps is left, which
+            must be the same for all.
 
     Returns:
         The tokens (T, C) on the device, and hw (B, 2), the sizes of the images in patches.
@@ -145,7 +148,7 @@ def sample_batch(model: Guided, seeds: Sequence[int], starts: Sequence[Start] | 
         shift = shift * shift_by_size(hw.prod(1), sampling.shift_tokens)
     if starts is not None:
         editing = Editing(model, starts, x)
-        times = editing.grid(time_grid(steps_from(min(start.time for start in starts), steps), shift))
+        times = editing.grid(time_grid(steps_from(starts[0].time, steps), shift))
         x = editing.finish(SOLVERS[solver](editing.velocity, editing.begin(), times, expand=model.expand))
     elif solver == "ddim":
         x = sample_ddim(model, x, linear_schedule().respaced(ddim_steps(steps)))
@@ -209,12 +212,15 @@ def max_tokens(sampling: Sampling, device: torch.device) -> int:
     return 1 if sampling.solver in ADAPTIVE else MAX_TOKENS["cpu" if device.type == "cpu" else "other"]
 
 
-def batches(tokens: Sequence[int], most: int) -> Iterator[list[int]]:
-    """Yields indices of images of these token counts, short ones first, in groups of at most `most` tokens or one."""
+def batches(tokens: Sequence[int], most: int, alike: Sequence[int] | None = None) -> Iterator[list[int]]:
+    """Yields indices of images of these token counts, short ones first, in groups of at most `most` tokens or one.
+
+    alike: a number for each image; only images of equal numbers share a group.
+    """
     group: list[int] = []
-    held = 0
-    for i in sorted(range(len(tokens)), key=tokens.__getitem__):
-        if group and held + tokens[i] > most:
+    held, kind = 0, alike or [0] * len(tokens)
+    for i in sorted(range(len(tokens)), key=lambda i: (kind[i], tokens[i])):
+        if group and (held + tokens[i] > most or kind[i] != kind[group[0]]):
             yield group
             group, held = [], 0
         group.append(i)

@@ -129,8 +129,9 @@ class Sampling:
         if not 0 < self.upscale_time < 1:
             raise UserError(f"the upscale time {self.upscale_time:g} must lie between 0 and 1")
         for name, what in COUNTS.items():
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise UserError(f"{name} {value} must be a number of {what}, 1 or more")
+            value = getattr(self, name)
+            if value is not None and (not is_count(value) or value < 1):
+                raise UserError(f"{name} {value} must be a whole number of {what}, 1 or more")
 
     def _without_effect(self) -> list[str]:
         """Returns the settings that would have no effect, and why."""
@@ -221,10 +222,15 @@ def checked_interval(name: str, interval: Any) -> tuple[float, float]:
     raise UserError(f"the {called} {interval} must lie within 0 and 1, low end first")
 
 
+def is_count(value: Any) -> bool:
+    """Whether it is a whole number; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def checked_window(window: Any) -> tuple[int, int]:
     """Returns (height, width) of a window. Raises UserError for anything but two whole numbers above 0."""
     sides = tuple(window) if isinstance(window, Sequence) else ()
-    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+    if len(sides) != 2 or not all(is_count(side) and side > 0 for side in sides):
         raise UserError(f"the window {window!r} must be a height and a width, two whole numbers above 0")
     return sides
 
@@ -310,13 +316,16 @@ def check_divisible(size: tuple[int, int], unit: int) -> None:
         raise UserError(f"{size[0]}x{size[1]} is not divisible by the patch of {unit}; the nearest is {nearest}")
 
 
+def latent_size(size: tuple[int, int], factor: int, patch_size: int) -> tuple[int, int]:
+    """Returns a size of pixels in latent pixels. Raises UserError if patches do not divide it."""
+    check_divisible(size, factor * patch_size)
+    return size[0] // factor, size[1] // factor
+
+
 def size_within(
     size: tuple[int, int], most_tokens: int, patch_size: int, longest: int | None = None
 ) -> tuple[int, int]:
-    """Returns a size of nearly the same aspect with at most so many tokens, and sides of at most `longest` patches.
-
-    It is the size itself if that fits.
-    """
+    """Returns the size, or one of nearly its aspect with at most so many tokens and no side above `longest` patches."""
     short, long = sorted(side // patch_size for side in size)
     scale = min(math.sqrt(most_tokens / (short * long)), (longest or long) / long)
     if scale >= 1:
