@@ -21,8 +21,10 @@ DEFAULT_STEPS = 25
 GUIDANCE_SETTINGS = ("interval", "power", "channels")
 SHIFTS = ("shift", "shift_tokens")
 # Settings that are numbers of something.
-COUNTS = {"cache_interval": "model calls", "shift_tokens": "tokens", "channels": "channels"}
-COUNTS |= {"upscale_from": "tokens", "upscale_side": "patches"}
+COUNTS = {
+    **{"cache_interval": "model calls", "channels": "channels", "upscale_side": "patches"},
+    **{"shift_tokens": "tokens", "upscale_from": "tokens"},
+}
 # Without upscale_from the others have no effect.
 TWO_PASSES = ("upscale_from", "upscale_time", "upscale_side")
 
