@@ -21,10 +21,8 @@ DEFAULT_STEPS = 25
 GUIDANCE_SETTINGS = ("interval", "power", "channels")
 SHIFTS = ("shift", "shift_tokens")
 # Settings that are numbers of something.
-COUNTS = {
-    **{"cache_interval": "model calls", "channels": "channels", "upscale_side": "patches"},
-    **{"shift_tokens": "tokens", "upscale_from": "tokens"},
-}
+OF_TOKENS = dict.fromkeys(("shift_tokens", "upscale_from"), "tokens")
+COUNTS = {"cache_interval": "model calls", "channels": "channels", "upscale_side": "patches"} | OF_TOKENS
 # Without upscale_from the others have no effect.
 TWO_PASSES = ("upscale_from", "upscale_time", "upscale_side")
 
