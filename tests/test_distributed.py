@@ -195,6 +195,19 @@ def uninterrupted(tmp_path_factory) -> Path:
     return run
 
 
+def test_a_distance_is_measured_on_one_of_two_processes(tmp_path):
+    changes = [
+        "training.steps=4",
+        "training.warmup_steps=0",
+        "log.distance_every=2",
+        "log.distance_images=20",
+        "log.sample_every=null",
+    ]
+    chosen = [word for change in changes for word in ("--set", change)]
+    run_together(2, command_line, *COMMAND, *chosen, "--out", str(tmp_path))
+    assert [line["step"] for line in log_lines(tmp_path) if line.get("fd", 0) > 1] == [2, 4]
+
+
 def assert_same_bits(run: Path, expected: Path, sheet: str = "samples/step-00000030.png") -> None:
     assert log_lines(run) == log_lines(expected)
     parts, expected_parts = parts_of(run), parts_of(expected)
