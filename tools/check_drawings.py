@@ -32,7 +32,7 @@ from fitv2.data.emoji import cutouts, read_drawings
 from fitv2.decoding import make_images
 from fitv2.device import choose_device
 from fitv2.evaluation.extractors import DrawingExtractor, extract
-from fitv2.sampling.spec import SampleSpec, check_divisible
+from fitv2.sampling.spec import SampleSpec, latent_size
 from fitv2.sheets import contact_sheet, save_sheet
 
 SIZES = ("64x64", "128x128", "64x128", "128x64", "64x192", "192x64", "192x192")
@@ -61,8 +61,7 @@ class Checks:
     def draw(self, prompts: Sequence[str], size: tuple[int, int]) -> list[Image.Image]:
         """Returns an image of each prompt in a size of pixels."""
         config, factor = self.loaded.pretrained.model.config, self.loaded.codec.factor
-        check_divisible(size, factor * config.patch_size)
-        latent = size[0] // factor, size[1] // factor
+        latent = latent_size(size, factor, config.patch_size)
         specs = [SampleSpec(config.null_label, latent, self.seed + i, prompt) for i, prompt in enumerate(prompts)]
         model, codec = self.loaded.pretrained.model, self.loaded.codec
         return make_images(model, codec, specs, self.sampling, text=self.loaded.text)

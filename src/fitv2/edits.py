@@ -31,7 +31,7 @@ class Edit:
     Attributes:
         pixels: (1 or 3, H, W) in [-1, 1].
         kept: (H, W) bool, the pixels that stay exactly as they are; None if all may change.
-        strength: Above 0 to 1, how much is made anew: sampling begins at the time 1 - strength.
+        strength: Above 0 to 1, how much of the image changes: sampling begins at the time 1 - strength.
     """
 
     pixels: Tensor
@@ -80,8 +80,8 @@ def lay_out(
         size: (height, width) of the canvas, at least as large as the image. None is that of the image, whose edges are
             cut to a multiple of the unit.
         mask: An image of the same size, white where it is to be redrawn.
-        strength: How much is made anew, above 0 to 1; by default 0.6 of an image without mask or room around it, and
-            all of what is redrawn otherwise.
+        strength: How much of the image changes, above 0 to 1; by default 0.6, and 1 with a mask or room around the
+            image.
         anchor: The position of the image on the canvas.
 
     Raises:

@@ -14,7 +14,7 @@ from ..errors import UserError
 from ..messages import counted
 from ..model.config import RopeScheme
 from ..randomness import PLAIN_SEEDS
-from ..sampling.spec import SampleSpec, check_divisible
+from ..sampling.spec import SampleSpec, latent_size
 
 
 def plain(values: Any) -> Any:
@@ -83,12 +83,11 @@ def specs_of(
     seeds = draw_seeds(images, generator) if seeds is None else plain(seeds)
     if not isinstance(seeds, Sequence) or len(seeds) != images:
         raise UserError(f"seeds {seeds!r} for {counted(images, 'image')}: give one seed or generator per image")
-    for size in sizes:
-        check_divisible(size, patch_size * factor)
+    given["size"] = [latent_size(size, factor, patch_size) for size in sizes]
     columns = (values * images if len(values) == 1 else values for values in given.values())
     return [
-        SampleSpec(label, (height // factor, width // factor), seed, prompt, negative)
-        for label, prompt, negative, (height, width), seed in zip(*columns, seeds, strict=True)
+        SampleSpec(label, size, seed, prompt, negative)
+        for label, prompt, negative, size, seed in zip(*columns, seeds, strict=True)
     ]
 
 

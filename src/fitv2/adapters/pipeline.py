@@ -183,7 +183,7 @@ class FiTPipeline(SavedPipeline):
             window: (height, width) in pixels; larger images are sampled in overlapping windows of this size.
             image: What all images begin with instead of noise, see `fitv2.edits.lay_out`; sizes are canvases.
             mask_image: Of the same size, white where the image is to be redrawn.
-            strength: How much of the image is made anew, above 0 to 1.
+            strength: How much of the image changes, above 0 to 1.
             anchor: Where the image lies on a larger canvas: center, left, right, top or bottom.
             solver: One of this package's own solvers instead of the scheduler; FiT, a model of noise, has only those.
                 Two passes and an image to begin with need one, and take the default one.

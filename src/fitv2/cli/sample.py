@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +13,7 @@ import typer
 
 from ..errors import UserError
 from ..messages import counted
-from ..sampling.defaults import ANCHORS, UPSCALE_TIME, VARIATION, Anchor
+from ..sampling.defaults import ANCHORS, VARIATION, Anchor
 from .editing import Edits
 from .options import (
     ADVISED,
@@ -77,7 +76,8 @@ def sample(
     ] = None,
     mask: Annotated[Path | None, edit_option(help="an image of the same size, white where to redraw")] = None,
     strength: Annotated[
-        float | None, edit_option(help=f"how much is made anew, above 0 to 1; default: {VARIATION}, 1 where redrawn")
+        float | None,
+        edit_option(help=f"how much changes, above 0 to 1; default: {VARIATION}, 1 where redrawn"),
     ] = None,
     anchor: Annotated[
         Anchor, edit_option(metavar="NAME", help=f"where the image lies on a larger canvas: {', '.join(ANCHORS)}")
@@ -152,7 +152,7 @@ def sample(
     report = {"model": name, "step": pretrained.step}
     report |= {key: request[key] for key in ("solver", "steps", "guidance", "guidance_interval", "internal_guidance")}
     patch = pretrained.model.config.patch_size
-    twice = [] if edits else [spec for spec in specs if first_size(spec.size, sampling, patch) != spec.size]
+    twice = [spec for spec in specs if first_size(spec.size, sampling, patch) != spec.size]
     report["two_passes"] = len(twice)
     report |= {"model_calls": sampling.model_calls, "seconds": round(seconds, 2)}
     report |= {"sheet": str(out / SHEET), "images": [row | {"file": str(out / row["file"])} for row in rows]}
@@ -166,7 +166,7 @@ def in_one_pass(sampling: Sampling, options: ModelOptions) -> Sampling:
     if options.upscale_from or options.upscale_time is not None:
         raise UserError("--upscale-from and --upscale-time are for images that begin with noise: omit --init-image")
     check_solver(sampling)
-    return replace(sampling, upscale_from=None, upscale_side=None, upscale_time=UPSCALE_TIME)
+    return sampling.in_one_pass()
 
 
 def request_of(

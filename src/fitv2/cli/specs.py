@@ -99,14 +99,12 @@ def list_specs(
     without sizes, `num_images` of the subjects' own sizes in turn. A subject is a class, a prompt, or one of both.
     factor: pixels per latent pixel. Raises UserError for an unknown class, an impossible size, or both numbers.
     """
-    from ..sampling.spec import SampleSpec, check_divisible, check_spec
+    from ..sampling.spec import SampleSpec, check_spec, latent_size
 
     if per_class is not None and num_images is not None:
         raise UserError("--num-images is the number of each size, --per-class that of each class and size; give one")
     config, asked = pretrained.model.config, [parse_size(text) for text in sizes or ()]
-    for size in asked:
-        check_divisible(size, factor * config.patch_size)
-    latent = [(height // factor, width // factor) for height, width in asked]
+    latent = [latent_size(size, factor, config.patch_size) for size in asked]
     subjects = chosen_subjects(pretrained, labels, prompts)
     if not latent and not any(subject.sizes for subject in subjects):
         raise UserError("this model does not say which sizes it was trained on; give --size")

@@ -16,7 +16,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from ..model.config import NetworkConfig
 from ..model.presets import architecture_of
 from ..randomness import Purpose, numpy_generator
 from ..sampling.generate import computed_tokens, generate, max_tokens
-from ..sampling.spec import SampleSpec, Sampling, check_divisible, scaled_size
+from ..sampling.spec import SampleSpec, Sampling, latent_size, scaled_size
 from ..text import TextEncoder, encoder_digest
 from .inputs import Samples
 from .results import CLASSES, LABEL_SCHEME, LABELS, OWN_CHOICE, SEED_SCHEME, class_counts
@@ -85,8 +85,7 @@ def balanced_specs(pretrained: Pretrained, number: int, size: SizeSpec, seed: in
     classes, patch = 0 if texts else config.num_classes, config.patch_size
     labels = [i % classes if classes else config.null_label for i in range(number)]
     if size.pixels is not None:
-        check_divisible(size.pixels, factor * patch)
-        sizes = [(size.pixels[0] // factor, size.pixels[1] // factor)] * number
+        sizes = [latent_size(size.pixels, factor, patch)] * number
     else:
         drawn = [own for _, own in texts] or _drawn_sizes(pretrained, number, seed)
         sizes = [scaled_size(own, size.scale, patch) for own in drawn]
@@ -173,8 +172,8 @@ class Maker:
         tokens = np.array([computed_tokens(spec, sampling, patch) for spec in specs])
         budget = max_tokens(sampling, next(model.parameters()).device)
         few = int((tokens.cumsum() <= budget).sum()) or 1
-        once = Sampling(steps=1, solver=sampling.solver, guidance=1.0, shift=sampling.shift, rope=sampling.rope)
-        once = replace(once, window=sampling.window)
+        kept = {name: getattr(sampling, name) for name in ("solver", "shift", "rope", "window")}
+        once = Sampling(steps=1, guidance=1.0, **kept)
         generate(model, specs[:few], once, None, self.text)  # The first call is slower than all others.
         start = time.perf_counter()
         generate(model, specs[:few], once, None, self.text)

@@ -76,6 +76,7 @@ class Editing:
         data = TokenBatch.from_latents([start.latent for start in starts], patch).x
         kept = TokenBatch.from_latents([_kept(start) for start in starts], patch).x
         self.noise, self.data = noise, upload(data.float(), model.device)
+        self.straight = self.data - noise
         self.kept = upload(kept, model.device) if bool(kept.any()) else None
         self.times_B = torch.tensor([start.time for start in starts], dtype=torch.float64)
 
@@ -86,7 +87,7 @@ class Editing:
     def velocity(self, x: Tensor, t: Tensor, target: Tensor | None = None) -> Tensor:
         """Returns the velocity of the guided model, and where the image is kept, that of the straight path to it."""
         v = self.model(x, t, target)
-        return v if self.kept is None else torch.where(self.kept, self.data - self.noise, v)
+        return v if self.kept is None else torch.where(self.kept, self.straight, v)
 
     def finish(self, x: Tensor) -> Tensor:
         """Returns the images without the rounding errors of what is kept."""

@@ -17,7 +17,6 @@ from ..model.config import NetworkConfig
 from ..tokens import Denoiser, TokenBatch, pack_context, upload
 from .cache import BlockCache
 from .ddpm import sample_ddim, sample_ddpm
-from .defaults import UPSCALE_TIME
 from .editing import Editing, Start, check_starts, enlarged
 from .guidance import GuidedModel
 from .noise import ImageNoise
@@ -109,7 +108,7 @@ def _in_two_passes(
     text: EncodeTexts | None,
 ) -> list[Tensor]:
     """Makes images small first where `upscale_from` says so, and then from these in their own sizes."""
-    once = replace(sampling, upscale_from=None, upscale_side=None, upscale_time=UPSCALE_TIME)
+    once = sampling.in_one_pass()
     small = [replace(spec, size=first_size(spec.size, sampling, model.config.patch_size)) for spec in specs]
     large = [i for i, spec in enumerate(specs) if small[i] != spec]
 
@@ -201,7 +200,7 @@ def is_cut(spec: SampleSpec, window: tuple[int, int]) -> bool:
 
 def computed_tokens(spec: SampleSpec, sampling: Sampling, patch_size: int) -> int:
     """Returns the tokens that a model call computes for an image: those of its windows if it is cut."""
-    if sampling.window is None or not is_cut(spec, sampling.window):
+    if sampling.window is None:
         return spec.tokens(patch_size)
     return sum(one.height * one.width for one in windows_of(spec.size, sampling.window)) // patch_size**2
 

@@ -107,7 +107,7 @@ class GuidedModel:
 
     def expand(self, t: Tensor) -> Tensor:
         """Returns a time or a number per image (B,) as (T, 1) on the device, and a scalar unchanged."""
-        return t if t.ndim == 0 else self.batch.expand_to_tokens(upload(t, self.device))[:, None]
+        return per_token(self.batch, t)
 
     def _at(self, t: Tensor, scale: float, interval: tuple[float, float], power: float = 0.0) -> float | Tensor:
         """Returns a guidance scale at t: one number, or (T, 1) if the times of the images have different scales."""
@@ -127,6 +127,11 @@ class GuidedModel:
         if t.device.type == self.device.type:
             return t.expand(images)
         return torch.full((images,), float(t), dtype=t.dtype, device=self.device)
+
+
+def per_token(batch: TokenBatch, t: Tensor) -> Tensor:
+    """Returns a number per image (B,) as (T, 1) on the device of the batch, and a scalar unchanged."""
+    return t if t.ndim == 0 else batch.expand_to_tokens(upload(t, batch.x.device))[:, None]
 
 
 def in_pairs(first: TokenBatch, second: TokenBatch) -> TokenBatch:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 from ..diffusion.schedule import check_count
@@ -172,8 +172,7 @@ class Sampling:
             if solver in ADAPTIVE or solver in DIFFUSION_SOLVERS:
                 advice = without(advice, "shift_tokens")
         if given.get("upscale_from") == 0:
-            given = without(given, *TWO_PASSES)
-            advice = without(advice, *TWO_PASSES)
+            given, advice = without(given, *TWO_PASSES), without(advice, *TWO_PASSES)
         elif "upscale_from" not in given and ("rope" in given or given.get("solver", "ab2") not in EDITING_SOLVERS):
             advice = without(advice, *TWO_PASSES)
         if given.get("guidance") == 1:
@@ -186,6 +185,10 @@ class Sampling:
         sampling = cls(**settings)
         check_sampling(sampling, config)
         return sampling
+
+    def in_one_pass(self) -> Self:
+        """Returns the same settings without a first pass."""
+        return replace(self, **{name: getattr(Sampling, name) for name in TWO_PASSES})
 
     @property
     def model_calls(self) -> int | None:
@@ -322,25 +325,22 @@ def latent_size(size: tuple[int, int], factor: int, patch_size: int) -> tuple[in
     return size[0] // factor, size[1] // factor
 
 
-def size_within(
-    size: tuple[int, int], most_tokens: int, patch_size: int, longest: int | None = None
-) -> tuple[int, int]:
-    """Returns the size, or one of nearly its aspect with at most so many tokens and no side above `longest` patches."""
+def size_within(size: tuple[int, int], most: int, patch_size: int, longest: int | None = None) -> tuple[int, int]:
+    """Returns the size, or one of nearly its aspect with at most `most` tokens and no side above `longest` patches."""
     short, long = sorted(side // patch_size for side in size)
-    scale = min(math.sqrt(most_tokens / (short * long)), (longest or long) / long)
+    scale = min(math.sqrt(most / (short * long)), (longest or long) / long)
     if scale >= 1:
         return size
-    short = min(max(round(short * scale), 1), most_tokens)
-    long = max(min(round(long * scale), most_tokens // short, longest or long), 1)
+    short = min(max(round(short * scale), 1), most)
+    long = max(min(round(long * scale), most // short, longest or long), 1)
     rows, columns = (short, long) if size[0] <= size[1] else (long, short)
     return rows * patch_size, columns * patch_size
 
 
 def first_size(size: tuple[int, int], sampling: Sampling, patch_size: int) -> tuple[int, int]:
     """Returns the size in latent pixels of the first of two passes, or the size itself if there is one."""
-    if sampling.upscale_from is None:
-        return size
-    return size_within(size, sampling.upscale_from, patch_size, sampling.upscale_side)
+    most, side = sampling.upscale_from, sampling.upscale_side
+    return size if most is None else size_within(size, most, patch_size, side)
 
 
 def scaled_size(size: tuple[int, int], scale: float, unit: int) -> tuple[int, int]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..tokens import TokenBatch, upload
-from .guidance import GuidedModel
+from .guidance import GuidedModel, per_token
 
 
 class Window(NamedTuple):
@@ -86,7 +86,7 @@ class WindowedModel:
 
     def expand(self, t: Tensor) -> Tensor:
         """Returns a time or a number per image (B,) as (T, 1) on the device, and a scalar unchanged."""
-        return t if t.ndim == 0 else self.batch.expand_to_tokens(upload(t, self.device))[:, None]
+        return per_token(self.batch, t)
 
     @property
     def scale(self) -> float:
