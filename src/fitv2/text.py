@@ -24,6 +24,7 @@ from torch import Tensor
 from .checkpoints.state_dict import read_safetensors
 from .data.text_features import TextFeatures
 from .errors import UserError
+from .hashes import file_digest
 from .messages import shortened
 from .tokens import TokenBatch, pack_context
 
@@ -212,9 +213,7 @@ def encoder_digest(name: str) -> str:
             return hashlib.sha256(f"{name} {commit}".encode()).hexdigest()
         parts = {Path(folder, *part.values()) for part in (of_network, of_tokenizer)}
         for path in sorted(path for part in parts for path in part.iterdir() if path.suffix in DIGESTED):
-            with path.open("rb") as file:
-                content = hashlib.file_digest(file, "sha256").hexdigest()
-            result.update(f"{path.relative_to(folder)} {content}\n".encode())
+            result.update(f"{path.relative_to(folder)} {file_digest(path)}\n".encode())
     return result.hexdigest()
 
 

@@ -67,6 +67,12 @@ class Pretrained:
         return Sampling.of(self.model.config, self.recommended, **given)
 
     @property
+    def most_tokens(self) -> int | None:
+        """The tokens of the largest image of training, if its size is known."""
+        areas = [height * width for of_class in self.shapes for height, width, _ in of_class]
+        return max(areas) // self.model.config.patch_size**2 if areas else None
+
+    @property
     def longest_side(self) -> int | None:
         """The longest side of training in patches, if it is known."""
         sides = [max(height, width) for of_class in self.shapes for height, width, _ in of_class]

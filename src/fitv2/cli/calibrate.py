@@ -130,11 +130,10 @@ def facts_of(model: str) -> tuple[int, bool]:
     from .options import load_any
 
     pretrained = load_any(model, None)
-    areas = [height * width for of_class in pretrained.shapes for height, width, _ in of_class]
-    if not areas or pretrained.model.config.fixed_grid is not None:
+    config, tokens = pretrained.model.config, pretrained.most_tokens
+    if tokens is None or config.fixed_grid is not None:
         raise UserError(f"{model} has one size, or does not say which sizes it was trained on: nothing to calibrate")
-    config = pretrained.model.config
-    return max(areas) // config.patch_size**2, not config.position_range
+    return tokens, not config.position_range
 
 
 def best_way(rows: list[dict[str, Any]]) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import UserError
+from ..hashes import file_digest
 from .options import parse_size
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class Edits(NamedTuple):
     def request(self) -> dict[str, Any]:
         """Returns what samples.json says of them: the files by their content, because another may take their place."""
         files = {"init_image": self.init_image, "mask": self.mask}
-        digests = {name: path and hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
+        digests = {name: path and file_digest(path) for name, path in files.items()}
         return digests | {"strength": self.strength, "anchor": self.anchor}
 
     def lay_out(self, sizes: list[str] | None, pretrained: Pretrained, codec: Pixels | LatentCodec) -> dict[str, Edit]:

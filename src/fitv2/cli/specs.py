@@ -73,8 +73,8 @@ def warn_of_sizes(pretrained: Pretrained, specs: list[SampleSpec], factor: int) 
     for height, width in dict.fromkeys(spec.size for spec in specs):
         area, aspect = height * width / most, max(height, width) / min(height, width)
         if area > FAR:
-            tokens = most // pretrained.model.config.patch_size**2
-            what = f"{area:.1f} times the area of the largest image in training (try --upscale-from {tokens})"
+            cure = f"try --upscale-from {pretrained.most_tokens}"
+            what = f"{area:.1f} times the area of the largest image in training ({cure})"
         elif aspect > FAR * widest:
             what = f"of an aspect of 1:{aspect:.1f}, and training had at most 1:{widest:.1f}"
         else:

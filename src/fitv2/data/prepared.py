@@ -14,7 +14,6 @@ flip, of its mirror image, after the autoencoder's scaling and shift.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -24,7 +23,7 @@ from typing import Any, Literal
 
 from .. import errors
 from ..errors import UserError
-from ..hashes import json_digest
+from ..hashes import file_digest, json_digest
 from .images import Preprocessing
 
 FORMAT = 1
@@ -125,9 +124,8 @@ def check_index(folder: Path, dataset: dict[str, Any]) -> None:
     """Raises UserError if index.jsonl is missing, or its hash is not the one in dataset.json."""
     path = folder / INDEX
     try:
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != dataset["index_sha256"]:
-                raise damaged(path, "another hash than in dataset.json")
+        if file_digest(path) != dataset["index_sha256"]:
+            raise damaged(path, "another hash than in dataset.json")
     except OSError as error:
         raise damaged(path, error) from None
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..data.fashion import CLASS_NAMES, split_files
 from ..errors import UserError
+from ..hashes import file_digest
 from ..messages import counted, shortened
 from ..randomness import Purpose, numpy_generator
 from ..sheets import contact_sheet, save_sheet
@@ -28,7 +29,7 @@ from .extractors import EfficientNetExtractor, GarmentExtractor, InceptionExtrac
 from .inception import POOLED, SPATIAL
 from .metrics import Statistics, check_statistics
 from .results import CLASSES, LABELS, class_counts
-from .sources import ARCHIVE, FASHION, ArchiveImages, Images, file_digest, is_fashion, open_images, split_of
+from .sources import ARCHIVE, FASHION, ArchiveImages, Images, is_fashion, open_images, split_of
 
 # Samples on a sheet, and the most pixels of a side.
 SHOWN, LARGEST = 32, 256

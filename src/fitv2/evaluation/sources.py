@@ -11,8 +11,6 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from importlib.resources import as_file
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import IO, Literal
 
@@ -32,6 +30,7 @@ from ..data.prepared import is_prepared, read_dataset
 from ..data.scan import in_threads
 from ..data.shards import LatentShards
 from ..errors import UserError
+from ..hashes import file_digest
 from ..messages import counted, shortened, suggestion
 from ..sample_list import SAMPLES_LIST, SHEET, read_list
 
@@ -339,9 +338,3 @@ def split_of(name: str) -> tuple[str, Path | None]:
             "fashion:test the 10 000 of the test; fashion:train:FOLDER names the folder of the authors' four files"
         )
     return split, Path(folder) if folder else None
-
-
-def file_digest(path: Path | Traversable) -> str:
-    """Returns the SHA-256 of a file."""
-    with as_file(path) as local, local.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -6,7 +6,6 @@ again. `data.emoji` reads the archives.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import shutil
@@ -29,6 +28,7 @@ from ..data.emoji import INDEX, file_of
 from ..data.folder import trim
 from ..data.scan import in_threads
 from ..errors import UserError
+from ..hashes import file_digest
 from .emoji_names import Catalogue, Thing
 from .emoji_sets import EMOJIBASE, NAMING, SETS, DrawingSet, Package
 
@@ -98,8 +98,7 @@ def fetch(package: Package, folder: Path) -> Path:
 
 def is_known(path: Path, package: Package) -> bool:
     """Whether a tarball has the content that it should have."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == package.sha256
+    return file_digest(path) == package.sha256
 
 
 def read_catalogue(packages: dict[Package, Path]) -> Catalogue:

@@ -25,6 +25,7 @@ from ..atomic import write_file, write_text
 from ..data.formats import UnreadableImage
 from ..data.labelling import Item
 from ..errors import UserError
+from ..hashes import file_digest
 from .items import Source
 
 # The lines of an index, as far as they are about a content: {"skipped": REASON}, or {"size", "variants": {VARIANT:
@@ -102,8 +103,7 @@ def read_shard_index(index: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]
 def is_as_written(tensors: Path, sha256: str) -> bool:
     """Whether the tensors of a shard are there with the hash that they were written with."""
     try:
-        with tensors.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+        return file_digest(tensors) == sha256
     except OSError:
         return False
 
