@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from fitv2 import FiT, FiTConfig, TokenBatch
+from fitv2.model import attention
+from fitv2.model.compute import plain_attention
 from fitv2.model.context import join
 from fitv2.positions import random_positions
 from fitv2.tokens import pack_context
@@ -56,6 +58,17 @@ def test_an_image_sees_its_own_context_only(kind):
     parts[2] = parts[2] + 1
     before, after = (model(batch, t, y, context=c).split(batch.lengths) for c in (context, pack_context(parts)))
     assert [torch.equal(a, b) for a, b in zip(before, after, strict=True)] == [True, True, False, True, True]
+
+
+@torch.no_grad()
+def test_a_joint_context_is_sorted_by_whole_sequences(monkeypatch):
+    """Two images of 4 and 6 tokens with texts of 5 and 3 are one product of attention."""
+    model, calls = random_model(config("joint")), []
+    monkeypatch.setattr(attention, "fastest_attention", lambda q, k: calls.append(q.shape) or plain_attention)
+    batch = TokenBatch(torch.randn(17, 16), [(2, 2), (1, 7), (2, 3)])
+    context = pack_context([torch.randn(length, 12) for length in (5, 1, 3)])
+    model(batch, torch.zeros(3), torch.zeros(3, dtype=torch.int64), context=context)
+    assert [(shape[0], shape[2]) for shape in calls] == [(1, 8), (2, 9)] * 2
 
 
 @torch.no_grad()

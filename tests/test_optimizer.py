@@ -47,6 +47,19 @@ def test_the_steps_are_those_of_torch_within_bfloat16():
             torch.testing.assert_close(one, other, atol=0.02, rtol=0)
 
 
+def test_matrices_can_be_made_orthogonal_in_bfloat16():
+    ours, rough = weights(), weights()
+    for one, other in zip(ours, rough, strict=True):
+        other.data.copy_(one)
+        other.grad = one.grad.clone()
+    for weights_of, bf16 in ((ours, False), (rough, True)):
+        Muon(weights_of, lr=0.1, bf16=bf16).step()
+    assert not torch.equal(ours[0], rough[0])
+    for one, other in zip(ours, rough, strict=True):
+        assert other.dtype == torch.float32
+        torch.testing.assert_close(other, one, atol=0.01, rtol=0)
+
+
 def test_a_gradient_that_is_not_finite_changes_nothing():
     found = weights()
     optimizer = Muon(found, lr=0.1, weight_decay=0.1)

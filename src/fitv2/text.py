@@ -73,9 +73,9 @@ class TextEncoder:
         """Where the features are computed, and stay."""
         return self.network.device
 
-    def to(self, device: torch.device | str) -> TextEncoder:
-        """Moves the encoder to a device and returns it."""
-        self.network.to(device)
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> TextEncoder:
+        """Moves the encoder to a device, and to another precision if one is given, and returns it."""
+        self.network.to(device, dtype)
         self.cache.clear()
         return self
 
@@ -139,10 +139,11 @@ class StoredTexts:
 
     def __init__(self, features: TextFeatures, name: str) -> None:
         self.features, self.name, self.device = features, name, torch.device("cpu")
+        self.dtype: torch.dtype | None = None
 
-    def to(self, device: torch.device | str) -> StoredTexts:
-        """Has the features on a device from now on."""
-        self.device = torch.device(device)
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> StoredTexts:
+        """Has the features on a device from now on, and what is not stored computed in a precision if one is given."""
+        self.device, self.dtype = torch.device(device), dtype
         vars(self).pop("encoder", None)
         return self
 
@@ -150,7 +151,7 @@ class StoredTexts:
     def encoder(self) -> TextEncoder:
         """The encoder of prompts whose features are not stored."""
         logger.info("the text encoder %s is loaded: not all texts have stored features", self.name)
-        return load_text_encoder(self.name).to(self.device)
+        return load_text_encoder(self.name).to(self.device, self.dtype)
 
     def __call__(self, prompts: Sequence[str]) -> list[Tensor]:
         """Returns the features (tokens, channels) of each prompt, float32."""

@@ -29,13 +29,16 @@ Cache = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
 
 
 def sorted_by_length(
-    batch: TokenBatch, times: tuple[Tensor, Tensor | None], y_B: Tensor, context: TokenBatch | None
+    batch: TokenBatch, times: tuple[Tensor, Tensor | None], y_B: Tensor, context: TokenBatch | None, joint: bool
 ) -> tuple[TokenBatch, tuple[Tensor, Tensor | None], Tensor, TokenBatch | None, list[int] | None]:
     """Returns the inputs with the images sorted by length, and their order, None if it was that already.
 
-    Images of equal length become neighbours, and attention needs few products.
+    Images of equal length become neighbours, and attention needs few products. joint: whether an image and its context
+    become one sequence, whose length it is then.
     """
     lengths = list(zip(batch.lengths, (context or batch).lengths, strict=True))
+    if joint:
+        lengths = [(sum(both), 0) for both in lengths]
     # A compiled graph is made for one mix of lengths anyway, and cannot sort them.
     if torch.compiler.is_compiling() or all(shorter <= longer for shorter, longer in pairwise(lengths)):
         return batch, times, y_B, context, None

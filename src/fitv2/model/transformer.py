@@ -98,7 +98,9 @@ class FiT(nn.Module):
         """
         self.check_inputs(batch, t_B, y_B, context)
         unsorted = batch
-        batch, times, y_B, context, order = sorted_by_length(batch, (t_B, target_B), y_B, context)
+        batch, times, y_B, context, order = sorted_by_length(
+            batch, (t_B, target_B), y_B, context, self.config.context == "joint"
+        )
         if positions_T2 is not None and order is not None:
             positions_T2 = unsorted.with_x(positions_T2).select(order).x
         with autocast_in(self.final_layer.linear.weight.dtype, batch.x.device):

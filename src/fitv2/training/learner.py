@@ -41,7 +41,9 @@ class Learner:
         ranks: Ranks,
         text: PromptEncoder | None = None,
     ) -> None:
-        self.settings, self.trained, self.text = settings, trained, text and text.to(ranks.device)
+        self.settings, self.trained = settings, trained
+        bf16 = settings.precision == "bf16"
+        self.text = text and text.to(ranks.device, torch.bfloat16 if bf16 else torch.float32)
         chosen = set(trained)
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(name in chosen)
@@ -49,7 +51,7 @@ class Learner:
         self.model = ParallelModel(network, ranks, settings.sharding, settings.precision)
         own = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
         muon, rate = settings.optimizer == "muon", settings.learning_rate
-        self.optimizer = Optimizer(own, rate, settings.beta2, settings.weight_decay, muon)
+        self.optimizer = Optimizer(own, rate, settings.beta2, settings.weight_decay, muon, bf16)
         self.ema = EMA(network, settings.ema_decay)
         self.objective = build_objective(settings, network.config, ranks.device)
 

@@ -23,16 +23,26 @@ LIKE_ADAMW = 0.2
 class Muon(torch.optim.Optimizer):
     """Momentum whose matrix is made orthogonal, so that no direction of a layer dominates (arXiv 2502.16982).
 
-    Unlike `torch.optim.Muon` it works on sharded weights, skips a step whose gradient is not finite without waiting for
-    the device, and computes in float32 on a CPU, where results then agree between machines.
+    Unlike `torch.optim.Muon` it works on sharded weights, and skips a step whose gradient is not finite without waiting
+    for the device.
+
+    Args:
+        bf16: Whether to make matrices orthogonal in bfloat16: faster, and off by a hundredth, which does not matter.
 
     Attributes:
         found_inf: () float; where it is 1, `step` changes nothing.
     """
 
-    def __init__(self, weights: Iterable[Tensor], lr: float, weight_decay: float = 0.0, momentum: float = 0.95) -> None:
+    def __init__(
+        self,
+        weights: Iterable[Tensor],
+        lr: float,
+        weight_decay: float = 0.0,
+        momentum: float = 0.95,
+        bf16: bool = False,
+    ) -> None:
         super().__init__(weights, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
-        self.found_inf = torch.zeros(())
+        self.found_inf, self.dtype = torch.zeros(()), torch.bfloat16 if bf16 else torch.float32
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
@@ -53,7 +63,7 @@ class Muon(torch.optim.Optimizer):
             moved = momentum * buffer + weight.grad
             looking_ahead.append(whole(weight.grad + momentum * moved))  # Nesterov's momentum.
             buffer.copy_(torch.where(skipped, buffer, moved))
-        updates = orthogonal(torch.stack(looking_ahead))
+        updates = orthogonal(torch.stack(looking_ahead).to(self.dtype))
         size = LIKE_ADAMW * max(weights[0].shape) ** 0.5
         for weight, update in zip(weights, updates, strict=True):
             moved = weight * (1 - lr * weight_decay) - lr * size * split_like(update, weight)
@@ -61,19 +71,15 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """Returns the nearest matrices with orthogonal rows or columns, (n, rows, columns), in the dtype given.
-
-    By Newton and Schulz's iteration, in bfloat16 on a GPU.
-    """
+    """Returns the nearest matrices with orthogonal rows or columns, (n, rows, columns), by Newton and Schulz."""
     a, b, c = NEWTON_SCHULZ
-    x = matrices.bfloat16() if matrices.is_cuda else matrices.float()
-    tall = x.shape[1] > x.shape[2]
-    x = x.mT if tall else x
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if tall else matrices
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(ITERATIONS):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.mT if tall else x).to(matrices.dtype)
+    return x.mT if tall else x
 
 
 class Optimizer:
@@ -86,6 +92,7 @@ class Optimizer:
         learning_rate: Until the first step, which names its own.
         beta2: AdamW's second-moment decay.
         muon: Whether Muon updates the matrices of blocks.
+        bf16: Whether it may compute in bfloat16.
     """
 
     def __init__(
@@ -95,6 +102,7 @@ class Optimizer:
         beta2: float,
         weight_decay: float = 0.0,
         muon: bool = False,
+        bf16: bool = False,
     ) -> None:
         by_muon = [name for name in parameters if muon and is_block_matrix(name, parameters)]
         others = [name for name in parameters if name not in set(by_muon)]
@@ -110,7 +118,8 @@ class Optimizer:
             adamw = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, beta2), fused=True)
             self.parts.append((adamw, decayed + plain))
         if by_muon:
-            self.parts.append((Muon([parameters[n] for n in by_muon], learning_rate, weight_decay), by_muon))
+            matrices = [parameters[name] for name in by_muon]
+            self.parts.append((Muon(matrices, learning_rate, weight_decay, bf16=bf16), by_muon))
 
     @property
     def learning_rate(self) -> float:
