@@ -13,7 +13,8 @@ from PIL import Image
 from commands import Result
 from fitv2 import FiT, FiTPipeline
 from fitv2.build import build_dataset, build_model_config
-from fitv2.checkpoints.model_folder import Pretrained, load_pretrained
+from fitv2.checkpoints.model_folder import Pretrained, load_pretrained, save_pretrained
+from fitv2.cli.specs import list_specs
 from fitv2.config import build_recipe, load_recipe
 from fitv2.data.dataset import Dataset
 from fitv2.errors import UserError
@@ -265,6 +266,24 @@ def test_an_evaluation_takes_captions_of_training_at_their_own_sizes(run):
     )
     assert [spec.prompt for spec in specs[:9]] != [caption for caption, _ in pretrained.examples[:9]], "not in order"
     assert {spec.size for spec in balanced_specs(pretrained, 9, SizeSpec((16, 48)), 5, 1)} == {(16, 48)}
+
+
+def test_a_showcase_is_drawn_where_nobody_asks_for_anything(run, tmp_path):
+    known, showcase = load_pretrained(run), [("a cat", (8, 16)), ("two dogs", (16, 8))]
+    assert len(list_specs(known, None, None, None, None, 0)) == 16, "captions of training"
+    save_pretrained(
+        tmp_path,
+        known.model.config,
+        known.model.state_dict(),
+        [],
+        known.shapes,
+        torch.float16,
+        text_encoder=known.text_encoder,
+        examples=known.examples,
+        showcase=showcase,
+    )
+    specs = list_specs(load_pretrained(tmp_path), None, None, None, None, 5)
+    assert [(spec.prompt, spec.size, spec.seed) for spec in specs] == [("a cat", (8, 16), 5), ("two dogs", (16, 8), 6)]
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,8 @@ FORMAT = 1
 MOST_SHAPES = 500
 # Captions that stand for those of the training data, where an evaluation needs prompts.
 MOST_EXAMPLES = 1000
+# A caption, and the (height, width) of an image in latent pixels.
+Example = tuple[str, tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Pretrained:
         step: The training step of the weights, if it is known.
         text_encoder: The name of the text encoder; None for a model that is not conditioned on text.
         examples: Some captions of training, each with the (height, width) of its image in latent pixels.
+        showcase: What it draws for somebody who asks for nothing: captions and sizes as in `examples`; may be empty.
         recommended: Settings of `Sampling` by name, the defaults for this model.
     """
 
@@ -60,7 +63,8 @@ class Pretrained:
     step: int | None = None
     recommended: dict[str, Any] = field(default_factory=dict)
     text_encoder: str | None = None
-    examples: list[tuple[str, tuple[int, int]]] = field(default_factory=list)
+    examples: list[Example] = field(default_factory=list)
+    showcase: list[Example] = field(default_factory=list)
 
     def sampling(self, **given: Any) -> Sampling:
         """Returns the settings given, else those recommended for the model, else the defaults; see `Sampling.of`."""
@@ -94,7 +98,8 @@ def save_pretrained(
     step: int | None = None,
     recommended: Mapping[str, Any] | None = None,
     text_encoder: str | None = None,
-    examples: Sequence[tuple[str, tuple[int, int]]] = (),
+    examples: Sequence[Example] = (),
+    showcase: Sequence[Example] = (),
 ) -> None:
     """Writes config.json and model.safetensors with the attributes of `Pretrained`; each file is always complete.
 
@@ -106,7 +111,7 @@ def save_pretrained(
     content = {"format": FORMAT, "architecture": architecture_of(config), "model": asdict(config)}
     content |= {"autoencoder": autoencoder, "step": step, "class_names": class_names, "shapes": shapes}
     if text_encoder is not None:
-        content |= {"text_encoder": text_encoder, "examples": examples}
+        content |= {"text_encoder": text_encoder, "examples": examples, "showcase": showcase}
     write_text(folder / "config.json", json.dumps(content))
     if recommended:
         write_text(folder / SAMPLING, json.dumps(recommended))
@@ -191,7 +196,10 @@ def read_model(config_file: Path, weights_file: Path, name: str, dtype: torch.dt
     try:
         content, config = read_config(config_file)
         shapes = [[tuple(shape) for shape in of_class] for of_class in content["shapes"]]
-        examples = [(str(caption), (int(h), int(w))) for caption, (h, w) in content.get("examples", ())]
+        examples, showcase = (
+            [(str(caption), (int(h), int(w))) for caption, (h, w) in content.get(key, ())]
+            for key in ("examples", "showcase")
+        )
         class_names = content["class_names"]
         if len(class_names) not in (0, config.num_classes):
             raise UserError(f"it names {len(class_names)} of {config.num_classes} classes")
@@ -206,7 +214,8 @@ def read_model(config_file: Path, weights_file: Path, name: str, dtype: torch.dt
     check_weights(weights or {}, name)
     recommended = read_recommended(config_file.with_name(SAMPLING))
     known = {key: content[key] for key in ("autoencoder", "step", "text_encoder") if key in content}
-    return Pretrained(model, class_names, shapes, recommended=recommended, examples=examples, **known)
+    texts = {"examples": examples, "showcase": showcase}
+    return Pretrained(model, class_names, shapes, recommended=recommended, **texts, **known)
 
 
 def read_recommended(path: Path) -> dict[str, Any]:

@@ -142,7 +142,8 @@ def chosen_subjects(pretrained: Pretrained, labels: list[str] | None, prompts: S
     classes = chosen(pretrained, labels) if labels else [null]
     if not prompts and not labels:
         step = -(-len(pretrained.examples) // DEFAULT_PROMPTS) or 1
-        return [Subject(null, caption, [size]) for caption, size in pretrained.examples[::step]]
+        drawn = pretrained.showcase or pretrained.examples[::step]
+        return [Subject(null, caption, [size]) for caption, size in drawn]
     square = math.isqrt(max((h * w for h, w in own_sizes(pretrained, null)), default=0))
     patch = pretrained.model.config.patch_size
     side = max(square // patch, 1) * patch

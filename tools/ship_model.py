@@ -1,0 +1,84 @@
+"""Ships a training run as a built-in model: its averaged weights in float16, and how they came about.
+
+python tools/ship_model.py runs/fashion fashion
+
+python tools/ship_model.py runs/emoji emoji --showcase tools/emoji-showcase.txt
+
+Writes model.safetensors, config.json and training.json to src/fitv2/builtin/NAME; the card beside them is written by
+hand. A run that began with the weights of builtin:NAME is one more stage in training.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fitv2.atomic import write_text
+from fitv2.checkpoints.model_folder import BUILTIN, load_pretrained, save_pretrained
+from fitv2.cli.options import parse_size
+
+BUILT_IN = Path(__file__).parent.parent / "src/fitv2/builtin"
+POINTS = 16
+
+
+def stage_of(run: Path) -> dict[str, Any]:
+    """Returns the recipe and the figures of a run."""
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    span = max(len(log) // POINTS, 1)
+    parts = [log[i : i + span] for i in range(0, len(log), span)]
+    losses = [[f["loss"] for f in part if f["loss"] is not None] for part in parts]
+    return {
+        "recipe": json.loads((run / "recipe.json").read_text()),
+        "steps": log[-1]["step"],
+        "epochs": log[-1]["epoch"],
+        "images_seen": sum(f["images"] for f in log),
+        "packing_efficiency": log[-1]["packing_efficiency"],
+        "steps_skipped": log[-1]["skipped"],
+        "hours": round(log[-1]["seconds"] / 3600, 2),
+        "mean_loss_up_to_step": [
+            {"step": part[-1]["step"], "loss": round(sum(loss) / len(loss), 4)}
+            for part, loss in zip(parts, losses, strict=True)
+        ],
+        "held_out": [{"step": f["step"], "loss": f["holdout_loss"]} for f in log if "holdout_loss" in f][-POINTS:],
+    }
+
+
+def read_showcase(file: Path) -> list[tuple[str, tuple[int, int]]]:
+    """Returns the prompts and sizes in pixels of lines such as "64x192 a red apple"."""
+    lines = [line.split(maxsplit=1) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [(prompt.strip(), parse_size(size)) for size, prompt in lines]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="the folder of a training run")
+    parser.add_argument("name", help="the model becomes builtin:NAME")
+    parser.add_argument("--showcase", type=Path, help="a file with what 'fitv2 sample' draws, such as '64x192 a cat'")
+    arguments = parser.parse_args()
+
+    pretrained, out, stage = load_pretrained(arguments.run), BUILT_IN / arguments.name, stage_of(arguments.run)
+    record, continued = out / "training.json", stage["recipe"]["training"]["init_from"] == BUILTIN + arguments.name
+    stages = [*(json.loads(record.read_text())["stages"] if continued else []), stage]
+    model = pretrained.model
+    save_pretrained(
+        out,
+        model.config,
+        model.state_dict(),
+        pretrained.class_names,
+        pretrained.shapes,
+        torch.float16,
+        recommended=pretrained.recommended,
+        text_encoder=pretrained.text_encoder,
+        examples=pretrained.examples,
+        showcase=read_showcase(arguments.showcase) if arguments.showcase else (),
+    )
+    write_text(record, json.dumps({"stages": stages}, indent=1) + "\n")
+    print(f"{out}: {sum(path.stat().st_size for path in out.iterdir()) / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
