@@ -111,6 +111,7 @@ def sample(
     """
     from ..device import choose_device
     from ..locks import locked
+    from ..sampling.generate import calls_from
     from ..sampling.spec import first_size
 
     if model is not None and model_option is not None:
@@ -153,8 +154,9 @@ def sample(
     report |= {key: request[key] for key in ("solver", "steps", "guidance", "guidance_interval", "internal_guidance")}
     patch = pretrained.model.config.patch_size
     twice = [spec for spec in specs if first_size(spec.size, sampling, patch) != spec.size]
-    report["two_passes"] = len(twice)
-    report |= {"model_calls": sampling.model_calls, "seconds": round(seconds, 2)}
+    begins = 0.0 if begun is None else 1 - begun[0].strength
+    report |= {"model_calls": calls_from(begins, sampling), "seconds": round(seconds, 2), "two_passes": len(twice)}
+    report["calls_of_second_pass"] = calls_from(sampling.upscale_time, sampling) if twice else 0
     report |= {"sheet": str(out / SHEET), "images": [row | {"file": str(out / row["file"])} for row in rows]}
     show(report, text_of(report, note, out), as_json)
 
@@ -253,7 +255,9 @@ def text_of(report: dict[str, Any], note: str | None, out: Path) -> Iterator[str
         f"{report['solver']}, {spent}, guidance {report['guidance']:g}{within}{inside}."
     )
     if twice := report["two_passes"]:
-        yield f"{counted(twice, 'image')} beyond the sizes of training: made in two passes, small first."
+        second = report["calls_of_second_pass"]
+        by = f" by {counted(second, 'model call')}" if second else ""
+        yield f"{counted(twice, 'image')} beyond the sizes of training: made small first, then in full size{by}."
     if note:
         yield f"{note}; choose others with --labels."
     if unseen := sum(not row["seen"] for row in report["images"]):

@@ -22,7 +22,7 @@ from .guidance import GuidedModel
 from .noise import ImageNoise
 from .ode import SOLVERS, time_grid
 from .sde import METHOD_OF, sample_sde, sde_grid
-from .solvers import ADAPTIVE
+from .solvers import ADAPTIVE, model_calls
 from .spec import SampleSpec, Sampling, check_sampling, check_spec, check_texts, first_size
 from .windows import Guided, WindowedModel, windows_of
 
@@ -164,6 +164,11 @@ def sample_batch(model: Guided, seeds: Sequence[int], starts: Sequence[Start] | 
 def steps_from(time: float, steps: int) -> int:
     """Returns how many of the steps are left of a sampling that begins at a time."""
     return max(round((1 - time) * steps), 1)
+
+
+def calls_from(time: float, sampling: Sampling) -> int | None:
+    """Returns the model calls of a sampling that begins with an image at a time; None if the solver decides."""
+    return None if sampling.steps is None else model_calls(sampling.solver, steps_from(time, sampling.steps))
 
 
 def guided_model(
