@@ -196,8 +196,8 @@ class Sampling:
         return model_calls(self.solver, self.steps)
 
 
-# The settings that a model folder may recommend; the extrapolation of RoPE is part of the model's configuration.
-RECOMMENDABLE = tuple(field.name for field in fields(Sampling) if field.name != "rope")
+# The settings that a model folder may recommend. Extrapolation is part of the configuration, a window of one request.
+RECOMMENDABLE = tuple(field.name for field in fields(Sampling) if field.name not in ("rope", "window"))
 
 
 def check_recommended(content: Any) -> dict[str, Any]:
