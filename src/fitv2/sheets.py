@@ -15,7 +15,10 @@ from .finite import check_finite
 from .sample_list import CONTACT_SHEET
 
 MARGIN = 6
+Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
+# The height of a line of a caption, and the most lines.
 CAPTION = 13
+MOST_LINES = 4
 
 
 def to_image(latent: Tensor) -> Image.Image:
@@ -38,22 +41,41 @@ def contact_sheet(
     zoom = max(1, 128 // max(max(image.size) for image in images))
     cell_w = max(max(image.width for image in images) * zoom, 96) + MARGIN
     rows = [range(i, min(i + columns, len(images))) for i in range(0, len(images), columns)]
-    heights = [max(images[i].height for i in row) * zoom + CAPTION + MARGIN for row in rows]
+    font = ImageFont.load_default(10)
+    lines = [wrapped(caption, font, cell_w - MARGIN) for caption in captions]
+    pictures = [max(images[i].height for i in row) * zoom for row in rows]
+    heights = [
+        picture + max(len(lines[i]) for i in row) * CAPTION + MARGIN
+        for row, picture in zip(rows, pictures, strict=True)
+    ]
     width = min(columns, len(images)) * cell_w + MARGIN
     foot = 0 if note is None else CAPTION + MARGIN
     page = Image.new("RGB", (width, sum(heights) + MARGIN + foot), "white")
-    draw, font = ImageDraw.Draw(page), ImageFont.load_default(10)
-    top = MARGIN
-    for row, height in zip(rows, heights, strict=True):
+    draw, top = ImageDraw.Draw(page), MARGIN
+    for row, picture, height in zip(rows, pictures, heights, strict=True):
         for column, i in enumerate(row):
             big = images[i].resize((images[i].width * zoom, images[i].height * zoom), Image.Resampling.NEAREST)
             left = MARGIN + column * cell_w
-            page.paste(big, (left + (cell_w - MARGIN - big.width) // 2, top + height - CAPTION - MARGIN - big.height))
-            draw.text((left + (cell_w - MARGIN) / 2, top + height - MARGIN), captions[i], "black", font, "ms")
+            page.paste(big, (left + (cell_w - MARGIN - big.width) // 2, top + picture - big.height))
+            for number, line in enumerate(lines[i], 1):
+                place = left + (cell_w - MARGIN) / 2, top + picture + number * CAPTION
+                draw.text(place, line, "black", font, "ms")
         top += height
     if note is not None:
         draw.text((MARGIN, top + CAPTION), note, "black", font, "ls")
     return page
+
+
+def wrapped(caption: str, font: Font, width: int) -> list[str]:
+    """Returns the lines of a caption within a width in pixels, but for single words; `MOST_LINES` at most."""
+    lines = [""]
+    for word in caption.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines if len(lines) <= MOST_LINES else [*lines[: MOST_LINES - 1], lines[MOST_LINES - 1] + "..."]
 
 
 def save_sheet(page: Image.Image, path: Path) -> None:
