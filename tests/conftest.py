@@ -1,4 +1,7 @@
-"""The command line in a test's own process. What a machine cannot run is not collected, so that no test is skipped."""
+"""The command line in a test's own process, and a pipeline with its network.
+
+What a machine cannot run is not collected, so that no test is skipped.
+"""
 
 import os
 import signal
@@ -34,3 +37,23 @@ def fitv2(tmp_path, capsys, monkeypatch):
         return end.value.code, capsys.readouterr().out
 
     return run
+
+
+@pytest.fixture
+def pipe():
+    """The built-in model as a pipeline."""
+    from fitv2 import FiTPipeline
+
+    pipe = FiTPipeline.from_pretrained("builtin:fashion")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def transformer():
+    """A small random network of latents of four channels."""
+    from fitv2 import FiTConfig, FiTTransformer2DModel
+    from tiny import random_model
+
+    model = random_model(FiTConfig(width=32, depth=2, heads=2, num_classes=5))
+    return FiTTransformer2DModel.from_fit(model, sample_size=8)

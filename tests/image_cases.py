@@ -317,13 +317,6 @@ def broken_cases(rng: np.random.Generator, h: int, w: int) -> Iterator[Case]:
 FAMILIES = (png_cases, tiff_cases, other_cases, photo_cases, broken_cases)
 
 
-def all_cases(seed: int) -> Iterator[Case]:
-    """Every family once, in odd sizes that the seed draws."""
-    rng = np.random.default_rng(seed)
-    for family in FAMILIES:
-        yield from family(rng, *rng.integers(5, 12, 2).tolist())
-
-
 def verdict(case: Case) -> tuple[str, str]:
     """Returns "right", "refused" or "wrong" for the decoding of a case, and why."""
     try:

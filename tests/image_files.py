@@ -103,7 +103,7 @@ def tiff(
     return (header + b"".join(strips)).ljust(at, b"\0") + directory + bytes(4) + extra
 
 
-def saved(image: Image.Image, kind: str, **options) -> bytes:
+def saved(image: Image.Image, kind: str = "PNG", **options) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import struct
+import tarfile
 import zlib
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -17,10 +20,6 @@ def noise(height: int, width: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-def as_bytes(image: Image.Image, kind: str = "PNG") -> bytes:
-    return saved(image, kind)
-
-
 def claims(width: int, height: int) -> bytes:
     """A PNG whose header claims this size and whose data are a few bytes."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
@@ -30,8 +29,8 @@ def claims(width: int, height: int) -> bytes:
 
 def bad_files() -> dict[str, tuple[bytes, str]]:
     """Name to content and the kind of the reason why it is refused."""
-    whole = as_bytes(noise(40, 30), "JPEG")
-    flipped = bytearray(as_bytes(noise(40, 30)))
+    whole = saved(noise(40, 30), "JPEG")
+    flipped = bytearray(saved(noise(40, 30)))
     flipped[len(flipped) // 2] ^= 0xFF
     return {
         "empty.png": (b"", "empty file"),
@@ -39,7 +38,7 @@ def bad_files() -> dict[str, tuple[bytes, str]]:
         "half.jpg": (whole[: len(whole) // 2], "truncated or damaged"),
         "flipped.png": (bytes(flipped), "truncated or damaged"),
         "huge.png": (claims(60_000, 60_000), "too large"),
-        "float.tiff": (as_bytes(Image.fromarray(np.full((9, 9), 0.5, np.float32)), "TIFF"), "not supported"),
+        "float.tiff": (saved(Image.fromarray(np.full((9, 9), 0.5, np.float32)), "TIFF"), "not supported"),
         "notes.txt": (b"a note", "ignored extension"),
         "image.txt": (whole, "ignored extension"),
         "clip.mp4": (b"\0\0\0\x18ftyp", "ignored extension"),
@@ -56,7 +55,7 @@ def good_files(number: int, seed: int = 0) -> dict[str, bytes]:
     for i in range(number):
         height, width = rng.integers(16, 70, 2).tolist()
         kind = kinds[i % 3]
-        files[f"{('cat', 'dog')[i % 2]}/{i:03}.{kind.lower()}"] = as_bytes(noise(height, width, seed * 1000 + i), kind)
+        files[f"{('cat', 'dog')[i % 2]}/{i:03}.{kind.lower()}"] = saved(noise(height, width, seed * 1000 + i), kind)
     return files
 
 
@@ -66,6 +65,22 @@ def write_files(root: Path, files: dict[str, bytes]) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     return root
+
+
+def write_tar(path: Path, members: dict[str, bytes | None], mode: Literal["w", "w:gz"] = "w") -> Path:
+    """None is a folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, mode) as tar:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.type, member.size = (tarfile.DIRTYPE, 0) if content is None else (tarfile.REGTYPE, len(content))
+            tar.addfile(member, io.BytesIO(content or b""))
+    return path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The files of a folder by their names in it."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def save_image(path, height, width):

@@ -27,10 +27,7 @@ TREE: dict[str, Any] = {
         **{"training.warmup_steps": 0, "training.precision": "no"},
     },
     "seeds": 2,
-    "variants": {
-        "FiT": {"about": "the first", "set": {"model.architecture": "FiT"}},
-        "FiTv2": {"about": "the second"},
-    },
+    "variants": {"FiT": {"about": "the first", "set": {"model.architecture": "FiT"}}, "FiTv2": {"about": "the second"}},
     "evaluation": {
         **{"points": [2], "images": 40, "final_images": 40, "conditions": {"own": {"guidance": 1}}},
         "samplers": {"velocity": {"solver": "euler", "steps": 1}, "epsilon": {"solver": "ddim", "steps": 1}},

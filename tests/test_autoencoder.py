@@ -17,17 +17,6 @@ from tiny import random_model, tiny_autoencoder
 LATENT = FiTConfig(width=32, depth=1, heads=2, num_classes=5)
 
 
-def test_large_images_are_decoded_in_tiles(monkeypatch):
-    vae = tiny_autoencoder()
-    latent = torch.randn(4, 9, 12, generator=torch.Generator().manual_seed(0))
-    whole = LatentCodec(vae, "cpu").decode(latent)
-    monkeypatch.setattr("fitv2.autoencoder.LARGEST_UNTILED", 32 * 32)
-    tiled = LatentCodec(vae, "cpu").decode(latent)
-    assert tiled.shape == whole.shape == (3, 72, 96) and not torch.equal(tiled, whole) and not vae.use_tiling
-    monkeypatch.undo()
-    assert torch.equal(LatentCodec(vae, "cpu").decode(latent), whole)
-
-
 def test_an_autoencoder_by_folder_and_one_that_is_not_there(tmp_path):
     vae = tiny_autoencoder()
     vae.save_pretrained(tmp_path / "pipeline" / "vae")

@@ -184,18 +184,25 @@ def test_held_out_images_are_measured_by_the_averaged_weights(tmp_path, folder):
     assert HeldOut(crops_of(folder)).figures(run.learner) == {}
 
 
-def test_images_that_vanish_end_the_training_with_the_last_step_saved(tmp_path):
+@pytest.mark.parametrize(
+    ("steps", "told"), [(1, "is saved"), (0, r"no step was trained yet.*fitv2 autoencoder --resume")]
+)
+def test_images_that_vanish_end_the_training_with_the_last_step_saved(tmp_path, steps, told):
+    """They vanish after the first step, or before it."""
     for number in range(4):
         save_image(tmp_path / "images" / f"{number}.png", 32, 32)
     run = trainer(tmp_path / "run", tmp_path / "images", "training.steps=50", "log.checkpoint_every=50")
 
-    def remove(figures) -> None:
+    def remove(figures=None) -> None:
         for path in (tmp_path / "images").iterdir():
             path.unlink()
 
-    with pytest.raises(DataGone, match="is saved"):
+    if not steps:
+        remove()
+    with pytest.raises(DataGone, match=told):
         run.fit(remove)
-    assert run.progress.done and (tmp_path / "run/checkpoints" / f"step-{run.progress.done:08d}").is_dir()
+    saved = [path.name for path in (tmp_path / "run").glob("checkpoints/*")]
+    assert bool(run.progress.done) == bool(steps) and saved == [f"step-{run.progress.done:08d}"] * steps
 
 
 def test_a_run_continues_on_its_own_images_alone(tmp_path, folder):
@@ -221,17 +228,6 @@ def test_a_run_continues_on_its_own_images_alone(tmp_path, folder):
 def test_settings_that_do_not_hold_are_one_sentence(tmp_path, folder, setting, complaint):
     with pytest.raises(UserError, match=complaint):
         trainer(tmp_path, folder, "training.warmup_steps=1", setting)
-
-
-def test_images_that_vanish_before_the_first_step_leave_nothing_saved(tmp_path):
-    for number in range(4):
-        save_image(tmp_path / "images" / f"{number}.png", 32, 32)
-    run = trainer(tmp_path / "run", tmp_path / "images", "training.steps=5")
-    for path in (tmp_path / "images").iterdir():
-        path.unlink()
-    with pytest.raises(DataGone, match=r"no step was trained yet.*fitv2 autoencoder --resume"):
-        run.fit(lambda figures: None)
-    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_a_full_disk_is_one_sentence(tmp_path, folder, monkeypatch):

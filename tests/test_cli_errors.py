@@ -63,8 +63,7 @@ def test_a_fault_of_ours_keeps_its_traceback_and_says_how_to_report_it(sample, e
 
 
 @pytest.mark.parametrize(
-    "error",
-    [MemoryError(), torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("can't allocate memory")],
+    "error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("can't allocate memory")]
 )
 def test_too_little_memory_is_a_sentence(sample, error):
     told, shown = sample(raises(error))

@@ -49,17 +49,6 @@ def test_packed_equals_one_by_one_and_any_order(kind):
     torch.testing.assert_close(one_by_one, gradients, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["cross", "joint"])
-@torch.no_grad()
-def test_an_image_sees_its_own_context_only(kind):
-    model = random_model(config(kind))
-    batch, t, y, context = given()
-    parts = list(context.x.split(LENGTHS))
-    parts[2] = parts[2] + 1
-    before, after = (model(batch, t, y, context=c).split(batch.lengths) for c in (context, pack_context(parts)))
-    assert [torch.equal(a, b) for a, b in zip(before, after, strict=True)] == [True, True, False, True, True]
-
-
 @torch.no_grad()
 def test_a_joint_context_is_sorted_by_whole_sequences(monkeypatch):
     """Two images of 4 and 6 tokens with texts of 5 and 3 are one product of attention."""

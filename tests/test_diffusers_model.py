@@ -30,11 +30,7 @@ def transformer() -> FiTTransformer2DModel:
 
 def inputs(dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
     latents = torch.randn(3, 4, 8, 6, generator=torch.Generator().manual_seed(0)).to(dtype)
-    return {
-        "hidden_states": latents,
-        "timestep": TIMESTEP,
-        "class_labels": torch.tensor([0, 1, 5]),
-    }
+    return {"hidden_states": latents, "timestep": TIMESTEP, "class_labels": torch.tensor([0, 1, 5])}
 
 
 @torch.no_grad()

@@ -30,20 +30,6 @@ QUICK = CALL | {"num_inference_steps": 3}
 SOLVED = CALL | {"output_type": "latent", "guidance_scale": 1.5}
 
 
-@pytest.fixture
-def transformer() -> FiTTransformer2DModel:
-    return FiTTransformer2DModel.from_fit(
-        random_model(FiTConfig(width=32, depth=2, heads=2, num_classes=5)), sample_size=8
-    )
-
-
-@pytest.fixture
-def pipe() -> FiTPipeline:
-    pipe = FiTPipeline.from_pretrained("builtin:fashion")
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
 @pytest.fixture(scope="module")
 def solution() -> list[torch.Tensor]:
     """Of `SOLVED`, as good as exact."""
@@ -74,8 +60,7 @@ def test_schedulers_of_diffusers_solve_the_same_equation(pipe, solution, schedul
 
 
 @pytest.mark.parametrize(
-    "scheduler",
-    [FlowMatchEulerDiscreteScheduler(shift=12), UniPCMultistepScheduler(**FLOW | {"flow_shift": 3.0})],
+    "scheduler", [FlowMatchEulerDiscreteScheduler(shift=12), UniPCMultistepScheduler(**FLOW | {"flow_shift": 3.0})]
 )
 def test_schedulers_of_other_grids_are_accepted(scheduler):
     check_scheduler(scheduler)
@@ -200,10 +185,7 @@ def test_extrapolation_by_name_and_by_scheme(pipe):
         ({"sizes": [(28, 10)] * 3}, "28x10 is not divisible by the patch of 4; the nearest is 28x8"),
         ({"sizes": [(28, 12)] * 2}, "2 sizes for 3 class labels"),
         ({"seeds": [1]}, "for 3 images: give one seed or generator"),
-        (
-            {"class_labels": ["trouser", 3, "hat"]},
-            "no class 'hat' in this model; its classes are 0 t-shirt, 1 trouser",
-        ),
+        ({"class_labels": ["trouser", 3, "hat"]}, "no class 'hat' in this model; its classes are 0 t-shirt, 1 trouser"),
         ({"class_labels": [1, 2, 11]}, "there is no class 11"),
         ({"height": 28}, "give sizes, or height and width for all, not both"),
         ({"callback_on_step_end_tensor_inputs": ["noise"]}, "a callback can have"),

@@ -18,10 +18,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch._dynamo.testing import CompileCounterWithBackend
 
+import test_resume
 from fitv2.checkpoints import sharded
 from fitv2.checkpoints.model_folder import load_pretrained
 from fitv2.checkpoints.training_state import checkpoints, read_part, read_state
-from tiny import MODERN, command_line, log_lines, processes, train
+from tiny import MODERN, command_line, exit_codes, log_lines, processes, run_together, train
 
 pytestmark = pytest.mark.slow  # Several processes in every test.
 SETTINGS = [
@@ -29,17 +30,6 @@ SETTINGS = [
     *("training.class_dropout_prob=0.3", "training.ema_decay=0.9", "log.checkpoint_every=40", "log.sample_every=25"),
 ]
 SHARDED = "training.sharding=fsdp"
-
-
-def run_together(world: int, target, *arguments) -> None:
-    """To the end, which must be a good one."""
-    assert exit_codes(processes(world, target, *arguments)) == [0] * world
-
-
-def exit_codes(started) -> list[int]:
-    for member in started:
-        member.join(100)
-    return [member.exitcode for member in started]
 
 
 @pytest.fixture(scope="module")
@@ -177,14 +167,7 @@ def test_shards_that_would_run_code_are_refused(tmp_path, sharded_by_two):
     assert not (tmp_path / "was here").exists()
 
 
-COMMAND = ["train", "--recipe", "fashion-tiny", "--resume"]
-for setting in (
-    *("model.width=32", "model.depth=2", "model.heads=2"),
-    *("training.max_tokens_per_batch=256", "training.batches_per_step=2"),
-    *("training.steps=30", "training.warmup_steps=5", "log.checkpoint_every=3", "log.sample_every=15"),
-    *("log.sample_steps=1", "training.holdout=0.01", "log.holdout_every=4", SHARDED),
-):
-    COMMAND += ["--set", setting]
+COMMAND = [*test_resume.COMMAND, "--set", SHARDED]
 
 
 @pytest.fixture(scope="module")
@@ -196,13 +179,8 @@ def uninterrupted(tmp_path_factory) -> Path:
 
 
 def test_a_distance_is_measured_on_one_of_two_processes(tmp_path):
-    changes = [
-        "training.steps=4",
-        "training.warmup_steps=0",
-        "log.distance_every=2",
-        "log.distance_images=20",
-        "log.sample_every=null",
-    ]
+    changes = ["training.steps=4", "training.warmup_steps=0", "log.sample_every=null"]
+    changes += ["log.distance_every=2", "log.distance_images=20"]
     chosen = [word for change in changes for word in ("--set", change)]
     run_together(2, command_line, *COMMAND, *chosen, "--out", str(tmp_path))
     assert [line["step"] for line in log_lines(tmp_path) if line.get("fd", 0) > 1] == [2, 4]

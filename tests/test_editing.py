@@ -107,7 +107,7 @@ def test_images_that_begin_at_other_times_do_not_change_each_other(model, shift_
         ({}, {"latent": torch.zeros(CONFIG.in_channels, 8, 8)}, "image of that size"),
         ({"solver": "sde-heun", "upscale_from": 4}, None, "needs one of the solvers"),
         ({"upscale_from": 0}, None, "1 or more"),
-        ({"upscale_time": 0.5}, None, "no effect"),
+        ({"upscale_time": 0.5}, None, "no effect: .*without upscale_from"),
         ({"upscale_from": 9, "upscale_time": 1.0}, None, "between 0 and 1"),
         ({"window": (6, 8)}, None, "not divisible"),
         ({"window": 8}, None, "a height and a width"),

@@ -7,7 +7,6 @@ import io
 import json
 import shutil
 import subprocess
-import tarfile
 from contextlib import nullcontext
 from dataclasses import replace
 from importlib.resources import files
@@ -28,6 +27,7 @@ from fitv2.prepare import emoji
 from fitv2.prepare.emoji_names import Catalogue
 from fitv2.prepare.emoji_sets import EMOJIBASE, PERMISSIVE, SETS
 from fitv2.training.trainer import Trainer
+from image_folders import write_tar
 from tiny import log_lines, recipe
 
 GROUPS = {"groups": {"4": "food-drink", "8": "symbols"}, "subgroups": {"42": "food-fruit", "95": "alphanum"}}
@@ -99,12 +99,8 @@ def test_a_catalogue_knows_names_of_every_set_and_leaves_signs_out():
 
 def tarball(path: Path, contents: dict[str, bytes]) -> str:
     """Writes a package as npm does, and returns its SHA-256."""
-    with tarfile.open(path, "w:gz") as archive:
-        for name, content in contents.items():
-            info = tarfile.TarInfo(f"package/{name}")
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    members = {f"package/{name}": content for name, content in contents.items()}
+    return hashlib.sha256(write_tar(path, members, "w:gz").read_bytes()).hexdigest()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import torch
 from accelerate import PartialState
 from PIL import Image
 
-from evaluations import SHAPES, Silent, classified, contents
+from evaluations import SHAPES, classified, silent
 from fitv2 import decoding
 from fitv2.autoencoder import LatentCodec, Pixels
 from fitv2.checkpoints.model_folder import Pretrained, load_pretrained
@@ -23,6 +23,7 @@ from fitv2.locks import locked
 from fitv2.sampling.generate import generate
 from fitv2.sampling.spec import Sampling
 from fitv2.sheets import to_image
+from image_folders import contents
 from tiny import CLASSES, CONFIG, random_model, tiny_autoencoder
 
 
@@ -35,7 +36,7 @@ def make(pretrained: Pretrained, out: Path, number: int, *sizes: SizeSpec, codec
     settings = {"name": "tiny", "precision": "float32", "seed": 3} | changes
     settings["samplings"] = [Sampling(steps=1, solver="euler", guidance=1.5)]
     maker = Maker(pretrained=pretrained, codec=codec or Pixels(), **settings)
-    company = PartialState(cpu=True), Silent, tell or (lambda images, seconds: None)
+    company = PartialState(cpu=True), silent, tell or (lambda images, seconds: None)
     return make_samples(maker, sizes, number, out, *company)
 
 

@@ -70,13 +70,6 @@ def test_a_budget_fits_garments_as_it_does_the_images_of_a_folder(bundled, max_t
         assert drawn == {(1, "resize"), (2, "resize"), (2, "crop")}
 
 
-def test_a_budget_of_whole_garments_changes_nothing(bundled):
-    """By default, and mixed too, since no side exceeds the square of that budget."""
-    mixed = fashion.bundled(preprocessing="mixed", max_tokens=49).epoch(0, 0)
-    for view in (bundled.epoch(5, 1), mixed):
-        assert np.array_equal(view.hw, bundled.hw) and not view.variant.any()
-
-
 def test_random_scales_are_of_whole_garments():
     for settings in ({"max_tokens": 25}, {"preprocessing": "crop"}):
         with pytest.raises(ValueError, match=r"data\.min_scale=0\.5 .*data\.max_tokens=49"):

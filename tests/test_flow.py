@@ -12,15 +12,8 @@ from fitv2.flow.path import TimeDensity, sample_times, shift_time
 from golden_fixtures import INDEX, assert_matches, load, official_model, unpad
 
 # Of a million draws of the authors' logit-normal sampler; 0.002 is the tolerance stated with them.
-AUTHORS_QUANTILES = {
-    0.05: 0.162375,
-    0.1: 0.217749,
-    0.25: 0.337695,
-    0.5: 0.500030,
-    0.75: 0.662803,
-    0.9: 0.782883,
-    0.95: 0.838392,
-}
+AUTHORS_QUANTILES = {0.05: 0.162375, 0.1: 0.217749, 0.25: 0.337695, 0.5: 0.500030}
+AUTHORS_QUANTILES |= {0.75: 0.662803, 0.9: 0.782883, 0.95: 0.838392}
 AUTHORS_MEAN, AUTHORS_STD = 0.500237, 0.208189
 
 
@@ -233,7 +226,7 @@ def test_labels_are_dropped_one_by_one(class_dropout_prob):
     )
 
 
-SIZED = TokenBatch(torch.randn(4 + 16 + 64, 3, generator=torch.Generator().manual_seed(5)), [(2, 2), (4, 4), (8, 8)])
+SIZED = TokenBatch(torch.randn(4 + 16 + 64, 3, generator=torch.Generator().manual_seed(5)), [(2, 2), (2, 8), (8, 8)])
 
 
 def loss_of(velocity=None, **settings):
@@ -248,16 +241,6 @@ def test_larger_images_train_at_noisier_times():
     odds, by = (1 - plain) / plain, torch.tensor([0.5, 1.0, 2.0])
     torch.testing.assert_close((1 - shifted) / shifted, odds * by)
     assert shifted[1] == plain[1]
-
-
-def test_images_of_the_base_size_have_the_times_of_before_to_the_bit():
-    batch = TokenBatch(SIZED.x[:32], [(4, 4), (2, 8)])
-    zero = lambda batch, t, y, *_: torch.zeros_like(batch.x)  # noqa: E731
-    results = [
-        flow_loss(zero, batch, torch.zeros(2).long(), 1, torch.Generator().manual_seed(1), shift_tokens=tokens)
-        for tokens in (None, 16)
-    ]
-    assert torch.equal(results[0].t, results[1].t) and torch.equal(results[0].loss, results[1].loss)
 
 
 def test_the_internal_head_has_its_share_of_the_loss_and_none_of_the_report():

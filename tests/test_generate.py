@@ -71,12 +71,6 @@ def test_seed_label_and_size_each_make_another_image(model, solver):
     assert turned.shape == (1, 12, 8) and (one.flatten() - turned.flatten()).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("seed", [-1, 2**64, 1.5])
-def test_an_impossible_seed_is_refused(model, seed):
-    with pytest.raises(UserError, match="is not a seed"):
-        generate(model, [SampleSpec(0, (8, 8), seed)], Sampling(steps=1))
-
-
 def test_images_are_float32_on_the_cpu_in_the_order_and_of_the_size_of_their_requests():
     """A model without classes has only the null label, 0."""
     model = random_model(FiTConfig(**{**vars(CONFIG), "num_classes": 0}))

@@ -14,7 +14,7 @@ from fitv2.flow.objective import flow_loss_at
 from fitv2.tokens import TokenBatch
 from fitv2.training.holdout import choose_held_out, held_out_of
 from fitv2.training.trainer import Trainer
-from tiny import garments, log_lines, processes, random_model, recipe, trainer
+from tiny import garments, log_lines, random_model, recipe, run_together, stop_at, trainer
 
 SETTINGS = ["training.holdout=0.1", "log.holdout_every=4", "training.max_tokens_per_batch=400"]
 NUMBER = 700
@@ -122,13 +122,8 @@ def test_the_log_has_them_at_their_steps_and_training_is_not_changed(tmp_path):
 
 def test_a_resumed_run_measures_the_same(tmp_path):
     trainer(tmp_path / "whole", *SETTINGS, dataset=garments(NUMBER)).fit(lambda figures: None)
-
-    def stop(figures):
-        if figures["step"] == 7:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        trainer(tmp_path / "run", *SETTINGS, dataset=garments(NUMBER)).fit(stop)
+        trainer(tmp_path / "run", *SETTINGS, dataset=garments(NUMBER)).fit(stop_at(7))
     trainer(tmp_path / "run", *SETTINGS, dataset=garments(NUMBER)).fit(lambda figures: None)
     assert log_lines(tmp_path / "run") == log_lines(tmp_path / "whole")
 
@@ -173,10 +168,7 @@ def test_two_processes_measure_as_one(tmp_path, sharding):
     settings = [*SETTINGS, f"training.sharding={sharding}", "training.max_tokens_per_batch=900"]
     train_many(tmp_path / "alone", *settings)
     assert len(trainer(tmp_path / "alone", *settings, dataset=garments(NUMBER)).holdout.plan) % 2, "uneven is harder"
-    pair = processes(2, train_many, tmp_path / "run", *settings)
-    for member in pair:
-        member.join(100)
-    assert [member.exitcode for member in pair] == [0, 0]
+    run_together(2, train_many, tmp_path / "run", *settings)
     lines, others = log_lines(tmp_path / "run"), log_lines(tmp_path / "alone")
     assert [line["step"] for line in lines if "holdout_loss" in line] == [4, 8, 10]
     for line, other in zip(lines, others, strict=True):

@@ -15,7 +15,8 @@ from fitv2.data.shards import LatentShards
 from fitv2.drawing import write_page
 from fitv2.prepare.inspection import NUMBERS, numbers_of
 from fitv2.prepare.plots import MOST_BARS, bars, points
-from image_folders import as_bytes, noise, write_files
+from image_files import saved
+from image_folders import noise, write_files
 
 # Height and width; 16 tokens of 4 x 4 pixels, so a square of 16 x 16.
 SIZES = {"cat/a": (32, 64), "cat/b": (16, 8), "dog/c": (4, 60), "dog/d": (100, 100)}
@@ -25,7 +26,7 @@ PREPARE += ["--max-tokens", 16, "--patch-size", 4, "--shard-size", 3]
 
 @pytest.fixture
 def prepared(fitv2, tmp_path):
-    files = {f"{name}.png": as_bytes(noise(*size)) for name, size in SIZES.items()}
+    files = {f"{name}.png": saved(noise(*size)) for name, size in SIZES.items()}
     write_files(tmp_path / "images", files | {"cat/bad.png": b"x", "cat/no.txt": b"x"})
     write_files(tmp_path / "images", {"dog/again.png": files["cat/a.png"]})
     assert fitv2(*PREPARE)[0] in (0, None)
@@ -108,7 +109,7 @@ def test_files_of_others_are_not_written_over(fitv2, prepared, tmp_path):
 
 def test_long_reports_name_the_first_files_and_where_all_are(fitv2, tmp_path):
     bad = {f"{i:03}.png": b"x" for i in range(MOST_LISTED + 5)}
-    write_files(tmp_path / "images", bad | {"good.png": as_bytes(noise(9, 9))})
+    write_files(tmp_path / "images", bad | {"good.png": saved(noise(9, 9))})
     _, shown = fitv2("prepare", "images", "--out", "out", "--max-tokens", 16, "--autoencoder", "pixels")
     assert "019.png: not an image" in shown and "020.png" not in shown
     assert "and 5 more, all of them in out/index.jsonl" in shown and "1 image of 26 files" in shown

@@ -26,7 +26,8 @@ from fitv2.errors import UserError
 from fitv2.prepare.encode import build_encoder
 from fitv2.prepare.run import prepare as run_prepare
 from fitv2.prepare.sources import FolderSource
-from image_folders import as_bytes, good_files, noise, write_files
+from image_files import saved
+from image_folders import good_files, noise, write_files
 from tiny import recipe, tiny_autoencoder, trainer
 
 
@@ -211,7 +212,7 @@ def test_settings_that_contradict_the_preparation_are_refused(pixels, override, 
 
 
 def test_memory_is_flat_over_an_epoch(tmp_path):
-    root = write_files(tmp_path / "root", {f"{i:03}.png": as_bytes(noise(8, 8, i)) for i in range(400)})
+    root = write_files(tmp_path / "root", {f"{i:03}.png": saved(noise(8, 8, i)) for i in range(400)})
     data = LatentShards(make(root, tmp_path / "out", max_tokens=1024, patch_size=8, preprocessing="crop", channels=1))
     assert sum(path.stat().st_size for path in (tmp_path / "out/shards").iterdir()) > 25e6
     view = data.epoch(0, 0)

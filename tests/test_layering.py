@@ -13,41 +13,19 @@ import fitv2
 PACKAGE = Path(fitv2.__file__).parent
 # A module may import lower layers, and its own only inside one sub-package (or among the package's own modules).
 LAYERS = [
-    {
-        "__init__",
-        "atomic",
-        "autoencoder_settings",
-        "classes",
-        "config",
-        "cores",
-        "data_settings",
-        "device",
-        "errors",
-        "finite",
-    }
-    | {
-        "hashes",
-        "legacy",
-        "locks",
-        "messages",
-        "openmp",
-        "positions",
-        "precision",
-        "provenance",
-        "randomness",
-        "sample_list",
-        "settings",
-        "tokens",
-    }
-    | {"yaml_text"},
-    {"model", "flow", "diffusion"},
-    {"sampling", "data", "distributed"},
-    {"checkpoints"},
-    {"autoencoder", "build", "decoding", "drawing", "edits", "sheets", "text"},
-    {"adapters", "evaluation", "training", "prepare"},
-    {"profiling", "autoencoding"},
-    {"study"},
-    {"cli"},
+    set(names.split())
+    for names in (
+        "__init__ atomic autoencoder_settings classes config cores data_settings device errors finite hashes legacy "
+        "locks messages openmp positions precision provenance randomness sample_list settings tokens yaml_text",
+        "model flow diffusion",
+        "sampling data distributed",
+        "checkpoints",
+        "autoencoder build decoding drawing edits sheets text",
+        "adapters evaluation training prepare",
+        "profiling autoencoding",
+        "study",
+        "cli",
+    )
 ]
 # Modules without imports of weight, which the command line may load at its top.
 LIGHT = {"errors", "messages", "precision", "sample_list", "model.config", "sampling.defaults"}

@@ -26,9 +26,6 @@ def test_hooks_run_once(config, dtype, autocast):
     batch, t, y = TokenBatch(torch.randn(18, 16, dtype=dtype), [(3, 3)] * 2), torch.rand(2), torch.tensor([0, 3])
     for number, network in enumerate(networks, 1):
         calls.clear()
-        with (
-            torch.autocast("cpu", half, enabled=autocast),
-            torch.no_grad(),
-        ):
+        with torch.autocast("cpu", half, enabled=autocast), torch.no_grad():
             network(batch, t, y)
         assert calls == ["before"] * number + ["after"] * number

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,9 @@ from fitv2.data.shards import LatentShards
 from fitv2.finite import NotFinite
 from fitv2.locks import locked
 from fitv2.prepare import run as run_module
-from image_folders import as_bytes, bad_files, good_files, noise, write_files
-from tiny import command_line, tiny_autoencoder
+from image_files import saved
+from image_folders import bad_files, contents, good_files, noise, write_files
+from tiny import tiny_autoencoder
 
 SETTINGS = ["--max-tokens", "16", "--shard-size", "5", "--workers", "2"]
 PIXELS = [*SETTINGS, "--autoencoder", "pixels", "--patch-size", "4"]
@@ -39,24 +39,15 @@ def root(tmp_path) -> Path:
 
 
 @pytest.fixture
-def fitv2(tmp_path, capsys, monkeypatch):
-    """`fitv2 prepare ARGUMENTS` in this process and the test's folder: its JSON report, or its one sentence."""
-    monkeypatch.chdir(tmp_path)
+def fitv2(fitv2):
+    """`fitv2 prepare ARGUMENTS`: its JSON report, or its one sentence."""
 
     def run(*arguments) -> Any:
-        monkeypatch.setattr(sys, "argv", sys.argv)
-        with pytest.raises(SystemExit) as end:
-            command_line("prepare", *map(str, arguments), "--json")
-        if end.value.code:
-            assert end.value.code.startswith("fitv2: "), end.value.code
-            return end.value.code
-        return json.loads(capsys.readouterr().out)
+        code, out = fitv2("prepare", *arguments, "--json")
+        assert not code or code.startswith("fitv2: "), code
+        return code or json.loads(out)
 
     return run
-
-
-def contents(out: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
 
 
 def index(out: Path) -> dict[str, dict]:
@@ -110,7 +101,7 @@ def test_moments_are_those_of_the_autoencoder_of_both_flips(fitv2, root, vae, tm
 
 
 def test_images_of_equal_size_share_a_pass(fitv2, vae, tmp_path, monkeypatch):
-    write_files(tmp_path / "images", {f"{i}.png": as_bytes(noise(*((40, 30), (16, 16))[i % 2], i)) for i in range(10)})
+    write_files(tmp_path / "images", {f"{i}.png": saved(noise(*((40, 30), (16, 16))[i % 2], i)) for i in range(10)})
     passes = []
     encode = LatentCodec.encode
     monkeypatch.setattr(LatentCodec, "encode", lambda self, x: passes.append(tuple(x.shape)) or encode(self, x))
@@ -157,10 +148,10 @@ def test_a_second_run_encodes_and_writes_nothing(fitv2, root, tmp_path):
 def test_of_a_changed_source_only_what_is_new_is_encoded(fitv2, root, tmp_path):
     fitv2("images", "--out", "out", *PIXELS)
     before = contents(tmp_path / "out")
-    write_files(root, {"cat/0000.png": as_bytes(noise(50, 50, 99))})  # in front of most: they all move
+    write_files(root, {"cat/0000.png": saved(noise(50, 50, 99))})  # in front of most: they all move
     (root / "cat/002.webp").rename(root / "dog/renamed.webp")
     (root / "dog/011.webp").unlink()
-    write_files(root, {"dog/009.png": as_bytes(noise(20, 60, 98))})  # other content
+    write_files(root, {"dog/009.png": saved(noise(20, 60, 98))})  # other content
     report = fitv2("images", "--out", "out", *PIXELS)
     assert report["encoded"] == 2 and report["reused"] >= 4 and report["images"] == 12
     fitv2("images", "--out", "fresh", *PIXELS)
@@ -218,7 +209,7 @@ def test_a_source_that_changes_meanwhile_is_one_sentence(fitv2, root, tmp_path, 
     plan_shards = run_module.plan_shards
 
     def change_and_plan(*arguments):
-        (root / "cat/000.png").write_bytes(as_bytes(noise(9, 9)))
+        (root / "cat/000.png").write_bytes(saved(noise(9, 9)))
         return plan_shards(*arguments)
 
     monkeypatch.setattr(run_module, "plan_shards", change_and_plan)
@@ -289,8 +280,8 @@ def test_a_broken_autoencoder_ends_in_one_sentence_and_stores_nothing(fitv2, roo
 def test_single_images_without_finite_latents_are_listed(fitv2, root, vae, tmp_path, monkeypatch, raises):
     """Whether the encoder gives them or refuses the whole pass."""
     encode = LatentCodec.encode
-    whites = as_bytes(Image.new("RGB", (40, 40), "white"))
-    write_files(root, {"cat/white.png": whites, "dog/white.png": whites, "dog/same_size.png": as_bytes(noise(40, 40))})
+    whites = saved(Image.new("RGB", (40, 40), "white"))
+    write_files(root, {"cat/white.png": whites, "dog/white.png": whites, "dog/same_size.png": saved(noise(40, 40))})
 
     def with_a_flaw(self, images):
         mean, std = encode(self, images)

@@ -11,20 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from image_folders import as_bytes, bad_files, good_files, noise, write_files
-from tiny import command_line, process, processes, tiny_autoencoder
+from image_files import saved
+from image_folders import bad_files, contents, good_files, noise, write_files
+from tiny import command_line, exit_code, process, run_together, tiny_autoencoder
 
 SETTINGS = ["--max-tokens", "16", "--shard-size", "5", "--workers", "2"]
-
-
-def contents(out: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
-
-
-def exit_code(target, *arguments) -> int | None:
-    child = process(target, *arguments)
-    child.join()
-    return child.exitcode
 
 
 def finish(command: list[str], out: Path, expected: dict[str, bytes]) -> None:
@@ -93,10 +84,7 @@ def test_killed_between_two_file_operations_it_ends_at_the_same_bytes(tmp_path, 
 @pytest.mark.slow
 def test_two_processes_make_the_same_bytes_as_one(tmp_path, whole):
     command, expected = whole
-    children = processes(2, command_line, "prepare", *command, "--out", str(tmp_path / "out"))
-    for child in children:
-        child.join()
-        assert child.exitcode == 0
+    run_together(2, command_line, "prepare", *command, "--out", str(tmp_path / "out"))
     assert contents(tmp_path / "out") == expected
 
 
@@ -112,7 +100,7 @@ def test_a_full_disk_is_one_sentence_and_costs_nothing(tmp_path):
     command = ["prepare", str(root), "--out", str(out), *SETTINGS, "--autoencoder", "pixels", "--patch-size", "4"]
     assert exit_code(command_line, *command) == 0
     before = contents(out)
-    write_files(root, {f"cat/00{i}a.png": as_bytes(noise(60, 60, 50 + i)) for i in range(8)})
+    write_files(root, {f"cat/00{i}a.png": saved(noise(60, 60, 50 + i)) for i in range(8)})
     assert exit_code(full_disk, 2000, tmp_path / "stderr", *command) == 1
     message = (tmp_path / "stderr").read_text()
     assert "Traceback" not in message, message

@@ -21,12 +21,13 @@ from fitv2.errors import UserError
 from fitv2.prepare.sources import open_source
 from fitv2.text import BUILTIN, BUILTIN_FOLDER, StoredTexts, TextEncoder, encoder_digest, load_text_encoder
 from fitv2.training.trainer import Trainer
-from image_folders import as_bytes, noise, write_files
-from test_sources import listed, taken, write_tar
+from image_files import saved
+from image_folders import noise, write_files, write_tar
+from test_sources import listed, taken
 
 CAPTIONS = [("a black card", "a dark card"), ("ein Kärtchen",), ()]
 NAMES = ["0.png", "1.png", "2.png"]
-IMAGES = {name: as_bytes(noise(24, 16, number)) for number, name in enumerate(NAMES)}
+IMAGES = {name: saved(noise(24, 16, number)) for number, name in enumerate(NAMES)}
 TEXTS = {"0.txt": b"a black card\n\n a dark card\n", "1.caption": "\ufeffein Kärtchen".encode()}
 PREPARE = ["--out", "out", "--max-tokens", "16", "--autoencoder", "pixels", "--patch-size", "4"]
 

@@ -75,10 +75,8 @@ def test_from_images_to_latents_and_back_by_the_commands(fitv2, tmp_path):
     settings = [word for setting in SMALL for word in ("--set", setting)]
     code, out = fitv2("autoencoder", "--data", "images", "--out", "ae", *settings)
     assert code == 0 and "trained 2 steps" in out and "--autoencoder ae" in out
-    assert fitv2("autoencoder", "--resume", "--out", "ae") == (
-        0,
-        "nothing to do: all 2 steps are trained; --set training.steps=... raises them\n",
-    )
+    code, out = fitv2("autoencoder", "--resume", "--out", "ae")
+    assert code == 0 and "nothing to do" in out
     code, out = fitv2("reconstruct", "ae", "--data", "images", "--json", "--sheet", "pairs.png")
     figures = json.loads(out)
     assert code == 0 and figures["images"] == 3 and 0 < figures["psnr"] < 40 and figures["fd"] > 0

@@ -20,7 +20,7 @@ from fitv2.checkpoints.training_state import checkpoints, prune, read_part, read
 from fitv2.errors import UserError
 from fitv2.training.log import RunLog
 from fitv2.training.run_folder import kept_provenance
-from tiny import MODERN, command_line, log_lines, process, recipe, trainer
+from tiny import MODERN, command_line, exit_code, log_lines, process, recipe, stop_at, trainer
 
 SETTINGS = [
     *("model.width=32", "model.depth=2", "model.heads=2"),
@@ -33,16 +33,6 @@ COMMAND = ["train", "--recipe", "fashion-tiny", "--resume", *(word for s in SETT
 
 
 def nothing(figures) -> None: ...
-
-
-def stop_at(step: int):
-    """A `report` that ends the run as Ctrl-C would, before a checkpoint of that step."""
-
-    def report(figures):
-        if figures["step"] == step:
-            raise KeyboardInterrupt
-
-    return report
 
 
 def assert_same_run(run: Path, expected: Path) -> None:
@@ -115,17 +105,13 @@ def test_a_sheet_that_a_kill_right_after_its_checkpoint_prevented_is_made_on_res
 def whole(tmp_path_factory) -> Path:
     """The run of `COMMAND` that nobody interrupts."""
     run = tmp_path_factory.mktemp("whole") / "run"
-    child = process(command_line, *COMMAND, "--out", str(run))
-    child.join()
-    assert child.exitcode == 0
+    assert exit_code(command_line, *COMMAND, "--out", str(run)) == 0
     return run
 
 
 def finish(run: Path, whole: Path) -> None:
     """Continues a run to its end, which must be that of the whole one."""
-    child = process(command_line, *COMMAND, "--out", str(run))
-    child.join()
-    assert child.exitcode == 0
+    assert exit_code(command_line, *COMMAND, "--out", str(run)) == 0
     assert_same_run(run, whole)
 
 
@@ -167,10 +153,9 @@ def command_line_killed_at(operation: int, run: str, *arguments: str) -> None:
 def test_a_process_killed_between_two_file_operations_leaves_a_run_that_can_go_on(tmp_path, whole):
     moments, kills = random.Random(1), 0
     for operation in [moments.randint(1, 60) for _ in range(6)]:
-        child = process(command_line_killed_at, operation, str(tmp_path), *COMMAND)
-        child.join()
-        assert child.exitcode in (0, -signal.SIGKILL)
-        kills += child.exitcode != 0
+        code = exit_code(command_line_killed_at, operation, str(tmp_path), *COMMAND)
+        assert code in (0, -signal.SIGKILL)
+        kills += code != 0
     assert kills >= 4
     finish(tmp_path, whole)
 

@@ -284,16 +284,8 @@ def test_sde_model_calls(method, last_step):
 
 def test_diffusion_coefficients():
     values = {name: form(torch.tensor(0.25), 2.0).item() for name, form in DIFFUSION_COEFFICIENTS.items()}
-    assert values == pytest.approx(
-        {
-            "constant": 2.0,
-            "sbdm": 6.0,
-            "sigma": 1.5,
-            "linear": 1.5,
-            "decreasing": (math.sqrt(2) + 1) ** 2 / 4,
-            "increasing-decreasing": 1.0,
-        }
-    )
+    expected = {"constant": 2.0, "sbdm": 6.0, "sigma": 1.5, "linear": 1.5, "increasing-decreasing": 1.0}
+    assert values == pytest.approx(expected | {"decreasing": (math.sqrt(2) + 1) ** 2 / 4})
 
 
 MEAN, STD = 1.5, 0.7
@@ -308,17 +300,13 @@ def gaussian_velocity(x, t):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("diffusion", DIFFUSION_COEFFICIENTS)
 def test_sde_keeps_the_marginals(diffusion, method):
-    noise = ImageNoise([0, 1], [20000, 20000], 1)
+    noise, times = ImageNoise([0, 1], [20000, 20000], 1), sde_grid(100, last_step_size=0.01)
     statistics = []
-    sample_sde(
-        gaussian_velocity,
-        noise.draw(),
-        sde_grid(100, last_step_size=0.01),
-        noise.draw,
-        lambda step, t, x: statistics.append((t.item(), x.mean().item(), x.std().item())),
-        method=method,
-        diffusion=diffusion,
-    )
+
+    def keep(step, t, x):
+        statistics.append((t.item(), x.mean().item(), x.std().item()))
+
+    sample_sde(gaussian_velocity, noise.draw(), times, noise.draw, keep, method=method, diffusion=diffusion)
     for t, mean, std in statistics[24::25]:
         assert mean == pytest.approx(t * MEAN, abs=0.03), t
         assert std == pytest.approx(math.hypot(1 - t, t * STD), abs=0.03), t

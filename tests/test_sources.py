@@ -1,6 +1,5 @@
 """Sources of images: folders, lists, archives and data sets of Hugging Face give items, and name the rest."""
 
-import io
 import os
 import sys
 import tarfile
@@ -11,7 +10,8 @@ from fitv2.data.formats import UnreadableImage
 from fitv2.data.labelling import Item
 from fitv2.errors import UserError
 from fitv2.prepare.sources import open_source
-from image_folders import as_bytes, good_files, noise, write_files
+from image_files import saved
+from image_folders import good_files, noise, write_files, write_tar
 
 GOOD = good_files(6)
 
@@ -24,25 +24,6 @@ def taken(source) -> dict[str, tuple[int, bytes]]:
 
 def refused(source) -> dict[str, str]:
     return {item.id: item.refused for item in source.items if item.refused is not None}
-
-
-def write_tar(path, members: dict[str, bytes | None]):
-    """None is a folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for name, content in members.items():
-            member = tarfile.TarInfo(name)
-            member.type, member.size = (tarfile.DIRTYPE, 0) if content is None else (tarfile.REGTYPE, len(content))
-            tar.addfile(member, io.BytesIO(content or b""))
-    return path
-
-
-def test_folder(tmp_path):
-    write_files(tmp_path, GOOD)
-    source = open_source(str(tmp_path))
-    assert source.class_names == ["cat", "dog"]
-    assert taken(source) == {name: (int(name.startswith("dog")), content) for name, content in GOOD.items()}
-    assert [item.id for item in source.items] == sorted(GOOD)
 
 
 def test_list_with_numbers_gaps_and_no_labels(tmp_path):
@@ -98,7 +79,7 @@ def test_an_unknown_source_is_one_sentence(tmp_path, monkeypatch, name, part):
 
 def test_archives_beside_images_are_not_taken_for_all(tmp_path):
     write_files(tmp_path, good_files(3))
-    write_tar(tmp_path / "a.tar", {"x.png": as_bytes(noise(8, 8))})
+    write_tar(tmp_path / "a.tar", {"x.png": saved(noise(8, 8))})
     with pytest.raises(ValueError, match="archives and images"):
         open_source(str(tmp_path))
     assert list(taken(open_source(str(tmp_path / "*.tar")))) == ["a.tar/x.png"]
@@ -259,7 +240,7 @@ def test_names_that_are_not_utf8(tmp_path):
 
 
 def test_an_archive_is_read_to_its_end_or_said_to_be_cut(tmp_path):
-    halves = [{f"{half}{i}.png": as_bytes(noise(8, 8, i)) for i in range(6)} for half in "ab"]
+    halves = [{f"{half}{i}.png": saved(noise(8, 8, i)) for i in range(6)} for half in "ab"]
     first, second = (write_tar(tmp_path / f"{i}.tar", half).read_bytes() for i, half in enumerate(halves))
     with tarfile.open(tmp_path / "0.tar") as tar:
         bounds = [member.offset for member in tar.getmembers()]

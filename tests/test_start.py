@@ -16,7 +16,7 @@ from fitv2.model.presets import preset
 from fitv2.model.transformer import FiT
 from fitv2.training.finetune import LABELS, PATCHES, check_start, init_from, trained_fraction, trained_names
 from fitv2.training.trainer import Trainer
-from tiny import CLASSES, CONFIG, garments, random_model, recipe, trainer
+from tiny import CLASSES, CONFIG, garments, random_model, recipe, train, trainer
 
 
 def base(names=CLASSES, **changes) -> Pretrained:
@@ -35,12 +35,6 @@ def fresh() -> FiT:
 def changed(model: FiT, other: FiT) -> set[str]:
     weights = dict(other.named_parameters())
     return {name for name, weight in model.named_parameters() if not torch.equal(weight, weights[name])}
-
-
-def trained(run, *settings):
-    finished = trainer(run, *settings)
-    finished.fit(lambda figures: None)
-    return finished
 
 
 def test_the_same_classes_and_latents_take_everything():
@@ -92,7 +86,7 @@ def test_the_fraction_trained_at_high_resolution_is_that_of_the_paper():
 
 
 def test_post_training_moves_what_it_should_and_resumes(tmp_path, caplog):
-    trained(tmp_path / "base", "training.steps=5")
+    train(tmp_path / "base", "training.steps=5")
     settings = [
         f"training.init_from={tmp_path / 'base'}",
         "training.trainable=high-resolution",
@@ -108,9 +102,9 @@ def test_post_training_moves_what_it_should_and_resumes(tmp_path, caplog):
     moved = changed(whole.learner.model.module, start.model)
     assert {"blocks.0.attn.qkv.bias", "final_layer.linear.weight", "x_embedder.proj.weight"} <= moved
     assert not {name for name in moved if name.endswith(("qkv.weight", "fc2.weight", "embedding_table.weight"))}
-    trained(tmp_path / "half", *settings, "training.steps=5")
+    train(tmp_path / "half", *settings, "training.steps=5")
     with caplog.at_level(logging.INFO):
-        again = trained(tmp_path / "half", *settings)
+        again = train(tmp_path / "half", *settings)
     assert "continuing from" in caplog.text and again.progress.done == 10
     assert changed(again.learner.model.module, whole.learner.model.module) == set()
 
@@ -121,9 +115,9 @@ def test_post_training_with_other_classes_continues_bit_for_bit_without_its_base
     start = base(names="abcdefghij")
     save_pretrained(tmp_path / "base", CONFIG, start.model.state_dict(), start.class_names, start.shapes, None)
     settings = [f"training.init_from={tmp_path / 'base'}", "training.trainable=high-resolution"]
-    whole = trained(tmp_path / "whole", *settings)
+    whole = train(tmp_path / "whole", *settings)
     assert LABELS in changed(whole.learner.model.module, start.model)
-    trained(tmp_path / "half", *settings, "training.steps=5")
+    train(tmp_path / "half", *settings, "training.steps=5")
     shutil.rmtree(tmp_path / "base")
     state = tmp_path / "half/checkpoints/step-00000005/state.json"
     if older:
@@ -155,18 +149,18 @@ def test_a_run_keeps_the_recommendations_of_its_base_unless_they_are_changed(tmp
     save_pretrained(tmp_path / "base", CONFIG, start, CLASSES, [[(8, 8, 1)]], None, recommended=advice)
     settings = ["log.checkpoint_every=2", "log.export_at=[1,3]", f"training.init_from={tmp_path / 'base'}"]
     run = tmp_path / "run"
-    trained(run, *settings, "training.steps=2")
+    train(run, *settings, "training.steps=2")
     for folder in (run, run / "exports/step-00000001", run / "checkpoints"):
         assert load_pretrained(folder).recommended == advice
     (run / "model/sampling.json").write_text('{"guidance": 3}')
-    trained(run, *settings, "training.steps=4")
+    train(run, *settings, "training.steps=4")
     assert (
         load_pretrained(run).recommended
         == load_pretrained(run / "exports/step-00000003").recommended
         == {"guidance": 3}
     )
     # Without a recommendation there is no such file, and one for another kind of network is not kept.
-    trained(tmp_path / "other", "training.steps=1")
+    train(tmp_path / "other", "training.steps=1")
     assert not (tmp_path / "other/model/sampling.json").exists()
     assert suitable({"channels": 100}, CONFIG, "a model") == {} and "not kept" in caplog.text
 
@@ -182,15 +176,7 @@ def test_another_prediction_is_refused_and_an_internal_head_is_trained_anew(tmp_
 
 
 def test_advice_of_a_base_that_does_not_fit_the_training_is_left_behind(tmp_path):
-    start = base()
-    save_pretrained(
-        tmp_path / "base",
-        CONFIG,
-        start.model.state_dict(),
-        list(CLASSES),
-        start.shapes,
-        None,
-        recommended={"solver": "dopri5"},
-    )
-    run = trained(tmp_path / "run", f"training.init_from={tmp_path / 'base'}", "training.shift_tokens=16")
+    weights, advice = random_model().state_dict(), {"solver": "dopri5"}
+    save_pretrained(tmp_path / "base", CONFIG, weights, CLASSES, [[(8, 8, 1)]], None, recommended=advice)
+    run = train(tmp_path / "run", f"training.init_from={tmp_path / 'base'}", "training.shift_tokens=16")
     assert run.progress.done and load_pretrained(tmp_path / "run").recommended == {"shift_tokens": 16}

@@ -80,12 +80,7 @@ def test_a_curve_is_a_line_in_the_logarithm():
 
 @pytest.mark.parametrize(
     ("scores", "target", "expected"),
-    [
-        ([8, 4, 2], 1.0, None),
-        ([8, 4, 2], 9.0, 100),
-        ([8, 2, 4, 2], 2.0, 200),
-        ([8, math.nan, 2], 4.0, 300),
-    ],
+    [([8, 4, 2], 1.0, None), ([8, 4, 2], 9.0, 100), ([8, 2, 4, 2], 2.0, 200), ([8, math.nan, 2], 4.0, 300)],
 )
 def test_a_curve_reaches_a_score_once_or_never(scores, target, expected):
     costs = np.array([100, 200, 300, 400])[: len(scores)]

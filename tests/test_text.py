@@ -234,15 +234,9 @@ def test_the_command_and_the_pipeline_make_the_same_images(run, tmp_path):
     assert Path(rows[0]["file"]).name == "a-red-apple_24x24_seed3.png"
     pipe = FiTPipeline.from_pretrained(str(run))
     pipe.save_pretrained(tmp_path / "pipe")
+    call = {"prompt": ["a cat"], "sizes": [(16, 32)], "seeds": [6], "negative_prompt": "blurred"}
     for one in (pipe, FiTPipeline.from_pretrained(str(tmp_path / "pipe"))):
-        image = one(
-            prompt=["a cat"],
-            sizes=[(16, 32)],
-            seeds=[6],
-            negative_prompt="blurred",
-            num_inference_steps=2,
-            solver="ab2",
-        ).images[0]
+        image = one(**call, num_inference_steps=2, solver="ab2").images[0]
         assert image.tobytes() == Image.open(rows[3]["file"]).tobytes()
 
 
@@ -271,17 +265,9 @@ def test_an_evaluation_takes_captions_of_training_at_their_own_sizes(run):
 def test_a_showcase_is_drawn_where_nobody_asks_for_anything(run, tmp_path):
     known, showcase = load_pretrained(run), [("a cat", (8, 16)), ("two dogs", (16, 8))]
     assert len(list_specs(known, None, None, None, None, 0)) == 16, "captions of training"
-    save_pretrained(
-        tmp_path,
-        known.model.config,
-        known.model.state_dict(),
-        [],
-        known.shapes,
-        torch.float16,
-        text_encoder=known.text_encoder,
-        examples=known.examples,
-        showcase=showcase,
-    )
+    weights = known.model.config, known.model.state_dict()
+    shown = {"text_encoder": known.text_encoder, "examples": known.examples, "showcase": showcase}
+    save_pretrained(tmp_path, *weights, [], known.shapes, torch.float16, **shown)
     specs = list_specs(load_pretrained(tmp_path), None, None, None, None, 5)
     assert [(spec.prompt, spec.size, spec.seed) for spec in specs] == [("a cat", (8, 16), 5), ("two dogs", (16, 8), 6)]
 

@@ -8,7 +8,7 @@ from accelerate import PartialState, tracking
 from fitv2.errors import UserError
 from fitv2.training import trackers
 from fitv2.training.log import read_log
-from tiny import trainer
+from tiny import stop_at, trainer
 
 
 @pytest.fixture(autouse=True)
@@ -94,12 +94,8 @@ def test_a_tracker_without_its_package_is_a_sentence_before_anything_is_written(
 def test_tensorboard_has_every_step_once_after_a_run_was_resumed(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    def stop(figures):
-        if figures["step"] == 8:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        trainer(tmp_path, "log.tensorboard=true").fit(stop)
+        trainer(tmp_path, "log.tensorboard=true").fit(stop_at(8))
     trainer(tmp_path, "log.trackers=[tensorboard]").fit(lambda figures: None)
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("loss")] == list(range(1, 11))

@@ -20,7 +20,7 @@ from fitv2.sampling.ode import transitions
 from fitv2.sampling.spec import SampleSpec, Sampling
 from fitv2.training.run_folder import check_run
 from test_model import counted_graphs
-from tiny import CLASSES, CONFIG, log_lines, random_model, recipe, trainer
+from tiny import CLASSES, CONFIG, log_lines, random_model, recipe, stop_at, trainer
 
 RATE = -1.5
 SIZES = [(2, 3), (1, 2), (4, 4)]
@@ -133,14 +133,6 @@ def base(tmp_path):
     shapes = [[(8, 8, 1)]] * len(CLASSES)
     save_pretrained(folder, model.config, model.state_dict(), list(CLASSES), shapes, None, recommended=settings)
     return folder
-
-
-def stop_at(step):
-    def report(figures):
-        if figures["step"] == step:
-            raise KeyboardInterrupt
-
-    return report
 
 
 def test_a_trained_model_becomes_one_of_few_steps_and_resumes_bit_for_bit(tmp_path, base):

@@ -26,6 +26,7 @@ from fitv2.tokens import pack_context
 META = torch.device("meta")
 SIZES = {"width": 32, "depth": 3, "heads": 2, "num_classes": 3}
 UNSORTED, SQUARES = [(4, 3), (1, 2), (3, 5)], [(3, 3)] * 3
+SPECS = [SampleSpec(i, (2 * h, 2 * w), i) for i, (h, w) in enumerate(UNSORTED)]
 # From these the host gets a number, or the shape of the result.
 WAITING = {"_local_scalar_dense", "item", "nonzero", "unique_consecutive", "_unique2", "masked_select", "equal"}
 
@@ -81,15 +82,8 @@ def test_a_call_of_a_grid(config):
         model(*given)
 
 
-@pytest.mark.parametrize("solver", [solver for solver in SOLVER_NAMES if solver not in ADAPTIVE])
-@pytest.mark.parametrize(
-    "settings",
-    [{}, {"interval": (0.2, 0.8), "power": 1.0, "channels": 4}, {"guidance": 1.0}, {"window": (4, 4)}],
-    ids=["plain", "interval", "unguided", "windows"],
-)
-def test_a_step_of_sampling(monkeypatch, solver, settings):
-    """From the second call on of a kind, guided or not. Noise comes from the host, which is no wait."""
-    config = (FiTv1Config if solver in DIFFUSION_SOLVERS else FiTConfig)(**SIZES)
+def sampled(monkeypatch, config, sampling: Sampling, starts=None) -> list[int]:
+    """The lengths of the batches of a sampling, watched from the second call on of a length, guided or not."""
     model, batch, *_ = network_and_batch(config, UNSORTED)
     watch, calls = NoWaiting(), []
 
@@ -98,34 +92,32 @@ def test_a_step_of_sampling(monkeypatch, solver, settings):
         calls.append(len(given[0]))
         return model(*given, **options)
 
+    # Noise comes from the host, which is no wait.
     monkeypatch.setattr(ImageNoise, "draw", lambda self: torch.empty(batch.x.shape, device=META))
-    specs = [SampleSpec(i, (2 * h, 2 * w), i) for i, (h, w) in enumerate(UNSORTED)]
     watch.active = False
     with torch.no_grad(), watch:
-        guided = guided_model(denoiser, config, specs, Sampling(solver=solver, steps=5, **settings), META)
-        sample_batch(guided, [spec.seed for spec in specs])
-    assert len(calls) >= 5 and watch.active
+        guided = guided_model(denoiser, config, SPECS, sampling, META)
+        sample_batch(guided, [spec.seed for spec in SPECS], starts)
+    assert watch.active
+    return calls
+
+
+@pytest.mark.parametrize("solver", [solver for solver in SOLVER_NAMES if solver not in ADAPTIVE])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"interval": (0.2, 0.8), "power": 1.0, "channels": 4}, {"guidance": 1.0}, {"window": (4, 4)}],
+    ids=["plain", "interval", "unguided", "windows"],
+)
+def test_a_step_of_sampling(monkeypatch, solver, settings):
+    config = (FiTv1Config if solver in DIFFUSION_SOLVERS else FiTConfig)(**SIZES)
+    assert len(sampled(monkeypatch, config, Sampling(solver=solver, steps=5, **settings))) >= 5
 
 
 def test_a_step_of_sampling_that_begins_with_images(monkeypatch):
-    config, watch = FiTConfig(**SIZES), NoWaiting()
-    model, batch, *_ = network_and_batch(config, UNSORTED)
-    monkeypatch.setattr(ImageNoise, "draw", lambda self: torch.empty(batch.x.shape, device=META))
-    specs = [SampleSpec(i, (2 * h, 2 * w), i) for i, (h, w) in enumerate(UNSORTED)]
-    kept = (torch.ones(spec.size, dtype=torch.bool) for spec in specs)
+    config = FiTConfig(**SIZES)
+    kept = (torch.ones(spec.size, dtype=torch.bool) for spec in SPECS)
     starts = [Start(torch.zeros(config.in_channels, *own.shape), 0.2, own) for own in kept]
-    calls = []
-
-    def denoiser(*given, **options):
-        watch.active = bool(calls)
-        calls.append(len(given[0]))
-        return model(*given, **options)
-
-    watch.active = False
-    with torch.no_grad(), watch:
-        guided = guided_model(denoiser, config, specs, Sampling(steps=5), META)
-        sample_batch(guided, [spec.seed for spec in specs], starts)
-    assert len(calls) == 4
+    assert len(sampled(monkeypatch, config, Sampling(steps=5), starts)) == 4
 
 
 @pytest.mark.parametrize(

@@ -54,20 +54,11 @@ def garments(number: int = 60, seed: int = 0, **budget) -> Fashion:
 
 def recipe(*overrides: str) -> Recipe:
     """Ten steps of a network of width 32 over two packs each, in float32, with a checkpoint in the middle."""
-    tree = {
-        "model": {"width": 32, "depth": 2, "heads": 2, "patch_size": 4},
-        "training": {
-            "steps": 10,
-            "max_tokens_per_batch": 200,
-            "batches_per_step": 2,
-            "learning_rate": 3e-3,
-            "warmup_steps": 0,
-            "precision": "fp32",
-            "workers": 1,
-        },
-        "log": {"checkpoint_every": 5, "sample_every": 1000, "sample_steps": 1},
-    }
-    return build_recipe(tree, overrides)
+    training = {"steps": 10, "max_tokens_per_batch": 200, "batches_per_step": 2, "learning_rate": 3e-3}
+    training |= {"warmup_steps": 0, "precision": "fp32", "workers": 1}
+    log = {"checkpoint_every": 5, "sample_every": 1000, "sample_steps": 1}
+    model = {"width": 32, "depth": 2, "heads": 2, "patch_size": 4}
+    return build_recipe({"model": model, "training": training, "log": log}, overrides)
 
 
 def trainer(run: Path, *overrides: str, dataset: Fashion | None = None) -> Trainer:
@@ -75,6 +66,16 @@ def trainer(run: Path, *overrides: str, dataset: Fashion | None = None) -> Train
     chosen, dataset = recipe(*overrides), dataset or garments()
     base = build_base(chosen.training)
     return Trainer(chosen, dataset, build_model_config(chosen, dataset, base), run, base)
+
+
+def stop_at(step: int):
+    """A `report` that ends the run as Ctrl-C would, before a checkpoint of that step."""
+
+    def report(figures):
+        if figures["step"] == step:
+            raise KeyboardInterrupt
+
+    return report
 
 
 def log_lines(run: Path) -> list[dict]:
@@ -110,12 +111,31 @@ def command_line(*arguments: str) -> None:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+def exit_code(target, *arguments) -> int | None:
+    """Of a process of its own, at its end."""
+    child = process(target, *arguments)
+    child.join()
+    return child.exitcode
+
+
 def processes(world: int, target, *arguments) -> list[BaseProcess]:
     """Started processes that work together over gloo, as torchrun starts them."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     return [process(as_one_of, world, rank, port, target, *arguments) for rank in range(world)]
+
+
+def exit_codes(started: list[BaseProcess], timeout: float = 100) -> list[int | None]:
+    for member in started:
+        member.join(timeout)
+    return [member.exitcode for member in started]
+
+
+def run_together(world: int, target, *arguments, timeout: float = 100) -> None:
+    """`processes` to their end, which must be a good one."""
+    codes = exit_codes(processes(world, target, *arguments), timeout)
+    assert codes == [0] * world, codes
 
 
 def as_one_of(world: int, rank: int, port: int, target, *arguments) -> None:
@@ -128,9 +148,11 @@ def as_one_of(world: int, rank: int, port: int, target, *arguments) -> None:
     destroy_process_group()
 
 
-def train(run: Path, *overrides: str) -> None:
-    """A whole run, for `processes`."""
-    trainer(run, *overrides).fit(lambda figures: None)
+def train(run: Path, *overrides: str) -> Trainer:
+    """The trainer of a whole run, at its end; for `processes` too."""
+    finished = trainer(run, *overrides)
+    finished.fit(lambda figures: None)
+    return finished
 
 
 def small_blocks() -> dict:

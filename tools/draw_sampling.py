@@ -1,4 +1,4 @@
-"""Draws what options of sampling do to images of the built-in model, in half a minute on two cores.
+"""Draws what options and sizes do to images of the built-in model, in a minute on two cores.
 
 python tools/draw_sampling.py docs/images
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
@@ -57,12 +58,23 @@ def methods() -> Image.Image:
     return contact_sheet(images, captions, columns=len(wanted))
 
 
+def sizes() -> Image.Image:
+    """A row for each class, a column for each factor in one pass; the last one has the turned size."""
+    wanted, captions = [], []
+    for name in PRETRAINED.class_names:
+        own, *larger = specs((name,), FACTORS)
+        wanted += [own, *larger, replace(own, size=own.size[::-1])]
+        captions += [f"{name} {factor:g}x" for factor in FACTORS] + [f"{name} turned"]
+    made = generate(PRETRAINED.model, wanted, Sampling())
+    return contact_sheet([*map(to_image, made)], captions, columns=len(FACTORS) + 1)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="the folder for the pictures (PNG)")
     folder = parser.parse_args().out
     folder.mkdir(parents=True, exist_ok=True)
-    for name, draw in {"guidance": guidance, "methods": methods}.items():
+    for name, draw in {"guidance": guidance, "methods": methods, "sizes": sizes}.items():
         draw().save(folder / f"{name}.png", optimize=True)
 
 

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from commands import Result
 from fitv2.checkpoints.model_folder import save_pretrained
+from image_files import saved
+from image_folders import noise, write_files
 from tiny import CLASSES, CONFIG, random_model
 
 SHAPES = [[(28, 8, 7), (24, 8, 2)], *[[(8, 28, 3)]] * 9]
@@ -45,10 +45,5 @@ def model(tmp_path_factory) -> Path:
 @pytest.fixture
 def images(tmp_path) -> Path:
     """Ten images of two classes, in many sizes, and a file that is none."""
-    rng = np.random.default_rng(0)
-    for i in range(10):
-        path = tmp_path / "images" / ("cat", "dog")[i % 2] / f"{i}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (16 + 8 * i, 40, 3), dtype=np.uint8)).save(path)
-    (tmp_path / "images/cat/broken.jpg").write_bytes(path.read_bytes()[:200])
-    return tmp_path / "images"
+    files = {f"{('cat', 'dog')[i % 2]}/{i}.png": saved(noise(16 + 8 * i, 40, i)) for i in range(10)}
+    return write_files(tmp_path / "images", files | {"cat/broken.jpg": files["dog/9.png"][:200]})

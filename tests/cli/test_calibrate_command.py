@@ -14,10 +14,7 @@ CALIBRATE = ("--reference", "fashion", "--size", "own:2", "--num-images", 20, "-
 
 @pytest.fixture
 def folder(model, tmp_path):
-    (tmp_path / "mine").mkdir()
-    for path in model.iterdir():
-        shutil.copy(path, tmp_path / "mine")
-    return tmp_path / "mine"
+    return shutil.copytree(model, tmp_path / "mine")
 
 
 def test_the_best_way_becomes_the_default(fitv2, folder, tmp_path):

@@ -107,12 +107,7 @@ def test_a_letter_stands_for_one_option_in_all_commands():
 @pytest.mark.parametrize(
     ("command", "words", "today", "notes"),
     [
-        (
-            "train",
-            "-r latents -n -smodel.width=8 -s a=-s",
-            "--recipe latents --dry-run --set=model.width=8 --set a=-s",
-            4,
-        ),
+        ("train", "-r a -n -smodel.width=8 -s a=-s", "--recipe a --dry-run --set=model.width=8 --set a=-s", 4),
         ("study", "mixed -n 3", "mixed --seeds 3", 1),
         ("profile", "-m -- -m", "--measure -- -m", 1),
         ("sample", "-n 3 --precision float32", "-n 3 --precision fp32", 1),

@@ -6,16 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tiny import log_lines, processes, train, trainer
+from tiny import log_lines, run_together, train, trainer
 
 SETTINGS = ["training.steps=10", "training.batches_per_step=4", "training.class_dropout_prob=0.3", "log.sample_every=5"]
-
-
-def run_together(target, *arguments) -> None:
-    pair = processes(2, target, *arguments)
-    for member in pair:
-        member.join(300)
-    assert [member.exitcode for member in pair] == [0, 0]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -23,7 +16,7 @@ def run_together(target, *arguments) -> None:
 def test_two_gpus_train_as_one(tmp_path, precision, sharding):
     settings = [*SETTINGS, f"training.precision={precision}"]
     train(tmp_path / "one", *settings)
-    run_together(train, tmp_path / "two", *settings, f"training.sharding={sharding}")
+    run_together(2, train, tmp_path / "two", *settings, f"training.sharding={sharding}", timeout=300)
     for line, other in zip(log_lines(tmp_path / "two"), log_lines(tmp_path / "one"), strict=True):
         assert line == pytest.approx(other, rel=1e-3 if precision == "fp32" else 0.03)
     weights, others = (load_file(tmp_path / run / "model/model.safetensors") for run in ("two", "one"))
@@ -45,4 +38,4 @@ def train_and_look(run: Path) -> None:
 
 
 def test_two_gpus_share_what_belongs_to_the_weights(tmp_path):
-    run_together(train_and_look, tmp_path)
+    run_together(2, train_and_look, tmp_path, timeout=300)
