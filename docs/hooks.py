@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from textwrap import dedent
 from typing import Any, get_args
 
 import typer.main
@@ -36,7 +37,7 @@ def command_section(name: str, command: Any) -> str:
 def paragraphs(text: str) -> Iterator[str]:
     """The help text as Markdown: indented paragraphs are commands, and rich's markup has no place here."""
     for paragraph in re.sub(r"\[/?bold\]", "**", text).split("\n\n"):
-        yield from ["```", paragraph.strip(), "```", ""] if paragraph.startswith("  ") else [paragraph, ""]
+        yield from ["```", dedent(paragraph).strip(), "```", ""] if paragraph.startswith("  ") else [paragraph, ""]
 
 
 def parameter_row(parameter: Any) -> str:

@@ -40,11 +40,8 @@ def autoencoder(
     [bold]Examples[/bold]
 
       fitv2 autoencoder --data my/images --out runs/autoencoder
-
       fitv2 autoencoder --data my/images --data emoji --set training.steps=20000 --out runs/autoencoder
-
       fitv2 autoencoder --resume --out runs/autoencoder
-
       fitv2 prepare my/images --out prepared --max-tokens 256 --autoencoder runs/autoencoder
 
     It minimises the absolute error, a distance of EfficientNet-Lite0's features and a small KL divergence on random

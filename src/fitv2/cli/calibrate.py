@@ -57,7 +57,6 @@ def calibrate(
     [bold]Examples[/bold]
 
       fitv2 calibrate runs/mine --reference my/images
-
       fitv2 calibrate builtin:fashion --reference fashion --size own:1.43 --num-images 100
 
     The methods are one pass, with the positions of training or with an extrapolation, and two passes: a small image is

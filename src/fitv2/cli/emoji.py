@@ -23,7 +23,6 @@ def emoji(
     [bold]Examples[/bold]
 
       fitv2 emoji --out emoji
-
       fitv2 train --recipe emoji --set data.folder=emoji --out runs/emoji
 
     It fetches 45 MB with npm and needs resvg-py (pip install 'fitv2\[emoji]'). The licences are in ATTRIBUTION.md.

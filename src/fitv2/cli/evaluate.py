@@ -104,13 +104,9 @@ def evaluate(
     [bold]Examples[/bold]
 
       fitv2 evaluate builtin:fashion --reference fashion --num-images 2000
-
       fitv2 evaluate runs/mine --reference my/images --size 96x96 --size 64x144 --guidance 1 --guidance 1.5
-
       fitv2 evaluate samples.npz --reference VIRTUAL_imagenet256_labeled.npz --inception-weights pt_inception.pth
-
       fitv2 evaluate first/result.json second/result.json
-
       torchrun --nproc_per_node 8 -m fitv2.cli evaluate runs/mine --reference my/images --size 256x256 -n 50000
 
     After an interruption, the same command continues and keeps the images already made; without --out, later

@@ -35,7 +35,6 @@ def inspect(
     [bold]Examples[/bold]
 
       fitv2 inspect prepared
-
       fitv2 inspect prepared --budget 16384 --verify
     """
     from ..data.prepared import read_dataset

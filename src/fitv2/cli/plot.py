@@ -26,7 +26,6 @@ def plot(
     [bold]Examples[/bold]
 
       fitv2 plot runs/mine
-
       fitv2 plot runs/mine runs/other --out both.png --overwrite
 
     The picture shows training loss (smoothed) and held-out loss against steps and against images seen, held-out loss

@@ -69,9 +69,7 @@ def prepare(
     [bold]Examples[/bold]
 
       fitv2 prepare my/images --out prepared --max-tokens 256 --autoencoder stabilityai/sd-vae-ft-ema
-
       fitv2 prepare my/images --out pixels --max-tokens 144 --autoencoder pixels --text-encoder builtin:minilm
-
       torchrun --nproc_per_node 8 -m fitv2.cli prepare 'train-*.tar' --out prepared --max-tokens 256 --autoencoder vae
 
     After an interruption, the same command continues. If the source changes, only new and changed images are encoded.

@@ -80,13 +80,9 @@ def profile(
     [bold]Examples[/bold]
 
       fitv2 profile
-
       fitv2 profile FiTv2-B/2 FiTv2-XL/2 --size 256x256 --size 160x480 --batch 8
-
       fitv2 profile FiTv2-B/2 builtin:fashion --measure --plot cost.png
-
       fitv2 profile FiTv2-B/2 DiT-B/2 --measure --compile --batch 8
-
       fitv2 profile runs/mine --measure --precision fp32 --json
 
     GMAC counts the multiply-accumulates of linear layers (the "GFLOPs" of the paper's Table I). GFLOP counts

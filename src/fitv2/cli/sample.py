@@ -96,13 +96,9 @@ def sample(
     [bold]Examples[/bold]
 
       fitv2 sample
-
       fitv2 sample --labels trouser,bag --size 28x12 --size 40x16 --per-class 4
-
       fitv2 sample runs/mine --steps 50 --guidance 1.5 --seed 7
-
       fitv2 sample runs/drawings --prompt "a red apple" --prompt "a cat" --size 128x128 --size 64x192
-
       fitv2 sample runs/drawings -p "a garden" --init-image cat.png --size 128x384 --anchor left
 
     The same seed gives the same image, whatever else is made alongside it. samples.json in the folder records the

@@ -73,15 +73,10 @@ def study(
     [bold]Examples[/bold]
 
       fitv2 study
-
       fitv2 study convergence --dry-run
-
       fitv2 study convergence --trial 5% --seeds 1
-
       fitv2 study convergence ablation versus-sit
-
       fitv2 study status
-
       fitv2 study convergence --report
 
     A study is a queue of 'fitv2 train' and 'fitv2 evaluate' commands. The same command continues after any stop, on any

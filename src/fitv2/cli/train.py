@@ -65,13 +65,9 @@ def train(
     [bold]Examples[/bold]
 
       fitv2 train --recipe fashion-tiny
-
       fitv2 train --data my/images --out runs/mine
-
       fitv2 train --data my/images --init-from runs/theirs --out runs/tuned
-
       fitv2 train --resume --out runs/mine
-
       fitv2 train --recipe fashion --set training.steps=2000 --set model.width=192 --dry-run
 
     [bold]How long is long enough?[/bold] --dry-run estimates the time on this machine. On two CPU cores, fashion-tiny
