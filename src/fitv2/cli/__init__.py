@@ -90,20 +90,8 @@ def of_all(
 
 # Typer keeps line breaks within a paragraph, which a narrower terminal would break once more.
 for run in (
-    sample,
-    prepare,
-    emoji,
-    inspect,
-    train,
-    autoencoder,
-    reconstruct,
-    plot,
-    recipes,
-    evaluate,
-    calibrate,
-    convert,
-    profile,
-    study,
+    *(sample, prepare, emoji, inspect, train, autoencoder, reconstruct),
+    *(plot, recipes, evaluate, calibrate, convert, profile, study),
 ):
     app.command(cls=Command, help=re.sub(r"(?<=\S)\n(?=\S)", " ", cleandoc(run.__doc__ or "")))(run)
 
