@@ -10,7 +10,7 @@ import pytest
 import typer.main
 
 from fitv2.cli import app
-from fitv2.cli.renamed import SHORT, current
+from fitv2.cli.renamed import RENAMED, current
 from fitv2.model.config import EXTRAPOLATIONS
 from fitv2.sampling.solvers import SOLVER_NAMES
 
@@ -99,9 +99,9 @@ def test_a_letter_stands_for_one_option_in_all_commands():
             meanings.setdefault(letter, set()).update(name for name in option.opts if name.startswith("--"))
     assert {"-n", "-s", "-r", "-m", "-o"} <= meanings.keys()
     assert {letter: names for letter, names in meanings.items() if len(names) > 1} == {}
-    for command, letters in SHORT.items():
+    for command, older in RENAMED.items():
         options = {name for option in commands[command].params for name in option.opts}
-        assert letters.keys().isdisjoint(options) and options.issuperset(letters.values())
+        assert older.keys().isdisjoint(options) and options.issuperset(older.values())
 
 
 @pytest.mark.parametrize(
@@ -111,6 +111,8 @@ def test_a_letter_stands_for_one_option_in_all_commands():
         ("study", "mixed -n 3", "mixed --seeds 3", 1),
         ("profile", "-m -- -m", "--measure -- -m", 1),
         ("sample", "-n 3 --precision float32", "-n 3 --precision fp32", 1),
+        ("sample", "--num=3 --full-every 2 --num-images 4", "--per-class=3 --cache-interval 2 --num-images 4", 2),
+        ("evaluate", "--number 3 --num=4", "--num-images 3 --num-images=4", 2),
         ("profile", "--precision=no --precision bf16", "--precision=fp32 --precision bf16", 1),
     ],
 )

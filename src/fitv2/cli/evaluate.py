@@ -12,19 +12,11 @@ import typer
 
 from ..errors import UserError
 from .evaluation import DEFAULT_NUMBER, OUT, Request, is_model, parse_size_spec, run
-from .options import (
-    Json,
-    ModelOptions,
-    guidance_option,
-    note_renamed,
-    out_option,
-    refuse_options,
-    with_model_options,
-)
+from .options import Json, ModelOptions, guidance_option, out_option, refuse_options, with_model_options
 
 # Parameters that have an effect on images that exist already.
 OF_SAMPLES = {"names", "reference", "size", "protocol", "extractor", "inception_weights", "metrics", "num_images"}
-OF_SAMPLES |= {"num", "device", "out", "save_npz", "force", "as_json"}
+OF_SAMPLES |= {"device", "out", "save_npz", "force", "as_json"}
 input_option = partial(typer.Option, rich_help_panel="Input")
 metric_option = partial(typer.Option, rich_help_panel="Metrics", show_default=False)
 
@@ -64,7 +56,6 @@ def evaluate(
             "--num-images", "-n", min=2, help=f"images of each --size; default: all, or {DEFAULT_NUMBER} for a model"
         ),
     ] = None,
-    num: Annotated[int | None, typer.Option("--num", "--number", min=2, hidden=True)] = None,
     protocol: Annotated[
         Literal["adm-square", "matched", "centre"] | None,
         metric_option(
@@ -131,8 +122,6 @@ def evaluate(
         raise UserError("give real images to compare with: --reference FOLDER, an .npz archive, or fashion")
     if is_model(reference):
         raise UserError(f"--reference {reference} is a model or a run; give real images to compare with")
-    if num is not None:
-        note_renamed("--num or --number", "--num-images (-n)")
     scales = guidance or [None]
     # With several scales, settings of guidance are for those that guide.
     plain = replace(options, guidance_interval=None, guidance_power=None, guidance_channels=None)
@@ -145,7 +134,7 @@ def evaluate(
         metrics=[metric.strip() for metric in metrics.split(",")],
         protocol=protocol,
         sizes=[parse_size_spec(text) for text in size or (["own"] if of_model else [])],
-        number=num_images or num,
+        number=num_images,
         out=out,
         save_npz=save_npz,
         seed=seed,

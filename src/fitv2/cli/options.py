@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import partial, wraps
 from inspect import signature
 from pathlib import Path
@@ -72,7 +71,6 @@ class ModelOptions:
     ] = None
     time_shift: Annotated[float | None, sampling_option(help="above 1: more steps near the image")] = None
     cache_interval: Annotated[int | None, sampling_option(min=1, help="compute inner blocks only every N calls")] = None
-    full_every: Annotated[int | None, sampling_option(min=1, hidden=True)] = None
     extrapolation: Annotated[
         Extrapolation | None,
         sampling_option(metavar="NAME", help=f"positions beyond the training size: {', '.join(EXTRAPOLATIONS)}"),
@@ -209,19 +207,11 @@ def with_model_options(command: Callable[..., None]) -> Callable[..., None]:
     @wraps(command)
     def run(**given: Any) -> None:
         options = ModelOptions(**{field.name: given.pop(field.name) for field in fields(ModelOptions)})
-        if options.full_every is not None:
-            note_renamed("--full-every", "--cache-interval")
-            options = replace(options, cache_interval=options.cache_interval or options.full_every)
         command(**given, options=options)
 
     run.__dict__["__signature__"] = own.replace(parameters=parameters)
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
-
-
-def note_renamed(old: str, new: str) -> None:
-    """Tells that an option has another name now, and that the old one will go."""
-    print(f"Note: {old} is now called {new}", file=sys.stderr)
 
 
 def refuse_options(context: typer.Context, names: Collection[str], why: str) -> None:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 
 from typer import BadParameter, Context
 from typer.core import TyperCommand
 
 from ..messages import suggestion_of
-from .options import note_renamed
 
-# Short options that now have one meaning in all commands: -s is --size, -n --num-images, -r --reference, -m --metrics.
-SHORT = {
+# By command. Short options now have one meaning in all of them: -s is --size, -n --num-images, -r --reference, -m
+# --metrics.
+RENAMED = {
     "train": {"-r": "--recipe", "-s": "--set", "-n": "--dry-run"},
     "study": {"-n": "--seeds"},
     "profile": {"-m": "--measure"},
+    "sample": {"--num": "--per-class", "--full-every": "--cache-interval"},
+    "evaluate": {"--num": "--num-images", "--number": "--num-images", "--full-every": "--cache-interval"},
 }
 PRECISION = "--precision"
 
@@ -37,18 +40,24 @@ def current(command: str, words: Sequence[str]) -> Iterator[str]:
     """Yields the words of a command line with today's names, and notes those that have changed."""
     from ..legacy import PRECISIONS
 
-    short, before = SHORT.get(command, {}), ""
+    names, before = RENAMED.get(command, {}), ""
     for number, word in enumerate(words):
         if word == "--":
             yield from words[number:]
             return
-        option, value = (before, word) if before == PRECISION else word.split("=", 1) if "=" in word else (word, "")
-        if option == PRECISION and value in PRECISIONS:
+        option = word.partition("=")[0] if word.startswith("--") else word[:2]
+        rest = word.removeprefix(option)
+        value = word if before == PRECISION else rest[1:] if option == PRECISION else ""
+        if value in PRECISIONS:
             note_renamed(f"{PRECISION} {value}", f"{PRECISION} {PRECISIONS[value]}")
             word = word.removesuffix(value) + PRECISIONS[value]
-        elif word[:2] in short:
-            long, rest = short[word[:2]], word[2:].removeprefix("=")
-            note_renamed(word[:2], long)
-            word = f"{long}={rest}" if rest else long
+        elif option in names:
+            note_renamed(option, names[option])
+            word = f"{names[option]}={rest.removeprefix('=')}" if rest else names[option]
         yield word
         before = word
+
+
+def note_renamed(old: str, new: str) -> None:
+    """Tells that an option has another name now, and that the old one will go."""
+    print(f"Note: {old} is now called {new}", file=sys.stderr)

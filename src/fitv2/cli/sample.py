@@ -15,16 +15,7 @@ from ..errors import UserError
 from ..messages import counted
 from ..sampling.defaults import ANCHORS, VARIATION, Anchor
 from .editing import Edits
-from .options import (
-    ADVISED,
-    IgnoreMemory,
-    Json,
-    ModelOptions,
-    guidance_option,
-    note_renamed,
-    out_option,
-    with_model_options,
-)
+from .options import ADVISED, IgnoreMemory, Json, ModelOptions, guidance_option, out_option, with_model_options
 from .output import show
 from .sample_folder import SHEET, begin, finish, free_folder
 from .specs import check_memory, describe, list_specs, read_prompts, shown, shown_classes, warn_of_sizes
@@ -66,7 +57,6 @@ def sample(
         list[str] | None, image_option("--size", "-s", help="HEIGHTxWIDTH, repeatable; default: several")
     ] = None,
     per_class: Annotated[int | None, image_option(min=1, help="images per class and size; default: 1")] = None,
-    num: Annotated[int | None, typer.Option(min=1, hidden=True)] = None,
     num_images: Annotated[
         int | None, image_option("--num-images", "-n", min=1, help="images per --size, cycling through the classes")
     ] = None,
@@ -114,9 +104,6 @@ def sample(
         raise UserError(f"two models are named, {model} and --model {model_option}; give one")
     if model_option is not None:
         print("Note: the model is now the first word: fitv2 sample MODEL, without --model", file=sys.stderr)
-    if num is not None and per_class is None:
-        note_renamed("--num", "--per-class")
-        per_class = num
     name = model or model_option or BUILTIN
     where = choose_device(options.device)
     loaded = options.load(name, where)
