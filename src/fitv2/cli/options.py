@@ -30,6 +30,10 @@ sampling_option = partial(typer.Option, rich_help_panel="Sampling")
 guidance_option = partial(typer.Option, rich_help_panel="Guidance")
 machine_option = partial(typer.Option, rich_help_panel="Model and machine")
 ADVISED = "default: the model's recommendation, else"
+# Options, by the names under which samples.json records them, and the attributes of `Sampling` that they set.
+OPTIONS = {"solver": "solver", "steps": "steps", "guidance_interval": "interval", "guidance_power": "power"}
+OPTIONS |= {"guidance_channels": "channels", "internal_guidance": "internal_guidance"}
+OPTIONS |= {"internal_interval": "internal_interval", "time_shift": "shift", "cache_interval": "cache_interval"}
 
 
 def check_folder(path: Path | None) -> Path | None:
@@ -174,18 +178,12 @@ class ModelOptions:
             rope = config.rope.named(self.extrapolation, self.attention_scale)
         elif self.attention_scale is not None:
             raise UserError("--attention-scale belongs to an --extrapolation; name one (--extrapolation vision-ntk)")
+        given = {name: getattr(self, option) for option, name in OPTIONS.items()}
+        given["channels"] = self.guidance_channels and self.guidance_channels * config.patch_size**2
         return pretrained.sampling(
-            steps=self.steps,
-            solver=self.solver,
+            **given,
             guidance=guidance,
-            interval=self.guidance_interval,
-            power=self.guidance_power,
-            channels=self.guidance_channels and self.guidance_channels * config.patch_size**2,
-            internal_guidance=self.internal_guidance,
-            internal_interval=self.internal_interval,
-            shift=self.time_shift,
             rope=rope,
-            cache_interval=self.cache_interval,
             upscale_from=self.upscale_from,
             upscale_side=pretrained.longest_side if self.upscale_from else None,
             upscale_time=self.upscale_time,

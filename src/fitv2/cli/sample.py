@@ -15,7 +15,7 @@ from ..errors import UserError
 from ..messages import counted
 from ..sampling.defaults import ANCHORS, VARIATION, Anchor
 from .editing import Edits
-from .options import ADVISED, IgnoreMemory, Json, ModelOptions, guidance_option, out_option, with_model_options
+from .options import ADVISED, OPTIONS, IgnoreMemory, Json, ModelOptions, guidance_option, out_option, with_model_options
 from .output import show
 from .sample_folder import SHEET, begin, finish, free_folder
 from .specs import check_memory, describe, list_specs, read_prompts, shown, shown_classes, warn_of_sizes
@@ -164,17 +164,12 @@ def request_of(
     request = {
         "model_step": pretrained.step,
         "labels": list(dict.fromkeys(spec.label for spec in specs)),
-        "solver": sampling.solver,
-        "steps": sampling.steps,
+        **{option: getattr(sampling, name) for option, name in OPTIONS.items()},
         "guidance": sampling.guidance,
         "guidance_interval": list(sampling.interval),
-        "guidance_power": sampling.power,
         "guidance_channels": sampling.channels and sampling.channels // pretrained.model.config.patch_size**2,
-        "internal_guidance": sampling.internal_guidance,
         "internal_interval": list(sampling.internal_interval),
-        "time_shift": sampling.shift,
         "shift_tokens": sampling.shift_tokens,
-        "cache_interval": sampling.cache_interval,
         "extrapolation": options.extrapolation,
         "attention_scale": options.attention_scale,
         "autoencoder": options.autoencoder or pretrained.autoencoder,
