@@ -14,11 +14,10 @@ import typer
 from ..errors import UserError
 from ..messages import counted
 from ..sampling.defaults import ANCHORS, VARIATION, Anchor
-from .editing import Edits
 from .options import ADVISED, OPTIONS, IgnoreMemory, Json, ModelOptions, guidance_option, out_option, with_model_options
 from .output import show
 from .sample_folder import SHEET, begin, finish, free_folder
-from .specs import check_memory, describe, list_specs, read_prompts, shown, shown_classes, warn_of_sizes
+from .specs import check_memory, describe, edits_of, list_specs, read_prompts, shown, shown_classes, warn_of_sizes
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -112,8 +111,7 @@ def sample(
     if init_image is not None:
         sampling = in_one_pass(sampling, options)
     texts = read_prompts(prompt or [], prompts), negative_prompt
-    edit = Edits(init_image, mask, strength, anchor)
-    edits = edit.lay_out(size, pretrained, codec)
+    edits, beginning = edits_of(init_image, mask, strength, anchor, size, pretrained, codec)
     sizes = list(edits) or size
     specs = list_specs(pretrained, labels, sizes, per_class, num_images, seed, codec.factor, *texts)
     if not ignore_memory:
@@ -122,9 +120,7 @@ def sample(
         warn_of_sizes(pretrained, specs, codec.factor)
     number = {"num": per_class or 1} if num_images is None else {"images_per_size": num_images}
     request = {"model": name, **request_of(loaded, options, sampling, specs), **number}
-    request |= {"sizes": size or None, "seed": seed, "device": where.type}
-    if init_image is not None:
-        request |= edit.request()
+    request |= {"sizes": size or None, "seed": seed, "device": where.type, **beginning}
     out = out or free_folder()
     rows = [describe(pretrained, spec, codec.factor) for spec in specs]
     note = shown_classes(pretrained, labels)

@@ -1,4 +1,4 @@
-"""Which images `fitv2 sample` makes: classes, sizes and seeds, their file names, and whether they fit into memory."""
+"""Which images `fitv2 sample` makes: classes, sizes, seeds, beginnings, file names; and if they fit into memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ from .options import parse_size
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from PIL import Image
+
+    from ..autoencoder import LatentCodec, Pixels
     from ..checkpoints.model_folder import Pretrained
+    from ..edits import Edit
     from ..sampling.spec import SampleSpec, Sampling
 
 # The factor between the sides of an image of training and those of a larger one that is shown.
@@ -198,6 +202,47 @@ def read_prompts(given: Sequence[str], file: Path | None) -> list[str]:
     if not any(lines):
         raise UserError(f"{file} holds no prompts: write one per line")
     return [*given, *filter(None, lines)]
+
+
+def edits_of(
+    init_image: Path | None,
+    mask: Path | None,
+    strength: float | None,
+    anchor: str,
+    sizes: list[str] | None,
+    pretrained: Pretrained,
+    codec: Pixels | LatentCodec,
+) -> tuple[dict[str, Edit], dict[str, Any]]:
+    """Returns, by size, the image to begin with on a canvas of that size, by default its own, see `fitv2.edits`.
+
+    And what samples.json says of it: the files by their content, because another may take their place. Both are empty
+    without an image. Raises UserError for an image that cannot be read or does not fit, and for options without one.
+    """
+    from ..edits import lay_out
+    from ..hashes import file_digest
+
+    if init_image is None:
+        if mask is not None or strength is not None or anchor != "center":
+            raise UserError("--mask, --strength and --anchor are about an image to begin with: give --init-image")
+        return {}, {}
+    channels = 3 if codec.channels else pretrained.model.config.in_channels
+    image, white = read_image(init_image, channels), None if mask is None else read_image(mask, 1)
+    unit = codec.factor * pretrained.model.config.patch_size
+    wanted = [None if size is None else parse_size(size) for size in sizes or [None]]
+    edits = [lay_out(image, channels, unit, size, white, strength, anchor) for size in wanted]
+    digests = {"init_image": file_digest(init_image), "mask": mask and file_digest(mask)}
+    return {"x".join(map(str, edit.size)): edit for edit in edits}, digests | {"strength": strength, "anchor": anchor}
+
+
+def read_image(path: Path, channels: int) -> Image.Image:
+    """Returns the image in a file. Raises UserError if there is none."""
+    from ..data.decode import decode
+    from ..data.formats import UnreadableImage
+
+    try:
+        return decode(path, "L" if channels == 1 else "RGB")
+    except UnreadableImage as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def check_memory(pretrained: Pretrained, specs: list[SampleSpec], sampling: Sampling, factor: int) -> None:
