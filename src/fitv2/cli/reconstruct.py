@@ -70,12 +70,11 @@ def reconstruct(
 
     with image_progress("reconstructing", len(indices)) as done:
         read = images.read(indices, "RGB", lambda image: image)
-        scores = score_reconstructions(codec, iter(read), extractor, done, keep if sheet is not None else None)
+        means = score_reconstructions(codec, iter(read), extractor, done, keep if sheet is not None else None)
     if sheet is not None:
         from ..sheets import contact_sheet, save_sheet
 
         save_sheet(contact_sheet(pairs, ["image", "reconstruction"] * (len(pairs) // 2)), sheet)
-    means = scores.means()
     distance = "" if means["fd"] is None else f", FD-ENLite0 {means['fd']:.2f}"
     line = f"PSNR {means['psnr']:.2f} dB, SSIM {means['ssim']:.4f}{distance}"
     show(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+from torch.signal.windows import gaussian
 
 from ..autoencoder import LatentCodec
 from ..data.images import to_array, to_latent
@@ -25,23 +25,6 @@ WINDOW, SIGMA, K1, K2 = 11, 1.5, 0.01, 0.03
 MOST_DECIBELS = 100.0
 # Images that are kept in memory with their reconstructions.
 BLOCK = 32
-
-
-@dataclass(frozen=True)
-class ReconstructionScores:
-    """Of N images: PSNR in decibels and SSIM of each, and the Fréchet distance of the features of both sets.
-
-    The distance is None for a single image, and depends on N: it is only comparable between equal sets.
-    """
-
-    psnr: list[float]
-    ssim: list[float]
-    distance: float | None
-
-    def means(self) -> dict[str, Any]:
-        """Returns the number of images, the mean PSNR and SSIM, and the distance."""
-        mean = {"psnr": float(np.mean(self.psnr)), "ssim": float(np.mean(self.ssim))}
-        return {"images": len(self.psnr), **mean, "fd": self.distance}
 
 
 def reconstruct(codec: LatentCodec, image: Image.Image) -> Image.Image:
@@ -62,8 +45,11 @@ def score_reconstructions(
     extractor: Extractor,
     done: Callable[[int], Any],
     on_pair: Callable[[Image.Image, Image.Image], None] | None = None,
-) -> ReconstructionScores:
-    """Returns the scores of RGB images of any sizes.
+) -> dict[str, Any]:
+    """Returns the number of RGB images of any sizes, their mean PSNR in decibels and SSIM, and the distance.
+
+    That is the Fréchet distance of the features of both sets ("fd"), None for a single image. It depends on their
+    number: it is only comparable between equal sets.
 
     done: is called with the number of images just finished. on_pair: gets each image with its reconstruction.
     """
@@ -84,7 +70,7 @@ def score_reconstructions(
                 running.add(features.pooled)
     several = len(psnr) > 1
     distance = frechet_distance(statistics[0].result(), statistics[1].result()) if several else None
-    return ReconstructionScores(psnr, ssim, distance)
+    return {"images": len(psnr), "psnr": float(np.mean(psnr)), "ssim": float(np.mean(ssim)), "fd": distance}
 
 
 def peak_signal_to_noise(a: np.ndarray, b: np.ndarray) -> float:
@@ -100,7 +86,8 @@ def structural_similarity(a: np.ndarray, b: np.ndarray) -> float:
     image; of a smaller image it is cut to the image's sides.
     """
     x, y = (torch.from_numpy(image.astype(np.float64)).permute(2, 0, 1)[:, None] for image in (a, b))
-    windows = [gaussian(min(WINDOW, side)) for side in x.shape[2:]]
+    windows = [gaussian(min(WINDOW, side), std=SIGMA, dtype=torch.float64) for side in x.shape[2:]]
+    windows = [weights / weights.sum() for weights in windows]
 
     def mean(values: Tensor) -> Tensor:
         return F.conv2d(F.conv2d(values, windows[0][None, None, :, None]), windows[1][None, None, None])
@@ -111,13 +98,6 @@ def structural_similarity(a: np.ndarray, b: np.ndarray) -> float:
     c1, c2 = (K1 * 255) ** 2, (K2 * 255) ** 2
     luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
     return float((luminance * (2 * covariance + c2) / (variance_x + variance_y + c2)).mean())
-
-
-def gaussian(length: int) -> Tensor:
-    """Returns weights (length,) float64 that add up to 1."""
-    places = torch.arange(length, dtype=torch.float64) - (length - 1) / 2
-    weights = (-(places**2) / (2 * SIGMA**2)).exp()
-    return weights / weights.sum()
 
 
 def evenly(total: int, number: int | None) -> Sequence[int]:
