@@ -77,15 +77,10 @@ def calibrate(
     request = Request(
         name=model,
         reference=reference,
-        extractor=None,
-        inception_weights=None,
         metrics=["fd", "accuracy"],
-        protocol=None,
         sizes=[parse_size_spec(text) for text in size or SIZES],
         number=num_images,
         out=out,
-        save_npz=False,
-        seed=0,
         samplings=[(options, None) for options in ways.values()],
     )
     with locked(out, "a fitv2 calibrate"):

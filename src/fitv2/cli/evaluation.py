@@ -67,15 +67,15 @@ class Request:
 
     name: str
     reference: str
-    extractor: str | None
-    inception_weights: Path | None
+    extractor: str | None = None
+    inception_weights: Path | None = None
     metrics: list[str]
-    protocol: Protocol | None
+    protocol: Protocol | None = None
     sizes: list[SizeSpec]
     number: int | None
     out: Path | None
-    save_npz: bool
-    seed: int
+    save_npz: bool = False
+    seed: int = 0
     samplings: list[tuple[ModelOptions, float | None]]
 
 
@@ -180,9 +180,10 @@ def load(request: Request, number: int, device: torch.device) -> Maker:
 
 def claim(request: Request, about: dict[str, Any], held: ExitStack) -> Path:
     """Returns the folder of this evaluation, reserved for it until `held` ends."""
-    from ..evaluation.results import claimed, own_folder
+    from ..evaluation.results import claimed
+    from ..hashes import json_digest
 
-    folder = request.out or own_folder(OUT, file_name(Path(request.name).resolve().name), about)
+    folder = request.out or OUT / f"{file_name(Path(request.name).resolve().name)}-{json_digest(about)[:12]}"
     held.enter_context(claimed(folder, about))
     return folder
 

@@ -18,7 +18,6 @@ from matplotlib.axes import Axes
 from ..atomic import write_text
 from ..drawing import BLUE, GREY, ORANGE, Panel
 from ..errors import UserError
-from ..hashes import json_digest
 from ..locks import locked
 from ..messages import shortened
 from ..provenance import provenance
@@ -145,11 +144,6 @@ def bars(results: Sequence[Result], key: str, title: str, axes: Axes) -> None:
 
 
 # The folder of an evaluation: each has its own, so that no result overwrites another.
-
-
-def own_folder(root: Path, name: str, about: dict[str, Any]) -> Path:
-    """Returns a folder below `root`, named after what is evaluated and a digest of all that decides the result."""
-    return root / f"{name}-{json_digest(about)[:12]}"
 
 
 @contextmanager
