@@ -102,7 +102,7 @@ def test_measured_figures_agree_with_each_other_and_with_the_formulas(name, prec
     config = replace(preset(name), width=96, depth=2, heads=2, num_classes=10)
     case = Case(Subject("small", config, 8, (256, 256)), (128, 128) if config.fixed_grid else (128, 256), 2, precision)
     cost, runs = cost_of(case), []
-    measured = measure(case, cost.forward_flops, torch.device("cpu"), 1, runs.append)
+    measured = measure(case, torch.device("cpu"), 1, runs.append)
     assert len(runs) == 2 * 3
     for figures, passes in ((measured.forward, 1), (measured.step, 3)):
         assert figures.tokens_per_second == pytest.approx(2 * case.tokens / figures.seconds)

@@ -112,7 +112,7 @@ def profile(
         with_step = [ignore_memory or fits(p, where) for p in profiles]
         with image_progress("measuring", sum(2 + step for step in with_step) * (runs + 1)) as done:
             profiles = [
-                replace(p, measured=measured(p.case, p.cost.forward_flops, where, runs, done, step, compiled))
+                replace(p, measured=measured(p.case, where, runs, done, step, compiled))
                 for p, step in zip(profiles, with_step, strict=True)
             ]
     if plot is not None:

@@ -45,7 +45,7 @@ class Case:
     """A batch of images of one size, (height, width) in pixels, through one model.
 
     precision: "bf16" (training under autocast, inference with bfloat16 weights) or "fp32". Raises UserError if the size
-    does not fit the model, or the batch is below 1.
+    does not fit the model.
     """
 
     subject: Subject
@@ -54,8 +54,6 @@ class Case:
     precision: cost.Precision = "bf16"
 
     def __post_init__(self) -> None:
-        if self.batch < 1:
-            raise UserError(f"a batch of {self.batch} images is not possible: it needs at least one")
         try:
             check_divisible(self.size, self.pixels)
         except UserError as error:
@@ -167,7 +165,6 @@ def cost_of(case: Case) -> Cost:
 
 def measure(
     case: Case,
-    forward_flops: int,
     device: torch.device,
     repeats: int = 5,
     done: Callable[[int], None] | None = None,
@@ -178,7 +175,6 @@ def measure(
 
     Args:
         case: The batch and the network.
-        forward_flops: The FLOPs of its forward pass, by formula.
         device: The device.
         repeats: The number of runs after a warm-up.
         done: Gets 1 after each run: of the forward pass, of the step and of the product.
@@ -189,7 +185,8 @@ def measure(
     product, product_flops = matrix_product(case.dtype, device)
     seconds = in_turn(works | {"product": product}, repeats, done)
     peaks = [product_flops / taken for taken in seconds["product"]]
-    tokens, flops = case.batch * case.tokens, {"forward": forward_flops, "step": PASSES_OF_A_STEP * forward_flops}
+    tokens, forward_flops = case.batch * case.tokens, cost.forward_flops(case.config, [case.tokens] * case.batch)
+    flops = {"forward": forward_flops, "step": PASSES_OF_A_STEP * forward_flops}
     passes = {
         name: Pass(
             seconds=median(seconds[name]),
