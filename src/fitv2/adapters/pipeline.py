@@ -23,16 +23,7 @@ from ..messages import check_known
 from ..model.config import RopeScheme
 from ..sampling.generate import generate, guided_model
 from ..sampling.noise import ImageNoise
-from ..sampling.spec import (
-    DEFAULT_STEPS,
-    TWO_PASSES,
-    SampleSpec,
-    Sampling,
-    checked_window,
-    default_solver,
-    latent_size,
-    without,
-)
+from ..sampling.spec import TWO_PASSES, SampleSpec, Sampling, checked_window, default_solver, latent_size, without
 from ..sheets import to_image
 from ..text import TextEncoder, load_text_encoder
 from ..tokens import TokenBatch
@@ -282,7 +273,8 @@ class FiTPipeline(SavedPipeline):
             raise UserError(f"latents must be packed starting noise {shape}, not {tuple(latents.shape)}")
         guided = guided_model(partial(model, rope=sampling.rope), config, specs, sampling, device, self.text)
         x = latents.float().to(device)
-        set_steps(self.scheduler, sampling.steps or DEFAULT_STEPS, device)
+        assert sampling.steps is not None  # Only an adaptive solver has none.
+        set_steps(self.scheduler, sampling.steps, device)
         self._interrupt, self._guidance_scale = False, sampling.guidance
         progress: Any = self.progress_bar
         for i, timestep in enumerate(progress(self.scheduler.timesteps)):

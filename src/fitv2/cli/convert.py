@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from ..errors import UserError
 from ..messages import command
 from .options import out_option
-
-if TYPE_CHECKING:
-    from ..model.config import FiTConfig
 
 
 def convert(
@@ -53,17 +50,13 @@ def convert(
     names = list(names) if len(names) == classes else []
     side = isqrt(params.get("context_size", 256)) * model.config.patch_size
     codec, weights = autoencoder or named_autoencoder, model.state_dict()
-    advice = as_the_authors_sample(model.config)
+    # As the authors' scripts sample: they guide three channels of a latent alone.
+    guided, channels = 3, model.config.in_channels
+    advice = {"guidance": 1.5} | ({"channels": guided * model.config.patch_size**2} if channels > guided else {})
     save_pretrained(out, model.config, weights, names, [[(side, side, 1)]], None, codec, recommended=advice)
     parameters, dtype = sum(weight.numel() for weight in model.parameters()), next(model.parameters()).dtype
     print(f"{out}: {architecture_of(model.config)} of {parameters / 1e6:.1f} M parameters, {dtype}")
     print(f"Sample from it with: {command('sample', out)}")
-
-
-def as_the_authors_sample(config: FiTConfig) -> dict[str, Any]:
-    """Returns the settings of the authors' sampling scripts: guidance 1.5, of three latent channels only."""
-    guided, per_channel = 3, config.patch_size**2
-    return {"guidance": 1.5} | ({"channels": guided * per_channel} if config.in_channels > guided else {})
 
 
 def check_out(out: Path, overwrite: bool) -> None:

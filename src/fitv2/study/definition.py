@@ -7,15 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    Field,
-    PositiveFloat,
-    PositiveInt,
-    StringConstraints,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, field_validator, model_validator
 
 from ..config import complaint, load_recipe
 from ..errors import UserError
@@ -34,7 +26,7 @@ LEAST_IMAGES, MOST_LINES = 40, 6
 # Metrics of `fitv2 evaluate` that are positive, so that they have a logarithm. The kernel distance may be negative.
 Metric = Literal["fd", "accuracy", "precision", "recall", "density", "coverage"]
 # Variants name files.
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
 
 
 class Variant(Settings):
