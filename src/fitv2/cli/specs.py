@@ -1,4 +1,4 @@
-"""Which images `fitv2 sample` makes: classes, sizes, seeds, beginnings, file names; and if they fit into memory."""
+"""Which images `fitv2 sample` makes, what they begin with, their file names, and whether they fit into memory."""
 
 from __future__ import annotations
 
