@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -23,7 +24,6 @@ from fitv2.study.results import REAL, Table
 from fitv2.study.runs import Run, frame_of, runs_of
 from fitv2.study.verdicts import Figures
 from fitv2.training.run_folder import exported, kept_provenance
-from fitv2.training.sigterm import STOPPED
 from studies import TREE, tree
 from tiny import command_line, process, trainer
 
@@ -286,7 +286,7 @@ def test_a_study_runs_stops_and_continues_with_real_commands(fitv2, definition, 
         time.sleep(0.05)
     child.terminate()
     child.join(60)
-    assert child.exitcode == STOPPED and len(list(tmp_path.glob("runs/study/*/checkpoints/step-*"))) == 2
+    assert child.exitcode == 128 + signal.SIGTERM and len(list(tmp_path.glob("runs/study/*/checkpoints/step-*"))) == 2
     code, printed = fitv2(*arguments, "--json")
     (result,) = json.loads(printed)
     assert code == 0 and result["failures"] == [] and len(result["runs"]) == 2

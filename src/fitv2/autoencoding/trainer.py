@@ -5,7 +5,6 @@ No global random state is used after the start: the crops follow from (seed, epo
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -35,7 +34,6 @@ from .learner import Learner
 from .network import latent_statistics, write_autoencoder
 from .objective import by_size
 
-logger = logging.getLogger(__name__)
 # The folder of the autoencoder in that of a run, as in a pipeline of diffusers.
 EXPORT = "vae"
 # Crops that the mean and the standard deviation of the latents are measured on.

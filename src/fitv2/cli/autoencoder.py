@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -51,21 +52,33 @@ def autoencoder(
     Ctrl-C and SIGTERM save the current step. --resume continues with the run's own settings, except those that --set
     changes; on a CPU the result equals an uninterrupted run bit for bit. 'fitv2 reconstruct' measures the result.
     """
-    from ..autoencoding.run import chosen_recipe
-    from ..training.sigterm import NAMES, signal_of, sigterm_interrupts
+    from .progress import stopped_before_the_first_step
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     chosen = chosen_recipe(out, data or [], settings or [], resume)
-    try:
-        with sigterm_interrupts():
-            trainer = carry_out(chosen, out, resume, device)
-    except KeyboardInterrupt as interruption:
-        number = signal_of(interruption)
-        say(f"stopped by {NAMES[number]} before the first step: nothing is lost, and the same command starts again")
-        raise typer.Exit(128 + number) from None
+    with stopped_before_the_first_step():
+        trainer = carry_out(chosen, out, resume, device)
     report_end(trainer, out)
     if trainer.progress.stopped_by is not None:
         raise typer.Exit(128 + trainer.progress.stopped_by)
+
+
+def chosen_recipe(run: Path, sources: Sequence[str], overrides: Sequence[str], resume: bool) -> AutoencoderRecipe:
+    """Returns the recipe of the run that is resumed, or else that of the sources, with the overrides on top.
+
+    Raises UserError if there are neither, or the folder holds a run of another command.
+    """
+    from ..autoencoder_settings import AutoencoderRecipe
+    from ..config import build_autoencoder_recipe
+    from ..training.run_folder import kept_recipe
+
+    kept = kept_recipe(run, AutoencoderRecipe) if resume else None
+    tree: dict[str, Any] = {} if kept is None else kept.model_dump(mode="json")
+    if sources:
+        tree["data"] = tree.get("data", {}) | {"sources": list(sources)}
+    if not tree and not any(setting.startswith("data.sources=") for setting in overrides):
+        raise UserError("name the images to train on with --data, or continue a run with --resume --out RUN")
+    return build_autoencoder_recipe(tree, overrides)
 
 
 def carry_out(chosen: AutoencoderRecipe, run: Path, resume: bool, device: str | None) -> AutoencoderTrainer:

@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..messages import counted
+from .output import say
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,6 +77,21 @@ def measured_now(figures: dict[str, Any]) -> str:
     """The part of a progress line about held-out images and distances; empty for a step that did not measure them."""
     told = {"holdout_loss": "held out {:.4f}", "fd": "FD {:.3g}"}
     return "".join(f", {text.format(figures[name])}" for name, text in told.items() if name in figures)
+
+
+@contextmanager
+def stopped_before_the_first_step(shown: bool = True) -> Iterator[None]:
+    """Ends the program with a sentence, if shown, and 128 + the signal where Ctrl-C or SIGTERM interrupts its body."""
+    from ..training.sigterm import NAMES, signal_of, sigterm_interrupts
+
+    try:
+        with sigterm_interrupts():
+            yield
+    except KeyboardInterrupt as interruption:
+        number = signal_of(interruption)
+        if shown:
+            say(f"stopped by {NAMES[number]} before the first step: nothing is lost, and the same command starts again")
+        raise typer.Exit(128 + number) from None
 
 
 def said_at_end(progress: RunProgress, begun: tuple[Path, dict[str, Any]] | None, how: str) -> tuple[str, bool]:

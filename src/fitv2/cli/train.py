@@ -84,7 +84,7 @@ def train(
     except those that --set changes, and refuses another recipe; on a CPU the result equals an uninterrupted run bit
     for bit.
     """
-    from ..training.sigterm import NAMES, signal_of, sigterm_interrupts
+    from .progress import stopped_before_the_first_step
     from .recipes import check_source, choose_recipe
 
     if dry_run:
@@ -104,14 +104,8 @@ def train(
 
         show_plan(chosen, run, resume, device, devices, peak_tflops, utilisation, as_json)
         return
-    try:
-        with sigterm_interrupts():
-            trainer = carry_out(chosen, name, run, resume, device, ignore_memory)
-    except KeyboardInterrupt as interruption:
-        number = signal_of(interruption)
-        if speaks():
-            say(f"stopped by {NAMES[number]} before the first step: nothing is lost, and the same command starts again")
-        raise typer.Exit(128 + number) from None
+    with stopped_before_the_first_step(speaks()):
+        trainer = carry_out(chosen, name, run, resume, device, ignore_memory)
     if speaks():
         report_end(trainer, run)
     if trainer.progress.stopped_by is not None:

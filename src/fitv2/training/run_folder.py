@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..atomic import write_text
 from ..autoencoder_settings import AutoencoderRecipe
@@ -37,8 +37,9 @@ SETTLED = tuple(
     f"training.{name}"
     for name in ("init_from", "reinit", "trainable", "holdout", "objective", "optimizer", "shift_tokens")
 )
-# Class names that a message shows, and files whose bytes represent a data set.
-TOLD, SAMPLED = 20, 16
+# Class names that a message shows.
+TOLD = 20
+AnyRecipe = TypeVar("AnyRecipe", Recipe, AutoencoderRecipe)
 
 
 def resume_command(run: Path, kind: str = "train") -> str:
@@ -46,15 +47,16 @@ def resume_command(run: Path, kind: str = "train") -> str:
     return command(kind, "--resume", "--out", run)
 
 
-def kept_recipe(run: Path) -> Recipe | None:
+def kept_recipe(run: Path, kind: type[AnyRecipe]) -> AnyRecipe | None:
     """Returns the recipe of the run in a folder; None if there is no run.
 
-    Raises UserError if it is damaged, or the run trains an autoencoder.
+    Raises UserError if it is damaged, or the run is of the other kind.
     """
     kept = kept_of_any_kind(run)
-    if isinstance(kept, AutoencoderRecipe):
-        raise UserError(f"{run} is the training of an autoencoder: {resume_command(run, 'autoencoder')} continues it")
-    return kept
+    if kept is None or isinstance(kept, kind):
+        return kept
+    other = "train" if isinstance(kept, Recipe) else "autoencoder"
+    raise UserError(f"{run} is a run of fitv2 {other}: {resume_command(run, other)} continues it")
 
 
 def kept_of_any_kind(run: Path) -> Recipe | AutoencoderRecipe | None:
@@ -71,7 +73,7 @@ def kept_of_any_kind(run: Path) -> Recipe | AutoencoderRecipe | None:
 
 def resumed_recipe(run: Path, overrides: Sequence[str]) -> Recipe | None:
     """Returns the recipe of the run in a folder with overrides (section.key=value); None if there is no run."""
-    kept = kept_recipe(run)
+    kept = kept_recipe(run, Recipe)
     if kept is None:
         return None
     tree = kept.model_dump(mode="json")
@@ -204,7 +206,7 @@ def check_data(run: Path, recipe: Recipe, found: dict[str, Any], state: dict[str
         )
     if state.get("content") in (None, found["content"]):
         return
-    kept = kept_recipe(run)
+    kept = kept_recipe(run, Recipe)
     if kept is not None and not same_place(kept.data.source, recipe.data.source):
         raise UserError(
             f"the images in {recipe.data.source} are not those of {kept.data.source}, on which {run} was trained; "

@@ -8,8 +8,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# The exit codes of a process that ended because it was asked to: 128 + the signal, as shells and schedulers know them.
-STOPPED = 128 + signal.SIGTERM
 NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 
 
