@@ -6,7 +6,7 @@ import logging
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +14,8 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..tokens import TokenBatch
+from .crops import CropEpoch, Crops
+from .dataset import Dataset, Epoch
 from .formats import UnreadableImage
 from .packing import packing_efficiency, plan_packs
 
@@ -22,30 +24,6 @@ logger = logging.getLogger(__name__)
 Pending = tuple[list[Future[tuple[Tensor, str]]], np.ndarray]
 # Images that tell whether a data set is still there, and unreadable ones of a pack that are listed.
 PROBES, NAMED = 20, 5
-
-
-class View(Protocol):
-    """The images of one epoch, as `Epoch` has them: sizes (N, 2) in patches, labels (N,), tensors and captions."""
-
-    hw: np.ndarray
-    labels: np.ndarray
-
-    def latent(self, index: int, /) -> Tensor: ...
-
-    def caption(self, index: int, /) -> str: ...
-
-
-class ImageSource(Protocol):
-    """What packs are made of: a `Dataset`, or anything else with epochs."""
-
-    patch_size: int
-
-    @property
-    def channels(self) -> int: ...
-
-    def __len__(self) -> int: ...
-
-    def epoch(self, epoch: int, seed: int, /) -> View: ...
 
 
 @dataclass(frozen=True)
@@ -98,7 +76,7 @@ class PackLoader:
 
     def __init__(
         self,
-        dataset: ImageSource,
+        dataset: Dataset | Crops,
         max_tokens_per_batch: int,
         batches_per_step: int = 1,
         seed: int = 0,
@@ -118,7 +96,7 @@ class PackLoader:
         self.max_tokens_per_batch, self.batches_per_step = max_tokens_per_batch, batches_per_step
         self.rank, self.world, self.workers, self.pin = rank, world, workers, pin
         self.images = np.delete(np.arange(len(dataset)), held_out)
-        self._planned: tuple[int, View, list[np.ndarray], float] | None = None
+        self._planned: tuple[int, Epoch | CropEpoch, list[np.ndarray], float] | None = None
 
     def steps(self, cursor: DataCursor) -> Generator[Step]:
         """Yields the steps from `cursor` on. The next step loads in threads while the current one is used."""
@@ -156,7 +134,7 @@ class PackLoader:
             batch, chosen = batch.with_x(batch.x.pin_memory()), chosen.pin_memory()
         return Pack(batch, chosen, [loaded[i][1] for i in order] if self.captioned else []), readable
 
-    def _load(self, view: View, index: int) -> tuple[Tensor, str]:
+    def _load(self, view: Epoch | CropEpoch, index: int) -> tuple[Tensor, str]:
         return view.latent(index), view.caption(index) if self.captioned else ""
 
     def _submit(self, pool: ThreadPoolExecutor, cursor: DataCursor) -> tuple[list[Pending], Step]:
@@ -187,7 +165,7 @@ class PackLoader:
                 bad += 1
         return 2 * bad >= len(few)
 
-    def _plan(self, epoch: int) -> tuple[View, list[np.ndarray], float]:
+    def _plan(self, epoch: int) -> tuple[Epoch | CropEpoch, list[np.ndarray], float]:
         if self._planned is None or self._planned[0] != epoch:
             view = self.dataset.epoch(epoch, self.seed)
             lengths = view.hw[self.images].prod(1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -24,35 +23,16 @@ class PackedCaptions:
     ends: np.ndarray
     counts: np.ndarray
 
-    def __len__(self) -> int:
-        return len(self.counts) - 1
-
     def __getitem__(self, image: int) -> tuple[str, ...]:
         first, last = self.counts[image : image + 2].tolist()
         ends = self.ends[first : last + 1].tolist()
         return tuple(str(self.text[a:b].tobytes(), "utf-8") for a, b in pairwise(ends))
 
-    @property
-    def captioned(self) -> int:
-        """The number of images with a caption."""
-        return int(np.count_nonzero(np.diff(self.counts)))
 
-
-class CaptionPacker:
-    """Makes `PackedCaptions`, image by image."""
-
-    def __init__(self) -> None:
-        self.text, self.ends, self.counts = bytearray(), array("q", [0]), array("q", [0])
-
-    def add(self, captions: Sequence[str]) -> None:
-        """Adds the captions of the next image."""
-        for caption in captions:
-            self.text += caption.encode()
-            self.ends.append(len(self.text))
-        self.counts.append(len(self.ends) - 1)
-
-    def packed(self) -> PackedCaptions | None:
-        """Returns the captions of all images; None if no image has one."""
-        if len(self.ends) == 1:
-            return None
-        return PackedCaptions(np.frombuffer(bytes(self.text), np.uint8), np.array(self.ends), np.array(self.counts))
+def packed(captions: Sequence[Sequence[str]]) -> PackedCaptions | None:
+    """Returns the captions of N images; None if no image has one."""
+    texts = [caption.encode() for of_image in captions for caption in of_image]
+    if not texts:
+        return None
+    ends, counts = (np.cumsum([0, *map(len, parts)], dtype=np.int64) for parts in (texts, captions))
+    return PackedCaptions(np.frombuffer(b"".join(texts), np.uint8), ends, counts)
