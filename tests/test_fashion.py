@@ -74,8 +74,6 @@ def test_random_scales_are_of_whole_garments():
     for settings in ({"max_tokens": 25}, {"preprocessing": "crop"}):
         with pytest.raises(ValueError, match=r"data\.min_scale=0\.5 .*data\.max_tokens=49"):
             fashion.bundled(0.5, **settings)
-    with pytest.raises(ValueError, match="there is no preprocessing"):
-        fashion.bundled(preprocessing="squeeze")
 
 
 def test_missing_and_altered_upstream_files_are_reported(tmp_path):

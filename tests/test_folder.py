@@ -183,22 +183,6 @@ def test_nothing_to_train_on(tmp_path):
         open_folder(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [
-        ("channels", 2),
-        ("min_scale", 0.0),
-        ("min_scale", 1.5),
-        ("preprocessing", "bucket"),
-        ("max_tokens", 0),
-        ("patch", 0),
-    ],
-)
-def test_bad_options(root, option, value):
-    with pytest.raises(ValueError, match=str(value)):
-        open_folder(root, **{option: value})
-
-
 def test_a_second_scan_decodes_only_changed_new_and_bad_files(root, tmp_path, decoded):
     cache = tmp_path / "caches" / "scan.json"
     first = open_folder(root, cache_file=cache)

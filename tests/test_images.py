@@ -97,20 +97,12 @@ def test_scale_shrinks_before_flooring():
     assert target_size(512, 512, 256, 16, "crop", scale=0.01) == (16, 16)
 
 
-@pytest.mark.parametrize("bad", [(0, 5, 256, 16), (5, 0, 256, 16), (5, 5, 0, 16), (5, 5, 256, 0)])
-def test_fit_size_of_nothing(bad):
-    with pytest.raises(ValueError, match="cannot fit"):
-        fit_size(*bad)
-
-
 def test_variants():
     assert variants(257, 300, 256, 16, "mixed") == ("resize", "crop")
     assert variants(256, 300, 256, 16, "mixed") == ("resize",)
     assert variants(3000, 200, 256, 16, "mixed") == ("resize",)
     assert variants(3000, 3000, 256, 16, "resize") == ("resize",)
     assert variants(20, 20, 256, 16, "crop") == ("crop",)
-    with pytest.raises(ValueError, match="no preprocessing 'bucket'"):
-        variants(20, 20, 256, 16, "bucket")
 
 
 @pytest.mark.parametrize("size", [(28, 42), (300, 200), (64, 64), (131, 517), (1, 1000), (1000, 1)])

@@ -14,7 +14,7 @@ from ..randomness import Purpose
 from .canvas import Scene, describe, draw_background, fill, lay_out, paint
 from .cutouts import Cutouts, held_out
 from .dataset import Dataset
-from .images import fit_size, to_array, to_latent, variant_sizes
+from .images import to_array, to_latent, variant_sizes
 
 # The fraction of the budget that a canvas at full scale has at least: few sizes have exactly all tokens.
 FULL = 0.9
@@ -60,7 +60,6 @@ class Canvases(Dataset):
         flip: bool = True,
         min_scale: float = 1.0,
     ) -> None:
-        fit_size(1, 1, max_tokens, patch)  # Raises for a budget that fits no image.
         self.cutouts, self.max_tokens, self.patch_size = cutouts, max_tokens, patch
         self.flip, self.min_scale, self.labels = flip, min_scale, cutouts.labels
         self.class_names, self.num_classes = cutouts.class_names, len(cutouts.class_names)

@@ -23,7 +23,7 @@ from torch import Tensor
 from ..errors import UserError
 from . import images
 from .dataset import Dataset
-from .images import Preprocessing, all_variants, fitted, variants
+from .images import Preprocessing, all_variants, fitted
 
 PATCH = 4
 SIDE = 28
@@ -55,7 +55,7 @@ class Fashion(Dataset):
         further_tokens: Smaller budgets; each epoch draws one of all for each image.
 
     `sizes` (N, 2) are in pixels of whole garments, `hw` in patches. Raises UserError if min_scale is below 1 with
-    anything but whole garments, or if the preprocessing is unknown.
+    anything but whole garments.
     """
 
     patch_size, channels = PATCH, 1
@@ -75,7 +75,6 @@ class Fashion(Dataset):
                 f"data.min_scale={min_scale} shrinks whole garments: set data.max_tokens={WHOLE}, no "
                 "data.further_tokens and data.preprocessing=resize, or data.min_scale=1"
             )
-        variants(SIDE, SIDE, max_tokens, PATCH, preprocessing)  # Raises for an unknown one.
         self.images, self.labels = images, np.asarray(labels, dtype=np.int64)
         self.sizes = np.array([image.shape for image in images], dtype=np.int64)
         self.hw = self.sizes // PATCH

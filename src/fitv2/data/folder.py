@@ -26,12 +26,10 @@ from .formats import UnreadableImage
 from .images import (
     Preprocessing,
     all_variants,
-    fit_size,
     fitted,
     to_array,
     to_latent,
     variant_sizes,
-    variants,
     why_unfit,
 )
 from .listing import Item
@@ -86,13 +84,6 @@ class ImageFolder(Dataset):
         contents: Contents | None = None,
         captioned: bool = False,
     ) -> None:
-        if channels not in MODES:
-            raise UserError(f"images have 1 or 3 channels, or 4 as cut-outs, not {channels}")
-        if not 0 < min_scale <= 1:
-            raise UserError(f"min_scale must be above 0 and at most 1, not {min_scale}")
-        # Both raise for settings that fit no image, before the long scan.
-        fit_size(1, 1, max_tokens, patch)
-        variants(1, 1, max_tokens, patch, preprocessing)
         self.root = Path(root)
         self.patch_size, self.channels, self.flip, self.min_scale = patch, channels, flip, min_scale
         if further_tokens and min_scale < 1:

@@ -20,7 +20,6 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import UserError
-from ..messages import check_known
 
 Variant = Literal["resize", "crop"]
 Preprocessing = Literal["resize", "crop", "mixed"]
@@ -44,9 +43,8 @@ def variants(height: int, width: int, max_tokens: int, patch: int, preprocessing
     """Returns the versions of an image that training draws from, each with the same probability (Algorithm 1).
 
     "mixed": the resized image, and the square crop as well where `can_crop` allows it. "crop": always the square
-    crop, for models of a fixed grid; smaller images are then enlarged. Raises UserError for another name.
+    crop, for models of a fixed grid; smaller images are then enlarged.
     """
-    check_known("preprocessing", preprocessing, VARIANTS)
     return VARIANTS[preprocessing] if can_crop(height, width, max_tokens, patch) else VARIANTS[preprocessing][:1]
 
 
@@ -68,10 +66,7 @@ def fit_size(
 
     An image over the budget is scaled to it; then `scale` in (0, 1] applies to both sides; each side is floored to a
     multiple, and is at least one patch. Images that `why_unfit` refuses would be enlarged, or cut off at the budget.
-    Raises UserError for sizes and budgets below 1.
     """
-    if min(np.min(height, initial=1), np.min(width, initial=1), max_tokens, patch) < 1:
-        raise UserError(f"cannot fit {height}x{width} pixels to {max_tokens} tokens of {patch}x{patch} pixels")
     # sqrt(N p^2 / (h w)) * h / p = sqrt(N h / w): floors of whole numbers, so no rounding error can add a token.
     over = np.multiply(height, width) > max_tokens * patch**2
     rows = np.where(over, _root(scale**2 * max_tokens * height / width), scale * height / patch).astype(np.int64)

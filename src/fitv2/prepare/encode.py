@@ -13,7 +13,7 @@ import torch
 from ..autoencoder import LatentCodec, load_autoencoder
 from ..data.decode import decode
 from ..data.formats import UnreadableImage
-from ..data.images import Preprocessing, cropped_share, fit_size, prepare, to_array, variants, why_unfit
+from ..data.images import Preprocessing, cropped_share, prepare, to_array, variants, why_unfit
 from ..data.prepared import DECODING, Preparation
 from ..errors import UserError
 from ..finite import NotFinite
@@ -68,10 +68,8 @@ def build_encoder(
         channels: Of pixels, None for 3.
 
     Raises:
-        UserError: The settings fit no image, or there is no such autoencoder.
+        UserError: There is no such autoencoder, or the channels do not go with it.
     """
-    fit_size(1, 1, max_tokens, patch_size)
-    variants(1, 1, max_tokens, patch_size, preprocessing)
     asked: dict[str, Any] = {"max_tokens": max_tokens, "patch_size": patch_size, "preprocessing": preprocessing}
     asked |= {"flip": flip, "decoding": DECODING}
     if autoencoder == PIXELS:
