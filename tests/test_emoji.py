@@ -19,8 +19,8 @@ from PIL import Image
 from fitv2.build import build_dataset, build_model_config
 from fitv2.config import build_recipe
 from fitv2.data.contents import read_contents
-from fitv2.data.cutouts import held_out
-from fitv2.data.emoji import cutouts, is_held_back, read_drawings
+from fitv2.data.cutouts import every, held_out
+from fitv2.data.emoji import HELD_BACK, cutouts, read_drawings
 from fitv2.errors import UserError
 from fitv2.evaluation.sources import open_images
 from fitv2.prepare import emoji
@@ -61,7 +61,7 @@ def test_the_bundle_is_small_permissive_and_of_three_styles(bundled):
 
 def test_the_lists_in_the_repository_are_of_what_is_never_trained_on(bundled):
     lists = json.loads(files("fitv2.data").joinpath("emoji-held.json").read_text())
-    assert all(map(is_held_back, lists["names"])) and 80 < len(lists["names"]) < 160
+    assert all(every(name, HELD_BACK) for name in lists["names"]) and 80 < len(lists["names"]) < 160
     assert {drawing.name for drawing in bundled if drawing.held_back} <= set(lists["names"])
     data = cutouts(bundled)
     assert {data.ids[i] for i in held_out(data.ids)} <= set(lists["drawings"])

@@ -119,7 +119,7 @@ def test_hugging_face_labels_that_are_none(tmp_path, labels, problem):
 
 
 def test_a_file_far_too_large_is_refused_unread(tmp_path, monkeypatch):
-    monkeypatch.setattr("fitv2.prepare.items.MOST_BYTES", 1000)
+    monkeypatch.setattr("fitv2.prepare.items.MAX_BYTES", 1000)
     write_files(tmp_path / "images", {"large.png": bytes(1001), "small.png": bytes(1000)})
     (tmp_path / "list.txt").write_text("images/large.png\nimages/small.png\n")
     write_tar(tmp_path / "all.tar", {"large.png": bytes(1001), "small.png": bytes(1000)})

@@ -17,9 +17,8 @@ from PIL import Image
 
 from fitv2.cli.progress import image_progress
 from fitv2.data.cutouts import held_out
-from fitv2.data.emoji import cutouts, read_drawings
+from fitv2.data.emoji import Thing, cutouts, read_drawings
 from fitv2.prepare.emoji import PACKAGES, about_set, make_emoji, write_archive
-from fitv2.prepare.emoji_names import Thing
 from fitv2.prepare.emoji_sets import PERMISSIVE, SETS
 
 DATA = Path(__file__).parent.parent / "src/fitv2/data"

@@ -144,8 +144,9 @@ def open_all(
 def find_samples(request: Request, cache: Path) -> list[Samples]:
     """Returns images that exist already."""
     from ..checkpoints.model_folder import names_like
+    from ..data.emoji import is_emoji
     from ..evaluation.inputs import given_samples
-    from ..evaluation.sources import is_emoji, is_fashion, open_images
+    from ..evaluation.sources import is_fashion, open_images
 
     name = request.name
     if not (is_fashion(name) or is_emoji(name) or Path(name).exists()):

@@ -14,7 +14,6 @@ from .official import budgets
 from .prepared import is_prepared
 from .tables import LISTS
 
-EMOJI = "emoji"
 # Canvases of drawings have at most the pixels of a square of this side: the bundled drawings have sides up to 128.
 EMOJI_RESOLUTION = 256
 
@@ -32,10 +31,9 @@ def open_crop_source(name: str, resolution: int, min_scale: float, patch: int, c
     Raises:
         UserError: The source is not there, holds no images, or something else.
     """
-    if name == EMOJI or name.startswith(f"{EMOJI}:"):
-        folder = Path(name.partition(":")[2]) if ":" in name else None
+    if emoji.is_emoji(name):
         tokens = (min(resolution, EMOJI_RESOLUTION) // patch) ** 2
-        return Canvases(emoji.cutouts(emoji.read_drawings(folder)), tokens, patch, min_scale=min_scale)
+        return Canvases(emoji.cutouts(emoji.read_named(name)), tokens, patch, min_scale=min_scale)
     path = Path(name)
     if not path.exists():
         raise UserError(f"there is no {name}: --data takes a folder of images, a list of image files, or emoji")

@@ -26,18 +26,34 @@ from .cutouts import Cutouts, every
 INDEX = "index.json"
 # One name in this many is held back.
 HELD_BACK = 10
+# The drawings as a source of images: the bundled ones, or after a colon the folder of others.
+EMOJI = "emoji"
 
 
 @dataclass(frozen=True)
-class Drawing:
+class Thing:
+    """What a drawing shows.
+
+    Attributes:
+        name: The same in all sets: red-apple.
+        label: In words: red apple.
+        tags: Other words for it.
+        group, subgroup: Such as food-drink and food-fruit.
+    """
+
+    name: str
+    label: str
+    tags: tuple[str, ...]
+    group: str
+    subgroup: str
+
+
+@dataclass(frozen=True)
+class Drawing(Thing):
     """A drawing of an archive.
 
     Attributes:
         id: SET/FILE, such as noto/red-apple.
-        name: The thing, the same in all sets: red-apple.
-        label: The thing in words: red apple.
-        tags: Other words for it.
-        group, subgroup: Such as food-drink and food-fruit.
         size: Height and width in pixels.
         set: The set of drawings, an artist's.
         style: How the drawings of this set look.
@@ -45,11 +61,6 @@ class Drawing:
     """
 
     id: str
-    name: str
-    label: str
-    tags: tuple[str, ...]
-    group: str
-    subgroup: str
     size: tuple[int, int]
     set: str
     style: str
@@ -57,13 +68,18 @@ class Drawing:
 
     @property
     def held_back(self) -> bool:
-        """Whether no drawing of this name is ever trained on."""
-        return is_held_back(self.name)
+        """Whether no drawing of this name is ever trained on: about one name in ten."""
+        return every(self.name, HELD_BACK)
 
 
-def is_held_back(name: str) -> bool:
-    """Whether no drawing of this name is ever trained on: about one name in ten."""
-    return every(name, HELD_BACK)
+def is_emoji(name: str) -> bool:
+    """Whether it is a name of the drawings: emoji, or emoji:FOLDER."""
+    return name.partition(":")[0] == EMOJI
+
+
+def read_named(name: str) -> list[Drawing]:
+    """Returns the drawings of such a name, as `read_drawings`."""
+    return read_drawings(Path(name.partition(":")[2]) if ":" in name else None)
 
 
 def read_drawings(folder: Path | None = None) -> list[Drawing]:
@@ -86,21 +102,11 @@ def read_archive(archive: Traversable | Path) -> list[Drawing]:
         with archive.open("rb") as file, zipfile.ZipFile(file) as opened:
             index = json.loads(opened.read(INDEX))
             style = {about["set"]: about["style"] for about in index["sets"]}
-            return [
-                Drawing(
-                    id=line["id"],
-                    name=line["name"],
-                    label=line["label"],
-                    tags=tuple(line["tags"]),
-                    group=line["group"],
-                    subgroup=line["subgroup"],
-                    size=tuple(line["size"]),
-                    set=line["set"],
-                    style=style[line["set"]],
-                    content=opened.read(file_of(line["id"])),
-                )
-                for line in index["drawings"]
-            ]
+            drawings = []
+            for line in index["drawings"]:
+                line |= {"tags": tuple(line["tags"]), "size": tuple(line["size"]), "style": style[line["set"]]}
+                drawings.append(Drawing(**line, content=opened.read(file_of(line["id"]))))
+            return drawings
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise damaged(archive, error, "delete it and make it again with 'fitv2 emoji'") from None
 

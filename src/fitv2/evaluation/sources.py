@@ -21,7 +21,7 @@ from ..atomic import write_file
 from ..classes import readable_names
 from ..data.canvases import Canvases
 from ..data.decode import MAX_PIXELS, decode
-from ..data.emoji import cutouts, read_drawings
+from ..data.emoji import EMOJI, cutouts, is_emoji, read_named
 from ..data.fashion import SPLITS, bundled, full
 from ..data.folder import ImageFolder
 from ..data.formats import EXTENSIONS, UnreadableImage
@@ -34,7 +34,7 @@ from ..hashes import file_digest
 from ..messages import counted, shortened, suggestion
 from ..sample_list import SAMPLES_LIST, SHEET, read_list
 
-FASHION, EMOJI = "fashion", "emoji"
+FASHION = "fashion"
 # What the recipe `emoji` trains on, and the epochs whose images are a reference: each has other canvases.
 EMOJI_TOKENS, EMOJI_PATCH, EMOJI_SCALE, EMOJI_EPOCHS = 64, 8, 0.35, 4
 ARCHIVE = "arr_0"
@@ -265,9 +265,7 @@ class EmojiImages(Images):
     """Images of one drawing each, as epochs of the recipe `emoji` have them: bundled drawings, or those of a folder."""
 
     def __init__(self, name: str) -> None:
-        folder = Path(name.partition(":")[2]) if ":" in name else None
-        drawings = cutouts(read_drawings(folder))
-        canvases = Canvases(drawings, EMOJI_TOKENS, EMOJI_PATCH, min_scale=EMOJI_SCALE)
+        canvases = Canvases(cutouts(read_named(name)), EMOJI_TOKENS, EMOJI_PATCH, min_scale=EMOJI_SCALE)
         self.epochs = epochs = [canvases.epoch(number, seed=0) for number in range(EMOJI_EPOCHS)]
         single = [np.flatnonzero(epoch.labels < canvases.num_classes) for epoch in epochs]
         self.places = [(epoch, index) for epoch, own in zip(epochs, single, strict=True) for index in own.tolist()]
@@ -322,11 +320,6 @@ def open_images(name: str, cache: Path) -> Images:
 def is_fashion(name: str) -> bool:
     """Returns whether it is a name of the garments."""
     return name == FASHION or name.startswith(f"{FASHION}:")
-
-
-def is_emoji(name: str) -> bool:
-    """Returns whether it is a name of the drawings."""
-    return name == EMOJI or name.startswith(f"{EMOJI}:")
 
 
 def split_of(name: str) -> tuple[str, Path | None]:

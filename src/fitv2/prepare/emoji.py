@@ -14,7 +14,6 @@ import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -24,20 +23,20 @@ from PIL import Image
 
 from ..atomic import write_file, write_text
 from ..cores import available_cores
-from ..data.emoji import INDEX, file_of
+from ..data.emoji import INDEX, Thing, file_of
 from ..data.folder import trim
 from ..data.scan import in_threads
 from ..errors import UserError
 from ..hashes import file_digest
-from .emoji_names import Catalogue, Thing
+from .emoji_names import Catalogue
 from .emoji_sets import EMOJIBASE, NAMING, SETS, DrawingSet, Package
+from .items import Progress
 
 # The longer side that drawings are rendered with before they are trimmed, which leaves four fifths of it.
 RENDERED = 1.5
 PACKAGES, ATTRIBUTION = "packages", "ATTRIBUTION.md"
 # Sides of Iconify's sets that do not say theirs.
 SIDE = 16
-Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 # (name in the set, what it shows, how to get its image).
 Found = tuple[str, Thing, Callable[[], Image.Image]]
 
@@ -78,7 +77,7 @@ def fetch(package: Package, folder: Path) -> Path:
     Raises UserError if there is no npm, if it fails, or if it brings another content.
     """
     path, wanted = folder / package.tarball, f"{package.package}@{package.version}"
-    if path.is_file() and is_known(path, package):
+    if path.is_file() and file_digest(path) == package.sha256:
         return path
     npm = shutil.which("npm")
     if npm is None:
@@ -90,15 +89,10 @@ def fetch(package: Package, folder: Path) -> Path:
         if done.returncode or not fetched.is_file():
             why = (done.stderr.strip().splitlines() or ["it does not say why"])[0]
             raise UserError(f"npm cannot fetch {wanted}: {why}")
-        if not is_known(fetched, package):
+        if file_digest(fetched) != package.sha256:
             raise UserError(f"npm's {wanted} is not the one that fitv2 knows, by its SHA-256: it is not used")
         write_file(path, lambda target: shutil.copyfile(fetched, target))
     return path
-
-
-def is_known(path: Path, package: Package) -> bool:
-    """Whether a tarball has the content that it should have."""
-    return file_digest(path) == package.sha256
 
 
 def read_catalogue(packages: dict[Package, Path]) -> Catalogue:

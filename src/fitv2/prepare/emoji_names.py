@@ -6,8 +6,9 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
+
+from ..data.emoji import Thing
 
 # Signs, letters and keycaps; flags, most of which differ in their stripes alone; parts of people.
 LEFT_OUT_GROUPS = {"component", "symbols", "flags"}
@@ -15,17 +16,6 @@ LEFT_OUT_SUBGROUPS = {"family", "person-symbol"}
 CLOCK = re.compile(r"o'clock|thirty$")
 # Men, women, their signs and a direction in joined code points: the same person once more, beside the one without.
 SAME_PERSON = re.compile(r"(1f468|1f469)-200d|-200d-(2640|2642|27a1)\b")
-
-
-@dataclass(frozen=True)
-class Thing:
-    """What a drawing shows; see `data.emoji.Drawing`."""
-
-    name: str
-    label: str
-    tags: tuple[str, ...]
-    group: str
-    subgroup: str
 
 
 class Catalogue:

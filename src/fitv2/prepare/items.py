@@ -6,13 +6,16 @@ Every file of a source becomes an item, even an unusable one, with the reason: e
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
+from ..data.decode import MAX_BYTES
 from ..data.formats import UnreadableImage
 from ..data.labelling import Item
 
-# Larger files are not photographs, and reading one could exhaust the memory.
-MOST_BYTES = 1 << 30
+# (what is being done, how many) to a context whose value takes the number just finished.
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 
 class Source(ABC):
@@ -49,6 +52,6 @@ def read_file(path: Path) -> bytes:
 
 
 def check_length(length: int) -> None:
-    """Raises UnreadableImage for a file with more bytes than a photograph has."""
-    if length > MOST_BYTES:
-        raise UnreadableImage(f"too large: {length} bytes, limit {MOST_BYTES}")
+    """Raises UnreadableImage for a file with more bytes than a photograph has: reading it could exhaust the memory."""
+    if length > MAX_BYTES:
+        raise UnreadableImage(f"too large: {length} bytes, limit {MAX_BYTES}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from ..data.text_features import TextFeatures, feature_files, features_folder, i
 from ..distributed.ranks import Ranks, all_gather, on_rank0, shard_of_rank
 from ..errors import UserError
 from ..text import TextEncoder, encoder_digest
+from .items import Progress
 from .shards import ShardPlan
 
 CAPTIONS_PER_FILE = 4096
@@ -29,13 +29,7 @@ def captions_of(plans: Iterable[ShardPlan]) -> list[str]:
     return list(dict.fromkeys(caption for item, sha256 in files if sha256 for caption in item.captions))
 
 
-def store_features(
-    out: Path,
-    captions: Sequence[str],
-    text: TextEncoder,
-    state: Ranks,
-    progress: Callable[[str, int], AbstractContextManager[Callable[[int], None]]],
-) -> int:
+def store_features(out: Path, captions: Sequence[str], text: TextEncoder, state: Ranks, progress: Progress) -> int:
     """Stores the features of captions, and of the empty one, as far as they are not there; returns how many were not.
 
     Every process has to call this. Interrupted, the same call continues with the next file.
