@@ -106,5 +106,5 @@ def test_a_deterministic_autoencoder_prepares_latents(tmp_path):
     make("DC").save_pretrained(tmp_path)
     encoder, preparation = build_encoder(str(tmp_path), 64, 1, "resize", False, None, "cpu")
     assert (preparation.channels, preparation.factor, preparation.patch) == (32, 32, 32)
-    moments = encoder.encode((torch.rand(2, 3, 32, 64) * 255).byte().numpy())
+    moments = encoder((torch.rand(2, 3, 32, 64) * 255).byte().numpy())
     assert moments.shape == (2, 1, 2, 32, 1, 2) and not moments[:, :, 1].any() and moments[:, :, 0].any()

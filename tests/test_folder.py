@@ -12,6 +12,7 @@ from PIL import Image
 
 from fitv2.data import folder as folder_module
 from fitv2.data.formats import UnreadableImage
+from fitv2.data.scan import count_reasons
 from fitv2.errors import UserError
 from image_folders import open_folder, save_image
 
@@ -291,7 +292,7 @@ def test_reports_say_what_to_do_about_unfit_images_and_other_formats(root, monke
     for name in ("drawing.svg", "photo.dng", "photo.cr2", "notes.txt"):
         (root / "cat" / name).write_bytes(b"x")
     report = open_folder(root).report
-    assert report.skipped_by_reason == {"HEIC needs pip install 'fitv2[heif]'": 3, "too small": 1, "too narrow": 1}
+    assert count_reasons(report.skipped) == {"HEIC needs pip install 'fitv2[heif]'": 3, "too small": 1, "too narrow": 1}
     shown = report.summary()
     assert "3 skipped: HEIC needs pip install 'fitv2[heif]'" in shown and "too narrow: 1x2000" in shown
     assert "1 of them: vector drawing, render it to PNG" in shown and "2 of them: raw camera file" in shown

@@ -76,6 +76,7 @@ def prepare(
     """
     from datetime import timedelta
 
+    from ..data.scan import count_reasons
     from ..distributed.ranks import join_processes
     from ..prepare.encode import build_encoder
     from ..prepare.run import prepare as run
@@ -101,7 +102,7 @@ def prepare(
     if report is not None:
         seconds = time.perf_counter() - start
         figures = vars(report) | {"out": str(out), "seconds": round(seconds, 2), "skipped": len(report.skipped)}
-        figures |= {"skipped_by_reason": report.skipped_by_reason, "skipped_files": report.skipped}
+        figures |= {"skipped_by_reason": count_reasons(report.skipped), "skipped_files": report.skipped}
         show(figures, lines_of(report, out, seconds, patch_size), as_json)
 
 

@@ -77,16 +77,12 @@ class Preparation:
         return self.channels * (1 if self.kind == "pixels" else 4)
 
     @property
-    def identity_fields(self) -> dict[str, Any]:
-        """What the latents depend on: weights count, not where they were loaded from."""
+    def digest(self) -> str:
+        """A hash of what the latents depend on: weights count, not where they were loaded from."""
         counts = {key: value for key, value in asdict(self).items() if key != "autoencoder"}
         if self.decoding == 1:  # The first version did not say so; its digest stays.
             del counts["decoding"]
-        return counts
-
-    @property
-    def digest(self) -> str:
-        return json_digest(self.identity_fields)
+        return json_digest(counts)
 
 
 def is_prepared(folder: Path) -> bool:

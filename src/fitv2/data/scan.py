@@ -49,10 +49,6 @@ class ScanReport:
     skipped: list[tuple[str, str]] = field(default_factory=list)
     ignored: dict[str, int] = field(default_factory=dict)
 
-    @property
-    def skipped_by_reason(self) -> dict[str, int]:
-        return count_reasons(self.skipped)
-
     def summary(self) -> str:
         """Returns a few lines of text: the counts, and the first skipped files with their reasons."""
         found = counted(self.found, "image file")
@@ -67,7 +63,7 @@ class ScanReport:
 
     def write(self, path: str | Path) -> None:
         """Writes the whole report as JSON."""
-        content = asdict(self) | {"skipped_by_reason": self.skipped_by_reason}
+        content = asdict(self) | {"skipped_by_reason": count_reasons(self.skipped)}
         write_text(Path(path), json.dumps(content, indent=1))
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,31 +26,24 @@ PIXELS_PER_PASS = 8 * 256 * 256
 Decoded = tuple[dict[str, Any], dict[str, np.ndarray]]
 
 
-class PixelEncoder:
-    """Stores pixels as they are."""
-
-    def encode(self, images: np.ndarray) -> np.ndarray:
-        """Returns (B, 1, c, h, w) uint8 for (B, c, h, w) uint8."""
-        return images[:, None]
+# Images (B, c, h, w) uint8 to what is stored of them: pixels (B, 1, c, h, w) uint8, or moments, see `encode_moments`.
+Encoder = Callable[[np.ndarray], np.ndarray]
 
 
-class MomentEncoder:
-    """Stores mean and standard deviation of the latents, with `flip` also those of the mirror images.
+def encode_moments(codec: LatentCodec, flip: bool, images: np.ndarray) -> np.ndarray:
+    """Returns mean and standard deviation of the latents, with `flip` also those of the mirror images.
 
     An autoencoder is not equivariant to flips, so a mirrored latent would not be that of the mirror image.
+
+    Args:
+        images: (B, 3, h, w) uint8.
+
+    Returns:
+        (B, flips, 2, c, h / factor, w / factor) float16.
     """
-
-    def __init__(self, codec: LatentCodec, flip: bool) -> None:
-        self.codec, self.flip = codec, flip
-
-    def encode(self, images: np.ndarray) -> np.ndarray:
-        """Returns (B, flips, 2, c, h / factor, w / factor) float16 for (B, 3, h, w) uint8."""
-        upright = torch.from_numpy(images).float() / 127.5 - 1
-        faces = [upright, upright.flip(3)] if self.flip else [upright]
-        return torch.stack([torch.stack(self.codec.encode(face), 1) for face in faces], 1).half().numpy()
-
-
-Encoder = PixelEncoder | MomentEncoder
+    upright = torch.from_numpy(images).float() / 127.5 - 1
+    faces = [upright, upright.flip(3)] if flip else [upright]
+    return torch.stack([torch.stack(codec.encode(face), 1) for face in faces], 1).half().numpy()
 
 
 def build_encoder(
@@ -75,13 +69,14 @@ def build_encoder(
     if autoencoder == PIXELS:
         if channels not in (None, 1, 3):
             raise UserError(f"images have 1 or 3 channels, not {channels}")
-        return PixelEncoder(), Preparation(kind="pixels", channels=channels or 3, dtype="uint8", **asked)
+        preparation = Preparation(kind="pixels", channels=channels or 3, dtype="uint8", **asked)
+        return lambda images: images[:, None], preparation
     if channels is not None:
         raise UserError("--channels goes with --autoencoder pixels; an autoencoder takes colour and fixes its own")
     codec = load_autoencoder(autoencoder, device)
     assert isinstance(codec, LatentCodec)
     config = codec.network.config
-    return MomentEncoder(codec, flip), Preparation(
+    return partial(encode_moments, codec, flip), Preparation(
         kind="moments",
         dtype="float16",
         channels=config.latent_channels,
@@ -138,7 +133,7 @@ def finite_latents(encoder: Encoder, images: np.ndarray) -> list[np.ndarray | No
     """Returns the latents of each image; None where they are not finite, also as the float16 that is stored."""
     try:
         with np.errstate(over="ignore"):
-            latents = encoder.encode(images)
+            latents = encoder(images)
     except NotFinite:  # Of one image at least.
         return [None] if len(images) == 1 else [finite_latents(encoder, image[None])[0] for image in images]
     return [latent if np.isfinite(latent).all() else None for latent in latents]

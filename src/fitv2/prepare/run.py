@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,8 +22,8 @@ from ..distributed.ranks import Ranks, all_gather, locked_on_rank0, on_rank0, on
 from ..errors import UserError
 from ..messages import shortened
 from ..text import TextEncoder
-from .encode import Decoded, Encoder, MomentEncoder, decode_variants, encode_all
-from .items import Source
+from .encode import Decoded, Encoder, decode_variants, encode_all
+from .items import Progress, Source
 from .shards import (
     OUTCOME,
     File,
@@ -43,8 +43,6 @@ from .shards import (
 from .texts import captions_of, store_features
 
 NOT_FINITE = "not finite: the autoencoder gives NaN or infinity for it"
-# (what is being done, how many) to a context whose value takes the number just finished.
-Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 
 @dataclass
@@ -71,10 +69,6 @@ class Report:
     texts_encoded: int = 0
     classes: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-
-    @property
-    def skipped_by_reason(self) -> dict[str, int]:
-        return count_reasons(self.skipped)
 
 
 def prepare(
@@ -204,7 +198,7 @@ def build_shard(
 
     encoded = dict(encode_all(encoder, images()))
     lost = {content_of(name) for name, latent in encoded.items() if latent is None}
-    if isinstance(encoder, MomentEncoder) and 2 * len(lost) > len(missing):
+    if preparation.kind == "moments" and 2 * len(lost) > len(missing):
         raise UserError(
             f"the autoencoder {preparation.autoencoder} gives latents that are not finite (NaN or infinity) for "
             f"{len(lost)} of {len(missing)} images, which are not stored: get its float32 weights, or use another one"
@@ -246,7 +240,7 @@ def merge(out: Path, plans: Sequence[ShardPlan], source: Source, source_name: st
         "source": source_name,
         "class_names": source.class_names,
         "counts": counts | {"skipped": len(report.skipped)},
-        "skipped_by_reason": report.skipped_by_reason,
+        "skipped_by_reason": count_reasons(report.skipped),
         "shards": [{"file": head["shard"], "sha256": head["sha256"], "bytes": head["bytes"]} for head in headers],
         "index_sha256": index.hexdigest(),
     }
