@@ -201,7 +201,7 @@ def test_a_training_is_resumed_bit_for_bit(architecture, tmp_path):
         return trainer(tmp_path / name, *settings, dataset=garments(**SQUARES))
 
     whole = run("whole")
-    parameters = whole.learner.model.parameters
+    parameters = whole.learner.parameters
     before = {name: weight.clone() for name, weight in parameters.items()}
     whole.fit(nothing)
     moved = [

@@ -33,20 +33,18 @@ class HeldOut:
 
     @cached_property
     def images(self) -> list[Tensor]:
-        """The crops, (3, h, w) in [-1, 1]: at most `MOST`, spread evenly. One that cannot be read is left out."""
+        """The crops, (3, h, w) in [-1, 1], at most `MOST`, spread evenly. One that cannot be read is left out."""
         return self.read(spread(self.crops.measured, MOST))
 
     def figures(self, learner: Learner) -> dict[str, float]:
         """Returns the mean loss and the mean PSNR (dB) by the averaged weights; empty without images."""
         if not self.images:
             return {}
-        losses, errors = [], []
+        images = torch.stack(self.images)
         with learner.averaged():
-            for batch, made in learner.reconstruct(self.images):
-                losses.append(learner.objective.loss(made).cpu())
-                errors.append(squared_errors(made.images, batch).cpu())
-        psnr = -10 * torch.cat(errors).clamp(min=1e-10).log10()
-        return {"holdout_loss": float(torch.cat(losses).mean()), "holdout_psnr": float(psnr.mean())}
+            made = learner.reconstruct(images)
+        psnr = -10 * squared_errors(made.images.cpu(), images).clamp(min=1e-10).log10()
+        return {"holdout_loss": float(learner.objective.loss(made).mean()), "holdout_psnr": float(psnr.mean())}
 
     def write_sheet(self, path: Path, learner: Learner) -> None:
         """Draws held-out images, or images of the training if none are held out, each beside its reconstruction."""
@@ -54,8 +52,8 @@ class HeldOut:
         drawn = []
         with learner.averaged():
             for image in self.read(spread(chosen, SHOWN)):
-                (_, made), *_ = learner.reconstruct([image])
-                drawn += [to_image(image), to_image(made.images[0].cpu())]
+                made = learner.reconstruct(image[None]).images[0]
+                drawn += [to_image(image), to_image(made.cpu())]
         if drawn:
             captions = ["image", "reconstruction"] * (len(drawn) // 2)
             save_sheet(contact_sheet(drawn, captions), path)

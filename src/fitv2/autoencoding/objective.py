@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -67,11 +65,3 @@ class Objective:
         l1 = (made - images).abs().mean((1, 2, 3))
         kl = (mean.square() + log_variance.exp() - 1 - log_variance).mean((1, 2, 3)) / 2
         return Reconstruction(made, l1, perceptual, kl)
-
-
-def by_size(images: Sequence[Tensor]) -> list[Tensor]:
-    """Returns images (3, H, W) of several sizes as a batch of each size, in the order of their first images."""
-    groups: dict[torch.Size, list[Tensor]] = defaultdict(list)
-    for image in images:
-        groups[image.shape].append(image)
-    return [torch.stack(group) for group in groups.values()]

@@ -32,7 +32,6 @@ from ..training.watch import DataGone
 from .held_out import HeldOut, spread
 from .learner import Learner
 from .network import latent_statistics, write_autoencoder
-from .objective import by_size
 
 # The folder of the autoencoder in that of a run, as in a pipeline of diffusers.
 EXPORT = "vae"
@@ -170,11 +169,10 @@ class AutoencoderTrainer:
 
     @cached_property
     def measured(self) -> list[Tensor]:
-        """Crops of the training, as the first epoch of seed 0 has them, in batches of one size."""
+        """Crops of the training, as the first epoch of seed 0 has them, in batches."""
         trained = np.delete(np.arange(len(self.crops)), self.crops.held_out)
         images = self.held_out.read(spread(trained, MEASURED))
-        size = self.recipe.training.batch_size
-        return [part for batch in by_size(images) for part in batch.split(size)]
+        return list(torch.stack(images).split(self.recipe.training.batch_size)) if images else []
 
     def resume(self) -> None:
         """Restores weights, averages, moments and the position in the data from the newest checkpoint, if any."""

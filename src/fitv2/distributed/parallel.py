@@ -57,11 +57,6 @@ class ParallelModel:
         """
         return self._call.no_sync() if isinstance(self._call, DistributedDataParallel) else nullcontext()
 
-    @property
-    def parameters(self) -> dict[str, Tensor]:
-        """The network's parameters by name."""
-        return dict(self.module.named_parameters())
-
     def gather(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Gathers sharded tensors on rank 0, one after another, on the CPU; on other ranks the dict is empty.
 
@@ -73,10 +68,6 @@ class ParallelModel:
             if self.ranks.is_main_process:
                 found[name] = tensor if full is tensor else full.cpu()
         return found
-
-    def clip_grad_norm(self, most: float) -> Tensor:
-        """Scales the gradients down to a norm of at most `most`; returns the norm before, of all shards together."""
-        return whole(torch.nn.utils.clip_grad_norm_(self.module.parameters(), most))
 
 
 def shard(model: FiT, device: torch.device, world: int, precision: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..errors import UserError
@@ -48,14 +48,14 @@ def model_of(config: NetworkConfig, state: dict[str, Tensor]) -> Network:
     return model.eval()
 
 
-def load_strictly(model: Network, state: dict[str, Tensor], assign: bool = False) -> None:
+def load_strictly(model: nn.Module, state: dict[str, Tensor], assign: bool = False) -> None:
     """Loads `state` (assign: makes its tensors the model's own). Raises UserError that lists every wrong key."""
     if problems := misfits(model, state):
         raise UserError("the weights do not fit the model: " + "; ".join(problems))
     model.load_state_dict(state, assign=assign)
 
 
-def misfits(model: Network, state: Mapping[str, Tensor]) -> list[str]:
+def misfits(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
     """Returns what keeps `state` from being loaded: missing and unexpected keys, and those of another shape."""
     own = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     problems = [f"missing {key}" for key in own.keys() - state.keys()]

@@ -9,12 +9,13 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..autoencoder_settings import AutoencoderTrainingSettings
 from ..build import build_objective
 from ..checkpoints.training_state import restore
 from ..data.loader import Pack
-from ..distributed.parallel import ParallelModel
+from ..distributed.parallel import ParallelModel, whole
 from ..distributed.ranks import Ranks
 from ..errors import UserError
 from ..model.network import Network, load_strictly
@@ -27,11 +28,49 @@ from .optimizer import Optimizer
 logger = logging.getLogger(__name__)
 
 
-class Learner:
+class BaseLearner:
+    """A network of any kind in training: its optimiser, its averaged weights, and both in checkpoints."""
+
+    def __init__(
+        self, network: nn.Module, settings: TrainingSettings | AutoencoderTrainingSettings, optimizer: Optimizer
+    ) -> None:
+        self.network, self.settings, self.optimizer = network, settings, optimizer
+        self.ema = EMA(network, settings.ema_decay)
+
+    def update(self, step: int) -> Tensor:
+        """Updates weights and averages in step `step`, counted from 0; returns the gradient's norm, () float32.
+
+        A gradient that is not finite changes nothing.
+        """
+        norm = whole(nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.max_grad_norm))
+        finite = norm.isfinite()
+        self.optimizer.step(learning_rate(step, self.settings), finite)
+        self.ema.update(self.network, step, finite)
+        return norm
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """The network's parameters by name."""
+        return dict(self.network.named_parameters())
+
+    def parts(self) -> dict[str, dict[str, Tensor]]:
+        """The tensors of a checkpoint: "model", "ema" and "optimizer"."""
+        return {"model": self.parameters, "ema": self.ema.average, "optimizer": self.optimizer.tensors()}
+
+    def restore(self, checkpoint: Path) -> None:
+        """Restores the tensors from a checkpoint. Raises UserError where they are damaged or do not fit."""
+        loads = {"model": partial(load_strictly, self.network), "ema": self.ema.load, "optimizer": self.optimizer.load}
+        for part, load in loads.items():
+            restore(checkpoint, part, self.parameters, load)
+
+
+class Learner(BaseLearner):
     """A network in training, with an optimiser of the `trained` parameters (others are frozen) and averaged weights.
 
     text: The text encoder, for a network that is conditioned on captions.
     """
+
+    settings: TrainingSettings
 
     def __init__(
         self,
@@ -41,7 +80,7 @@ class Learner:
         ranks: Ranks,
         text: PromptEncoder | None = None,
     ) -> None:
-        self.settings, self.trained = settings, trained
+        self.trained = trained
         bf16 = settings.precision == "bf16"
         self.text = text and text.to(ranks.device, torch.bfloat16 if bf16 else torch.float32)
         chosen = set(trained)
@@ -51,8 +90,8 @@ class Learner:
         self.model = ParallelModel(network, ranks, settings.sharding, settings.precision)
         own = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
         muon, rate = settings.optimizer == "muon", settings.learning_rate
-        self.optimizer = Optimizer(own, rate, settings.beta2, settings.weight_decay, muon, bf16)
-        self.ema = EMA(network, settings.ema_decay)
+        optimizer = Optimizer(own, rate, settings.beta2, settings.weight_decay, muon, bf16)
+        super().__init__(network, settings, optimizer)
         self.objective = build_objective(settings, network.config, ranks.device)
 
     def compile(self) -> None:
@@ -91,28 +130,6 @@ class Learner:
                 (result.loss * weight).backward()
             total += result.reported * weight
         return total
-
-    def update(self, step: int) -> Tensor:
-        """Updates weights and averages in step `step`, counted from 0; returns the gradient's norm, () float32.
-
-        A gradient that is not finite changes nothing.
-        """
-        norm = self.model.clip_grad_norm(self.settings.max_grad_norm)
-        finite = norm.isfinite()
-        self.optimizer.step(learning_rate(step, self.settings), finite)
-        self.ema.update(self.model.module, step, finite)
-        return norm
-
-    def parts(self) -> dict[str, dict[str, Tensor]]:
-        """The tensors of a checkpoint: "model", "ema" and "optimizer"."""
-        return {"model": self.model.parameters, "ema": self.ema.average, "optimizer": self.optimizer.tensors()}
-
-    def restore(self, checkpoint: Path) -> None:
-        """Restores the tensors from a checkpoint. Raises UserError where they are damaged or do not fit."""
-        parameters = self.model.parameters
-        restore(checkpoint, "model", parameters, partial(load_strictly, self.model.module))
-        restore(checkpoint, "ema", parameters, self.ema.load)
-        restore(checkpoint, "optimizer", parameters, self.optimizer.load)
 
 
 def learning_rate(step: int, settings: ScheduleSettings) -> float:
