@@ -12,9 +12,10 @@ from fitv2.build import build_model_config
 from fitv2.checkpoints.model_folder import Pretrained, load_pretrained, save_pretrained, suitable
 from fitv2.config import build_recipe
 from fitv2.errors import UserError
+from fitv2.model.network import bare_model
 from fitv2.model.presets import preset
 from fitv2.model.transformer import FiT
-from fitv2.training.finetune import LABELS, PATCHES, check_start, init_from, trained_fraction, trained_names
+from fitv2.training.finetune import LABELS, PATCHES, init_from, trained_fraction, trained_names
 from fitv2.training.trainer import Trainer
 from tiny import CLASSES, CONFIG, garments, random_model, recipe, train, trainer
 
@@ -77,7 +78,7 @@ def test_a_base_of_another_width_is_refused(names):
     with pytest.raises(UserError, match=r"another shape.*\(64,\)"):
         init_from(fresh(), start, garments(), beginning())
     with pytest.raises(UserError, match="another shape"):
-        check_start(CONFIG, start, garments(), beginning())
+        init_from(bare_model(CONFIG), start, garments(), beginning())
 
 
 def test_the_fraction_trained_at_high_resolution_is_that_of_the_paper():

@@ -25,7 +25,6 @@ from .data.folder import ImageFolder
 from .data.official import OfficialLatents, budgets
 from .data.prepared import is_prepared, read_dataset
 from .data.shards import LatentShards
-from .data.stand_in import ImageNetLike
 from .data.text_features import TEXT, TextFeatures, features_folder
 from .data_settings import DataSettings, EmojiSettings, FashionSettings, FolderSettings
 from .device import computes_bf16
@@ -182,11 +181,6 @@ def refuse_others(
         )
     if patch_size != (fitting := latents.patch_size):
         raise UserError(f"{data.source} holds latents for patches of {fitting}; set model.patch_size={fitting}")
-
-
-def build_stand_in(max_tokens: int) -> Dataset:
-    """Returns sizes without images, with which a run is planned while its data is not here."""
-    return ImageNetLike(max_tokens)
 
 
 def build_base(training: TrainingSettings, dtype: torch.dtype | None = torch.float32) -> Pretrained | None:

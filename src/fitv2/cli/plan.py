@@ -34,7 +34,8 @@ def show_plan(
     """
     import yaml
 
-    from ..build import build_dataset, build_stand_in, with_precision
+    from ..build import build_dataset, with_precision
+    from ..data.stand_in import ImageNetLike
     from ..data_settings import FolderSettings
     from ..device import choose_device
     from ..profiling.training_plan import measure_step, plan_figures
@@ -50,7 +51,7 @@ def show_plan(
     data = recipe.data
     stands_in = isinstance(data, FolderSettings) and data.stand_in is not None and not Path(data.source).exists()
     patch_size, captioned = recipe.model.patch_size, recipe.model.encoder is not None
-    dataset = build_stand_in(data.max_tokens) if stands_in else build_dataset(data, patch_size, captioned=captioned)
+    dataset = ImageNetLike(data.max_tokens) if stands_in else build_dataset(data, patch_size, captioned=captioned)
     config, notes = check_ahead(recipe, run, dataset, stands_in)
     where = choose_device(device)
     if peak_tflops is None:
@@ -101,7 +102,8 @@ def check_ahead(recipe: Recipe, run: Path, dataset: Dataset, stands_in: bool) ->
     """Returns the network of a plan and notes about it. Raises UserError as the training would."""
     from ..build import build_base, build_model_config
     from ..checkpoints.training_state import newest_state
-    from ..training.finetune import check_start
+    from ..model.network import bare_model
+    from ..training.finetune import init_from
     from ..training.run_folder import check_data, identity
     from ..training.trackers import check_packages
 
@@ -115,7 +117,7 @@ def check_ahead(recipe: Recipe, run: Path, dataset: Dataset, stands_in: bool) ->
         return build_model_config(recipe, dataset), [f"{start} is not here: planned without the model to begin with"]
     base = build_base(recipe.training, dtype=None)
     config = build_model_config(recipe, dataset, base)
-    notes = [] if base is None else check_start(config, base, dataset, recipe.training)
+    notes = [] if base is None else init_from(bare_model(config), base, dataset, recipe.training).notes
     return config, [f"{start}: {note}" for note in notes]
 
 

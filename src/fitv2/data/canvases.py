@@ -13,7 +13,7 @@ from ..errors import UserError
 from ..randomness import Purpose
 from .canvas import Scene, describe, draw_background, fill, lay_out, paint
 from .cutouts import Cutouts, held_out
-from .dataset import Dataset
+from .dataset import Dataset, Drawn
 from .images import to_array, to_latent, variant_sizes
 
 # The fraction of the budget that a canvas at full scale has at least: few sizes have exactly all tokens.
@@ -105,15 +105,11 @@ class Canvases(Dataset):
         company = company[company != index] if len(company) > 1 else company
         return generator.choice(company, number, replace=number > len(company)).tolist()
 
-    def load(
-        self, index: int, variant: int, hw: tuple[int, int], flip: bool, rng: Callable[[], np.random.Generator]
-    ) -> Tensor:
-        return to_latent(to_array(paint(self.scene(index, variant, hw, flip, rng), self.cutouts.read)))
+    def load(self, index: int, *drawn: *Drawn) -> Tensor:
+        return to_latent(to_array(paint(self.scene(index, *drawn), self.cutouts.read)))
 
-    def captions(
-        self, index: int, variant: int, hw: tuple[int, int], flip: bool, rng: Callable[[], np.random.Generator]
-    ) -> list[str]:
-        scene = self.scene(index, variant, hw, flip, rng)
+    def captions(self, index: int, *drawn: *Drawn) -> list[str]:
+        scene = self.scene(index, *drawn)
         style = self.cutouts.styles[int(self.cutouts.sets[index])]
         return [describe(scene, [self.cutouts.names[i] for i in scene.cutouts], style)]
 

@@ -17,6 +17,8 @@ from .scan import ScanReport
 
 # Files whose bytes are part of a digest.
 SAMPLED = 16
+# What an epoch draws for an image, as `Dataset.load` takes it: variant, size in patches, mirroring, generator.
+Drawn = tuple[int, tuple[int, int], bool, Callable[[], np.random.Generator]]
 
 
 class Dataset(ABC):
@@ -179,8 +181,7 @@ class Epoch:
             return captions[0] if captions else ""
         return captions[int(numpy_generator(Purpose.CAPTIONS, *self.key, index).integers(len(captions)))]
 
-    def _drawn(self, index: int) -> tuple[int, tuple[int, int], bool, Callable[[], np.random.Generator]]:
-        """Returns what is drawn for an image: variant, size in patches, mirroring, and a generator for all the rest."""
+    def _drawn(self, index: int) -> Drawn:
         rng = partial(numpy_generator, self.dataset.purpose, *self.key, index)
         height, width = self.hw[index].tolist()
         return int(self.variant[index]), (height, width), bool(self.flip[index]), rng

@@ -21,9 +21,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import UserError
-from . import images
 from .dataset import Dataset
-from .images import Preprocessing, all_variants, fitted
+from .images import Preprocessing, all_variants, fitted, to_array, to_latent
 
 PATCH = 4
 SIDE = 28
@@ -92,12 +91,7 @@ class Fashion(Dataset):
 
     def load(self, index: int, variant: int, hw: tuple[int, int], flip: bool, rng: object) -> Tensor:
         size, image = (hw[0] * PATCH, hw[1] * PATCH), Image.fromarray(self.images[index])
-        return to_latent(np.asarray(fitted(image, size, self.variants[variant])))
-
-
-def to_latent(image: np.ndarray) -> Tensor:
-    """Converts uint8 (h, w) to float32 (1, h, w) in [-1, 1]."""
-    return images.to_latent(image[None])
+        return to_latent(to_array(fitted(image, size, self.variants[variant])))
 
 
 def bundled(*settings: Any, **more: Any) -> Fashion:

@@ -95,11 +95,6 @@ def init_from(model: Network, base: Pretrained, dataset: Dataset, training: Trai
     return Start(reinitialised, notes)
 
 
-def check_start(config: NetworkConfig, base: Pretrained, dataset: Dataset, training: TrainingSettings) -> list[str]:
-    """Returns the notes of `init_from` without a network in memory. Raises UserError like it."""
-    return init_from(bare_model(config), base, dataset, training).notes
-
-
 def check_transition(config: NetworkConfig, base: Pretrained, dataset: Dataset) -> None:
     """Raises UserError unless the model `base` can teach transitions to a network of this configuration."""
     of_base, start = base.model.config, "objective=transition starts from a model"
