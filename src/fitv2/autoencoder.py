@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .checkpoints.state_dict import weights_digest
-from .errors import UserError
+from .errors import UserError, loading
 from .finite import check_finite, check_weights
 
 if TYPE_CHECKING:
@@ -147,8 +147,8 @@ def load_autoencoder(name: str | None, device: str = "cpu", dtype: torch.dtype =
     """
     if name is None:
         return Pixels()
-    with _in_one_sentence(name) as subfolder:
-        network = read_network(name, subfolder, dtype)
+    with loading(f"the autoencoder {name}"):
+        network = read_network(name, _subfolder(name), dtype)
     return LatentCodec(cast(Any, network).to(device), device)
 
 
@@ -166,9 +166,7 @@ def read_network(name: str, subfolder: str | None, dtype: torch.dtype, **options
     Raises UserError for another class of autoencoder and for weights that are not all its own, NotFinite for NaN.
     """
     kind, _ = _read_config(name, subfolder)
-    options |= {"subfolder": subfolder, "dtype": dtype, "output_loading_info": True}
-    network, found = loaded(kind.from_pretrained, name, **options)
-    check_loaded(found, name)
+    network, _ = loaded(kind.from_pretrained, name, subfolder=subfolder, dtype=dtype, **options)
     check_weights(network.state_dict(), name)
     return network
 
@@ -185,32 +183,32 @@ def _read_config(name: str, subfolder: str | None) -> tuple[Any, Mapping[str, An
     return known[kind], config
 
 
-def loaded(load: Callable, name: str, **options) -> Any:
-    """Returns what diffusers loads. Raises UserError for weights of other shapes."""
+def loaded(load: Callable, name: str, **options) -> tuple[Any, Mapping[str, Any]]:
+    """Returns the network that diffusers loads, and its loading info.
+
+    Raises UserError for missing and extra weights, and those of other shapes.
+    """
     try:
-        return load(name, **options)
+        network, found = load(name, output_loading_info=True, **options)
     except ValueError as error:
         if "expected shape" not in str(error):
             raise
         problem = str(error).partition("because ")[2].partition(". If you")[0]
         raise UserError(f"the weights of {name} do not fit its config.json: {problem}") from error
-
-
-def check_loaded(found: Mapping[str, Any], name: str) -> None:
-    """Raises UserError where diffusers, by its loading info, has found missing, extra or misshapen weights."""
     problems = [f"missing {key}" for key in sorted(found["missing_keys"])]
     problems += [f"unexpected {key}" for key in sorted(found["unexpected_keys"])]
     problems += [f"{key} has shape {tuple(has)}, not {tuple(own)}" for key, has, own in found["mismatched_keys"]]
     if problems:
         raise UserError(f"the weights of {name} do not fit its config.json: {'; '.join(problems)}")
+    return network, found
 
 
 def read_factor(name: str | None) -> int:
     """Returns the image pixels per latent pixel on each axis, from the autoencoder's configuration alone."""
     if name is None:
         return Pixels.factor
-    with _in_one_sentence(name) as subfolder:
-        return _factor_of(_read_config(name, subfolder)[1])
+    with loading(f"the autoencoder {name}"):
+        return _factor_of(_read_config(name, _subfolder(name))[1])
 
 
 def _factor_of(config: Mapping[str, Any]) -> int:
@@ -219,14 +217,6 @@ def _factor_of(config: Mapping[str, Any]) -> int:
     return 2 ** (len(blocks) - 1)
 
 
-@contextmanager
-def _in_one_sentence(name: str) -> Iterator[str | None]:
-    """Yields the sub-folder of the autoencoder; what the library says of a missing one becomes a UserError."""
-    try:
-        yield "vae" if (Path(name) / "vae").is_dir() else None
-    except UserError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        cure = "name its folder instead, or check the network"
-        raise UserError(f"the autoencoder {name} cannot be loaded; {cure} ({reason})") from None
+def _subfolder(name: str) -> str | None:
+    """Returns where in a folder the autoencoder is, if not at its top."""
+    return "vae" if (Path(name) / "vae").is_dir() else None

@@ -1,5 +1,10 @@
 """The error for mistakes of the user: the command line prints it as one sentence, without a traceback."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(ValueError):
     """A wrong argument, setting, file or folder. The message says what is wrong and what to do about it.
@@ -17,3 +22,17 @@ def damaged(what: object, why: object, cure: str) -> UserError:
         return UserError(f"{what} cannot be read: permission denied")
     reason = why if isinstance(why, str | OSError | UserError) else repr(why)
     return UserError(f"{what} is damaged ({reason}); {cure}")
+
+
+@contextmanager
+def loading(what: str) -> Iterator[None]:
+    """Makes a UserError of what libraries raise for a model that is missing, damaged or of another kind."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{what} cannot be loaded; name its folder instead, or check the network ({reason})") from None

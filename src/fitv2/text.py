@@ -18,14 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from .checkpoints.state_dict import read_safetensors
 from .data.text_features import TextFeatures
-from .errors import UserError
+from .errors import UserError, loading
 from .hashes import file_digest
-from .messages import shortened
 from .tokens import TokenBatch, pack_context
 
 if TYPE_CHECKING:
@@ -179,7 +177,7 @@ def load_text_encoder(name: str) -> TextEncoder:
     import transformers
 
     # Networks draw initial values, from the random numbers of whoever loads them.
-    with _in_one_sentence(name) as (folder, of_network, of_tokenizer), torch.random.fork_rng(devices=[]):
+    with _loading(name) as (folder, of_network, of_tokenizer), torch.random.fork_rng(devices=[]):
         config = transformers.AutoConfig.from_pretrained(folder, **of_network)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **of_tokenizer)
         if name == BUILTIN:
@@ -195,7 +193,7 @@ def read_channels(name: str) -> int:
     """Returns the numbers per token of an encoder, from its configuration alone. Raises UserError as loading does."""
     import transformers
 
-    with _in_one_sentence(name) as (folder, of_network, _):
+    with _loading(name) as (folder, of_network, _):
         return channels_of(transformers.AutoConfig.from_pretrained(folder, **of_network).to_dict())
 
 
@@ -207,7 +205,7 @@ def encoder_digest(name: str) -> str:
     from transformers.utils.hub import cached_file
 
     result = hashlib.sha256()
-    with _in_one_sentence(name) as (folder, of_network, of_tokenizer):
+    with _loading(name) as (folder, of_network, of_tokenizer):
         if not Path(folder).is_dir():
             # In the cache of the hub, the folder of a version is called by its commit.
             commit = Path(cast(str, cached_file(name, "config.json"))).parent.name
@@ -225,25 +223,16 @@ def channels_of(config: Mapping[str, Any]) -> int:
 
 
 @contextmanager
-def _in_one_sentence(name: str) -> Iterator[tuple[str, dict[str, str], dict[str, str]]]:
-    """Yields the folder or hub id, and what tells its network and its tokenizer; what the library says of a missing
-    one becomes a UserError.
-    """
+def _loading(name: str) -> Iterator[tuple[str, dict[str, str], dict[str, str]]]:
+    """Yields the folder or hub id, and what tells its network and its tokenizer; see `loading`."""
     if name.startswith("builtin:") and name != BUILTIN:
         raise UserError(f"there is no text encoder {name}: the one that ships is {BUILTIN}")
     folder = str(BUILTIN_FOLDER) if name == BUILTIN else name
     network, tokenizer = (
         {"subfolder": part} if (Path(folder) / part).is_dir() else {} for part in ("text_encoder", "tokenizer")
     )
-    try:
+    with loading(f"the text encoder {name}"):
         yield folder, network, tokenizer
-    except UserError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
-        reason = shortened([" ".join(str(error).split())[:200]])
-        raise UserError(
-            f"the text encoder {name} cannot be loaded: name its folder, or check the network ({reason})"
-        ) from None
 
 
 def quantised(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

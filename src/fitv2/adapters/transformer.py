@@ -15,7 +15,7 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
-from ..autoencoder import check_loaded, loaded
+from ..autoencoder import loaded
 from ..checkpoints.model_folder import Pretrained, is_own_model, load_pretrained
 from ..checkpoints.state_dict import read_state_dict
 from ..errors import UserError
@@ -140,8 +140,7 @@ class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         if is_own_model(name):
             return cls.from_model(load_pretrained(name, own_dtype(kwargs)))
         wants_info = kwargs.pop("output_loading_info", False)
-        model, found = loaded(super().from_pretrained, name, output_loading_info=True, **kwargs)
-        check_loaded(found, name)
+        model, found = loaded(super().from_pretrained, name, **kwargs)
         check_weights(model.state_dict(), name)
         return (model, found) if wants_info else model
 
