@@ -12,13 +12,16 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from posixpath import normpath, splitext
 
+import numpy as np
+
 from ..errors import UserError
 from ..messages import counted
 from .tables import CAPTIONS, read_table
 
 TABLES = ("metadata.jsonl", "metadata.csv")
 TEXTS = (".txt", ".caption")
-ENDINGS = {*TEXTS, *(splitext(name)[1] for name in TABLES)}
+# Images, evenly spread over a folder, that tell whether there are text files beside them.
+PROBES = 100
 
 
 class FolderCaptions:
@@ -56,16 +59,17 @@ class FolderCaptions:
         return caption_lines(path.read_bytes, path)
 
 
-def has_captions(root: Path, files: Iterable[str], images: Sequence[str]) -> bool:
+def has_captions(root: Path, images: Sequence[str]) -> bool:
     """Whether a folder seems to have captions, a column of a table or a text file beside most images; reads none.
 
-    Arguments as of `FolderCaptions`; only the files whose names end as `ENDINGS` say matter.
+    Of many images it looks for the text files of a few. Arguments as of `FolderCaptions`.
     """
-    files = set(files)
-    if any(name in files and first_columns(root / name).intersection(CAPTIONS) for name in TABLES):
+    if any(first_columns(root / name).intersection(CAPTIONS) for name in TABLES):
         return True
-    texts = {stem for stem, ending in map(splitext, files) if ending.lower() in TEXTS}
-    return 2 * sum(splitext(name)[0] in texts for name in images) > len(images)
+    endings = *TEXTS, *map(str.upper, TEXTS)
+    few = [images[int(i)] for i in np.linspace(0, len(images) - 1, min(PROBES, len(images)))]
+    beside = [any((root / f"{splitext(name)[0]}{ending}").is_file() for ending in endings) for name in few]
+    return 2 * sum(beside) > len(few)
 
 
 def first_columns(table: Path) -> set[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..classes import readable_names
 from ..errors import UserError
-from .captions import ENDINGS, FolderCaptions, captioned_note, has_captions
+from .captions import FolderCaptions, captioned_note, has_captions
 from .contents import Contents, Labels, read_contents
 from .dataset import Dataset
 from .decode import Mode, decode
@@ -112,14 +112,15 @@ class ImageFolder(Dataset):
                     "each image"
                 )
             logger.info("%s: %s", root, captioned_note(self.texts.count, len(self.paths)))
-        else:
-            texts = (item.id for item in contents.items if item.kind in ENDINGS)
-            self.unread_captions = has_captions(self.root, texts, self.paths)
         sizes, self.possible, self.variants = all_variants(self.sizes, *self.budget, further_tokens)
         self.budgets = 1 + len(further_tokens)
         self.variant_hw = sizes // patch
         for label in np.setdiff1d(np.arange(self.num_classes), self.labels)[:MOST_EMPTY]:
             logger.warning("class %r has no readable image: it cannot be learned", self.class_names[label])
+
+    @cached_property
+    def unread_captions(self) -> bool:
+        return not self.captioned and has_captions(self.root, self.paths)
 
     def _scan(self, found: Sequence[Item], cache_file: Path | None) -> None:
         """Sets paths, sizes, labels and the report."""
