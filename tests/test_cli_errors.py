@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fitv2.errors import UserError
+from fitv2.errors import UserError, loading
 from tiny import command_line
 
 SAMPLE = ("sample", "--labels", "bag", "--size", "8x8", "--steps", "1")
@@ -68,6 +68,13 @@ def test_a_fault_of_ours_keeps_its_traceback_and_says_how_to_report_it(sample, e
 def test_too_little_memory_is_a_sentence(sample, error):
     told, shown = sample(raises(error))
     assert "not enough memory" in told and "Traceback" not in shown
+
+
+def test_too_little_memory_for_a_model_does_not_say_that_it_is_damaged():
+    with pytest.raises(RuntimeError, match="allocate"), loading("the autoencoder big"):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+    with pytest.raises(UserError, match="the autoencoder old cannot be loaded"), loading("the autoencoder old"):
+        raise RuntimeError("size mismatch")
 
 
 def test_ctrl_c_has_its_own_exit_code(sample):

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+# What torch says where memory is full.
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
 
 class UserError(ValueError):
     """A wrong argument, setting, file or folder. The message says what is wrong and what to do about it.
@@ -24,6 +27,12 @@ def damaged(what: object, why: object, cure: str) -> UserError:
     return UserError(f"{what} is damaged ({reason}); {cure}")
 
 
+def is_lack_of_memory(error: Exception) -> bool:
+    """Whether an error says that there is not enough memory, as torch does by a RuntimeError."""
+    said = isinstance(error, RuntimeError) and any(words in str(error).lower() for words in OUT_OF_MEMORY)
+    return said or isinstance(error, MemoryError)
+
+
 @contextmanager
 def loading(what: str) -> Iterator[None]:
     """Makes a UserError of what libraries raise for a model that is missing, damaged or of another kind."""
@@ -34,5 +43,7 @@ def loading(what: str) -> Iterator[None]:
     except UserError:
         raise
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
+        if is_lack_of_memory(error):
+            raise
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{what} cannot be loaded; name its folder instead, or check the network ({reason})") from None

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from ..errors import UserError
+from ..errors import UserError, is_lack_of_memory
 from ..messages import command
 from .autoencoder import autoencoder
 from .calibrate import calibrate
@@ -35,7 +35,6 @@ from .train import train
 INTERRUPTED = 130
 DEBUG = "--debug"
 FAULT = "this is a fault of fitv2: please report the lines above, with the version {} and the command: {}"
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 LESS_MEMORY = "not enough memory: use smaller sizes or fewer images at a time, or lower training.max_tokens_per_batch"
 # Variables that make libraries log errors only; a user's own setting stays.
 QUIET = {f"{name}_VERBOSITY": "error" for name in ("DIFFUSERS", "TRANSFORMERS", "HF_HUB", "DATASETS")}
@@ -137,8 +136,7 @@ def sentence_of(error: Exception) -> str | None:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, UserError | OSError):
         return str(error)
-    full = isinstance(error, RuntimeError) and any(words in str(error).lower() for words in OUT_OF_MEMORY)
-    return LESS_MEMORY if full or isinstance(error, MemoryError) else None
+    return LESS_MEMORY if is_lack_of_memory(error) else None
 
 
 def show_traceback(error: BaseException) -> None:
