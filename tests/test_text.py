@@ -29,8 +29,20 @@ from fitv2.training.input_sheet import data_lines
 from fitv2.training.trainer import Trainer
 from tiny import CLASSES, CONFIG, random_model
 
-TINY = ["model.width=32", "model.depth=2", "model.heads=2", "model.patch_size=8", "data.max_tokens=9"]
-TINY += ["training.max_tokens_per_batch=64", "training.warmup_steps=1", "training.precision=fp32"]
+TINY = [
+    "model.width=32",
+    "model.depth=2",
+    "model.heads=2",
+    "model.patch_size=8",
+    "model.internal_head=null",
+    "data.max_tokens=9",
+]
+TINY += [
+    "training.max_tokens_per_batch=64",
+    "training.warmup_steps=1",
+    "training.precision=fp32",
+    "training.decay_fraction=0",
+]
 TINY += ["log.sample_every=null", "data.classes=none", "training.holdout=0.02", "log.holdout_every=3"]
 PROMPTS = ["a red apple", "", "a cat and a dog in a row", "an apple"]
 
