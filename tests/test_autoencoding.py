@@ -166,6 +166,25 @@ def test_diffusers_loads_what_it_writes_and_latents_have_unit_variance(tmp_path,
     assert all(torch.equal(weight, average[name].half().float()) for name, weight in network.named_parameters())
 
 
+def test_a_training_begins_with_the_weights_of_another(tmp_path, folder):
+    first = trainer(tmp_path / "first", folder)
+    first.fit(lambda figures: None)
+    begins = f"training.init_from={tmp_path / 'first'}"
+    second = trainer(tmp_path / "second", folder, begins)
+    written = load_file(tmp_path / "first" / "vae" / "diffusion_pytorch_model.safetensors")
+    for name, weight in second.learner.network.state_dict().items():
+        assert torch.equal(weight, written[name].float()) and torch.equal(second.learner.ema.average[name], weight)
+    second.fit(lambda figures: None)
+    # It may be gone when the training is resumed.
+    (tmp_path / "first").rename(tmp_path / "elsewhere")
+    assert trainer(tmp_path / "second", folder, begins).begun is not None
+    with pytest.raises(UserError, match="cannot be loaded"):
+        trainer(tmp_path / "third", folder, begins)
+    with pytest.raises(UserError, match="do not fit"):
+        larger = "model.widths=[16, 16, 16, 16]", f"training.init_from={tmp_path / 'elsewhere'}"
+        trainer(tmp_path / "fourth", folder, *larger)
+
+
 def test_it_learns(tmp_path, folder):
     learner = trainer(tmp_path, folder, "training.learning_rate=1e-2", "training.decay_fraction=0").learner
     crops = crops_of(folder).epoch(0, 0)

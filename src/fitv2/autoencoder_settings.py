@@ -58,6 +58,10 @@ class AutoencoderTrainingSettings(ScheduleSettings):
     decay_fraction: float = Field(
         default=0.3, ge=0, le=1, description="last fraction of the steps, with linear decay to zero"
     )
+    init_from: str | None = Field(
+        default=None,
+        description="an autoencoder of another training (its folder), of the same model settings, to begin with",
+    )
     batch_size: PositiveInt = Field(default=8, description="crops of a step")
     beta2: float = Field(default=0.99, gt=0, lt=1, description="AdamW's second-moment decay")
     max_grad_norm: float = Field(default=1.0, gt=0, description="largest norm of the gradient")

@@ -11,6 +11,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
 
 from ..autoencoder_settings import AutoencoderRecipe
+from ..model.network import load_strictly
 from ..randomness import Purpose, seed_of
 from ..tokens import upload
 from ..training.learner import BaseLearner
@@ -31,14 +32,19 @@ class Update(NamedTuple):
 
 
 class Learner(BaseLearner):
-    """An autoencoder in training on a device, with random weights of the recipe's seed."""
+    """An autoencoder in training on a device.
+
+    base: The weights that training begins with; None: random ones of the recipe's seed.
+    """
 
     network: AutoencoderKL
 
-    def __init__(self, recipe: AutoencoderRecipe, device: torch.device) -> None:
+    def __init__(self, recipe: AutoencoderRecipe, device: torch.device, base: dict[str, Tensor] | None = None) -> None:
         settings, self.device = recipe.training, device
         torch.manual_seed(seed_of(Purpose.WEIGHTS, settings.seed))
         network = build_autoencoder(recipe.model)
+        if base is not None:
+            load_strictly(network, base)
         torch.nn.Module.to(network, device)
         optimizer = Optimizer(dict(network.named_parameters()), settings.learning_rate, settings.beta2)
         super().__init__(network, settings, optimizer)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..autoencoder import read_weights
 from ..autoencoder_settings import AutoencoderRecipe
 from ..checkpoints.training_state import newest_state, prune, save_checkpoint
 from ..data.crops import Crops
@@ -73,7 +74,8 @@ class AutoencoderTrainer:
                 f"the images of {', '.join(recipe.data.sources)} are not those on which {run} was trained: restore "
                 "them, or begin another run"
             )
-        self.learner, self.held_out = Learner(recipe, device), HeldOut(self.crops)
+        base = None if self.begun is not None or settings.init_from is None else read_weights(settings.init_from)
+        self.learner, self.held_out = Learner(recipe, device, base), HeldOut(self.crops)
         tokens = settings.batch_size * self.crops.side**2
         held = self.crops.held_out
         self.loader = PackLoader(self.crops, tokens, 1, settings.seed, workers=settings.workers, held_out=held)
