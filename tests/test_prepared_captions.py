@@ -13,11 +13,14 @@ import torch
 
 from fitv2.build import build_dataset, build_model_config, build_text_encoder
 from fitv2.config import build_recipe
+from fitv2.data.canvases import Canvases
 from fitv2.data.dataset import Dataset
+from fitv2.data.emoji import cutouts, read_drawings
 from fitv2.data.prepared import COLUMNS
 from fitv2.data.shards import LatentShards
 from fitv2.data.text_features import TEXT, TextFeatures, feature_files
 from fitv2.errors import UserError
+from fitv2.prepare.canvases import MIN_SCALE
 from fitv2.prepare.sources import open_source
 from fitv2.text import BUILTIN, BUILTIN_FOLDER, StoredTexts, TextEncoder, encoder_digest, load_text_encoder
 from fitv2.training.trainer import Trainer
@@ -59,9 +62,25 @@ def source_of(folder: Path, kind: str) -> str:
     return str(folder)
 
 
-def data_of(folder: Path) -> Dataset:
+def data_of(folder: Path, patch: int = 4) -> Dataset:
     recipe = build_recipe({"data": {"source": str(folder)}})
-    return build_dataset(recipe.data, 4, captioned=True)
+    return build_dataset(recipe.data, patch, captioned=True)
+
+
+def test_canvases_of_drawings_are_prepared_with_their_captions(fitv2, tmp_path):
+    options = ["--epochs", 2, "--max-tokens", 4, "--patch-size", 16, "--autoencoder", "pixels"]
+    code, shown = fitv2("prepare", "emoji", *options, "--out", "out")
+    canvases = Canvases(cutouts(read_drawings(), "none"), 4, 16, min_scale=MIN_SCALE)
+    trained = [i for i in range(len(canvases)) if i not in set(canvases.held_out.tolist())]
+    assert code in (0, None) and f"{2 * len(trained):,} images of {2 * len(trained):,} files" in shown
+    made, epochs = data_of(tmp_path / "out", 16), [canvases.epoch(number, 0) for number in (0, 1)]
+    for image in (0, 7, len(trained), 2 * len(trained) - 1):
+        epoch, index = epochs[image // len(trained)], trained[image % len(trained)]
+        assert made.captions(image, 0, (1, 1), False, None) == (epoch.caption(index),)
+        torch.testing.assert_close(made.epoch(0, 0).latent(image), epoch.latent(index), atol=1e-6, rtol=0)
+    assert not made.flip, "left would be right"
+    code, shown = fitv2("prepare", str(write_files(tmp_path / "mine", IMAGES)), *options, "--out", "other")
+    assert "omit it for other sources" in code
 
 
 @pytest.mark.parametrize("kind", ["texts", "table", "list", "archive", "hub"])

@@ -19,6 +19,8 @@ from .output import show
 if TYPE_CHECKING:
     from ..prepare.run import Report
 
+# Canvases around each drawing.
+EPOCHS = 10
 fitting_option = partial(typer.Option, rich_help_panel="How images are fitted")
 
 
@@ -28,7 +30,7 @@ def prepare(
         typer.Argument(
             help="a folder of images, with a sub-folder per class or none; a list of 'path<TAB>label' lines (.txt, "
             ".tsv, .csv, .jsonl); WebDataset archives (.tar, a folder of them, or a quoted pattern); or a Hugging "
-            "Face data set; with captions, if there are any"
+            "Face data set; with captions, if there are any; or emoji or emoji:FOLDER, drawings on canvases (--epochs)"
         ),
     ],
     out: Annotated[Path, out_option(help="the folder to write or complete")],
@@ -57,8 +59,11 @@ def prepare(
             "builtin:minilm, or a folder or hub id; 2 bytes per token and channel (builtin:minilm: 768 per token)"
         ),
     ] = None,
-    flip: Annotated[bool, fitting_option(help="also use each image mirrored")] = True,
+    flip: Annotated[bool, fitting_option(help="also use each image mirrored; some canvases always are")] = True,
     channels: Annotated[int | None, fitting_option(help="with pixels: 3 for colour (default), 1 for grey")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="emoji: canvases around each drawing; default: 10", show_default=False)
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, help="threads that read and decode")] = 4,
     shard_size: Annotated[int, typer.Option(min=1, help="source files per shard")] = 1024,
     device: Device = None,
@@ -70,14 +75,17 @@ def prepare(
 
       fitv2 prepare my/images --out prepared --max-tokens 256 --autoencoder stabilityai/sd-vae-ft-ema
       fitv2 prepare my/images --out pixels --max-tokens 144 --autoencoder pixels --text-encoder builtin:minilm
+      fitv2 prepare emoji --epochs 20 --out canvases --max-tokens 64 --autoencoder runs/autoencoder
       torchrun --nproc_per_node 8 -m fitv2.cli prepare 'train-*.tar' --out prepared --max-tokens 256 --autoencoder vae
 
     After an interruption, the same command continues. If the source changes, only new and changed images are encoded.
     """
     from datetime import timedelta
 
+    from ..data.emoji import is_emoji
     from ..data.scan import count_reasons
     from ..distributed.ranks import join_processes
+    from ..prepare.canvases import CanvasSource
     from ..prepare.encode import build_encoder
     from ..prepare.run import prepare as run
     from ..prepare.sources import open_source
@@ -91,12 +99,18 @@ def prepare(
     # Processes finish far apart: whoever waits must not give up.
     state = join_processes(device, timedelta(days=30))
     patch_size = patch_size or (8 if autoencoder == "pixels" else 2)
+    drawn = is_emoji(source)
+    if drawn:  # Mirrored or cut, a canvas would no longer be what its caption says.
+        flip, preprocessing = False, "resize"
+    elif epochs is not None:
+        raise UserError("--epochs is the number of canvases around each drawing of emoji; omit it for other sources")
     encoder, preparation = build_encoder(
         autoencoder, max_tokens, patch_size, preprocessing, flip, channels, str(state.device)
     )
     text = None if text_encoder is None else load_text_encoder(text_encoder).to(state.device)
     start = time.perf_counter()
-    opened = open_source(source, labels)
+    side = preparation.patch
+    opened = CanvasSource(source, epochs or EPOCHS, max_tokens, side) if drawn else open_source(source, labels)
     progress = partial(image_progress, shown=state.is_main_process)
     report = run(opened, source, out, encoder, preparation, shard_size, workers, state, progress, text)
     if report is not None:
