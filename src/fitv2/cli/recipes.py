@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
 # The peak of an A100 in bfloat16, and the fraction of it that training reaches.
 A100_FLOPS, UTILISATION = 312e12, 0.4
-# Channels and classes of the data that a recipe is meant for, by its patch size: latents, garments, colour images.
-CHANNELS, CLASSES = {2: 4, 4: 1, 8: 3}, {2: 1000, 4: 10, 8: 10}
+# Channels and classes of the data that a recipe is meant for, by its patch size: latents, garments; or colour images.
+CHANNELS, CLASSES = {2: 4, 4: 1}, {2: 1000}
+COLOURS, FEW = 3, 10
 
 
 def recipes(as_json: Json = False) -> None:
@@ -53,8 +54,8 @@ def recipe_row(name: str) -> dict[str, Any]:
 
     recipe = load_recipe(name)
     model, training = recipe.model, recipe.training
-    data: dict[str, Any] = {"in_channels": CHANNELS[model.patch_size], "num_classes": CLASSES[model.patch_size]}
-    config = config_of(**model.network(), **data)
+    channels, classes = CHANNELS.get(model.patch_size, COLOURS), CLASSES.get(model.patch_size, FEW)
+    config = config_of(**model.network(), in_channels=channels, num_classes=classes)
     image = recipe.data.max_tokens
     images = training.max_tokens_per_batch * training.batches_per_step / image
     flops = training_flops(recipe, config, [image]) * images * training.steps

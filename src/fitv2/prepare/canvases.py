@@ -7,6 +7,7 @@ import io
 import numpy as np
 
 from ..data.canvases import Canvases
+from ..data.cutouts import held_out
 from ..data.emoji import cutouts, read_named
 from ..data.labelling import Item
 from ..sheets import to_image
@@ -30,13 +31,12 @@ class CanvasSource(Source):
     """
 
     def __init__(self, name: str, epochs: int, max_tokens: int, side: int) -> None:
-        canvases = Canvases(cutouts(read_named(name), "none"), max_tokens, side, min_scale=MIN_SCALE)
-        trained = np.delete(np.arange(len(canvases)), canvases.held_out).tolist()
+        drawings = cutouts(read_named(name), "none")
+        canvases = Canvases(drawings, max_tokens, side, min_scale=MIN_SCALE)
+        trained = np.delete(np.arange(len(drawings)), held_out(drawings.ids)).tolist()
         views = [canvases.epoch(number, seed=0) for number in range(epochs)]
         self.places = [(view, index) for view in views for index in trained]
-        self.items = [
-            Item(f"{number:04}/{canvases.cutouts.ids[index]}.png") for number in range(epochs) for index in trained
-        ]
+        self.items = [Item(f"{number:04}/{drawings.ids[index]}.png") for number in range(epochs) for index in trained]
         self.class_names, self.notes = [], []
 
     def read(self, index: int) -> bytes:
