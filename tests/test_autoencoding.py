@@ -180,7 +180,7 @@ def test_a_training_begins_with_the_weights_of_another(tmp_path, folder):
     assert trainer(tmp_path / "second", folder, begins).begun is not None
     with pytest.raises(UserError, match="cannot be loaded"):
         trainer(tmp_path / "third", folder, begins)
-    with pytest.raises(UserError, match="do not fit"):
+    with pytest.raises(UserError, match="of other settings"):
         larger = "model.widths=[16, 16, 16, 16]", f"training.init_from={tmp_path / 'elsewhere'}"
         trainer(tmp_path / "fourth", folder, *larger)
 

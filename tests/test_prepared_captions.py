@@ -32,6 +32,7 @@ CAPTIONS = [("a black card", "a dark card"), ("ein Kärtchen",), ()]
 NAMES = ["0.png", "1.png", "2.png"]
 IMAGES = {name: saved(noise(24, 16, number)) for number, name in enumerate(NAMES)}
 TEXTS = {"0.txt": b"a black card\n\n a dark card\n", "1.caption": "\ufeffein Kärtchen".encode()}
+CROPPED = ["--out", "other", "--preprocessing", "crop"]
 PREPARE = ["--out", "out", "--max-tokens", "16", "--autoencoder", "pixels", "--patch-size", "4"]
 
 
@@ -81,6 +82,13 @@ def test_canvases_of_drawings_are_prepared_with_their_captions(fitv2, tmp_path):
     assert not made.flip, "left would be right"
     code, shown = fitv2("prepare", str(write_files(tmp_path / "mine", IMAGES)), *options, "--out", "other")
     assert "omit it for other sources" in code
+    assert "--preprocessing: without effect with emoji" in fitv2("prepare", "emoji", *options, *CROPPED)[0]
+
+
+def test_a_folder_called_emoji_has_a_name_of_its_own(fitv2, tmp_path):
+    write_files(tmp_path / "emoji", IMAGES)
+    code, shown = fitv2("prepare", "./emoji", *PREPARE)
+    assert code in (0, None) and "3 images of 3 files" in shown
 
 
 @pytest.mark.parametrize("kind", ["texts", "table", "list", "archive", "hub"])

@@ -11,7 +11,7 @@ def test_captions_stay_within_their_columns():
     lines = wrapped("a melting face to the left of a fire engine on a purple background 64x64", FONT, 128)
     assert len(lines) > 1 and all(FONT.getlength(line) <= 128 for line in lines)
     cut = wrapped("word " * 99, FONT, 128)
-    assert len(cut) == MOST_LINES and cut[-1].endswith("...")
+    assert len(cut) == MOST_LINES and cut[-1].endswith("...") and all(FONT.getlength(line) <= 128 for line in cut)
 
 
 def test_long_captions_make_their_row_higher():

@@ -26,6 +26,7 @@ from fitv2.text import BUILTIN, TextEncoder, load_text_encoder
 from fitv2.tokens import TokenBatch, drop_conditions, pack_context
 from fitv2.training.finetune import init_from
 from fitv2.training.input_sheet import data_lines
+from fitv2.training.optimizer import Muon
 from fitv2.training.trainer import Trainer
 from tiny import CLASSES, CONFIG, random_model
 
@@ -190,6 +191,17 @@ def test_training_with_captions_resumes_bit_for_bit(run, tmp_path):
     for name, weight in again.learner.ema.average.items():
         assert torch.equal(whole.model.state_dict()[name], weight), name
     assert whole.text_encoder == BUILTIN and len(whole.examples) == 1000
+
+
+def test_training_in_bfloat16_resumes_bit_for_bit_with_texts_and_muon_in_it(tmp_path):
+    settings = "model.context=joint", "log.checkpoint_every=3", "training.precision=bf16"
+    whole = trained(tmp_path / "whole", *settings, "training.steps=6")
+    (muon,) = (part for part, _ in whole.learner.optimizer.parts if isinstance(part, Muon))
+    assert whole.learner.text.network.dtype == muon.dtype == torch.bfloat16
+    trained(tmp_path / "run", *settings, "training.steps=3")
+    again = trained(tmp_path / "run", *settings, "training.steps=6")
+    for name, weight in again.learner.ema.average.items():
+        assert torch.equal(whole.learner.ema.average[name], weight), name
 
 
 def test_captions_change_what_is_learned(run, tmp_path, monkeypatch):

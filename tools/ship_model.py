@@ -2,10 +2,11 @@
 
 python tools/ship_model.py runs/fashion fashion
 
-python tools/ship_model.py runs/emoji emoji --showcase tools/emoji-showcase.txt
+python tools/ship_model.py runs/drawings drawings --showcase showcase.txt
 
-Writes model.safetensors, config.json and training.json to src/fitv2/builtin/NAME; the card beside them is written by
-hand. A run that began with the weights of builtin:NAME is one more stage in training.json.
+Writes model.safetensors, config.json and training.json to src/fitv2/builtin/NAME, and the run's sampling.json if there
+is none yet; the card beside them is written by hand. A run that began with the weights of builtin:NAME is one more
+stage in training.json, and keeps its showcase unless another is given.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import Any
 import torch
 
 from fitv2.atomic import write_text
-from fitv2.checkpoints.model_folder import BUILTIN, load_pretrained, save_pretrained
+from fitv2.autoencoder import read_factor
+from fitv2.checkpoints.model_folder import BUILTIN, SAMPLING, Example, load_pretrained, save_pretrained
 from fitv2.cli.options import parse_size
 
 BUILT_IN = Path(__file__).parent.parent / "src/fitv2/builtin"
@@ -47,10 +49,11 @@ def stage_of(run: Path) -> dict[str, Any]:
     }
 
 
-def read_showcase(file: Path) -> list[tuple[str, tuple[int, int]]]:
-    """Returns the prompts and sizes in pixels of lines such as "64x192 a red apple"."""
+def read_showcase(file: Path, factor: int) -> list[Example]:
+    """Returns the prompts of lines such as "64x192 a red apple", with their sizes in latent pixels."""
     lines = [line.split(maxsplit=1) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return [(prompt.strip(), parse_size(size)) for size, prompt in lines]
+    sizes = [parse_size(size) for size, _ in lines]
+    return [(prompt.strip(), (h // factor, w // factor)) for (_, prompt), (h, w) in zip(lines, sizes, strict=True)]
 
 
 def main() -> None:
@@ -61,9 +64,15 @@ def main() -> None:
     arguments = parser.parse_args()
 
     pretrained, out, stage = load_pretrained(arguments.run), BUILT_IN / arguments.name, stage_of(arguments.run)
-    record, continued = out / "training.json", stage["recipe"]["training"]["init_from"] == BUILTIN + arguments.name
-    stages = [*(json.loads(record.read_text())["stages"] if continued else []), stage]
-    model = pretrained.model
+    model, name, stages, showcase = pretrained.model, BUILTIN + arguments.name, [stage], []
+    if stage["recipe"]["training"]["init_from"] == name:
+        before = json.loads((out / "training.json").read_text())
+        stages = [*before.get("stages", [before]), stage]
+        showcase = load_pretrained(name).showcase
+    if arguments.showcase:
+        if pretrained.text_encoder is None:
+            parser.error(f"{arguments.run} is not a model of text, and a showcase is of prompts")
+        showcase = read_showcase(arguments.showcase, read_factor(pretrained.autoencoder))
     save_pretrained(
         out,
         model.config,
@@ -71,12 +80,13 @@ def main() -> None:
         pretrained.class_names,
         pretrained.shapes,
         torch.float16,
-        recommended=pretrained.recommended,
+        pretrained.autoencoder,
+        recommended=None if (out / SAMPLING).exists() else pretrained.recommended,
         text_encoder=pretrained.text_encoder,
         examples=pretrained.examples,
-        showcase=read_showcase(arguments.showcase) if arguments.showcase else (),
+        showcase=showcase,
     )
-    write_text(record, json.dumps({"stages": stages}, indent=1) + "\n")
+    write_text(out / "training.json", json.dumps({"stages": stages}, indent=1) + "\n")
     print(f"{out}: {sum(path.stat().st_size for path in out.iterdir()) / 1e6:.1f} MB")
 
 

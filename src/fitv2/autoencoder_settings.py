@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from .data_settings import Settings
 from .errors import UserError
-from .settings import RunLogSettings, ScheduleSettings
+from .settings import Recipe, RunLogSettings, ScheduleSettings
 
 # Every width is a multiple of it: the number of groups of each GroupNorm.
 GROUPS = 8
@@ -114,6 +114,7 @@ class AutoencoderRecipe(Settings):
         return self
 
 
+AnyRecipe = TypeVar("AnyRecipe", Recipe, AutoencoderRecipe)
 AUTOENCODER_SECTIONS: dict[str, tuple[type[Settings], ...]] = {
     "model": (AutoencoderSettings,),
     "data": (CropSettings,),

@@ -8,12 +8,12 @@ import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .autoencoder_settings import AutoencoderRecipe
+from .autoencoder_settings import AnyRecipe
 from .checkpoints.model_folder import Pretrained, load_pretrained
 from .classes import imagenet_names
 from .data import cutouts, emoji, fashion
@@ -57,7 +57,6 @@ FEW_STEPS = 4
 # (network, images, noise (T, C), times (B,) from 0, noise, to 1, data, labels (B,), context) to the loss of each image,
 # (B,).
 LossAt = Callable[[Denoiser, TokenBatch, Tensor, Tensor, Tensor, TokenBatch | None], Tensor]
-AnyRecipe = TypeVar("AnyRecipe", Recipe, AutoencoderRecipe)
 # Channels of the images by Pillow's mode: the meaning of `data.channels`, also where latents have more.
 IMAGE_CHANNELS = {"RGB": 3, "L": 1}
 
@@ -313,8 +312,8 @@ def sampling_advice(training: TrainingSettings, of_base: Mapping[str, Any] | Non
     if training.objective == "transition":
         return {"solver": "transition", "steps": FEW_STEPS, "guidance": 1.0}
     shift = {} if training.shift_tokens is None else {"shift_tokens": training.shift_tokens}
-    # Passes and windows depend on the sizes of training, which may be others here.
-    return without(of_base or {}, *TWO_PASSES, "window") | shift
+    # Passes depend on the sizes of training, which may be others here.
+    return without(of_base or {}, *TWO_PASSES) | shift
 
 
 def build_loss_at(config: NetworkConfig) -> LossAt:

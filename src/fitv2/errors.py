@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# What torch says where memory is full.
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+# What torch and the system say where memory is full.
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
 
 
 class UserError(ValueError):
@@ -29,7 +29,7 @@ def damaged(what: object, why: object, cure: str) -> UserError:
 
 def is_lack_of_memory(error: Exception) -> bool:
     """Whether an error says that there is not enough memory, as torch does by a RuntimeError."""
-    said = isinstance(error, RuntimeError) and any(words in str(error).lower() for words in OUT_OF_MEMORY)
+    said = isinstance(error, RuntimeError | OSError) and any(words in str(error).lower() for words in OUT_OF_MEMORY)
     return said or isinstance(error, MemoryError)
 
 

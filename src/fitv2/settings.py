@@ -194,7 +194,7 @@ class TrainingSettings(ScheduleSettings):
     internal_weight: PositiveFloat = Field(default=0.5, description="weight of the internal head's loss")
     precision: Literal["auto", "bf16", "fp32"] = Field(
         default="auto",
-        description="bf16 (autocast), fp32, or auto: bf16 if the device has it when a run begins",
+        description="bf16 (autocast; texts and Muon, too), fp32, or auto: bf16 if the device has it when a run begins",
     )
     compile: bool = Field(default=False, description="compile the blocks with torch.compile (needs a C++ compiler)")
     activation_checkpointing: bool = Field(default=False, description="less memory for a third more time")

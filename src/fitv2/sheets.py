@@ -18,7 +18,7 @@ MARGIN = 6
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 # The height of a line of a caption, and the most lines.
 CAPTION = 13
-MOST_LINES = 4
+MOST_LINES = 6
 
 
 def to_image(latent: Tensor) -> Image.Image:
@@ -75,7 +75,12 @@ def wrapped(caption: str, font: Font, width: int) -> list[str]:
             lines.append(word)
         else:
             lines[-1] = longer
-    return lines if len(lines) <= MOST_LINES else [*lines[: MOST_LINES - 1], lines[MOST_LINES - 1] + "..."]
+    if len(lines) <= MOST_LINES:
+        return lines
+    last = lines[MOST_LINES - 1]
+    while last and font.getlength(last + "...") > width:
+        last = last[:-1]
+    return [*lines[: MOST_LINES - 1], last.rstrip(" .") + "..."]
 
 
 def save_sheet(page: Image.Image, path: Path) -> None:

@@ -141,7 +141,7 @@ class StoredTexts:
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> StoredTexts:
         """Has the features on a device from now on, and what is not stored computed in a precision if one is given."""
-        self.device, self.dtype = torch.device(device), dtype
+        self.device, self.dtype = torch.device(device), dtype or self.dtype
         vars(self).pop("encoder", None)
         return self
 

@@ -237,6 +237,9 @@ def test_an_image_is_extended_and_stays_as_it_was(fitv2, model, tmp_path):
     # Without a size the canvas is the image's own.
     alike = ["--init-image", image, "--steps", 4, "--strength", 0.5, "--out", "like"]
     assert "2 model calls" in fitv2("sample", model, "--labels", "bag", *alike).ok().out
+    # Room around the image is made from noise alone, in all of the steps.
+    both = ["--init-image", image, "--size", "8x12", "--size", "8x24", "--steps", 5, "--out", "both"]
+    assert "5 model calls" in fitv2("sample", model, "--labels", "bag", *both).ok().out
     assert Image.open(tmp_path / "like" / "bag_8x12_seed0.png").size == (12, 8)
     request = json.loads((tmp_path / "wide" / "samples.json").read_bytes())["request"]
     assert request["init_image"] == sha256(image.read_bytes()).hexdigest() and request["anchor"] == "right"

@@ -11,7 +11,8 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
 
 from ..autoencoder_settings import AutoencoderRecipe
-from ..model.network import load_strictly
+from ..errors import UserError
+from ..model.network import misfits
 from ..randomness import Purpose, seed_of
 from ..tokens import upload
 from ..training.learner import BaseLearner
@@ -44,7 +45,12 @@ class Learner(BaseLearner):
         torch.manual_seed(seed_of(Purpose.WEIGHTS, settings.seed))
         network = build_autoencoder(recipe.model)
         if base is not None:
-            load_strictly(network, base)
+            if misfits(network, base):
+                raise UserError(
+                    f"training.init_from={settings.init_from} is an autoencoder of other settings: give those of its "
+                    "config.json, as in --set model.latent_channels=4"
+                )
+            network.load_state_dict(base)
         torch.nn.Module.to(network, device)
         optimizer = Optimizer(dict(network.named_parameters()), settings.learning_rate, settings.beta2)
         super().__init__(network, settings, optimizer)

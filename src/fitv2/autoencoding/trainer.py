@@ -54,7 +54,8 @@ class AutoencoderTrainer:
         progress: How far the run is.
 
     Raises:
-        UserError: The checkpoint is damaged, or is of other images; or a package is missing.
+        UserError: The checkpoint is damaged, or is of other images; the autoencoder of `init_from` cannot be loaded or
+            has other settings; or a package is missing.
     """
 
     def __init__(self, recipe: AutoencoderRecipe, sources: list[Dataset], run: Path, device: torch.device) -> None:

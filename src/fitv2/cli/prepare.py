@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -13,18 +14,19 @@ import typer
 
 from ..errors import UserError
 from ..messages import command, counted
-from .options import Device, Json, out_option
+from .options import Device, Json, out_option, refuse_options
 from .output import show
 
 if TYPE_CHECKING:
     from ..prepare.run import Report
 
-# Canvases around each drawing.
+# Images made of each drawing, alone or on a canvas.
 EPOCHS = 10
 fitting_option = partial(typer.Option, rich_help_panel="How images are fitted")
 
 
 def prepare(
+    context: typer.Context,
     source: Annotated[
         str,
         typer.Argument(
@@ -59,10 +61,11 @@ def prepare(
             "builtin:minilm, or a folder or hub id; 2 bytes per token and channel (builtin:minilm: 768 per token)"
         ),
     ] = None,
-    flip: Annotated[bool, fitting_option(help="also use each image mirrored; some canvases always are")] = True,
+    flip: Annotated[bool, fitting_option(help="also use each image mirrored; not for emoji")] = True,
     channels: Annotated[int | None, fitting_option(help="with pixels: 3 for colour (default), 1 for grey")] = None,
     epochs: Annotated[
-        int | None, typer.Option(min=1, help="emoji: canvases around each drawing; default: 10", show_default=False)
+        int | None,
+        typer.Option(min=1, help=f"emoji: images made of each drawing; default: {EPOCHS}", show_default=False),
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="threads that read and decode")] = 4,
     shard_size: Annotated[int, typer.Option(min=1, help="source files per shard")] = 1024,
@@ -92,18 +95,23 @@ def prepare(
     from ..text import load_text_encoder
     from .progress import image_progress
 
-    if Path(source).exists():
+    if drawn := is_emoji(source):
+        refuse_options(context, {"flip", "preprocessing", "labels"}, "with emoji")
+        flip, preprocessing = False, "resize"  # Mirrored or cut, a canvas would no longer be what its caption says.
+        if Path(source).exists():
+            note = (
+                "Note: emoji are the drawings that ship; for those of a folder write emoji:FOLDER, for images ./emoji"
+            )
+            print(note, file=sys.stderr)
+    elif epochs is not None:
+        raise UserError("--epochs is the number of images made of each drawing of emoji; omit it for other sources")
+    elif Path(source).exists():
         source = str(Path(source))  # Without a slash at the end, so that the same folder has the same name.
-    if Path(source).is_dir() and out.resolve().is_relative_to(Path(source).resolve()):
+    if not drawn and Path(source).is_dir() and out.resolve().is_relative_to(Path(source).resolve()):
         raise UserError(f"--out {out} lies within the source {source}; choose a folder outside of it")
     # Processes finish far apart: whoever waits must not give up.
     state = join_processes(device, timedelta(days=30))
     patch_size = patch_size or (8 if autoencoder == "pixels" else 2)
-    drawn = is_emoji(source)
-    if drawn:  # Mirrored or cut, a canvas would no longer be what its caption says.
-        flip, preprocessing = False, "resize"
-    elif epochs is not None:
-        raise UserError("--epochs is the number of canvases around each drawing of emoji; omit it for other sources")
     encoder, preparation = build_encoder(
         autoencoder, max_tokens, patch_size, preprocessing, flip, channels, str(state.device)
     )

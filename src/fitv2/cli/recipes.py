@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 # The peak of an A100 in bfloat16, and the fraction of it that training reaches.
 A100_FLOPS, UTILISATION = 312e12, 0.4
-# Channels and classes of the data that a recipe is meant for, by its patch size: latents, garments; or colour images.
+# Channels and classes of the data that a recipe is meant for, by its patch size: latents of ImageNet and garments.
 CHANNELS, CLASSES = {2: 4, 4: 1}, {2: 1000}
-COLOURS, FEW = 3, 10
+# Of all other patch sizes, which are for images in colour.
+OTHER_CHANNELS, OTHER_CLASSES = 3, 10
 
 
 def recipes(as_json: Json = False) -> None:
@@ -54,7 +55,7 @@ def recipe_row(name: str) -> dict[str, Any]:
 
     recipe = load_recipe(name)
     model, training = recipe.model, recipe.training
-    channels, classes = CHANNELS.get(model.patch_size, COLOURS), CLASSES.get(model.patch_size, FEW)
+    channels, classes = CHANNELS.get(model.patch_size, OTHER_CHANNELS), CLASSES.get(model.patch_size, OTHER_CLASSES)
     config = config_of(**model.network(), in_channels=channels, num_classes=classes)
     image = recipe.data.max_tokens
     images = training.max_tokens_per_batch * training.batches_per_step / image

@@ -48,7 +48,9 @@ def sample(
     ] = None,
     prompt: Annotated[
         list[str] | None,
-        image_option("--prompt", "-p", help="what to draw, repeatable, for a model of text; default: its examples"),
+        image_option(
+            "--prompt", "-p", help="what to draw, repeatable, for a model of text; default: a choice of its own"
+        ),
     ] = None,
     prompts: Annotated[Path | None, image_option(help="a text file with a prompt per line")] = None,
     negative_prompt: Annotated[str, image_option(help="what guidance leads away from", show_default=False)] = "",
@@ -133,7 +135,7 @@ def sample(
     report |= {key: request[key] for key in ("solver", "steps", "guidance", "guidance_interval", "internal_guidance")}
     patch = pretrained.model.config.patch_size
     twice = [spec for spec in specs if first_size(spec.size, sampling, patch) != spec.size]
-    begins = 0.0 if begun is None else 1 - begun[0].strength
+    begins = 0.0 if begun is None else min(1 - edit.strength for edit in begun)
     report |= {"model_calls": calls_from(begins, sampling), "seconds": round(seconds, 2), "two_passes": len(twice)}
     report["calls_of_second_pass"] = calls_from(sampling.upscale_time, sampling) if twice else 0
     report |= {"sheet": str(out / SHEET), "images": [row | {"file": str(out / row["file"])} for row in rows]}

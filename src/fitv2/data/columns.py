@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 from array import array
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from ..atomic import write_file
-from .packed_captions import PackedCaptions, packed
+from .packed_captions import CaptionPacker, PackedCaptions
 from .prepared import COLUMNS, check_index, read_index
 
 logger = logging.getLogger(__name__)
@@ -88,14 +87,14 @@ def write_columns(folder: Path, dataset: dict[str, Any]) -> None:
 def _from_index(folder: Path, dataset: dict[str, Any]) -> Columns:
     ids: list[str] = []
     number: dict[str, int] = {}
-    captions: list[Sequence[str]] = []
+    captions = CaptionPacker()
     # Into plain arrays: as objects, a million images would fill gigabytes.
     labels, shard, possible, size, offset, crc32 = (array("q") for _ in range(6))
     for line in read_index(folder, dataset):
         if "skipped" in line:
             continue
         ids.append(line["id"])
-        captions.append(line.get("captions", ()))
+        captions.add(line.get("captions", ()))
         labels.append(line["label"])
         shard.append(number.setdefault(line["shard"], len(number)))
         variants = list(line["variants"].values())
@@ -113,7 +112,7 @@ def _from_index(folder: Path, dataset: dict[str, Any]) -> Columns:
         size=np.array(size).reshape(-1, 2, 2),
         offset=np.array(offset).reshape(-1, 2),
         crc32=np.array(crc32).reshape(-1, 2, 2),
-        captions=packed(captions),
+        captions=captions.packed(),
     )
 
 
@@ -130,10 +129,10 @@ def _write(folder: Path, dataset: dict[str, Any], columns: Columns) -> None:
 
 def _from_bytes(content: bytes) -> Columns:
     arrays: dict[str, Any] = load(content)
-    stored = {name: arrays.pop(name) for name in list(arrays) if name.startswith(CAPTIONS)}
+    packed = {name: arrays.pop(name) for name in list(arrays) if name.startswith(CAPTIONS)}
     arrays |= {name: json.loads(arrays[name].tobytes()) for name in TEXTS}
-    if stored:
-        arrays["captions"] = PackedCaptions(**{name.removeprefix(CAPTIONS): array for name, array in stored.items()})
+    if packed:
+        arrays["captions"] = PackedCaptions(**{name.removeprefix(CAPTIONS): array for name, array in packed.items()})
     return Columns(**arrays)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -29,10 +30,21 @@ class PackedCaptions:
         return tuple(str(self.text[a:b].tobytes(), "utf-8") for a, b in pairwise(ends))
 
 
-def packed(captions: Sequence[Sequence[str]]) -> PackedCaptions | None:
-    """Returns the captions of N images; None if no image has one."""
-    texts = [caption.encode() for of_image in captions for caption in of_image]
-    if not texts:
-        return None
-    ends, counts = (np.cumsum([0, *map(len, parts)], dtype=np.int64) for parts in (texts, captions))
-    return PackedCaptions(np.frombuffer(b"".join(texts), np.uint8), ends, counts)
+class CaptionPacker:
+    """Makes `PackedCaptions`, image by image."""
+
+    def __init__(self) -> None:
+        self.text, self.ends, self.counts = bytearray(), array("q", [0]), array("q", [0])
+
+    def add(self, captions: Sequence[str]) -> None:
+        """Adds the captions of the next image."""
+        for caption in captions:
+            self.text += caption.encode()
+            self.ends.append(len(self.text))
+        self.counts.append(len(self.ends) - 1)
+
+    def packed(self) -> PackedCaptions | None:
+        """Returns the captions of all images; None if no image has one."""
+        if len(self.ends) == 1:
+            return None
+        return PackedCaptions(np.frombuffer(bytes(self.text), np.uint8), np.array(self.ends), np.array(self.counts))

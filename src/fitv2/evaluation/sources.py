@@ -35,7 +35,7 @@ from ..messages import counted, shortened, suggestion
 from ..sample_list import SAMPLES_LIST, SHEET, read_list
 
 FASHION = "fashion"
-# What the recipe `emoji` trains on, and the epochs whose images are a reference: each has other canvases.
+# What the recipe `emoji-study` trains on, and the epochs whose images are a reference: each has other canvases.
 EMOJI_TOKENS, EMOJI_PATCH, EMOJI_SCALE, EMOJI_EPOCHS = 64, 8, 0.35, 4
 ARCHIVE = "arr_0"
 # How the reason begins why a file that fitv2 made is not data.
@@ -262,7 +262,7 @@ class FashionImages(Images):
 
 
 class EmojiImages(Images):
-    """Images of one drawing each, as epochs of the recipe `emoji` have them: bundled drawings, or those of a folder."""
+    """Images of one drawing each, as the recipe `emoji-study` has them: bundled drawings, or those of a folder."""
 
     def __init__(self, name: str) -> None:
         canvases = Canvases(cutouts(read_named(name)), EMOJI_TOKENS, EMOJI_PATCH, min_scale=EMOJI_SCALE)

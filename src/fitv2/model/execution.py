@@ -33,8 +33,8 @@ def sorted_by_length(
 ) -> tuple[TokenBatch, tuple[Tensor, Tensor | None], Tensor, TokenBatch | None, list[int] | None]:
     """Returns the inputs with the images sorted by length, and their order, None if it was that already.
 
-    Images of equal length become neighbours, and attention needs few products. joint: whether an image and its context
-    become one sequence, whose length it is then.
+    Images of equal length become neighbours, and attention needs few products. joint: whether attention sees an image
+    and its context as one sequence, whose length then counts.
     """
     lengths = list(zip(batch.lengths, (context or batch).lengths, strict=True))
     if joint:

@@ -13,12 +13,12 @@ from ..data.labelling import Item
 from ..sheets import to_image
 from .items import Source
 
-# As data.min_scale of the drawings in a recipe.
+# The default of data.min_scale for drawings.
 MIN_SCALE = 0.35
 
 
 class CanvasSource(Source):
-    """Drawings on canvases with their captions, as a training on pixels would see them in its first epochs.
+    """Drawings on canvases with their captions, as a training on pixels sees them in its first epochs by default.
 
     The drawings that are held out are in none, because nothing tells them from others once they are prepared.
 

@@ -92,7 +92,7 @@ class Optimizer:
         learning_rate: Until the first step, which names its own.
         beta2: AdamW's second-moment decay.
         muon: Whether Muon updates the matrices of blocks.
-        bf16: Whether it may compute in bfloat16.
+        bf16: Whether Muon makes matrices orthogonal in bfloat16.
     """
 
     def __init__(

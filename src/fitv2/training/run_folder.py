@@ -6,10 +6,10 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from ..atomic import write_text
-from ..autoencoder_settings import AutoencoderRecipe
+from ..autoencoder_settings import AnyRecipe, AutoencoderRecipe
 from ..checkpoints.model_folder import MOST_EXAMPLES, MOST_SHAPES
 from ..config import build_autoencoder_recipe, build_recipe
 from ..data.contents import refuse_among
@@ -39,7 +39,6 @@ SETTLED = tuple(
 )
 # Class names that a message shows.
 TOLD = 20
-AnyRecipe = TypeVar("AnyRecipe", Recipe, AutoencoderRecipe)
 
 
 def resume_command(run: Path, kind: str = "train") -> str:
