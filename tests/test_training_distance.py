@@ -41,7 +41,7 @@ def test_a_distance_that_cannot_be_measured_is_a_warning(tmp_path, caplog):
 
 
 def test_passes_of_a_base_are_not_those_of_a_model_of_other_sizes():
-    advice = {"guidance": 1.8, "upscale_from": 49, "upscale_side": 7, "upscale_time": 0.7, "window": [28, 28]}
+    advice = {"guidance": 1.8, "upscale_from": 49, "upscale_side": 7, "upscale_time": 0.7}
     assert sampling_advice(recipe().training, advice) == {"guidance": 1.8}
 
 
