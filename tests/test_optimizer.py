@@ -43,8 +43,8 @@ def test_the_steps_are_those_of_torch_within_bfloat16():
 
 def test_matrices_can_be_made_orthogonal_in_bfloat16():
     ours, rough = weights(), weights()
-    for weights_of, bf16 in ((ours, False), (rough, True)):
-        Muon(weights_of, lr=0.1, bf16=bf16).step()
+    for weights_of, dtype in ((ours, torch.float32), (rough, torch.bfloat16)):
+        Muon(weights_of, lr=0.1, dtype=dtype).step()
     assert not torch.equal(ours[0], rough[0])
     for one, other in zip(ours, rough, strict=True):
         assert other.dtype == torch.float32

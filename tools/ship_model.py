@@ -22,6 +22,7 @@ from fitv2.atomic import write_text
 from fitv2.autoencoder import read_factor
 from fitv2.checkpoints.model_folder import BUILTIN, SAMPLING, Example, load_pretrained, save_pretrained
 from fitv2.cli.options import parse_size
+from fitv2.training.log import read_log
 
 BUILT_IN = Path(__file__).parent.parent / "src/fitv2/builtin"
 POINTS = 16
@@ -29,7 +30,7 @@ POINTS = 16
 
 def stage_of(run: Path) -> dict[str, Any]:
     """Returns the recipe and the figures of a run."""
-    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    log = read_log(run / "log.jsonl")
     span = max(len(log) // POINTS, 1)
     parts = [log[i : i + span] for i in range(0, len(log), span)]
     losses = [[f["loss"] for f in part if f["loss"] is not None] for part in parts]

@@ -152,12 +152,6 @@ def load_autoencoder(name: str | None, device: str = "cpu", dtype: torch.dtype =
     return LatentCodec(cast(Any, network).to(device), device)
 
 
-def read_weights(name: str) -> dict[str, Tensor]:
-    """Returns the weights of an autoencoder in float32. Raises UserError as `load_autoencoder`."""
-    with loading(f"the autoencoder {name}"):
-        return cast(Any, read_network(name, _subfolder(name), torch.float32)).state_dict()
-
-
 def network_classes() -> dict[str, Any]:
     """Returns the classes of autoencoders whose latents are known here, by name."""
     from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC

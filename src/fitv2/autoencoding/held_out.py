@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..data.crops import Crops
+from ..data.dataset import evenly
 from ..data.formats import UnreadableImage
 from ..sheets import contact_sheet, save_sheet, to_image
 from .learner import Learner
@@ -34,7 +35,7 @@ class HeldOut:
     @cached_property
     def images(self) -> list[Tensor]:
         """The crops, (3, h, w) in [-1, 1], at most `MOST`, spread evenly. One that cannot be read is left out."""
-        return self.read(spread(self.crops.measured, MOST))
+        return self.read(self.crops.measured[evenly(len(self.crops.measured), MOST)])
 
     def figures(self, learner: Learner) -> dict[str, float]:
         """Returns the mean loss and the mean PSNR (dB) by the averaged weights; empty without images."""
@@ -51,7 +52,7 @@ class HeldOut:
         chosen = self.crops.measured if len(self.crops.measured) else np.arange(len(self.crops))
         drawn = []
         with learner.averaged():
-            for image in self.read(spread(chosen, SHOWN)):
+            for image in self.read(chosen[evenly(len(chosen), SHOWN)]):
                 made = learner.reconstruct(image[None]).images[0]
                 drawn += [to_image(image), to_image(made.cpu())]
         if drawn:
@@ -67,8 +68,3 @@ class HeldOut:
             except UnreadableImage as error:
                 logger.warning("not measured: %s", error)
         return found
-
-
-def spread(indices: np.ndarray, number: int) -> np.ndarray:
-    """Returns at most `number` of the indices, evenly spread."""
-    return indices[np.linspace(0, len(indices) - 1, min(number, len(indices))).astype(int)]

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..autoencoder import read_weights
+from ..autoencoder import LatentCodec, load_autoencoder
 from ..autoencoder_settings import AutoencoderRecipe
 from ..checkpoints.training_state import newest_state, prune, save_checkpoint
 from ..data.crops import Crops
-from ..data.dataset import Dataset
+from ..data.dataset import Dataset, evenly
 from ..data.loader import PackLoader, Step
 from ..device import choose_precision
 from ..errors import UserError
@@ -30,7 +30,7 @@ from ..training.progress import Progress
 from ..training.run_folder import exported, keep_provenance, keep_recipe, resume_command
 from ..training.trackers import check_packages
 from ..training.watch import DataGone
-from .held_out import HeldOut, spread
+from .held_out import HeldOut
 from .learner import Learner
 from .network import latent_statistics, write_autoencoder
 
@@ -75,8 +75,9 @@ class AutoencoderTrainer:
                 f"the images of {', '.join(recipe.data.sources)} are not those on which {run} was trained: restore "
                 "them, or begin another run"
             )
-        base = None if self.begun is not None or settings.init_from is None else read_weights(settings.init_from)
-        self.learner, self.held_out = Learner(recipe, device, base), HeldOut(self.crops)
+        base = load_autoencoder(None if self.begun else settings.init_from)
+        weights = base.network.state_dict() if isinstance(base, LatentCodec) else None
+        self.learner, self.held_out = Learner(recipe, device, weights), HeldOut(self.crops)
         tokens = settings.batch_size * self.crops.side**2
         held = self.crops.held_out
         self.loader = PackLoader(self.crops, tokens, 1, settings.seed, workers=settings.workers, held_out=held)
@@ -174,7 +175,7 @@ class AutoencoderTrainer:
     def measured(self) -> list[Tensor]:
         """Crops of the training, as the first epoch of seed 0 has them, in batches."""
         trained = np.delete(np.arange(len(self.crops)), self.crops.held_out)
-        images = self.held_out.read(spread(trained, MEASURED))
+        images = self.held_out.read(trained[evenly(len(trained), MEASURED)])
         return list(torch.stack(images).split(self.recipe.training.batch_size)) if images else []
 
     def resume(self) -> None:

@@ -103,12 +103,13 @@ def prepare(
                 "Note: emoji are the drawings that ship; for those of a folder write emoji:FOLDER, for images ./emoji"
             )
             print(note, file=sys.stderr)
-    elif epochs is not None:
-        raise UserError("--epochs is the number of images made of each drawing of emoji; omit it for other sources")
-    elif Path(source).exists():
-        source = str(Path(source))  # Without a slash at the end, so that the same folder has the same name.
-    if not drawn and Path(source).is_dir() and out.resolve().is_relative_to(Path(source).resolve()):
-        raise UserError(f"--out {out} lies within the source {source}; choose a folder outside of it")
+    else:
+        if epochs is not None:
+            raise UserError("--epochs is the number of images made of each drawing of emoji; omit it for other sources")
+        if Path(source).exists():
+            source = str(Path(source))  # Without a slash at the end, so that the same folder has the same name.
+        if Path(source).is_dir() and out.resolve().is_relative_to(Path(source).resolve()):
+            raise UserError(f"--out {out} lies within the source {source}; choose a folder outside of it")
     # Processes finish far apart: whoever waits must not give up.
     state = join_processes(device, timedelta(days=30))
     patch_size = patch_size or (8 if autoencoder == "pixels" else 2)

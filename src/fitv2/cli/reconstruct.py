@@ -49,10 +49,11 @@ def reconstruct(
     autoencoder', which are trained with features of the same network.
     """
     from ..autoencoder import LatentCodec, load_autoencoder
+    from ..data.dataset import evenly
     from ..device import choose_device
     from ..evaluation.evaluate import cache_folder
     from ..evaluation.extractors import EfficientNetExtractor
-    from ..evaluation.reconstruction import evenly, score_reconstructions
+    from ..evaluation.reconstruction import score_reconstructions
     from ..evaluation.sources import open_images
     from .progress import image_progress
 
@@ -62,7 +63,7 @@ def reconstruct(
     codec = load_autoencoder(name, chosen)
     assert isinstance(codec, LatentCodec)
     extractor, images = EfficientNetExtractor(chosen), open_images(data, cache_folder())
-    indices, pairs = evenly(len(images), num_images), []
+    indices, pairs = evenly(len(images), num_images or len(images)).tolist(), []
 
     def keep(image: Image.Image, made: Image.Image) -> None:
         if len(pairs) < 2 * SHOWN:

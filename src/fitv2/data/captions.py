@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from posixpath import normpath, splitext
 
-import numpy as np
-
 from ..errors import UserError
 from ..messages import counted
+from .dataset import evenly
 from .tables import CAPTIONS, read_table
 
 TABLES = ("metadata.jsonl", "metadata.csv")
@@ -67,7 +66,7 @@ def has_captions(root: Path, images: Sequence[str]) -> bool:
     if any(first_columns(root / name).intersection(CAPTIONS) for name in TABLES):
         return True
     endings = *TEXTS, *map(str.upper, TEXTS)
-    few = [images[int(i)] for i in np.linspace(0, len(images) - 1, min(PROBES, len(images)))]
+    few = [images[int(i)] for i in evenly(len(images), PROBES)]
     beside = [any((root / f"{splitext(name)[0]}{ending}").is_file() for ending in endings) for name in few]
     return 2 * sum(beside) > len(few)
 

@@ -21,6 +21,11 @@ SAMPLED = 16
 Drawn = tuple[int, tuple[int, int], bool, Callable[[], np.random.Generator]]
 
 
+def evenly(total: int, most: int) -> np.ndarray:
+    """Returns at most `most` of the indices of `total` things, evenly spread, int64."""
+    return np.linspace(0, total - 1, min(most, total)).astype(int)
+
+
 class Dataset(ABC):
     """N images or latents of C channels, which the model cuts into patches of p x p; a source of `Epoch`s.
 
@@ -124,7 +129,7 @@ class Dataset(ABC):
         if not self.captioned:
             return []
         view, images = self.epoch(0, 0), np.delete(np.arange(len(self)), [] if self.held_out is None else self.held_out)
-        chosen = images[np.linspace(0, len(images) - 1, min(most, len(images))).astype(int)]
+        chosen = images[evenly(len(images), most)]
         sizes = (view.hw[chosen] * self.patch_size).tolist()
         return [(view.caption(i), (h, w)) for i, (h, w) in zip(chosen.tolist(), sizes, strict=True)]
 
@@ -139,7 +144,7 @@ class Dataset(ABC):
         for array in facts:
             digest.update(np.ascontiguousarray(array, dtype=np.int64).tobytes())
         if folder is not None:
-            for i in np.linspace(0, len(names) - 1, min(SAMPLED, len(names))).astype(int):
+            for i in evenly(len(names), SAMPLED):
                 with suppress(OSError):  # Training itself reports what it cannot read.
                     digest.update((folder / names[i]).read_bytes())
         return digest.hexdigest()[:16]

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..tokens import TokenBatch
 from .crops import CropEpoch, Crops
-from .dataset import Dataset, Epoch
+from .dataset import Dataset, Epoch, evenly
 from .formats import UnreadableImage
 from .packing import packing_efficiency, plan_packs
 
@@ -156,7 +156,7 @@ class PackLoader:
     def is_gone(self) -> bool:
         """Whether at least half of a few images, spread evenly over the data set, cannot be read now."""
         view, _, _ = self._plan(0 if self._planned is None else self._planned[0])
-        few = np.linspace(0, len(view.labels) - 1, min(PROBES, len(view.labels))).astype(int)
+        few = evenly(len(view.labels), PROBES)
         bad = 0
         for i in few:
             try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -98,8 +98,3 @@ def structural_similarity(a: np.ndarray, b: np.ndarray) -> float:
     c1, c2 = (K1 * 255) ** 2, (K2 * 255) ** 2
     luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
     return float((luminance * (2 * covariance + c2) / (variance_x + variance_y + c2)).mean())
-
-
-def evenly(total: int, number: int | None) -> Sequence[int]:
-    """Returns the indices of all of `total` images, or of `number` of them, evenly spread."""
-    return np.linspace(0, total - 1, min(number or total, total)).astype(int).tolist()

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..atomic import write_file
+from ..data.dataset import evenly
 from ..data.images import MAX_STRETCH
 from ..data.labelling import count_classes
 from ..data.packing import packing_efficiency, plan_packs
@@ -128,7 +129,7 @@ def captions(folder: Path) -> dict[str, Any]:
         return {"images": 0, "captions": 0, "mean_words": 0.0, "examples": [], "encoders": []}
     words = [len(caption.split()) for image in range(len(data)) for caption in data.texts[image]]
     with_one = np.flatnonzero(np.diff(data.texts.counts))
-    few = with_one[np.linspace(0, len(with_one) - 1, min(EXAMPLES, len(with_one))).astype(int)]
+    few = with_one[evenly(len(with_one), EXAMPLES)]
     return {
         "images": len(with_one),
         "captions": len(words),

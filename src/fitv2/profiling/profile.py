@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..build import build_objective
+from ..device import DTYPES
 from ..errors import UserError
 from ..model.compute import lay_out_by_input
 from ..model.config import FiTConfig, NetworkConfig
@@ -88,7 +89,7 @@ class Case:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the matrix products."""
-        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+        return DTYPES[self.precision]
 
 
 @dataclass(frozen=True)

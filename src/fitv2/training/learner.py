@@ -15,6 +15,7 @@ from ..autoencoder_settings import AutoencoderTrainingSettings
 from ..build import build_objective
 from ..checkpoints.training_state import restore
 from ..data.loader import Pack
+from ..device import DTYPES
 from ..distributed.parallel import ParallelModel, whole
 from ..distributed.ranks import Ranks
 from ..errors import UserError
@@ -81,8 +82,8 @@ class Learner(BaseLearner):
         text: PromptEncoder | None = None,
     ) -> None:
         self.trained = trained
-        bf16 = settings.precision == "bf16"
-        self.text = text and text.to(ranks.device, torch.bfloat16 if bf16 else torch.float32)
+        dtype = DTYPES[settings.precision]
+        self.text = text and text.to(ranks.device, dtype)
         chosen = set(trained)
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(name in chosen)
@@ -90,7 +91,7 @@ class Learner(BaseLearner):
         self.model = ParallelModel(network, ranks, settings.sharding, settings.precision)
         own = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
         muon, rate = settings.optimizer == "muon", settings.learning_rate
-        optimizer = Optimizer(own, rate, settings.beta2, settings.weight_decay, muon, bf16)
+        optimizer = Optimizer(own, rate, settings.beta2, settings.weight_decay, muon, dtype)
         super().__init__(network, settings, optimizer)
         self.objective = build_objective(settings, network.config, ranks.device)
 

@@ -27,7 +27,7 @@ class Muon(torch.optim.Optimizer):
     for the device.
 
     Args:
-        bf16: Whether to make matrices orthogonal in bfloat16: faster, and off by a hundredth, which does not matter.
+        dtype: In which matrices are made orthogonal; bfloat16 is faster, and off by a hundredth, which does not matter.
 
     Attributes:
         found_inf: () float; where it is 1, `step` changes nothing.
@@ -39,10 +39,10 @@ class Muon(torch.optim.Optimizer):
         lr: float,
         weight_decay: float = 0.0,
         momentum: float = 0.95,
-        bf16: bool = False,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(weights, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
-        self.found_inf, self.dtype = torch.zeros(()), torch.bfloat16 if bf16 else torch.float32
+        self.found_inf, self.dtype = torch.zeros(()), dtype
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
@@ -92,7 +92,7 @@ class Optimizer:
         learning_rate: Until the first step, which names its own.
         beta2: AdamW's second-moment decay.
         muon: Whether Muon updates the matrices of blocks.
-        bf16: Whether Muon makes matrices orthogonal in bfloat16.
+        dtype: In which Muon makes them orthogonal.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Optimizer:
         beta2: float,
         weight_decay: float = 0.0,
         muon: bool = False,
-        bf16: bool = False,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         by_muon = [name for name in parameters if muon and is_block_matrix(name, parameters)]
         others = [name for name in parameters if name not in set(by_muon)]
@@ -119,7 +119,7 @@ class Optimizer:
             self.parts.append((adamw, decayed + plain))
         if by_muon:
             matrices = [parameters[name] for name in by_muon]
-            self.parts.append((Muon(matrices, learning_rate, weight_decay, bf16=bf16), by_muon))
+            self.parts.append((Muon(matrices, learning_rate, weight_decay, dtype=dtype), by_muon))
 
     @property
     def learning_rate(self) -> float:
