@@ -185,6 +185,26 @@ def test_a_training_begins_with_the_weights_of_another(tmp_path, folder):
         trainer(tmp_path / "fourth", folder, *larger)
 
 
+def test_a_decoder_is_trained_alone_and_latents_stay_the_same(tmp_path, folder):
+    """Also in a training that is resumed, and on other images, whose latents have another scale."""
+    trainer(tmp_path / "first", folder).fit(lambda figures: None)
+    Image.effect_noise((48, 48), 90).convert("RGB").save(tmp_path / "noise.png")
+    (tmp_path / "list.txt").write_text("noise.png\n" * 4)
+    alone = "training.trainable=decoder", f"training.init_from={tmp_path / 'first'}"
+    for steps in (2, 4):
+        sources = f"data.sources=[{tmp_path / 'list.txt'}]"
+        trainer(tmp_path / "second", folder, *alone, sources, f"training.steps={steps}").fit(lambda figures: None)
+    folders = [tmp_path / run / "vae" for run in ("first", "second")]
+    before, after = (load_file(path / "diffusion_pytorch_model.safetensors") for path in folders)
+    changed = {name.partition(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert "decoder" in changed and changed <= {"decoder", "post_quant_conv"}
+    first, second = (AutoencoderKL.load_config(path) for path in folders)
+    for key in ("latents_mean", "latents_std"):
+        torch.testing.assert_close(first[key], second[key], rtol=1e-6, atol=1e-7)
+    with pytest.raises(UserError, match="init_from"):
+        trainer(tmp_path / "third", folder, alone[0])
+
+
 def test_it_learns(tmp_path, folder):
     learner = trainer(tmp_path, folder, "training.learning_rate=1e-2", "training.decay_fraction=0").learner
     crops = crops_of(folder).epoch(0, 0)

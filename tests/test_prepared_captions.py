@@ -20,7 +20,6 @@ from fitv2.data.prepared import COLUMNS
 from fitv2.data.shards import LatentShards
 from fitv2.data.text_features import TEXT, TextFeatures, feature_files
 from fitv2.errors import UserError
-from fitv2.prepare.canvases import MIN_SCALE
 from fitv2.prepare.sources import open_source
 from fitv2.text import BUILTIN, BUILTIN_FOLDER, StoredTexts, TextEncoder, encoder_digest, load_text_encoder
 from fitv2.training.trainer import Trainer
@@ -69,9 +68,10 @@ def data_of(folder: Path, patch: int = 4) -> Dataset:
 
 
 def test_canvases_of_drawings_are_prepared_with_their_captions(fitv2, tmp_path):
-    options = ["--epochs", 2, "--max-tokens", 4, "--patch-size", 16, "--autoencoder", "pixels"]
-    code, shown = fitv2("prepare", "emoji", *options, "--out", "out")
-    canvases = Canvases(cutouts(read_drawings(), "none"), 4, 16, min_scale=MIN_SCALE)
+    drawings = ["--epochs", 2, "--objects", 2, "--min-scale", 0.8]
+    options = ["--max-tokens", 4, "--patch-size", 16, "--autoencoder", "pixels"]
+    code, shown = fitv2("prepare", "emoji", *drawings, *options, "--out", "out")
+    canvases = Canvases(cutouts(read_drawings(), "none"), 4, 16, objects=(1, 2), min_scale=0.8)
     trained = [i for i in range(len(canvases)) if i not in set(canvases.held_out.tolist())]
     assert code in (0, None) and f"{2 * len(trained):,} images of {2 * len(trained):,} files" in shown
     made, epochs = data_of(tmp_path / "out", 16), [canvases.epoch(number, 0) for number in (0, 1)]
@@ -80,8 +80,8 @@ def test_canvases_of_drawings_are_prepared_with_their_captions(fitv2, tmp_path):
         assert made.captions(image, 0, (1, 1), False, None) == (epoch.caption(index),)
         torch.testing.assert_close(made.epoch(0, 0).latent(image), epoch.latent(index), atol=1e-6, rtol=0)
     assert not made.flip, "left would be right"
-    code, shown = fitv2("prepare", str(write_files(tmp_path / "mine", IMAGES)), *options, "--out", "other")
-    assert "omit it for other sources" in code
+    code, shown = fitv2("prepare", str(write_files(tmp_path / "mine", IMAGES)), *drawings, *options, "--out", "other")
+    assert "--epochs, --objects, --min-scale: without effect" in code
     assert "--preprocessing: without effect with emoji" in fitv2("prepare", "emoji", *options, *CROPPED)[0]
 
 

@@ -62,6 +62,10 @@ class AutoencoderTrainingSettings(ScheduleSettings):
         default=None,
         description="an autoencoder of another training (its folder), of the same model settings, to begin with",
     )
+    trainable: Literal["all", "decoder"] = Field(
+        default="all",
+        description="with init_from: all, or the decoder alone, so that latents and models of latents stay valid",
+    )
     batch_size: PositiveInt = Field(default=8, description="crops of a step")
     beta2: float = Field(default=0.99, gt=0, lt=1, description="AdamW's second-moment decay")
     max_grad_norm: float = Field(default=1.0, gt=0, description="largest norm of the gradient")
@@ -84,6 +88,12 @@ class AutoencoderTrainingSettings(ScheduleSettings):
         "measured (see log.holdout_every); of fewer than 640 images none",
     )
     seed: int = Field(default=0, ge=0, lt=2**32, description="fixes weights, data order, crops and noise")
+
+    @model_validator(mode="after")
+    def a_fixed_encoder_is_trained_already(self) -> Self:
+        if self.init_from is None and self.trainable != "all":
+            raise UserError("trainable=decoder goes with init_from, the autoencoder whose encoder is kept")
+        return self
 
 
 class AutoencoderLogSettings(RunLogSettings):

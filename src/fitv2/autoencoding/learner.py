@@ -23,6 +23,8 @@ from .perceptual import PerceptualDistance
 
 # What the log has of every step.
 PARTS = ("loss", "l1", "perceptual", "kl")
+# What the names of the decoder's parameters begin with.
+DECODER = "decoder.", "post_quant_conv."
 
 
 class Update(NamedTuple):
@@ -52,7 +54,10 @@ class Learner(BaseLearner):
                 )
             network.load_state_dict(base)
         torch.nn.Module.to(network, device)
-        optimizer = Optimizer(dict(network.named_parameters()), settings.learning_rate, settings.beta2)
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(settings.trainable == "all" or name.startswith(DECODER))
+        trained = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
+        optimizer = Optimizer(trained, settings.learning_rate, settings.beta2)
         super().__init__(network, settings, optimizer)
         distance = PerceptualDistance(device) if settings.perceptual_weight else None
         weights = settings.perceptual_weight, settings.kl_weight

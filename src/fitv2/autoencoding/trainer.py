@@ -75,8 +75,11 @@ class AutoencoderTrainer:
                 f"the images of {', '.join(recipe.data.sources)} are not those on which {run} was trained: restore "
                 "them, or begin another run"
             )
-        base = load_autoencoder(None if self.begun else settings.init_from)
+        frozen = settings.trainable == "decoder"
+        base = load_autoencoder(settings.init_from if not self.begun else str(run / EXPORT) if frozen else None)
         weights = base.network.state_dict() if isinstance(base, LatentCodec) else None
+        # Models of latents know the scale of a fixed encoder: it must not be measured again on other images.
+        self.scale = (base.shift.flatten(), 1 / base.scale.flatten()) if frozen and isinstance(base, LatentCodec) else None
         self.learner, self.held_out = Learner(recipe, device, weights), HeldOut(self.crops)
         tokens = settings.batch_size * self.crops.side**2
         held = self.crops.held_out
@@ -166,10 +169,12 @@ class AutoencoderTrainer:
 
     def export(self, folder: Path) -> None:
         """Writes the averaged weights for diffusers, with the scale of their latents."""
+        write_autoencoder(folder, self.learner.network, self.learner.ema.average, *(self.scale or self.measure_scale()))
+
+    def measure_scale(self) -> tuple[Tensor, Tensor]:
+        """Returns mean and standard deviation of the latents of each channel, see `latent_statistics`."""
         with self.learner.averaged():
-            batches = (upload(batch, self.device) for batch in self.measured)
-            mean, std = latent_statistics(self.learner.network, batches)
-        write_autoencoder(folder, self.learner.network, self.learner.ema.average, mean, std)
+            return latent_statistics(self.learner.network, (upload(batch, self.device) for batch in self.measured))
 
     @cached_property
     def measured(self) -> list[Tensor]:

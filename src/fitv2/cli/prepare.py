@@ -20,9 +20,8 @@ from .output import show
 if TYPE_CHECKING:
     from ..prepare.run import Report
 
-# Images made of each drawing, alone or on a canvas.
-EPOCHS = 10
 fitting_option = partial(typer.Option, rich_help_panel="How images are fitted")
+drawing_option = partial(typer.Option, rich_help_panel="Drawings (emoji)")
 
 
 def prepare(
@@ -63,10 +62,11 @@ def prepare(
     ] = None,
     flip: Annotated[bool, fitting_option(help="also use each image mirrored; not for emoji")] = True,
     channels: Annotated[int | None, fitting_option(help="with pixels: 3 for colour (default), 1 for grey")] = None,
-    epochs: Annotated[
-        int | None,
-        typer.Option(min=1, help=f"emoji: images made of each drawing; default: {EPOCHS}", show_default=False),
-    ] = None,
+    epochs: Annotated[int, drawing_option(min=1, help="images made of each drawing, alone or on a canvas")] = 10,
+    objects: Annotated[int, drawing_option(min=1, max=4, help="drawings on a canvas, at most")] = 4,
+    min_scale: Annotated[
+        float, drawing_option(min=0.05, max=1, help="draw images at random linear scales from this to 1")
+    ] = 0.35,
     workers: Annotated[int, typer.Option(min=1, help="threads that read and decode")] = 4,
     shard_size: Annotated[int, typer.Option(min=1, help="source files per shard")] = 1024,
     device: Device = None,
@@ -104,8 +104,7 @@ def prepare(
             )
             print(note, file=sys.stderr)
     else:
-        if epochs is not None:
-            raise UserError("--epochs is the number of images made of each drawing of emoji; omit it for other sources")
+        refuse_options(context, {"epochs", "objects", "min_scale"}, "without the source emoji")
         if Path(source).exists():
             source = str(Path(source))  # Without a slash at the end, so that the same folder has the same name.
         if Path(source).is_dir() and out.resolve().is_relative_to(Path(source).resolve()):
@@ -118,8 +117,11 @@ def prepare(
     )
     text = None if text_encoder is None else load_text_encoder(text_encoder).to(state.device)
     start = time.perf_counter()
-    side = preparation.patch
-    opened = CanvasSource(source, epochs or EPOCHS, max_tokens, side) if drawn else open_source(source, labels)
+    opened = (
+        CanvasSource(source, epochs, max_tokens, preparation.patch, objects, min_scale)
+        if drawn
+        else open_source(source, labels)
+    )
     progress = partial(image_progress, shown=state.is_main_process)
     report = run(opened, source, out, encoder, preparation, shard_size, workers, state, progress, text)
     if report is not None:

@@ -44,9 +44,11 @@ def fastest_attention(q: Tensor, k: Tensor) -> Callable[[Tensor, Tensor, Tensor]
 def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Returns softmax(q k^T / sqrt(H)) v over (..., L, H) in the dtype of q.
 
-    Scores and their gradients are float32 at least: rounded to half precision, large ones would be off by whole units.
+    It is computed in float32 at least: large scores, rounded to half precision, would be off by whole units, and
+    products of matrices as small as those of one head are no faster in it.
     """
-    return _PlainAttention.apply(q.contiguous(), k.contiguous(), v.contiguous())
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    return _PlainAttention.apply(*(x.to(dtype).contiguous() for x in (q, k, v))).to(q.dtype)
 
 
 class _PlainAttention(torch.autograd.Function):
@@ -54,34 +56,27 @@ class _PlainAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        p = probabilities(q, k)
-        # What is compiled is one graph for all lengths, and cannot choose by them.
-        short = not torch.compiler.is_compiling() and k.shape[-2] <= k.shape[-1]
-        ctx.save_for_backward(q, k, v, p if short else None)
-        return p.to(v.dtype) @ v
+        with torch.autocast(q.device.type, enabled=False):
+            p = probabilities(q, k)
+            # What is compiled is one graph for all lengths, and cannot choose by them.
+            short = not torch.compiler.is_compiling() and k.shape[-2] <= k.shape[-1]
+            ctx.save_for_backward(q, k, v, p if short else None)
+            return p @ v
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         (grad,) = grads
         q, k, v, p = ctx.saved_tensors
-        # Also computed again where this pass is differentiated itself: what was kept is a constant there.
-        p = probabilities(q, k) if p is None or torch.is_grad_enabled() else p
-        of_scores = torch.ops.aten._softmax_backward_data(float32_product(grad, v.mT), p, -1, p.dtype)
-        of_scores = (of_scores * q.shape[-1] ** -0.5).to(q.dtype)
-        return of_scores @ k, of_scores.mT @ q, p.to(grad.dtype).mT @ grad
+        with torch.autocast(q.device.type, enabled=False):
+            # Also computed again where this pass is differentiated itself: what was kept is a constant there.
+            p = probabilities(q, k) if p is None or torch.is_grad_enabled() else p
+            of_scores, scale = torch.ops.aten._softmax_backward_data(grad @ v.mT, p, -1, p.dtype), q.shape[-1] ** -0.5
+            return of_scores @ k * scale, of_scores.mT @ q * scale, p.mT @ grad
 
 
 def probabilities(q: Tensor, k: Tensor) -> Tensor:
-    """Returns softmax(q k^T / sqrt(H)), (..., L, L) in float32 at least."""
-    q = q.to(torch.promote_types(q.dtype, torch.float32))
-    return float32_product(q * q.shape[-1] ** -0.5, k.mT).softmax(-1)
-
-
-def float32_product(a: Tensor, b: Tensor) -> Tensor:
-    """Returns a @ b in float32 at least, also under autocast."""
-    dtype = torch.promote_types(a.dtype, torch.float32)
-    with torch.autocast(a.device.type, enabled=False):
-        return a.to(dtype) @ b.to(dtype)
+    """Returns softmax(q k^T / sqrt(H)), (..., L, L)."""
+    return (q * q.shape[-1] ** -0.5 @ k.mT).softmax(-1)
 
 
 def lay_out_by_input(model: nn.Module) -> None:

@@ -13,12 +13,9 @@ from ..data.labelling import Item
 from ..sheets import to_image
 from .items import Source
 
-# The default of data.min_scale for drawings.
-MIN_SCALE = 0.35
-
 
 class CanvasSource(Source):
-    """Drawings on canvases with their captions, as a training on pixels sees them in its first epochs by default.
+    """Drawings on canvases with their captions, as a training on pixels sees them in its first epochs.
 
     The drawings that are held out are in none, because nothing tells them from others once they are prepared.
 
@@ -26,13 +23,15 @@ class CanvasSource(Source):
         name: emoji (the bundled drawings), or emoji:FOLDER.
         epochs: How many canvases are made around each drawing.
         max_tokens, side: Tokens of the largest canvas, and the side of a token in pixels.
+        objects: The most drawings on a canvas.
+        min_scale: As of `Canvases`.
 
     Raises UserError if there are no drawings, or no canvas has so few tokens.
     """
 
-    def __init__(self, name: str, epochs: int, max_tokens: int, side: int) -> None:
+    def __init__(self, name: str, epochs: int, max_tokens: int, side: int, objects: int, min_scale: float) -> None:
         drawings = cutouts(read_named(name), "none")
-        canvases = Canvases(drawings, max_tokens, side, min_scale=MIN_SCALE)
+        canvases = Canvases(drawings, max_tokens, side, objects=(1, objects), min_scale=min_scale)
         trained = np.delete(np.arange(len(drawings)), held_out(drawings.ids)).tolist()
         views = [canvases.epoch(number, seed=0) for number in range(epochs)]
         self.places = [(view, index) for view in views for index in trained]

@@ -74,11 +74,13 @@ def orthogonal(matrices: Tensor) -> Tensor:
     """Returns the nearest matrices with orthogonal rows or columns, (n, rows, columns), by Newton and Schulz."""
     a, b, c = NEWTON_SCHULZ
     tall = matrices.shape[1] > matrices.shape[2]
-    x = matrices.mT if tall else matrices
+    # Transposed in memory too, and each sum made by a product: on a CPU both are faster than the products themselves.
+    x = matrices.mT.contiguous() if tall else matrices
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(ITERATIONS):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        gram = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, gram, x, beta=a)
     return x.mT if tall else x
 
 
