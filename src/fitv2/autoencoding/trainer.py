@@ -77,9 +77,11 @@ class AutoencoderTrainer:
             )
         frozen = settings.trainable == "decoder"
         base = load_autoencoder(settings.init_from if not self.begun else str(run / EXPORT) if frozen else None)
-        weights = base.network.state_dict() if isinstance(base, LatentCodec) else None
-        # Models of latents know the scale of a fixed encoder: it must not be measured again on other images.
-        self.scale = (base.shift.flatten(), 1 / base.scale.flatten()) if frozen and isinstance(base, LatentCodec) else None
+        weights, self.scale = None, None
+        if isinstance(base, LatentCodec):
+            weights = base.network.state_dict()
+            # Models of latents know the scale of a fixed encoder: it must not be measured again on other images.
+            self.scale = (base.shift.flatten(), 1 / base.scale.flatten()) if frozen else None
         self.learner, self.held_out = Learner(recipe, device, weights), HeldOut(self.crops)
         tokens = settings.batch_size * self.crops.side**2
         held = self.crops.held_out
