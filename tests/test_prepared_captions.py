@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
 import torch
 
@@ -18,7 +19,7 @@ from fitv2.data.dataset import Dataset
 from fitv2.data.emoji import cutouts, read_drawings
 from fitv2.data.prepared import COLUMNS
 from fitv2.data.shards import LatentShards
-from fitv2.data.text_features import TEXT, TextFeatures, feature_files
+from fitv2.data.text_features import TEXT, TextFeatures, feature_files, write_features
 from fitv2.errors import UserError
 from fitv2.prepare.sources import open_source
 from fitv2.text import BUILTIN, BUILTIN_FOLDER, StoredTexts, TextEncoder, encoder_digest, load_text_encoder
@@ -27,6 +28,7 @@ from image_files import saved
 from image_folders import noise, write_files, write_tar
 from test_sources import listed, taken
 
+BYTES_READ = Path("/proc/self/io")
 CAPTIONS = [("a black card", "a dark card"), ("ein Kärtchen",), ()]
 NAMES = ["0.png", "1.png", "2.png"]
 IMAGES = {name: saved(noise(24, 16, number)) for number, name in enumerate(NAMES)}
@@ -210,6 +212,19 @@ def test_damaged_features_are_computed_instead(with_features, caplog):
     assert caplog.text.count(f"{first} is damaged (another checksum)") == caplog.text.count(f"{second} is damaged") == 1
     for one, features in zip(stored(texts), load_text_encoder(BUILTIN)(texts), strict=True):
         torch.testing.assert_close(one, features, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.skipif(not BYTES_READ.exists(), reason="only Linux counts the bytes that a process reads")
+def test_no_more_is_read_than_the_features_that_are_asked_for(tmp_path):
+    """Once all those of a file were, and a training spent half of its time with them."""
+    captions = [f"a caption with the number {number}" for number in range(200)]
+    written = [np.random.default_rng(number).standard_normal((9, 384)).astype(np.float16) for number in range(200)]
+    write_features(tmp_path, captions, written)
+    stored = TextFeatures(tmp_path)
+    before = int(BYTES_READ.read_text().split()[1])
+    read = stored.get(captions[57])
+    after = int(BYTES_READ.read_text().split()[1])
+    assert read is not None and np.array_equal(read, written[57]) and after - before < 2 * read.nbytes
 
 
 def test_features_are_stored_once_and_what_is_missing_or_damaged_again(fitv2, with_features, tmp_path):

@@ -13,6 +13,7 @@ A caption takes 48 bytes, and 2 for each channel of each token.
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import zlib
 from collections.abc import Sequence
@@ -30,11 +31,30 @@ TEXT = "text"
 
 
 class Table(NamedTuple):
-    """keys: (n, 32) uint8. ends: (n + 1,) int64. crc32: (n,) int64."""
+    """What a file holds but for the features.
+
+    Attributes:
+        keys, ends, crc32: As above.
+        begin: Where the features begin in the file.
+        channels: Numbers of each token.
+    """
 
     keys: np.ndarray
     ends: np.ndarray
     crc32: np.ndarray
+    begin: int
+    channels: int
+
+    def read(self, path: Path, number: int) -> np.ndarray:
+        """Returns the features (tokens, channels) of a caption, zeros where the file ends too early. Raises OSError."""
+        start, end = self.ends[number : number + 2].tolist()
+        features = np.zeros((end - start, self.channels), "<f2")
+        # Read, not mapped: a map of a file that got shorter kills the process. And not by safetensors: without a map it
+        # would read the features of all captions.
+        with path.open("rb", buffering=0) as file:
+            file.seek(self.begin + start * self.channels * features.itemsize)
+            file.readinto(features.data)
+        return features
 
 
 class TextFeatures:
@@ -71,15 +91,12 @@ class TextFeatures:
             return None
         shard, number = int(self.shard[place]), int(self.number[place])
         path, table = self.paths[shard], self.tables[shard]
-        start, end = table.ends[number : number + 2].tolist()
         try:
-            # Read, not mapped: a map of a file that got shorter kills the process.
-            with safe_open(path, "np", backend="pread") as file:
-                features = file.get_slice("features")[start:end]
+            features = table.read(path, number)
             if checksum(key, features) == table.crc32[number]:
                 return features
             why: object = "another checksum"
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             why = error
         if path not in self.damaged:
             self.damaged.add(path)
@@ -117,7 +134,12 @@ def write_features(folder: Path, captions: Sequence[str], features: Sequence[np.
 def read_table(path: Path) -> Table:
     """Reads what a file holds but for the features. Raises OSError, SafetensorError or ValueError if it is damaged."""
     with safe_open(path, "np", backend="pread") as file:
-        table = Table(*(file.get_tensor(name) for name in Table._fields))
+        keys, ends, crc32 = (file.get_tensor(name) for name in ("keys", "ends", "crc32"))
+        channels = file.get_slice("features").get_shape()[1]
+    with path.open("rb") as file:
+        header = file.read(int.from_bytes(file.read(8), "little"))
+    begin = 8 + len(header) + json.loads(header)["features"]["data_offsets"][0]
+    table = Table(keys, ends, crc32, begin, channels)
     if (len(table.keys), 32) != table.keys.shape or not len(table.keys) == len(table.crc32) == len(table.ends) - 1:
         raise ValueError("its parts differ in length")
     return table
