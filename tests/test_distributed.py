@@ -22,6 +22,9 @@ import test_resume
 from fitv2.checkpoints import sharded
 from fitv2.checkpoints.model_folder import load_pretrained
 from fitv2.checkpoints.training_state import checkpoints, read_part, read_state
+from fitv2.distributed.parallel import by_shares
+from fitv2.distributed.ranks import join_processes
+from fitv2.training.optimizer import orthogonal
 from tiny import MODERN, command_line, exit_codes, log_lines, processes, run_together, train
 
 pytestmark = pytest.mark.slow  # Several processes in every test.
@@ -129,6 +132,19 @@ def test_autocast_and_activation_checkpointing_in_two_processes(tmp_path, work, 
     run_together(2, work, tmp_path / "run", *settings)
     for line, other in zip(log_lines(tmp_path / "run"), log_lines(tmp_path / "alone"), strict=True):
         assert line == pytest.approx(other, rel=0.01)
+
+
+def compare_shares() -> None:
+    join_processes("cpu")
+    for rows in (1, 2, 3, 4):
+        for dtype in (torch.float32, torch.bfloat16):
+            matrices = torch.randn(rows, 20, 8, generator=torch.Generator().manual_seed(rows)).to(dtype)
+            assert torch.equal(by_shares(orthogonal, matrices), orthogonal(matrices))
+
+
+def test_processes_compute_shares_of_rows_and_all_get_all():
+    """Also where there are fewer rows than processes."""
+    run_together(3, compare_shares)
 
 
 @pytest.mark.parametrize("sharding", ["none", "fsdp"])

@@ -7,10 +7,13 @@ is a DTensor: its `shape` is that of the whole, and `to_local()` is this process
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -95,6 +98,19 @@ def whole(tensor: Tensor) -> Tensor:
 def local(tensor: Tensor) -> Tensor:
     """Returns this process's shard of a tensor, or the tensor itself if it is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def by_shares(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    """Returns function(rows), (n, ...), of which each process computes its share of the rows; all have to call this."""
+    if not dist.is_initialized():
+        return function(rows)
+    share = -(-len(rows) // dist.get_world_size())
+    begin = min(share * dist.get_rank(), len(rows) - 1)  # There may be nothing left for the last ones.
+    own = function(rows[begin : begin + share])
+    own = F.pad(own, (0, 0) * (own.ndim - 1) + (0, share - len(own)))
+    found = own.new_empty(share * dist.get_world_size(), *own.shape[1:])
+    dist.all_gather_into_tensor(found, own.contiguous())
+    return found[: len(rows)]
 
 
 def split_like(tensor: Tensor, like: Tensor | None) -> Tensor:

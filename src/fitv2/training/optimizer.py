@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..distributed.parallel import split_like, whole
+from ..distributed.parallel import by_shares, split_like, whole
 from ..errors import UserError
 
 # The quintic iteration of Keller Jordan's Muon: singular values go to between 0.7 and 1.2, which is near enough to 1.
@@ -63,7 +63,7 @@ class Muon(torch.optim.Optimizer):
             moved = momentum * buffer + weight.grad
             looking_ahead.append(whole(weight.grad + momentum * moved))  # Nesterov's momentum.
             buffer.copy_(torch.where(skipped, buffer, moved))
-        updates = orthogonal(torch.stack(looking_ahead).to(self.dtype))
+        updates = by_shares(orthogonal, torch.stack(looking_ahead).to(self.dtype))
         size = LIKE_ADAMW * max(weights[0].shape) ** 0.5
         for weight, update in zip(weights, updates, strict=True):
             moved = weight * (1 - lr * weight_decay) - lr * size * split_like(update, weight)
