@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from fitv2 import FiTConfig, FiTPipeline, FiTTransformer2DModel
 from fitv2.adapters.schedulers import default_scheduler
 from fitv2.autoencoder import LatentCodec, Pixels, load_autoencoder, read_factor
+from fitv2.checkpoints.model_folder import load_pretrained, save_pretrained
 from fitv2.decoding import Decoding, make_images
 from fitv2.errors import UserError
 from fitv2.finite import NotFinite
@@ -31,6 +32,17 @@ def test_an_autoencoder_by_folder_and_one_that_is_not_there(tmp_path):
     for read in (load_autoencoder, read_factor):
         with pytest.raises(ValueError, match=r"nowhere cannot be loaded"):
             read(str(tmp_path / "nowhere"))
+
+
+def test_a_model_folder_may_have_its_autoencoder_within(tmp_path):
+    """It may then be moved; without a folder of that name, `vae` is a name like any other."""
+    model = random_model(LATENT)
+    save_pretrained(tmp_path / "model", model.config, model.state_dict(), [], [[(8, 8, 1)]], None, "vae")
+    assert load_pretrained(tmp_path / "model").autoencoder == "vae"
+    tiny_autoencoder().save_pretrained(tmp_path / "model" / "vae")
+    (tmp_path / "model").rename(tmp_path / "moved")
+    assert load_pretrained(tmp_path / "moved").autoencoder == str(tmp_path / "moved" / "vae")
+    assert read_factor(load_pretrained(tmp_path / "moved").autoencoder) == 8
 
 
 def save_changed(folder, change) -> str:

@@ -4,8 +4,8 @@ python tools/ship_model.py runs/fashion fashion
 
 python tools/ship_model.py runs/drawings drawings --showcase showcase.txt
 
-Writes model.safetensors, config.json and training.json to src/fitv2/builtin/NAME, and the run's sampling.json if there
-is none yet; the card beside them is written by hand. A run that began with the weights of builtin:NAME is one more
+Writes model.safetensors, config.json and training.json to src/fitv2/builtin/NAME, its autoencoder to NAME/vae if it is
+in a folder, and the run's sampling.json if there is none yet; the card beside them is written by hand. A run that began with the weights of builtin:NAME is one more
 stage in training.json, and keeps its showcase unless another is given.
 """
 
@@ -19,8 +19,8 @@ from typing import Any
 import torch
 
 from fitv2.atomic import write_text
-from fitv2.autoencoder import read_factor
-from fitv2.checkpoints.model_folder import BUILTIN, SAMPLING, Example, load_pretrained, save_pretrained
+from fitv2.autoencoder import LatentCodec, load_autoencoder, read_factor
+from fitv2.checkpoints.model_folder import BUILTIN, SAMPLING, VAE, Example, load_pretrained, save_pretrained
 from fitv2.cli.options import parse_size
 from fitv2.training.log import read_log
 
@@ -74,6 +74,11 @@ def main() -> None:
         if pretrained.text_encoder is None:
             parser.error(f"{arguments.run} is not a model of text, and a showcase is of prompts")
         showcase = read_showcase(arguments.showcase, read_factor(pretrained.autoencoder))
+    autoencoder = pretrained.autoencoder
+    if autoencoder is not None and Path(autoencoder).is_dir():
+        codec, autoencoder = load_autoencoder(autoencoder, dtype=torch.float16), VAE
+        assert isinstance(codec, LatentCodec)
+        codec.network.save_pretrained(out / VAE)
     save_pretrained(
         out,
         model.config,
@@ -81,14 +86,14 @@ def main() -> None:
         pretrained.class_names,
         pretrained.shapes,
         torch.float16,
-        pretrained.autoencoder,
+        autoencoder,
         recommended=None if (out / SAMPLING).exists() else pretrained.recommended,
         text_encoder=pretrained.text_encoder,
         examples=pretrained.examples,
         showcase=showcase,
     )
     write_text(out / "training.json", json.dumps({"stages": stages}, indent=1) + "\n")
-    print(f"{out}: {sum(path.stat().st_size for path in out.iterdir()) / 1e6:.1f} MB")
+    print(f"{out}: {sum(path.stat().st_size for path in out.rglob('*')) / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,8 @@ BUILTIN = "builtin:"
 RECIPE, CHECKPOINTS = "recipe.json", "checkpoints"
 # Optional, beside config.json: the sampling settings that suit the model best. A user may write or change it.
 SAMPLING = "sampling.json"
+# Optional, too: the autoencoder, where config.json says "vae".
+VAE = "vae"
 FORMAT = 1
 # Enough for every size of a set like fashion, and for the frequent sizes of a folder of photographs.
 MOST_SHAPES = 500
@@ -48,7 +50,8 @@ class Pretrained:
         class_names: One name per class, in the order of the labels; empty if the classes have no names.
         shapes: For each class (one entry for a set without classes) the (height, width, count) of its training images
             in latent pixels: the 500 most frequent sizes, the most frequent first.
-        autoencoder: The folder or hub id of the autoencoder of the latents; None if the model generates pixels.
+        autoencoder: The folder or hub id of the autoencoder of the latents; None if the model generates pixels. A model
+            folder may have it within, as `vae`.
         step: The training step of the weights, if it is known.
         text_encoder: The name of the text encoder; None for a model that is not conditioned on text.
         examples: Some captions of training, each with the (height, width) of its image in latent pixels.
@@ -215,6 +218,8 @@ def read_model(config_file: Path, weights_file: Path, name: str, dtype: torch.dt
     recommended = read_recommended(config_file.with_name(SAMPLING))
     known = {key: content[key] for key in ("autoencoder", "step", "text_encoder") if key in content}
     texts = {"examples": examples, "showcase": showcase}
+    if known.get("autoencoder") == VAE and config_file.with_name(VAE).is_dir():
+        known["autoencoder"] = str(config_file.with_name(VAE))
     return Pretrained(model, class_names, shapes, recommended=recommended, **texts, **known)
 
 
