@@ -5,8 +5,8 @@ python tools/ship_model.py runs/fashion fashion
 python tools/ship_model.py runs/drawings drawings --showcase showcase.txt
 
 Writes model.safetensors, config.json and training.json to src/fitv2/builtin/NAME, its autoencoder to NAME/vae if it is
-in a folder, and the run's sampling.json if there is none yet; the card beside them is written by hand. A run that began with the weights of builtin:NAME is one more
-stage in training.json, and keeps its showcase unless another is given.
+in a folder, and the run's sampling.json if there is none yet; the card beside them is written by hand. A run that began
+with the weights of builtin:NAME is one more stage in training.json, and keeps its showcase unless another is given.
 """
 
 from __future__ import annotations
