@@ -139,7 +139,14 @@ def compare_shares() -> None:
     for rows in (1, 2, 3, 4):
         for dtype in (torch.float32, torch.bfloat16):
             matrices = torch.randn(rows, 20, 8, generator=torch.Generator().manual_seed(rows)).to(dtype)
-            assert torch.equal(by_shares(orthogonal, matrices), orthogonal(matrices))
+            shares: list[int] = []
+
+            def function(share: torch.Tensor, shares: list[int] = shares) -> torch.Tensor:
+                shares.append(len(share))
+                return orthogonal(share)
+
+            assert torch.equal(by_shares(function, matrices), orthogonal(matrices))
+            assert len(shares) == 1 and shares[0] <= -(-rows // 3)
 
 
 def test_processes_compute_shares_of_rows_and_all_get_all():

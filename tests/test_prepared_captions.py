@@ -11,6 +11,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 
 from fitv2.build import build_dataset, build_model_config, build_text_encoder
 from fitv2.config import build_recipe
@@ -19,7 +20,7 @@ from fitv2.data.dataset import Dataset
 from fitv2.data.emoji import cutouts, read_drawings
 from fitv2.data.prepared import COLUMNS
 from fitv2.data.shards import LatentShards
-from fitv2.data.text_features import TEXT, TextFeatures, feature_files, write_features
+from fitv2.data.text_features import TEXT, TextFeatures, feature_files, is_whole, write_features
 from fitv2.errors import UserError
 from fitv2.prepare.sources import open_source
 from fitv2.text import BUILTIN, BUILTIN_FOLDER, StoredTexts, TextEncoder, encoder_digest, load_text_encoder
@@ -216,7 +217,7 @@ def test_damaged_features_are_computed_instead(with_features, caplog):
 
 @pytest.mark.skipif(not BYTES_READ.exists(), reason="only Linux counts the bytes that a process reads")
 def test_no_more_is_read_than_the_features_that_are_asked_for(tmp_path):
-    """Once all those of a file were, and a training spent half of its time with them."""
+    """Reading whole files took half of the time of a training."""
     captions = [f"a caption with the number {number}" for number in range(200)]
     written = [np.random.default_rng(number).standard_normal((9, 384)).astype(np.float16) for number in range(200)]
     write_features(tmp_path, captions, written)
@@ -225,6 +226,25 @@ def test_no_more_is_read_than_the_features_that_are_asked_for(tmp_path):
     read = stored.get(captions[57])
     after = int(BYTES_READ.read_text().split()[1])
     assert read is not None and np.array_equal(read, written[57]) and after - before < 2 * read.nbytes
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda arrays: arrays.update(ends=np.array([0, 9, 3])),
+        lambda arrays: arrays.update(ends=np.array([0, 2, 2**40])),
+        lambda arrays: arrays.update(features=arrays["features"].astype(np.float32)),
+        lambda arrays: arrays.update(features=arrays["features"][:, 0].copy()),
+        lambda arrays: arrays.update(crc32=arrays["crc32"][:1]),
+    ],
+)
+def test_a_file_of_other_features_counts_as_damaged(tmp_path, caplog, change):
+    write_features(tmp_path, ["one", "two"], [np.ones((2, 4), np.float16), np.ones((1, 4), np.float16)])
+    (path,) = feature_files(tmp_path)
+    arrays = load_file(path)
+    change(arrays)
+    save_file(arrays, path)
+    assert TextFeatures(tmp_path).get("one") is None and not is_whole(path) and "is damaged" in caplog.text
 
 
 def test_features_are_stored_once_and_what_is_missing_or_damaged_again(fitv2, with_features, tmp_path):

@@ -4,8 +4,8 @@ python tools/ship_model.py runs/fashion fashion
 
 python tools/ship_model.py runs/drawings drawings --showcase showcase.txt
 
-Writes model.safetensors, config.json and training.json to src/fitv2/builtin/NAME, its autoencoder to NAME/vae if it is
-in a folder, and the run's sampling.json if there is none yet; the card beside them is written by hand. A run that began
+Writes model.safetensors, config.json and training.json to src/fitv2/builtin/NAME, its autoencoder, if it has one, to
+NAME/vae, and the run's sampling.json if there is none yet; the card beside them is written by hand. A run that began
 with the weights of builtin:NAME is one more stage in training.json, and keeps its showcase unless another is given.
 """
 
@@ -75,10 +75,13 @@ def main() -> None:
             parser.error(f"{arguments.run} is not a model of text, and a showcase is of prompts")
         showcase = read_showcase(arguments.showcase, read_factor(pretrained.autoencoder))
     autoencoder = pretrained.autoencoder
-    if autoencoder is not None and Path(autoencoder).is_dir():
+    if autoencoder is not None:
         codec, autoencoder = load_autoencoder(autoencoder, dtype=torch.float16), VAE
         assert isinstance(codec, LatentCodec)
         codec.network.save_pretrained(out / VAE)
+        file = out / VAE / "config.json"
+        config = {key: value for key, value in json.loads(file.read_text()).items() if key != "_name_or_path"}
+        write_text(file, json.dumps(config, indent=1) + "\n")
     save_pretrained(
         out,
         model.config,
@@ -93,7 +96,7 @@ def main() -> None:
         showcase=showcase,
     )
     write_text(out / "training.json", json.dumps({"stages": stages}, indent=1) + "\n")
-    print(f"{out}: {sum(path.stat().st_size for path in out.rglob('*')) / 1e6:.1f} MB")
+    print(f"{out}: {sum(path.stat().st_size for path in out.rglob('*.*')) / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

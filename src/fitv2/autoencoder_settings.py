@@ -93,6 +93,8 @@ class AutoencoderTrainingSettings(ScheduleSettings):
     def a_fixed_encoder_is_trained_already(self) -> Self:
         if self.init_from is None and self.trainable != "all":
             raise UserError("trainable=decoder goes with init_from, the autoencoder whose encoder is kept")
+        if self.trainable == "decoder" and self.changed("kl_weight"):
+            raise UserError("kl_weight acts on the encoder, and trainable=decoder keeps it: omit one of them")
         return self
 
 

@@ -146,6 +146,10 @@ class ScheduleSettings(Settings):
             )
         return self
 
+    def changed(self, *keys: str) -> list[str]:
+        """The keys that have other values than by default."""
+        return [key for key in keys if getattr(self, key) != type(self).model_fields[key].default]
+
 
 class TrainingSettings(ScheduleSettings):
     """How it is trained."""
@@ -232,10 +236,6 @@ class TrainingSettings(ScheduleSettings):
         if useless := self.changed(*others):
             raise UserError(f"{', '.join(useless)}: no effect with time_density={self.time_density}; remove it")
         return self
-
-    def changed(self, *keys: str) -> list[str]:
-        """The keys that have other values than by default."""
-        return [key for key in keys if getattr(self, key) != type(self).model_fields[key].default]
 
 
 class RunLogSettings(Settings):

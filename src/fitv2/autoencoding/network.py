@@ -57,18 +57,20 @@ def latent_statistics(network: Any, batches: Iterable[Tensor]) -> tuple[Tensor, 
     return mean, (square - mean.square() + variance).sqrt()
 
 
-def write_autoencoder(folder: Path, network: Any, weights: Mapping[str, Tensor], mean: Tensor, std: Tensor) -> None:
+def write_autoencoder(
+    folder: Path, network: Any, weights: Mapping[str, Tensor], mean: list[float], std: list[float]
+) -> None:
     """Writes a folder for `AutoencoderKL.from_pretrained`: float16 weights, and latents_mean and latents_std.
 
     Args:
         folder: It is complete or absent at any moment.
         network: The AutoencoderKL whose configuration is written.
         weights: What is written in place of its own weights, by name.
-        mean, std: (C,), of its latents; std positive.
+        mean, std: Of each channel of its latents; std positive.
     """
     written: Any = AutoencoderKL.from_config(network.config)
     written.load_state_dict(weights)
-    written.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
+    written.register_to_config(latents_mean=mean, latents_std=std)
     draft = begin_folder(folder)
     written.half().save_pretrained(draft)
     for file in draft.iterdir():

@@ -75,13 +75,13 @@ class AutoencoderTrainer:
                 f"the images of {', '.join(recipe.data.sources)} are not those on which {run} was trained: restore "
                 "them, or begin another run"
             )
-        frozen = settings.trainable == "decoder"
-        base = load_autoencoder(settings.init_from if not self.begun else str(run / EXPORT) if frozen else None)
-        weights, self.scale = None, None
+        base, weights = load_autoencoder(None if self.begun else settings.init_from), None
+        # Models of latents know the scale of a fixed encoder: it must not be measured again on other images.
+        self.scale: list[list[float]] | None = self.begun[1].get("scale") if self.begun else None
         if isinstance(base, LatentCodec):
             weights = base.network.state_dict()
-            # Models of latents know the scale of a fixed encoder: it must not be measured again on other images.
-            self.scale = (base.shift.flatten(), 1 / base.scale.flatten()) if frozen else None
+            if settings.trainable == "decoder":
+                self.scale = [base.shift.flatten().tolist(), (1 / base.scale.flatten()).tolist()]
         self.learner, self.held_out = Learner(recipe, device, weights), HeldOut(self.crops)
         tokens = settings.batch_size * self.crops.side**2
         held = self.crops.held_out
@@ -164,19 +164,21 @@ class AutoencoderTrainer:
         with self.progress.saving():
             # The autoencoder first: a run killed in between repeats the step, and writes it again.
             self.export(self.run / EXPORT)
-            state = {"content": self.content} | self.progress.state()
+            state = {"content": self.content, "scale": self.scale} | self.progress.state()
             save_checkpoint(folder, self.progress.done, self.learner.parts(), state)
         self.progress.saved = self.progress.done
         prune(folder, self.recipe.log.keep_checkpoints)
 
     def export(self, folder: Path) -> None:
         """Writes the averaged weights for diffusers, with the scale of their latents."""
-        write_autoencoder(folder, self.learner.network, self.learner.ema.average, *(self.scale or self.measure_scale()))
+        mean, std = self.scale or self.measure_scale()
+        write_autoencoder(folder, self.learner.network, self.learner.ema.average, mean, std)
 
-    def measure_scale(self) -> tuple[Tensor, Tensor]:
+    def measure_scale(self) -> list[list[float]]:
         """Returns mean and standard deviation of the latents of each channel, see `latent_statistics`."""
         with self.learner.averaged():
-            return latent_statistics(self.learner.network, (upload(batch, self.device) for batch in self.measured))
+            batches = (upload(batch, self.device) for batch in self.measured)
+            return [figures.tolist() for figures in latent_statistics(self.learner.network, batches)]
 
     @cached_property
     def measured(self) -> list[Tensor]:

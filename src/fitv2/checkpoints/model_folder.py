@@ -219,7 +219,7 @@ def read_model(config_file: Path, weights_file: Path, name: str, dtype: torch.dt
     known = {key: content[key] for key in ("autoencoder", "step", "text_encoder") if key in content}
     texts = {"examples": examples, "showcase": showcase}
     if known.get("autoencoder") == VAE and config_file.with_name(VAE).is_dir():
-        known["autoencoder"] = str(config_file.with_name(VAE))
+        known["autoencoder"] = str(config_file.with_name(VAE).resolve())
     return Pretrained(model, class_names, shapes, recommended=recommended, **texts, **known)
 
 

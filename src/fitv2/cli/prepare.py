@@ -104,7 +104,7 @@ def prepare(
             )
             print(note, file=sys.stderr)
     else:
-        refuse_options(context, {"epochs", "objects", "min_scale"}, "without the source emoji")
+        refuse_options(context, {"epochs", "objects", "min_scale"}, "for sources other than emoji")
         if Path(source).exists():
             source = str(Path(source))  # Without a slash at the end, so that the same folder has the same name.
         if Path(source).is_dir() and out.resolve().is_relative_to(Path(source).resolve()):
@@ -128,11 +128,11 @@ def prepare(
         seconds = time.perf_counter() - start
         figures = vars(report) | {"out": str(out), "seconds": round(seconds, 2), "skipped": len(report.skipped)}
         figures |= {"skipped_by_reason": count_reasons(report.skipped), "skipped_files": report.skipped}
-        show(figures, lines_of(report, out, seconds, patch_size), as_json)
+        show(figures, lines_of(report, out, seconds, patch_size, drawn), as_json)
 
 
-def lines_of(report: Report, out: Path, seconds: float, patch_size: int) -> Iterator[str]:
-    """Yields the report as lines for people."""
+def lines_of(report: Report, out: Path, seconds: float, patch_size: int, drawn: bool) -> Iterator[str]:
+    """Yields the report as lines for people; drawn: whether the images are drawings on canvases."""
     from ..data.captions import captioned_note
     from ..data.labelling import class_lines
     from ..data.scan import skipped_lines
@@ -154,4 +154,5 @@ def lines_of(report: Report, out: Path, seconds: float, patch_size: int) -> Iter
     yield from (f"    {count} of them: {advice}" for advice, count in kinds.items() if advice)
     patch = [] if patch_size == 2 else ["--set", f"model.patch_size={patch_size}"]
     yield f"Look at it with: {command('inspect', out)}"
-    yield f"Train on it with: {command('train', '--recipe', 'latents', '--data', out, *patch)}"
+    recipe = "emoji-latents" if drawn else "latents"
+    yield f"Train on it with: {command('train', '--recipe', recipe, '--data', out, *patch)}"

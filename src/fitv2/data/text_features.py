@@ -31,11 +31,11 @@ TEXT = "text"
 
 
 class Table(NamedTuple):
-    """What a file holds but for the features.
+    """Everything in a file except the features.
 
     Attributes:
-        keys, ends, crc32: As above.
-        begin: Where the features begin in the file.
+        keys, ends, crc32: See the module.
+        begin: The place of the first feature in the file, in bytes.
         channels: Numbers of each token.
     """
 
@@ -132,17 +132,20 @@ def write_features(folder: Path, captions: Sequence[str], features: Sequence[np.
 
 
 def read_table(path: Path) -> Table:
-    """Reads what a file holds but for the features. Raises OSError, SafetensorError or ValueError if it is damaged."""
+    """Reads everything except the features. Raises OSError, SafetensorError or ValueError if a file is damaged."""
     with safe_open(path, "np", backend="pread") as file:
         keys, ends, crc32 = (file.get_tensor(name) for name in ("keys", "ends", "crc32"))
-        channels = file.get_slice("features").get_shape()[1]
     with path.open("rb") as file:
         header = file.read(int.from_bytes(file.read(8), "little"))
-    begin = 8 + len(header) + json.loads(header)["features"]["data_offsets"][0]
-    table = Table(keys, ends, crc32, begin, channels)
-    if (len(table.keys), 32) != table.keys.shape or not len(table.keys) == len(table.crc32) == len(table.ends) - 1:
+    features = json.loads(header)["features"]
+    if features["dtype"] != "F16" or len(features["shape"]) != 2:
+        raise ValueError("its features are not those of tokens in float16")
+    tokens, channels = features["shape"]
+    if keys.shape != (len(keys), 32) or not len(keys) == len(crc32) == len(ends) - 1:
         raise ValueError("its parts differ in length")
-    return table
+    if ends[0] != 0 or ends[-1] != tokens or (np.diff(ends) < 0).any():
+        raise ValueError("its captions do not end where they can")
+    return Table(keys, ends, crc32, 8 + len(header) + features["data_offsets"][0], channels)
 
 
 def is_whole(path: Path) -> bool:

@@ -101,7 +101,11 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def by_shares(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
-    """Returns function(rows), (n, ...), of which each process computes its share of the rows; all have to call this."""
+    """Returns function(rows), computed in shares: one of each process.
+
+    Every process has to call this with the same rows, (n, ...) with n of at least 1, each of which the function treats
+    by itself.
+    """
     if not dist.is_initialized():
         return function(rows)
     share = -(-len(rows) // dist.get_world_size())

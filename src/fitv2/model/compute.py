@@ -45,7 +45,7 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Returns softmax(q k^T / sqrt(H)) v over (..., L, H) in the dtype of q.
 
     It is computed in float32 at least: large scores, rounded to half precision, would be off by whole units, and
-    products of matrices as small as those of one head are no faster in it.
+    products of matrices as small as those of one head are no faster in half precision.
     """
     dtype = torch.promote_types(q.dtype, torch.float32)
     return _PlainAttention.apply(*(x.to(dtype).contiguous() for x in (q, k, v))).to(q.dtype)
@@ -70,13 +70,14 @@ class _PlainAttention(torch.autograd.Function):
         with torch.autocast(q.device.type, enabled=False):
             # Also computed again where this pass is differentiated itself: what was kept is a constant there.
             p = probabilities(q, k) if p is None or torch.is_grad_enabled() else p
-            of_scores, scale = torch.ops.aten._softmax_backward_data(grad @ v.mT, p, -1, p.dtype), q.shape[-1] ** -0.5
+            of_scores = torch.ops.aten._softmax_backward_data(grad @ v.mT, p, -1, p.dtype)
+            scale = q.shape[-1] ** -0.5
             return of_scores @ k * scale, of_scores.mT @ q * scale, p.mT @ grad
 
 
 def probabilities(q: Tensor, k: Tensor) -> Tensor:
     """Returns softmax(q k^T / sqrt(H)), (..., L, L)."""
-    return (q * q.shape[-1] ** -0.5 @ k.mT).softmax(-1)
+    return ((q * q.shape[-1] ** -0.5) @ k.mT).softmax(-1)
 
 
 def lay_out_by_input(model: nn.Module) -> None:

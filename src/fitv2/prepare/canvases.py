@@ -15,7 +15,7 @@ from .items import Source
 
 
 class CanvasSource(Source):
-    """Drawings on canvases with their captions, as a training on pixels sees them in its first epochs.
+    """Drawings on canvases with their captions, as a training on pixels with seed 0 sees them in its first epochs.
 
     The drawings that are held out are in none, because nothing tells them from others once they are prepared.
 

@@ -74,7 +74,7 @@ def orthogonal(matrices: Tensor) -> Tensor:
     """Returns the nearest matrices with orthogonal rows or columns, (n, rows, columns), by Newton and Schulz."""
     a, b, c = NEWTON_SCHULZ
     tall = matrices.shape[1] > matrices.shape[2]
-    # Transposed in memory too, and each sum made by a product: on a CPU both are faster than the products themselves.
+    # On a CPU, transposed operands and separate additions would take longer than the products.
     x = matrices.mT.contiguous() if tall else matrices
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(ITERATIONS):
