@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
+from .checkpoints.model_folder import VAE
 from .checkpoints.state_dict import weights_digest
 from .errors import UserError, loading
 from .finite import check_finite, check_weights
@@ -219,4 +220,4 @@ def _factor_of(config: Mapping[str, Any]) -> int:
 
 def _subfolder(name: str) -> str | None:
     """Returns where in a folder the autoencoder is, if not at its top."""
-    return "vae" if (Path(name) / "vae").is_dir() else None
+    return VAE if (Path(name) / VAE).is_dir() else None

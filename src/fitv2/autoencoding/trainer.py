@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..autoencoder import LatentCodec, load_autoencoder
 from ..autoencoder_settings import AutoencoderRecipe
+from ..checkpoints.model_folder import VAE
 from ..checkpoints.training_state import newest_state, prune, save_checkpoint
 from ..data.crops import Crops
 from ..data.dataset import Dataset, evenly
@@ -34,8 +35,6 @@ from .held_out import HeldOut
 from .learner import Learner
 from .network import latent_statistics, write_autoencoder
 
-# The folder of the autoencoder in that of a run, as in a pipeline of diffusers.
-EXPORT = "vae"
 # Crops that the mean and the standard deviation of the latents are measured on.
 MEASURED = 256
 
@@ -163,7 +162,7 @@ class AutoencoderTrainer:
         folder = self.run / "checkpoints"
         with self.progress.saving():
             # The autoencoder first: a run killed in between repeats the step, and writes it again.
-            self.export(self.run / EXPORT)
+            self.export(self.run / VAE)
             state = {"content": self.content, "scale": self.scale} | self.progress.state()
             save_checkpoint(folder, self.progress.done, self.learner.parts(), state)
         self.progress.saved = self.progress.done

@@ -30,7 +30,7 @@ BUILTIN = "builtin:"
 RECIPE, CHECKPOINTS = "recipe.json", "checkpoints"
 # Optional, beside config.json: the sampling settings that suit the model best. A user may write or change it.
 SAMPLING = "sampling.json"
-# Optional, too: the autoencoder, where config.json says "vae".
+# The folder of an autoencoder in that of a run, of a pipeline of diffusers, or of a model whose config.json says "vae".
 VAE = "vae"
 FORMAT = 1
 # Enough for every size of a set like fashion, and for the frequent sizes of a folder of photographs.

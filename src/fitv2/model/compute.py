@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 Result = TypeVar("Result")
-# On a CPU plain products beat the fused kernel until their (L, L) float32 scores leave the caches. Products of float16
-# are so slow there that the fused kernel always wins.
+# On a CPU plain products beat the fused kernel until their (L, L) float32 scores leave the caches. The limits of
+# half precision were measured when those products were in half precision, too.
 LONGEST_PLAIN = {torch.float64: 512, torch.float32: 512, torch.bfloat16: 256, torch.float16: 0}
 
 
