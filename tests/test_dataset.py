@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shutil
-import time
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,8 @@ from fitv2.data.listing import Item
 from fitv2.data.loader import PackLoader
 from fitv2.data.scan import _CACHE_VERSION
 from fitv2.data.shards import LatentShards
-from fitv2.data.stand_in import IMAGES, image_sizes
+from fitv2.data.stand_in import image_sizes
+from lines import lines_run
 
 FROZEN = Path(__file__).parent / "data" / "prepared"
 
@@ -92,77 +92,57 @@ def test_an_epoch_follows_from_seed_and_epoch_and_an_image_is_not_changed_by_lat
         assert not np.array_equal(view.flip, different.flip) and not np.array_equal(view.hw, different.hw)
 
 
-@pytest.mark.slow
-def test_a_million_images_are_planned_without_further_loops_over_each(tmp_path, monkeypatch):
-    sizes = image_sizes(IMAGES)
-    names = [f"{i % 1000:03}/{i:07}.jpg" for i in range(IMAGES)]
-    items = [Item(name, i % 1000) for i, name in enumerate(names)]
-    contents = Contents(items, [f"{i:03}" for i in range(1000)])
-    started = []
-
-    def scanned(*_):
-        started.append(time.process_time())
-        return sizes, {}
-
+def test_images_are_planned_without_a_loop_over_each(tmp_path, monkeypatch):
+    """From the finished scan to the first plan: 1.28 million images then take two seconds."""
+    number = 20_000
+    items = [Item(f"{i % 100:03}/{i:07}.jpg", i % 100) for i in range(number)]
+    contents = Contents(items, [f"{i:03}" for i in range(100)])
     monkeypatch.setattr(folder_module, "read_contents", lambda *_: contents)
-    monkeypatch.setattr(folder_module, "check_all", scanned)
-    data = ImageFolder(tmp_path, 256, 16)
-    assert data.first_hw.prod(1).max() <= 256 and len(data.shapes(500)) == 1000 and len(data.digest()) == 16
-    loader = PackLoader(data, 7680, seed=3)
-    view, packs, share = loader._plan(0)
-    took = time.process_time() - started[0]
-    assert share > 0.99 and len(view.hw) == sum(map(len, packs)) == IMAGES
-    # The start takes 4 to 5 loops (about 2 s), and one more loop over all images adds 2 or more.
-    assert took < 7 * loop_over(sizes)
+    monkeypatch.setattr(folder_module, "check_all", lambda *_: (image_sizes(number), {}))
+
+    def start():
+        data = ImageFolder(tmp_path, 256, 16)
+        assert data.first_hw.prod(1).max() <= 256 and len(data.shapes(500)) == 100 and len(data.digest()) == 16
+        view, packs, share = PackLoader(data, 7680, seed=3)._plan(0)
+        assert share > 0.98 and len(view.hw) == sum(map(len, packs)) == number
+
+    # 17.5: a name, a label and a size are looked at six times in all, and packing takes the others.
+    assert lines_run(start) < 20 * number
 
 
-def loop_over(sizes) -> float:
-    """The seconds of a loop that creates an array for each image: a unit in which the speed of processors cancels."""
-    start = time.process_time()
-    for size in sizes:
-        np.array(size)
-    return time.process_time() - start
-
-
-@pytest.mark.slow
 def test_a_finished_scan_costs_a_look_at_each_file(tmp_path):
-    """Of 50 000, in empty files: nothing is decoded."""
-    number, images = 50_000, {}
-    sizes = image_sizes(number)
-    for i, size in enumerate(sizes.tolist()):
-        path = tmp_path / "images" / f"{i % 100:02}" / f"{i:05}.jpg"
+    """The files are empty: nothing is decoded."""
+    number, images = 5000, {}
+    for i, size in enumerate(image_sizes(number).tolist()):
+        path = tmp_path / "images" / f"{i % 10:02}" / f"{i:05}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
         images[path.relative_to(tmp_path / "images").as_posix()] = [0, path.stat().st_mtime_ns, *size]
     cache = tmp_path / "scan.json"
     cache.write_text(json.dumps({"version": _CACHE_VERSION, "images": images}))
-    start = time.process_time()
-    data = ImageFolder(tmp_path / "images", 256, 16, cache_file=cache)
-    took = time.process_time() - start
+    folders = []
+    lines = lines_run(lambda: folders.append(ImageFolder(tmp_path / "images", 256, 16, cache_file=cache)))
+    data = folders[0]
     assert len(data) == number and data.sizes.tolist() == [images[name][2:] for name in data.paths]
-    # 85 to 95 loops (0.6 s): listing, the file's time and the cache take a third each. With a path object for
-    # each file it was 200.
-    assert took < 150 * loop_over(sizes)
+    # 57: most are in listing the folder. A path object for each file would add a dozen.
+    assert lines < 62 * number
 
 
-@pytest.mark.slow
-def test_a_million_prepared_images_start_from_arrays(tmp_path):
-    out = shutil.copytree(FROZEN / "pixels", tmp_path / "out")
+def test_prepared_images_start_from_arrays(tmp_path):
+    number, out = 20_000, shutil.copytree(FROZEN / "pixels", tmp_path / "out")
     line = json.loads((out / "index.jsonl").read_text().splitlines()[0])
     with (out / "index.jsonl").open("w") as file:
-        for i in range(IMAGES):
+        for i in range(number):
             new = {"id": f"{i % 1000:03}/{i:07}.jpg", "label": i % 2, "shard": f"{i // 1000:05}-0.safetensors"}
             file.write(json.dumps(line | new) + "\n")
     dataset = json.loads((out / "dataset.json").read_text())
     with (out / "index.jsonl").open("rb") as file:
         dataset["index_sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
     (out / "dataset.json").write_text(json.dumps(dataset))
-    first = LatentShards(out)
-    start = time.process_time()
-    again = LatentShards(out)
-    took = time.process_time() - start
-    assert (again.ids, again.shards) == (first.ids, first.shards) and len(again) == IMAGES
+    started = []
+    first, again = (lines_run(lambda: started.append(LatentShards(out))) for _ in range(2))
+    assert again < 0.2 * number < number < first, "the lines of the index are read once"
+    before, after = started
+    assert (after.ids, after.shards) == (before.ids, before.shards) and len(after) == number
     for name in ("labels", "shard", "possible", "variant_hw", "offset", "crc32"):
-        assert np.array_equal(getattr(again, name), getattr(first, name)), name
-    # 4 to 6 loops (about 1 s), half of it for the hash of the index; reading its lines takes 45.
-    assert took < 12 * loop_over(image_sizes(IMAGES))
+        assert np.array_equal(getattr(after, name), getattr(before, name)), name
