@@ -161,7 +161,7 @@ class FiTPipeline(SavedPipeline):
                 values as defaults, else 25 steps and guidance 2 at all times.
             guidance_scale: The scale of classifier-free guidance; 1 means none.
             guidance_interval: Times in [0, 1] (1 is the image) between which guidance acts.
-            guidance_power: Above 0 the scale falls to 1 by a cosine of that power.
+            guidance_power: Above 0, the scale falls to 1; see `fitv2.sampling.guidance.guidance_scale`.
             guidance_channels: Guides only the first channels of a latent (the authors: 3).
             internal_guidance: The scale of guidance by the internal head, for a model that has one; 1 means none.
             internal_interval: Times in [0, 1] between which internal guidance acts.
@@ -170,7 +170,7 @@ class FiTPipeline(SavedPipeline):
             extrapolation: A name of `fitv2.model.config.EXTRAPOLATIONS` or a RopeScheme.
             attention_scale: The attention factor of an extrapolation that is given by name.
             upscale_from: Makes images of more tokens than this small first, then enlarges and finishes them.
-            upscale_time: How much of the small image stays, 0 to 1.
+            upscale_time: The time in (0, 1) at which the second pass begins; later changes less.
             window: (height, width) in pixels; larger images are sampled in overlapping windows of this size.
             image: What all images begin with instead of noise, see `fitv2.edits.lay_out`; sizes are canvases.
             mask_image: Of the same size, white where the image is to be redrawn.

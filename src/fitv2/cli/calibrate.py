@@ -47,21 +47,22 @@ def calibrate(
     steps: Annotated[int | None, typer.Option(min=1, help="solver steps; default: as in sample")] = None,
     device: Annotated[str | None, typer.Option(help="cuda, mps, xpu or cpu; default: the best")] = None,
     keep: Annotated[
-        bool, typer.Option("--keep/--no-keep", help="write what is best into the model's sampling.json")
+        bool, typer.Option("--keep/--no-keep", help="write one or two passes into the model's sampling.json")
     ] = True,
     out: Annotated[Path | None, out_option(help=f"folder for table, sheet and images; default: in {OUT}")] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure ways to sample sizes beyond training, and make the best one the default of the model.
+    """Compare methods for sizes beyond training, and make one or two passes, whichever is best, the model's default.
 
     [bold]Examples[/bold]
 
       fitv2 calibrate runs/mine --reference my/images
       fitv2 calibrate builtin:fashion --reference fashion --size own:1.43 --num-images 100
 
-    The methods are one pass, with the positions of training or with an extrapolation, and two passes: a small image is
-    enlarged and then sampled on from one of several times. "Enlarged alone" leaves the small image as it is, for
-    comparison. Sizes of training are sampled as before. The same command continues after an interruption.
+    The methods are one pass, with the original positions or an extrapolation, and two passes: a small image is
+    enlarged, and sampling continues from one of several times. "Enlarged alone" only enlarges the small image, for
+    comparison. An extrapolation is never stored: if it is best, pass it as --extrapolation. Images of training sizes
+    are sampled as before. The same command continues after an interruption.
     """
     from ..device import choose_device
     from ..distributed.ranks import Ranks

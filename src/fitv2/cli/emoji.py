@@ -18,7 +18,7 @@ def emoji(
     side: Annotated[int, typer.Option(min=16, help="longest side of a drawing, in pixels")] = 256,
     as_json: Json = False,
 ) -> None:
-    r"""Make a colour data set of 8 600 drawings with names, by nine sets of emoji.
+    r"""Make a colour data set of 8 600 named drawings from nine emoji sets.
 
     [bold]Examples[/bold]
 
@@ -26,8 +26,8 @@ def emoji(
       fitv2 train --recipe emoji --set data.folder=emoji --out runs/emoji
 
     It fetches 45 MB with npm and needs resvg-py (pip install 'fitv2\[emoji]'). The licences are in ATTRIBUTION.md.
-    After an interruption, the same command continues. Without any, 'fitv2 train --recipe emoji' uses
-    the 1 500 that are bundled.
+    After an interruption, the same command continues. Without this data set, 'fitv2 train --recipe emoji' uses the
+    1 500 bundled drawings.
     """
     from ..prepare.emoji import make_emoji
     from .progress import image_progress

@@ -67,7 +67,7 @@ def evaluate(
         Literal["inception", "efficientnet-lite0", "garments", "drawings"] | None,
         metric_option(
             help="default: garments for fashion, inception if given its weights, else efficientnet-lite0; drawings is "
-            "the same, and names the bundled drawings"
+            "efficientnet-lite0 with a probe that recognises the bundled drawings"
         ),
     ] = None,
     inception_weights: Annotated[Path | None, metric_option(help="pytorch-fid's pt_inception-2015-12-05")] = None,

@@ -30,7 +30,7 @@ def inspect(
     verify: Annotated[bool, typer.Option("--verify", help="also check for damage, NaN and infinity")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show what became of each image: sizes, tokens, what was cropped, what was skipped and why; and captions.
+    """Show what happens to each image of a data set: sizes, tokens, crops, captions, and why files are skipped.
 
     [bold]Examples[/bold]
 

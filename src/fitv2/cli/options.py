@@ -95,7 +95,9 @@ class ModelOptions:
     ] = None
     upscale_time: Annotated[
         float | None,
-        sampling_option(help=f"how much of the small image stays, 0 to 1; {ADVISED} {UPSCALE_TIME}"),
+        sampling_option(
+            help=f"time from 0 to 1 at which the second pass begins; later changes less; {ADVISED} {UPSCALE_TIME}"
+        ),
     ] = None
     window: Annotated[
         str | None,
@@ -106,7 +108,7 @@ class ModelOptions:
         guidance_option(help=f"time range to guide, 0 (noise) to 1 (image); {ADVISED} 0 1"),
     ] = None
     guidance_power: Annotated[
-        float | None, guidance_option(help="reduce the scale as the image emerges (cosine to this power)")
+        float | None, guidance_option(help="lower the scale to 1 as the image emerges; 0: constant")
     ] = None
     guidance_channels: Annotated[int | None, guidance_option(min=1, help="guide only the first N channels")] = None
     internal_guidance: Annotated[

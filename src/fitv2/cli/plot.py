@@ -21,16 +21,17 @@ def plot(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace --out if it exists")] = False,
 ) -> None:
-    """Draw the losses and speed of trainings, of several side by side.
+    """Plot the losses and speed of one or more training runs.
 
     [bold]Examples[/bold]
 
       fitv2 plot runs/mine
       fitv2 plot runs/mine runs/other --out both.png --overwrite
 
-    The picture shows training loss (smoothed) and held-out loss against steps and against images seen, held-out loss
-    also by time and by image size, the norm of the gradient, the learning rate and tokens per second. It can be drawn
-    at any time during a training. If held-out loss rises while training loss falls, the network memorises its images.
+    The plot shows the training loss (smoothed) and the held-out loss against steps and against images seen, the
+    held-out loss also by time and by image size, the gradient norm, the learning rate and tokens per second. It can be
+    drawn at any time during training. If the held-out loss rises while the training loss falls, the network memorises
+    its images.
     """
     from ..drawing import write_page
     from ..training.plots import panels

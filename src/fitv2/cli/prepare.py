@@ -30,8 +30,8 @@ def prepare(
         str,
         typer.Argument(
             help="a folder of images, with a sub-folder per class or none; a list of 'path<TAB>label' lines (.txt, "
-            ".tsv, .csv, .jsonl); WebDataset archives (.tar, a folder of them, or a quoted pattern); or a Hugging "
-            "Face data set; with captions, if there are any; or emoji or emoji:FOLDER, drawings on canvases (--epochs)"
+            ".tsv, .csv, .jsonl); WebDataset archives (.tar, a folder of them, or a quoted pattern); a Hugging Face "
+            "data set; or drawings on canvases (emoji or emoji:FOLDER, see --epochs). Captions are kept"
         ),
     ],
     out: Annotated[Path, out_option(help="the folder to write or complete")],

@@ -30,7 +30,7 @@ def reconstruct(
         str, typer.Option("--data", "-d", help="a folder of images that it was not trained on, or an .npz archive")
     ],
     num_images: Annotated[
-        int | None, typer.Option("--num-images", "-n", min=1, help="so many images, evenly spread; default: all")
+        int | None, typer.Option("--num-images", "-n", min=1, help="number of images, evenly spread; default: all")
     ] = None,
     sheet: Annotated[
         Path | None, typer.Option(help=f"a PNG file for {SHOWN} images beside their reconstructions")
@@ -44,9 +44,9 @@ def reconstruct(
 
       fitv2 reconstruct runs/autoencoder --data other/images --sheet pairs.png
 
-    PSNR and SSIM are means over the images, in 8 bits; large images go through in tiles, as in sampling. FD-ENLite0 is
-    the distance of the features of both sets; it depends on their number, and favours autoencoders of 'fitv2
-    autoencoder', which are trained with features of the same network.
+    PSNR and SSIM are means over the images, in 8 bits; large images are processed in tiles, as in sampling. FD-ENLite0
+    is the Frechet distance between the features of both sets. It depends on the number of images, and favours
+    autoencoders of 'fitv2 autoencoder', which are trained with features of the same network.
     """
     from ..autoencoder import LatentCodec, load_autoencoder
     from ..data.dataset import evenly

@@ -37,7 +37,7 @@ def sample(
     model: Annotated[
         str | None,
         typer.Argument(
-            help=f"{BUILTIN} (default), or the folder of a model, a training run or a saved FiTPipeline",
+            help=f"{BUILTIN} (default), or the folder of a model, a run, a checkpoint or a saved FiTPipeline",
             show_default=False,
         ),
     ] = None,
@@ -49,7 +49,7 @@ def sample(
     prompt: Annotated[
         list[str] | None,
         image_option(
-            "--prompt", "-p", help="what to draw, repeatable, for a model of text; default: a choice of its own"
+            "--prompt", "-p", help="for a text-conditioned model; repeatable; default: examples from the model folder"
         ),
     ] = None,
     prompts: Annotated[Path | None, image_option(help="a text file with a prompt per line")] = None,
@@ -63,12 +63,12 @@ def sample(
     ] = None,
     seed: Annotated[int, image_option(min=0, help="seed of the first image; later images count up")] = 0,
     init_image: Annotated[
-        Path | None, edit_option(help="begin with this image; --size is the canvas that it is extended to")
+        Path | None, edit_option(help="begin with this image instead of noise; a larger --size extends it")
     ] = None,
     mask: Annotated[Path | None, edit_option(help="an image of the same size, white where to redraw")] = None,
     strength: Annotated[
         float | None,
-        edit_option(help=f"how much changes, above 0 to 1; default: {VARIATION}, 1 where redrawn"),
+        edit_option(help=f"how much changes, above 0 to 1; default: {VARIATION}, or 1 with --mask or a larger --size"),
     ] = None,
     anchor: Annotated[
         Anchor, edit_option(metavar="NAME", help=f"where the image lies on a larger canvas: {', '.join(ANCHORS)}")

@@ -69,9 +69,9 @@ def transition_loss_at(
 ) -> FlowLoss:
     """Returns the squared error of the mean velocity from t to r: mean over each image's own numbers, then over images.
 
-    Each image is weighted by 1 / (error + 0.001), so that pairs far apart, whose targets vary most, do not decide alone
-    (MeanFlow, Sec. 4.3). What is reported per image is the error before that weight. Times and labels are on the CPU;
-    context: that of each image; no_text: that of no text, by which the teacher is guided.
+    Each image is weighted by 1 / (error + 0.001), so that pairs of distant times, whose targets vary most, do not
+    dominate (MeanFlow, Sec. 4.3). The unweighted error is reported per image. Times and labels are on the CPU. context:
+    the context of each image. no_text: the context of the empty caption, for the teacher's guidance.
     """
     of_teacher = t_B, labels_B
     t_B, r_B, labels_B = (upload(per_image, data.x.device) for per_image in (t_B, r_B, labels_B))

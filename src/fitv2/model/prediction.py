@@ -1,8 +1,8 @@
 """What a network predicts, as a velocity: the output that objectives and samplers of a flow work with.
 
-A network of prediction "data" computes the clean image, and its velocity follows from it (JiT, arXiv 2511.13720): a
-token of many numbers, such as a patch of 16x16 colour pixels, lies near a surface of few dimensions where the image is
-clean, and anywhere where it is noise, which a narrow network cannot pass on.
+A network of prediction "data" computes the clean image, from which the velocity follows (JiT, arXiv 2511.13720). Clean
+tokens of many values, such as patches of 16x16 colour pixels, lie near a low-dimensional manifold; noise fills the
+whole space, and a narrow network cannot represent it.
 """
 
 from __future__ import annotations

@@ -59,8 +59,8 @@ class FiT(nn.Module):
     def compile_blocks(self, token_budget: int = 0) -> None:
         """Fuses the element-wise work of the blocks with torch.compile; `benchmarks/` has the speed.
 
-        token_budget: In training, shorter sequences get a tail up to it, of images that are kept out of every result:
-        all steps then have one shape. Raises UserError on a CPU without a C++ compiler.
+        token_budget: In training, shorter sequences are padded to this length with dummy images that affect no result,
+        so that all steps have one shape; 0 means no padding. Raises UserError on a CPU without a C++ compiler.
         """
         compile_blocks(self.blocks, self.device, fixed_shape=token_budget > 0)
         self.token_budget = token_budget

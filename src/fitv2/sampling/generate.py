@@ -55,8 +55,8 @@ def generate(
 ) -> list[Tensor]:
     """Returns one latent (c, height, width) in float32 on the CPU per request, in the order of the requests.
 
-    An image depends on its own request alone, not on the others. Runs in inference mode, or, where gradients are off
-    already, without: FSDP2 keeps tensors that it gathers, and those of inference mode could not train.
+    An image depends on its own request alone, not on the others. Runs in inference mode, except if the caller has
+    already disabled gradients: FSDP2 keeps the tensors that it gathers, and inference tensors could not be trained.
 
     Args:
         model: The model, on its device.

@@ -144,8 +144,8 @@ def adaptive(
 ) -> Tensor:
     """Integrates by one of torchdiffeq's solvers that choose their own steps; times must be (N + 1,).
 
-    Inner times only say where the callback looks, at the end. The last step ends at the last time. The authors' may
-    pass t = 1 and is interpolated back, with a larger error.
+    Times between the first and the last only set where the callback is called, after integration. The last step ends at
+    the last time. The authors' last step may overshoot t = 1 and is interpolated back, with a larger error.
     """
     from torchdiffeq import odeint  # pyright: ignore[reportMissingTypeStubs]
 

@@ -59,7 +59,7 @@ class Sampling:
         solver: One of `SOLVER_NAMES`.
         guidance: The scale of classifier-free guidance; 1 means none.
         interval: The times in [0, 1] between which guidance acts, both included; 1 is data (arXiv 2404.07724).
-        power: Lowers the scale to 1 towards the data by a cosine of this power; 0 keeps it constant.
+        power: Above 0, the scale falls to 1 towards the data, see `guidance_scale`; 0 keeps it constant.
         channels: How many channels of a token are guided, the first ones; None means all. The authors guide three
             latent channels, 3 p^2.
         internal_guidance: The scale w of internal guidance, for a model with an internal head: the output of its last
@@ -70,8 +70,8 @@ class Sampling:
             `fitv2.flow.path.shift_by_size`, as a model needs that was trained so; None means all have the same grid.
         rope: The RoPE scheme, for sizes beyond those of training; None means that of the model's configuration.
         cache_interval: One model call in this many computes all blocks, see `BlockCache`.
-        upscale_from: Images of more tokens than this are made with at most so many first, enlarged, and finished in
-            their own size: the composition comes from a size that training knew. None: all in one pass.
+        upscale_from: Images of more tokens than this are first made with at most this many, then enlarged and finished
+            in their own size, so that the composition comes from a training size. None: all in one pass.
         upscale_side: The longest side in patches that the first pass may have, besides; None: any.
         upscale_time: The time in (0, 1) at which the enlarged image goes on; near 1 it keeps more of what it shows.
         window: (height, width) in latent pixels. Larger images are sampled in overlapping windows of at most this size,
