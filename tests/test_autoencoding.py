@@ -1,5 +1,7 @@
 """The training of an autoencoder: crops, the objective, resuming bit for bit, and what diffusers loads in the end."""
 
+import json
+import resource
 import signal
 
 import numpy as np
@@ -203,6 +205,10 @@ def test_a_decoder_is_trained_alone_and_latents_stay_the_same(tmp_path, folder):
     first, second = (AutoencoderKL.load_config(path) for path in folders)
     for key in ("latents_mean", "latents_std"):
         torch.testing.assert_close(first[key], second[key], rtol=1e-6, atol=1e-7)
+    config = tmp_path / "first/vae/config.json"
+    config.write_text(config.read_text().replace('"act_fn": "silu"', '"act_fn": "relu"'))
+    with pytest.raises(UserError, match=r"of other settings \(act_fn\)"):
+        trainer(tmp_path / "third", folder, *alone)
     for wrong in (alone[:1], (*alone, "training.kl_weight=1")):
         with pytest.raises(UserError, match="trainable=decoder"):
             trainer(tmp_path / "third", folder, *wrong)
@@ -243,6 +249,9 @@ def test_images_that_vanish_end_the_training_with_the_last_step_saved(tmp_path, 
         remove()
     with pytest.raises(DataGone, match=told):
         run.fit(remove)
+    if steps:  # On crops that were read while they were there.
+        config = json.loads((tmp_path / "run/vae/config.json").read_text())
+        assert np.isfinite([config["latents_mean"], config["latents_std"]]).all()
     saved = [path.name for path in (tmp_path / "run").glob("checkpoints/*")]
     assert bool(run.progress.done) == bool(steps) and saved == [f"step-{run.progress.done:08d}"] * steps
 
@@ -279,3 +288,18 @@ def test_a_full_disk_is_one_sentence(tmp_path, folder, monkeypatch):
     monkeypatch.setattr("fitv2.autoencoding.trainer.save_checkpoint", full)
     with pytest.raises(OSError, match=r"step 1 could not be saved .*No space left.*make room.*fitv2 autoencoder"):
         trainer(tmp_path / "run", folder, "log.checkpoint_every=1").fit(lambda figures: None)
+
+
+def test_a_disk_that_fills_up_while_the_autoencoder_is_written(tmp_path, folder):
+    """Stood in for by a limit on the size of files; the autoencoder of before stays."""
+    run, limits = trainer(tmp_path / "run", folder, "training.steps=3"), resource.getrlimit(resource.RLIMIT_FSIZE)
+    run.fit(lambda figures: None)
+    before = {path: path.read_bytes() for path in (tmp_path / "run/vae").iterdir()}
+    for limit in (300, 3000):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+        try:
+            with pytest.raises(OSError, match="step 3 could not be saved"):
+                run.save()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert {path: path.read_bytes() for path in (tmp_path / "run").glob("*vae*/*")} == before

@@ -108,7 +108,7 @@ def test_class_ids_of_a_table_keep_their_number_and_its_missing_files_are_listed
     ("name", "content", "note"),
     [
         ("dataset.json", '{"labels": null}', "have no labels"),
-        ("metadata.csv", "file_name,text\nx/a.png,a cat\ny/b.png,a dog\n", "holds no labels, only file_name, text"),
+        ("metadata.jsonl", '{"file_name": "x/a.png", "year": 1990}', "holds no labels, only file_name, year"),
         ("dataset.json", '{"version": 1}', "is not used"),
         ("metadata.parquet", "PAR1", "is not read"),
     ],

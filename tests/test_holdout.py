@@ -1,6 +1,8 @@
 """Held-out images: never trained on, the same in every run, and measured with the averaged weights."""
 
 import logging
+from collections.abc import Iterable
+from unittest.mock import MagicMock, Mock
 
 import numpy as np
 import pytest
@@ -36,19 +38,43 @@ def test_how_many_are_held_out():
     for images, fraction, expected in (
         *((639, 0.02, 0), (640, 0.02, 64), (5000, 0.02, 100), (10**6, 0.02, 256), (10**6, 0.0, 0), (700, 0.1, 70)),
     ):
-        chosen = choose_held_out(images, fraction)
+        chosen = choose_held_out(named(range(images)), fraction)
         assert len(set(chosen.tolist())) == len(chosen) == expected
         assert not expected or (chosen.min() >= 0 and chosen.max() < images)
     transition = ("training.holdout=0.1", "training.objective=transition", "training.init_from=x")
     # A model teaches transitions: how well they agree with the data says nothing.
     assert not len(held_out_of(garments(NUMBER), recipe(*transition).training))
-    assert choose_held_out(5000, 0.02).tolist() != list(range(100))
-    fewer, more = set(choose_held_out(5000, 0.02).tolist()), set(choose_held_out(5010, 0.02).tolist())
+
+
+def named(numbers: Iterable[int], name: str = "{}.png") -> Mock:
+    """A set that has names alone."""
+    names = [name.format(number) for number in numbers]
+    data = MagicMock(held_out=None, identity=lambda: (names, [], None))
+    data.__len__.return_value = len(names)
+    return data
+
+
+def test_images_that_come_and_go_leave_the_choice_as_it_is():
+    """Wherever they come, and of names that nearly are the same all parts are chosen from."""
+    numbers = list(range(5000))
+    before = {numbers[i] for i in choose_held_out(named(numbers), 0.02)}
+    for changed in ([-1, *numbers], numbers[1:], numbers[:2000] + numbers[2005:], [*numbers, 5000]):
+        after = {changed[i] for i in choose_held_out(named(changed), 0.02)}
+        assert len(before & after) >= 98
+    for digits in ("{}.png", "a/{:07}.jpg", "\udcff{:04}"):
+        chosen = choose_held_out(named(numbers, digits), 0.05)
+        counts = np.bincount(chosen // 500, minlength=10)
+        assert counts.sum() == 250 and counts.min() > 10 and counts.max() < 42, (digits, counts)
+
+
+def test_a_set_without_names_has_a_choice_of_places():
+    assert choose_held_out(garments(5000), 0.02).tolist() != list(range(100))
+    fewer, more = (set(choose_held_out(garments(number), 0.02).tolist()) for number in (5000, 5010))
     assert len(fewer & more) > 95, "a few new images leave most of the choice as it is"
 
 
 def test_what_is_held_out_is_in_no_step_and_everything_else_once_an_epoch():
-    data, held_out = garments(NUMBER), choose_held_out(NUMBER, 0.1)
+    data, held_out = garments(NUMBER), choose_held_out(garments(NUMBER), 0.1)
     data.labels = np.arange(NUMBER)
     seen = []
     for step in PackLoader(data, 400, held_out=held_out).steps(DataCursor()):
@@ -136,7 +162,7 @@ def test_by_default_nothing_is_held_out_so_that_recipes_of_before_train_as_befor
 
 def test_an_image_that_cannot_be_read_is_left_out(tmp_path, caplog):
     data = garments(NUMBER)
-    bad = int(choose_held_out(NUMBER, 0.1)[0])
+    bad = int(choose_held_out(data, 0.1)[0])
     load = data.load
 
     def spoilt(index, *rest):

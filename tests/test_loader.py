@@ -10,6 +10,8 @@ from PIL import Image
 from fitv2.data.fashion import Fashion
 from fitv2.data.folder import ImageFolder
 from fitv2.data.loader import DataCursor, PackLoader, Step
+from fitv2.errors import UserError
+from image_folders import save_image
 from tiny import garments
 
 NUMBER = 60
@@ -105,6 +107,15 @@ def test_a_cursor_beyond_its_epoch_continues_with_the_next_epoch():
     """After a resume with fewer images, or larger packs."""
     loader = PackLoader(numbered(), 200)
     assert_same(take(loader, 2, DataCursor(epoch=4, pack=10_000)), take(loader, 2, DataCursor(epoch=5)))
+
+
+def test_a_batch_that_is_too_small_for_any_epoch_is_refused_at_once(tmp_path):
+    """Epoch 0 may shrink the largest image so far that it fits."""
+    save_image(tmp_path / "a.png", 32, 32)
+    data = ImageFolder(tmp_path, 64, 4, preprocessing="resize", min_scale=0.1)
+    assert data.epoch(0, 1).hw.prod(1).max() < 60
+    with pytest.raises(UserError, match="an image of 64 tokens does not fit"):
+        PackLoader(data, 60, seed=1)
 
 
 def test_an_error_of_an_image_reaches_the_training_loop():

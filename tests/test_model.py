@@ -291,6 +291,7 @@ def test_impossible_configurations_are_refused():
         ({"internal_head": 2}, "internal_head 2 must be from 1 to 1"),
         ({"internal_head": 1, "prediction": "epsilon"}, "predicts epsilon"),
         ({"position_range": 1}, "at least 2"),
+        ({"position_range": 9, "rope": RopeScheme(method="ntk-aware")}, "would move positions twice"),
         ({"modulation": "none"}, "there is no modulation 'none'; choose from low-rank, full"),
     ):
         with pytest.raises(ValueError, match=complaint):

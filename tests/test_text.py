@@ -27,6 +27,7 @@ from fitv2.tokens import TokenBatch, drop_conditions, pack_context
 from fitv2.training.finetune import init_from
 from fitv2.training.input_sheet import data_lines
 from fitv2.training.optimizer import Muon
+from fitv2.training.run_folder import check_data, identity
 from fitv2.training.trainer import Trainer
 from tiny import CLASSES, CONFIG, random_model
 
@@ -202,6 +203,20 @@ def test_training_in_bfloat16_resumes_bit_for_bit_with_texts_and_muon_in_it(tmp_
     again = trained(tmp_path / "run", *settings, "training.steps=6")
     for name, weight in again.learner.ema.average.items():
         assert torch.equal(whole.learner.ema.average[name], weight), name
+
+
+def test_captions_that_have_changed_are_mentioned_on_resume(tmp_path, caplog):
+    folder = with_captions(tmp_path / "images")
+    found = []
+    for word in ("card", "tile"):
+        (folder / "metadata.csv").write_text(f"file_name,text\n1.png,a {word}", encoding="utf-8")
+        found.append(identity(folder_data(folder)))
+    before, after = found
+    assert before["content"] == after["content"] and "captions" not in identity(folder_data(folder, context="none"))
+    check_data(tmp_path, build_recipe({}), before, before)
+    assert not caplog.text, "a table of captions alone is nothing to warn of"
+    check_data(tmp_path, build_recipe({}), after, before)
+    assert "captions have changed" in caplog.text
 
 
 def test_captions_change_what_is_learned(run, tmp_path, monkeypatch):

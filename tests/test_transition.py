@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from fitv2 import TokenBatch
 from fitv2.checkpoints.model_folder import load_pretrained, save_pretrained
@@ -151,6 +152,23 @@ def test_a_trained_model_becomes_one_of_few_steps_and_resumes_bit_for_bit(tmp_pa
     together = generate(made.model, specs, sampling)
     for spec, latent in zip(specs, together, strict=True):
         torch.testing.assert_close(latent, generate(made.model, [spec], sampling)[0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("changed", ["weights", "sampling"])
+def test_another_teacher_on_resume_is_refused(tmp_path, base, changed):
+    """As the newest model of a run that goes on training is."""
+    overrides = ["training.objective=transition", f"training.init_from={base}"]
+    with pytest.raises(KeyboardInterrupt):
+        trainer(tmp_path / "run", *overrides).fit(stop_at(7))
+    trainer(tmp_path / "run", *overrides)
+    if changed == "weights":
+        weights = load_file(base / "model.safetensors")
+        next(iter(weights.values())).view(-1)[0] += 1e-3
+        save_file(weights, base / "model.safetensors")
+    else:
+        (base / "sampling.json").write_text('{"guidance": 4.0}')
+    with pytest.raises(UserError, match="is not the model that it was"):
+        trainer(tmp_path / "run", *overrides)
 
 
 @pytest.mark.slow

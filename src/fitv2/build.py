@@ -37,7 +37,6 @@ from .flow.transition import Teacher, transition_loss
 from .model.config import FiTConfig, NetworkConfig
 from .model.presets import architecture_of, config_of
 from .model.rope import RopeScheme
-from .sampling.guidance import GuidedModel
 from .sampling.spec import TWO_PASSES, without
 from .settings import ARCHITECTURES, GRIDS, ModelSettings, Recipe, TrainingSettings
 from .text import PromptEncoder, StoredTexts, encoder_digest, load_text_encoder, read_channels
@@ -256,13 +255,12 @@ def model_settings(config: NetworkConfig) -> dict[str, Any]:
     return {"architecture": architecture} | {key: getattr(config, key) for key in sorted(keys)}
 
 
-def build_objective(training: TrainingSettings, config: NetworkConfig, device: torch.device) -> Objective:
+def build_objective(training: TrainingSettings, config: NetworkConfig, teacher: Teacher | None = None) -> Objective:
     """Returns the training objective of a network: rectified flow, or denoising if it predicts epsilon.
 
-    For transitions it keeps the model that training starts from, on the device.
+    With a teacher, that of transitions.
     """
-    if training.objective == "transition":
-        teacher = build_teacher(training, device)
+    if teacher is not None:
         return partial(
             transition_loss,
             teacher=teacher,
@@ -282,29 +280,6 @@ def build_objective(training: TrainingSettings, config: NetworkConfig, device: t
         position_range=config.position_range,
         internal_weight=0.0 if config.internal_head is None else training.internal_weight,
     )
-
-
-def build_teacher(training: TrainingSettings, device: torch.device) -> Teacher:
-    """Returns the guided velocity of the model that training starts from, as it recommends to sample it."""
-    base = build_base(training)
-    assert base is not None
-    model, sampling = base.model.to(device), base.sampling()
-    low, high = sampling.interval
-    logger.info(
-        "transitions are taught by %s with guidance %g from time %g to %g and internal guidance %g; its sampling.json "
-        "decides on them",
-        *(training.init_from, sampling.guidance, low, high, sampling.internal_guidance),
-    )
-
-    def velocity(
-        batch: TokenBatch, t_B: Tensor, labels_B: Tensor, context: TokenBatch | None, no_text: TokenBatch | None
-    ) -> Tensor:
-        no_texts = no_text and no_text.select([0] * len(batch))
-        guided = GuidedModel(model, model.config, batch.hw, labels_B, sampling, device, context, no_texts)
-        with torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bf16"):
-            return guided(batch.x, t_B)
-
-    return velocity
 
 
 def sampling_advice(training: TrainingSettings, of_base: Mapping[str, Any] | None = None) -> dict[str, Any]:

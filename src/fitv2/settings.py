@@ -127,6 +127,10 @@ ARCHITECTURES: dict[str, type[NetworkSettings]] = {
 GRIDS = (DiTSettings, SiTSettings)
 
 
+# Of a fraction of the steps, in steps.
+ROUNDING = 1e-6
+
+
 class ScheduleSettings(Settings):
     """How long any training takes, and how fast it learns meanwhile."""
 
@@ -139,7 +143,7 @@ class ScheduleSettings(Settings):
 
     @model_validator(mode="after")
     def the_peak_is_reached(self) -> Self:
-        if self.warmup_steps > self.steps * (1 - self.decay_fraction):
+        if self.warmup_steps + self.steps * self.decay_fraction > self.steps + ROUNDING:
             raise UserError(
                 f"warmup_steps={self.warmup_steps} and decay_fraction={self.decay_fraction:g} overlap within "
                 f"{self.steps} steps; lower one of them"
@@ -159,7 +163,7 @@ class TrainingSettings(ScheduleSettings):
     )
     reinit: tuple[Literal["labels", "patches", "trained"], ...] = Field(
         default=(),
-        description="init_from: what does not take its weights: label table, patch layers, all that is trained",
+        description="with init_from: parts to reinitialise: label embedding, patch layers, all trainable weights",
     )
     trainable: Literal["all", "high-resolution"] = Field(
         default="all", description="high-resolution: patch layers, biases, norms and AdaLN, a seventh of the weights"

@@ -21,8 +21,8 @@ Value = TypeVar("Value")
 class TokenBatch:
     """B images of any sizes, concatenated to one sequence of T tokens; no padding, no mask.
 
-    Sizes steer Python (views, loops), so they are Python numbers: nothing reads them back from a device, and
-    torch.compile sees constants. A batch is immutable: batches of the same images share what follows from their sizes.
+    Views and loops depend on the sizes, so these are Python numbers: nothing reads them back from a device, and
+    torch.compile sees constants. A batch is immutable, so batches of the same images share all that derives from sizes.
 
     Args:
         x: (T, C) float, on any device.
@@ -258,7 +258,7 @@ def segment_sum(per_token: Tensor, index: Tensor, counts: Tensor, offsets: Tenso
 
     An operator of its own, which torch.compile leaves alone: its own scatter-add on a CPU is slow.
     """
-    if per_token.device.type != "cpu":
+    if per_token.device.type == "cuda":  # No other accelerator has the kernel.
         return sum_segments(per_token, offsets)
     # A dense sum for each run of images of equal length: fastest on a CPU, where starting one costs nothing.
     runs = runs_of(counts.tolist())

@@ -90,10 +90,11 @@ def test_a_model_to_start_from_brings_its_size_and_may_be_gone_when_the_run_resu
     tuned, ropes = ["train", "-d", "images", "--init-from", "base", "-o", "tuned", "--resume", *settings], []
     for steps in (2, 3):  # The same command continues.
         fitv2(*tuned, "--set", f"training.steps={steps}").ok()
-        shutil.rmtree(tmp_path / "base", ignore_errors=True)
         kept, network = (
             json.loads((tmp_path / "tuned" / file).read_text()) for file in ("recipe.json", "model/config.json")
         )
+        shutil.rmtree(tmp_path / "base", ignore_errors=True)
+        shutil.rmtree(tmp_path / "tuned/model")  # The checkpoint needs none of it.
         ropes.append(network["model"]["rope"])
     assert kept["model"]["width"] == network["model"]["width"] == 32
     assert kept["model"]["patch_size"] == 4 and kept["training"]["init_from"] == "base"

@@ -23,6 +23,8 @@ from .perceptual import PerceptualDistance
 
 # What the log has of every step.
 PARTS = ("loss", "l1", "perceptual", "kl")
+# What a configuration has that changes results and no weight's shape.
+COMPUTING = "norm_num_groups", "act_fn"
 # What the names of the decoder's parameters begin with.
 DECODER = "decoder.", "post_quant_conv."
 
@@ -37,22 +39,25 @@ class Update(NamedTuple):
 class Learner(BaseLearner):
     """An autoencoder in training on a device.
 
-    base: The weights that training begins with; None: random ones of the recipe's seed.
+    base: The autoencoder whose weights training begins with; None: random ones of the recipe's seed.
     """
 
     network: AutoencoderKL
 
-    def __init__(self, recipe: AutoencoderRecipe, device: torch.device, base: dict[str, Tensor] | None = None) -> None:
+    def __init__(self, recipe: AutoencoderRecipe, device: torch.device, base: AutoencoderKL | None = None) -> None:
         settings, self.device = recipe.training, device
         torch.manual_seed(seed_of(Purpose.WEIGHTS, settings.seed))
         network = build_autoencoder(recipe.model)
         if base is not None:
-            if misfits(network, base):
+            weights = base.state_dict()
+            other = [key for key in COMPUTING if network.config[key] != base.config.get(key)]
+            if other or misfits(network, weights):
                 raise UserError(
-                    f"training.init_from={settings.init_from} is an autoencoder of other settings: give those of its "
-                    "config.json, as in --set model.latent_channels=4"
+                    f"training.init_from={settings.init_from} is an autoencoder of other settings"
+                    f"{' (' + ', '.join(other) + ')' if other else ''}: give those of its config.json, as in --set "
+                    "model.latent_channels=4"
                 )
-            network.load_state_dict(base)
+            network.load_state_dict(weights)
         torch.nn.Module.to(network, device)
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(settings.trainable == "all" or name.startswith(DECODER))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ..atomic import begin_folder, finish_folder, flush
@@ -72,7 +74,12 @@ def write_autoencoder(
     written.load_state_dict(weights)
     written.register_to_config(latents_mean=mean, latents_std=std)
     draft = begin_folder(folder)
-    written.half().save_pretrained(draft)
-    for file in draft.iterdir():
-        flush(file)
-    finish_folder(folder)
+    try:
+        written.half().save_pretrained(draft)
+        for file in draft.iterdir():
+            flush(file)
+        finish_folder(folder)
+    except SafetensorError as error:
+        raise OSError(f"{folder}: {error}") from None
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)

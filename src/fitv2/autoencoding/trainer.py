@@ -62,10 +62,7 @@ class AutoencoderTrainer:
         assert recipe.training.precision != "auto"
         choose_precision(recipe.training.precision, device)  # It warns where bf16 is slow.
         settings, self.recipe, self.run, self.device = recipe.training, recipe, run, device
-        held_out = [
-            choose_held_out(len(source), settings.holdout) if source.held_out is None else source.held_out
-            for source in sources
-        ]
+        held_out = [choose_held_out(source, settings.holdout) for source in sources]
         self.crops = Crops(sources, recipe.data.crop // recipe.model.factor, held_out)
         self.content = self.crops.digest()
         self.begun = newest_state(run / "checkpoints")
@@ -74,14 +71,13 @@ class AutoencoderTrainer:
                 f"the images of {', '.join(recipe.data.sources)} are not those on which {run} was trained: restore "
                 "them, or begin another run"
             )
-        base, weights = load_autoencoder(None if self.begun else settings.init_from), None
+        base = load_autoencoder(None if self.begun else settings.init_from)
         # Models of latents know the scale of a fixed encoder: it must not be measured again on other images.
         self.scale: list[list[float]] | None = self.begun[1].get("scale") if self.begun else None
-        if isinstance(base, LatentCodec):
-            weights = base.network.state_dict()
-            if settings.trainable == "decoder":
-                self.scale = [base.shift.flatten().tolist(), (1 / base.scale.flatten()).tolist()]
-        self.learner, self.held_out = Learner(recipe, device, weights), HeldOut(self.crops)
+        if isinstance(base, LatentCodec) and settings.trainable == "decoder":
+            self.scale = [base.shift.flatten().tolist(), (1 / base.scale.flatten()).tolist()]
+        network = base.network if isinstance(base, LatentCodec) else None
+        self.learner, self.held_out = Learner(recipe, device, network), HeldOut(self.crops)
         tokens = settings.batch_size * self.crops.side**2
         held = self.crops.held_out
         self.loader = PackLoader(self.crops, tokens, 1, settings.seed, workers=settings.workers, held_out=held)
@@ -97,7 +93,10 @@ class AutoencoderTrainer:
         progress, settings = self.progress, self.recipe.log
         with progress.termination:
             self.resume()
+            progress.check_exports(settings.export_at)
             log = RunLog(self.run, progress.done, self.recipe, self.device)
+            if progress.unfinished and self.scale is None and not self.measured:
+                raise progress.gone(DataGone("no image can be read"), ", ".join(self.recipe.data.sources))
             if progress.unfinished:
                 keep_recipe(self.run, self.recipe)
             keep_provenance(self.run, progress.done, self.content)
@@ -119,7 +118,7 @@ class AutoencoderTrainer:
                         self.held_out.write_sheet(progress.sheet, self.learner)
             except DataGone as error:
                 if progress.done > progress.saved:
-                    self.save()
+                    self.save(keep=None)
                 raise progress.gone(error, ", ".join(self.recipe.data.sources)) from None
             finally:
                 steps.close()
@@ -157,8 +156,11 @@ class AutoencoderTrainer:
             "skipped_images": progress.images_read.skipped,
         }
 
-    def save(self) -> None:
-        """Writes the autoencoder and a checkpoint, and removes older ones. Raises OSError."""
+    def save(self, keep: int | None = 0) -> None:
+        """Writes the autoencoder and a checkpoint, and removes older ones. Raises OSError.
+
+        keep: the number of checkpoints that stay; 0: as the recipe says; None: all.
+        """
         folder = self.run / "checkpoints"
         with self.progress.saving():
             # The autoencoder first: a run killed in between repeats the step, and writes it again.
@@ -166,7 +168,8 @@ class AutoencoderTrainer:
             state = {"content": self.content, "scale": self.scale} | self.progress.state()
             save_checkpoint(folder, self.progress.done, self.learner.parts(), state)
         self.progress.saved = self.progress.done
-        prune(folder, self.recipe.log.keep_checkpoints)
+        if keep is not None:
+            prune(folder, keep or self.recipe.log.keep_checkpoints)
 
     def export(self, folder: Path) -> None:
         """Writes the averaged weights for diffusers, with the scale of their latents."""
@@ -181,7 +184,7 @@ class AutoencoderTrainer:
 
     @cached_property
     def measured(self) -> list[Tensor]:
-        """Crops of the training, as the first epoch of seed 0 has them, in batches."""
+        """Crops of the training, as the first epoch of seed 0 has them, in batches; read once, while they are there."""
         trained = np.delete(np.arange(len(self.crops)), self.crops.held_out)
         images = self.held_out.read(trained[evenly(len(trained), MEASURED)])
         return list(torch.stack(images).split(self.recipe.training.batch_size)) if images else []

@@ -120,12 +120,11 @@ def carry_out(
     name: of the recipe, for a run that begins.
     """
     from ..build import build_base, build_dataset, build_model_config, with_precision
-    from ..checkpoints.model_folder import read_config
-    from ..checkpoints.training_state import checkpoints
+    from ..checkpoints.training_state import newest_state
     from ..distributed import ranks as processes
     from ..model.config import FiTConfig
     from ..training.input_sheet import data_lines, write_inputs
-    from ..training.run_folder import check_run, keep_name
+    from ..training.run_folder import check_run, keep_name, kept_rope
     from ..training.trainer import Trainer
     from .plan import too_large
     from .progress import training_progress
@@ -142,12 +141,12 @@ def carry_out(
     with processes.locked_on_rank0(run, "a training"):
         wanted = chosen.model.patch_size, run / "images.json", chosen.model.encoder is not None
         dataset = processes.rank0_first(lambda: build_dataset(chosen.data, *wanted))
-        begun = processes.on_rank0(lambda: bool(checkpoints(run / "checkpoints")))
+        begun = processes.on_rank0(lambda: newest_state(run / "checkpoints"))
         base = None if begun else build_base(chosen.training)
         config = build_model_config(chosen, dataset, base)
         if begun and isinstance(config, FiTConfig):  # The model that it started from may be gone.
-            kept = read_config(run / "model/config.json")[1]
-            config = replace(config, rope=kept.rope) if isinstance(kept, FiTConfig) else config
+            rope = processes.on_rank0(lambda: kept_rope(run, begun[1]))
+            config = config if rope is None else replace(config, rope=rope)
         if not ignore_memory and (lack := too_large(chosen, config, ranks.device, ranks.num_processes)):
             raise UserError(f"{lack}. This is an estimate: --ignore-memory trains all the same")
         trainer = Trainer(chosen, dataset, config, run, base, ranks)

@@ -84,6 +84,10 @@ class Canvases(Dataset):
             hw[chosen] = sizes[np.searchsorted(cumulative[:-1], scale[chosen], side="right")]
         return hw
 
+    @property
+    def most_tokens(self) -> int:
+        return self.max_tokens
+
     def scene(
         self, index: int, variant: int, hw: tuple[int, int], flip: bool, rng: Callable[[], np.random.Generator]
     ) -> Scene:

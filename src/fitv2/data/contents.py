@@ -135,7 +135,8 @@ def _find_table(root: Path, items: Sequence[Item], notes: list[str], choices: st
     if deeper and not labelling:
         within = Path(root, deeper[0]).parent
         raise UserError(f"the labels are in {shortened(deeper)}, below {root}: give that folder, {within}{choices}")
-    notes += [table.note or f"{table.name} holds no labels" for table in tables if not table.has_labels]
+    without = [table for table in tables if not (table.has_labels or any(row.captions for row in table.rows))]
+    notes += [table.note or f"{table.name} holds no labels" for table in without]
     notes += [
         f"{item.id} is not read; if it holds the labels, save it as metadata.csv"
         for item in items

@@ -18,7 +18,7 @@ MOST_CROPS = 16
 
 
 class Round(NamedTuple):
-    """The crops number `number`, counted from 0, of those images of a source that have so many. images: (n,) int64."""
+    """The crop with index `number` of each image of a source that has more crops than that. images: (n,) int64."""
 
     source: Dataset
     number: int
@@ -57,6 +57,11 @@ class Crops:
         self.held_out = np.flatnonzero(np.concatenate(left_out))
         first = np.repeat([part.number == 0 for part in self.rounds], np.diff(self.starts))
         self.measured = self.held_out[first[self.held_out]]
+
+    @property
+    def most_tokens(self) -> int:
+        """The tokens of every crop."""
+        return self.side**2
 
     def __len__(self) -> int:
         return int(self.starts[-1])

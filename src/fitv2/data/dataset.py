@@ -12,11 +12,14 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from ..hashes import json_digest
 from ..randomness import Purpose, numpy_generator
 from .scan import ScanReport
 
 # Files whose bytes are part of a digest.
 SAMPLED = 16
+# Captions that a digest has.
+SAMPLED_CAPTIONS = 1000
 # What an epoch draws for an image, as `Dataset.load` takes it: variant, size in patches, mirroring, generator.
 Drawn = tuple[int, tuple[int, int], bool, Callable[[], np.random.Generator]]
 
@@ -44,8 +47,8 @@ class Dataset(ABC):
         report: What a scan of the files found, if there was one.
         budgets: The number of token budgets that an epoch draws from, the largest first among the variants.
         held_out: Indices of images that the set itself keeps from training; None if it leaves that to the recipe.
-        captioned: Whether images have captions, as far as was asked for them.
-        unread_captions: Whether there seem to be captions that nobody asked for.
+        captioned: Whether images have captions, if captions were requested.
+        unread_captions: Whether there seem to be captions that were not requested.
     """
 
     patch_size: int
@@ -104,6 +107,11 @@ class Dataset(ABC):
         """(N, 2) sizes in patches of epoch 0 with seed 0, which stand for all epochs in shapes, digests and costs."""
         return self.epoch(0, 0).hw
 
+    @property
+    def most_tokens(self) -> int:
+        """The tokens of the largest image that any epoch can draw."""
+        return int(self.variant_hw.prod(-1).max())
+
     def shapes(self, most: int) -> list[list[tuple[int, int, int]]]:
         """Returns the `most` frequent (height, width, count) in latent pixels of each class, in one epoch.
 
@@ -123,8 +131,8 @@ class Dataset(ABC):
         return shapes
 
     def examples(self, most: int) -> list[tuple[str, tuple[int, int]]]:
-        """Returns at most so many captions, of images evenly spread over the set, each with its (height, width) in
-        latent pixels, in one epoch; none of a set without captions.
+        """Returns at most `most` captions, of images evenly spread over the set, each with the image's (height, width)
+        in latent pixels in epoch 0; none for a set without captions.
         """
         if not self.captioned:
             return []
@@ -148,6 +156,11 @@ class Dataset(ABC):
                 with suppress(OSError):  # Training itself reports what it cannot read.
                     digest.update((folder / names[i]).read_bytes())
         return digest.hexdigest()[:16]
+
+    def captions_digest(self) -> str | None:
+        """Returns 16 hexadecimal digits of a few captions, evenly spread; None for a set without captions."""
+        found = [caption for caption, _ in self.examples(SAMPLED_CAPTIONS)]
+        return json_digest(found)[:16] if found else None
 
     def identity(self) -> tuple[list[str], Sequence[np.ndarray], Path | None]:
         """Returns what `digest` covers: names, arrays of whole numbers, and the folder of files with these names."""

@@ -17,7 +17,7 @@ from ..tokens import TokenBatch
 from .crops import CropEpoch, Crops
 from .dataset import Dataset, Epoch, evenly
 from .formats import UnreadableImage
-from .packing import packing_efficiency, plan_packs
+from .packing import check_longest, packing_efficiency, plan_packs
 
 logger = logging.getLogger(__name__)
 # The latents and captions of a pack as they are loaded, and its labels.
@@ -92,6 +92,7 @@ class PackLoader:
                 f"{batches_per_step} packs a step cannot be shared evenly by {world} processes: set "
                 f"training.batches_per_step to a multiple of {world}"
             )
+        check_longest(dataset.most_tokens, max_tokens_per_batch)
         self.dataset, self.seed, self.captioned = dataset, seed, captioned
         self.max_tokens_per_batch, self.batches_per_step = max_tokens_per_batch, batches_per_step
         self.rank, self.world, self.workers, self.pin = rank, world, workers, pin

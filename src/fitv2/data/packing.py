@@ -16,17 +16,22 @@ from ..randomness import Purpose, numpy_generator
 OPEN_PACKS = 64
 
 
+def check_longest(length: int, budget: int) -> None:
+    """Raises UserError if an image of `length` tokens is longer than the budget."""
+    if length > budget:
+        raise UserError(
+            f"an image of {counted(length, 'token')} does not fit a pack of {counted(budget, 'token')}: raise "
+            "training.max_tokens_per_batch, or lower data.max_tokens"
+        )
+
+
 def plan_packs(lengths: np.ndarray, budget: int, seed: int, epoch: int) -> list[np.ndarray]:
     """Distributes every image of an epoch to packs of at most `budget` tokens: returns the indices of each pack.
 
     The order is a shuffle; each image goes to the fullest open pack that still has room (best fit). lengths: (N,)
     tokens of each image. Raises UserError if an image is longer than the budget.
     """
-    if lengths.max() > budget:
-        raise UserError(
-            f"an image of {counted(lengths.max(), 'token')} does not fit a pack of {counted(budget, 'token')}: raise "
-            "training.max_tokens_per_batch, or lower data.max_tokens"
-        )
+    check_longest(int(lengths.max()), budget)
     order = numpy_generator(Purpose.ORDER, seed, epoch).permutation(len(lengths))
     shortest, opened = int(lengths.min()), 0
     pack_of: list[int] = []

@@ -61,7 +61,8 @@ class Schedule:
     def on(self, device: torch.device) -> Schedule:
         """Returns the same schedule with its tables on a device, where they stay."""
         if device != self.betas.device and device not in self._copies:
-            self._copies[device] = Schedule(self.betas.to(device), self.steps)
+            dtype = torch.float32 if device.type == "mps" else self.betas.dtype  # MPS has no float64.
+            self._copies[device] = Schedule(self.betas.to(device, dtype), self.steps)
         return self._copies.get(device, self)
 
     @cached_property

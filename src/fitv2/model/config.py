@@ -80,9 +80,9 @@ DEFAULT_ROPE = RopeScheme()
 
 
 class OptionalParts:
-    """What only some kinds of network can have, with the answers of one that has none of it; see `FiTConfig`.
+    """Defaults, for networks that lack them, of parts that only some networks have; see `FiTConfig`.
 
-    No dataclass: these are fields, and stored, where a configuration declares them again.
+    This is not a dataclass: these become fields, which are stored, only in a configuration that redeclares them.
     """
 
     context: Context = "none"
@@ -102,9 +102,9 @@ class NetworkConfig(OptionalParts):
         patch_size: Side of a patch in latent pixels.
         in_channels: Channels of a latent.
         num_classes: Number of classes; the label of that number is the null class.
-        prediction: "velocity" or "data", trained as a rectified flow with times in [0, 1]: both return a velocity, and
-            the second computes it from the clean image that the last layer predicts. Or "epsilon", trained by diffusion
-            with steps 0 to 999: the noise, and then where its variance lies, twice the channels.
+        prediction: "velocity" or "data", trained as a rectified flow with times in [0, 1]: both return a velocity,
+            which "data" computes from the clean image that the last layer predicts. Or "epsilon", trained by diffusion
+            with steps 0 to 999: twice as many channels, the noise and then the learned variance as in improved DDPM.
 
     Raises:
         UserError: An unknown prediction.
@@ -164,10 +164,10 @@ class FiTConfig(NetworkConfig):
         context_channels: Numbers per context token.
         internal_head: The number of blocks after which a second head predicts the same as the last one, for internal
             guidance (arXiv 2512.24176); None means there is none.
-        position_range: Rows and columns lie anywhere below this number instead of at 0, 1, 2 and so on, so that sizes
-            beyond training have positions that it knew; see `fitv2.positions`. None means their own numbers.
-        target_blocks: The number of last blocks that see the time to which a step leads, instead of the time where it
-            begins: the network then predicts the mean velocity between both. See `fitv2.flow.transition`.
+        position_range: Rows and columns have positions spread from 0 to below this number instead of 0, 1, 2 and so on,
+            so that larger sizes use positions known from training; see `fitv2.positions`. None means 0, 1, 2 and so on.
+        target_blocks: The number of blocks at the end that are conditioned on the end time of a step instead of its
+            start time: the network then predicts the mean velocity between both. See `fitv2.flow.transition`.
 
     Raises:
         UserError: Numbers that do not fit each other.
@@ -214,6 +214,11 @@ class FiTConfig(NetworkConfig):
             raise UserError(f"position_range {self.position_range} must be at least 2 patches")
         if isinstance(self.rope, dict):  # As JSON has it.
             object.__setattr__(self, "rope", RopeScheme(**self.rope))
+        if self.position_range is not None and self.rope.method != "none":
+            raise UserError(
+                "position_range and an extrapolation would move positions twice: use one of them for sizes beyond "
+                "training"
+            )
 
     @property
     def takes_text(self) -> bool:
@@ -243,9 +248,9 @@ class FiTv1Config(FiTConfig):
     """The configuration of FiT, the predecessor (arXiv 2402.12376), or of models between it and FiTv2 (its Table II).
 
     FiT has no normalisation of queries and keys, a SwiGLU of the full width, its own AdaLN in every block, and two
-    outputs per number: the noise, and where its variance lies in its range. It is trained by diffusion
-    (`fitv2.diffusion`), with t (B,) as steps 0 to 999, whole or between. The authors' commit caps t at 1.0, which makes
-    all steps but the first alike; clamp it to do the same. The authors' padding has no counterpart.
+    outputs per input channel: the noise and the learned variance. It is trained by diffusion (`fitv2.diffusion`), with
+    t (B,) as steps 0 to 999, which need not be whole. The authors' commit clamps t to 1.0, so that all steps but the
+    first look alike to the network; clamp t before the call to reproduce that. The authors' padding has no counterpart.
     """
 
     qk_norm: bool = False

@@ -229,7 +229,7 @@ def workload(case: Case, device: torch.device, with_step: bool, compiled: bool) 
 
 def training_step(model: Network, batch: TokenBatch, labels_B: Tensor, autocast: bool) -> Work:
     """A step that trains a network with AdamW on the same images each time, under bfloat16 autocast if asked."""
-    objective = build_objective(TrainingSettings(), model.config, batch.x.device)
+    objective = build_objective(TrainingSettings(), model.config)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     generator, context = torch_generator(Purpose.MEASURING), None
     if isinstance(model.config, FiTConfig) and model.config.takes_text:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import logging
 import math
 import time
+import zlib
 from contextlib import AbstractContextManager
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -35,6 +36,7 @@ LEAST, MOST = 64, 256
 TIME_BINS, SIZE_CLASSES = 4, 4
 # The multiples of this number, modulo 1, fill [0, 1] evenly.
 GOLDEN = (math.sqrt(5) - 1) / 2
+MIXING = np.uint64(int(GOLDEN * 2**64) | 1)
 LOSS, BY_TIME, BY_SIZE = "holdout_loss", "holdout_loss/time_", "holdout_loss/tokens_"
 
 
@@ -48,19 +50,27 @@ def measures(training: TrainingSettings) -> bool:
 
 def held_out_of(dataset: Dataset, training: TrainingSettings) -> np.ndarray:
     """Returns the indices of the images that are never trained on, (N,) int64: by the set itself, or chosen here."""
-    fraction = training.holdout if measures(training) else 0.0
-    return choose_held_out(len(dataset), fraction) if dataset.held_out is None else dataset.held_out
+    return choose_held_out(dataset, training.holdout if measures(training) else 0.0)
 
 
-def choose_held_out(images: int, fraction: float) -> np.ndarray:
-    """Returns the indices of the held-out images, (N,) int64: for the same number of images always the same.
+def choose_held_out(dataset: Dataset, fraction: float) -> np.ndarray:
+    """Returns the indices of the held-out images, (N,) int64, unless the set chooses them itself.
 
     N is the fraction of the images, at least 64 and at most 256; 0 of fewer than 640 images, and for a fraction of 0.
+    Hashes of the names decide: where images are added or removed, nearly all of the others stay what they were.
     """
-    if not fraction or images < FEWEST:
+    if dataset.held_out is not None:
+        return dataset.held_out
+    if not fraction or len(dataset) < FEWEST:
         return np.empty(0, np.int64)
-    number = min(max(round(fraction * images), LEAST), MOST)
-    return np.argsort(numpy_generator(Purpose.HOLDOUT).random(images), kind="stable")[:number]
+    number = min(max(round(fraction * len(dataset)), LEAST), MOST)
+    names = dataset.identity()[0]
+    if not names:
+        return np.argsort(numpy_generator(Purpose.HOLDOUT).random(len(dataset)), kind="stable")[:number]
+    # The product carries every bit of a checksum into the upper ones, which decide. No loop: there may be a million.
+    encoded = map(partial(str.encode, errors="surrogateescape"), names)
+    hashes = np.fromiter(map(zlib.crc32, encoded), np.uint64, len(names)) * MIXING
+    return np.argsort(hashes, kind="stable")[:number]
 
 
 class HeldOutPack(NamedTuple):

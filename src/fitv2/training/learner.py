@@ -25,6 +25,7 @@ from ..settings import ScheduleSettings, TrainingSettings
 from ..text import PromptEncoder
 from .ema import EMA
 from .optimizer import Optimizer
+from .teacher import load_teacher
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +94,8 @@ class Learner(BaseLearner):
         muon, rate = settings.optimizer == "muon", settings.learning_rate
         optimizer = Optimizer(own, rate, settings.beta2, settings.weight_decay, muon, dtype)
         super().__init__(network, settings, optimizer)
-        self.objective = build_objective(settings, network.config, ranks.device)
+        self.teacher = load_teacher(settings, ranks.device)
+        self.objective = build_objective(settings, network.config, self.teacher)
 
     def compile(self) -> None:
         """Compiles the blocks if the settings say so and the machine can."""

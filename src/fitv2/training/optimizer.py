@@ -132,9 +132,13 @@ class Optimizer:
         """Updates the weights and clears the gradients.
 
         finite: () bool; where it is false, nothing changes. That is decided on the device, as torch's gradient scaler
-        does it, so that the host need not wait.
+        does it, so that the host need not wait; but the fused AdamW of other devices ignores `found_inf`.
         """
+        skipped = finite.device.type not in ("cpu", "cuda") and not finite
         for optimizer, _ in self.parts:
+            if skipped:
+                optimizer.zero_grad()
+                continue
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
             optimizer.found_inf = (~finite).float()  # pyright: ignore[reportAttributeAccessIssue]

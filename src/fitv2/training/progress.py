@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +15,7 @@ from .. import randomness
 from ..checkpoints.training_state import damaged
 from ..data.loader import DataCursor
 from .malloc_trim import trim_heap
+from .run_folder import exported
 from .sigterm import SigtermHandler
 from .watch import DataGone, DataWatch, GradientWatch
 
@@ -63,6 +64,13 @@ class Progress:
     def is_due(self, every: int | None) -> bool:
         """Whether this step is one in `every`, or the last; None: never."""
         return every is not None and self.done > 0 and (self.done % every == 0 or self.done == self.last)
+
+    def check_exports(self, steps: Sequence[int]) -> None:
+        """Warns of steps at which nothing will be exported, because they are over or never come."""
+        if missed := [step for step in steps if step > self.last or self.done >= step]:
+            missed = [step for step in missed if not exported(self.run, step).is_dir()]
+        if missed and self.unfinished:
+            logger.warning("log.export_at: %s not among the steps to come", ", ".join(map(str, missed)))
 
     @property
     def sheet(self) -> Path:

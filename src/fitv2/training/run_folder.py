@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..atomic import write_text
 from ..autoencoder_settings import AnyRecipe, AutoencoderRecipe
-from ..checkpoints.model_folder import MOST_EXAMPLES, MOST_SHAPES
+from ..checkpoints.model_folder import MOST_EXAMPLES, MOST_SHAPES, read_config
 from ..config import build_autoencoder_recipe, build_recipe
 from ..data.contents import refuse_among
 from ..data.dataset import Dataset
@@ -18,6 +18,8 @@ from ..data_settings import BUILT_IN
 from ..errors import UserError, damaged
 from ..legacy import RECIPES
 from ..messages import command, shortened
+from ..model.config import FiTConfig
+from ..model.rope import RopeScheme
 from ..provenance import provenance
 from ..settings import SECTIONS, Recipe
 
@@ -175,8 +177,11 @@ def exported(run: Path, step: int) -> Path:
 
 
 def identity(dataset: Dataset) -> dict[str, Any]:
-    """Returns the facts about the data that a checkpoint records: the class names in order, and a content digest."""
-    return {"classes": list(dataset.class_names), "content": dataset.digest()}
+    """Returns what a checkpoint records of the data: the class names in order, and digests of content and captions."""
+    captions = dataset.captions_digest()
+    return {"classes": list(dataset.class_names), "content": dataset.digest()} | (
+        {} if captions is None else {"captions": captions}
+    )
 
 
 def facts(dataset: Dataset, text_encoder: str | None) -> dict[str, Any]:
@@ -203,6 +208,8 @@ def check_data(run: Path, recipe: Recipe, found: dict[str, Any], state: dict[str
             f"{known}; {recipe.data.source} has {there}. Restore the classes, or begin "
             "another run, from this one's weights if you like (--set training.init_from=RUN)"
         )
+    if state.get("captions", found.get("captions")) != found.get("captions"):
+        logger.warning("the captions have changed since the last checkpoint: the run continues with those of now")
     if state.get("content") in (None, found["content"]):
         return
     kept = kept_recipe(run, Recipe)
@@ -212,6 +219,31 @@ def check_data(run: Path, recipe: Recipe, found: dict[str, Any], state: dict[str
             "give the folder that holds the same images (--data), or begin another run"
         )
     logger.warning("the images have changed since the last checkpoint: the run continues, but in another order")
+
+
+def check_teacher(run: Path, recipe: Recipe, state: Mapping[str, Any], found: str | None) -> None:
+    """Raises UserError if the model that teaches has another digest than in state.json; older versions kept none."""
+    if state.get("teacher", found) != found:
+        raise UserError(
+            f"{recipe.training.init_from}, which teaches {run}, is not the model that it was at the start, or its "
+            "sampling.json has changed: restore it, or begin another run"
+        )
+
+
+def kept_rope(run: Path, state: Mapping[str, Any]) -> RopeScheme | None:
+    """Returns the positions of the run's network, which the recipe does not fix: they may be of a model that is gone.
+
+    From state.json or, for runs of older versions, from the exported model; None for a network without rotary
+    positions. Raises UserError if that model cannot be read.
+    """
+    if "rope" in state:
+        return None if state["rope"] is None else RopeScheme(**state["rope"])
+    path = run / "model/config.json"
+    try:
+        config = read_config(path)[1]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise damaged(path, error, "this run of an older version needs it to continue: restore it") from None
+    return config.rope if isinstance(config, FiTConfig) else None
 
 
 def same_place(a: str, b: str) -> bool:

@@ -11,6 +11,7 @@ import logging
 import signal
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ from ..data.loader import PackLoader, Step
 from ..device import choose_precision
 from ..distributed.ranks import Ranks, join_processes, on_rank0, sum_over_ranks
 from ..errors import UserError
-from ..model.config import NetworkConfig
+from ..model.config import FiTConfig, NetworkConfig
 from ..model.network import build_network
 from ..randomness import Purpose, seed_of, torch_generator
 from ..settings import Recipe
@@ -34,7 +35,16 @@ from .holdout import Holdout
 from .learner import Learner
 from .log import RunLog
 from .progress import SIGNALS, Progress
-from .run_folder import check_data, exported, facts, identity, keep_provenance, keep_recipe, resume_command
+from .run_folder import (
+    check_data,
+    check_teacher,
+    exported,
+    facts,
+    identity,
+    keep_provenance,
+    keep_recipe,
+    resume_command,
+)
 from .sample_sheet import sheet_requests, sheet_sampling, write_sheet
 from .trackers import check_packages
 from .watch import DataGone
@@ -109,6 +119,9 @@ class Trainer:
             advice = sampling_advice(settings, base.recommended)
             self.recommended = suitable(advice, config, str(settings.init_from)) or self.recommended
         self.learner = Learner(network, trained, settings, self.ranks, text)
+        self.teacher = self.learner.teacher and self.learner.teacher.digest()
+        if self.begun is not None:
+            check_teacher(run, recipe, self.begun[1], self.teacher)
         self.holdout = Holdout(dataset, recipe, build_loss_at(config), text)
         self.loader = PackLoader(
             dataset,
@@ -143,6 +156,7 @@ class Trainer:
         progress, settings = self.progress, self.recipe.log
         with progress.termination:
             self.resume()
+            progress.check_exports(settings.export_at)
             self.learner.compile()
             main = self.ranks.is_main_process
             log = RunLog(self.run, progress.done, self.recipe, self.ranks.device) if main else None
@@ -255,7 +269,9 @@ class Trainer:
         keep: the number of checkpoints that stay; 0: as the recipe says; None: all. Raises OSError.
         """
         folder, parts, trained = self.run / "checkpoints", self.learner.parts(), self.learner.trained
-        known = {"trained": trained if len(trained) < len(parts["model"]) else "all"}
+        config = self.learner.model.module.config
+        known = {"trained": trained if len(trained) < len(parts["model"]) else "all", "teacher": self.teacher}
+        known["rope"] = asdict(config.rope) if isinstance(config, FiTConfig) else None
         state = self.identity | known | self.progress.state()
         with self.progress.saving():
             # The model first: a run killed in between has to repeat the step, and writes the model again.
