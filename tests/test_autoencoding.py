@@ -285,7 +285,7 @@ def test_a_full_disk_is_one_sentence(tmp_path, folder, monkeypatch):
     def full(*arguments) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fitv2.autoencoding.trainer.save_checkpoint", full)
+    monkeypatch.setattr("fitv2.training.loop.save_checkpoint", full)
     with pytest.raises(OSError, match=r"step 1 could not be saved .*No space left.*make room.*fitv2 autoencoder"):
         trainer(tmp_path / "run", folder, "log.checkpoint_every=1").fit(lambda figures: None)
 

@@ -25,8 +25,9 @@ from fitv2.sampling.generate import generate
 from fitv2.sampling.spec import SampleSpec, Sampling, default_solver
 from fitv2.training.ema import EMA
 from fitv2.training.learner import learning_rate
+from fitv2.training.loop import StepResult
 from fitv2.training.malloc_trim import TRIM_EVERY, c_library, trim_heap
-from fitv2.training.trainer import StepResult, Trainer
+from fitv2.training.trainer import Trainer
 from fitv2.training.watch import DataGone, DataWatch
 from tiny import garments, log_lines, random_model, recipe, trainer
 
@@ -66,7 +67,7 @@ def assert_one_big_batch(trainer: Trainer, step, readable=None) -> StepResult:
     """Trains the step; its loss and gradients must be those of all readable images at once."""
     expected_loss, expected = one_big_batch(trainer, readable or step)
     result, gradients = step_and_its_gradients(trainer, step)
-    assert result.loss == pytest.approx(expected_loss, rel=1e-5)
+    assert result.losses["loss"] == pytest.approx(expected_loss, rel=1e-5)
     for gradient, other in zip(gradients, expected, strict=True):
         torch.testing.assert_close(gradient, other, atol=1e-5 * float(other.abs().max()), rtol=0)
     return result
@@ -95,9 +96,9 @@ def test_the_prediction_decides_the_loss_and_the_sampler(tmp_path, architecture,
         ((batch, labels, _),) = step.packs
         model, generator = run.learner.model.module, run.pack_generator(0)
         expected = float(diffusion_loss(model, batch, labels, 10, generator, linear_schedule()).loss.detach())
-    assert run.step(step).loss == pytest.approx(expected, rel=1e-5)
+    assert run.step(step).losses["loss"] == pytest.approx(expected, rel=1e-5)
     run.save()
-    run.write_samples()
+    run.write_sheet()
     saved = load_pretrained(tmp_path).model
     assert saved.config.prediction == prediction and default_solver(saved.config) == solver
     assert isinstance(saved.config, FiTv1Config) == (architecture == "FiT") and run.progress.sheet.is_file()
@@ -107,7 +108,7 @@ def test_the_prediction_decides_the_loss_and_the_sampler(tmp_path, architecture,
 def test_no_sheet_is_written_of_images_that_are_not_finite(tmp_path, caplog):
     run = trainer(tmp_path)
     next(iter(run.learner.ema.average.values())).fill_(torch.nan)
-    run.write_samples()
+    run.write_sheet()
     assert not run.progress.sheet.exists() and "no sample sheet step-00000000.png" in caplog.text
 
 

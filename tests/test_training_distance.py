@@ -21,7 +21,7 @@ def test_distances_are_measured_on_their_steps_and_change_nothing_else(tmp_path)
         seen.append(json.loads((model / "config.json").read_bytes())["step"])
         return {"fd": 100.0 - seen[-1], "kid": 1.0}
 
-    trainer(tmp_path / "with", "log.distance_every=4").fit(lambda figures: None, distance)
+    trainer(tmp_path / "with", "log.distance_every=4", distance=distance).fit(lambda figures: None)
     trainer(tmp_path / "without").fit(lambda figures: None)
     assert seen == [4, 8, 10]
     lines, plain = log_lines(tmp_path / "with"), log_lines(tmp_path / "without")
@@ -35,8 +35,8 @@ def test_a_distance_that_cannot_be_measured_is_a_warning(tmp_path, caplog):
     def gone(model: Path) -> dict[str, float]:
         raise UserError("the real images are gone")
 
-    run = trainer(tmp_path, "log.distance_every=4")
-    run.fit(lambda figures: None, gone)
+    run = trainer(tmp_path, "log.distance_every=4", distance=gone)
+    run.fit(lambda figures: None)
     assert run.progress.done == 10 and "no distance at step 4: the real images are gone" in caplog.text
 
 

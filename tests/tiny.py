@@ -21,7 +21,7 @@ from fitv2.distributed.ranks import destroy_process_group
 from fitv2.model.config import FiTConfig, NetworkConfig
 from fitv2.model.network import Network, build_network
 from fitv2.settings import Recipe
-from fitv2.training.trainer import Trainer
+from fitv2.training.trainer import Distance, Trainer
 
 CONFIG = FiTConfig(width=32, depth=2, heads=2, patch_size=4, in_channels=1, num_classes=10)
 CLASSES = CLASS_NAMES
@@ -61,11 +61,11 @@ def recipe(*overrides: str) -> Recipe:
     return build_recipe({"model": model, "training": training, "log": log}, overrides)
 
 
-def trainer(run: Path, *overrides: str, dataset: Fashion | None = None) -> Trainer:
+def trainer(run: Path, *overrides: str, dataset: Fashion | None = None, distance: Distance | None = None) -> Trainer:
     """A new trainer of the recipe's network."""
     chosen, dataset = recipe(*overrides), dataset or garments()
     base = build_base(chosen.training)
-    return Trainer(chosen, dataset, build_model_config(chosen, dataset, base), run, base)
+    return Trainer(chosen, dataset, build_model_config(chosen, dataset, base), run, base, distance=distance)
 
 
 def stop_at(step: int):

@@ -149,7 +149,7 @@ def carry_out(
             config = config if rope is None else replace(config, rope=rope)
         if not ignore_memory and (lack := too_large(chosen, config, ranks.device, ranks.num_processes)):
             raise UserError(f"{lack}. This is an estimate: --ignore-memory trains all the same")
-        trainer = Trainer(chosen, dataset, config, run, base, ranks)
+        trainer = Trainer(chosen, dataset, config, run, base, ranks, distance)
         del base  # A large model takes gigabytes.
         if speaks():
             report = getattr(dataset, "report", None)
@@ -161,7 +161,7 @@ def carry_out(
             if name is not None:
                 keep_name(run, name)
         with training_progress(chosen.training.steps) if speaks() else nullcontext(lambda figures: None) as progress:
-            trainer.fit(progress, distance)
+            trainer.fit(progress)
         processes.destroy_process_group()
     return trainer
 

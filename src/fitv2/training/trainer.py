@@ -8,19 +8,18 @@ the data, and no generator.
 from __future__ import annotations
 
 import logging
-import signal
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from ..build import build_loss_at, build_text_encoder, sampling_advice, with_precision
 from ..checkpoints.model_folder import Pretrained, copy_recommended, keep_recommended, save_pretrained, suitable
-from ..checkpoints.training_state import newest_state, prune, save_checkpoint
+from ..checkpoints.training_state import newest_state
 from ..data.dataset import Dataset
 from ..data.loader import PackLoader, Step
 from ..device import choose_precision
@@ -33,57 +32,33 @@ from ..settings import Recipe
 from .finetune import init_from, trained_before, trained_names
 from .holdout import Holdout
 from .learner import Learner
-from .log import RunLog
+from .loop import StepResult, TrainingLoop
 from .progress import SIGNALS, Progress
-from .run_folder import (
-    check_data,
-    check_teacher,
-    exported,
-    facts,
-    identity,
-    keep_provenance,
-    keep_recipe,
-    resume_command,
-)
+from .run_folder import check_data, check_teacher, facts, identity, resume_command
 from .sample_sheet import sheet_requests, sheet_sampling, write_sheet
 from .trackers import check_packages
-from .watch import DataGone
 
 logger = logging.getLogger(__name__)
 # Returns figures of the model in a folder.
 Distance = Callable[[Path], dict[str, float]]
 
 
-class StepResult(NamedTuple):
-    """An optimiser step over all processes.
-
-    Attributes:
-        loss: The mean over all images.
-        grad_norm: The norm of the gradient before clipping; not finite if the step was skipped.
-        images: The number of images that could be read.
-        asked: The signal that has come to one of the processes, if any.
-    """
-
-    loss: float
-    grad_norm: float
-    images: int
-    asked: signal.Signals | None
-
-
-class Trainer:
+class Trainer(TrainingLoop[Recipe]):
     """A run in a folder: recipe.json, log.jsonl, checkpoints/, samples/ and model/.
 
     Training continues from the newest checkpoint in the folder, if there is one; else it starts from the weights of
     `base`, if given; else from scratch.
 
-    Attributes:
+    Args:
         ranks: The processes that train together; default: those of the launcher.
-        begun: The checkpoint, and its state.json, from which training continues.
-        progress: How far the run is.
+        distance: Gets the model folder every `log.distance_every` steps, on rank 0, and returns figures of it.
 
     Raises:
         UserError: The checkpoint is damaged, or belongs to other classes or other data.
     """
+
+    exports = "model"
+    learner: Learner
 
     def __init__(
         self,
@@ -93,15 +68,21 @@ class Trainer:
         run: Path,
         base: Pretrained | None = None,
         ranks: Ranks | None = None,
+        distance: Distance | None = None,
     ) -> None:
-        self.ranks = join_processes() if ranks is None else ranks
-        device = self.ranks.device
+        self.ranks, self.distance = join_processes() if ranks is None else ranks, distance
+        self.device, self.main = device, main = self.ranks.device, self.ranks.is_main_process
         self.recipe = recipe = on_rank0(partial(with_precision, recipe, device))
         on_rank0(partial(check_packages, recipe.log.trackers))
         self.dataset, self.run, settings = dataset, run, recipe.training
         assert settings.precision != "auto"
         choose_precision(settings.precision, device)  # It warns where bf16 is slow.
         self.facts, self.identity = facts(dataset, recipe.model.encoder), identity(dataset)
+        self.sources, self.content, self.sheet_every = (
+            recipe.data.source,
+            self.identity["content"],
+            recipe.log.sample_every,
+        )
         self.begun = on_rank0(self._find_checkpoint)
         self.recommended: Mapping[str, Any] = sampling_advice(settings)
         text = build_text_encoder(recipe.model, dataset)
@@ -119,6 +100,7 @@ class Trainer:
             advice = sampling_advice(settings, base.recommended)
             self.recommended = suitable(advice, config, str(settings.init_from)) or self.recommended
         self.learner = Learner(network, trained, settings, self.ranks, text)
+        self.sharded = self.learner.model.sharded
         self.teacher = self.learner.teacher and self.learner.teacher.digest()
         if self.begun is not None:
             check_teacher(run, recipe, self.begun[1], self.teacher)
@@ -133,7 +115,6 @@ class Trainer:
             held_out=self.holdout.chosen,
             captioned=text is not None,
         )
-        main = self.ranks.is_main_process
         self.progress = Progress(run, settings.steps, resume_command(run), tells=main)
 
     def _find_checkpoint(self) -> tuple[Path, dict[str, Any]] | None:
@@ -142,56 +123,18 @@ class Trainer:
             check_data(self.run, self.recipe, self.identity, begun[1])
         return begun
 
-    def fit(self, report: Callable[[dict[str, Any]], None], distance: Distance | None = None) -> None:
-        """Trains to the last step, or to the one during which Ctrl-C or SIGTERM comes.
+    def begin(self) -> None:
+        self.learner.compile()
+        if self.main:
+            keep_recommended(self.run / "model", self.recommended)
 
-        Args:
-            report: Gets each log line.
-            distance: Gets the model folder every `log.distance_every` steps, on rank 0, and returns figures of it.
-
-        Raises:
-            DataGone: The data cannot be read any more; the last step is saved.
-            Diverged: No gradient is finite any more.
-        """
-        progress, settings = self.progress, self.recipe.log
-        with progress.termination:
-            self.resume()
-            progress.check_exports(settings.export_at)
-            self.learner.compile()
-            main = self.ranks.is_main_process
-            log = RunLog(self.run, progress.done, self.recipe, self.ranks.device) if main else None
-            if main:
-                if progress.unfinished:  # Else nothing is trained with these settings.
-                    keep_recipe(self.run, self.recipe)
-                keep_provenance(self.run, progress.done, self.identity["content"])
-                keep_recommended(self.run / "model", self.recommended)
-            # The previous run may have stopped between writing this checkpoint and its sample sheet.
-            if progress.is_due(settings.sample_every) and not on_rank0(progress.sheet.exists):
-                self.write_samples()
-            steps = self.loader.steps(progress.cursor)
-            try:
-                for figures in self.timed_steps(steps):
-                    figures |= self.holdout.measure(progress.done, self.learner.model, self.averaged())
-                    if distance is not None and progress.is_due(settings.distance_every) and not progress.stopping:
-                        figures |= self.measured(distance)
-                    if log is not None:
-                        log.write(figures)
-                        report(figures)
-                    # Before the checkpoint of its step: stopped in between, the step is trained and exported again.
-                    if progress.done in settings.export_at:
-                        self.export(exported(self.run, progress.done))
-                    if progress.stopping or progress.is_due(settings.checkpoint_every):
-                        self.save()
-                    if progress.is_due(settings.sample_every) and not progress.stopping:
-                        self.write_samples()
-            except DataGone as error:
-                if progress.done > progress.saved:
-                    self.save(keep=None)
-                raise progress.gone(error, self.recipe.data.source) from None
-            finally:
-                steps.close()
-                if log is not None:
-                    log.close()
+    def measure(self) -> dict[str, float]:
+        """Returns the held-out losses and the distance, if they are due."""
+        progress = self.progress
+        figures = self.holdout.measure(progress.done, self.learner.model, self.averaged())
+        if self.distance is not None and progress.is_due(self.recipe.log.distance_every) and not progress.stopping:
+            figures |= self.measured(self.distance)
+        return figures
 
     def measured(self, distance: Distance) -> dict[str, float]:
         """Returns the distance of the averaged weights; none, with a warning, if it cannot be measured."""
@@ -203,31 +146,6 @@ class Trainer:
         except (UserError, OSError) as error:  # Training continues: its checkpoints do not depend on distances.
             logger.warning("no distance at step %d: %s", self.progress.done, error)
             return {}
-
-    def timed_steps(self, steps: Generator[Step]) -> Iterator[dict[str, Any]]:
-        """Trains step by step and yields the figures of each; those of time are explained in `Progress.timed`."""
-        progress = self.progress
-        progress.start_clock()
-        while progress.unfinished:
-            figures: dict[str, Any] = {}
-            with progress.timed(figures, self.ranks.device.type == "cpu"):
-                step = next(steps)
-                result = self.step(step)
-                figures |= {
-                    "step": progress.done,
-                    "epoch": progress.cursor.epoch,
-                    "loss": result.loss,
-                    "grad_norm": result.grad_norm,
-                    "learning_rate": self.learner.optimizer.learning_rate,
-                    "images": result.images,
-                    "tokens": step.tokens,
-                    "packing_efficiency": round(step.packing_efficiency, 5),
-                    "skipped": progress.gradients.skipped,
-                    "skipped_images": progress.images_read.skipped,
-                }
-            if progress.unfinished:
-                progress.stopped_by = result.asked
-            yield figures
 
     def step(self, step: Step) -> StepResult:
         """Trains one step; a step whose gradient is not finite is counted and otherwise skipped.
@@ -256,30 +174,19 @@ class Trainer:
         loss, grad_norm, *asked = figures.tolist()
         progress.gradients.check(progress.done, grad_norm)
         came = next((number for number, count in zip(SIGNALS, asked, strict=True) if count), None)
-        return StepResult(loss, grad_norm, images, came)
+        return StepResult({"loss": loss}, grad_norm, images, came)
 
     def pack_generator(self, number: int) -> torch.Generator:
         """Returns the generator of a pack of this process; it does not depend on the number of processes."""
         pack = number * self.loader.world + self.loader.rank
         return torch_generator(Purpose.TRAINING, self.recipe.training.seed, self.progress.done, pack)
 
-    def save(self, keep: int | None = 0) -> None:
-        """Writes a checkpoint and the averaged weights as a model folder, and removes older checkpoints.
-
-        keep: the number of checkpoints that stay; 0: as the recipe says; None: all. Raises OSError.
-        """
-        folder, parts, trained = self.run / "checkpoints", self.learner.parts(), self.learner.trained
-        config = self.learner.model.module.config
-        known = {"trained": trained if len(trained) < len(parts["model"]) else "all", "teacher": self.teacher}
-        known["rope"] = asdict(config.rope) if isinstance(config, FiTConfig) else None
-        state = self.identity | known | self.progress.state()
-        with self.progress.saving():
-            # The model first: a run killed in between has to repeat the step, and writes the model again.
-            self.export(self.run / "model")
-            save_checkpoint(folder, self.progress.done, parts, state, self.learner.model.sharded)
-        self.progress.saved = self.progress.done
-        if keep is not None:
-            on_rank0(lambda: prune(folder, keep or self.recipe.log.keep_checkpoints))
+    def state(self) -> dict[str, Any]:
+        """Returns the facts about data and network that a resumed run is compared with."""
+        learner, config = self.learner, self.learner.model.module.config
+        known = {"trained": learner.trained if len(learner.trained) < len(learner.parameters) else "all"}
+        rope = asdict(config.rope) if isinstance(config, FiTConfig) else None
+        return self.identity | known | {"teacher": self.teacher, "rope": rope}
 
     def export(self, folder: Path) -> None:
         """Writes the averaged weights as a model folder; rank 0 gathers them, tensor by tensor."""
@@ -289,16 +196,7 @@ class Trainer:
         on_rank0(lambda: copy_recommended(self.run / "model", folder))
         on_rank0(lambda: save_pretrained(folder, model.module.config, weights, **about))
 
-    def resume(self) -> None:
-        """Restores weights, averages, moments and the position in the data from the newest checkpoint, if any."""
-        if self.begun is None:
-            if on_rank0((self.run / "log.jsonl").is_file):
-                logger.info("no checkpoint in %s yet: starting at step 0", self.run)
-            return
-        self.learner.restore(self.begun[0])
-        self.progress.restore(*self.begun)
-
-    def write_samples(self) -> None:
+    def write_sheet(self) -> None:
         """Draws a sample sheet with the averaged weights, in the precision of training."""
         learner, config = self.learner, self.learner.model.module.config
         wanted = sheet_requests(self.facts, config.null_label), sheet_sampling(self.recipe, config)
