@@ -22,6 +22,7 @@ from fitv2.errors import UserError
 from fitv2.finite import NotFinite
 from fitv2.sampling.generate import generate
 from fitv2.sampling.spec import SampleSpec, Sampling
+from fitv2.text import TextEncoder, load_text_encoder
 from tiny import random_model, tiny_autoencoder
 
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 1.0}
@@ -239,7 +240,7 @@ def test_fit_samples_by_diffusion_and_a_model_with_context_is_refused():
         pipe(**call, output_type="latent").images, pipe(**call, solver="ddim", output_type="latent").images
     )
     with pytest.raises(ValueError, match=r"ab2 is not .*ddpm, ddim"):
-        pipe(**call, solver="ab2")
+        pipe(**call, solver="ab2", output_type="latent")
     model = FiTTransformer2DModel.from_fit(random_model(FiTConfig(width=32, depth=1, heads=2, context="cross")))
     with pytest.raises(ValueError, match="give text_encoder and tokenizer"):
         FiTPipeline(model, default_scheduler())
@@ -289,6 +290,23 @@ def test_an_offloaded_autoencoder_decodes_where_its_weights_go():
     assert next(vae.parameters()).device.type == "meta"
     torch.testing.assert_close(LatentCodec(vae, "cpu").decode(latent), expected)
     assert not any(parameter.is_inference() for parameter in vae.parameters())
+
+
+def test_an_offloaded_text_encoder_computes_where_its_weights_go():
+    from accelerate import cpu_offload
+
+    known = load_text_encoder("builtin:minilm")
+    expected = known(["a cat"])[0]
+    cpu_offload(known.network, "cpu")
+    offloaded = TextEncoder(known.network, known.tokenizer, "offloaded", torch.device("cpu"))
+    torch.testing.assert_close(offloaded(["a cat"])[0], expected)
+
+
+def test_a_pipeline_of_another_keeps_its_autoencoder(transformer):
+    pipe = FiTPipeline(transformer, default_scheduler(), vae=tiny_autoencoder())
+    assert FiTPipeline.from_pipe(pipe).vae is pipe.vae
+    with pytest.raises(UserError, match="give the pipeline its vae"):
+        FiTPipeline(transformer, default_scheduler())(1, seeds=[0], num_inference_steps=1)
 
 
 def test_windows_and_two_passes(pipe):

@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 
 def settings(solver: str = "heun", **others) -> Sampling:
-    return Sampling(steps=None if solver in ADAPTIVE else 4, solver=solver, **others)
+    return Sampling(**{"steps": None if solver in ADAPTIVE else 4, "solver": solver} | others)
 
 
 def starts_of(specs, time=0.5, kept=None) -> list[Start]:
@@ -87,7 +87,20 @@ def test_the_later_the_time_the_nearer_to_the_image(model):
     distances = [float((image - start.latent).abs().mean()) for image in made]
     assert distances == sorted(distances, reverse=True) and distances[-1] < 0.05
     # At time 0 the image is hidden whole.
-    torch.testing.assert_close(made[0], generate(model, SPECS[:1], settings())[0])
+    hidden = replace(start, latent=start.latent.flip(1), time=0.0)
+    torch.testing.assert_close(made[0], generate(model, SPECS[:1], settings(), starts=[hidden])[0])
+
+
+def test_the_seed_that_made_an_image_redraws_it_otherwise(model):
+    """With its own noise it would come back."""
+    kept = torch.zeros(16, 40, dtype=torch.bool)
+    kept[:, :20] = True
+    (made,) = generate(model, SPECS[:1], settings(steps=50))
+    start, changes = Start(made, 0.0, kept), []
+    for seed in (SPECS[0].seed, 8):
+        (redrawn,) = generate(model, [replace(SPECS[0], seed=seed)], settings(steps=50), starts=[start])
+        changes.append(float((redrawn - made)[:, ~kept].abs().mean()))
+    assert changes[0] > 0.7 * changes[1]
 
 
 @pytest.mark.parametrize("shift_tokens", [None, 8])

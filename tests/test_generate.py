@@ -1,5 +1,6 @@
 """From specs to latents: an image depends on its own spec alone, in any batch and order."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -234,6 +235,24 @@ def test_a_setting_that_the_model_has_no_use_for_is_refused(config, settings):
     side = config.patch_size * 3
     with pytest.raises(UserError, match=r"no effect|no rotary positions|is not for this model"):
         generate(random_model(config), [SampleSpec(0, (side, side), 0)], Sampling(**settings))
+
+
+def test_gradients_that_the_caller_has_switched_off_stay_off(model):
+    """With them, the activations of all steps would stay in memory."""
+    seen = []
+    hook = model.register_forward_pre_hook(lambda *_: seen.append(torch.is_grad_enabled()))
+    with torch.no_grad():
+        (made,) = generate(model, SPECS[:1], Sampling(steps=2))
+    hook.remove()
+    assert seen and not any(seen) and not made.requires_grad and not made.is_inference()
+
+
+def test_the_cache_counts_the_calls_of_an_image_and_not_of_its_batch():
+    """With times by size, guidance ends for large images in another call, which its end makes a full one."""
+    model = random_model(replace(CONFIG, depth=4))
+    specs = [SampleSpec(1, (8, 8), 0), SampleSpec(2, (40, 40), 1)]
+    sampling = Sampling(steps=12, solver="euler", shift_tokens=4, cache_interval=3, interval=(0.3, 0.9))
+    assert_same(generate(model, specs, sampling)[:1], generate(model, specs[:1], sampling))
 
 
 def test_a_grid_of_times_per_image_belongs_to_its_size():

@@ -15,8 +15,8 @@ PACKAGE = Path(fitv2.__file__).parent
 LAYERS = [
     set(names.split())
     for names in (
-        "__init__ atomic autoencoder_settings classes config cores data_settings device errors finite hashes legacy "
-        "locks messages openmp positions precision provenance randomness sample_list settings tokens yaml_text",
+        "__init__ atomic autoencoder_settings classes config data_settings device errors finite hashes legacy "
+        "limits locks messages openmp positions precision provenance randomness sample_list settings tokens yaml_text",
         "model flow diffusion",
         "sampling data distributed",
         "checkpoints",

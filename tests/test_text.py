@@ -4,11 +4,13 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
 import transformers
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from commands import Result
 from fitv2 import FiT, FiTPipeline
@@ -111,6 +113,43 @@ def test_encoders_of_transformers_load_by_folder(tmp_path, kind, encoder):
     expected = output.hidden_states[-2] if kind == "clip" else output.last_hidden_state
     assert loaded.channels == 32
     torch.testing.assert_close(loaded(["a red apple"])[0], expected[0].detach(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture
+def clip(tmp_path, encoder) -> Path:
+    """A small CLIP with the 77 positions of all of them."""
+    width = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
+    network = transformers.CLIPTextModel(transformers.CLIPTextConfig(vocab_size=30522, **width, eos_token_id=102))
+    network.save_pretrained(tmp_path / "clip")
+    encoder.tokenizer.save_pretrained(tmp_path / "clip")
+    config = json.loads((tmp_path / "clip/tokenizer_config.json").read_text())
+    (tmp_path / "clip/tokenizer_config.json").write_text(json.dumps(config | {"model_max_length": 77}))
+    return tmp_path / "clip"
+
+
+def test_texts_fill_an_encoder_whose_length_is_no_multiple_of_eight(clip):
+    loaded = load_text_encoder(str(clip))
+    assert [len(one) for one in loaded(["cat " * 70, "cat " * 74, "cat " * 300])] == [72, 76, 77]
+
+
+def test_an_encoder_without_some_of_its_weights_is_refused(clip):
+    weights = load_file(clip / "model.safetensors")
+    save_file({name: one for name, one in weights.items() if "layers.0.mlp" not in name}, clip / "model.safetensors")
+    with pytest.raises(UserError, match=r"lacks weights, such as .*layers\.0\.mlp"):
+        load_text_encoder(str(clip))
+
+
+def test_a_text_without_tokens_has_one(encoder, monkeypatch):
+    """Some tokenizers have no marks of start and end."""
+    monkeypatch.setattr(encoder, "cache", {})
+    plain = lambda texts, **_: {"input_ids": [[] for _ in texts]}  # noqa: E731
+    monkeypatch.setattr(encoder, "tokenizer", Mock(side_effect=plain, eos_token_id=None))
+    assert encoder([""])[0].shape == (1, encoder.channels)
+
+
+def test_a_text_that_is_not_utf_8_is_one_sentence(encoder):
+    with pytest.raises(UserError, match="not UTF-8"):
+        encoder(["caf\udce9"])
 
 
 @pytest.mark.parametrize("name", ["builtin:nothing", "nowhere/at-all"])
@@ -274,6 +313,8 @@ def test_the_command_and_the_pipeline_make_the_same_images(run, tmp_path):
     pipe = FiTPipeline.from_pretrained(str(run))
     pipe.save_pretrained(tmp_path / "pipe")
     call = {"prompt": ["a cat"], "sizes": [(16, 32)], "seeds": [6], "negative_prompt": "blurred"}
+    told = Result(tmp_path, "sample", str(tmp_path / "pipe"), "--size", "16x32").sentence
+    assert "give --prompt" in told, "a pipeline keeps no captions"
     for one in (pipe, FiTPipeline.from_pretrained(str(tmp_path / "pipe"))):
         image = one(**call, num_inference_steps=2, solver="ab2").images[0]
         assert image.tobytes() == Image.open(rows[3]["file"]).tobytes()

@@ -8,6 +8,7 @@ import re
 import torch
 
 from .errors import UserError
+from .limits import free_memory
 from .messages import suggestion
 from .precision import Precision
 
@@ -70,7 +71,7 @@ def free_bytes(device: torch.device) -> int:
         return getattr(torch, device.type).mem_get_info(device)[0]
     import psutil
 
-    return psutil.virtual_memory().available
+    return free_memory(psutil.virtual_memory().available)
 
 
 def lack_of_memory(what: str, needed: float, device: torch.device) -> str | None:

@@ -43,7 +43,10 @@ DIGESTED = (".json", ".safetensors", ".bin", ".model", ".txt")
 # After the name of a matrix of 8-bit numbers: the factor of each of its rows.
 SCALE = "|scale"
 # The class of transformers for a type of encoder whose usual one is more than that.
-CLASSES = {"t5": "T5EncoderModel", "clip": "CLIPTextModel", "clip_text_model": "CLIPTextModel"}
+CLASSES = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
+CLASSES |= {"clip": "CLIPTextModel", "clip_text_model": "CLIPTextModel"}
+# Weights that no feature depends on.
+UNUSED = "pooler."
 
 
 class TextEncoder:
@@ -56,10 +59,20 @@ class TextEncoder:
         name: By which `load_text_encoder` loads it.
         channels: Numbers per token.
         most_tokens: Of a prompt; the rest is cut off.
+
+    Args:
+        device: Where it computes if something offloads its weights meanwhile; None: where they are.
     """
 
-    def __init__(self, network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    def __init__(
+        self,
+        network: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        name: str,
+        device: torch.device | None = None,
+    ) -> None:
         self.network: Any = network.eval().requires_grad_(False)
+        self._device = device
         self.tokenizer: Any = tokenizer
         self.name, self.channels = name, channels_of(network.config.to_dict())
         self.most_tokens = min(tokenizer.model_max_length, MOST_TOKENS)
@@ -68,8 +81,8 @@ class TextEncoder:
 
     @property
     def device(self) -> torch.device:
-        """Where the features are computed, and stay."""
-        return self.network.device
+        """Where the features are computed, and stay; with offloading the weights may be elsewhere."""
+        return self._device or self.network.device
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> TextEncoder:
         """Moves the encoder to a device, and to another precision if one is given, and returns it."""
@@ -93,7 +106,7 @@ class TextEncoder:
         """Returns the features of each prompt, always computed."""
         ids, of_length = self.tokenize(prompts), defaultdict(list)
         for number, one in enumerate(ids):
-            of_length[-(-len(one) // ROUNDED) * ROUNDED].append(number)
+            of_length[min(-(-len(one) // ROUNDED) * ROUNDED, self.most_tokens)].append(number)
         features = [torch.empty(0)] * len(prompts)
         # Features of inference mode could not train a network.
         with torch.inference_mode(False), torch.no_grad():
@@ -116,7 +129,12 @@ class TextEncoder:
         """Returns the token ids of each prompt. Says once that a prompt was too long."""
         if not prompts:
             return []
+        for prompt in prompts:
+            if not_text(prompt):
+                raise UserError(f"the text {prompt!r} has bytes that are not UTF-8: write it in UTF-8")
         ids: list[list[int]] = self.tokenizer(list(prompts), verbose=False)["input_ids"]
+        # Some tokenizers have no marks of start and end, and an encoder needs one token even of the empty text.
+        ids = [one or [self.tokenizer.eos_token_id or 0] for one in ids]
         longest = max(range(len(ids)), key=lambda number: len(ids[number]))
         if len(ids[longest]) <= self.most_tokens:
             return ids
@@ -127,6 +145,11 @@ class TextEncoder:
             )
             self.cut = True
         return self.tokenizer(list(prompts), truncation=True, max_length=self.most_tokens)["input_ids"]
+
+
+def not_text(prompt: str) -> bool:
+    """Whether a string has surrogates, which stand for bytes that could not be decoded."""
+    return any("\ud800" <= character <= "\udfff" for character in prompt)
 
 
 class StoredTexts:
@@ -185,7 +208,9 @@ def load_text_encoder(name: str) -> TextEncoder:
             network.load_state_dict(dequantised(read_safetensors(BUILTIN_FOLDER / "model.safetensors")))
         else:
             kind: Any = getattr(transformers, CLASSES.get(config.model_type, "AutoModel"))
-            network = kind.from_pretrained(folder, dtype=torch.float32, **of_network)
+            network, found = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **of_network)
+            if missing := sorted(key for key in found["missing_keys"] if not key.startswith(UNUSED)):
+                raise UserError(f"{name} lacks weights, such as {missing[0]}: copy or download it again")
         return TextEncoder(network, tokenizer, name)
 
 

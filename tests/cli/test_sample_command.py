@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 from dataclasses import replace
 from hashlib import sha256
 
@@ -12,13 +13,17 @@ import torch
 from PIL import Image
 
 from fitv2.adapters.pipeline import FiTPipeline
+from fitv2.autoencoder import Pixels
 from fitv2.checkpoints.model_folder import Pretrained, load_pretrained, save_pretrained
+from fitv2.cli.options import LoadedModel
+from fitv2.cli.sample import make
 from fitv2.cli.sample_folder import begin
-from fitv2.cli.specs import check_memory, file_name, list_specs, showcase
+from fitv2.cli.specs import check_memory, describe, edits_of, file_name, list_specs, showcase
 from fitv2.errors import UserError
 from fitv2.locks import locked
 from fitv2.sample_list import CONTACT_SHEET
 from fitv2.sampling.spec import SampleSpec, Sampling
+from fitv2.text import load_text_encoder
 from tiny import CLASSES, CONFIG, random_model
 
 
@@ -237,6 +242,10 @@ def test_an_image_is_extended_and_stays_as_it_was(fitv2, model, tmp_path):
     # Without a size the canvas is the image's own.
     alike = ["--init-image", image, "--steps", 4, "--strength", 0.5, "--out", "like"]
     assert "2 model calls" in fitv2("sample", model, "--labels", "bag", *alike).ok().out
+    twice = fitv2(
+        "sample", model, *alike[:4], "--size", "8x12", "--size", "8x12", "--labels", "bag", "--out", "two"
+    ).ok()
+    assert "2 images" in twice.out, "as without an image"
     # Room around the image is made from noise alone, in all of the steps.
     both = ["--init-image", image, "--size", "8x12", "--size", "8x24", "--steps", 5, "--out", "both"]
     assert "5 model calls" in fitv2("sample", model, "--labels", "bag", *both).ok().out
@@ -256,10 +265,32 @@ def test_an_image_is_extended_and_stays_as_it_was(fitv2, model, tmp_path):
         (["--strength", "0.5"], "give --init-image"),
         (["--mask", "mask.png"], "give --init-image"),
         (["--window", "big"], "not a size"),
+        (["--negative-prompt", "a dog", "--guidance", "1"], "--guidance 1 is none"),
     ],
 )
 def test_impossible_edits(fitv2, model, options, message):
     assert message in fitv2("sample", model, "--labels", "bag", "--size", "8x12", *options).sentence
+
+
+def test_a_canvas_beyond_the_memory_is_refused_before_it_is_laid_out(model, monkeypatch, tmp_path):
+    Image.new("L", (12, 8)).save(tmp_path / "image.png")
+    monkeypatch.setattr("fitv2.device.free_bytes", lambda device: 10**6)
+    monkeypatch.setattr("fitv2.edits.lay_out", None)
+    with pytest.raises(UserError, match="a canvas of 400x4000 would need"):
+        edits_of(tmp_path / "image.png", None, None, "center", ["400x4000"], load_pretrained(model), Pixels())
+
+
+def test_a_sheet_of_many_images_shows_the_first(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["fitv2.cli.sample"], "MOST_SHOWN", 3)
+    pages, pretrained = [], load_pretrained(model)
+    monkeypatch.setattr("fitv2.sheets.contact_sheet", lambda *arguments: pages.append(arguments))
+    monkeypatch.setattr("fitv2.sheets.save_sheet", lambda page, path: None)
+    specs = [SampleSpec(0, (4, 4), seed) for seed in range(5)]
+    rows = [describe(pretrained, spec, 1) for spec in specs]
+    make(LoadedModel(pretrained, Pixels(), None, "fp32"), specs, Sampling(steps=1), tmp_path, rows, None, None)
+    ((images, captions, note),) = pages
+    assert len(images) == len(captions) == 3 and note == "the first 3 of 5 images"
+    assert len(list(tmp_path.glob("*.png"))) == 5
 
 
 def test_large_images_in_windows_and_in_two_passes(fitv2, model, tmp_path):
@@ -285,6 +316,16 @@ def test_a_request_beyond_the_memory_is_refused_with_a_size_that_fits(model, mon
     check_memory(pretrained, [SampleSpec(0, (height, width), 0)], Sampling(), 1)
     with pytest.raises(UserError, match=r"3200x1600 would need .* ask for --size \d{4}x\d{3,4} or less"):
         check_memory(pretrained, large, Sampling(), 8)
+
+
+def test_long_texts_take_memory(monkeypatch):
+    config = replace(CONFIG, context="joint", context_channels=384)
+    pretrained, encoder = Pretrained(random_model(config), [], []), load_text_encoder("builtin:minilm")
+    specs = [SampleSpec(0, (8, 8), seed, prompt="a cat " * 120) for seed in range(100)]
+    monkeypatch.setattr("fitv2.device.free_bytes", lambda device: 20 * 2**20)
+    check_memory(pretrained, [replace(spec, prompt="a cat") for spec in specs], Sampling(), 1, encoder)
+    with pytest.raises(UserError, match=r"100 images .* would need"):
+        check_memory(pretrained, specs, Sampling(), 1, encoder)
 
 
 @pytest.mark.parametrize("text", [None, "builtin:minilm"])

@@ -7,6 +7,8 @@ from functools import partial
 from typing import Any, ClassVar, Self
 
 import torch
+from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from PIL import Image
@@ -75,7 +77,7 @@ class FiTPipeline(SavedPipeline):
         self,
         transformer: FiTTransformer2DModel,
         scheduler: SchedulerMixin,
-        vae: Any = None,
+        vae: AutoencoderKL | AutoencoderDC | None = None,
         id2label: dict | None = None,
         sampling: dict[str, Any] | None = None,
         text_encoder: Any = None,
@@ -204,6 +206,11 @@ class FiTPipeline(SavedPipeline):
             raise UserError("give seeds, a generator or latents: each of them fixes the starting noise")
         if set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
             raise UserError(f"a callback can have {self._callback_tensor_inputs} alone")
+        if self.vae is None and config.in_channels not in (1, 3) and (output_type == "pil" or image is not None):
+            raise UserError(
+                f"this model makes latents of {config.in_channels} channels: give the pipeline its vae, or "
+                'output_type="latent" and no image'
+            )
         own, factor = self.transformer.config.sample_size, self.codec.factor
         wanted = sizes_of((height, width) if sizes is None else sizes, own * factor)
         edits: list[Edit] = []
@@ -307,7 +314,9 @@ class FiTPipeline(SavedPipeline):
     @property
     def text(self) -> TextEncoder | None:
         """The encoder of prompts, for a model of text."""
-        return TextEncoder(self.text_encoder, self.tokenizer, "the pipeline's") if self.text_encoder else None
+        if self.text_encoder is None:
+            return None
+        return TextEncoder(self.text_encoder, self.tokenizer, "the pipeline's", self._execution_device)
 
     @property
     def codec(self) -> Pixels | LatentCodec:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from .options import LoadedModel
 
 BUILTIN = "builtin:fashion"
+# Images on the contact sheet: a page of thousands would take gigabytes.
+MOST_SHOWN = 400
 image_option = partial(typer.Option, rich_help_panel="Images")
 edit_option = partial(typer.Option, rich_help_panel="Beginning with an image", show_default=False)
 
@@ -114,10 +116,13 @@ def sample(
         sampling = in_one_pass(sampling, options)
     texts = read_prompts(prompt or [], prompts), negative_prompt
     edits, beginning = edits_of(init_image, mask, strength, anchor, size, pretrained, codec)
-    sizes = list(edits) or size
-    specs = list_specs(pretrained, labels, sizes, per_class, num_images, seed, codec.factor, *texts)
+    if negative_prompt and sampling.guidance == 1:
+        raise UserError(
+            "--negative-prompt is what guidance leads away from, and --guidance 1 is none: omit one of them"
+        )
+    specs = list_specs(pretrained, labels, size or list(edits), per_class, num_images, seed, codec.factor, *texts)
     if not ignore_memory:
-        check_memory(pretrained, specs, sampling, codec.factor)
+        check_memory(pretrained, specs, sampling, codec.factor, loaded.text)
     if size and sampling.upscale_from is None and sampling.window is None:
         warn_of_sizes(pretrained, specs, codec.factor)
     number = {"num": per_class or 1} if num_images is None else {"images_per_size": num_images}
@@ -161,7 +166,7 @@ def request_of(
     pretrained, factor = loaded.pretrained, loaded.codec.factor
     request = {
         "model_step": pretrained.step,
-        "labels": list(dict.fromkeys(spec.label for spec in specs)),
+        "labels": [spec.label for spec in specs],
         **{option: getattr(sampling, name) for option, name in OPTIONS.items()},
         "guidance": sampling.guidance,
         "guidance_interval": list(sampling.interval),
@@ -178,7 +183,7 @@ def request_of(
     if sampling.window is not None:
         request |= {"window": [side * factor for side in sampling.window]}
     if loaded.text is not None:
-        request |= {"prompts": list(dict.fromkeys(spec.prompt for spec in specs)), "text_encoder": loaded.text.name}
+        request |= {"prompts": [spec.prompt for spec in specs], "text_encoder": loaded.text.name}
         request |= {"negative_prompt": specs[0].negative_prompt}
     return request
 
@@ -212,7 +217,9 @@ def make(
         f"{'' if row['seen'] else ' *'}"
         for row in rows
     ]
-    save_sheet(contact_sheet(images, captions, note), out / SHEET)
+    if len(images) > MOST_SHOWN:
+        note = f"the first {MOST_SHOWN} of {counted(len(images), 'image')}{'; ' + note if note else ''}"
+    save_sheet(contact_sheet(images[:MOST_SHOWN], captions[:MOST_SHOWN], note), out / SHEET)
     return seconds
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ..checkpoints.model_folder import Pretrained
     from ..edits import Edit
     from ..sampling.spec import SampleSpec, Sampling
+    from ..text import TextEncoder
 
 # The factor between the sides of an image of training and those of a larger one that is shown.
 LARGER = 1.43
@@ -110,6 +111,8 @@ def list_specs(
     config, asked = pretrained.model.config, [parse_size(text) for text in sizes or ()]
     latent = [latent_size(size, factor, config.patch_size) for size in asked]
     subjects = chosen_subjects(pretrained, labels, prompts)
+    if not subjects:
+        raise UserError("this model keeps no captions of its training that could be drawn; give --prompt")
     if not latent and not any(subject.sizes for subject in subjects):
         raise UserError("this model does not say which sizes it was trained on; give --size")
     if num_images is None:
@@ -218,6 +221,9 @@ def edits_of(
     And what samples.json says of it: the files by their content, because another may take their place. Both are empty
     without an image. Raises UserError for an image that cannot be read or does not fit, and for options without one.
     """
+    import torch
+
+    from ..device import lack_of_memory
     from ..edits import lay_out
     from ..hashes import file_digest
 
@@ -229,6 +235,9 @@ def edits_of(
     image, white = read_image(init_image, channels), None if mask is None else read_image(mask, 1)
     unit = codec.factor * pretrained.model.config.patch_size
     wanted = [None if size is None else parse_size(size) for size in sizes or [None]]
+    for height, width in filter(None, wanted):  # Before a canvas is laid out: in float32, and in copies.
+        if lack := lack_of_memory(f"a canvas of {height}x{width}", 16 * channels * height * width, torch.device("cpu")):
+            raise UserError(f"{lack}; ask for a smaller --size")
     edits = [lay_out(image, channels, unit, size, white, strength, anchor) for size in wanted]
     digests = {"init_image": file_digest(init_image), "mask": mask and file_digest(mask)}
     return {"x".join(map(str, edit.size)): edit for edit in edits}, digests | {"strength": strength, "anchor": anchor}
@@ -245,21 +254,30 @@ def read_image(path: Path, channels: int) -> Image.Image:
         raise UserError(f"{path}: {error}") from None
 
 
-def check_memory(pretrained: Pretrained, specs: list[SampleSpec], sampling: Sampling, factor: int) -> None:
+def check_memory(
+    pretrained: Pretrained, specs: list[SampleSpec], sampling: Sampling, factor: int, text: TextEncoder | None = None
+) -> None:
     """Raises UserError, with a size that fits, if the largest batch would not fit into the memory that is free now."""
     import torch
 
     from ..device import free_bytes, lack_of_memory
-    from ..profiling.formula import context_tokens, forward_bytes
+    from ..profiling.formula import forward_bytes
     from ..sampling.generate import batches, computed_tokens, max_tokens
     from ..sampling.spec import scaled_size
 
     config, weight = pretrained.model.config, next(pretrained.model.parameters())
     tokens = [computed_tokens(spec, sampling, config.patch_size) for spec in specs]
     groups = batches(tokens, max_tokens(sampling, weight.device))
-    largest = max(groups, key=lambda batch: sum(tokens[i] for i in batch))
-    # With and without their classes, and beyond the weights, which are there already.
-    total = 2 * sum(tokens[i] + context_tokens(config) for i in largest)
+    # With and without their classes and texts, and beyond the weights, which are there already.
+    context = [0] * len(specs)
+    if text is not None:
+        prompts = (
+            text.tokenize([spec.prompt for spec in specs]),
+            text.tokenize([spec.negative_prompt for spec in specs]),
+        )
+        context = [len(one) + len(other) for one, other in zip(*prompts, strict=True)]
+    largest = max(groups, key=lambda batch: sum(2 * tokens[i] + context[i] for i in batch))
+    total = sum(2 * tokens[i] + context[i] for i in largest)
     needed = forward_bytes(config, total, "fp32" if weight.dtype == torch.float32 else "bf16")
     size = max((specs[i].size for i in largest), key=lambda size: size[0] * size[1])
     what = f"{counted(len(largest), 'image')} of up to {size[0] * factor}x{size[1] * factor}"

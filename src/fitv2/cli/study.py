@@ -93,7 +93,7 @@ def study(
         raise UserError("fitv2 study needs pandas and Jinja2: pip install 'fitv2[study]'")
     import torch
 
-    from ..cores import available_cores
+    from ..limits import available_cores
     from ..study.definition import study_names
     from ..study.results import Table
 
@@ -169,7 +169,7 @@ def perform(
 ) -> list[str]:
     """Runs what is not done; returns a sentence for each training that failed."""
     from ..atomic import write_text
-    from ..cores import available_cores
+    from ..limits import available_cores
     from ..locks import locked
     from ..study.queue import Clock, Queue
     from ..study.report import SHEETS, claim

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import track
 
 from ..atomic import write_text
-from ..cores import available_cores
+from ..limits import available_cores
 from ..messages import counted
 from .formats import advice
 

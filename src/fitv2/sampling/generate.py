@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from .ode import SOLVERS, time_grid
 from .sde import METHOD_OF, sample_sde, sde_grid
 from .solvers import ADAPTIVE, model_calls
 from .spec import SampleSpec, Sampling, check_sampling, check_spec, check_texts, first_size
-from .windows import Guided, WindowedModel, windows_of
+from .windows import Guided, WindowedModel, window_area
 
 # The most tokens of a batch, before guidance doubles them, on a CPU and elsewhere: enough to keep the device busy, few
 # enough that images are finished now and then. A longer image is a batch of its own.
@@ -81,9 +82,12 @@ def generate(
         return _in_two_passes(model, specs, sampling, on_image, text)
     latents: dict[int, Tensor] = {}
     tokens = [computed_tokens(spec, sampling, config.patch_size) for spec in specs]
-    # Images of one batch take the same number of steps.
-    alike = None if starts is None else [steps_from(start.time, sampling.steps or 1) for start in starts]
-    with torch.inference_mode(torch.is_grad_enabled()):
+    # Images of one batch take the same number of steps and, where the cache counts calls, have the same times.
+    alike = [0] * len(specs) if starts is None else [steps_from(start.time, sampling.steps or 1) for start in starts]
+    if sampling.cache_interval > 1 and sampling.shift_tokens is not None:
+        alike = list(zip(alike, (spec.tokens(config.patch_size) for spec in specs), strict=True))
+    # inference_mode(False) would switch gradients on again.
+    with torch.inference_mode() if torch.is_grad_enabled() else nullcontext():
         for chosen in batches(tokens, max_tokens(sampling, device), alike):
             cache = None if sampling.cache_interval == 1 else BlockCache(sampling.cache_interval)
             denoiser = partial(model, rope=sampling.rope, cache=cache)
@@ -146,7 +150,8 @@ def sample_batch(model: Guided, seeds: Sequence[int], starts: Sequence[Start] | 
     if sampling.shift_tokens is not None:
         shift = shift * shift_by_size(hw.prod(1), sampling.shift_tokens)
     if starts is not None:
-        editing = Editing(model, starts, x)
+        # Not the first numbers of the seed: what it made of them before would be drawn again, whatever may change.
+        editing = Editing(model, starts, draw())
         times = editing.grid(time_grid(steps_from(starts[0].time, steps), shift))
         x = editing.finish(SOLVERS[solver](editing.velocity, editing.begin(), times, expand=model.expand))
     elif solver == "ddim":
@@ -207,7 +212,7 @@ def computed_tokens(spec: SampleSpec, sampling: Sampling, patch_size: int) -> in
     """Returns the tokens that a model call computes for an image: those of its windows if it is cut."""
     if sampling.window is None:
         return spec.tokens(patch_size)
-    return sum(one.height * one.width for one in windows_of(spec.size, sampling.window)) // patch_size**2
+    return window_area(spec.size, sampling.window) // patch_size**2
 
 
 def max_tokens(sampling: Sampling, device: torch.device) -> int:
@@ -216,10 +221,10 @@ def max_tokens(sampling: Sampling, device: torch.device) -> int:
     return 1 if sampling.solver in ADAPTIVE else MAX_TOKENS["cpu" if device.type == "cpu" else "other"]
 
 
-def batches(tokens: Sequence[int], most: int, alike: Sequence[int] | None = None) -> Iterator[list[int]]:
+def batches(tokens: Sequence[int], most: int, alike: Sequence[Any] | None = None) -> Iterator[list[int]]:
     """Yields indices of images of these token counts, short ones first, in groups of at most `most` tokens or one.
 
-    alike: a number for each image; only images of equal numbers share a group.
+    alike: for each image a number, or several; only images of equal ones share a group.
     """
     group: list[int] = []
     held, kind = 0, alike or [0] * len(tokens)

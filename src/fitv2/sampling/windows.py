@@ -35,6 +35,12 @@ def windows_of(size: tuple[int, int], window: tuple[int, int]) -> list[Window]:
     return [Window(top, left, height, width) for top in rows for left in columns]
 
 
+def window_area(size: tuple[int, int], window: tuple[int, int]) -> int:
+    """Returns the area of all windows of an image, of which there may be too many to list."""
+    (rows, height), (columns, width) = (_starts(side, most) for side, most in zip(size, window, strict=True))
+    return len(rows) * height * len(columns) * width
+
+
 def _starts(side: int, most: int) -> tuple[list[int], int]:
     """Returns where the windows of one axis begin, evenly spread, and their length."""
     if side <= most:

@@ -1,18 +1,18 @@
-"""Cores that a process may use: under an affinity mask, and in control groups of both versions."""
+"""Cores and memory that a process may use: under an affinity mask, and in control groups of both versions."""
 
 import os
 
 import pytest
 
-from fitv2 import cores
+from fitv2 import limits
 
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
     """Sixteen cores, and control groups that the test writes: (lines of /proc/self/cgroup, files) to the count."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
-    monkeypatch.setattr(cores, "CGROUPS", tmp_path / "groups")
-    monkeypatch.setattr(cores, "MEMBERSHIP", tmp_path / "membership")
+    monkeypatch.setattr(limits, "CGROUPS", tmp_path / "groups")
+    monkeypatch.setattr(limits, "MEMBERSHIP", tmp_path / "membership")
 
     def count(membership, files):
         for name, content in files.items():
@@ -20,7 +20,7 @@ def machine(tmp_path, monkeypatch):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(content)
         (tmp_path / "membership").write_text(membership)
-        return cores.available_cores()
+        return limits.available_cores()
 
     return count
 
@@ -54,3 +54,21 @@ def test_affinity(machine, monkeypatch):
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: None)
     assert machine("0::/", {}) == 1
+
+
+V1 = {"memory/a/memory.limit_in_bytes": "900", "memory/a/memory.usage_in_bytes": "500"}
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "expected"),
+    [
+        ("0::/", {}, 1000),
+        ("0::/", {"memory.max": "max", "memory.current": "1", "memory.stat": "inactive_file 0"}, 1000),
+        ("0::/a", {"a/memory.max": "700", "a/memory.current": "600", "a/memory.stat": "anon 5\ninactive_file 50"}, 150),
+        ("0::/a", {"a/memory.max": "7", "a/memory.current": "9", "a/memory.stat": "anon 5"}, 0),
+        ("7:memory:/a", V1 | {"memory/a/memory.stat": "inactive_file 5\ntotal_inactive_file 30"}, 430),
+    ],
+)
+def test_free_memory(machine, membership, files, expected):
+    machine(membership, files)
+    assert limits.free_memory(1000) == expected
