@@ -7,6 +7,7 @@ from PIL import Image
 
 from fitv2.build import build_dataset
 from fitv2.config import build_recipe
+from fitv2.data.tables import read_table
 from fitv2.errors import UserError
 from fitv2.prepare.sources import FolderSource
 from fitv2.sheets import save_sheet
@@ -192,3 +193,34 @@ def test_a_run_among_the_images_is_refused(tmp_path):
     keep_recipe(mine, recipe)
     check_run(mine, recipe, True)
     assert len(build_dataset(recipe.data, 4, mine / "images.json")) == 3
+
+
+def test_what_is_no_label_or_no_path_in_a_table(tmp_path, caplog):
+    save_all(tmp_path, "x/a.png", "x/b.png", "y/c.png")
+    (tmp_path / "dataset.json").write_text('{"labels": [[0, 1], [1, 0]]}')
+    assert set(both_readings(tmp_path).values()) == {"x", "y"} and "dataset.json is not used" in caplog.text
+    rows = [("x/a.png", "1.0"), ("x/b.png", "0.0"), ("y/c.png", "NaN")]
+    text = "\n".join(f'{{"file_name": "{name}", "label": {label}}}' for name, label in rows)
+    (tmp_path / "metadata.jsonl").write_text(text)
+    assert both_readings(tmp_path) == {"x/a.png": "1", "x/b.png": "0"}
+
+
+def test_rows_of_a_table_are_read_whole_or_refused(tmp_path):
+    save_all(tmp_path, "0.png", "#1, red.png")
+    table = tmp_path / "metadata.csv"
+    table.write_text('# a comment, "open\ntext,file_name\n#sunset at the beach,0.png\n"a, b","#1, red.png",,\n')
+    source = FolderSource(tmp_path)
+    told = {item.id: source.captions(i) for i, item in enumerate(source.items) if item.refused is None}
+    assert told == {"0.png": ("#sunset at the beach",), "#1, red.png": ("a, b",)}
+    for name, separator in (("list.txt", "\t"), ("list.csv", ",")):
+        (tmp_path / name).write_text(f"#1, red.png{separator}cat\n# none\n0.png{separator}dog")
+        assert [row.path for row in read_table(tmp_path / name).rows] == ["#1, red.png", "0.png"]
+    table.write_text("file_name,text\n0.png,a cat, on a mat\n")
+    with pytest.raises(UserError, match=r"metadata\.csv, line 2, has 3 columns and the header 2"):
+        read_table(table)
+
+
+def test_captions_are_split_at_line_ends_alone(tmp_path):
+    save_all(tmp_path, "0.png")
+    (tmp_path / "0.txt").write_bytes("a car\u2028by a house\r\nred\x85 car\rlast".encode())
+    assert FolderSource(tmp_path).captions(0) == ("a car\u2028by a house", "red\x85 car", "last")

@@ -50,7 +50,7 @@ def read_names(path: Path) -> list[str]:
     Raises UserError if there is no such file or it is not text.
     """
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").split("\n")]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the class names in {path} cannot be read ({error})") from None
     return [line for line in lines if line and not line.startswith("#")]

@@ -199,7 +199,7 @@ def read_prompts(given: Sequence[str], file: Path | None) -> list[str]:
     if file is None:
         return list(given)
     try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").split("\n")]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the prompts in {file} cannot be read ({error})") from None
     if not any(lines):

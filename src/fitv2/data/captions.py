@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from posixpath import normpath, splitext
@@ -89,7 +90,8 @@ def caption_lines(read: Callable[[], bytes], where: object) -> tuple[str, ...]:
         where: Its name, for the message.
     """
     try:
-        lines = read().decode("utf-8-sig").splitlines()
+        # `str.splitlines` would also split at separators that belong to a text, such as U+2028.
+        lines = re.split(r"\r\n|\r|\n", read().decode("utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the caption {where} cannot be read ({error}): correct or remove the file") from None
     return tuple(filter(None, map(str.strip, lines)))

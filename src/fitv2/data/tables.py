@@ -94,9 +94,14 @@ def read_table(file: Path, with_labels: bool = True) -> Table:
 
 
 def label_text(value: Any) -> str | None:
-    """Returns a JSON label as text. Raises ValueError for lists and objects, which cannot be labels."""
+    """Returns a JSON label as text; None for NaN, which pandas writes where there is none.
+
+    Raises ValueError for lists and objects, which cannot be labels.
+    """
     if value is None or isinstance(value, str):
         return (value or "").strip() or None
+    if value != value:
+        return None
     if isinstance(value, list | dict):
         raise ValueError(value)
     return str(value).lower() if isinstance(value, bool) else str(value)
@@ -138,6 +143,7 @@ def _of_dataset_json(file: Path) -> tuple[list[Row], str | None]:
     try:
         pairs = json.loads(file.read_bytes())["labels"]
         rows = [Row(path, label_text(label), number) for number, (path, label) in enumerate(pairs or [], 1)]
+        "".join(row.path for row in rows)  # Raises TypeError where one is no text.
     except (OSError, ValueError, TypeError, KeyError):
         return [], f"{file.name} is not used: its labels are not pairs of a path and a class"
     return rows, None if rows else UNLABELLED
@@ -146,6 +152,8 @@ def _of_dataset_json(file: Path) -> tuple[list[Row], str | None]:
 def _of_objects(file: Path, with_labels: bool) -> tuple[list[Row], str | None]:
     objects = []
     for number, line in _lines(file):
+        if line.startswith("#"):
+            continue
         try:
             objects.append((number, dict(json.loads(line).items())))
         except (ValueError, AttributeError):
@@ -175,29 +183,54 @@ def _of_records(
 def _of_lines(file: Path, with_labels: bool) -> tuple[list[Row], str | None]:
     lines, is_csv = list(_lines(file)), file.suffix.lower() == ".csv"
     delimiter = "," if is_csv else "\t"
-    if is_csv and lines and delimiter not in lines[0][1]:
+    first = min((line for _, line in lines), key=lambda line: line.startswith("#"), default="")
+    if is_csv and delimiter not in first:
         # Spreadsheets of many countries separate by semicolons.
-        delimiter = next((other for other in ";\t" if other in lines[0][1]), delimiter)
-    cells: list[list[str]] = []
-    for number, line in lines:
-        try:
-            reader = csv.reader([line], delimiter=delimiter, strict=True, skipinitialspace=True)
-            cells.append(next(reader) if is_csv else line.split(delimiter))
-        except csv.Error:
-            raise UserError(
-                f'{file}, line {number}: a quote is opened and not closed; double a quote that belongs to a name ("")'
-            ) from None
-    numbers = [number for number, _ in lines]
-    if cells and _is_header(file.parent, cells[:2]):
-        # Of columns with equal names, the first counts.
-        records = [dict(reversed([*zip(cells[0], map(str.strip, row), strict=False)])) for row in cells[1:]]
-        return _of_records(file, cells[0], list(zip(numbers[1:], records, strict=True)), with_labels)
-    rows = [_positional(file, *line, row, delimiter) for line, row in zip(lines, cells, strict=True)]
+        delimiter = next((other for other in ";\t" if other in first), delimiter)
+    split = [(number, line, _cells(file, number, line, delimiter, is_csv)) for number, line in lines]
+    split = [row for row in split if not _is_comment(file.parent, *row[1:], delimiter)]
+    if split and _is_header(file.parent, [cells for *_, cells in split[:2]]):
+        names = split[0][2]
+        records = [(number, _record(file, number, names, cells)) for number, _, cells in split[1:]]
+        return _of_records(file, names, records, with_labels)
+    rows = [_positional(file, *row, delimiter) for row in split]
     return [row for row in rows if row.path], None
 
 
+def _cells(file: Path, number: int, line: str, delimiter: str, is_csv: bool) -> list[str]:
+    if not is_csv:
+        return line.split(delimiter)
+    try:
+        return next(csv.reader([line], delimiter=delimiter, strict=True, skipinitialspace=True))
+    except csv.Error:
+        if line.startswith("#"):
+            return line.split(delimiter)
+        raise UserError(
+            f'{file}, line {number}: a quote is opened and not closed; double a quote that belongs to a name ("")'
+        ) from None
+
+
+def _is_comment(folder: Path, line: str, cells: Sequence[str], delimiter: str) -> bool:
+    """Whether a line begins with # and names no file; the name itself may hold the delimiter."""
+    if not line.startswith("#"):
+        return False
+    paths = (*cells, line, line.rpartition(delimiter)[0])
+    slashes = (path.replace("\\", "/") for path in paths)
+    return not any(is_there(folder, path.strip()) for path in (*paths, *slashes))
+
+
+def _record(file: Path, number: int, names: Sequence[str], cells: Sequence[str]) -> dict[str, str]:
+    """Returns a row below a header; of columns with equal names, the first counts. Raises UserError if it is longer."""
+    if any(cell.strip() for cell in cells[len(names) :]):
+        raise UserError(
+            f"{file}, line {number}, has {len(cells)} columns and the header {len(names)}: correct it; in a .csv, a "
+            "text that holds the separator needs quotes around it"
+        )
+    return dict(reversed([*zip(names, map(str.strip, cells), strict=False)]))
+
+
 def _lines(file: Path) -> Iterator[tuple[int, str]]:
-    """Yields the lines that are neither empty nor comments, with their numbers; bytes that are not UTF-8 stay."""
+    """Yields the lines that are not empty, with their numbers; bytes that are not UTF-8 stay."""
     with file.open("rb") as opened:
         content = opened.read()
     wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
@@ -208,8 +241,7 @@ def _lines(file: Path) -> Iterator[tuple[int, str]]:
     if "\0" in text:
         raise UserError(f"{file} is not a list of images: it is not text")
     for number, line in enumerate(re.split(r"\r\n|\r|\n", text), 1):
-        comment = line.startswith("#") and not is_there(file.parent, re.split(r"[\t,;]", line)[0].strip())
-        if line.strip(" \t,;") and not comment:
+        if line.strip(" \t,;"):
             yield number, line
 
 
