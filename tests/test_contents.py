@@ -7,6 +7,7 @@ from PIL import Image
 
 from fitv2.build import build_dataset
 from fitv2.config import build_recipe
+from fitv2.data.listing import STUDY_MARK as MARK
 from fitv2.data.tables import read_table
 from fitv2.errors import UserError
 from fitv2.prepare.sources import FolderSource
@@ -193,6 +194,26 @@ def test_a_run_among_the_images_is_refused(tmp_path):
     keep_recipe(mine, recipe)
     check_run(mine, recipe, True)
     assert len(build_dataset(recipe.data, 4, mine / "images.json")) == 3
+
+
+@pytest.mark.parametrize(
+    ("names", "others"),
+    [
+        (("forest.png", "lake.png"), {"README.md": "Landscapes."}),
+        (("runs/a.png", "sheets/b.png"), {}),
+        (("a.png", "b.png"), {"evaluation.json": "{}"}),
+    ],
+)
+def test_names_that_fitv2_uses_as_well_do_not_make_a_folder_its_own(tmp_path, names, others):
+    root = tmp_path / "all/landscapes"
+    save_all(root, *names)
+    for name, text in others.items():
+        (root / name).write_text(text)
+    assert list(both_readings(root)) == sorted(names)
+    assert list(both_readings(tmp_path / "all", "none")) == [f"landscapes/{name}" for name in sorted(names)]
+    (root / "README.md").write_text(f"{MARK}\n# A study")
+    with pytest.raises(UserError, match="is a study, made by fitv2"):
+        open_folder(root)
 
 
 def test_what_is_no_label_or_no_path_in_a_table(tmp_path, caplog):

@@ -48,7 +48,7 @@ def root(tmp_path):
     write(tmp_path / f"{large}_resize/n02_1.safetensors", 3, 6, 10, 999)
     write(tmp_path / f"{large}_crop/n02_1.safetensors", 4, 8, 8, 999)
     write(tmp_path / f"{large}_resize/n02_2.safetensors", 5, 4, 16, 42)
-    write(tmp_path / f"{large}_crop/n02_9.safetensors", 6, 8, 8, 42)  # A crop without its whole is not used.
+    write(tmp_path / f"{large}_crop/n02_9.safetensors", 6, 8, 8, 43)
     write(tmp_path / "less_than_16/n03_1.safetensors", 7, 1, 1, 3)
     return tmp_path
 
@@ -60,20 +60,22 @@ def open_latents(root, **options) -> OfficialLatents:
 def test_sizes_labels_and_what_is_left_out(root):
     data = open_latents(root, preprocessing="resize")
     view = data.epoch(0, 0)
-    assert view.hw.tolist() == [[3, 5], [8, 8], [6, 10], [4, 16]] and view.labels.tolist() == [7, 0, 999, 42]
+    # The last image has a crop alone.
+    assert view.hw.tolist() == [[3, 5], [8, 8], [6, 10], [4, 16], [8, 8]]
+    assert view.labels.tolist() == [7, 0, 999, 42, 43]
     assert (data.num_classes, data.patch_size, data.channels, data.factor) == (1000, 2, 4, 8)
     assert data.autoencoder == "stabilityai/sd-vae-ft-ema" and budgets(root) == [LARGEST]
     cropped = open_latents(root, preprocessing="crop").epoch(0, 0)
-    assert cropped.hw.tolist() == [[3, 5], [8, 8], [8, 8], [4, 16]]
+    assert cropped.hw.tolist() == [[3, 5], [8, 8], [8, 8], [4, 16], [8, 8]]
 
 
 def test_latents_come_back_and_as_tokens_equal_the_features(root):
     data = open_latents(root)
-    seeds = [[1], [2], [4, 3], [5]]
+    seeds = [[1], [2], [4, 3], [5], [6]]
     seen = set()
     for epoch in range(40):
         view = data.epoch(epoch, seed=0)
-        for i in range(4):
+        for i in range(5):
             seed, flip = seeds[i][view.variant[i]], bool(view.flip[i])
             h, w = view.hw[i].tolist()
             latent = view.latent(i)
@@ -82,7 +84,7 @@ def test_latents_come_back_and_as_tokens_equal_the_features(root):
             expected = patches(latent_of(seed + 1000 * flip, h, w)).float().flatten(0, 1)
             assert torch.equal(TokenBatch.from_latents([latent], 2).x, expected)
             seen.add((i, seed, flip))
-    assert len(seen) == 10
+    assert len(seen) == 12
 
 
 def test_bad_files_are_named_and_one_version_is_enough(root):
@@ -91,7 +93,7 @@ def test_bad_files_are_named_and_one_version_is_enough(root):
     write(root / f"from_16_to_{LARGEST}/n09_1.safetensors", 9, 3, 3, 1000)
     save_file({"moments": torch.zeros(3)}, root / f"from_16_to_{LARGEST}/n09_2.safetensors")
     data = open_latents(root)
-    assert len(data) == 4 and data.epoch(1, 0).hw[2].tolist() == [6, 10]
+    assert len(data) == 5 and data.epoch(1, 0).hw[2].tolist() == [6, 10]
     reasons = {name.rpartition("/")[2]: reason.partition(":")[0] for name, reason in data.report.skipped}
     assert reasons == {
         "n02_1.safetensors": "truncated or damaged",

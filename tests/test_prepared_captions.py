@@ -312,3 +312,20 @@ def test_an_inspection_tells_of_captions(fitv2, with_features):
     shown = fitv2("inspect", "out")[1]
     assert "2 of 3 images with 3 captions of 2.67 words on average, such as\n    a black card\n" in shown
     assert f"features of 4 captions by {BUILTIN}, {size:,} bytes" in shown
+
+
+def test_images_beside_tables_are_all_read(tmp_path):
+    """A table of other things is no data set; metadata.parquet holds the captions."""
+    other, own = (write_files(tmp_path / name, {f"{name}/{n}": c for n, c in IMAGES.items()}) for name in ("a", "b"))
+    write_files(other, {f"test_{name}": content for name, content in IMAGES.items()})
+    datasets.Dataset.from_dict({"numbers": [1.0, 2.0]}).to_parquet(str(other / "embeddings.parquet"))
+    assert len(taken(open_source(str(other), "none"))) == 6
+    files = [f"b/{name}" for name in NAMES]
+    datasets.Dataset.from_dict({"file_name": files, "text": NAMES}).to_parquet(str(own / "metadata.parquet"))
+    assert {open_source(str(own)).captions(i) for i in range(3)} == {(name,) for name in NAMES}
+
+
+def test_splits_that_are_not_read_are_told(tmp_path):
+    rows = datasets.load_from_disk(source_of(tmp_path / "rows", "hub"))
+    datasets.DatasetDict(train=rows, test=rows).save_to_disk(str(tmp_path / "splits"))
+    assert open_source(str(tmp_path / "splits")).notes == ["of the splits only train is used, not test (3 rows)"]

@@ -278,9 +278,25 @@ def test_packed_archives_are_one_sentence(tmp_path, kind):
     for name in (f"a.tar.{kind}", "b.tar"):
         with pytest.raises(UserError, match="unpack it first"):
             open_source(str(tmp_path / name))
-    (tmp_path / "b.tar").unlink()
-    with pytest.raises(UserError, match="unpack them first"):
-        open_source(str(tmp_path))
+    write_tar(tmp_path / "b.tar", {"x.png": b"x"})
+    for name in (str(tmp_path), f"{tmp_path}/[ab]*", f"{tmp_path}/a*"):
+        with pytest.raises(UserError, match="unpack them first"):
+            open_source(name)
+
+
+@pytest.mark.parametrize("first", ["PK_1.png", "BZh.png"])
+def test_an_archive_is_known_by_its_content_and_a_file_is_no_pattern(tmp_path, first):
+    write_tar(tmp_path / "x1.tar", {"wrong.png": b"x"})
+    write_tar(tmp_path / "x[1].tar", {first: b"A"})
+    assert taken(open_source(str(tmp_path / "x[1].tar"))) == {f"x[1].tar/{first}": (0, b"A")}
+
+
+def test_sparse_members_are_refused(tmp_path):
+    member = tarfile.TarInfo("a.bmp")
+    member.pax_headers = {"GNU.sparse.map": "0,0", "GNU.sparse.size": "9"}
+    with tarfile.open(tmp_path / "all.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(member)
+    assert refused(open_source(str(tmp_path / "all.tar")))["all.tar/a.bmp"].startswith("sparse: ")
 
 
 def archive_labels(folder, members: dict[str, bytes], labels="auto") -> dict[str, str | None]:

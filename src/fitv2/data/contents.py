@@ -52,7 +52,7 @@ def read_contents(root: Path, labels: Labels = "auto", option: str | None = "--s
     Raises:
         UserError: The folder was made by fitv2 itself, or it is not clear what the classes are.
     """
-    made = made_by_fitv2({path.name for path in root.iterdir()})
+    made = made_by_fitv2(root, {path.name for path in root.iterdir()})
     if made not in (None, SAMPLES):  # Samples may be given by name.
         raise UserError(
             f"{root} is {made}, made by fitv2, and not a folder of images: give the folder of the images themselves"
@@ -104,7 +104,7 @@ def refuse_among(folder: Path, *sources: Path) -> None:
     """
     if not folder.is_dir():
         return
-    foreign = made_by_fitv2({path.name for path in folder.iterdir()}) in (None, SAMPLES)
+    foreign = made_by_fitv2(folder, {path.name for path in folder.iterdir()}) in (None, SAMPLES)
     is_source = any(source.is_dir() and folder.samefile(source) for source in sources)
     images = (folder / item.id for item in list_files(folder) if item.refused is None)
     if is_source or (foreign and not all(map(_is_contact_sheet_file, images))):

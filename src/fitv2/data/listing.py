@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
+from ..locks import LOCK
 from ..sample_list import DRAFT, SAMPLES_LIST, SHEET
 from .formats import ADVICE, EXTENSIONS
 
@@ -26,11 +27,11 @@ MARKS = [
     ("drawings for 'fitv2 train --recipe emoji --set data.folder=...'", {"ATTRIBUTION.md", "packages"}),
     ("an inspection", {"images.csv", "plots.png"}),
     ("an evaluation", {"result.json", "scores.png"}),
-    ("an evaluation", {"evaluation.json"}),
+    ("an evaluation", {"evaluation.json", LOCK}),
     ("a study", {"result.json", "final.png"}),
-    ("a study", {"runs", "sheets"}),
-    ("a study", {"forest.png", "README.md"}),
 ]
+# The page of a study, and its first line: others have such a file as well.
+STUDY_PAGE, STUDY_MARK = "README.md", "<!-- Written by fitv2 study, which overwrites this file. -->"
 SAMPLE = re.compile(r".+_\d+x\d+_seed\d+\.png")
 
 
@@ -72,7 +73,7 @@ def _files(root: Path, folder: Path, above: frozenset[Path]) -> list[Item]:
             entries = {entry.name: entry for entry in sorted(opened, key=lambda entry: os.path.normcase(entry.name))}
     except OSError as error:
         return [Item(own, refused=f"folder cannot be opened: {error.strerror}", kind="unopened")]
-    made = made_by_fitv2(entries.keys())
+    made = made_by_fitv2(folder, entries.keys())
     ours = [Item(own, refused=f"made by fitv2: {made}", kind="ours")]
     if made not in (None, SAMPLES) and folder != root:
         return ours
@@ -93,6 +94,16 @@ def _files(root: Path, folder: Path, above: frozenset[Path]) -> list[Item]:
             if mixed or name == SHEET:
                 found[name] = [Item(prefix + name, refused=f"made by fitv2: {what}", kind="ours")]
     return list(chain.from_iterable(found.values()))
+
+
+def _is_of_study(page: Path) -> bool:
+    if not page.is_file():  # A pipe would wait for ever.
+        return False
+    try:
+        with page.open("rb") as file:
+            return file.read(len(STUDY_MARK)) == STUDY_MARK.encode()
+    except OSError:
+        return False
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -120,10 +131,12 @@ def _name_kind(name: str) -> str | None:
     return "hidden" if name.startswith(".") and name not in (".", "..") else None
 
 
-def made_by_fitv2(names: Collection[str]) -> str | None:
+def made_by_fitv2(folder: Path, names: Collection[str]) -> str | None:
     """Returns what a folder with these names in it is, if fitv2 made it; None for all other folders."""
     for what, marks in MARKS:
         if marks.issubset(names):
             return what
+    if STUDY_PAGE in names and _is_of_study(folder / STUDY_PAGE):
+        return "a study"
     is_listed = not {SHEET, SAMPLES_LIST, DRAFT}.isdisjoint(names)
     return SAMPLES if is_listed and any(map(SAMPLE.fullmatch, names)) else None

@@ -106,14 +106,18 @@ def budgets(root: Path) -> list[int]:
 
 
 def files_of(root: Path, max_tokens: int, preprocessing: Preprocessing) -> list[list[str]]:
-    """Returns the files of each image, relative to the root: its one version, or the resized and the cropped one."""
+    """Returns the files of each image, relative to the root: its one version, or the resized and the cropped one.
+
+    An image that lacks the version of `preprocessing` has the other one.
+    """
     large = f"greater_than_{max_tokens}"
     small, resized, crops = (
         sorted(path.name for path in (root / folder).glob("*.safetensors"))
         for folder in (f"from_16_to_{max_tokens}", f"{large}_resize", f"{large}_crop")
     )
-    cropped = set(crops)
-    both = [[f"{large}_resize/{name}"] + [f"{large}_crop/{name}"] * (name in cropped) for name in resized]
+    of_folder = {f"{large}_resize": set(resized), f"{large}_crop": set(crops)}
+    names = sorted({*resized, *crops})
+    both = [[f"{folder}/{name}" for folder, there in of_folder.items() if name in there] for name in names]
     if preprocessing != "mixed":
         both = [versions[:1] if preprocessing == "resize" else versions[-1:] for versions in both]
     return [[f"from_16_to_{max_tokens}/{name}"] for name in small] + both

@@ -33,7 +33,9 @@ MOST_TEXT_BYTES = 1 << 20
 MOST_ZEROS = tarfile.RECORDSIZE + 2 * tarfile.BLOCKSIZE
 T = TypeVar("T")
 # The first bytes of compressed archives, in which members cannot be read one by one.
-COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK": "zip"}
+COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\3\4": "zip"}
+# In the header of a member, whose name may begin like a compressed archive.
+USTAR = slice(257, 262)
 
 
 class Member(NamedTuple):
@@ -172,8 +174,9 @@ def members(archive: Path) -> Iterator[Member]:
     if not size:
         yield Member(archive, archive.name, refused="empty file")
     with archive.open("rb") as file:
-        begin = file.read(6)
-        if kind := next((kind for mark, kind in COMPRESSED.items() if begin.startswith(mark)), None):
+        begin = file.read(tarfile.BLOCKSIZE)
+        kind = next((kind for mark, kind in COMPRESSED.items() if begin.startswith(mark)), None)
+        if kind and begin[USTAR] != b"ustar":
             raise UserError(f"{archive} is compressed ({kind}), and its members cannot be read: unpack it first")
         while start < size:
             end = start
@@ -183,7 +186,9 @@ def members(archive: Path) -> Iterator[Member]:
                 for info in tar:
                     end = tar.offset
                     name, kind = f"{archive.name}/{info.name}", listed(info.name)
-                    if info.isreg() and (kind.refused is None or kind.kind in BESIDE_EXTENSIONS):
+                    if info.issparse():  # Its zeros are not in the archive, so that its bytes are not the file's.
+                        yield Member(archive, name, refused="sparse: pack the archive again without --sparse")
+                    elif info.isreg() and (kind.refused is None or kind.kind in BESIDE_EXTENSIONS):
                         yield Member(archive, name, info.offset_data, info.size)
                     elif not info.isdir():
                         yield Member(archive, name, refused=kind.refused if info.isreg() else "not a file")

@@ -11,8 +11,10 @@ from ..data.tables import caption_key, caption_texts, label_text, labelling_key
 from ..errors import UserError
 from .items import Source, read_file
 
-# Files that `save_to_disk` writes, and the tables of a downloaded data set.
+# Files that `save_to_disk` writes, and the tables of a downloaded data set, which hold the images as well.
 SAVED = ("dataset_dict.json", "state.json")
+# The table of a folder of images, which `datasets` reads together with them.
+OF_IMAGES = "metadata.parquet"
 TABLES = ("*.parquet", "*.arrow", "data/*.parquet")
 
 
@@ -23,7 +25,7 @@ class HubSource(Source):
     """
 
     def __init__(self, name: str, labels: Labels = "auto") -> None:
-        rows = load_rows(name)
+        rows, self.notes = load_rows(name)
         kinds = {column: type(feature).__name__ for column, feature in rows.features.items()}
         images = [column for column, kind in kinds.items() if kind == "Image"]
         if not images:
@@ -31,7 +33,7 @@ class HubSource(Source):
         self.column = images[0]
         classes = [column for column, kind in kinds.items() if kind == "ClassLabel"]
         by = None if labels == "none" else next(iter(classes), None) or labelling_key(list(kinds))
-        self.notes = [f"the labels are those of the column {by}"] if by and len(kinds) > 2 else []
+        self.notes += [f"the labels are those of the column {by}"] if by and len(kinds) > 2 else []
         self.class_names: list[str] = []
         if by in classes:
             self.class_names = list(rows.features[by].names)
@@ -72,13 +74,18 @@ class HubSource(Source):
         return caption_texts(*self.texts[index].values(), where=f"row {index}")
 
 
-def is_hub_folder(folder: Path) -> bool:
-    """Whether a folder holds the tables of a data set and not the images themselves."""
-    return any((folder / name).is_file() for name in SAVED) or any(any(folder.glob(pattern)) for pattern in TABLES)
+def is_hub_folder(folder: Path, images: bool) -> bool:
+    """Whether a folder is read by `datasets`; images: whether it holds any, beside which a table may be of anything."""
+    if any((folder / name).is_file() for name in (*SAVED, OF_IMAGES)):
+        return True
+    return not images and any(any(folder.glob(pattern)) for pattern in TABLES)
 
 
-def load_rows(name: str) -> Any:
-    """Loads a data set with `datasets`, of several splits train. Raises UserError if that is not possible."""
+def load_rows(name: str) -> tuple[Any, list[str]]:
+    """Loads a data set with `datasets`, of several splits train, and a note about the others.
+
+    Raises UserError if that is not possible.
+    """
     try:
         import datasets
     except ImportError:
@@ -93,7 +100,11 @@ def load_rows(name: str) -> Any:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{name} is no image source, and as a data set of Hugging Face: {reason}") from None
     if not isinstance(found, datasets.DatasetDict):
-        return found
+        return found, []
+    splits = list(map(str, found))
     if "train" not in found and len(found) > 1:
-        raise UserError(f"the data set {name} has the splits {', '.join(map(str, found))} and none called train")
-    return found["train"] if "train" in found else next(iter(found.values()))
+        raise UserError(f"the data set {name} has the splits {', '.join(splits)} and none called train")
+    if len(found) == 1:
+        return next(iter(found.values())), []
+    others = ", ".join(f"{split} ({len(found[split])} rows)" for split in splits if split != "train")
+    return found["train"], [f"of the splits only train is used, not {others}"]

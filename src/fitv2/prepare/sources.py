@@ -86,18 +86,24 @@ def open_source(name: str, labels: Labels = "auto") -> Source:
     Raises UserError if there is no such source.
     """
     path = Path(name)
-    found = path.glob("*.tar") if path.is_dir() else map(Path, glob.glob(name))
-    archives = sorted(archive for archive in found if archive.suffix == ".tar" and archive.is_file())
-    if path.is_dir() and not is_hub_folder(path):
-        files = list_files(path)
-        images = any(file.refused is None for file in files)
-        packed = [file.id for file in files if Path(file.id).suffix.lower() in PACKED]
+    files = list_files(path) if path.is_dir() else []
+    images = any(file.refused is None for file in files)
+    is_hub = path.is_dir() and is_hub_folder(path, images)
+    if path.is_dir():
+        found = [path / file.id for file in files if file.kind != "hidden"]
+    else:  # A file that is there is no pattern, whatever its name.
+        found = [path] if path.is_file() else sorted(map(Path, glob.glob(name)))
+    archives = [file for file in found if file.suffix.lower() == ".tar" and file.is_file()]
+    if path.is_dir():
+        archives = [file for file in archives if file.parent == path]
+    packed = [file for file in found if file.suffix.lower() in PACKED and file.is_file()]
+    if packed and not (images or is_hub or path.is_file()):
+        raise UserError(f"{name} holds packed files such as {packed[0]}, which are not read: unpack them first")
+    if path.is_dir() and not is_hub:
         if archives and images:
             raise UserError(
                 f"{name} holds archives and images: name the archives by '{name}/*.tar', or give each a folder"
             )
-        if packed and not images and not archives:
-            raise UserError(f"{path} holds no image, but packed files such as {packed[0]}: unpack them first")
         if not archives:
             return FolderSource(path, labels)
     if labels == "folders":

@@ -14,6 +14,8 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..atomic import write_text
+from ..data.listing import STUDY_MARK as MARK
+from ..data.listing import STUDY_PAGE as PAGE
 from ..errors import UserError
 from ..messages import counted
 from .definition import MOST_LINES, Study
@@ -23,9 +25,7 @@ from .results import REAL, Table
 from .runs import Run, frame_of, runs_of
 from .verdicts import EQUIVALENT, HOLDS, NO_RESULT, OPEN, REFUTED, Figures, Finding, judge
 
-PAGE, FOREST, CURVES, SHEETS = "README.md", "forest.png", "curves.png", "sheets"
-# The first line of every page.
-MARK = "<!-- Written by fitv2 study, which overwrites this file. -->"
+FOREST, CURVES, SHEETS = "forest.png", "curves.png", "sheets"
 WORDS = {HOLDS: "holds", REFUTED: "is refuted", EQUIVALENT: "makes no relevant difference", OPEN: "stays open"}
 # The columns of the table of provenance.
 TOLD = ("fitv2", "commit", "torch", "device", "threads")
