@@ -128,3 +128,12 @@ def test_limit_of_pixels_is_exact_and_checked_before_decoding(tmp_path, colour, 
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("pixels were decoded"))
     with pytest.raises(UnreadableImage, match=r"^too large: 42x28 pixels, limit 1175$"):
         decode(tmp_path / "a.png", max_pixels=42 * 28 - 1)
+
+
+def test_a_lack_of_memory_is_no_fault_of_the_file(colour, monkeypatch):
+    def fail(image, content):
+        raise MemoryError
+
+    monkeypatch.setattr("fitv2.data.decode.check_whole", fail)
+    with pytest.raises(MemoryError):
+        decode(io.BytesIO(saved(Image.fromarray(colour))))

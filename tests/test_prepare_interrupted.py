@@ -1,5 +1,6 @@
 """Preparation that is killed, shared by processes or out of disk space ends at the same bytes."""
 
+import json
 import os
 import random
 import resource
@@ -11,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from fitv2.data.decode import decode
+from fitv2.data.formats import UnreadableImage
+from fitv2.data.shards import LatentShards
 from image_files import saved
 from image_folders import bad_files, contents, good_files, noise, write_files
 from tiny import command_line, exit_code, process, run_together, tiny_autoencoder
@@ -109,3 +113,62 @@ def test_a_full_disk_is_one_sentence_and_costs_nothing(tmp_path):
     assert {name: after[name] for name in before} == before
     assert not any(name.startswith(".") for name in after.keys() - {".lock"})
     assert exit_code(command_line, *command) == 0 and len((out / "index.jsonl").read_bytes().splitlines()) == 20
+
+
+def test_what_was_skipped_is_tried_again(fitv2, tmp_path, monkeypatch):
+    """The shards of the finished set stay as they are until the one with more images is finished."""
+    write_files(tmp_path / "images", good_files(12) | {"cat/bad.png": b"x"})
+    command = ["prepare", "images", *SETTINGS, "--autoencoder", "pixels", "--patch-size", "4", "--json", "--out"]
+    webp, shards = b"WEBP", tmp_path / "out/shards"
+
+    def without_a_package(file, mode):
+        if webp in file.getvalue()[:16]:
+            raise UnreadableImage("it needs a package")
+        return decode(file, mode)
+
+    monkeypatch.setattr("fitv2.prepare.encode.decode", without_a_package)
+    report = json.loads(fitv2(*command, "out")[1])
+    assert (report["images"], report["encoded"], report["skipped"]) == (8, 8, 5)
+    before = contents(shards)
+    report = json.loads(fitv2(*command, "out")[1])
+    assert (report["encoded"], report["reused"]) == (0, 0) and contents(shards) == before
+    monkeypatch.setattr("fitv2.prepare.encode.decode", decode)
+    with monkeypatch.context() as full:
+        full.setattr("fitv2.prepare.run.write_files", fail_to_write)
+        assert "No space left" in fitv2(*command, "out")[0]
+    assert before.items() <= contents(shards).items() and len(LatentShards(tmp_path / "out")) == 8
+    report = json.loads(fitv2(*command, "out")[1])
+    assert (report["images"], report["skipped"]) == (12, 1) and len(LatentShards(tmp_path / "out")) == 12
+    for out in ("out", "fresh"):
+        assert json.loads(fitv2(*command, out)[1])["images"] == 12
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+
+
+def fail_to_write(*arguments) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_a_disk_that_is_full_for_the_last_file_costs_nothing(fitv2, tmp_path, monkeypatch):
+    write_files(tmp_path / "images", good_files(6))
+    command = ["prepare", "images", "--out", "out", *SETTINGS, "--autoencoder", "pixels", "--patch-size", "4"]
+    fitv2(*command)
+    write_files(tmp_path / "images", {"cat/new.png": saved(noise(20, 20))})
+    write_text = Path.write_text
+
+    def full(path, *arguments, **options):
+        return fail_to_write() if "dataset.json" in path.name else write_text(path, *arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", full)
+        assert "No space left" in fitv2(*command)[0]
+    assert len(LatentShards(tmp_path / "out")) == 6
+    fitv2(*command)
+    assert len(LatentShards(tmp_path / "out")) == 7
+
+
+def test_a_folder_of_another_program_among_the_shards_stays(fitv2, tmp_path):
+    write_files(tmp_path / "images", good_files(3))
+    command = ["prepare", "images", "--out", "out", *SETTINGS, "--autoencoder", "pixels", "--patch-size", "4"]
+    fitv2(*command)
+    (tmp_path / "out/shards/.ipynb_checkpoints").mkdir()
+    assert fitv2(*command)[0] in (0, None) and (tmp_path / "out/shards/.ipynb_checkpoints").is_dir()

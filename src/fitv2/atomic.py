@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 DRAFT = re.compile(r"\..+\.[0-9a-f]{32}")
@@ -14,15 +14,23 @@ DRAFT = re.compile(r"\..+\.[0-9a-f]{32}")
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
     """Calls `write` with the path of a draft, which then becomes `path`; makes the folder if need be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    write_files({path: write})
+
+
+def write_files(writers: Mapping[Path, Callable[[Path], object]]) -> None:
+    """As `write_file`, for files of one folder that belong together: all are whole before the first is replaced."""
+    drafts = {path: path.with_name(f".{path.name}.{uuid.uuid4().hex}") for path in writers}
     try:
-        write(draft)
-        flush(draft)
-        draft.replace(path)
+        for path, draft in drafts.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            writers[path](draft)
+            flush(draft)
+        for path, draft in drafts.items():
+            draft.replace(path)
         flush(path.parent)
     finally:
-        draft.unlink(missing_ok=True)
+        for draft in drafts.values():
+            draft.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

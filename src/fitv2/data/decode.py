@@ -50,6 +50,7 @@ def decode(file: str | Path | BinaryIO, mode: Mode = "RGB", max_pixels: int = MA
     Raises:
         UnreadableImage: The file is not an image, of a kind that is not read, truncated, damaged or too large; or it is
             a contact sheet of fitv2, which is no data.
+        MemoryError: There is not enough memory now.
     """
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 256 << 20
@@ -75,9 +76,9 @@ def decode(file: str | Path | BinaryIO, mode: Mode = "RGB", max_pixels: int = MA
                 elif alpha is not None:
                     colours = Image.composite(colours, Image.new(colours.mode, colours.size, "white"), alpha)
                 return _upright(colours.convert(mode), image)
-    except UnreadableImage:
+    except (UnreadableImage, MemoryError):  # A lack of memory says nothing about the file.
         raise
-    except Exception as error:  # On damaged files Pillow raises nearly any type, from KeyError to MemoryError.
+    except Exception as error:  # On damaged files Pillow raises nearly any type.
         raise UnreadableImage(_reason(content, error)) from error
 
 

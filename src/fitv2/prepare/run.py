@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..atomic import remove_drafts, write_file, write_text
+from ..atomic import remove_drafts, write_files, write_text
 from ..data.columns import write_columns
 from ..data.formats import UnreadableImage
 from ..data.labelling import count_classes
@@ -25,7 +25,9 @@ from ..text import TextEncoder
 from .encode import Decoded, Encoder, decode_variants, encode_all
 from .items import Progress, Source
 from .shards import (
+    NOT_FINITE,
     OUTCOME,
+    SHARD_FILE,
     File,
     Outcome,
     ShardPlan,
@@ -38,11 +40,10 @@ from .shards import (
     read_stored,
     refresh_index,
     shard_files,
+    skipped_contents,
     write_shard,
 )
 from .texts import captions_of, store_features
-
-NOT_FINITE = "not finite: the autoencoder gives NaN or infinity for it"
 
 
 @dataclass
@@ -111,6 +112,7 @@ def prepare(
                 raise UserError(f"no image of {name} has a caption: omit --text-encoder")
             there = sorted(path.stem for path in shards.glob("*.jsonl"))
             whole = set(all_gather([stem for stem in shard_of_rank(there, state) if is_whole(shards, stem)]))
+            plans = renew(shards, plans, whole, source, preparation, workers, state, progress)
             for plan in shard_of_rank([plan for plan in plans if plan.name in whole], state):
                 refresh_index(shards, plan)
             missing = [plan for plan in plans if plan.name not in whole]
@@ -161,6 +163,32 @@ def hash_all(source: Source, workers: int, state: Ranks, progress: Progress) -> 
     return [file for _, file in sorted(all_gather(hashed), key=lambda pair: pair[0])]
 
 
+def renew(
+    folder: Path,
+    plans: Sequence[ShardPlan],
+    whole: Collection[str],
+    source: Source,
+    preparation: Preparation,
+    workers: int,
+    state: Ranks,
+    progress: Progress,
+) -> list[ShardPlan]:
+    """Gives another name to shards that lack an image which can be decoded now, as with a package installed since.
+
+    Under its old name, such a shard stays as it is until a set without it is finished. The next run undoes this.
+    """
+    there = shard_of_rank([plan for plan in plans if plan.name in whole], state)
+    outdated = []
+    with progress("trying what was skipped", len(there)) as done:
+        for plan in there:
+            work = partial(decode_owned, plan, source, preparation)
+            if any(variants for _, variants in in_threads(workers, work, skipped_contents(folder, plan))):
+                outdated.append(plan.name)
+            done(1)
+    outdated = set(all_gather(outdated))
+    return [replace(plan, settings=f"{plan.settings} renewed") if plan.name in outdated else plan for plan in plans]
+
+
 def build_shard(
     folder: Path,
     plan: ShardPlan,
@@ -178,18 +206,9 @@ def build_shard(
     done(len(stored))
     missing = [sha256 for sha256 in plan.owned if sha256 not in store]
 
-    def decoded(sha256: str) -> Decoded:
-        index = plan.owned[sha256]
-        try:
-            content = source.read(index)
-        except (OSError, UnreadableImage):
-            content = b""
-        if hashlib.sha256(content).hexdigest() != sha256:
-            raise UserError(f"{source.items[index].id} changed while it was being prepared; run the same command again")
-        return decode_variants(content, preparation)
-
     def images() -> Iterator:
-        for sha256, (outcome, variants) in zip(missing, in_threads(workers, decoded, missing), strict=True):
+        work = partial(decode_owned, plan, source, preparation)
+        for sha256, (outcome, variants) in zip(missing, in_threads(workers, work, missing), strict=True):
             outcomes[sha256] = outcome
             for variant, array in variants.items():
                 outcome["variants"][variant]["tensor"] = f"{sha256}.{variant}"
@@ -206,7 +225,19 @@ def build_shard(
     outcomes |= {sha256: {"skipped": NOT_FINITE} for sha256 in lost}
     arrays |= {name: latent for name, latent in encoded.items() if latent is not None and content_of(name) not in lost}
     write_shard(folder, plan, arrays, outcomes)
-    return Counter(encoded=len(missing) - len(lost), reused=len(stored))
+    return Counter(encoded=sum("variants" in outcomes[sha256] for sha256 in missing), reused=len(stored))
+
+
+def decode_owned(plan: ShardPlan, source: Source, preparation: Preparation, sha256: str) -> Decoded:
+    """Decodes a content that a shard owns. Raises UserError if the source holds another one by now."""
+    index = plan.owned[sha256]
+    try:
+        content = source.read(index)
+    except (OSError, UnreadableImage):
+        content = b""
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise UserError(f"{source.items[index].id} changed while it was being prepared; run the same command again")
+    return decode_variants(content, preparation)
 
 
 def merge(out: Path, plans: Sequence[ShardPlan], source: Source, source_name: str, preparation: Preparation) -> Report:
@@ -216,7 +247,7 @@ def merge(out: Path, plans: Sequence[ShardPlan], source: Source, source_name: st
     index = hashlib.sha256()
     headers = []
 
-    def write(draft: Path) -> None:
+    def write_index(draft: Path) -> None:
         with draft.open("wb") as file:
             for line in merged_lines(out / SHARDS, plans, headers):
                 report.files += 1
@@ -233,22 +264,27 @@ def merge(out: Path, plans: Sequence[ShardPlan], source: Source, source_name: st
             told = shortened([f"{name}: {reason}" for name, reason in report.skipped])
             raise UserError(f"no image can be read in {source_name}: {told or 'there are no files'}")
 
-    write_file(out / INDEX, write)
-    report.images, report.classes = len(labels), count_classes(labels, source.class_names)
-    counts = {"files": report.files, "images": report.images, "duplicates": report.duplicates}
-    dataset = asdict(preparation) | {
-        "source": source_name,
-        "class_names": source.class_names,
-        "counts": counts | {"skipped": len(report.skipped)},
-        "skipped_by_reason": count_reasons(report.skipped),
-        "shards": [{"file": head["shard"], "sha256": head["sha256"], "bytes": head["bytes"]} for head in headers],
-        "index_sha256": index.hexdigest(),
-    }
-    write_text(out / DATASET, json.dumps(dataset, indent=1))
+    dataset = asdict(preparation)
+
+    def write_dataset(draft: Path) -> None:
+        report.images, report.classes = len(labels), count_classes(labels, source.class_names)
+        counts = {"files": report.files, "images": report.images, "duplicates": report.duplicates}
+        shards = [{"file": head["shard"], "sha256": head["sha256"], "bytes": head["bytes"]} for head in headers]
+        dataset.update(
+            source=source_name,
+            class_names=source.class_names,
+            counts=counts | {"skipped": len(report.skipped)},
+            skipped_by_reason=count_reasons(report.skipped),
+            shards=shards,
+            index_sha256=index.hexdigest(),
+        )
+        draft.write_text(json.dumps(dataset, indent=1), encoding="utf-8")
+
+    write_files({out / INDEX: write_index, out / DATASET: write_dataset})
     write_columns(out, dataset)
     kept = {path.name for plan in plans for path in shard_files(out, plan.name)}
     for path in (out / SHARDS).iterdir():
-        if path.name not in kept:
+        if SHARD_FILE.fullmatch(path.name) and path.name not in kept:
             path.unlink()
     return report
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import zlib
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -32,6 +33,9 @@ from .items import Source
 # {"size", "tensor", "offset", "crc32"}}}.
 Outcome = dict[str, Any]
 OUTCOME = ("size", "variants", "skipped")
+# Of the encoder, which gives the same every time; any other reason may pass.
+NOT_FINITE = "not finite: the autoencoder gives NaN or infinity for it"
+SHARD_FILE = re.compile(r"\d+-[0-9a-f]{12}\.(safetensors|jsonl)")
 # An item of the source, and the SHA-256 of its bytes, None if it is refused.
 File = tuple[Item, str | None]
 
@@ -137,13 +141,25 @@ def outcomes_of(lines: Iterable[dict[str, Any]]) -> dict[str, Outcome]:
 
 
 def read_store(folder: Path, names: Iterable[str], wanted: Collection[str]) -> dict[str, tuple[Path, Outcome]]:
-    """Returns where the wanted contents are stored already, among whole shards."""
+    """Returns where the wanted contents are stored already, among whole shards; none that might be decoded by now."""
     store = {}
     for name in names:
         tensors, index = shard_files(folder, name)
         outcomes = outcomes_of(read_shard_index(index)[1])
-        store |= {sha256: (tensors, outcome) for sha256, outcome in outcomes.items() if sha256 in wanted}
+        settled = {sha256: outcome for sha256, outcome in outcomes.items() if is_settled(outcome)}
+        store |= {sha256: (tensors, outcome) for sha256, outcome in settled.items() if sha256 in wanted}
     return store
+
+
+def is_settled(outcome: Outcome) -> bool:
+    """Whether a content is stored, or skipped for good and not by a lack of memory or of a package."""
+    return outcome.get("skipped", NOT_FINITE) == NOT_FINITE
+
+
+def skipped_contents(folder: Path, plan: ShardPlan) -> list[str]:
+    """Returns the contents of a whole shard that are worth another try."""
+    outcomes = outcomes_of(read_shard_index(shard_files(folder, plan.name)[1])[1])
+    return [sha256 for sha256 in plan.owned if not is_settled(outcomes[sha256])]
 
 
 def read_stored(found: Iterable[tuple[Path, Outcome]]) -> dict[str, np.ndarray]:
