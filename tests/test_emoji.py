@@ -200,3 +200,15 @@ def test_drawings_are_a_reference_for_scores(tmp_path):
     assert images.digest == open_images("emoji", tmp_path).digest
     with pytest.raises(UserError, match="no drawings"):
         open_images(f"emoji:{tmp_path}", tmp_path)
+
+
+def test_a_damaged_deflated_index_is_reported_and_the_archive_made_again(tmp_path):
+    path = tmp_path / "noto.zip"
+    emoji.write_archive(path, [{"set": "noto", "style": "flat" * 9}], [])
+    content = bytearray(path.read_bytes())
+    start = content.index(b"index.json") + len("index.json")
+    content[start] = 7  # A block of a kind that there is not.
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="damaged"):
+        read_drawings(tmp_path)
+    assert not emoji.holds(path, {}, [])

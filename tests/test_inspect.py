@@ -133,3 +133,21 @@ def test_plots_of_any_names_and_sizes(tmp_path):
     assert [text.get_text() for text in axes.texts] == ["2"] * (MOST_BARS - 1) + ["10"]
     with Image.open(tmp_path / "names.png") as one, Image.open(tmp_path / "page.png") as three:
         assert (2 * one.width, 2 * one.height) == three.size and one.format == "PNG"
+
+
+def test_what_others_and_a_killed_inspection_left_is_no_obstacle(fitv2, prepared, tmp_path):
+    draft = tmp_path / f"seen/.images.csv.{'0' * 32}"
+    write_files(tmp_path / "seen", {".DS_Store": b"x", draft.name: b"half"})
+    assert fitv2("inspect", "out", "--out", "seen")[0] in (0, None)
+    assert not draft.exists() and (tmp_path / "seen/.DS_Store").exists()
+
+
+def test_names_that_are_no_text_are_in_the_table(fitv2, prepared, tmp_path):
+    names = ["cat/a.png", "\ud83dx.png", "dog/c.png"]
+    rows = [json.dumps({"file_name": name, "label": f"{i}\ud83d"}) for i, name in enumerate(names)]
+    (tmp_path / "images/metadata.jsonl").write_text("\n".join(rows))
+    for name in ("cat/b.png", "dog/d.png", "dog/again.png", "cat/bad.png"):
+        (tmp_path / "images" / name).unlink()
+    assert fitv2(*PREPARE)[0] in (0, None) and fitv2("inspect", "out")[0] in (0, None)
+    table = (tmp_path / "out-inspected/images.csv").read_text()
+    assert "0\\ud83d" in table and "\\ud83dx.png" in table

@@ -1,6 +1,7 @@
 """What is shown before a training: its plan, and the recipes."""
 
 import json
+import os
 import re
 
 import pytest
@@ -17,6 +18,12 @@ def test_a_dry_run_shows_configuration_and_cost_and_writes_nothing(train, images
     assert all(figures[name] > 0 for name in ("parameters", "flops_per_step", "memory_bytes", "packing_efficiency"))
     assert figures["flops_total"] == 4 * figures["flops_per_step"]
     assert not (tmp_path / "run").exists()
+
+
+def test_a_plan_names_classes_that_are_not_text(train, images, tmp_path):
+    folder = tmp_path / "images"
+    next(path for path in sorted(folder.iterdir()) if path.is_dir()).rename(folder / os.fsdecode(b"caf\xe9"))
+    assert r"caf\udce9" in train("--dry-run", "--peak-tflops", "1").ok().out
 
 
 @pytest.mark.parametrize("name", ["imagenet-b", "imagenet-xl", "imagenet-3b", "imagenet-hr-xl", "imagenet-hr-3b"])

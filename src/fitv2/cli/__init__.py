@@ -9,6 +9,7 @@ import sys
 import traceback
 import warnings
 from inspect import cleandoc
+from io import TextIOWrapper
 from typing import Annotated
 
 import typer
@@ -106,6 +107,8 @@ def main() -> None:
     sys.argv[:last] = [word for word in sys.argv[:last] if word != DEBUG]
     if not debug:
         silence_libraries()
+    if isinstance(sys.stdout, TextIOWrapper):  # Names of files and classes may hold what is not text.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except (Interrupted, KeyboardInterrupt):  # The latter while typer makes the commands.

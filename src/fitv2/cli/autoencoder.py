@@ -12,7 +12,6 @@ import typer
 from ..errors import UserError
 from ..messages import command, counted
 from .options import Device, out_option
-from .output import say
 
 if TYPE_CHECKING:
     from ..autoencoder_settings import AutoencoderRecipe
@@ -117,8 +116,8 @@ def report_end(trainer: AutoencoderTrainer, run: Path) -> None:
     from .progress import said_at_end
 
     told, finished = said_at_end(trainer.progress, trainer.begun, f"continue with: {trainer.progress.resume_command}")
-    say(told)
+    print(told)
     if not finished:
         return
-    say(f"Images beside reconstructions in {run}/samples; now try: {command('reconstruct', run, '--data', 'FOLDER')}")
-    say(f"Use it: {command('prepare', 'FOLDER', '--out', 'prepared', '--max-tokens', 256, '--autoencoder', run)}")
+    print(f"Images beside reconstructions in {run}/samples; now try: {command('reconstruct', run, '--data', 'FOLDER')}")
+    print(f"Use it: {command('prepare', 'FOLDER', '--out', 'prepared', '--max-tokens', 256, '--autoencoder', run)}")

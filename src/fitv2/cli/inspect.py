@@ -37,6 +37,7 @@ def inspect(
       fitv2 inspect prepared
       fitv2 inspect prepared --budget 16384 --verify
     """
+    from ..atomic import remove_drafts
     from ..data.prepared import read_dataset
     from ..drawing import write_page
     from ..prepare import inspection as inspecting
@@ -59,9 +60,11 @@ def inspect(
     named = folder if folder.name else folder.resolve()  # "." has no name.
     out = out or named.with_name(f"{named.resolve().name}-inspected")
     own = {inspecting.TABLE, PLOTS}
-    # An inspection overwrites no other files.
-    if others := sorted(path.name for path in out.iterdir() if path.name not in own) if out.exists() else []:
+    # An inspection overwrites no other files; hidden ones are of systems, and drafts of an inspection that was killed.
+    there = {path.name for path in out.iterdir() if not path.name.startswith(".")} if out.exists() else set()
+    if others := sorted(there - own):
         raise UserError(f"{out} holds other files, such as {others[-1]}; choose another --out")
+    remove_drafts(out)
     inspection = inspecting.inspect(folder, out)
     figures = inspecting.summary(inspection)
     figures |= {"packing": inspecting.packing(folder, budget), "captions": inspecting.captions(folder)}

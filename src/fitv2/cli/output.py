@@ -10,15 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 
-def say(text: str) -> None:
-    """Prints text that may hold names of files which are not UTF-8."""
-    print(text.encode(errors="backslashreplace").decode())
-
-
 def show(report: Any, lines: Iterable[str], as_json: bool) -> None:
     """Prints a report: as JSON, or as lines for people."""
     for line in [json.dumps(report)] if as_json else lines:
-        say(line)
+        print(line)
 
 
 def show_table(

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import UserError
-from .output import say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,7 +41,7 @@ def plot(
     if out is not None and out.exists() and not overwrite:
         raise UserError(f"--out {out} is there already; name another file, or add --overwrite to replace it")
     write_page(drawn, panels(dict(zip(names_of(runs), map(log_of, runs), strict=True))))
-    say(f"Drawn in {drawn}")
+    print(f"Drawn in {drawn}")
 
 
 def names_of(runs: Sequence[Path]) -> list[str]:

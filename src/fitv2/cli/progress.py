@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..messages import counted
-from .output import say
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -90,7 +89,8 @@ def stopped_before_the_first_step(shown: bool = True) -> Iterator[None]:
     except KeyboardInterrupt as interruption:
         number = signal_of(interruption)
         if shown:
-            say(f"stopped by {NAMES[number]} before the first step: nothing is lost, and the same command starts again")
+            name = NAMES[number]
+            print(f"stopped by {name} before the first step: nothing is lost, and the same command starts again")
         raise typer.Exit(128 + number) from None
 
 

@@ -16,7 +16,6 @@ import typer
 from ..errors import UserError
 from ..messages import command
 from .options import Device, IgnoreMemory, refuse_options
-from .output import say
 
 if TYPE_CHECKING:
     import torch
@@ -200,10 +199,10 @@ def report_end(trainer: Trainer, run: Path) -> None:
     how = "the same command with --resume continues"
     how += f", or: {trainer.progress.resume_command}" if "WORLD_SIZE" not in os.environ else ""
     told, finished = said_at_end(trainer.progress, trainer.begun, how)
-    say(told)
+    print(told)
     if not finished:
         return
     if told := advice(read_log(run / "log.jsonl"), run):
-        say(told)
+        print(told)
     sheets = f"Samples in {run}/samples; now" if (run / "samples").is_dir() else "Now"
-    say(f"{sheets} try: {command('sample', run)}")
+    print(f"{sheets} try: {command('sample', run)}")

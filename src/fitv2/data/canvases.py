@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable
 
@@ -10,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from ..errors import UserError
+from ..messages import counted
 from ..randomness import Purpose
 from .canvas import Scene, describe, draw_background, fill, lay_out, paint
 from .cutouts import Cutouts, held_out
@@ -22,6 +22,8 @@ FULL = 0.9
 SIDED = re.compile(r"\b(left|right)", re.I)
 # Tokens that each of several cut-outs has on the average, at least.
 TOKENS_EACH = 4
+# Pixels that the longer side of a canvas has for each cut-out, at least: with fewer, one might get none.
+PIXELS_EACH = 2
 
 
 class Canvases(Dataset):
@@ -66,7 +68,7 @@ class Canvases(Dataset):
         numbers = [] if objects is None else list(range(objects[0], objects[1] + 1))
         self.counts = np.array([0] * len(numbers) + numbers * 2 or [0])  # Variants are equally probable.
         self.possible = np.full(len(cutouts), len(self.counts))
-        self.sizes_of = {number: canvas_sizes(max_tokens, aspect, min_scale, number) for number in numbers}
+        self.sizes_of = {number: canvas_sizes(max_tokens, patch, aspect, min_scale, number) for number in numbers}
         self.held_out = held_out(cutouts.ids)
         part = 2 * cutouts.sets + np.isin(np.arange(len(cutouts)), self.held_out)
         self.company = [np.flatnonzero(part == number) for number in range(part.max() + 1)]
@@ -122,7 +124,7 @@ class Canvases(Dataset):
 
 
 def canvas_sizes(
-    max_tokens: int, aspect: tuple[float, float], min_scale: float, number: int
+    max_tokens: int, patch: int, aspect: tuple[float, float], min_scale: float, number: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns all sizes of a canvas for this number of cut-outs, (S, 2) int64 in patches, and cumulative probabilities.
 
@@ -132,13 +134,15 @@ def canvas_sizes(
     sizes = [
         (rows, columns)
         for rows in range(1, max_tokens + 1)
-        for columns in range(math.ceil(aspect[0] * rows), min(int(aspect[1] * rows), max_tokens // rows) + 1)
-        if rows * columns >= fewest
+        for columns in range(1, max_tokens // rows + 1)
+        if aspect[0] * rows <= columns <= aspect[1] * rows and rows * columns >= fewest
+        if patch * max(rows, columns) >= PIXELS_EACH * number
     ]
     if not sizes:
         raise UserError(
-            f"no canvas of an aspect from {aspect[0]:g} to {aspect[1]:g} has about {max_tokens} tokens: widen "
-            "data.canvas.aspect or raise data.max_tokens"
+            f"no canvas for {counted(number, 'cut-out')} of an aspect from {aspect[0]:g} to {aspect[1]:g} has about "
+            f"{max_tokens} tokens of {patch}x{patch} pixels: widen data.canvas.aspect, or raise data.max_tokens or the "
+            "patch size"
         )
     probability = 1 / np.prod(sizes, 1)
     return np.array(sizes), probability.cumsum() / probability.sum()

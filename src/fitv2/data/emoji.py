@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -28,6 +29,9 @@ INDEX = "index.json"
 HELD_BACK = 10
 # The drawings as a source of images: the bundled ones, or after a colon the folder of others.
 EMOJI = "emoji"
+# What a damaged archive raises; RuntimeError where the damage looks like a password or an unknown compression.
+_OF_CONTENT = ValueError, KeyError, TypeError, AttributeError
+DAMAGES = OSError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile, *_OF_CONTENT
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ def read_archive(archive: Traversable | Path) -> list[Drawing]:
                 line |= {"tags": tuple(line["tags"]), "size": tuple(line["size"]), "style": style[line["set"]]}
                 drawings.append(Drawing(**line, content=opened.read(file_of(line["id"]))))
             return drawings
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except DAMAGES as error:
         raise damaged(archive, error, "delete it and make it again with 'fitv2 emoji'") from None
 
 

@@ -22,7 +22,7 @@ from typing import Any
 from PIL import Image
 
 from ..atomic import write_file, write_text
-from ..data.emoji import INDEX, Thing, file_of
+from ..data.emoji import DAMAGES, INDEX, Thing, file_of
 from ..data.folder import trim
 from ..data.scan import in_threads
 from ..errors import UserError
@@ -149,7 +149,7 @@ def holds(path: Path, about: dict[str, Any], found: Iterable[Found]) -> bool:
         lines = [{key: value for key, value in line.items() if key != "size"} for line in index["drawings"]]
         expected = [line_of(f"{about['set']}/{name}", about["set"], thing) for name, thing, _ in found]
         return index["sets"] == [about] and json.dumps(lines) == json.dumps(expected)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile):
+    except DAMAGES:
         return False
 
 

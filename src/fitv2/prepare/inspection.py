@@ -63,8 +63,8 @@ def inspect(folder: Path, out: Path) -> Inspection:
     names, found = dataset["class_names"], array("d")
 
     def write(draft: Path) -> None:
-        # File names may hold bytes that are not text.
-        with draft.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        # File names and labels may hold what is not text.
+        with draft.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             table = csv.writer(file)
             table.writerow(["id", "class", "skipped", "variant", *NUMBERS])
             for line in read_index(folder, dataset):
