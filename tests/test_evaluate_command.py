@@ -170,6 +170,13 @@ def test_command_compares_only_what_is_alike(fitv2, garments, tmp_path):
     assert "Not comparable" not in out and "not known" in out
 
 
+def test_an_evaluation_without_a_figure_has_no_plot(fitv2, tmp_path):
+    samples = noises(tmp_path / "noise.npz", 4, (28, 28))  # Without classes there is no accuracy.
+    code, printed = fitv2("evaluate", samples, "--reference", "fashion", "--metrics", "accuracy", "--out", "o")
+    assert code == 0 and "plots in" not in printed
+    assert (tmp_path / "o/result.json").is_file() and not (tmp_path / "o/scores.png").exists()
+
+
 def test_figures_of_a_table_are_not_called_by_names_of_another_network(fitv2, garments, tmp_path):
     code, out = fitv2("evaluate", garments, "--reference", garments, "--extractor", "garments")
     assert code == 0 and all(f" {name}-garments " in out for name in ("FD", "sFD", "KD", "CS"))

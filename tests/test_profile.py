@@ -163,6 +163,10 @@ def test_a_model_on_disk_is_profiled_at_its_most_frequent_size(fitv2, tmp_path):
         "bare makes latents of 4 channels and names no autoencoder; give --autoencoder" in fitv2("profile", "bare")[0]
     )
     assert "text takes a context of any length" in fitv2("profile", "text")[0]
+    shapes = []  # As of a model that was converted.
+    save("unknown", CONFIG)
+    (row,) = json.loads(fitv2("profile", "unknown", "--json")[1])["profiles"]
+    assert row["size"] == [256, 256]
 
 
 @pytest.mark.slow

@@ -101,6 +101,7 @@ def test_from_images_to_latents_and_back_by_the_commands(fitv2, tmp_path):
         (("sample", "run"), "the training of an autoencoder"),
         (("autoencoder", "--resume", "--out", "flow"), "fitv2 train --resume --out flow"),
         (("reconstruct", "run", "--data", "run", "--sheet", "run"), "is a folder"),
+        (("reconstruct", "run", "--data", "run", "--sheet", "run/recipe.json"), "--overwrite"),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence(fitv2, tmp_path, arguments, complaint):

@@ -46,14 +46,18 @@ def test_the_least_mean_logarithm_wins_and_enlargement_alone_never():
     assert best_way(rows + [{"way": way, "fd": 9.0} for way in times]) == "vision-ntk"
 
 
-@pytest.mark.parametrize(("best", "recommended"), [("two passes, 0.7", 14), (ONE_PASS, None), ("vision-ntk", 99)])
+@pytest.mark.parametrize(("best", "recommended"), [("two passes, 0.7", 14), (ONE_PASS, None), ("vision-ntk", None)])
 def test_what_is_kept_is_what_fitv2_sample_can_follow(folder, best, recommended):
     (folder / "sampling.json").write_text('{"guidance": 1.3, "upscale_from": 99}')
     ways, pretrained = ways_of(ModelOptions(), 14, extrapolates=True), load_pretrained(folder)
     told = keep_best(str(folder), pretrained, ways[best], best, keep=True)
     kept = load_pretrained(folder).recommended
     assert kept["guidance"] == 1.3 and kept.get("upscale_from") == recommended
-    assert len(told) == (1 if best == "vision-ntk" else 2)
+    way = "two passes" if recommended else "one pass"
+    assert len(told) == 2 and f"now recommends {way}" in told[1]
+    assert ("cannot hold an extrapolation" in told[1]) == (best == "vision-ntk")
+    assert "Nothing was kept" in keep_best("builtin:fashion", pretrained, ways[best], best, keep=True)[1]
+    assert len(keep_best(str(folder), pretrained, ways[best], best, keep=False)) == 1
     assert not set(ways_of(ModelOptions(), 14, extrapolates=False)) & {"vision-ntk", "vision-pi"}
 
 

@@ -5,7 +5,10 @@ import shutil
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
+
+from fitv2.training.plots import panels
 
 
 @pytest.fixture
@@ -36,6 +39,21 @@ def test_one_run_and_two_side_by_side(fitv2, run, tmp_path):
             pages.append(np.asarray(page.convert("RGB"), int))
     assert pages[0].shape == pages[1].shape and min(pages[0].shape[:2]) > 800
     assert (pages[0] != pages[1]).any(), "the second run has lines and names of its own"
+
+
+def test_figures_that_are_not_positive_are_drawn(fitv2, run):
+    log = run / "log.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()[:-1]]
+    kept = [line | {"grad_norm": None, "kid": 0.1 - 0.3 * (line["step"] % 2)} for line in lines]
+    log.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    assert "Drawn in runs/mine/plot.png" in fitv2("plot", "runs/mine").ok().out
+    scales = {}
+    for draw in panels({"mine": kept}):
+        axes = Figure().add_subplot()
+        draw(axes)
+        scales[axes.get_title()] = axes.get_yscale()
+    assert scales["kernel distance"] == scales["norm of the gradient"] == "linear"
+    assert scales["loss of training"] == "log"
 
 
 def test_a_picture_is_replaced_only_on_request(fitv2, run, tmp_path):

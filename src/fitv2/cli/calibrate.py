@@ -61,8 +61,8 @@ def calibrate(
 
     The methods are one pass, with the original positions or an extrapolation, and two passes: a small image is
     enlarged, and sampling continues from one of several times. "Enlarged alone" only enlarges the small image, for
-    comparison. An extrapolation is never stored: if it is best, pass it as --extrapolation. Images of training sizes
-    are sampled as before. The same command continues after an interruption.
+    comparison. An extrapolation is never stored: if it is best, one pass becomes the default, and --extrapolation is
+    for you to pass. Images of training sizes are sampled as before. The same command continues after an interruption.
     """
     from ..device import choose_device
     from ..distributed.ranks import Ranks
@@ -170,7 +170,10 @@ def tell(rows: list[dict[str, Any]], best: str) -> None:
 
 
 def keep_best(model: str, pretrained: Pretrained, options: ModelOptions, best: str, keep: bool) -> list[str]:
-    """Makes two passes, if they are best, the default of a model folder; returns lines that say which options do it."""
+    """Makes one or two passes, if they are best, the default of a model folder, without former advice of two passes.
+
+    Returns lines that say which options the best way needs, and what was kept.
+    """
     from ..checkpoints.model_folder import SAMPLING, files_of
     from ..sampling.spec import TWO_PASSES
 
@@ -182,9 +185,13 @@ def keep_best(model: str, pretrained: Pretrained, options: ModelOptions, best: s
         chosen = f"--upscale-from {sampling.upscale_from} --upscale-time {sampling.upscale_time:g}"
     lines = [f"Best is {best}{chosen and f': {chosen}'}"]
     folder = files_of(Path(model))[0].parent
-    if keep and options.extrapolation is None and (folder / "config.json").is_file():
-        kept = {key: value for key, value in pretrained.recommended.items() if key not in TWO_PASSES} | passes
-        write_text(folder / SAMPLING, json.dumps(kept))
-        told = "two passes" if passes else "one pass"
-        lines.append(f"{folder / SAMPLING} now recommends {told}; fitv2 sample uses this by default")
-    return lines
+    if not keep:
+        return lines
+    if not (folder / "config.json").is_file():
+        return [*lines, f"Nothing was kept, as {model} is no model folder: give fitv2 sample the options above"]
+    kept = {key: value for key, value in pretrained.recommended.items() if key not in TWO_PASSES} | passes
+    write_text(folder / SAMPLING, json.dumps(kept))
+    told = f"{folder / SAMPLING} now recommends {'two passes' if passes else 'one pass'}"
+    if options.extrapolation is None:
+        return [*lines, f"{told}; fitv2 sample uses this by default"]
+    return [*lines, f"{told}, as it cannot hold an extrapolation: give fitv2 sample the option above"]

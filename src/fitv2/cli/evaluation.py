@@ -198,7 +198,8 @@ def finish(folder: Path, results: list[Result], samples: list[Samples], save_npz
     from .score_tables import show_results
 
     write_results(folder / RESULT, results)
-    write_page(folder / PLOT, panels(results))
+    if drawn := panels(results):  # Samples without classes have no accuracy, which may be all that was asked for.
+        write_page(folder / PLOT, drawn)
     for of_size, result in zip(samples, results, strict=True):
         stem = file_name(result.name)
         write_sheet(folder / f"sheet-{stem}.png", of_size)
@@ -208,7 +209,8 @@ def finish(folder: Path, results: list[Result], samples: list[Samples], save_npz
         print(json.dumps(report(results)))
         return
     show_results({"": results})
-    print(f"Everything is in {folder / RESULT}, plots in {folder / PLOT}, samples in {folder}/sheet-*.png")
+    plots = f" plots in {folder / PLOT}," if drawn else ""
+    print(f"Everything is in {folder / RESULT},{plots} samples in {folder}/sheet-*.png")
 
 
 def tell_seconds(images: int, seconds: float) -> None:

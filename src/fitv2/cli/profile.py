@@ -138,7 +138,7 @@ def profile(
 
 
 def find_subject(name: str, autoencoder: str | None) -> Subject:
-    """Returns a preset, or a model on disk with the most frequent size of its training. Raises UserError."""
+    """Returns a preset, or a model on disk with the most frequent size of its training, if known. Raises UserError."""
     from ..autoencoder import read_factor
     from ..checkpoints.model_folder import BUILTIN
     from ..model.config import FiTConfig
@@ -162,7 +162,7 @@ def find_subject(name: str, autoencoder: str | None) -> Subject:
     for of_class in pretrained.shapes:
         for height, width, count in of_class:
             counts[height * factor, width * factor] += count
-    return Subject(name, config, factor, counts.most_common(1)[0][0])
+    return Subject(name, config, factor, counts.most_common(1)[0][0] if counts else DEFAULT_SIZE)
 
 
 def fits(profile: Profile, device: torch.device) -> bool:

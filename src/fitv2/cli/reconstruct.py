@@ -35,6 +35,7 @@ def reconstruct(
     sheet: Annotated[
         Path | None, typer.Option(help=f"a PNG file for {SHOWN} images beside their reconstructions")
     ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the --sheet file if it exists")] = False,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
@@ -59,6 +60,8 @@ def reconstruct(
 
     if sheet is not None and sheet.is_dir():
         raise UserError(f"--sheet {sheet} is a folder; name a PNG file")
+    if sheet is not None and sheet.exists() and not overwrite:
+        raise UserError(f"--sheet {sheet} is there already; name another file, or add --overwrite to replace it")
     chosen = str(choose_device(device))
     codec = load_autoencoder(name, chosen)
     assert isinstance(codec, LatentCodec)

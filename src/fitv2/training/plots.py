@@ -32,7 +32,8 @@ def panels(logs: Logs) -> list[Panel]:
             drawn.append(measured(logs, list(names), title, by=start))
     for name, title in (("fd", "Frechet distance"), ("kid", "kernel distance"), ("accuracy", "recognised classes")):
         if any(name in line for lines in logs.values() for line in lines):
-            drawn.append(measured(logs, (name,), title))
+            # A kernel distance is around zero where there is no difference.
+            drawn.append(measured(logs, (name,), title, logarithmic=name != "kid"))
     drawn.append(smoothed(logs, "grad_norm", "norm of the gradient"))
     drawn.append(smoothed(logs, "learning_rate", "learning rate", logarithmic=False))
     drawn.append(smoothed(logs, "tokens_per_second", "tokens a second", logarithmic=False))
@@ -54,7 +55,9 @@ def smoothed(logs: Logs, name: str, title: str, images: bool = False, logarithmi
     return draw
 
 
-def measured(logs: Logs, names: Sequence[str], title: str, images: bool = False, by: str = "") -> Panel:
+def measured(
+    logs: Logs, names: Sequence[str], title: str, images: bool = False, by: str = "", logarithmic: bool = True
+) -> Panel:
     """Figures of some steps: of several names, each dashed in its own way."""
 
     def draw(axes: Axes) -> None:
@@ -68,7 +71,7 @@ def measured(logs: Logs, names: Sequence[str], title: str, images: bool = False,
                 (line,) = axes.plot(places[there], values[there], color=f"C{number}", lw=1.2, label=label)
                 line.set_linestyle(DASHES[dash % len(DASHES)])
                 line.set_marker("" if by else ".")
-        finish(axes, title, images, logarithmic=True)
+        finish(axes, title, images, logarithmic)
 
     return draw
 
@@ -93,10 +96,11 @@ def mean(values: np.ndarray) -> float:
 
 
 def finish(axes: Axes, title: str, images: bool, logarithmic: bool) -> None:
-    """Gives a panel its title, axes and grid."""
+    """Gives a panel its title, axes and grid; logarithmic: if all values are positive and far enough apart."""
     axes.set(title=title, xlabel="images" if images else "step")
-    low, high = axes.get_ylim()
-    if logarithmic and high > NARROW * low:
+    drawn = np.concatenate([np.asarray(line.get_ydata(), float) for line in axes.lines])
+    finite = drawn[np.isfinite(drawn)]
+    if logarithmic and len(finite) and 0 < NARROW * finite.min() < finite.max():
         axes.set_yscale("log")
         plain_ticks(axes.yaxis)
     axes.grid(alpha=0.3)
