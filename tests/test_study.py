@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+from fitv2.checkpoints.model_folder import load_pretrained, save_pretrained
 from fitv2.legacy import COSTS
 from fitv2.provenance import code_commit
 from fitv2.study.definition import build_study
@@ -24,54 +25,8 @@ from fitv2.study.results import REAL, Table
 from fitv2.study.runs import Run, frame_of, runs_of
 from fitv2.study.verdicts import Figures
 from fitv2.training.run_folder import exported, kept_provenance
-from studies import TREE, tree
+from studies import TREE, MadeUp, tree, work_off
 from tiny import command_line, process, trainer
-
-PROVENANCE = {"fitv2": "0", "commit": "c0ffee", "torch": "0", "device": "CPU", "threads": 1}
-
-
-class MadeUp(Queue):
-    """Writes at once what the commands would write; fails with a sentence if it is told to."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(Table(folder), folder / "work", 1, lambda run: folder / "tiny/sheets")
-        self.failing: dict[str, str] = {}
-        self.ran: list[tuple[str, str]] = []
-
-    def command(self, words, folder, name):
-        self.ran.append((words[0], name))
-        folder.mkdir(parents=True, exist_ok=True)
-        if said := self.failing.get(words[0]):
-            raise CommandFailed(f"{name} failed: {said}")
-        self.write_training(words, folder) if words[0] == "train" else self.write_scores(words)
-
-    def write_training(self, words, folder: Path) -> None:
-        settings = dict(word.split("=", 1) for word in words if "=" in word)
-        points, steps = json.loads(settings.get("log.export_at", "[]")), int(settings["training.steps"])
-        self.write_log(folder, steps, loss=1, grad_norm=1, images=3, tokens=10, tokens_per_second=10, cpu_seconds=2)
-        (folder / "provenance.json").write_text(json.dumps([PROVENANCE | {"from_step": 0}]))
-        models = {step: folder / f"exports/step-{step:08d}" for step in points} | {steps: folder / "model"}
-        for step, model in models.items():
-            model.mkdir(parents=True)
-            (model / "config.json").write_text(json.dumps({"step": step}))
-            (model / "model.safetensors").touch()
-
-    def write_log(self, folder: Path, steps: int, **figures: float | None) -> None:
-        lines = [json.dumps({"step": step} | figures) + "\n" for step in range(1, steps + 1)]
-        (folder / "log.jsonl").write_text("".join(lines))
-
-    def write_scores(self, words) -> None:
-        given = dict(zip(words[2::2], words[3::2], strict=True))
-        stamp = {"reference_sha256": "r" * 64, "extractor_sha256": "e" * 64, "names": {"fd": "FD-garments"}}
-        scores = {"fd": 2.0 + int(given["--seed"]) + ("step-00000002" in words[1]), "kid": 0.1, "kid_error": 0.01}
-        real = {"fd": 0.5, "fd_range": [0.4, 0.6], "drawn": 20}
-        result = {"stamp": stamp | {"size": given["--size"], "sampling": {"steps": 7}}, "scores": scores, "real": real}
-        out = Path(given["--out"])
-        out.mkdir(parents=True)
-        (out / "result.json").write_text(
-            json.dumps({"provenance": PROVENANCE | {"commit": "scorer"}, "results": [result]})
-        )
-        (out / f"sheet-{given['--size']}-at-1.png").write_text(given["--size"])
 
 
 @pytest.fixture
@@ -79,14 +34,9 @@ def queue(tmp_path) -> MadeUp:
     return MadeUp(tmp_path)
 
 
-def work_off(queue: MadeUp, **changes) -> tuple[list[Run], list[str]]:
-    runs = runs_of(build_study(tree(**changes), "tiny"), queue.table)
-    return runs, queue.work_off(runs, 1, lambda left: None)
-
-
 def test_every_run_is_trained_and_scored_once(queue, tmp_path):
     runs, failures = work_off(queue)
-    assert failures == [] and all(done_of(run, queue.table, queue.work) == 1 for run in runs)
+    assert failures == [] and all(done_of([run], queue.table, queue.work) == 1 for run in runs)
     # A training, its point, and its end: the curve's last point and the final scores.
     assert [what for what, name in queue.ran if name == "FiT, seed 0"] == ["train", *["evaluate"] * 3]
     shutil.rmtree(tmp_path / "work")  # As on another machine, which has the table alone.
@@ -164,7 +114,9 @@ def test_a_table_survives_kills_and_other_files_are_refused(queue, tmp_path, cap
     again = Table(tmp_path)
     assert len(again.rows) == len(table.rows) and "damaged" in caplog.text
     again.append([table.rows[0]])
-    assert len(Table(tmp_path).frame) == len(table.rows)  # The same row twice, as after a merge, is one.
+    again.append([table.rows[0] | {"variant": "Other"}])
+    # The same row twice, as after a merge, is one, also if two machines know the training under two names.
+    assert len(Table(tmp_path).frame) == len(table.rows)
     path.write_text("precious")
     with pytest.raises(ValueError, match="no table"):
         Table(tmp_path)
@@ -204,6 +156,15 @@ def test_a_page_has_answer_claims_scores_and_images(queue, tmp_path):
         with pytest.raises(ValueError, match="overwritten"):
             write_report(report, tmp_path / name[0])
         assert precious.read_text() == "precious"
+
+
+def test_a_training_of_two_studies_is_done_if_both_have_its_scores(queue):
+    few, _ = work_off(queue, evaluation={"points": []}, claims=[])
+    more = runs_of(build_study(tree(), "more"), queue.table)
+    both = [[run, other] for run, other in zip(few, more, strict=True)]
+    assert [done_of(group[:1], queue.table, queue.work) for group in both] == [1] * 4
+    assert all(0.1 < done_of(group, queue.table, queue.work) < 1 for group in both)
+    assert Clock([*few, *more], queue.table, queue.work).done() < 1
 
 
 def test_the_time_left_follows_the_fraction_that_is_done(queue, monkeypatch):
@@ -260,10 +221,16 @@ def test_the_recommendations_of_a_base_model_do_not_change_the_conditions(fitv2,
     changes["evaluation"] = {"conditions": {"own": {"guidance": 2}}}
     study = build_study(tree(**changes), "fine-tuning")
     run = Run(study, "FiTv2", 0)
-    words = run.evaluate_command(Path("builtin:fashion"), run.scorings[-1], tmp_path / "o")
+    builtin = load_pretrained("builtin:fashion")
+    advice = {"guidance": 1.8, "interval": [0.3, 0.9], "channels": 8}
+    about = (builtin.model.config, builtin.model.state_dict(), builtin.class_names, builtin.shapes, None)
+    save_pretrained(tmp_path / "model", *about, recommended=advice)
+    words = run.evaluate_command(tmp_path / "model", run.scorings[-1], tmp_path / "o")
+    assert "--internal-interval" in words
     assert fitv2(*words, "--num-images", 2, "--steps", 1, "--metrics", "accuracy")[0] in (0, None)
     (result,) = json.loads((tmp_path / "o/result.json").read_text())["results"]
-    assert result["stamp"]["sampling"]["interval"] == [0, 1] and result["stamp"]["sampling"]["guidance"] == 2
+    sampling = result["stamp"]["sampling"]
+    assert (sampling["interval"], sampling["guidance"], sampling["channels"]) == ([0, 1], 2, 16)
 
 
 def test_another_study_of_that_name_is_refused(fitv2, definition, tmp_path):

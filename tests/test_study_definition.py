@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import shutil
+from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 
 from fitv2.build import build_model_config
@@ -12,8 +15,8 @@ from fitv2.config import load_recipe
 from fitv2.profiling.formula import parameters
 from fitv2.study.definition import build_study, load_study, shortened, study_names
 from fitv2.study.results import Table
-from fitv2.study.runs import Run, runs_of
-from studies import TREE, tree
+from fitv2.study.runs import Run, base_digest, reference_digest, runs_of
+from studies import TREE, home, tree
 
 
 @pytest.mark.parametrize("name", study_names())
@@ -64,6 +67,31 @@ def test_an_earlier_version_with_fewer_settings_trained_the_same(tmp_path):
     assert table.run_of(run.id) == run.id
 
 
+def test_a_reference_and_a_base_model_are_known_by_their_content(tmp_path):
+    """Those that ship with the package keep the ids of results that are there."""
+    base, images = tmp_path / "base", tmp_path / "images"
+    shutil.copytree(home() / "images", images)
+    weights = {"a": torch.zeros(2)}
+
+    def ids() -> tuple[str, str]:
+        reference_digest.cache_clear()
+        base_digest.cache_clear()
+        run = Run(build_study(tree(**changes), "tiny"), "FiTv2", 0)
+        return run.id, run.scoring_id(run.scorings[-1])
+
+    changes = {"set": TREE["set"] | {"training.init_from": str(base)}, "evaluation": {"reference": str(images)}}
+    with pytest.MonkeyPatch.context() as patch:
+        model = SimpleNamespace(model=SimpleNamespace(state_dict=lambda: weights))
+        patch.setattr("fitv2.study.runs.load_pretrained", lambda name: model)
+        before = ids()
+        weights["a"] = torch.ones(2)
+        first, *_, last = sorted(images.rglob("*.png"))
+        first.write_bytes(last.read_bytes())
+        assert not set(before) & set(ids())
+    assert "base" not in Run(build_study(tree(), "tiny"), "FiTv2", 0).identity
+    assert reference_digest("fashion") is reference_digest("emoji") is None
+
+
 def test_a_trial_shortens_trainings_and_scores():
     whole, trial = load_study("convergence"), shortened(load_study("convergence"), 0.1)
     before, after = (study.recipe_of("FiTv2", 0).training for study in (whole, trial))
@@ -91,6 +119,8 @@ def test_the_best_value_of_a_tuned_setting_is_taken(tmp_path):
 
 
 BETTER = {"kind": "better", "of": "FiTv2", "than": "FiT"}
+TWINS = {"twin": {"about": "x", "set": {"training.time_density": "logit_normal"}}}
+TUNING = {"values": [1e-3, 2e-3], "variants": ["FiT", "FiTv2", "twin"]}
 ONLY = {"own": {"guidance": 1}, "wide": {"variants": ["FiT"]}}
 
 
@@ -98,6 +128,8 @@ ONLY = {"own": {"guidance": 1}, "wide": {"variants": ["FiT"]}}
     ("changes", "complaint"),
     [
         ({"variants": {}}, "variants"),
+        ({"variants": TREE["variants"] | {"twin": {"about": "x"}}}, "variants FiTv2 and twin have the same settings"),
+        ({"variants": TREE["variants"] | TWINS, "tuning": TUNING}, "variants FiTv2 and twin have the same settings"),
         ({"variants": {"a/b": {"about": "x"}}}, "pattern"),
         ({"variants": {"a": {"about": "x"}}}, "'FiTv2', which is none of a"),
         ({"set": {"training.seed": 3}}, "training.seed"),

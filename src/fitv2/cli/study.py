@@ -249,12 +249,15 @@ def list_studies(as_json: bool) -> None:
 def show_plan(runs: Sequence[Run], table: Table, work: Path, jobs: int, as_json: bool) -> None:
     """What is done and what is left, with an estimate of the time."""
     from ..study.queue import done_of
+    from ..study.runs import grouped, operations_of
     from .plan import duration
 
-    once = list({run.id: run for run in reversed(runs)}.values())[::-1]
     speed, source = table.speed or ASSUMED_SPEED, "as fast as those that are done" if table.speed else "assumed speed"
-    costs = {run: {"operations": run.operations, "seconds": run.operations / speed} for run in once}
-    rows = [{"run": run.name, **cost, "done": done_of(run, table, work)} for run, cost in costs.items()]
+    rows = [
+        {"run": group[0].name, "operations": flops, "seconds": flops / speed, "done": done_of(group, table, work)}
+        for group in grouped(runs)
+        for flops in (operations_of(group),)
+    ]
     left = [row for row in rows if row["done"] < 1]
     hours = sum(row["seconds"] * (1 - row["done"]) for row in left) / min(jobs, len(left) or 1) / 3600
     lines = [f"{r['run']:32} {duration(r['seconds']):>12}  {100 * r['done']:3.0f} % done" for r in rows]

@@ -302,12 +302,23 @@ def build_study(tree: dict[str, Any], name: str) -> Study:
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, e['loc'])) or 'it'}: {complaint(dict(e))}" for e in error.errors()]
         raise UserError(f"the study {name} cannot be read: " + "; ".join(problems)) from None
-    for variant in study.variants:
-        recipe = study.recipe_of(variant, 0)
+    recipes = {variant: study.recipe_of(variant, 0) for variant in study.variants}
+    _check_differences(study, recipes)
+    for variant, recipe in recipes.items():
         for condition in study.evaluation.conditions.values():
             if condition.suits(variant):
                 study.sampler_of(recipe, condition)
     return study
+
+
+def _check_differences(study: Study, recipes: dict[str, Recipe]) -> None:
+    """Raises UserError if two variants are one training, which would count twice in every comparison."""
+    known: dict[tuple[str, ...], str] = {}
+    for name, variant in study.variants.items():
+        tuned_as = variant.tuned_as if study.tuning is not None else None
+        settings = tuple(recipes[key].model_dump_json(exclude={"log"}) for key in (name, tuned_as or name))
+        if (other := known.setdefault(settings, name)) != name:
+            raise UserError(f"the variants {other} and {name} have the same settings: change or remove one of them")
 
 
 def shortened(study: Study, fraction: float) -> Study:

@@ -20,7 +20,7 @@ from typing import Any
 from ..errors import UserError
 from .outputs import RESULT, has_diverged, last_log_lines, score_lines, training_lines
 from .results import Table
-from .runs import Run, Scoring
+from .runs import Run, Scoring, grouped, operations_of, scorings_of
 
 # Between two looks at how far the trainings are.
 SECONDS = 2.0
@@ -53,12 +53,9 @@ class Queue:
 
         Returns a sentence for each training that failed. One that studies share is carried out once.
         """
-        shared: dict[str, list[Run]] = {}
-        for run in runs:
-            shared.setdefault(run.id, []).append(run)
         failures: list[str] = []
         with ThreadPoolExecutor(jobs) as pool:
-            left: dict[Future[None], Run] = {pool.submit(self.perform, group): group[0] for group in shared.values()}
+            left: dict[Future[None], Run] = {pool.submit(self.perform, group): group[0] for group in grouped(runs)}
             try:
                 while left:
                     done, _ = wait(left, SECONDS, FIRST_COMPLETED)
@@ -156,15 +153,16 @@ class Queue:
             self.table.append(lines)
 
 
-def done_of(run: Run, table: Table, work: Path) -> float:
-    """The fraction of a run that is done: steps of its training, and its scores."""
-    pending = sum(scoring.images for scoring in run.pending(table))
+def done_of(runs: Sequence[Run], table: Table, work: Path) -> float:
+    """The fraction of one training that is done: its steps, and the scores that all these studies want of it."""
+    run, scorings = runs[0], scorings_of(runs)
+    pending = sum(s.images for (step, name), s in scorings.items() if not table.has(run.id, step, name))
     if not pending:
         return 1.0
-    scored = 1 - pending / sum(scoring.images for scoring in run.scorings)
+    scored = 1 - pending / sum(scoring.images for scoring in scorings.values())
     last = last_log_lines(work / run.id, 1)
     trained = min(last[0]["step"] / run.steps, 1.0) if last else 0.0
-    training = run.costs["flops_total"] / run.operations
+    training = run.costs["flops_total"] / operations_of(runs)
     return trained * training + scored * (1 - training)
 
 
@@ -172,13 +170,14 @@ class Clock:
     """Estimates the time left from what was done since it was made."""
 
     def __init__(self, runs: Sequence[Run], table: Table, work: Path) -> None:
-        self.runs, self.table, self.work = runs, table, work
+        self.groups, self.table, self.work = grouped(runs), table, work
         self.start, self.before = time.monotonic(), self.done()
 
     def done(self) -> float:
         """The fraction of all FLOPs that is done."""
-        done = sum(run.operations * done_of(run, self.table, self.work) for run in self.runs)
-        return done / sum(run.operations for run in self.runs)
+        costs = [operations_of(group) for group in self.groups]
+        done = (done_of(group, self.table, self.work) for group in self.groups)
+        return sum(cost * part for cost, part in zip(costs, done, strict=True)) / sum(costs)
 
     def left(self) -> tuple[float, float | None]:
         """The fraction that is done, and the seconds that the rest takes; None until that is known."""

@@ -3,6 +3,7 @@
 The first line is a header. A line of kind "training" describes a finished training: its settings, the digest of its
 data, and the code and machine that trained it. Any other line is a figure: variant, seed, step, condition, metric,
 value, standard error, number of images, and the code, machine and settings that scored it; `run` names the training.
+`equal` is the value with as many samples and real images as real images were compared with others.
 Files of several machines are merged by keeping the lines of both.
 """
 
@@ -29,13 +30,16 @@ HEADER = {"table": "fitv2 study", "format": 1}
 CURVE, TRAINING = "curve", "training"
 # The variant of figures of real images.
 REAL = "real images"
-COLUMNS = ["variant", "seed", "step", "condition", "metric", "value", "error", "n", "range", "run", "scoring", "scored"]
-KEY = ["run", "step", "scoring", "variant", "metric"]
+COLUMNS = ["variant", "seed", "step", "condition", "metric", "value", "equal", "error", "n", "range"]
+COLUMNS += ["run", "scoring", "scored"]
+# What names a figure. The variant does not: studies share trainings under different names.
+KEY = ["run", "step", "scoring", "metric"]
 
 
-def run_id(training: str, settings: dict[str, Any], data: str | None) -> str:
-    """Names a training by all that decides its weights: its version, all settings, and the digest of its data."""
-    return json_digest({"training": training, "settings": settings, "data": data})[:16]
+def run_id(training: str, settings: dict[str, Any], data: str | None, base: str | None = None) -> str:
+    """Names a training by all that decides its weights: its version, all settings, and digests of its data and base."""
+    about = {"training": training, "settings": settings, "data": data}
+    return json_digest(about if base is None else about | {"base": base})[:16]
 
 
 class Table:
@@ -82,7 +86,8 @@ class Table:
                     settings = build_recipe(line["settings"]).model_dump(mode="json", exclude={"log"})
                 except UserError:  # Settings of an earlier version that are no longer accepted.
                     continue
-                self.same.setdefault(run_id(line["training"], settings, line["data"]), line["run"])
+                training = run_id(line["training"], settings, line["data"], line.get("base"))
+                self.same.setdefault(training, line["run"])
 
     def append(self, lines: list[dict[str, Any]]) -> None:
         """Adds lines to the file and to what has been read."""
@@ -99,6 +104,10 @@ class Table:
         """The run under which a training of this id is in the table, or would be."""
         return training if training in self.trainings else self.same.get(training, training)
 
+    def has(self, training: str, step: int, scoring: str) -> bool:
+        """Whether there are the scores of a training of this id."""
+        return (self.run_of(training), step, scoring) in self.scored
+
     @property
     def speed(self) -> float | None:
         """FLOPs a second of one training, over all of them; None before the first one."""
@@ -108,6 +117,7 @@ class Table:
     @property
     def frame(self) -> pd.DataFrame:
         """All figures, one a row, with the line of their training in the column `trained`; None is NaN in `value`."""
-        frame = pd.DataFrame(self.rows, columns=COLUMNS).drop_duplicates(KEY)
-        frame["value"] = pd.to_numeric(frame["value"])
-        return frame.assign(trained=frame["run"].map(self.trainings))
+        frame = pd.DataFrame(self.rows, columns=COLUMNS)
+        frame = frame[~frame[KEY].assign(real=frame["variant"] == REAL).duplicated()]
+        numbers = {key: pd.to_numeric(frame[key]) for key in ("value", "equal")}
+        return frame.assign(**numbers, trained=frame["run"].map(self.trainings))

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from ..build import build_base, build_dataset, build_model_config
+from ..checkpoints.model_folder import BUILTIN, load_pretrained
+from ..checkpoints.state_dict import weights_digest
 from ..config import Recipe
 from ..data.dataset import Dataset
+from ..data.emoji import EMOJI
+from ..evaluation.evaluate import cache_folder
+from ..evaluation.inputs import open_reference
+from ..evaluation.sources import is_fashion
 from ..hashes import json_digest
 from ..profiling.training_plan import plan_figures
 from ..training.run_folder import exported
@@ -29,7 +35,7 @@ SCORING_VERSION = "study-3"
 SEEDS_APART = 1_000_000
 # A condition says how to sample; the recommendations that come with the model of `training.init_from` do not count.
 PLAIN = ("--guidance-interval", "0", "1", "--guidance-power", "0", "--time-shift", "1", "--cache-interval", "1")
-PLAIN += ("--upscale-from", "0")
+PLAIN += ("--upscale-from", "0", "--internal-interval", "0", "1")
 # The metrics of `fitv2 evaluate` for a point of a curve, and for a final model.
 CURVE_METRICS, METRICS = "fd,accuracy", "fd,kid,pr,accuracy"
 _datasets: dict[str, Dataset] = {}
@@ -86,7 +92,9 @@ class Run:
     def identity(self) -> dict[str, Any]:
         """What decides the trained weights, as `run_id` takes it."""
         settings = self.recipe.model_dump(mode="json", exclude={"log"})
-        return {"training": TRAINING_VERSION, "settings": settings, "data": self.dataset.digest()}
+        identity = {"training": TRAINING_VERSION, "settings": settings, "data": self.dataset.digest()}
+        base = self.recipe.training.init_from
+        return identity if base is None or base.startswith(BUILTIN) else identity | {"base": base_digest(base)}
 
     @cached_property
     def id(self) -> str:
@@ -97,13 +105,6 @@ class Run:
         """The figures of `fitv2 train --dry-run`."""
         config = build_model_config(self.recipe, self.dataset, build_base(self.recipe.training))
         return plan_figures(self.recipe, self.dataset, config)
-
-    @cached_property
-    def operations(self) -> float:
-        """An estimate of the FLOPs of training and scoring; scoring takes forward passes alone."""
-        of_image = self.costs["flops_per_step"] / self.costs["images_per_step"] / 3
-        calls = [s.images * s.sampler.steps * (1 if s.condition.guidance == 1 else 2) for s in self.scorings]
-        return self.costs["flops_total"] + sum(calls) * of_image
 
     @property
     def conditions(self) -> dict[str, Condition]:
@@ -121,6 +122,11 @@ class Run:
         found += [(self.steps, name, condition, evaluation.final_images) for name, condition in conditions.items()]
         return [Scoring(s, name, c, self.study.sampler_of(self.recipe, c), n) for s, name, c, n in found]
 
+    @cached_property
+    def scorings_by_id(self) -> dict[tuple[int, str], Scoring]:
+        """The scores by step and `scoring_id`."""
+        return {(scoring.step, self.scoring_id(scoring)): scoring for scoring in self.scorings}
+
     def scoring_id(self, scoring: Scoring) -> str:
         """Names all that decides a score besides the model."""
         evaluation = self.study.evaluation
@@ -129,12 +135,13 @@ class Run:
         if condition["internal_guidance"] is None:  # As before it existed: scores keep their names.
             del condition["internal_guidance"]
         about += [condition, scoring.name == CURVE]
+        if digest := reference_digest(evaluation.reference):
+            about.append(digest)
         return json_digest([*about, scoring.sampler.model_dump(mode="json")])[:16]
 
     def pending(self, table: Table) -> list[Scoring]:
         """The scorings that the table lacks."""
-        run = table.run_of(self.id)
-        return [s for s in self.scorings if (run, s.step, self.scoring_id(s)) not in table.scored]
+        return [s for (step, name), s in self.scorings_by_id.items() if not table.has(self.id, step, name)]
 
     def train_command(self, folder: Path) -> list[str]:
         settings = self.study.settings_of(self.variant, self.seed, self.tuned)
@@ -161,7 +168,11 @@ class Run:
         }
         given = {key: str(value) for key, value in options.items() if value is not None}
         words = [word for key, value in given.items() for word in (f"--{key}", value)]
-        return ["evaluate", str(model), *words, *(PLAIN if self.recipe.training.init_from else ())]
+        if self.recipe.training.init_from:
+            words += PLAIN
+            if condition.guidance != 1:  # Without guidance there are no channels to guide.
+                words += ["--guidance-channels", str(self.dataset.channels)]
+        return ["evaluate", str(model), *words]
 
     def model(self, folder: Path, step: int) -> Path | None:
         """The averaged weights of a step; None if they are missing or incomplete."""
@@ -171,6 +182,39 @@ class Run:
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return model if there and (model / "model.safetensors").is_file() else None
+
+
+@cache
+def reference_digest(name: str) -> str | None:
+    """Names the content of real images; None for those of the package, which do not change."""
+    return None if is_fashion(name) or name == EMOJI else open_reference(name, cache_folder()).digest[:16]
+
+
+@cache
+def base_digest(name: str) -> str:
+    """Names the weights of a model that trainings start from."""
+    return weights_digest(load_pretrained(name).model.state_dict())[:16]
+
+
+def grouped(runs: Iterable[Run]) -> list[list[Run]]:
+    """Puts together the runs of several studies that are one training, in the order of the first of each."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        found.setdefault(run.id, []).append(run)
+    return [*found.values()]
+
+
+def scorings_of(runs: Sequence[Run]) -> dict[tuple[int, str], Scoring]:
+    """All scores of one training, which several studies may want, by step and `Run.scoring_id`."""
+    return {key: scoring for run in runs for key, scoring in run.scorings_by_id.items()}
+
+
+def operations_of(runs: Sequence[Run]) -> float:
+    """An estimate of the FLOPs of one training and all its scores; scoring takes forward passes alone."""
+    costs, scorings = runs[0].costs, scorings_of(runs).values()
+    of_image = costs["flops_per_step"] / costs["images_per_step"] / 3
+    calls = (s.images * s.sampler.steps * (1 if s.condition.guidance == 1 else 2) for s in scorings)
+    return costs["flops_total"] + sum(calls) * of_image
 
 
 def runs_of(study: Study, table: Table, seeds: int | None = None, only: Sequence[str] = ()) -> list[Run]:
@@ -207,12 +251,21 @@ def final_score(run: Run, table: Table) -> float | None:
 
 def frame_of(runs: Sequence[Run], table: Table) -> pd.DataFrame:
     """The figures of these trainings, with the names that their study gives to variants and conditions."""
-    names = {table.run_of(run.id): run for run in runs}
-    keys = [(name, s.step, run.scoring_id(s), s.name) for name, run in names.items() for s in run.scorings]
-    frame = table.frame
-    scores = frame.drop(columns="condition").merge(pd.DataFrame(keys, columns=["run", "step", "scoring", "condition"]))
-    trained = frame[(frame["condition"] == TRAINING) & frame["run"].isin(list(names))]
+    keys = [
+        (table.run_of(run.id), run.variant, run.seed, s.step, run.scoring_id(s), s.name)
+        for run in runs
+        for s in scorings_to_judge(run, table)
+    ]
+    names = pd.DataFrame(keys, columns=["run", "name", "seed", "step", "scoring", "condition"])
+    frame = table.frame.drop(columns="seed")
+    scores = frame.drop(columns="condition").merge(names)
+    trained = frame[frame["condition"] == TRAINING].merge(names[["run", "name", "seed"]].drop_duplicates())
     both = pd.concat([scores, trained], ignore_index=True)
-    variants = both["run"].map({name: run.variant for name, run in names.items()})
-    seeds = both["run"].map({name: run.seed for name, run in names.items()})
-    return both.assign(variant=variants.where(both["variant"] != REAL, REAL), seed=seeds)
+    variants = both["name"].where(both["variant"] != REAL, REAL)
+    return both.drop(columns="name").assign(variant=variants)
+
+
+def scorings_to_judge(run: Run, table: Table) -> list[Scoring]:
+    """The scores of a training, without a curve that lacks its end: its last point would be taken for that."""
+    unfinished = any(s.name == CURVE and s.step == run.steps for s in run.pending(table))
+    return [s for s in run.scorings if not (unfinished and s.name == CURVE)]

@@ -142,7 +142,9 @@ def _speed_up(claim: Claim, measure: Faster, figures: Figures) -> Finding:
         bound |= bool(taken == costs[0] or base == other_costs[0])
         ratios += [math.log(base / taken)] if taken is not None and base is not None else []
     name = f"{measure.of} at 1/{measure.at_least:g}"
-    scores = pd.concat([figures.scores("fd", CURVE), pd.DataFrame([sooner], index=pd.Index([name]), dtype=float)])
+    # The end of `of` depends on its earlier point, and the fit takes all scores for independent.
+    ends = figures.scores("fd", CURVE).drop(index=measure.of, errors="ignore")
+    scores = pd.concat([ends, pd.DataFrame([sooner], index=pd.Index([name]), dtype=float)])
     found = TwoWayFit(scores.apply(np.log)).contrast(name, measure.than)
     finding = Finding(claim, "-", f"curve, over {measure.unit}")
     if found is None:
