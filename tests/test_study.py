@@ -142,7 +142,10 @@ def test_a_page_has_answer_claims_scores_and_images(queue, tmp_path):
     write_report(report, tmp_path / "tiny")
     page = (tmp_path / "tiny/README.md").read_text()
     assert page.startswith(MARK) and all(x in page for x in ("A question?", "More seeds.", "small:", "c0ffee"))
-    assert "| better | yes | 0 % | fd, own, 2 seeds |" in page and "0.5 (0.4 to 0.6)" in page
+    assert "| better | yes | 0 % | fd, own, 2 seeds |" in page and "so far" not in page
+    # Real images are compared with others by ten draws of few images, and with models that were scored alike.
+    assert "| real images | - | - | 0.1 |\n" in page and "| FiT | 2 | 0.7 | 0.2 |" in page
+    assert "| real images | - | 0.5 (0.4 to 0.6) | 0.1 |" in page
     assert all((tmp_path / "tiny" / name).is_file() for name in re.findall(r"\]\((\S+\.png)\)", page))
     assert "forest.png" in page and (tmp_path / "tiny/sheets/FiTv2.png").read_text() == "own"
     write_overview([report, Report("empty", build_study(tree(title="Later"), "x"), Table(tmp_path / "none"))], tmp_path)
@@ -156,6 +159,29 @@ def test_a_page_has_answer_claims_scores_and_images(queue, tmp_path):
         with pytest.raises(ValueError, match="overwritten"):
             write_report(report, tmp_path / name[0])
         assert precious.read_text() == "precious"
+
+
+def test_an_unfinished_study_says_so_and_counts_the_seeds_of_each_row(queue, tmp_path):
+    claim(tmp_path / "tiny", "A title")
+    study = build_study(tree(), "tiny")
+    runs = runs_of(study, queue.table)
+    queue.work_off(runs[:3], 1, lambda left: None)
+    for row in queue.table.rows:
+        if (row["variant"], row["seed"], row["condition"]) == ("FiT", 1, "own"):
+            row |= {"value": None, "equal": None}
+    report = Report("tiny", study, queue.table)
+    write_report(report, tmp_path / "tiny")
+    page = (tmp_path / "tiny/README.md").read_text()
+    assert "3 of 4 planned trainings have all" in page and "so far** |" in page
+    assert "after 3 of 4 planned trainings" in report.answer
+    assert report.scores("own")["seeds"].tolist() == ["1, 1 failed", "1", "-"]
+    queue.work_off(runs, 1, lambda left: None)
+    assert Report("tiny", study, queue.table).so_far == ""
+    assert Report("tiny", study, queue.table, more_seeds=3).so_far == " so far"
+    # Lines of earlier versions do not say what a model scores at the numbers of the row of real images.
+    for row in queue.table.rows:
+        row.pop("equal", None)
+    assert Report("tiny", study, queue.table).scores_at_equal_numbers == {}
 
 
 def test_a_training_of_two_studies_is_done_if_both_have_its_scores(queue):
@@ -233,7 +259,20 @@ def test_the_recommendations_of_a_base_model_do_not_change_the_conditions(fitv2,
     assert (sampling["interval"], sampling["guidance"], sampling["channels"]) == ([0, 1], 2, 16)
 
 
+def test_a_report_has_all_seeds_and_a_folder_called_trials_makes_no_trial(fitv2, definition, tmp_path):
+    claim(tmp_path / "trials/x/tiny", "A title")
+    queue = MadeUp(tmp_path / "trials/x")
+    queue.work_off(runs_of(build_study(tree(), "tiny"), queue.table, 3), 1, lambda left: None)
+    code, printed = fitv2("study", definition, "--report", "--seeds", 3, "--out", "trials/x", "--json")
+    (result,) = json.loads(printed)
+    assert code == 0 and len(result["runs"]) == result["planned"] == result["scored"] == 6
+    assert not result["trial"] and "A trial" not in (tmp_path / "trials/x/tiny/README.md").read_text()
+    assert (tmp_path / "trials/x/README.md").is_file()
+
+
 def test_another_study_of_that_name_is_refused(fitv2, definition, tmp_path):
+    shutil.copyfile(definition, tmp_path / "convergence.yaml")
+    assert "rename the file" in fitv2("study", tmp_path / "convergence.yaml", "--dry-run")[0]
     kept = tmp_path / "studies/tiny/tiny.yaml"
     kept.parent.mkdir(parents=True)
     kept.write_text(yaml.safe_dump(tree(title="Another title")))

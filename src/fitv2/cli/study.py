@@ -20,6 +20,7 @@ from .output import show
 if TYPE_CHECKING:
     from ..study.definition import Study
     from ..study.queue import Clock
+    from ..study.report import Report
     from ..study.results import Table
     from ..study.runs import Run
 
@@ -53,7 +54,9 @@ def study(
         ),
     ] = None,
     only: Annotated[list[str] | None, typer.Option(help="run only this variant, repeatable")] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="seeds per variant; default: the study's own")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="seeds per variant; default, and the fewest on a page: the study's own")
+    ] = None,
     trial: Annotated[str | None, typer.Option(help="shorten training and scoring to a fraction, such as 5%")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="a trial with this many steps per training run")] = None,
     budget: Annotated[float | None, typer.Option(min=0, hidden=True)] = None,
@@ -95,6 +98,7 @@ def study(
 
     from ..limits import available_cores
     from ..study.definition import study_names
+    from ..study.report import Report
     from ..study.results import Table
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -107,7 +111,7 @@ def study(
         trial, steps = (f"{budget:g}", steps) if budget <= 1 else (trial, int(budget))
     if trial is not None and steps is not None:
         raise UserError("--trial and --steps both shorten the trainings: give one of them")
-    if trial is not None or steps is not None:
+    if is_trial := trial is not None or steps is not None:
         out = out / "trials" / (trial or f"{steps} steps").replace("%", " percent").replace(" ", "-")
     chosen, table = choose(names[status:] or study_names(), trial, steps, out), Table(out)
     jobs = jobs or (1 if torch.cuda.is_available() else available_cores())
@@ -115,7 +119,8 @@ def study(
         show_plan(listed(chosen, table, seeds, only), table, work, jobs, as_json)
         return
     failures = [] if report else perform(chosen, table, work, jobs, seeds, only)
-    write_pages(chosen, table, out, failures, as_json)
+    reports = {one.name: Report(one.name, one.study, table, is_trial, seeds) for one in chosen}
+    write_pages(chosen, reports, out, failures, as_json)
     if failures:
         raise typer.Exit(1)
 
@@ -133,6 +138,8 @@ def choose(names: Sequence[str], trial: str | None, steps: int | None, out: Path
             loaded = shortened(loaded, fraction_of(trial))
         elif steps is not None:
             loaded = shortened(loaded, steps / loaded.recipe_of(next(iter(loaded.variants)), 0).training.steps)
+        if file is not None and stem in study_names():
+            raise UserError(f"{file} has the name of a study that ships, whose page it would replace: rename the file")
         one = Chosen(stem, loaded, out / stem, file)
         known = read_yaml(one.copy).get("title") if one.copy.is_file() else None
         if known is not None and (known != loaded.title or file is None):
@@ -212,24 +219,26 @@ def printer(clock: Clock) -> Callable[[list[Run]], None]:
     return show
 
 
-def write_pages(chosen: Sequence[Chosen], table: Table, out: Path, failures: Sequence[str], as_json: bool) -> None:
-    """Writes the page of each study and that of all, and prints the verdicts."""
+def write_pages(
+    chosen: Sequence[Chosen], reports: dict[str, Report], out: Path, failures: Sequence[str], as_json: bool
+) -> None:
+    """Writes the page of each study and, unless they are trials, that of all; prints the verdicts."""
     from ..study.definition import load_study, study_names
     from ..study.report import PAGE, Report, write_overview, write_report
 
-    trial = out.parent.name == "trials"
-    reports = {one.name: Report(one.name, one.study, table, trial) for one in chosen}
     for one in chosen:
         write_report(reports[one.name], one.folder)
-    if not trial:
+    first = reports[chosen[0].name]
+    if not first.trial:
         others = {name: name for name in study_names()}
         others |= {path.stem: str(path) for path in out.glob("*/*.yaml") if path.stem == path.parent.name}
-        reports = {name: Report(name, load_study(other), table) for name, other in others.items()} | reports
+        reports = {name: Report(name, load_study(other), first.table) for name, other in others.items()} | reports
         write_overview([reports[name] for name in sorted(reports)], out)
     lines = []
     for one in chosen:
-        findings = reports[one.name].findings
-        lines += [one.study.title, *(f"{f.verdict:>12}  {f.claim.text}: {f.effect}" for f in findings)]
+        report = reports[one.name]
+        lines.append(f"{one.study.title}: {report.scored} of {counted(report.planned, 'planned training')} scored")
+        lines += [f"{f.verdict + report.so_far:>18}  {f.claim.text}: {f.effect}" for f in report.findings]
         lines.append(f"The page with plots and images is {one.folder / PAGE}")
     show([reports[one.name].as_json() | {"failures": failures} for one in chosen], lines, as_json)
 

@@ -82,7 +82,7 @@ def score_lines(run: Run, scoring: Scoring, result: Path | None, recorded: str) 
     try:
         content = json.loads(result.read_bytes())
         (found,) = (one for one in content["results"] if one["stamp"]["size"] == scoring.condition.size)
-        stamp, scores, real = found["stamp"], found["scores"], found["real"]
+        stamp, scores, real, equal = found["stamp"], found["scores"], found["real"], found.get("equal", {})
         scored |= content["provenance"] | {"size": stamp["size"], "sampling": stamp["sampling"]}
         scored |= {"reference": stamp["reference_sha256"][:16]}
         scored |= {"score": stamp["names"]["fd"], "extractor": stamp["extractor_sha256"][:16]}
@@ -91,7 +91,8 @@ def score_lines(run: Run, scoring: Scoring, result: Path | None, recorded: str) 
     row["scored"] = scored
     lines = []
     for key in (key for key in FIGURES if key in scores):
-        lines.append(row | {"metric": key, "value": scores[key], "error": scores.get(f"{key}_error")})
+        figures = {"value": scores[key], "equal": equal.get(key), "error": scores.get(f"{key}_error")}
+        lines.append(row | {"metric": key} | figures)
         if key in real and scoring.name != CURVE and run.seed == 0:
             about = {"variant": REAL, "n": real.get("drawn"), "range": real.get(f"{key}_range")}
             lines.append(row | about | {"metric": key, "value": real[key]})

@@ -45,7 +45,10 @@ def draw_forest(path: Path, groups: Mapping[str, Sequence[Finding]]) -> bool:
     axes.minorticks_off()
     axes.tick_params(labelsize=7)
     axes.grid(alpha=0.3, axis="x")
-    figure.suptitle("change of the score in %, with 95 % interval; left of 0: in favour of the claim", fontsize=8)
+    figure.suptitle(
+        "change of the score in %, with the 95 % interval of each claim alone; left of 0: in favour of the claim",
+        fontsize=8,
+    )
     figure.supxlabel("blue: holds · orange: refuted · black: equivalent · grey: open", fontsize=8)
     write_file(path, lambda draft: figure.savefig(draft, format="png"))
     return True

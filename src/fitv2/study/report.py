@@ -29,22 +29,48 @@ FOREST, CURVES, SHEETS = "forest.png", "curves.png", "sheets"
 WORDS = {HOLDS: "holds", REFUTED: "is refuted", EQUIVALENT: "makes no relevant difference", OPEN: "stays open"}
 # The columns of the table of provenance.
 TOLD = ("fitv2", "commit", "torch", "device", "threads")
+# Figures that have the same expectation for any number of images.
+COMPARABLE = ("kid", "accuracy")
 
 
 @dataclass(frozen=True)
 class Report:
-    """A study with its results; trial: whether its trainings were shortened, so that nothing is decided."""
+    """A study with its results.
+
+    Attributes:
+        trial: Whether its trainings were shortened, so that nothing is decided.
+        more_seeds: Seeds that were asked for; those that the study has itself are always planned.
+    """
 
     name: str
     study: Study
     table: Table = field(repr=False)
     trial: bool = False
+    more_seeds: int | None = None
+
+    @property
+    def seeds(self) -> int:
+        return max(self.study.seeds, self.more_seeds or 0)
 
     @cached_property
     def runs(self) -> list[Run]:
         """The trainings that are done, without those that tune."""
-        found = [run for run in runs_of(self.study, self.table) if not run.tunes]
+        found = [run for run in runs_of(self.study, self.table, self.seeds) if not run.tunes]
         return [run for run in found if self.table.run_of(run.id) in self.table.trainings]
+
+    @property
+    def planned(self) -> int:
+        return self.seeds * len(self.study.variants)
+
+    @cached_property
+    def scored(self) -> int:
+        """The number of trainings that have all their scores."""
+        return sum(not run.pending(self.table) for run in self.runs)
+
+    @property
+    def so_far(self) -> str:
+        """What is added to every verdict as long as scores are missing."""
+        return " so far" if self.scored < self.planned else ""
 
     @cached_property
     def frame(self) -> pd.DataFrame:
@@ -65,11 +91,12 @@ class Report:
             return "This study has not been run yet."
         counts = Counter(finding.verdict for finding in self.findings).most_common()
         claims = counted(len(self.findings), "claim")
-        told = f"{claims} in all: {', '.join(f'{number} {verdict}' for verdict, number in counts) or 'none'}."
+        extent = f", after {self.scored} of {counted(self.planned, 'planned training')}" if self.so_far else ""
+        told = f"{claims} in all{extent}: {', '.join(f'{number} {verdict}' for verdict, number in counts) or 'none'}."
         if not self.findings or (first := self.findings[0]).verdict == NO_RESULT:
             return told
         figure = f"{first.effect}; p {in_words(first.p)}; {first.where}"
-        return f"“{first.claim.text}” **{WORDS[first.verdict]}** ({figure}). {told}"
+        return f"“{first.claim.text}” **{WORDS[first.verdict]}{self.so_far}** ({figure}). {told}"
 
     @property
     def lines(self) -> list[str]:
@@ -81,16 +108,32 @@ class Report:
         """The chosen value of each variant."""
         return {run.variant: run.tuned for run in self.runs if run.tuned is not None}
 
-    def scores(self, condition: str) -> pd.DataFrame:
-        """The final scores: the mean over the seeds of each variant, and the mean and range of real images."""
+    def scores(self, condition: str, column: str = "value") -> pd.DataFrame:
+        """The final scores: the mean of each variant over its seeds, and the mean and range of real images.
+
+        column: "value", the scores that decide; or "equal", with as many samples and real images as in the row of real
+        images. Beside the former, real images have only the figures that do not depend on numbers.
+        """
         rows = self.frame[self.frame["condition"] == condition]
-        means = rows[rows["variant"] != REAL].pivot_table("value", "variant", "metric", "mean", dropna=False)
+        real = rows[rows["variant"] == REAL].drop_duplicates("metric")
+        own = rows[rows["variant"] != REAL]
+        if column == "equal":
+            own = own.dropna(subset=column)
+        means = own.pivot_table(column, "variant", "metric", "mean", dropna=False)
         table = means.map(lambda value: f"{value:.3g}" if np.isfinite(value) else "failed")
-        for row in rows[rows["variant"] == REAL].drop_duplicates("metric").itertuples():
+        figures = [key for key in FIGURES if key in table]
+        table["seeds"] = own[own["metric"] == "fd"].groupby("variant")[column].agg(seeds_of)
+        for row in real[real["metric"].isin(figures if column == "equal" else COMPARABLE)].itertuples():
             ends = f" ({row.range[0]:.3g} to {row.range[1]:.3g})" if isinstance(row.range, list) else ""
             table.loc[REAL, row.metric] = f"{row.value:.3g}{ends}"
         order = [name for name in (*self.study.variants, REAL) if name in table.index]
-        return table.reindex(order)[[key for key in FIGURES if key in table]].fillna("-").reset_index()
+        return table.reindex(order)[["seeds", *figures]].fillna("-").reset_index()
+
+    @property
+    def scores_at_equal_numbers(self) -> dict[str, pd.DataFrame]:
+        """By condition; lines of earlier versions have none."""
+        found = {name: self.scores(name, "equal") for name in self.study.evaluation.conditions}
+        return {name: table for name, table in found.items() if len(table)}
 
     @property
     def provenance(self) -> pd.DataFrame:
@@ -107,6 +150,7 @@ class Report:
             for f in self.findings
         ]
         about = {"study": self.name, "title": self.study.title, "trial": self.trial, "answer": self.answer}
+        about |= {"planned": self.planned, "scored": self.scored}
         return about | {"runs": [run.name for run in self.runs], "claims": claims}
 
 
@@ -167,6 +211,12 @@ def as_markdown(table: pd.DataFrame) -> str:
 def in_words(p: float) -> str:
     """Returns a p-value as text; a dash for NaN."""
     return "-" if np.isnan(p) else "< 0.001" if p < 0.001 else f"= {p:.2g}"
+
+
+def seeds_of(scores: pd.Series) -> str:
+    """How many scores there are, and how many failed."""
+    failed = int(scores.isna().sum())
+    return f"{len(scores) - failed}" + f", {failed} failed" * bool(failed)
 
 
 def ends(values: pd.Series) -> str:
