@@ -8,7 +8,7 @@ import textwrap
 import pytest
 
 from fitv2 import openmp
-from fitv2.cores import available_cores
+from fitv2.limits import available_cores
 
 SHOW = "import os, threading; print(os.environ.get('OMP_WAIT_POLICY'), [t.name for t in threading.enumerate()])"
 linux = pytest.mark.skipif(not openmp.waited(), reason="needs Linux, and its statistics of scheduling")

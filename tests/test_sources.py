@@ -97,6 +97,7 @@ def test_hugging_face_folders(tmp_path, kind):
     if kind == "parquet":
         (tmp_path / "data").mkdir()
         rows.to_parquet(str(tmp_path / "data" / "train-00000.parquet"))
+        write_files(tmp_path, {"logo.png": b"A"})  # Of a download: it belongs to the page of the data set.
     else:
         (rows if kind == "saved" else datasets.DatasetDict(train=rows)).save_to_disk(str(tmp_path))
     source = open_source(str(tmp_path))

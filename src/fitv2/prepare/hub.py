@@ -16,6 +16,8 @@ SAVED = ("dataset_dict.json", "state.json")
 # The table of a folder of images, which `datasets` reads together with them.
 OF_IMAGES = "metadata.parquet"
 TABLES = ("*.parquet", "*.arrow", "data/*.parquet")
+# As the hub names the tables of a data set, beside which a picture is a logo.
+OF_THE_HUB = ("data/*.parquet", "*-?????-of-?????.parquet")
 
 
 class HubSource(Source):
@@ -78,7 +80,7 @@ def is_hub_folder(folder: Path, images: bool) -> bool:
     """Whether a folder is read by `datasets`; images: whether it holds any, beside which a table may be of anything."""
     if any((folder / name).is_file() for name in (*SAVED, OF_IMAGES)):
         return True
-    return not images and any(any(folder.glob(pattern)) for pattern in TABLES)
+    return any(any(folder.glob(pattern)) for pattern in (OF_THE_HUB if images else TABLES))
 
 
 def load_rows(name: str) -> tuple[Any, list[str]]:
