@@ -15,6 +15,7 @@ from fitv2.diffusion.schedule import linear_schedule
 from fitv2.flow.objective import flow_loss_at
 from fitv2.tokens import TokenBatch
 from fitv2.training.holdout import choose_held_out, held_out_of
+from fitv2.training.run_folder import check_held_out
 from fitv2.training.trainer import Trainer
 from tiny import garments, log_lines, random_model, recipe, run_together, stop_at, trainer
 
@@ -199,3 +200,13 @@ def test_two_processes_measure_as_one(tmp_path, sharding):
     assert [line["step"] for line in lines if "holdout_loss" in line] == [4, 8, 10]
     for line, other in zip(lines, others, strict=True):
         assert line == pytest.approx(other, rel=1e-4)
+
+
+def test_another_choice_on_resume_is_mentioned(tmp_path, caplog):
+    for kept, known, said in (("a", "a", False), ("a", "b", True), (None, "b", True), (None, "", False)):
+        caplog.clear()
+        check_held_out({} if kept is None else {"held_out": kept}, known, [named(range(3))])
+        assert ("other images are held out" in caplog.text) == said
+    caplog.clear()
+    check_held_out({}, "b", [garments(NUMBER)])
+    assert not caplog.text, "without names, the choice has not changed"

@@ -148,9 +148,11 @@ def test_a_page_has_answer_claims_scores_and_images(queue, tmp_path):
     assert "| real images | - | 0.5 (0.4 to 0.6) | 0.1 |" in page
     assert all((tmp_path / "tiny" / name).is_file() for name in re.findall(r"\]\((\S+\.png)\)", page))
     assert "forest.png" in page and (tmp_path / "tiny/sheets/FiTv2.png").read_text() == "own"
-    write_overview([report, Report("empty", build_study(tree(title="Later"), "x"), Table(tmp_path / "none"))], tmp_path)
+    shared = Report("shared", runs[0].study, queue.table)  # Its trainings are done, and it has no page.
+    empty = Report("empty", build_study(tree(title="Later"), "x"), Table(tmp_path / "none"))
+    write_overview([report, empty, shared], tmp_path)
     overview = (tmp_path / "README.md").read_text()
-    assert "[A title](tiny/README.md)" in overview and "has not been run" in overview
+    assert "[A title](tiny/README.md)" in overview and overview.count("has not been run") == 2
     # No file is overwritten that no study wrote.
     for name in ("README.md", "forest.png", "sheets/a.png"):
         precious = tmp_path / name[0] / name

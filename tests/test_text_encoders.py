@@ -93,9 +93,13 @@ def test_an_encoder_without_some_of_its_weights_is_refused(clip):
 def test_a_text_without_tokens_has_one(encoder, monkeypatch):
     """Some tokenizers have no marks of start and end."""
     monkeypatch.setattr(encoder, "cache", {})
-    plain = lambda texts, **_: {"input_ids": [[] for _ in texts]}  # noqa: E731
+
+    def plain(texts: list[str], max_length: int = 999, **_: object) -> dict[str, list]:
+        return {"input_ids": [[7] * min(len(text), max_length) for text in texts]}
+
     monkeypatch.setattr(encoder, "tokenizer", Mock(side_effect=plain, eos_token_id=None))
-    assert encoder([""])[0].shape == (1, encoder.channels)
+    assert [len(one) for one in encoder(["", "ab"])] == [1, 2]
+    assert [len(one) for one in encoder(["", "a" * 900])] == [1, encoder.most_tokens]
 
 
 def test_a_text_that_is_not_utf_8_is_one_sentence(encoder):

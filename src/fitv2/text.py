@@ -132,9 +132,7 @@ class TextEncoder:
         for prompt in prompts:
             if not_text(prompt):
                 raise UserError(f"the text {prompt!r} has bytes that are not UTF-8: write it in UTF-8")
-        ids: list[list[int]] = self.tokenizer(list(prompts), verbose=False)["input_ids"]
-        # Some tokenizers have no marks of start and end, and an encoder needs one token even of the empty text.
-        ids = [one or [self.tokenizer.eos_token_id or 0] for one in ids]
+        ids = self._ids(prompts, verbose=False)
         longest = max(range(len(ids)), key=lambda number: len(ids[number]))
         if len(ids[longest]) <= self.most_tokens:
             return ids
@@ -144,7 +142,12 @@ class TextEncoder:
                 *(len(ids[longest]), self.most_tokens, prompts[longest]),
             )
             self.cut = True
-        return self.tokenizer(list(prompts), truncation=True, max_length=self.most_tokens)["input_ids"]
+        return self._ids(prompts, truncation=True, max_length=self.most_tokens)
+
+    def _ids(self, prompts: Sequence[str], **options: Any) -> list[list[int]]:
+        # Some tokenizers have no marks of start and end, and an encoder needs one token even of the empty text.
+        least = [self.tokenizer.eos_token_id or 0]
+        return [ids or least for ids in self.tokenizer(list(prompts), **options)["input_ids"]]
 
 
 def not_text(prompt: str) -> bool:

@@ -309,13 +309,13 @@ def test_a_request_beyond_the_memory_is_refused_with_a_size_that_fits(model, mon
     monkeypatch.setattr("fitv2.device.free_bytes", lambda device: 10 * 2**20)
     pretrained, large = load_pretrained(model), [SampleSpec(0, (400, 200), 0)]
     with pytest.raises(UserError, match=r"ask for --size (\d+)x(\d+)") as told:
-        check_memory(pretrained, large, Sampling(), 1)
+        check_memory(pretrained, large, Sampling(), 1, None)
     found = re.search(r"--size (\d+)x(\d+)", str(told.value))
     height, width = map(int, found.groups())
     assert height == pytest.approx(2 * width, abs=8) and 100 < height < 400
-    check_memory(pretrained, [SampleSpec(0, (height, width), 0)], Sampling(), 1)
+    check_memory(pretrained, [SampleSpec(0, (height, width), 0)], Sampling(), 1, None)
     with pytest.raises(UserError, match=r"3200x1600 would need .* ask for --size \d{4}x\d{3,4} or less"):
-        check_memory(pretrained, large, Sampling(), 8)
+        check_memory(pretrained, large, Sampling(), 8, None)
 
 
 def test_long_texts_take_memory(monkeypatch):

@@ -27,7 +27,7 @@ from ..tokens import upload
 from ..training.holdout import choose_held_out
 from ..training.loop import StepResult, TrainingLoop
 from ..training.progress import Progress
-from ..training.run_folder import resume_command
+from ..training.run_folder import check_held_out, held_out_digest, resume_command
 from ..training.trackers import check_packages
 from ..training.watch import DataGone
 from .held_out import HeldOut
@@ -70,6 +70,9 @@ class AutoencoderTrainer(TrainingLoop[AutoencoderRecipe]):
                 f"the images of {self.sources} are not those on which {run} was trained: restore "
                 "them, or begin another run"
             )
+        self.held = held_out_digest(self.crops.held_out)
+        if self.begun is not None:
+            check_held_out(self.begun[1], self.held, sources)
         base = load_autoencoder(None if self.begun else settings.init_from)
         # Models of latents know the scale of a fixed encoder: it must not be measured again on other images.
         self.scale: list[list[float]] | None = self.begun[1].get("scale") if self.begun else None
@@ -104,8 +107,8 @@ class AutoencoderTrainer(TrainingLoop[AutoencoderRecipe]):
         return StepResult(update.parts, update.grad_norm, readable, progress.termination.asked)
 
     def state(self) -> dict[str, Any]:
-        """Returns the digest of the images, and the scale of the latents if it is fixed."""
-        return {"content": self.content, "scale": self.scale}
+        """Returns digests of the images and of those held out, and the scale of the latents if it is fixed."""
+        return {"content": self.content, "scale": self.scale, "held_out": self.held}
 
     def export(self, folder: Path) -> None:
         """Writes the averaged weights for diffusers, with the scale of their latents."""

@@ -175,7 +175,7 @@ def load(request: Request, number: int, device: torch.device) -> Maker:
     )
     for size in request.sizes:
         few = balanced_specs(pretrained, min(number, SHARD), size, request.seed, codec.factor)
-        check_memory(pretrained, few, maker.samplings[0], codec.factor)
+        check_memory(pretrained, few, maker.samplings[0], codec.factor, text)
     return maker
 
 

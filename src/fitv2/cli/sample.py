@@ -166,7 +166,7 @@ def request_of(
     pretrained, factor = loaded.pretrained, loaded.codec.factor
     request = {
         "model_step": pretrained.step,
-        "labels": [spec.label for spec in specs],
+        "labels": list(dict.fromkeys(spec.label for spec in specs)),
         **{option: getattr(sampling, name) for option, name in OPTIONS.items()},
         "guidance": sampling.guidance,
         "guidance_interval": list(sampling.interval),
@@ -183,7 +183,7 @@ def request_of(
     if sampling.window is not None:
         request |= {"window": [side * factor for side in sampling.window]}
     if loaded.text is not None:
-        request |= {"prompts": [spec.prompt for spec in specs], "text_encoder": loaded.text.name}
+        request |= {"prompts": list(dict.fromkeys(spec.prompt for spec in specs)), "text_encoder": loaded.text.name}
         request |= {"negative_prompt": specs[0].negative_prompt}
     return request
 

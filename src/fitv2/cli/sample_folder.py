@@ -34,7 +34,8 @@ def begin(folder: Path, request: dict[str, Any], names: Sequence[str], overwrite
         # Never a file outside the folder, whatever the list says.
         made = [name for name in (*(i["file"] for i in earlier["images"]), earlier["sheet"]) if Path(name).name == name]
         known = {*made, SAMPLES_LIST}
-        if current_request(earlier["request"]) != request:
+        # The same words in other numbers make other files.
+        if current_request(earlier["request"]) != request or {*made} - {*names, SHEET, earlier["sheet"]}:
             if not overwrite and any((folder / name).exists() for name in made):
                 raise UserError(
                     f"{folder} holds images of another request; choose another --out, or add --overwrite to remove them"

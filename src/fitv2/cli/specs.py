@@ -255,7 +255,7 @@ def read_image(path: Path, channels: int) -> Image.Image:
 
 
 def check_memory(
-    pretrained: Pretrained, specs: list[SampleSpec], sampling: Sampling, factor: int, text: TextEncoder | None = None
+    pretrained: Pretrained, specs: list[SampleSpec], sampling: Sampling, factor: int, text: TextEncoder | None
 ) -> None:
     """Raises UserError, with a size that fits, if the largest batch would not fit into the memory that is free now."""
     import torch

@@ -232,8 +232,8 @@ def write_pages(
     if not first.trial:
         others = {name: name for name in study_names()}
         others |= {path.stem: str(path) for path in out.glob("*/*.yaml") if path.stem == path.parent.name}
-        reports = {name: Report(name, load_study(other), first.table) for name, other in others.items()} | reports
-        write_overview([reports[name] for name in sorted(reports)], out)
+        every = {name: Report(name, load_study(other), first.table) for name, other in others.items()} | reports
+        write_overview([every[name] for name in sorted(every) if name in reports or has_its_data(every[name])], out)
     lines = []
     for one in chosen:
         report = reports[one.name]
@@ -241,6 +241,17 @@ def write_pages(
         lines += [f"{f.verdict + report.so_far:>18}  {f.claim.text}: {f.effect}" for f in report.findings]
         lines.append(f"The page with plots and images is {one.folder / PAGE}")
     show([reports[one.name].as_json() | {"failures": failures} for one in chosen], lines, as_json)
+
+
+def has_its_data(report: Report) -> bool:
+    """Whether data, base model and reference of a study can be read; says which one cannot."""
+    try:
+        for run in report.runs:
+            run.pending(report.table)
+    except UserError as error:
+        logging.warning("the overview leaves out %s: %s", report.name, error)
+        return False
+    return True
 
 
 def list_studies(as_json: bool) -> None:

@@ -133,7 +133,13 @@ LATER |= {"upscale_from", "upscale_side", "upscale_time", "window"}
 def lasting(settings: NetworkConfig | Sampling) -> dict[str, Any]:
     """Returns the fields of a configuration as names of images and models are made of them."""
     defaults = {field.name: field.default for field in fields(settings)}
-    return {key: v for key, v in asdict(settings).items() if key not in LATER or v != defaults[key]}
+    found = {key: v for key, v in asdict(settings).items() if key not in LATER or v != defaults[key]}
+    return found | ({"revision": 2} if isinstance(settings, Sampling) and is_revised(settings) else {})
+
+
+def is_revised(sampling: Sampling) -> bool:
+    """Whether earlier versions made other images: those of two passes, and of a cache together with times by size."""
+    return sampling.upscale_from is not None or (sampling.cache_interval > 1 and sampling.shift_tokens is not None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -86,6 +86,8 @@ def prepare(
 ) -> Report | None:
     """Makes or completes a prepared data set. Interrupted at any moment, the same call continues, to the same bytes.
 
+    A shard of which an image could not be decoded before gets another name for one run, see `renew`.
+
     Args:
         name: The name of the source, for dataset.json.
         encoder, preparation: How images become latents; see `encode.build_encoder`.

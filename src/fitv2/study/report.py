@@ -29,6 +29,7 @@ FOREST, CURVES, SHEETS = "forest.png", "curves.png", "sheets"
 WORDS = {HOLDS: "holds", REFUTED: "is refuted", EQUIVALENT: "makes no relevant difference", OPEN: "stays open"}
 # The columns of the table of provenance.
 TOLD = ("fitv2", "commit", "torch", "device", "threads")
+NOT_RUN = "This study has not been run yet."
 # Figures that have the same expectation for any number of images.
 COMPARABLE = ("kid", "accuracy")
 
@@ -88,7 +89,7 @@ class Report:
     def answer(self) -> str:
         """The first claim in a sentence, and how many of all are decided."""
         if not self.runs:
-            return "This study has not been run yet."
+            return NOT_RUN
         counts = Counter(finding.verdict for finding in self.findings).most_common()
         claims = counted(len(self.findings), "claim")
         extent = f", after {self.scored} of {counted(self.planned, 'planned training')}" if self.so_far else ""
@@ -169,12 +170,18 @@ def write_report(report: Report, folder: Path) -> None:
 
 
 def write_overview(reports: Sequence[Report], folder: Path) -> None:
-    """The page of all studies, with a forest of all their claims."""
+    """The page of all studies, with a forest of all their claims.
+
+    A study counts if it has a page: others may share some of its trainings.
+    """
     refuse_foreign(folder)
-    done = {report.name: report.findings for report in reports if report.runs}
+    pages = {report.name for report in reports if (folder / report.name / PAGE).is_file()}
+    done = {report.name: report.findings for report in reports if report.name in pages}
     plots = [FOREST] if draw_forest(folder / FOREST, done) else []
     withdrawn = (folder / "withdrawn" / PAGE).is_file()
-    write_page(folder / PAGE, "overview.md.j2", reports=reports, plots=plots, withdrawn=withdrawn)
+    write_page(
+        folder / PAGE, "overview.md.j2", reports=reports, pages=pages, plots=plots, withdrawn=withdrawn, not_run=NOT_RUN
+    )
 
 
 def write_page(path: Path, template: str, **content: Any) -> None:

@@ -137,6 +137,8 @@ class Run:
         about += [condition, scoring.name == CURVE]
         if digest := reference_digest(evaluation.reference):
             about.append(digest)
+        if self.recipe.training.init_from:
+            about.append(PLAIN)
         return json_digest([*about, scoring.sampler.model_dump(mode="json")])[:16]
 
     def pending(self, table: Table) -> list[Scoring]:

@@ -70,7 +70,9 @@ class Progress:
         if missed := [step for step in steps if step > self.last or self.done >= step]:
             missed = [step for step in missed if not exported(self.run, step).is_dir()]
         if missed and self.unfinished:
-            logger.warning("log.export_at: %s not among the steps to come", ", ".join(map(str, missed)))
+            logger.warning(
+                "log.export_at: nothing is exported at %s, past or after the end", ", ".join(map(str, missed))
+            )
 
     @property
     def sheet(self) -> Path:

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..atomic import write_text
 from ..autoencoder_settings import AnyRecipe, AutoencoderRecipe
 from ..checkpoints.model_folder import MOST_EXAMPLES, MOST_SHAPES, read_config
@@ -16,6 +18,7 @@ from ..data.contents import refuse_among
 from ..data.dataset import Dataset
 from ..data_settings import BUILT_IN
 from ..errors import UserError, damaged
+from ..hashes import json_digest
 from ..legacy import RECIPES
 from ..messages import command, shortened
 from ..model.config import FiTConfig
@@ -219,6 +222,21 @@ def check_data(run: Path, recipe: Recipe, found: dict[str, Any], state: dict[str
             "give the folder that holds the same images (--data), or begin another run"
         )
     logger.warning("the images have changed since the last checkpoint: the run continues, but in another order")
+
+
+def check_held_out(state: Mapping[str, Any], found: str, sources: Sequence[Dataset]) -> None:
+    """Warns if other images were held out before; older versions kept no digest, and names did not decide then."""
+    by_name = any(source.held_out is None and source.identity()[0] for source in sources)
+    if state.get("held_out", "" if by_name else found) != found:
+        logger.warning(
+            "other images are held out than before the last checkpoint: the loss of these may be that of images which "
+            "were trained on, and in this epoch images may come twice or not at all"
+        )
+
+
+def held_out_digest(chosen: np.ndarray) -> str:
+    """Returns 16 hexadecimal digits of the indices of the held-out images; empty if there are none."""
+    return json_digest(chosen.tolist())[:16] if len(chosen) else ""
 
 
 def check_teacher(run: Path, recipe: Recipe, state: Mapping[str, Any], found: str | None) -> None:

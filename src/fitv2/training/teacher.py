@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import asdict
 
 import torch
 from torch import Tensor
@@ -17,6 +16,8 @@ from ..settings import TrainingSettings
 from ..tokens import TokenBatch
 
 logger = logging.getLogger(__name__)
+# The settings of `Sampling` on which its velocity depends.
+TEACHING = ("guidance", "interval", "power", "channels", "internal_guidance", "internal_interval")
 
 
 class GuidedTeacher:
@@ -37,8 +38,8 @@ class GuidedTeacher:
             return guided(batch.x, t_B)
 
     def digest(self) -> str:
-        """Returns 16 hexadecimal digits of its weights and of how it is sampled."""
-        about = json.dumps([asdict(self.model.config), asdict(self.sampling)], sort_keys=True, default=str)
+        """Returns 16 hexadecimal digits of its weights and of how it is guided."""
+        about = json.dumps([getattr(self.sampling, name) for name in TEACHING])
         return weights_digest(self.model.state_dict(), about)[:16]
 
 

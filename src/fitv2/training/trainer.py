@@ -34,7 +34,15 @@ from .holdout import Holdout
 from .learner import Learner
 from .loop import StepResult, TrainingLoop
 from .progress import SIGNALS, Progress
-from .run_folder import check_data, check_teacher, facts, identity, resume_command
+from .run_folder import (
+    check_data,
+    check_held_out,
+    check_teacher,
+    facts,
+    held_out_digest,
+    identity,
+    resume_command,
+)
 from .sample_sheet import sheet_requests, sheet_sampling, write_sheet
 from .trackers import check_packages
 
@@ -105,6 +113,9 @@ class Trainer(TrainingLoop[Recipe]):
         if self.begun is not None:
             check_teacher(run, recipe, self.begun[1], self.teacher)
         self.holdout = Holdout(dataset, recipe, build_loss_at(config), text)
+        self.held_out = held_out_digest(self.holdout.chosen)
+        if self.begun is not None and main:
+            check_held_out(self.begun[1], self.held_out, [dataset])
         self.loader = PackLoader(
             dataset,
             settings.max_tokens_per_batch,
@@ -186,7 +197,7 @@ class Trainer(TrainingLoop[Recipe]):
         learner, config = self.learner, self.learner.model.module.config
         known = {"trained": learner.trained if len(learner.trained) < len(learner.parameters) else "all"}
         rope = asdict(config.rope) if isinstance(config, FiTConfig) else None
-        return self.identity | known | {"teacher": self.teacher, "rope": rope}
+        return self.identity | known | {"teacher": self.teacher, "rope": rope, "held_out": self.held_out}
 
     def export(self, folder: Path) -> None:
         """Writes the averaged weights as a model folder; rank 0 gathers them, tensor by tensor."""
