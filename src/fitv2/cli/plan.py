@@ -104,13 +104,13 @@ def check_ahead(recipe: Recipe, run: Path, dataset: Dataset, stands_in: bool) ->
     from ..checkpoints.training_state import newest_state
     from ..model.network import bare_model
     from ..training.finetune import init_from
-    from ..training.run_folder import check_data, identity
+    from ..training.run_folder import check_data, facts, identity
     from ..training.trackers import check_packages
 
     check_packages(recipe.log.trackers)
     begun = newest_state(run / "checkpoints")
     if begun is not None:
-        check_data(run, recipe, identity(dataset), begun[1])
+        check_data(run, recipe, identity(dataset, facts(dataset, recipe.model.encoder)["examples"]), begun[1])
         return build_model_config(recipe, dataset), []
     start = recipe.training.init_from
     if stands_in and start is not None and not Path(start).exists():

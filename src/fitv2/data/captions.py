@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import json
-import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from posixpath import normpath, splitext
@@ -16,7 +15,7 @@ from posixpath import normpath, splitext
 from ..errors import UserError
 from ..messages import counted
 from .dataset import evenly
-from .tables import CAPTIONS, read_table
+from .tables import CAPTIONS, LINE_END, read_table
 
 TABLES = ("metadata.jsonl", "metadata.csv")
 TEXTS = (".txt", ".caption")
@@ -90,8 +89,7 @@ def caption_lines(read: Callable[[], bytes], where: object) -> tuple[str, ...]:
         where: Its name, for the message.
     """
     try:
-        # `str.splitlines` would also split at separators that belong to a text, such as U+2028.
-        lines = re.split(r"\r\n|\r|\n", read().decode("utf-8-sig"))
+        lines = LINE_END.split(read().decode("utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the caption {where} cannot be read ({error}): correct or remove the file") from None
     return tuple(filter(None, map(str.strip, lines)))

@@ -12,14 +12,11 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from ..hashes import json_digest
 from ..randomness import Purpose, numpy_generator
 from .scan import ScanReport
 
 # Files whose bytes are part of a digest.
 SAMPLED = 16
-# Captions that a digest has.
-SAMPLED_CAPTIONS = 1000
 # What an epoch draws for an image, as `Dataset.load` takes it: variant, size in patches, mirroring, generator.
 Drawn = tuple[int, tuple[int, int], bool, Callable[[], np.random.Generator]]
 
@@ -156,11 +153,6 @@ class Dataset(ABC):
                 with suppress(OSError):  # Training itself reports what it cannot read.
                     digest.update((folder / names[i]).read_bytes())
         return digest.hexdigest()[:16]
-
-    def captions_digest(self) -> str | None:
-        """Returns 16 hexadecimal digits of a few captions, evenly spread; None for a set without captions."""
-        found = [caption for caption, _ in self.examples(SAMPLED_CAPTIONS)]
-        return json_digest(found)[:16] if found else None
 
     def identity(self) -> tuple[list[str], Sequence[np.ndarray], Path | None]:
         """Returns what `digest` covers: names, arrays of whole numbers, and the folder of files with these names."""

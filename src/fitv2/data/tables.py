@@ -30,6 +30,8 @@ PATHS = ("file_name", "filename", "file", "file_path", "filepath", "path", "imag
 PATHS += ("image_name", "image_file_name", "img", "img_path", "images", "name", "image_id", "id")
 LABELS = ("label", "labels", "class", "class_name", "class_label", "category", "target", "cls", "class_id")
 LABELS += ("class_index", "label_id", "label_name", "y")
+# `str.splitlines` would also split at separators that belong to a text, such as U+2028.
+LINE_END = re.compile(r"\r\n|\r|\n")
 CAPTIONS = ("text", "caption", "captions", "prompt", "description")
 UNLABELLED = "dataset.json says that these images have no labels"
 
@@ -240,7 +242,7 @@ def _lines(file: Path) -> Iterator[tuple[int, str]]:
         raise UserError(f"{file} is not a list of images: {error}") from None
     if "\0" in text:
         raise UserError(f"{file} is not a list of images: it is not text")
-    for number, line in enumerate(re.split(r"\r\n|\r|\n", text), 1):
+    for number, line in enumerate(LINE_END.split(text), 1):
         if line.strip(" \t,;"):
             yield number, line
 

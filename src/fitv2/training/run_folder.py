@@ -12,7 +12,7 @@ import numpy as np
 
 from ..atomic import write_text
 from ..autoencoder_settings import AnyRecipe, AutoencoderRecipe
-from ..checkpoints.model_folder import MOST_EXAMPLES, MOST_SHAPES, read_config
+from ..checkpoints.model_folder import MOST_EXAMPLES, MOST_SHAPES, Example, read_config
 from ..config import build_autoencoder_recipe, build_recipe
 from ..data.contents import refuse_among
 from ..data.dataset import Dataset
@@ -179,12 +179,13 @@ def exported(run: Path, step: int) -> Path:
     return run / "exports" / f"step-{step:08d}"
 
 
-def identity(dataset: Dataset) -> dict[str, Any]:
-    """Returns what a checkpoint records of the data: the class names in order, and digests of content and captions."""
-    captions = dataset.captions_digest()
-    return {"classes": list(dataset.class_names), "content": dataset.digest()} | (
-        {} if captions is None else {"captions": captions}
-    )
+def identity(dataset: Dataset, examples: Sequence[Example] = ()) -> dict[str, Any]:
+    """Returns what a checkpoint records of the data: the class names in order, and digests of content and captions.
+
+    examples: Of `facts`; none for a model that reads no captions.
+    """
+    captions = {"captions": json_digest(examples)[:16]} if examples else {}
+    return {"classes": list(dataset.class_names), "content": dataset.digest()} | captions
 
 
 def facts(dataset: Dataset, text_encoder: str | None) -> dict[str, Any]:

@@ -85,12 +85,10 @@ class Trainer(TrainingLoop[Recipe]):
         self.dataset, self.run, settings = dataset, run, recipe.training
         assert settings.precision != "auto"
         choose_precision(settings.precision, device)  # It warns where bf16 is slow.
-        self.facts, self.identity = facts(dataset, recipe.model.encoder), identity(dataset)
-        self.sources, self.content, self.sheet_every = (
-            recipe.data.source,
-            self.identity["content"],
-            recipe.log.sample_every,
-        )
+        self.facts = facts(dataset, recipe.model.encoder)
+        self.identity = identity(dataset, self.facts["examples"])
+        self.sources, self.content = recipe.data.source, self.identity["content"]
+        self.sheet_every = recipe.log.sample_every
         self.begun = on_rank0(self._find_checkpoint)
         self.recommended: Mapping[str, Any] = sampling_advice(settings)
         text = build_text_encoder(recipe.model, dataset)
