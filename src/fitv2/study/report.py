@@ -26,7 +26,14 @@ from .runs import Run, frame_of, runs_of
 from .verdicts import EQUIVALENT, HOLDS, NO_RESULT, OPEN, REFUTED, Figures, Finding, judge
 
 FOREST, CURVES, SHEETS = "forest.png", "curves.png", "sheets"
-WORDS = {HOLDS: "holds", REFUTED: "is refuted", EQUIVALENT: "makes no relevant difference", OPEN: "stays open"}
+# What is said of one claim, and of several.
+WORDS = {
+    HOLDS: ("holds", "hold"),
+    REFUTED: ("is refuted", "are refuted"),
+    EQUIVALENT: ("makes no relevant difference", "make no relevant difference"),
+    OPEN: ("stays open", "stay open"),
+    NO_RESULT: ("has no result", "have no result"),
+}
 # The columns of the table of provenance.
 TOLD = ("fitv2", "commit", "torch", "device", "threads")
 NOT_RUN = "This study has not been run yet."
@@ -90,14 +97,16 @@ class Report:
         """The first claim in a sentence, and how many of all are decided."""
         if not self.runs:
             return NOT_RUN
-        counts = Counter(finding.verdict for finding in self.findings).most_common()
-        claims = counted(len(self.findings), "claim")
+        if not self.findings:
+            return "The study makes no claims: its table of scores is the answer."
+        counts = Counter(finding.verdict for finding in self.findings)
         extent = f", after {self.scored} of {counted(self.planned, 'planned training')}" if self.so_far else ""
-        told = f"{claims} in all{extent}: {', '.join(f'{number} {verdict}' for verdict, number in counts) or 'none'}."
-        if not self.findings or (first := self.findings[0]).verdict == NO_RESULT:
+        found = (f"{counts[one]} {words[counts[one] > 1]}" for one, words in WORDS.items() if counts[one])
+        told = f"Of {counted(len(self.findings), 'claim')}{extent}, {', '.join(found)}."
+        if (first := self.findings[0]).verdict == NO_RESULT:
             return told
         figure = f"{first.effect}; p {in_words(first.p)}; {first.where}"
-        return f"“{first.claim.text}” **{WORDS[first.verdict]}{self.so_far}** ({figure}). {told}"
+        return f"“{first.claim.text}” **{WORDS[first.verdict][0]}{self.so_far}** ({figure}). {told}"
 
     @property
     def lines(self) -> list[str]:
