@@ -102,7 +102,7 @@ def test_the_budget_is_that_of_the_source_until_it_is_set():
 
     assert budget() == (49, "resize") and budget("data.source=my/images") == (256, "mixed")
     assert budget("data.max_tokens=25", "data.preprocessing=crop") == (25, "crop")
-    with pytest.raises(ValueError, match=r"data\.source: .*valid string \(given: \[1\]\)$"):
+    with pytest.raises(ValueError, match=r"data\.source: must be text.* \(given: \[1\]\)$"):
         budget("data.source=[1]")
     recipe = build_recipe({}, ["data.max_tokens=25", "data.preprocessing=crop"])
     assert build_dataset(recipe.data, 4).epoch(0, 0).hw.tolist() == [[5, 5]] * 10_000
@@ -168,9 +168,15 @@ def test_an_unknown_key_or_section_of_a_file_is_an_error(tree, complaint):
         ("log.trackers=[wanb]", "did you mean wandb"),
         ("model.architecture=FITv2", "given: 'FITv2'.*did you mean FiTv2"),
         ("model.prediction=image", r"model\.prediction: .*'velocity'.*'epsilon'"),
-        ("model.architecture=UNet", r"model: .*'FiTv2'.*'SiT'"),
+        ("model.architecture=UNet", r"model: 'architecture' must be one of 'FiTv2'.*'SiT'"),
         ("training.precision=fp16", r"training\.precision: .*'bf16' or 'fp32'"),
         ("training.steps.x=3", r"training\.steps: .*whole number"),
+        ("training.steps=yes", "training: steps must not be true or false"),
+        ("log.sample_every=true", "log: sample_every must not be true or false"),
+        ("data.further_tokens=on", "data: further_tokens must not be true or false"),
+        ("training=5", r"training: must hold keys with values \(given: 5\)"),
+        ("model=5", r"model: must hold keys with values"),
+        ("data.source=2024", r"data\.source: must be text, in quotes .*2024"),
     ],
 )
 def test_a_bad_value_is_named_with_its_key_and_what_is_allowed(override, message):
@@ -209,6 +215,8 @@ def test_an_override_that_is_none(override, complaint):
         ("- a\n- b\n", "must hold sections"),
         ("just words\n", "must hold sections"),
         ("model: [1,\n", "not valid YAML"),
+        ("training:\n  steps: 5\ntraining:\n  workers: 1\n", "'training' is there twice.* line 3"),
+        ("training: {steps: 5, steps: 500}\n", "'steps' is there twice"),
     ],
 )
 def test_a_file_that_holds_no_recipe(tmp_path, text, complaint):

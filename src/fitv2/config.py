@@ -132,6 +132,9 @@ WORDS = {
     **dict.fromkeys(("float_parsing", "float_type"), "must be a number"),
     **dict.fromkeys(("bool_parsing", "bool_type"), "must be true or false"),
     **dict.fromkeys(("tuple_type", "list_type"), "must be a list, such as [1, 2]"),
+    **dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "must hold keys with values"),
+    "string_type": "must be text, in quotes if it looks like something else",
+    "union_tag_invalid": "{discriminator} must be one of {expected_tags}",
 }
 
 
@@ -143,7 +146,8 @@ def complaint(error: Mapping[str, Any]) -> str:
     if error["type"] == "union_tag_invalid":
         given = context["tag"]
     known = context.get("expected") or context.get("expected_tags") or ""
-    return f"{WORDS.get(error['type'], error['msg'])} (given: {given!r}){suggestion_of(str(given), known)}"
+    said = WORDS[error["type"]].format(**context) if error["type"] in WORDS else error["msg"]
+    return f"{said} (given: {given!r}){suggestion_of(str(given), known)}"
 
 
 def nearest_key(key: str, sections: Sections = SECTIONS) -> str:

@@ -15,9 +15,18 @@ MOST_OBJECTS = 4
 
 
 class Settings(BaseModel):
-    """Base of all settings: no unknown keys, no changes, finite numbers only."""
+    """Base of all settings: no unknown keys, no changes, finite numbers only, no true or false for them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def yes_is_no_number(cls, tree: Any) -> Any:
+        """Pydantic takes true for 1, and YAML yes and on for true."""
+        for key, value in tree.items() if isinstance(tree, dict) else ():
+            if isinstance(value, bool) and key in cls.model_fields and cls.model_fields[key].annotation is not bool:
+                raise UserError(f"{key} must not be true or false, as yes, no, on and off are in YAML")
+        return tree
 
 
 MinScale = Annotated[

@@ -10,10 +10,23 @@ import yaml
 from .errors import UserError
 
 
+class UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that a mapping has twice: the first one would be lost without a word."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} is there twice", problem_mark=key.start_mark)
+            seen.add(str(key.value))
+        return node
+
+
 def parse_yaml(text: str | bytes, source: object) -> dict[str, Any]:
     """Returns a YAML mapping; source: where it comes from. Raises UserError for anything else, also for no content."""
     try:
-        tree = yaml.safe_load(text)
+        tree = yaml.load(text, UniqueKeys)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from None
     if tree is None:
