@@ -121,6 +121,22 @@ def test_what_was_renamed_still_works_with_a_note(capsys, command, words, today,
     assert capsys.readouterr().err.count("is now called") == notes
 
 
+@pytest.mark.parametrize(
+    ("words", "where"),
+    [
+        ([""], ""),
+        (["--out", "x", "--model", ""], " after --model"),
+        (["--autoencoder="], " after --autoencoder"),
+        (["--prompt", "", "--negative-prompt=", "-p", "", "--out", ""], " after --out"),
+    ],
+)
+def test_an_empty_word_is_refused_except_for_a_prompt(words, where):
+    """It would be the built-in model, the model's own autoencoder or the current folder."""
+    command = typer.main.get_command(app).commands["sample"]
+    with pytest.raises(typer.BadParameter, match=f"^a word{where} is empty"):
+        command.make_context("sample", words)
+
+
 def test_a_command_takes_a_former_short_option(fitv2):
     shown = fitv2("train", "-r", "fashion-tiny", "-n", "-s", "training.steps=700", "--json").ok()
     assert '"steps": 700' in shown.out and "--recipe" in shown.err

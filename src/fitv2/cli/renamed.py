@@ -1,9 +1,10 @@
-"""What older versions called options and their values: it works for one more version, with a note."""
+"""What every command does with its words: older names work for one more version, with a note; none may be empty."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 from typer import BadParameter, Context
 from typer.core import TyperCommand
@@ -20,12 +21,14 @@ RENAMED = {
     "evaluate": {"--num": "--num-images", "--number": "--num-images", "--full-every": "--cache-interval"},
 }
 PRECISION = "--precision"
+MAY_BE_EMPTY = ("--prompt", "-p", "--negative-prompt")
 
 
 class Command(TyperCommand):
     """A command that also takes the older names, and suggests the nearest value for one that is not known."""
 
     def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+        refuse_empty(args, ctx)
         try:
             return super().parse_args(ctx, [*current(self.name or "", args)])
         except BadParameter as error:
@@ -34,6 +37,15 @@ class Command(TyperCommand):
                 near = suggestion_of(value.strip("'"), known)
                 error.message = f"{value}{refused}{known.removesuffix('.') if near else known}{near}"
             raise
+
+
+def refuse_empty(words: Sequence[str], ctx: Context) -> None:
+    """Raises BadParameter for an empty word, which would stand for the default or for the current folder."""
+    for before, word in pairwise(["", *words]):
+        option, equals, value = word.partition("=") if word.startswith("--") else (before, "=", word)
+        if equals and not value and option not in MAY_BE_EMPTY:
+            where = f" after {option}" if option else ""
+            raise BadParameter(f"a word{where} is empty: is a variable of the shell not set?", ctx)
 
 
 def current(command: str, words: Sequence[str]) -> Iterator[str]:
