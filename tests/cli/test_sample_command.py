@@ -19,6 +19,7 @@ from fitv2.cli.options import LoadedModel
 from fitv2.cli.sample import make
 from fitv2.cli.sample_folder import begin
 from fitv2.cli.specs import check_memory, describe, edits_of, file_name, list_specs, showcase
+from fitv2.decoding import make_images
 from fitv2.errors import UserError
 from fitv2.locks import locked
 from fitv2.sample_list import CONTACT_SHEET
@@ -282,7 +283,13 @@ def test_a_canvas_beyond_the_memory_is_refused_before_it_is_laid_out(model, monk
 
 def test_a_sheet_of_many_images_shows_the_first(model, tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules["fitv2.cli.sample"], "MOST_SHOWN", 3)
-    pages, pretrained = [], load_pretrained(model)
+    pages, numbers, pretrained = [], [], load_pretrained(model)
+
+    def counting(network, codec, specs, *others):
+        numbers.append(len(specs))
+        return make_images(network, codec, specs, *others)
+
+    monkeypatch.setattr("fitv2.decoding.make_images", counting)
     monkeypatch.setattr("fitv2.sheets.contact_sheet", lambda *arguments: pages.append(arguments))
     monkeypatch.setattr("fitv2.sheets.save_sheet", lambda page, path: None)
     specs = [SampleSpec(0, (4, 4), seed) for seed in range(5)]
@@ -290,7 +297,8 @@ def test_a_sheet_of_many_images_shows_the_first(model, tmp_path, monkeypatch):
     make(LoadedModel(pretrained, Pixels(), None, "fp32"), specs, Sampling(steps=1), tmp_path, rows, None, None)
     ((images, captions, note),) = pages
     assert len(images) == len(captions) == 3 and note == "the first 3 of 5 images"
-    assert len(list(tmp_path.glob("*.png"))) == 5
+    assert {path.name for path in tmp_path.glob("*.png")} == {row["file"] for row in rows}
+    assert numbers == [3, 2]  # No more are in memory at once.
 
 
 def test_large_images_in_windows_and_in_two_passes(fitv2, model, tmp_path):

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .options import LoadedModel
 
 BUILTIN = "builtin:fashion"
-# Images on the contact sheet: a page of thousands would take gigabytes.
+# Images on the contact sheet, and made at a time: thousands would take gigabytes.
 MOST_SHOWN = 400
 image_option = partial(typer.Option, rich_help_panel="Images")
 edit_option = partial(typer.Option, rich_help_panel="Beginning with an image", show_default=False)
@@ -206,20 +206,25 @@ def make(
     start = time.perf_counter()
     with image_progress("sampling", len(specs)) as progress:
 
-        def save(number: int, image: Image.Image) -> None:
-            write_file(out / rows[number]["file"], lambda draft: image.save(draft, "PNG"))
+        def save(begin: int, number: int, image: Image.Image) -> None:
+            write_file(out / rows[begin + number]["file"], lambda draft: image.save(draft, "PNG"))
             progress(1)
 
-        images = make_images(loaded.pretrained.model, loaded.codec, specs, sampling, save, loaded.text, edits)
+        images: list[Image.Image] = []
+        for begin in range(0, len(specs), MOST_SHOWN):  # Only images of the sheet are kept in memory.
+            part = slice(begin, begin + MOST_SHOWN)
+            model, begun = loaded.pretrained.model, edits and edits[part]
+            made = make_images(model, loaded.codec, specs[part], sampling, partial(save, begin), loaded.text, begun)
+            images = images or made
     seconds = time.perf_counter() - start
     captions = [
         f"{shown(row.get('prompt')) or row['class'] or 'image'} {'x'.join(map(str, row['size']))}"
         f"{'' if row['seen'] else ' *'}"
         for row in rows
     ]
-    if len(images) > MOST_SHOWN:
-        note = f"the first {MOST_SHOWN} of {counted(len(images), 'image')}{'; ' + note if note else ''}"
-    save_sheet(contact_sheet(images[:MOST_SHOWN], captions[:MOST_SHOWN], note), out / SHEET)
+    if len(specs) > MOST_SHOWN:
+        note = f"the first {MOST_SHOWN} of {counted(len(specs), 'image')}{'; ' + note if note else ''}"
+    save_sheet(contact_sheet(images, captions[:MOST_SHOWN], note), out / SHEET)
     return seconds
 
 
