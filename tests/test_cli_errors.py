@@ -98,6 +98,11 @@ def test_a_reader_that_has_gone_is_no_error():
     assert child.stderr == ""
 
 
+def test_an_output_that_was_never_open_is_no_error():
+    child = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *FITV2, "--version"], stderr=subprocess.PIPE, text=True)
+    assert (child.returncode, child.stderr) == (0, "")
+
+
 @pytest.mark.parametrize(("options", "shown"), [([], False), (["--debug"], True)])
 def test_warnings_of_libraries_are_shown_with_debug_only(sample, monkeypatch, options, shown):
     def warn(*_) -> None:

@@ -259,14 +259,18 @@ EYE = np.eye(4)
         ({"mu_s": np.zeros(3), "sigma_s": np.eye(3)}, "mu and sigma"),
         ({"other": np.zeros(3)}, "neither images"),
         (b"PK nothing", "damaged"),
+        (np.zeros(3), "not an archive of a reference"),
     ],
 )
 def test_references_that_are_none_are_refused(tmp_path, monkeypatch, statistics, complaint):
     monkeypatch.setattr(inputs, "STATISTICS", {"": 4, "_s": 3})
     if isinstance(statistics, bytes):
         (tmp_path / "a.npz").write_bytes(statistics)
-    else:
+    elif isinstance(statistics, dict):
         np.savez(tmp_path / "a.npz", **statistics)
+    else:
+        with (tmp_path / "a.npz").open("wb") as file:
+            np.save(file, statistics)
     with pytest.raises(UserError, match=complaint):
         open_reference(str(tmp_path / "a.npz"), tmp_path)
 

@@ -13,7 +13,7 @@ from .errors import UserError
 class UniqueKeys(yaml.SafeLoader):
     """Refuses a key that a mapping has twice: the first one would be lost without a word."""
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         seen: set[str] = set()
         for key, _ in node.value:

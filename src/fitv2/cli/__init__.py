@@ -160,6 +160,8 @@ def installed_version() -> str:
 
 def flush_output() -> None:
     """Whoever read our output may have gone, as `head` does: Python would complain about that at its very end."""
+    if sys.stdout is None:  # Closed from the beginning, as by >&-.
+        return
     try:
         sys.stdout.flush()
     except BrokenPipeError:

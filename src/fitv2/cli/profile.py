@@ -61,7 +61,7 @@ def profile(
             help="HEIGHTxWIDTH in pixels, repeatable; default 256x256, or the model's most frequent size",
         ),
     ] = None,
-    batch: Annotated[int, typer.Option("--batch", "-b", min=1, help="images in a forward pass or step")] = 1,
+    batch: Annotated[int, typer.Option("--batch", "-b", min=1, max=10**6, help="images in a forward pass or step")] = 1,
     precision: Annotated[Precision, typer.Option(help="of products, like training.precision")] = "bf16",
     device: Device = None,
     ignore_memory: IgnoreMemory = False,
@@ -102,12 +102,12 @@ def profile(
     if plot is not None and plot.exists() and not overwrite:
         raise UserError(f"--plot {plot} is there already; name another file, or add --overwrite to replace it")
     where = choose_device(device)
-    precision = choose_precision(precision, where)
     sizes = [parse_size(text) for text in size or []]
     subjects = [find_subject(name, autoencoder) for name in models or TABLE_1]
     cases = [Case(subject, s, batch, precision) for subject in subjects for s in sizes or [subject.size]]
     profiles = [Profile(case, cost_of(case)) for case in cases]
     if measure:
+        choose_precision(precision, where)  # Warns of a slow one.
         runs = repeats or DEFAULT_REPEATS
         with_step = [ignore_memory or fits(p, where) for p in profiles]
         with image_progress("measuring", sum(2 + step for step in with_step) * (runs + 1)) as done:

@@ -59,7 +59,7 @@ def study(
     ] = None,
     trial: Annotated[str | None, typer.Option(help="shorten training and scoring to a fraction, such as 5%")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="a trial with this many steps per training run")] = None,
-    budget: Annotated[float | None, typer.Option(min=0, hidden=True)] = None,
+    budget: Annotated[float | None, typer.Option(min=0, max=1e9, hidden=True)] = None,
     jobs: Annotated[
         int | None, typer.Option("--jobs", "-j", min=1, help="commands to run at once; default: one per core")
     ] = None,

@@ -149,6 +149,7 @@ def open_reference(name: str, cache: Path) -> Reference:
     if path.suffix != ".npz":
         return Reference(name, open_images(name, cache))
     try:
+        zipfile.ZipFile(path).close()  # For anything else, numpy does not return an archive.
         with np.load(path) as archive:
             arrays = {key: archive[key] for key in ("mu", "sigma", "mu_s", "sigma_s") if key in archive}
             has_images = ARCHIVE in archive

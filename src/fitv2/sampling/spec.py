@@ -17,6 +17,8 @@ from .defaults import UPSCALE_TIME
 from .solvers import ADAPTIVE, DIFFUSION_SOLVERS, EDITING_SOLVERS, FLOW_SOLVERS, SOLVER_NAMES, model_calls
 
 DEFAULT_STEPS = 25
+# Times in float32 cannot tell many more apart.
+MOST_STEPS = 10**7
 # Without guidance these have no effect; and without internal guidance its own.
 GUIDANCE_SETTINGS = ("interval", "power", "channels")
 SHIFTS = ("shift", "shift_tokens")
@@ -118,6 +120,8 @@ class Sampling:
         """Raises UserError for a number out of its range."""
         if self.steps is not None and self.steps < 1:
             raise UserError(f"a sampler needs at least one step, not {self.steps}")
+        if self.steps is not None and self.steps > MOST_STEPS:
+            raise UserError(f"a sampler takes at most {MOST_STEPS:,} steps, not {self.steps:,}")
         if self.solver in DIFFUSION_SOLVERS and self.steps is not None:
             check_count(self.steps)
         for name in ("guidance", "internal_guidance", "power"):
