@@ -44,6 +44,16 @@ def test_every_run_is_trained_and_scored_once(queue, tmp_path):
     assert work_off(again)[1] == [] and again.ran == []
 
 
+def test_a_machine_that_has_the_table_alone_keeps_images_of_a_later_seed(queue, tmp_path):
+    sheets = tmp_path / "tiny/sheets"
+    first = runs_of(build_study(tree(), "tiny"), queue.table, 1)
+    queue.work_off(first, 1, lambda left: None)
+    assert sorted(path.name for path in sheets.iterdir()) == ["FiT.png", "FiTv2.png"]
+    shutil.rmtree(sheets)
+    work_off(queue)
+    assert sorted(path.name for path in sheets.iterdir()) == ["FiT.png", "FiTv2.png"]
+
+
 def test_a_training_that_studies_share_is_run_once(queue, tmp_path):
     runs, _ = work_off(queue, evaluation={"points": []}, claims=[])
     # Without points there is no curve, whose last point would only cost time.

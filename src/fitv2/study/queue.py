@@ -118,10 +118,11 @@ class Queue:
                     raise
                 finite = False
         self.add(score_lines(run, scoring, result if finite else None, self.table.run_of(run.id)))
-        if run.seed == 0 and scoring.name == next(iter(run.conditions)):
+        shown = self.sheets(run) / f"{run.variant}.png"
+        if scoring.name == next(iter(run.conditions)) and (run.seed == 0 or not shown.exists()):
             for sheet in sorted(out.glob(f"sheet-{scoring.condition.size.replace(':', '?')}*.png"))[:1]:
-                self.sheets(run).mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(sheet, self.sheets(run) / f"{run.variant}.png")
+                shown.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(sheet, shown)
 
     def command(self, words: Sequence[str], folder: Path, name: str) -> None:
         """Runs one fitv2 command to its end, with its output in the folder. Raises CommandFailed."""
