@@ -1,6 +1,7 @@
 """What a folder holds and what its classes are, as training and preparation read it."""
 
 import json
+import os
 
 import pytest
 from PIL import Image
@@ -239,6 +240,41 @@ def test_rows_of_a_table_are_read_whole_or_refused(tmp_path):
     table.write_text("file_name,text\n0.png,a cat, on a mat\n")
     with pytest.raises(UserError, match=r"metadata\.csv, line 2, has 3 columns and the header 2"):
         read_table(table)
+
+
+def test_a_quoted_cell_of_csv_may_hold_line_ends(tmp_path):
+    save_all(tmp_path, "0.png", "1.png")
+    table = tmp_path / "metadata.csv"
+    table.write_bytes(b'# "none\r\nfile_name,text\r\n0.png,"a cat,\r\n\r\non a ""mat"""\r\n\r\n1.png,a dog\r\n')
+    source = FolderSource(tmp_path)
+    assert [source.captions(i) for i in range(2)] == [('a cat,\n\non a "mat"',), ("a dog",)]
+    table.write_text('file_name,text\n0.png,a cat\n1.png,"a\ndog\n')
+    with pytest.raises(UserError, match="line 3: a quote is opened and not closed"):
+        read_table(table)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("list.csv", "file_name,label\n0.png,cat\n,dog\n"),
+        ("list.txt", "# a comment\n0.png\tcat\n \tdog"),
+        ("list.jsonl", '{"file_name": "0.png"}\n\n{"label": "dog"}'),
+        ("list.jsonl", '{"file_name": "0.png"}\n\n{"file_name": null}'),
+    ],
+)
+def test_a_row_without_an_image_is_an_error(tmp_path, name, text):
+    save_all(tmp_path, "0.png")
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=rf"{name}, line 3, names no image"):
+        read_table(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["metadata.jsonl", "dataset.json"])
+def test_a_pipe_for_a_table_or_a_caption_is_not_waited_for(tmp_path, name):
+    save_all(tmp_path, "0.png")
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match=rf"{name}.*not a file"):
+        FolderSource(tmp_path).captions(0)
 
 
 def test_captions_are_split_at_line_ends_alone(tmp_path):

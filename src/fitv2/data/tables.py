@@ -15,7 +15,8 @@ import codecs
 import csv
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from posixpath import normpath
 from typing import Any, NamedTuple
@@ -32,6 +33,8 @@ LABELS = ("label", "labels", "class", "class_name", "class_label", "category", "
 LABELS += ("class_index", "label_id", "label_name", "y")
 # `str.splitlines` would also split at separators that belong to a text, such as U+2028.
 LINE_END = re.compile(r"\r\n|\r|\n")
+# Of which an empty line of a table consists.
+BLANK = " \t,;"
 CAPTIONS = ("text", "caption", "captions", "prompt", "description")
 UNLABELLED = "dataset.json says that these images have no labels"
 
@@ -68,6 +71,8 @@ def read_table(file: Path, with_labels: bool = True) -> Table:
     Raises:
         UserError: The table cannot be read, or its meaning is unclear; the message says where, and what to do.
     """
+    if not file.is_file():  # On a pipe, reading would wait for ever.
+        raise UserError(f"{file} is not a file, or a link to none: correct or remove it")
     if file.suffix.lower() == ".json":
         rows, note = _of_dataset_json(file)
     else:
@@ -154,7 +159,7 @@ def _of_dataset_json(file: Path) -> tuple[list[Row], str | None]:
 def _of_objects(file: Path, with_labels: bool) -> tuple[list[Row], str | None]:
     objects = []
     for number, line in _lines(file):
-        if line.startswith("#"):
+        if line.startswith("#") or not line.strip():
             continue
         try:
             objects.append((number, dict(json.loads(line).items())))
@@ -174,42 +179,52 @@ def _of_records(
     caption, rows = caption_key(names), []
     for number, record in records:
         captions = () if caption is None else caption_texts(record.get(caption), f"{file}, line {number}")
+        image = _named(file, number, record.get(path))
         try:
-            rows.append(Row(str(record.get(path, "")), label_text(record.get(label)), number, captions))
+            rows.append(Row(image, label_text(record.get(label)), number, captions))
         except ValueError:
             raise UserError(f"{file}, line {number}: {label} is no number or name; write a class there") from None
     note = f"{file.name} holds no labels, only {shortened(names)}" if label is None and len(names) > 1 else None
-    return [row for row in rows if row.path], note
+    return rows, note
 
 
 def _of_lines(file: Path, with_labels: bool) -> tuple[list[Row], str | None]:
     lines, is_csv = list(_lines(file)), file.suffix.lower() == ".csv"
+    filled = (line for _, line in lines if line.strip(BLANK))
     delimiter = "," if is_csv else "\t"
-    first = min((line for _, line in lines), key=lambda line: line.startswith("#"), default="")
+    first = min(filled, key=lambda line: line.startswith("#"), default="")
     if is_csv and delimiter not in first:
         # Spreadsheets of many countries separate by semicolons.
         delimiter = next((other for other in ";\t" if other in first), delimiter)
-    split = [(number, line, _cells(file, number, line, delimiter, is_csv)) for number, line in lines]
-    split = [row for row in split if not _is_comment(file.parent, *row[1:], delimiter)]
+    split = [row for row in _split(file, lines, delimiter, is_csv) if not _is_comment(file.parent, *row[1:], delimiter)]
     if split and _is_header(file.parent, [cells for *_, cells in split[:2]]):
         names = split[0][2]
         records = [(number, _record(file, number, names, cells)) for number, _, cells in split[1:]]
         return _of_records(file, names, records, with_labels)
-    rows = [_positional(file, *row, delimiter) for row in split]
-    return [row for row in rows if row.path], None
+    return [_positional(file, *row, delimiter) for row in split], None
 
 
-def _cells(file: Path, number: int, line: str, delimiter: str, is_csv: bool) -> list[str]:
-    if not is_csv:
-        return line.split(delimiter)
-    try:
-        return next(csv.reader([line], delimiter=delimiter, strict=True, skipinitialspace=True))
-    except csv.Error:
-        if line.startswith("#"):
-            return line.split(delimiter)
-        raise UserError(
-            f'{file}, line {number}: a quote is opened and not closed; double a quote that belongs to a name ("")'
-        ) from None
+def _split(
+    file: Path, lines: Iterable[tuple[int, str]], delimiter: str, is_csv: bool
+) -> Iterator[tuple[int, str, list[str]]]:
+    """Yields the rows that are not empty: number, first line and cells. In a .csv, a quoted cell may hold line ends."""
+    rest = iter(lines)
+    for number, line in rest:
+        cells, comment = line.split(delimiter), line.startswith("#")
+        if not line.strip(BLANK):
+            continue
+        if is_csv:
+            after = () if comment else (f"{more}\n" for _, more in rest)
+            reader = csv.reader(chain([f"{line}\n"], after), delimiter=delimiter, strict=True, skipinitialspace=True)
+            try:
+                cells = next(reader)
+            except csv.Error:
+                if not comment:
+                    raise UserError(
+                        f"{file}, line {number}: a quote is opened and not closed; double a quote that belongs to a "
+                        'name ("")'
+                    ) from None
+        yield number, line, cells
 
 
 def _is_comment(folder: Path, line: str, cells: Sequence[str], delimiter: str) -> bool:
@@ -232,7 +247,7 @@ def _record(file: Path, number: int, names: Sequence[str], cells: Sequence[str])
 
 
 def _lines(file: Path) -> Iterator[tuple[int, str]]:
-    """Yields the lines that are not empty, with their numbers; bytes that are not UTF-8 stay."""
+    """Yields the lines with their numbers; bytes that are not UTF-8 stay."""
     with file.open("rb") as opened:
         content = opened.read()
     wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
@@ -242,9 +257,7 @@ def _lines(file: Path) -> Iterator[tuple[int, str]]:
         raise UserError(f"{file} is not a list of images: {error}") from None
     if "\0" in text:
         raise UserError(f"{file} is not a list of images: it is not text")
-    for number, line in enumerate(LINE_END.split(text), 1):
-        if line.strip(" \t,;"):
-            yield number, line
+    yield from enumerate(LINE_END.split(text), 1)
 
 
 def _is_header(folder: Path, rows: Sequence[Sequence[str]]) -> bool:
@@ -293,7 +306,14 @@ def _positional(file: Path, number: int, line: str, cells: list[str], delimiter:
             f"such as file_name{delimiter}label"
         )
     # Spaces may belong to the name of the file.
-    return Row(path if is_there(file.parent, path) else path.strip(), label, number)
+    return Row(path if is_there(file.parent, path) else _named(file, number, path.strip()), label, number)
+
+
+def _named(file: Path, number: int, path: Any) -> str:
+    """Returns the path in a row as text. Raises UserError if there is none."""
+    if path in (None, ""):
+        raise UserError(f"{file}, line {number}, names no image: correct or remove that line")
+    return str(path)
 
 
 def _first_of(wanted: Sequence[str], names: Sequence[str]) -> str | None:
