@@ -8,6 +8,7 @@ from PIL import Image
 
 from fitv2.build import build_dataset
 from fitv2.config import build_recipe
+from fitv2.data.captions import has_captions
 from fitv2.data.listing import STUDY_MARK as MARK
 from fitv2.data.tables import read_table
 from fitv2.errors import UserError
@@ -269,12 +270,30 @@ def test_a_row_without_an_image_is_an_error(tmp_path, name, text):
         read_table(tmp_path / name)
 
 
-@pytest.mark.parametrize("name", ["metadata.jsonl", "dataset.json"])
+@pytest.mark.parametrize("name", ["metadata.jsonl", "dataset.json", "0.txt"])
 def test_a_pipe_for_a_table_or_a_caption_is_not_waited_for(tmp_path, name):
     save_all(tmp_path, "0.png")
     os.mkfifo(tmp_path / name)
     with pytest.raises(UserError, match=rf"{name}.*not a file"):
         FolderSource(tmp_path).captions(0)
+
+
+def test_tables_of_captions_below_the_root_are_read_and_captions_of_nothing_refused(tmp_path):
+    save_all(tmp_path, "x/0.png", "y/0.png", "y/z/1.png")
+    for folder, name in (("x", "0.png"), ("y", "z/1.png")):
+        (tmp_path / folder / "metadata.csv").write_text(f"file_name,text\n{name},in {folder}\nlost.png,lost")
+    assert has_captions(tmp_path, ["x/0.png", "y/0.png"])
+    source = FolderSource(tmp_path)
+    told = {item.id: source.captions(i) for i, item in enumerate(source.items) if item.refused is None}
+    assert told == {"x/0.png": ("in x",), "y/0.png": (), "y/z/1.png": ("in y",)}
+    assert {item.id for item in source.items if item.refused == "read for its captions"} == {
+        "x/metadata.csv", "y/metadata.csv"
+    }  # fmt: skip
+    (tmp_path / "y/metadata.csv").write_text("file_name,text\ny/0.png,by the root")
+    with pytest.raises(
+        UserError, match=r"y/metadata\.csv has captions, but of no file .* y/y/0\.png: correct its paths"
+    ):
+        FolderSource(tmp_path)
 
 
 def test_captions_are_split_at_line_ends_alone(tmp_path):

@@ -76,7 +76,7 @@ class Member(NamedTuple):
             file.seek(self.start)
             content = file.read(self.length)
         if len(content) < self.length:
-            raise OSError(None, "the archive ends within it")
+            raise OSError("the archive ends within it")
         return content
 
 
@@ -241,5 +241,5 @@ def read_json(member: Member) -> Any:
 def read_text(member: Member) -> bytes:
     """Returns the bytes of a label or of captions. Raises OSError if they are damaged or far too many."""
     if member.length > MOST_TEXT_BYTES:
-        raise OSError(None, f"too large: {member.length} bytes, limit {MOST_TEXT_BYTES}")
+        raise OSError(f"too large: {member.length} bytes, limit {MOST_TEXT_BYTES}")
     return member.read()

@@ -68,7 +68,7 @@ class HubSource(Source):
             return image["bytes"]
         if image.get("path"):
             return read_file(Path(image["path"]))
-        raise OSError(None, "the row holds no image")
+        raise OSError("the row holds no image")
 
     def captions(self, index: int) -> tuple[str, ...]:
         if self.texts is None:
