@@ -16,7 +16,7 @@ from fitv2.drawing import write_page
 from fitv2.prepare.inspection import NUMBERS, numbers_of
 from fitv2.prepare.plots import MOST_BARS, bars, points
 from image_files import saved
-from image_folders import noise, write_files
+from image_folders import contents, noise, write_files
 
 # Height and width; 16 tokens of 4 x 4 pixels, so a square of 16 x 16.
 SIZES = {"cat/a": (32, 64), "cat/b": (16, 8), "dog/c": (4, 60), "dog/d": (100, 100)}
@@ -105,6 +105,19 @@ def test_files_of_others_are_not_written_over(fitv2, prepared, tmp_path):
     assert not (tmp_path / "images" / "plots.png").exists()
     for _ in range(2):
         assert fitv2("inspect", "out", "--out", "seen")[0] in (0, None)
+
+
+def test_an_inspection_lies_beside_its_folder_however_that_is_named(fitv2, prepared, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path / "out/shards")
+    before = contents(tmp_path / "out")
+    assert fitv2("inspect", "..")[0] in (0, None) and (tmp_path / "out-inspected/plots.png").is_file()
+    assert contents(tmp_path / "out") == before
+    assert "is no prepared data set" in fitv2("inspect", "/")[0]
+
+
+def test_a_budget_below_the_longest_image_is_one_sentence_and_leaves_nothing(fitv2, prepared, tmp_path):
+    assert fitv2("inspect", "out", "--budget", 1)[0].startswith("fitv2: --budget 1: the longest image has ")
+    assert not (tmp_path / "out-inspected").exists()
 
 
 def test_long_reports_name_the_first_files_and_where_all_are(fitv2, tmp_path):

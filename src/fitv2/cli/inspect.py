@@ -39,6 +39,7 @@ def inspect(
     """
     from ..atomic import remove_drafts
     from ..data.prepared import read_dataset
+    from ..data.shards import LatentShards
     from ..drawing import write_page
     from ..prepare import inspection as inspecting
     from ..prepare.plots import bars, points
@@ -57,7 +58,8 @@ def inspect(
                 f"{counted(len(not_finite), 'image')} of {folder} with latents that are not finite (NaN or infinity): "
                 f"{names}; {cure}, and stops if the autoencoder is broken"
             )
-    named = folder if folder.name else folder.resolve()  # "." has no name.
+    data = LatentShards(folder)
+    named = folder.resolve() if folder.name in ("", "..") else folder
     out = out or named.with_name(f"{named.resolve().name}-inspected")
     own = {inspecting.TABLE, PLOTS}
     # An inspection overwrites no other files; hidden ones are of systems, and drafts of an inspection that was killed.
@@ -65,9 +67,10 @@ def inspect(
     if others := sorted(there - own):
         raise UserError(f"{out} holds other files, such as {others[-1]}; choose another --out")
     remove_drafts(out)
+    packed = inspecting.packing(data, budget)
     inspection = inspecting.inspect(folder, out)
     figures = inspecting.summary(inspection)
-    figures |= {"packing": inspecting.packing(folder, budget), "captions": inspecting.captions(folder)}
+    figures |= {"packing": packed, "captions": inspecting.captions(data)}
     write_page(
         out / PLOTS,
         [

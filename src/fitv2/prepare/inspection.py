@@ -19,7 +19,9 @@ from ..data.packing import packing_efficiency, plan_packs
 from ..data.prepared import SETTINGS, SHARDS, Preparation, read_dataset, read_index, read_json
 from ..data.shards import LatentShards
 from ..data.text_features import TEXT, TextFeatures, feature_files, is_whole
+from ..errors import UserError
 from ..legacy import COUNTS
+from ..messages import counted
 from .shards import content_of, is_as_written, not_finite
 
 TABLE = "images.csv"
@@ -114,17 +116,22 @@ def histogram(values: np.ndarray, edges: Sequence[float], whole: bool = False) -
     return {name(low, high): count for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True)}
 
 
-def packing(folder: Path, budget: int | None) -> dict[str, Any]:
-    """Plans the packs of a first epoch; the budget is by default that of ten of the longest images."""
-    lengths = LatentShards(folder).first_hw.prod(1)
-    budget = budget or 10 * int(lengths.max())
+def packing(data: LatentShards, budget: int | None) -> dict[str, Any]:
+    """Plans the packs of a first epoch; the budget is by default that of ten of the longest images.
+
+    Raises UserError if the longest image exceeds the budget.
+    """
+    lengths = data.first_hw.prod(1)
+    longest = int(lengths.max())
+    budget = budget or 10 * longest
+    if longest > budget:
+        raise UserError(f"--budget {budget}: the longest image has {counted(longest, 'token')}; give that many or more")
     packs = plan_packs(lengths, budget, seed=0, epoch=0)
     return {"budget": budget, "packs": len(packs), "packing_efficiency": packing_efficiency(lengths, packs, budget)}
 
 
-def captions(folder: Path) -> dict[str, Any]:
+def captions(data: LatentShards) -> dict[str, Any]:
     """Returns how many images have captions, how long these are, and the encoders whose features of them are stored."""
-    data = LatentShards(folder)
     if data.texts is None:
         return {"images": 0, "captions": 0, "mean_words": 0.0, "examples": [], "encoders": []}
     words = [len(caption.split()) for image in range(len(data)) for caption in data.texts[image]]
@@ -135,7 +142,7 @@ def captions(folder: Path) -> dict[str, Any]:
         "captions": len(words),
         "mean_words": round(sum(words) / len(words), 2),
         "examples": [data.texts[image][0] for image in few.tolist()],
-        "encoders": [features_of(path.parent) for path in sorted((folder / TEXT).glob(f"*/{SETTINGS}"))],
+        "encoders": [features_of(path.parent) for path in sorted((data.root / TEXT).glob(f"*/{SETTINGS}"))],
     }
 
 
