@@ -170,6 +170,14 @@ def test_alpha_is_decoded_in_every_mode_and_trimmed(tmp_path, mode):
     )
 
 
+def test_a_cut_out_that_cannot_be_seen_is_skipped(tmp_path):
+    (tmp_path / "images").mkdir()
+    for name, alpha in (("faint", 8), ("seen", 9)):
+        Image.new("RGBA", (30, 20), (90, 90, 90, alpha)).save(tmp_path / f"images/{name}.png")
+    images = ImageFolder(tmp_path / "images", 64, 4, channels=4)
+    assert images.paths == ["seen.png"] and images.report.skipped == [("faint.png", "transparent everywhere")]
+
+
 @pytest.fixture
 def folder(tmp_path):
     """A folder of cut-outs with a transparent margin, and an opaque photograph among them."""

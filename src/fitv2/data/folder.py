@@ -182,9 +182,11 @@ class ImageFolder(Dataset):
 
 
 def trim(image: Image.Image) -> Image.Image:
-    """Cuts off what cannot be seen around an RGBA image."""
-    seen = np.asarray(image.getchannel("A")) > FAINT
-    return image.crop(Image.fromarray(seen).getbbox())
+    """Cuts off what cannot be seen around an RGBA image. Raises UnreadableImage if nothing of it can be seen."""
+    box = image.getchannel("A").point(lambda alpha: 255 * (alpha > FAINT)).getbbox()
+    if box is None:
+        raise UnreadableImage("transparent everywhere")
+    return image.crop(box)
 
 
 def _read(path: Path, mode: Mode) -> Image.Image:
