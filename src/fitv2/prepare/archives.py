@@ -11,8 +11,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
-from pathlib import Path, PurePosixPath
-from posixpath import normpath
+from pathlib import Path
+from posixpath import normpath, splitext
 from typing import Any, NamedTuple, TypeVar
 
 from ..data.captions import TEXTS, caption_lines
@@ -54,21 +54,22 @@ class Member(NamedTuple):
     refused: str | None = None
 
     @property
-    def path(self) -> PurePosixPath:
-        return PurePosixPath(normpath(self.name))
+    def path(self) -> str:
+        return normpath(self.name)
 
     def ends(self, *extensions: str) -> bool:
         return self.name.lower().endswith(extensions)
 
     @property
-    def stem(self) -> tuple[Path, PurePosixPath]:
+    def stem(self) -> tuple[Path, str]:
         """The name without its last extension."""
-        return self.archive, self.path.with_suffix("")
+        return self.archive, splitext(self.path)[0]
 
     @property
-    def key(self) -> tuple[Path, PurePosixPath]:
+    def key(self) -> tuple[Path, str]:
         """WebDataset's key: the name up to the first dot of the file's own name."""
-        return self.archive, self.path.parent / self.path.name.partition(".")[0]
+        folder, slash, name = self.path.rpartition("/")
+        return self.archive, folder + slash + name.partition(".")[0]
 
     def read(self) -> bytes:
         check_length(self.length)
@@ -112,7 +113,7 @@ class ArchiveSource(Source):
     def _labels(self, images: Sequence[Member]) -> list[str | None]:
         with_label = [member for member in self.beside.members if member.ends(*LABEL_EXTENSIONS)]
         label_of = {member: read_label(member) for member in with_label}
-        without = Counter(member.path.suffix.lower() for member, label in label_of.items() if label is None)
+        without = Counter(splitext(member.name)[1].lower() for member, label in label_of.items() if label is None)
         self.notes += [f"{counted(number, f'{kind} member')} without a label in it" for kind, number in without.items()]
         return [one_label(image.name, self.beside.told(image, label_of.get)) for image in images]
 
