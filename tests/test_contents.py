@@ -12,10 +12,10 @@ from fitv2.data.captions import has_captions
 from fitv2.data.listing import STUDY_MARK as MARK
 from fitv2.data.tables import read_table
 from fitv2.errors import UserError
-from fitv2.prepare.sources import FolderSource
+from fitv2.prepare.sources import FolderSource, open_source
 from fitv2.sheets import save_sheet
 from fitv2.training.run_folder import check_run, keep_recipe
-from image_folders import open_folder, save_image
+from image_folders import open_folder, save_image, write_tar
 
 
 def both_readings(root, labels="auto") -> dict[str, str | None]:
@@ -300,3 +300,16 @@ def test_captions_are_split_at_line_ends_alone(tmp_path):
     save_all(tmp_path, "0.png")
     (tmp_path / "0.txt").write_bytes("a car\u2028by a house\r\nred\x85 car\rlast".encode())
     assert FolderSource(tmp_path).captions(0) == ("a car\u2028by a house", "red\x85 car", "last")
+
+
+def test_labels_that_python_cannot_read_are_no_traceback(tmp_path):
+    save_all(tmp_path, "0.png")
+    deep = "[" * 100_000
+    for name, text in (("list.txt", f"0.png\t{'1' * 5000}"), ("list.jsonl", deep)):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(UserError, match=r"which is not a class|line 1, is no JSON object"):
+            open_source(str(tmp_path / name))
+    archive = write_tar(tmp_path / "all/all.tar", {"a.png": b"x", "a.json": deep.encode()})
+    assert open_source(str(archive)).notes == ["1 .json member without a label in it"]
+    (tmp_path / "dataset.json").write_text(deep)
+    assert any("dataset.json is not used" in note for note in FolderSource(tmp_path).notes)

@@ -93,7 +93,7 @@ def first_columns(table: Path) -> set[str]:
         with table.open(encoding="utf-8-sig") as file:
             line = file.readline()
         return set(json.loads(line) if table.suffix == ".jsonl" else next(csv.reader([line]), ()))
-    except (OSError, ValueError, TypeError, csv.Error):
+    except (OSError, ValueError, TypeError, RecursionError, csv.Error):
         return set()
 
 

@@ -13,8 +13,8 @@ from .listing import Item
 
 # Larger whole numbers do not count as class ids: a table of all classes would fill the memory.
 MOST_CLASSES = 100_000
-# As tables write whole numbers: pandas makes 3.0 of them in a column with gaps.
-WHOLE = re.compile(r"[+-]?\d+(\.0+)?")
+# As tables write whole numbers: pandas makes 3.0 of them in a column with gaps. Python reads no more than 4300 digits.
+WHOLE = re.compile(r"[+-]?\d{1,4000}(\.0+)?")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 # Classes that are listed for people.
 MOST_LISTED = 50

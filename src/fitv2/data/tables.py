@@ -151,7 +151,7 @@ def _of_dataset_json(file: Path) -> tuple[list[Row], str | None]:
         pairs = json.loads(file.read_bytes())["labels"]
         rows = [Row(path, label_text(label), number) for number, (path, label) in enumerate(pairs or [], 1)]
         "".join(row.path for row in rows)  # Raises TypeError where one is no text.
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return [], f"{file.name} is not used: its labels are not pairs of a path and a class"
     return rows, None if rows else UNLABELLED
 
@@ -163,7 +163,7 @@ def _of_objects(file: Path, with_labels: bool) -> tuple[list[Row], str | None]:
             continue
         try:
             objects.append((number, dict(json.loads(line).items())))
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, RecursionError):
             raise UserError(f"{file}, line {number}, is no JSON object: correct or remove that line") from None
     names = list(dict.fromkeys(name for _, content in objects for name in content))
     return _of_records(file, names, objects, with_labels)

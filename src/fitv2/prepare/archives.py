@@ -236,7 +236,10 @@ def read_captions(member: Member) -> tuple[str, ...]:
 
 def read_json(member: Member) -> Any:
     """Returns the content of a .json member. Raises OSError or ValueError if there is none."""
-    return json.loads(read_text(member).decode("utf-8-sig"))
+    try:
+        return json.loads(read_text(member).decode("utf-8-sig"))
+    except RecursionError as error:
+        raise ValueError(str(error)) from None
 
 
 def read_text(member: Member) -> bytes:
