@@ -105,6 +105,17 @@ def test_hugging_face_folders(tmp_path, kind):
     assert list(taken(source).values()) == [(int(name.startswith("dog")), content) for name, content in GOOD.items()]
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_tables_of_files_that_other_programs_have_written(tmp_path, named):
+    parquet, table = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow").table
+    cells = [{"bytes": content, "path": name} if named else content for name, content in GOOD.items()]
+    columns = {"picture": cells, "label": ["dog" if name.startswith("dog") else "cat" for name in GOOD]}
+    parquet.write_table(table(columns), tmp_path / "all.parquet")
+    source = open_source(str(tmp_path))
+    assert source.class_names == ["cat", "dog"]
+    assert list(taken(source).values()) == [(int(name.startswith("dog")), content) for name, content in GOOD.items()]
+
+
 @pytest.mark.parametrize(
     ("labels", "problem"), [([-1, -1, -1, 0], "3 of 4 images have no label"), ([[0]] * 4, "no class")]
 )

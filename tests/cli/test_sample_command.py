@@ -343,3 +343,6 @@ def test_a_model_that_does_not_know_its_sizes_needs_one(text):
     assert [spec.size for spec in list_specs(unknown, ["3"], ["8x12"], None, None, 0)] == [(8, 12)]
     with pytest.raises(UserError, match="give --size"):
         list_specs(unknown, ["3"], None, None, None, 0)
+    for numbers in ((10**9, None), (None, 10**9)):
+        with pytest.raises(UserError, match="too many"):
+            list_specs(unknown, ["3"], ["8x12"], *numbers, 0)

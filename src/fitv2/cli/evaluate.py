@@ -13,6 +13,7 @@ import typer
 from ..errors import UserError
 from .evaluation import DEFAULT_NUMBER, OUT, Request, is_model, parse_size_spec, run
 from .options import Json, ModelOptions, guidance_option, out_option, refuse_options, with_model_options
+from .specs import MOST_IMAGES
 
 # Parameters that have an effect on images that exist already.
 OF_SAMPLES = {"names", "reference", "size", "protocol", "extractor", "inception_weights", "metrics", "num_images"}
@@ -53,7 +54,10 @@ def evaluate(
     num_images: Annotated[
         int | None,
         input_option(
-            "--num-images", "-n", min=2, help=f"images of each --size; default: all, or {DEFAULT_NUMBER} for a model"
+            *("--num-images", "-n"),
+            min=2,
+            max=MOST_IMAGES,
+            help=f"images of each --size; default: all, or {DEFAULT_NUMBER} for a model",
         ),
     ] = None,
     protocol: Annotated[

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 # The factor between the sides of an image of training and those of a larger one that is shown.
 LARGER = 1.43
 DEFAULT_CLASSES = DEFAULT_PROMPTS = 16
+# In one call.
+MOST_IMAGES = 10**6
 # The most bytes of a class name in the name of a file.
 MOST_BYTES = 150
 # Of a prompt, in the name of a file and on a sheet.
@@ -115,6 +117,11 @@ def list_specs(
         raise UserError("this model keeps no captions of its training that could be drawn; give --prompt")
     if not latent and not any(subject.sizes for subject in subjects):
         raise UserError("this model does not say which sizes it was trained on; give --size")
+    number = (per_class or 1) * len(subjects) if num_images is None else num_images
+    if number * max(len(latent), 1) > MOST_IMAGES:
+        raise UserError(
+            f"more than {MOST_IMAGES:,} images are too many for one call: ask for some at a time, by --seed"
+        )
     if num_images is None:
         rows = [(subject, size) for subject in subjects for size in latent or subject.sizes]
         pairs = [pair for pair in rows for _ in range(per_class or 1)]

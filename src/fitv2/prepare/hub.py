@@ -28,6 +28,7 @@ class HubSource(Source):
 
     def __init__(self, name: str, labels: Labels = "auto") -> None:
         rows, self.notes = load_rows(name)
+        rows = with_images(rows)
         kinds = {column: type(feature).__name__ for column, feature in rows.features.items()}
         images = [column for column, kind in kinds.items() if kind == "Image"]
         if not images:
@@ -74,6 +75,20 @@ class HubSource(Source):
         if self.texts is None:
             return ()
         return caption_texts(*self.texts[index].values(), where=f"row {index}")
+
+
+def with_images(rows: Any) -> Any:
+    """Returns rows with images where other programs than `datasets` have written {bytes, path}, or bytes alone."""
+    from datasets import Image, Value
+
+    features = rows.features
+    if any(isinstance(feature, Image) for feature in features.values()):
+        return rows
+    for column, feature in features.items():
+        named = isinstance(feature, dict) and feature.keys() == {"bytes", "path"}
+        if named or (isinstance(feature, Value) and feature.dtype in ("binary", "large_binary")):
+            rows = rows.cast_column(column, Image(decode=False))
+    return rows
 
 
 def is_hub_folder(folder: Path, images: bool) -> bool:
