@@ -17,6 +17,9 @@ from safetensors.torch import load_file
 from fitv2 import FiTConfig, FiTPipeline, FiTTransformer2DModel
 from fitv2.adapters.schedulers import default_scheduler
 from fitv2.checkpoints.model_folder import save_pretrained
+from fitv2.cli.options import load_any
+from fitv2.errors import UserError
+from fitv2.text import load_text_encoder
 from test_diffusers_pipeline import QUICK
 from tiny import exit_code, random_model, tiny_autoencoder
 
@@ -155,6 +158,22 @@ def test_a_saved_pipeline_loads_each_part_as_it_is_told(transformer, tmp_path):
     assert FiTPipeline.from_pretrained(tmp_path, vae=None).vae is None
     given = FiTPipeline.from_pretrained(tmp_path, transformer=transformer)
     assert given.transformer is transformer
+
+
+def test_of_a_saved_pipeline_commands_load_the_transformer_and_each_other_part_once(tmp_path):
+    text = load_text_encoder("builtin:minilm")
+    model = random_model(FiTConfig(width=32, depth=1, heads=2, context="cross", context_channels=text.channels))
+    parts = {"text_encoder": text.network, "tokenizer": text.tokenizer, "id2label": {0: "cat"}}
+    parts |= {"transformer": FiTTransformer2DModel.from_fit(model, 8), "sampling": {"guidance": 1.5}}
+    FiTPipeline(scheduler=default_scheduler(), vae=tiny_autoencoder(), **parts).save_pretrained(tmp_path)
+    (tmp_path / "text_encoder" / "model.safetensors").write_bytes(b"cut off")
+    loaded = load_any(str(tmp_path), torch.float32)
+    assert loaded.autoencoder == loaded.text_encoder == str(tmp_path) and loaded.recommended == {"guidance": 1.5}
+    assert loaded.class_names[:2] == ["cat", "1"] and loaded.shapes == [[(8, 8, 1)]]
+    weights = loaded.model.state_dict()
+    assert all(torch.equal(weights[name], weight) for name, weight in model.state_dict().items())
+    with pytest.raises(UserError, match=r"the text encoder .* cannot be loaded"):
+        load_text_encoder(str(tmp_path))
 
 
 def test_a_model_of_our_own_can_do_without_its_autoencoder(tmp_path):

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from ..autoencoder import LatentCodec, Pixels, load_autoencoder, network_classes
 from ..checkpoints.model_folder import Pretrained
-from ..classes import Classes
 from ..decoding import decode_all
 from ..edits import Edit, lay_out, starts_of
 from ..errors import UserError
@@ -30,7 +29,7 @@ from ..sheets import to_image
 from ..text import TextEncoder, load_text_encoder
 from ..tokens import TokenBatch
 from .arguments import label_numbers, rope_scheme, sizes_of, specs_of, stacked, texts_of
-from .saved_pipeline import SavedPipeline
+from .saved_pipeline import SavedPipeline, classes_of
 from .schedulers import advance, check_scheduler, default_scheduler, set_steps
 from .transformer import FiTTransformer2DModel, HookedModel
 
@@ -91,8 +90,7 @@ class FiTPipeline(SavedPipeline):
         self.register_to_config(id2label=id2label, sampling=sampling)
         if transformer is not None and transformer.fit.config.takes_text and None in (text_encoder, tokenizer):
             raise UserError("the transformer is conditioned on text: give text_encoder and tokenizer too")
-        names = {int(number): name for number, name in (id2label or {}).items()}  # JSON has made text of the numbers.
-        self.classes = Classes(transformer.fit.config.num_classes, names)
+        self.classes = classes_of(transformer, id2label)
         self._guidance_scale, self._interrupt = 1.0, False
 
     @classmethod
@@ -108,14 +106,6 @@ class FiTPipeline(SavedPipeline):
             text = load_text_encoder(pretrained.text_encoder)
             parts |= {"text_encoder": text.network, "tokenizer": text.tokenizer}
         return cls(transformer, scheduler or default_scheduler(), id2label=names, sampling=sampling, **parts)
-
-    def to_model(self, autoencoder: str | None, text_encoder: str | None) -> Pretrained:
-        """Is the reverse of `from_model`; the names of its parts: None for pixels, and for a model of classes."""
-        side, known = self.transformer.config.sample_size, self.classes.names
-        names = [known.get(number, str(number)) for number in range(self.classes.count)] if known else []
-        recommended = dict(self.config["sampling"] or {})
-        about = {"recommended": recommended, "text_encoder": text_encoder}
-        return Pretrained(self.transformer.fit, names, [[(side, side, 1)]], autoencoder, **about)
 
     @torch.no_grad()
     def __call__(

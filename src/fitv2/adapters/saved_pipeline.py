@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self
@@ -14,6 +15,7 @@ from huggingface_hub import snapshot_download
 from ..atomic import write_text
 from ..autoencoder import read_network
 from ..checkpoints.model_folder import Pretrained, is_own_model, load_pretrained
+from ..classes import Classes
 from .transformer import FiTTransformer2DModel, check_no_adapter, own_dtype
 
 TRANSFORMER_MODULE = "fit_transformer"
@@ -86,3 +88,20 @@ class SavedPipeline(DiffusionPipeline):
         if push_to_hub:
             saved = {option: kwargs[option] for option in ("safe_serialization", "variant") if option in kwargs}
             self.push_to_hub(**{"repo_id": folder.name, **hub, **saved})
+
+
+def classes_of(transformer: FiTTransformer2DModel, id2label: Mapping[Any, str] | None) -> Classes:
+    """Returns the classes of a pipeline; JSON has made text of their numbers."""
+    names = {int(number): name for number, name in (id2label or {}).items()}
+    return Classes(transformer.fit.config.num_classes, names)
+
+
+def read_model(folder: str, dtype: torch.dtype) -> Pretrained:
+    """Returns the model in the folder of a saved pipeline; its autoencoder and text encoder are named, not loaded."""
+    index: Any = SavedPipeline.load_config(folder)
+    transformer = FiTTransformer2DModel.from_pretrained(folder, subfolder="transformer", dtype=dtype)
+    classes, side = classes_of(transformer, index.get("id2label")), transformer.config.sample_size
+    names = [classes.names.get(number, str(number)) for number in range(classes.count)] if classes.names else []
+    vae, text = (folder if (Path(folder) / part).is_dir() else None for part in ("vae", "text_encoder"))
+    recommended = index.get("sampling") or {}
+    return Pretrained(transformer.fit, names, [[(side, side, 1)]], vae, recommended=recommended, text_encoder=text)

@@ -234,12 +234,10 @@ def load_any(model: str, dtype: torch.dtype | None) -> Pretrained:
     import torch
     from diffusers.utils import logging
 
-    from ..adapters.pipeline import FiTPipeline
+    from ..adapters.saved_pipeline import read_model
 
     logging.disable_progress_bar()
-    pipeline = FiTPipeline.from_pretrained(model, dtype=dtype or torch.bfloat16, vae=None)
-    autoencoder, text = (model if (Path(model) / part).is_dir() else None for part in ("vae", "text_encoder"))
-    return pipeline.to_model(autoencoder, text)
+    return read_model(model, dtype or torch.bfloat16)
 
 
 def check_pixels(model: str, channels: int) -> None:
