@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
+    AutoencoderKL,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -23,7 +24,7 @@ from fitv2.finite import NotFinite
 from fitv2.sampling.generate import generate
 from fitv2.sampling.spec import SampleSpec, Sampling
 from fitv2.text import TextEncoder, load_text_encoder
-from tiny import random_model, tiny_autoencoder
+from tiny import random_model, small_blocks, tiny_autoencoder
 
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 1.0}
 CALL = {"class_labels": ["trouser", 8, 3], "sizes": [(28, 12), (20, 28), (40, 16)], "seeds": [1, 2, 3]}
@@ -201,6 +202,10 @@ def test_extrapolation_by_name_and_by_scheme(pipe):
         ({"sizes": ["28x12"] * 3}, "'28x12' is not a size"),
         ({"sizes": [(0, 0)]}, "0x0 is not divisible"),
         ({"sizes": [(28.0, 12.0)]}, r"\(28.0, 12.0\) is not a size"),
+        ({"sizes": 28}, "28 is not a size"),
+        ({"num_inference_steps": 3.0}, "steps 3.0 must be a whole number"),
+        ({"prompt": 5}, "5 is no prompt"),
+        ({"seeds": None, "generator": 5}, "generator is a torch.Generator or one per image, not 5"),
         ({"sizes": None, "height": 0}, "0x28 is not divisible"),
         ({"guidance_channels": 0}, "channels 0"),
         ({"guidance_interval": 0.5}, "the guidance interval 0.5"),
@@ -244,6 +249,18 @@ def test_fit_samples_by_diffusion_and_a_model_with_context_is_refused():
     model = FiTTransformer2DModel.from_fit(random_model(FiTConfig(width=32, depth=1, heads=2, context="cross")))
     with pytest.raises(ValueError, match="give text_encoder and tokenizer"):
         FiTPipeline(model, default_scheduler())
+
+
+def test_what_is_given_most_of_is_the_number_of_images(pipe):
+    quick = {"num_inference_steps": 1, "output_type": "latent", "height": 8, "width": 8}
+    for given in ({"seeds": [1, 2]}, {"class_labels": "bag", "seeds": [1, 2]}, {"generator": [torch.Generator()] * 2}):
+        assert len(pipe(**quick, **given).images) == 2
+    sizes = [(8, np.int64(12)), (8, 8), (4, 4)]
+    for given in ({}, {"class_labels": "bag", "callback_on_step_end_tensor_inputs": None}):
+        made = pipe(sizes=sizes, num_inference_steps=np.int64(1), **given).images
+        assert [image.size for image in made] == [(12, 8), (8, 8), (4, 4)]
+    with pytest.raises(UserError, match="2 sizes for 3 seeds"):
+        pipe(sizes=sizes[:2], seeds=[1, 2, 3])
 
 
 def test_arrays_and_tensors_work_like_lists(pipe):
@@ -305,8 +322,20 @@ def test_an_offloaded_text_encoder_computes_where_its_weights_go():
 def test_a_pipeline_of_another_keeps_its_autoencoder(transformer):
     pipe = FiTPipeline(transformer, default_scheduler(), vae=tiny_autoencoder())
     assert FiTPipeline.from_pipe(pipe).vae is pipe.vae
-    with pytest.raises(UserError, match="give the pipeline its vae"):
-        FiTPipeline(transformer, default_scheduler())(1, seeds=[0], num_inference_steps=1)
+    for output_type in ("pil", "np", "pt"):
+        with pytest.raises(UserError, match="give the pipeline its vae"):
+            FiTPipeline(transformer, default_scheduler())(1, num_inference_steps=1, output_type=output_type)
+
+
+def test_parts_of_another_model_are_refused_before_anything_is_made(transformer):
+    other = AutoencoderKL(**small_blocks(), latent_channels=16)
+    with pytest.raises(UserError, match="latents of 4 channels, and the vae takes 16"):
+        FiTPipeline(transformer, default_scheduler(), other)(1, num_inference_steps=1)
+    config = FiTConfig(width=32, depth=1, heads=2, context="cross", context_channels=64)
+    text, network = load_text_encoder("builtin:minilm"), FiTTransformer2DModel.from_fit(random_model(config))
+    parts = {"text_encoder": text.network, "tokenizer": text.tokenizer}
+    with pytest.raises(UserError, match="texts of 64 numbers a token, and the text encoder gives 384"):
+        FiTPipeline(network, default_scheduler(), tiny_autoencoder(), **parts)(prompt="a cat", num_inference_steps=1)
 
 
 def test_windows_and_two_passes(pipe):

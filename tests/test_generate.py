@@ -172,8 +172,10 @@ def test_a_label_out_of_range(model, label):
     ("settings", "message"),
     [
         ({"solver": "dpm"}, "no solver 'dpm'; choose from euler, .*sde-heun, ddpm, ddim"),
-        ({"steps": 0}, "at least one step, not 0"),
         ({"steps": 10**20}, "at most 10,000,000 steps"),
+        ({"steps": 0}, "steps 0 must be a whole number of steps"),
+        ({"steps": 2.5}, "steps 2.5 must be a whole number of steps"),
+        ({"steps": 3.0, "solver": "ddim"}, "steps 3.0 must be a whole number of steps"),
         ({"interval": (0.5, 0.2)}, "must lie within 0 and 1, low end first"),
         ({"interval": (0.0, 1.5)}, "must lie within 0 and 1"),
         ({"cache_interval": 0}, "cache_interval 0"),

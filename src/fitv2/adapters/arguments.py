@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -26,10 +27,10 @@ def sizes_of(sizes: Any, own: int) -> list[tuple[int, int]]:
     """Returns (height, width) in pixels of one size or of several; a side of None is `own`. Raises UserError."""
 
     def is_size(size: Any) -> bool:
-        return isinstance(size, Sequence) and len(size) == 2 and all(isinstance(side, int | None) for side in size)
+        return isinstance(size, Sequence) and len(size) == 2 and all(isinstance(side, Integral | None) for side in size)
 
     sizes = plain(sizes)
-    sizes = [sizes] if is_size(sizes) else sizes
+    sizes = sizes if isinstance(sizes, Sequence) and not is_size(sizes) else [sizes]
     if wrong := [size for size in sizes if not is_size(size)]:
         raise UserError(f"{wrong[0]!r} is not a size: give (height, width) in whole pixels")
     return [(own if height is None else height, own if width is None else width) for height, width in sizes]
@@ -53,10 +54,10 @@ def flat(labels: Any) -> list[int | str]:
 
 def texts_of(prompt: str | Sequence[str] | None) -> list[str]:
     """Returns one prompt or several as a list; None is the empty one. Raises UserError for anything but text."""
-    prompts = [""] if prompt is None else [prompt] if isinstance(prompt, str) else list(prompt)
-    if not prompts or not all(isinstance(text, str) for text in prompts):
+    prompts = [""] if prompt is None else [prompt] if isinstance(prompt, str) else plain(prompt)
+    if not isinstance(prompts, Sequence) or not prompts or not all(isinstance(text, str) for text in prompts):
         raise UserError(f"{prompt!r} is no prompt: give a text, or a list of texts with at least one")
-    return prompts
+    return list(prompts)
 
 
 def specs_of(
@@ -69,18 +70,19 @@ def specs_of(
     factor: int,
     patch_size: int,
 ) -> list[SampleSpec]:
-    """Returns one request per label or prompt, sizes in latent pixels.
+    """Returns one request per image, sizes in latent pixels; of what is given most of, there is one per image.
 
-    Raises UserError unless each has a size and a seed.
+    Raises UserError where there is neither one for each image nor one for all.
     """
-    images = max(len(labels), len(prompts))
     given = {"class label": labels, "prompt": prompts, "negative prompt": negative_prompts, "size": sizes}
+    each = generator if seeds is None else plain(seeds)
+    images = max(map(len, [*given.values(), each if isinstance(each, Sequence) else ()]))
+    subject = next((what for what, values in given.items() if len(values) == images), "seed")
     for what, values in given.items():
         if len(values) not in (1, images):
-            subject = "class label" if len(labels) >= len(prompts) else "prompt"
             numbers = f"{counted(len(values), what)} for {counted(images, subject)}"
             raise UserError(f"{numbers}: give one each, or one for all")
-    seeds = draw_seeds(images, generator) if seeds is None else plain(seeds)
+    seeds = draw_seeds(images, generator) if seeds is None else each
     if not isinstance(seeds, Sequence) or len(seeds) != images:
         raise UserError(f"seeds {seeds!r} for {counted(images, 'image')}: give one seed or generator per image")
     given["size"] = [latent_size(size, factor, patch_size) for size in sizes]
@@ -108,6 +110,8 @@ def draw_seeds(count: int, generator: torch.Generator | Sequence[torch.Generator
     """Returns a different seed per image below 2**32, from its own generator or one for all (None: torch's global)."""
     if isinstance(generator, Sequence):
         return [draw_seeds(1, own)[0] for own in generator]
+    if not isinstance(generator, torch.Generator | None):
+        raise UserError(f"generator is a torch.Generator or one per image, not {generator!r}")
     device = generator.device if generator is not None else "cpu"
     seeds: dict[int, None] = {}
     while len(seeds) < count:

@@ -141,12 +141,12 @@ class FiTPipeline(SavedPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         return_dict: bool = True,
     ) -> ImagePipelineOutput | tuple:
-        """Returns images, one per prompt or label, each of its own size.
+        """Returns images, each of its own size: as many as there are labels, prompts, sizes or seeds.
 
         Args:
-            class_labels: Numbers or names; None means no class.
+            class_labels: Numbers or names, one per image or one for all; None means no class.
             sizes: (height, width) in pixels, one per image or one for all; the default is the model's own.
-            prompt: One or several, for a model of text; None means the empty one.
+            prompt: One per image or one for all, for a model of text; None means the empty one.
             negative_prompt: What guidance leads away from, one per image or one for all; None means from no text.
             height, width: The same for all images, instead of `sizes`.
             num_inference_steps: Steps; none with an adaptive solver. This and the guidance have the model's recommended
@@ -194,18 +194,23 @@ class FiTPipeline(SavedPipeline):
             raise UserError("give sizes, or height and width for all, not both")
         if sum(given is not None for given in (seeds, generator, latents)) > 1:
             raise UserError("give seeds, a generator or latents: each of them fixes the starting noise")
-        if set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
+        if set(callback_on_step_end_tensor_inputs or ()) - set(self._callback_tensor_inputs):
             raise UserError(f"a callback can have {self._callback_tensor_inputs} alone")
-        if self.vae is None and config.in_channels not in (1, 3) and (output_type == "pil" or image is not None):
+        codec, text, latents_of = self.codec, self.text, f"this model makes latents of {config.in_channels} channels"
+        if self.vae is None and config.in_channels not in (1, 3) and (output_type != "latent" or image is not None):
+            raise UserError(f'{latents_of}: give the pipeline its vae, or output_type="latent" and no image')
+        if codec.channels not in (None, config.in_channels):
+            raise UserError(f"{latents_of}, and the vae takes {codec.channels}: give the pipeline the model's own vae")
+        if text is not None and config.takes_text and text.channels != config.context_channels:
             raise UserError(
-                f"this model makes latents of {config.in_channels} channels: give the pipeline its vae, or "
-                'output_type="latent" and no image'
+                f"this model takes texts of {config.context_channels} numbers a token, and the text encoder gives "
+                f"{text.channels}: give the pipeline the model's own"
             )
-        own, factor = self.transformer.config.sample_size, self.codec.factor
+        own, factor = self.transformer.config.sample_size, codec.factor
         wanted = sizes_of((height, width) if sizes is None else sizes, own * factor)
         edits: list[Edit] = []
         if image is not None:
-            channels, unit = 3 if self.codec.channels else config.in_channels, factor * config.patch_size
+            channels, unit = 3 if codec.channels else config.in_channels, factor * config.patch_size
             given = [None] if sizes is height is width is None else wanted
             edits = [lay_out(image, channels, unit, size, mask_image, strength, anchor) for size in given]
             wanted = [edit.size for edit in edits]
@@ -246,7 +251,7 @@ class FiTPipeline(SavedPipeline):
         model = HookedModel(self.transformer, self._execution_device)
         if solver is not None:
             edits *= len(specs) if len(edits) == 1 else 1
-            made = generate(model, specs, sampling, None, self.text, starts_of(edits, self.codec) if edits else None)
+            made = generate(model, specs, sampling, None, text, starts_of(edits, codec) if edits else None)
         else:
             made = self._scheduled(model, specs, sampling, latents, callback_on_step_end)
         images = self._finished(made, output_type, edits)

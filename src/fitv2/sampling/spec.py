@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from numbers import Integral
 from typing import Any, Self
 
 from ..diffusion.schedule import check_count
@@ -23,8 +24,10 @@ MOST_STEPS = 10**7
 GUIDANCE_SETTINGS = ("interval", "power", "channels")
 SHIFTS = ("shift", "shift_tokens")
 # Settings that are numbers of something.
-OF_TOKENS = dict.fromkeys(("shift_tokens", "upscale_from"), "tokens")
-COUNTS = {"cache_interval": "model calls", "channels": "channels", "upscale_side": "patches"} | OF_TOKENS
+COUNTS = {
+    **{"steps": "steps", "cache_interval": "model calls", "channels": "channels", "upscale_side": "patches"},
+    **dict.fromkeys(("shift_tokens", "upscale_from"), "tokens"),
+}
 # Without upscale_from the others have no effect.
 TWO_PASSES = ("upscale_from", "upscale_time", "upscale_side")
 
@@ -118,8 +121,10 @@ class Sampling:
 
     def _check_numbers(self) -> None:
         """Raises UserError for a number out of its range."""
-        if self.steps is not None and self.steps < 1:
-            raise UserError(f"a sampler needs at least one step, not {self.steps}")
+        for name, what in COUNTS.items():
+            value = getattr(self, name)
+            if value is not None and (not is_count(value) or value < 1):
+                raise UserError(f"{name} {value} must be a whole number of {what}, 1 or more")
         if self.steps is not None and self.steps > MOST_STEPS:
             raise UserError(f"a sampler takes at most {MOST_STEPS:,} steps, not {self.steps:,}")
         if self.solver in DIFFUSION_SOLVERS and self.steps is not None:
@@ -132,10 +137,6 @@ class Sampling:
             raise UserError(f"the shift {self.shift:g} must be a finite number above 0")
         if not 0 < self.upscale_time < 1:
             raise UserError(f"the upscale time {self.upscale_time:g} must lie between 0 and 1")
-        for name, what in COUNTS.items():
-            value = getattr(self, name)
-            if value is not None and (not is_count(value) or value < 1):
-                raise UserError(f"{name} {value} must be a whole number of {what}, 1 or more")
 
     def _without_effect(self) -> list[str]:
         """Returns the settings that would have no effect, and why."""
@@ -230,8 +231,8 @@ def checked_interval(name: str, interval: Any) -> tuple[float, float]:
 
 
 def is_count(value: Any) -> bool:
-    """Whether it is a whole number; True and False are none."""
-    return isinstance(value, int) and not isinstance(value, bool)
+    """Whether it is a whole number, also of NumPy; True and False are none."""
+    return not isinstance(value, bool) and isinstance(value, Integral)
 
 
 def checked_window(window: Any) -> tuple[int, int]:
