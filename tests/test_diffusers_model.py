@@ -198,7 +198,10 @@ def test_a_lora_among_the_weights_is_not_saved_as_a_part_of_them(transformer, tm
     torch.testing.assert_close(fused(**inputs()).sample, expected)
 
 
-@pytest.mark.parametrize(("change", "problem"), [("name", "blocks.7.attn.qkv"), ("value", "not finite")])
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [("name", "blocks.7.attn.qkv"), ("value", "not finite"), ("width", r"lora_A.weight is \(2, 31\), for weights")],
+)
 def test_a_lora_that_does_not_belong_is_refused(transformer, tmp_path, change, problem):
     transformer.add_adapter(LoraConfig(r=2, target_modules=["qkv"], init_lora_weights=False))
     transformer.save_lora_adapter(tmp_path)
@@ -206,12 +209,25 @@ def test_a_lora_that_does_not_belong_is_refused(transformer, tmp_path, change, p
     weights = load_file(file)
     if change == "name":
         weights = {key.replace("blocks.0", "blocks.7"): tensor for key, tensor in weights.items()}
+    elif change == "width":
+        weights = {key: tensor[:, 1:] if "lora_A" in key else tensor for key, tensor in weights.items()}
+        weights = {key: tensor.contiguous() for key, tensor in weights.items()}
     else:
         next(iter(weights.values()))[0, 0] = torch.nan
     other = FiTTransformer2DModel.from_fit(random_model(CONFIG), sample_size=8)
     for source in (weights, save_file(weights, file, {"format": "pt"}) or tmp_path):
         with pytest.raises(UserError, match=problem):
             other.load_lora_adapter(source)
+    assert other.state_dict().keys() == FiTTransformer2DModel.from_fit(random_model(CONFIG)).state_dict().keys()
+
+
+def test_an_adapter_without_anything_for_this_model_is_refused(transformer, tmp_path):
+    transformer.add_adapter(LoraConfig(r=2, target_modules=["qkv"], init_lora_weights=False))
+    transformer.save_lora_adapter(tmp_path)
+    other = FiTTransformer2DModel.from_fit(random_model(CONFIG), sample_size=8)
+    for source, options in ((tmp_path, {"prefix": "unet"}), ({}, {}), (other.state_dict(), {})):
+        with pytest.raises(UserError, match="holds no LoRA of this model"):
+            other.load_lora_adapter(source, **options)
 
 
 @pytest.mark.parametrize(("layers", "problem"), [(1, r"unexpected fit\.blocks\.1"), (3, r"missing fit\.blocks\.2")])
@@ -277,5 +293,7 @@ def test_a_callers_autocast_stays_in_force(transformer):
 def test_models_of_our_own_load_in_any_dtype_and_refuse_other_arguments(tmp_path):
     for kind in (FiTPipeline, FiTTransformer2DModel):
         assert kind.from_pretrained("builtin:fashion", dtype=torch.bfloat16).dtype == torch.bfloat16
+        with pytest.raises(ValueError, match=r"without the dtype torch.float8_e4m3fn"):
+            kind.from_pretrained("builtin:fashion", torch_dtype=torch.float8_e4m3fn)
         with pytest.raises(ValueError, match=r"without device_map"):
             kind.from_pretrained("builtin:fashion", device_map="auto")

@@ -29,6 +29,8 @@ from ..model.presets import ARCHITECTURES, architecture_of
 from ..model.transformer import FiT
 from ..tokens import TokenBatch, pack_context, upload
 
+# In which networks compute.
+DTYPES = torch.float32, torch.float64, torch.bfloat16, torch.float16
 # The timestep of pure noise in diffusers.
 TIMESTEPS = 1000
 KINDS: dict[str, type[FiTConfig]] = {"FiTv2": FiTConfig, "FiT": FiTv1Config}
@@ -163,7 +165,8 @@ class FiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         if isinstance(state, dict):
             if prefix is None and state and all(name.startswith("transformer.") for name in state):
                 prefix = "transformer"
-            check_lora(self, {name.removeprefix(f"{prefix}."): tensor for name, tensor in state.items()})
+            before = "" if prefix is None else f"{prefix}."
+            check_lora(self, {name.removeprefix(before): state[name] for name in state if name.startswith(before)})
         super().load_lora_adapter(source, prefix=prefix, hotswap=hotswap, **kwargs)  # pyright: ignore[reportArgumentType]
 
     @classmethod
@@ -277,11 +280,21 @@ def lora_file(path: Path, options: dict[str, Any]) -> Path:
 
 
 def check_lora(model: FiTTransformer2DModel, state: Mapping[str, Tensor]) -> None:
-    """Raises UserError for an adapter of modules that the model does not have, NotFinite for one of NaN."""
-    modules = {name for name, _ in model.named_modules()}
-    targets = dict.fromkeys(name.partition(".lora_")[0] for name in state if ".lora_" in name)
-    if unknown := [name for name in targets if name not in modules]:
+    """Raises UserError for an adapter that the model has not all modules of, NotFinite for one of NaN.
+
+    diffusers loads nothing of some of them, and leaves the model with half of others.
+    """
+    modules: dict[str, Any] = dict(model.named_modules())
+    targets = {name: name.partition(".lora_")[0] for name in state if ".lora_" in name}
+    if not targets and not any(".lokr_" in name for name in state):
+        raise UserError("the adapter holds no LoRA of this model: take another file, or omit the prefix")
+    if unknown := [name for name in dict.fromkeys(targets.values()) if name not in modules]:
         raise UserError(f"the adapter is of another model: this one has no {', '.join(unknown)}")
+    for name, target in targets.items():
+        for part, axis in ((".lora_A.weight", 1), (".lora_B.weight", 0)):
+            has, own = state[name].shape, modules[target].weight.shape
+            if name.endswith(part) and has[axis] != own[axis]:
+                raise UserError(f"the adapter is of another model: {name} is {tuple(has)}, for weights {tuple(own)}")
     check_weights(state, "the adapter")
 
 
@@ -298,7 +311,7 @@ def check_no_adapter(model: FiTTransformer2DModel) -> None:
 def own_dtype(kwargs: dict[str, Any]) -> torch.dtype:
     """Returns the dtype, the only argument that loading a model of our own takes. Raises UserError for others."""
     dtype = kwargs.pop("torch_dtype", None) or kwargs.pop("dtype", None) or torch.float32
-    if kwargs or not isinstance(dtype, torch.dtype):
+    if kwargs or dtype not in DTYPES:
         given = ", ".join(kwargs) or f"the dtype {dtype!r}"
         raise UserError(f"a model of this project's own is loaded with torch_dtype=... alone, without {given}")
     return dtype
