@@ -89,15 +89,19 @@ def write_shards(folder: Path, state: dict[str, torch.Tensor]) -> Path:
 
 @pytest.mark.parametrize(
     "kind",
-    ["safetensors", "bin", "old bin", "misnamed", "nested", "distributed", "compiled", "averaged", "index", "folder"],
+    [
+        *("safetensors", "bin", "old bin", "misnamed", "nested", "distributed", "compiled", "averaged"),
+        *("index", "folder", "wrapped"),
+    ],
 )
 def test_every_kind_of_file(kind, state, tmp_path):
     path = tmp_path / "checkpoint.bin"
     if kind == "safetensors":
         path = tmp_path / "checkpoint.safetensors"
         save_file(state, path)
-    elif kind in ("index", "folder"):
-        path = write_shards(tmp_path, state)
+    elif kind in ("index", "folder", "wrapped"):
+        prefix = "module." if kind == "wrapped" else ""
+        path = write_shards(tmp_path, {prefix + key: tensor for key, tensor in state.items()})
         path = tmp_path if kind == "folder" else path
     else:
         path = path.with_suffix(".safetensors") if kind == "misnamed" else path

@@ -42,15 +42,20 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         if len(indices) != 1:
             raise UserError(f"{path} holds {len(indices)} files *.index.json; name the checkpoint's own file")
         path = indices[0]
+    return plain_names(read_file(path))
+
+
+def read_file(path: Path) -> dict[str, Tensor]:
+    """Reads what `read_state_dict` does from a file, with the names that it has."""
     if not path.is_file():
         raise UserError(f"there is no file {path}")
     if path.suffix == ".json":
         return read_index(path)
     # By content: the authors' own loader knows pickles that are called .safetensors.
     if is_pickle(path):
-        return plain_names(read_pickle(path))
+        return read_pickle(path)
     try:
-        return plain_names(read_safetensors(path))
+        return read_safetensors(path)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} {DAMAGED.format(error)}") from None
 
@@ -125,7 +130,7 @@ def read_index(index: Path) -> dict[str, Tensor]:
     for shard in shards:
         if Path(shard).name != shard or shard.endswith(".json"):
             raise UserError(f"{index} names a shard that is no file of its own folder: {shard}")
-        state |= read_state_dict(index.parent / shard)
+        state |= read_file(index.parent / shard)
     if missing := sorted(names.keys() - state.keys()):
         raise UserError(f"the shards of {index} lack {', '.join(missing)}")
     return state
