@@ -10,8 +10,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from fitv2.errors import UserError
-from fitv2.text import BUILTIN, TextEncoder, load_text_encoder
+from fitv2.text import BUILTIN, TextEncoder, load_text_encoder, read_channels
 
+SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
 PROMPTS = ["a red apple", "", "a cat and a dog in a row", "an apple"]
 
 
@@ -66,21 +67,52 @@ def test_encoders_of_transformers_load_by_folder(tmp_path, kind, encoder):
     torch.testing.assert_close(loaded(["a red apple"])[0], expected[0].detach(), atol=1e-5, rtol=1e-5)
 
 
+def save_encoder(folder: Path, network, encoder, **tokenizer) -> str:
+    """A network with the tokenizer of another, and what its file says; by default that is no length."""
+    network.save_pretrained(folder)
+    encoder.tokenizer.save_pretrained(folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    del config["model_max_length"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | tokenizer))
+    return str(folder)
+
+
 @pytest.fixture
 def clip(tmp_path, encoder) -> Path:
     """A small CLIP with the 77 positions of all of them."""
-    width = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
-    network = transformers.CLIPTextModel(transformers.CLIPTextConfig(vocab_size=30522, **width, eos_token_id=102))
-    network.save_pretrained(tmp_path / "clip")
-    encoder.tokenizer.save_pretrained(tmp_path / "clip")
-    config = json.loads((tmp_path / "clip/tokenizer_config.json").read_text())
-    (tmp_path / "clip/tokenizer_config.json").write_text(json.dumps(config | {"model_max_length": 77}))
-    return tmp_path / "clip"
+    network = transformers.CLIPTextModel(transformers.CLIPTextConfig(vocab_size=30522, **SMALL, eos_token_id=102))
+    return Path(save_encoder(tmp_path / "clip", network, encoder, model_max_length=77))
 
 
 def test_texts_fill_an_encoder_whose_length_is_no_multiple_of_eight(clip):
     loaded = load_text_encoder(str(clip))
     assert [len(one) for one in loaded(["cat " * 70, "cat " * 74, "cat " * 300])] == [72, 76, 77]
+
+
+@pytest.mark.parametrize("network", [transformers.CLIPTextModel, transformers.BertModel])
+def test_texts_fill_an_encoder_whose_tokenizer_says_no_length(network, tmp_path, encoder):
+    config = network.config_class(vocab_size=30522, **SMALL, max_position_embeddings=70, eos_token_id=102)
+    loaded = load_text_encoder(save_encoder(tmp_path, network(config), encoder))
+    assert [len(one) for one in loaded(["cat " * 60, "cat " * 300])] == [62, 70]
+
+
+def test_of_an_encoder_and_a_decoder_the_encoder_counts(tmp_path, encoder):
+    sizes = {f"{part}_{what}": 2 for part in ("encoder", "decoder") for what in ("layers", "attention_heads")}
+    config = transformers.BartConfig(vocab_size=30522, d_model=32, encoder_ffn_dim=32, decoder_ffn_dim=32, **sizes)
+    network = transformers.BartModel(config).eval()
+    loaded = load_text_encoder(save_encoder(tmp_path, network, encoder))
+    ids = torch.tensor([encoder.tokenizer("a red apple")["input_ids"]])
+    expected = network.get_encoder()(input_ids=ids).last_hidden_state[0]
+    torch.testing.assert_close(loaded(["a red apple"])[0], expected.detach(), atol=1e-5, rtol=1e-5)
+    assert loaded.channels == read_channels(loaded.name) == 32
+
+
+def test_a_network_that_wants_images_besides_is_one_sentence(tmp_path, encoder):
+    image = {"image_size": 32, "patch_size": 16, **SMALL}
+    config = transformers.SiglipConfig(text_config={"vocab_size": 30522, **SMALL}, vision_config=image)
+    loaded = load_text_encoder(save_encoder(tmp_path, transformers.SiglipModel(config), encoder))
+    with pytest.raises(UserError, match="does not encode texts alone"):
+        loaded(["a red apple"])
 
 
 def test_an_encoder_without_some_of_its_weights_is_refused(clip):

@@ -74,8 +74,10 @@ class TextEncoder:
         self.network: Any = network.eval().requires_grad_(False)
         self._device = device
         self.tokenizer: Any = tokenizer
-        self.name, self.channels = name, channels_of(network.config.to_dict())
-        self.most_tokens = min(tokenizer.model_max_length, MOST_TOKENS)
+        self.name, self.channels = name, network.config.get_text_config().hidden_size
+        # Tokenizers that say no length have one of 10^30, and positions of -1 have no end.
+        limits = tokenizer.model_max_length, getattr(network.config, "max_position_embeddings", None)
+        self.most_tokens = min(MOST_TOKENS, *(limit for limit in limits if limit and limit > 0))
         self.cache: dict[str, Tensor] = {}
         self.cut = False
 
@@ -122,7 +124,10 @@ class TextEncoder:
     def hidden(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Returns the hidden states (B, length, channels) float32; mask: (B, length), 1 where tokens count."""
         penultimate = "clip" in self.network.config.model_type
-        output = self.network(input_ids=tokens, attention_mask=mask, output_hidden_states=penultimate)
+        try:
+            output = self.network(input_ids=tokens, attention_mask=mask, output_hidden_states=penultimate)
+        except (AttributeError, TypeError, ValueError) as error:  # Of networks that want images or sounds besides.
+            raise UserError(f"{self.name} does not encode texts alone ({error}): name a text encoder") from error
         return (output.hidden_states[-2] if penultimate else output.last_hidden_state).float()
 
     def tokenize(self, prompts: Sequence[str]) -> list[list[int]]:
@@ -214,6 +219,8 @@ def load_text_encoder(name: str) -> TextEncoder:
             network, found = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **of_network)
             if missing := sorted(key for key in found["missing_keys"] if not key.startswith(UNUSED)):
                 raise UserError(f"{name} lacks weights, such as {missing[0]}: copy or download it again")
+            if kind is transformers.AutoModel and config.is_encoder_decoder:
+                network = network.get_encoder()
         return TextEncoder(network, tokenizer, name)
 
 
@@ -222,7 +229,7 @@ def read_channels(name: str) -> int:
     import transformers
 
     with _loading(name) as (folder, of_network, _):
-        return channels_of(transformers.AutoConfig.from_pretrained(folder, **of_network).to_dict())
+        return transformers.AutoConfig.from_pretrained(folder, **of_network).get_text_config().hidden_size
 
 
 def encoder_digest(name: str) -> str:
@@ -242,12 +249,6 @@ def encoder_digest(name: str) -> str:
         for path in sorted(path for part in parts for path in part.iterdir() if path.suffix in DIGESTED):
             result.update(f"{path.relative_to(folder)} {file_digest(path)}\n".encode())
     return result.hexdigest()
-
-
-def channels_of(config: Mapping[str, Any]) -> int:
-    """Returns the numbers per token by the configuration of an encoder."""
-    config = config.get("text_config") or config  # Of CLIP as a whole.
-    return config["d_model"] if "d_model" in config else config["hidden_size"]
 
 
 @contextmanager
