@@ -130,6 +130,18 @@ def test_the_parts_of_the_objective():
     assert not torch.allclose(drawn.images, parts.images)
 
 
+def test_held_out_images_are_measured_in_batches_of_the_training(tmp_path, folder):
+    run, seen = trainer(tmp_path, folder), []
+    learner, images = run.learner, list(torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1)
+    vars(run.held_out)["images"] = images
+    learner.network.encoder.register_forward_pre_hook(lambda module, given: seen.append(len(given[0])))
+    figures = run.held_out.figures(learner)
+    assert seen == [2, 2, 1]
+    with learner.averaged():
+        loss = torch.stack([learner.objective.loss(learner.reconstruct(image[None]))[0] for image in images]).mean()
+    assert figures["holdout_loss"] == pytest.approx(float(loss), rel=1e-5) and figures["holdout_psnr"] > 0
+
+
 def test_a_run_that_was_stopped_equals_one_that_was_not(tmp_path, folder):
     whole = trainer(tmp_path / "whole", folder)
     whole.fit(lambda figures: None)

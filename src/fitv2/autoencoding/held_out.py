@@ -41,11 +41,14 @@ class HeldOut:
         """Returns the mean loss and the mean PSNR (dB) by the averaged weights; empty without images."""
         if not self.images:
             return {}
-        images = torch.stack(self.images)
+        found = []
         with learner.averaged():
-            made = learner.reconstruct(images)
-        psnr = -10 * squared_errors(made.images.cpu(), images).clamp(min=1e-10).log10()
-        return {"holdout_loss": float(learner.objective.loss(made).mean()), "holdout_psnr": float(psnr.mean())}
+            # As many at once as a step has: all of them would take more memory than the training.
+            for images in torch.stack(self.images).split(learner.settings.batch_size):
+                made = learner.reconstruct(images)
+                psnr = -10 * squared_errors(made.images.cpu(), images).clamp(min=1e-10).log10()
+                found.append(torch.stack([learner.objective.loss(made).cpu(), psnr]))
+        return dict(zip(("holdout_loss", "holdout_psnr"), torch.cat(found, 1).mean(1).tolist(), strict=True))
 
     def write_sheet(self, path: Path, learner: Learner) -> None:
         """Draws held-out images, or images of the training if none are held out, each beside its reconstruction."""

@@ -10,7 +10,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
 
-from ..autoencoder_settings import AutoencoderRecipe
+from ..autoencoder_settings import AutoencoderRecipe, AutoencoderTrainingSettings
 from ..errors import UserError
 from ..model.network import misfits
 from ..randomness import Purpose, seed_of
@@ -43,6 +43,7 @@ class Learner(BaseLearner):
     """
 
     network: AutoencoderKL
+    settings: AutoencoderTrainingSettings
 
     def __init__(self, recipe: AutoencoderRecipe, device: torch.device, base: AutoencoderKL | None = None) -> None:
         settings, self.device = recipe.training, device
