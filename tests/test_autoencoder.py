@@ -1,5 +1,7 @@
 """KL autoencoders: tiles for large images, folders, and what is not there."""
 
+import json
+
 import pytest
 import torch
 from diffusers import AutoencoderTiny
@@ -85,6 +87,19 @@ def test_another_class_of_autoencoder_is_one_sentence(tmp_path):
             load(str(tmp_path))
     with pytest.raises(UserError, match="AutoencoderTiny"):
         FiTPipeline(FiTTransformer2DModel.from_fit(random_model(LATENT)), default_scheduler(), other)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[]", '{"scaling_factor": null}', '{"shift_factor": "x"}', '{"latents_mean": 5, "latents_std": 5}', "null", "{"],
+)
+def test_a_damaged_configuration_is_one_sentence(tmp_path, content):
+    tiny_autoencoder().save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    changed = content if content[1:2] != '"' else json.dumps(json.loads(file.read_text()) | json.loads(content))
+    file.write_text(changed)
+    with pytest.raises(UserError, match=r"the autoencoder .* cannot be loaded"):
+        load_autoencoder(str(tmp_path))
 
 
 @pytest.mark.parametrize("upcast", [True, False])

@@ -117,7 +117,10 @@ def test_cut_off_weights(folder, share):
     [
         ({"model": {"depth": 3}}, r"missing blocks\.2\."),
         ({"model": {"depth": 1}}, r"unexpected blocks\.1\."),
+        ({"model": {"depth": 2.0}}, "of another model"),
         ({"class_names": CLASSES[:2]}, "it names 2 of 10 classes"),
+        ({"shapes": [[[28, 28]]]}, "is damaged"),
+        ({"shapes": [[["tall", "wide", 1]]]}, "is damaged"),
     ],
 )
 def test_a_config_that_does_not_fit_the_weights(folder, changes, problem):

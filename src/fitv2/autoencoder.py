@@ -150,7 +150,7 @@ def load_autoencoder(name: str | None, device: str = "cpu", dtype: torch.dtype =
         return Pixels()
     with loading(f"the autoencoder {name}"):
         network = read_network(name, _subfolder(name), dtype)
-    return LatentCodec(cast(Any, network).to(device), device)
+        return LatentCodec(cast(Any, network).to(device), device)
 
 
 def network_classes() -> dict[str, Any]:

@@ -198,7 +198,7 @@ def read_model(config_file: Path, weights_file: Path, name: str, dtype: torch.dt
             raise UserError(f"{name} is not a model: there is no {what}{suggestion(name, names_like(name))}")
     try:
         content, config = read_config(config_file)
-        shapes = [[tuple(shape) for shape in of_class] for of_class in content["shapes"]]
+        shapes = [[(int(h), int(w), int(n)) for h, w, n in of_class] for of_class in content["shapes"]]
         examples, showcase = (
             [(str(caption), (int(h), int(w))) for caption, (h, w) in content.get(key, ())]
             for key in ("examples", "showcase")
@@ -212,7 +212,7 @@ def read_model(config_file: Path, weights_file: Path, name: str, dtype: torch.dt
         raise damaged(f"the model {name}", error, "copy or train it again") from error
     try:
         model = bare_model(config) if weights is None else model_of(config, weights)
-    except UserError as error:
+    except (UserError, TypeError) as error:  # Such as for a depth of 2.0.
         raise UserError(f"the model {name} is damaged: its config.json is of another model; {error}") from None
     check_weights(weights or {}, name)
     recommended = read_recommended(config_file.with_name(SAMPLING))
