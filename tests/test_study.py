@@ -173,6 +173,16 @@ def test_a_page_has_answer_claims_scores_and_images(queue, tmp_path):
         assert precious.read_text() == "precious"
 
 
+def test_a_page_says_where_the_best_tuned_value_is_an_end(queue, tmp_path):
+    claim(tmp_path / "tiny", "A title")
+    tuning = {"values": [1e-3, 2e-3, 4e-3], "variants": ["FiT", "FiTv2"]}
+    runs, _ = work_off(queue, tuning=tuning)  # Those that tune; all score alike, and the first value is taken.
+    runs, _ = work_off(queue, tuning=tuning)
+    write_report(Report("tiny", runs[0].study, queue.table), tmp_path / "tiny")
+    page = (tmp_path / "tiny/README.md").read_text()
+    assert "Chosen: FiT 0.001, FiTv2 0.001.\nFor all of them, the best is at an end of what was tried" in page
+
+
 def test_an_unfinished_study_says_so_and_counts_the_seeds_of_each_row(queue, tmp_path):
     claim(tmp_path / "tiny", "A title")
     study = build_study(tree(), "tiny")
