@@ -44,3 +44,16 @@ def test_the_recipes_are_listed_with_size_and_time(fitv2):
     assert rows["imagenet-xl"]["parameters"] == 671_045_776 and 1200 < rows["imagenet-xl"]["device_hours"] < 1400
     assert all(0 < len(row["about"]) < 80 for row in rows.values())
     assert "FiTv2-XL/2 on ImageNet" in fitv2("recipes").out.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["data.min_scale=0.2", "training.max_tokens_per_batch=50"], "an image of 55 tokens does not fit a pack of 50"),
+        (["log.distance_every=2", "log.distance_to=gone"], "there is no folder, archive (.npz) or data set 'gone'"),
+    ],
+)
+def test_a_plan_is_refused_as_the_training_would_be(train, images, settings, told):
+    """Even where the images of the first epoch would fit."""
+    for arguments in (["--dry-run", "--peak-tflops", "1"], []):
+        assert told in train(*arguments, settings=settings).sentence

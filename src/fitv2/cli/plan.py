@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ..data.dataset import Dataset
     from ..model.config import NetworkConfig
     from ..settings import Recipe
+    from ..training.trainer import Distance
 
 
 def show_plan(
@@ -35,6 +36,7 @@ def show_plan(
     import yaml
 
     from ..build import build_dataset, with_precision
+    from ..data.packing import check_longest
     from ..data.stand_in import ImageNetLike
     from ..data_settings import FolderSettings
     from ..device import choose_device
@@ -50,10 +52,13 @@ def show_plan(
         )
     data = recipe.data
     stands_in = isinstance(data, FolderSettings) and data.stand_in is not None and not Path(data.source).exists()
+    where = choose_device(device)
+    if not stands_in:
+        distance_of(recipe, where)  # It raises UserError.
     patch_size, captioned = recipe.model.patch_size, recipe.model.encoder is not None
     dataset = ImageNetLike(data.max_tokens) if stands_in else build_dataset(data, patch_size, captioned=captioned)
+    check_longest(dataset.most_tokens, recipe.training.max_tokens_per_batch)
     config, notes = check_ahead(recipe, run, dataset, stands_in)
-    where = choose_device(device)
     if peak_tflops is None:
         recipe = with_precision(recipe, where)
     figures = plan_figures(recipe, dataset, config, devices)
@@ -119,6 +124,21 @@ def check_ahead(recipe: Recipe, run: Path, dataset: Dataset, stands_in: bool) ->
     config = build_model_config(recipe, dataset, base)
     notes = [] if base is None else init_from(bare_model(config), base, dataset, recipe.training).notes
     return config, [f"{start}: {note}" for note in notes]
+
+
+def distance_of(chosen: Recipe, device: torch.device) -> Distance | None:
+    """Returns what measures the distance to real images during a training; None if the recipe wants none."""
+    from ..build import holds_latents
+    from ..evaluation.during_training import TrainingDistance
+
+    if chosen.log.distance_every is None:
+        return None
+    if chosen.log.distance_to is None and holds_latents(chosen.data):
+        raise UserError(
+            f"log.distance_every needs real images, and {chosen.data.source} holds latents: name the images with "
+            "--set log.distance_to=FOLDER"
+        )
+    return TrainingDistance(chosen.log.distance_to or chosen.data.source, chosen.log.distance_images, device)
 
 
 def duration(seconds: float) -> str:

@@ -18,10 +18,8 @@ from ..messages import command
 from .options import Device, IgnoreMemory, refuse_options
 
 if TYPE_CHECKING:
-    import torch
-
     from ..settings import Recipe
-    from ..training.trainer import Distance, Trainer
+    from ..training.trainer import Trainer
 
 plan_option = partial(typer.Option, rich_help_panel="With --dry-run")
 
@@ -125,7 +123,7 @@ def carry_out(
     from ..training.input_sheet import data_lines, write_inputs
     from ..training.run_folder import check_run, keep_name, kept_rope
     from ..training.trainer import Trainer
-    from .plan import too_large
+    from .plan import distance_of, too_large
     from .progress import training_progress
 
     # A first scan of a million images takes longer than processes usually wait for each other.
@@ -168,21 +166,6 @@ def carry_out(
 def nothing_measured(model: Path) -> dict[str, float]:
     """Stands for the distance on ranks that do not measure it."""
     return {}
-
-
-def distance_of(chosen: Recipe, device: torch.device) -> Distance | None:
-    """Returns what measures the distance to real images during a training; None if the recipe wants none."""
-    from ..build import holds_latents
-    from ..evaluation.during_training import TrainingDistance
-
-    if chosen.log.distance_every is None:
-        return None
-    if chosen.log.distance_to is None and holds_latents(chosen.data):
-        raise UserError(
-            f"log.distance_every needs real images, and {chosen.data.source} holds latents: name the images with "
-            "--set log.distance_to=FOLDER"
-        )
-    return TrainingDistance(chosen.log.distance_to or chosen.data.source, chosen.log.distance_images, device)
 
 
 def speaks() -> bool:
