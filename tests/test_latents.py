@@ -234,7 +234,7 @@ def test_training_on_latents_draws_its_sheet_and_names_the_autoencoder(moments, 
     assert saved.class_names == ["cat", "dog"] and run.progress.sheet.is_file()
     run.progress.sheet.unlink()
     dataset.autoencoder = str(tmp_path / "nowhere")
-    run.write_sheet()
+    run.draw_sheet()
     told = caplog.text
     assert "nowhere cannot be loaded" in told and ": the autoencoder" in told and not run.progress.sheet.exists()
 

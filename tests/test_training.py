@@ -108,8 +108,19 @@ def test_the_prediction_decides_the_loss_and_the_sampler(tmp_path, architecture,
 def test_no_sheet_is_written_of_images_that_are_not_finite(tmp_path, caplog):
     run = trainer(tmp_path)
     next(iter(run.learner.ema.average.values())).fill_(torch.nan)
-    run.write_sheet()
+    run.draw_sheet()
     assert not run.progress.sheet.exists() and "no sample sheet step-00000000.png" in caplog.text
+
+
+@pytest.mark.parametrize("lack", ["room on the disk", "memory"])
+def test_a_training_survives_a_sheet_that_cannot_be_drawn_or_written(tmp_path, caplog, lack):
+    run = trainer(tmp_path, "training.steps=2", "log.sample_every=1")
+    if lack == "memory":
+        run.facts["shapes"] = [[(4 * 10**6, 4 * 10**6, 1)]]
+    else:
+        (tmp_path / "samples").write_text("where the folder would be")
+    run.fit(lambda figures: None)
+    assert run.progress.saved == 2 and "no sample sheet step-00000001.png" in caplog.text
 
 
 def test_freed_memory_goes_back_to_the_system():

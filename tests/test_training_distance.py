@@ -31,13 +31,20 @@ def test_distances_are_measured_on_their_steps_and_change_nothing_else(tmp_path)
     assert len(panels(logs)) == len(panels({"without": logs["without"]})) + 2
 
 
-def test_a_distance_that_cannot_be_measured_is_a_warning(tmp_path, caplog):
-    def gone(model: Path) -> dict[str, float]:
-        raise UserError("the real images are gone")
+def gone(model: Path) -> dict[str, float]:
+    raise UserError("the real images are gone")
 
-    run = trainer(tmp_path, "log.distance_every=4", distance=gone)
+
+def too_large(model: Path) -> dict[str, float]:
+    return {"fd": float(torch.empty(2**46).sum())}
+
+
+@pytest.mark.parametrize(("distance", "told"), [(gone, "the real images are gone"), (too_large, "memory")])
+def test_a_distance_that_cannot_be_measured_is_a_warning(tmp_path, caplog, distance, told):
+    run = trainer(tmp_path, "log.distance_every=4", distance=distance)
     run.fit(lambda figures: None)
-    assert run.progress.done == 10 and "no distance at step 4: the real images are gone" in caplog.text
+    (warning,) = (text for text in caplog.messages if text.startswith("no distance at step 4: "))
+    assert run.progress.done == 10 and told in warning
 
 
 def test_passes_of_a_base_are_not_those_of_a_model_of_other_sizes():

@@ -34,6 +34,17 @@ def is_lack_of_memory(error: Exception) -> bool:
 
 
 @contextmanager
+def lack_of_memory_told() -> Iterator[None]:
+    """Makes a UserError of an error that says that there is not enough memory."""
+    try:
+        yield
+    except Exception as error:
+        if not is_lack_of_memory(error):
+            raise
+        raise UserError(" ".join(str(error).split())[:200]) from None
+
+
+@contextmanager
 def loading(what: str) -> Iterator[None]:
     """Makes a UserError of what libraries raise for a model that is missing, damaged or of another kind."""
     try:

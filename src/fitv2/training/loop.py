@@ -6,6 +6,7 @@ import logging
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Generic, NamedTuple
 
@@ -15,6 +16,7 @@ from ..autoencoder_settings import AnyRecipe
 from ..checkpoints.training_state import prune, save_checkpoint
 from ..data.loader import PackLoader, Step
 from ..distributed.ranks import on_rank0
+from ..errors import UserError, lack_of_memory_told
 from .learner import BaseLearner
 from .log import RunLog
 from .progress import Progress
@@ -81,7 +83,7 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
 
     @abstractmethod
     def write_sheet(self) -> None:
-        """Draws a sheet of images with the averaged weights."""
+        """Draws a sheet of images with the averaged weights. Raises UserError or OSError if that is not possible."""
 
     @abstractmethod
     def export(self, folder: Path) -> None:
@@ -113,7 +115,7 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
                 keep_provenance(self.run, progress.done, self.content)
             # The previous run may have stopped between writing this checkpoint and its sheet.
             if progress.is_due(self.sheet_every) and not on_rank0(progress.sheet.exists):
-                self.write_sheet()
+                self.draw_sheet()
             steps = self.loader.steps(progress.cursor)
             try:
                 for figures in self.timed_steps(steps):
@@ -127,7 +129,7 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
                     if progress.stopping or progress.is_due(settings.checkpoint_every):
                         self.save()
                     if progress.is_due(self.sheet_every) and not progress.stopping:
-                        self.write_sheet()
+                        self.draw_sheet()
             except DataGone as error:
                 if progress.done > progress.saved:
                     self.save(keep=None)
@@ -136,6 +138,15 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
                 steps.close()
                 if log is not None:
                     log.close()
+
+    def draw_sheet(self) -> None:
+        """Draws the sheet. A failure is a warning, because checkpoints do not depend on sheets."""
+        try:
+            # The other processes of sharded weights would wait for one that leaves the network without memory.
+            with nullcontext() if self.sharded else lack_of_memory_told():
+                self.write_sheet()
+        except (UserError, OSError) as error:
+            logger.warning("no sample sheet %s: %s", self.progress.sheet.name, error)
 
     def timed_steps(self, steps: Iterator[Step]) -> Iterator[dict[str, Any]]:
         """Trains step by step and yields the figures of each; those of time are explained in `Progress.timed`."""

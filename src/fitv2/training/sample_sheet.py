@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,6 @@ from ..data.dataset import Dataset
 from ..decoding import make_images
 from ..distributed.parallel import ParallelModel
 from ..distributed.ranks import only_on_rank0
-from ..errors import UserError
 from ..model.config import NetworkConfig
 from ..sampling.generate import generate
 from ..sampling.spec import SampleSpec, Sampling
@@ -24,7 +22,6 @@ from ..settings import Recipe
 from ..sheets import contact_sheet, save_sheet
 from ..text import PromptEncoder
 
-logger = logging.getLogger(__name__)
 CLASSES = 10
 COLUMNS = 8
 PROMPTS = 32
@@ -65,8 +62,6 @@ def write_sheet(
 ) -> None:
     """Writes the images on rank 0; sharded weights need every process.
 
-    Training needs no autoencoder, and may run where there is none: one log line says then that there is no sheet.
-
     Args:
         path: Of the sheet.
         model: The network.
@@ -74,19 +69,17 @@ def write_sheet(
         specs: The images.
         sampling: How the images are sampled.
         text: The text encoder, for a model of text.
+
+    Raises UserError or OSError if there is no autoencoder or no room, and NotFinite as `make_images` does.
     """
     if not model.ranks.is_main_process and not model.sharded:
         return
     load = partial(load_autoencoder, dataset.autoencoder, str(model.ranks.device))
-    try:
-        codec = only_on_rank0(load) if model.sharded else load()
-        if codec is None:  # This process only has a part of the weights.
-            generate(model.module, specs, sampling, None, text)
-            return
-        images = make_images(model.module, codec, specs, sampling, None, text)
-    except UserError as error:  # Training continues: its checkpoints do not depend on sheets.
-        logger.warning("no sample sheet %s: %s", path.name, error)
+    codec = only_on_rank0(load) if model.sharded else load()
+    if codec is None:  # This process only has a part of the weights.
+        generate(model.module, specs, sampling, None, text)
         return
+    images = make_images(model.module, codec, specs, sampling, None, text)
     if images:
         classes = dataset.num_classes
         names = [*(dataset.class_names or map("class {}".format, range(classes))), "image"]

@@ -24,7 +24,7 @@ from ..data.dataset import Dataset
 from ..data.loader import PackLoader, Step
 from ..device import choose_precision
 from ..distributed.ranks import Ranks, join_processes, on_rank0, sum_over_ranks
-from ..errors import UserError
+from ..errors import UserError, lack_of_memory_told
 from ..model.config import FiTConfig, NetworkConfig
 from ..model.network import build_network
 from ..randomness import Purpose, seed_of, torch_generator
@@ -151,7 +151,7 @@ class Trainer(TrainingLoop[Recipe]):
         with self.progress.saving():
             self.export(model)
         try:
-            return on_rank0(partial(distance, model))
+            return on_rank0(lack_of_memory_told()(partial(distance, model)))
         except (UserError, OSError) as error:  # Training continues: its checkpoints do not depend on distances.
             logger.warning("no distance at step %d: %s", self.progress.done, error)
             return {}
