@@ -224,10 +224,12 @@ def test_unreadable_images_do_not_count_in_loss_gradient_and_log(tmp_path):
         ([(20, 1, False)] * 40, False),
         ([(90, 10, False)] * 6, True),
         ([(10, 10, False)] * 5 + [(500, 0, False)] * 4 + [(10, 10, False)] * 4, False),
+        ([(3900, 100, False)] * 3, False),
+        ([(3700, 300, False)], True),
     ],
 )
 def test_a_training_ends_when_its_data_is_gone_or_too_much_of_it_cannot_be_read(steps, gone):
-    """(readable, unreadable, gone) of steps: more than 50 of the last 1 000 images are too many."""
+    """(readable, unreadable, gone) of steps: more than 5 % of the last images, at least 1 000, are too many."""
     watch = DataWatch()
     with pytest.raises(DataGone) if gone else nullcontext():
         for step in steps:

@@ -10,8 +10,8 @@ from ..errors import UserError
 
 logger = logging.getLogger(__name__)
 MOST_SKIPPED = 100
-# A training stops when more than 5 % of its last images could not be read: 50 of 1 000.
-WINDOW, MOST_UNREADABLE = 1000, 50
+# A training stops when more than 5 % of its last images, those of at least 1 000, could not be read.
+WINDOW, MOST_UNREADABLE = 1000, 0.05
 
 
 class DataGone(UserError):
@@ -60,6 +60,6 @@ class DataWatch:
         while sum(map(sum, self.recent)) - sum(self.recent[0]) >= WINDOW:
             self.recent.popleft()
         lost, seen = sum(unreadable for _, unreadable in self.recent), sum(map(sum, self.recent))
-        if gone or not readable or lost > MOST_UNREADABLE:
+        if gone or not readable or lost > MOST_UNREADABLE * max(seen, WINDOW):
             raise DataGone(f"{lost} of the last {seen} images could not be read")
         self.skipped += unreadable
