@@ -7,7 +7,7 @@ import torch
 
 import fitv2
 from fitv2.classes import Classes
-from fitv2.device import choose_device, choose_precision
+from fitv2.device import choose_device, choose_precision, computes_bf16
 from fitv2.distributed.ranks import check_launcher, join_processes
 from fitv2.errors import UserError
 from fitv2.finite import NotFinite, check_finite, check_weights
@@ -69,6 +69,14 @@ def test_a_message_about_a_missing_device_lists_the_others(machine, there, name,
     assert "cpu" in str(caught.value)
 
 
+def test_processes_that_cannot_find_each_other_are_told_to_use_a_launcher(monkeypatch):
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "0"), ("MASTER_ADDR", "localhost")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MASTER_PORT", raising=False)
+    with pytest.raises(UserError, match="MASTER_PORT is not set: start them with torchrun"):
+        join_processes("cpu")
+
+
 def test_one_device_is_not_for_several_processes(machine, monkeypatch):
     machine(cuda=2)
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -118,6 +126,13 @@ def test_the_package_lists_its_public_names():
     names: dict = {}
     exec("from fitv2 import *", names)
     assert names["TokenBatch"] is fitv2.TokenBatch
+
+
+def test_a_build_without_onednn_computes_no_bfloat16(monkeypatch):
+    """As for Macs: the operator that knows of the processor's instructions is missing there, too."""
+    monkeypatch.setattr(torch._C, "_has_mkldnn", False)
+    monkeypatch.setattr(torch.ops, "mkldnn", object())
+    assert not computes_bf16(torch.device("cpu")) and choose_precision("bf16", torch.device("cpu")) == "bf16"
 
 
 def test_bfloat16_in_software_is_warned_of(monkeypatch, caplog):

@@ -25,6 +25,8 @@ T = TypeVar("T")
 
 # The libraries of a group of processes, by the kind of their devices; what is on a CPU travels over gloo.
 BACKENDS = {"cuda": "cpu:gloo,cuda:nccl", "xpu": "cpu:gloo,xpu:xccl"}
+# What each process needs to find the others, beside WORLD_SIZE.
+GIVEN = ("RANK", "MASTER_ADDR", "MASTER_PORT")
 # Options of accelerate's launcher that hand the network to another library, whose checkpoints are not known here.
 LIBRARIES = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")
 TIMEOUT = timedelta(minutes=30)
@@ -52,8 +54,10 @@ def join_processes(name: str | None = None, timeout: timedelta = TIMEOUT) -> Ran
     """Joins the processes that a launcher started together, if there are several; a second call changes nothing.
 
     Args:
-        name: The device, as for `choose_device`; several processes give its kind alone, else UserError is raised.
+        name: The device, as for `choose_device`; several processes give its kind alone.
         timeout: How long a process waits for the others before it gives up.
+
+    Raises UserError for a device that is one of several, and without the variables of a launcher.
     """
     device = choose_device(name)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
@@ -65,6 +69,11 @@ def join_processes(name: str | None = None, timeout: timedelta = TIMEOUT) -> Ran
         device = torch.device(device.type, int(os.environ.get("LOCAL_RANK", "0")) % module.device_count())
         module.set_device(device)
     if not dist.is_initialized():
+        if missing := [name for name in GIVEN if name not in os.environ]:
+            raise UserError(
+                f"WORLD_SIZE={os.environ['WORLD_SIZE']} tells of several processes, and {missing[0]} is not set: start "
+                "them with torchrun or accelerate launch, or unset WORLD_SIZE"
+            )
         dist.init_process_group(BACKENDS.get(device.type, "gloo"), timeout=timeout)
     return Ranks(dist.get_rank(), dist.get_world_size(), device)
 
