@@ -292,12 +292,20 @@ def test_impossible_configurations_are_refused():
         ({"internal_head": 1, "prediction": "epsilon"}, "predicts epsilon"),
         ({"position_range": 1}, "at least 2"),
         ({"position_range": 9, "rope": RopeScheme(method="ntk-aware")}, "would move positions twice"),
+        *(
+            ({name: 0}, f"{name} 0 must be at least 1")
+            for name in ("width", "depth", "heads", "patch_size", "lora_rank")
+        ),
+        ({"num_classes": -1}, "num_classes -1 must be at least 0"),
+        ({"mlp_ratio": 0.0}, "mlp_ratio 0.0 leaves nothing"),
         ({"modulation": "none"}, "there is no modulation 'none'; choose from low-rank, full"),
     ):
         with pytest.raises(ValueError, match=complaint):
             replace(CONFIG, **wrong)
     with pytest.raises(ValueError, match="lora_rank 3"):
         FiTv1Config(width=48, depth=1, heads=3, lora_rank=3)
+    with pytest.raises(ValueError, match="side 0 must be at least 1"):
+        preset("SiT-B/2", side=0)
 
 
 def test_times_and_labels_of_another_number_are_refused():

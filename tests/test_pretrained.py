@@ -1,6 +1,7 @@
 """Model folders: what is saved comes back, and what is damaged or missing is said in a sentence."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -98,6 +99,15 @@ def test_models_that_are_not_there_or_not_complete(folder, missing):
     ["", '{"format": 1, "mod', "[]", "{}", '{"model": {"width": 8}}', '{"model": {"width": 8, "colour": 3}}', "\xff"],
 )
 def test_a_damaged_config(folder, content):
+    assert_damaged(folder, content)
+
+
+def test_a_config_of_an_impossible_number(folder):
+    content = json.loads((folder / "config.json").read_bytes())
+    assert_damaged(folder, json.dumps(content | {"model": content["model"] | {"heads": 0}}))
+
+
+def assert_damaged(folder: Path, content: str) -> None:
     (folder / "config.json").write_bytes(content.encode("latin-1"))
     with pytest.raises(ValueError, match=r"the model .* is damaged"):
         load_pretrained(folder)

@@ -119,6 +119,7 @@ def test_a_batch_mixes_sizes_that_need_different_frequencies():
         ({"attention": "pro3"}, "there is no attention scale 'pro3'"),
         ({"train_side": 1}, "train_side 1"),
         ({"target": (0, 4)}, "must be patches per side"),
+        ({"theta": 1.0}, "theta 1.0 must be more than 1"),
     ],
 )
 def test_impossible_schemes_are_refused(fields, complaint):

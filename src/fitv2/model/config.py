@@ -61,6 +61,8 @@ class RopeScheme:
         check_known("attention scale", self.attention, get_args(AttentionFactor))
         if self.train_side < 2 or (self.target is not None and min(self.target) < 1):
             raise UserError(f"train_side {self.train_side} and target {self.target} must be patches per side")
+        if self.theta <= 1:
+            raise UserError(f"theta {self.theta} must be more than 1")
         if self.target is not None:
             rows, columns = self.target
             object.__setattr__(self, "target", (rows, columns))
@@ -107,7 +109,7 @@ class NetworkConfig(OptionalParts):
             with steps 0 to 999: twice as many channels, the noise and then the learned variance as in improved DDPM.
 
     Raises:
-        UserError: An unknown prediction.
+        UserError: An unknown prediction, or a number that is not positive.
     """
 
     width: int
@@ -121,6 +123,10 @@ class NetworkConfig(OptionalParts):
     def __post_init__(self) -> None:
         object.__setattr__(self, "prediction", PREDICTIONS.get(self.prediction, self.prediction))
         check_known("prediction", self.prediction, get_args(Prediction))
+        for name, value in vars(self).items():
+            least = 0 if name in ("num_classes", "target_blocks") else 1
+            if isinstance(value, int) and not isinstance(value, bool) and value < least:
+                raise UserError(f"{name} {value} must be at least {least}")
 
     @property
     def null_label(self) -> int:
@@ -196,6 +202,8 @@ class FiTConfig(NetworkConfig):
             )
         if self.lora_rank is not None and self.modulation == "full":
             raise UserError(f"lora_rank {self.lora_rank} is of low-rank modulation, and this one is full")
+        if self.mlp_hidden < 1:
+            raise UserError(f"mlp_ratio {self.mlp_ratio} leaves nothing of the MLP's hidden width")
         if self.qk_norm_affine and not self.qk_norm:
             raise UserError("qk_norm_affine is a scale in the norm of queries and keys, and here they have none")
         if self.internal_head is not None and not 0 < self.internal_head < self.depth:
