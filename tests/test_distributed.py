@@ -22,10 +22,11 @@ import test_resume
 from fitv2.checkpoints import sharded
 from fitv2.checkpoints.model_folder import load_pretrained
 from fitv2.checkpoints.training_state import checkpoints, read_part, read_state
-from fitv2.distributed.parallel import by_shares
+from fitv2.distributed.parallel import ParallelModel, by_shares
 from fitv2.distributed.ranks import join_processes
+from fitv2.tokens import TokenBatch
 from fitv2.training.optimizer import orthogonal
-from tiny import MODERN, command_line, exit_codes, log_lines, processes, run_together, train
+from tiny import MODERN, command_line, exit_codes, log_lines, processes, random_model, run_together, train
 
 pytestmark = pytest.mark.slow  # Several processes in every test.
 SETTINGS = [
@@ -152,6 +153,20 @@ def compare_shares() -> None:
 def test_processes_compute_shares_of_rows_and_all_get_all():
     """Also where there are fewer rows than processes."""
     run_together(3, compare_shares)
+
+
+def hold_gradients_once() -> None:
+    model = ParallelModel(random_model(), join_processes("cpu"), precision="fp32")
+    batch = TokenBatch(torch.randn(6, 16), [(2, 3)])
+    model(batch, torch.rand(1), torch.tensor([3])).square().sum().backward()
+    gradients = [weight.grad for weight in model.module.parameters()]
+    buckets = {gradient.untyped_storage().data_ptr(): gradient.untyped_storage().nbytes() for gradient in gradients}
+    assert len(buckets) <= 2, "each gradient is a tensor of its own, beside the buckets in which all are averaged"
+    assert sum(buckets.values()) == sum(gradient.nbytes for gradient in gradients)
+
+
+def test_gradients_are_held_once():
+    run_together(2, hold_gradients_once)
 
 
 @pytest.mark.parametrize("sharding", ["none", "fsdp"])

@@ -48,7 +48,9 @@ class ParallelModel:
             module.to(ranks.device)
         if precision == "bf16":
             module.forward = torch.autocast(ranks.device.type, torch.bfloat16)(module.forward)
-        self._call = DistributedDataParallel(module) if several and not self.sharded else module
+        # By default, gradients would be held twice: by themselves, and in the buckets in which they are averaged.
+        replicated = several and not self.sharded
+        self._call = DistributedDataParallel(module, gradient_as_bucket_view=True) if replicated else module
 
     def __call__(self, *inputs: Any, **options: Any) -> Tensor:
         return self._call(*inputs, **options)
