@@ -183,7 +183,7 @@ class ImageFolder(Dataset):
 
 def trim(image: Image.Image) -> Image.Image:
     """Cuts off what cannot be seen around an RGBA image. Raises UnreadableImage if nothing of it can be seen."""
-    box = image.getchannel("A").point(lambda alpha: 255 * (alpha > FAINT)).getbbox()
+    box = image.getchannel("A").point([255 * (alpha > FAINT) for alpha in range(256)]).getbbox()
     if box is None:
         raise UnreadableImage("transparent everywhere")
     return image.crop(box)
