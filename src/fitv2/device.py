@@ -50,7 +50,7 @@ def computes_bf16(device: torch.device) -> bool:
     """Whether the device has instructions for bfloat16; without them, it is many times slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    # Builds without oneDNN, such as those for Macs, do not have the operator that knows.
+    # Builds without oneDNN, such as some for ARM, do not have the operator that knows.
     return device.type != "cpu" or (
         torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     )
