@@ -206,15 +206,15 @@ def make(
     start = time.perf_counter()
     with image_progress("sampling", len(specs)) as progress:
 
-        def save(begin: int, number: int, image: Image.Image) -> None:
-            write_file(out / rows[begin + number]["file"], lambda draft: image.save(draft, "PNG"))
+        def save(first: int, number: int, image: Image.Image) -> None:
+            write_file(out / rows[first + number]["file"], lambda draft: image.save(draft, "PNG"))
             progress(1)
 
         images: list[Image.Image] = []
-        for begin in range(0, len(specs), MOST_SHOWN):  # Only images of the sheet are kept in memory.
-            part = slice(begin, begin + MOST_SHOWN)
+        for first in range(0, len(specs), MOST_SHOWN):  # Only images of the sheet are kept in memory.
+            part = slice(first, first + MOST_SHOWN)
             model, begun = loaded.pretrained.model, edits and edits[part]
-            made = make_images(model, loaded.codec, specs[part], sampling, partial(save, begin), loaded.text, begun)
+            made = make_images(model, loaded.codec, specs[part], sampling, partial(save, first), loaded.text, begun)
             images = images or made
     seconds = time.perf_counter() - start
     captions = [

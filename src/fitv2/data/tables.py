@@ -210,10 +210,12 @@ def _split(
     """Yields the rows that are not empty: number, first line and cells. In a .csv, a quoted cell may hold line ends."""
     rest = iter(lines)
     for number, line in rest:
-        cells, comment = line.split(delimiter), line.startswith("#")
         if not line.strip(BLANK):
             continue
-        if is_csv:
+        if not is_csv:
+            cells = line.split(delimiter)
+        else:
+            comment = line.startswith("#")
             after = () if comment else (f"{more}\n" for _, more in rest)
             reader = csv.reader(chain([f"{line}\n"], after), delimiter=delimiter, strict=True, skipinitialspace=True)
             try:
@@ -224,6 +226,7 @@ def _split(
                         f"{file}, line {number}: a quote is opened and not closed; double a quote that belongs to a "
                         'name ("")'
                     ) from None
+                cells = line.split(delimiter)
         yield number, line, cells
 
 
