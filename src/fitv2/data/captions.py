@@ -46,7 +46,7 @@ class FolderCaptions:
         files = set(files)
         self.of_table: dict[str, tuple[str, ...]] = {}
         self.tables: set[str] = set()
-        # A table of the root comes last, and of one folder metadata.csv: later ones take precedence.
+        # Later ones take precedence: of one folder, metadata.csv.
         for table in sorted((name for name in files if name.rpartition("/")[2] in TABLES), reverse=True):
             rows = read_table(root / table, with_labels=False).rows
             told = {normpath(join(dirname(table), row.path)): row.captions for row in rows if row.captions}
