@@ -117,7 +117,7 @@ def test_the_perceptual_distance_grows_with_blur_and_has_a_gradient():
 def test_the_parts_of_the_objective():
     network = tiny_autoencoder()
     images = torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    objective = Objective(None, 0.0, 0.5, bf16=False)
+    objective = Objective(None, 0.0, 0.5)
     with torch.no_grad():
         parts = objective.reconstruct(network, images, None)
         posterior = network.encode(images).latent_dist
@@ -128,6 +128,24 @@ def test_the_parts_of_the_objective():
     torch.testing.assert_close(parts.kl, posterior.kl() / posterior.mean[0].numel())
     torch.testing.assert_close(objective.loss(parts), parts.l1 + 0.5 * parts.kl)
     assert not torch.allclose(drawn.images, parts.images)
+    assert not parts.halved.any()
+
+
+def test_halved_latents_are_compared_with_the_halved_image():
+    network = tiny_autoencoder()
+    images = torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    objective = Objective(None, 0.0, 0.0, halved_weight=0.25)
+    with torch.no_grad():
+        parts = objective.reconstruct(network, images, None)
+        latents = network.encode(images).latent_dist.mean
+        half_latents, half = (
+            torch.nn.functional.interpolate(x, scale_factor=0.5, mode="area") for x in (latents, images)
+        )
+        expected = (network.decode(half_latents).sample - half).abs().mean((1, 2, 3))
+        narrow = objective.reconstruct(network, images[:, :, :8], None)
+    torch.testing.assert_close(parts.halved, expected)
+    torch.testing.assert_close(objective.loss(parts), parts.l1 + 0.25 * expected)
+    assert not narrow.halved.any(), "one row of latents cannot be halved"
 
 
 def test_held_out_images_are_measured_in_batches_of_the_training(tmp_path, folder):
@@ -221,7 +239,7 @@ def test_a_decoder_is_trained_alone_and_latents_stay_the_same(tmp_path, folder):
     config.write_text(config.read_text().replace('"act_fn": "silu"', '"act_fn": "relu"'))
     with pytest.raises(UserError, match=r"of other settings \(act_fn\)"):
         trainer(tmp_path / "third", folder, *alone)
-    for wrong in (alone[:1], (*alone, "training.kl_weight=1")):
+    for wrong in (alone[:1], (*alone, "training.kl_weight=1"), (*alone, "training.halved_weight=1")):
         with pytest.raises(UserError, match="trainable=decoder"):
             trainer(tmp_path / "third", folder, *wrong)
 

@@ -135,8 +135,8 @@ def npm(tmp_path, monkeypatch):
     return calls
 
 
-def made(out: Path) -> list[emoji.Written]:
-    return emoji.make_emoji(out, 32, lambda what, total: nullcontext(lambda count: None), emoji.SETS)
+def made(out: Path, *groups: str) -> list[emoji.Written]:
+    return emoji.make_emoji(out, 32, lambda what, total: nullcontext(lambda count: None), emoji.SETS, groups)
 
 
 def test_drawings_are_fetched_rendered_and_trimmed_once(npm, tmp_path):
@@ -156,6 +156,19 @@ def test_drawings_are_fetched_rendered_and_trimmed_once(npm, tmp_path):
     assert {path: path.read_bytes() for path in out.glob("*.zip")} == contents
     with pytest.raises(ValueError, match=r"data\.folder"):
         read_contents(out)
+
+
+def test_a_group_of_things_is_drawn_alone(npm, tmp_path):
+    fox = {"label": "fox", "hexcode": "1F98A", "group": 3, "subgroup": 30}
+    groups = {"groups": GROUPS["groups"] | {"3": "animals-nature"}, "subgroups": GROUPS["subgroups"] | {"30": "mammal"}}
+    catalogue = Catalogue([*ENTRIES, fox], groups, [])
+    catalogue.keep(["animals-nature"])
+    assert catalogue.by_name("fox") is not None and catalogue.by_name("red-apple") is None
+    assert [archive.drawings for archive in made(tmp_path, "food-drink")] == [
+        1 if drawn.images else 2 for drawn in SETS
+    ]
+    with pytest.raises(UserError, match="food-drink"):
+        made(tmp_path, "food")
 
 
 def test_what_cannot_be_fetched_is_one_sentence(npm, tmp_path, monkeypatch):

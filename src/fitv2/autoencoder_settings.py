@@ -76,6 +76,9 @@ class AutoencoderTrainingSettings(ScheduleSettings):
     kl_weight: NonNegativeFloat = Field(
         default=1e-4, description="weight of the divergence of a latent number from a standard normal one"
     )
+    halved_weight: NonNegativeFloat = Field(
+        default=0.0, description="weight of the error of halved latents, decoded, against the halved image"
+    )
     precision: Literal["auto", "bf16", "fp32"] = Field(
         default="auto", description="bf16 (autocast), fp32, or auto: bf16 if the device has it when a run begins"
     )
@@ -93,8 +96,9 @@ class AutoencoderTrainingSettings(ScheduleSettings):
     def a_fixed_encoder_is_trained_already(self) -> Self:
         if self.init_from is None and self.trainable != "all":
             raise UserError("trainable=decoder goes with init_from, the autoencoder whose encoder is kept")
-        if self.trainable == "decoder" and self.changed("kl_weight"):
-            raise UserError("kl_weight acts on the encoder, and trainable=decoder keeps it: omit one of them")
+        for weight in ("kl_weight", "halved_weight"):
+            if self.trainable == "decoder" and self.changed(weight):
+                raise UserError(f"{weight} acts on the encoder, and trainable=decoder keeps it: omit one of them")
         return self
 
 

@@ -22,7 +22,7 @@ from .objective import Objective, Reconstruction
 from .perceptual import PerceptualDistance
 
 # What the log has of every step.
-PARTS = ("loss", "l1", "perceptual", "kl")
+PARTS = ("loss", "l1", "perceptual", "kl", "halved")
 # What a configuration has that changes results and no weight's shape.
 COMPUTING = "norm_num_groups", "act_fn"
 # What the names of the decoder's parameters begin with.
@@ -66,7 +66,8 @@ class Learner(BaseLearner):
         optimizer = Optimizer(trained, settings.learning_rate, settings.beta2)
         super().__init__(network, settings, optimizer)
         distance = PerceptualDistance(device) if settings.perceptual_weight else None
-        weights = settings.perceptual_weight, settings.kl_weight
+        halved_weight = settings.halved_weight if settings.trainable == "all" else 0.0
+        weights = settings.perceptual_weight, settings.kl_weight, halved_weight
         self.objective = Objective(distance, *weights, bf16=settings.precision == "bf16")
 
     def step(self, images: list[Tensor], number: int, generator: torch.Generator) -> Update:

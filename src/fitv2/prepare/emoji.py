@@ -50,16 +50,20 @@ class Written:
     made: bool
 
 
-def make_emoji(out: Path, side: int, progress: Progress, sets: Sequence[DrawingSet] = SETS) -> list[Written]:
+def make_emoji(
+    out: Path, side: int, progress: Progress, sets: Sequence[DrawingSet] = SETS, groups: Sequence[str] = ()
+) -> list[Written]:
     """Writes the archives of all sets, and who drew them, into a folder.
 
-    side: the longest side of a trimmed drawing, in pixels. Raises UserError if npm or the renderer is missing, or a
-    package is not the known one.
+    side: the longest side of a trimmed drawing, in pixels. groups: of the things to draw; none given: all. Raises
+    UserError if npm or the renderer is missing, a package is not the known one, or a group is not known.
     """
     need_renderer()
     packages = {package: fetch(package, out / PACKAGES) for package in (EMOJIBASE, *SETS)}
     write_text(out / ATTRIBUTION, attribution(sets))
     catalogue = read_catalogue(packages)
+    if groups:
+        catalogue.keep(groups)
     return [write_set(out, drawn, packages[drawn], catalogue, side, progress) for drawn in sets]
 
 

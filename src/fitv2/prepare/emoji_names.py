@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 from ..data.emoji import Thing
+from ..messages import check_known
 
 # Signs, letters and keycaps; flags, most of which differ in their stripes alone; parts of people.
 LEFT_OUT_GROUPS = {"component", "symbols", "flags"}
@@ -47,6 +48,13 @@ class Catalogue:
             if "-" not in code:
                 with suppress(ValueError):
                     self.codes.setdefault(squeezed(unicodedata.name(chr(int(code, 16)))), code)
+
+    def keep(self, groups: Sequence[str]) -> None:
+        """Leaves out everything but the things of some groups. Raises UserError for a group that is not known."""
+        known = sorted({thing.group for thing in self.things.values()})
+        for group in groups:
+            check_known("group", group, known)
+        self.things = {code: thing for code, thing in self.things.items() if thing.group in groups}
 
     def by_code(self, code: str) -> Thing | None:
         """Returns what code points, in hexadecimal with dashes, stand for; None if it is left out or unknown."""
