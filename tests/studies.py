@@ -17,7 +17,8 @@ import yaml
 from PIL import Image
 
 from fitv2.config import load_recipe
-from fitv2.study.definition import Study, build_study
+from fitv2.study.definition import Study
+from fitv2.study.loading import build_study
 from fitv2.study.queue import CommandFailed, Queue
 from fitv2.study.results import CURVE, REAL, TRAINING, Table
 from fitv2.study.runs import Run, runs_of

@@ -17,7 +17,7 @@ import yaml
 from fitv2.checkpoints.model_folder import load_pretrained, save_pretrained
 from fitv2.legacy import COSTS
 from fitv2.provenance import code_commit
-from fitv2.study.definition import build_study
+from fitv2.study.loading import build_study
 from fitv2.study.outputs import has_diverged
 from fitv2.study.queue import Clock, CommandFailed, Queue, done_of
 from fitv2.study.report import MARK, Report, claim, write_overview, write_report
@@ -52,6 +52,14 @@ def test_a_machine_that_has_the_table_alone_keeps_images_of_a_later_seed(queue, 
     shutil.rmtree(sheets)
     work_off(queue)
     assert sorted(path.name for path in sheets.iterdir()) == ["FiT.png", "FiTv2.png"]
+
+
+def test_images_are_of_the_condition_by_which_a_variant_is_judged(queue, tmp_path):
+    conditions = {"own": {"guidance": 1, "variants": ["FiTv2"]}, "square": {"guidance": 1, "size": "12x12"}}
+    better = {"kind": "better", "of": "FiTv2", "than": "FiT", "condition": "square"}
+    evaluation = {"conditions": conditions, "curve": "square"}
+    work_off(queue, evaluation=evaluation, claims=[{"text": "x", "paper": "", "measure": better}])
+    assert [(tmp_path / f"tiny/sheets/{name}.png").read_text() for name in ("FiT", "FiTv2")] == ["12x12", "12x12"]
 
 
 def test_a_training_that_studies_share_is_run_once(queue, tmp_path):
@@ -162,7 +170,10 @@ def test_a_page_has_answer_claims_scores_and_images(queue, tmp_path):
     empty = Report("empty", build_study(tree(title="Later"), "x"), Table(tmp_path / "none"))
     write_overview([report, empty, shared], tmp_path)
     overview = (tmp_path / "README.md").read_text()
-    assert "[A title](tiny/README.md)" in overview and overview.count("has not been run") == 2
+    assert (
+        "[A title](tiny/README.md)" in overview
+        and "## Not run yet\n\n- `empty`: later\n- `shared`: a title\n" in overview
+    )
     # No file is overwritten that no study wrote.
     for name in ("README.md", "forest.png", "sheets/a.png"):
         precious = tmp_path / name[0] / name
@@ -180,7 +191,7 @@ def test_a_page_says_where_the_best_tuned_value_is_an_end(queue, tmp_path):
     runs, _ = work_off(queue, tuning=tuning)
     write_report(Report("tiny", runs[0].study, queue.table), tmp_path / "tiny")
     page = (tmp_path / "tiny/README.md").read_text()
-    assert "Chosen: FiT 0.001, FiTv2 0.001.\nFor all of them, the best is at an end of what was tried" in page
+    assert "for FiT, FiTv2: each of" in page and "all of them, the best value is the smallest" in page
 
 
 def test_an_unfinished_study_says_so_and_counts_the_seeds_of_each_row(queue, tmp_path):
@@ -194,12 +205,14 @@ def test_an_unfinished_study_says_so_and_counts_the_seeds_of_each_row(queue, tmp
     report = Report("tiny", study, queue.table)
     write_report(report, tmp_path / "tiny")
     page = (tmp_path / "tiny/README.md").read_text()
-    assert "3 of 4 planned trainings have all" in page and "so far** |" in page
-    assert "after 3 of 4 planned trainings" in report.answer
+    assert "3 of 4 planned training runs have all" in page and "so far** |" in page
+    assert "after 3 of 4 planned training runs" in report.answer
     assert report.scores("own")["seeds"].tolist() == ["1, 1 failed", "1", "-"]
     queue.work_off(runs, 1, lambda left: None)
     whole = Report("tiny", study, queue.table)
-    assert whole.so_far == "" and whole.answer.endswith("Of 2 claims, 1 stays open, 1 has no result.")
+    assert whole.so_far == "" and whole.answer.endswith(
+        "1 stays open (FiTv2 at 1/2 of the steps against FiT); 1 has no result (FiTv2 against FiT)."
+    )
     assert Report("tiny", study, queue.table, more_seeds=3).so_far == " so far"
     # Lines of earlier versions do not say what a model scores at the numbers of the row of real images.
     for row in queue.table.rows:

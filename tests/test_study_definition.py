@@ -13,7 +13,7 @@ import yaml
 from fitv2.build import build_model_config
 from fitv2.config import load_recipe
 from fitv2.profiling.formula import parameters
-from fitv2.study.definition import build_study, load_study, shortened, study_names
+from fitv2.study.loading import build_study, load_study, shortened, study_names
 from fitv2.study.results import Table
 from fitv2.study.runs import Run, base_digest, reference_digest, runs_of
 from studies import TREE, home, tree
@@ -121,6 +121,7 @@ def test_the_best_value_of_a_tuned_setting_is_taken(tmp_path):
 BETTER = {"kind": "better", "of": "FiTv2", "than": "FiT"}
 TWINS = {"twin": {"about": "x", "set": {"training.time_density": "logit_normal"}}}
 TUNING = {"values": [1e-3, 2e-3], "variants": ["FiT", "FiTv2", "twin"]}
+CROPPED = TREE["variants"] | {"FiTv2": {"about": "x", "set": {"data.preprocessing": "crop"}}}
 ONLY = {"own": {"guidance": 1}, "wide": {"variants": ["FiT"]}}
 
 
@@ -152,6 +153,7 @@ ONLY = {"own": {"guidance": 1}, "wide": {"variants": ["FiT"]}}
         ({"measure": BETTER | {"metric": "kid"}}, "metric"),
         ({"measure": BETTER | {"condition": "round"}}, "'round'"),
         ({"measure": BETTER | {"condition": "wide"}, "evaluation": {"conditions": ONLY}}, "not for FiTv2"),
+        ({"measure": BETTER, "variants": CROPPED}, "images in their own sizes differ"),
         ({"measure": BETTER | {"within": 0.1}}, "within"),
         ({"measure": BETTER | {"than": "FiTv2"}}, "FiTv2 is named twice"),
         ({"measure": BETTER | {"than": ["FiT", "FiT"]}}, "FiT is named twice"),

@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from fitv2.study.definition import Better, Faster, Study, load_study
+from fitv2.study.definition import Better, Faster, Study
+from fitv2.study.loading import load_study
 from fitv2.study.results import CURVE, TRAINING, Table
 from fitv2.study.runs import frame_of
 from fitv2.study.statistics import LEVEL
@@ -97,7 +98,7 @@ FAST = [[4.0, 1.0, 0.5, 0.3], [4.1, 1.1, 0.5, 0.3], [3.9, 0.9, 0.5, 0.3]]
 def test_a_speed_up_is_decided_where_it_would_be_seen(a, expected, told):
     evaluation = {"points": [1, 2, 3]}
     (found,) = judge(study_of(FASTER, evaluation=evaluation), curves(a=a, b=BASE))
-    assert found.verdict == expected and told in found.effect
+    assert found.verdict == expected and told in found.effect and "; score at 1/2 of the steps " in found.effect
     by_operations = judge(study_of(FASTER | {"cost": "operations"}, evaluation=evaluation), curves(a=a, b=BASE))[0]
     assert by_operations.p == pytest.approx(found.p)
 
@@ -205,7 +206,7 @@ def power(study: Study, seeds: int) -> float:
     ("name", "by_seeds"),
     [
         ("ablation", {3: 0.645, 4: 0.834}),
-        ("versus-sit", {3: 0.483, 4: 0.750, 5: 0.896}),
+        ("versus-sit", {3: 0.532, 4: 0.786, 5: 0.915}),
         ("mixed", {3: 0.471, 4: 0.755, 5: 0.909}),
         ("convergence", {3: 0.453, 4: 0.736, 5: 0.892}),
     ],

@@ -97,7 +97,7 @@ def study(
     import torch
 
     from ..limits import available_cores
-    from ..study.definition import study_names
+    from ..study.loading import study_names
     from ..study.report import Report
     from ..study.results import Table
 
@@ -127,7 +127,7 @@ def study(
 
 def choose(names: Sequence[str], trial: str | None, steps: int | None, out: Path) -> list[Chosen]:
     """Returns the studies, shortened if it is a trial. Raises UserError if a folder holds something else."""
-    from ..study.definition import load_study, shortened, study_names
+    from ..study.loading import load_study, shortened, study_names
     from ..study.report import refuse_foreign
     from ..yaml_text import read_yaml
 
@@ -223,7 +223,7 @@ def write_pages(
     chosen: Sequence[Chosen], reports: dict[str, Report], out: Path, failures: Sequence[str], as_json: bool
 ) -> None:
     """Writes the page of each study and, unless they are trials, that of all; prints the verdicts."""
-    from ..study.definition import load_study, study_names
+    from ..study.loading import load_study, study_names
     from ..study.report import PAGE, Report, write_overview, write_report
 
     for one in chosen:
@@ -237,7 +237,7 @@ def write_pages(
     lines = []
     for one in chosen:
         report = reports[one.name]
-        lines.append(f"{one.study.title}: {report.scored} of {counted(report.planned, 'planned training')} scored")
+        lines.append(f"{one.study.title}: {report.scored} of {counted(report.planned, 'planned training run')} scored")
         lines += [f"{f.verdict + report.so_far:>18}  {f.claim.text}: {f.effect}" for f in report.findings]
         lines.append(f"The page with plots and images is {one.folder / PAGE}")
     show([reports[one.name].as_json() | {"failures": failures} for one in chosen], lines, as_json)
@@ -256,7 +256,7 @@ def has_its_data(report: Report) -> bool:
 
 def list_studies(as_json: bool) -> None:
     """Prints the name, the title and the size of every study."""
-    from ..study.definition import load_study, study_names
+    from ..study.loading import load_study, study_names
 
     found = {name: load_study(name) for name in study_names()}
     lines = (

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from ..config import complaint, load_recipe
+from ..config import load_recipe
 from ..errors import UserError
 from ..messages import check_known, suggestion
 from ..model.config import Prediction
 from ..sampling.solvers import ADAPTIVE, DIFFUSION_SOLVERS, SOLVER_NAMES
 from ..settings import Recipe, Settings
-from ..yaml_text import read_yaml
 
-SHIPPED = Path(__file__).parent / "definitions"
 # Settings of a recipe that a study sets itself.
 OWN_KEYS = ("training.seed", "log.")
 LOG = {"log.checkpoint_every": 250, "log.keep_checkpoints": 1, "log.sample_every": None}
@@ -231,6 +228,13 @@ class Study(Settings):
         suits = self.evaluation.conditions[name].suits
         if lacking := [variant for variant in claim.variants if not suits(variant)]:
             raise UserError(f"{where} needs the condition {name!r}, which is not for {lacking[0]}")
+        if self.evaluation.conditions[name].size.startswith("own"):
+            first, *others = (self.recipe_of(variant, 0).data for variant in claim.variants)
+            if any(other != first for other in others):
+                raise UserError(
+                    f"{where} compares variants whose images in their own sizes differ, because their data does: give "
+                    f"the condition {name!r} a size, such as 28x20"
+                )
         if isinstance(measure, Faster):
             steps = self.recipe_of(measure.than, 0).training.steps
             decided = steps / measure.at_least if measure.cost == "step" else steps
@@ -245,6 +249,19 @@ class Study(Settings):
         if isinstance(measure, Faster):
             return self.evaluation.curve
         return measure.condition or self.evaluation.deciding
+
+    @property
+    def deciding(self) -> set[str]:
+        """The names of the conditions by which claims are decided."""
+        measures = (claim.measure for claim in self.claims)
+        return {self.condition_of(measure) for measure in measures if not isinstance(measure, Diverges)}
+
+    def shown_of(self, variant: str) -> str:
+        """The name of the condition whose images a page shows: of the first claim about the variant, or its first."""
+        for claim in self.claims:
+            if variant in claim.variants and not isinstance(claim.measure, Diverges):
+                return self.condition_of(claim.measure)
+        return next(name for name, condition in self.evaluation.conditions.items() if condition.suits(variant))
 
     def settings_of(self, variant: str, seed: int, tuned: float | None = None) -> list[str]:
         """The changes of the recipe for one training, as `fitv2 train --set` takes them."""
@@ -278,67 +295,3 @@ def _check_names(where: str, names: Collection[str], known: Collection[str]) -> 
     if unknown := [name for name in names if name not in known]:
         near = suggestion(unknown[0], known)
         raise UserError(f"{where} names {unknown[0]!r}, which is none of {', '.join(known)}{near}")
-
-
-def study_names() -> list[str]:
-    """The studies that ship with the package."""
-    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
-
-
-def load_study(name: str) -> Study:
-    """Reads a shipped study by name, or a YAML file by path. Raises UserError for an unknown or impossible one."""
-    names = study_names()
-    path = SHIPPED / f"{name}.yaml" if name in names else Path(name)
-    if not path.is_file():
-        near = suggestion(name, names)
-        raise UserError(f"there is no study {name!r}; give a YAML file, or one of {', '.join(names)}{near}")
-    return build_study(read_yaml(path), name)
-
-
-def build_study(tree: dict[str, Any], name: str) -> Study:
-    """A study from a nested dictionary, with all its recipes and samplers checked. Raises UserError."""
-    try:
-        study = Study.model_validate(tree)
-    except ValidationError as error:
-        problems = [f"{'.'.join(map(str, e['loc'])) or 'it'}: {complaint(dict(e))}" for e in error.errors()]
-        raise UserError(f"the study {name} cannot be read: " + "; ".join(problems)) from None
-    recipes = {variant: study.recipe_of(variant, 0) for variant in study.variants}
-    _check_differences(study, recipes)
-    for variant, recipe in recipes.items():
-        for condition in study.evaluation.conditions.values():
-            if condition.suits(variant):
-                study.sampler_of(recipe, condition)
-    return study
-
-
-def _check_differences(study: Study, recipes: dict[str, Recipe]) -> None:
-    """Raises UserError if two variants are one training, which would count twice in every comparison."""
-    known: dict[tuple[str, ...], str] = {}
-    for name, variant in study.variants.items():
-        tuned_as = variant.tuned_as if study.tuning is not None else None
-        settings = tuple(recipes[key].model_dump_json(exclude={"log"}) for key in (name, tuned_as or name))
-        if (other := known.setdefault(settings, name)) != name:
-            raise UserError(f"the variants {other} and {name} have the same settings: change or remove one of them")
-
-
-def shortened(study: Study, fraction: float) -> Study:
-    """A trial: every training, its warm-up, its points and the images of its scores at this fraction.
-
-    Raises UserError unless it is above 0 and at most 1.
-    """
-    if not 0 < fraction <= 1:
-        raise UserError(f"a trial takes a fraction of the steps above 0 and at most 1, not {fraction:g}")
-    variants = {}
-    for name, variant in study.variants.items():
-        training = study.recipe_of(name, 0).training
-        steps = max(1, round(training.steps * fraction))
-        # Rounded down, so that the warm-up still ends before the decay begins.
-        warmup_steps = int(training.warmup_steps * steps / training.steps)
-        shorter = {"training.steps": steps, "training.warmup_steps": warmup_steps}
-        variants[name] = variant.model_copy(update={"set": variant.set | shorter})
-    evaluation = study.evaluation
-    changes: dict[str, Any] = {"points": tuple(sorted({max(1, round(p * fraction)) for p in evaluation.points}))}
-    for key in ("images", "final_images"):
-        images = getattr(evaluation, key)
-        changes[key] = min(images, max(LEAST_IMAGES, round(images * fraction)))
-    return study.model_copy(update={"variants": variants, "evaluation": evaluation.model_copy(update=changes)})

@@ -118,8 +118,10 @@ class Queue:
                     raise
                 finite = False
         self.add(score_lines(run, scoring, result if finite else None, self.table.run_of(run.id)))
+        if run.tunes or scoring.name != run.study.shown_of(run.variant):
+            return
         shown = self.sheets(run) / f"{run.variant}.png"
-        if scoring.name == next(iter(run.conditions)) and (run.seed == 0 or not shown.exists()):
+        if run.seed == 0 or not shown.exists():
             for sheet in sorted(out.glob(f"sheet-{scoring.condition.size.replace(':', '?')}*.png"))[:1]:
                 shown.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(sheet, shown)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,7 +19,7 @@ from ..errors import UserError
 from ..messages import counted
 from .definition import MOST_LINES, Study
 from .outputs import FIGURES
-from .plots import draw_curves, draw_forest
+from .plots import compared, draw_curves, draw_forest
 from .results import REAL, Table
 from .runs import Run, frame_of, runs_of
 from .verdicts import EQUIVALENT, HOLDS, NO_RESULT, OPEN, REFUTED, Figures, Finding, judge
@@ -94,15 +93,17 @@ class Report:
 
     @property
     def answer(self) -> str:
-        """The first claim in a sentence, and how many of all are decided."""
+        """The first claim in a sentence, and what is decided of all."""
         if not self.runs:
             return NOT_RUN
         if not self.findings:
             return "The study makes no claims: its table of scores is the answer."
-        counts = Counter(finding.verdict for finding in self.findings)
-        extent = f", after {self.scored} of {counted(self.planned, 'planned training')}" if self.so_far else ""
-        found = (f"{counts[one]} {words[counts[one] > 1]}" for one, words in WORDS.items() if counts[one])
-        told = f"Of {counted(len(self.findings), 'claim')}{extent}, {', '.join(found)}."
+        extent = f", after {self.scored} of {counted(self.planned, 'planned training run')}" if self.so_far else ""
+        found = []
+        for verdict, words in WORDS.items():
+            if of := [compared(finding) for finding in self.findings if finding.verdict == verdict]:
+                found.append(f"{len(of)} {words[len(of) > 1]} ({', '.join(of)})")
+        told = f"Of {counted(len(self.findings), 'claim')}{extent}, {'; '.join(found)}."
         if (first := self.findings[0]).verdict == NO_RESULT:
             return told
         figure = f"{first.effect}; p {in_words(first.p)}; {first.where}"
@@ -115,8 +116,28 @@ class Report:
 
     @property
     def tuned(self) -> dict[str, float]:
-        """The chosen value of each variant."""
-        return {run.variant: run.tuned for run in self.runs if run.tuned is not None}
+        """The chosen value of each variant that was tuned."""
+        return {
+            run.variant: run.tuned for run in self.runs if run.tuned is not None and not self.taken_from(run.variant)
+        }
+
+    @property
+    def tuned_at_an_end(self) -> dict[str, list[str]]:
+        """Variants whose chosen value is the smallest or the largest one that was tried."""
+        values = self.study.tuning.values if self.study.tuning else ()
+        ends = {"smallest": min(values, default=None), "largest": max(values, default=None)}
+        found = {end: [name for name, chosen in self.tuned.items() if chosen == value] for end, value in ends.items()}
+        return {end: names for end, names in found.items() if names}
+
+    @property
+    def taken_over(self) -> dict[str, str]:
+        """Variants that were not tuned themselves, with the one whose value they take."""
+        return {run.variant: of for run in self.runs if (of := self.taken_from(run.variant))}
+
+    def taken_from(self, variant: str) -> str | None:
+        """The other variant whose tuned value this one takes."""
+        of = self.study.variants[variant].tuned_as
+        return None if of == variant else of
 
     def scores(self, condition: str, column: str = "value") -> pd.DataFrame:
         """The final scores: the mean of each variant over its seeds, and the mean and range of real images.
@@ -167,7 +188,7 @@ class Report:
 def write_report(report: Report, folder: Path) -> None:
     """The page of a study and its plots. Raises UserError if nothing is done, or a file there is not of a study."""
     if not report.runs:
-        raise UserError(f"no training of the study {report.name} is done yet: there is nothing to report")
+        raise UserError(f"no training run of the study {report.name} is done yet: there is nothing to report")
     refuse_foreign(folder)
     plots = []
     if draw_forest(folder / FOREST, {report.name: report.findings}):
@@ -188,9 +209,7 @@ def write_overview(reports: Sequence[Report], folder: Path) -> None:
     done = {report.name: report.findings for report in reports if report.name in pages}
     plots = [FOREST] if draw_forest(folder / FOREST, done) else []
     withdrawn = (folder / "withdrawn" / PAGE).is_file()
-    write_page(
-        folder / PAGE, "overview.md.j2", reports=reports, pages=pages, plots=plots, withdrawn=withdrawn, not_run=NOT_RUN
-    )
+    write_page(folder / PAGE, "overview.md.j2", reports=reports, pages=pages, plots=plots, withdrawn=withdrawn)
 
 
 def write_page(path: Path, template: str, **content: Any) -> None:

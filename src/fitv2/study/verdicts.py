@@ -151,6 +151,7 @@ def _speed_up(claim: Claim, measure: Faster, figures: Figures) -> Finding:
         return finding
     effect = f"not reached with {missed} of {counted(len(sooner), 'seed')}" if missed else _speed(ratios)
     effect += ", a bound: the first point already reaches it" * bound
+    effect += f"; score at 1/{measure.at_least:g} of the {measure.unit} {_change(found)}"
     favours = HOLDS if found.value < 0 else REFUTED
     return replace(finding, effect=effect, p_decide=found.p_differs(), favours=favours, contrast=found)
 
@@ -161,7 +162,7 @@ def _divergence(claim: Claim, measure: Diverges, figures: Figures) -> Finding:
     if own[1] and other[1]:
         p = float(np.asarray(stats.fisher_exact([[failed, seeds - failed] for failed, seeds in (own, other)])[1]))
     effect = f"{own[0]} of {own[1]} against {other[0]} of {other[1]}"
-    return Finding(claim, effect, "trainings that failed", p, favours=favours)
+    return Finding(claim, effect, "training runs that failed", p, favours=favours)
 
 
 def _without_failures(finding: Finding, figures: Figures) -> Finding:
