@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from functools import cache
+from typing import NamedTuple
 
 from torch import nn
 
@@ -23,9 +26,43 @@ CAPTION = 12
 PER_IMAGE = ("t_embedder", "adaLN", "norm1", "proj_out_1")
 
 
+class Weights(NamedTuple):
+    """Numbers of weights of a network: all of them, and those of linear layers by what each is applied to.
+
+    Attributes:
+        image: Once for an image.
+        token: To each token of an image.
+        block: To each token in the blocks, also of a caption that goes through them.
+        caption: To each token of a caption.
+    """
+
+    all: int
+    image: int = 0
+    token: int = 0
+    block: int = 0
+    caption: int = 0
+
+
+@cache
+def weights(config: NetworkConfig) -> Weights:
+    """Counts the weights of a network, which is not built in memory."""
+    network, counts = bare_model(config), Counter[str]()
+    for name, module in network.named_modules():
+        if not isinstance(module, nn.Linear | nn.Conv2d):  # A convolution that cuts patches is a linear layer on each.
+            continue
+        if name.startswith("context_embedder") or name.endswith("cross.kv"):
+            kind = "caption"
+        elif any(part in name for part in PER_IMAGE):
+            kind = "image"
+        else:
+            kind = "block" if name.startswith("blocks") else "token"
+        counts[kind] += module.weight.numel()
+    return Weights(sum(p.numel() for p in network.parameters()), **counts)
+
+
 def parameters(config: NetworkConfig) -> int:
     """Returns the number of parameters."""
-    return sum(p.numel() for p in bare_model(config).parameters())
+    return weights(config).all
 
 
 def linear_macs(config: NetworkConfig, lengths: Sequence[int]) -> int:
@@ -34,18 +71,9 @@ def linear_macs(config: NetworkConfig, lengths: Sequence[int]) -> int:
     Table I of FiTv2 calls this "GFLOPs", and counts the norms with it. Diffusers' network of DiT embeds time and class
     once more in each of its blocks, which does not count: the authors' code does not.
     """
-    macs, of_context = 0, CAPTION * len(lengths) if config.takes_text else 0
-    joined = context_tokens(config) * len(lengths)
-    for name, module in bare_model(config).named_modules():
-        if not isinstance(module, nn.Linear | nn.Conv2d):  # A convolution that cuts patches is a linear layer on each.
-            continue
-        times = len(lengths) if any(part in name for part in PER_IMAGE) else sum(lengths)
-        if name.startswith("context_embedder") or name.endswith("cross.kv"):
-            times = of_context
-        elif name.startswith("blocks") and times == sum(lengths):
-            times += joined
-        macs += times * module.weight.numel()
-    return macs
+    counts, images, tokens = weights(config), len(lengths), sum(lengths)
+    macs = images * counts.image + tokens * counts.token + (tokens + context_tokens(config) * images) * counts.block
+    return macs + CAPTION * images * counts.caption
 
 
 def context_tokens(config: NetworkConfig) -> int:
