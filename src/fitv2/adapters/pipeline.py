@@ -181,36 +181,27 @@ class FiTPipeline(SavedPipeline):
             UserError: Arguments that do not fit together or do not suit the model.
             NotFinite: The model made NaN or infinity.
         """
-        config = self.transformer.fit.config
-        unscheduled = config.prediction == "epsilon" or config.target_blocks or upscale_from or image is not None
-        if solver is None and unscheduled:  # No scheduler fits it.
-            solver = default_solver(config)
+        if solver is None and self._needs_a_solver(upscale_from, image):
+            solver = default_solver(self.transformer.fit.config)
         if solver is not None and (callback_on_step_end is not None or latents is not None):
             raise UserError(f"callback_on_step_end and latents go with a scheduler, not with the solver {solver}")
-        if solver is None:
-            check_scheduler(self.scheduler)
-        check_known("output_type", output_type, OUTPUT_TYPES)
-        if sizes is not None and not (height is width is None):
-            raise UserError("give sizes, or height and width for all, not both")
         if sum(given is not None for given in (seeds, generator, latents)) > 1:
             raise UserError("give seeds, a generator or latents: each of them fixes the starting noise")
         if set(callback_on_step_end_tensor_inputs or ()) - set(self._callback_tensor_inputs):
             raise UserError(f"a callback can have {self._callback_tensor_inputs} alone")
-        codec, text, latents_of = self.codec, self.text, f"this model makes latents of {config.in_channels} channels"
-        if self.vae is None and config.in_channels not in (1, 3) and (output_type != "latent" or image is not None):
-            raise UserError(f'{latents_of}: give the pipeline its vae, or output_type="latent" and no image')
-        if codec.channels not in (None, config.in_channels):
-            raise UserError(f"{latents_of}, and the vae takes {codec.channels}: give the pipeline the model's own vae")
-        if text is not None and config.takes_text and text.channels != config.context_channels:
-            raise UserError(
-                f"this model takes texts of {config.context_channels} numbers a token, and the text encoder gives "
-                f"{text.channels}: give the pipeline the model's own"
-            )
-        own, factor = self.transformer.config.sample_size, codec.factor
-        wanted = sizes_of((height, width) if sizes is None else sizes, own * factor)
+        if sizes is not None and not (height is width is None):
+            raise UserError("give sizes, or height and width for all, not both")
+        if image is not None and (upscale_from or upscale_time is not None):
+            raise UserError("upscale_from and upscale_time are for images that begin with noise: omit image")
+        check_known("output_type", output_type, OUTPUT_TYPES)
+        self._check_parts(output_type, image)
+        config, codec = self.transformer.fit.config, self.codec
+        wanted = sizes_of(
+            (height, width) if sizes is None else sizes, self.transformer.config.sample_size * codec.factor
+        )
         edits: list[Edit] = []
         if image is not None:
-            channels, unit = 3 if codec.channels else config.in_channels, factor * config.patch_size
+            channels, unit = 3 if codec.channels else config.in_channels, codec.factor * config.patch_size
             given = [None] if sizes is height is width is None else wanted
             edits = [lay_out(image, channels, unit, size, mask_image, strength, anchor) for size in given]
             wanted = [edit.size for edit in edits]
@@ -223,14 +214,12 @@ class FiTPipeline(SavedPipeline):
             wanted,
             seeds,
             generator,
-            factor,
+            codec.factor,
             config.patch_size,
         )
         # A call makes one pass unless it asks for two, so that solvers and schedulers solve the same equation.
         advice = self.config["sampling"] or {}
         recommended = without(advice, *TWO_PASSES)
-        if image is not None and (upscale_from or upscale_time is not None):
-            raise UserError("upscale_from and upscale_time are for images that begin with noise: omit image")
         sampling = Sampling.of(
             config,
             recommended if solver else without(recommended, *OF_SOLVERS),
@@ -246,17 +235,39 @@ class FiTPipeline(SavedPipeline):
             upscale_from=upscale_from,
             upscale_time=upscale_time,
             upscale_side=advice.get("upscale_side") if upscale_from else None,
-            window=None if window is None else latent_size(checked_window(window), factor, config.patch_size),
+            window=None if window is None else latent_size(checked_window(window), codec.factor, config.patch_size),
         )
         model = HookedModel(self.transformer, self._execution_device)
         if solver is not None:
             edits *= len(specs) if len(edits) == 1 else 1
-            made = generate(model, specs, sampling, None, text, starts_of(edits, codec) if edits else None)
+            made = generate(model, specs, sampling, None, self.text, starts_of(edits, codec) if edits else None)
         else:
             made = self._scheduled(model, specs, sampling, latents, callback_on_step_end)
         images = self._finished(made, output_type, edits)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _needs_a_solver(self, upscale_from: int | None, image: Image.Image | None) -> bool:
+        """Whether no scheduler makes what is asked for. Raises UserError if one could, but not the pipeline's own."""
+        config = self.transformer.fit.config
+        if config.prediction == "epsilon" or config.target_blocks or upscale_from or image is not None:
+            return True
+        check_scheduler(self.scheduler)
+        return False
+
+    def _check_parts(self, output_type: str, image: Image.Image | None) -> None:
+        """Raises UserError if the autoencoder or the text encoder does not suit the transformer."""
+        config, codec, text = self.transformer.fit.config, self.codec, self.text
+        latents = f"this model makes latents of {config.in_channels} channels"
+        if self.vae is None and config.in_channels not in (1, 3) and (output_type != "latent" or image is not None):
+            raise UserError(f'{latents}: give the pipeline its vae, or output_type="latent" and no image')
+        if codec.channels not in (None, config.in_channels):
+            raise UserError(f"{latents}, and the vae takes {codec.channels}: give the pipeline the model's own vae")
+        if text is not None and config.takes_text and text.channels != config.context_channels:
+            raise UserError(
+                f"this model takes texts of {config.context_channels} numbers a token, and the text encoder gives "
+                f"{text.channels}: give the pipeline the model's own"
+            )
 
     def _scheduled(
         self,
