@@ -99,7 +99,7 @@ def test_processes_share_the_packs_of_a_step_without_overlap_or_gap(world):
 
 
 def test_packs_that_processes_cannot_share_evenly():
-    with pytest.raises(ValueError, match=r"3 packs .* 2 processes"):
+    with pytest.raises(ValueError, match=r"3 batches .* 2 processes"):
         PackLoader(numbered(), 200, batches_per_step=3, world=2)
 
 

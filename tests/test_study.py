@@ -259,7 +259,7 @@ def test_studies_are_listed_planned_and_chosen(fitv2, definition):
     runs = json.loads(fitv2("study", definition, "--dry-run", "--json", "--only", "FiT", "--seeds", 3)[1])["runs"]
     assert [run["run"] for run in runs] == ["FiT, seed 0", "FiT, seed 1", "FiT, seed 2"]
     shown = fitv2("study", "status", definition)[1]
-    assert "4 of 4 trainings are left" in shown and "TFLOP" not in shown
+    assert "4 of 4 training runs are left" in shown and "TFLOP" not in shown
     assert re.search(r"FiT, seed 0 +[\d.]+ minutes +0 % done", shown)
     assert not Path("runs").exists() and not Path("studies").exists()
 

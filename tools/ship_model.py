@@ -72,7 +72,7 @@ def main() -> None:
         showcase = load_pretrained(name).showcase
     if arguments.showcase:
         if pretrained.text_encoder is None:
-            parser.error(f"{arguments.run} is not a model of text, and a showcase is of prompts")
+            parser.error(f"{arguments.run} is not a text-conditioned model, and a showcase is of prompts")
         showcase = read_showcase(arguments.showcase, read_factor(pretrained.autoencoder))
     autoencoder = pretrained.autoencoder
     if autoencoder is not None:

@@ -60,11 +60,11 @@ class AutoencoderTrainingSettings(ScheduleSettings):
     )
     init_from: str | None = Field(
         default=None,
-        description="an autoencoder of another training (its folder), of the same model settings, to begin with",
+        description="an autoencoder of another training run (its folder), of the same model settings, to begin with",
     )
     trainable: Literal["all", "decoder"] = Field(
         default="all",
-        description="with init_from: all, or the decoder alone, so that latents and models of latents stay valid",
+        description="with init_from: all, or the decoder alone, so that latents and latent models stay valid",
     )
     batch_size: PositiveInt = Field(default=8, description="crops of a step")
     beta2: float = Field(default=0.99, gt=0, lt=1, description="AdamW's second-moment decay")

@@ -75,7 +75,7 @@ class FashionSettings(Settings):
         description="'fashion' or 'emoji' (built in), a folder of images, or one that 'fitv2 prepare' made"
     )
     split: Literal["bundled", "full"] = Field(
-        default="bundled", description="fashion: the packaged 10 000 or all 60 000"
+        default="bundled", description="fashion: the packaged 10,000 or all 60,000"
     )
     folder: Path | None = Field(
         default=None, description="fashion: where the upstream files are, if not where Debian puts them"

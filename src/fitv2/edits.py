@@ -105,8 +105,8 @@ def lay_out(
         room = [side - own for side, own in zip(size, (image.height, image.width), strict=True)]
         if min(room) < 0:
             raise UserError(
-                f"the canvas {size[0]}x{size[1]} is smaller than the image, {image.height}x{image.width}: resize the "
-                "image, or ask for a larger canvas"
+                f"{size[0]}x{size[1]} is smaller than the image, {image.height}x{image.width}: resize the image, or "
+                "ask for a larger size"
             )
         before = place(room[0], anchor, "top", "bottom"), place(room[1], anchor, "left", "right")
         borders = [(first, whole - first) for first, whole in zip(before, room, strict=True)]

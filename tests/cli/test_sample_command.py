@@ -277,7 +277,7 @@ def test_a_canvas_beyond_the_memory_is_refused_before_it_is_laid_out(model, monk
     Image.new("L", (12, 8)).save(tmp_path / "image.png")
     monkeypatch.setattr("fitv2.device.free_bytes", lambda device: 10**6)
     monkeypatch.setattr("fitv2.edits.lay_out", None)
-    with pytest.raises(UserError, match="a canvas of 400x4000 would need"):
+    with pytest.raises(UserError, match="an image of 400x4000 would need"):
         edits_of(tmp_path / "image.png", None, None, "center", ["400x4000"], load_pretrained(model), Pixels())
 
 

@@ -182,7 +182,7 @@ def test_no_training_begins_among_files_of_others(train, images, tmp_path):
         (["--recipe", "fashion", "--set", "model.patch_size=8"], "fashion is cut into patches of 4"),
         (["--recipe", "fashion", "--set", "data.folder=nowhere"], "install the Debian package dataset-fashion-mnist"),
         (["--recipe", "fashion-tiny", "--set", "training.max_tokens_per_batch=30"], "does not fit a pack of 30 tokens"),
-        (["--recipe", "imagenet-b", "--dry-run", "--devices", "3"], "8 packs a step cannot be shared evenly by 3"),
+        (["--recipe", "imagenet-b", "--dry-run", "--devices", "3"], "8 batches a step cannot be shared evenly by 3"),
         (["--recipe", "imagenet-hr-xl", "--dry-run", "--set", "model.extrapolation=bogus"], "no extrapolation"),
         (["--recipe", "fashion-tiny", "--dry-run", "--set", "training.init_from=nowhere"], "nowhere is not a model"),
     ],

@@ -46,7 +46,7 @@ class FiTPipeline(SavedPipeline):
 
         pipe = FiTPipeline.from_pretrained("builtin:fashion")  # or a folder, or a hub id
         images = pipe(class_labels=["bag", 3], sizes=[(28, 12), (20, 28)], seeds=[1, 2]).images
-        images = pipe(prompt=["a red apple", "a cat"], sizes=[(64, 192), (96, 96)]).images  # for a model of text
+        images = pipe(prompt=["a red apple", "a cat"], sizes=[(64, 192), (96, 96)]).images  # text-conditioned
 
     A folder of `save_pretrained` also loads by diffusers' own class, where this package is installed. The option allows
     the two files of code in it, which only import this package::
@@ -64,7 +64,7 @@ class FiTPipeline(SavedPipeline):
         vae: An AutoencoderKL or AutoencoderDC, or None where pixels are the latents.
         id2label: Names of the classes by number.
         sampling: Recommended settings, the defaults of a call: attributes of `fitv2.sampling.spec.Sampling` by name.
-        text_encoder: Of transformers, for a model of text.
+        text_encoder: Of transformers, for a text-conditioned model.
         tokenizer: Of the text encoder.
     """
 
@@ -146,7 +146,7 @@ class FiTPipeline(SavedPipeline):
         Args:
             class_labels: Numbers or names, one per image or one for all; None means no class.
             sizes: (height, width) in pixels, one per image or one for all; the default is the model's own.
-            prompt: One per image or one for all, for a model of text; None means the empty one.
+            prompt: One per image or one for all, for a text-conditioned model; None means the empty one.
             negative_prompt: What guidance leads away from, one per image or one for all; None means from no text.
             height, width: The same for all images, instead of `sizes`.
             num_inference_steps: Steps; none with an adaptive solver. This and the guidance have the model's recommended
@@ -157,17 +157,17 @@ class FiTPipeline(SavedPipeline):
             guidance_channels: Guides only the first channels of a latent (the authors: 3).
             internal_guidance: The scale of guidance by the internal head, for a model that has one; 1 means none.
             internal_interval: Times in [0, 1] between which internal guidance acts.
-            seeds: One per image. An image is the same whatever else is in the batch.
+            seeds: One per image. Up to rounding, an image is the same, whatever else is in the batch.
             generator: One for all or one per image, from which the seeds are drawn, instead of `seeds`.
             extrapolation: A name of `fitv2.model.config.EXTRAPOLATIONS` or a RopeScheme.
             attention_scale: The attention factor of an extrapolation that is given by name.
-            upscale_from: Makes images of more tokens than this small first, then enlarges and finishes them.
+            upscale_from: Makes images with more tokens than this in two passes: small first, then enlarged and refined.
             upscale_time: The time in (0, 1) at which the second pass begins; later changes less.
             window: (height, width) in pixels; larger images are sampled in overlapping windows of this size.
-            image: What all images begin with instead of noise, see `fitv2.edits.lay_out`; sizes are canvases.
+            image: What all images begin with instead of noise, see `fitv2.edits.lay_out`; a larger size extends it.
             mask_image: Of the same size, white where the image is to be redrawn.
             strength: How much of the image changes, above 0 to 1.
-            anchor: Where the image lies on a larger canvas: center, left, right, top or bottom.
+            anchor: Where the image lies in a larger image: center, left, right, top or bottom.
             solver: One of this package's own solvers instead of the scheduler; FiT, a model of noise, has only those.
                 Two passes and an image to begin with need one, and take the default one.
             latents: Packed starting noise (T, C) for the scheduler, instead of `seeds`.

@@ -35,7 +35,7 @@ def autoencoder(
     resume: Annotated[bool, typer.Option("--resume", help="continue the run in that folder, or begin it")] = False,
     device: Device = None,
 ) -> None:
-    """Train a small autoencoder (AutoencoderKL, 1/8 of the sides) on your images, for models of latents.
+    """Train a small autoencoder (AutoencoderKL, downsampling factor 8) on your images, for latent models.
 
     [bold]Examples[/bold]
 
@@ -46,7 +46,8 @@ def autoencoder(
 
     It minimises the absolute error, a distance of EfficientNet-Lite0's features and a small KL divergence on random
     crops of images of any shape. The run's folder holds log.jsonl, samples/ (images beside reconstructions),
-    checkpoints/ and vae/, which diffusers loads: float16 weights, and the latents' mean and deviation per channel.
+    checkpoints/ and vae/, which diffusers loads: float16 weights, and the latents' mean and standard deviation
+    per channel.
 
     Ctrl-C and SIGTERM save the current step. --resume continues with the run's own settings, except those that --set
     changes; on a CPU the result equals an uninterrupted run bit for bit. 'fitv2 reconstruct' measures the result.

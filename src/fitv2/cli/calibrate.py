@@ -43,7 +43,9 @@ def calibrate(
         list[str] | None,
         typer.Option("--size", "-s", metavar="HxW", help=f"as for fitv2 evaluate; default: {' and '.join(SIZES)}"),
     ] = None,
-    num_images: Annotated[int, typer.Option("--num-images", "-n", min=20, help="images of each size and way")] = 200,
+    num_images: Annotated[
+        int, typer.Option("--num-images", "-n", min=20, help="images for each size and method")
+    ] = 200,
     steps: Annotated[int | None, typer.Option(min=1, help="solver steps; default: as in sample")] = None,
     device: Annotated[str | None, typer.Option(help="cuda, mps, xpu or cpu; default: the best")] = None,
     keep: Annotated[
@@ -52,7 +54,7 @@ def calibrate(
     out: Annotated[Path | None, out_option(help=f"folder for table, sheet and images; default: in {OUT}")] = None,
     as_json: Json = False,
 ) -> None:
-    """Compare methods for sizes beyond training, and make one or two passes, whichever is best, the model's default.
+    """Compare methods for sizes beyond training, and make one or two passes, whichever is better, the model's default.
 
     [bold]Examples[/bold]
 
@@ -61,8 +63,8 @@ def calibrate(
 
     The methods are one pass, with the original positions or an extrapolation, and two passes: a small image is
     enlarged, and sampling continues from one of several times. "Enlarged alone" only enlarges the small image, for
-    comparison. An extrapolation is never stored: if it is best, one pass becomes the default, and --extrapolation is
-    for you to pass. Images of training sizes are sampled as before. The same command continues after an interruption.
+    comparison. An extrapolation is never stored: if it is best, one pass becomes the default; pass --extrapolation
+    yourself. Images of training sizes are sampled as before. The same command continues after an interruption.
     """
     from ..device import choose_device
     from ..distributed.ranks import Ranks

@@ -22,7 +22,7 @@ def emoji(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    r"""Make a colour data set of 8 600 named drawings from nine emoji sets.
+    r"""Make a colour data set of 8,600 named drawings from nine emoji sets.
 
     [bold]Examples[/bold]
 
@@ -33,7 +33,7 @@ def emoji(
     The groups are smileys-emotion, people-body, animals-nature, food-drink, travel-places, activities and objects.
     It fetches 45 MB with npm and needs resvg-py (pip install 'fitv2\[emoji]'). The licences are in ATTRIBUTION.md.
     After an interruption, the same command continues. Without this data set, 'fitv2 train --recipe emoji' uses the
-    1 500 bundled drawings.
+    1,500 bundled drawings.
     """
     from ..prepare.emoji import make_emoji
     from .progress import image_progress

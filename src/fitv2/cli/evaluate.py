@@ -48,7 +48,7 @@ def evaluate(
             *("--size", "-s"),
             metavar="HxW",
             help="HxW in pixels, repeatable; for a model also own (default: its training sizes), own:1.5 (1.5 times), "
-            "own-turned (sides swapped)",
+            "own-turned (height and width swapped)",
         ),
     ] = None,
     num_images: Annotated[
@@ -63,8 +63,9 @@ def evaluate(
     protocol: Annotated[
         Literal["adm-square", "matched", "centre"] | None,
         metric_option(
-            help="adm-square: all images are resized whole (default for own sizes and statistics); matched: real "
-            "images are cropped to the samples' size (default otherwise); centre: all are cropped to squares"
+            help="adm-square: nothing is cropped; the extractor resizes whole images (default for own sizes and "
+            "statistics); matched: real images are cropped to the samples' size (default otherwise); centre: all are "
+            "cropped to squares"
         ),
     ] = None,
     extractor: Annotated[

@@ -24,7 +24,7 @@ MOST_CLASSES = 20
 def inspect(
     folder: Annotated[Path, typer.Argument(help="the output of 'fitv2 prepare'")],
     budget: Annotated[
-        int | None, typer.Option(min=1, help="tokens per pack; default: ten times the longest image")
+        int | None, typer.Option(min=1, help="tokens per batch; default: ten times the longest image")
     ] = None,
     out: Annotated[Path | None, out_option(help="folder for table and plots; default: FOLDER-inspected")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="also check for damage, NaN and infinity")] = False,
@@ -102,7 +102,7 @@ def text(folder: Path, inspection: Inspection, figures: dict[str, Any]) -> Itera
         yield f"  {name.replace('_', ' '):12} {low:g} to {high:g}, median {median:g}"
     yield f"  {figures['stretched_visibly']} stretched by over 5 %; {counted(figures['duplicates'], 'duplicate')}"
     budget, real = counted(pack["budget"], "token"), 100 * pack["packing_efficiency"]
-    yield f"  packs of {budget}: {pack['packs']} an epoch, {real:.2f} % real tokens"
+    yield f"  batches of {budget}: {pack['packs']} an epoch, {real:.2f} % real tokens"
     yield from caption_lines(figures["images"], figures["captions"])
     if "verified" in figures:
         yield f"  all of {counted(len(inspection.dataset['shards']), 'shard')} as written, every number finite"

@@ -89,8 +89,8 @@ class ModelOptions:
         int | None,
         sampling_option(
             min=0,
-            help="make images of more tokens than this small first, then enlarge and finish them; 0: never; "
-            f"{ADVISED} 0",
+            help="make images with more tokens than this, or with a side longer than in training, in two passes: small "
+            f"first, then enlarged and refined; 0: never; {ADVISED} 0",
         ),
     ] = None
     upscale_time: Annotated[

@@ -47,7 +47,7 @@ def show_plan(
     check_run(run, recipe, resume)
     if recipe.training.batches_per_step % devices:
         raise UserError(
-            f"{recipe.training.batches_per_step} packs a step cannot be shared evenly by {devices} devices: set "
+            f"{recipe.training.batches_per_step} batches a step cannot be shared evenly by {devices} devices: set "
             f"training.batches_per_step to a multiple of {devices}"
         )
     data = recipe.data
@@ -93,7 +93,7 @@ def show_plan(
         "tokens an image": f"{figures['tokens_per_image']:.1f}",
         "images a step": f"{figures['images_per_step']:.1f}",
         "real tokens": f"{100 * figures['packing_efficiency']:.2f} % of the budget",
-        "epochs": f"{figures['epochs']:.1f} of {counted(figures['packs_per_epoch'], 'pack')}",
+        "epochs": f"{figures['epochs']:.1f} of {counted(figures['packs_per_epoch'], 'batch', 'batches')}",
         "memory": f"about {figures['memory_bytes'] / 2**30:.2f} GiB" + (" on each device" if devices > 1 else ""),
         "time": time,
     }

@@ -1,4 +1,4 @@
-"""`fitv2 plot`: the logs of trainings as one picture."""
+"""`fitv2 plot`: the logs of training runs as one picture."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def plot(
-    runs: Annotated[list[Path], typer.Argument(help="folders of trainings", metavar="RUN", show_default=False)],
+    runs: Annotated[list[Path], typer.Argument(help="folders of training runs", metavar="RUN", show_default=False)],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="the PNG file; default: plot.png in the first run's folder")
     ] = None,

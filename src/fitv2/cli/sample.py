@@ -73,7 +73,7 @@ def sample(
         edit_option(help=f"how much changes, above 0 to 1; default: {VARIATION}, or 1 with --mask or a larger --size"),
     ] = None,
     anchor: Annotated[
-        Anchor, edit_option(metavar="NAME", help=f"where the image lies on a larger canvas: {', '.join(ANCHORS)}")
+        Anchor, edit_option(metavar="NAME", help=f"where the image lies in a larger image: {', '.join(ANCHORS)}")
     ] = "center",
     guidance: Annotated[
         float | None, guidance_option("--guidance", "-g", help=f"scale; 1: no guidance; {ADVISED} 2")
@@ -94,9 +94,9 @@ def sample(
       fitv2 sample runs/drawings --prompt "a red apple" --prompt "a cat" --size 128x128 --size 64x192
       fitv2 sample runs/drawings -p "a garden" --init-image cat.png --size 128x384 --anchor left
 
-    The same seed gives the same image, whatever else is made alongside it. samples.json in the folder records the
-    request; images of a different request are replaced only with --overwrite. If a model folder has a sampling.json,
-    it sets the defaults of the sampling and guidance options.
+    Up to rounding, the same seed gives the same image, whatever else is made alongside it. samples.json in the folder
+    records the request; images of a different request are replaced only with --overwrite. If a model folder has a
+    sampling.json, it sets the defaults of the sampling and guidance options.
     """
     from ..device import choose_device
     from ..locks import locked

@@ -243,7 +243,7 @@ def edits_of(
     unit = codec.factor * pretrained.model.config.patch_size
     wanted = [None if size is None else parse_size(size) for size in sizes or [None]]
     for height, width in filter(None, wanted):  # Before a canvas is laid out: in float32, and in copies.
-        if lack := lack_of_memory(f"a canvas of {height}x{width}", 16 * channels * height * width, torch.device("cpu")):
+        if lack := lack_of_memory(f"an image of {height}x{width}", 16 * channels * height * width, torch.device("cpu")):
             raise UserError(f"{lack}; ask for a smaller --size")
     edits = [lay_out(image, channels, unit, size, white, strength, anchor) for size in wanted]
     digests = {"init_image": file_digest(init_image), "mask": mask and file_digest(mask)}

@@ -55,7 +55,12 @@ def study(
     ] = None,
     only: Annotated[list[str] | None, typer.Option(help="run only this variant, repeatable")] = None,
     seeds: Annotated[
-        int | None, typer.Option(min=1, help="seeds per variant; default, and the fewest on a page: the study's own")
+        int | None,
+        typer.Option(
+            min=1,
+            help="seeds per variant; default: as in the study's file, which also sets the minimum that a page counts "
+            "as planned",
+        ),
     ] = None,
     trial: Annotated[str | None, typer.Option(help="shorten training and scoring to a fraction, such as 5%")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="a trial with this many steps per training run")] = None,
@@ -82,8 +87,9 @@ def study(
       fitv2 study status
       fitv2 study convergence --report
 
-    A study is a queue of 'fitv2 train' and 'fitv2 evaluate' commands. The same command continues after any stop, on any
-    machine that has the results table, studies/results.jsonl. Training that several studies share is run only once.
+    A study is defined by a YAML file, which becomes a queue of 'fitv2 train' and 'fitv2 evaluate' commands. After any
+    interruption, run the same command again to continue, also on another machine that has the table of results,
+    studies/results.jsonl. Training that several studies share is run only once.
     Pages with verdicts, plots and images are in studies/NAME.
     """
     from importlib.util import find_spec
@@ -110,7 +116,7 @@ def study(
         logging.warning("--budget is called --trial (a fraction) or --steps (a number) now")
         trial, steps = (f"{budget:g}", steps) if budget <= 1 else (trial, int(budget))
     if trial is not None and steps is not None:
-        raise UserError("--trial and --steps both shorten the trainings: give one of them")
+        raise UserError("--trial and --steps both shorten training: give one of them")
     if is_trial := trial is not None or steps is not None:
         out = out / "trials" / (trial or f"{steps} steps").replace("%", " percent").replace(" ", "-")
     chosen, table = choose(names[status:] or study_names(), trial, steps, out), Table(out)
@@ -281,7 +287,9 @@ def show_plan(runs: Sequence[Run], table: Table, work: Path, jobs: int, as_json:
     left = [row for row in rows if row["done"] < 1]
     hours = sum(row["seconds"] * (1 - row["done"]) for row in left) / min(jobs, len(left) or 1) / 3600
     lines = [f"{r['run']:32} {duration(r['seconds']):>12}  {100 * r['done']:3.0f} % done" for r in rows]
-    lines.append(f"{len(left)} of {len(rows)} trainings are left: about {hours:.1f} hours, {jobs} at a time ({source})")
+    lines.append(
+        f"{len(left)} of {len(rows)} training runs are left: about {hours:.1f} hours, {jobs} at a time ({source})"
+    )
     if any(run.tunes for run in runs):
-        lines.append("Some of them tune a setting; the trainings that take its best value are not counted yet.")
+        lines.append("Some of them tune a setting; the training runs that take its best value are not counted yet.")
     show({"runs": rows, "left": len(left), "hours": hours, "speed": source}, lines, as_json)

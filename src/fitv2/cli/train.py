@@ -68,9 +68,9 @@ def train(
       fitv2 train --recipe fashion --set training.steps=2000 --set model.width=192 --dry-run
 
     [bold]How long is long enough?[/bold] --dry-run estimates the time on this machine. On two CPU cores, fashion-tiny
-    makes recognisable garments after its 3 000 steps (10 minutes), and fashion is good after 8 000 (1.7 hours).
-    The recipe 'images' needs all of its 4 000 steps to show shapes, and more steps for more images. 'latents' is meant
-    for 50 000 steps on a GPU, the ImageNet recipes for 400 000 and more. Stop when the sheets in samples/ no longer
+    makes recognisable images after its 3,000 steps (10 minutes), and fashion is good after 8,000 (1.7 hours).
+    The recipe 'images' needs all of its 4,000 steps to show shapes, and more steps for more images. 'latents' is meant
+    for 50,000 steps on a GPU, the ImageNet recipes for 400,000 and more. Stop when the sheets in samples/ no longer
     improve, or when the loss on held-out images (training.holdout) rises: 'fitv2 plot' draws it.
 
     For the baselines use --set model.architecture=FiT, DiT or SiT. DiT and SiT take only squares of one size:

@@ -89,7 +89,7 @@ class PackLoader:
     ) -> None:
         if batches_per_step % world:
             raise UserError(
-                f"{batches_per_step} packs a step cannot be shared evenly by {world} processes: set "
+                f"{batches_per_step} batches a step cannot be shared evenly by {world} processes: set "
                 f"training.batches_per_step to a multiple of {world}"
             )
         check_longest(dataset.most_tokens, max_tokens_per_batch)

@@ -327,7 +327,7 @@ def split_of(name: str) -> tuple[str, Path | None]:
     _, split, folder = (*name.split(":", 2), "")[:3]
     if split not in SPLITS:
         raise UserError(
-            f"there is no data set {name!r}: fashion is the bundled 10 000 images, fashion:train all 60 000 and "
-            "fashion:test the 10 000 of the test; fashion:train:FOLDER names the folder of the authors' four files"
+            f"there is no data set {name!r}: fashion is the bundled 10,000 images, fashion:train all 60,000 and "
+            "fashion:test the 10,000 of the test; fashion:train:FOLDER names the folder of the authors' four files"
         )
     return split, Path(folder) if folder else None
