@@ -8,10 +8,12 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.axes import Axes
 from scipy import stats
 
 from fitv2.study.definition import Better, Faster, Study
 from fitv2.study.loading import load_study
+from fitv2.study.plots import draw_forest
 from fitv2.study.results import CURVE, TRAINING, Table
 from fitv2.study.runs import frame_of
 from fitv2.study.statistics import LEVEL
@@ -249,3 +251,17 @@ def test_four_of_five_speed_ups_are_decided_if_the_score_at_half_the_cost_is_two
         decided += judge(study, table)[number].verdict == HOLDS
     assert decided >= 0.8 * STUDIES
     assert decided / STUDIES == pytest.approx(power(study, study.seeds), abs=2 * math.sqrt(0.8 * 0.2 / STUDIES))
+
+
+def test_a_change_beyond_the_plot_is_drawn_as_an_arrow(tmp_path, monkeypatch):
+    markers = []
+    plot = Axes.plot
+    monkeypatch.setattr(
+        Axes, "plot", lambda axes, *given, **rest: (markers.append(given[2:]), plot(axes, *given, **rest))
+    )
+    scores = frame(a=[1.0, 1.1], b=[1.2, 1.0], c=[90.0, 99.0])
+    found = judge(
+        study_of(*({"kind": "better", "of": x, "than": y} for x, y in ("ab", "ac", "ca")), variants="abc"), scores
+    )
+    assert draw_forest(tmp_path / "forest.png", {"made up": found})
+    assert [given[0] for given in markers if given] == ["o", "<", ">"]

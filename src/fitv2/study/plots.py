@@ -35,7 +35,7 @@ def draw_forest(path: Path, groups: Mapping[str, Sequence[Finding]]) -> bool:
         low, high, mean = np.clip(np.exp(np.clip(ends, -20, 20)), *ENDS)
         colour = COLOURS.get(finding.verdict, GREY)
         axes.plot([low, high], [height, height], color=colour, lw=1.5)
-        marker = "o" if ENDS[0] < mean < ENDS[1] else "<>"[mean > 1]  # An arrow: the change is beyond the plot.
+        marker = {ENDS[0]: "<", ENDS[1]: ">"}.get(float(mean), "o")  # An arrow: the change is beyond the plot.
         axes.plot(mean, height, marker, color=colour, markersize=4)
     axes.axvline(1, color="black", lw=0.8)
     labels = [f"{name}: {compared(f)}" if len(groups) > 1 else compared(f) for name, f, _ in rows]
