@@ -211,7 +211,7 @@ def test_an_unfinished_study_says_so_and_counts_the_seeds_of_each_row(queue, tmp
     queue.work_off(runs, 1, lambda left: None)
     whole = Report("tiny", study, queue.table)
     assert whole.so_far == "" and whole.answer.endswith(
-        "1 stays open (FiTv2 at 1/2 of the steps against FiT); 1 has no result (FiTv2 against FiT)."
+        "1 stays open (FiTv2 at 1/2 of the steps against FiT), 1 has no result (FiTv2 against FiT)."
     )
     assert Report("tiny", study, queue.table, more_seeds=3).so_far == " so far"
     # Lines of earlier versions do not say what a model scores at the numbers of the row of real images.

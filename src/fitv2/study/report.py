@@ -102,8 +102,8 @@ class Report:
         found = []
         for verdict, words in WORDS.items():
             if of := [compared(finding) for finding in self.findings if finding.verdict == verdict]:
-                found.append(f"{len(of)} {words[len(of) > 1]} ({', '.join(of)})")
-        told = f"Of {counted(len(self.findings), 'claim')}{extent}, {'; '.join(found)}."
+                found.append(f"{len(of)} {words[len(of) > 1]} ({'; '.join(of)})")
+        told = f"Of {counted(len(self.findings), 'claim')}{extent}, {', '.join(found)}."
         if (first := self.findings[0]).verdict == NO_RESULT:
             return told
         figure = f"{first.effect}; p {in_words(first.p)}; {first.where}"
