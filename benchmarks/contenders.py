@@ -19,9 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from fitv2 import FiT, FiTConfig, TokenBatch
 from fitv2.flow.objective import flow_loss_at
 from fitv2.flow.path import interpolate
-from fitv2.model.compute import lay_out_by_input
 from fitv2.model.config import SiTConfig
 from fitv2.model.dit import build_dit
+from fitv2.model.numerics import lay_out_by_input
 from fitv2.profiling.formula import forward_flops
 from fitv2.profiling.measure import Work
 from fitv2.profiling.profile import PASSES_OF_A_STEP

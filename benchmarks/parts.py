@@ -29,7 +29,7 @@ from fitv2.checkpoints.model_folder import load_pretrained
 from fitv2.config import load_recipe
 from fitv2.data.dataset import Dataset
 from fitv2.data.loader import DataCursor, PackLoader
-from fitv2.model.compute import lay_out_by_input
+from fitv2.model.numerics import lay_out_by_input
 from fitv2.profiling.formula import forward_flops
 from fitv2.profiling.profile import PASSES_OF_A_STEP
 from fitv2.randomness import Purpose, seed_of

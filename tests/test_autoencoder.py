@@ -11,9 +11,9 @@ from fitv2 import FiTConfig, FiTPipeline, FiTTransformer2DModel
 from fitv2.adapters.schedulers import default_scheduler
 from fitv2.autoencoder import LatentCodec, Pixels, load_autoencoder, read_factor
 from fitv2.checkpoints.model_folder import load_pretrained, save_pretrained
-from fitv2.decoding import Decoding, make_images
 from fitv2.errors import UserError
 from fitv2.finite import NotFinite
+from fitv2.make_images import Decoding, make_images
 from fitv2.sampling.spec import SampleSpec, Sampling
 from tiny import random_model, tiny_autoencoder
 
@@ -123,7 +123,7 @@ def test_images_of_one_size_share_a_pass_on_an_accelerator(monkeypatch):
     """The meta device stands in for one."""
     codec, passes, decoded = LatentCodec(tiny_autoencoder(), "meta"), [], []
     monkeypatch.setattr(codec, "decode_batch", lambda latents: passes.append(len(latents)) or latents)
-    monkeypatch.setattr("fitv2.decoding.LARGEST_UNTILED", 3 * 32 * 32)
+    monkeypatch.setattr("fitv2.make_images.LARGEST_UNTILED", 3 * 32 * 32)
     with Decoding(codec, lambda number, image: decoded.append(number)) as decoding:
         for number, size in enumerate([(4, 4)] * 4 + [(4, 8)]):
             decoding.add(number, torch.zeros(4, *size))

@@ -7,8 +7,8 @@ import torch
 
 from fitv2 import FiT, FiTConfig, TokenBatch
 from fitv2.model import attention
-from fitv2.model.compute import plain_attention
 from fitv2.model.context import join
+from fitv2.model.numerics import plain_attention
 from fitv2.positions import random_positions
 from fitv2.tokens import pack_context
 from tiny import random_model

@@ -14,7 +14,7 @@ from accelerate import PartialState
 from PIL import Image
 
 from evaluations import SHAPES, classified, silent
-from fitv2 import decoding
+from fitv2 import make_images
 from fitv2.autoencoder import LatentCodec, Pixels
 from fitv2.checkpoints.model_folder import Pretrained, load_pretrained
 from fitv2.evaluation import generated as module
@@ -89,7 +89,7 @@ def asked(monkeypatch) -> list[int]:
         numbers.extend(spec.seed - 3 for spec in specs)
         return generate(model, specs, *arguments)
 
-    monkeypatch.setattr(decoding, "generate", count)
+    monkeypatch.setattr(make_images, "generate", count)
     monkeypatch.setattr(module, "SHARD", 4)
     return numbers
 

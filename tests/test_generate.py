@@ -12,7 +12,7 @@ from fitv2.model.config import FiTConfig, SiTConfig
 from fitv2.model.rope import RopeScheme
 from fitv2.sampling.cache import BlockCache
 from fitv2.sampling.generate import MAX_TOKENS, batches, generate
-from fitv2.sampling.solvers import ADAPTIVE, DIFFUSION_SOLVERS, SOLVER_NAMES
+from fitv2.sampling.solver_names import ADAPTIVE, DIFFUSION_SOLVERS, SOLVER_NAMES
 from fitv2.sampling.spec import SampleSpec, Sampling
 from tiny import CONFIG, random_model
 

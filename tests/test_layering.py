@@ -20,7 +20,7 @@ LAYERS = [
         "model flow diffusion",
         "sampling data distributed",
         "checkpoints",
-        "autoencoder build decoding drawing edits sheets text",
+        "autoencoder build drawing edits make_images sheets text",
         "adapters evaluation training prepare",
         "profiling autoencoding",
         "study",
@@ -29,7 +29,7 @@ LAYERS = [
 ]
 # Modules without imports of weight, which the command line may load at its top.
 LIGHT = {"errors", "messages", "precision", "sample_list", "model.config", "sampling.defaults"}
-LIGHT |= {"sampling.solvers"}
+LIGHT |= {"sampling.solver_names"}
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 SETTINGS = {"config", "data_settings", "settings"}
 # What goes beyond the layers: these know no model, and the data knows nothing of what is done with it.

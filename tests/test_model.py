@@ -10,7 +10,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from fitv2 import FiT, FiTConfig, FiTv1Config, TokenBatch, preset
 from fitv2.model import attention, layers, modulation
 from fitv2.model.block import BlockInputs
-from fitv2.model.compute import lay_out_by_input
+from fitv2.model.numerics import lay_out_by_input
 from fitv2.model.rope import RopeScheme, rotate, rotation_table
 from fitv2.positions import random_positions
 from fitv2.sampling.cache import BlockCache

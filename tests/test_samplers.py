@@ -11,7 +11,7 @@ from fitv2.sampling.guidance import GuidedModel
 from fitv2.sampling.noise import ImageNoise
 from fitv2.sampling.ode import SOLVERS, adaptive, time_grid
 from fitv2.sampling.sde import DIFFUSION_COEFFICIENTS, LAST_STEPS, METHOD_OF, METHODS, sample_sde, sde_grid
-from fitv2.sampling.solvers import ADAPTIVE, CALLS_PER_STEP, ODE_SOLVERS, SDE_SOLVERS, model_calls
+from fitv2.sampling.solver_names import ADAPTIVE, CALLS_PER_STEP, ODE_SOLVERS, SDE_SOLVERS, model_calls
 from fitv2.sampling.spec import Sampling
 from golden_fixtures import assert_matches, load, official_model
 from tiny import random_model

@@ -19,7 +19,7 @@ from fitv2.model.network import bare_model
 from fitv2.sampling.editing import Start
 from fitv2.sampling.generate import guided_model, sample_batch
 from fitv2.sampling.noise import ImageNoise
-from fitv2.sampling.solvers import ADAPTIVE, DIFFUSION_SOLVERS, SOLVER_NAMES
+from fitv2.sampling.solver_names import ADAPTIVE, DIFFUSION_SOLVERS, SOLVER_NAMES
 from fitv2.sampling.spec import SampleSpec, Sampling
 from fitv2.tokens import pack_context
 

@@ -29,9 +29,9 @@ from fitv2.atomic import write_text
 from fitv2.cli.options import ModelOptions, parse_size
 from fitv2.data.canvas import with_article
 from fitv2.data.emoji import cutouts, read_drawings
-from fitv2.decoding import make_images
 from fitv2.device import choose_device
 from fitv2.evaluation.extractors import DrawingExtractor, extract
+from fitv2.make_images import make_images
 from fitv2.sampling.spec import SampleSpec, latent_size
 from fitv2.sheets import contact_sheet, save_sheet
 

@@ -10,9 +10,9 @@ import pytest
 import typer.main
 
 from fitv2.cli import app
-from fitv2.cli.renamed import RENAMED, current
+from fitv2.cli.base_command import RENAMED, current
 from fitv2.model.config import EXTRAPOLATIONS
-from fitv2.sampling.solvers import SOLVER_NAMES
+from fitv2.sampling.solver_names import SOLVER_NAMES
 
 FITV2 = str(Path(sys.executable).with_name("fitv2"))
 

@@ -19,9 +19,9 @@ from fitv2.cli.options import LoadedModel
 from fitv2.cli.sample import make
 from fitv2.cli.sample_folder import begin
 from fitv2.cli.specs import check_memory, describe, edits_of, file_name, list_specs, showcase
-from fitv2.decoding import make_images
 from fitv2.errors import UserError
 from fitv2.locks import locked
+from fitv2.make_images import make_images
 from fitv2.sample_list import CONTACT_SHEET
 from fitv2.sampling.spec import SampleSpec, Sampling
 from fitv2.text import load_text_encoder
@@ -289,7 +289,7 @@ def test_a_sheet_of_many_images_shows_the_first(model, tmp_path, monkeypatch):
         numbers.append(len(specs))
         return make_images(network, codec, specs, *others)
 
-    monkeypatch.setattr("fitv2.decoding.make_images", counting)
+    monkeypatch.setattr("fitv2.make_images.make_images", counting)
     monkeypatch.setattr("fitv2.sheets.contact_sheet", lambda *arguments: pages.append(arguments))
     monkeypatch.setattr("fitv2.sheets.save_sheet", lambda page, path: None)
     specs = [SampleSpec(0, (4, 4), seed) for seed in range(5)]

@@ -11,7 +11,7 @@ from fitv2 import FiTConfig, TokenBatch
 from fitv2.flow.objective import flow_loss
 from fitv2.model import attention
 from fitv2.sampling.generate import guided_model, sample_batch
-from fitv2.sampling.solvers import ADAPTIVE, DIFFUSION_SOLVERS, SOLVER_NAMES
+from fitv2.sampling.solver_names import ADAPTIVE, DIFFUSION_SOLVERS, SOLVER_NAMES
 from fitv2.sampling.spec import SampleSpec, Sampling
 from fitv2.tokens import segment_sum, upload
 from tiny import random_model

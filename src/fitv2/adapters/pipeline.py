@@ -16,10 +16,10 @@ from torch import Tensor
 
 from ..autoencoder import LatentCodec, Pixels, load_autoencoder, network_classes
 from ..checkpoints.model_folder import Pretrained
-from ..decoding import decode_all
 from ..edits import Edit, lay_out, starts_of
 from ..errors import UserError
 from ..finite import check_finite
+from ..make_images import decode_all
 from ..messages import check_known
 from ..model.config import RopeScheme
 from ..sampling.generate import generate, guided_model

@@ -21,10 +21,10 @@ from ..checkpoints.state_dict import read_state_dict
 from ..errors import UserError
 from ..finite import check_weights
 from ..messages import check_known
-from ..model.compute import autocast_in
 from ..model.config import Context, FiTConfig, FiTv1Config, Modulation, NetworkConfig, Prediction, RopeScheme
 from ..model.execution import Cache
 from ..model.network import Network
+from ..model.numerics import autocast_in
 from ..model.presets import ARCHITECTURES, architecture_of
 from ..model.transformer import FiT
 from ..tokens import TokenBatch, pack_context, upload

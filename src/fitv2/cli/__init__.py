@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 from ..errors import UserError, is_lack_of_memory
 from ..messages import command
 from .autoencoder import autoencoder
+from .base_command import Command
 from .calibrate import calibrate
 from .convert import convert
 from .emoji import emoji
@@ -28,7 +29,6 @@ from .prepare import prepare
 from .profile import profile
 from .recipes import recipes
 from .reconstruct import reconstruct
-from .renamed import Command
 from .sample import sample
 from .study import study
 from .train import train

@@ -16,7 +16,7 @@ from ..messages import counted
 from ..model.config import EXTRAPOLATIONS, AttentionFactor, Extrapolation, FiTConfig
 from ..precision import Precision
 from ..sampling.defaults import UPSCALE_TIME
-from ..sampling.solvers import DIFFUSION_SOLVERS, FLOW_SOLVERS, Solver
+from ..sampling.solver_names import DIFFUSION_SOLVERS, FLOW_SOLVERS, Solver
 
 if TYPE_CHECKING:
     import torch
@@ -131,7 +131,7 @@ class ModelOptions:
         """
         from ..autoencoder import Pixels, load_autoencoder
         from ..device import DTYPES, choose_precision
-        from ..model.compute import lay_out_by_input
+        from ..model.numerics import lay_out_by_input
 
         precision = choose_precision(self.precision, device)
         pretrained = load_any(model, DTYPES[precision])

@@ -81,7 +81,7 @@ def measured_now(figures: dict[str, Any]) -> str:
 @contextmanager
 def stopped_before_the_first_step(shown: bool = True) -> Iterator[None]:
     """Ends the program with a sentence, if shown, and 128 + the signal where Ctrl-C or SIGTERM interrupts its body."""
-    from ..training.sigterm import NAMES, signal_of, sigterm_interrupts
+    from ..training.signals import NAMES, signal_of, sigterm_interrupts
 
     try:
         with sigterm_interrupts():
@@ -99,7 +99,7 @@ def said_at_end(progress: RunProgress, begun: tuple[Path, dict[str, Any]] | None
 
     begun: the checkpoint with which it began, if any. how: how a stopped training continues.
     """
-    from ..training.sigterm import NAMES
+    from ..training.signals import NAMES
 
     steps = counted(progress.done, "step")
     if progress.stopped_by is not None:

@@ -199,7 +199,7 @@ def make(
 ) -> float:
     """Makes the images and their sheet in the folder, and returns the seconds that the images took."""
     from ..atomic import write_file
-    from ..decoding import make_images
+    from ..make_images import make_images
     from ..sheets import contact_sheet, save_sheet
     from .progress import image_progress
 

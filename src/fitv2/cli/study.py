@@ -186,7 +186,7 @@ def perform(
     from ..locks import locked
     from ..study.queue import Clock, Queue
     from ..study.report import SHEETS, claim
-    from ..training.sigterm import signal_of, sigterm_interrupts
+    from ..training.signals import signal_of, sigterm_interrupts
 
     sheets = {id(one.study): one.folder / SHEETS for one in chosen}
     queue = Queue(table, work, max(1, available_cores() // jobs), lambda run: sheets[id(run.study)])

@@ -16,7 +16,7 @@ from PIL import Image
 
 from ..autoencoder import load_autoencoder
 from ..checkpoints.model_folder import load_pretrained
-from ..decoding import make_images
+from ..make_images import make_images
 from ..text import load_text_encoder
 from .evaluate import Evaluation, cache_folder
 from .extractors import load_extractor

@@ -28,10 +28,10 @@ from ..atomic import remove_drafts, write_file, write_text
 from ..autoencoder import LatentCodec, Pixels
 from ..checkpoints.model_folder import Pretrained
 from ..checkpoints.state_dict import weights_digest
-from ..decoding import make_images
 from ..distributed.ranks import Ranks, locked_on_rank0, on_rank0, shard_of_rank
 from ..errors import UserError
 from ..hashes import json_digest
+from ..make_images import make_images
 from ..model.config import NetworkConfig
 from ..model.presets import architecture_of
 from ..randomness import Purpose, numpy_generator

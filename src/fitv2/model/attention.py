@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..tokens import TokenBatch, runs_of
-from .compute import fastest_attention, recomputed
+from .numerics import fastest_attention, recomputed
 from .rope import rotate
 
 

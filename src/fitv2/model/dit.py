@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ..tokens import TokenBatch, patchify
-from .compute import autocast_in
 from .config import RopeScheme, SiTConfig
 from .execution import Cache
 from .init import dit_modulations, initialise_dit
+from .numerics import autocast_in
 from .prediction import as_velocity
 
 

@@ -2,7 +2,7 @@
 
 Images are sorted by length, images of equal time and label share their conditioning, blocks may be recomputed in the
 backward pass, reused between sampling steps, filled up to a fixed number of tokens, and compiled. `FiT` calls these
-functions and reads like the paper otherwise. The layout for a CPU is in `fitv2.model.compute`.
+functions and reads like the paper otherwise. The layout for a CPU is in `fitv2.model.numerics`.
 """
 
 from __future__ import annotations

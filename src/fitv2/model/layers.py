@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..tokens import Rows
-from .compute import recomputed
 from .modulation import modulated_norm, projection
+from .numerics import recomputed
 
 FREQUENCIES = 256
 

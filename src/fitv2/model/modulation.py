@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..tokens import Rows, expand_to_tokens
-from .compute import recomputed
+from .numerics import recomputed
 
 
 class Modulation(NamedTuple):

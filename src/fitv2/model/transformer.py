@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from ..positions import even_positions
 from ..tokens import Rows, TokenBatch
 from .block import BlockInputs, FiTBlock
-from .compute import autocast_in
 from .config import FiTConfig, RopeScheme
 from .context import ContextEmbedder, join
 from .execution import Cache, compile_blocks, distinct_conditioning, inverse, run_blocks, sorted_by_length
 from .init import initialise_fit
 from .layers import FinalLayer, LabelEmbedder, PatchEmbedder, TimestepEmbedder
 from .modulation import projection
+from .numerics import autocast_in
 from .prediction import as_velocity
 from .rope import rotation_table
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from ..build import build_objective
 from ..device import DTYPES
 from ..errors import UserError
-from ..model.compute import lay_out_by_input
 from ..model.config import FiTConfig, NetworkConfig
 from ..model.network import Network, build_network
+from ..model.numerics import lay_out_by_input
 from ..model.transformer import FiT
 from ..randomness import Purpose, seed_of, torch_generator
 from ..sampling.spec import check_divisible

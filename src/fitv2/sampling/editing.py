@@ -17,7 +17,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..flow.path import interpolate
 from ..tokens import TokenBatch, upload
-from .solvers import EDITING_SOLVERS
+from .solver_names import EDITING_SOLVERS
 from .spec import SampleSpec, Sampling
 from .windows import Guided
 

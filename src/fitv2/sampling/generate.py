@@ -23,7 +23,7 @@ from .guidance import GuidedModel
 from .noise import ImageNoise
 from .ode import SOLVERS, time_grid
 from .sde import METHOD_OF, sample_sde, sde_grid
-from .solvers import ADAPTIVE, model_calls
+from .solver_names import ADAPTIVE, model_calls
 from .spec import SampleSpec, Sampling, check_sampling, check_spec, check_texts, first_size
 from .windows import Guided, WindowedModel, window_area
 

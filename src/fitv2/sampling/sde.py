@@ -26,7 +26,7 @@ DIFFUSION_COEFFICIENTS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "increasing-decreasing": lambda t, norm: norm * torch.sin(math.pi * t).square(),
 }
 METHODS = ("euler", "heun")
-# The method of each SDE solver of `fitv2.sampling.solvers`.
+# The method of each SDE solver of `fitv2.sampling.solver_names`.
 METHOD_OF = {"euler-maruyama": "euler", "sde-heun": "heun"}
 # "mean" is the drift without noise, "none" a step of Euler-Maruyama. "tweedie", the expected data given x, is the same
 # as "euler", a step of the ODE to t = 1. The score is infinite at t = 1, so none of them is Heun's.

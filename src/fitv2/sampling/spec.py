@@ -15,7 +15,7 @@ from ..model.config import NetworkConfig, RopeScheme
 from ..randomness import check_seed
 from .cache import SHALLOWEST_CACHED
 from .defaults import UPSCALE_TIME
-from .solvers import ADAPTIVE, DIFFUSION_SOLVERS, EDITING_SOLVERS, FLOW_SOLVERS, SOLVER_NAMES, model_calls
+from .solver_names import ADAPTIVE, DIFFUSION_SOLVERS, EDITING_SOLVERS, FLOW_SOLVERS, SOLVER_NAMES, model_calls
 
 DEFAULT_STEPS = 25
 # Times in float32 cannot tell many more apart.

@@ -12,7 +12,7 @@ from ..config import load_recipe
 from ..errors import UserError
 from ..messages import check_known, suggestion
 from ..model.config import Prediction
-from ..sampling.solvers import ADAPTIVE, DIFFUSION_SOLVERS, SOLVER_NAMES
+from ..sampling.solver_names import ADAPTIVE, DIFFUSION_SOLVERS, SOLVER_NAMES
 from ..settings import Recipe, Settings
 
 # Settings of a recipe that a study sets itself.

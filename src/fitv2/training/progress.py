@@ -16,7 +16,7 @@ from ..checkpoints.training_state import damaged
 from ..data.loader import DataCursor
 from .malloc_trim import trim_heap
 from .run_folder import exported
-from .sigterm import SigtermHandler
+from .signals import SignalHandler
 from .watch import DataGone, DataWatch, GradientWatch
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class Progress:
         self.done = self.saved = 0
         self.cursor, self.seconds = DataCursor(), 0.0
         self.gradients, self.images_read = GradientWatch(), DataWatch()
-        self.termination = SigtermHandler(*SIGNALS, told=TOLD if tells else "")
+        self.termination = SignalHandler(*SIGNALS, told=TOLD if tells else "")
         self.stopped_by: signal.Signals | None = None
         self._clock = 0.0
 

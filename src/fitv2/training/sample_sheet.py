@@ -12,9 +12,9 @@ import torch
 from ..autoencoder import load_autoencoder
 from ..build import sampling_advice
 from ..data.dataset import Dataset
-from ..decoding import make_images
 from ..distributed.parallel import ParallelModel
 from ..distributed.ranks import only_on_rank0
+from ..make_images import make_images
 from ..model.config import NetworkConfig
 from ..sampling.generate import generate
 from ..sampling.spec import SampleSpec, Sampling

@@ -11,16 +11,16 @@ from contextlib import contextmanager
 NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 
 
-class Interrupted(KeyboardInterrupt):
+class Terminated(KeyboardInterrupt):
     """SIGTERM, raised like Ctrl-C."""
 
 
 def signal_of(interruption: KeyboardInterrupt) -> signal.Signals:
     """Returns the signal that caused an interruption."""
-    return signal.SIGTERM if isinstance(interruption, Interrupted) else signal.SIGINT
+    return signal.SIGTERM if isinstance(interruption, Terminated) else signal.SIGINT
 
 
-class SigtermHandler:
+class SignalHandler:
     """Context manager that notes the first signal in `asked` instead of letting it end the process.
 
     Only a program's main thread may catch signals; in another one this changes nothing. A signal that the program
@@ -32,7 +32,7 @@ class SigtermHandler:
         self.asked: signal.Signals | None = None
         self.before: dict = {}
 
-    def __enter__(self) -> SigtermHandler:
+    def __enter__(self) -> SignalHandler:
         if threading.current_thread() is threading.main_thread():
             caught = [number for number in self.signals if signal.getsignal(number) != signal.SIG_IGN]
             self.before = {number: signal.signal(number, self.note) for number in caught}
@@ -54,10 +54,10 @@ class SigtermHandler:
 
 @contextmanager
 def sigterm_interrupts() -> Iterator[None]:
-    """Raises SIGTERM as `Interrupted` within a with block, so that running code can clean up as after Ctrl-C."""
+    """Raises SIGTERM as `Terminated` within a with block, so that running code can clean up as after Ctrl-C."""
 
     def interrupt(number: int, frame: object) -> None:
-        raise Interrupted
+        raise Terminated
 
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) == signal.SIG_IGN:
         yield
