@@ -159,7 +159,7 @@ def test_a_new_block_is_the_identity_and_a_new_model_predicts_zero():
     x, c = torch.randn(batch.x.shape[0], CONFIG.width), torch.randn(len(batch), CONFIG.width)
     shared = torch.zeros(len(batch), 6 * CONFIG.width)
     table = table_at(*batch.positions.tolist())
-    assert torch.equal(model.blocks[0](x, *BlockInputs(c, shared, batch.rows, batch, table)), x)
+    assert torch.equal(model.blocks[0](x, *BlockInputs(c, shared, batch.row_of_token, batch, table)), x)
     assert model(batch, t, y).abs().max() == 0
 
 

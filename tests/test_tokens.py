@@ -58,7 +58,7 @@ def test_sums_over_images(shape):
     batch = batch_of((2, 2), (1, 3), (3, 2), (6, 1), (1, 1))
     per_token = torch.randn(len(batch.x), *shape, dtype=torch.float64)
     expected = torch.stack([per_token[batch.image_index == image].sum(0) for image in range(5)])
-    torch.testing.assert_close(tokens.segment_sum(per_token, *batch.rows), expected)
+    torch.testing.assert_close(tokens.segment_sum(per_token, *batch.row_of_token), expected)
     # What a GPU does, in one kernel.
     torch.testing.assert_close(tokens.sum_segments(per_token, batch.offsets), expected)
 

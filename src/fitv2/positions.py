@@ -19,7 +19,7 @@ def even_positions(batch: TokenBatch, position_range: int) -> Tensor:
     def make() -> Tensor:
         return upload(gathered([[even(side, position_range) for side in hw] for hw in batch.sizes]), batch.x.device)
 
-    return batch.once(("even positions", position_range), make)
+    return batch.cached(("even positions", position_range), make)
 
 
 def random_positions(batch: TokenBatch, position_range: int, generator: torch.Generator) -> Tensor:

@@ -64,7 +64,7 @@ class TokenBatch:
             raise ValueError(f"x must be (T, C) with T = {sum(self.lengths)} tokens, not {tuple(x.shape)}")
         self.x, indices = x, (self.image_index, self.offsets, self.positions)
         if x.device != self.image_index.device:
-            moved = self.once("indices", lambda: [upload(index, x.device) for index in indices])
+            moved = self.cached("indices", lambda: [upload(index, x.device) for index in indices])
             self.image_index, self.offsets, self.positions = moved
 
     def __len__(self) -> int:
@@ -76,11 +76,11 @@ class TokenBatch:
         return torch.tensor(self.sizes)
 
     @property
-    def rows(self) -> Rows:
+    def row_of_token(self) -> RowOfToken:
         """The row of each token in a tensor with a row per image."""
-        return Rows(self.image_index, self.counts, self.offsets)
+        return RowOfToken(self.image_index, self.counts, self.offsets)
 
-    def once(self, key: Hashable, make: Callable[[], Value]) -> Value:
+    def cached(self, key: Hashable, make: Callable[[], Value]) -> Value:
         """Returns make(), called once per key for all batches of the same images on this device."""
         if torch.compiler.is_compiling():  # What is traced is part of its graph, and cannot be kept.
             return make()
@@ -98,7 +98,7 @@ class TokenBatch:
 
     def _like(self, x: Tensor, key: Hashable, sizes: Callable[[], list[tuple[int, int]]]) -> TokenBatch:
         """Returns other images made of these; what follows from their sizes is computed once for the key."""
-        return self.once(key, lambda: TokenBatch(x.new_empty(len(x), 0), sizes())).with_x(x)
+        return self.cached(key, lambda: TokenBatch(x.new_empty(len(x), 0), sizes())).with_x(x)
 
     def to(self, *args: Any, **kwargs: Any) -> TokenBatch:
         """Returns the batch with x on another device or in another dtype; arguments as of `Tensor.to`."""
@@ -121,12 +121,12 @@ class TokenBatch:
 
     def expand_to_tokens(self, per_image: Tensor) -> Tensor:
         """Returns (B, ...) per image as (T, ...) per token."""
-        return expand_to_tokens(per_image, self.rows)
+        return expand_to_tokens(per_image, self.row_of_token)
 
     def image_mean(self, per_token: Tensor) -> Tensor:
         """Returns the mean (B, ...) of (T, ...) over each image's own tokens."""
         lengths = self.offsets.diff().to(per_token.dtype)
-        return segment_sum(per_token, *self.rows) / lengths.view(-1, *[1] * (per_token.ndim - 1))
+        return segment_sum(per_token, *self.row_of_token) / lengths.view(-1, *[1] * (per_token.ndim - 1))
 
     @classmethod
     def from_latents(cls, latents: Sequence[Tensor], patch_size: int) -> TokenBatch:
@@ -223,7 +223,7 @@ def unpatchify(tokens: Tensor, size: tuple[int, int], patch_size: int) -> Tensor
     return patches.reshape(channels, rows * p, columns * p)
 
 
-class Rows(NamedTuple):
+class RowOfToken(NamedTuple):
     """The row of each token in a tensor with a row per image; counts and offsets as of `TokenBatch`.
 
     Gradients need all three, and an index that counts up from 0 to B - 1.
@@ -234,9 +234,9 @@ class Rows(NamedTuple):
     offsets: Tensor
 
 
-def expand_to_tokens(per_image: Tensor, rows: Rows) -> Tensor:
+def expand_to_tokens(per_image: Tensor, row_of_token: RowOfToken) -> Tensor:
     """Returns (B, ...) per image as (T, ...) per token."""
-    return _ExpandToTokens.apply(per_image, *rows)
+    return _ExpandToTokens.apply(per_image, *row_of_token)
 
 
 class _ExpandToTokens(torch.autograd.Function):
@@ -273,7 +273,7 @@ def _(per_token: Tensor, index: Tensor, counts: Tensor, offsets: Tensor) -> Tens
 
 
 segment_sum.register_autograd(
-    lambda ctx, grad: (expand_to_tokens(grad, Rows(*ctx.saved_tensors)), None, None, None),
+    lambda ctx, grad: (expand_to_tokens(grad, RowOfToken(*ctx.saved_tensors)), None, None, None),
     setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs[1:]),
 )
 

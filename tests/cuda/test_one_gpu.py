@@ -72,8 +72,8 @@ def test_a_step_of_sampling_waits_for_nothing(solver):
 def test_sums_over_images_agree_with_the_cpu(shape):
     batch, *_ = inputs("cpu")
     per_token = torch.randn(len(batch.x), *shape)
-    expected = segment_sum(per_token, *batch.rows)
-    made = segment_sum(per_token.cuda(), *batch.to("cuda").rows)
+    expected = segment_sum(per_token, *batch.row_of_token)
+    made = segment_sum(per_token.cuda(), *batch.to("cuda").row_of_token)
     torch.testing.assert_close(made.cpu(), expected, atol=1e-4, rtol=1e-4)
 
 

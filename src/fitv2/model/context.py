@@ -68,6 +68,6 @@ def join(batch: TokenBatch, positions_T2: Tensor, context: TokenBatch) -> tuple[
         columns = [(m + n, 1) for m, n in zip(lengths, own, strict=True)]
         return TokenBatch(batch.x.new_empty(len(order), 0), columns), diagonal.expand(-1, 2), order, own_tokens
 
-    joined, diagonal, order, own_tokens = batch.once(("joined", *context.lengths), places)
+    joined, diagonal, order, own_tokens = batch.cached(("joined", *context.lengths), places)
     positions = torch.cat((diagonal.to(positions_T2.dtype), positions_T2))[order]
     return joined.with_x(torch.cat((context.x, batch.x))[order]), positions, own_tokens

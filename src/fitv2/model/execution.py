@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import UserError
-from ..tokens import Rows, TokenBatch, upload
+from ..tokens import RowOfToken, TokenBatch, upload
 from .block import BlockInputs, FiTBlock
 
 # Tokens of an image that only fills up: few, because attention takes their square.
@@ -43,7 +43,7 @@ def sorted_by_length(
     if torch.compiler.is_compiling() or all(shorter <= longer for shorter, longer in pairwise(lengths)):
         return batch, times, y_B, context, None
     order = sorted(range(len(batch)), key=lengths.__getitem__)
-    index = batch.once(("order", *order), lambda: upload(torch.tensor(order), batch.x.device))
+    index = batch.cached(("order", *order), lambda: upload(torch.tensor(order), batch.x.device))
     t_B, target_B = times
     times = t_B[index], None if target_B is None else target_B[index]
     return batch.select(order), times, y_B[index], context and context.select(order), order
@@ -54,16 +54,16 @@ def inverse(order: list[int]) -> list[int]:
     return sorted(range(len(order)), key=order.__getitem__)
 
 
-def distinct_conditioning(batch: TokenBatch, t_B: Tensor, y_B: Tensor) -> tuple[Tensor, Tensor, Rows]:
+def distinct_conditioning(batch: TokenBatch, t_B: Tensor, y_B: Tensor) -> tuple[Tensor, Tensor, RowOfToken]:
     """Returns times and labels with each pair once, and the row of each token among them.
 
     In training nearly all pairs differ, and on a GPU looking for equal ones would make it wait: all are kept there.
     """
     if t_B.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return t_B, y_B, batch.rows
+        return t_B, y_B, batch.row_of_token
     pairs_U2, row_B = torch.stack((t_B.double(), y_B.double()), 1).unique(dim=0, return_inverse=True)
-    rows = batch.rows._replace(row_index=row_B[batch.image_index])
-    return pairs_U2[:, 0].to(t_B.dtype), pairs_U2[:, 1].to(y_B.dtype), rows
+    row_of_token = batch.row_of_token._replace(row_index=row_B[batch.image_index])
+    return pairs_U2[:, 0].to(t_B.dtype), pairs_U2[:, 1].to(y_B.dtype), row_of_token
 
 
 def run_blocks(
@@ -101,7 +101,7 @@ def pad_to(x_TD: Tensor, inputs: BlockInputs, total: int) -> tuple[Tensor, Block
     return batch.x, BlockInputs(
         F.pad(inputs.c_BD, (0, 0, 0, added)),
         F.pad(inputs.global_B6D, (0, 0, 0, added)),
-        batch.rows,
+        batch.row_of_token,
         batch,
         (cos, sin),
         context and context.pad_to(len(context.x) + added, 1),

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..tokens import Rows
+from ..tokens import RowOfToken
 from .modulation import modulated_norm, projection
 from .numerics import recomputed
 
@@ -77,6 +77,6 @@ class FinalLayer(nn.Module):
         self.adaLN_modulation = projection(width, 2)
         self.linear = nn.Linear(width, channels)
 
-    def forward(self, x_TD: Tensor, c_BD: Tensor, rows: Rows) -> Tensor:
+    def forward(self, x_TD: Tensor, c_BD: Tensor, row_of_token: RowOfToken) -> Tensor:
         shift_BD, scale_BD = self.adaLN_modulation(c_BD).chunk(2, dim=-1)
-        return self.linear(modulated_norm(x_TD, shift_BD, scale_BD, rows))
+        return self.linear(modulated_norm(x_TD, shift_BD, scale_BD, row_of_token))

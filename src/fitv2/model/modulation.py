@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..tokens import Rows, expand_to_tokens
+from ..tokens import RowOfToken, expand_to_tokens
 from .numerics import recomputed
 
 
@@ -30,20 +30,20 @@ def projection(width: int, parts: int, rank: int | None = None) -> nn.Sequential
     return nn.Sequential(nn.SiLU(), *linear)
 
 
-def modulated_norm(x_TD: Tensor, shift_BD: Tensor, scale_BD: Tensor, rows: Rows) -> Tensor:
+def modulated_norm(x_TD: Tensor, shift_BD: Tensor, scale_BD: Tensor, row_of_token: RowOfToken) -> Tensor:
     """Returns LayerNorm(x) without affine, scaled and shifted by the row of each token, in float32."""
-    return recomputed(_modulated_norm, x_TD, shift_BD.float(), 1 + scale_BD.float(), rows)
+    return recomputed(_modulated_norm, x_TD, shift_BD.float(), 1 + scale_BD.float(), row_of_token)
 
 
-def gated(gate_BD: Tensor, x_TD: Tensor, rows: Rows) -> Tensor:
+def gated(gate_BD: Tensor, x_TD: Tensor, row_of_token: RowOfToken) -> Tensor:
     """Returns x times the gate in the row of each token, in float32."""
-    return recomputed(_gated, gate_BD.float(), x_TD, rows)
+    return recomputed(_gated, gate_BD.float(), x_TD, row_of_token)
 
 
-def _modulated_norm(x_TD: Tensor, shift_BD: Tensor, factor_BD: Tensor, rows: Rows) -> Tensor:
+def _modulated_norm(x_TD: Tensor, shift_BD: Tensor, factor_BD: Tensor, row_of_token: RowOfToken) -> Tensor:
     normed_TD = F.layer_norm(x_TD, x_TD.shape[-1:], eps=1e-6)
-    return torch.addcmul(expand_to_tokens(shift_BD, rows), normed_TD, expand_to_tokens(factor_BD, rows))
+    return torch.addcmul(expand_to_tokens(shift_BD, row_of_token), normed_TD, expand_to_tokens(factor_BD, row_of_token))
 
 
-def _gated(gate_BD: Tensor, x_TD: Tensor, rows: Rows) -> Tensor:
-    return expand_to_tokens(gate_BD, rows) * x_TD
+def _gated(gate_BD: Tensor, x_TD: Tensor, row_of_token: RowOfToken) -> Tensor:
+    return expand_to_tokens(gate_BD, row_of_token) * x_TD

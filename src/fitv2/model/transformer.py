@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..positions import even_positions
-from ..tokens import Rows, TokenBatch
+from ..tokens import RowOfToken, TokenBatch
 from .block import BlockInputs, FiTBlock
 from .config import FiTConfig, RopeScheme
 from .context import ContextEmbedder, join
@@ -119,13 +119,15 @@ class FiT(nn.Module):
             for blocks, head, time_B in stages:
                 if time_B is not times[0]:
                     conditioning = self.conditioning(batch, time_B, y_B, context)
-                c_UD, c_U6D, rows = conditioning
-                inputs = BlockInputs(c_UD, c_U6D, sequence.rows if own is not None else rows, sequence, table, context)
+                c_UD, c_U6D, row_of_token = conditioning
+                inputs = BlockInputs(
+                    c_UD, c_U6D, sequence.row_of_token if own is not None else row_of_token, sequence, table, context
+                )
                 x_TD = run_blocks(blocks, x_TD, inputs, cache, self.token_budget, self.activation_checkpointing)
                 if head is not None:
                     # With a device map the last block may be on another device than the first.
                     own_TD = x_TD if own is None else x_TD[own.to(x_TD.device, non_blocking=True)]
-                    heads.append(head(own_TD, c_UD, rows))
+                    heads.append(head(own_TD, c_UD, row_of_token))
             output_TC = as_velocity(torch.cat(heads[::-1], dim=1), batch, times[0], self.config)
         return output_TC if order is None else batch.with_x(output_TC).select(inverse(order)).x
 
@@ -144,15 +146,15 @@ class FiT(nn.Module):
 
     def conditioning(
         self, batch: TokenBatch, t_B: Tensor, y_B: Tensor, context: TokenBatch | None
-    ) -> tuple[Tensor, Tensor, Rows]:
+    ) -> tuple[Tensor, Tensor, RowOfToken]:
         """Returns the conditioning (U, D), the modulation (U, 6 D) that blocks share, and the row of each token."""
         joint = self.config.context == "joint"
-        t_U, y_U, rows = (t_B, y_B, batch.rows) if joint else distinct_conditioning(batch, t_B, y_B)
+        t_U, y_U, row_of_token = (t_B, y_B, batch.row_of_token) if joint else distinct_conditioning(batch, t_B, y_B)
         c_UD = self.t_embedder(t_U) + self.y_embedder(y_U)
         if joint and context:
             c_UD = c_UD + context.image_mean(context.x)
         shared = self.global_adaLN_modulation
-        return c_UD, torch.zeros_like(c_UD).repeat(1, 6) if shared is None else shared(c_UD), rows
+        return c_UD, torch.zeros_like(c_UD).repeat(1, 6) if shared is None else shared(c_UD), row_of_token
 
     def check_inputs(self, batch: TokenBatch, t_B: Tensor, y_B: Tensor, context: TokenBatch | None) -> None:
         """Raises ValueError unless there are one time, label and, for a model with one, context per image."""
@@ -180,4 +182,4 @@ class FiT(nn.Module):
             return rotation_table(places_T2, sequence.image_index, batch.hw, config.head_dim, rope)
 
         key = "rotation", *batch.sizes, config.head_dim, config.position_range, rope
-        return sequence.once(key, make) if kept else make()
+        return sequence.cached(key, make) if kept else make()
