@@ -86,10 +86,10 @@ def test_garments_against_the_test_statistics(tmp_path):
     real, samples = bundled(), samples_of("fashion", tmp_path, 300)
     reference = open_reference("fashion:test", tmp_path)
     result = evaluation(reference, tmp_path).score(samples)
-    assert reference.known.statistics.count == 10_000
+    assert reference.given.statistics.count == 10_000
     by_class = samples.chosen[np.argsort(real.labels[samples.chosen], kind="stable")]
     features, classes = classified([real.images[i] for i in by_class])
-    expected = frechet_distance(Statistics.of(features), reference.known.statistics)
+    expected = frechet_distance(Statistics.of(features), reference.given.statistics)
     assert result.scores["fd"] == pytest.approx(expected, rel=1e-4)
     right = (classes == torch.arange(10).repeat_interleave(30)).double()
     assert result.scores["accuracy"] == pytest.approx(float(right.mean()))
@@ -122,7 +122,7 @@ def test_real_garments_against_themselves_and_against_noise(garments, tmp_path):
 
 
 def test_blurred_and_repeated_garments_are_far_from_real_ones(tmp_path):
-    real, known = bundled(), open_reference("fashion:test", tmp_path).known.statistics
+    real, known = bundled(), open_reference("fashion:test", tmp_path).given.statistics
     images = [Image.fromarray(image) for image in real.images[::5]]
     half = [image.reduce(2) for image in images]
     few = [images[i] for label in range(10) for i in np.flatnonzero(real.labels[::5] == label)[:5]]

@@ -20,7 +20,7 @@ from fitv2.provenance import code_commit
 from fitv2.study.loading import build_study
 from fitv2.study.outputs import has_diverged
 from fitv2.study.queue import Clock, CommandFailed, Queue, done_of
-from fitv2.study.report import MARK, Report, claim, write_overview, write_report
+from fitv2.study.report import MARK, Report, reserve, write_overview, write_report
 from fitv2.study.results import REAL, Table
 from fitv2.study.runs import Run, frame_of, runs_of
 from fitv2.study.verdicts import Figures
@@ -153,7 +153,7 @@ def test_a_table_of_an_earlier_version_is_continued(queue, tmp_path):
 
 
 def test_a_page_has_answer_claims_scores_and_images(queue, tmp_path):
-    claim(tmp_path / "tiny", "A title")
+    reserve(tmp_path / "tiny", "A title")
     conditions = {"own": {"guidance": 1}, "small": {"guidance": 1, "size": "12x12"}}
     runs, _ = work_off(queue, change="More seeds.", evaluation={"conditions": conditions})
     report = Report("tiny", runs[0].study, queue.table)
@@ -185,7 +185,7 @@ def test_a_page_has_answer_claims_scores_and_images(queue, tmp_path):
 
 
 def test_a_page_says_where_the_best_tuned_value_is_an_end(queue, tmp_path):
-    claim(tmp_path / "tiny", "A title")
+    reserve(tmp_path / "tiny", "A title")
     tuning = {"values": [1e-3, 2e-3, 4e-3], "variants": ["FiT", "FiTv2"]}
     runs, _ = work_off(queue, tuning=tuning)  # Those that tune; all score alike, and the first value is taken.
     runs, _ = work_off(queue, tuning=tuning)
@@ -195,7 +195,7 @@ def test_a_page_says_where_the_best_tuned_value_is_an_end(queue, tmp_path):
 
 
 def test_an_unfinished_study_says_so_and_counts_the_seeds_of_each_row(queue, tmp_path):
-    claim(tmp_path / "tiny", "A title")
+    reserve(tmp_path / "tiny", "A title")
     study = build_study(tree(), "tiny")
     runs = runs_of(study, queue.table)
     queue.work_off(runs[:3], 1, lambda left: None)
@@ -296,7 +296,7 @@ def test_the_recommendations_of_a_base_model_do_not_change_the_conditions(fitv2,
 
 
 def test_a_report_has_all_seeds_and_a_folder_called_trials_makes_no_trial(fitv2, definition, tmp_path):
-    claim(tmp_path / "trials/x/tiny", "A title")
+    reserve(tmp_path / "trials/x/tiny", "A title")
     queue = MadeUp(tmp_path / "trials/x")
     queue.work_off(runs_of(build_study(tree(), "tiny"), queue.table, 3), 1, lambda left: None)
     code, printed = fitv2("study", definition, "--report", "--seeds", 3, "--out", "trials/x", "--json")

@@ -66,14 +66,14 @@ class Checks:
         model, codec = self.loaded.pretrained.model, self.loaded.codec
         return make_images(model, codec, specs, self.sampling, text=self.loaded.text)
 
-    def see(self, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
+    def features_of(self, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
         """Returns pooled features and the probabilities of names."""
         found = list(extract(self.judge, (image.convert("RGB") for image in images), lambda count: None))
         return torch.cat([one.pooled for one in found]), torch.cat([one.probabilities for one in found])
 
     def recognised(self, images: Sequence[Image.Image], wanted: Sequence[str]) -> dict[str, float]:
         """Returns the fractions of images whose wanted name is the likeliest, and among the five likeliest."""
-        best = self.see(images)[1].topk(5).indices
+        best = self.features_of(images)[1].topk(5).indices
         right = best == torch.tensor([self.names.index(name) for name in wanted])[:, None]
         return {"first": float(right[:, 0].double().mean()), "five": float(right.any(1).double().mean())}
 
@@ -85,7 +85,7 @@ class Checks:
     def of_untrained_names(self, size: tuple[int, int]) -> dict[str, float]:
         """Returns how often the group is right, by chance, and with the prompts shuffled among the images."""
         names = [self.untrained[i % len(self.untrained)] for i in range(self.number)]
-        _, probabilities = self.see(self.draw([with_article(name) for name in names], size))
+        _, probabilities = self.features_of(self.draw([with_article(name) for name in names], size))
         groups = sorted(set(self.group_of.values()))
         of_name = torch.tensor([groups.index(self.group_of[name]) for name in self.names])
         summed = torch.zeros(len(names), len(groups)).index_add_(1, of_name, probabilities)
@@ -107,7 +107,7 @@ class Checks:
         images, middle = self.draw(prompts, PAIRS), PAIRS[1] // 2
         found = []
         for wanted, box in ((firsts, (0, 0, middle, PAIRS[0])), (seconds, (middle, 0, PAIRS[1], PAIRS[0]))):
-            best = self.see([image.crop(box) for image in images])[1].topk(5).indices
+            best = self.features_of([image.crop(box) for image in images])[1].topk(5).indices
             numbers = torch.tensor([self.names.index(name) for name in wanted])
             found.append((best == numbers[:, None]).any(1))
         left, right = (one.double() for one in found)
@@ -123,7 +123,7 @@ class Checks:
             page.alpha_composite(cut, ((page.width - cut.width) // 2, (page.height - cut.height) // 2))
             real.append(page.convert("RGB").resize((size[1], size[0])))
         images = self.draw([with_article(name) for name in self.trained[:SHOWN]], size)
-        ours, theirs = (torch.nn.functional.normalize(self.see(some)[0], dim=1) for some in (images, real))
+        ours, theirs = (torch.nn.functional.normalize(self.features_of(some)[0], dim=1) for some in (images, real))
         alike, where = (ours @ theirs.T).max(1)
         pairs = [image for own, i in zip(images, where.tolist(), strict=True) for image in (own, real[i])]
         captions = [

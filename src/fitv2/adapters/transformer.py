@@ -30,7 +30,7 @@ from ..model.transformer import FiT
 from ..tokens import TokenBatch, pack_context, upload
 
 # In which networks compute.
-DTYPES = torch.float32, torch.float64, torch.bfloat16, torch.float16
+COMPUTE_DTYPES = torch.float32, torch.float64, torch.bfloat16, torch.float16
 # The timestep of pure noise in diffusers.
 TIMESTEPS = 1000
 KINDS: dict[str, type[FiTConfig]] = {"FiTv2": FiTConfig, "FiT": FiTv1Config}
@@ -311,7 +311,7 @@ def check_no_adapter(model: FiTTransformer2DModel) -> None:
 def own_dtype(kwargs: dict[str, Any]) -> torch.dtype:
     """Returns the dtype, the only argument that loading a model of our own takes. Raises UserError for others."""
     dtype = kwargs.pop("torch_dtype", None) or kwargs.pop("dtype", None) or torch.float32
-    if kwargs or dtype not in DTYPES:
+    if kwargs or dtype not in COMPUTE_DTYPES:
         given = ", ".join(kwargs) or f"the dtype {dtype!r}"
         raise UserError(f"a model of this project's own is loaded with torch_dtype=... alone, without {given}")
     return dtype

@@ -20,7 +20,7 @@ from .specs import check_memory, file_name
 if TYPE_CHECKING:
     import torch
 
-    from ..evaluation.evaluate import Evaluation, Protocol
+    from ..evaluation.evaluate import ComparisonProtocol, Evaluation
     from ..evaluation.generated import Maker, Progress, SizeSpec
     from ..evaluation.inputs import Samples
     from ..evaluation.results import Result
@@ -70,7 +70,7 @@ class Request:
     extractor: str | None = None
     inception_weights: Path | None = None
     metrics: list[str]
-    protocol: Protocol | None = None
+    protocol: ComparisonProtocol | None = None
     sizes: list[SizeSpec]
     number: int | None
     out: Path | None
@@ -99,7 +99,7 @@ def run(request: Request, device: str | None, as_json: bool) -> None:
             maker = load(request, number, ranks.device) if request.samplings else None
             if maker is not None:
                 about |= maker.settings | {"num": number, "sampling": [lasting(one) for one in maker.samplings]}
-            folder = on_rank0(lambda: claim(request, about, held))
+            folder = on_rank0(lambda: reserve(request, about, held))
             if maker is not None:
                 samples = make_samples(maker, request.sizes, number, root / "samples", ranks, progress, tell_seconds)
                 del maker  # A large model takes gigabytes.
@@ -179,13 +179,13 @@ def load(request: Request, number: int, device: torch.device) -> Maker:
     return maker
 
 
-def claim(request: Request, about: dict[str, Any], held: ExitStack) -> Path:
+def reserve(request: Request, about: dict[str, Any], held: ExitStack) -> Path:
     """Returns the folder of this evaluation, reserved for it until `held` ends."""
-    from ..evaluation.results import claimed
+    from ..evaluation.results import reserved
     from ..hashes import json_digest
 
     folder = request.out or OUT / f"{file_name(Path(request.name).resolve().name)}-{json_digest(about)[:12]}"
-    held.enter_context(claimed(folder, about))
+    held.enter_context(reserved(folder, about))
     return folder
 
 

@@ -185,7 +185,7 @@ def perform(
     from ..limits import available_cores
     from ..locks import locked
     from ..study.queue import Clock, Queue
-    from ..study.report import SHEETS, claim
+    from ..study.report import SHEETS, reserve
     from ..training.signals import signal_of, sigterm_interrupts
 
     sheets = {id(one.study): one.folder / SHEETS for one in chosen}
@@ -193,7 +193,7 @@ def perform(
     failures: list[str] = []
     with locked(table.path.parent, "a study"):
         for one in chosen:
-            claim(one.folder, one.study.title)
+            reserve(one.folder, one.study.title)
             if one.file is not None and one.file.resolve() != one.copy.resolve():
                 write_text(one.copy, one.file.read_text(encoding="utf-8"))
         try:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .extractors import Extractor
-from .inputs import Known, balanced_subset, disjoint_subsets, matching_subset
+from .inputs import GivenStatistics, balanced_subset, disjoint_subsets, matching_subset
 from .metrics import (
     DENSITY_NEIGHBOURS,
     PART,
@@ -69,13 +69,17 @@ class FeatureSet:
 
 
 def compare(
-    own: FeatureSet, others: FeatureSet | None, known: Known | None, extractor: Extractor, metrics: Collection[str]
+    own: FeatureSet,
+    others: FeatureSet | None,
+    given: GivenStatistics | None,
+    extractor: Extractor,
+    metrics: Collection[str],
 ) -> Result:
-    """Returns all figures of samples, without a stamp; the statistics of `others`, real images, yield to `known`.
+    """Returns all figures of samples, without a stamp; the statistics of `others`, real images, yield to `given`.
 
     Raises UserError if features cannot be used.
     """
-    real = known or others
+    real = given or others
     assert real is not None
     found = Result(notes=size_notes(own, others, real.statistics, metrics))
     if "fd" in metrics:
@@ -98,7 +102,7 @@ def compare(
     elif left := sorted({"kid", "pr"} & set(metrics)):
         found.notes.append(f"the reference has statistics and no images, so there is no {' and no '.join(left)}")
     if "accuracy" in metrics and own.class_names:
-        add_accuracy(found, own, others, known.recognised if known else None, extractor)
+        add_accuracy(found, own, others, given.recognised if given else None, extractor)
     return found
 
 

@@ -33,12 +33,12 @@ from ..randomness import Purpose, torch_generator
 from .comparison import VERSION, FeatureSet, compare
 from .extractors import Extractor, extract
 from .generated import Progress
-from .inputs import Known, Reference, Samples
+from .inputs import GivenStatistics, Reference, Samples
 from .metrics import RunningStatistics, Statistics, check_features, check_statistics, classifier_score
 from .results import Result
 from .sources import Images, View
 
-Protocol = Literal["adm-square", "matched", "centre"]
+ComparisonProtocol = Literal["adm-square", "matched", "centre"]
 Size = tuple[int, int]
 FILTER = "antialiased bicubic"
 # The most images whose own features are kept, for measures on pairs; statistics are of all images.
@@ -51,14 +51,14 @@ OWN = ("pooled", "labels", "classes", "score")
 logger = logging.getLogger(__name__)
 
 
-def real_size(protocol: Protocol, size: Size | None) -> Size | None:
+def real_size(protocol: ComparisonProtocol, size: Size | None) -> Size | None:
     """Returns the size to which real images are scaled and cropped for samples of that size; None for their own."""
     if protocol == "adm-square" or size is None:
         return None
     return size if protocol == "matched" else (min(size), min(size))
 
 
-def view_of(image: Image.Image, protocol: Protocol, size: Size | None = None) -> Image.Image:
+def view_of(image: Image.Image, protocol: ComparisonProtocol, size: Size | None = None) -> Image.Image:
     """Returns an image as it is compared, scaled to cover (height, width) if given and cropped to it."""
     if size is not None:
         return ImageOps.fit(image, (size[1], size[0]), Image.Resampling.BICUBIC)
@@ -79,32 +79,32 @@ class Evaluation:
     reference: Reference
     extractor: Extractor
     metrics: Collection[str]
-    protocol: Protocol | None
+    protocol: ComparisonProtocol | None
     cache: Path
     kept: Path
     progress: Progress
 
-    def protocol_for(self, size: Size | None) -> Protocol:
+    def protocol_for(self, size: Size | None) -> ComparisonProtocol:
         """Returns the protocol for samples of that size, None for many sizes. Raises UserError if none is possible.
 
         The default is "matched". It is "adm-square" if statistics of images as they are come with the reference, or if
         samples and real images have many sizes.
         """
-        usual: Protocol = "adm-square" if self.reference.known is not None or size is None else "matched"
+        usual: ComparisonProtocol = "adm-square" if self.reference.given is not None or size is None else "matched"
         protocol = self.protocol or usual
         if protocol == "matched" and size is None:
             raise UserError("the protocol matched needs samples of one size; give --size HxW, or another --protocol")
-        if self.reference.images is None and self.known(protocol) is None:
+        if self.reference.images is None and self.given_for(protocol) is None:
             raise UserError(
                 f"{self.reference.name} holds statistics of one extractor by adm-square, and no images for "
                 f"{self.extractor.name} by {protocol}"
             )
         return protocol
 
-    def known(self, protocol: Protocol) -> Known | None:
+    def given_for(self, protocol: ComparisonProtocol) -> GivenStatistics | None:
         """Returns the statistics that come with the reference, if they are the ones that are needed."""
-        known = self.reference.known
-        return known if known and known.extractor == self.extractor.name and protocol == "adm-square" else None
+        given = self.reference.given
+        return given if given and given.extractor == self.extractor.name and protocol == "adm-square" else None
 
     def about(self) -> dict[str, Any]:
         """Returns all that decides a result besides the samples."""
@@ -117,27 +117,27 @@ class Evaluation:
         protocol, images = self.protocol_for(samples.size), self.reference.images
         key = (samples.images.digest, samples.chosen.tolist(), protocol if protocol == "centre" else "as they are")
         view = partial(view_of, protocol=protocol)
-        own = self.see(samples.images, samples.chosen, view, self.kept, key, f"samples {samples.called}")
-        known, others, notes = self.known(protocol), None, list(images.notes) if images is not None else []
-        # For statistics that are known, no real image has to be seen.
-        if images is not None and (known is None or set(self.metrics) - {"fd", "sfd"}):
+        own = self.features_of(samples.images, samples.chosen, view, self.kept, key, f"samples {samples.called}")
+        given, others, notes = self.given_for(protocol), None, list(images.notes) if images is not None else []
+        # For statistics that are given, no real image has to be seen.
+        if images is not None and (given is None or set(self.metrics) - {"fd", "sfd"}):
             key = (images.digest, protocol, None if protocol == "adm-square" else samples.size, FILTER)
             fitted = real_size(protocol, samples.size)
             view = partial(view_of, protocol=protocol, size=fitted)
-            others = self.see(images, np.arange(len(images)), view, self.cache, key, "real images")
+            others = self.features_of(images, np.arange(len(images)), view, self.cache, key, "real images")
             if fitted and (smaller := int((images.sizes < fitted).any(1).sum())):
                 told = f"{fitted[0]}x{fitted[1]}"
                 notes.append(f"{smaller} of {len(images)} real images are smaller than {told} and were enlarged")
-        real = known or others
+        real = given or others
         assert real is not None  # See `protocol_for`.
         if not real.statistics.count:
             notes.append("the reference does not say how many images its statistics are of")
-        result = compare(own, others, known, self.extractor, self.metrics)
+        result = compare(own, others, given, self.extractor, self.metrics)
         result.notes += [*notes, *samples.notes]
-        result.stamp = self.stamp(samples, protocol, known is not None, real.statistics.count)
+        result.stamp = self.stamp(samples, protocol, given is not None, real.statistics.count)
         return result
 
-    def stamp(self, samples: Samples, protocol: Protocol, given: bool, count: int) -> dict[str, Any]:
+    def stamp(self, samples: Samples, protocol: ComparisonProtocol, given: bool, count: int) -> dict[str, Any]:
         """Returns how a result came about; the reference has statistics of `count` images, given or computed."""
         return {
             "suite": VERSION,
@@ -155,7 +155,7 @@ class Evaluation:
             "resize": self.extractor.resize,
         } | samples.about
 
-    def see(
+    def features_of(
         self, images: Images, chosen: np.ndarray, view: View, folder: Path, key: tuple[object, ...], what: str
     ) -> FeatureSet:
         """Returns the features of views of chosen images, see `cached_features`."""

@@ -90,10 +90,10 @@ class Extractor:
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Features:
         """Takes images (B, 3 or 1 as the mode says, H, W) uint8 of one size."""
-        pooled, spatial, logits = self.see(images)
+        pooled, spatial, logits = self.forward(images)
         return Features(pooled.cpu(), spatial.flatten(1).cpu(), logits.softmax(1).cpu())
 
-    def see(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns pooled features, spatial features with their places, and logits."""
         raise NotImplementedError
 
@@ -116,7 +116,7 @@ class InceptionExtractor(Extractor):
             raise UserError(f"{weights} does not hold the Inception v3 of the FID ({reason})") from None
         super().__init__(network, device)
 
-    def see(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = (resize_like_tensorflow(images.to(self.device).float(), SIDE) - 128) / 128
         pooled, spatial, logits = self.network(x)
         # Places before channels, as in TensorFlow: the statistics of ADM's files are in that order.
@@ -156,7 +156,7 @@ class EfficientNetExtractor(Extractor):
         self._inner: list[Tensor] = []
         network._blocks[self.spatial_block].register_forward_hook(lambda *call: self._inner.append(call[-1]))
 
-    def see(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = images.to(self.device).float()
         x = F.interpolate(x, (224, 224), mode="bicubic", antialias=True).clamp(0, 255)
         pooled = self.network.extract_features((x - 127) / 128).mean((2, 3))
@@ -183,8 +183,8 @@ class DrawingExtractor(EfficientNetExtractor):
         self.unseen: dict[str, list[float]] = about["unseen"]
         self.digest = hashlib.sha256(self.digest.encode() + PROBE.read_bytes()).hexdigest()
 
-    def see(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        pooled, spatial, _ = super().see(images)
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        pooled, spatial, _ = super().forward(images)
         return pooled, spatial, self.head(pooled)
 
 
@@ -247,7 +247,7 @@ class GarmentExtractor(Extractor):
         network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
         super().__init__(network, device)
 
-    def see(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         places = self.network.trunk[:SPATIAL_LAYERS](canvas(images.float() / 127.5 - 1).to(self.device))
         pooled = self.network.trunk[SPATIAL_LAYERS:](places)
         return pooled, places[:, :CHANNELS], self.network.head(pooled)

@@ -104,7 +104,7 @@ def write_sheet(path: Path, samples: Samples) -> None:
 
 
 @dataclass(frozen=True)
-class Known:
+class GivenStatistics:
     """Statistics of pooled and spatial features of uncropped images that come with a reference.
 
     recognised: Fraction in [0, 1] of each class, by name, that the extractor recognises; None if unknown.
@@ -125,7 +125,7 @@ class Reference:
 
     name: str
     images: Images | None
-    known: Known | None = None
+    given: GivenStatistics | None = None
     source: Path | Traversable | None = None
 
     @cached_property
@@ -159,11 +159,11 @@ def open_reference(name: str, cache: Path) -> Reference:
         raise UserError(f"{path} is not an archive of a reference, or damaged: {error}") from None
     if not arrays and not has_images:
         raise UserError(f"{path} holds neither images ({ARCHIVE}) nor statistics (mu, sigma)")
-    known = None
+    given = None
     if arrays:
-        spatial = known_statistics(arrays, "_s", path) if arrays.keys() & {"mu_s", "sigma_s"} else None
-        known = Known(InceptionExtractor.name, known_statistics(arrays, "", path), spatial)
-    return Reference(name, ArchiveImages(path) if has_images else None, known, source=path)
+        spatial = statistics_in(arrays, "_s", path) if arrays.keys() & {"mu_s", "sigma_s"} else None
+        given = GivenStatistics(InceptionExtractor.name, statistics_in(arrays, "", path), spatial)
+    return Reference(name, ArchiveImages(path) if has_images else None, given, source=path)
 
 
 def fashion_test(name: str) -> Reference:
@@ -175,13 +175,13 @@ def fashion_test(name: str) -> Reference:
         fractions = json.loads(file.metadata()["recognised_per_class"])
         mean, covariance, count = (file.get_tensor(key) for key in ("mean", "covariance", "count"))
     recognised = dict(zip(CLASS_NAMES, fractions, strict=True))
-    known = Known(GarmentExtractor.name, Statistics(mean, covariance, int(count)), recognised=recognised)
+    given = GivenStatistics(GarmentExtractor.name, Statistics(mean, covariance, int(count)), recognised=recognised)
     split, folder = split_of(name)
     there = folder is not None or all(path.is_file() for path in split_files(split))
-    return Reference(name, open_images(name, Path()) if there else None, known, source=TEST_STATISTICS)
+    return Reference(name, open_images(name, Path()) if there else None, given, source=TEST_STATISTICS)
 
 
-def known_statistics(arrays: dict[str, np.ndarray], ending: str, path: Path) -> Statistics:
+def statistics_in(arrays: dict[str, np.ndarray], ending: str, path: Path) -> Statistics:
     """Returns the statistics in the arrays whose names have that ending, in float64.
 
     The covariance becomes the mean of its two halves, which rounding has made unequal. Raises UserError for anything

@@ -147,7 +147,7 @@ def bars(results: Sequence[Result], key: str, title: str, axes: Axes) -> None:
 
 
 @contextmanager
-def claimed(folder: Path, about: dict[str, Any]) -> Iterator[None]:
+def reserved(folder: Path, about: dict[str, Any]) -> Iterator[None]:
     """Reserves a folder for an evaluation; `about` is all that decides the result.
 
     The same evaluation may write there again. Raises UserError if another process evaluates there, or if the folder has

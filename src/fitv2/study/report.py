@@ -220,7 +220,7 @@ def write_page(path: Path, template: str, **content: Any) -> None:
     write_text(path, f"{MARK}\n{environment.get_template(template).render(content).strip()}\n")
 
 
-def claim(folder: Path, title: str) -> None:
+def reserve(folder: Path, title: str) -> None:
     """Marks a folder as that of a study, until its page is there. Raises UserError if it has files of others."""
     refuse_foreign(folder)
     if not (folder / PAGE).exists():
