@@ -64,13 +64,13 @@ def test_large_images_give_several_crops_and_small_ones_are_continued_at_their_e
     crops = crops_of(folder)
     assert len(crops) == 1 + 2 + 4 + 1 and [len(part.images) for part in crops.rounds] == [4, 2, 1, 1]
     view = crops.epoch(0, 0)
-    images = [view.latent(index) for index in range(len(crops))]
+    images = [view.load(index) for index in range(len(crops))]
     assert all(image.shape == (3, 32, 32) for image in images) and (view.hw == 4).all()
     narrow, of_largest = images[3], [images[2], *images[5:]]
     assert torch.equal(narrow[:, 15:16].expand(-1, 17, -1), narrow[:, 15:]), "it is 16 rows high"
     assert len({image.sum().item() for image in of_largest}) == len(of_largest)
-    assert all(map(torch.equal, images, [crops_of(folder).epoch(0, 0).latent(i) for i in range(len(crops))]))
-    assert not all(map(torch.equal, images, [crops.epoch(1, 0).latent(i) for i in range(len(crops))]))
+    assert all(map(torch.equal, images, [crops_of(folder).epoch(0, 0).load(i) for i in range(len(crops))]))
+    assert not all(map(torch.equal, images, [crops.epoch(1, 0).load(i) for i in range(len(crops))]))
 
 
 def test_no_crop_of_a_held_out_image_is_trained_on(folder):
@@ -84,7 +84,7 @@ def test_no_crop_of_a_held_out_image_is_trained_on(folder):
         if step.after.epoch:
             break
     assert len(seen) == len(crops) - 4
-    held = [crops.epoch(0, 0).latent(int(i)) for i in crops.held_out]
+    held = [crops.epoch(0, 0).load(int(i)) for i in crops.held_out]
     assert not any(torch.equal(a, b) for a in seen for b in held)
 
 
@@ -94,10 +94,10 @@ def test_sources_are_folders_lists_and_drawings(tmp_path, folder):
     source = open_crop_source(str(listed), 64, 1.0, 8, tmp_path / "sizes.json")
     whole = open_crop_source(str(folder), 64, 1.0, 8, tmp_path / "others.json")
     assert len(source) == 2 and source.report.skipped == [("missing.png", "not a file")]
-    assert torch.equal(source.epoch(0, 0).latent(1), whole.epoch(0, 0).latent(2))
+    assert torch.equal(source.epoch(0, 0).load(1), whole.epoch(0, 0).load(2))
     drawings = open_crop_source("emoji", 512, 0.5, 8, tmp_path / "unused.json")
     both = Crops([source, drawings], 16, [NONE_HELD_OUT, drawings.held_out])
-    assert len(drawings) > 1000 and both.epoch(0, 0).latent(len(both) - 1).shape == (3, 128, 128)
+    assert len(drawings) > 1000 and both.epoch(0, 0).load(len(both) - 1).shape == (3, 128, 128)
     with pytest.raises(UserError, match="neither a folder of images nor a list"):
         open_crop_source(str(folder / "0.png"), 64, 1.0, 8, tmp_path / "sizes.json")
 
@@ -247,7 +247,7 @@ def test_a_decoder_is_trained_alone_and_latents_stay_the_same(tmp_path, folder):
 def test_it_learns(tmp_path, folder):
     learner = trainer(tmp_path, folder, "training.learning_rate=1e-2", "training.decay_fraction=0").learner
     crops = crops_of(folder).epoch(0, 0)
-    errors = [learner.step([crops.latent(2)], 0, torch.Generator()).parts["l1"] for _ in range(30)]
+    errors = [learner.step([crops.load(2)], 0, torch.Generator()).parts["l1"] for _ in range(30)]
     assert errors[-1] < errors[0] / 2
 
 

@@ -69,14 +69,14 @@ def test_sizes_are_within_the_budget_and_the_range_and_a_third_is_filled(view):
     assert composed.min() >= 0.25 and composed.max() <= 4 and composed.min() < 0.4 and composed.max() > 2.5
     assert abs(np.log(composed).mean()) < 0.15 and tokens[counts > 0].min() < 12 < 50 < tokens.max()
     assert (tokens[counts == 4] >= 16).all()
-    assert all(view.latent(index).shape[1:] == tuple(view.hw[index] * PATCH) for index in range(12))
+    assert all(view.load(index).shape[1:] == tuple(view.hw[index] * PATCH) for index in range(12))
 
 
 def test_the_same_key_gives_the_same_canvas_in_any_order(view):
     again, other = canvases().epoch(3, 7), canvases().epoch(4, 7)
     assert np.array_equal(again.hw, view.hw) and not np.array_equal(other.hw, view.hw)
     for index in (20, 3, 11):
-        assert view.latent(index).equal(again.latent(index)) and view.caption(index) == again.caption(index)
+        assert view.load(index).equal(again.load(index)) and view.caption(index) == again.caption(index)
     assert sum(view.caption(index) == other.caption(index) for index in range(50)) < 10
 
 
@@ -95,7 +95,7 @@ def test_cut_outs_lie_on_their_canvas_and_do_not_overlap(view):
 
 def test_captions_name_what_is_there_in_its_order(view):
     for index, scene in enumerate(scenes(view)):
-        pixels = ((view.latent(index) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+        pixels = ((view.load(index) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
         for number, (left, top, width, height) in zip(scene.cutouts, scene.boxes, strict=True):
             assert tuple(pixels[top + height // 2, left + width // 2]) == colour(number)
         caption, names = view.caption(index), [f"a thing {number}." for number in scene.cutouts]

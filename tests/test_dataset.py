@@ -37,8 +37,8 @@ def test_data_prepared_by_version_0_1_gives_the_same_epochs(kind, tmp_path):
         view = data.epoch(epoch["epoch"], epoch["seed"])
         assert view.hw.tolist() == epoch["hw"] and view.labels.tolist() == epoch["labels"]
         for index, numbers in enumerate(epoch["latents"]):
-            latent = view.latent(index).double()
-            assert [float(latent.sum()), float(latent[0, 0, 0]), float(latent[-1, -1, -1])] == pytest.approx(
+            image = view.load(index).double()
+            assert [float(image.sum()), float(image[0, 0, 0]), float(image[-1, -1, -1])] == pytest.approx(
                 numbers, abs=1e-6
             )
 
@@ -86,7 +86,7 @@ def test_an_epoch_follows_from_seed_and_epoch_and_an_image_is_not_changed_by_lat
     view, fewer = data.epoch(3, 7), shorter.epoch(3, 7)
     for name in ("variant", "flip", "hw"):
         assert np.array_equal(getattr(view, name)[:20], getattr(fewer, name))
-    assert all(torch.equal(view.latent(i), fewer.latent(i)) for i in range(20))
+    assert all(torch.equal(view.load(i), fewer.load(i)) for i in range(20))
     for other in ((4, 7), (3, 8), (7, 3)):
         different = data.epoch(*other)
         assert not np.array_equal(view.flip, different.flip) and not np.array_equal(view.hw, different.hw)

@@ -42,7 +42,7 @@ def test_random_scales_are_drawn_again_each_epoch_and_the_same_for_the_same_seed
     assert (first.hw <= scaled.hw).all() and (first.hw >= 1).all()
     for index in range(0, 10_000, 997):  # Cropped where the rounded sides would stretch them.
         expected = np.asarray(resize(Image.fromarray(scaled.images[index]), tuple(first.hw[index] * 4)))
-        assert np.array_equal(((first.latent(index)[0] + 1) * 127.5).round().numpy(), expected)
+        assert np.array_equal(((first.load(index)[0] + 1) * 127.5).round().numpy(), expected)
 
 
 @pytest.mark.parametrize("preprocessing", ["resize", "crop", "mixed"])
@@ -62,7 +62,7 @@ def test_a_budget_fits_garments_as_it_does_the_images_of_a_folder(bundled, max_t
         drawn.add((len(possible), variant))
         assert size == possible[variant]
         expected = np.asarray(prepare(Image.fromarray(image), max_tokens, 4, variant))
-        assert np.array_equal(((view.latent(index)[0] + 1) * 127.5).round().numpy(), expected)
+        assert np.array_equal(((view.load(index)[0] + 1) * 127.5).round().numpy(), expected)
     assert view.hw.prod(1).max() <= max_tokens
     if preprocessing == "crop":
         assert {tuple(size) for size in view.hw.tolist()} == {(math.isqrt(max_tokens),) * 2}

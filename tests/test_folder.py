@@ -59,16 +59,16 @@ def test_classes_sizes_and_order(root):
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("preprocessing", ["resize", "crop", "mixed"])
-def test_latents_are_as_planned(root, channels, preprocessing):
+def test_images_are_as_planned(root, channels, preprocessing):
     data = open_folder(root, channels=channels, preprocessing=preprocessing, min_scale=0.5)
     for epoch in range(4):
         view = data.epoch(epoch, seed=0)
         assert view.hw.shape == (5, 2) and (view.hw.prod(1) <= 16).all() and (view.hw >= 1).all()
         for index, (rows, columns) in enumerate(view.hw.tolist()):
-            latent = view.latent(index)
-            assert latent.shape == (channels, rows * 4, columns * 4)
-            assert latent.dtype == torch.float32 and latent.is_contiguous()
-            assert latent.min() >= -1 and latent.max() <= 1
+            image = view.load(index)
+            assert image.shape == (channels, rows * 4, columns * 4)
+            assert image.dtype == torch.float32 and image.is_contiguous()
+            assert image.min() >= -1 and image.max() <= 1
 
 
 def test_each_epoch_draws_a_budget_for_each_image(root):
@@ -82,7 +82,7 @@ def test_each_epoch_draws_a_budget_for_each_image(root):
         view = data.epoch(epoch, seed=0)
         for index, (path, hw) in enumerate(zip(data.paths, view.hw.tolist(), strict=True)):
             seen[path].add(tuple(hw))
-            assert view.latent(index).shape == (3, hw[0] * 4, hw[1] * 4)
+            assert view.load(index).shape == (3, hw[0] * 4, hw[1] * 4)
     assert seen == {path: {of_budget[path] for of_budget in alone if path in of_budget} for path in data.paths}
     with pytest.raises(UserError, match="one of them"):
         open_folder(root, preprocessing="resize", further_tokens=(9,), min_scale=0.5)
@@ -97,8 +97,8 @@ def test_sizes_without_scale(root):
 
 def test_black_and_white_are_the_ends_of_the_range(tmp_path):
     Image.fromarray(np.repeat(np.array([0, 255], np.uint8), 8)[None].repeat(16, 0)).save(tmp_path / "a.png")
-    latent = open_folder(tmp_path, flip=False, preprocessing="resize").epoch(0, seed=0).latent(0)
-    assert (latent[:, :, :8] == -1).all() and (latent[:, :, 8:] == 1).all()
+    image = open_folder(tmp_path, flip=False, preprocessing="resize").epoch(0, seed=0).load(0)
+    assert (image[:, :, :8] == -1).all() and (image[:, :, 8:] == 1).all()
 
 
 def test_flip_is_a_mirror(root):
@@ -110,7 +110,7 @@ def test_flip_is_a_mirror(root):
         assert np.array_equal(a.hw, b.hw)
         for index in range(5):
             flipped = bool(b.flip[index])
-            assert torch.equal(b.latent(index), a.latent(index).flip(2) if flipped else a.latent(index))
+            assert torch.equal(b.load(index), a.load(index).flip(2) if flipped else a.load(index))
             seen.add(flipped)
     assert seen == {False, True}
 
@@ -253,10 +253,10 @@ def test_file_that_changes_during_training_is_named(root):
     view = open_folder(root).epoch(0, seed=0)
     save_image(root / "cat" / "a.png", 61, 40)
     with pytest.raises(UnreadableImage, match=r"cat/a.png was \(60, 40\) .*\(61, 40\)"):
-        view.latent(0)
+        view.load(0)
     (root / "cat" / "a.png").unlink()
     with pytest.raises(UnreadableImage, match=r"cat/a.png .* No such file"):
-        view.latent(0)
+        view.load(0)
 
 
 def test_links_are_followed_but_not_in_circles(root, tmp_path):

@@ -89,7 +89,7 @@ def expected_losses(run: Trainer, model) -> np.ndarray:
     """The loss of each use of a held-out image, one image at a time."""
     found, epoch = [], run.dataset.epoch(0, 0)
     for use, (image, t) in enumerate(zip(run.holdout.images.tolist(), run.holdout.times.tolist(), strict=True)):
-        batch = TokenBatch.from_latents([epoch.latent(image)], run.dataset.patch_size)
+        batch = TokenBatch.from_latents([epoch.load(image)], run.dataset.patch_size)
         noise, labels = run.holdout.noise(use, batch.x.shape[1]), torch.tensor([int(run.dataset.labels[image])])
         if model.config.prediction == "epsilon":
             index = torch.tensor([int((1 - torch.tensor(t).float()) * 1000)])

@@ -66,7 +66,7 @@ def test_pixels_are_the_images_as_a_folder_gives_them(root, pixels):
             variant = ("resize", "crop")[view.variant[i]]
             expected = torch.from_numpy(to_array(prepare(decode(root / name), 16, 4, variant))) / 127.5 - 1
             expected = expected.flip(2) if view.flip[i] else expected
-            latent = view.latent(i)
+            latent = view.load(i)
             assert torch.equal(latent, expected) and latent.dtype == torch.float32 and latent.is_contiguous()
             assert latent.shape[1:] == tuple(view.hw[i] * 4)
             seen.add((variant, bool(view.flip[i])))
@@ -80,7 +80,7 @@ def test_latents_are_drawn_from_the_moments_of_the_flip(moments):
     for flip in (0, 1):
         chosen = [view for view in views if view.flip[0] == flip and view.variant[0] == 0]
         mean, std = data.stored(0, 0, flip).astype(np.float32)
-        drawn = np.stack([view.latent(0).numpy() for view in chosen])
+        drawn = np.stack([view.load(0).numpy() for view in chosen])
         assert len(chosen) > 50 and drawn.shape[1:] == mean.shape
         normal = (drawn - mean) / std
         assert abs(normal.mean()) < 0.05 and abs(normal.std() - 1) < 0.05
@@ -92,22 +92,22 @@ def test_latents_are_drawn_from_the_moments_of_the_flip(moments):
 def test_an_epoch_follows_from_seed_and_epoch_alone_in_any_order_and_thread(moments):
     data, again = LatentShards(moments), LatentShards(moments)
     view, copy = data.epoch(2, seed=5), pickle.loads(pickle.dumps(again.epoch(2, seed=5)))
-    expected = [view.latent(i) for i in range(12)]
+    expected = [view.load(i) for i in range(12)]
     order = [i for _ in range(20) for i in np.random.default_rng(0).permutation(12).tolist()]
     with ThreadPoolExecutor(8) as pool:
-        for i, latent in zip(order, pool.map(copy.latent, order), strict=True):
+        for i, latent in zip(order, pool.map(copy.load, order), strict=True):
             assert torch.equal(latent, expected[i])
     for other in (data.epoch(3, seed=5), data.epoch(2, seed=6)):
-        assert not torch.equal(other.latent(0), expected[0])
+        assert not torch.equal(other.load(0), expected[0])
     noise_0, noise_1 = (
-        (view.latent(i).numpy() - data.stored(i, view.variant[i], int(view.flip[i]))[0])[0, :2, :2] for i in (0, 1)
+        (view.load(i).numpy() - data.stored(i, view.variant[i], int(view.flip[i]))[0])[0, :2, :2] for i in (0, 1)
     )
     assert not np.allclose(noise_0, noise_1)
 
 
 def test_grey_pixels_and_latents_without_flip(root, moments, tmp_path):
     data = LatentShards(make(root, tmp_path / "grey", channels=1))
-    assert data.channels == 1 and data.epoch(0, 0).latent(0).shape[0] == 1
+    assert data.channels == 1 and data.epoch(0, 0).load(0).shape[0] == 1
     data = LatentShards(make(root, tmp_path / "out", str(moments.parent / "vae"), patch_size=2, flip=False))
     assert not data.epoch(0, 0).flip.any() and len(data.stored(0, 0, 0)) == 2
     size = sum(path.stat().st_size for path in (tmp_path / "out/shards").glob("*.safetensors"))
@@ -127,8 +127,8 @@ def test_a_damaged_shard_is_named_and_the_others_are_read(root, tmp_path, damage
     view = data.epoch(0, 0)
     view.variant[0] = 0
     with pytest.raises(UnreadableImage, match=rf"{data.ids[0]} .*{path.name}"):
-        view.latent(0)
-    view.latent(11)
+        view.load(0)
+    view.load(11)
 
 
 def test_unfinished_or_damaged_data_is_one_sentence(root, tmp_path):
@@ -216,10 +216,10 @@ def test_memory_is_flat_over_an_epoch(tmp_path):
     data = LatentShards(make(root, tmp_path / "out", max_tokens=1024, patch_size=8, preprocessing="crop", channels=1))
     assert sum(path.stat().st_size for path in (tmp_path / "out/shards").iterdir()) > 25e6
     view = data.epoch(0, 0)
-    view.latent(0)
+    view.load(0)
     before = psutil.Process().memory_info().rss
     for i in range(400):
-        view.latent(i)
+        view.load(i)
     assert psutil.Process().memory_info().rss - before < 5e6
 
 

@@ -78,7 +78,7 @@ def test_latents_come_back_and_as_tokens_equal_the_features(root):
         for i in range(5):
             seed, flip = seeds[i][view.variant[i]], bool(view.flip[i])
             h, w = view.hw[i].tolist()
-            latent = view.latent(i)
+            latent = view.load(i)
             # Index 0 or 1 of a feature is one of two flips; which is which does not matter to a fair coin.
             assert torch.equal(latent, latent_of(seed + 1000 * flip, h, w).float())
             expected = patches(latent_of(seed + 1000 * flip, h, w)).float().flatten(0, 1)
@@ -103,7 +103,7 @@ def test_bad_files_are_named_and_one_version_is_enough(root):
     view = data.epoch(0, 0)
     (root / data.names[data.place[0, 0]]).unlink()
     with pytest.raises(UnreadableImage, match=r"n01_1.safetensors .*now cannot"):
-        view.latent(0)
+        view.load(0)
 
 
 def test_a_cache_saves_the_second_scan(root, tmp_path, monkeypatch):
@@ -136,4 +136,4 @@ def test_numbers_that_are_not_finite_are_refused(root):
     data = open_latents(root, max_tokens=LARGEST)
     index = next(i for i, place in enumerate(data.place) if "n01_1" in data.names[place[0]])
     with pytest.raises(UnreadableImage, match="not finite"):
-        data.epoch(0, 0).latent(index)
+        data.epoch(0, 0).load(index)

@@ -81,7 +81,7 @@ def test_canvases_of_drawings_are_prepared_with_their_captions(fitv2, tmp_path):
     for image in (0, 7, len(trained), 2 * len(trained) - 1):
         epoch, index = epochs[image // len(trained)], trained[image % len(trained)]
         assert made.captions(image, 0, (1, 1), False, None) == (epoch.caption(index),)
-        torch.testing.assert_close(made.epoch(0, 0).latent(image), epoch.latent(index), atol=1e-6, rtol=0)
+        torch.testing.assert_close(made.epoch(0, 0).load(image), epoch.load(index), atol=1e-6, rtol=0)
     assert not made.flip, "left would be right"
     code, shown = fitv2("prepare", str(write_files(tmp_path / "mine", IMAGES)), *drawings, *options, "--out", "other")
     assert "--epochs, --objects, --min-scale: without effect" in code

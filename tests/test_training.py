@@ -186,8 +186,8 @@ class SpoiltOnce(Fashion):
     def epoch(self, epoch: int, seed: int):
         view = super().epoch(epoch, seed)
         if epoch == 0:
-            load = view.latent
-            view.latent = lambda index: load(index) * (self.value if index == 5 else 1)
+            load = view.load
+            view.load = lambda index: load(index) * (self.value if index == 5 else 1)
         return view
 
 
@@ -196,14 +196,14 @@ class SomeGone(Fashion):
 
     def epoch(self, epoch: int, seed: int):
         view = super().epoch(epoch, seed)
-        load = view.latent
+        load = view.load
 
-        def latent(index: int) -> torch.Tensor:
+        def load_or_fail(index: int) -> torch.Tensor:
             if index % 5 == 1:
                 raise UnreadableImage(f"image {index} is gone")
             return load(index)
 
-        view.latent = latent
+        view.load = load_or_fail
         return view
 
 

@@ -41,7 +41,7 @@ def main(out: Path) -> None:
     # Of all three sets; the longest are left out, for the page's sake.
     fitting = [i for i in range(len(data)) if view.hw[i].max() <= CELL // PATCH]
     chosen = fitting[:: len(fitting) // NUMBER][:NUMBER]
-    cells = [cell(to_image(view.latent(i)), view.caption(i)) for i in chosen]
+    cells = [cell(to_image(view.load(i)), view.caption(i)) for i in chosen]
     rows = [cells[start : start + COLUMNS] for start in range(0, NUMBER, COLUMNS)]
     heights = [max(image.height for image in row) + MARGIN for row in rows]
     page = Image.new("RGB", (COLUMNS * (CELL + MARGIN) + MARGIN, sum(heights) + MARGIN), "white")

@@ -24,7 +24,7 @@ from torchmetrics.image.kid import poly_mmd
 
 from fitv2.checkpoints.model_folder import load_pretrained
 from fitv2.data.fashion import bundled
-from fitv2.data.images import to_latent
+from fitv2.data.images import to_tensor
 from fitv2.evaluation.extractors import GarmentExtractor, canvas
 from fitv2.evaluation.generated import SizeSpec, balanced_specs
 from fitv2.evaluation.inputs import balanced_subset
@@ -76,7 +76,7 @@ def golden(generated: Tensor, real: Tensor, logits: Tensor) -> dict[str, float]:
 classifier, garments = GarmentExtractor("cpu").network, bundled()
 pretrained = load_pretrained("builtin:fashion")
 specs = balanced_specs(pretrained, NUMBER, SizeSpec(), 0, 1)
-real = [to_latent(garments.images[i][None]) for i in balanced_subset(garments.labels, NUMBER)]
+real = [to_tensor(garments.images[i][None]) for i in balanced_subset(garments.labels, NUMBER)]
 with torch.inference_mode():
     made, seen = (
         classifier.trunk(torch.cat([canvas(latent[None].clamp(-1, 1)) for latent in latents]))

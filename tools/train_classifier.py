@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fitv2.data.fashion import CLASS_NAMES, Fashion, bundled, full
-from fitv2.data.images import to_latent
+from fitv2.data.images import to_tensor
 from fitv2.evaluation.comparison import fractions
 from fitv2.evaluation.extractors import GarmentClassifier, GarmentExtractor, canvas
 from fitv2.evaluation.metrics import Statistics, frechet_distance
@@ -29,7 +29,7 @@ SHIFT = 2
 
 def inputs(garments: Fashion) -> Tensor:
     """(N, 1, 28, 28)."""
-    return torch.cat([canvas(to_latent(image[None])[None]) for image in garments.images])
+    return torch.cat([canvas(to_tensor(image[None])[None]) for image in garments.images])
 
 
 @torch.inference_mode()

@@ -33,7 +33,7 @@ def features_of(drawings: Cutouts, views: int) -> tuple[Tensor, np.ndarray]:
     """Returns features (N * views, 1280) and the index of the drawing of each."""
     canvases = Canvases(drawings, TOKENS, PATCH, (0.5, 2.0), (1, 1), min_scale=0.5)
     epochs = [canvases.epoch(number, seed=1) for number in range(views)]
-    images = (to_image(epoch.latent(index)) for epoch in epochs for index in range(len(canvases)))
+    images = (to_image(epoch.load(index)) for epoch in epochs for index in range(len(canvases)))
     extractor, seen = EfficientNetExtractor("cpu"), 0
 
     def tell(count: int) -> None:

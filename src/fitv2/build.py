@@ -22,7 +22,7 @@ from .data.cutouts import Cutouts
 from .data.dataset import Dataset
 from .data.fashion import Fashion
 from .data.folder import ImageFolder
-from .data.official import OfficialLatents, budgets
+from .data.official import OfficialLatents, is_official
 from .data.prepared import is_prepared, read_dataset
 from .data.shards import LatentShards
 from .data.text_features import TEXT, TextFeatures, features_folder
@@ -89,7 +89,7 @@ def _build_dataset(data: DataSettings, patch_size: int, cache_file: Path | None,
         return build_canvases(data, emoji.cutouts(emoji.read_drawings(data.folder), data.classes), patch_size)
     if is_prepared(Path(data.source)):
         return build_prepared(data, patch_size)
-    if budgets(Path(data.source)):
+    if is_official(Path(data.source)):
         return build_official(data, patch_size, cache_file)
     images = ImageFolder(
         Path(data.source),
@@ -121,7 +121,7 @@ def holds_latents(data: DataSettings) -> bool:
     if not isinstance(data, FolderSettings):
         return False
     root = Path(data.source)
-    return read_dataset(root)[0].kind == "moments" if is_prepared(root) else bool(budgets(root))
+    return read_dataset(root)[0].kind == "moments" if is_prepared(root) else is_official(root)
 
 
 def build_fashion(data: FashionSettings, patch_size: int) -> Fashion:

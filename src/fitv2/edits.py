@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .autoencoder import LatentCodec, Pixels
 from .data.decode import Mode, decode
-from .data.images import to_array, to_latent
+from .data.images import to_array, to_tensor
 from .errors import UserError
 from .messages import check_known
 from .sampling.defaults import ANCHORS, VARIATION
@@ -118,7 +118,7 @@ def lay_out(
         strength = 1.0 if redrawn.any() else VARIATION
     if not 0 < strength <= 1:
         raise UserError(f"the strength {strength:g} must be above 0 and at most 1")
-    return Edit(to_latent(pixels), torch.from_numpy(~redrawn) if redrawn.any() else None, strength)
+    return Edit(to_tensor(pixels), torch.from_numpy(~redrawn) if redrawn.any() else None, strength)
 
 
 def place(room: int, anchor: str, first: str, last: str) -> int:

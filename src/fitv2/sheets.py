@@ -21,14 +21,14 @@ CAPTION = 13
 MOST_LINES = 6
 
 
-def to_image(latent: Tensor) -> Image.Image:
+def to_image(pixels: Tensor) -> Image.Image:
     """Returns (1 or 3, h, w) in [-1, 1] as an 8-bit grey or RGB image of exactly w x h; values beyond are clipped.
 
     Raises NotFinite for NaN or infinity, which would become black.
     """
-    check_finite(latent, "an image")
-    pixels = ((latent.clamp(-1, 1) + 1) * 127.5).round().byte().numpy()
-    return Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+    check_finite(pixels, "an image")
+    array = ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().numpy()
+    return Image.fromarray(array[0] if len(array) == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
 
 
 def contact_sheet(

@@ -67,7 +67,7 @@ class HeldOut:
         found = []
         for index in indices.tolist():
             try:
-                found.append(self.view.latent(index))
+                found.append(self.view.load(index))
             except UnreadableImage as error:
                 logger.warning("not measured: %s", error)
         return found

@@ -14,7 +14,7 @@ from ..randomness import Purpose
 from .canvas import Scene, describe, draw_background, fill, lay_out, paint
 from .cutouts import Cutouts, held_out
 from .dataset import Dataset, Drawn
-from .images import to_array, to_latent, variant_sizes
+from .images import to_array, to_tensor, variant_sizes
 
 # The fraction of the budget that a canvas at full scale has at least: few sizes have exactly all tokens.
 FULL = 0.9
@@ -112,7 +112,7 @@ class Canvases(Dataset):
         return generator.choice(company, number, replace=number > len(company)).tolist()
 
     def load(self, index: int, *drawn: *Drawn) -> Tensor:
-        return to_latent(to_array(paint(self.scene(index, *drawn), self.cutouts.read)))
+        return to_tensor(to_array(paint(self.scene(index, *drawn), self.cutouts.read)))
 
     def captions(self, index: int, *drawn: *Drawn) -> list[str]:
         scene = self.scene(index, *drawn)

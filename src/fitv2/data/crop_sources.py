@@ -10,7 +10,7 @@ from .canvases import Canvases
 from .contents import listed_contents
 from .dataset import Dataset
 from .folder import ImageFolder
-from .official import budgets
+from .official import is_official
 from .prepared import is_prepared
 from .tables import LISTS
 
@@ -37,7 +37,7 @@ def open_crop_source(name: str, resolution: int, min_scale: float, patch: int, c
     path = Path(name)
     if not path.exists():
         raise UserError(f"there is no {name}: --data takes a folder of images, a list of image files, or emoji")
-    if path.is_dir() and (is_prepared(path) or budgets(path)):
+    if path.is_dir() and (is_prepared(path) or is_official(path)):
         raise UserError(f"{name} holds prepared data: give the folder of the images themselves")
     if path.is_file() and path.suffix.lower() not in LISTS:
         raise UserError(f"{name} is neither a folder of images nor a list of image files ({', '.join(LISTS)})")

@@ -88,7 +88,7 @@ class CropEpoch:
         self.hw = np.full((len(crops), 2), crops.side)
         self.labels = np.zeros(len(crops), np.int64)
 
-    def latent(self, index: int) -> Tensor:
+    def load(self, index: int) -> Tensor:
         """Returns a crop, (3, side * p, side * p) float32 in [-1, 1]. Raises UnreadableImage."""
         side, generator = self.crops.side * self.crops.patch_size, numpy_generator(Purpose.CROPS, *self.key, index)
         image = self.whole(index)
@@ -100,7 +100,7 @@ class CropEpoch:
     def whole(self, index: int) -> Tensor:
         """Returns the whole image that a crop is cut out of, at the same size. Raises UnreadableImage."""
         number = int(np.searchsorted(self.crops.starts, index, side="right")) - 1
-        return self.views[number].latent(int(self.crops.rounds[number].images[index - self.crops.starts[number]]))
+        return self.views[number].load(int(self.crops.rounds[number].images[index - self.crops.starts[number]]))
 
     def caption(self, index: int) -> str:
         """Returns an empty text: no caption tells what is on a part of an image."""

@@ -180,7 +180,7 @@ class Epoch:
         self.flip = dataset.flip & (drawn.get("flip", nothing) < 0.5)
         self.hw = dataset.sized(self.variant, drawn.get("scale", nothing))
 
-    def latent(self, index: int) -> Tensor:
+    def load(self, index: int) -> Tensor:
         """Returns (C, h * p, w * p) float32, of the size that hw[index] promises. Raises UnreadableImage."""
         return self.dataset.load(index, *self._drawn(index))
 

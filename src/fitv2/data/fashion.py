@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from .dataset import Dataset
-from .images import Preprocessing, all_variants, fitted, to_array, to_latent
+from .images import Preprocessing, all_variants, fitted, to_array, to_tensor
 
 PATCH = 4
 SIDE = 28
@@ -91,7 +91,7 @@ class Fashion(Dataset):
 
     def load(self, index: int, variant: int, hw: tuple[int, int], flip: bool, rng: object) -> Tensor:
         size, image = (hw[0] * PATCH, hw[1] * PATCH), Image.fromarray(self.images[index])
-        return to_latent(to_array(fitted(image, size, self.variants[variant])))
+        return to_tensor(to_array(fitted(image, size, self.variants[variant])))
 
 
 def bundled(*settings: Any, **more: Any) -> Fashion:

@@ -28,7 +28,7 @@ from .images import (
     all_variants,
     fitted,
     to_array,
-    to_latent,
+    to_tensor,
     variant_sizes,
     why_unfit,
 )
@@ -161,7 +161,7 @@ class ImageFolder(Dataset):
     def load(self, index: int, variant: int, hw: tuple[int, int], flip: bool, rng: object) -> Tensor:
         size = hw[0] * self.patch_size, hw[1] * self.patch_size
         image = fitted(self.read(index), size, self.variants[variant])
-        return to_latent(to_array(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image))
+        return to_tensor(to_array(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image))
 
     def captions(self, index: int, *drawn: object) -> tuple[str, ...]:
         return () if self.texts is None else self.texts[self.paths[index]]

@@ -181,7 +181,7 @@ def to_array(image: Image.Image) -> np.ndarray:
     return np.ascontiguousarray(np.atleast_3d(np.asarray(image)).transpose(2, 0, 1))
 
 
-def to_latent(pixels: np.ndarray) -> Tensor:
+def to_tensor(pixels: np.ndarray) -> Tensor:
     """Converts (C, height, width) uint8 to float32 in [-1, 1], contiguous: black is -1, white 1."""
     # In numpy: torch would wake its thread pool for each of these small steps, which costs more than the steps.
     return torch.from_numpy(pixels.astype(np.float32, order="C") / 127.5 - 1)

@@ -20,7 +20,7 @@ from .formats import UnreadableImage
 from .packing import check_longest, packing_efficiency, plan_packs
 
 logger = logging.getLogger(__name__)
-# The latents and captions of a pack as they are loaded, and its labels.
+# The images and captions of a pack as they are loaded, and its labels.
 Pending = tuple[list[Future[tuple[Tensor, str]]], np.ndarray]
 # Images that tell whether a data set is still there, and unreadable ones of a pack that are listed.
 PROBES, NAMED = 20, 5
@@ -112,7 +112,7 @@ class PackLoader:
                 yield replace(planned, packs=packs, readable=readable, unreadable=unreadable)
 
     def _collect(self, images: list[Future[tuple[Tensor, str]]], labels: np.ndarray) -> tuple[Pack, int]:
-        """Packs loaded latents and labels, shortest images first so that the model need not sort.
+        """Packs loaded images and labels, shortest images first so that the model need not sort.
 
         An image that went bad since the scan is left out. Where none is left, one patch of zeros stands in for the
         pack, so that every process still has its packs. Returns the pack, and the number of readable images.
@@ -136,7 +136,7 @@ class PackLoader:
         return Pack(batch, chosen, [loaded[i][1] for i in order] if self.captioned else []), readable
 
     def _load(self, view: Epoch | CropEpoch, index: int) -> tuple[Tensor, str]:
-        return view.latent(index), view.caption(index) if self.captioned else ""
+        return view.load(index), view.caption(index) if self.captioned else ""
 
     def _submit(self, pool: ThreadPoolExecutor, cursor: DataCursor) -> tuple[list[Pending], Step]:
         """Begins to load the packs of this rank; returns them, and the step without what is being loaded."""
@@ -161,7 +161,7 @@ class PackLoader:
         bad = 0
         for i in few:
             try:
-                view.latent(int(i))
+                view.load(int(i))
             except UnreadableImage:
                 bad += 1
         return 2 * bad >= len(few)

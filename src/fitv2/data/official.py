@@ -105,6 +105,11 @@ def budgets(root: Path) -> list[int]:
     return sorted({int(match[1] or match[2]) for match in map(FOLDER.fullmatch, (p.name for p in folders)) if match})
 
 
+def is_official(root: Path) -> bool:
+    """Whether a folder holds the latents as the authors publish them."""
+    return bool(budgets(root))
+
+
 def files_of(root: Path, max_tokens: int, preprocessing: Preprocessing) -> list[list[str]]:
     """Returns the files of each image, relative to the root: its one version, or the resized and the cropped one.
 

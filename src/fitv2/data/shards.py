@@ -15,7 +15,7 @@ from ..errors import UserError
 from .columns import read_columns
 from .dataset import Dataset
 from .formats import UnreadableImage
-from .images import to_latent
+from .images import to_tensor
 from .prepared import SHARDS, read_dataset
 
 AGAIN = "fitv2 inspect --verify lists all such images, and the same fitv2 prepare as before makes them again"
@@ -58,7 +58,7 @@ class LatentShards(Dataset):
     def load(self, index: int, variant: int, hw: object, flip: bool, rng: Callable[[], np.random.Generator]) -> Tensor:
         if self.preparation.kind == "pixels":
             pixels = self.stored(index, variant, 0)
-            return to_latent(pixels[:, :, ::-1] if flip else pixels)
+            return to_tensor(pixels[:, :, ::-1] if flip else pixels)
         mean, std = self.stored(index, variant, int(flip)).astype(np.float32)
         return torch.from_numpy(mean + std * rng().standard_normal(mean.shape, np.float32))
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.signal.windows import gaussian
 
 from ..autoencoder import LatentCodec
-from ..data.images import to_array, to_latent
+from ..data.images import to_array, to_tensor
 from ..sheets import to_image
 from .extractors import Extractor, extract
 from .metrics import RunningStatistics, frechet_distance
@@ -32,7 +32,7 @@ def reconstruct(codec: LatentCodec, image: Image.Image) -> Image.Image:
 
     Where its sides are no multiples of the factor, its edges are continued before, and cut off after.
     """
-    pixels = to_latent(to_array(image))
+    pixels = to_tensor(to_array(image))
     height, width = pixels.shape[1:]
     padding = 0, -width % codec.factor, 0, -height % codec.factor
     mean, _ = codec.encode(F.pad(pixels[None], padding, mode="replicate"))

@@ -25,7 +25,7 @@ from ..data.emoji import EMOJI, cutouts, is_emoji, read_named
 from ..data.fashion import SPLITS, bundled, full
 from ..data.folder import ImageFolder
 from ..data.formats import EXTENSIONS, UnreadableImage
-from ..data.official import budgets
+from ..data.official import is_official
 from ..data.prepared import is_prepared, read_dataset
 from ..data.scan import in_threads
 from ..data.shards import LatentShards
@@ -280,7 +280,7 @@ class EmojiImages(Images):
 
     def pixels(self, index: int) -> np.ndarray:
         epoch, place = self.places[index]
-        return ((epoch.latent(place) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+        return ((epoch.load(place) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
 
 
 def open_images(name: str, cache: Path) -> Images:
@@ -309,7 +309,7 @@ def open_images(name: str, cache: Path) -> Images:
         )
     if is_prepared(path):
         return PreparedImages(path)
-    if budgets(path):
+    if is_official(path):
         raise UserError(NO_LATENTS.format(path))
     if (path / SAMPLES_LIST).is_file():
         return FolderImages.listed(path)

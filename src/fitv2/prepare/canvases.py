@@ -41,7 +41,7 @@ class CanvasSource(Source):
     def read(self, index: int) -> bytes:
         epoch, place = self.places[index]
         content = io.BytesIO()
-        to_image(epoch.latent(place)).save(content, "PNG", compress_level=1)
+        to_image(epoch.load(place)).save(content, "PNG", compress_level=1)
         return content.getvalue()
 
     def captions(self, index: int) -> tuple[str, ...]:

@@ -170,13 +170,13 @@ class Holdout:
         if number not in self.loaded:
             uses = self.plan[number]
             images, side = self.images[uses], self.dataset.patch_size
-            found = [self.latent(image) for image in images.tolist()]
+            found = [self.load_image(image) for image in images.tolist()]
             blanks = (torch.zeros(self.dataset.channels, *(hw * side).tolist()) for hw in self.dataset.first_hw[images])
-            latents = [blank if latent is None else latent for latent, blank in zip(found, blanks, strict=True)]
-            batch = TokenBatch.from_latents(latents, side)
+            tensors = [blank if tensor is None else tensor for tensor, blank in zip(found, blanks, strict=True)]
+            batch = TokenBatch.from_latents(tensors, side)
             self.loaded[number] = HeldOutPack(
                 uses,
-                [latent is not None for latent in found],
+                [tensor is not None for tensor in found],
                 batch,
                 torch.cat([self.noise(use, batch.x.shape[1]) for use in uses.tolist()]),
                 torch.from_numpy(self.times[uses]).float(),
@@ -185,10 +185,10 @@ class Holdout:
             )
         return self.loaded[number]
 
-    def latent(self, image: int) -> Tensor | None:
+    def load_image(self, image: int) -> Tensor | None:
         """Returns an image as the first epoch of seed 0 has it, whatever the run's seed; None if it is unreadable."""
         try:
-            return self.view.latent(image)
+            return self.view.load(image)
         except UnreadableImage as error:
             logger.warning("not measured: %s", error)
             return None

@@ -55,7 +55,7 @@ def write_inputs(path: Path, dataset: Dataset, seed: int) -> None:
     images, captions, names = [], [], class_names(dataset)
     for index in spread_over_classes(view.labels, IMAGES if dataset.autoencoder is None else LATENTS):
         try:
-            image = to_image(codec.decode(view.latent(index)))
+            image = to_image(codec.decode(view.load(index)))
         except UnreadableImage as error:
             logger.warning("not in %s: %s", path.name, error)
             continue
