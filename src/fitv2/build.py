@@ -1,4 +1,4 @@
-"""From a recipe to objects: the one place that maps settings to classes."""
+"""From a recipe to objects: the one place that maps settings to data set, network configuration and objective."""
 
 from __future__ import annotations
 
