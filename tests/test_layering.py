@@ -45,7 +45,7 @@ FORBIDDEN = {
 CONFIGURATION_ONLY = {"sampling": "model.config"}
 # A module that reads settings names none of these: turning settings into objects is the work of `build` alone.
 BUILT_FROM_SETTINGS = {"FiTConfig", "TimeDensity", "ImageFolder", "LatentShards", "OfficialLatents", "Fashion"}
-BUILT_FROM_SETTINGS |= {"bundled", "full"}
+BUILT_FROM_SETTINGS |= {"bundled", "full", "Canvases"}
 
 
 def modules(package: Path) -> dict[str, Path]:

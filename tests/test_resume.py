@@ -19,7 +19,7 @@ from fitv2.checkpoints.state_dict import write_tensors
 from fitv2.checkpoints.training_state import checkpoints, prune, read_part, read_state, save_checkpoint
 from fitv2.errors import UserError
 from fitv2.training.log import RunLog
-from fitv2.training.run_folder import kept_provenance
+from fitv2.training.run_folder import kept_provenance, same_place
 from tiny import MODERN, command_line, exit_code, log_lines, process, recipe, stop_at, trainer
 
 SETTINGS = [
@@ -344,3 +344,9 @@ def test_the_log_is_cut_back_to_the_checkpoint(tmp_path):
         assert log.read_text().splitlines() == lines[:3]
     RunLog(tmp_path, 0, *plain).close()
     assert log.read_text() == ""
+
+
+@pytest.mark.parametrize("name", ["fashion", "emoji"])
+def test_a_folder_called_like_a_built_in_source_is_another_place(name):
+    assert same_place(name, name) and not same_place(name, f"./{name}")
+    assert same_place(f"./{name}s", f"{name}s")

@@ -17,10 +17,8 @@ if TYPE_CHECKING:
 
 # The peak of an A100 in bfloat16, and the fraction of it that training reaches.
 A100_FLOPS, UTILISATION = 312e12, 0.4
-# Channels and classes of the data that a recipe is meant for, by its patch size: latents of ImageNet and garments.
-CHANNELS, CLASSES = {2: 4, 4: 1}, {2: 1000}
-# Of all other patch sizes, which are for images in colour.
-OTHER_CHANNELS, OTHER_CLASSES = 3, 10
+# What a recipe for the user's own images is listed with: classes, and channels of latents.
+CLASSES, LATENT_CHANNELS = 10, 4
 
 
 def recipes(as_json: Json = False) -> None:
@@ -52,11 +50,14 @@ def recipe_row(name: str) -> dict[str, Any]:
     from ..model.presets import config_of
     from ..profiling.formula import parameters
     from ..profiling.training_plan import training_flops
+    from ..text import read_channels
 
     recipe = load_recipe(name)
     model, training = recipe.model, recipe.training
-    channels, classes = CHANNELS.get(model.patch_size, OTHER_CHANNELS), CLASSES.get(model.patch_size, OTHER_CLASSES)
-    config = config_of(**model.network(), in_channels=channels, num_classes=classes)
+    settings = model.network() | channels_and_classes(recipe)
+    if model.encoder is not None:
+        settings["context_channels"] = read_channels(model.encoder)
+    config = config_of(**settings)
     image = recipe.data.max_tokens
     images = training.max_tokens_per_batch * training.batches_per_step / image
     flops = training_flops(recipe, config, [image]) * images * training.steps
@@ -68,6 +69,19 @@ def recipe_row(name: str) -> dict[str, Any]:
         "steps": training.steps,
         "device_hours": flops / (A100_FLOPS * UTILISATION) / 3600,
     }
+
+
+def channels_and_classes(recipe: Recipe) -> dict[str, int]:
+    """Returns the channels and classes of the data that a shipped recipe is meant for."""
+    from ..data_settings import EmojiSettings, FashionSettings
+
+    data = recipe.data
+    if isinstance(data, FashionSettings):
+        return {"in_channels": 1, "num_classes": 10}
+    if isinstance(data, EmojiSettings):
+        return {"in_channels": 3, "num_classes": 0 if data.classes == "none" else 7}
+    channels = LATENT_CHANNELS if recipe.model.patch_size <= 2 else data.channels
+    return {"in_channels": channels, "num_classes": 1000 if data.stand_in else CLASSES}
 
 
 def choose_recipe(

@@ -267,7 +267,7 @@ def kept_rope(run: Path, state: Mapping[str, Any]) -> RopeScheme | None:
 
 def same_place(a: str, b: str) -> bool:
     """Whether two sources are the same, also if one path is relative and the other absolute."""
-    return a == b or ("fashion" not in (a, b) and Path(a).absolute() == Path(b).absolute())
+    return a == b or (not {a, b} & {*BUILT_IN} and Path(a).absolute() == Path(b).absolute())
 
 
 def exported_classes(run: Path) -> list[str] | None:
