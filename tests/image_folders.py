@@ -93,3 +93,17 @@ def save_image(path, height, width):
 
 def open_folder(root, max_tokens=16, patch=4, **options) -> ImageFolder:
     return ImageFolder(root, max_tokens, patch, **options)
+
+
+def taken(source) -> dict[str, tuple[int, bytes]]:
+    """Id to label and bytes of every item that is not refused."""
+    items = enumerate(source.items)
+    return {item.id: (item.label, source.read(index)) for index, item in items if item.refused is None}
+
+
+def refused(source) -> dict[str, str]:
+    return {item.id: item.refused for item in source.items if item.refused is not None}
+
+
+def labels_of(source) -> dict[str, str | None]:
+    return {item.id: source.class_names[item.label] for item in source.items if item.refused is None}

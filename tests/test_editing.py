@@ -13,8 +13,9 @@ from fitv2.flow.path import interpolate
 from fitv2.model.config import SiTConfig
 from fitv2.sampling.editing import Start
 from fitv2.sampling.generate import MAX_TOKENS, computed_tokens, generate, guided_model, sample_batch
+from fitv2.sampling.sizes import size_within
 from fitv2.sampling.solver_names import ADAPTIVE, EDITING_SOLVERS
-from fitv2.sampling.spec import SampleSpec, Sampling, check_sampling, size_within
+from fitv2.sampling.spec import SampleSpec, Sampling, check_sampling
 from fitv2.sampling.windows import windows_of
 from fitv2.tokens import TokenBatch
 from tiny import CONFIG, random_model

@@ -1,4 +1,4 @@
-"""One import direction, read from the source of every module, imports inside functions included."""
+"""One import direction, read from the source of every module, imports inside functions included; and short files."""
 
 from __future__ import annotations
 
@@ -137,6 +137,11 @@ def test_a_planted_cycle_is_found(tmp_path):
 
 def test_every_module_has_a_layer():
     assert {part(name) for name in modules(PACKAGE)} == set(LAYER)
+
+
+def test_no_file_is_longer_than_350_lines():
+    files = [*PACKAGE.rglob("*.py"), *Path(__file__).parent.rglob("*.py")]
+    assert {path.name: lines for path in files if (lines := path.read_text().count("\n")) > 350} == {}
 
 
 def test_settings_and_the_command_line_load_nothing_heavy():

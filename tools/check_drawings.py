@@ -32,7 +32,8 @@ from fitv2.data.emoji import cutouts, read_drawings
 from fitv2.device import choose_device
 from fitv2.evaluation.extractors import DrawingExtractor, extract
 from fitv2.make_images import make_images
-from fitv2.sampling.spec import SampleSpec, latent_size
+from fitv2.sampling.sizes import latent_size
+from fitv2.sampling.spec import SampleSpec
 from fitv2.sheets import contact_sheet, save_sheet
 
 SIZES = ("64x64", "128x128", "64x128", "128x64", "64x192", "192x64", "192x192")

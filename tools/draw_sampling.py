@@ -15,7 +15,8 @@ from PIL import Image
 from fitv2.checkpoints.model_folder import load_pretrained
 from fitv2.model.config import FiTConfig
 from fitv2.sampling.generate import generate
-from fitv2.sampling.spec import SampleSpec, Sampling, scaled_size
+from fitv2.sampling.sizes import scaled_size
+from fitv2.sampling.spec import SampleSpec, Sampling
 from fitv2.sheets import contact_sheet, to_image
 
 GUIDANCE = {

@@ -15,7 +15,8 @@ from ..errors import UserError
 from ..messages import counted
 from ..model.config import RopeScheme
 from ..randomness import PLAIN_SEEDS
-from ..sampling.spec import SampleSpec, latent_size
+from ..sampling.sizes import latent_size
+from ..sampling.spec import SampleSpec
 
 
 def plain(values: Any) -> Any:

@@ -24,7 +24,8 @@ from ..messages import check_known
 from ..model.config import RopeScheme
 from ..sampling.generate import generate, guided_model
 from ..sampling.noise import ImageNoise
-from ..sampling.spec import TWO_PASSES, SampleSpec, Sampling, checked_window, default_solver, latent_size, without
+from ..sampling.sizes import latent_size
+from ..sampling.spec import TWO_PASSES, SampleSpec, Sampling, checked_window, default_solver, without
 from ..sheets import to_image
 from ..text import TextEncoder, load_text_encoder
 from ..tokens import TokenBatch

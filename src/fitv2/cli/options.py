@@ -170,7 +170,7 @@ class ModelOptions:
 
         Raises UserError if they do not suit it.
         """
-        from ..sampling.spec import latent_size
+        from ..sampling.sizes import latent_size
 
         config, rope = pretrained.model.config, None
         window = None if self.window is None else latent_size(parse_size(self.window), factor, config.patch_size)

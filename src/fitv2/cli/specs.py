@@ -106,7 +106,8 @@ def list_specs(
     without sizes, `num_images` of the subjects' own sizes in turn. A subject is a class, a prompt, or one of both.
     factor: pixels per latent pixel. Raises UserError for an unknown class, an impossible size, or both numbers.
     """
-    from ..sampling.spec import SampleSpec, check_spec, latent_size
+    from ..sampling.sizes import latent_size
+    from ..sampling.spec import SampleSpec, check_spec
 
     if per_class is not None and num_images is not None:
         raise UserError("--num-images is the number of each size, --per-class that of each class and size; give one")
@@ -187,7 +188,7 @@ def showcase(pretrained: Pretrained, label: int) -> list[tuple[int, int]]:
 
     A model of a fixed grid has one size only, and one that does not know its sizes none.
     """
-    from ..sampling.spec import scaled_size
+    from ..sampling.sizes import scaled_size
 
     own = own_sizes(pretrained, label)
     if pretrained.model.config.fixed_grid is not None or not own:
@@ -270,7 +271,7 @@ def check_memory(
     from ..device import free_bytes, lack_of_memory
     from ..profiling.formula import forward_bytes
     from ..sampling.generate import batches, computed_tokens, max_tokens
-    from ..sampling.spec import scaled_size
+    from ..sampling.sizes import scaled_size
 
     config, weight = pretrained.model.config, next(pretrained.model.parameters())
     tokens = [computed_tokens(spec, sampling, config.patch_size) for spec in specs]

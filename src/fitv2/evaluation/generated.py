@@ -36,7 +36,8 @@ from ..model.config import NetworkConfig
 from ..model.presets import architecture_of
 from ..randomness import Purpose, numpy_generator
 from ..sampling.generate import computed_tokens, generate, max_tokens
-from ..sampling.spec import SampleSpec, Sampling, latent_size, scaled_size
+from ..sampling.sizes import latent_size, scaled_size
+from ..sampling.spec import SampleSpec, Sampling
 from ..text import TextEncoder, encoder_digest
 from .inputs import Samples
 from .results import CLASSES, LABEL_SCHEME, LABELS, OWN_CHOICE, SEED_SCHEME, class_counts

@@ -19,7 +19,7 @@ from ..model.network import Network, build_network
 from ..model.numerics import lay_out_by_input
 from ..model.transformer import FiT
 from ..randomness import Purpose, seed_of, torch_generator
-from ..sampling.spec import check_divisible
+from ..sampling.sizes import check_divisible
 from ..settings import TrainingSettings
 from ..tokens import TokenBatch, pack_context
 from . import formula as cost

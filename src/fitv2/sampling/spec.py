@@ -15,6 +15,7 @@ from ..model.config import NetworkConfig, RopeScheme
 from ..randomness import check_seed
 from .cache import SHALLOWEST_CACHED
 from .defaults import UPSCALE_TIME
+from .sizes import check_divisible, size_within
 from .solver_names import ADAPTIVE, DIFFUSION_SOLVERS, EDITING_SOLVERS, FLOW_SOLVERS, SOLVER_NAMES, model_calls
 
 DEFAULT_STEPS = 25
@@ -317,38 +318,7 @@ def check_texts(config: NetworkConfig, text: object) -> None:
         raise UserError("this model is conditioned on text, and no text encoder is given")
 
 
-def check_divisible(size: tuple[int, int], unit: int) -> None:
-    """Raises UserError, naming the nearest size, if a side is not a multiple of `unit`."""
-    if min(size) < 1 or any(side % unit for side in size):
-        nearest = "x".join(map(str, scaled_size(size, 1.0, unit)))
-        raise UserError(f"{size[0]}x{size[1]} is not divisible by the patch of {unit}; the nearest is {nearest}")
-
-
-def latent_size(size: tuple[int, int], factor: int, patch_size: int) -> tuple[int, int]:
-    """Returns a size of pixels in latent pixels. Raises UserError if patches do not divide it."""
-    check_divisible(size, factor * patch_size)
-    return size[0] // factor, size[1] // factor
-
-
-def size_within(size: tuple[int, int], most: int, patch_size: int, longest: int | None = None) -> tuple[int, int]:
-    """Returns the size, or one of nearly its aspect with at most `most` tokens and no side above `longest` patches."""
-    short, long = sorted(side // patch_size for side in size)
-    scale = min(math.sqrt(most / (short * long)), (longest or long) / long)
-    if scale >= 1:
-        return size
-    short = min(max(round(short * scale), 1), most)
-    long = max(min(round(long * scale), most // short, longest or long), 1)
-    rows, columns = (short, long) if size[0] <= size[1] else (long, short)
-    return rows * patch_size, columns * patch_size
-
-
 def first_size(size: tuple[int, int], sampling: Sampling, patch_size: int) -> tuple[int, int]:
     """Returns the size in latent pixels of the first of two passes, or the size itself if there is one."""
     most, side = sampling.upscale_from, sampling.upscale_side
     return size if most is None else size_within(size, most, patch_size, side)
-
-
-def scaled_size(size: tuple[int, int], scale: float, unit: int) -> tuple[int, int]:
-    """Returns both sides times `scale`, each rounded to a multiple of `unit` that is at least one."""
-    height, width = (max(round(side * scale / unit), 1) * unit for side in size)
-    return height, width
