@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from ..errors import UserError
 from ..tokens import RowOfToken, TokenBatch, upload
 from .block import BlockInputs, FiTBlock
+from .config import RopeScheme
 
 # Tokens of an image that only fills up: few, because attention takes their square.
 LONGEST_IN_TAIL = 64
@@ -28,25 +30,56 @@ LONGEST_IN_TAIL = 64
 Cache = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
 
 
-def sorted_by_length(
-    batch: TokenBatch, times: tuple[Tensor, Tensor | None], y_B: Tensor, context: TokenBatch | None, joint: bool
-) -> tuple[TokenBatch, tuple[Tensor, Tensor | None], Tensor, TokenBatch | None, list[int] | None]:
+class Inputs(NamedTuple):
+    """The inputs of a network. Each image has one time, one label and, for a model with context, one context.
+
+    Attributes:
+        batch: The images; x is (T, C).
+        t_B: (B,) float in [0, 1], or steps in [0, 999] for a model of noise.
+        y_B: (B,) int64 in [0, num_classes].
+        context: The context of each image, for a model with one.
+        rope: The RoPE scheme; None means that of the configuration.
+        cache: The state that successive calls of a sampling share.
+        positions_T2: (T, 2) float, the row and column of each token; None means those of the configuration.
+        internal: Whether the output of the internal head follows, in (T, 2 output channels); without `cache`.
+        target_B: (B,) float, the times to which steps lead, for a model with `target_blocks`; None means t_B, where the
+            mean velocity is the velocity.
+    """
+
+    batch: TokenBatch
+    t_B: Tensor
+    y_B: Tensor
+    context: TokenBatch | None = None
+    rope: RopeScheme | None = None
+    cache: Cache | None = None
+    positions_T2: Tensor | None = None
+    internal: bool = False
+    target_B: Tensor | None = None
+
+
+def sorted_by_length(inputs: Inputs, joint: bool) -> tuple[Inputs, list[int] | None]:
     """Returns the inputs with the images sorted by length, and their order, None if it was that already.
 
     Images of equal length become neighbours, and attention needs few products. joint: whether attention sees an image
     and its context as one sequence, whose length then counts.
     """
+    batch, context, positions_T2, target_B = inputs.batch, inputs.context, inputs.positions_T2, inputs.target_B
     lengths = list(zip(batch.lengths, (context or batch).lengths, strict=True))
     if joint:
         lengths = [(sum(both), 0) for both in lengths]
     # A compiled graph is made for one mix of lengths anyway, and cannot sort them.
     if torch.compiler.is_compiling() or all(shorter <= longer for shorter, longer in pairwise(lengths)):
-        return batch, times, y_B, context, None
+        return inputs, None
     order = sorted(range(len(batch)), key=lengths.__getitem__)
     index = batch.cached(("order", *order), lambda: upload(torch.tensor(order), batch.x.device))
-    t_B, target_B = times
-    times = t_B[index], None if target_B is None else target_B[index]
-    return batch.select(order), times, y_B[index], context and context.select(order), order
+    return inputs._replace(
+        batch=batch.select(order),
+        t_B=inputs.t_B[index],
+        y_B=inputs.y_B[index],
+        context=context and context.select(order),
+        positions_T2=None if positions_T2 is None else batch.with_x(positions_T2).select(order).x,
+        target_B=None if target_B is None else target_B[index],
+    ), order
 
 
 def inverse(order: list[int]) -> list[int]:

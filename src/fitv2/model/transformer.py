@@ -7,6 +7,7 @@ label.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +17,17 @@ from ..tokens import RowOfToken, TokenBatch
 from .block import BlockInputs, FiTBlock
 from .config import FiTConfig, RopeScheme
 from .context import ContextEmbedder, join
-from .execution import Cache, compile_blocks, distinct_conditioning, inverse, run_blocks, sorted_by_length
+from .execution import Inputs, compile_blocks, distinct_conditioning, inverse, run_blocks, sorted_by_length
 from .init import initialise_fit
 from .layers import FinalLayer, LabelEmbedder, PatchEmbedder, TimestepEmbedder
 from .modulation import projection
 from .numerics import autocast_in
 from .prediction import as_velocity
 from .rope import rotation_table
+
+# (U, D), the modulation (U, 6 D) that blocks share, and the row of each token in both.
+Conditioning = tuple[Tensor, Tensor, RowOfToken]
+Stage = tuple[Sequence[nn.Module], nn.Module | None, Conditioning]
 
 
 class FiT(nn.Module):
@@ -66,87 +71,74 @@ class FiT(nn.Module):
         self.token_budget = token_budget
 
     def forward(
-        self,
-        batch: TokenBatch,
-        t_B: Tensor,
-        y_B: Tensor,
-        context: TokenBatch | None = None,
-        rope: RopeScheme | None = None,
-        cache: Cache | None = None,
-        positions_T2: Tensor | None = None,
-        internal: bool = False,
-        target_B: Tensor | None = None,
+        self, batch: TokenBatch, t_B: Tensor, y_B: Tensor, context: TokenBatch | None = None, **options: Any
     ) -> Tensor:
         """Returns the output (T, output channels): the velocity, or for FiT the noise and its variance.
 
         Weights in half precision compute under autocast: norms, rotations and the residual stream stay float32.
 
         Args:
-            batch: The images; x is (T, C).
-            t_B: (B,) float in [0, 1], or steps in [0, 999] for a model of noise.
-            y_B: (B,) int64 in [0, num_classes].
-            context: The context of each image, for a model with one.
-            rope: The RoPE scheme; None means that of the configuration.
-            cache: The state that successive calls of a sampling share.
-            positions_T2: (T, 2) float, the row and column of each token; None means those of the configuration.
-            internal: Whether the output of the internal head follows, in (T, 2 output channels); without `cache`.
-            target_B: (B,) float, the times to which steps lead, for a model with `target_blocks`; None means t_B, where
-                the mean velocity is the velocity.
+            batch: The images; this and the following as of `Inputs`.
+            t_B: The time of each.
+            y_B: The label of each.
+            context: The context of each, for a model with one.
+            **options: The other attributes of `Inputs`.
 
         Raises:
-            ValueError: Not one time, label and context per image.
+            ValueError: Not one time, label and context per image, or a cache for blocks in several stages.
         """
         self.check_inputs(batch, t_B, y_B, context)
-        unsorted = batch
-        batch, times, y_B, context, order = sorted_by_length(
-            batch, (t_B, target_B), y_B, context, self.config.context == "joint"
-        )
-        if positions_T2 is not None and order is not None:
-            positions_T2 = unsorted.with_x(positions_T2).select(order).x
+        given = Inputs(batch, t_B, y_B, context, **options)
+        inputs, order = sorted_by_length(given, joint=self.config.context == "joint")
         with autocast_in(self.final_layer.linear.weight.dtype, batch.x.device):
-            # The residual stream stays float32 under autocast: sums of many small bfloat16 steps would lose them.
-            sequence, own = batch.with_x(self.x_embedder(batch.x).float()), None
-            context = context and self.context_embedder(context)
-            places_T2 = self.places(batch) if positions_T2 is None else positions_T2
-            if self.config.context == "joint" and context:
-                sequence, places_T2, own = join(sequence, places_T2, context)
-            kept = positions_T2 is None
-            table = self.rotations(sequence, batch, rope or self.config.rope, places_T2, kept)
-            x_TD, heads, stages = sequence.x, [], self.stages(*times, internal)
-            if cache is not None and len(stages) > 1:
-                raise ValueError("a cache reuses what all inner blocks add, and here they are in several stages")
-            conditioning = self.conditioning(batch, times[0], y_B, context)
-            for blocks, head, time_B in stages:
-                if time_B is not times[0]:
-                    conditioning = self.conditioning(batch, time_B, y_B, context)
-                c_UD, c_U6D, row_of_token = conditioning
-                inputs = BlockInputs(
-                    c_UD, c_U6D, sequence.row_of_token if own is not None else row_of_token, sequence, table, context
-                )
-                x_TD = run_blocks(blocks, x_TD, inputs, cache, self.token_budget, self.activation_checkpointing)
+            context = inputs.context and self.context_embedder(inputs.context)
+            sequence, own, table = self.embedded(inputs, context)
+            x_TD, heads = sequence.x, []
+            for blocks, head, (c_UD, c_U6D, row_of_token) in self.stages(inputs, context):
+                seen = row_of_token if own is None else sequence.row_of_token
+                about = BlockInputs(c_UD, c_U6D, seen, sequence, table, context)
+                x_TD = run_blocks(blocks, x_TD, about, inputs.cache, self.token_budget, self.activation_checkpointing)
                 if head is not None:
                     # With a device map the last block may be on another device than the first.
                     own_TD = x_TD if own is None else x_TD[own.to(x_TD.device, non_blocking=True)]
                     heads.append(head(own_TD, c_UD, row_of_token))
-            output_TC = as_velocity(torch.cat(heads[::-1], dim=1), batch, times[0], self.config)
-        return output_TC if order is None else batch.with_x(output_TC).select(inverse(order)).x
+            output_TC = as_velocity(torch.cat(heads[::-1], dim=1), inputs.batch, inputs.t_B, self.config)
+        return output_TC if order is None else inputs.batch.with_x(output_TC).select(inverse(order)).x
 
-    def stages(
-        self, t_B: Tensor, target_B: Tensor | None, internal: bool
-    ) -> list[tuple[Sequence[nn.Module], nn.Module | None, Tensor]]:
-        """Returns blocks that follow one another, the head after the last of them, and the time that they see."""
-        blocks, config = list(self.blocks), self.config
-        if internal and config.internal_head is not None:
+    def embedded(
+        self, inputs: Inputs, context: TokenBatch | None
+    ) -> tuple[TokenBatch, Tensor | None, tuple[Tensor, Tensor]]:
+        """Returns the sequence of the blocks, which of its tokens are the images' (None: all), and their rotations."""
+        batch, positions_T2 = inputs.batch, inputs.positions_T2
+        # The residual stream stays float32 under autocast: sums of many small bfloat16 steps would lose them.
+        sequence, own = batch.with_x(self.x_embedder(batch.x).float()), None
+        places_T2 = self.places(batch) if positions_T2 is None else positions_T2
+        if self.config.context == "joint" and context:
+            sequence, places_T2, own = join(sequence, places_T2, context)
+        rope, kept = inputs.rope or self.config.rope, positions_T2 is None
+        return sequence, own, self.rotations(sequence, batch, rope, places_T2, kept)
+
+    def stages(self, inputs: Inputs, context: TokenBatch | None) -> list[Stage]:
+        """Returns blocks that follow one another, the head after the last of them, and the conditioning they see.
+
+        Raises ValueError for a cache that several stages would share.
+        """
+        batch, t_B, y_B = inputs[:3]
+        blocks, config, target_B = list(self.blocks), self.config, inputs.target_B
+        now = self.conditioning(batch, t_B, y_B, context)
+        stages: list[Stage] = [(blocks, self.final_layer, now)]
+        if inputs.internal and config.internal_head is not None:
             first, last = blocks[: config.internal_head], blocks[config.internal_head :]
-            return [(first, self.internal_layer, t_B), (last, self.final_layer, t_B)]
-        if target_B is not None and config.target_blocks:
+            stages = [(first, self.internal_layer, now), (last, self.final_layer, now)]
+        elif target_B is not None and config.target_blocks:
             first, last = blocks[: -config.target_blocks], blocks[-config.target_blocks :]
-            return [(first, None, t_B), (last, self.final_layer, target_B)]
-        return [(blocks, self.final_layer, t_B)]
+            then = self.conditioning(batch, target_B, y_B, context)
+            stages = [(first, None, now), (last, self.final_layer, then)]
+        if inputs.cache is not None and len(stages) > 1:
+            raise ValueError("a cache reuses what all inner blocks add, and here they are in several stages")
+        return stages
 
-    def conditioning(
-        self, batch: TokenBatch, t_B: Tensor, y_B: Tensor, context: TokenBatch | None
-    ) -> tuple[Tensor, Tensor, RowOfToken]:
+    def conditioning(self, batch: TokenBatch, t_B: Tensor, y_B: Tensor, context: TokenBatch | None) -> Conditioning:
         """Returns the conditioning (U, D), the modulation (U, 6 D) that blocks share, and the row of each token."""
         joint = self.config.context == "joint"
         t_U, y_U, row_of_token = (t_B, y_B, batch.row_of_token) if joint else distinct_conditioning(batch, t_B, y_B)
