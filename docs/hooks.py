@@ -27,7 +27,7 @@ def commands() -> str:
 
 def command_section(name: str, command: Any) -> str:
     parameters = [p for p in command.params if not getattr(p, "hidden", False)]
-    arguments = " ".join(p.name.upper() for p in parameters if not p.opts[0].startswith("-"))
+    arguments = " ".join(p.metavar or p.name.upper() for p in parameters if not p.opts[0].startswith("-"))
     usage = " ".join(word for word in (name, arguments, "[OPTIONS]") if word)
     rows = (parameter_row(parameter) for parameter in parameters)
     table = ["| option | meaning |", "|---|---|", *rows]

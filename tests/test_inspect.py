@@ -55,7 +55,7 @@ def test_the_table_tells_each_files_fate(fitv2, prepared, tmp_path):
 
 
 def test_the_summary_counts(fitv2, prepared, tmp_path):
-    report = json.loads(fitv2("inspect", "out", "--json", "--budget", 40)[1])
+    report = json.loads(fitv2("inspect", "out", "--json", "--max-tokens-per-batch", 40)[1])
     assert [report[k] for k in ("files", "images", "duplicates", "skipped")] == [7, 5, 1, 2]
     assert report["classes"] == {"cat": 2, "dog": 3} and report["variants"] == {"resize": 5, "crop": 3}
     assert (report["height"], report["new_width"]) == ([4, 32, 100], [8, 16, 60])
@@ -116,7 +116,7 @@ def test_an_inspection_lies_beside_its_folder_however_that_is_named(fitv2, prepa
 
 
 def test_a_budget_below_the_longest_image_is_one_sentence_and_leaves_nothing(fitv2, prepared, tmp_path):
-    assert fitv2("inspect", "out", "--budget", 1)[0].startswith("fitv2: --budget 1: the longest image has ")
+    assert fitv2("inspect", "out", "--budget", 1)[0].startswith("fitv2: --max-tokens-per-batch 1: ")
     assert not (tmp_path / "out-inspected").exists()
 
 

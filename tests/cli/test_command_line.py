@@ -10,7 +10,7 @@ import pytest
 import typer.main
 
 from fitv2.cli import app
-from fitv2.cli.base_command import RENAMED, current
+from fitv2.cli.base_command import METAVARS, RENAMED, current
 from fitv2.model.config import EXTRAPOLATIONS
 from fitv2.sampling.solver_names import SOLVER_NAMES
 
@@ -91,6 +91,18 @@ def test_the_completion_knows_the_names_of_options(option, start, names):
     assert shown.stdout.split() == names, shown.stderr
 
 
+def test_a_kind_of_value_has_one_word_in_all_commands():
+    commands = typer.main.get_command(app).commands.values()
+    parameters = [parameter for command in commands for parameter in command.params if not parameter.hidden]
+    words: dict[str, set[str]] = {}
+    for option in (parameter for parameter in parameters if parameter.opts[0].startswith("-")):
+        words.setdefault(option.name, set()).add(option.metavar)
+        # Without a word, typer shows the type, such as <list[str]>.
+        assert option.metavar or not option.multiple, option.name
+    assert {name: words for name, words in words.items() if len(words) > 1} == {"labels": {None, "NAME,..."}}
+    assert set(METAVARS) <= {parameter.name for parameter in parameters}
+
+
 def test_a_letter_stands_for_one_option_in_all_commands():
     meanings: dict[str, set[str]] = {}
     commands = typer.main.get_command(app).commands
@@ -109,6 +121,7 @@ def test_a_letter_stands_for_one_option_in_all_commands():
     [
         ("train", "-r a -n -smodel.width=8 -s a=-s", "--recipe a --dry-run --set=model.width=8 --set a=-s", 4),
         ("study", "mixed -n 3", "mixed --seeds 3", 1),
+        ("inspect", "a --budget 9", "a --max-tokens-per-batch 9", 1),
         ("profile", "-m -- -m", "--measure -- -m", 1),
         ("sample", "-n 3 --precision float32", "-n 3 --precision fp32", 1),
         ("sample", "--num=3 --full-every 2 --num-images 4", "--per-class=3 --cache-interval 2 --num-images 4", 2),

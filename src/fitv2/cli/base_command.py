@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from typing import Any
 
 from typer import BadParameter, Context
 from typer.core import TyperCommand
@@ -17,15 +18,30 @@ RENAMED = {
     "train": {"-r": "--recipe", "-s": "--set", "-n": "--dry-run"},
     "study": {"-n": "--seeds"},
     "profile": {"-m": "--measure"},
+    "inspect": {"--budget": "--max-tokens-per-batch"},
     "sample": {"--num": "--per-class", "--full-every": "--cache-interval"},
     "evaluate": {"--num": "--num-images", "--number": "--num-images", "--full-every": "--cache-interval"},
 }
 PRECISION = "--precision"
+# What stands for a value in --help, by the names of parameters: one word for each kind of value in all commands.
+METAVARS = {
+    **dict.fromkeys(("model", "models", "init_from"), "MODEL"),
+    **dict.fromkeys(("size", "window"), "HEIGHTxWIDTH"),
+    **dict.fromkeys(("prompt", "negative_prompt"), "TEXT"),
+    **dict.fromkeys(("only", "group"), "NAME"),
+    **{"autoencoder": "AUTOENCODER", "data": "DATA", "settings": "SECTION.KEY=VALUE", "guidance": "SCALE"},
+    **{"source": "SOURCE", "folder": "FOLDER"},
+}
 MAY_BE_EMPTY = ("--prompt", "-p", "--negative-prompt")
 
 
 class Command(TyperCommand):
     """A command that also takes the older names, and suggests the nearest value for one that is not known."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for parameter in self.params:
+            parameter.metavar = parameter.metavar or METAVARS.get(parameter.name or "")
 
     def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
         refuse_empty(args, ctx)

@@ -41,7 +41,7 @@ def calibrate(
     ],
     size: Annotated[
         list[str] | None,
-        typer.Option("--size", "-s", metavar="HxW", help=f"as for fitv2 evaluate; default: {' and '.join(SIZES)}"),
+        typer.Option("--size", "-s", help=f"as for fitv2 evaluate; default: {' and '.join(SIZES)}"),
     ] = None,
     num_images: Annotated[
         int, typer.Option("--num-images", "-n", min=20, help="images for each size and method")

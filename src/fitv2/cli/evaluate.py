@@ -46,9 +46,8 @@ def evaluate(
         list[str] | None,
         input_option(
             *("--size", "-s"),
-            metavar="HxW",
-            help="HxW in pixels, repeatable; for a model also own (default: its training sizes), own:1.5 (1.5 times), "
-            "own-turned (height and width swapped)",
+            help="HEIGHTxWIDTH in pixels, repeatable; for a model also own (default: its training sizes), "
+            "own:1.5 (1.5 times), own-turned (height and width swapped)",
         ),
     ] = None,
     num_images: Annotated[

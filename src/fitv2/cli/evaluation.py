@@ -42,7 +42,7 @@ def is_model(name: str) -> bool:
 
 
 def parse_size_spec(text: str) -> SizeSpec:
-    """Reads HxW, own or own:SCALE, and either of the last two with -turned."""
+    """Reads HEIGHTxWIDTH, own or own:SCALE, and either of the last two with -turned."""
     from ..evaluation.generated import SizeSpec
 
     if not text.startswith("own"):
@@ -133,7 +133,9 @@ def open_all(
     samples = [] if request.samplings else find_samples(request, cache_folder())
     for size in [of_size.size for of_size in samples] or [spec.pixels for spec in request.sizes]:
         if request.save_npz and size is None:
-            raise UserError("--save-npz writes images of one size, as ADM's evaluator takes them; give --size HxW")
+            raise UserError(
+                "--save-npz writes images of one size, as ADM's evaluator takes them; give --size HEIGHTxWIDTH"
+            )
         evaluation.protocol_for(size)
     about = evaluation.about() | {"size": sorted(map(str, request.sizes))}
     if samples:

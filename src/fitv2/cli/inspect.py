@@ -23,8 +23,9 @@ MOST_CLASSES = 20
 
 def inspect(
     folder: Annotated[Path, typer.Argument(help="the output of 'fitv2 prepare'")],
-    budget: Annotated[
-        int | None, typer.Option(min=1, help="tokens per batch; default: ten times the longest image")
+    max_tokens_per_batch: Annotated[
+        int | None,
+        typer.Option(min=1, help="tokens per batch, as in training; default: ten times the longest image"),
     ] = None,
     out: Annotated[Path | None, out_option(help="folder for table and plots; default: FOLDER-inspected")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="also check for damage, NaN and infinity")] = False,
@@ -35,7 +36,7 @@ def inspect(
     [bold]Examples[/bold]
 
       fitv2 inspect prepared
-      fitv2 inspect prepared --budget 16384 --verify
+      fitv2 inspect prepared --max-tokens-per-batch 16384 --verify
     """
     from ..atomic import remove_drafts
     from ..data.prepared import read_dataset
@@ -67,7 +68,7 @@ def inspect(
     if others := sorted(there - own):
         raise UserError(f"{out} holds other files, such as {others[-1]}; choose another --out")
     remove_drafts(out)
-    packed = inspecting.packing(data, budget)
+    packed = inspecting.packing(data, max_tokens_per_batch)
     inspection = inspecting.inspect(folder, out)
     figures = inspecting.summary(inspection)
     figures |= {"packing": packed, "captions": inspecting.captions(data)}

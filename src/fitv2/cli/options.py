@@ -101,7 +101,7 @@ class ModelOptions:
     ] = None
     window: Annotated[
         str | None,
-        sampling_option(metavar="HEIGHTxWIDTH", help="sample larger images in overlapping windows of this size"),
+        sampling_option(help="sample larger images in overlapping windows of this size"),
     ] = None
     guidance_interval: Annotated[
         tuple[float, float] | None,

@@ -49,7 +49,6 @@ def profile(
         typer.Argument(
             help="presets (FiTv2-B/2, -L/2, -XL/2, -3B/2, FiT-B/2, -XL/2), DiT and SiT to compare with (SiT-XL/2), "
             "builtin:fashion, or folders of models, runs or saved FiTPipelines; default: those of Table I",
-            metavar="MODEL",
             show_default=False,
         ),
     ] = None,

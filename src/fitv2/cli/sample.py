@@ -46,7 +46,9 @@ def sample(
     model_option: Annotated[str | None, typer.Option("--model", "-m", hidden=True)] = None,
     labels: Annotated[
         list[str] | None,
-        image_option("--labels", "-l", help="class names or numbers, comma-separated; default: the first 16"),
+        image_option(
+            "--labels", "-l", metavar="NAME,...", help="class names or numbers, comma-separated; default: the first 16"
+        ),
     ] = None,
     prompt: Annotated[
         list[str] | None,

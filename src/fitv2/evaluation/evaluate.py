@@ -93,7 +93,9 @@ class Evaluation:
         usual: ComparisonProtocol = "adm-square" if self.reference.given is not None or size is None else "matched"
         protocol = self.protocol or usual
         if protocol == "matched" and size is None:
-            raise UserError("the protocol matched needs samples of one size; give --size HxW, or another --protocol")
+            raise UserError(
+                "the protocol matched needs samples of one size; give --size HEIGHTxWIDTH, or another --protocol"
+            )
         if self.reference.images is None and self.given_for(protocol) is None:
             raise UserError(
                 f"{self.reference.name} holds statistics of one extractor by adm-square, and no images for "

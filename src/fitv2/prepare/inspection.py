@@ -125,7 +125,8 @@ def packing(data: LatentShards, budget: int | None) -> dict[str, Any]:
     longest = int(lengths.max())
     budget = budget or 10 * longest
     if longest > budget:
-        raise UserError(f"--budget {budget}: the longest image has {counted(longest, 'token')}; give that many or more")
+        needed = f"the longest image has {counted(longest, 'token')}; give that many or more"
+        raise UserError(f"--max-tokens-per-batch {budget}: {needed}")
     packs = plan_packs(lengths, budget, seed=0, epoch=0)
     return {"budget": budget, "packs": len(packs), "packing_efficiency": packing_efficiency(lengths, packs, budget)}
 
