@@ -1,16 +1,30 @@
-"""Generates the reference of commands and recipes from the program itself, when mkdocs builds the pages."""
+"""Adds to the pages, when mkdocs builds them: a reference from the program itself, and what the studies found."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from textwrap import dedent
 from typing import Any, get_args
 
 import typer.main
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
 from pydantic import BaseModel
 
 from fitv2.autoencoder_settings import AUTOENCODER_SECTIONS
 from fitv2.cli import app
 from fitv2.settings import SECTIONS
+
+STUDIES = Path(__file__).parent.parent / "studies"
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Adds the studies' pages, images and tables; they link to each other, so they stay in their folders."""
+    for path in sorted(STUDIES.rglob("*")):
+        if path.suffix in (".md", ".png", ".jsonl"):
+            name = Path("results") / path.relative_to(STUDIES)  # `studies/` is the address of studies.md.
+            files.append(File.generated(config, name.as_posix(), abs_src_path=str(path)))
+    return files
 
 
 def on_page_markdown(markdown: str, **_) -> str:
