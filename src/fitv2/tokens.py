@@ -46,7 +46,7 @@ class TokenBatch:
             if hw.ndim != 2 or hw.shape[1] != 2 or hw.dtype != torch.int64:
                 raise ValueError(f"hw must be (B, 2) int64, not {tuple(hw.shape)} {hw.dtype}")
             hw = hw.tolist()
-        self.sizes = [(h, w) for h, w in hw]
+        self.sizes: list[tuple[int, int]] = [(h, w) for h, w in hw]
         if not self.sizes or any(h < 1 or w < 1 for h, w in self.sizes):
             raise ValueError("a batch needs at least one image, and every side at least one patch")
         self.lengths = [h * w for h, w in self.sizes]
@@ -272,10 +272,15 @@ def _(per_token: Tensor, index: Tensor, counts: Tensor, offsets: Tensor) -> Tens
     return per_token.new_empty(counts.shape[0], *per_token.shape[1:])
 
 
-segment_sum.register_autograd(
-    lambda ctx, grad: (expand_to_tokens(grad, RowOfToken(*ctx.saved_tensors)), None, None, None),
-    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs[1:]),
-)
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    return expand_to_tokens(grad, RowOfToken(*ctx.saved_tensors)), None, None, None
+
+
+def _keep_rows(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[1:])
+
+
+segment_sum.register_autograd(_gradients, setup_context=_keep_rows)
 
 
 def sum_segments(per_token: Tensor, offsets: Tensor) -> Tensor:

@@ -43,6 +43,10 @@ def build_dit(config: SiTConfig) -> Any:
     return dit
 
 
+def _in_float32(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    return output.float()
+
+
 class DiT(nn.Module):
     """The network over packed tokens of images that are all of `config.fixed_grid`."""
 
@@ -53,7 +57,7 @@ class DiT(nn.Module):
         initialise_dit(self.dit)
         # Under autocast the residual stream and what it is multiplied with stay float32, as in FiT.
         for part in (self.dit.pos_embed, *dit_modulations(self.dit)):
-            part.register_forward_hook(lambda module, inputs, output: output.float())
+            part.register_forward_hook(_in_float32)
         if self.dit.pos_embed.pos_embed.is_meta:  # No file holds the table: weights may come later, it is there.
             from diffusers.models.embeddings import get_2d_sincos_pos_embed
 

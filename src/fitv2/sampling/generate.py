@@ -120,10 +120,14 @@ def _in_two_passes(
         if on_image is not None and small[i] == specs[i]:
             on_image(i, latent)
 
+    def enlarged_too(n: int, latent: Tensor) -> None:
+        if on_image is not None:
+            on_image(large[n], latent)
+
     latents = generate(model, small, once, finished, text)
     starts = [Start(enlarged(latents[i], specs[i].size), sampling.upscale_time) for i in large]
-    last = None if on_image is None else lambda n, latent: on_image(large[n], latent)
-    for i, latent in zip(large, generate(model, [specs[i] for i in large], once, last, text, starts), strict=True):
+    second = generate(model, [specs[i] for i in large], once, enlarged_too, text, starts)
+    for i, latent in zip(large, second, strict=True):
         latents[i] = latent
     return latents
 
