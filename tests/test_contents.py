@@ -296,6 +296,16 @@ def test_tables_of_captions_below_the_root_are_read_and_captions_of_nothing_refu
         FolderSource(tmp_path)
 
 
+@pytest.mark.parametrize("folder", ["a", "z"])
+def test_of_several_tables_the_deepest_tells_the_caption(tmp_path, folder):
+    save_all(tmp_path, f"{folder}/0.png", f"{folder}/1.png")
+    (tmp_path / "metadata.csv").write_text(f"file_name,text\n{folder}/0.png,above\n{folder}/1.png,above")
+    (tmp_path / folder / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "beside"}')
+    source = FolderSource(tmp_path)
+    told = {item.id: source.captions(i) for i, item in enumerate(source.items) if item.refused is None}
+    assert told == {f"{folder}/0.png": ("beside",), f"{folder}/1.png": ("above",)}
+
+
 def test_captions_are_split_at_line_ends_alone(tmp_path):
     save_all(tmp_path, "0.png")
     (tmp_path / "0.txt").write_bytes("a car\u2028by a house\r\nred\x85 car\rlast".encode())

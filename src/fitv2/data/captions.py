@@ -1,8 +1,8 @@
 """The captions of a folder of images: a column of metadata.jsonl or metadata.csv, or a text file beside each image.
 
-A table may lie in any folder; its paths are relative to that one. Its column is called text, caption, captions, prompt
-or description; of a list, each entry is a caption. In a text file of the same name (cat.jpg, cat.txt), each line is
-one. Of several captions, each epoch draws one.
+A table may lie in any folder; its paths are relative to that one. Of several tables that tell of an image, the deepest
+counts. Its column is called text, caption, captions, prompt or description; of a list, each entry is a caption. In a
+text file of the same name (cat.jpg, cat.txt), each line is one. Of several captions, each epoch draws one.
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ class FolderCaptions:
         files = set(files)
         self.of_table: dict[str, tuple[str, ...]] = {}
         self.tables: set[str] = set()
-        # Later ones take precedence: of one folder, metadata.csv.
-        for table in sorted((name for name in files if name.rpartition("/")[2] in TABLES), reverse=True):
+        # Later ones take precedence: the deeper one, which is about fewer images, and of one folder metadata.csv.
+        found = sorted((name for name in files if name.rpartition("/")[2] in TABLES), reverse=True)
+        for table in sorted(found, key=lambda name: name.count("/")):
             rows = read_table(root / table, with_labels=False).rows
             told = {normpath(join(dirname(table), row.path)): row.captions for row in rows if row.captions}
             if told and files.isdisjoint(told):
