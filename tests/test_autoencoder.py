@@ -98,7 +98,7 @@ def test_a_damaged_configuration_is_one_sentence(tmp_path, content):
     file = tmp_path / "config.json"
     changed = content if content[1:2] != '"' else json.dumps(json.loads(file.read_text()) | json.loads(content))
     file.write_text(changed)
-    with pytest.raises(UserError, match=r"the autoencoder .* cannot be loaded"):
+    with pytest.raises(UserError, match="cannot be loaded"):
         load_autoencoder(str(tmp_path))
 
 

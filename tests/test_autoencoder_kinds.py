@@ -90,7 +90,7 @@ def test_large_images_are_decoded_in_tiles_that_blend(monkeypatch, kind):
 
 def test_sides_that_are_no_multiples_are_refused():
     codec = LatentCodec(deep_compression(), "cpu")
-    with pytest.raises(UserError, match=r"multiples of 32 pixels, not 48x64"):
+    with pytest.raises(UserError, match="not 48x64"):
         codec.encode(torch.zeros(1, 3, 48, 64))
 
 
@@ -98,7 +98,7 @@ def test_sides_that_are_no_multiples_are_refused():
 def test_means_and_deviations_that_do_not_fit_are_refused(wrong):
     network = make("whitened")
     network.register_to_config(**wrong)
-    with pytest.raises(UserError, match="latents_mean and latents_std"):
+    with pytest.raises(UserError, match="latents_std"):
         LatentCodec(network, "cpu")
 
 

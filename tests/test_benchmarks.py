@@ -138,14 +138,14 @@ def test_parts_of_the_same_day_and_machine_are_kept(tmp_path, capsys):
     (tmp_path / "results.json").write_text(stored().model_dump_json())
     assert compare.kept_parts(tmp_path, stored().machine) == stored().parts
     assert compare.kept_parts(tmp_path, {"device": "another"}) == []
-    assert "is replaced, because it is of another day, device or software: one of paper" in capsys.readouterr().err
+    assert "is replaced" in capsys.readouterr().err
     assert compare.kept_parts(tmp_path / "no such folder", {}) == []
 
 
 @pytest.mark.parametrize("options", [["--parts", "forward"], ["--plot-only"]])
 def test_damaged_results_are_reported_and_kept(options, tmp_path):
     (tmp_path / "results.json").write_text("{")
-    with pytest.raises(SystemExit, match=r"results\.json cannot be read"):
+    with pytest.raises(SystemExit, match=r"results\.json"):
         compare.main([*options, "--out", str(tmp_path)])
     assert (tmp_path / "results.json").read_text() == "{"
 

@@ -226,14 +226,14 @@ def test_settings_that_make_no_canvas_are_refused(folder, override, part):
 
 
 def test_aspects_that_no_size_has_are_refused():
-    with pytest.raises(ValueError, match=r"widen data\.canvas\.aspect"):
+    with pytest.raises(ValueError, match=r"canvas\.aspect"):
         canvases(aspect=(1.01, 1.02))
 
 
 def test_extreme_settings_make_canvases_or_a_sentence():
     widest = canvases(aspect=(1e-300, 1e308)).sizes_of
     assert all(np.array_equal(widest[n][0], sizes) for n, (sizes, _) in canvases(aspect=(1 / 64, 64)).sizes_of.items())
-    with pytest.raises(ValueError, match=r"no canvas for 3 cut-outs .* 4 tokens of 1x1 pixels"):
+    with pytest.raises(ValueError, match="3 cut-outs"):
         canvases(max_tokens=4, patch=1)
     tiny = canvases(max_tokens=16, patch=1, aspect=(1 / 16, 16), min_scale=1.0)
     for scene in (scene for seed in range(3) for scene in scenes(tiny.epoch(seed, seed))):

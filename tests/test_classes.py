@@ -27,7 +27,7 @@ def test_a_file_of_names(tmp_path):
     path = tmp_path / "names.txt"
     path.write_text("# ours\ncat\n\n  dog\u2028house \n", encoding="utf-8")
     assert read_names(path) == ["cat", "dog\u2028house"]
-    with pytest.raises(ValueError, match=r"names in .* cannot be read"):
+    with pytest.raises(ValueError, match="cannot be read"):
         read_names(tmp_path / "nothing.txt")
 
 

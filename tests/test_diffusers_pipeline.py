@@ -203,7 +203,7 @@ def test_fit_samples_by_diffusion_and_a_model_with_context_is_refused():
     with pytest.raises(ValueError, match=r"ab2 is not .*ddpm, ddim"):
         pipe(**call, solver="ab2", output_type="latent")
     model = FiTTransformer2DModel.from_fit(random_model(FiTConfig(width=32, depth=1, heads=2, context="cross")))
-    with pytest.raises(ValueError, match="give text_encoder and tokenizer"):
+    with pytest.raises(ValueError, match="text_encoder"):
         FiTPipeline(model, default_scheduler())
 
 
@@ -259,12 +259,12 @@ def test_a_pipeline_of_another_keeps_its_autoencoder(transformer):
 
 def test_parts_of_another_model_are_refused_before_anything_is_made(transformer):
     other = AutoencoderKL(**small_blocks(), latent_channels=16)
-    with pytest.raises(UserError, match="latents of 4 channels, and the vae takes 16"):
+    with pytest.raises(UserError, match="the vae takes 16"):
         FiTPipeline(transformer, default_scheduler(), other)(1, num_inference_steps=1)
     config = FiTConfig(width=32, depth=1, heads=2, context="cross", context_channels=64)
     text, network = load_text_encoder("builtin:minilm"), FiTTransformer2DModel.from_fit(random_model(config))
     parts = {"text_encoder": text.network, "tokenizer": text.tokenizer}
-    with pytest.raises(UserError, match="texts of 64 numbers a token, and the text encoder gives 384"):
+    with pytest.raises(UserError, match="text encoder gives 384"):
         FiTPipeline(network, default_scheduler(), tiny_autoencoder(), **parts)(prompt="a cat", num_inference_steps=1)
 
 

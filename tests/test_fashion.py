@@ -72,7 +72,7 @@ def test_a_budget_fits_garments_as_it_does_the_images_of_a_folder(bundled, max_t
 
 def test_random_scales_are_of_whole_garments():
     for settings in ({"max_tokens": 25}, {"preprocessing": "crop"}):
-        with pytest.raises(ValueError, match=r"data\.min_scale=0\.5 .*data\.max_tokens=49"):
+        with pytest.raises(ValueError, match=r"min_scale=0\.5"):
             fashion.bundled(0.5, **settings)
 
 

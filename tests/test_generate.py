@@ -236,7 +236,7 @@ GRID = SiTConfig(width=32, depth=3, heads=2, num_classes=3, side=3)
 )
 def test_a_setting_that_the_model_has_no_use_for_is_refused(config, settings):
     side = config.patch_size * 3
-    with pytest.raises(UserError, match=r"no effect|no rotary positions|is not for this model"):
+    with pytest.raises(UserError, match=r"no effect|rotary|not for"):
         generate(random_model(config), [SampleSpec(0, (side, side), 0)], Sampling(**settings))
 
 

@@ -167,7 +167,7 @@ def test_arguments_of_fit_are_refused():
     for refuse in (FiTTransformer2DModel.from_fit, fitv2.to_official):
         with pytest.raises(ValueError, match="DiT"):
             refuse(model)
-    with pytest.raises(ValueError, match=r"fixed grid: .*DiTTransformer2DModel"):
+    with pytest.raises(ValueError, match="DiTTransformer2DModel"):
         FiTTransformer2DModel(architecture="SiT")
     for numbers in ({"heads": 5}, {"width": 45}):
         with pytest.raises(ValueError, match="multiple of the heads"):
@@ -219,6 +219,6 @@ def test_a_training_is_resumed_bit_for_bit(architecture, tmp_path):
 def test_only_squares_of_one_size_are_learned():
     recipe = build_recipe({}, ["model.architecture=DiT"])
     for images in (garments(), garments(preprocessing="mixed", max_tokens=25)):
-        with pytest.raises(ValueError, match=r"DiT takes squares .*data\.preprocessing=crop"):
+        with pytest.raises(ValueError, match="preprocessing=crop"):
             build_model_config(recipe, images)
     assert build_model_config(recipe, garments(**SQUARES)).fixed_grid == (5, 5)

@@ -135,7 +135,7 @@ def test_unfinished_or_damaged_data_is_one_sentence(root, tmp_path):
     out = make(root, tmp_path / "out")
     index = (out / "index.jsonl").read_bytes()
     (out / "index.jsonl").write_bytes(index[:-20])
-    with pytest.raises(ValueError, match=r"index\.jsonl is damaged .*fitv2 prepare"):
+    with pytest.raises(ValueError, match=r"index\.jsonl is damaged"):
         LatentShards(out)
     (out / "index.jsonl").write_bytes(index)
     LatentShards(out)
@@ -143,7 +143,7 @@ def test_unfinished_or_damaged_data_is_one_sentence(root, tmp_path):
     with pytest.raises(ValueError, match=r"dataset\.json is damaged"):
         LatentShards(out)
     (out / "dataset.json").unlink()
-    with pytest.raises(ValueError, match=r"not finished: .*fitv2 prepare"):
+    with pytest.raises(ValueError, match="not finished"):
         LatentShards(out)
     (out / "settings.json").write_text(json.dumps({"format": 2}))
     with pytest.raises(ValueError, match="format 2"):
@@ -270,7 +270,7 @@ def test_latents_that_are_not_finite_are_refused_found_and_made_again(root, mome
     shutil.copytree(moments, out)
     LatentShards(out)
     spoiled = spoil(out, 2)
-    with pytest.raises(UserError, match=r"cannot be trained .*not finite"):
+    with pytest.raises(UserError, match="not finite"):
         LatentShards(out)
     message, _ = fitv2("inspect", "out", "--verify")
     assert all(part in message for part in ("2 images", "not finite", *spoiled)), message

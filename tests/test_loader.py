@@ -114,7 +114,7 @@ def test_a_batch_that_is_too_small_for_any_epoch_is_refused_at_once(tmp_path):
     save_image(tmp_path / "a.png", 32, 32)
     data = ImageFolder(tmp_path, 64, 4, preprocessing="resize", min_scale=0.1)
     assert data.epoch(0, 1).hw.prod(1).max() < 60
-    with pytest.raises(UserError, match="an image of 64 tokens does not fit"):
+    with pytest.raises(UserError, match="64 tokens"):
         PackLoader(data, 60, seed=1)
 
 
@@ -133,7 +133,7 @@ def test_an_image_that_goes_bad_during_training_is_named_and_left_out(tmp_path, 
     (step,) = take(loader, 1)
     batch, *_ = step.packs[0]
     assert sorted(images(batch)) == [0, 1, 3]
-    assert "2.png could be read at the start and now cannot" in caplog.text
+    assert "2.png could be read" in caplog.text
 
 
 def test_a_pack_without_any_readable_image_counts_for_nothing(tmp_path, caplog):

@@ -102,7 +102,7 @@ def test_bad_files_are_named_and_one_version_is_enough(root):
     }
     view = data.epoch(0, 0)
     (root / data.names[data.place[0, 0]]).unlink()
-    with pytest.raises(UnreadableImage, match=r"n01_1.safetensors .*now cannot"):
+    with pytest.raises(UnreadableImage, match=r"n01_1\.safetensors"):
         view.load(0)
 
 
@@ -119,10 +119,10 @@ def test_a_recipe_takes_the_authors_folder(root):
     assert isinstance(data, OfficialLatents) and data.class_names[0] == imagenet_names()[0]
     with pytest.raises(ValueError, match=r"set model\.patch_size=2"):
         build_dataset(recipe.data, 4)
-    with pytest.raises(ValueError, match=r"of 64 tokens: .*data\.max_tokens"):
+    with pytest.raises(ValueError, match="of 64 tokens"):
         build_dataset(build_recipe({"data": {"source": str(root), "max_tokens": 256}}, []).data, 2)
     write(root / "from_16_to_1024/n01_1.safetensors", 1, 30, 30, 7)
-    with pytest.raises(ValueError, match=r"64, 1024 tokens: .*data\.max_tokens"):
+    with pytest.raises(ValueError, match="64, 1024 tokens"):
         build_dataset(recipe.data, 2)
     large = build_dataset(build_recipe({"data": {"source": str(root), "max_tokens": 1024}}, []).data, 2)
     assert large.epoch(0, 0).hw.tolist() == [[30, 30]]

@@ -116,7 +116,7 @@ def test_captions_change_the_index_and_no_shard(fitv2, tmp_path):
     fitv2("prepare", "images", *PREPARE)
     shards = {path: path.read_bytes() for path in (tmp_path / "out/shards").glob("*.safetensors")}
     assert not LatentShards(tmp_path / "out").captioned
-    with pytest.raises(UserError, match=r"needs captions, and .*out has none: .* run fitv2 prepare again"):
+    with pytest.raises(UserError, match="needs captions"):
         data_of(tmp_path / "out")
     for text in ("a card", "another card"):
         (folder / "0.txt").write_text(text)
@@ -130,7 +130,7 @@ def test_captions_change_the_index_and_no_shard(fitv2, tmp_path):
 
 def test_captions_do_not_need_labels_that_are_clear(tmp_path):
     text = "file_name,width,height,text\na.png,1,2,a cat"
-    with pytest.raises(UserError, match="which of the columns width, height"):
+    with pytest.raises(UserError, match="columns width, height"):
         listed(tmp_path, "list.csv", text)
     source = open_source(str(tmp_path / "list.csv"), "none")
     assert list(taken(source)) == ["a.png"] and source.captions(0) == ("a cat",)

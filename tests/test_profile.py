@@ -161,9 +161,7 @@ def test_a_model_on_disk_is_profiled_at_its_most_frequent_size(fitv2, tmp_path):
     for arguments in (["model"], ["bare", "--autoencoder", "vae"]):
         (row,) = json.loads(fitv2("profile", *arguments, "--json")[1])["profiles"]
         assert (row["model"], row["size"], row["tokens"]) == (arguments[0], [64, 32], 8)
-    assert (
-        "bare makes latents of 4 channels and names no autoencoder; give --autoencoder" in fitv2("profile", "bare")[0]
-    )
+    assert "give --autoencoder" in fitv2("profile", "bare")[0]
     assert "text takes a context of any length" in fitv2("profile", "text")[0]
     shapes = []  # As of a model that was converted.
     save("unknown", CONFIG)
@@ -217,7 +215,7 @@ def test_a_model_that_does_not_fit_is_refused_before_anything_runs(fitv2, monkey
     monkeypatch.setattr("fitv2.device.free_bytes", lambda device: 2**30)
     monkeypatch.setattr("fitv2.profiling.profile.workload", lambda *arguments: pytest.fail("it runs"))
     told = fitv2("profile", "builtin:fashion", "SiT-B/2", "FiTv2-XL/2", "--measure", "--size", "112x112")[0]
-    assert "a forward pass of FiTv2-XL/2 would need about 2.5 GiB, and 1.0 GiB are free" in told
+    assert "FiTv2-XL/2 would need about 2.5 GiB" in told
     assert "--ignore-memory" in told
 
 

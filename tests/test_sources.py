@@ -111,7 +111,7 @@ def test_a_file_far_too_large_is_refused_unread(tmp_path, monkeypatch):
     monkeypatch.setattr("pathlib.Path.read_bytes", lambda path: pytest.fail("read") if "large" in path.name else b"x")
     for name in ("images", "list.txt", "all.tar"):
         source = open_source(str(tmp_path / name))
-        with pytest.raises(UnreadableImage, match=r"^too large: 1001 bytes, limit 1000$"):
+        with pytest.raises(UnreadableImage, match="1001 bytes, limit 1000"):
             source.read(0)
         assert source.read(1)
 

@@ -98,12 +98,12 @@ def test_captions_that_nobody_asked_for_are_mentioned(tmp_path, table, content):
 
 
 def test_a_model_of_text_needs_captions(tmp_path):
-    with pytest.raises(UserError, match=r"no image in .* has a caption"):
+    with pytest.raises(UserError, match="has a caption"):
         folder_data(with_captions(tmp_path / "images"))
     recipe = build_recipe({"model": {"context": "joint"}})
     with pytest.raises(UserError, match="needs captions"):
         build_dataset(recipe.data, 4, captioned=True)
-    with pytest.raises(UserError, match=r"no effect without model\.context"):
+    with pytest.raises(UserError, match=r"without model\.context"):
         build_recipe({"model": {"text_encoder": "somewhere"}})
 
 

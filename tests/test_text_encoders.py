@@ -111,14 +111,14 @@ def test_a_network_that_wants_images_besides_is_one_sentence(tmp_path, encoder):
     image = {"image_size": 32, "patch_size": 16, **SMALL}
     config = transformers.SiglipConfig(text_config={"vocab_size": 30522, **SMALL}, vision_config=image)
     loaded = load_text_encoder(save_encoder(tmp_path, transformers.SiglipModel(config), encoder))
-    with pytest.raises(UserError, match="does not encode texts alone"):
+    with pytest.raises(UserError, match="texts alone"):
         loaded(["a red apple"])
 
 
 def test_an_encoder_without_some_of_its_weights_is_refused(clip):
     weights = load_file(clip / "model.safetensors")
     save_file({name: one for name, one in weights.items() if "layers.0.mlp" not in name}, clip / "model.safetensors")
-    with pytest.raises(UserError, match=r"lacks weights, such as .*layers\.0\.mlp"):
+    with pytest.raises(UserError, match="lacks weights"):
         load_text_encoder(str(clip))
 
 

@@ -70,7 +70,7 @@ def test_a_tracker_that_fails_is_a_warning_and_the_run_goes_on(tmp_path, wandb, 
     with caplog.at_level(logging.WARNING):
         trainer(tmp_path, "log.trackers=[wandb]").fit(lambda figures: None)
     told = [message for message in caplog.messages if "wandb" in message]
-    assert told == ["wandb failed and gets nothing more (ConnectionError('no network')); log.jsonl holds every step"]
+    assert len(told) == 1 and "no network" in told[0]
     assert list(wandb[0].seen) == got and len(read_log(tmp_path / "log.jsonl")) == 10
 
 

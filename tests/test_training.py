@@ -267,7 +267,7 @@ def test_a_step_without_a_finite_gradient_leaves_no_trace_but_in_the_log(tmp_pat
         assert same == spoilt and math.isfinite(norm) != spoilt
         skipped += spoilt
         assert (run.progress.gradients.skipped, run.progress.done, run.progress.cursor) == (skipped, number, step.after)
-        assert (f"step {number}: the gradient is not finite, the step is skipped" in caplog.messages) == spoilt
+        assert (f"step {number}: the gradient is not finite" in caplog.text) == spoilt
     assert skipped == 1
 
 

