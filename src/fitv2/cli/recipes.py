@@ -54,7 +54,7 @@ def recipe_row(name: str) -> dict[str, Any]:
 
     recipe = load_recipe(name)
     model, training = recipe.model, recipe.training
-    settings = model.network() | channels_and_classes(recipe)
+    settings: dict[str, Any] = model.network() | channels_and_classes(recipe)
     if model.encoder is not None:
         settings["context_channels"] = read_channels(model.encoder)
     config = config_of(**settings)
