@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch.nn.attention.varlen import varlen_attn
 
 from fitv2 import FiTConfig, TokenBatch
-from fitv2.model import attention, compute
+from fitv2.model import attention, numerics
 from fitv2.tokens import pack_context
 from tiny import random_model
 
@@ -60,7 +60,7 @@ def test_every_backend_is_attention_one_by_one(monkeypatch, backend, keys):
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
 
 
-PLAIN, FUSED = compute.plain_attention, F.scaled_dot_product_attention
+PLAIN, FUSED = numerics.plain_attention, F.scaled_dot_product_attention
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ PLAIN, FUSED = compute.plain_attention, F.scaled_dot_product_attention
 def test_the_backend_is_chosen_by_length_and_precision(dtype, longest):
     for length, chosen in ((longest or 1, PLAIN if longest else FUSED), (longest + 1, FUSED)):
         q, k = torch.zeros(1, 1, 1, 8, dtype=dtype), torch.zeros(1, 1, length, 8, dtype=dtype)
-        assert compute.fastest_attention(q, k) is compute.fastest_attention(k, q) is chosen
+        assert numerics.fastest_attention(q, k) is numerics.fastest_attention(k, q) is chosen
 
 
 @pytest.mark.parametrize("way", [PLAIN, FUSED, None], ids=["plain", "fused", "as chosen"])
@@ -131,7 +131,7 @@ def test_a_tail_up_to_the_budget_leaves_no_trace(context):
 def test_gradients_of_gradients(length):
     """Of a gradient penalty, say; the probabilities that are kept for one backward pass must not be constants there."""
     qkv = [torch.randn(2, length, 4, dtype=torch.float64, requires_grad=True) for _ in range(3)]
-    assert torch.autograd.gradgradcheck(compute.plain_attention, qkv)
+    assert torch.autograd.gradgradcheck(numerics.plain_attention, qkv)
 
 
 @pytest.mark.parametrize(
