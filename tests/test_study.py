@@ -53,8 +53,11 @@ def test_images_are_of_the_condition_by_which_a_variant_is_judged(queue, tmp_pat
     conditions = {"own": {"guidance": 1, "variants": ["FiTv2"]}, "square": {"guidance": 1, "size": "12x12"}}
     better = {"kind": "better", "of": "FiTv2", "than": "FiT", "condition": "square"}
     evaluation = {"conditions": conditions, "curve": "square"}
-    work_off(queue, evaluation=evaluation, claims=[{"text": "x", "paper": "", "measure": better}])
-    assert [(tmp_path / f"tiny/sheets/{name}.png").read_text() for name in ("FiT", "FiTv2")] == ["12x12", "12x12"]
+    claims = [{"text": "x", "paper": "", "measure": better}]
+    for _ in range(2):  # Also where another study has brought the scores: images are taken from the folder of work.
+        work_off(queue, evaluation=evaluation, claims=claims)
+        assert [(tmp_path / f"tiny/sheets/{name}.png").read_text() for name in ("FiT", "FiTv2")] == ["12x12", "12x12"]
+        shutil.rmtree(tmp_path / "tiny/sheets")
 
 
 def test_a_training_that_studies_share_is_run_once(queue, tmp_path):

@@ -201,6 +201,8 @@ def perform(
                 # After those that tune, all others can be named.
                 while not failures and (todo := [r for r in listed(chosen, table, seeds, only) if r.pending(table)]):
                     failures = queue.work_off(todo, jobs, printer(Clock(todo, table, work)))
+                for run in listed(chosen, table, seeds, only):  # Another study may have brought the scores.
+                    queue.show(run, work / run.id)
         except KeyboardInterrupt as interruption:
             print("stopped, with all steps saved; the same command continues", file=sys.stderr)
             raise typer.Exit(128 + signal_of(interruption)) from None

@@ -251,6 +251,11 @@ class Study(Settings):
         return measure.condition or self.evaluation.deciding
 
     @property
+    def drawn(self) -> tuple[str, ...]:
+        """The variants that are drawn and shown."""
+        return self.lines or tuple(self.variants)[:MOST_LINES]
+
+    @property
     def deciding(self) -> set[str]:
         """The names of the conditions by which claims are decided."""
         measures = (claim.measure for claim in self.claims)

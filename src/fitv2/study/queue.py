@@ -91,6 +91,8 @@ class Queue:
                 self.add(training_lines(run, folder))
             for scoring in pending:
                 self.score(run, folder, scoring)
+        for run in runs:
+            self.show(run, folder)
 
     def train(self, run: Run, folder: Path, first: int) -> None:
         """Trains or resumes; from scratch if the checkpoint is beyond the first model that is missing."""
@@ -105,7 +107,7 @@ class Queue:
 
     def score(self, run: Run, folder: Path, scoring: Scoring) -> None:
         """One `fitv2 evaluate`, unless its result is already there; a model that diverged has no scores."""
-        out = folder / "scores" / f"step-{scoring.step:08d}-{run.scoring_id(scoring)}"
+        out = scores_of(run, folder, scoring)
         model, result = run.model(folder, scoring.step), out / RESULT
         finite = model is not None
         if model is None and not has_diverged(folder):
@@ -118,11 +120,15 @@ class Queue:
                     raise
                 finite = False
         self.add(score_lines(run, scoring, result if finite else None, self.table.run_of(run.id)))
-        if run.tunes or scoring.name != run.study.shown_of(run.variant):
+
+    def show(self, run: Run, folder: Path) -> None:
+        """Keeps images of the final model: those of seed 0, or of a later one where they are missing."""
+        wanted, shown = run.study.shown_of(run.variant), self.sheets(run) / f"{run.variant}.png"
+        if run.tunes or run.variant not in run.study.drawn or (run.seed and shown.exists()):
             return
-        shown = self.sheets(run) / f"{run.variant}.png"
-        if run.seed == 0 or not shown.exists():
-            for sheet in sorted(out.glob(f"sheet-{scoring.condition.size.replace(':', '?')}*.png"))[:1]:
+        for scoring in (scoring for scoring in run.scorings if scoring.name == wanted):
+            found = scores_of(run, folder, scoring).glob(f"sheet-{scoring.condition.size.replace(':', '?')}*.png")
+            for sheet in sorted(found)[:1]:
                 shown.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(sheet, shown)
 
@@ -154,6 +160,11 @@ class Queue:
         lines = list(lines)
         with self.lock:
             self.table.append(lines)
+
+
+def scores_of(run: Run, folder: Path, scoring: Scoring) -> Path:
+    """Returns where the result of a scoring is."""
+    return folder / "scores" / f"step-{scoring.step:08d}-{run.scoring_id(scoring)}"
 
 
 def done_of(runs: Sequence[Run], table: Table, work: Path) -> float:

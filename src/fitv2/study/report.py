@@ -17,7 +17,7 @@ from ..data.listing import STUDY_MARK as MARK
 from ..data.listing import STUDY_PAGE as PAGE
 from ..errors import UserError
 from ..messages import counted
-from .definition import MOST_LINES, Study
+from .definition import Study
 from .outputs import FIGURES
 from .plots import compared, draw_curves, draw_forest
 from .results import REAL, Table
@@ -110,11 +110,6 @@ class Report:
         return f"“{first.claim.text}” **{WORDS[first.verdict][0]}{self.so_far}** ({figure}). {told}"
 
     @property
-    def lines(self) -> list[str]:
-        """The variants that are drawn and shown."""
-        return list(self.study.lines or list(self.study.variants)[:MOST_LINES])
-
-    @property
     def tuned(self) -> dict[str, float]:
         """The chosen value of each variant that was tuned."""
         return {
@@ -193,9 +188,9 @@ def write_report(report: Report, folder: Path) -> None:
     plots = []
     if draw_forest(folder / FOREST, {report.name: report.findings}):
         plots.append(FOREST)
-    if draw_curves(folder / CURVES, Figures(report.frame), report.lines):
+    if draw_curves(folder / CURVES, Figures(report.frame), report.study.drawn):
         plots.append(CURVES)
-    sheets = {v: f"{SHEETS}/{v}.png" for v in report.lines if (folder / SHEETS / f"{v}.png").is_file()}
+    sheets = {v: f"{SHEETS}/{v}.png" for v in report.study.drawn if (folder / SHEETS / f"{v}.png").is_file()}
     write_page(folder / PAGE, "study.md.j2", r=report, plots=plots, sheets=sheets)
 
 
