@@ -195,8 +195,8 @@ class FiTPipeline(SavedPipeline):
         if image is not None and (upscale_from or upscale_time is not None):
             raise UserError("upscale_from and upscale_time are for images that begin with noise: omit image")
         check_known("output_type", output_type, OUTPUT_TYPES)
-        self._check_parts(output_type, image)
-        config, codec = self.transformer.fit.config, self.codec
+        config, codec, text = self.transformer.fit.config, self.codec, self.text
+        self._check_parts(codec, text, output_type != "latent" or image is not None)
         wanted = sizes_of(
             (height, width) if sizes is None else sizes, self.transformer.config.sample_size * codec.factor
         )
@@ -241,7 +241,7 @@ class FiTPipeline(SavedPipeline):
         model = HookedModel(self.transformer, self._execution_device)
         if solver is not None:
             edits *= len(specs) if len(edits) == 1 else 1
-            made = generate(model, specs, sampling, None, self.text, starts_of(edits, codec) if edits else None)
+            made = generate(model, specs, sampling, None, text, starts_of(edits, codec) if edits else None)
         else:
             made = self._scheduled(model, specs, sampling, latents, callback_on_step_end)
         images = self._finished(made, output_type, edits)
@@ -256,11 +256,14 @@ class FiTPipeline(SavedPipeline):
         check_scheduler(self.scheduler)
         return False
 
-    def _check_parts(self, output_type: str, image: Image.Image | None) -> None:
-        """Raises UserError if the autoencoder or the text encoder does not suit the transformer."""
-        config, codec, text = self.transformer.fit.config, self.codec, self.text
+    def _check_parts(self, codec: Pixels | LatentCodec, text: TextEncoder | None, pixels: bool) -> None:
+        """Raises UserError if the autoencoder or the text encoder does not suit the transformer.
+
+        pixels: whether pixels are given or wanted, and not latents alone.
+        """
+        config = self.transformer.fit.config
         latents = f"this model makes latents of {config.in_channels} channels"
-        if self.vae is None and config.in_channels not in (1, 3) and (output_type != "latent" or image is not None):
+        if self.vae is None and config.in_channels not in (1, 3) and pixels:
             raise UserError(f'{latents}: give the pipeline its vae, or output_type="latent" and no image')
         if codec.channels not in (None, config.in_channels):
             raise UserError(f"{latents}, and the vae takes {codec.channels}: give the pipeline the model's own vae")

@@ -66,8 +66,7 @@ class Learner(BaseLearner):
         optimizer = Optimizer(trained, settings.learning_rate, settings.beta2)
         super().__init__(network, settings, optimizer)
         distance = PerceptualDistance(device) if settings.perceptual_weight else None
-        halved_weight = settings.halved_weight if settings.trainable == "all" else 0.0
-        weights = settings.perceptual_weight, settings.kl_weight, halved_weight
+        weights = settings.perceptual_weight, settings.kl_weight, settings.halved_weight
         self.objective = Objective(distance, *weights, bf16=settings.precision == "bf16")
 
     def step(self, images: list[Tensor], number: int, generator: torch.Generator) -> Update:

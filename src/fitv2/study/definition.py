@@ -80,7 +80,7 @@ class Evaluation(Settings):
 
     Attributes:
         reference: The real images, as for `fitv2 evaluate`.
-        conditions: By name. Final models are scored under all of them; the first one decides.
+        conditions: By name. Final models are scored under all of them; the first one decides claims that name none.
         curve: The condition of the points along the training; by default the first one.
         points: Steps of the curve besides the last one; without any, there is no curve.
         images: The number of images for a point of the curve; final_images: for each condition of a final model.
@@ -95,10 +95,6 @@ class Evaluation(Settings):
     images: int = Field(300, ge=LEAST_IMAGES)
     final_images: int = Field(1000, ge=LEAST_IMAGES)
     samplers: dict[Prediction, Sampler] = Field({})
-
-    @property
-    def deciding(self) -> str:
-        return next(iter(self.conditions))
 
 
 class Comparison(Settings):
@@ -211,8 +207,7 @@ class Study(Settings):
             _check_names(f"the condition {name!r}", condition.variants or (), self.variants)
         if self.tuning is not None:
             _check_names("tuning", self.tuning.variants, self.variants)
-            tuned = [variant.tuned_as or name for name, variant in self.variants.items()]
-            _check_names("tuned_as", tuned, self.tuning.variants)
+            _check_names("tuned_as", [self.tuned_like(name) for name in self.variants], self.tuning.variants)
         for key in (key for changes in (self, *self.variants.values()) for key in changes.set):
             if key.startswith(OWN_KEYS):
                 raise UserError(f"{key} is set by the study itself; omit it")
@@ -248,7 +243,11 @@ class Study(Settings):
         """The name of the condition under which a claim is measured."""
         if isinstance(measure, Faster):
             return self.evaluation.curve
-        return measure.condition or self.evaluation.deciding
+        return measure.condition or next(iter(self.evaluation.conditions))
+
+    def tuned_like(self, variant: str) -> str:
+        """The variant whose tuned value this one takes: itself, unless it names another."""
+        return variant if self.tuning is None else self.variants[variant].tuned_as or variant
 
     @property
     def drawn(self) -> tuple[str, ...]:

@@ -51,9 +51,8 @@ def build_study(tree: dict[str, Any], name: str) -> Study:
 def _check_differences(study: Study, recipes: dict[str, Recipe]) -> None:
     """Raises UserError if two variants are one training, which would count twice in every comparison."""
     known: dict[tuple[str, ...], str] = {}
-    for name, variant in study.variants.items():
-        tuned_as = variant.tuned_as if study.tuning is not None else None
-        settings = tuple(recipes[key].model_dump_json(exclude={"log"}) for key in (name, tuned_as or name))
+    for name in study.variants:
+        settings = tuple(recipes[key].model_dump_json(exclude={"log"}) for key in (name, study.tuned_like(name)))
         if (other := known.setdefault(settings, name)) != name:
             raise UserError(f"the variants {other} and {name} have the same settings: change or remove one of them")
 

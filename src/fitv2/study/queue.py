@@ -126,11 +126,11 @@ class Queue:
         wanted, shown = run.study.shown_of(run.variant), self.sheets(run) / f"{run.variant}.png"
         if run.tunes or run.variant not in run.study.drawn or (run.seed and shown.exists()):
             return
-        for scoring in (scoring for scoring in run.scorings if scoring.name == wanted):
-            found = scores_of(run, folder, scoring).glob(f"sheet-{scoring.condition.size.replace(':', '?')}*.png")
-            for sheet in sorted(found)[:1]:
-                shown.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(sheet, shown)
+        scoring = next(scoring for scoring in run.scorings if scoring.name == wanted)
+        found = scores_of(run, folder, scoring).glob(f"sheet-{scoring.condition.size.replace(':', '?')}*.png")
+        if sheet := min(found, default=None):
+            shown.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(sheet, shown)
 
     def command(self, words: Sequence[str], folder: Path, name: str) -> None:
         """Runs one fitv2 command to its end, with its output in the folder. Raises CommandFailed."""

@@ -112,9 +112,8 @@ class Report:
     @property
     def tuned(self) -> dict[str, float]:
         """The chosen value of each variant that was tuned."""
-        return {
-            run.variant: run.tuned for run in self.runs if run.tuned is not None and not self.taken_from(run.variant)
-        }
+        own = (run for run in self.runs if self.study.tuned_like(run.variant) == run.variant)
+        return {run.variant: run.tuned for run in own if run.tuned is not None}
 
     @property
     def tuned_at_an_end(self) -> dict[str, list[str]]:
@@ -127,12 +126,7 @@ class Report:
     @property
     def taken_over(self) -> dict[str, str]:
         """Variants that were not tuned themselves, with the one whose value they take."""
-        return {run.variant: of for run in self.runs if (of := self.taken_from(run.variant))}
-
-    def taken_from(self, variant: str) -> str | None:
-        """The other variant whose tuned value this one takes."""
-        of = self.study.variants[variant].tuned_as
-        return None if of == variant else of
+        return {run.variant: of for run in self.runs if (of := self.study.tuned_like(run.variant)) != run.variant}
 
     def scores(self, condition: str, column: str = "value") -> pd.DataFrame:
         """The final scores: the mean of each variant over its seeds, and the mean and range of real images.

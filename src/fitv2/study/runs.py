@@ -227,7 +227,7 @@ def runs_of(study: Study, table: Table, seeds: int | None = None, only: Sequence
     trials: dict[str, list[Run]] = {}
     tuned: dict[str, float | None] = {}
     for name in (name for name in study.variants if not only or name in only):
-        own, like = [], study.variants[name].tuned_as or name
+        own, like = [], study.tuned_like(name)
         if study.tuning is not None:
             own = [Run(study, like, study.tuning.seed, value) for value in study.tuning.values]
         scores = [score for run in own if (score := final_score(run, table)) is not None]
