@@ -25,10 +25,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch._dynamo import config as compiler
 
 from contenders import Contender
-from fitv2.atomic import write_text
-from fitv2.device import choose_device
 from fitv2.profiling.measure import in_turn, matrix_product, most_bytes
-from fitv2.provenance import code_commit
+from fitv2.system.atomic import write_text
+from fitv2.system.device import choose_device
+from fitv2.system.provenance import code_commit
 from parts import PARTS, Build
 from plots import save_plots
 from report import markdown, table

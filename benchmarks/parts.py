@@ -26,7 +26,6 @@ from contenders import (
 from fitv2 import FiT, FiTConfig, preset
 from fitv2.build import build_dataset, build_model_config
 from fitv2.checkpoints.model_folder import load_pretrained
-from fitv2.config import load_recipe
 from fitv2.data.dataset import Dataset
 from fitv2.data.loader import DataCursor, PackLoader
 from fitv2.model.numerics import lay_out_by_input
@@ -35,6 +34,7 @@ from fitv2.profiling.profile import PASSES_OF_A_STEP
 from fitv2.randomness import Purpose, seed_of
 from fitv2.sampling.generate import generate, guided_model, sample_batch
 from fitv2.sampling.spec import SampleSpec, Sampling
+from fitv2.settings.read import load_recipe
 from fitv2.tokens import TokenBatch
 from results import Unit
 

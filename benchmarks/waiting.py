@@ -3,8 +3,9 @@
     python benchmarks/waiting.py --repeats 5 --json waiting.json
 
 Policies take turns, so that drifts of the machine hit all of them: `spin` is OpenMP's own default (300 000 turns of a
-loop), `passive` sleeps at once, `fitv2` is what the package does (`fitv2.openmp`). Each measurement is a new process: a
-short training (tokens per second of its steps after the first few) and `fitv2 sample` (wall time from a cold start).
+loop), `passive` sleeps at once, `fitv2` is what the package does (`fitv2.system.openmp`). Each measurement is a new
+process: a short training (tokens per second of its steps after the first few) and `fitv2 sample` (wall time from a
+cold start).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
-from fitv2.openmp import SETTINGS
+from fitv2.system.openmp import SETTINGS
 
 POLICIES = {"spin": {"GOMP_SPINCOUNT": "300000"}, "passive": {"OMP_WAIT_POLICY": "PASSIVE"}, "fitv2": {}}
 SITUATIONS = ("idle", "busy loop", "second training")

@@ -11,9 +11,9 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from pydantic import BaseModel
 
-from fitv2.autoencoder_settings import AUTOENCODER_SECTIONS
 from fitv2.cli import app
-from fitv2.settings import SECTIONS
+from fitv2.settings.autoencoder import AUTOENCODER_SECTIONS
+from fitv2.settings.recipe import SECTIONS
 
 STUDIES = Path(__file__).parent.parent / "studies"
 

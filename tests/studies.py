@@ -16,7 +16,7 @@ import pandas as pd
 import yaml
 from PIL import Image
 
-from fitv2.config import load_recipe
+from fitv2.settings.read import load_recipe
 from fitv2.study.definition import Study
 from fitv2.study.loading import build_study
 from fitv2.study.queue import CommandFailed, Queue

@@ -9,11 +9,11 @@ from safetensors.torch import load_file, save_file
 
 from fitv2 import FiTConfig, FiTPipeline, FiTTransformer2DModel
 from fitv2.adapters.schedulers import default_scheduler
-from fitv2.autoencoder import LatentCodec, Pixels, load_autoencoder, read_factor
 from fitv2.checkpoints.model_folder import load_pretrained, save_pretrained
 from fitv2.errors import UserError
 from fitv2.finite import NotFinite
-from fitv2.make_images import Decoding, make_images
+from fitv2.images.autoencoder import LatentCodec, Pixels, load_autoencoder, read_factor
+from fitv2.images.make_images import Decoding, make_images
 from fitv2.sampling.spec import SampleSpec, Sampling
 from tiny import random_model, tiny_autoencoder
 
@@ -123,7 +123,7 @@ def test_images_of_one_size_share_a_pass_on_an_accelerator(monkeypatch):
     """The meta device stands in for one."""
     codec, passes, decoded = LatentCodec(tiny_autoencoder(), "meta"), [], []
     monkeypatch.setattr(codec, "decode_batch", lambda latents: passes.append(len(latents)) or latents)
-    monkeypatch.setattr("fitv2.make_images.LARGEST_UNTILED", 3 * 32 * 32)
+    monkeypatch.setattr("fitv2.images.make_images.LARGEST_UNTILED", 3 * 32 * 32)
     with Decoding(codec, lambda number, image: decoded.append(number)) as decoding:
         for number, size in enumerate([(4, 4)] * 4 + [(4, 8)]):
             decoding.add(number, torch.zeros(4, *size))
@@ -141,7 +141,7 @@ def test_encoding_undoes_scaling_and_shift_and_takes_tiles_for_large_images(monk
     assert mean.shape == std.shape == (2, 4, 6, 9)
     assert torch.allclose(mean, (raw.mean - 0.1) * 0.5, atol=1e-6) and torch.allclose(std, raw.std * 0.5)
     assert torch.allclose(torch.stack([codec.decode(latent) for latent in mean]), expected, atol=1e-4)
-    monkeypatch.setattr("fitv2.autoencoder.LARGEST_UNTILED", 32 * 32)
+    monkeypatch.setattr("fitv2.images.autoencoder.LARGEST_UNTILED", 32 * 32)
     tiled, _ = codec.encode(images)
     assert tiled.shape == mean.shape and not torch.equal(tiled, mean) and not vae.use_tiling
     pixels, none = load_autoencoder(None).encode(images)

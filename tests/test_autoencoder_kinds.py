@@ -4,8 +4,8 @@ import pytest
 import torch
 from diffusers import AutoencoderDC, AutoencoderKL
 
-from fitv2.autoencoder import LatentCodec, load_autoencoder, read_factor
 from fitv2.errors import UserError
+from fitv2.images.autoencoder import LatentCodec, load_autoencoder, read_factor
 from fitv2.prepare.encode import build_encoder
 from tiny import small_blocks
 
@@ -80,7 +80,7 @@ def test_large_images_are_decoded_in_tiles_that_blend(monkeypatch, kind):
     network = make(kind)
     codec = LatentCodec(network, "cpu")
     latent = torch.zeros(codec.channels, 40, 40)
-    monkeypatch.setattr("fitv2.autoencoder.LARGEST_UNTILED", 256 * 256)
+    monkeypatch.setattr("fitv2.images.autoencoder.LARGEST_UNTILED", 256 * 256)
     network.decoder = Numbered(codec.factor)
     tiled = codec.decode(latent)
     assert tiled.shape == (3, 40 * codec.factor, 40 * codec.factor) and not network.use_tiling

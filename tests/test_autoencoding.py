@@ -11,16 +11,16 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from safetensors.torch import load_file
 
-from fitv2.autoencoder import LatentCodec, load_autoencoder
 from fitv2.autoencoding.held_out import HeldOut
 from fitv2.autoencoding.objective import Objective
 from fitv2.autoencoding.perceptual import PerceptualDistance
 from fitv2.autoencoding.trainer import AutoencoderTrainer
-from fitv2.config import build_autoencoder_recipe
 from fitv2.data.crop_sources import open_crop_source
 from fitv2.data.crops import Crops
 from fitv2.data.loader import DataCursor, PackLoader
 from fitv2.errors import UserError
+from fitv2.images.autoencoder import LatentCodec, load_autoencoder
+from fitv2.settings.read import build_autoencoder_recipe
 from fitv2.training.watch import DataGone
 from image_folders import save_image
 from tiny import log_lines, tiny_autoencoder

@@ -23,7 +23,7 @@ def sample(tmp_path, monkeypatch, capsys):
     """`fitv2 sample OPTIONS` whose model calls `fail`: (exit code or sentence, what stands on stderr)."""
 
     def sample(fail, *options: str) -> tuple:
-        monkeypatch.setattr("fitv2.make_images.generate", fail)
+        monkeypatch.setattr("fitv2.images.make_images.generate", fail)
         monkeypatch.setattr(sys, "argv", sys.argv)
         monkeypatch.chdir(tmp_path)
         with pytest.raises(SystemExit) as end:

@@ -4,11 +4,11 @@ import pytest
 from pydantic import ValidationError
 
 from fitv2.build import build_dataset, build_model_config, build_objective
-from fitv2.config import build_recipe, load_recipe, recipe_names, valid_keys
 from fitv2.diffusion.schedule import STEPS
 from fitv2.errors import UserError
 from fitv2.model.presets import config_of
-from fitv2.settings import DIFFUSION_STEPS, SECTIONS, Recipe
+from fitv2.settings.read import build_recipe, load_recipe, recipe_names, valid_keys
+from fitv2.settings.recipe import DIFFUSION_STEPS, SECTIONS, Recipe
 from tiny import garments
 
 PARTS = ("qk_norm", "modulation", "prediction")

@@ -7,13 +7,13 @@ import pytest
 from PIL import Image
 
 from fitv2.build import build_dataset
-from fitv2.config import build_recipe
 from fitv2.data.captions import has_captions
 from fitv2.data.listing import STUDY_MARK as MARK
 from fitv2.data.tables import read_table
 from fitv2.errors import UserError
+from fitv2.images.sheets import save_sheet
 from fitv2.prepare.sources import FolderSource, open_source
-from fitv2.sheets import save_sheet
+from fitv2.settings.read import build_recipe
 from fitv2.training.run_folder import check_run, keep_recipe
 from image_folders import open_folder, save_image, write_tar
 

@@ -7,12 +7,12 @@ import torch
 
 import fitv2
 from fitv2.classes import Classes
-from fitv2.device import choose_device, choose_precision, computes_bf16
 from fitv2.distributed.ranks import check_launcher, join_processes
 from fitv2.errors import UserError
 from fitv2.finite import NotFinite, check_finite, check_weights
 from fitv2.messages import command, counted
 from fitv2.precision import Precision
+from fitv2.system.device import choose_device, choose_precision, computes_bf16
 
 
 @pytest.fixture
@@ -138,6 +138,6 @@ def test_a_build_without_onednn_computes_no_bfloat16(monkeypatch):
 def test_bfloat16_in_software_is_warned_of(monkeypatch, caplog):
     cpu = torch.device("cpu")
     for supported in (True, False):
-        monkeypatch.setattr("fitv2.device.computes_bf16", lambda device, supported=supported: supported)
+        monkeypatch.setattr("fitv2.system.device.computes_bf16", lambda device, supported=supported: supported)
         assert choose_precision("bf16", cpu) == "bf16" and choose_precision(None, cpu) == "fp32"
         assert bool(caplog.messages) is not supported

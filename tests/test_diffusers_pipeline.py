@@ -11,10 +11,10 @@ from diffusers import (
 from fitv2 import FiTConfig, FiTPipeline, FiTTransformer2DModel, FiTv1Config, RopeScheme
 from fitv2.adapters.arguments import draw_seeds, label_numbers
 from fitv2.adapters.schedulers import default_scheduler
-from fitv2.autoencoder import LatentCodec
 from fitv2.checkpoints.model_folder import load_pretrained
 from fitv2.errors import UserError
 from fitv2.finite import NotFinite
+from fitv2.images.autoencoder import LatentCodec
 from fitv2.sampling.generate import generate
 from fitv2.sampling.spec import SampleSpec, Sampling
 from fitv2.text import TextEncoder, load_text_encoder

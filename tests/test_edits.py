@@ -5,10 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
-from fitv2.autoencoder import LatentCodec, Pixels
-from fitv2.edits import lay_out
 from fitv2.errors import UserError
-from fitv2.make_images import make_images
+from fitv2.images.autoencoder import LatentCodec, Pixels
+from fitv2.images.edits import lay_out
+from fitv2.images.make_images import make_images
 from fitv2.sampling.spec import SampleSpec, Sampling
 from tiny import CONFIG, random_model, tiny_autoencoder
 

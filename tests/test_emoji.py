@@ -17,7 +17,6 @@ import pytest
 from PIL import Image
 
 from fitv2.build import build_dataset, build_model_config
-from fitv2.config import build_recipe
 from fitv2.data.contents import read_contents
 from fitv2.data.cutouts import every, held_out
 from fitv2.data.emoji import HELD_BACK, cutouts, read_drawings
@@ -26,6 +25,7 @@ from fitv2.evaluation.sources import open_images
 from fitv2.prepare import emoji
 from fitv2.prepare.emoji_names import Catalogue
 from fitv2.prepare.emoji_sets import EMOJIBASE, PERMISSIVE, SETS
+from fitv2.settings.read import build_recipe
 from fitv2.training.trainer import Trainer
 from image_folders import write_tar
 from tiny import log_lines, recipe

@@ -18,7 +18,7 @@ from fitv2.cli.evaluate import OF_SAMPLES, evaluate
 from fitv2.cli.evaluation import is_model
 from fitv2.evaluation import generated
 from fitv2.evaluation.extractors import EXTRACTORS
-from fitv2.locks import locked
+from fitv2.system.locks import locked
 from image_folders import contents
 from tiny import CLASSES, CONFIG, command_line, exit_codes, processes, random_model, run_together
 

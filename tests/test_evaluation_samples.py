@@ -14,15 +14,15 @@ from accelerate import PartialState
 from PIL import Image
 
 from evaluations import SHAPES, classified, silent
-from fitv2 import make_images
-from fitv2.autoencoder import LatentCodec, Pixels
 from fitv2.checkpoints.model_folder import Pretrained, load_pretrained
 from fitv2.evaluation import generated as module
 from fitv2.evaluation.generated import Maker, SizeSpec, balanced_specs, make_samples
-from fitv2.locks import locked
+from fitv2.images import make_images
+from fitv2.images.autoencoder import LatentCodec, Pixels
+from fitv2.images.sheets import to_image
 from fitv2.sampling.generate import generate
 from fitv2.sampling.spec import Sampling
-from fitv2.sheets import to_image
+from fitv2.system.locks import locked
 from image_folders import contents
 from tiny import CLASSES, CONFIG, random_model, tiny_autoencoder
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fitv2.checkpoints.model_folder import load_pretrained
-from fitv2.config import build_recipe, load_recipe
+from fitv2.settings.read import build_recipe, load_recipe
 from fitv2.tokens import TokenBatch
 from tiny import log_lines
 

@@ -10,7 +10,6 @@ import fitv2
 from fitv2 import FiTPipeline, FiTTransformer2DModel, TokenBatch
 from fitv2.build import build_base, build_model_config
 from fitv2.checkpoints.model_folder import load_pretrained, save_pretrained
-from fitv2.config import build_recipe
 from fitv2.model.config import DEFAULT_ROPE, DiTConfig, SiTConfig
 from fitv2.model.dit import DiT
 from fitv2.model.init import dit_modulations
@@ -18,6 +17,7 @@ from fitv2.profiling.formula import parameters
 from fitv2.sampling.cache import BlockCache
 from fitv2.sampling.generate import generate
 from fitv2.sampling.spec import SampleSpec, Sampling, default_solver
+from fitv2.settings.read import build_recipe
 from test_resume import assert_same_run, nothing
 from tiny import CLASSES, garments, random_model, stop_at, trainer
 

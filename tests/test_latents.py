@@ -15,7 +15,6 @@ import torch
 from fitv2.build import build_dataset
 from fitv2.checkpoints.model_folder import load_pretrained
 from fitv2.cli.progress import image_progress
-from fitv2.config import build_recipe
 from fitv2.data import columns
 from fitv2.data.decode import decode
 from fitv2.data.formats import UnreadableImage
@@ -26,6 +25,7 @@ from fitv2.errors import UserError
 from fitv2.prepare.encode import build_encoder
 from fitv2.prepare.run import prepare as run_prepare
 from fitv2.prepare.sources import FolderSource
+from fitv2.settings.read import build_recipe
 from image_files import saved
 from image_folders import good_files, noise, write_files
 from tiny import recipe, tiny_autoencoder, trainer

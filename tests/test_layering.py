@@ -15,12 +15,13 @@ PACKAGE = Path(fitv2.__file__).parent
 LAYERS = [
     set(names.split())
     for names in (
-        "__init__ atomic autoencoder_settings classes config data_settings device errors finite hashes legacy "
-        "limits locks messages openmp positions precision provenance randomness sample_list settings tokens yaml_text",
+        "classes errors finite legacy messages positions precision randomness sample_list tokens",
+        "system",
+        "__init__ settings",
         "model flow diffusion",
         "sampling data distributed",
         "checkpoints",
-        "autoencoder build drawing edits make_images sheets text",
+        "build drawing images text",
         "adapters evaluation training prepare",
         "profiling autoencoding",
         "study",
@@ -31,7 +32,7 @@ LAYERS = [
 LIGHT = {"errors", "messages", "precision", "sample_list", "model.config", "sampling.defaults"}
 LIGHT |= {"sampling.solver_names"}
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
-SETTINGS = {"config", "data_settings", "settings"}
+SETTINGS = {"settings"}
 # What goes beyond the layers: these know no model, and the data knows nothing of what is done with it.
 FORBIDDEN = {
     "flow": SETTINGS,
@@ -169,7 +170,7 @@ def test_settings_and_the_command_line_load_nothing_heavy():
         ("cli/train.py", "from .. import helpers", "cli.train: imports helpers, which has no layer"),
         (
             "cli/train.py",
-            "from ..config import Recipe\nfrom ..data import fashion\nfashion.bundled()",
+            "from ..settings.read import Recipe\nfrom ..data import fashion\nfashion.bundled()",
             "cli.train: only build makes bundled from settings",
         ),
     ],

@@ -2,9 +2,9 @@
 
 import pytest
 
-from fitv2.config import build_recipe
 from fitv2.legacy import KEYS, PRECISIONS, PREDICTIONS, current_recipe, current_request
 from fitv2.model.config import FiTConfig
+from fitv2.settings.read import build_recipe
 
 OLD = {
     **{"start_from": "runs/a", "begin_anew": ["labels"], "train_only": "high-resolution", "tokens_per_pack": 7},

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from fitv2 import limits
+from fitv2.system import limits
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import threading
 import pytest
 
 from fitv2.errors import UserError
-from fitv2.locks import locked
+from fitv2.system.locks import locked
 
-HOLD = "import sys; from pathlib import Path; from fitv2.locks import locked\n"
+HOLD = "import sys; from pathlib import Path; from fitv2.system.locks import locked\n"
 HOLD += "with locked(Path(sys.argv[1]), 'a training'): print('held', flush=True); sys.stdin.read()"
 
 

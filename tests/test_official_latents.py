@@ -7,9 +7,9 @@ from safetensors.torch import load_file, save_file
 
 from fitv2.build import build_dataset
 from fitv2.classes import imagenet_names
-from fitv2.config import build_recipe
 from fitv2.data.formats import UnreadableImage
 from fitv2.data.official import OfficialLatents, budgets
+from fitv2.settings.read import build_recipe
 from fitv2.tokens import TokenBatch
 
 LARGEST = 64

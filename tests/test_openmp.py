@@ -7,8 +7,8 @@ import textwrap
 
 import pytest
 
-from fitv2 import openmp
-from fitv2.limits import available_cores
+from fitv2.system import openmp
+from fitv2.system.limits import available_cores
 
 SHOW = "import os, threading; print(os.environ.get('OMP_WAIT_POLICY'), [t.name for t in threading.enumerate()])"
 linux = pytest.mark.skipif(not openmp.waited(), reason="needs Linux, and its statistics of scheduling")
@@ -96,7 +96,7 @@ def test_a_busy_machine_is_noticed():
 def test_results_are_the_same_with_spare_threads():
     different = python("""
         import torch
-        from fitv2.openmp import ThreadWatch
+        from fitv2.system.openmp import ThreadWatch
 
         def sums():
             x = torch.randn(512, 512, generator=torch.Generator().manual_seed(0))

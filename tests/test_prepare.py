@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from fitv2.autoencoder import LatentCodec
 from fitv2.data.decode import decode
 from fitv2.data.images import prepare, target_size, to_array, variants
 from fitv2.data.shards import LatentShards
 from fitv2.finite import NotFinite
-from fitv2.locks import locked
+from fitv2.images.autoencoder import LatentCodec
 from fitv2.prepare import run as run_module
+from fitv2.system.locks import locked
 from image_files import saved
 from image_folders import bad_files, contents, good_files, noise, write_files
 from tiny import tiny_autoencoder

@@ -14,7 +14,6 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from fitv2.build import build_dataset, build_model_config, build_text_encoder
-from fitv2.config import build_recipe
 from fitv2.data.canvases import Canvases
 from fitv2.data.dataset import Dataset
 from fitv2.data.emoji import cutouts, read_drawings
@@ -23,6 +22,7 @@ from fitv2.data.shards import LatentShards
 from fitv2.data.text_features import TEXT, TextFeatures, feature_files, is_whole, write_features
 from fitv2.errors import UserError
 from fitv2.prepare.sources import open_source
+from fitv2.settings.read import build_recipe
 from fitv2.text import BUILTIN, BUILTIN_FOLDER, StoredTexts, TextEncoder, encoder_digest, load_text_encoder
 from fitv2.training.trainer import Trainer
 from image_files import saved

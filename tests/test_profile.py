@@ -114,7 +114,7 @@ def test_measured_figures_agree_with_each_other_and_with_the_formulas(name, prec
 
 
 def test_the_table_has_the_rows_of_table_1_and_is_that_of_the_guide(fitv2, monkeypatch, caplog):
-    monkeypatch.setattr("fitv2.device.computes_bf16", lambda device: False)
+    monkeypatch.setattr("fitv2.system.device.computes_bf16", lambda device: False)
     code, shown = fitv2("profile")
     rows = [" ".join(line.split()) for line in shown.splitlines()]
     assert code in (0, None) and [row.partition(" ")[0] for row in rows[2:9]] == list(TABLE_1)
@@ -204,7 +204,7 @@ def test_formulas_read_no_weights(fitv2, monkeypatch):
 
 
 def test_a_step_that_does_not_fit_is_skipped_and_reported(fitv2, monkeypatch):
-    monkeypatch.setattr("fitv2.device.free_bytes", lambda device: 70 * 2**20)
+    monkeypatch.setattr("fitv2.system.device.free_bytes", lambda device: 70 * 2**20)
     code, shown = fitv2("profile", "builtin:fashion", "--measure", "--repeats", "1", "--plot", "c.png")
     rows = [line.split() for line in shown.splitlines() if line.lstrip().startswith("builtin:fashion")]
     assert code in (0, None) and [row[2] for row in rows[1:]] == ["forward", "step"]
@@ -212,7 +212,7 @@ def test_a_step_that_does_not_fit_is_skipped_and_reported(fitv2, monkeypatch):
 
 
 def test_a_model_that_does_not_fit_is_refused_before_anything_runs(fitv2, monkeypatch):
-    monkeypatch.setattr("fitv2.device.free_bytes", lambda device: 2**30)
+    monkeypatch.setattr("fitv2.system.device.free_bytes", lambda device: 2**30)
     monkeypatch.setattr("fitv2.profiling.profile.workload", lambda *arguments: pytest.fail("it runs"))
     told = fitv2("profile", "builtin:fashion", "SiT-B/2", "FiTv2-XL/2", "--measure", "--size", "112x112")[0]
     assert "FiTv2-XL/2 would need about 2.5 GiB" in told

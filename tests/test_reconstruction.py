@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fitv2.autoencoder import LatentCodec
 from fitv2.evaluation.extractors import EfficientNetExtractor
 from fitv2.evaluation.reconstruction import (
     peak_signal_to_noise,
@@ -14,6 +13,7 @@ from fitv2.evaluation.reconstruction import (
     score_reconstructions,
     structural_similarity,
 )
+from fitv2.images.autoencoder import LatentCodec
 from image_folders import noise, save_image
 from tiny import tiny_autoencoder
 

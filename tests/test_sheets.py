@@ -2,7 +2,7 @@
 
 from PIL import Image, ImageFont
 
-from fitv2.sheets import MOST_LINES, contact_sheet, wrapped
+from fitv2.images.sheets import MOST_LINES, contact_sheet, wrapped
 
 FONT = ImageFont.load_default(10)
 

@@ -10,11 +10,11 @@ import torch
 
 from fitv2.build import build_model_config
 from fitv2.checkpoints.model_folder import Pretrained, load_pretrained, save_pretrained, suitable
-from fitv2.config import build_recipe
 from fitv2.errors import UserError
 from fitv2.model.network import bare_model
 from fitv2.model.presets import preset
 from fitv2.model.transformer import FiT
+from fitv2.settings.read import build_recipe
 from fitv2.training.finetune import LABELS, PATCHES, init_from, trained_fraction, trained_names
 from fitv2.training.trainer import Trainer
 from tiny import CLASSES, CONFIG, garments, random_model, recipe, train, trainer

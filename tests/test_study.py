@@ -11,7 +11,6 @@ from types import SimpleNamespace
 import pytest
 
 from fitv2.legacy import COSTS
-from fitv2.provenance import code_commit
 from fitv2.study.loading import build_study
 from fitv2.study.outputs import has_diverged
 from fitv2.study.queue import Clock, CommandFailed, Queue, done_of
@@ -19,6 +18,7 @@ from fitv2.study.report import MARK, Report, reserve, write_overview, write_repo
 from fitv2.study.results import REAL, Table
 from fitv2.study.runs import frame_of, runs_of
 from fitv2.study.verdicts import Figures
+from fitv2.system.provenance import code_commit
 from fitv2.training.run_folder import exported, kept_provenance
 from studies import TREE, MadeUp, tree, work_off
 from tiny import trainer

@@ -11,8 +11,8 @@ import torch
 import yaml
 
 from fitv2.build import build_model_config
-from fitv2.config import load_recipe
 from fitv2.profiling.formula import parameters
+from fitv2.settings.read import load_recipe
 from fitv2.study.loading import build_study, load_study, shortened, study_names
 from fitv2.study.results import Table
 from fitv2.study.runs import Run, base_digest, reference_digest, runs_of

@@ -14,13 +14,13 @@ from fitv2 import FiT, FiTPipeline
 from fitv2.build import build_dataset, build_model_config
 from fitv2.checkpoints.model_folder import Pretrained, load_pretrained, save_pretrained
 from fitv2.cli.specs import list_specs
-from fitv2.config import build_recipe, load_recipe
 from fitv2.data.dataset import Dataset
 from fitv2.errors import UserError
 from fitv2.evaluation.generated import SizeSpec, balanced_specs
 from fitv2.sampling.generate import generate, guided_model
 from fitv2.sampling.spec import SampleSpec, Sampling
-from fitv2.settings import TrainingSettings
+from fitv2.settings.read import build_recipe, load_recipe
+from fitv2.settings.recipe import TrainingSettings
 from fitv2.text import BUILTIN, TextEncoder, load_text_encoder
 from fitv2.tokens import TokenBatch, drop_conditions, pack_context
 from fitv2.training.finetune import init_from

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 
 from fitv2.build import build_base, build_model_config
-from fitv2.config import build_recipe
 from fitv2.data.fashion import CLASS_NAMES, Fashion
 from fitv2.distributed.ranks import destroy_process_group
 from fitv2.model.config import FiTConfig, NetworkConfig
 from fitv2.model.network import Network, build_network
-from fitv2.settings import Recipe
+from fitv2.settings.read import build_recipe
+from fitv2.settings.recipe import Recipe
 from fitv2.training.trainer import Distance, Trainer
 
 CONFIG = FiTConfig(width=32, depth=2, heads=2, patch_size=4, in_channels=1, num_classes=10)

@@ -25,16 +25,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fitv2.atomic import write_text
 from fitv2.cli.options import ModelOptions, parse_size
 from fitv2.data.canvas import with_article
 from fitv2.data.emoji import cutouts, read_drawings
-from fitv2.device import choose_device
 from fitv2.evaluation.extractors import DrawingExtractor, extract
-from fitv2.make_images import make_images
+from fitv2.images.make_images import make_images
+from fitv2.images.sheets import contact_sheet, save_sheet
 from fitv2.sampling.sizes import latent_size
 from fitv2.sampling.spec import SampleSpec
-from fitv2.sheets import contact_sheet, save_sheet
+from fitv2.system.atomic import write_text
+from fitv2.system.device import choose_device
 
 SIZES = ("64x64", "128x128", "64x128", "128x64", "64x192", "192x64", "192x192")
 PAIRS = 64, 128

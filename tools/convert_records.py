@@ -16,8 +16,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from fitv2.hashes import json_digest
 from fitv2.study.results import CURVE, REAL, TRAINING, Table
+from fitv2.system.hashes import json_digest
 
 METRICS = {"distance": "fd", "recognised": "accuracy"}
 COSTS = {"images": "images", "flops": "operations", "seconds": "wall", "cpu_seconds": "cpu_seconds"}

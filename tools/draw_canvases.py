@@ -12,8 +12,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from fitv2.build import build_dataset
-from fitv2.config import build_recipe
-from fitv2.sheets import to_image
+from fitv2.images.sheets import to_image
+from fitv2.settings.read import build_recipe
 
 PATCH, TOKENS, NUMBER, COLUMNS = 16, 64, 24, 6
 CELL, MARGIN, LINE = 170, 12, 12

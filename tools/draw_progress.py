@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from fitv2.sheets import contact_sheet
+from fitv2.images.sheets import contact_sheet
 
 # In pixels of a sheet: four columns, and the last four classes.
 WIDTH, HEIGHT, GAP = 476, 530, 24

@@ -13,11 +13,11 @@ from pathlib import Path
 from PIL import Image
 
 from fitv2.checkpoints.model_folder import load_pretrained
+from fitv2.images.sheets import contact_sheet, to_image
 from fitv2.model.config import FiTConfig
 from fitv2.sampling.generate import generate
 from fitv2.sampling.sizes import scaled_size
 from fitv2.sampling.spec import SampleSpec, Sampling
-from fitv2.sheets import contact_sheet, to_image
 
 GUIDANCE = {
     **{f"guidance {scale:g}": Sampling(guidance=scale) for scale in (1.0, 1.5, 2.0, 4.0)},

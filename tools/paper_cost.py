@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fitv2.config import load_recipe
 from fitv2.data.packing import packing_efficiency, plan_packs
 from fitv2.data.stand_in import IMAGES, ImageNetLike
 from fitv2.model.presets import PRESETS
 from fitv2.profiling.formula import forward_flops, linear_macs, parameters
+from fitv2.settings.read import load_recipe
 
 FIT, SIT = PRESETS["FiTv2-XL/2"], PRESETS["SiT-XL/2"]
 # Thousands of steps at a batch of 256 (FiTv2, Sec. IV), and Table I's "GFLOPs".

@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 
-from fitv2.atomic import write_text
-from fitv2.autoencoder import LatentCodec, load_autoencoder, read_factor
 from fitv2.checkpoints.model_folder import BUILTIN, SAMPLING, VAE, Example, load_pretrained, save_pretrained
 from fitv2.cli.options import parse_size
+from fitv2.images.autoencoder import LatentCodec, load_autoencoder, read_factor
+from fitv2.system.atomic import write_text
 from fitv2.training.log import read_log
 
 BUILT_IN = Path(__file__).parent.parent / "src/fitv2/builtin"

@@ -22,7 +22,7 @@ from fitv2.data.canvases import Canvases
 from fitv2.data.cutouts import Cutouts
 from fitv2.data.emoji import cutouts, read_drawings
 from fitv2.evaluation.extractors import PROBE, EfficientNetExtractor, extract
-from fitv2.sheets import to_image
+from fitv2.images.sheets import to_image
 
 # The fraction of the mean variance that is added to all: there are fewer drawings than features.
 SHRINKAGE = 0.1

@@ -2,7 +2,7 @@
 
 from importlib import import_module
 
-from .openmp import share_cores
+from .system.openmp import share_cores
 
 share_cores()  # Before torch is imported, for systems where that matters.
 

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .autoencoder_settings import AnyRecipe
 from .checkpoints.model_folder import Pretrained, load_pretrained
 from .classes import imagenet_names
 from .data import cutouts, emoji, fashion
@@ -26,8 +25,6 @@ from .data.official import OfficialLatents, is_official
 from .data.prepared import is_prepared, read_dataset
 from .data.shards import LatentShards
 from .data.text_features import TEXT, TextFeatures, features_folder
-from .data_settings import DataSettings, EmojiSettings, FashionSettings, FolderSettings
-from .device import computes_bf16
 from .diffusion.objective import DiffusionLoss, diffusion_loss, diffusion_loss_at
 from .diffusion.schedule import linear_schedule
 from .errors import UserError
@@ -38,7 +35,10 @@ from .model.config import FiTConfig, NetworkConfig
 from .model.presets import architecture_of, config_of
 from .model.rope import RopeScheme
 from .sampling.spec import TWO_PASSES, without
-from .settings import ARCHITECTURES, GRIDS, ModelSettings, Recipe, TrainingSettings
+from .settings.autoencoder import AnyRecipe
+from .settings.data import DataSettings, EmojiSettings, FashionSettings, FolderSettings
+from .settings.recipe import ARCHITECTURES, GRIDS, ModelSettings, Recipe, TrainingSettings
+from .system.device import computes_bf16
 from .text import PromptEncoder, StoredTexts, encoder_digest, load_text_encoder, read_channels
 from .tokens import Denoiser, TokenBatch
 

@@ -11,7 +11,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
-from .atomic import write_file
+from .system.atomic import write_file
 
 # What draws into its axes.
 Panel = Callable[[Axes], None]

@@ -23,7 +23,7 @@ from torch import Tensor
 from .checkpoints.state_dict import read_safetensors
 from .data.text_features import TextFeatures
 from .errors import UserError, loading
-from .hashes import file_digest
+from .system.hashes import file_digest
 from .tokens import TokenBatch, pack_context
 
 if TYPE_CHECKING:

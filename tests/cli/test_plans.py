@@ -7,8 +7,8 @@ import re
 import pytest
 
 from fitv2.build import build_dataset, build_model_config
-from fitv2.config import load_recipe, recipe_folder, recipe_names
 from fitv2.profiling.formula import parameters
+from fitv2.settings.read import load_recipe, recipe_folder, recipe_names
 
 
 def test_a_dry_run_shows_configuration_and_cost_and_writes_nothing(train, images, tmp_path):

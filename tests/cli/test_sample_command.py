@@ -13,17 +13,17 @@ import torch
 from PIL import Image
 
 from fitv2.adapters.pipeline import FiTPipeline
-from fitv2.autoencoder import Pixels
 from fitv2.checkpoints.model_folder import Pretrained, load_pretrained, save_pretrained
 from fitv2.cli.options import LoadedModel
 from fitv2.cli.sample import make
 from fitv2.cli.sample_folder import begin
 from fitv2.cli.specs import check_memory, describe, edits_of, file_name, list_specs, showcase
 from fitv2.errors import UserError
-from fitv2.locks import locked
-from fitv2.make_images import make_images
+from fitv2.images.autoencoder import Pixels
+from fitv2.images.make_images import make_images
 from fitv2.sample_list import CONTACT_SHEET
 from fitv2.sampling.spec import SampleSpec, Sampling
+from fitv2.system.locks import locked
 from fitv2.text import load_text_encoder
 from tiny import CLASSES, CONFIG, random_model
 
@@ -275,8 +275,8 @@ def test_impossible_edits(fitv2, model, options, message):
 
 def test_a_canvas_beyond_the_memory_is_refused_before_it_is_laid_out(model, monkeypatch, tmp_path):
     Image.new("L", (12, 8)).save(tmp_path / "image.png")
-    monkeypatch.setattr("fitv2.device.free_bytes", lambda device: 10**6)
-    monkeypatch.setattr("fitv2.edits.lay_out", None)
+    monkeypatch.setattr("fitv2.system.device.free_bytes", lambda device: 10**6)
+    monkeypatch.setattr("fitv2.images.edits.lay_out", None)
     with pytest.raises(UserError, match="400x4000"):
         edits_of(tmp_path / "image.png", None, None, "center", ["400x4000"], load_pretrained(model), Pixels())
 
@@ -289,9 +289,9 @@ def test_a_sheet_of_many_images_shows_the_first(model, tmp_path, monkeypatch):
         numbers.append(len(specs))
         return make_images(network, codec, specs, *others)
 
-    monkeypatch.setattr("fitv2.make_images.make_images", counting)
-    monkeypatch.setattr("fitv2.sheets.contact_sheet", lambda *arguments: pages.append(arguments))
-    monkeypatch.setattr("fitv2.sheets.save_sheet", lambda page, path: None)
+    monkeypatch.setattr("fitv2.images.make_images.make_images", counting)
+    monkeypatch.setattr("fitv2.images.sheets.contact_sheet", lambda *arguments: pages.append(arguments))
+    monkeypatch.setattr("fitv2.images.sheets.save_sheet", lambda page, path: None)
     specs = [SampleSpec(0, (4, 4), seed) for seed in range(5)]
     rows = [describe(pretrained, spec, 1) for spec in specs]
     make(LoadedModel(pretrained, Pixels(), None, "fp32"), specs, Sampling(steps=1), tmp_path, rows, None, None)
@@ -312,7 +312,7 @@ def test_large_images_in_windows_and_in_two_passes(fitv2, model, tmp_path):
 
 
 def test_a_request_beyond_the_memory_is_refused_with_a_size_that_fits(model, monkeypatch):
-    monkeypatch.setattr("fitv2.device.free_bytes", lambda device: 10 * 2**20)
+    monkeypatch.setattr("fitv2.system.device.free_bytes", lambda device: 10 * 2**20)
     pretrained, large = load_pretrained(model), [SampleSpec(0, (400, 200), 0)]
     with pytest.raises(UserError, match=r"ask for --size (\d+)x(\d+)") as told:
         check_memory(pretrained, large, Sampling(), 1, None)
@@ -328,7 +328,7 @@ def test_long_texts_take_memory(monkeypatch):
     config = replace(CONFIG, context="joint", context_channels=384)
     pretrained, encoder = Pretrained(random_model(config), [], []), load_text_encoder("builtin:minilm")
     specs = [SampleSpec(0, (8, 8), seed, prompt="a cat " * 120) for seed in range(100)]
-    monkeypatch.setattr("fitv2.device.free_bytes", lambda device: 20 * 2**20)
+    monkeypatch.setattr("fitv2.system.device.free_bytes", lambda device: 20 * 2**20)
     check_memory(pretrained, [replace(spec, prompt="a cat") for spec in specs], Sampling(), 1, encoder)
     with pytest.raises(UserError, match=r"100 images .* would need"):
         check_memory(pretrained, specs, Sampling(), 1, encoder)

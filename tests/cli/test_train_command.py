@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from fitv2.errors import UserError
-from fitv2.locks import locked
+from fitv2.system.locks import locked
 
 
 @pytest.fixture

@@ -14,19 +14,19 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from PIL import Image
 from torch import Tensor
 
-from ..autoencoder import LatentCodec, Pixels, load_autoencoder, network_classes
 from ..checkpoints.model_folder import Pretrained
-from ..edits import Edit, lay_out, starts_of
 from ..errors import UserError
 from ..finite import check_finite
-from ..make_images import decode_all
+from ..images.autoencoder import LatentCodec, Pixels, load_autoencoder, network_classes
+from ..images.edits import Edit, lay_out, starts_of
+from ..images.make_images import decode_all
+from ..images.sheets import to_image
 from ..messages import check_known
 from ..model.config import RopeScheme
 from ..sampling.generate import generate, guided_model
 from ..sampling.noise import ImageNoise
 from ..sampling.sizes import latent_size
 from ..sampling.spec import TWO_PASSES, SampleSpec, Sampling, checked_window, default_solver, without
-from ..sheets import to_image
 from ..text import TextEncoder, load_text_encoder
 from ..tokens import TokenBatch
 from .arguments import label_numbers, rope_scheme, sizes_of, specs_of, stacked, texts_of
@@ -165,7 +165,7 @@ class FiTPipeline(SavedPipeline):
             upscale_from: Makes images with more tokens than this in two passes: small first, then enlarged and refined.
             upscale_time: The time in (0, 1) at which the second pass begins; later changes less.
             window: (height, width) in pixels; larger images are sampled in overlapping windows of this size.
-            image: What all images begin with instead of noise, see `fitv2.edits.lay_out`; a larger size extends it.
+            image: What all images begin with instead of noise (`fitv2.images.edits.lay_out`); a larger size extends it.
             mask_image: Of the same size, white where the image is to be redrawn.
             strength: How much of the image changes, above 0 to 1.
             anchor: Where the image lies in a larger image: center, left, right, top or bottom.

@@ -12,10 +12,10 @@ import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from huggingface_hub import snapshot_download
 
-from ..atomic import write_text
-from ..autoencoder import read_network
 from ..checkpoints.model_folder import Pretrained, is_own_model, load_pretrained
 from ..classes import Classes
+from ..images.autoencoder import read_network
+from ..system.atomic import write_text
 from .transformer import FiTTransformer2DModel, check_no_adapter, own_dtype
 
 TRANSFORMER_MODULE = "fit_transformer"

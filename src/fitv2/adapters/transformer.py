@@ -15,11 +15,11 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
-from ..autoencoder import loaded
 from ..checkpoints.model_folder import Pretrained, is_own_model, load_pretrained
 from ..checkpoints.state_dict import read_state_dict
 from ..errors import UserError
 from ..finite import check_weights
+from ..images.autoencoder import loaded
 from ..messages import check_known
 from ..model.config import Context, FiTConfig, FiTv1Config, Modulation, NetworkConfig, Prediction, RopeScheme
 from ..model.execution import Cache

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..data.crops import Crops
 from ..data.dataset import evenly
 from ..data.formats import UnreadableImage
-from ..sheets import contact_sheet, save_sheet, to_image
+from ..images.sheets import contact_sheet, save_sheet, to_image
 from .learner import Learner
 
 logger = logging.getLogger(__name__)

@@ -10,10 +10,10 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
 
-from ..autoencoder_settings import AutoencoderRecipe, AutoencoderTrainingSettings
 from ..errors import UserError
 from ..model.network import misfits
 from ..randomness import Purpose, seed_of
+from ..settings.autoencoder import AutoencoderRecipe, AutoencoderTrainingSettings
 from ..tokens import upload
 from ..training.learner import BaseLearner
 from ..training.optimizer import Optimizer

@@ -12,10 +12,10 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ..atomic import begin_folder, finish_folder, flush
-from ..autoencoder_settings import GROUPS, AutoencoderSettings
+from ..settings.autoencoder import GROUPS, AutoencoderSettings
+from ..system.atomic import begin_folder, finish_folder, flush
 
-# Larger images are decoded in tiles of this side (see `fitv2.autoencoder`).
+# Larger images are decoded in tiles of this side (see `fitv2.images.autoencoder`).
 TILE = 512
 
 

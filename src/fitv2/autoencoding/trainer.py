@@ -13,16 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..autoencoder import LatentCodec, load_autoencoder
-from ..autoencoder_settings import AutoencoderRecipe
 from ..checkpoints.model_folder import VAE
 from ..checkpoints.training_state import newest_state
 from ..data.crops import Crops
 from ..data.dataset import Dataset, evenly
 from ..data.loader import PackLoader, Step
-from ..device import choose_precision
 from ..errors import UserError
+from ..images.autoencoder import LatentCodec, load_autoencoder
 from ..randomness import Purpose, torch_generator
+from ..settings.autoencoder import AutoencoderRecipe
+from ..system.device import choose_precision
 from ..tokens import upload
 from ..training.holdout import choose_held_out
 from ..training.loop import StepResult, TrainingLoop

@@ -14,7 +14,6 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ..atomic import write_text
 from ..classes import Classes
 from ..errors import UserError, damaged
 from ..finite import check_weights
@@ -23,6 +22,7 @@ from ..model.config import NetworkConfig
 from ..model.network import Network, bare_model, model_of
 from ..model.presets import ARCHITECTURES, architecture_of
 from ..sampling.spec import Sampling, check_recommended
+from ..system.atomic import write_text
 from .state_dict import check_floating, plain_names, read_safetensors, write_tensors
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from ..model.config import DEFAULT_ROPE, AttentionFactor, FiTConfig, FiTv1Config
 from ..model.network import bare_model, model_of
 from ..model.presets import architecture_of
 from ..model.transformer import FiT
-from ..yaml_text import read_yaml
+from ..settings.yaml_text import read_yaml
 from .state_dict import check_floating, plain_names, read_state_dict
 
 # What makes each family, in the authors' arguments; an argument left out has its family's value.

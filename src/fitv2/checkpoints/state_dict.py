@@ -19,8 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..atomic import write_file
 from ..errors import UserError
+from ..system.atomic import write_file
 
 # What torch.compile, FSDP and checkpointing put into the names of the modules that they wrap.
 WRAPPED = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")

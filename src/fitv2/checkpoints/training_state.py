@@ -12,10 +12,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from .. import errors
-from ..atomic import begin_folder, finish_folder, flush, partial_folder, write_text
 from ..distributed.parallel import split_like
 from ..distributed.ranks import is_rank0, on_rank0
 from ..errors import UserError
+from ..system.atomic import begin_folder, finish_folder, flush, partial_folder, write_text
 from .sharded import read_shards, write_shards
 from .state_dict import read_safetensors, write_tensors
 

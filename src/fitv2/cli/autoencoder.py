@@ -14,8 +14,8 @@ from ..messages import command, counted
 from .options import Device, out_option
 
 if TYPE_CHECKING:
-    from ..autoencoder_settings import AutoencoderRecipe
     from ..autoencoding.trainer import AutoencoderTrainer
+    from ..settings.autoencoder import AutoencoderRecipe
 
 
 def autoencoder(
@@ -68,8 +68,8 @@ def chosen_recipe(run: Path, sources: Sequence[str], overrides: Sequence[str], r
 
     Raises UserError if there are neither, or the folder holds a run of another command.
     """
-    from ..autoencoder_settings import AutoencoderRecipe
-    from ..config import build_autoencoder_recipe
+    from ..settings.autoencoder import AutoencoderRecipe
+    from ..settings.read import build_autoencoder_recipe
     from ..training.run_folder import kept_recipe
 
     kept = kept_recipe(run, AutoencoderRecipe) if resume else None
@@ -87,7 +87,7 @@ def carry_out(chosen: AutoencoderRecipe, run: Path, resume: bool, device: str | 
     from ..build import with_precision
     from ..data.crop_sources import open_crop_source
     from ..distributed.ranks import join_processes
-    from ..locks import locked
+    from ..system.locks import locked
     from ..training.run_folder import check_run
     from .progress import training_progress
 

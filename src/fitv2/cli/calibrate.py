@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..atomic import write_text
 from ..errors import UserError
+from ..system.atomic import write_text
 from .evaluation import Request, is_model, load, open_all, parse_size_spec, tell_seconds
 from .options import Json, ModelOptions, out_option
 from .output import show, show_table
@@ -66,10 +66,10 @@ def calibrate(
     comparison. An extrapolation is never stored: if it is best, one pass becomes the default; pass --extrapolation
     yourself. Images of training sizes are sampled as before. The same command continues after an interruption.
     """
-    from ..device import choose_device
     from ..distributed.ranks import Ranks
     from ..evaluation.generated import make_samples
-    from ..locks import locked
+    from ..system.device import choose_device
+    from ..system.locks import locked
     from .progress import image_progress
 
     if not is_model(model):
@@ -151,7 +151,7 @@ def best_way(rows: list[dict[str, Any]]) -> str:
 
 def write_sheet(path: Path, named: list[tuple[str, str]], samples: list[Samples]) -> None:
     """Writes the first images of each way and size, a row each."""
-    from ..sheets import contact_sheet, save_sheet
+    from ..images.sheets import contact_sheet, save_sheet
 
     images, captions = [], []
     for (way, size), of_size in zip(named, samples, strict=True):

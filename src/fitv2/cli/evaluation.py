@@ -184,7 +184,7 @@ def load(request: Request, number: int, device: torch.device) -> Maker:
 def reserve(request: Request, about: dict[str, Any], held: ExitStack) -> Path:
     """Returns the folder of this evaluation, reserved for it until `held` ends."""
     from ..evaluation.results import reserved
-    from ..hashes import json_digest
+    from ..system.hashes import json_digest
 
     folder = request.out or OUT / f"{file_name(Path(request.name).resolve().name)}-{json_digest(about)[:12]}"
     held.enter_context(reserved(folder, about))

@@ -38,12 +38,12 @@ def inspect(
       fitv2 inspect prepared
       fitv2 inspect prepared --max-tokens-per-batch 16384 --verify
     """
-    from ..atomic import remove_drafts
     from ..data.prepared import read_dataset
     from ..data.shards import LatentShards
     from ..drawing import write_page
     from ..prepare import inspection as inspecting
     from ..prepare.plots import bars, points
+    from ..system.atomic import remove_drafts
     from .progress import image_progress
 
     if verify:

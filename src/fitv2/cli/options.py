@@ -21,8 +21,8 @@ from ..sampling.solver_names import DIFFUSION_SOLVERS, FLOW_SOLVERS, Solver
 if TYPE_CHECKING:
     import torch
 
-    from ..autoencoder import LatentCodec, Pixels
     from ..checkpoints.model_folder import Pretrained
+    from ..images.autoencoder import LatentCodec, Pixels
     from ..sampling.spec import Sampling
     from ..text import TextEncoder
 
@@ -129,9 +129,9 @@ class ModelOptions:
         Raises:
             UserError: The model does not fit the autoencoder or the text encoder.
         """
-        from ..autoencoder import Pixels, load_autoencoder
-        from ..device import DTYPES, choose_precision
+        from ..images.autoencoder import Pixels, load_autoencoder
         from ..model.numerics import lay_out_by_input
+        from ..system.device import DTYPES, choose_precision
 
         precision = choose_precision(self.precision, device)
         pretrained = load_any(model, DTYPES[precision])

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from ..data.dataset import Dataset
     from ..model.config import NetworkConfig
-    from ..settings import Recipe
+    from ..settings.recipe import Recipe
     from ..training.trainer import Distance
 
 
@@ -38,9 +38,9 @@ def show_plan(
     from ..build import build_dataset, with_precision
     from ..data.packing import check_longest
     from ..data.stand_in import ImageNetLike
-    from ..data_settings import FolderSettings
-    from ..device import choose_device
     from ..profiling.training_plan import measure_step, plan_figures
+    from ..settings.data import FolderSettings
+    from ..system.device import choose_device
     from ..training.input_sheet import data_lines
     from ..training.run_folder import check_run
 
@@ -151,8 +151,8 @@ def duration(seconds: float) -> str:
 
 def too_large(recipe: Recipe, config: NetworkConfig, device: torch.device, devices: int) -> str | None:
     """What to do if a step would not fit into the memory that is free now; None if it would."""
-    from ..device import lack_of_memory
     from ..profiling.training_plan import needed_bytes
+    from ..system.device import lack_of_memory
 
     what = f"a step over {recipe.training.max_tokens_per_batch} tokens"
     lack = lack_of_memory(what, needed_bytes(recipe, config, devices), device)

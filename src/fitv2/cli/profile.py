@@ -89,9 +89,9 @@ def profile(
     """
     import torch
 
-    from ..device import choose_device, choose_precision
     from ..profiling.profile import TABLE_1, Case, Profile, cost_of
     from ..profiling.profile import measure as measured
+    from ..system.device import choose_device, choose_precision
     from .progress import image_progress
 
     if not measure:
@@ -138,8 +138,8 @@ def profile(
 
 def find_subject(name: str, autoencoder: str | None) -> Subject:
     """Returns a preset, or a model on disk with the most frequent size of its training, if known. Raises UserError."""
-    from ..autoencoder import read_factor
     from ..checkpoints.model_folder import BUILTIN
+    from ..images.autoencoder import read_factor
     from ..model.config import FiTConfig
     from ..model.presets import PRESETS
     from ..profiling.profile import Subject
@@ -166,7 +166,7 @@ def find_subject(name: str, autoencoder: str | None) -> Subject:
 
 def fits(profile: Profile, device: torch.device) -> bool:
     """Whether a training step fits into the free memory. Raises UserError if not even a forward pass does."""
-    from ..device import lack_of_memory
+    from ..system.device import lack_of_memory
 
     name, cost = profile.case.subject.name, profile.cost
     # Random weights are drawn in float32, before they become bfloat16.

@@ -13,7 +13,7 @@ from .options import Json
 from .output import show_table
 
 if TYPE_CHECKING:
-    from ..settings import Recipe
+    from ..settings.recipe import Recipe
 
 # The peak of an A100 in bfloat16, and the fraction of it that training reaches.
 A100_FLOPS, UTILISATION = 312e12, 0.4
@@ -27,7 +27,7 @@ def recipes(as_json: Json = False) -> None:
     Times count the matrix products alone, at 40 % of an A100's peak (312 TFLOP/s); small networks take longer there.
     'fitv2 train --recipe NAME --dry-run' measures a step on this machine instead.
     """
-    from ..config import recipe_names
+    from ..settings.read import recipe_names
 
     rows = [recipe_row(name) for name in recipe_names()]
     if as_json:
@@ -46,10 +46,10 @@ def recipes(as_json: Json = False) -> None:
 
 def recipe_row(name: str) -> dict[str, Any]:
     """Returns the name, size and cost of a shipped recipe, and the first line of its file."""
-    from ..config import load_recipe, recipe_folder
     from ..model.presets import config_of
     from ..profiling.formula import parameters
     from ..profiling.training_plan import training_flops
+    from ..settings.read import load_recipe, recipe_folder
     from ..text import read_channels
 
     recipe = load_recipe(name)
@@ -73,7 +73,7 @@ def recipe_row(name: str) -> dict[str, Any]:
 
 def channels_and_classes(recipe: Recipe) -> dict[str, int]:
     """Returns the channels and classes of the data that a shipped recipe is meant for."""
-    from ..data_settings import EmojiSettings, FashionSettings
+    from ..settings.data import EmojiSettings, FashionSettings
 
     data = recipe.data
     if isinstance(data, FashionSettings):
@@ -99,8 +99,8 @@ def choose_recipe(
     """
     from ..build import holds_latents, model_settings
     from ..checkpoints.model_folder import load_pretrained
-    from ..config import load_recipe
-    from ..data_settings import FolderSettings
+    from ..settings.data import FolderSettings
+    from ..settings.read import load_recipe
     from ..training.run_folder import check_name, resumed_recipe
 
     # Always a path, so that a folder called fashion is not taken for the built-in images.
@@ -128,8 +128,8 @@ def choose_recipe(
 
 def warn_of_others(name: str, kept: Recipe, overrides: list[str]) -> None:
     """Warns of settings of the named recipe that have no effect, because the resumed run has its own."""
-    from ..config import load_recipe
     from ..legacy import KEYS
+    from ..settings.read import load_recipe
 
     given = [override.partition("=")[0].strip() for override in overrides]
     effective = {"data.source", *(KEYS.get(key, key) for key in given)}
@@ -145,7 +145,7 @@ def warn_of_others(name: str, kept: Recipe, overrides: list[str]) -> None:
 
 def check_source(chosen: Recipe, run: Path, resume: bool, dry_run: bool) -> None:
     """Raises UserError if the data is not there."""
-    from ..data_settings import FolderSettings
+    from ..settings.data import FolderSettings
     from ..training.run_folder import resume_command
 
     data = chosen.data

@@ -49,13 +49,13 @@ def reconstruct(
     is the Frechet distance between the features of both sets. It depends on the number of images, and favours
     autoencoders of 'fitv2 autoencoder', which are trained with features of the same network.
     """
-    from ..autoencoder import LatentCodec, load_autoencoder
     from ..data.dataset import evenly
-    from ..device import choose_device
     from ..evaluation.evaluate import cache_folder
     from ..evaluation.extractors import EfficientNetExtractor
     from ..evaluation.reconstruction import score_reconstructions
     from ..evaluation.sources import open_images
+    from ..images.autoencoder import LatentCodec, load_autoencoder
+    from ..system.device import choose_device
     from .progress import image_progress
 
     if sheet is not None and sheet.is_dir():
@@ -76,7 +76,7 @@ def reconstruct(
         read = images.read(indices, "RGB", lambda image: image)
         means = score_reconstructions(codec, iter(read), extractor, done, keep if sheet is not None else None)
     if sheet is not None:
-        from ..sheets import contact_sheet, save_sheet
+        from ..images.sheets import contact_sheet, save_sheet
 
         save_sheet(contact_sheet(pairs, ["image", "reconstruction"] * (len(pairs) // 2)), sheet)
     distance = "" if means["fd"] is None else f", FD-ENLite0 {means['fd']:.2f}"

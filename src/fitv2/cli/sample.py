@@ -22,7 +22,7 @@ from .specs import check_memory, describe, edits_of, list_specs, read_prompts, s
 if TYPE_CHECKING:
     from PIL import Image
 
-    from ..edits import Edit
+    from ..images.edits import Edit
     from ..sampling.spec import SampleSpec, Sampling
     from .options import LoadedModel
 
@@ -100,10 +100,10 @@ def sample(
     records the request; images of a different request are replaced only with --overwrite. If a model folder has a
     sampling.json, it sets the defaults of the sampling and guidance options.
     """
-    from ..device import choose_device
-    from ..locks import locked
     from ..sampling.generate import calls_from
     from ..sampling.spec import first_size
+    from ..system.device import choose_device
+    from ..system.locks import locked
 
     if model is not None and model_option is not None:
         raise UserError(f"two models are named, {model} and --model {model_option}; give one")
@@ -200,9 +200,9 @@ def make(
     edits: list[Edit] | None,
 ) -> float:
     """Makes the images and their sheet in the folder, and returns the seconds that the images took."""
-    from ..atomic import write_file
-    from ..make_images import make_images
-    from ..sheets import contact_sheet, save_sheet
+    from ..images.make_images import make_images
+    from ..images.sheets import contact_sheet, save_sheet
+    from ..system.atomic import write_file
     from .progress import image_progress
 
     start = time.perf_counter()

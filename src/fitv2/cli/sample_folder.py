@@ -60,7 +60,7 @@ def finish(folder: Path, request: dict[str, Any], images: Sequence[dict[str, Any
 
 def write(path: Path, request: dict[str, Any], images: Sequence[dict[str, Any]]) -> None:
     """Writes a list of images and the request that they are for."""
-    from ..atomic import write_text
+    from ..system.atomic import write_text
 
     content = {"format": FORMAT, "request": request, "images": list(images), "sheet": SHEET}
     write_text(path, json.dumps(content, indent=1))

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
-    from ..autoencoder import LatentCodec, Pixels
     from ..checkpoints.model_folder import Pretrained
-    from ..edits import Edit
+    from ..images.autoencoder import LatentCodec, Pixels
+    from ..images.edits import Edit
     from ..sampling.spec import SampleSpec, Sampling
     from ..text import TextEncoder
 
@@ -224,16 +224,16 @@ def edits_of(
     pretrained: Pretrained,
     codec: Pixels | LatentCodec,
 ) -> tuple[dict[str, Edit], dict[str, Any]]:
-    """Returns, by size, the image to begin with on a canvas of that size, by default its own, see `fitv2.edits`.
+    """Returns, by size, the image to begin with on a canvas of that size, by default its own, see `fitv2.images.edits`.
 
     And what samples.json says of it: the files by their content, because another may take their place. Both are empty
     without an image. Raises UserError for an image that cannot be read or does not fit, and for options without one.
     """
     import torch
 
-    from ..device import lack_of_memory
-    from ..edits import lay_out
-    from ..hashes import file_digest
+    from ..images.edits import lay_out
+    from ..system.device import lack_of_memory
+    from ..system.hashes import file_digest
 
     if init_image is None:
         if mask is not None or strength is not None or anchor != "center":
@@ -268,10 +268,10 @@ def check_memory(
     """Raises UserError, with a size that fits, if the largest batch would not fit into the memory that is free now."""
     import torch
 
-    from ..device import free_bytes, lack_of_memory
     from ..profiling.formula import forward_bytes
     from ..sampling.generate import batches, computed_tokens, max_tokens
     from ..sampling.sizes import scaled_size
+    from ..system.device import free_bytes, lack_of_memory
 
     config, weight = pretrained.model.config, next(pretrained.model.parameters())
     tokens = [computed_tokens(spec, sampling, config.patch_size) for spec in specs]

@@ -102,10 +102,10 @@ def study(
         raise UserError("fitv2 study needs pandas and Jinja2: pip install 'fitv2[study]'")
     import torch
 
-    from ..limits import available_cores
     from ..study.loading import study_names
     from ..study.report import Report
     from ..study.results import Table
+    from ..system.limits import available_cores
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if status := names[0] == STATUS:
@@ -133,9 +133,9 @@ def study(
 
 def choose(names: Sequence[str], trial: str | None, steps: int | None, out: Path) -> list[Chosen]:
     """Returns the studies, shortened if it is a trial. Raises UserError if a folder holds something else."""
+    from ..settings.yaml_text import read_yaml
     from ..study.loading import load_study, shortened, study_names
     from ..study.report import refuse_foreign
-    from ..yaml_text import read_yaml
 
     found: list[Chosen] = []
     for name in names:
@@ -181,11 +181,11 @@ def perform(
     chosen: Sequence[Chosen], table: Table, work: Path, jobs: int, seeds: int | None, only: Sequence[str] | None
 ) -> list[str]:
     """Runs what is not done; returns a sentence for each training that failed."""
-    from ..atomic import write_text
-    from ..limits import available_cores
-    from ..locks import locked
     from ..study.queue import Clock, Queue
     from ..study.report import SHEETS, reserve
+    from ..system.atomic import write_text
+    from ..system.limits import available_cores
+    from ..system.locks import locked
     from ..training.signals import signal_of, sigterm_interrupts
 
     sheets = {id(one.study): one.folder / SHEETS for one in chosen}

@@ -18,7 +18,7 @@ from ..messages import command
 from .options import Device, IgnoreMemory, refuse_options
 
 if TYPE_CHECKING:
-    from ..settings import Recipe
+    from ..settings.recipe import Recipe
     from ..training.trainer import Trainer
 
 plan_option = partial(typer.Option, rich_help_panel="With --dry-run")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load, save
 
-from ..atomic import write_file
+from ..system.atomic import write_file
 from .packed_captions import CaptionPacker, PackedCaptions
 from .prepared import COLUMNS, check_index, read_index
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from ..locks import LOCK
 from ..sample_list import DRAFT, SAMPLES_LIST, SHEET
+from ..system.locks import LOCK
 from .formats import ADVICE, EXTENSIONS
 
 # What systems and programs leave beside images, sometimes images themselves: previews, deleted files, copies.

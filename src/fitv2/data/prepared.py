@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from .. import errors
 from ..errors import UserError
-from ..hashes import file_digest, json_digest
+from ..system.hashes import file_digest, json_digest
 from .images import Preprocessing
 
 FORMAT = 1

@@ -16,9 +16,9 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from ..atomic import write_text
-from ..limits import available_cores
 from ..messages import counted
+from ..system.atomic import write_text
+from ..system.limits import available_cores
 from .formats import advice
 
 logger = logging.getLogger(__name__)

@@ -24,7 +24,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from ..atomic import write_file
+from ..system.atomic import write_file
 
 logger = logging.getLogger(__name__)
 TEXT = "text"

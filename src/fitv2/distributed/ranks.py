@@ -17,9 +17,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..device import choose_device
 from ..errors import UserError
-from ..locks import locked
+from ..system.device import choose_device
+from ..system.locks import locked
 
 T = TypeVar("T")
 
@@ -148,7 +148,7 @@ def rank0_first(work: Callable[[], T]) -> T:
 
 @contextmanager
 def locked_on_rank0(folder: Path, what: str) -> Iterator[None]:
-    """`fitv2.locks.locked` on rank 0; if the folder is in use, every rank raises UserError."""
+    """`fitv2.system.locks.locked` on rank 0; if the folder is in use, every rank raises UserError."""
     with ExitStack() as stack:
         on_rank0(lambda: stack.enter_context(locked(folder, what)))
         yield

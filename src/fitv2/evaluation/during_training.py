@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..autoencoder import load_autoencoder
 from ..checkpoints.model_folder import load_pretrained
-from ..make_images import make_images
+from ..images.autoencoder import load_autoencoder
+from ..images.make_images import make_images
 from ..text import load_text_encoder
 from .evaluate import Evaluation, cache_folder
 from .extractors import load_extractor

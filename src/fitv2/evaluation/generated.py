@@ -24,20 +24,20 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..atomic import remove_drafts, write_file, write_text
-from ..autoencoder import LatentCodec, Pixels
 from ..checkpoints.model_folder import Pretrained
 from ..checkpoints.state_dict import weights_digest
 from ..distributed.ranks import Ranks, locked_on_rank0, on_rank0, shard_of_rank
 from ..errors import UserError
-from ..hashes import json_digest
-from ..make_images import make_images
+from ..images.autoencoder import LatentCodec, Pixels
+from ..images.make_images import make_images
 from ..model.config import NetworkConfig
 from ..model.presets import architecture_of
 from ..randomness import Purpose, numpy_generator
 from ..sampling.generate import computed_tokens, generate, max_tokens
 from ..sampling.sizes import latent_size, scaled_size
 from ..sampling.spec import SampleSpec, Sampling
+from ..system.atomic import remove_drafts, write_file, write_text
+from ..system.hashes import json_digest
 from ..text import TextEncoder, encoder_digest
 from .inputs import Samples
 from .results import CLASSES, LABEL_SCHEME, LABELS, OWN_CHOICE, SEED_SCHEME, class_counts

@@ -21,10 +21,10 @@ from torch import Tensor
 
 from ..data.fashion import CLASS_NAMES, split_files
 from ..errors import UserError
-from ..hashes import file_digest
+from ..images.sheets import contact_sheet, save_sheet
 from ..messages import counted, shortened
 from ..randomness import Purpose, numpy_generator
-from ..sheets import contact_sheet, save_sheet
+from ..system.hashes import file_digest
 from .extractors import EfficientNetExtractor, GarmentExtractor, InceptionExtractor
 from .inception import POOLED, SPATIAL
 from .metrics import Statistics, check_statistics

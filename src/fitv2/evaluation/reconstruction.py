@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 from torch.signal.windows import gaussian
 
-from ..autoencoder import LatentCodec
 from ..data.images import to_array, to_tensor
-from ..sheets import to_image
+from ..images.autoencoder import LatentCodec
+from ..images.sheets import to_image
 from .extractors import Extractor, extract
 from .metrics import RunningStatistics, frechet_distance
 

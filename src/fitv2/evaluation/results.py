@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from ..atomic import write_text
 from ..drawing import BLUE, GREY, ORANGE, Panel
 from ..errors import UserError
-from ..locks import locked
 from ..messages import shortened
-from ..provenance import provenance
+from ..system.atomic import write_text
+from ..system.locks import locked
+from ..system.provenance import provenance
 
 FORMAT = 2
 ABOUT, RESULT, PLOT = "evaluation.json", "result.json", "scores.png"

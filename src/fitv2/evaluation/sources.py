@@ -17,7 +17,6 @@ from typing import IO, Literal
 import numpy as np
 from PIL import Image
 
-from ..atomic import write_file
 from ..classes import readable_names
 from ..data.canvases import Canvases
 from ..data.decode import MAX_PIXELS, decode
@@ -30,9 +29,10 @@ from ..data.prepared import is_prepared, read_dataset
 from ..data.scan import in_threads
 from ..data.shards import LatentShards
 from ..errors import UserError
-from ..hashes import file_digest
 from ..messages import counted, shortened, suggestion
 from ..sample_list import SAMPLES_LIST, SHEET, read_list
+from ..system.atomic import write_file
+from ..system.hashes import file_digest
 
 FASHION = "fashion"
 # What the recipe `emoji-study` trains on, and the epochs whose images are a reference: each has other canvases.

@@ -10,7 +10,7 @@ from ..data.canvases import Canvases
 from ..data.cutouts import held_out
 from ..data.emoji import cutouts, read_named
 from ..data.labelling import Item
-from ..sheets import to_image
+from ..images.sheets import to_image
 from .items import Source
 
 

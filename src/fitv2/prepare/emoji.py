@@ -21,13 +21,13 @@ from typing import Any
 
 from PIL import Image
 
-from ..atomic import write_file, write_text
 from ..data.emoji import DAMAGES, INDEX, Thing, file_of
 from ..data.folder import trim
 from ..data.scan import in_threads
 from ..errors import UserError
-from ..hashes import file_digest
-from ..limits import available_cores
+from ..system.atomic import write_file, write_text
+from ..system.hashes import file_digest
+from ..system.limits import available_cores
 from .emoji_names import Catalogue
 from .emoji_sets import EMOJIBASE, NAMING, SETS, DrawingSet, Package
 from .items import Progress

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..autoencoder import LatentCodec, load_autoencoder
 from ..data.decode import decode
 from ..data.formats import UnreadableImage
 from ..data.images import Preprocessing, cropped_share, prepare, to_array, variants, why_unfit
 from ..data.prepared import DECODING, Preparation
 from ..errors import UserError
 from ..finite import NotFinite
+from ..images.autoencoder import LatentCodec, load_autoencoder
 
 PIXELS = "pixels"
 # Images of equal size share a pass through the autoencoder up to this number of pixels.

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from ..atomic import write_file
 from ..data.dataset import evenly
 from ..data.images import MAX_STRETCH
 from ..data.labelling import count_classes
@@ -22,6 +21,7 @@ from ..data.text_features import TEXT, TextFeatures, feature_files, is_whole
 from ..errors import UserError
 from ..legacy import COUNTS
 from ..messages import counted
+from ..system.atomic import write_file
 from .shards import content_of, is_as_written, not_finite
 
 TABLE = "images.csv"

@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..atomic import remove_drafts, write_files, write_text
 from ..data.columns import write_columns
 from ..data.formats import UnreadableImage
 from ..data.labelling import count_classes
@@ -21,6 +20,7 @@ from ..data.scan import count_reasons, in_threads
 from ..distributed.ranks import Ranks, all_gather, locked_on_rank0, on_rank0, only_on_rank0, shard_of_rank
 from ..errors import UserError
 from ..messages import shortened
+from ..system.atomic import remove_drafts, write_files, write_text
 from ..text import TextEncoder
 from .encode import Decoded, Encoder, decode_variants, encode_all
 from .items import Progress, Source

@@ -22,11 +22,11 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from ..atomic import write_file, write_text
 from ..data.formats import UnreadableImage
 from ..data.labelling import Item
 from ..errors import UserError
-from ..hashes import file_digest
+from ..system.atomic import write_file, write_text
+from ..system.hashes import file_digest
 from .items import Source
 
 # The lines of an index, as far as they are about a content: {"skipped": REASON}, or {"size", "variants": {VARIANT:

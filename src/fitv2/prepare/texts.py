@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..atomic import remove_drafts, write_text
 from ..data.prepared import SETTINGS
 from ..data.text_features import TextFeatures, feature_files, features_folder, is_whole, write_features
 from ..distributed.ranks import Ranks, all_gather, on_rank0, shard_of_rank
 from ..errors import UserError
+from ..system.atomic import remove_drafts, write_text
 from ..text import TextEncoder, encoder_digest
 from .items import Progress
 from .shards import ShardPlan

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from ..build import build_objective
-from ..device import DTYPES
 from ..errors import UserError
 from ..model.config import FiTConfig, NetworkConfig
 from ..model.network import Network, build_network
@@ -20,7 +19,8 @@ from ..model.numerics import lay_out_by_input
 from ..model.transformer import FiT
 from ..randomness import Purpose, seed_of, torch_generator
 from ..sampling.sizes import check_divisible
-from ..settings import TrainingSettings
+from ..settings.recipe import TrainingSettings
+from ..system.device import DTYPES
 from ..tokens import TokenBatch, pack_context
 from . import formula as cost
 from .measure import Work, in_turn, matrix_product, most_bytes

@@ -12,7 +12,7 @@ from ..data.dataset import Dataset
 from ..data.packing import packing_efficiency, plan_packs
 from ..model.config import FiTConfig, NetworkConfig
 from ..model.network import bare_model, build_network
-from ..settings import Recipe
+from ..settings.recipe import Recipe
 from ..tokens import TokenBatch
 from ..training.finetune import trained_fraction
 from ..training.holdout import held_out_of

@@ -8,12 +8,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from ..config import load_recipe
 from ..errors import UserError
 from ..messages import check_known, suggestion
 from ..model.config import Prediction
 from ..sampling.solver_names import ADAPTIVE, DIFFUSION_SOLVERS, SOLVER_NAMES
-from ..settings import Recipe, Settings
+from ..settings.read import load_recipe
+from ..settings.recipe import Recipe, Settings
 
 # Settings of a recipe that a study sets itself.
 OWN_KEYS = ("training.seed", "log.")

@@ -7,11 +7,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ..config import complaint
 from ..errors import UserError
 from ..messages import suggestion
-from ..settings import Recipe
-from ..yaml_text import read_yaml
+from ..settings.read import complaint
+from ..settings.recipe import Recipe
+from ..settings.yaml_text import read_yaml
 from .definition import LEAST_IMAGES, Study
 
 SHIPPED = Path(__file__).parent / "definitions"

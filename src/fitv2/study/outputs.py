@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from ..errors import UserError
-from ..provenance import provenance
+from ..system.provenance import provenance
 from ..training.run_folder import kept_provenance
 from ..training.watch import MOST_SKIPPED
 from .results import CURVE, REAL, TRAINING

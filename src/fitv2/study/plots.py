@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..atomic import write_file
 from ..drawing import BLUE, DOTS_PER_INCH, GREY, ORANGE, plain_ticks
+from ..system.atomic import write_file
 from .definition import Faster
 from .results import CURVE, TRAINING
 from .verdicts import EQUIVALENT, HOLDS, REFUTED, Figures, Finding

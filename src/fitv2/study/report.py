@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ..atomic import write_text
 from ..data.listing import STUDY_MARK as MARK
 from ..data.listing import STUDY_PAGE as PAGE
 from ..errors import UserError
 from ..messages import counted
+from ..system.atomic import write_text
 from .definition import Study
 from .outputs import FIGURES
 from .plots import compared, draw_curves, draw_forest

@@ -17,11 +17,11 @@ from typing import Any
 
 import pandas as pd
 
-from ..atomic import write_text
-from ..config import build_recipe
 from ..errors import UserError
-from ..hashes import json_digest
 from ..legacy import COSTS
+from ..settings.read import build_recipe
+from ..system.atomic import write_text
+from ..system.hashes import json_digest
 
 logger = logging.getLogger(__name__)
 NAME = "results.jsonl"

@@ -15,14 +15,14 @@ import pandas as pd
 from ..build import build_base, build_dataset, build_model_config
 from ..checkpoints.model_folder import BUILTIN, load_pretrained
 from ..checkpoints.state_dict import weights_digest
-from ..config import Recipe
 from ..data.dataset import Dataset
 from ..data.emoji import EMOJI
 from ..evaluation.evaluate import cache_folder
 from ..evaluation.inputs import open_reference
 from ..evaluation.sources import is_fashion
-from ..hashes import json_digest
 from ..profiling.training_plan import plan_figures
+from ..settings.read import Recipe
+from ..system.hashes import json_digest
 from ..training.run_folder import exported
 from .definition import Condition, Sampler, Study
 from .results import CURVE, REAL, TRAINING, Table, run_id

@@ -16,7 +16,7 @@ from ..errors import UserError
 from ..messages import shortened
 from ..model.config import NetworkConfig
 from ..model.network import Network, bare_model, misfits
-from ..settings import TrainingSettings
+from ..settings.recipe import TrainingSettings
 
 LABELS = "y_embedder.embedding_table.weight"
 HEAD = "internal_layer."

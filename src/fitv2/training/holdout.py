@@ -25,7 +25,7 @@ from ..distributed.parallel import ParallelModel
 from ..distributed.ranks import all_gather
 from ..randomness import Purpose, numpy_generator, torch_generator
 from ..sampling.generate import batches
-from ..settings import Recipe, TrainingSettings
+from ..settings.recipe import Recipe, TrainingSettings
 from ..text import PromptEncoder
 from ..tokens import TokenBatch, upload
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from ..autoencoder import load_autoencoder
 from ..data.dataset import Dataset
 from ..data.formats import UnreadableImage
 from ..data.labelling import class_lines, count_classes
 from ..errors import UserError
+from ..images.autoencoder import load_autoencoder
+from ..images.sheets import contact_sheet, save_sheet, to_image
 from ..messages import counted
-from ..settings import TrainingSettings
-from ..sheets import contact_sheet, save_sheet, to_image
+from ..settings.recipe import TrainingSettings
 from .holdout import FEWEST, held_out_of, measures
 
 logger = logging.getLogger(__name__)

@@ -11,17 +11,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..autoencoder_settings import AutoencoderTrainingSettings
 from ..build import build_objective
 from ..checkpoints.training_state import restore
 from ..data.loader import Pack
-from ..device import DTYPES
 from ..distributed.parallel import ParallelModel, whole
 from ..distributed.ranks import Ranks
 from ..errors import UserError
 from ..model.network import Network, load_strictly
 from ..model.transformer import FiT
-from ..settings import ScheduleSettings, TrainingSettings
+from ..settings.autoencoder import AutoencoderTrainingSettings
+from ..settings.recipe import ScheduleSettings, TrainingSettings
+from ..system.device import DTYPES
 from ..text import PromptEncoder
 from .ema import EMA
 from .optimizer import Optimizer

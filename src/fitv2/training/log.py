@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from ..atomic import write_text
-from ..autoencoder_settings import AutoencoderRecipe
-from ..settings import Recipe
+from ..settings.autoencoder import AutoencoderRecipe
+from ..settings.recipe import Recipe
+from ..system.atomic import write_text
 from .trackers import Trackers
 
 logger = logging.getLogger(__name__)

@@ -12,11 +12,11 @@ from typing import Any, Generic, NamedTuple
 
 import torch
 
-from ..autoencoder_settings import AnyRecipe
 from ..checkpoints.training_state import prune, save_checkpoint
 from ..data.loader import PackLoader, Step
 from ..distributed.ranks import on_rank0
 from ..errors import UserError, lack_of_memory_told
+from ..settings.autoencoder import AnyRecipe
 from .learner import BaseLearner
 from .log import RunLog
 from .progress import Progress

@@ -10,21 +10,21 @@ from typing import Any
 
 import numpy as np
 
-from ..atomic import write_text
-from ..autoencoder_settings import AnyRecipe, AutoencoderRecipe
 from ..checkpoints.model_folder import MOST_EXAMPLES, MOST_SHAPES, Example, read_config
-from ..config import build_autoencoder_recipe, build_recipe
 from ..data.contents import refuse_among
 from ..data.dataset import Dataset
-from ..data_settings import BUILT_IN
 from ..errors import UserError, damaged
-from ..hashes import json_digest
 from ..legacy import RECIPES
 from ..messages import command, shortened
 from ..model.config import FiTConfig
 from ..model.rope import RopeScheme
-from ..provenance import provenance
-from ..settings import SECTIONS, Recipe
+from ..settings.autoencoder import AnyRecipe, AutoencoderRecipe
+from ..settings.data import BUILT_IN
+from ..settings.read import build_autoencoder_recipe, build_recipe
+from ..settings.recipe import SECTIONS, Recipe
+from ..system.atomic import write_text
+from ..system.hashes import json_digest
+from ..system.provenance import provenance
 
 logger = logging.getLogger(__name__)
 # The settings of a run that are in effect, and the names of those data settings that were given.

@@ -9,17 +9,17 @@ from typing import Any
 
 import torch
 
-from ..autoencoder import load_autoencoder
 from ..build import sampling_advice
 from ..data.dataset import Dataset
 from ..distributed.parallel import ParallelModel
 from ..distributed.ranks import only_on_rank0
-from ..make_images import make_images
+from ..images.autoencoder import load_autoencoder
+from ..images.make_images import make_images
+from ..images.sheets import contact_sheet, save_sheet
 from ..model.config import NetworkConfig
 from ..sampling.generate import generate
 from ..sampling.spec import SampleSpec, Sampling
-from ..settings import Recipe
-from ..sheets import contact_sheet, save_sheet
+from ..settings.recipe import Recipe
 from ..text import PromptEncoder
 
 CLASSES = 10

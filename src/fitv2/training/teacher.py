@@ -12,7 +12,7 @@ from ..build import build_base
 from ..checkpoints.model_folder import Pretrained
 from ..checkpoints.state_dict import weights_digest
 from ..sampling.guidance import GuidedModel
-from ..settings import TrainingSettings
+from ..settings.recipe import TrainingSettings
 from ..tokens import TokenBatch
 
 logger = logging.getLogger(__name__)

@@ -11,10 +11,10 @@ from uuid import uuid4
 
 import torch
 
-from ..atomic import write_text
-from ..autoencoder_settings import AutoencoderRecipe
 from ..errors import UserError
-from ..settings import Recipe
+from ..settings.autoencoder import AutoencoderRecipe
+from ..settings.recipe import Recipe
+from ..system.atomic import write_text
 
 logger = logging.getLogger(__name__)
 # Figures that trackers get, by how their names begin.

@@ -22,13 +22,13 @@ from ..checkpoints.model_folder import Pretrained, copy_recommended, keep_recomm
 from ..checkpoints.training_state import newest_state
 from ..data.dataset import Dataset
 from ..data.loader import PackLoader, Step
-from ..device import choose_precision
 from ..distributed.ranks import Ranks, join_processes, on_rank0, sum_over_ranks
 from ..errors import UserError, lack_of_memory_told
 from ..model.config import FiTConfig, NetworkConfig
 from ..model.network import build_network
 from ..randomness import Purpose, seed_of, torch_generator
-from ..settings import Recipe
+from ..settings.recipe import Recipe
+from ..system.device import choose_precision
 from .finetune import init_from, trained_before, trained_names
 from .holdout import Holdout
 from .learner import Learner

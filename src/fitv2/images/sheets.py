@@ -10,9 +10,9 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from .atomic import write_file
-from .finite import check_finite
-from .sample_list import CONTACT_SHEET
+from ..finite import check_finite
+from ..sample_list import CONTACT_SHEET
+from ..system.atomic import write_file
 
 MARGIN = 6
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont

@@ -6,9 +6,9 @@ from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from .data_settings import Settings
-from .errors import UserError
-from .settings import Recipe, RunLogSettings, ScheduleSettings
+from ..errors import UserError
+from .data import Settings
+from .recipe import Recipe, RunLogSettings, ScheduleSettings
 
 # Every width is a multiple of it: the number of groups of each GroupNorm.
 GROUPS = 8

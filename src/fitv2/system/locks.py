@@ -12,7 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from .errors import UserError
+from ..errors import UserError
 
 # Hidden, so that nobody takes it for part of the folder's content.
 LOCK = ".lock"

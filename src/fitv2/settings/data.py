@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
-from .errors import UserError
+from ..errors import UserError
 
 # Cut-outs on one canvas; more would be specks.
 MOST_OBJECTS = 4

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from .checkpoints.model_folder import VAE
-from .checkpoints.state_dict import weights_digest
-from .errors import UserError, loading
-from .finite import check_finite, check_weights
+from ..checkpoints.model_folder import VAE
+from ..checkpoints.state_dict import weights_digest
+from ..errors import UserError, loading
+from ..finite import check_finite, check_weights
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC

@@ -1,4 +1,4 @@
-"""The settings of a run: which there are, what they mean, which go together. `fitv2.config` reads them."""
+"""The settings of a run: which there are, what they mean, which go together. `fitv2.settings.read` reads them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag, model_validator
 
-from .data_settings import EmojiSettings, FashionSettings, FolderSettings, Settings, kind_of_source
-from .errors import UserError
+from ..errors import UserError
+from .data import EmojiSettings, FashionSettings, FolderSettings, Settings, kind_of_source
 
 # The steps of the full diffusion process, which a sampler can only shorten.
 DIFFUSION_STEPS = 1000

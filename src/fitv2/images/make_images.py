@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..sampling.generate import EncodeTexts, Model, generate
+from ..sampling.spec import SampleSpec, Sampling
 from .autoencoder import LARGEST_UNTILED, LatentCodec, Pixels
 from .edits import Edit, starts_of
-from .sampling.generate import EncodeTexts, Model, generate
-from .sampling.spec import SampleSpec, Sampling
 from .sheets import to_image
 
 

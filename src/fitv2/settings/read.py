@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from .autoencoder_settings import AUTOENCODER_SECTIONS, AutoencoderRecipe
-from .errors import UserError
-from .legacy import RECIPES, current_recipe, current_setting, without_defaults
-from .messages import suggestion, suggestion_of
-from .settings import SECTIONS, Recipe
+from ..errors import UserError
+from ..legacy import RECIPES, current_recipe, current_setting, without_defaults
+from ..messages import suggestion, suggestion_of
+from .autoencoder import AUTOENCODER_SECTIONS, AutoencoderRecipe
+from .recipe import SECTIONS, Recipe
 from .yaml_text import parse_yaml, read_yaml
 
 logger = logging.getLogger(__name__)

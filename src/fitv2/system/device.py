@@ -7,10 +7,10 @@ import re
 
 import torch
 
-from .errors import UserError
+from ..errors import UserError
+from ..messages import suggestion
+from ..precision import Precision
 from .limits import free_memory
-from .messages import suggestion
-from .precision import Precision
 
 logger = logging.getLogger(__name__)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from ..data.decode import Mode, decode
+from ..data.images import to_array, to_tensor
+from ..errors import UserError
+from ..messages import check_known
+from ..sampling.defaults import ANCHORS, VARIATION
+from ..sampling.editing import Start
 from .autoencoder import LatentCodec, Pixels
-from .data.decode import Mode, decode
-from .data.images import to_array, to_tensor
-from .errors import UserError
-from .messages import check_known
-from .sampling.defaults import ANCHORS, VARIATION
-from .sampling.editing import Start
 
 # In a mask, values from here on are redrawn.
 WHITE = 128

@@ -1,0 +1,1 @@
+"""Images of people: to and from latents, made, edited, and laid on contact sheets."""

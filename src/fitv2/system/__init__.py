@@ -1,0 +1,1 @@
+"""Files, processor cores, memory and devices."""
