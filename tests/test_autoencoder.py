@@ -34,6 +34,8 @@ def test_an_autoencoder_by_folder_and_one_that_is_not_there(tmp_path):
     for read in (load_autoencoder, read_factor):
         with pytest.raises(ValueError, match=r"nowhere cannot be loaded"):
             read(str(tmp_path / "nowhere"))
+        with pytest.raises(UserError, match="no folder nowhere"):  # At once: a hub id has an owner.
+            read("nowhere")
 
 
 def test_a_model_folder_may_have_its_autoencoder_within(tmp_path):

@@ -173,7 +173,13 @@ def read_network(name: str, subfolder: str | None, dtype: torch.dtype, **options
 
 
 def _read_config(name: str, subfolder: str | None) -> tuple[Any, Mapping[str, Any]]:
-    """Returns the class and the configuration of an autoencoder. Raises UserError for a class that is not known."""
+    """Returns the class and the configuration of an autoencoder.
+
+    Raises UserError for a class that is not known, and for a name that can be neither a folder nor a hub id: the hub
+    would be asked for minutes.
+    """
+    if "/" not in name and not Path(name).is_dir():
+        raise UserError(f"there is no folder {name}; the name of an autoencoder on the hub has the form OWNER/NAME")
     known = network_classes()
     config = next(iter(known.values())).load_config(name, subfolder=subfolder)
     kind = config.get("_class_name", "AutoencoderKL")
