@@ -36,7 +36,7 @@ def test_a_users_choice_stays(name):
 
 @linux
 def test_without_statistics_threads_sleep_at_once():
-    elsewhere = "import pathlib; from fitv2 import openmp; openmp.THREADS = pathlib.Path('x'); openmp.share_cores()"
+    elsewhere = "import pathlib; from fitv2.system import openmp; openmp.THREADS = pathlib.Path('x'); openmp.share_cores()"
     assert python(f"{elsewhere}; {SHOW}").startswith("PASSIVE")
 
 
@@ -46,7 +46,7 @@ def test_spare_threads_stop_the_spinning_and_its_end_restores_it():
     """By the processor time that a thread burns while it has nothing to do, whatever else the machine does."""
     shown = python("""
         import threading, time, torch
-        from fitv2 import openmp
+        from fitv2.system import openmp
 
         openmp.BUSY = float("inf")  # The watch of this process does nothing.
         torch.set_num_threads(2)
