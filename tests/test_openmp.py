@@ -36,7 +36,9 @@ def test_a_users_choice_stays(name):
 
 @linux
 def test_without_statistics_threads_sleep_at_once():
-    elsewhere = "import pathlib; from fitv2.system import openmp; openmp.THREADS = pathlib.Path('x'); openmp.share_cores()"
+    elsewhere = (
+        "import pathlib; from fitv2.system import openmp; openmp.THREADS = pathlib.Path('x'); openmp.share_cores()"
+    )
     assert python(f"{elsewhere}; {SHOW}").startswith("PASSIVE")
 
 
