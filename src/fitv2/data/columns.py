@@ -1,6 +1,7 @@
 """The index of a prepared data set as arrays, in a file beside it: a million lines of JSON take too long to read.
 
-index.columns: a line with the SHA-256 of the index's own SHA-256 and of all that follows, then a safetensors file.
+index.columns: a line with the SHA-256 of the layout's number, the index's own SHA-256 and all that follows, then a
+safetensors file.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import logging
 from array import array
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,13 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from ..system.atomic import write_file
-from .packed_captions import CaptionPacker, PackedCaptions
 from .prepared import COLUMNS, check_index, read_index
 
 logger = logging.getLogger(__name__)
 # Stored as JSON: names may hold any character.
 TEXTS = ("ids", "shards")
-# Before the names of the arrays of captions, which are only there if an image has one.
-CAPTIONS = "captions."
+# Counts the layouts of the file.
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,9 @@ class Columns:
         size: (N, 2, 2) int64, height and width in pixels by variant; of one variant alone, twice the same.
         offset: (N, 2) int64, where a variant begins in the shard, in bytes.
         crc32: (N, 2, 2) int64, by variant and flip.
-        captions: Of the N images; None if none has any.
+        text: (bytes,) uint8, all captions in UTF-8, one after another: a million objects would take long to read.
+        ends: (K + 1,) int64, 0 and where each caption ends, in bytes.
+        counts: (N + 1,) int64, 0 and the number of captions of each image and all before it.
     """
 
     ids: list[str]
@@ -51,7 +54,15 @@ class Columns:
     size: np.ndarray
     offset: np.ndarray
     crc32: np.ndarray
-    captions: PackedCaptions | None = None
+    text: np.ndarray
+    ends: np.ndarray
+    counts: np.ndarray
+
+    def captions(self, image: int) -> tuple[str, ...]:
+        """Returns the captions of an image; there may be none."""
+        first, last = self.counts[image : image + 2].tolist()
+        ends = self.ends[first : last + 1].tolist()
+        return tuple(str(self.text[a:b].tobytes(), "utf-8") for a, b in pairwise(ends))
 
 
 def read_columns(folder: Path, dataset: dict[str, Any]) -> Columns:
@@ -66,7 +77,7 @@ def read_columns(folder: Path, dataset: dict[str, Any]) -> Columns:
             signature, content = file.readline(), file.read()
         if signature == _signature(dataset, content):
             return _from_bytes(content)
-        logger.warning("%s is damaged, or of another index: it is made again", path)
+        logger.warning("%s is damaged, or of another index or version: it is made again", path)
     except FileNotFoundError:
         logger.info("%s: reading every line of the index, once", folder)
     except OSError as error:
@@ -87,14 +98,17 @@ def write_columns(folder: Path, dataset: dict[str, Any]) -> None:
 def _from_index(folder: Path, dataset: dict[str, Any]) -> Columns:
     ids: list[str] = []
     number: dict[str, int] = {}
-    captions = CaptionPacker()
     # Into plain arrays: as objects, a million images would fill gigabytes.
     labels, shard, possible, size, offset, crc32 = (array("q") for _ in range(6))
+    text, ends, counts = bytearray(), array("q", [0]), array("q", [0])
     for line in read_index(folder, dataset):
         if "skipped" in line:
             continue
         ids.append(line["id"])
-        captions.add(line.get("captions", ()))
+        for caption in line.get("captions", ()):
+            text += caption.encode()
+            ends.append(len(text))
+        counts.append(len(ends) - 1)
         labels.append(line["label"])
         shard.append(number.setdefault(line["shard"], len(number)))
         variants = list(line["variants"].values())
@@ -112,15 +126,14 @@ def _from_index(folder: Path, dataset: dict[str, Any]) -> Columns:
         size=np.array(size).reshape(-1, 2, 2),
         offset=np.array(offset).reshape(-1, 2),
         crc32=np.array(crc32).reshape(-1, 2, 2),
-        captions=captions.packed(),
+        text=np.frombuffer(text, np.uint8),
+        ends=np.array(ends),
+        counts=np.array(counts),
     )
 
 
 def _write(folder: Path, dataset: dict[str, Any], columns: Columns) -> None:
     arrays = dict(vars(columns))
-    captions = arrays.pop("captions")
-    if captions is not None:
-        arrays |= {CAPTIONS + name: array for name, array in vars(captions).items()}
     for name in TEXTS:
         arrays[name] = np.frombuffer(json.dumps(arrays[name]).encode(), np.uint8)
     content = save(arrays)
@@ -129,15 +142,11 @@ def _write(folder: Path, dataset: dict[str, Any], columns: Columns) -> None:
 
 def _from_bytes(content: bytes) -> Columns:
     arrays: dict[str, Any] = load(content)
-    packed = {name: arrays.pop(name) for name in list(arrays) if name.startswith(CAPTIONS)}
-    arrays |= {name: json.loads(arrays[name].tobytes()) for name in TEXTS}
-    if packed:
-        arrays["captions"] = PackedCaptions(**{name.removeprefix(CAPTIONS): array for name, array in packed.items()})
-    return Columns(**arrays)
+    return Columns(**arrays | {name: json.loads(arrays[name].tobytes()) for name in TEXTS})
 
 
 def _signature(dataset: dict[str, Any], content: bytes) -> bytes:
-    """The first line: which index the columns are of, and that they are whole."""
-    digest = hashlib.sha256(dataset["index_sha256"].encode())
+    """The first line: which index the columns are of, in which layout, and that they are whole."""
+    digest = hashlib.sha256(f"{FORMAT} {dataset['index_sha256']}".encode())
     digest.update(content)
     return digest.hexdigest().encode() + b"\n"

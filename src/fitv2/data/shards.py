@@ -40,11 +40,11 @@ class LatentShards(Dataset):
         self.autoencoder, self.factor = self.preparation.autoencoder, self.preparation.factor
         self.class_names = readable_names(dataset["class_names"])
         self.num_classes = len(self.class_names)
-        columns = read_columns(self.root, dataset)
+        self.columns = columns = read_columns(self.root, dataset)
         self.ids, self.shards, self.shard, self.offset = columns.ids, columns.shards, columns.shard, columns.offset
         self.labels, self.possible, self.crc32 = columns.labels, columns.possible, columns.crc32
         self.variant_hw = columns.size // self.preparation.patch
-        self.texts, self.captioned = columns.captions, columns.captions is not None
+        self.captioned = len(columns.text) > 0
 
         # A broken autoencoder shows in the first latent of each shard, before anything trains.
         for index in np.unique(self.shard, return_index=True)[1].tolist():
@@ -63,7 +63,7 @@ class LatentShards(Dataset):
         return torch.from_numpy(mean + std * rng().standard_normal(mean.shape, np.float32))
 
     def captions(self, index: int, *drawn: object) -> tuple[str, ...]:
-        return () if self.texts is None else self.texts[index]
+        return self.columns.captions(index)
 
     def stored(self, index: int, variant: int, flip: int) -> np.ndarray:
         """Returns (channels, h, w) uint8, or (2, channels, h, w) float16 with mean and standard deviation.

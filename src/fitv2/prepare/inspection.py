@@ -133,16 +133,14 @@ def packing(data: LatentShards, budget: int | None) -> dict[str, Any]:
 
 def captions(data: LatentShards) -> dict[str, Any]:
     """Returns how many images have captions, how long these are, and the encoders whose features of them are stored."""
-    if data.texts is None:
-        return {"images": 0, "captions": 0, "mean_words": 0.0, "examples": [], "encoders": []}
-    words = [len(caption.split()) for image in range(len(data)) for caption in data.texts[image]]
-    with_one = np.flatnonzero(np.diff(data.texts.counts))
+    words = [len(caption.split()) for image in range(len(data)) for caption in data.columns.captions(image)]
+    with_one = np.flatnonzero(np.diff(data.columns.counts))
     few = with_one[evenly(len(with_one), EXAMPLES)]
     return {
         "images": len(with_one),
         "captions": len(words),
-        "mean_words": round(sum(words) / len(words), 2),
-        "examples": [data.texts[image][0] for image in few.tolist()],
+        "mean_words": round(sum(words) / max(len(words), 1), 2),
+        "examples": [data.columns.captions(image)[0] for image in few.tolist()],
         "encoders": [features_of(path.parent) for path in sorted((data.root / TEXT).glob(f"*/{SETTINGS}"))],
     }
 
