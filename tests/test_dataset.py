@@ -119,7 +119,8 @@ def test_a_finished_scan_costs_a_look_at_each_file(tmp_path):
         path.touch()
         images[path.relative_to(tmp_path / "images").as_posix()] = [0, path.stat().st_mtime_ns, *size]
     cache = tmp_path / "scan.json"
-    cache.write_text(json.dumps({"version": _CACHE_VERSION, "images": images}))
+    numbers = [number for row in images.values() for number in row]
+    cache.write_text(json.dumps({"version": _CACHE_VERSION, "names": list(images), "numbers": numbers}))
     folders = []
     lines = lines_run(lambda: folders.append(ImageFolder(tmp_path / "images", 256, 16, cache_file=cache)))
     data = folders[0]

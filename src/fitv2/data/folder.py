@@ -131,8 +131,8 @@ class ImageFolder(Dataset):
         report.skipped = [(item.id, item.refused) for item in found if item.refused and item.kind in listed]
         items = [item for item in found if not item.refused]
         names = [item.id for item in items]
-        sizes, reasons = check_all(self.root, names, partial(_check, mode=self.mode), cache_file)
-        kept, sizes = np.delete(np.arange(len(names)), list(reasons)), sizes.reshape(-1, 2)
+        sizes, reasons = check_all(self.root, names, partial(_check, mode=self.mode), 2, cache_file)
+        kept = np.delete(np.arange(len(names)), list(reasons))
         short, long = sizes.min(1), sizes.max(1)
         fits = np.ones(len(sizes), bool)
         # Only extreme sizes may be unfit: there may be a million others.

@@ -69,7 +69,7 @@ class OfficialLatents(Dataset):
             raise UserError(f"{root} holds latents for budgets of {told} tokens: set data.max_tokens")
         found = files_of(self.root, max_tokens or possible[0], preprocessing)
         names = [name for versions in found for name in versions]
-        facts, reasons = check_all(self.root, names, partial(check, classes=self.num_classes), cache_file)
+        facts, reasons = check_all(self.root, names, partial(check, classes=self.num_classes), 3, cache_file)
         self.report = ScanReport(str(root), len(names), len(facts), [(names[i], why) for i, why in reasons.items()])
         logger.log(logging.WARNING if reasons else logging.INFO, self.report.summary())
         if not len(facts):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from rich.console import Console
@@ -80,32 +80,31 @@ def skipped_lines(skipped: Sequence[tuple[str, str]], where: str = "") -> Iterat
         yield f"    and {len(skipped) - MOST_LISTED} more{where}"
 
 
-class _Known(NamedTuple):
-    """What a cache holds: N names, and (N, 2 + K) int64 with bytes, mtime_ns and what the check found."""
-
-    names: list[str]
-    numbers: np.ndarray
-
-
-def check_all(root: Path, names: list[str], check: Check, cache_file: Path | None) -> tuple[np.ndarray, dict[int, str]]:
+def check_all(
+    root: Path, names: list[str], check: Check, width: int, cache_file: Path | None
+) -> tuple[np.ndarray, dict[int, str]]:
     """Checks every file that the cache does not know.
 
     An entry of the cache counts while the file's size and time are the same. Only good files have one, so a file that
     was unreadable for a passing reason gets another chance.
 
+    Args:
+        width: How many numbers `check` gives for a good file.
+
     Returns:
-        The numbers that `check` gives for the good files, (number of these, K) int64, in the order of the names; and
-        the reasons for the others by their place in `names`.
+        These numbers, (good files, width) int64, in the order of the names; and the reasons for the other files by
+        their place in `names`.
     """
     # In columns: with a list for each of a million images, reading them takes longer than looking at the files.
-    known = _read_cache(cache_file)
-    row_of = {name: row for row, name in enumerate(known.names)}
+    known, numbers = _read_cache(cache_file, 2 + width)
+    row_of = {name: row for row, name in enumerate(known)}
     rows = np.fromiter((row_of.get(name, -1) for name in names), np.int64, len(names))
     stamps = np.array([_stamp(f"{root}/{name}") for name in names], np.int64).reshape(-1, 2)
     same = rows >= 0
-    same[same] = (known.numbers[rows[same], :2] == stamps[same]).all(1)
+    same[same] = (numbers[rows[same], :2] == stamps[same]).all(1)
+    found, good = np.zeros((len(names), width), np.int64), same.copy()
+    found[same] = numbers[rows[same], 2:]
     reasons: dict[int, str] = {}
-    checked: dict[int, list[int]] = {}
     todo = np.flatnonzero(~same).tolist()
     logger.info("%s: checking %d image files, %d known from an earlier start", root, len(todo), same.sum())
     console = Console(stderr=True)
@@ -117,15 +116,12 @@ def check_all(root: Path, names: list[str], check: Check, cache_file: Path | Non
             if isinstance(outcome, str):
                 reasons[i] = outcome
             else:
-                checked[i] = outcome
+                found[i], good[i] = outcome, True
     finally:  # An interrupted scan of a million images continues where it stopped.
-        places = np.concatenate((np.flatnonzero(same), np.array(list(checked), np.int64)))
-        found = [known.numbers[rows[same]]] if same.any() else []
-        found += [np.array([[*stamps[i].tolist(), *outcome] for i, outcome in checked.items()])] if checked else []
-        numbers = np.concatenate(found)[places.argsort()] if found else np.zeros((0, 2), np.int64)
-        if cache_file is not None and (checked or len(places) < len(known.names)):
-            _write_cache(cache_file, _Known([names[i] for i in np.sort(places)], numbers))
-    return numbers[:, 2:], reasons
+        if cache_file is not None and (good.sum() > same.sum() or good.sum() < len(known)):
+            kept = [names[i] for i in np.flatnonzero(good).tolist()]
+            _write_cache(cache_file, kept, np.hstack((stamps, found))[good])
+    return found[good], reasons
 
 
 def in_threads(workers: int, work: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
@@ -144,30 +140,25 @@ def _stamp(path: str) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _read_cache(cache_file: Path | None) -> _Known:
-    """Returns what a cache file of this version holds, else nothing."""
-    nothing = _Known([], np.zeros((0, 2), np.int64))
+def _read_cache(cache_file: Path | None, width: int) -> tuple[list[str], np.ndarray]:
+    """Returns what a cache file of this version holds, else nothing: N names, and (N, width) int64 with bytes,
+    mtime_ns and what the check found.
+    """
+    nothing = [], np.zeros((0, width), np.int64)
     if cache_file is None or not cache_file.exists():
         return nothing
     try:
         content = json.loads(cache_file.read_bytes())
         if content["version"] != _CACHE_VERSION:
             return nothing
-        images = content.get("images")  # Older files have a list for each image.
-        names, numbers = (content["names"], content["numbers"]) if images is None else (images, images.values())
-        if not names:
-            return nothing
-        known = _Known(list(names), np.array(list(numbers), np.int64).reshape(len(names), -1))
-        if images is not None:
-            _write_cache(cache_file, known)
-        return known
+        return content["names"], np.array(content["numbers"], np.int64).reshape(len(content["names"]), width)
     except (ValueError, TypeError, KeyError):
-        logger.warning("%s is not a cache of this program or is damaged: it is made again", cache_file)
+        logger.warning("%s is not a cache of this version or is damaged: it is made again", cache_file)
     return nothing
 
 
-def _write_cache(cache_file: Path, known: _Known) -> None:
-    content = {"version": _CACHE_VERSION, "names": known.names, "numbers": known.numbers.ravel().tolist()}
+def _write_cache(cache_file: Path, names: list[str], numbers: np.ndarray) -> None:
+    content = {"version": _CACHE_VERSION, "names": names, "numbers": numbers.ravel().tolist()}
     try:
         write_text(cache_file, json.dumps(content))
     except OSError as error:
