@@ -114,7 +114,7 @@ def npm(tmp_path, monkeypatch):
     }
     for drawn in SETS:
         packages[drawn] = {"icons.json": json.dumps(ICONS).encode(), "chars.json": b"{}"}
-        if drawn.images is not None:
+        if drawn.images:
             packages[drawn] = {f"{drawn.images}/1f347.webp": drawing.getvalue()}
     known = {
         package: replace(package, sha256=tarball(tmp_path / "registry" / package.tarball, contents))

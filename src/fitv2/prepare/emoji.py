@@ -117,9 +117,7 @@ def write_set(
 ) -> Written:
     """Writes the archive of a set, unless it is there with the same content."""
     path, about = out / f"{drawn.name}.zip", about_set(drawn, side)
-    found = list(
-        vectors(drawn, tarball, catalogue, side) if drawn.images is None else images(tarball, drawn, catalogue)
-    )
+    found = list(images(tarball, drawn, catalogue) if drawn.images else vectors(drawn, tarball, catalogue, side))
     if holds(path, about, found):
         return Written(path, len(found), False)
     with progress(drawn.name, len(found)) as advance:
