@@ -128,14 +128,10 @@ def caption_texts(value: Any, where: str) -> tuple[str, ...]:
     return texts
 
 
-def caption_key(names: Sequence[str]) -> str | None:
-    """Returns which of these keys or column names holds the captions."""
-    return _first_of(CAPTIONS, names)
-
-
-def labelling_key(names: Sequence[str]) -> str | None:
-    """Returns which of these keys or column names holds the label."""
-    return _first_of(LABELS, names)
+def first_of(wanted: Sequence[str], names: Sequence[str]) -> str | None:
+    """Returns which of these keys or column names is one of those wanted, the most telling of them; None if none is."""
+    plain = {_plain(name): name for name in reversed(names)}
+    return next((plain[name] for name in wanted if name in plain), None)
 
 
 def is_there(folder: Path, path: str) -> bool:
@@ -176,7 +172,7 @@ def _of_records(
     if not records:
         return [], None
     path, label = _columns(file, names, with_labels)
-    caption, rows = caption_key(names), []
+    caption, rows = first_of(CAPTIONS, names), []
     for number, record in records:
         captions = () if caption is None else caption_texts(record.get(caption), f"{file}, line {number}")
         image = _named(file, number, record.get(path))
@@ -268,14 +264,14 @@ def _is_header(folder: Path, rows: Sequence[Sequence[str]]) -> bool:
     cells = [cell.strip() for cell in rows[0]]
     if is_there(folder, cells[0]) or any(Path(cell).suffix.lower() in EXTENSIONS for cell in cells):
         return False
-    if _first_of((*PATHS, *LABELS, *CAPTIONS), cells):
+    if first_of((*PATHS, *LABELS, *CAPTIONS), cells):
         return True
     return len(rows) > 1 and len(rows[1]) == len(cells) > 1 and is_there(folder, rows[1][0].strip())
 
 
 def _columns(file: Path, names: Sequence[str], with_labels: bool) -> tuple[str, str | None]:
     """Returns the columns of paths and of labels, or None where there are none of these."""
-    path, label, is_json = _first_of(PATHS, names), labelling_key(names), file.suffix.lower() == ".jsonl"
+    path, label, is_json = first_of(PATHS, names), first_of(LABELS, names), file.suffix.lower() == ".jsonl"
     if path is None:
         others = [name for name in names if name != label]
         if len(others) != 1 and is_json:
@@ -317,11 +313,6 @@ def _named(file: Path, number: int, path: Any) -> str:
     if path in (None, ""):
         raise UserError(f"{file}, line {number}, names no image: correct or remove that line")
     return str(path)
-
-
-def _first_of(wanted: Sequence[str], names: Sequence[str]) -> str | None:
-    plain = {_plain(name): name for name in reversed(names)}
-    return next((plain[name] for name in wanted if name in plain), None)
 
 
 def _plain(name: str) -> str:

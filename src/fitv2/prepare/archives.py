@@ -19,7 +19,7 @@ from ..data.captions import TEXTS, caption_lines
 from ..data.contents import Labels
 from ..data.labelling import WHOLE, Item, labelled
 from ..data.listing import listed
-from ..data.tables import caption_key, caption_texts, label_text, labelling_key
+from ..data.tables import CAPTIONS, LABELS, caption_texts, first_of, label_text
 from ..errors import UserError
 from ..messages import counted, shortened
 from .items import Source, check_length
@@ -211,7 +211,7 @@ def read_label(member: Member) -> str | None:
             text = read_text(member).decode("utf-8-sig", "surrogateescape").strip()
             return None if "\0" in text else text or None
         content = read_json(member)
-        key = labelling_key(list(content)) if isinstance(content, dict) else None
+        key = first_of(LABELS, list(content)) if isinstance(content, dict) else None
         return label_text(content.get(key) if isinstance(content, dict) else content)
     except (OSError, ValueError):
         return None
@@ -230,7 +230,7 @@ def read_captions(member: Member) -> tuple[str, ...]:
         content = read_json(member)
     except (OSError, ValueError):
         return ()
-    key = caption_key(list(content)) if isinstance(content, dict) else None
+    key = first_of(CAPTIONS, list(content)) if isinstance(content, dict) else None
     return () if key is None else caption_texts(content[key], member.name)
 
 

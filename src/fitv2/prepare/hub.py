@@ -7,7 +7,7 @@ from typing import Any
 
 from ..data.contents import Labels
 from ..data.labelling import UNLABELLED, Item, labelled, refuse_unlabelled
-from ..data.tables import caption_key, caption_texts, label_text, labelling_key
+from ..data.tables import CAPTIONS, LABELS, caption_texts, first_of, label_text
 from ..errors import UserError
 from .items import Source, read_file
 
@@ -35,7 +35,7 @@ class HubSource(Source):
             raise UserError(f"the data set {name} has no column of images; its columns are {', '.join(kinds)}")
         self.column = images[0]
         classes = [column for column, kind in kinds.items() if kind == "ClassLabel"]
-        by = None if labels == "none" else next(iter(classes), None) or labelling_key(list(kinds))
+        by = None if labels == "none" else next(iter(classes), None) or first_of(LABELS, list(kinds))
         self.notes += [f"the labels are those of the column {by}"] if by and len(kinds) > 2 else []
         self.class_names: list[str] = []
         if by in classes:
@@ -56,7 +56,7 @@ class HubSource(Source):
                     "add --labels none"
                 ) from None
             self.items, self.class_names = labelled([str(i) for i in range(len(rows))], texts, name)
-        told = caption_key([column for column in kinds if column not in (self.column, by)])
+        told = first_of(CAPTIONS, [column for column in kinds if column not in (self.column, by)])
         self.texts = None if told is None else rows.select_columns([told])
         # As bytes: `data.decode` decodes them, as for every other source.
         as_bytes = type(rows.features[self.column])(decode=False)
