@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ..classes import readable_names
-from ..errors import UserError
 from .columns import read_columns
 from .dataset import Dataset
 from .formats import UnreadableImage
@@ -21,15 +20,11 @@ from .prepared import SHARDS, read_dataset
 AGAIN = "fitv2 inspect --verify lists all such images, and the same fitv2 prepare as before makes them again"
 
 
-class NotFiniteLatent(UnreadableImage):
-    """Raised for a stored latent with NaN or infinity."""
-
-
 class LatentShards(Dataset):
     """A folder that `fitv2 prepare` has made; `ids` (N,) are names in its source.
 
     flip: whether each epoch takes the mirror image with probability 1/2, if the set was prepared with flip. Raises
-    UserError if the folder is not prepared, not finished, damaged, or holds latents that are not finite.
+    UserError if the folder is not prepared, not finished or damaged.
     """
 
     def __init__(self, root: str | Path, flip: bool = True) -> None:
@@ -45,15 +40,6 @@ class LatentShards(Dataset):
         self.labels, self.possible, self.crc32 = columns.labels, columns.possible, columns.crc32
         self.variant_hw = columns.size // self.preparation.patch
         self.captioned = len(columns.text) > 0
-
-        # A broken autoencoder shows in the first latent of each shard, before anything trains.
-        for index in np.unique(self.shard, return_index=True)[1].tolist():
-            try:
-                self.stored(index, 0, 0)
-            except NotFiniteLatent as error:
-                raise UserError(f"{self.root} cannot be trained on: {error}") from None
-            except UnreadableImage:  # Damage is reported where it is met.
-                continue
 
     def load(self, index: int, variant: int, hw: object, flip: bool, rng: Callable[[], np.random.Generator]) -> Tensor:
         if self.preparation.kind == "pixels":
@@ -84,10 +70,6 @@ class LatentShards(Dataset):
         if len(content) < length or zlib.crc32(content) != self.crc32[index, variant, flip]:
             raise UnreadableImage(f"{self.ids[index]} is damaged in {path}; {AGAIN}")
         numbers = np.frombuffer(content, preparation.dtype)
-        if preparation.kind == "moments" and not np.isfinite(numbers).all():
-            raise NotFiniteLatent(
-                f"{self.ids[index]} has latents that are not finite (NaN or infinity) in {path}; {AGAIN}"
-            )
         return numbers.reshape((-1, h, w) if preparation.kind == "pixels" else (2, -1, h, w))
 
     def identity(self) -> tuple[list[str], list[np.ndarray], None]:

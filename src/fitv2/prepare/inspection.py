@@ -22,7 +22,7 @@ from ..errors import UserError
 from ..legacy import COUNTS
 from ..messages import counted
 from ..system.atomic import write_file
-from .shards import content_of, is_as_written, not_finite
+from .shards import is_as_written
 
 TABLE = "images.csv"
 # Of each variant of an image: columns of the table.
@@ -176,26 +176,13 @@ def summary(inspection: Inspection) -> dict[str, Any]:
     }
 
 
-def verify(folder: Path, done: Callable[[int], None]) -> tuple[list[str], list[str]]:
-    """Reads every shard and all features of captions; `done` gets the number of shards just read.
-
-    Returns:
-        Files that are missing or have another hash than in dataset.json; and the ids of images whose latents hold NaN
-        or infinity.
-
-    Raises:
-        UserError: The preparation is unfinished.
+def verify(folder: Path, done: Callable[[int], None]) -> list[str]:
+    """Reads every shard and all features of captions; returns the files that are missing or have another hash than the
+    data set says. `done` gets the number of shards just read. Raises UserError if the preparation is unfinished.
     """
-    dataset = read_dataset(folder)[1]
     damaged: list[str] = []
-    contents: set[str] = set()
-    for shard in dataset["shards"]:
-        path = folder / SHARDS / shard["file"]
-        if is_as_written(path, shard["sha256"]):
-            contents |= {content_of(name) for name in not_finite(path)}
-        else:
+    for shard in read_dataset(folder)[1]["shards"]:
+        if not is_as_written(folder / SHARDS / shard["file"], shard["sha256"]):
             damaged.append(shard["file"])
         done(1)
-    damaged += [path.name for path in sorted((folder / TEXT).glob("*/*.safetensors")) if not is_whole(path)]
-    lines = read_index(folder, dataset) if contents else ()
-    return damaged, [line["id"] for line in lines if line.get("sha256") in contents]
+    return damaged + [path.name for path in sorted((folder / TEXT).glob("*/*.safetensors")) if not is_whole(path)]
