@@ -303,7 +303,6 @@ def test_single_images_without_finite_latents_are_listed(fitv2, root, vae, tmp_p
 def test_sets_of_older_decoding_load_and_are_not_mixed(fitv2, root, tmp_path):
     fitv2("images", "--out", "out", *PIXELS)
     path = tmp_path / "out" / "settings.json"
-    older = {key: value for key, value in json.loads(path.read_text()).items() if key != "decoding"}
-    path.write_text(json.dumps(older))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"decoding": 1}))
     assert len(LatentShards(tmp_path / "out")) == 12
     assert "prepared with decoding 1, not 2" in fitv2("images", "--out", "out", *PIXELS)

@@ -59,7 +59,7 @@ class Preparation:
     scaling_factor: float = 1.0
     shift_factor: float = 0.0
     format: int = FORMAT
-    decoding: int = 1
+    decoding: int
 
     @property
     def patch(self) -> int:
@@ -79,10 +79,7 @@ class Preparation:
     @property
     def digest(self) -> str:
         """A hash of what the latents depend on: weights count, not where they were loaded from."""
-        counts = {key: value for key, value in asdict(self).items() if key != "autoencoder"}
-        if self.decoding == 1:  # The first version did not say so; its digest stays.
-            del counts["decoding"]
-        return json_digest(counts)
+        return json_digest({key: value for key, value in asdict(self).items() if key != "autoencoder"})
 
 
 def is_prepared(folder: Path) -> bool:
