@@ -82,10 +82,25 @@ def test_older_preparations_were_stretched_and_not_cropped():
 def test_text_for_people(fitv2, prepared):
     code, shown = fitv2("inspect", "out", "--verify")
     assert code in (0, None)
-    for part in ("5 images of 7 files as pixels", "5 resize, 3 crop", "2 classes", "all of 3 shards as written"):
+    for part in ("5 images of 7 files as pixels", "8 variants", "5 resized, 3 centre squares", "2 lose a part"):
         assert part in shown
-    for part in ("% real tokens", "not an image        1 ", "dog        3 #####", "Every file is in out-inspected"):
+    for part in ("2 classes", "all of 3 shards as written", "% full", "variants by tokens", "images by class"):
         assert part in shown
+    for part in ("not an image        1 ", "dog        3 #####", "Every file is in out-inspected"):
+        assert part in shown
+
+
+def test_preparation_says_of_how_many_images_a_square_is_stored(fitv2, prepared):
+    assert "3 of 5 images also as a centre square" in (shown := fitv2(*PREPARE)[1]) and "--preprocessing" in shown
+    for only in ("resize", "crop"):
+        assert "square" not in fitv2(*PREPARE, "--out", only, "--preprocessing", only)[1]
+
+
+def test_an_image_stretched_by_five_percent_is_not_stretched_by_more(fitv2, tmp_path):
+    write_files(tmp_path / "images", {"a.png": saved(noise(20, 21))})
+    assert fitv2(*PREPARE, "--max-tokens", 36)[0] in (0, None)
+    report = json.loads(fitv2("inspect", "out", "--json")[1])
+    assert report["stretched_visibly"] == 0 and report["new_height"] == report["new_width"]
 
 
 @pytest.mark.parametrize("damage", ["flip", "lose"])

@@ -19,6 +19,14 @@ if TYPE_CHECKING:
 PLOTS = "plots.png"
 BAR = 40
 MOST_CLASSES = 20
+# Of the counts, by their names among the figures; each says what is counted.
+TITLES = {
+    "aspects": "images by width / height",
+    "token_counts": "variants by tokens",
+    "cropped": "variants by fraction cut off",
+    "classes": "images by class",
+    "skipped_by_reason": "skipped files",
+}
 
 
 def inspect(
@@ -66,17 +74,10 @@ def inspect(
     inspection = inspecting.inspect(folder, out)
     figures = inspecting.summary(inspection)
     figures |= {"packing": packed, "captions": inspecting.captions(data)}
-    write_page(
-        out / PLOTS,
-        [
-            points("sizes in pixels", {"before": inspection.sizes(), "after": inspection.sizes("new_")}),
-            bars("width / height", figures["aspects"]),
-            bars("tokens", figures["token_counts"]),
-            bars("fraction lost by cropping", figures["cropped"]),
-            bars("classes", figures["classes"] or {"without classes": len(inspection.labels)}),
-            bars("skipped", figures["skipped_by_reason"] or {"none": 0}),
-        ],
-    )
+    without = {"classes": {"without classes": len(inspection.labels)}, "skipped_by_reason": {"none": 0}}
+    sizes = {"images": inspection.sizes(), "variants": inspection.sizes("new_")}
+    drawn = [bars(title, figures[name] or without[name]) for name, title in TITLES.items()]
+    write_page(out / PLOTS, [points("sizes in pixels", sizes), *drawn])
     figures |= {"table": str(out / inspecting.TABLE), "plots": str(out / PLOTS)}
     if verify:
         figures["verified"] = True
@@ -90,23 +91,36 @@ def text(folder: Path, inspection: Inspection, figures: dict[str, Any]) -> Itera
     images, files = counted(figures["images"], "image"), counted(figures["files"], "file")
     yield f"{folder}: {images} of {files} as {what}, {figures['bytes']:,} bytes"
     yield f"  {counted(len(figures['classes']), 'class', 'classes') if figures['classes'] else 'no classes'}"
-    variants = ", ".join(f"{count} {variant}" for variant, count in figures["variants"].items())
-    yield f"  at most {preparation.max_tokens} tokens of {preparation.patch}x{preparation.patch} pixels; {variants}"
-    for name in ("height", "new_height", "width", "new_width", "scale", "tokens"):
-        low, median, high = figures[name]
-        yield f"  {name.replace('_', ' '):12} {low:g} to {high:g}, median {median:g}"
-    yield f"  {figures['stretched_visibly']} stretched by over 5 %; {counted(figures['duplicates'], 'duplicate')}"
-    budget, real = counted(pack["budget"], "token"), 100 * pack["packing_efficiency"]
-    yield f"  batches of {budget}: {pack['packs']} an epoch, {real:.2f} % real tokens"
+    yield f"  {counted(figures['duplicates'], 'duplicate')}"
+    yield from (spread(figures, name) for name in ("height", "width"))
+    # Training draws one of them in each epoch.
+    number, crops = sum(figures["variants"].values()), figures["variants"].get("crop", 0)
+    yield (
+        f"{counted(number, 'variant')} of these images: {number - crops:,} resized, "
+        f"{counted(crops, 'centre square')}; at most {preparation.max_tokens} tokens of "
+        f"{preparation.patch}x{preparation.patch} pixels"
+    )
+    yield from (spread(figures, name) for name in ("new_height", "new_width", "scale", "tokens"))
+    cut = sum(figures["cropped"].values()) - crops
+    yield f"  of those resized, {cut:,} lose a part, because whole tokens would stretch them by over 5 %"
+    if stretched := figures["stretched_visibly"]:
+        yield f"  {stretched:,} stretched by over 5 %"
+    budget, full = counted(pack["budget"], "token"), 100 * pack["packing_efficiency"]
+    yield f"batches of at most {budget}: {pack['packs']:,} an epoch, {full:.2f} % full on average"
     yield from caption_lines(figures["images"], figures["captions"])
     if "verified" in figures:
         yield f"  all of {counted(len(inspection.dataset['shards']), 'shard')} as written"
-    shown = {"width / height": "aspects", "tokens": "token_counts", "fraction lost by cropping": "cropped"}
-    for title, name in (shown | {"skipped": "skipped_by_reason", "classes": "classes"}).items():
+    for name, title in TITLES.items():
         if any(figures[name].values()):
             yield title
             yield from histogram(figures[name])
     yield f"Every file is in {figures['table']}, the plots in {figures['plots']}"
+
+
+def spread(figures: dict[str, Any], name: str) -> str:
+    """The smallest, largest and median value of a figure as a line for people."""
+    low, median, high = figures[name]
+    return f"  {name.replace('_', ' '):12} {low:g} to {high:g}, median {median:g}"
 
 
 def caption_lines(images: int, captions: dict[str, Any]) -> Iterator[str]:

@@ -18,6 +18,7 @@ from .options import Device, Json, out_option, refuse_options
 from .output import show
 
 if TYPE_CHECKING:
+    from ..data.prepared import Preparation
     from ..prepare.run import Report
 
 fitting_option = partial(typer.Option, rich_help_panel="How images are fitted")
@@ -44,7 +45,10 @@ def prepare(
     ] = None,
     preprocessing: Annotated[
         Literal["mixed", "resize", "crop"],
-        fitting_option(help="mixed: large images both resized and cropped to a square (Algorithm 1 of FiTv2)"),
+        fitting_option(
+            help="mixed: images, and of large ones a centre square as well, from which training draws (Algorithm 1 of "
+            "FiTv2); resize: all images in their own shapes only; crop: centre squares only"
+        ),
     ] = "mixed",
     labels: Annotated[
         Literal["auto", "folders", "none"],
@@ -128,10 +132,10 @@ def prepare(
         seconds = time.perf_counter() - start
         figures = vars(report) | {"out": str(out), "seconds": round(seconds, 2), "skipped": len(report.skipped)}
         figures |= {"skipped_by_reason": count_reasons(report.skipped), "skipped_files": report.skipped}
-        show(figures, lines_of(report, out, seconds, patch_size, drawn), as_json)
+        show(figures, lines_of(report, out, seconds, preparation, drawn), as_json)
 
 
-def lines_of(report: Report, out: Path, seconds: float, patch_size: int, drawn: bool) -> Iterator[str]:
+def lines_of(report: Report, out: Path, seconds: float, preparation: Preparation, drawn: bool) -> Iterator[str]:
     """Yields the report as lines for people; drawn: whether the images are drawings on canvases."""
     from ..data.captions import captioned_note
     from ..data.labelling import class_lines
@@ -143,6 +147,11 @@ def lines_of(report: Report, out: Path, seconds: float, patch_size: int, drawn: 
         f"shards, {seconds:.1f} s"
     )
     yield from (f"  {line}" for line in (*class_lines(report.classes), *report.notes))
+    if report.square and preparation.preprocessing == "mixed":
+        yield (
+            f"  {report.square:,} of {counted(report.images, 'image')} also as a centre square (Algorithm 1 of FiTv2); "
+            "--preprocessing resize keeps images in their own shapes only"
+        )
     if report.captioned:
         yield f"  {captioned_note(report.captioned, report.images)}"
     if report.texts_encoded:
@@ -152,7 +161,8 @@ def lines_of(report: Report, out: Path, seconds: float, patch_size: int, drawn: 
     yield from skipped_lines(report.skipped, f", all of them in {out / 'index.jsonl'}")
     kinds = Counter(reason.partition(", ")[2] for _, reason in report.skipped if reason.startswith("ignored extension"))
     yield from (f"    {count} of them: {advice}" for advice, count in kinds.items() if advice)
-    patch = [] if patch_size == 2 else ["--set", f"model.patch_size={patch_size}"]
+    size = preparation.patch_size
+    patch = [] if size == 2 else ["--set", f"model.patch_size={size}"]
     yield f"Look at it with: {command('inspect', out)}"
     recipe = "emoji-latents" if drawn else "latents"
     yield f"Train on it with: {command('train', '--recipe', recipe, '--data', out, *patch)}"

@@ -167,7 +167,7 @@ def summary(inspection: Inspection) -> dict[str, Any]:
         "skipped_by_reason": dataset["skipped_by_reason"],
         "variants": {variant: count for variant, count in variants.items() if count},
         **{name: np.quantile(values, (0, 0.5, 1)).round(4).tolist() for name, values in spread.items()},
-        "stretched_visibly": int((numbers["stretched"] > MAX_STRETCH).sum()),
+        "stretched_visibly": int((numbers["stretched"] > MAX_STRETCH + 1e-9).sum()),
         "aspects": histogram(width / height, ASPECTS),
         "token_counts": histogram(numbers["tokens"], token_edges, whole=True),
         "cropped": histogram(crops[is_crop | (crops > 0)], CROPPED),

@@ -52,6 +52,7 @@ class Report:
 
     Attributes:
         skipped: (id, reason).
+        square: The number of images of which a square crop is stored.
         captioned: The number of images with a caption.
         encoded, reused: Numbers of images, by this run.
         texts_encoded: The number of captions whose features this run stored.
@@ -62,6 +63,7 @@ class Report:
     files: int = 0
     images: int = 0
     duplicates: int = 0
+    square: int = 0
     captioned: int = 0
     skipped: list[tuple[str, str]] = field(default_factory=list)
     shards: int = 0
@@ -258,6 +260,7 @@ def merge(out: Path, plans: Sequence[ShardPlan], source: Source, source_name: st
                     report.skipped.append((line["id"], line["skipped"]))
                 else:
                     labels.append(line["label"])
+                    report.square += "crop" in line["variants"]
                     report.captioned += "captions" in line
                 content = json.dumps(line).encode() + b"\n"
                 index.update(content)
