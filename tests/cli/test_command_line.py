@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from fitv2.cli import app
+from fitv2.cli import app, progress
 from fitv2.cli.base_command import METAVARS, RENAMED, current
 from fitv2.model.config import EXTRAPOLATIONS
 from fitv2.sampling.solver_names import SOLVER_NAMES
@@ -32,6 +32,19 @@ def loaded_by(*arguments: str) -> set[str]:
 def test_the_version_is_that_of_the_package():
     shown = subprocess.run([FITV2, "--version"], capture_output=True, text=True, check=True).stdout
     assert shown == f"fitv2 {version('fitv2')}\n"
+
+
+def test_images_are_counted_in_a_line_now_and_then_where_there_is_no_terminal(capsys, monkeypatch):
+    with progress.image_progress("making", 8) as done:
+        done(8)
+    assert capsys.readouterr().err == "", "it was finished soon"
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0)
+    for shown in (True, False):
+        with progress.image_progress("making", 8, shown) as done:
+            for count in (0, 2, 6):
+                done(count)
+        lines = capsys.readouterr().err.splitlines()
+        assert [line.split(",")[0] for line in lines] == ["making: 2 of 8", "making: 8 of 8"] * shown
 
 
 def test_help_answers_in_under_half_a_second():

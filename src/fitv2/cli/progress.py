@@ -1,4 +1,4 @@
-"""Progress for people: bars on a terminal, elsewhere a line now and then from trainings, and their last words."""
+"""Progress for people: bars on a terminal, elsewhere a line now and then; and the last words of trainings."""
 
 from __future__ import annotations
 
@@ -24,13 +24,32 @@ SECONDS_BETWEEN_LINES = 20
 
 @contextmanager
 def image_progress(what: str, total: int, shown: bool = True) -> Iterator[Callable[[int], None]]:
-    """A bar of images on stderr, if shown and on a terminal; the value takes the number of images just finished."""
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    """A bar of images on stderr, if shown; the value takes the number of images just finished."""
     console = Console(stderr=True)
-    # Elsewhere than on a terminal it would leave an empty line.
-    with Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal)) as bar:
+    if not (shown and console.is_terminal):
+        yield count_printer(what, total) if shown else lambda count: None
+        return
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(what, total=total)
         yield lambda count: bar.advance(task, count)
+
+
+def count_printer(what: str, total: int) -> Callable[[int], None]:
+    """Prints a line every 20 seconds; none of what is finished sooner."""
+    start, done = time.monotonic(), 0
+    printed = start
+
+    def show(count: int) -> None:
+        nonlocal done, printed
+        done += count
+        now = time.monotonic()
+        if now - printed < SECONDS_BETWEEN_LINES or not done:
+            return
+        printed, left = now, (now - start) / done * (total - done) / 60
+        print(f"{what}: {done:,} of {total:,}, {left:.1f} min left", file=sys.stderr, flush=True)
+
+    return show
 
 
 @contextmanager

@@ -5,13 +5,14 @@ What is not possible is left out, with a note.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .extractors import Extractor
+from .generated import Progress
 from .inputs import GivenStatistics, balanced_subset, disjoint_subsets, matching_subset
 from .metrics import (
     DENSITY_NEIGHBOURS,
@@ -76,6 +77,7 @@ def compare(
     metrics: Collection[str],
 ) -> Result:
     """Returns all figures of samples, without a stamp; the statistics of `others`, real images, yield to `given`.
+    progress: Progress,
 
     Raises UserError if features cannot be used.
     """
@@ -98,7 +100,8 @@ def compare(
             subsets = kid_of_subsets(own.pooled, others.pooled)
             found.scores["kid_subsets"], found.scores["kid_subsets_std"] = subsets
         if {"fd", "kid", "pr"} & set(metrics):
-            add_equal_numbers(found, own, others, metrics)
+            with progress("comparing at equal numbers", DRAWS) as done:
+                add_equal_numbers(found, own, others, metrics, done)
     elif left := sorted({"kid", "pr"} & set(metrics)):
         found.notes.append(f"the reference has statistics and no images, so there is no {' and no '.join(left)}")
     if "accuracy" in metrics and own.class_names:
@@ -121,12 +124,14 @@ def compare_images(
     return figures
 
 
-def add_equal_numbers(found: Result, own: FeatureSet, others: FeatureSet, metrics: Collection[str]) -> None:
+def add_equal_numbers(
+    found: Result, own: FeatureSet, others: FeatureSet, metrics: Collection[str], done: Callable[[int], object]
+) -> None:
     """Adds what real images score against other real images, and what samples score against the same.
 
     Each of ten draws has two disjoint sets of real images and one of samples, all of one size: as many as there are
     samples, or as the real images allow. They are drawn by class if the samples are. Figures are means over the draws,
-    KEY_range has the least and the largest, and `drawn` is the size of the sets.
+    KEY_range has the least and the largest, and `drawn` is the size of the sets. After each draw, `done` is called.
     """
     labels, wanted = torch.zeros_like(others.labels), torch.zeros_like(own.labels)
     numbers = None if own.strata is None else numbers_among(own.class_names, others.class_names)
@@ -155,6 +160,7 @@ def add_equal_numbers(found: Result, own: FeatureSet, others: FeatureSet, metric
             draw.append(figures)
     if size < len(wanted):
         why = "more would take hours" if size == len(asked) else "there are not twice as many real images"
+        done(1)
         found.notes.append(f"at equal numbers {size} of {len(wanted)} samples are compared, as {why}")
     found.real["drawn"] = size
     for figures, draw in zip((found.real, found.equal), draws, strict=True):

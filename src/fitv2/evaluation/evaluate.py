@@ -134,7 +134,7 @@ class Evaluation:
         assert real is not None  # See `protocol_for`.
         if not real.statistics.count:
             notes.append("the reference does not say how many images its statistics are of")
-        result = compare(own, others, given, self.extractor, self.metrics)
+        result = compare(own, others, given, self.extractor, self.metrics, self.progress)
         result.notes += [*notes, *samples.notes]
         result.stamp = self.stamp(samples, protocol, given is not None, real.statistics.count)
         return result

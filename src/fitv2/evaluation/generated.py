@@ -209,7 +209,8 @@ def make_samples(
     if state.is_main_process and (total := sum(len(specs) for _, specs in missing)) >= SHARD:
         tell(total, sum(maker.seconds(*one) for one in missing) / state.num_processes)
     for images in sets:
-        with progress(f"making {images.size} at {images.sampling.guidance:g}", number) as done:
+        own = sum(shard.stop - shard.start for _, shard in shard_of_rank(images.shards, state))
+        with progress(f"making images, {images.size} at guidance {images.sampling.guidance:g}", own) as done:
             images.make(maker, state, done)
     return [Samples(one, np.arange(number), one.size.pixels, str(one.size), one.about) for one in sets]
 
