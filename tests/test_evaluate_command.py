@@ -126,6 +126,24 @@ def test_command_measures_a_model_at_many_sizes(fitv2, model, garments, tmp_path
         assert Image.open(tmp_path / "o" / name).size > (100, 100)
 
 
+def test_more_images_of_a_model_take_the_place_of_fewer(fitv2, model, garments, tmp_path):
+    """In the same folder, and those that are there are kept; fewer or other ones are refused."""
+    command = ("evaluate", model, "-r", garments, "--extractor", "garments", "-m", "fd", *FAST, "-o", "o", "-n")
+    assert fitv2(*command, 6)[0] == 0
+    (shard,) = (tmp_path / "o/samples").glob("*/00000.npz")
+    with np.load(shard) as archive:
+        first = [archive[f"arr_{i}"] for i in range(6)]
+    assert fitv2(*command, 9)[0] == 0
+    with np.load(shard) as archive:
+        assert len(archive.files) == 9 and all(np.array_equal(archive[f"arr_{i}"], first[i]) for i in range(6))
+    assert json.loads((tmp_path / "o/result.json").read_text())["results"][0]["stamp"]["num"] == 9
+    before = contents(tmp_path / "o")
+    for other in ((6,), (12, "--seed", 1), (12, "--protocol", "centre")):
+        assert "another evaluation" in fitv2(*command, *other)[0] and contents(tmp_path / "o") == before
+    (tmp_path / "o/evaluation.json").write_text("half of it")
+    assert "another evaluation" in fitv2(*command, 12)[0]
+
+
 def test_every_image_of_an_evaluation_can_be_made_alone(fitv2, model, garments, tmp_path):
     command = ("evaluate", model, "--reference", garments, "--extractor", "garments", "--metrics", "fd")
     assert fitv2(*command, "-n", 12, "--seed", 5, "--steps", 2, "--guidance", 2, "--out", "o")[0] == 0

@@ -150,21 +150,32 @@ def bars(results: Sequence[Result], key: str, title: str, axes: Axes) -> None:
 def reserved(folder: Path, about: dict[str, Any]) -> Iterator[None]:
     """Reserves a folder for an evaluation; `about` is all that decides the result.
 
-    The same evaluation may write there again. Raises UserError if another process evaluates there, or if the folder has
-    the result of another evaluation, or files that no evaluation wrote.
+    The same evaluation may write there again, and that of a model with more images, which include those of before.
+    Raises UserError if another process evaluates there, or if the folder has the result of another evaluation, or files
+    that no evaluation wrote.
     """
     with locked(folder, "an evaluation"):
         path, text = folder / ABOUT, json.dumps(about, indent=1, sort_keys=True)
         if not path.is_file():
             if there := sorted(file for name in WRITTEN for file in folder.glob(name)):
                 raise UserError(f"{there[0]} is not of this evaluation and might be overwritten: choose another --out")
-        elif (folder / RESULT).exists() and path.read_text(encoding="utf-8", errors="replace") != text:
+        elif (folder / RESULT).exists() and not goes_on(path, json.loads(text)):
             raise UserError(
                 f"{folder} holds another evaluation ({path} says which): choose another --out, or omit --out to give "
                 "each evaluation its own folder"
             )
         write_text(path, text)
         yield
+
+
+def goes_on(path: Path, now: dict[str, Any]) -> bool:
+    """Whether an evaluation is the one that a file describes, or differs from it only in more images of the model."""
+    try:
+        before = json.loads(path.read_bytes())
+        more = "model_sha256" in now and now["num"] > before["num"] and now == before | {"num": now["num"]}
+    except (ValueError, KeyError, TypeError):
+        return False
+    return more or now == before
 
 
 # Comparison
