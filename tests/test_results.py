@@ -26,7 +26,7 @@ def test_class_counts():
 def results(tmp_path: Path, **stamps: dict) -> list[str]:
     """Names of files of results with those changes of a stamp."""
     usual = dict.fromkeys(MUST_AGREE, "1") | {"size": "8x8", "labels": "2 classes, balanced"}
-    usual |= {"names": {"fd": "FD-x"}, "reference": "r"}
+    usual |= {"names": {"fd": "FD-x"}, "reference": "r", "num": 60, "reference_count": 60}
     for name, changes in stamps.items():
         result = {"stamp": usual | changes, "scores": {"fd": 1.0}, "real": {}, "notes": []}
         (tmp_path / f"{name}.json").write_text(json.dumps({"format": 2, "results": [result]}))

@@ -34,18 +34,25 @@ def show_results(files: Mapping[str, Sequence[Result]]) -> None:
 def rows(results: Sequence[Result], keys: Mapping[str, str]) -> Iterator[list[str]]:
     """Yields title and cells: how samples were compared, every figure, what real images score, and the classes."""
     yield ["protocol", *(result.stamp["protocol"] for result in results)]
-    yield ["images", *(str(result.stamp["num"]) for result in results)]
-    yield ["real images", *(str(result.stamp["reference_count"] or "statistics") for result in results)]
+    yield ["samples", *(number(result.stamp["num"]) for result in results)]
+    yield ["real images", *(number(result.stamp["reference_count"]) or "statistics" for result in results)]
+    if keys:
+        yield ["with all images", *[""] * len(results)]
     for key, title in keys.items():
-        yield [title, *(cell(result.scores, result.real, key) for result in results)]
+        yield [f"  {title}", *(cell(result.scores, result.real, key) for result in results)]
     for judge in judges(results):
         yield from accuracy_rows(results, judge)
     equal = {key: title for key, title in keys.items() if any(key in result.equal for result in results)}
     if equal:
-        yield ["at equal numbers", *(str(result.real.get("drawn", "-")) for result in results)]
+        yield ["at equal numbers", *(number(result.real.get("drawn")) or "-" for result in results)]
     for key, title in equal.items():
         yield [f"  {title}", *(drawn_cell(result.equal, key) for result in results)]
         yield ["    of real images", *(drawn_cell(result.real, key) for result in results)]
+
+
+def number(count: int | None) -> str:
+    """A number of images; empty for none."""
+    return f"{count:,}" if count else ""
 
 
 def judges(results: Sequence[Result]) -> list[str]:
@@ -60,7 +67,7 @@ def accuracy_rows(results: Sequence[Result], judge: str) -> Iterator[list[str]]:
     def cells(read: Callable[[Figures], float | None]) -> list[str]:
         return ["-" if result is None else percent(read(result.scores), read(result.real)) for result in judged]
 
-    yield ["accuracy" if len(judges(results)) == 1 else f"accuracy by {judge}", *cells(lambda f: f.get("accuracy"))]
+    yield [f"accuracy by {judge}", *cells(lambda f: f.get("accuracy"))]
     names = dict.fromkeys(name for result in judged if result for name in result.scores.get("accuracy_per_class", {}))
     for name in list(names)[:MOST_CLASSES]:
         yield [f"  {name}", *cells(lambda f, name=name: f.get("accuracy_per_class", {}).get(name))]
@@ -96,18 +103,30 @@ def drawn_cell(drawn: Figures, key: str) -> str:
 
 def lines_below(results: Sequence[Result]) -> Iterator[str]:
     """Yields what was compared, what the signs mean, and notes with the sizes that they are about."""
-    from ..evaluation.comparison import DRAWS
+    from ..evaluation.comparison import DRAWS, VOTE
 
     stamp = results[0].stamp
     yield f"against {stamp['reference']}, seen by {stamp['extractor']} ({stamp['resize']})"
     yield "±: standard error of a kernel distance, else standard deviation over parts; after the slash: real images"
+    if any("sampling" in result.stamp for result in results):
+        yield (
+            "columns: the --size of the samples, at that scale of guidance; own: each in one of the sizes that its "
+            "class had in training"
+        )
     if any(result.equal for result in results):
         yield (
-            f"at equal numbers: mean and range of {DRAWS} draws of that many samples, and of as many other real "
-            "images, each against that many real images, by class if the samples are"
+            "with all images: every sample against every real image, as in papers; most figures then depend on how "
+            "many there are of each, so compare them only with results of the same numbers"
         )
-    for judge in judges(results):
-        yield f"accuracy: images recognised as the requested class, by {judge}"
+        yield (
+            f"at equal numbers: mean and range of {DRAWS} draws of that many samples, and of as many other real "
+            "images, each against that many real images, by class if the samples are; these show how far the samples "
+            "are from real images"
+        )
+    if VOTE in judges(results):
+        yield f"accuracy by {VOTE}: most of the real images with the nearest features are of the requested class"
+    elif judges(results):
+        yield f"accuracy: samples that {' or '.join(judges(results))} recognises as the requested class"
     notes: dict[str, list[str]] = {}
     for result in results:
         for note in result.notes:

@@ -34,6 +34,8 @@ METRICS = ("fd", "sfd", "kid", "cs", "pr", "accuracy")
 ENOUGH = 10_000
 # Draws of real images, and the most images in each: nearest neighbours of more would take hours.
 DRAWS, MOST_DRAWN = 10, 10_000
+# What recognises classes that the extractor does not know.
+VOTE = f"the {VOTERS} nearest real images"
 
 
 @dataclass(frozen=True)
@@ -75,9 +77,9 @@ def compare(
     given: GivenStatistics | None,
     extractor: Extractor,
     metrics: Collection[str],
+    progress: Progress,
 ) -> Result:
     """Returns all figures of samples, without a stamp; the statistics of `others`, real images, yield to `given`.
-    progress: Progress,
 
     Raises UserError if features cannot be used.
     """
@@ -158,9 +160,9 @@ def add_equal_numbers(
             if "fd" in metrics:
                 figures["fd"] = frechet_distance(Statistics.of(features[0]), Statistics.of(target[0]))
             draw.append(figures)
+        done(1)
     if size < len(wanted):
         why = "more would take hours" if size == len(asked) else "there are not twice as many real images"
-        done(1)
         found.notes.append(f"at equal numbers {size} of {len(wanted)} samples are compared, as {why}")
     found.real["drawn"] = size
     for figures, draw in zip((found.real, found.equal), draws, strict=True):
@@ -188,7 +190,7 @@ def add_accuracy(
         if recognised is None and others is not None and real_names and known is not None:
             of_class = fractions(others.classes, known[others.labels], names)
     else:
-        names, by = real_names, f"the {VOTERS} nearest real images"
+        names, by = real_names, VOTE
         numbers = numbers_among(own.class_names, names)
         if numbers is None or others is None or len(others.pooled) <= VOTERS:
             found.notes.append("the classes of the samples are not those of the reference, so there is no accuracy")
