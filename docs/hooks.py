@@ -28,9 +28,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **_) -> str:
+    """Puts what is generated in the place of a mark and of the sentence behind it, for readers of the Markdown file."""
     for mark, generate in MARKS.items():
         if mark in markdown:
-            markdown = markdown.replace(mark, generate())
+            before, _, rest = markdown.partition(mark)
+            markdown = before + generate() + rest.partition(END)[2]
     return markdown
 
 
@@ -88,6 +90,7 @@ def cell(text: str) -> str:
     return text.replace("|", r"\|").replace("[", r"\[").replace("<", "&lt;").replace("*", r"\*")
 
 
+END = "<!-- end -->"
 MARKS = {
     "<!-- commands -->": commands,
     "<!-- recipes -->": recipes,
