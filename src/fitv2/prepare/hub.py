@@ -108,7 +108,7 @@ def load_rows(name: str) -> tuple[Any, list[str]]:
     except ImportError:
         raise UserError(
             f"there is no folder, list or archive {name}; for a data set of Hugging Face by that name install the "
-            "package datasets (pip install datasets)"
+            "package datasets: pip install 'fitv2[datasets]'"
         ) from None
     try:
         saved = any((Path(name) / file).is_file() for file in SAVED)
