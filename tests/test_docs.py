@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,16 @@ def test_options_exist():
     for page, (_, name, *words), _ in SHELL:
         options = {word for word in words if re.match(r"--?[a-z]", word)} - {"--help", "--debug"}
         assert options <= known[name], f"{page.name}: fitv2 {name} {options - known[name]}"
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="git knows what is ignored")
+def test_what_the_commands_write_is_ignored_by_git():
+    written = {
+        word for _, words, _ in SHELL for option, word in pairwise(words) if option in ("--out", "--sheet", "--plot")
+    }
+    paths = sorted(f"{path}/file" for path in {*written, "outputs-2", "my/images", "prepared-inspected"})
+    asked = subprocess.run(["git", "check-ignore", *paths], cwd=ROOT, capture_output=True, text=True)
+    assert asked.stdout.split() == paths
 
 
 @pytest.mark.slow
