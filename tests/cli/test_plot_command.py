@@ -52,8 +52,8 @@ def test_figures_that_are_not_positive_are_drawn(fitv2, run):
         axes = Figure().add_subplot()
         draw(axes)
         scales[axes.get_title()] = axes.get_yscale()
-    assert scales["kernel distance"] == scales["norm of the gradient"] == "linear"
-    assert scales["loss of training"] == "log"
+    assert scales["kernel distance to real images"] == scales["gradient norm (smoothed)"] == "linear"
+    assert scales["training loss (smoothed)"] == "log"
 
 
 def test_a_picture_is_replaced_only_on_request(fitv2, run, tmp_path):

@@ -23,20 +23,22 @@ DASHES = ("-", "--", "-.", ":")
 
 def panels(logs: Logs) -> list[Panel]:
     """One for each figure; those of held-out images only if a run has some."""
-    drawn = [smoothed(logs, "loss", "loss of training", images=images) for images in (False, True)]
+    drawn = [smoothed(logs, "loss", "training loss (smoothed)", images=images) for images in (False, True)]
     if any(LOSS in line for lines in logs.values() for line in lines):
-        drawn += [measured(logs, (LOSS,), "held-out loss", images) for images in (False, True)]
-    for start, title in ((BY_TIME, "held-out loss by time (0: noise, 1: data)"), (BY_SIZE, "held-out loss by tokens")):
+        drawn += [measured(logs, (LOSS,), "held-out loss (averaged weights)", images) for images in (False, True)]
+    by = {BY_TIME: "held-out loss by time (0: noise, 1: data)", BY_SIZE: "held-out loss by tokens per image"}
+    for start, title in by.items():
         names = {name: None for lines in logs.values() for line in lines for name in line if name.startswith(start)}
         if names:
             drawn.append(measured(logs, list(names), title, by=start))
-    for name, title in (("fd", "Frechet distance"), ("kid", "kernel distance"), ("accuracy", "recognised classes")):
+    of_samples = {"fd": "Frechet distance to real images", "kid": "kernel distance to real images"}
+    for name, title in (of_samples | {"accuracy": "samples recognised as their class (fraction)"}).items():
         if any(name in line for lines in logs.values() for line in lines):
             # A kernel distance is around zero where there is no difference.
             drawn.append(measured(logs, (name,), title, logarithmic=name != "kid"))
-    drawn.append(smoothed(logs, "grad_norm", "norm of the gradient"))
+    drawn.append(smoothed(logs, "grad_norm", "gradient norm (smoothed)"))
     drawn.append(smoothed(logs, "learning_rate", "learning rate", logarithmic=False))
-    drawn.append(smoothed(logs, "tokens_per_second", "tokens a second", logarithmic=False))
+    drawn.append(smoothed(logs, "tokens_per_second", "tokens per second (smoothed)", logarithmic=False))
     return drawn
 
 
