@@ -87,12 +87,13 @@ def show_plan(
         print(note)
     for line in () if stands_in else data_lines(dataset, recipe.training):
         print(line)
+    full = 100 * figures["packing_efficiency"]
     lines = {
         "parameters": f"{figures['parameters'] / 1e6:.2f} M, {100 * figures['trained_fraction']:.4g} % trained",
         "images": f"{figures['images']:,} in {counted(figures['classes'], 'class', 'classes')}",
         "tokens an image": f"{figures['tokens_per_image']:.1f}",
         "images a step": f"{figures['images_per_step']:.1f}",
-        "real tokens": f"{100 * figures['packing_efficiency']:.2f} % of the budget",
+        "batches": f"at most {counted(recipe.training.max_tokens_per_batch, 'token')}, {full:.2f} % full on average",
         "epochs": f"{figures['epochs']:.1f} of {counted(figures['packs_per_epoch'], 'batch', 'batches')}",
         "memory": f"about {figures['memory_bytes'] / 2**30:.2f} GiB" + (" on each device" if devices > 1 else ""),
         "time": time,
