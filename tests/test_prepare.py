@@ -11,15 +11,17 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
+from fitv2.cli.prepare import lines_of
 from fitv2.data.decode import decode
 from fitv2.data.images import prepare, target_size, to_array, variants
 from fitv2.data.shards import LatentShards
 from fitv2.finite import NotFinite
 from fitv2.images.autoencoder import LatentCodec
 from fitv2.prepare import run as run_module
+from fitv2.prepare.run import Report
 from fitv2.system.locks import locked
 from image_files import saved
-from image_folders import bad_files, contents, good_files, noise, write_files
+from image_folders import bad_files, contents, good_files, noise, open_folder, write_files
 from tiny import tiny_autoencoder
 
 SETTINGS = ["--max-tokens", "16", "--shard-size", "5", "--workers", "2"]
@@ -120,6 +122,14 @@ def test_every_bad_file_is_named_and_every_good_one_present(fitv2, root, tmp_pat
     lines = index(tmp_path / "out")
     assert {name for name, line in lines.items() if "skipped" not in line} == set(good_files(12))
     assert set(lines) == set(good_files(12)) | set(expected)
+
+
+def test_a_training_and_a_preparation_name_what_they_leave_out_alike(fitv2, root, tmp_path):
+    bad = {"cat/bad.png": b"x", "cat/draft.svg": b"x", "dog/photo.dng": b"x", "notes.txt": b"x", ".hidden": b"x"}
+    write_files(root, bad)
+    report = fitv2("images", "--out", "out", *PIXELS)
+    of_prepare = lines_of(Report(skipped=[*map(tuple, report["skipped_files"])]), tmp_path / "out", 0, 4, False)
+    assert [*of_prepare][2:-2] == open_folder(root).report.summary().splitlines()[1:]
 
 
 def test_a_content_is_encoded_once_and_a_repeated_bad_one_told_twice(fitv2, root, tmp_path):

@@ -139,6 +139,7 @@ def lines_of(report: Report, out: Path, seconds: float, preparation: Preparation
     """Yields the report as lines for people; drawn: whether the images are drawings on canvases."""
     from ..data.captions import captioned_note
     from ..data.labelling import class_lines
+    from ..data.listing import kind_of
     from ..data.scan import skipped_lines
 
     yield (
@@ -158,9 +159,9 @@ def lines_of(report: Report, out: Path, seconds: float, preparation: Preparation
         yield f"  the features of {counted(report.texts_encoded, 'caption')} stored now"
     if report.duplicates:
         yield f"  {counted(report.duplicates, 'file')} with the same content as an earlier one, stored once"
-    yield from skipped_lines(report.skipped, f", all of them in {out / 'index.jsonl'}")
-    kinds = Counter(reason.partition(", ")[2] for _, reason in report.skipped if reason.startswith("ignored extension"))
-    yield from (f"    {count} of them: {advice}" for advice, count in kinds.items() if advice)
+    ignored = Counter(kind for _, reason in report.skipped if (kind := kind_of(reason)) is not None)
+    skipped = [(name, reason) for name, reason in report.skipped if kind_of(reason) is None]
+    yield from skipped_lines(skipped, ignored, f", all of them in {out / 'index.jsonl'}")
     size = preparation.patch_size
     patch = [] if size == 2 else ["--set", f"model.patch_size={size}"]
     yield f"Look at it with: {command('inspect', out)}"

@@ -145,12 +145,14 @@ class ImageFolder(Dataset):
         self.paths = [names[i] for i in kept]
         self.labels = np.fromiter((items[i].label for i in kept), np.int64, len(kept))
         report.usable = len(kept)
-        logger.log(logging.WARNING if report.skipped else logging.INFO, report.summary())
+        logger.log(logging.INFO if kept and not report.skipped else logging.WARNING, report.summary())
+        if not names:
+            raise UserError(
+                f"{self.root} holds no image files: put image files (.jpg, .png, .webp) in it, or in one sub-folder "
+                "per class"
+            )
         if not kept:
-            problem = "no image can be read: replace the files or give another folder"
-            if not names:
-                problem = "no image files: put image files (.jpg, .png, .webp) in it, or in one sub-folder per class"
-            raise UserError(f"{problem}\n{report.summary()}")
+            raise UserError(f"no image in {self.root} can be used: replace the files, or give another folder")
 
     def sized(self, variant: np.ndarray, scale: np.ndarray) -> np.ndarray:
         if self.min_scale == 1:

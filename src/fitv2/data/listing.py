@@ -32,6 +32,8 @@ MARKS = [
 ]
 # The page of a study, and its first line: others have such a file as well.
 STUDY_PAGE, STUDY_MARK = "README.md", "<!-- Written by fitv2 study, which overwrites this file. -->"
+# Why a file is ignored by its name alone.
+HIDDEN, OF_SYSTEM, EXTENSION = "hidden", "of the system", "ignored extension"
 SAMPLE = re.compile(r".+_\d+x\d+_seed\d+\.png")
 
 
@@ -115,20 +117,28 @@ def listed(name: str) -> Item:
     """Classifies a file by its name alone, as in an archive; the folders in the name count too."""
     for part in name.split("/"):
         if (kind := _name_kind(part)) is not None:
-            return Item(name, refused="hidden" if kind == "hidden" else f"of the system: {kind}", kind=kind)
+            return Item(name, refused=HIDDEN if kind == HIDDEN else f"{OF_SYSTEM}: {kind}", kind=kind)
     stem, _, extension = part.rpartition(".")
     suffix = f".{extension.lower()}" if stem and extension else ""
     if suffix in EXTENSIONS:
         return Item(name)
     kind = suffix or "without extension"
     told = f", {ADVICE[suffix]}" if suffix in ADVICE else ""
-    return Item(name, refused=f"ignored extension: {kind}{told}", kind=kind)
+    return Item(name, refused=f"{EXTENSION}: {kind}{told}", kind=kind)
+
+
+def kind_of(refused: str) -> str | None:
+    """Returns the kind of a file that `listed` refused with these words; None if other words refused it."""
+    what, _, kind = refused.partition(": ")
+    if what in (HIDDEN, OF_SYSTEM, EXTENSION):
+        return kind.partition(", ")[0] or what
+    return None
 
 
 def _name_kind(name: str) -> str | None:
     if name in SYSTEM:
         return name
-    return "hidden" if name.startswith(".") and name not in (".", "..") else None
+    return HIDDEN if name.startswith(".") and name not in (".", "..") else None
 
 
 def made_by_fitv2(folder: Path, names: Collection[str]) -> str | None:

@@ -73,7 +73,7 @@ class OfficialLatents(Dataset):
         self.report = ScanReport(str(root), len(names), len(facts), [(names[i], why) for i, why in reasons.items()])
         logger.log(logging.WARNING if reasons else logging.INFO, self.report.summary())
         if not len(facts):
-            raise UserError(f"no latent can be read: download the files again\n{self.report.summary()}")
+            raise UserError(f"no latent in {root} can be read: download the files again")
         self.names = [name for i, name in enumerate(names) if i not in reasons]
         # One version that can be read is enough.
         image = np.delete(np.repeat(np.arange(len(found)), [*map(len, found)]), [*reasons])

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -53,11 +53,7 @@ class ScanReport:
         """Returns a few lines of text: the counts, and the first skipped files with their reasons."""
         found = counted(self.found, "image file")
         lines = [f"{self.root}: {found}, {self.usable} usable, {len(self.skipped)} skipped"]
-        lines += skipped_lines(self.skipped)
-        if self.ignored:
-            counts = ", ".join(f"{count} {extension}" for extension, count in sorted(self.ignored.items()))
-            lines.append(f"  ignored, not an image extension: {counts}")
-            lines += [f"    {line}" for line in advice(self.ignored)]
+        lines += skipped_lines(self.skipped, self.ignored)
         # File names may hold bytes that no terminal can show.
         return "\n".join(lines).encode(errors="replace").decode()
 
@@ -72,12 +68,19 @@ def count_reasons(skipped: Iterable[tuple[str, str]]) -> dict[str, int]:
     return dict(Counter(reason.partition(":")[0] for _, reason in skipped).most_common())
 
 
-def skipped_lines(skipped: Sequence[tuple[str, str]], where: str = "") -> Iterator[str]:
-    """Yields the numbers of skipped files by reason, and the first files, as lines; where: what lists all of them."""
+def skipped_lines(skipped: Sequence[tuple[str, str]], ignored: Mapping[str, int], where: str = "") -> Iterator[str]:
+    """Yields lines: the numbers of skipped files by reason, the first of these files, and the numbers of ignored ones.
+
+    ignored: By extension, as in `ScanReport`. where: What lists all files.
+    """
     yield from (f"  {count} skipped: {reason}" for reason, count in count_reasons(skipped).items())
     yield from (f"    {name}: {reason}" for name, reason in skipped[:MOST_LISTED])
     if len(skipped) > MOST_LISTED:
         yield f"    and {len(skipped) - MOST_LISTED} more{where}"
+    if ignored:
+        kinds = ", ".join(f"{count} {extension}" for extension, count in sorted(ignored.items()))
+        yield f"  {sum(ignored.values())} ignored, not images by their names: {kinds}"
+        yield from (f"    {line}" for line in advice(ignored))
 
 
 def check_all(
@@ -106,7 +109,7 @@ def check_all(
     found[same] = numbers[rows[same], 2:]
     reasons: dict[int, str] = {}
     todo = np.flatnonzero(~same).tolist()
-    logger.info("%s: checking %d image files, %d known from an earlier start", root, len(todo), same.sum())
+    logger.info("%s: checking %s, %d known from an earlier start", root, counted(len(todo), "file"), same.sum())
     console = Console(stderr=True)
     hidden = not todo or not console.is_terminal
     try:

@@ -32,7 +32,7 @@ def data_lines(dataset: Dataset, training: TrainingSettings) -> Iterator[str]:
     if dataset.unread_captions:
         yield "  their captions are not used; with --set model.context=joint the model will take prompts"
     if wanted and not len(held_out):
-        yield f"  none is held out: {len(dataset)} are fewer than {FEWEST}"
+        yield f"  none is held out: that takes at least {counted(FEWEST, 'image')}"
     yield from (f"  {line}" for line in class_lines(count_classes(labels, class_names(dataset))))
 
 
