@@ -226,8 +226,8 @@ def test_a_file_that_holds_no_recipe(tmp_path, text, complaint):
         load_recipe(str(path))
 
 
-def test_an_unknown_recipe_lists_those_there_are():
-    with pytest.raises(UserError, match="fashion-tiny"):
+def test_an_unknown_recipe_suggests_the_nearest_and_then_lists_all():
+    with pytest.raises(UserError, match=r"did you mean fashion .*one of emoji"):
         load_recipe("fashon")
 
 

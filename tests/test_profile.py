@@ -222,7 +222,7 @@ def test_a_model_that_does_not_fit_is_refused_before_anything_runs(fitv2, monkey
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["FiTv2-Q/2"], "there is no preset and no folder 'FiTv2-Q/2'; the presets are FiTv2-B/2"),
+        (["FiTv2-Q/2"], "there is no preset and no folder 'FiTv2-Q/2'; did you mean FiTv2-"),
         (["builtin:nothing"], "builtin:nothing is not a model"),
         (["FiTv2-B/2", "--size", "big"], "'big' is not a size; write HEIGHTxWIDTH in pixels"),
         (["--size", "250x256"], "SiT-B/2: 250x256 is not divisible by the patch of 16; the nearest is 256x256"),

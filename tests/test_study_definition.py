@@ -132,7 +132,7 @@ ONLY = {"own": {"guidance": 1}, "wide": {"variants": ["FiT"]}}
         ({"variants": TREE["variants"] | {"twin": {"about": "x"}}}, "variants FiTv2 and twin have the same settings"),
         ({"variants": TREE["variants"] | TWINS, "tuning": TUNING}, "variants FiTv2 and twin have the same settings"),
         ({"variants": {"a/b": {"about": "x"}}}, "pattern"),
-        ({"variants": {"a": {"about": "x"}}}, "'FiTv2', which is none of a"),
+        ({"variants": {"a": {"about": "x"}}}, "'FiTv2', which does not exist; choose from a"),
         ({"set": {"training.seed": 3}}, "training.seed"),
         ({"set": {"model.widht": 3}}, "model.width"),
         ({"set": {"model.width": "many"}}, "the variant FiT"),

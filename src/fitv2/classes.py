@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from .errors import UserError
-from .messages import shortened, suggestion
+from .messages import advised, shortened
 
 # Classes that a message lists.
 TOLD = 20
@@ -34,8 +34,8 @@ class Classes:
         highest = max(self.count, 1) - 1 if isinstance(label, str) else self.count
         number = int(label) if isinstance(label, str) and label.isdecimal() else label
         if not isinstance(number, int) or not 0 <= number <= highest:
-            near = suggestion(str(label), self.names.values())
-            raise UserError(f"there is no class {label!r} in this model; its classes are {self}{near}")
+            advice = advised(str(label), self.names.values(), f"its classes are {self}")
+            raise UserError(f"there is no class {label!r} in this model{advice}")
         return number
 
     def __str__(self) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import re
 import shlex
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 
 from .errors import UserError
 
@@ -25,11 +26,26 @@ def shortened(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def suggestion(word: str, known: Iterable[str]) -> str:
-    """The end of a sentence that suggests the nearest known words; empty if none is near."""
+def suggestion(word: str, known: Iterable[str], shown: Mapping[str, str] | None = None) -> str:
+    """The end of a sentence that suggests the nearest known words; empty if none is near. shown: What they become."""
     by_lower = {name.lower(): name for name in known}
     near = difflib.get_close_matches(word.lower(), by_lower, n=3, cutoff=0.6)
-    return f"; did you mean {' or '.join(by_lower[name] for name in near)}?" if near else ""
+    names = [by_lower[name] for name in near]
+    return f"; did you mean {' or '.join((shown or {}).get(name, name) for name in names)}?" if near else ""
+
+
+def advised(word: str, known: Iterable[str], advice: str) -> str:
+    """The end of a sentence about an unknown word: the nearest known words, if any is near, and then the advice."""
+    near = suggestion(word, known)
+    return f"{near} {advice[0].upper()}{advice[1:]}" if near else f"; {advice}"
+
+
+def suggestion_beside(folder: Path, mark: str) -> str:
+    """As `suggestion`, of the folders with a file `mark` beside one that does not exist."""
+    if folder.exists() or not folder.parent.is_dir():
+        return ""
+    known = {path.name: str(path) for path in folder.parent.iterdir() if (path / mark).is_file()}
+    return suggestion(folder.name, known, known)
 
 
 def suggestion_of(word: str, sentence: str) -> str:
@@ -40,4 +56,5 @@ def suggestion_of(word: str, sentence: str) -> str:
 def check_known(what: str, name: str, known: Collection[str]) -> None:
     """Raises UserError, with the known names and the nearest of them, for a name that is not known."""
     if name not in known:
-        raise UserError(f"there is no {what} {name!r}; choose from {', '.join(known)}{suggestion(str(name), known)}")
+        advice = advised(str(name), known, f"choose from {', '.join(known)}")
+        raise UserError(f"there is no {what} {name!r}{advice}")

@@ -86,7 +86,7 @@ def test_names_of_options_are_those_that_exist(fitv2, option, names):
     wrong = fitv2("sample", option, "eular")
     told = " ".join(wrong.err.replace("│", " ").split())
     assert wrong.code == 2 and all(f"'{name}'" in told for name in names)
-    assert ("did you mean euler?" in told) == (option == "--solver")
+    assert ("did you mean euler? Choose from 'euler'" in told) == (option == "--solver")
 
 
 @pytest.mark.parametrize(

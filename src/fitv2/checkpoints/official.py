@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..finite import check_weights
-from ..messages import suggestion
+from ..messages import advised
 from ..model.config import DEFAULT_ROPE, AttentionFactor, FiTConfig, FiTv1Config, NetworkConfig, RopeMethod, RopeScheme
 from ..model.network import bare_model, model_of
 from ..model.presets import architecture_of
@@ -196,8 +196,8 @@ def official_rope(arguments: Arguments) -> RopeScheme:
     """Returns the RoPE scheme; online: frequencies by each image's own size, else by the given one."""
     name, side = arguments.custom_freqs, arguments.ori_max_pe_len
     if str(name).lower() not in CUSTOM_FREQS:
-        near = suggestion(str(name), CUSTOM_FREQS)
-        raise UserError(f"custom_freqs={name!r} is not known here; known are {', '.join(CUSTOM_FREQS)}{near}")
+        advice = advised(str(name), CUSTOM_FREQS, f"known are {', '.join(CUSTOM_FREQS)}")
+        raise UserError(f"custom_freqs={name!r} is not known here{advice}")
     method, attention = CUSTOM_FREQS[str(name).lower()]
     if method == "none":
         return RopeScheme(theta=arguments.rope_theta, train_side=side or DEFAULT_ROPE.train_side)

@@ -49,9 +49,8 @@ class Command(TyperCommand):
             return super().parse_args(ctx, [*current(self.name or "", args)])
         except BadParameter as error:
             value, refused, known = error.message.removeprefix("Value error, ").partition(" is not one of ")
-            if refused:
-                near = suggestion_of(value.strip("'"), known)
-                error.message = f"{value}{refused}{known.removesuffix('.') if near else known}{near}"
+            if refused and (near := suggestion_of(value.strip("'"), known)):
+                error.message = f"{value} is unknown{near} Choose from {known}"
             raise
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
-from ..messages import check_known, counted, suggestion
+from ..messages import advised, check_known, counted
 from .options import ModelOptions, parse_size
 from .specs import check_memory, file_name
 
@@ -152,8 +152,8 @@ def find_samples(request: Request, cache: Path) -> list[Samples]:
 
     name = request.name
     if not (is_fashion(name) or is_emoji(name) or Path(name).exists()):
-        near = suggestion(name, names_like(name))
-        raise UserError(f"there is no model, folder or archive {name!r}; builtin:fashion ships with fitv2{near}")
+        advice = advised(name, names_like(name), "give a folder, or builtin:fashion, which ships with fitv2")
+        raise UserError(f"there is no model, folder or archive {name!r}{advice}")
     sizes = [spec.pixels for spec in request.sizes if spec.pixels is not None]
     if len(sizes) < len(request.sizes):
         raise UserError(f"--size own is for models; the images of {name} have sizes of their own")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import UserError
-from ..messages import counted, suggestion
+from ..messages import advised, counted
 from ..precision import Precision
 from .options import Device, IgnoreMemory, Json, check_pixels, load_any, parse_size, refuse_options
 from .output import show_table
@@ -148,8 +148,8 @@ def find_subject(name: str, autoencoder: str | None) -> Subject:
         return Subject(name, PRESETS[name], read_factor(autoencoder) if autoencoder else FACTOR, DEFAULT_SIZE)
     if not name.startswith(BUILTIN) and not Path(name).exists():
         raise UserError(
-            f"there is no preset and no folder {name!r}; the presets are {', '.join(PRESETS)}, and builtin:fashion "
-            f"ships with the package{suggestion(name, PRESETS)}"
+            f"there is no preset and no folder {name!r}"
+            + advised(name, PRESETS, f"choose from {', '.join(PRESETS)} and builtin:fashion, which ships with fitv2")
         )
     pretrained = load_any(name, None)
     config, autoencoder = pretrained.model.config, autoencoder or pretrained.autoencoder

@@ -29,7 +29,7 @@ from ..data.prepared import is_prepared, read_dataset
 from ..data.scan import in_threads
 from ..data.shards import LatentShards
 from ..errors import UserError
-from ..messages import counted, shortened, suggestion
+from ..messages import advised, counted, shortened
 from ..sample_list import SAMPLES_LIST, SHEET, read_list
 from ..system.atomic import write_file
 from ..system.hashes import file_digest
@@ -303,10 +303,8 @@ def open_images(name: str, cache: Path) -> Images:
             "of Hugging Face, fitv2 prepare --autoencoder pixels makes a folder that can be given here"
         )
     if not path.is_dir():
-        near = suggestion(name, (FASHION, EMOJI))
-        raise UserError(
-            f"there is no folder, archive (.npz) or data set {name!r}; those built in are fashion and emoji{near}"
-        )
+        advice = advised(name, (FASHION, EMOJI), "those built in are fashion and emoji")
+        raise UserError(f"there is no folder, archive (.npz) or data set {name!r}{advice}")
     if is_prepared(path):
         return PreparedImages(path)
     if is_official(path):

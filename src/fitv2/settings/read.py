@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from ..errors import UserError
 from ..legacy import RECIPES, current_recipe, current_setting, without_defaults
-from ..messages import suggestion, suggestion_of
+from ..messages import advised, suggestion_of
 from .autoencoder import AUTOENCODER_SECTIONS, AutoencoderRecipe
 from .recipe import SECTIONS, Recipe
 from .yaml_text import parse_yaml, read_yaml
@@ -56,8 +56,8 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     elif Path(name).is_file():
         tree = read_yaml(Path(name))
     else:
-        near = suggestion(name, recipe_names())
-        raise UserError(f"there is no recipe {name!r}; give a YAML file, or one of {', '.join(recipe_names())}{near}")
+        advice = f"give a YAML file, or one of {', '.join(recipe_names())}"
+        raise UserError(f"there is no recipe {name!r}{advised(name, recipe_names(), advice)}")
     return build_recipe(tree, overrides)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from ..errors import UserError
-from ..messages import check_known, suggestion
+from ..messages import advised, check_known
 from ..model.config import Prediction
 from ..sampling.solver_names import ADAPTIVE, DIFFUSION_SOLVERS, SOLVER_NAMES
 from ..settings.read import load_recipe
@@ -297,5 +297,5 @@ class Study(Settings):
 
 def _check_names(where: str, names: Collection[str], known: Collection[str]) -> None:
     if unknown := [name for name in names if name not in known]:
-        near = suggestion(unknown[0], known)
-        raise UserError(f"{where} names {unknown[0]!r}, which is none of {', '.join(known)}{near}")
+        advice = advised(unknown[0], known, f"choose from {', '.join(known)}")
+        raise UserError(f"{where} names {unknown[0]!r}, which does not exist{advice}")

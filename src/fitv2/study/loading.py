@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..errors import UserError
-from ..messages import suggestion
+from ..messages import advised
 from ..settings.read import complaint
 from ..settings.recipe import Recipe
 from ..settings.yaml_text import read_yaml
@@ -27,8 +27,8 @@ def load_study(name: str) -> Study:
     names = study_names()
     path = SHIPPED / f"{name}.yaml" if name in names else Path(name)
     if not path.is_file():
-        near = suggestion(name, names)
-        raise UserError(f"there is no study {name!r}; give a YAML file, or one of {', '.join(names)}{near}")
+        advice = f"give a YAML file, or one of {', '.join(names)}"
+        raise UserError(f"there is no study {name!r}{advised(name, names, advice)}")
     return build_study(read_yaml(path), name)
 
 

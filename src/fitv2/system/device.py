@@ -8,7 +8,7 @@ import re
 import torch
 
 from ..errors import UserError
-from ..messages import suggestion
+from ..messages import advised
 from ..precision import Precision
 from .limits import free_memory
 
@@ -25,10 +25,8 @@ def choose_device(name: str | None = None) -> torch.device:
     there = device_counts()
     parts = NAME.fullmatch(next(iter(there)) if name is None else name)
     if parts is None:
-        near = suggestion(str(name), there)
-        raise UserError(
-            f"{name!r} is not a device; choose from {' '.join(there)} (several GPUs: cuda:0, cuda:1, ...){near}"
-        )
+        advice = f"choose from {' '.join(there)} (several GPUs: cuda:0, cuda:1, ...)"
+        raise UserError(f"{name!r} is not a device{advised(str(name), there, advice)}")
     kind, index = parts.groups()
     if int(index or 0) >= there.get(kind, 0):
         known = ", ".join(kind if count == 1 else f"{kind}:0 to {kind}:{count - 1}" for kind, count in there.items())
