@@ -7,7 +7,7 @@ from fitv2.build import build_dataset, build_model_config, build_objective
 from fitv2.diffusion.schedule import STEPS
 from fitv2.errors import UserError
 from fitv2.model.presets import config_of
-from fitv2.settings.read import build_recipe, load_recipe, recipe_names, valid_keys
+from fitv2.settings.read import ELSEWHERE, build_recipe, load_recipe, recipe_names, valid_keys
 from fitv2.settings.recipe import DIFFUSION_STEPS, SECTIONS, Recipe
 from tiny import garments
 
@@ -137,11 +137,27 @@ def test_settings_cannot_be_changed_later():
         ("model.hidden_heads=1", "model.heads"),
         ("data.max_tokens_per_batch=1", "training.max_tokens_per_batch"),
         ("log.sample_evry=1", "log.sample_every"),
+        # Names that other trainers use.
+        ("training.lr=1", "training.learning_rate"),
+        ("lr=1", "training.learning_rate"),
+        ("training.lr_warmup_steps=1", "training.warmup_steps"),
+        ("training.epochs=1", "training.steps"),
+        ("training.batch_size=1", "training.max_tokens_per_batch"),
+        ("training.gradient-accumulation-steps=1", "training.batches_per_step"),
+        ("training.ema=1", "training.ema_decay"),
+        ("training.wd=1", "training.weight_decay"),
+        ("model.num_layers=1", "model.depth"),
+        ("data.image_size=1", "data.max_tokens"),
     ],
 )
 def test_an_unknown_key_is_answered_with_the_nearest_one(override, nearest):
     with pytest.raises(UserError, match=f"no setting '{override.partition('=')[0]}'; the nearest is '{nearest}'"):
         build_recipe({}, [override])
+
+
+def test_other_trainers_names_stand_for_settings_that_exist():
+    leaves = {key.partition(".")[2] for key in valid_keys()}
+    assert leaves.issuperset(ELSEWHERE.values()) and not {"lr", "wd"} & leaves
 
 
 @pytest.mark.parametrize(

@@ -150,10 +150,41 @@ def complaint(error: Mapping[str, Any]) -> str:
     return f"{said} (given: {given!r}){suggestion_of(str(given), known)}"
 
 
+# What other trainers call a setting, by a part of its name; the first part found counts.
+ELSEWHERE = {
+    "warmup": "warmup_steps",
+    "scheduler": "decay_fraction",
+    "lr": "learning_rate",
+    "wd": "weight_decay",
+    "ema": "ema_decay",
+    **dict.fromkeys(("accum", "accumulate", "accumulation"), "batches_per_step"),
+    "batch": "max_tokens_per_batch",
+    **dict.fromkeys(("epochs", "iterations", "iters", "train"), "steps"),
+    **dict.fromkeys(("dropout", "uncond"), "class_dropout_prob"),
+    "clip": "max_grad_norm",
+    "betas": "beta2",
+    "heads": "heads",
+    **dict.fromkeys(("hidden", "dim"), "width"),
+    "layers": "depth",
+    **dict.fromkeys(("resolution", "image"), "max_tokens"),
+    **dict.fromkeys(("amp", "dtype", "fp16", "bf16"), "precision"),
+    "save": "checkpoint_every",
+    **dict.fromkeys(("eval", "val", "validation"), "holdout"),
+    **dict.fromkeys(("wandb", "tensorboard"), "trackers"),
+    **dict.fromkeys(("fsdp", "ddp"), "sharding"),
+}
+
+
 def nearest_key(key: str, sections: Sections = SECTIONS) -> str:
-    """Returns the valid key that is most like a wrong one, by its whole name or by that without the section."""
+    """Returns the valid key that is meant by a wrong one, as other trainers use it, or that is most like it.
+
+    By its whole name or by that without the section.
+    """
     valid_ones = valid_keys(sections)
     candidates = {valid: valid for valid in valid_ones} | {valid.split(".")[1]: valid for valid in valid_ones}
     leaf = key.split(".")[-1]
+    parts = leaf.lower().replace("-", "_").split("_")
+    if known := [name for part, name in ELSEWHERE.items() if part in parts and name in candidates]:
+        return candidates[known[0]]
     near = difflib.get_close_matches(key, candidates, 1, 0.4) or difflib.get_close_matches(leaf, candidates, 1, 0.0)
     return candidates[near[0]]
