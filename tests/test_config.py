@@ -108,9 +108,15 @@ def test_the_budget_is_that_of_the_source_until_it_is_set():
     assert build_dataset(recipe.data, 4).epoch(0, 0).hw.tolist() == [[5, 5]] * 10_000
 
 
-def test_a_schedule_that_never_reaches_its_peak_is_refused():
-    with pytest.raises(ValueError, match="overlap"):
-        build_recipe({}, ["training.steps=100", "training.warmup_steps=60", "training.decay_fraction=0.5"])
+@pytest.mark.parametrize(
+    ("steps", "warmup", "decay", "what"),
+    [(100, 60, 0.5, "overlap"), (20, 200, 0, "exceeds"), (3, 3, 1, "overlap"), (1, 2, 0, "exceeds")],
+)
+def test_a_schedule_that_never_reaches_its_peak_is_refused_and_one_that_does_named(steps, warmup, decay, what):
+    settings = [f"training.steps={steps}", f"training.warmup_steps={warmup}", f"training.decay_fraction={decay}"]
+    with pytest.raises(UserError, match=what) as error:
+        build_recipe({}, settings)
+    build_recipe({}, [*settings, str(error.value).rpartition("--set ")[2]])
     # In floating point, 1000 * (1 - 0.8) is less than 200.
     build_recipe({}, ["training.steps=1000", "training.warmup_steps=200", "training.decay_fraction=0.8"])
 

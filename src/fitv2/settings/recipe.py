@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag, model_validator
 
 from ..errors import UserError
+from ..messages import counted
 from .data import EmojiSettings, FashionSettings, FolderSettings, Settings, kind_of_source
 
 # The steps of the full diffusion process, which a sampler can only shorten.
@@ -129,6 +130,8 @@ GRIDS = (DiTSettings, SiTSettings)
 
 # Of a fraction of the steps, in steps.
 ROUNDING = 1e-6
+# A usual warm-up is one step in so many.
+WARM_UP = 10
 
 
 class ScheduleSettings(Settings):
@@ -144,9 +147,11 @@ class ScheduleSettings(Settings):
     @model_validator(mode="after")
     def the_peak_is_reached(self) -> Self:
         if self.warmup_steps + self.steps * self.decay_fraction > self.steps + ROUNDING:
+            most = int(self.steps * (1 - self.decay_fraction) + ROUNDING)
+            decay = f" and decay_fraction={self.decay_fraction:g} overlap within" if self.decay_fraction else " exceeds"
             raise UserError(
-                f"warmup_steps={self.warmup_steps} and decay_fraction={self.decay_fraction:g} overlap within "
-                f"{self.steps} steps; lower one of them"
+                f"warmup_steps={self.warmup_steps}{decay} {counted(self.steps, 'step')}; warm up for at most {most}, "
+                f"such as --set training.warmup_steps={min(most, self.steps // WARM_UP)}"
             )
         return self
 
