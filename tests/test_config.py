@@ -1,5 +1,7 @@
 """Recipes: what is shipped is valid, overrides mean what they say, and mistakes are answered with what to do."""
 
+import re
+
 import pytest
 from pydantic import ValidationError
 
@@ -219,7 +221,7 @@ def test_a_sheet_has_no_more_steps_than_the_process():
 @pytest.mark.parametrize(
     ("override", "complaint"),
     [
-        ("training.steps", r"is not of the form section\.key=value"),
+        ("training.steps", r"is not of the form section\.key=value, such as \w+\.\w+=\d"),
         ("", r"is not of the form section\.key=value"),
         ("training.steps=[1", "not valid YAML"),
         ("training.steps.x=3", r"cannot be set: 'steps' holds 10"),
@@ -251,6 +253,22 @@ def test_a_file_that_holds_no_recipe(tmp_path, text, complaint):
 def test_an_unknown_recipe_suggests_the_nearest_and_then_lists_all():
     with pytest.raises(UserError, match=r"did you mean fashion .*one of emoji"):
         load_recipe("fashon")
+    with pytest.raises(UserError, match="one of emoji"):
+        load_recipe("nothing like it")
+
+
+@pytest.mark.parametrize("architecture", ["FiTv2", "SiT"])
+@pytest.mark.parametrize(("width", "heads"), [(256, 5), (256, 300), (30, 4), (6, 5)])
+def test_heads_that_do_not_divide_the_width_are_refused_and_some_that_do_named(architecture, width, heads):
+    side = {"side": 2} if architecture == "SiT" else {}
+    with pytest.raises(UserError, match="take") as error:
+        config_of(architecture, width=width, depth=1, heads=heads, **side)
+    advice = str(error.value).rpartition("; take ")[2]
+    widths = [int(number) for number in re.findall(r"width of (\d+)", advice)]
+    others = [int(number) for number in re.findall(r"\d+(?= or| heads)", advice)]
+    assert len(widths) == 1 and bool(others) == (width == 256)
+    for fit in [{"width": widths[0], "heads": heads}, *({"width": width, "heads": other} for other in others)]:
+        config_of(architecture, depth=1, **fit, **side)
 
 
 def test_every_setting_is_described_where_it_first_appears():

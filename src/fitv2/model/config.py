@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, get_args
 
 from ..errors import UserError
@@ -154,6 +157,18 @@ class NetworkConfig(OptionalParts):
         return False
 
 
+def fitting_heads(width: int, heads: int, unit_of: Callable[[int], int]) -> str:
+    """Returns the numbers of heads, and the width, nearest to those that do not go together; the end of a sentence.
+
+    unit_of: Returns, for a number of heads, the number of which the width must be a multiple.
+    """
+    numbers = [number for number in range(1, width + 1) if width % unit_of(number) == 0]
+    near = sorted(sorted(numbers, key=lambda number: (abs(number - heads), -number))[:2])
+    unit = unit_of(heads)
+    other = f"a width of {max(round(width / unit), 1) * unit}"
+    return f"take {' or '.join(map(str, near))} heads, or {other}" if near else f"take {other}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class FiTConfig(NetworkConfig):
     """The configuration of FiTv2, and of all between FiT and FiTv2.
@@ -198,7 +213,8 @@ class FiTConfig(NetworkConfig):
         if self.width % (4 * self.heads):
             raise UserError(
                 f"width {self.width} with {self.heads} heads: the width of a head must be a whole multiple of 4, "
-                "because rows and columns each rotate pairs of its numbers"
+                "because rows and columns each rotate pairs of its numbers; "
+                + fitting_heads(self.width, self.heads, lambda heads: 4 * heads)
             )
         if self.lora_rank is not None and self.modulation == "full":
             raise UserError(f"lora_rank {self.lora_rank} is of low-rank modulation, and this one is full")
@@ -289,7 +305,8 @@ class SiTConfig(NetworkConfig):
         if self.width % self.heads or self.width % 4:
             raise UserError(
                 f"width {self.width} with {self.heads} heads: the width must be a multiple of the heads, and of 4, "
-                "because rows and columns each have sines and cosines"
+                "because rows and columns each have sines and cosines; "
+                + fitting_heads(self.width, self.heads, partial(math.lcm, 4))
             )
 
     @property

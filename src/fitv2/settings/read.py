@@ -92,7 +92,7 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     """Sets `section.key=value` in a nested dictionary. Raises UserError for anything else."""
     key, equals, value = override.partition("=")
     if not equals:
-        raise UserError(f"{override!r} is not of the form section.key=value")
+        raise UserError(f"{override!r} is not of the form section.key=value, such as training.steps=2000")
     given = key.strip()
     key, content = current_setting(given, parse_value(value, override))
     if key != given:
