@@ -66,8 +66,11 @@ def test_a_picture_is_replaced_only_on_request(fitv2, run, tmp_path):
 
 
 def test_folders_that_are_no_runs(fitv2, run, tmp_path):
-    assert "there is no folder nowhere" in fitv2("plot", "nowhere").sentence
-    assert "it holds no log.jsonl" in fitv2("plot", "runs").sentence
+    assert "there is no folder nowhere: name" in fitv2("plot", "nowhere").sentence
+    assert "did you mean runs/mine?" in fitv2("plot", "runs/mien").sentence
+    assert "it holds no log.jsonl; name one of runs/mine" in fitv2("plot", "runs").sentence
+    (tmp_path / "runs/none").mkdir()
+    assert "it holds no log.jsonl; name the folder" in fitv2("plot", "runs/none").sentence
     assert "the same run is given twice" in fitv2("plot", "runs/mine", "runs/../runs/mine").sentence
     (run / "log.jsonl").write_text('{"loss": 1}\nnothing\n')
     assert "runs/mine/log.jsonl holds no step yet" in fitv2("plot", "runs/mine").sentence

@@ -63,7 +63,7 @@ def test_the_step_of_a_model_and_a_run_that_has_none_yet(train, fitv2, images, t
         assert f"by {name} (step 3)" in fitv2("sample", "--model", name, "--labels", "cat", "--steps", 1).ok().out
     shutil.rmtree(tmp_path / "run/model")
     told = fitv2("sample", "--model", "run").sentence
-    assert all(part in told for part in ("no model yet", "at step 2", "3 steps are done"))
+    assert all(part in told for part in ("no model yet", "at step 2", "3 steps are done", "--resume --out run"))
 
 
 def test_a_model_of_a_fixed_grid_trains_resumes_and_makes_its_own_size(train, fitv2, images, tmp_path):

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..classes import Classes
 from ..errors import UserError, damaged
 from ..finite import check_weights
-from ..messages import counted, suggestion
+from ..messages import advised, command, counted
 from ..model.config import NetworkConfig
 from ..model.network import Network, bare_model, model_of
 from ..model.presets import ARCHITECTURES, architecture_of
@@ -173,10 +173,13 @@ def not_yet(run: Path) -> str:
             return f"{run} is the training of an autoencoder, not of a model: name it with --autoencoder"
         first = min(recipe["log"]["checkpoint_every"], recipe["training"]["steps"])
     except (ValueError, KeyError, TypeError, AttributeError):
-        return f"{run} is a run without a model, and its {RECIPE} is damaged"
+        return f"{run} is a run without a model, and its {RECIPE} is damaged: name another one"
     log = run / "log.jsonl"
     done = counted(len(log.read_bytes().splitlines()) if log.is_file() else 0, "step is", "steps are")
-    return f"{run} has no model yet: the first comes at step {first} (log.checkpoint_every), and {done} done"
+    return (
+        f"{run} has no model yet: the first comes at step {first} (log.checkpoint_every), and {done} done. Wait for "
+        f"it, or continue the training if it has ended: {command('train', '--resume', '--out', run)}"
+    )
 
 
 def read_config(config_file: Path) -> tuple[dict[str, Any], NetworkConfig]:
@@ -195,7 +198,8 @@ def read_model(config_file: Path, weights_file: Path, name: str, dtype: torch.dt
     for path in (config_file, weights_file):
         if not path.exists():
             what = path if Path(name).is_dir() else f"folder {name}"
-            raise UserError(f"{name} is not a model: there is no {what}{suggestion(name, names_like(name))}")
+            advice = "name the folder of a model or of a run of fitv2 train, or builtin:fashion"
+            raise UserError(f"{name} is not a model: there is no {what}{advised(name, names_like(name), advice)}")
     try:
         content, config = read_config(config_file)
         shapes = [[(int(h), int(w), int(n)) for h, w, n in of_class] for of_class in content["shapes"]]

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import typer
 
 from ..errors import UserError
+from ..messages import command
 from .evaluation import DEFAULT_NUMBER, OUT, Request, is_model, parse_size_spec, run
 from .options import Json, ModelOptions, guidance_option, out_option, refuse_options, with_model_options
 from .specs import MOST_IMAGES
@@ -116,7 +117,11 @@ def evaluate(
         return
     name = names[0]
     if len(names) > 1:
-        raise UserError(f"one model or set of samples at a time, not {len(names)}; only results (.json) are compared")
+        from ..evaluation.results import RESULT
+
+        found = [Path(name) / RESULT for name in names]
+        advice = command("evaluate", *found) if all(path.is_file() for path in found) else "name their .json files"
+        raise UserError(f"one model or set of samples at a time, not {len(names)}; to compare results: {advice}")
     if force:
         raise UserError("--force is for results (.json) that are compared")
     of_model = is_model(name)

@@ -8,9 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import UserError
+from ..messages import shortened, suggestion_beside
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+
+LOG = "log.jsonl"
 
 
 def plot(
@@ -58,10 +62,13 @@ def log_of(run: Path) -> list[dict[str, Any]]:
     from ..training.log import read_log
 
     if not run.is_dir():
-        raise UserError(f"there is no folder {run}")
-    if not (run / "log.jsonl").is_file():
-        raise UserError(f"{run} is no run of 'fitv2 train': it holds no log.jsonl")
-    lines = read_log(run / "log.jsonl")
+        near = suggestion_beside(run, LOG) or ": name the folder of a training, its --out"
+        raise UserError(f"there is no folder {run}{near}")
+    if not (run / LOG).is_file():
+        below = sorted(str(log.parent) for log in run.glob(f"*/{LOG}"))
+        advice = f"name one of {shortened(below)}" if below else "name the folder of a training, its --out"
+        raise UserError(f"{run} is no run of 'fitv2 train': it holds no {LOG}; {advice}")
+    lines = read_log(run / LOG)
     if not lines:
-        raise UserError(f"{run / 'log.jsonl'} holds no step yet")
+        raise UserError(f"{run / LOG} holds no step yet: plot it once the training has made some")
     return lines

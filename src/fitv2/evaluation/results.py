@@ -111,9 +111,10 @@ def read_results(path: Path) -> list[Result]:
         if any(missing := NEEDED - result.stamp.keys() for result in results):
             raise UserError(f"stamps without {', '.join(sorted(missing))}")
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+        cure = "name a file that is there, or make one: fitv2 evaluate MODEL --reference IMAGES --out FOLDER writes it"
+        raise UserError(f"{path} cannot be read ({error.strerror}): {cure}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is not a result of fitv2 evaluate ({error})") from None
+        raise UserError(f"{path} is not a result of fitv2 evaluate ({error}): name its {RESULT}") from None
     return results
 
 
