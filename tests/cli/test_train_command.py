@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from fitv2.cli.progress import training_progress
 from fitv2.errors import UserError
 from fitv2.system.locks import locked
 
@@ -116,6 +117,17 @@ def test_held_out_images_are_in_the_progress_the_log_and_the_last_words(fitv2, t
     )
     told = fitv2(*run, "--resume", "--set", "training.steps=7", "--set", "training.holdout=0.02").sentence
     assert "training.holdout=0.01" in told
+
+
+def test_the_progress_has_no_loss_before_the_first_step(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "200")
+    with training_progress(3) as show:
+        before = capsys.readouterr().err
+        show({"step": 1, "loss": 0.5, "tokens_per_second": 1000.0, "holdout_loss": 0.25})
+        show({"step": 2, "loss": 0.75, "tokens_per_second": 1000.0})
+    shown = before + capsys.readouterr().err
+    assert "starting" in shown and "nan" not in shown and "loss 0.7500, held out 0.2500" in shown
 
 
 def test_a_run_is_continued_on_request_only_and_not_with_another_network(train, fitv2, images, tmp_path):

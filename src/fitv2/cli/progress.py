@@ -59,15 +59,14 @@ def training_progress(total: int) -> Iterator[Callable[[dict[str, Any]], None]]:
     if not console.is_terminal:
         yield line_printer(total)
         return
-    speed = TextColumn("loss {task.fields[loss]:.4f}{task.fields[held_out]}  {task.fields[rate]:,.0f} tokens/s")
-    columns = TextColumn("step"), MofNCompleteColumn(), BarColumn(), speed, TimeRemainingColumn()
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("", total=total, loss=float("nan"), rate=0.0, held_out="")
+    columns = TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}")
+    with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
+        task, held_out = bar.add_task("starting", total=total), ""
 
-        def show(f: dict[str, Any]) -> None:
-            bar.update(task, completed=f["step"], loss=f["loss"], rate=f["tokens_per_second"])
-            if told := measured_now(f):
-                bar.update(task, held_out=told)
+        def show(figures: dict[str, Any]) -> None:
+            nonlocal held_out
+            held_out = measured_now(figures) or held_out
+            bar.update(task, completed=figures["step"], description=speed_of(figures, held_out))
 
         yield show
 
@@ -85,10 +84,14 @@ def line_printer(total: int) -> Callable[[dict[str, Any]], None]:
             return
         printed = now
         left = f"{(now - start) / (step - first) * (total - step) / 60:.1f} min left" if step > first else "starting"
-        speed = f"loss {figures['loss']:.4f}{held_out}  {figures['tokens_per_second']:,.0f} tokens/s"
-        print(f"step {step}/{total}  {speed}  {left}", file=sys.stderr, flush=True)
+        print(f"step {step}/{total}  {speed_of(figures, held_out)}  {left}", file=sys.stderr, flush=True)
 
     return show
+
+
+def speed_of(figures: dict[str, Any], held_out: str) -> str:
+    """The part of a progress line about a step: its loss, what was measured last, and its tokens a second."""
+    return f"loss {figures['loss']:.4f}{held_out}  {figures['tokens_per_second']:,.0f} tokens/s"
 
 
 def measured_now(figures: dict[str, Any]) -> str:
