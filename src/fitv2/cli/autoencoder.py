@@ -70,13 +70,15 @@ def chosen_recipe(run: Path, sources: Sequence[str], overrides: Sequence[str], r
     """
     from ..settings.autoencoder import AutoencoderRecipe
     from ..settings.read import build_autoencoder_recipe
-    from ..training.run_folder import kept_recipe
+    from ..training.run_folder import kept_recipe, no_run
 
     kept = kept_recipe(run, AutoencoderRecipe) if resume else None
     tree: dict[str, Any] = {} if kept is None else kept.model_dump(mode="json")
     if sources:
         tree["data"] = tree.get("data", {}) | {"sources": list(sources)}
     if not tree and not any(setting.startswith("data.sources=") for setting in overrides):
+        if resume:
+            raise UserError(f"{no_run(run)} To begin one there, give --data")
         raise UserError("name the images to train on with --data, or continue a run with --resume --out RUN")
     return build_autoencoder_recipe(tree, overrides)
 

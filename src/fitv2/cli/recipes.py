@@ -101,7 +101,7 @@ def choose_recipe(
     from ..checkpoints.model_folder import load_pretrained
     from ..settings.data import FolderSettings
     from ..settings.read import load_recipe
-    from ..training.run_folder import check_name, resumed_recipe
+    from ..training.run_folder import check_name, no_run, resumed_recipe
 
     # Always a path, so that a folder called fashion is not taken for the built-in images.
     source = [] if data is None else [f"data.source={quoted(os.path.join(os.curdir, data))}"]
@@ -115,7 +115,7 @@ def choose_recipe(
             warn_of_others(name, kept, overrides)
         return kept, None
     if name is None and data is None and base is None:
-        raise UserError(f"there is no run in {run} to continue; to begin one there, give --recipe or --data")
+        raise UserError(f"{no_run(run)} To begin one there, give --recipe or --data")
     start: dict[str, Any] = {}
     if base is not None:  # A network of the same architecture and size.
         network = model_settings(load_pretrained(base, None).model.config)

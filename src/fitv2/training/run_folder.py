@@ -15,7 +15,7 @@ from ..data.contents import refuse_among
 from ..data.dataset import Dataset
 from ..errors import UserError, damaged
 from ..legacy import RECIPES
-from ..messages import command, shortened
+from ..messages import command, shortened, suggestion_beside
 from ..model.config import FiTConfig
 from ..model.rope import RopeScheme
 from ..settings.autoencoder import AnyRecipe, AutoencoderRecipe
@@ -49,6 +49,11 @@ TOLD = 20
 def resume_command(run: Path, kind: str = "train") -> str:
     """Returns the command that continues a run; kind: the command that began it."""
     return command(kind, "--resume", "--out", run)
+
+
+def no_run(run: Path) -> str:
+    """Returns the sentence that there is no run in a folder, and which one beside it may be meant."""
+    return f"there is no run in {run} to continue{suggestion_beside(run, RECIPE) or '.'}"
 
 
 def kept_recipe(run: Path, kind: type[AnyRecipe]) -> AnyRecipe | None:
@@ -105,7 +110,7 @@ def check_run(run: Path, recipe: Recipe | AutoencoderRecipe, resume: bool) -> No
         if there and not (resume and "checkpoints" in there):  # The user has removed a damaged recipe.
             raise UserError(f"{run} is no run, and its {there[0]} would be overwritten: choose another --out")
         if resume:
-            logger.warning("there is no run in %s to continue: starting at step 0", run)
+            logger.warning("%s A new one begins in %s at step 0", no_run(run), run)
         return
     if not resume:
         raise UserError(f"{run} already holds a run; add --resume to continue it, or choose another --out")
