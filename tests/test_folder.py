@@ -172,8 +172,13 @@ def test_class_without_a_readable_image_keeps_its_label(root, caplog):
 def test_nothing_to_train_on(tmp_path, caplog):
     with pytest.raises(ValueError, match=r"no folder .*nowhere"):
         open_folder(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="fitv2 prepare"):
+    with pytest.raises(UserError, match="is a file") as error:
         open_folder(__file__)
+    assert "prepare" not in str(error.value)
+    (tmp_path / "list.csv").touch()
+    with pytest.raises(UserError, match=r"list\.csv is a file .*fitv2 prepare"):
+        open_folder(tmp_path / "list.csv")
+    (tmp_path / "list.csv").unlink()
     for name, problem, reported in (
         ("a.txt", "no image files", "1 ignored, not images by their names: 1 .txt"),
         ("a.png", "no image .*can be used", "a.png: not an image"),

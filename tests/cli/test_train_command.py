@@ -205,6 +205,11 @@ def test_what_a_training_cannot_begin_with_is_one_sentence(fitv2, words, part):
     assert part in fitv2("train", *words).sentence
 
 
+def test_a_file_is_no_folder_of_images(train, tmp_path):
+    (tmp_path / "list.txt").write_text("hello")
+    assert "list.txt is a file" in train(data="list.txt").sentence
+
+
 def test_folders_without_images(train, tmp_path):
     (tmp_path / "empty").mkdir()
     told = train(data="empty").sentence

@@ -64,7 +64,7 @@ def read_contents(root: Path, labels: Labels = "auto", option: str | None = "--s
     choices = (
         ""
         if option is None
-        else (f"; {option}folders uses the sub-folders of the root as classes, {option}none all images without classes")
+        else f". Or choose: {option}folders takes the sub-folders as classes, {option}none all images without classes"
     )
     notes: list[str] = []
     if labels == "auto":
@@ -182,8 +182,8 @@ def _refuse_unclear(root: Path, images: Sequence[str], choices: str) -> None:
     if loose and folders:
         told = shortened([f"{name}/ ({folders[name]})" for name in names])
         raise UserError(
-            f"{root} holds {counted(loose, 'image')} and {counted(len(folders), 'sub-folder')} with images: {told}; "
-            f"move one kind away{choices}"
+            f"{root} holds {counted(loose, 'loose image')} beside {counted(len(folders), 'sub-folder')} with images: "
+            f"{told}. Move one kind away{choices}"
         )
     within = sorted({name.split("/")[1] for name in images if name.count("/") > 1})
     if len(names) == 1 and len(within) > 1:

@@ -34,6 +34,7 @@ from .images import (
 )
 from .listing import Item
 from .scan import ScanReport, check_all
+from .tables import LISTS
 
 logger = logging.getLogger(__name__)
 
@@ -92,10 +93,7 @@ class ImageFolder(Dataset):
         self.least = min(max_tokens, *further_tokens) if further_tokens else max_tokens
         self.mode: Mode = MODES[channels]
         if not self.root.is_dir():
-            raise UserError(
-                f"there is no folder {root}: give the folder that holds the images (fitv2 prepare also reads lists and "
-                "archives)"
-            )
+            raise UserError(f"{not_a_folder(self.root)}: give the folder that holds the images")
         contents = contents or read_contents(self.root, labels_from, labels_option)
         for note in contents.notes:
             logger.warning("%s: %s", root, note)
@@ -181,6 +179,14 @@ class ImageFolder(Dataset):
 
     def identity(self) -> tuple[list[str], list[np.ndarray], Path]:
         return self.paths, [self.labels, self.sizes], self.root
+
+
+def not_a_folder(root: Path) -> str:
+    """Says what is there instead of a folder of images, and which command takes it."""
+    if not root.exists():
+        return f"there is no folder {root}"
+    read = ", and fitv2 prepare reads it" if root.suffix.lower() in (*LISTS, ".tar") else ""
+    return f"{root} is a file and not a folder{read}"
 
 
 def trim(image: Image.Image) -> Image.Image:
