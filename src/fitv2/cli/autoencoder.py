@@ -49,8 +49,9 @@ def autoencoder(
     checkpoints/ and vae/, which diffusers loads: float16 weights, and the latents' mean and standard deviation
     per channel.
 
-    Ctrl-C and SIGTERM save the current step. --resume continues with the run's own settings, except those that --set
-    changes; on a CPU the result equals an uninterrupted run bit for bit. 'fitv2 reconstruct' measures the result.
+    Ctrl-C and SIGTERM ('kill PID', for a training in the background) save the current step. --resume continues with
+    the run's own settings, except those that --set changes; on a CPU the result equals an uninterrupted run bit for
+    bit. 'fitv2 reconstruct' measures the result.
     """
     from .progress import stopped_before_the_first_step
 
