@@ -187,7 +187,9 @@ def test_names_with_commas_and_slashes(fitv2, tmp_path):
     assert [row["class"] for row in report["images"]] == ["tench, Tinca tinca", "on/off", "bag"]
     assert all((tmp_path / row["file"]).is_file() for row in report["images"])
     # Long names leave room for the rest of the file's name.
-    assert file_name("a cat/dog") == "a-cat-dog" and file_name("日" * 85) == "日" * 50
+    assert file_name("a cat/dog.") == "a-cat-dog" and file_name("日" * 85) == "日" * 50
+    odd = {"-rf": "rf", "../x": "x", "हिन्दी": "हिन्दी", "cafe\u0301": "caf\u00e9", "📷!": "class3"}
+    assert {name: file_name(name, "class3") for name in odd} == odd
 
 
 @pytest.mark.parametrize(

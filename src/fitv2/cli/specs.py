@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from itertools import cycle, islice, zip_longest
 from typing import TYPE_CHECKING, Any, NamedTuple
+from unicodedata import category, normalize
 
 from ..errors import UserError
 from ..messages import counted
@@ -42,8 +43,9 @@ def describe(pretrained: Pretrained, spec: SampleSpec, factor: int) -> dict[str,
     names = pretrained.class_names
     name = names[spec.label] if spec.label < len(names) else None
     height, width = (side * factor for side in spec.size)
+    other = "image" if name is None else f"class{spec.label}"  # Where a name has no letter or digit.
     row = {
-        "file": f"{file_name(spec.prompt[:MOST_LETTERS] or name or 'image')}_{height}x{width}_seed{spec.seed}.png",
+        "file": f"{file_name(spec.prompt[:MOST_LETTERS] or name or '', other)}_{height}x{width}_seed{spec.seed}.png",
         "class": name,
         "label": spec.label,
         "size": [height, width],
@@ -59,9 +61,14 @@ def shown(prompt: str | None) -> str:
     return prompt or "" if len(prompt or "") <= MOST_LETTERS else f"{(prompt or '')[:MOST_LETTERS]}..."
 
 
-def file_name(name: str) -> str:
-    """Returns a class name without characters that file systems refuse, cut to fit into the 255 bytes of a name."""
-    return re.sub(r"[^\w-]+", "-", name).encode()[:MOST_BYTES].decode(errors="ignore")
+def file_name(name: str, other: str = "unnamed") -> str:
+    """Returns a class name without characters that file systems refuse, cut to fit into the 255 bytes of a name.
+
+    Vowel signs and accents stay, also those that are characters of their own, as in folders of macOS. It never begins
+    with a hyphen, like an option. other: The name if nothing is left.
+    """
+    kept = (c if c.isalnum() or c in "_-" or category(c)[0] == "M" else " " for c in normalize("NFC", name))
+    return re.sub(" +", "-", "".join(kept)).encode()[:MOST_BYTES].decode(errors="ignore").strip("-") or other
 
 
 def shown_classes(pretrained: Pretrained, labels: list[str] | None) -> str | None:
