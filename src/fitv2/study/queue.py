@@ -7,6 +7,7 @@ folders of the trainings, and runs what is missing.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -127,7 +128,8 @@ class Queue:
         if run.tunes or run.variant not in run.study.drawn or (run.seed and shown.exists()):
             return
         scoring = next(scoring for scoring in run.scorings if scoring.name == wanted)
-        found = scores_of(run, folder, scoring).glob(f"sheet-{scoring.condition.size.replace(':', '?')}*.png")
+        size = re.sub(r"\W", "?", scoring.condition.size)  # In names of files, a hyphen stands for ":" and ".".
+        found = scores_of(run, folder, scoring).glob(f"sheet-{size}*.png")
         if sheet := min(found, default=None):
             shown.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(sheet, shown)
