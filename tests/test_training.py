@@ -25,7 +25,6 @@ from fitv2.sampling.generate import generate
 from fitv2.sampling.spec import SampleSpec, Sampling, default_solver
 from fitv2.training.ema import EMA
 from fitv2.training.learner import learning_rate
-from fitv2.training.loop import StepResult
 from fitv2.training.malloc_trim import TRIM_EVERY, c_library, trim_heap
 from fitv2.training.trainer import Trainer
 from fitv2.training.watch import DataGone, DataWatch
@@ -38,8 +37,8 @@ def with_random_weights(trainer: Trainer) -> Trainer:
     return trainer
 
 
-def step_and_its_gradients(trainer: Trainer, step) -> tuple[StepResult, list[torch.Tensor]]:
-    """The result and the gradients as the optimiser gets them."""
+def step_and_its_gradients(trainer: Trainer, step) -> tuple[dict, list[torch.Tensor]]:
+    """The figures and the gradients as the optimiser gets them."""
     found = []
     (optimizer, _), parameters = trainer.learner.optimizer.parts[0], list(trainer.learner.model.module.parameters())
     hook = optimizer.register_step_pre_hook(lambda *_: found.extend(p.grad.clone() for p in parameters))
@@ -63,11 +62,11 @@ def one_big_batch(trainer: Trainer, step) -> tuple[float, list[torch.Tensor]]:
     return float(loss.detach()), list(torch.autograd.grad(loss, list(model.parameters())))
 
 
-def assert_one_big_batch(trainer: Trainer, step, readable=None) -> StepResult:
+def assert_one_big_batch(trainer: Trainer, step, readable=None) -> dict:
     """Trains the step; its loss and gradients must be those of all readable images at once."""
     expected_loss, expected = one_big_batch(trainer, readable or step)
     result, gradients = step_and_its_gradients(trainer, step)
-    assert result.losses["loss"] == pytest.approx(expected_loss, rel=1e-5)
+    assert result["loss"] == pytest.approx(expected_loss, rel=1e-5)
     for gradient, other in zip(gradients, expected, strict=True):
         torch.testing.assert_close(gradient, other, atol=1e-5 * float(other.abs().max()), rtol=0)
     return result
@@ -96,7 +95,7 @@ def test_the_prediction_decides_the_loss_and_the_sampler(tmp_path, architecture,
         ((batch, labels, _),) = step.packs
         model, generator = run.learner.model.module, run.pack_generator(0)
         expected = float(diffusion_loss(model, batch, labels, 10, generator, linear_schedule()).loss.detach())
-    assert run.step(step).losses["loss"] == pytest.approx(expected, rel=1e-5)
+    assert run.step(step)["loss"] == pytest.approx(expected, rel=1e-5)
     run.save()
     run.write_sheet()
     saved = load_pretrained(tmp_path).model
@@ -213,7 +212,7 @@ def test_unreadable_images_do_not_count_in_loss_gradient_and_log(tmp_path):
     run = with_random_weights(trainer(tmp_path, "training.max_grad_norm=1e9", dataset=dataset))
     step = next(run.loader.steps(DataCursor()))
     loaded = sum(len(batch) for batch, *_ in step.packs)
-    assert loaded < step.images and assert_one_big_batch(run, step).images == loaded
+    assert loaded < step.images and assert_one_big_batch(run, step)["images"] == loaded
 
 
 @pytest.mark.parametrize(
@@ -261,7 +260,7 @@ def test_a_step_without_a_finite_gradient_leaves_no_trace_but_in_the_log(tmp_pat
         spoilt = any(not batch.x.abs().max() <= 1 for batch, *_ in step.packs)
         assert not (spoilt and number == 1), "before the first step there is nothing that a trace could show in"
         with caplog.at_level(logging.WARNING):
-            norm = run.step(step).grad_norm
+            norm = run.step(step)["grad_norm"]
         after = everything(run)
         same = after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
         assert same == spoilt and math.isfinite(norm) != spoilt

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import NamedTuple
-
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
@@ -27,13 +23,6 @@ PARTS = ("loss", "l1", "perceptual", "kl", "halved")
 COMPUTING = "norm_num_groups", "act_fn"
 # What the names of the decoder's parameters begin with.
 DECODER = "decoder.", "post_quant_conv."
-
-
-class Update(NamedTuple):
-    """What a step reports: means over its images by name (`PARTS`), and the norm of the gradient before clipping."""
-
-    parts: dict[str, float]
-    grad_norm: float
 
 
 class Learner(BaseLearner):
@@ -69,28 +58,18 @@ class Learner(BaseLearner):
         weights = settings.perceptual_weight, settings.kl_weight, settings.halved_weight
         self.objective = Objective(distance, *weights, bf16=settings.precision == "bf16")
 
-    def step(self, images: list[Tensor], number: int, generator: torch.Generator) -> Update:
-        """Trains step `number`, counted from 0, on crops (3, h, w) of one size.
-
-        A gradient that is not finite changes nothing.
+    def backward(self, images: list[Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        """Accumulates the gradient of crops (3, h, w) of one size; returns the means of `PARTS` over them, () float32.
 
         generator: Of the noise of the latents.
         """
-        batch = upload(torch.stack(images), self.device)
-        parts = self.objective.reconstruct(self.network, batch, generator)
+        parts = self.objective.reconstruct(self.network, upload(torch.stack(images), self.device), generator)
         loss = self.objective.loss(parts)
         (loss.sum() / len(images)).backward()
         means = torch.stack([part.detach().sum() for part in (loss, *parts[1:])]) / len(images)
-        norm = self.update(number)
-        return Update(dict(zip(PARTS, means.tolist(), strict=True)), float(norm))
+        return dict(zip(PARTS, means, strict=True))
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor) -> Reconstruction:
         """Returns what the network makes of the means of the images' latents; images: (B, 3, h, w)."""
         return self.objective.reconstruct(self.network, upload(images, self.device), None)
-
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Gives the network its averaged weights for a with block."""
-        with self.ema.applied_to(self.network):
-            yield

@@ -18,17 +18,15 @@ from ..checkpoints.training_state import newest_state
 from ..data.crops import Crops
 from ..data.dataset import Dataset, evenly
 from ..data.loader import PackLoader, Step
+from ..distributed.ranks import Ranks
 from ..errors import UserError
 from ..images.autoencoder import LatentCodec, load_autoencoder
 from ..randomness import Purpose, torch_generator
 from ..settings.autoencoder import AutoencoderRecipe
-from ..system.device import choose_precision
 from ..tokens import upload
 from ..training.holdout import choose_held_out
-from ..training.loop import StepResult, TrainingLoop
-from ..training.progress import Progress
-from ..training.run_folder import check_held_out, held_out_digest, resume_command
-from ..training.trackers import check_packages
+from ..training.loop import TrainingLoop
+from ..training.run_folder import check_held_out, held_out_digest
 from ..training.watch import DataGone
 from .held_out import HeldOut
 from .learner import Learner
@@ -44,22 +42,20 @@ class AutoencoderTrainer(TrainingLoop[AutoencoderRecipe]):
     Training continues from the newest checkpoint in the folder, if there is one.
 
     Args:
-        recipe: With its precision decided.
         sources: The sets of images, in patches of the autoencoder's factor.
+        ranks: One process.
 
     Raises:
         UserError: The checkpoint is damaged, or is of other images; the autoencoder of `init_from` cannot be loaded or
             has other settings; or a package is missing.
     """
 
-    exports = VAE
+    command, exports = "autoencoder", VAE
     learner: Learner
 
-    def __init__(self, recipe: AutoencoderRecipe, sources: list[Dataset], run: Path, device: torch.device) -> None:
-        check_packages(recipe.log.trackers)
-        assert recipe.training.precision != "auto"
-        choose_precision(recipe.training.precision, device)  # It warns where bf16 is slow.
-        settings, self.recipe, self.run, self.device = recipe.training, recipe, run, device
+    def __init__(self, recipe: AutoencoderRecipe, sources: list[Dataset], run: Path, ranks: Ranks) -> None:
+        super().__init__(recipe, run, ranks)
+        recipe, settings = self.recipe, self.recipe.training
         held_out = [choose_held_out(source, settings.holdout) for source in sources]
         self.crops = Crops(sources, recipe.data.crop // recipe.model.factor, held_out)
         self.content, self.sources = self.crops.digest(), ", ".join(recipe.data.sources)
@@ -79,11 +75,10 @@ class AutoencoderTrainer(TrainingLoop[AutoencoderRecipe]):
         if isinstance(base, LatentCodec) and settings.trainable == "decoder":
             self.scale = [base.shift.flatten().tolist(), (1 / base.scale.flatten()).tolist()]
         network = base.network if isinstance(base, LatentCodec) else None
-        self.learner, self.held_out = Learner(recipe, device, network), HeldOut(self.crops)
+        self.learner, self.held_out = Learner(recipe, ranks.device, network), HeldOut(self.crops)
         tokens = settings.batch_size * self.crops.side**2
         held = self.crops.held_out
         self.loader = PackLoader(self.crops, tokens, 1, settings.seed, workers=settings.workers, held_out=held)
-        self.progress = Progress(run, settings.steps, resume_command(run, "autoencoder"))
 
     def begin(self) -> None:
         # While the images are there: `export` has to know the scale of their latents.
@@ -96,15 +91,10 @@ class AutoencoderTrainer(TrainingLoop[AutoencoderRecipe]):
     def write_sheet(self) -> None:
         self.held_out.write_sheet(self.progress.sheet, self.learner)
 
-    def step(self, step: Step) -> StepResult:
-        """Trains one step; a token is a latent pixel."""
-        readable, progress = sum(step.readable), self.progress
-        progress.images_read.check(readable, step.unreadable, int(step.unreadable > 0 and self.loader.is_gone()))
-        generator = torch_generator(Purpose.TRAINING, self.recipe.training.seed, progress.done)
-        update = self.learner.step(step.packs[0].batch.to_latents(self.crops.patch_size), progress.done, generator)
-        progress.done, progress.cursor = progress.done + 1, step.after
-        progress.gradients.check(progress.done, update.grad_norm)
-        return StepResult(update.parts, update.grad_norm, readable, progress.termination.asked)
+    def backward(self, step: Step, images: int) -> dict[str, Tensor]:
+        """Returns the parts of the loss; a token of the step is a latent pixel."""
+        generator = torch_generator(Purpose.TRAINING, self.recipe.training.seed, self.progress.done)
+        return self.learner.backward(step.packs[0].batch.to_latents(self.crops.patch_size), generator)
 
     def state(self) -> dict[str, Any]:
         """Returns digests of the images and of those held out, and the scale of the latents if it is fixed."""
@@ -118,7 +108,7 @@ class AutoencoderTrainer(TrainingLoop[AutoencoderRecipe]):
     def measure_scale(self) -> list[list[float]]:
         """Returns mean and standard deviation of the latents of each channel, see `latent_statistics`."""
         with self.learner.averaged():
-            batches = (upload(batch, self.device) for batch in self.measured)
+            batches = (upload(batch, self.ranks.device) for batch in self.measured)
             return [figures.tolist() for figures in latent_statistics(self.learner.network, batches)]
 
     @cached_property

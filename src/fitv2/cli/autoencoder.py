@@ -105,7 +105,7 @@ def carry_out(chosen: AutoencoderRecipe, run: Path, resume: bool, device: str | 
             open_crop_source(name, images.resolution, images.min_scale, factor, run / f"images-{number}.json")
             for number, name in enumerate(images.sources)
         ]
-        trainer = AutoencoderTrainer(chosen, sources, run, ranks.device)
+        trainer = AutoencoderTrainer(chosen, sources, run, ranks)
         held = f", and measuring {len(trainer.crops.measured)} others" if len(trainer.crops.measured) else ""
         total = sum(map(len, sources)) - len(trainer.crops.measured)
         trained = len(trainer.crops) - len(trainer.crops.held_out)

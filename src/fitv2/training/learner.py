@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -49,6 +49,10 @@ class BaseLearner:
         self.optimizer.step(learning_rate(step, self.settings), finite)
         self.ema.update(self.network, step, finite)
         return norm
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Gives the network its averaged weights for a with block."""
+        return self.ema.applied_to(self.network)
 
     @property
     def parameters(self) -> dict[str, Tensor]:
@@ -107,6 +111,14 @@ class Learner(BaseLearner):
                 module.compile_blocks(self.settings.max_tokens_per_batch)
             except UserError as error:
                 logger.warning("%s: training continues without training.compile", error)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Gives the network its averaged weights for a with block, in which it is not compiled."""
+        # Other images have other shapes than training steps, and would use up the limit on compiled graphs.
+        eager = torch.compiler.set_stance("force_eager") if self.settings.compile else nullcontext()
+        with eager, super().averaged():
+            yield
 
     def backward(
         self,

@@ -3,53 +3,41 @@
 from __future__ import annotations
 
 import logging
-import signal
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Any, Generic, NamedTuple
+from typing import Any, Generic
 
 import torch
+from torch import Tensor
 
+from ..build import with_precision
 from ..checkpoints.training_state import prune, save_checkpoint
 from ..data.loader import PackLoader, Step
-from ..distributed.ranks import on_rank0
+from ..distributed.ranks import Ranks, on_rank0, sum_over_ranks
 from ..errors import UserError, lack_of_memory_told
 from ..settings.autoencoder import AnyRecipe
+from ..system.device import choose_precision
 from .learner import BaseLearner
 from .log import RunLog
-from .progress import Progress
-from .run_folder import exported, keep_provenance, keep_recipe
+from .progress import SIGNALS, Progress
+from .run_folder import exported, keep_provenance, keep_recipe, resume_command
+from .trackers import check_packages
 from .watch import DataGone
 
 logger = logging.getLogger(__name__)
-
-
-class StepResult(NamedTuple):
-    """An optimiser step over all processes.
-
-    Attributes:
-        losses: The loss, and its parts if it has any: means over all images.
-        grad_norm: The norm of the gradient before clipping; not finite if the step was skipped.
-        images: The number of images that could be read.
-        asked: The signal that has come to one of the processes, if any.
-    """
-
-    losses: dict[str, float]
-    grad_norm: float
-    images: int
-    asked: signal.Signals | None
 
 
 class TrainingLoop(ABC, Generic[AnyRecipe]):
     """A training in a run's folder; subclasses say what a step trains, and what is measured, drawn and exported.
 
     Attributes:
+        command: The command that begins it.
         recipe: With its precision decided.
         run: The folder.
-        device: Where it trains.
-        main: Whether this process writes files and reports.
+        ranks: The processes that train together; the main one writes files and reports.
         sources: What it is trained on, for messages.
         content: The digest of that.
         exports: The name of the folder in the run that holds the averaged weights.
@@ -59,10 +47,7 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
         progress: How far the run is.
     """
 
-    recipe: AnyRecipe
-    run: Path
-    device: torch.device
-    main: bool = True
+    command: str
     sources: str
     content: str
     exports: str
@@ -71,11 +56,22 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
     begun: tuple[Path, dict[str, Any]] | None
     learner: BaseLearner
     loader: PackLoader
-    progress: Progress
+
+    def __init__(self, recipe: AnyRecipe, run: Path, ranks: Ranks) -> None:
+        self.run, self.ranks = run, ranks
+        self.recipe: AnyRecipe = on_rank0(partial(with_precision, recipe, ranks.device))
+        settings, log = self.recipe.training, self.recipe.log
+        on_rank0(partial(check_packages, log.trackers))
+        assert settings.precision != "auto"
+        choose_precision(settings.precision, ranks.device)  # It warns where bf16 is slow.
+        self.progress = Progress(run, settings.steps, resume_command(run, self.command), tells=ranks.is_main_process)
 
     @abstractmethod
-    def step(self, step: Step) -> StepResult:
-        """Trains one step and counts it in the progress. Raises DataGone and Diverged as `fit` does."""
+    def backward(self, step: Step, images: int) -> dict[str, Tensor]:
+        """Accumulates the gradient of a step of so many readable images over all processes.
+
+        Returns the loss, and its parts if it has any, () float32: their means over the processes are over all images.
+        """
 
     @abstractmethod
     def measure(self) -> dict[str, float]:
@@ -103,13 +99,13 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
             DataGone: The data cannot be read any more; the last step is saved.
             Diverged: No gradient is finite any more.
         """
-        progress, settings = self.progress, self.recipe.log
+        progress, settings, main = self.progress, self.recipe.log, self.ranks.is_main_process
         with progress.termination:
             self.resume()
             progress.check_exports(settings.export_at)
             self.begin()
-            log = RunLog(self.run, progress.done, self.recipe, self.device) if self.main else None
-            if self.main:
+            log = RunLog(self.run, progress.done, self.recipe, self.ranks.device) if main else None
+            if main:
                 if progress.unfinished:  # Else nothing is trained with these settings.
                     keep_recipe(self.run, self.recipe)
                 keep_provenance(self.run, progress.done, self.content)
@@ -117,8 +113,11 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
             if progress.is_due(self.sheet_every) and not on_rank0(progress.sheet.exists):
                 self.draw_sheet()
             steps = self.loader.steps(progress.cursor)
+            progress.start_clock()
             try:
-                for figures in self.timed_steps(steps):
+                while progress.unfinished:
+                    with progress.timed(on_cpu=self.ranks.device.type == "cpu") as figures:
+                        figures |= self.step(next(steps))
                     figures |= self.measure()
                     if log is not None:
                         log.write(figures)
@@ -148,30 +147,44 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
         except (UserError, OSError) as error:
             logger.warning("no sample sheet %s: %s", self.progress.sheet.name, error)
 
-    def timed_steps(self, steps: Iterator[Step]) -> Iterator[dict[str, Any]]:
-        """Trains step by step and yields the figures of each; those of time are explained in `Progress.timed`."""
-        progress = self.progress
-        progress.start_clock()
-        while progress.unfinished:
-            figures: dict[str, Any] = {}
-            with progress.timed(figures, self.device.type == "cpu"):
-                step = next(steps)
-                result = self.step(step)
-                figures |= {
-                    "step": progress.done,
-                    "epoch": progress.cursor.epoch,
-                    **result.losses,
-                    "grad_norm": result.grad_norm,
-                    "learning_rate": self.learner.optimizer.learning_rate,
-                    "images": result.images,
-                    "tokens": step.tokens,
-                    "packing_efficiency": round(step.packing_efficiency, 5),
-                    "skipped": progress.gradients.skipped,
-                    "skipped_images": progress.images_read.skipped,
-                }
-            if progress.unfinished:
-                progress.stopped_by = result.asked
-            yield figures
+    def step(self, step: Step) -> dict[str, Any]:
+        """Trains one step, counts it in the progress and returns its figures for the log.
+
+        A step whose gradient is not finite is counted and otherwise skipped.
+
+        Raises:
+            DataGone: Too many images cannot be read.
+            Diverged: Too many gradients in a row are not finite.
+        """
+        progress, device, world = self.progress, self.ranks.device, self.ranks.num_processes
+        gone = int(step.unreadable > 0 and self.loader.is_gone())
+        # On the CPU, so that nothing waits for the device.
+        counts = torch.tensor([sum(step.readable), step.unreadable, gone])
+        images, unreadable, gone = sum_over_ranks(counts).tolist()
+        progress.images_read.check(images, unreadable, gone)
+        losses = self.backward(step, images)
+        norm = self.learner.update(progress.done)
+        progress.done, progress.cursor = progress.done + 1, step.after
+        # Whether to stop travels with the loss, so that all processes stop at the same step.
+        asked = torch.tensor([float(progress.termination.asked == number) for number in SIGNALS], device=device)
+        sums = sum_over_ranks(torch.cat([torch.stack([*losses.values(), norm]), asked])) / world
+        *means, grad_norm = sums[: -len(SIGNALS)].tolist()
+        progress.gradients.check(progress.done, grad_norm)
+        if progress.unfinished:
+            came = zip(SIGNALS, sums[-len(SIGNALS) :].tolist(), strict=True)
+            progress.stopped_by = next((number for number, count in came if count), None)
+        return {
+            "step": progress.done,
+            "epoch": progress.cursor.epoch,
+            **dict(zip(losses, means, strict=True)),
+            "grad_norm": grad_norm,
+            "learning_rate": self.learner.optimizer.learning_rate,
+            "images": images,
+            "tokens": step.tokens,
+            "packing_efficiency": round(step.packing_efficiency, 5),
+            "skipped": progress.gradients.skipped,
+            "skipped_images": progress.images_read.skipped,
+        }
 
     def save(self, keep: int | None = 0) -> None:
         """Writes the averaged weights and a checkpoint, and removes older checkpoints.

@@ -42,7 +42,7 @@ class Progress:
         stopped_by: The signal that ended training before its last step, which is saved.
     """
 
-    def __init__(self, run: Path, last: int, resume: str, tells: bool = True) -> None:
+    def __init__(self, run: Path, last: int, resume: str, tells: bool) -> None:
         self.run, self.last, self.resume_command = run, last, resume
         self.done = self.saved = 0
         self.cursor, self.seconds = DataCursor(), 0.0
@@ -84,14 +84,15 @@ class Progress:
         self._clock = time.perf_counter()
 
     @contextmanager
-    def timed(self, figures: dict[str, Any], on_cpu: bool) -> Iterator[None]:
-        """Times the step in a with block, which leaves its figures, `tokens` among them, in `figures`.
+    def timed(self, on_cpu: bool) -> Iterator[dict[str, Any]]:
+        """Times the step in a with block; the value takes its figures, `tokens` among them, and gets those of time.
 
         tokens_per_second includes waiting for images; seconds also includes the checkpoints, sheets and held-out losses
         since the last step. cpu_seconds is the time of all threads, which other work on the machine hardly changes.
         """
+        figures: dict[str, Any] = {}
         start, cpu_start = time.perf_counter(), time.process_time()
-        yield
+        yield figures
         end, cpu_seconds = time.perf_counter(), time.process_time() - cpu_start
         self.seconds += end - self._clock
         self._clock = end

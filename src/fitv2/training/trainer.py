@@ -8,43 +8,32 @@ the data, and no generator.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from ..build import build_loss_at, build_text_encoder, sampling_advice, with_precision
+from ..build import build_loss_at, build_text_encoder, sampling_advice
 from ..checkpoints.model_folder import Pretrained, copy_recommended, keep_recommended, save_pretrained, suitable
 from ..checkpoints.training_state import newest_state
 from ..data.dataset import Dataset
 from ..data.loader import PackLoader, Step
-from ..distributed.ranks import Ranks, join_processes, on_rank0, sum_over_ranks
+from ..distributed.ranks import Ranks, join_processes, on_rank0
 from ..errors import UserError, lack_of_memory_told
 from ..model.config import FiTConfig, NetworkConfig
 from ..model.network import build_network
 from ..randomness import Purpose, seed_of, torch_generator
 from ..settings.recipe import Recipe
-from ..system.device import choose_precision
 from .finetune import init_from, trained_before, trained_names
 from .holdout import Holdout
 from .learner import Learner
-from .loop import StepResult, TrainingLoop
-from .progress import SIGNALS, Progress
-from .run_folder import (
-    check_data,
-    check_held_out,
-    check_teacher,
-    facts,
-    held_out_digest,
-    identity,
-    resume_command,
-)
+from .loop import TrainingLoop
+from .run_folder import check_data, check_held_out, check_teacher, facts, held_out_digest, identity
 from .sample_sheet import sheet_requests, sheet_sampling, write_sheet
-from .trackers import check_packages
 
 logger = logging.getLogger(__name__)
 # Returns figures of the model in a folder.
@@ -65,7 +54,7 @@ class Trainer(TrainingLoop[Recipe]):
         UserError: The checkpoint is damaged, or belongs to other classes or other data.
     """
 
-    exports = "model"
+    command, exports = "train", "model"
     learner: Learner
 
     def __init__(
@@ -78,13 +67,9 @@ class Trainer(TrainingLoop[Recipe]):
         ranks: Ranks | None = None,
         distance: Distance | None = None,
     ) -> None:
-        self.ranks, self.distance = join_processes() if ranks is None else ranks, distance
-        self.device, self.main = device, main = self.ranks.device, self.ranks.is_main_process
-        self.recipe = recipe = on_rank0(partial(with_precision, recipe, device))
-        on_rank0(partial(check_packages, recipe.log.trackers))
-        self.dataset, self.run, settings = dataset, run, recipe.training
-        assert settings.precision != "auto"
-        choose_precision(settings.precision, device)  # It warns where bf16 is slow.
+        super().__init__(recipe, run, join_processes() if ranks is None else ranks)
+        self.dataset, self.distance = dataset, distance
+        recipe, settings = self.recipe, self.recipe.training
         self.facts = facts(dataset, recipe.model.encoder)
         self.identity = identity(dataset, self.facts["examples"])
         self.sources, self.content = recipe.data.source, self.identity["content"]
@@ -112,7 +97,7 @@ class Trainer(TrainingLoop[Recipe]):
             check_teacher(run, recipe, self.begun[1], self.teacher)
         self.holdout = Holdout(dataset, recipe, build_loss_at(config), text)
         self.held_out = held_out_digest(self.holdout.chosen)
-        if self.begun is not None and main:
+        if self.begun is not None and self.ranks.is_main_process:
             check_held_out(self.begun[1], self.held_out, [dataset])
         self.loader = PackLoader(
             dataset,
@@ -120,11 +105,10 @@ class Trainer(TrainingLoop[Recipe]):
             settings.batches_per_step,
             settings.seed,
             *(self.ranks.process_index, self.ranks.num_processes, settings.workers),
-            pin=device.type == "cuda",
+            pin=self.ranks.device.type == "cuda",
             held_out=self.holdout.chosen,
             captioned=text is not None,
         )
-        self.progress = Progress(run, settings.steps, resume_command(run), tells=main)
 
     def _find_checkpoint(self) -> tuple[Path, dict[str, Any]] | None:
         begun = newest_state(self.run / "checkpoints")
@@ -134,13 +118,13 @@ class Trainer(TrainingLoop[Recipe]):
 
     def begin(self) -> None:
         self.learner.compile()
-        if self.main:
+        if self.ranks.is_main_process:
             keep_recommended(self.run / "model", self.recommended)
 
     def measure(self) -> dict[str, float]:
         """Returns the held-out losses and the distance, if they are due."""
         progress = self.progress
-        figures = self.holdout.measure(progress.done, self.learner.model, self.averaged())
+        figures = self.holdout.measure(progress.done, self.learner.model, self.learner.averaged())
         if self.distance is not None and progress.is_due(self.recipe.log.distance_every) and not progress.stopping:
             figures |= self.measured(self.distance)
         return figures
@@ -156,34 +140,14 @@ class Trainer(TrainingLoop[Recipe]):
             logger.warning("no distance at step %d: %s", self.progress.done, error)
             return {}
 
-    def step(self, step: Step) -> StepResult:
-        """Trains one step; a step whose gradient is not finite is counted and otherwise skipped.
+    def backward(self, step: Step, images: int) -> dict[str, Tensor]:
+        """Weights each pack's mean loss by its fraction of the readable images.
 
-        Each pack's mean loss is weighted by its fraction of the step's readable images, so that packs and processes of
-        unequal numbers of images add up to the gradient of one big batch.
-
-        Raises:
-            DataGone: Too many images cannot be read.
-            Diverged: Too many gradients in a row are not finite.
+        So packs and processes of unequal numbers of images add up to the gradient of one big batch.
         """
-        device, world, progress = self.ranks.device, self.ranks.num_processes, self.progress
-        gone = int(step.unreadable > 0 and self.loader.is_gone())
-        # On the CPU, so that nothing waits for the device.
-        counts = torch.tensor([sum(step.readable), step.unreadable, gone])
-        images, unreadable, gone = sum_over_ranks(counts).tolist()
-        progress.images_read.check(images, unreadable, gone)
-        weights = [readable / images * world for readable in step.readable]
+        weights = [readable / images * self.ranks.num_processes for readable in step.readable]
         generators = (self.pack_generator(number) for number in range(len(step.packs)))
-        total = self.learner.backward(step.packs, weights, generators)
-        norm = self.learner.update(progress.done)
-        progress.done, progress.cursor = progress.done + 1, step.after
-        # Whether to stop travels with the loss, so that all processes stop at the same step.
-        asked = torch.tensor([float(progress.termination.asked == number) for number in SIGNALS], device=device)
-        figures = sum_over_ranks(torch.cat([torch.stack([total, norm]), asked])) / world
-        loss, grad_norm, *asked = figures.tolist()
-        progress.gradients.check(progress.done, grad_norm)
-        came = next((number for number, count in zip(SIGNALS, asked, strict=True) if count), None)
-        return StepResult({"loss": loss}, grad_norm, images, came)
+        return {"loss": self.learner.backward(step.packs, weights, generators)}
 
     def pack_generator(self, number: int) -> torch.Generator:
         """Returns the generator of a pack of this process; it does not depend on the number of processes."""
@@ -209,13 +173,5 @@ class Trainer(TrainingLoop[Recipe]):
         """Draws a sample sheet with the averaged weights, in the precision of training."""
         learner, config = self.learner, self.learner.model.module.config
         wanted = sheet_requests(self.facts, config.null_label), sheet_sampling(self.recipe, config)
-        with self.averaged():
+        with self.learner.averaged():
             write_sheet(self.progress.sheet, learner.model, self.dataset, *wanted, learner.text)
-
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Gives the network its averaged weights for a with block."""
-        # Other images have other shapes than training steps, and would use up the limit on compiled graphs.
-        eager = torch.compiler.set_stance("force_eager") if self.recipe.training.compile else nullcontext()
-        with eager, self.learner.ema.applied_to(self.learner.model.module):
-            yield
