@@ -83,6 +83,12 @@ def test_a_checkpoint_whose_file_holds_something_else_is_damaged(tmp_path, saved
         trainer(tmp_path).fit(nothing)
 
 
+def test_a_checkpoint_that_does_not_say_what_it_was_trained_on_is_refused(tmp_path, saved):
+    (saved / "state.json").write_text('{"step": 1}')
+    with pytest.raises(UserError, match="lacks classes, content, trained"):
+        trainer(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("where", "error", "told"),
     [

@@ -68,7 +68,7 @@ class AutoencoderTrainer(TrainingLoop[AutoencoderRecipe]):
             )
         self.held = held_out_digest(self.crops.held_out)
         if self.begun is not None:
-            check_held_out(self.begun[1], self.held, sources)
+            check_held_out(self.begun[1], self.held)
         base = load_autoencoder(None if self.begun else settings.init_from)
         # Models of latents know the scale of a fixed encoder: it must not be measured again on other images.
         self.scale: list[list[float]] | None = self.begun[1].get("scale") if self.begun else None

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from ..checkpoints.model_folder import Pretrained
-from ..checkpoints.training_state import read_part
 from ..data.dataset import Dataset
 from ..errors import UserError
 from ..messages import shortened
@@ -124,18 +122,6 @@ def trained_names(names: Iterable[str], trainable: str, reinitialised: Collectio
         reinitialised: The reinitialised parameters. They are always trained: nothing random may stay frozen.
     """
     return [name for name in names if trainable == "all" or trains_at_high_resolution(name) or name in reinitialised]
-
-
-def trained_before(checkpoint: Path, state: dict[str, Any], names: list[str], trainable: str) -> list[str]:
-    """Returns which of the `names` a run has trained up to a checkpoint. Every process has to call this.
-
-    In older versions, state.json does not name them, but the optimiser has moments for those that were trained.
-    """
-    if "trained" in state:
-        return names if state["trained"] == "all" else state["trained"]
-    if trainable == "all":
-        return names
-    return trained_names(names, trainable, {key.partition(".")[2] for key in read_part(checkpoint, "optimizer", {})})
 
 
 def trains_at_high_resolution(name: str) -> bool:

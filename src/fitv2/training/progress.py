@@ -116,7 +116,7 @@ class Progress:
         try:
             self.done, self.cursor = int(state["step"]), DataCursor(**state["position"])
             self.gradients.skipped, self.seconds = int(state["skipped"]), float(state["seconds"])
-            self.images_read.skipped = int(state.get("skipped_images", 0))
+            self.images_read.skipped = int(state["skipped_images"])
         except (KeyError, TypeError, ValueError) as error:
             raise damaged(checkpoint / "state.json", repr(error)) from None
         self.saved = self.done

@@ -42,6 +42,8 @@ SETTLED = tuple(
     f"training.{name}"
     for name in ("init_from", "reinit", "trainable", "holdout", "objective", "optimizer", "shift_tokens")
 )
+# Without these in its state.json, no checkpoint of `fitv2 train` can be continued.
+NEEDED = {"classes", "content", "trained"}
 # Class names that a message shows.
 TOLD = 20
 
@@ -205,13 +207,18 @@ def facts(dataset: Dataset, text_encoder: str | None) -> dict[str, Any]:
 
 
 def check_data(run: Path, recipe: Recipe, found: dict[str, Any], state: dict[str, Any]) -> None:
-    """Compares the `identity` of the data with that in a checkpoint's state.json; older versions recorded none.
+    """Compares the `identity` of the data with that in a checkpoint's state.json.
 
-    Raises UserError if classes were renamed, added, removed or reordered, or other data at another place was given.
+    Raises UserError if classes were renamed, added, removed or reordered, or other data at another place was given; or
+    if there is nothing to compare with.
     """
-    classes = state.get("classes", exported_classes(run))
-    if classes is not None and classes != found["classes"]:
-        known, there = (shortened(names, TOLD) or "no classes" for names in (classes, found["classes"]))
+    if missing := NEEDED - state.keys():
+        raise UserError(
+            f"the state.json of {run}'s newest checkpoint lacks {', '.join(sorted(missing))}: it is damaged, or of a "
+            "version too old; continue with the version that began the run, or begin another run"
+        )
+    if state["classes"] != found["classes"]:
+        known, there = (shortened(names, TOLD) or "no classes" for names in (state["classes"], found["classes"]))
         raise UserError(
             f"{run} was trained on other classes, and its label table would mean something else. It knows "
             f"{known}; {recipe.data.source} has {there}. Restore the classes, or begin "
@@ -219,7 +226,7 @@ def check_data(run: Path, recipe: Recipe, found: dict[str, Any], state: dict[str
         )
     if state.get("captions", found.get("captions")) != found.get("captions"):
         logger.warning("the captions have changed since the last checkpoint: the run continues with those of now")
-    if state.get("content") in (None, found["content"]):
+    if state["content"] == found["content"]:
         return
     kept = kept_recipe(run, Recipe)
     if kept is not None and not same_place(kept.data.source, recipe.data.source):
@@ -230,10 +237,9 @@ def check_data(run: Path, recipe: Recipe, found: dict[str, Any], state: dict[str
     logger.warning("the images have changed since the last checkpoint: the run continues, but in another order")
 
 
-def check_held_out(state: Mapping[str, Any], found: str, sources: Sequence[Dataset]) -> None:
-    """Warns if other images were held out before; older versions kept no digest, and names did not decide then."""
-    by_name = any(source.held_out is None and source.identity()[0] for source in sources)
-    if state.get("held_out", "" if by_name else found) != found:
+def check_held_out(state: Mapping[str, Any], found: str) -> None:
+    """Warns if other images were held out before; older versions kept no digest."""
+    if state.get("held_out", found) != found:
         logger.warning(
             "other images are held out than before the last checkpoint: the loss of these may be that of images which "
             "were trained on, and in this epoch images may come twice or not at all"
@@ -273,11 +279,3 @@ def kept_rope(run: Path, state: Mapping[str, Any]) -> RopeScheme | None:
 def same_place(a: str, b: str) -> bool:
     """Whether two sources are the same, also if one path is relative and the other absolute."""
     return a == b or (not {a, b} & {*BUILT_IN} and Path(a).absolute() == Path(b).absolute())
-
-
-def exported_classes(run: Path) -> list[str] | None:
-    """Returns the class names in a run's model folder; None if there is no such folder."""
-    try:
-        return json.loads((run / "model/config.json").read_bytes())["class_names"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None

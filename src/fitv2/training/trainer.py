@@ -28,7 +28,7 @@ from ..model.config import FiTConfig, NetworkConfig
 from ..model.network import build_network
 from ..randomness import Purpose, seed_of, torch_generator
 from ..settings.recipe import Recipe
-from .finetune import init_from, trained_before, trained_names
+from .finetune import init_from, trained_names
 from .holdout import Holdout
 from .learner import Learner
 from .loop import TrainingLoop
@@ -82,7 +82,8 @@ class Trainer(TrainingLoop[Recipe]):
         # Decided once per run: a checkpoint records which parameters are trained.
         trained = [name for name, _ in network.named_parameters()]
         if self.begun is not None:
-            trained = trained_before(*self.begun, trained, settings.trainable)
+            kept = self.begun[1]["trained"]
+            trained = trained if kept == "all" else kept
         elif base is not None:
             start = init_from(network, base, dataset, settings)
             for note in start.notes:
@@ -98,7 +99,7 @@ class Trainer(TrainingLoop[Recipe]):
         self.holdout = Holdout(dataset, recipe, build_loss_at(config), text)
         self.held_out = held_out_digest(self.holdout.chosen)
         if self.begun is not None and self.ranks.is_main_process:
-            check_held_out(self.begun[1], self.held_out, [dataset])
+            check_held_out(self.begun[1], self.held_out)
         self.loader = PackLoader(
             dataset,
             settings.max_tokens_per_batch,
