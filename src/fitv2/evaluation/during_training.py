@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from PIL import Image
 
 from ..checkpoints.model_folder import load_pretrained
 from ..images.autoencoder import load_autoencoder
@@ -23,7 +17,7 @@ from .extractors import load_extractor
 from .generated import SizeSpec, balanced_specs
 from .inputs import Samples, default_extractor, open_reference
 from .results import LABELS
-from .sources import Images
+from .sources import ArrayImages
 
 METRICS = ("fd", "kid", "accuracy")
 
@@ -48,7 +42,7 @@ class TrainingDistance:
             metrics=METRICS,
             protocol=None,
             cache=cache_folder(),
-            kept=Path(),
+            kept=None,
             progress=lambda title, total: nullcontext(lambda count: None),
         )
         self.evaluation.protocol_for(None)
@@ -65,26 +59,9 @@ class TrainingDistance:
         codec = load_autoencoder(pretrained.autoencoder, str(self.device))
         specs = balanced_specs(pretrained, self.number, SizeSpec(), 0, codec.factor)
         images = make_images(network, codec, specs, pretrained.sampling(), text=text or None)
-        made = MadeImages(images, [spec.label for spec in specs], pretrained.class_names)
-        about = {LABELS: None, "seeds": None}
-        with TemporaryDirectory() as folder:
-            samples = Samples(made, np.arange(self.number), None, "own", about)
-            scores = replace(self.evaluation, kept=Path(folder)).score(samples).scores
+        names = pretrained.class_names
+        labels = np.array([spec.label if names else 0 for spec in specs], dtype=np.int64)
+        made = ArrayImages("images of the training", list(map(np.asarray, images)), labels, names)
+        samples = Samples(made, np.arange(self.number), None, "own", {LABELS: None, "seeds": None})
+        scores = self.evaluation.score(samples).scores
         return {name: scores[name] for name in METRICS if scores.get(name) is not None}
-
-
-class MadeImages(Images):
-    """Images in memory."""
-
-    def __init__(self, images: Sequence[Image.Image], labels: Sequence[int], class_names: Sequence[str]) -> None:
-        sizes = np.array([(image.height, image.width) for image in images])
-        own = np.array(labels if class_names else [0] * len(images), dtype=np.int64)
-        super().__init__("images of the training", sizes, own, class_names)
-        self.images = images
-
-    @cached_property
-    def digest(self) -> str:
-        return hashlib.sha256(b"".join(image.tobytes() for image in self.images)).hexdigest()
-
-    def pixels(self, index: int) -> np.ndarray:
-        return np.asarray(self.images[index])

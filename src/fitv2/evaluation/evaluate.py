@@ -73,7 +73,7 @@ def view_of(image: Image.Image, protocol: ComparisonProtocol, size: Size | None 
 class Evaluation:
     """How samples are compared, by which metrics and protocol (None: the usual one).
 
-    cache, kept: Folders for features of real images and of samples.
+    cache, kept: Folders for features of real images and of samples; kept None: those of samples are not kept.
     """
 
     reference: Reference
@@ -81,7 +81,7 @@ class Evaluation:
     metrics: Collection[str]
     protocol: ComparisonProtocol | None
     cache: Path
-    kept: Path
+    kept: Path | None
     progress: Progress
 
     def protocol_for(self, size: Size | None) -> ComparisonProtocol:
@@ -158,7 +158,7 @@ class Evaluation:
         } | samples.about
 
     def features_of(
-        self, images: Images, chosen: np.ndarray, view: View, folder: Path, key: tuple[object, ...], what: str
+        self, images: Images, chosen: np.ndarray, view: View, folder: Path | None, key: tuple[object, ...], what: str
     ) -> FeatureSet:
         """Returns the features of views of chosen images, see `cached_features`."""
 
@@ -167,7 +167,8 @@ class Evaluation:
                 views = images.read(chosen.tolist(), self.extractor.mode, view)
                 return compute_features(self.extractor, views, images.labels[chosen], done)
 
-        return replace(cached_features(folder, self.extractor, key, compute), class_names=images.class_names)
+        found = compute() if folder is None else cached_features(folder, self.extractor, key, compute)
+        return replace(found, class_names=images.class_names)
 
 
 # Features of a set, kept in files so that a set is seen once

@@ -239,16 +239,13 @@ class PreparedImages(Images):
         return self.shards.stored(index, 0, 0).transpose(1, 2, 0)
 
 
-class FashionImages(Images):
-    """Fashion-MNIST in memory, each item in its own size; the bundled 10 000 images, or all of a split.
+class ArrayImages(Images):
+    """Images in memory, (h, w) or (h, w, 3) uint8 each, with labels (N,)."""
 
-    Raises UserError for the name of another split.
-    """
-
-    def __init__(self, name: str) -> None:
-        fashion = bundled() if name == FASHION else full(*split_of(name))
-        super().__init__(name, fashion.sizes, fashion.labels, fashion.class_names)
-        self.arrays = fashion.images
+    def __init__(self, name: str, arrays: Sequence[np.ndarray], labels: np.ndarray, class_names: Sequence[str]) -> None:
+        sizes = np.array([array.shape[:2] for array in arrays], dtype=np.int64)
+        super().__init__(name, sizes, labels, class_names)
+        self.arrays = arrays
 
     @cached_property
     def digest(self) -> str:
@@ -292,7 +289,8 @@ def open_images(name: str, cache: Path) -> Images:
     """
     path = Path(name)
     if is_fashion(name):
-        return FashionImages(name)
+        fashion = bundled() if name == FASHION else full(*split_of(name))
+        return ArrayImages(name, fashion.images, fashion.labels, fashion.class_names)
     if is_emoji(name):
         return EmojiImages(name)
     if path.suffix == ".npz":
