@@ -12,8 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from fitv2.autoencoding.held_out import HeldOut
-from fitv2.autoencoding.objective import Objective
-from fitv2.autoencoding.perceptual import PerceptualDistance
+from fitv2.autoencoding.objective import Objective, PerceptualDistance
 from fitv2.autoencoding.trainer import AutoencoderTrainer
 from fitv2.data.crop_sources import open_crop_source
 from fitv2.data.crops import Crops
@@ -21,6 +20,7 @@ from fitv2.data.loader import DataCursor, PackLoader
 from fitv2.distributed.ranks import Ranks
 from fitv2.errors import UserError
 from fitv2.images.autoencoder import LatentCodec, load_autoencoder
+from fitv2.settings.autoencoder import AutoencoderTrainingSettings
 from fitv2.settings.read import build_autoencoder_recipe
 from fitv2.training.watch import DataGone
 from image_folders import save_image
@@ -118,7 +118,7 @@ def test_the_perceptual_distance_grows_with_blur_and_has_a_gradient():
 def test_the_parts_of_the_objective():
     network = tiny_autoencoder()
     images = torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    objective = Objective(None, 0.0, 0.5)
+    objective = Objective(AutoencoderTrainingSettings(perceptual_weight=0, kl_weight=0.5), CPU)
     with torch.no_grad():
         parts = objective.reconstruct(network, images, None)
         posterior = network.encode(images).latent_dist
@@ -135,7 +135,7 @@ def test_the_parts_of_the_objective():
 def test_halved_latents_are_compared_with_the_halved_image():
     network = tiny_autoencoder()
     images = torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    objective = Objective(None, 0.0, 0.0, halved_weight=0.25)
+    objective = Objective(AutoencoderTrainingSettings(perceptual_weight=0, kl_weight=0, halved_weight=0.25), CPU)
     with torch.no_grad():
         parts = objective.reconstruct(network, images, None)
         latents = network.encode(images).latent_dist.mean

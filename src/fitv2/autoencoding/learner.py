@@ -15,7 +15,6 @@ from ..training.learner import BaseLearner
 from ..training.optimizer import Optimizer
 from .network import build_autoencoder
 from .objective import Objective, Reconstruction
-from .perceptual import PerceptualDistance
 
 # What the log has of every step.
 PARTS = ("loss", "l1", "perceptual", "kl", "halved")
@@ -54,9 +53,7 @@ class Learner(BaseLearner):
         trained = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
         optimizer = Optimizer(trained, settings.learning_rate, settings.beta2)
         super().__init__(network, settings, optimizer)
-        distance = PerceptualDistance(device) if settings.perceptual_weight else None
-        weights = settings.perceptual_weight, settings.kl_weight, settings.halved_weight
-        self.objective = Objective(distance, *weights, bf16=settings.precision == "bf16")
+        self.objective = Objective(settings, device)
 
     def backward(self, images: list[Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """Accumulates the gradient of crops (3, h, w) of one size; returns the means of `PARTS` over them, () float32.

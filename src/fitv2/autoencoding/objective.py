@@ -6,13 +6,19 @@ should decode to the halved image, which leaves little in their high frequencies
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from .perceptual import PerceptualDistance
+from ..evaluation.extractors import efficientnet_lite0
+from ..settings.autoencoder import AutoencoderTrainingSettings
+
+# The last blocks at 1/2, 1/4, 1/8 and 1/16 of the sides: 16, 24, 40 and 112 channels.
+BLOCKS = (0, 2, 4, 10)
+EPSILON = 1e-8
 
 
 class Reconstruction(NamedTuple):
@@ -33,29 +39,17 @@ class Reconstruction(NamedTuple):
 
 
 class Objective:
-    """The weighted sum of the parts: L1 has the weight 1.
+    """The weighted sum of the parts: L1 has the weight 1, and the settings have those of the others."""
 
-    Args:
-        distance: None leaves out the perceptual part.
-        perceptual_weight, kl_weight, halved_weight: Of the parts; 0 leaves one out.
-        bf16: Whether the networks compute under autocast.
-    """
-
-    def __init__(
-        self,
-        distance: PerceptualDistance | None,
-        perceptual_weight: float,
-        kl_weight: float,
-        halved_weight: float = 0.0,
-        bf16: bool = False,
-    ) -> None:
-        self.distance, self.bf16 = distance, bf16
-        self.perceptual_weight, self.kl_weight, self.halved_weight = perceptual_weight, kl_weight, halved_weight
+    def __init__(self, settings: AutoencoderTrainingSettings, device: torch.device) -> None:
+        self.settings, self.bf16 = settings, settings.precision == "bf16"
+        self.distance = PerceptualDistance(device) if settings.perceptual_weight else None
 
     def loss(self, parts: Reconstruction) -> Tensor:
         """Returns the loss of each image, (B,)."""
-        of_latents = self.kl_weight * parts.kl + self.halved_weight * parts.halved
-        return parts.l1 + self.perceptual_weight * parts.perceptual + of_latents
+        weights = self.settings
+        of_latents = weights.kl_weight * parts.kl + weights.halved_weight * parts.halved
+        return parts.l1 + weights.perceptual_weight * parts.perceptual + of_latents
 
     def reconstruct(self, network: Any, images: Tensor, generator: torch.Generator | None) -> Reconstruction:
         """Encodes and decodes images (B, 3, H, W) in [-1, 1] of one size.
@@ -76,7 +70,7 @@ class Objective:
             perceptual = halved = made.new_zeros(len(made))
             if self.distance is not None:
                 perceptual = self.distance(made, images)
-            if self.halved_weight and min(latents.shape[2:]) > 1:
+            if self.settings.halved_weight and min(latents.shape[2:]) > 1:
                 halved = absolute_error(network.decode(avg_pool2d(latents, 2)).sample.float(), avg_pool2d(images, 2))
         kl = (mean.square() + log_variance.exp() - 1 - log_variance).mean((1, 2, 3)) / 2
         return Reconstruction(made, absolute_error(made, images), perceptual, kl, halved)
@@ -85,3 +79,36 @@ class Objective:
 def absolute_error(made: Tensor, images: Tensor) -> Tensor:
     """Returns the mean absolute error of each image, (B,)."""
     return (made - images).abs().mean((1, 2, 3))
+
+
+class PerceptualDistance:
+    """How different two images look: by features of EfficientNet-Lite0 at four scales.
+
+    It is LPIPS (arXiv 1801.03924, Eq. 1) with another network and the weight 1 for every channel, where LPIPS has
+    weights by how people judged. The FD-ENLite0 is of the same network, so that it favours what was trained with this
+    distance. Raises UserError if the packages of the network are not installed.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.network = efficientnet_lite0().eval().to(device).requires_grad_(False)
+
+    def __call__(self, images: Tensor, references: Tensor) -> Tensor:
+        """Returns (B,) float32 in [0, 16] for images and references (B, 3, H, W) in [-1, 1].
+
+        Only the images get a gradient. Each layer gives the mean over places of the squared distance of features of
+        unit length, at most 4.
+        """
+        with torch.no_grad():
+            known = list(self.features(references))
+        layers = zip(self.features(images), known, strict=True)
+        return torch.stack([(a - b).square().sum(1).mean((1, 2)) for a, b in layers]).sum(0)
+
+    def features(self, images: Tensor) -> Iterator[Tensor]:
+        """Yields float32 features (B, C, h, w), of unit length at each place."""
+        network = self.network
+        x = network._swish(network._bn0(network._conv_stem((images * 127.5 + 0.5) / 128)))
+        for number, block in enumerate(network._blocks[: BLOCKS[-1] + 1]):
+            x = block(x)
+            if number in BLOCKS:
+                full = x.float()
+                yield full * (full.square().sum(1, keepdim=True) + EPSILON).rsqrt()
