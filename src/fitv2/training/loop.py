@@ -131,7 +131,7 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
                         self.draw_sheet()
             except DataGone as error:
                 if progress.done > progress.saved:
-                    self.save(keep=None)
+                    self.save(prunes=False)
                 raise progress.gone(error, self.sources) from None
             finally:
                 steps.close()
@@ -186,11 +186,8 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
             "skipped_images": progress.images_read.skipped,
         }
 
-    def save(self, keep: int | None = 0) -> None:
-        """Writes the averaged weights and a checkpoint, and removes older checkpoints.
-
-        keep: the number of checkpoints that stay; 0: as the recipe says; None: all. Raises OSError.
-        """
+    def save(self, prunes: bool = True) -> None:
+        """Writes the averaged weights and a checkpoint, and if asked removes older checkpoints. Raises OSError."""
         folder, progress = self.run / "checkpoints", self.progress
         state = self.state() | progress.state()
         with progress.saving():
@@ -198,8 +195,8 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
             self.export(self.run / self.exports)
             save_checkpoint(folder, progress.done, self.learner.parts(), state, self.sharded)
         progress.saved = progress.done
-        if keep is not None:
-            on_rank0(lambda: prune(folder, keep or self.recipe.log.keep_checkpoints))
+        if prunes:
+            on_rank0(lambda: prune(folder, self.recipe.log.keep_checkpoints))
 
     def resume(self) -> None:
         """Restores weights, averages, moments and the position in the data from the newest checkpoint, if any."""
