@@ -24,9 +24,9 @@ from fitv2.settings.recipe import TrainingSettings
 from fitv2.text import BUILTIN, TextEncoder, load_text_encoder
 from fitv2.tokens import TokenBatch, drop_conditions, pack_context
 from fitv2.training.finetune import init_from
-from fitv2.training.input_sheet import data_lines
 from fitv2.training.optimizer import Muon
 from fitv2.training.run_folder import check_data, identity
+from fitv2.training.sheets import data_lines
 from fitv2.training.trainer import Trainer
 from tiny import CLASSES, CONFIG, random_model
 

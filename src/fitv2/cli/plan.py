@@ -41,8 +41,8 @@ def show_plan(
     from ..profiling.training_plan import measure_step, plan_figures
     from ..settings.data import FolderSettings
     from ..system.device import choose_device
-    from ..training.input_sheet import data_lines
     from ..training.run_folder import check_run
+    from ..training.sheets import data_lines
 
     check_run(run, recipe, resume)
     if recipe.training.batches_per_step % devices:

@@ -120,8 +120,8 @@ def carry_out(
     from ..checkpoints.training_state import newest_state
     from ..distributed import ranks as processes
     from ..model.config import FiTConfig
-    from ..training.input_sheet import data_lines, write_inputs
     from ..training.run_folder import check_run, keep_name, kept_rope
+    from ..training.sheets import data_lines, write_inputs
     from ..training.trainer import Trainer
     from .plan import distance_of, too_large
     from .progress import training_progress

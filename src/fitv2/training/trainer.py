@@ -33,7 +33,7 @@ from .holdout import Holdout
 from .learner import Learner
 from .loop import TrainingLoop
 from .run_folder import check_data, check_held_out, check_teacher, facts, held_out_digest, identity
-from .sample_sheet import sheet_requests, sheet_sampling, write_sheet
+from .sheets import sheet_requests, sheet_sampling, write_sheet
 
 logger = logging.getLogger(__name__)
 # Returns figures of the model in a folder.
