@@ -32,7 +32,7 @@ def with_random_weights(run: Trainer) -> Trainer:
 
 
 def measured(run: Trainer) -> dict[str, float]:
-    return run.holdout.measure(4, run.learner.model, run.learner.averaged())
+    return run.holdout.measure(run.learner.model, run.learner.averaged())
 
 
 def test_how_many_are_held_out():

@@ -25,7 +25,7 @@ from ..distributed.parallel import ParallelModel
 from ..distributed.ranks import all_gather
 from ..randomness import Purpose, numpy_generator, torch_generator
 from ..sampling.generate import batches
-from ..settings.recipe import Recipe, TrainingSettings
+from ..settings.recipe import TrainingSettings
 from ..text import PromptEncoder
 from ..tokens import TokenBatch, upload
 
@@ -97,9 +97,10 @@ class Holdout:
         tokens: (U,) the sizes.
     """
 
-    def __init__(self, dataset: Dataset, recipe: Recipe, loss_at: LossAt, text: PromptEncoder | None = None) -> None:
-        self.dataset, self.recipe, self.loss_at, self.text = dataset, recipe, loss_at, text
-        training = recipe.training
+    def __init__(
+        self, dataset: Dataset, training: TrainingSettings, loss_at: LossAt, text: PromptEncoder | None = None
+    ) -> None:
+        self.dataset, self.loss_at, self.text = dataset, loss_at, text
         self.chosen = held_out_of(dataset, training)
         measured = self.chosen[:: -(-len(self.chosen) // MOST) or 1] if measures(training) else self.chosen[:0]
         number = max(len(measured), 1)
@@ -114,13 +115,12 @@ class Holdout:
     def view(self) -> Epoch:
         return self.dataset.epoch(0, 0)
 
-    def measure(self, step: int, model: ParallelModel, averaged: AbstractContextManager[None]) -> dict[str, float]:
-        """Returns the figures of a step for the log, and the seconds that they took; empty if none are due.
+    def measure(self, model: ParallelModel, averaged: AbstractContextManager[None]) -> dict[str, float]:
+        """Returns the figures for the log, and the seconds that they took; empty if no image is measured.
 
         Every process has to call this. averaged: within, the model has the weights that are measured.
         """
-        due = step % self.recipe.log.holdout_every == 0 or step == self.recipe.training.steps
-        if not (due and len(self.images)):
+        if not len(self.images):
             return {}
         start = time.perf_counter()
         with averaged, torch.no_grad():

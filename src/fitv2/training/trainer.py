@@ -96,7 +96,7 @@ class Trainer(TrainingLoop[Recipe]):
         self.teacher = self.learner.teacher and self.learner.teacher.digest()
         if self.begun is not None:
             check_teacher(run, recipe, self.begun[1], self.teacher)
-        self.holdout = Holdout(dataset, recipe, build_loss_at(config), text)
+        self.holdout = Holdout(dataset, settings, build_loss_at(config), text)
         self.held_out = held_out_digest(self.holdout.chosen)
         if self.begun is not None and self.ranks.is_main_process:
             check_held_out(self.begun[1], self.held_out)
@@ -124,9 +124,11 @@ class Trainer(TrainingLoop[Recipe]):
 
     def measure(self) -> dict[str, float]:
         """Returns the held-out losses and the distance, if they are due."""
-        progress = self.progress
-        figures = self.holdout.measure(progress.done, self.learner.model, self.learner.averaged())
-        if self.distance is not None and progress.is_due(self.recipe.log.distance_every) and not progress.stopping:
+        progress, log = self.progress, self.recipe.log
+        figures: dict[str, float] = {}
+        if progress.is_due(log.holdout_every):
+            figures |= self.holdout.measure(self.learner.model, self.learner.averaged())
+        if self.distance is not None and progress.is_due(log.distance_every) and not progress.stopping:
             figures |= self.measured(self.distance)
         return figures
 
