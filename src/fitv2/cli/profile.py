@@ -35,7 +35,8 @@ WORDS = ("model", "image", "pass")
 ABOUT_FORMULAS = """\
 GMAC: multiply-accumulates of linear layers in a forward pass (the "GFLOPs" of Table I). GFLOP: two FLOPs for
 each, plus attention; a training step takes three times as many. Memory: forward, beyond the weights; step, kept for
-the backward pass; training, all of it, with weights, average, gradients and AdamW's moments."""
+the backward pass; training, all of it, with weights, average, gradients and AdamW's moments. A model of text has
+captions of {caption} tokens here; the text encoder does not count."""
 ABOUT_MEASURING = """\
 Memory: the peak beyond weights and moments, for a step with its gradients. "of peak": the GFLOP above, compared with
 large matrix products measured in turn with the models, {peak:,.0f} GFLOP/s at most."""
@@ -89,6 +90,7 @@ def profile(
     """
     import torch
 
+    from ..profiling.formula import CAPTION
     from ..profiling.profile import TABLE_1, Case, Profile, cost_of
     from ..profiling.profile import measure as measured
     from ..system.device import choose_device, choose_precision
@@ -126,7 +128,7 @@ def profile(
         return
     images = f"{counted(batch, 'image')}, {'float32' if precision == 'fp32' else 'bf16'}"
     show_table(FORMULA, map(formula_row, profiles), f"By formula: {images}", WORDS, WIDTH)
-    print(ABOUT_FORMULAS)
+    print(ABOUT_FORMULAS.format(caption=CAPTION))
     if measure:
         machine = f"a CPU, {counted(threads, 'thread')}" if where.type == "cpu" else f"a GPU ({where.type})"
         title = f"\nMeasured on {machine}{', blocks of FiT and FiTv2 compiled' if compiled else ''}"
@@ -140,7 +142,6 @@ def find_subject(name: str, autoencoder: str | None) -> Subject:
     """Returns a preset, or a model on disk with the most frequent size of its training, if known. Raises UserError."""
     from ..checkpoints.model_folder import BUILTIN
     from ..images.autoencoder import read_factor
-    from ..model.config import FiTConfig
     from ..model.presets import PRESETS
     from ..profiling.profile import Subject
 
@@ -153,8 +154,6 @@ def find_subject(name: str, autoencoder: str | None) -> Subject:
         )
     pretrained = load_any(name, None)
     config, autoencoder = pretrained.model.config, autoencoder or pretrained.autoencoder
-    if isinstance(config, FiTConfig) and config.context != "none":
-        raise UserError(f"{name} takes a context of any length, and no formula here knows what that costs")
     if autoencoder is None:
         check_pixels(name, config.in_channels)
     factor, counts = read_factor(autoencoder), Counter()

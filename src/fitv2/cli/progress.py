@@ -44,7 +44,7 @@ def count_printer(what: str, total: int) -> Callable[[int], None]:
         nonlocal done, printed
         done += count
         now = time.monotonic()
-        if now - printed < SECONDS_BETWEEN_LINES or not done:
+        if now - printed < SECONDS_BETWEEN_LINES or not 0 < done < total:
             return
         printed, left = now, (now - start) / done * (total - done) / 60
         print(f"{what}: {done:,} of {total:,}, {left:.1f} min left", file=sys.stderr, flush=True)

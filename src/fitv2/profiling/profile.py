@@ -218,23 +218,30 @@ def workload(case: Case, device: torch.device, with_step: bool, compiled: bool) 
             if isinstance(network, FiT):
                 network.compile_blocks()
 
+    context = captions_of(config, case.batch, device)
+
     @torch.inference_mode()
     def forward() -> None:
-        for_inference(batch, times, labels)
+        for_inference(batch, times, labels, context=context)
 
     if not with_step:
         return {"forward": forward}
     return {"forward": forward, "step": training_step(model, batch, labels, autocast)}
 
 
+def captions_of(config: NetworkConfig, number: int, device: torch.device) -> TokenBatch | None:
+    """Returns so many captions of the usual length, made of noise; None for a model without text."""
+    if not (isinstance(config, FiTConfig) and config.takes_text):
+        return None
+    return pack_context(torch.randn(number, cost.CAPTION, config.context_channels, device=device).unbind())
+
+
 def training_step(model: Network, batch: TokenBatch, labels_B: Tensor, autocast: bool) -> Work:
     """A step that trains a network with AdamW on the same images each time, under bfloat16 autocast if asked."""
     objective = build_objective(TrainingSettings(), model.config)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    generator, context = torch_generator(Purpose.MEASURING), None
-    if isinstance(model.config, FiTConfig) and model.config.takes_text:
-        captions = torch.randn(len(batch) + 1, cost.CAPTION, model.config.context_channels, device=batch.x.device)
-        context = pack_context(captions.unbind())
+    generator = torch_generator(Purpose.MEASURING)
+    context = captions_of(model.config, len(batch) + 1, batch.x.device)  # The last one is "no text".
 
     def network(*inputs: Any, **options: Any) -> Tensor:
         with torch.autocast(batch.x.device.type, torch.bfloat16, enabled=autocast):
