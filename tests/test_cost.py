@@ -1,9 +1,10 @@
-"""The formulas of cost against what torch counts, saves and holds."""
+"""The formulas of cost against what torch counts, saves and holds, and the paper's claim of cost."""
 
 from dataclasses import replace
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from torch.utils.flop_counter import FlopCounterMode
 
 from fitv2 import FiT, FiTConfig, TokenBatch, preset
@@ -21,6 +22,7 @@ from fitv2.profiling.formula import (
 from fitv2.profiling.measure import most_bytes
 from fitv2.profiling.training_plan import optimizer_flops, with_two_blocks
 from fitv2.training.optimizer import Optimizer
+from paper_cost import VAE_FLOPS, account
 
 SMALL = FiTConfig(width=48, depth=2, heads=3, num_classes=5)
 ODD = FiTConfig(width=64, depth=3, heads=2, patch_size=4, in_channels=1, mlp_ratio=2.5, lora_rank=5)
@@ -159,3 +161,29 @@ def test_a_step_of_a_large_network_with_heads_and_targets_is_measured_over_two_b
             "internal_head" in changes,
             "target_blocks" in changes,
         )
+
+
+def test_the_claim_counts_steps_alone():
+    share = {name: line.share for name, line in account().items()}
+    assert share["steps"] == pytest.approx(2 / 7)
+    # Table I itself, counted from the networks.
+    assert share["operations of Table I"] == pytest.approx(0.368, abs=5e-4)
+    assert share["linear layers"] == pytest.approx(share["operations of Table I"], rel=0.01)
+    assert share["packed"] == pytest.approx(0.341, abs=5e-4) and share["steps"] < share["packed"]
+    assert share["parameters"] == pytest.approx(671.05 / 674.82, rel=1e-4)
+    # Images have 256 tokens at most: packing saves what padding wastes, attention aside.
+    padded = share["waste, padded"]
+    assert share["packed"] == pytest.approx(share["with attention"] * (1 - padded), rel=5e-3)
+    assert 0 < share["waste, packed"] < 0.01 < padded < 0.1
+    # The same added to both brings the costs nearer: little if it is encoded once, much if in each step.
+    assert 0 < share["packed, encoded once"] - share["packed"] < 1e-3
+    assert 2 / 7 < share["packed, encoded in each step"] < share["packed"]
+
+
+def test_the_operations_of_encoding_are_those_of_stable_diffusion_s_vae():
+    channels = (128, 256, 512, 512)
+    kinds = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        vae = AutoencoderKL(**kinds, block_out_channels=channels, layers_per_block=2, latent_channels=4)
+        vae.encode(torch.empty(1, 3, 256, 256))
+    assert counter.get_total_flops() == VAE_FLOPS

@@ -13,6 +13,7 @@ from fitv2 import FiTConfig, FiTPipeline, FiTTransformer2DModel, FiTv1Config, Ro
 from fitv2.adapters.schedulers import default_scheduler
 from fitv2.adapters.transformer import from_timestep, to_timestep
 from fitv2.errors import UserError
+from fitv2.model.config import DiTConfig, SiTConfig
 from fitv2.sampling.guidance import GuidedModel
 from fitv2.sampling.ode import SOLVERS, time_grid
 from fitv2.sampling.spec import Sampling
@@ -124,6 +125,31 @@ def test_averaged_by_the_ema_of_diffusers(transformer, tmp_path):
     torch.testing.assert_close(
         after, dict(FiTTransformer2DModel.from_pretrained(tmp_path).named_parameters())["fit.final_layer.linear.bias"]
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize(
+    "config",
+    [FiTConfig(**SMALL), FiTv1Config(**SMALL), DiTConfig(**SMALL, side=3), SiTConfig(**SMALL, side=3)],
+    ids=lambda config: type(config).__name__,
+)
+@pytest.mark.parametrize("autocast", [False, True])
+def test_hooks_run_once(config, dtype, autocast):
+    """In half precision, too: one pass through the network."""
+    model, calls = random_model(config).to(dtype), []
+    networks = [model]
+    if not config.fixed_grid:
+        networks.append(FiTTransformer2DModel.from_fit(model))
+    for network in networks:
+        network.register_forward_pre_hook(lambda module, given: calls.append("before"))
+        network.register_forward_hook(lambda module, given, output: calls.append("after"))
+    half = torch.float16 if dtype == torch.float16 else torch.bfloat16
+    batch, t, y = TokenBatch(torch.randn(18, 16, dtype=dtype), [(3, 3)] * 2), torch.rand(2), torch.tensor([0, 3])
+    for number, network in enumerate(networks, 1):
+        calls.clear()
+        with torch.autocast("cpu", half, enabled=autocast), torch.no_grad():
+            network(batch, t, y)
+        assert calls == ["before"] * number + ["after"] * number
 
 
 @torch.no_grad()
