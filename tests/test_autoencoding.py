@@ -315,15 +315,6 @@ def test_settings_that_do_not_hold_are_one_sentence(tmp_path, folder, setting, c
         trainer(tmp_path, folder, "training.warmup_steps=1", setting)
 
 
-def test_a_full_disk_is_one_sentence(tmp_path, folder, monkeypatch):
-    def full(*arguments) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("fitv2.training.loop.save_checkpoint", full)
-    with pytest.raises(OSError, match="No space left"):
-        trainer(tmp_path / "run", folder, "log.checkpoint_every=1").fit(lambda figures: None)
-
-
 def test_a_disk_that_fills_up_while_the_autoencoder_is_written(tmp_path, folder):
     """Stood in for by a limit on the size of files; the autoencoder of before stays."""
     run, limits = trainer(tmp_path / "run", folder, "training.steps=3"), resource.getrlimit(resource.RLIMIT_FSIZE)

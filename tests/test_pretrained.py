@@ -1,7 +1,6 @@
 """Model folders: what is saved comes back, and what is damaged or missing is said in a sentence."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -99,15 +98,6 @@ def test_models_that_are_not_there_or_not_complete(folder, missing):
     ["", '{"format": 1, "mod', "[]", "{}", '{"model": {"width": 8}}', '{"model": {"width": 8, "colour": 3}}', "\xff"],
 )
 def test_a_damaged_config(folder, content):
-    assert_damaged(folder, content)
-
-
-def test_a_config_of_an_impossible_number(folder):
-    content = json.loads((folder / "config.json").read_bytes())
-    assert_damaged(folder, json.dumps(content | {"model": content["model"] | {"heads": 0}}))
-
-
-def assert_damaged(folder: Path, content: str) -> None:
     (folder / "config.json").write_bytes(content.encode("latin-1"))
     with pytest.raises(ValueError, match=r"the model .* is damaged"):
         load_pretrained(folder)
@@ -118,7 +108,7 @@ def test_cut_off_weights(folder, share):
     weights = folder / "model.safetensors"
     content = weights.read_bytes()
     weights.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(ValueError, match=r"the model .* is damaged"):
+    with pytest.raises(ValueError, match=r"the model .* is damaged.*copy or train it again"):
         load_pretrained(folder)
 
 
@@ -126,6 +116,7 @@ def test_cut_off_weights(folder, share):
     ("changes", "problem"),
     [
         ({"model": {"depth": 3}}, r"missing blocks\.2\."),
+        ({"model": {"heads": 0}}, r"the model .* is damaged"),
         ({"model": {"depth": 1}}, r"unexpected blocks\.1\."),
         ({"model": {"depth": 2.0}}, "of another model"),
         ({"class_names": CLASSES[:2]}, "it names 2 of 10 classes"),

@@ -12,7 +12,6 @@ import yaml
 
 from fitv2.build import build_model_config
 from fitv2.profiling.formula import parameters
-from fitv2.settings.read import load_recipe
 from fitv2.study.loading import build_study, load_study, shortened, study_names
 from fitv2.study.results import Table
 from fitv2.study.runs import Run, base_digest, reference_digest, runs_of
@@ -168,7 +167,3 @@ def test_a_wrong_definition_is_a_sentence(tmp_path, changes, complaint):
     path.write_text(yaml.safe_dump(tree(**changes)))
     with pytest.raises(ValueError, match=re.escape(complaint)):
         load_study(str(path))
-
-
-def test_exports_are_a_setting_of_recipes():
-    assert load_recipe("fashion-study", ["log.export_at=[1,2]"]).log.export_at == (1, 2)

@@ -193,17 +193,10 @@ class SpoiltOnce(Fashion):
 class SomeGone(Fashion):
     """Garments of which every fifth cannot be read any more."""
 
-    def epoch(self, epoch: int, seed: int):
-        view = super().epoch(epoch, seed)
-        load = view.load
-
-        def load_or_fail(index: int) -> torch.Tensor:
-            if index % 5 == 1:
-                raise UnreadableImage(f"image {index} is gone")
-            return load(index)
-
-        view.load = load_or_fail
-        return view
+    def load(self, index, *drawn):
+        if index % 5 == 1:
+            raise UnreadableImage(f"image {index} is gone")
+        return super().load(index, *drawn)
 
 
 def test_unreadable_images_do_not_count_in_loss_gradient_and_log(tmp_path):

@@ -32,6 +32,7 @@ def test_every_class_at_every_size_exactly_and_a_sheet(fitv2, model, tmp_path):
     sizes = ["28x12", "12x40"]
     chosen = ["--labels", "trouser,9", "--labels", "bag", "--size", sizes[0], "--size", sizes[1], "--per-class", 2]
     result = fitv2("sample", "--model", model, *chosen, "--steps", 2, "--seed", 40).ok()
+    assert "Note: the model is now the first word" in result.err
     expected = {}
     for i, (name, size) in enumerate((n, s) for n in ("trouser", "ankle-boot", "bag") for s in sizes for _ in (0, 1)):
         expected[f"{name}_{size}_seed{40 + i}.png"] = tuple(map(int, size.split("x")))
@@ -216,21 +217,6 @@ def test_names_with_commas_and_slashes(fitv2, tmp_path):
 )
 def test_a_mistake_is_one_sentence(fitv2, model, arguments, part):
     assert part in fitv2("sample", "--model", model, "--steps", 1, *arguments).sentence
-
-
-def test_a_damaged_model_is_one_sentence(fitv2, model, tmp_path):
-    (tmp_path / "config.json").write_bytes((model / "config.json").read_bytes())
-    (tmp_path / "model.safetensors").write_bytes((model / "model.safetensors").read_bytes()[:5000])
-    told = fitv2("sample", "--model", tmp_path).sentence
-    assert "is damaged" in told and "copy or train it again" in told
-
-
-@pytest.mark.parametrize(
-    ("old", "new"), [(["--full-every", 1], "--cache-interval"), (["--num", 1], "--per-class"), (["--model"], "MODEL")]
-)
-def test_old_names_of_options_work_with_a_note(model, fitv2, old, new):
-    result = fitv2("sample", *old, model, "--labels", "0", "--size", "8x8", "--steps", 1).ok()
-    assert "Note: " in result.err and new in result.err
 
 
 def test_an_image_is_extended_and_stays_as_it_was(fitv2, model, tmp_path):
