@@ -1,23 +1,30 @@
-"""A `fitv2` command in a process of its own, and what it left."""
+"""A `fitv2` command in the test's own process, and what it left."""
 
-import os
-from pathlib import Path
+import json
+import logging
+import sys
+from dataclasses import dataclass
+from typing import Any
 
-from tiny import command_line, process
+import pytest
 
 
+@dataclass(frozen=True)
 class Result:
     """What a finished command left: exit code, and what it wrote to both streams."""
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
-        outputs = [folder / "stdout", folder / "stderr"]
-        child = process(run_in, folder, outputs, arguments)
-        child.join()
-        self.code, (self.out, self.err) = child.exitcode, (path.read_text() for path in outputs)
+    code: int
+    out: str
+    err: str
 
     def ok(self) -> "Result":
         assert self.code == 0, self.err
         return self
+
+    @property
+    def json(self) -> Any:
+        """What it printed with --json."""
+        return json.loads(self.ok().out)
 
     @property
     def sentence(self) -> str:
@@ -26,10 +33,22 @@ class Result:
         return self.err
 
 
-def run_in(folder: Path, outputs: list[Path], arguments: tuple[str, ...]) -> None:
-    """For `process`: the command line in a folder, its streams and its process id in files."""
-    os.chdir(folder)
-    Path("pid").write_text(str(os.getpid()))
-    for number, path in enumerate(outputs, 1):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-    command_line(*arguments)
+def run_command(capsys: pytest.CaptureFixture[str], *arguments: str) -> Result:
+    """`fitv2 ARGUMENTS`, with streams and logging as a process of its own has them."""
+    from fitv2.cli import main
+
+    argv, log = sys.argv, logging.getLogger()
+    handlers, level = log.handlers, log.level
+    sys.argv, log.handlers = ["fitv2", *arguments], []
+    capsys.readouterr()
+    sys.stderr.reconfigure(errors="backslashreplace")
+    try:
+        with pytest.raises(SystemExit) as end:
+            main()
+    finally:
+        sys.argv, log.handlers = argv, handlers
+        log.setLevel(level)
+    (out, err), code = capsys.readouterr(), end.value.code
+    if isinstance(code, str):  # As Python does at its end.
+        code, err = 1, f"{err}{code}\n"
+    return Result(code or 0, out, err)

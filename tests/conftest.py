@@ -1,17 +1,18 @@
-"""The command line in a test's own process, and a pipeline with its network.
+"""The command line, and a pipeline with its network.
 
 What a machine cannot run is not collected, so that no test is skipped.
 """
 
 import os
 import signal
-import sys
 
 # Workers of pytest share the cores; and sums of several threads round otherwise than those of one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+
+from commands import run_command
 
 # A shell that runs the tests in the background has them, and the commands that they start, ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -25,18 +26,20 @@ elif torch.cuda.device_count() < 2:
 
 @pytest.fixture
 def fitv2(tmp_path, capsys, monkeypatch):
-    """`fitv2 ARGUMENTS` in the test's folder: (exit code or sentence, what it printed)."""
-    from tiny import command_line  # It loads the trainer, which few tests need.
-
+    """Runs `fitv2 ARGUMENTS` in the test's own folder."""
     monkeypatch.chdir(tmp_path)
+    return lambda *arguments: run_command(capsys, *map(str, arguments))
 
-    def run(*arguments) -> tuple:
-        monkeypatch.setattr(sys, "argv", sys.argv)
-        with pytest.raises(SystemExit) as end:
-            command_line(*map(str, arguments))
-        return end.value.code, capsys.readouterr().out
 
-    return run
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    """The folder of a tiny random model of ten classes; no test may change it."""
+    from fitv2.checkpoints.model_folder import save_pretrained
+    from tiny import CLASSES, CONFIG, SHAPES, random_model
+
+    folder = tmp_path_factory.mktemp("model")
+    save_pretrained(folder, CONFIG, random_model().state_dict(), CLASSES, SHAPES, torch.float32, step=40)
+    return folder
 
 
 @pytest.fixture

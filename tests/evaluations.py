@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -23,8 +22,6 @@ from fitv2.evaluation.inputs import Reference, Samples, balanced_subset, given_s
 from fitv2.evaluation.sources import Images, open_images
 from image_folders import noise
 from tiny import CLASSES
-
-SHAPES = [[(28, 8, 3), (24, 12, 1)], *[[(8, 28, 1)]] * 9]
 
 
 def silent(what: str, total: int) -> AbstractContextManager:
@@ -84,10 +81,3 @@ def samples_of(name: Path | str, tmp_path: Path, number: int | None = None) -> S
 
 def read_all(images: Images, mode: str = "RGB") -> list[np.ndarray]:
     return [np.asarray(image) for image in images.read(range(len(images)), mode, lambda image: image)]
-
-
-def report(done: tuple) -> dict:
-    """What a command printed with --json."""
-    code, out = done
-    assert code == 0, code
-    return json.loads(out)

@@ -11,26 +11,22 @@ from pathlib import Path
 import pytest
 import torch
 
+from commands import Result
 from fitv2.errors import UserError, loading
-from tiny import command_line
 
 SAMPLE = ("sample", "--labels", "bag", "--size", "8x8", "--steps", "1")
 FITV2 = [sys.executable, "-m", "fitv2.cli"]
 
 
 @pytest.fixture
-def sample(tmp_path, monkeypatch, capsys):
-    """`fitv2 sample OPTIONS` whose model calls `fail`: (exit code or sentence, what stands on stderr)."""
+def sample(fitv2, monkeypatch):
+    """Runs `fitv2 sample OPTIONS` whose model calls `fail`."""
 
-    def sample(fail, *options: str) -> tuple:
+    def run(fail, *options: str) -> Result:
         monkeypatch.setattr("fitv2.images.make_images.generate", fail)
-        monkeypatch.setattr(sys, "argv", sys.argv)
-        monkeypatch.chdir(tmp_path)
-        with pytest.raises(SystemExit) as end:
-            command_line(*SAMPLE, *options)
-        return end.value.code, capsys.readouterr().err
+        return fitv2(*SAMPLE, *options)
 
-    return sample
+    return run
 
 
 def raises(error: BaseException):
@@ -42,23 +38,23 @@ def raises(error: BaseException):
 
 @pytest.mark.parametrize("error", [UserError("too small"), OSError(28, "No space left on device")])
 def test_a_mistake_is_a_sentence_and_with_debug_its_traceback_too(sample, error):
-    told, shown = sample(raises(error))
-    assert told == f"fitv2: {error}" and "Traceback" not in shown
-    told, shown = sample(raises(error), "--debug")
-    assert told == f"fitv2: {error}" and "Traceback" in shown
+    assert sample(raises(error)).sentence == f"fitv2: {error}\n"
+    shown = sample(raises(error), "--debug").err
+    assert "Traceback" in shown and shown.endswith(f"\nfitv2: {error}\n")
 
 
 def test_debug_shows_what_a_sentence_leaves_out(sample, tmp_path):
     (tmp_path / "config.json").write_text("{")
     (tmp_path / "model.safetensors").touch()
-    told, shown = sample(raises(UserError("not reached")), "--debug", "--model", str(tmp_path))
-    assert "damaged" in told and "JSONDecodeError: Expecting" in shown
+    shown = sample(raises(UserError("not reached")), "--debug", "--model", str(tmp_path)).err
+    assert "damaged" in shown.splitlines()[-1] and "JSONDecodeError: Expecting" in shown
 
 
 @pytest.mark.parametrize("error", [ValueError("shapes (3,) (4,)"), RuntimeError("expected a"), KeyError("b")])
 def test_a_fault_of_ours_keeps_its_traceback_and_says_how_to_report_it(sample, error):
-    told, shown = sample(raises(error))
-    assert "Traceback" in shown and str(error) in shown
+    result = sample(raises(error))
+    *shown, told = result.err.splitlines()
+    assert result.code == 1 and any("Traceback" in line for line in shown) and str(error) in result.err
     assert version("fitv2") in told and "report" in told and "fitv2 sample --labels bag" in told
 
 
@@ -66,8 +62,7 @@ def test_a_fault_of_ours_keeps_its_traceback_and_says_how_to_report_it(sample, e
     "error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("can't allocate memory")]
 )
 def test_too_little_memory_is_a_sentence(sample, error):
-    told, shown = sample(raises(error))
-    assert "not enough memory" in told and "Traceback" not in shown
+    assert "not enough memory" in sample(raises(error)).sentence
 
 
 def test_too_little_memory_for_a_model_does_not_say_that_it_is_damaged():
@@ -78,8 +73,8 @@ def test_too_little_memory_for_a_model_does_not_say_that_it_is_damaged():
 
 
 def test_ctrl_c_has_its_own_exit_code(sample):
-    code, shown = sample(raises(KeyboardInterrupt()))
-    assert code == 130 and "interrupted" in shown and "Traceback" not in shown
+    result = sample(raises(KeyboardInterrupt()))
+    assert result.code == 130 and "interrupted" in result.err and "Traceback" not in result.err
 
 
 def test_a_signal_in_the_middle_of_loading():

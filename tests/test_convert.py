@@ -149,22 +149,26 @@ def test_a_pickle_with_code_is_refused_and_not_run(zipped, state, tmp_path, monk
     assert not Path("executed").exists()
 
 
-def test_a_conversion_keeps_dtypes_and_overwrites_no_model_by_itself(request, state, yaml_file, tmp_path):
+def test_a_conversion_keeps_dtypes_and_overwrites_no_model_or_settings_by_itself(request, state, yaml_file, tmp_path):
     run = request.getfixturevalue("fitv2")  # Here this is the name of the module.
     state["final_layer.linear.bias"] = state["final_layer.linear.bias"].bfloat16()
     save_file(state, tmp_path / "weights.safetensors")
     arguments = ["convert", "--config", yaml_file, "--checkpoint", "weights.safetensors", "--out", "my models"]
-    assert "fitv2 sample 'my models'" in run(*arguments)[1]
+    (tmp_path / "my models").mkdir()
+    (tmp_path / "my models/sampling.json").write_text("{}")
+    assert "sampling.json already" in run(*arguments).sentence
+    (tmp_path / "my models/sampling.json").unlink()
+    assert "fitv2 sample 'my models'" in run(*arguments).ok().out
     before = (tmp_path / "my models/config.json").stat().st_mtime_ns
     converted = load_file(tmp_path / "my models" / "model.safetensors")
     assert all(converted[key].dtype == state[key].dtype and torch.equal(converted[key], state[key]) for key in state)
-    assert "--overwrite" in run(*arguments)[0]
+    assert "--overwrite" in run(*arguments).sentence
     assert (tmp_path / "my models/config.json").stat().st_mtime_ns == before
-    assert run(*arguments, "--overwrite")[0] in (0, None)
+    run(*arguments, "--overwrite").ok()
     (tmp_path / "my models/model.safetensors").unlink()  # As of a conversion that was stopped.
-    assert run(*arguments)[0] in (0, None)
+    run(*arguments).ok()
     (tmp_path / "my models/model").mkdir()
-    assert "folder of a run" in run(*arguments, "--overwrite")[0]
+    assert "folder of a run" in run(*arguments, "--overwrite").sentence
 
 
 @pytest.mark.parametrize(
@@ -314,8 +318,7 @@ def test_the_command_makes_a_folder_that_samples_the_same(request, state, yaml_f
     torch.save(state, tmp_path / "pytorch_model.bin")
     (tmp_path / "names.txt").write_text("\n".join("abcdefghij"))
     files = ("--config", yaml_file, "--checkpoint", "pytorch_model.bin", "--labels", "names.txt")
-    code, shown = run("convert", *files, "--out", "model")
-    assert code == 0 and "FiTv2 of 0.0 M parameters" in shown
+    assert "FiTv2 of 0.0 M parameters" in run("convert", *files, "--out", "model").ok().out
     converted = load_pretrained(tmp_path / "model")
     assert converted.autoencoder == "stabilityai/sd-vae-ft-ema" and converted.class_names == list("abcdefghij")
     assert converted.shapes == [[(32, 32, 1)]]

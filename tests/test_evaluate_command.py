@@ -4,23 +4,20 @@ import inspect
 import json
 import os
 import shutil
-from pathlib import Path
 from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from evaluations import SHAPES, noises, report
-from fitv2.checkpoints.model_folder import save_pretrained
+from evaluations import noises
 from fitv2.cli.evaluate import OF_SAMPLES, evaluate
 from fitv2.cli.evaluation import is_model
 from fitv2.evaluation import generated
 from fitv2.evaluation.extractors import EXTRACTORS
 from fitv2.system.locks import locked
 from image_folders import contents
-from tiny import CLASSES, CONFIG, command_line, exit_codes, processes, random_model, run_together
+from tiny import command_line, exit_codes, processes, run_together
 
 pytest_plugins = ["evaluations"]
 pytestmark = pytest.mark.usefixtures("isolated")
@@ -28,32 +25,25 @@ pytestmark = pytest.mark.usefixtures("isolated")
 FAST = ("--steps", "1", "--guidance", "1")
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    save_pretrained(folder, CONFIG, random_model().state_dict(), CLASSES, SHAPES, torch.float32, step=40)
-    return folder
-
-
 def test_no_result_takes_the_place_of_another(fitv2, garments, tmp_path):
     """By default each has its own folder; in a given one the same evaluation may run again."""
     command = ("evaluate", "fashion", "--reference", garments, "--extractor", "garments", "--metrics", "fd", "-n")
     for number in (20, 21, 20):
-        assert fitv2(*command, number)[0] == 0
+        fitv2(*command, number).ok()
     assert len(list((tmp_path / "outputs/evaluation").glob("*/result.json"))) == 2
     for number in (20, 20):
-        assert fitv2(*command, number, "--out", "o")[0] == 0
+        fitv2(*command, number, "--out", "o").ok()
     before = contents(tmp_path / "o")
-    assert "another evaluation" in fitv2(*command, 21, "--out", "o")[0] and contents(tmp_path / "o") == before
+    assert "another evaluation" in fitv2(*command, 21, "--out", "o").sentence and contents(tmp_path / "o") == before
     (tmp_path / "o/result.json").unlink()  # As one that was interrupted.
-    assert fitv2(*command, 21, "--out", "o")[0] == 0
+    fitv2(*command, 21, "--out", "o").ok()
     for name in ("result.json", "sheet-28x28.png", "samples-28x28.npz"):
         (tmp_path / name).mkdir()
         (tmp_path / name / name).write_text("precious")
-        assert "choose another --out" in fitv2(*command, 20, "--out", name)[0]
+        assert "choose another --out" in fitv2(*command, 20, "--out", name).sentence
         assert (tmp_path / name / name).read_text() == "precious"
     with locked(tmp_path / "o", "a test"):
-        assert "in use" in fitv2(*command, 21, "--out", "o")[0]
+        assert "in use" in fitv2(*command, 21, "--out", "o").sentence
 
 
 def option(parameter: str) -> list[str]:
@@ -73,10 +63,10 @@ def test_options_without_effect_are_refused(fitv2):
     """On samples that exist already, and on results."""
     for name in EVERY:
         if name not in OF_SAMPLES:
-            said = fitv2("evaluate", "fashion", "--reference", "fashion", *option(name))[0]
+            said = fitv2("evaluate", "fashion", "--reference", "fashion", *option(name)).sentence
             assert "without effect" in said and option(name)[0] in said
         if name not in ("force", "as_json"):
-            assert "without effect" in fitv2("evaluate", "a.json", "b.json", *option(name))[0], name
+            assert "without effect" in fitv2("evaluate", "a.json", "b.json", *option(name)).sentence, name
     (annotated, _) = get_args(get_type_hints(evaluate)["extractor"])
     assert {*get_args(annotated)} == {*EXTRACTORS}
 
@@ -106,7 +96,7 @@ def test_what_is_a_model(model, garments, tmp_path):
 def test_command_measures_a_model_at_many_sizes(fitv2, model, garments, tmp_path):
     sizes = ("--size", "own", "--size", "20x8", "-s", "own:1.5-turned")
     command = ("evaluate", model, "-r", garments, "--extractor", "garments", *sizes, "-n", 24)
-    found = report(fitv2(*command, "--steps", 1, "-g", 1, "-g", 2, "-o", "o", "--json", "--seed", 7))
+    found = fitv2(*command, "--steps", 1, "-g", 1, "-g", 2, "-o", "o", "--json", "--seed", 7).json
     written = json.loads((tmp_path / "o/result.json").read_text())
     assert written.pop("provenance").keys() >= {"commit", "device", "threads"} and found == written
     rows = [(r["stamp"]["size"], r["stamp"]["sampling"]["guidance"], r["stamp"]["protocol"]) for r in found["results"]]
@@ -129,24 +119,24 @@ def test_command_measures_a_model_at_many_sizes(fitv2, model, garments, tmp_path
 def test_more_images_of_a_model_take_the_place_of_fewer(fitv2, model, garments, tmp_path):
     """In the same folder, and those that are there are kept; fewer or other ones are refused."""
     command = ("evaluate", model, "-r", garments, "--extractor", "garments", "-m", "fd", *FAST, "-o", "o", "-n")
-    assert fitv2(*command, 6)[0] == 0
+    fitv2(*command, 6).ok()
     (shard,) = (tmp_path / "o/samples").glob("*/00000.npz")
     with np.load(shard) as archive:
         first = [archive[f"arr_{i}"] for i in range(6)]
-    assert fitv2(*command, 9)[0] == 0
+    fitv2(*command, 9).ok()
     with np.load(shard) as archive:
         assert len(archive.files) == 9 and all(np.array_equal(archive[f"arr_{i}"], first[i]) for i in range(6))
     assert json.loads((tmp_path / "o/result.json").read_text())["results"][0]["stamp"]["num"] == 9
     before = contents(tmp_path / "o")
     for other in ((6,), (12, "--seed", 1), (12, "--protocol", "centre")):
-        assert "another evaluation" in fitv2(*command, *other)[0] and contents(tmp_path / "o") == before
+        assert "another evaluation" in fitv2(*command, *other).sentence and contents(tmp_path / "o") == before
     (tmp_path / "o/evaluation.json").write_text("half of it")
-    assert "another evaluation" in fitv2(*command, 12)[0]
+    assert "another evaluation" in fitv2(*command, 12).sentence
 
 
 def test_every_image_of_an_evaluation_can_be_made_alone(fitv2, model, garments, tmp_path):
     command = ("evaluate", model, "--reference", garments, "--extractor", "garments", "--metrics", "fd")
-    assert fitv2(*command, "-n", 12, "--seed", 5, "--steps", 2, "--guidance", 2, "--out", "o")[0] == 0
+    fitv2(*command, "-n", 12, "--seed", 5, "--steps", 2, "--guidance", 2, "--out", "o").ok()
     (folder,) = (tmp_path / "o/samples").iterdir()
     listed = [json.loads(line) for line in (folder / "images.jsonl").read_text().splitlines()]
     assert [row["index"] for row in listed] == list(range(12)) and listed[10]["seed"] == 15
@@ -155,49 +145,48 @@ def test_every_image_of_an_evaluation_can_be_made_alone(fitv2, model, garments, 
     row = listed[10]
     size = "{}x{}".format(*row["size"])
     alone = ("sample", "--model", model, "--labels", row["class"], "--size", size, "--seed", row["seed"])
-    assert fitv2(*alone, "--steps", 2, "--guidance", 2, "--out", "s")[0] == 0
+    fitv2(*alone, "--steps", 2, "--guidance", 2, "--out", "s").ok()
     image = np.asarray(Image.open(next((tmp_path / "s").glob(f"*seed{row['seed']}.png"))), float)
     assert np.abs(image - made).max() <= 1 and image.std() > 1
 
 
 def test_command_writes_what_the_authors_evaluator_reads(fitv2, model, garments, tmp_path):
     command = ("evaluate", model, "--reference", garments, "--extractor", "garments", "-n", 5, *FAST)
-    assert fitv2(*command, "--size", "20x8", "--save-npz", "--out", "o")[0] == 0
+    fitv2(*command, "--size", "20x8", "--save-npz", "--out", "o").ok()
     with np.load(tmp_path / "o/samples-20x8-at-1.npz") as archive:
         assert archive["arr_0"].shape == (5, 20, 8, 3) and archive["arr_0"].dtype == np.uint8
-    first = report(fitv2(*command, "--size", "20x8", "--out", "o", "--json"))["results"][0]
-    again = fitv2("evaluate", "o/samples-20x8-at-1.npz", *command[2:6], "--out", "p", "--json")
-    assert report(again)["results"][0]["scores"]["fd"] == pytest.approx(first["scores"]["fd"], rel=1e-6)
-    assert "one size" in fitv2(*command, "--save-npz", "--out", "o")[0]
+    first = fitv2(*command, "--size", "20x8", "--out", "o", "--json").json["results"][0]
+    again = fitv2("evaluate", "o/samples-20x8-at-1.npz", *command[2:6], "--out", "p", "--json").json
+    assert again["results"][0]["scores"]["fd"] == pytest.approx(first["scores"]["fd"], rel=1e-6)
+    assert "one size" in fitv2(*command, "--save-npz", "--out", "o").sentence
 
 
 def test_command_compares_only_what_is_alike(fitv2, garments, tmp_path):
     command = ("evaluate", "fashion", "--reference", garments, "--extractor", "garments", "--size", "28x8")
     command = (*command, "--metrics", "fd", "-n")
     for out, number in (("a", 30), ("c", 20)):
-        assert fitv2(*command, number, "--out", out)[0] == 0
-    refused = fitv2("evaluate", "a/result.json", "c/result.json")[0]
-    assert "number of images at 28x8" in refused
-    code, out = fitv2("evaluate", "a/result.json", "c/result.json", "--force")
-    assert code == 0 and "Not comparable" in out and "number of images" in out
+        fitv2(*command, number, "--out", out).ok()
+    assert "number of images at 28x8" in fitv2("evaluate", "a/result.json", "c/result.json").sentence
+    out = fitv2("evaluate", "a/result.json", "c/result.json", "--force").ok().out
+    assert "Not comparable" in out and "number of images" in out
     # An archive has no labels and no seeds.
     noises(tmp_path / "theirs.npz", 30, (28, 8))
-    assert fitv2("evaluate", "theirs.npz", *command[2:], 30, "--out", "e")[0] == 0
-    code, out = fitv2("evaluate", "a/result.json", "e/result.json")
-    assert code == 0 and "a/result.json" in out and "e/result.json" in out
+    fitv2("evaluate", "theirs.npz", *command[2:], 30, "--out", "e").ok()
+    out = fitv2("evaluate", "a/result.json", "e/result.json").ok().out
+    assert "a/result.json" in out and "e/result.json" in out
     assert "Not comparable" not in out and "not known" in out
 
 
 def test_an_evaluation_without_a_figure_has_no_plot(fitv2, tmp_path):
     samples = noises(tmp_path / "noise.npz", 4, (28, 28))  # Without classes there is no accuracy.
-    code, printed = fitv2("evaluate", samples, "--reference", "fashion", "--metrics", "accuracy", "--out", "o")
-    assert code == 0 and "plots in" not in printed
+    command = ("evaluate", samples, "--reference", "fashion", "--metrics", "accuracy", "--out", "o")
+    assert "plots in" not in fitv2(*command).ok().out
     assert (tmp_path / "o/result.json").is_file() and not (tmp_path / "o/scores.png").exists()
 
 
 def test_figures_of_a_table_are_not_called_by_names_of_another_network(fitv2, garments, tmp_path):
-    code, out = fitv2("evaluate", garments, "--reference", garments, "--extractor", "garments")
-    assert code == 0 and all(f" {name}-garments " in out for name in ("FD", "sFD", "KD", "CS"))
+    out = fitv2("evaluate", garments, "--reference", garments, "--extractor", "garments").ok().out
+    assert all(f" {name}-garments " in out for name in ("FD", "sFD", "KD", "CS"))
     assert f"against {garments}, seen by garments" in out and "outputs/evaluation/garments" in out
     assert "ankle boot" in out and "Note (own): " in out
     written = next((tmp_path / "outputs/evaluation").glob("*/result.json")).read_text()
@@ -237,7 +226,7 @@ MODEL = ("builtin:fashion", "--reference", "fashion")
 )
 def test_every_mistake_is_told_in_a_sentence(fitv2, tmp_path, arguments, complaint):
     (tmp_path / "damaged.json").write_text("{}")
-    said = fitv2("evaluate", *arguments)[0]
+    said = fitv2("evaluate", *arguments).sentence
     assert said.startswith("fitv2: ") and complaint in said
     assert not (tmp_path / "outputs").exists()
 
@@ -254,7 +243,7 @@ def test_images_do_not_depend_on_the_number_of_processes(fitv2, garments, model,
     """Two processes make them, and the first scores them; not while another command makes the same ones."""
     monkeypatch.setattr(generated, "SHARD", 3)
     command = ("evaluate", str(model), "--reference", str(garments), "--extractor", "garments", "-n", "11", *FAST)
-    alone = report(fitv2(*command, "--out", "alone", "--json"))
+    alone = fitv2(*command, "--out", "alone", "--json").json
     cache, out = str(tmp_path / "cache"), str(tmp_path / "together")
     run_together(2, command_in_company, cache, *command, "--out", out)
     assert sum(name.endswith(".npz") for name in contents(tmp_path / "alone/samples")) == 4

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from evaluations import evaluation, read_all, report, samples_of
+from evaluations import evaluation, read_all, samples_of
 from fitv2.data import fashion
 from fitv2.data.decode import decode
 from fitv2.data.images import prepare
@@ -59,34 +59,34 @@ def test_prepared_pixels_are_read_whole(fitv2, tmp_path):
     """Fitted to the budget, without crops and mirror images."""
     root, names = write_files(tmp_path / "root", good_files(9)), sorted(good_files(9))
     settings = ("--max-tokens", 16, "--autoencoder", "pixels", "--patch-size")
-    assert fitv2("prepare", root, "--out", "p", *settings, 4)[0] == 0
+    fitv2("prepare", root, "--out", "p", *settings, 4).ok()
     images = open_images(str(tmp_path / "p"), tmp_path)
     assert images.class_names == ["cat", "dog"]
     assert images.labels.tolist() == [int(name.startswith("dog")) for name in names]
     expected = [np.asarray(prepare(decode(root / name), 16, 4, "resize")) for name in names]
     assert all(map(np.array_equal, read_all(images), expected))
     assert images.sizes.tolist() == [list(array.shape[:2]) for array in expected]
-    assert fitv2("prepare", root, "--out", "q", *settings, 8)[0] == 0
+    fitv2("prepare", root, "--out", "q", *settings, 8).ok()
     assert open_images(str(tmp_path / "q"), tmp_path).digest != images.digest
 
 
 def test_prepared_pixels_are_a_reference_and_samples(fitv2, garments):
     grey = ("--autoencoder", "pixels", "--patch-size", 4, "--channels", 1)
-    assert fitv2("prepare", garments, "--out", "p", "--max-tokens", 49, *grey)[0] == 0
+    fitv2("prepare", garments, "--out", "p", "--max-tokens", 49, *grey).ok()
     command = ("--extractor", "garments", "--metrics", "fd,accuracy", "--json")
     for pair in ((garments, "--reference", "p"), ("p", "--reference", garments)):
-        (result,) = report(fitv2("evaluate", *pair, *command))["results"]
+        (result,) = fitv2("evaluate", *pair, *command).json["results"]
         assert result["scores"]["fd"] == pytest.approx(0, abs=1e-4)
         assert result["real"]["accuracy"] == pytest.approx(result["scores"]["accuracy"])
 
 
 def test_latents_are_no_reference(fitv2, garments, tmp_path):
     tiny_autoencoder().save_pretrained(tmp_path / "vae")
-    assert fitv2("prepare", garments / "bag", "--out", "p", "--max-tokens", 4, "--autoencoder", "vae")[0] == 0
+    fitv2("prepare", garments / "bag", "--out", "p", "--max-tokens", 4, "--autoencoder", "vae").ok()
     (tmp_path / "official/from_16_to_256").mkdir(parents=True)
     for folder in ("p", "official"):
         for command in (("fashion", "--reference", folder), (folder, "--reference", "fashion")):
-            assert f"{folder} holds latents" in fitv2("evaluate", *command)[0]
+            assert f"{folder} holds latents" in fitv2("evaluate", *command).sentence
 
 
 @pytest.fixture
@@ -198,9 +198,9 @@ def test_an_evaluation_within_its_reference_does_not_change_it(fitv2, garments, 
         Image.open(path).save(tmp_path / f"{number}.png")
     sampled(tmp_path / "outputs", *NAMES)
     command = ("evaluate", "outputs", "--reference", ".", "--extractor", "garments", "--json", "--metrics", "fd,kid")
-    found = [report(fitv2(*command, *out))["results"][0] for _ in range(2)]
+    found = [fitv2(*command, *out).json["results"][0] for _ in range(2)]
     assert found[0]["scores"] == found[1]["scores"] and found[1]["stamp"]["reference_count"] == 8
-    assert "holds images" in fitv2(*command, "--out", ".")[0]
+    assert "holds images" in fitv2(*command, "--out", ".").sentence
 
 
 # Archives

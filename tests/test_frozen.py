@@ -78,13 +78,11 @@ def test_a_run_continues_with_the_same_losses(tmp_path, fitv2, name):
     else:
         shutil.unpack_archive(FROZEN / f"{name}.tar.xz", tmp_path, filter="data")
         (tmp_path / name).rename(tmp_path / "run")
-    code, _ = fitv2("train", "--resume", "--out", "run", "--set", "training.steps=5")
-    assert code in (0, None)
+    fitv2("train", "--resume", "--out", "run", "--set", "training.steps=5").ok()
     losses = [line["loss"] for line in log_lines(tmp_path / "run")]
     assert len(losses) == 5 and losses[3:] == pytest.approx(FACTS[name]["losses"], rel=1e-4)
 
 
 def test_prepared_images_of_an_older_version_are_counted(tmp_path, fitv2):
     shutil.copytree(Path(__file__).parent / "data/prepared/pixels", tmp_path / "prepared")
-    code, output = fitv2("inspect", "prepared", "--json")
-    assert code in (0, None) and json.loads(output)["images"] == 6
+    assert fitv2("inspect", "prepared", "--json").json["images"] == 6

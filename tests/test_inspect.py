@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import warnings
 
 import numpy as np
@@ -29,12 +30,12 @@ def prepared(fitv2, tmp_path):
     files = {f"{name}.png": saved(noise(*size)) for name, size in SIZES.items()}
     write_files(tmp_path / "images", files | {"cat/bad.png": b"x", "cat/no.txt": b"x"})
     write_files(tmp_path / "images", {"dog/again.png": files["cat/a.png"]})
-    assert fitv2(*PREPARE)[0] in (0, None)
+    fitv2(*PREPARE).ok()
     return tmp_path / "out"
 
 
 def test_the_table_tells_each_files_fate(fitv2, prepared, tmp_path):
-    report = json.loads(fitv2("inspect", "out", "--json", "--out", "seen")[1])
+    report = fitv2("inspect", "out", "--json", "--out", "seen").json
     with open(tmp_path / report["table"], newline="") as file:
         rows = list(csv.DictReader(file))
     told = {(row["id"], row["variant"]): row for row in rows}
@@ -55,7 +56,7 @@ def test_the_table_tells_each_files_fate(fitv2, prepared, tmp_path):
 
 
 def test_the_summary_counts(fitv2, prepared, tmp_path):
-    report = json.loads(fitv2("inspect", "out", "--json", "--max-tokens-per-batch", 40)[1])
+    report = fitv2("inspect", "out", "--json", "--max-tokens-per-batch", 40).json
     assert [report[k] for k in ("files", "images", "duplicates", "skipped")] == [7, 5, 1, 2]
     assert report["classes"] == {"cat": 2, "dog": 3} and report["variants"] == {"resize": 5, "crop": 3}
     assert (report["height"], report["new_width"]) == ([4, 32, 100], [8, 16, 60])
@@ -80,8 +81,7 @@ def test_older_preparations_were_stretched_and_not_cropped():
 
 
 def test_text_for_people(fitv2, prepared):
-    code, shown = fitv2("inspect", "out", "--verify")
-    assert code in (0, None)
+    shown = fitv2("inspect", "out", "--verify").ok().out
     for part in ("5 images of 7 files as pixels", "8 variants", "5 resized, 3 centre squares", "2 lose a part"):
         assert part in shown
     for part in ("2 classes", "all of 3 shards as written", "% full", "variants by tokens", "images by class"):
@@ -91,15 +91,15 @@ def test_text_for_people(fitv2, prepared):
 
 
 def test_preparation_says_of_how_many_images_a_square_is_stored(fitv2, prepared):
-    assert "3 of 5 images also as a centre square" in (shown := fitv2(*PREPARE)[1]) and "--preprocessing" in shown
+    assert "3 of 5 images also as a centre square" in (shown := fitv2(*PREPARE).ok().out) and "--preprocessing" in shown
     for only in ("resize", "crop"):
-        assert "square" not in fitv2(*PREPARE, "--out", only, "--preprocessing", only)[1]
+        assert "square" not in fitv2(*PREPARE, "--out", only, "--preprocessing", only).ok().out
 
 
 def test_an_image_stretched_by_five_percent_is_not_stretched_by_more(fitv2, tmp_path):
     write_files(tmp_path / "images", {"a.png": saved(noise(20, 21))})
-    assert fitv2(*PREPARE, "--max-tokens", 36)[0] in (0, None)
-    report = json.loads(fitv2("inspect", "out", "--json")[1])
+    fitv2(*PREPARE, "--max-tokens", 36).ok()
+    report = fitv2("inspect", "out", "--json").json
     assert report["stretched_visibly"] == 0 and report["new_height"] == report["new_width"]
 
 
@@ -109,36 +109,37 @@ def test_a_damaged_shard_is_found_and_named(fitv2, prepared, damage):
     content = bytearray(shard.read_bytes())
     content[-1] ^= 1
     shard.write_bytes(content) if damage == "flip" else shard.unlink()
-    assert fitv2("inspect", "out")[0] in (0, None), "only --verify looks"
-    message, _ = fitv2("inspect", "out", "--verify")
-    assert f"not as written: {shard.name}; the same fitv2 prepare" in message
+    fitv2("inspect", "out").ok()  # Only --verify looks.
+    told = fitv2("inspect", "out", "--verify").sentence
+    assert f"not as written: {shard.name}; the same fitv2 prepare" in told
 
 
 def test_files_of_others_are_not_written_over(fitv2, prepared, tmp_path):
     for out in ("images", "out", "images/cat/bad.png"):
-        assert "choose another --out" in (message := fitv2("inspect", "out", "--out", out)[0]) or "is a file" in message
+        assert re.search("choose another --out|is a file", fitv2("inspect", "out", "--out", out).sentence)
     assert not (tmp_path / "images" / "plots.png").exists()
     for _ in range(2):
-        assert fitv2("inspect", "out", "--out", "seen")[0] in (0, None)
+        fitv2("inspect", "out", "--out", "seen").ok()
 
 
 def test_an_inspection_lies_beside_its_folder_however_that_is_named(fitv2, prepared, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "out/shards")
     before = contents(tmp_path / "out")
-    assert fitv2("inspect", "..")[0] in (0, None) and (tmp_path / "out-inspected/plots.png").is_file()
+    fitv2("inspect", "..").ok()
+    assert (tmp_path / "out-inspected/plots.png").is_file()
     assert contents(tmp_path / "out") == before
-    assert "is no prepared data set" in fitv2("inspect", "/")[0]
+    assert "is no prepared data set" in fitv2("inspect", "/").sentence
 
 
 def test_a_budget_below_the_longest_image_is_one_sentence_and_leaves_nothing(fitv2, prepared, tmp_path):
-    assert fitv2("inspect", "out", "--budget", 1)[0].startswith("fitv2: --max-tokens-per-batch 1: ")
+    assert "\nfitv2: --max-tokens-per-batch 1: " in fitv2("inspect", "out", "--budget", 1).sentence
     assert not (tmp_path / "out-inspected").exists()
 
 
 def test_long_reports_name_the_first_files_and_where_all_are(fitv2, tmp_path):
     bad = {f"{i:03}.png": b"x" for i in range(MOST_LISTED + 5)}
     write_files(tmp_path / "images", bad | {"good.png": saved(noise(9, 9))})
-    _, shown = fitv2("prepare", "images", "--out", "out", "--max-tokens", 16, "--autoencoder", "pixels")
+    shown = fitv2("prepare", "images", "--out", "out", "--max-tokens", 16, "--autoencoder", "pixels").ok().out
     assert "019.png: not an image" in shown and "020.png" not in shown
     assert "and 5 more, all of them in out/index.jsonl" in shown and "1 image of 26 files" in shown
 
@@ -166,7 +167,7 @@ def test_plots_of_any_names_and_sizes(tmp_path):
 def test_what_others_and_a_killed_inspection_left_is_no_obstacle(fitv2, prepared, tmp_path):
     draft = tmp_path / f"seen/.images.csv.{'0' * 32}"
     write_files(tmp_path / "seen", {".DS_Store": b"x", draft.name: b"half"})
-    assert fitv2("inspect", "out", "--out", "seen")[0] in (0, None)
+    fitv2("inspect", "out", "--out", "seen").ok()
     assert not draft.exists() and (tmp_path / "seen/.DS_Store").exists()
 
 
@@ -176,6 +177,7 @@ def test_names_that_are_no_text_are_in_the_table(fitv2, prepared, tmp_path):
     (tmp_path / "images/metadata.jsonl").write_text("\n".join(rows))
     for name in ("cat/b.png", "dog/d.png", "dog/again.png", "cat/bad.png"):
         (tmp_path / "images" / name).unlink()
-    assert fitv2(*PREPARE)[0] in (0, None) and fitv2("inspect", "out")[0] in (0, None)
+    fitv2(*PREPARE).ok()
+    fitv2("inspect", "out").ok()
     table = (tmp_path / "out-inspected/images.csv").read_text()
     assert "0\\ud83d" in table and "\\ud83dx.png" in table

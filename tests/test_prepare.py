@@ -45,9 +45,8 @@ def fitv2(fitv2):
     """`fitv2 prepare ARGUMENTS`: its JSON report, or its one sentence."""
 
     def run(*arguments) -> Any:
-        code, out = fitv2("prepare", *arguments, "--json")
-        assert not code or code.startswith("fitv2: "), code
-        return code or json.loads(out)
+        result = fitv2("prepare", *arguments, "--json")
+        return result.sentence if result.code else result.json
 
     return run
 

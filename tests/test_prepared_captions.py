@@ -73,31 +73,30 @@ def data_of(folder: Path, patch: int = 4) -> Dataset:
 def test_canvases_of_drawings_are_prepared_with_their_captions(fitv2, tmp_path):
     drawings = ["--epochs", 2, "--objects", 2, "--min-scale", 0.8]
     options = ["--max-tokens", 4, "--patch-size", 16, "--autoencoder", "pixels"]
-    code, shown = fitv2("prepare", "emoji", *drawings, *options, "--out", "out")
+    shown = fitv2("prepare", "emoji", *drawings, *options, "--out", "out").ok().out
     canvases = Canvases(cutouts(read_drawings(), "none"), 4, 16, objects=(1, 2), min_scale=0.8)
     trained = [i for i in range(len(canvases)) if i not in set(canvases.held_out.tolist())]
-    assert code in (0, None) and f"{2 * len(trained):,} images of {2 * len(trained):,} files" in shown
+    assert f"{2 * len(trained):,} images of {2 * len(trained):,} files" in shown
     made, epochs = data_of(tmp_path / "out", 16), [canvases.epoch(number, 0) for number in (0, 1)]
     for image in (0, 7, len(trained), 2 * len(trained) - 1):
         epoch, index = epochs[image // len(trained)], trained[image % len(trained)]
         assert made.captions(image, 0, (1, 1), False, None) == (epoch.caption(index),)
         torch.testing.assert_close(made.epoch(0, 0).load(image), epoch.load(index), atol=1e-6, rtol=0)
     assert not made.flip, "left would be right"
-    code, shown = fitv2("prepare", str(write_files(tmp_path / "mine", IMAGES)), *drawings, *options, "--out", "other")
-    assert "--epochs, --objects, --min-scale: without effect" in code
-    assert "--preprocessing: without effect with emoji" in fitv2("prepare", "emoji", *options, *CROPPED)[0]
+    told = fitv2("prepare", write_files(tmp_path / "mine", IMAGES), *drawings, *options, "--out", "other").sentence
+    assert "--epochs, --objects, --min-scale: without effect" in told
+    assert "--preprocessing: without effect with emoji" in fitv2("prepare", "emoji", *options, *CROPPED).sentence
 
 
 def test_a_folder_called_emoji_has_a_name_of_its_own(fitv2, tmp_path):
     write_files(tmp_path / "emoji", IMAGES)
-    code, shown = fitv2("prepare", "./emoji", *PREPARE)
-    assert code in (0, None) and "3 images of 3 files" in shown
+    assert "3 images of 3 files" in fitv2("prepare", "./emoji", *PREPARE).ok().out
 
 
 @pytest.mark.parametrize("kind", ["texts", "table", "list", "archive", "hub"])
 def test_captions_of_every_source_are_stored(fitv2, tmp_path, kind):
-    code, shown = fitv2("prepare", source_of(tmp_path / "images", kind), *PREPARE)
-    assert code in (0, None) and "2 of 3 images have a caption" in shown
+    shown = fitv2("prepare", source_of(tmp_path / "images", kind), *PREPARE).ok().out
+    assert "2 of 3 images have a caption" in shown
     out = tmp_path / "out"
     lines = [json.loads(line) for line in (out / "index.jsonl").read_text().splitlines()]
     images = [line for line in lines if "skipped" not in line]
@@ -113,14 +112,14 @@ def test_captions_of_every_source_are_stored(fitv2, tmp_path, kind):
 def test_captions_change_the_index_and_no_shard(fitv2, tmp_path):
     """Also those that come to data that had none; a repeated image has its own, here none."""
     folder = write_files(tmp_path / "images", IMAGES | {"again.png": IMAGES["0.png"]})
-    fitv2("prepare", "images", *PREPARE)
+    fitv2("prepare", "images", *PREPARE).ok()
     shards = {path: path.read_bytes() for path in (tmp_path / "out/shards").glob("*.safetensors")}
     assert not LatentShards(tmp_path / "out").captioned
     with pytest.raises(UserError, match="needs captions"):
         data_of(tmp_path / "out")
     for text in ("a card", "another card"):
         (folder / "0.txt").write_text(text)
-        report = json.loads(fitv2("prepare", "images", *PREPARE, "--json")[1])
+        report = fitv2("prepare", "images", *PREPARE, "--json").json
         assert (report["encoded"], report["reused"], report["captioned"]) == (0, 0, 1)
         data = data_of(tmp_path / "out")
         assert [data.epoch(0, 0).caption(image) for image in range(4)] == [text, "", "", ""]
@@ -149,7 +148,7 @@ def test_a_caption_that_is_no_text_is_one_sentence(fitv2, tmp_path, name, conten
         write_tar(tmp_path / "images" / name, IMAGES | {"0.txt": content})
     else:
         write_files(tmp_path / "images", IMAGES | {name: content})
-    assert told in str(fitv2("prepare", "images", *PREPARE)[0])
+    assert told in fitv2("prepare", "images", *PREPARE).sentence
 
 
 def features(out: Path) -> dict[str, bytes]:
@@ -161,8 +160,8 @@ def with_features(fitv2, tmp_path, monkeypatch) -> Path:
     """A folder of images with captions, prepared with the features of these, two in a file."""
     monkeypatch.setattr("fitv2.prepare.texts.CAPTIONS_PER_FILE", 2)
     source_of(tmp_path / "images", "texts")
-    code, shown = fitv2("prepare", "images", *PREPARE, "--text-encoder", BUILTIN)
-    assert code in (0, None) and "the features of 4 captions stored now" in shown
+    shown = fitv2("prepare", "images", *PREPARE, "--text-encoder", BUILTIN).ok().out
+    assert "the features of 4 captions stored now" in shown
     return tmp_path / "out"
 
 
@@ -252,14 +251,14 @@ def test_features_are_stored_once_and_what_is_missing_or_damaged_again(fitv2, wi
     first, second = sorted((with_features / TEXT).glob("*/*.safetensors"))
     written = first.stat().st_mtime_ns
     second.unlink()  # As if the preparation had been killed before.
-    assert json.loads(fitv2(*again)[1])["texts_encoded"] == 2
+    assert fitv2(*again).json["texts_encoded"] == 2
     assert features(with_features) == before and first.stat().st_mtime_ns == written
     spoil(first)
-    assert f"not as written: {first.name}" in fitv2("inspect", "out", "--verify")[0]
-    assert json.loads(fitv2(*again)[1])["texts_encoded"] == 2
+    assert f"not as written: {first.name}" in fitv2("inspect", "out", "--verify").sentence
+    assert fitv2(*again).json["texts_encoded"] == 2
     assert features(with_features) == before
     (tmp_path / "images" / "2.txt").write_text("a new card\nein Kärtchen", encoding="utf-8")
-    assert json.loads(fitv2(*again)[1])["texts_encoded"] == 1
+    assert fitv2(*again).json["texts_encoded"] == 1
 
 
 def test_features_of_another_encoder_are_not_used(with_features, tmp_path, caplog):
@@ -294,13 +293,13 @@ def test_of_a_hub_id_name_and_commit_tell(tmp_path):
 
 def test_an_encoder_without_captions_is_one_sentence(fitv2, tmp_path):
     write_files(tmp_path / "images", IMAGES)
-    assert "no image of images has a caption" in fitv2("prepare", "images", *PREPARE, "--text-encoder", BUILTIN)[0]
-    assert "no text encoder builtin:none" in fitv2("prepare", "images", *PREPARE, "--text-encoder", "builtin:none")[0]
+    for name, told in ((BUILTIN, "no image of images has a caption"), ("builtin:none", "no text encoder builtin:none")):
+        assert told in fitv2("prepare", "images", *PREPARE, "--text-encoder", name).sentence
     assert not (tmp_path / "out" / "dataset.json").exists()
 
 
 def test_an_inspection_tells_of_captions(fitv2, with_features):
-    told = json.loads(fitv2("inspect", "out", "--json")[1])["captions"]
+    told = fitv2("inspect", "out", "--json").json["captions"]
     size = sum(map(len, features(with_features).values()))
     assert told == {
         "images": 2,
@@ -309,7 +308,7 @@ def test_an_inspection_tells_of_captions(fitv2, with_features):
         "examples": ["a black card", "ein Kärtchen"],
         "encoders": [{"encoder": BUILTIN, "captions": 4, "bytes": size}],
     }
-    shown = fitv2("inspect", "out")[1]
+    shown = fitv2("inspect", "out").ok().out
     assert "2 of 3 images with 3 captions of 2.67 words on average, such as\n    a black card\n" in shown
     assert f"features of 4 captions by {BUILTIN}, {size:,} bytes" in shown
 

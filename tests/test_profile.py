@@ -1,6 +1,5 @@
 """Profiles: the figures of Table I, what torch counts, what is measured, and what the command says and draws."""
 
-import json
 from dataclasses import replace
 from functools import partial
 from math import prod
@@ -113,24 +112,23 @@ def test_measured_figures_agree_with_each_other_and_with_the_formulas(name, prec
     assert least < measured.step.bytes < most
 
 
-def test_the_table_has_the_rows_of_table_1_and_is_that_of_the_guide(fitv2, monkeypatch, caplog):
+def test_the_table_has_the_rows_of_table_1_and_is_that_of_the_guide(fitv2, monkeypatch):
     monkeypatch.setattr("fitv2.system.device.computes_bf16", lambda device: False)
-    code, shown = fitv2("profile")
-    rows = [" ".join(line.split()) for line in shown.splitlines()]
-    assert code in (0, None) and [row.partition(" ")[0] for row in rows[2:9]] == list(TABLE_1)
+    result = fitv2("profile").ok()
+    rows = [" ".join(line.split()) for line in result.out.splitlines()]
+    assert [row.partition(" ")[0] for row in rows[2:9]] == list(TABLE_1)
     assert "FiTv2-XL/2 256x256 256 671.05 M 146.87 304.62 15.5 MiB 546.8 MiB 14.28 GiB" in rows
     assert "SiT-XL/2 256x256 256 674.82 M 114.39 237.23 9.3 MiB 425.2 MiB 14.24 GiB" in rows
     page = (Path(__file__).parents[1] / "docs/guides/cost.md").read_text().splitlines()
     assert set(rows[:9]) <= {" ".join(line.split()) for line in page}
-    assert "Measured" not in shown and "Drawn" not in shown
-    assert not caplog.messages, "the speed of bf16 on this machine does not matter to formulas"
+    assert "Measured" not in result.out and "Drawn" not in result.out
+    assert not result.err, "the speed of bf16 on this machine does not matter to formulas"
 
 
 def test_json_of_several_sizes_and_a_plot(fitv2, tmp_path):
     options = ["--size", "256x256", "--size", "160x480", "--batch", 3, "--precision", "fp32"]
-    code, shown = fitv2("profile", "FiTv2-B/2", "FiTv2-3B/2", *options, "--json", "--plot", "deep/a.png")
-    report = json.loads(shown)
-    assert code in (0, None) and (report["precision"], report["plot"]) == ("fp32", "deep/a.png")
+    report = fitv2("profile", "FiTv2-B/2", "FiTv2-3B/2", *options, "--json", "--plot", "deep/a.png").json
+    assert (report["precision"], report["plot"]) == ("fp32", "deep/a.png")
     rows = report["profiles"]
     assert [(row["model"], row["size"], row["tokens"]) for row in rows] == [
         (name, size, tokens)
@@ -142,8 +140,8 @@ def test_json_of_several_sizes_and_a_plot(fitv2, tmp_path):
     assert rows[2]["parameters"] == 2_971_928_080 and set(Cost.__annotations__) < set(rows[2])
     with Image.open(tmp_path / "deep/a.png") as plot:
         assert plot.format == "PNG" and len(plot.convert("RGB").getcolors(100_000)) > 5
-    assert "--overwrite" in fitv2("profile", "FiTv2-B/2", "--plot", "deep/a.png")[0]
-    assert fitv2("profile", "FiTv2-B/2", "--plot", "deep/a.png", "--overwrite")[0] in (0, None)
+    assert "--overwrite" in fitv2("profile", "FiTv2-B/2", "--plot", "deep/a.png").sentence
+    fitv2("profile", "FiTv2-B/2", "--plot", "deep/a.png", "--overwrite").ok()
 
 
 def test_a_model_on_disk_is_profiled_at_its_most_frequent_size(fitv2, tmp_path):
@@ -159,13 +157,13 @@ def test_a_model_on_disk_is_profiled_at_its_most_frequent_size(fitv2, tmp_path):
     save("bare", config)
     save("text", replace(CONFIG, context="cross"))
     for arguments in (["model"], ["bare", "--autoencoder", "vae"]):
-        (row,) = json.loads(fitv2("profile", *arguments, "--json")[1])["profiles"]
+        (row,) = fitv2("profile", *arguments, "--json").json["profiles"]
         assert (row["model"], row["size"], row["tokens"]) == (arguments[0], [64, 32], 8)
-    assert "give --autoencoder" in fitv2("profile", "bare")[0]
-    assert "text takes a context of any length" in fitv2("profile", "text")[0]
+    assert "give --autoencoder" in fitv2("profile", "bare").sentence
+    assert "text takes a context of any length" in fitv2("profile", "text").sentence
     shapes = []  # As of a model that was converted.
     save("unknown", CONFIG)
-    (row,) = json.loads(fitv2("profile", "unknown", "--json")[1])["profiles"]
+    (row,) = fitv2("profile", "unknown", "--json").json["profiles"]
     assert row["size"] == [256, 256]
 
 
@@ -177,16 +175,16 @@ def test_compiled_blocks_are_measured_without_those_of_earlier_models(fitv2, mon
     options = ["--measure", "--compile", "--repeats", 1, "--precision", "fp32"]
     sizes = [part for side in range(1, 6) for part in ("--size", f"{4 * side}x{4 * side}")]
     with compiler.patch(fail_on_recompile_limit_hit=True):
-        code, shown = fitv2("profile", "builtin:fashion", *sizes, *options)
+        shown = fitv2("profile", "builtin:fashion", *sizes, *options).ok().out
     # Of each size, both halves of the block, forward alone and in training.
-    assert code in (0, None) and "blocks of FiT and FiTv2 compiled" in shown and graphs.frame_count == 5 * 2 * 2
+    assert "blocks of FiT and FiTv2 compiled" in shown and graphs.frame_count == 5 * 2 * 2
 
 
 def test_the_built_in_model_is_measured_and_drawn(fitv2, tmp_path):
     options = ["--measure", "--repeats", 1, "--batch", 2, "--precision", "fp32", "--plot", "a.png"]
-    code, shown = fitv2("profile", "builtin:fashion", *options)
+    shown = fitv2("profile", "builtin:fashion", *options).ok().out
     lines = [line.split() for line in shown.splitlines()]
-    assert code in (0, None) and "Drawn in a.png" in shown
+    assert "Drawn in a.png" in shown
     assert [line[2] for line in lines if line[:2] == ["builtin:fashion", "28x24"]] == ["42", "forward", "step"]
     fitv2("profile", "builtin:fashion", "--plot", "b.png")
     with Image.open(tmp_path / "a.png") as four, Image.open(tmp_path / "b.png") as one:
@@ -194,27 +192,26 @@ def test_the_built_in_model_is_measured_and_drawn(fitv2, tmp_path):
 
 
 def test_a_batch_that_no_machine_has_is_refused(fitv2):
-    assert fitv2("profile", "FiTv2-B/2", "--batch", str(10**30))[0] == 2
+    assert fitv2("profile", "FiTv2-B/2", "--batch", str(10**30)).code == 2
 
 
 def test_formulas_read_no_weights(fitv2, monkeypatch):
     monkeypatch.setattr("fitv2.checkpoints.model_folder.read_weights", lambda *paths: pytest.fail("weights are read"))
-    code, shown = fitv2("profile", "builtin:fashion")
-    assert code in (0, None) and "builtin:fashion" in shown
+    assert "builtin:fashion" in fitv2("profile", "builtin:fashion").ok().out
 
 
 def test_a_step_that_does_not_fit_is_skipped_and_reported(fitv2, monkeypatch):
     monkeypatch.setattr("fitv2.system.device.free_bytes", lambda device: 70 * 2**20)
-    code, shown = fitv2("profile", "builtin:fashion", "--measure", "--repeats", "1", "--plot", "c.png")
+    shown = fitv2("profile", "builtin:fashion", "--measure", "--repeats", "1", "--plot", "c.png").ok().out
     rows = [line.split() for line in shown.splitlines() if line.lstrip().startswith("builtin:fashion")]
-    assert code in (0, None) and [row[2] for row in rows[1:]] == ["forward", "step"]
+    assert [row[2] for row in rows[1:]] == ["forward", "step"]
     assert " ".join(rows[2][3:6]) == "does not fit"
 
 
 def test_a_model_that_does_not_fit_is_refused_before_anything_runs(fitv2, monkeypatch):
     monkeypatch.setattr("fitv2.system.device.free_bytes", lambda device: 2**30)
     monkeypatch.setattr("fitv2.profiling.profile.workload", lambda *arguments: pytest.fail("it runs"))
-    told = fitv2("profile", "builtin:fashion", "SiT-B/2", "FiTv2-XL/2", "--measure", "--size", "112x112")[0]
+    told = fitv2("profile", "builtin:fashion", "SiT-B/2", "FiTv2-XL/2", "--measure", "--size", "112x112").sentence
     assert "FiTv2-XL/2 would need about 2.5 GiB" in told
     assert "--ignore-memory" in told
 
@@ -238,6 +235,6 @@ def test_a_model_that_does_not_fit_is_refused_before_anything_runs(fitv2, monkey
     ],
 )
 def test_a_mistake_is_one_sentence(fitv2, arguments, part):
-    told, shown = fitv2("profile", *arguments)
-    assert told.startswith("fitv2: ") and part in told and "\n" not in told
-    assert shown == ""
+    result = fitv2("profile", *arguments)
+    told = result.sentence
+    assert told.startswith("fitv2: ") and part in told and told.count("\n") == 1 and result.out == ""

@@ -73,21 +73,19 @@ def test_from_images_to_latents_and_back_by_the_commands(fitv2, tmp_path):
     for number in range(3):
         save_image(tmp_path / "images" / f"{number}.png", 40, 48)
     settings = [word for setting in SMALL for word in ("--set", setting)]
-    code, out = fitv2("autoencoder", "--data", "images", "--out", "ae", *settings)
-    assert code == 0 and "trained 2 steps" in out and "--autoencoder ae" in out
-    code, out = fitv2("autoencoder", "--resume", "--out", "ae")
-    assert code == 0 and "nothing to do" in out
-    code, out = fitv2("reconstruct", "ae", "--data", "images", "--json", "--sheet", "pairs.png")
-    figures = json.loads(out)
-    assert code == 0 and figures["images"] == 3 and 0 < figures["psnr"] < 40 and figures["fd"] > 0
+    out = fitv2("autoencoder", "--data", "images", "--out", "ae", *settings).ok().out
+    assert "trained 2 steps" in out and "--autoencoder ae" in out
+    assert "nothing to do" in fitv2("autoencoder", "--resume", "--out", "ae").ok().out
+    figures = fitv2("reconstruct", "ae", "--data", "images", "--json", "--sheet", "pairs.png").json
+    assert figures["images"] == 3 and 0 < figures["psnr"] < 40 and figures["fd"] > 0
     assert Image.open(tmp_path / "pairs.png").width > 96
-    code, out = fitv2("prepare", "images", "--out", "prepared", "--max-tokens", 16, "--autoencoder", "ae", "--json")
-    assert code == 0 and json.loads(out)["images"] == 3
+    prepare = ("prepare", "images", "--out", "prepared", "--max-tokens", 16, "--autoencoder", "ae", "--json")
+    assert fitv2(*prepare).json["images"] == 3
     small = ["model.width=32", "model.depth=1", "model.heads=2", "training.steps=1", "training.warmup_steps=0"]
     settings = [word for setting in [*small, "training.holdout=0"] for word in ("--set", setting)]
-    assert fitv2("train", "--recipe", "latents", "--data", "prepared", "--out", "run", *settings)[0] == 0
-    assert fitv2("sample", "run", "--size", "32x48", "--steps", 2, "--out", "samples")[0] == 0
-    assert fitv2("plot", "ae", "run", "--out", "plot.png")[0] == 0
+    fitv2("train", "--recipe", "latents", "--data", "prepared", "--out", "run", *settings).ok()
+    fitv2("sample", "run", "--size", "32x48", "--steps", 2, "--out", "samples").ok()
+    fitv2("plot", "ae", "run", "--out", "plot.png").ok()
     (made,) = (tmp_path / "samples").glob("*32x48*.png")
     assert Image.open(made).size == (48, 32)
 
@@ -108,5 +106,4 @@ def test_what_cannot_be_done_is_one_sentence(fitv2, tmp_path, arguments, complai
     for name, recipe in (("run", {"kind": "autoencoder", "data": {"sources": ["images"]}}), ("flow", {"model": {}})):
         (tmp_path / name).mkdir()
         (tmp_path / name / "recipe.json").write_text(json.dumps(recipe))
-    code, _ = fitv2(*arguments)
-    assert complaint in str(code)
+    assert complaint in fitv2(*arguments).sentence

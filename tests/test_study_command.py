@@ -28,14 +28,13 @@ def definition(tmp_path) -> Path:
 
 
 def test_studies_are_listed_planned_and_chosen(fitv2, definition):
-    assert "convergence" in fitv2("study")[1]
-    code, printed = fitv2("study", definition, "--dry-run", "--json")
-    plan = json.loads(printed)
-    assert code == 0 and plan["left"] == len(plan["runs"]) == 4 and plan["hours"] > 0
+    assert "convergence" in fitv2("study").ok().out
+    plan = fitv2("study", definition, "--dry-run", "--json").json
+    assert plan["left"] == len(plan["runs"]) == 4 and plan["hours"] > 0
     assert sum(run["seconds"] for run in plan["runs"]) >= 3600 * plan["hours"]
-    runs = json.loads(fitv2("study", definition, "--dry-run", "--json", "--only", "FiT", "--seeds", 3)[1])["runs"]
+    runs = fitv2("study", definition, "--dry-run", "--json", "--only", "FiT", "--seeds", 3).json["runs"]
     assert [run["run"] for run in runs] == ["FiT, seed 0", "FiT, seed 1", "FiT, seed 2"]
-    shown = fitv2("study", "status", definition)[1]
+    shown = fitv2("study", "status", definition).ok().out
     assert "4 of 4 training runs are left" in shown and "TFLOP" not in shown
     assert re.search(r"FiT, seed 0 +[\d.]+ minutes +0 % done", shown)
     assert not Path("runs").exists() and not Path("studies").exists()
@@ -52,7 +51,7 @@ def test_studies_are_listed_planned_and_chosen(fitv2, definition):
     ],
 )
 def test_a_wrong_command_is_a_sentence(fitv2, definition, arguments, complaint):
-    assert complaint in fitv2("study", definition, *arguments)[0]
+    assert complaint in fitv2("study", definition, *arguments).sentence
 
 
 def test_the_recommendations_of_a_base_model_do_not_change_the_conditions(fitv2, tmp_path):
@@ -66,7 +65,7 @@ def test_the_recommendations_of_a_base_model_do_not_change_the_conditions(fitv2,
     save_pretrained(tmp_path / "model", *about, recommended=advice)
     words = run.evaluate_command(tmp_path / "model", run.scorings[-1], tmp_path / "o")
     assert "--internal-interval" in words
-    assert fitv2(*words, "--num-images", 2, "--steps", 1, "--metrics", "accuracy")[0] in (0, None)
+    fitv2(*words, "--num-images", 2, "--steps", 1, "--metrics", "accuracy").ok()
     (result,) = json.loads((tmp_path / "o/result.json").read_text())["results"]
     sampling = result["stamp"]["sampling"]
     assert (sampling["interval"], sampling["guidance"], sampling["channels"]) == ([0, 1], 2, 16)
@@ -76,20 +75,19 @@ def test_a_report_has_all_seeds_and_a_folder_called_trials_makes_no_trial(fitv2,
     reserve(tmp_path / "trials/x/tiny", "A title")
     queue = MadeUp(tmp_path / "trials/x")
     queue.work_off(runs_of(build_study(tree(), "tiny"), queue.table, 3), 1, lambda left: None)
-    code, printed = fitv2("study", definition, "--report", "--seeds", 3, "--out", "trials/x", "--json")
-    (result,) = json.loads(printed)
-    assert code == 0 and len(result["runs"]) == result["planned"] == result["scored"] == 6
+    (result,) = fitv2("study", definition, "--report", "--seeds", 3, "--out", "trials/x", "--json").json
+    assert len(result["runs"]) == result["planned"] == result["scored"] == 6
     assert not result["trial"] and "A trial" not in (tmp_path / "trials/x/tiny/README.md").read_text()
     assert (tmp_path / "trials/x/README.md").is_file()
 
 
 def test_another_study_of_that_name_is_refused(fitv2, definition, tmp_path):
     shutil.copyfile(definition, tmp_path / "convergence.yaml")
-    assert "rename the file" in fitv2("study", tmp_path / "convergence.yaml", "--dry-run")[0]
+    assert "rename the file" in fitv2("study", tmp_path / "convergence.yaml", "--dry-run").sentence
     kept = tmp_path / "studies/tiny/tiny.yaml"
     kept.parent.mkdir(parents=True)
     kept.write_text(yaml.safe_dump(tree(title="Another title")))
-    assert "Another title" in fitv2("study", definition, "--dry-run")[0]
+    assert "Another title" in fitv2("study", definition, "--dry-run").sentence
 
 
 @pytest.mark.slow
@@ -106,14 +104,14 @@ def test_a_study_runs_stops_and_continues_with_real_commands(fitv2, definition, 
     child.terminate()
     child.join(60)
     assert child.exitcode == 128 + signal.SIGTERM and len(list(tmp_path.glob("runs/study/*/checkpoints/step-*"))) == 2
-    code, printed = fitv2(*arguments, "--json")
-    (result,) = json.loads(printed)
-    assert code == 0 and result["failures"] == [] and len(result["runs"]) == 2
+    (result,) = fitv2(*arguments, "--json").json
+    assert result["failures"] == [] and len(result["runs"]) == 2
     page = (tmp_path / "studies/tiny/README.md").read_text()
     assert "sheets/FiTv2.png" in page and (tmp_path / "studies/tiny/tiny.yaml").read_text() == definition.read_text()
     provenance = [json.loads(path.read_text()) for path in tmp_path.glob("runs/study/*/provenance.json")]
     assert provenance[0][0]["from_step"] == 0 and len(provenance[0]) == 2
     before = (tmp_path / "studies/results.jsonl").read_bytes()
     shutil.rmtree(tmp_path / "runs")
-    assert fitv2(*arguments)[0] == 0 and (tmp_path / "studies/results.jsonl").read_bytes() == before
+    fitv2(*arguments).ok()
+    assert (tmp_path / "studies/results.jsonl").read_bytes() == before
     assert not list(tmp_path.glob("runs/study/*"))

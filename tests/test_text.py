@@ -9,7 +9,6 @@ import pytest
 import torch
 from PIL import Image
 
-from commands import Result
 from fitv2 import FiT, FiTPipeline
 from fitv2.build import build_dataset, build_model_config
 from fitv2.checkpoints.model_folder import Pretrained, load_pretrained, save_pretrained
@@ -201,19 +200,18 @@ def test_each_window_has_the_words_of_its_image(kind, encoder):
     assert all(float((other - together[0])[..., x : x + 8].abs().max()) > 1e-3 for x in range(0, 32, 8))
 
 
-def test_the_command_and_the_pipeline_make_the_same_images(run, tmp_path):
+def test_the_command_and_the_pipeline_make_the_same_images(fitv2, run, tmp_path):
     out, prompts = tmp_path / "out", tmp_path / "prompts.txt"
     prompts.write_text("a cat\n\na blue house\n", encoding="utf-8")
-    words = ["sample", str(run), "--prompt", "a red apple", "--prompts", str(prompts), "--size", "24x24", "--size"]
-    words += ["16x32", "--steps", "2", "--negative-prompt", "blurred", "--out", str(out), "--json", "--seed", "3"]
-    rows = json.loads(Result(tmp_path, *words).ok().out)["images"]
+    words = ["sample", run, "--prompt", "a red apple", "--prompts", prompts, "--size", "24x24", "--size", "16x32"]
+    words += ["--steps", 2, "--negative-prompt", "blurred", "--out", out, "--json", "--seed", 3]
+    rows = fitv2(*words).json["images"]
     assert [row["prompt"] for row in rows] == ["a red apple"] * 2 + ["a cat"] * 2 + ["a blue house"] * 2
     assert Path(rows[0]["file"]).name == "a-red-apple_24x24_seed3.png"
     pipe = FiTPipeline.from_pretrained(str(run))
     pipe.save_pretrained(tmp_path / "pipe")
     call = {"prompt": ["a cat"], "sizes": [(16, 32)], "seeds": [6], "negative_prompt": "blurred"}
-    told = Result(tmp_path, "sample", str(tmp_path / "pipe"), "--size", "16x32").sentence
-    assert "give --prompt" in told, "a pipeline keeps no captions"
+    assert "give --prompt" in fitv2("sample", "pipe", "--size", "16x32").sentence, "a pipeline keeps no captions"
     for one in (pipe, FiTPipeline.from_pretrained(str(tmp_path / "pipe"))):
         image = one(**call, num_inference_steps=2, solver="ab2").images[0]
         assert image.tobytes() == Image.open(rows[3]["file"]).tobytes()
@@ -260,5 +258,5 @@ def test_a_showcase_is_drawn_where_nobody_asks_for_anything(run, tmp_path):
         (["builtin:fashion", "--prompts", "nowhere.txt"], "cannot be read"),
     ],
 )
-def test_prompts_that_cannot_be_used(words, told, tmp_path):
-    assert told in " ".join(Result(tmp_path, "sample", *words).sentence.split())
+def test_prompts_that_cannot_be_used(fitv2, words, told):
+    assert told in " ".join(fitv2("sample", *words).sentence.split())

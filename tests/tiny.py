@@ -25,6 +25,8 @@ from fitv2.training.trainer import Distance, Trainer
 
 CONFIG = FiTConfig(width=32, depth=2, heads=2, patch_size=4, in_channels=1, num_classes=10)
 CLASSES = CLASS_NAMES
+# Sizes of images of each class, with their numbers, of most models that the tests save.
+SHAPES = [[(28, 8, 7), (24, 8, 2)], *[[(8, 28, 3)]] * 9]
 # What a log line says about the clock, which is never the same twice.
 CLOCK = ("seconds", "cpu_seconds", "tokens_per_second", "holdout_seconds")
 

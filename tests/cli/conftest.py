@@ -1,27 +1,17 @@
-"""The command line in the test's folder, and a tiny model, training and images for it."""
+"""A tiny training and images for the command line."""
 
 from pathlib import Path
 
 import pytest
-import torch
 
 from commands import Result
-from fitv2.checkpoints.model_folder import save_pretrained
 from image_files import saved
 from image_folders import noise, write_files
-from tiny import CLASSES, CONFIG, random_model
 
-SHAPES = [[(28, 8, 7), (24, 8, 2)], *[[(8, 28, 3)]] * 9]
 SMALL = [
     *("model.width=32", "model.depth=1", "model.heads=2", "training.steps=4", "training.max_tokens_per_batch=300"),
     *("training.warmup_steps=0", "log.checkpoint_every=2", "log.sample_steps=1"),
 ]
-
-
-@pytest.fixture
-def fitv2(tmp_path):
-    """Runs `fitv2 ARGUMENTS` in the test's own folder."""
-    return lambda *arguments: Result(tmp_path, *map(str, arguments))
 
 
 @pytest.fixture
@@ -33,13 +23,6 @@ def train(fitv2):
         return fitv2("train", "--recipe", "images", "--data", data, "--out", "run", *chosen, *arguments)
 
     return run
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    save_pretrained(folder, CONFIG, random_model().state_dict(), CLASSES, SHAPES, torch.float32)
-    return folder
 
 
 @pytest.fixture

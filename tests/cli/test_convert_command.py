@@ -10,30 +10,15 @@ from golden_fixtures import kwargs, load, weights
 from tiny import tiny_autoencoder
 
 
-@pytest.fixture(params=[("f01", "fitv2"), ("f07", "fitv1")], ids=["FiTv2", "FiT"])
-def convert(request, fitv2, tmp_path):
-    """`fitv2 convert` of a small checkpoint of the authors to the folder "model"."""
-    save_file(weights(load(request.param[0])), tmp_path / "weights.safetensors")
-    network = {"target": "fit.model.fit_model.FiT", "params": kwargs(*request.param)}
+@pytest.mark.parametrize("fixture", [("f01", "fitv2"), ("f07", "fitv1")], ids=["FiTv2", "FiT"])
+def test_the_authors_guide_three_latent_channels_of_four(fitv2, tmp_path, fixture):
+    save_file(weights(load(fixture[0])), tmp_path / "weights.safetensors")
+    network = {"target": "fit.model.fit_model.FiT", "params": kwargs(*fixture)}
     content = {"diffusion": {"pretrained_first_stage_model_path": "vae", "network_config": network}}
     (tmp_path / "config.yaml").write_text(json.dumps(content))
-    files = ("--config", "config.yaml", "--checkpoint", "weights.safetensors", "--out", "model")
-    return lambda *options: fitv2("convert", *files, *options)
-
-
-def test_the_authors_guide_three_latent_channels_of_four(convert, fitv2, tmp_path):
-    convert().ok()
+    fitv2("convert", "--config", "config.yaml", "--checkpoint", "weights.safetensors", "--out", "model").ok()
     assert load_pretrained(tmp_path / "model").recommended == {"guidance": 1.5, "channels": 3 * 2**2}
     tiny_autoencoder().save_pretrained(tmp_path / "vae")
     fitv2("sample", "model", "--labels", "0", "--size", "32x32", "--steps", "2").ok()
     asked = json.loads((tmp_path / "outputs/samples.json").read_text())["request"]
     assert (asked["guidance"], asked["guidance_channels"]) == (1.5, 3)
-
-
-def test_settings_that_somebody_wrote_are_not_overwritten_by_themselves(convert, tmp_path):
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model/sampling.json").write_text("{}")
-    assert "sampling.json already" in convert().sentence
-    convert("--overwrite").ok()
-    (tmp_path / "model/model.safetensors").unlink()  # As of a conversion that was stopped.
-    convert().ok()

@@ -1,6 +1,5 @@
 """What is shown before a training: its plan, and the recipes."""
 
-import json
 import os
 import re
 
@@ -15,7 +14,7 @@ def test_a_dry_run_shows_configuration_and_cost_and_writes_nothing(train, images
     shown = train("--dry-run").ok()
     for part in ("learning_rate: 0.0005", "parameters ", "10 in 2 classes", "minutes on this machine", "GiB"):
         assert part in shown.out
-    figures = json.loads(train("--dry-run", "--json").out)
+    figures = train("--dry-run", "--json").json
     assert figures["recipe"]["model"]["width"] == 32 and figures["images"] == 10 and figures["classes"] == 2
     assert all(figures[name] > 0 for name in ("parameters", "flops_per_step", "memory_bytes", "packing_efficiency"))
     assert figures["flops_total"] == 4 * figures["flops_per_step"]
@@ -41,7 +40,7 @@ def test_the_recipes_of_the_paper_are_planned_without_their_data(fitv2, name):
 
 
 def test_the_recipes_are_listed_with_size_and_time(fitv2):
-    rows = {row["recipe"]: row for row in json.loads(fitv2("recipes", "--json").out)}
+    rows = {row["recipe"]: row for row in fitv2("recipes", "--json").json}
     assert set(rows) == set(recipe_names())
     assert rows["imagenet-xl"]["parameters"] == 671_045_776 and 1200 < rows["imagenet-xl"]["device_hours"] < 1400
     assert all(0 < len(row["about"]) < 80 for row in rows.values())

@@ -50,7 +50,7 @@ def test_every_class_at_every_size_exactly_and_a_sheet(fitv2, model, tmp_path):
 
 def test_the_report_in_json(fitv2, model, tmp_path):
     result = fitv2("sample", "--model", model, "--labels", "trouser", "--steps", 2, "--out", "deep/folder", "--json")
-    report = json.loads(result.out)
+    report = result.json
     assert report["model_calls"] == 2 and report["guidance"] == 2.0 and report["seconds"] >= 0
     assert report["sheet"] == "deep/folder/sheet.png"
     rows = [(tuple(row["size"]), row["seen"], row["seed"]) for row in report["images"]]
@@ -80,7 +80,7 @@ def test_a_model_folder_recommends_settings(fitv2, model, tmp_path):
     (folder / "sampling.json").write_text(json.dumps(advice))
 
     def used(*options) -> tuple:
-        report = json.loads(fitv2("sample", folder, "-l", "bag", "-s", "8x8", "--json", *options).out)
+        report = fitv2("sample", folder, "-l", "bag", "-s", "8x8", "--json", *options).json
         return tuple(report[key] for key in ("solver", "steps", "guidance", "guidance_interval"))
 
     assert used() == ("heun", 3, 1.5, [0.2, 0.8])
@@ -184,7 +184,7 @@ def test_names_with_commas_and_slashes(fitv2, tmp_path):
     names = ["tench, Tinca tinca", "on/off", *CLASSES[2:]]
     save_pretrained(tmp_path / "model", CONFIG, random_model().state_dict(), names, [[(8, 28, 1)]], torch.float32)
     asked = ["--model", "model", "--labels", "tench, Tinca tinca", "--labels", "on/off,bag", "--size", "4x8"]
-    report = json.loads(fitv2("sample", *asked, "--steps", "1", "--json").out)
+    report = fitv2("sample", *asked, "--steps", "1", "--json").json
     assert [row["class"] for row in report["images"]] == ["tench, Tinca tinca", "on/off", "bag"]
     assert all((tmp_path / row["file"]).is_file() for row in report["images"])
     # Long names leave room for the rest of the file's name.
@@ -211,11 +211,12 @@ def test_names_with_commas_and_slashes(fitv2, tmp_path):
         (["--attention-scale", "paper"], "--attention-scale belongs to an --extrapolation"),
         (["--device", "cuda:99"], "there is no device cuda:99"),
         (["--num-images", "3", "--per-class", "2"], "give one"),
-        (["--size", "8x8", "--labels", "1", "--out", "stdout/x"], "fitv2: stdout/x: Not a directory"),
-        (["--size", "8x8", "--labels", "1", "--out", "stdout"], "is a file; name a folder"),
+        (["--size", "8x8", "--labels", "1", "--out", "a file/x"], "fitv2: a file/x: Not a directory"),
+        (["--size", "8x8", "--labels", "1", "--out", "a file"], "is a file; name a folder"),
     ],
 )
-def test_a_mistake_is_one_sentence(fitv2, model, arguments, part):
+def test_a_mistake_is_one_sentence(fitv2, model, tmp_path, arguments, part):
+    (tmp_path / "a file").touch()
     assert part in fitv2("sample", "--model", model, "--steps", 1, *arguments).sentence
 
 

@@ -6,7 +6,6 @@ import shutil
 import signal
 import threading
 import time
-from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -35,11 +34,6 @@ def during(tmp_path):
     return start
 
 
-def kill(folder: Path, number: int) -> None:
-    """Sends a signal to the command that runs in a folder."""
-    os.kill(int((folder / "pid").read_text()), number)
-
-
 def test_a_folder_with_a_broken_file_trains_to_the_end_and_the_file_is_named(train, fitv2, images, tmp_path):
     result = train("--set", "log.sample_every=2").ok()
     assert "11 image files, 10 usable, 1 skipped" in result.err and "cat/broken.jpg: " in result.err
@@ -55,7 +49,7 @@ def test_a_folder_with_a_broken_file_trains_to_the_end_and_the_file_is_named(tra
             assert min(image.size) > 100
     assert json.loads((tmp_path / "run/recipe.json").read_text())["data"]["source"] == "./images"
     sampled = fitv2("sample", "--model", "run", "--steps", 1, "--json")
-    assert {row["class"] for row in json.loads(sampled.out)["images"]} == {"cat", "dog"}
+    assert {row["class"] for row in sampled.json["images"]} == {"cat", "dog"}
 
 
 def test_the_step_of_a_model_and_a_run_that_has_none_yet(train, fitv2, images, tmp_path):
@@ -74,13 +68,13 @@ def test_a_model_of_a_fixed_grid_trains_resumes_and_makes_its_own_size(train, fi
     assert (tmp_path / "run/samples/step-00000004.png").is_file()
     sampled = fitv2("sample", "--model", "run", "--steps", 1, "--json")
     side = 3 * json.loads((tmp_path / "run/model/config.json").read_text())["model"]["patch_size"]
-    assert [row["size"] for row in json.loads(sampled.out)["images"]] == [[side, side]] * 2
+    assert [row["size"] for row in sampled.json["images"]] == [[side, side]] * 2
     other = fitv2("sample", "--model", "run", "--size", f"{side}x{2 * side}")
     assert f"makes {side}x{side} latent pixels alone, and {side}x{2 * side} is asked for" in other.sentence
     assert "makes its own size only" in fitv2("sample", "--model", "run", "--extrapolation", "ntk").sentence
     mixed = train("--out", "other", settings=[*settings[:1], "data.flip=false"])
     assert "SiT takes squares of one size" in mixed.sentence
-    assert json.loads(fitv2("profile", "run", "--json").out)["profiles"][0]["tokens"] == 9
+    assert fitv2("profile", "run", "--json").json["profiles"][0]["tokens"] == 9
 
 
 def test_a_model_to_start_from_brings_its_size_and_may_be_gone_when_the_run_resumes(train, fitv2, images, tmp_path):
@@ -229,7 +223,7 @@ def test_a_folder_of_any_name(train, images, tmp_path):
 
 
 def test_a_training_that_is_asked_to_stop_resumes_by_the_same_command(train, images, tmp_path, during):
-    wait = during(lambda: kill(tmp_path, signal.SIGTERM))
+    wait = during(lambda: os.kill(os.getpid(), signal.SIGTERM))
     stopped = train("--resume", settings=["training.steps=100000"])
     wait()
     step = json.loads((tmp_path / "run/log.jsonl").read_text().splitlines()[-1])["step"]
@@ -255,7 +249,7 @@ def test_a_signal_saves_and_resume_alone_ends_as_the_run_that_nobody_interrupted
         with pytest.raises(UserError, match="in use"), locked(tmp_path / "run", "a training"):
             pass
         refused.append(True)
-        kill(tmp_path, number)
+        os.kill(os.getpid(), number)
 
     wait = during(ask)
     stopped = train(settings=settings)
