@@ -278,17 +278,21 @@ def test_features_of_another_encoder_are_not_used(with_features, tmp_path, caplo
 def test_of_a_hub_id_name_and_commit_tell(tmp_path):
     """In a cache as the hub's own client makes it, without a network."""
     cache, commits = tmp_path / "hub" / "models--some--encoder", ["a" * 40, "b" * 40]
-    (cache / "refs").mkdir(parents=True)
-    found = set()
     for commit in commits:
         (cache / "snapshots" / commit).mkdir(parents=True)
         shutil.copy(BUILTIN_FOLDER / "config.json", cache / "snapshots" / commit)
-        (cache / "refs" / "main").write_text(commit)
-        code = "from fitv2.text import encoder_digest; print(encoder_digest('some/encoder'))"
-        environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-        environment.pop("HF_HUB_CACHE", None)
-        found.add(subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True).stdout)
-    assert len(found) == 2
+    (cache / "refs").mkdir()
+    code = (
+        "import pathlib, sys; from fitv2.text import encoder_digest\n"
+        "for commit in sys.argv[2:]:\n"
+        "    pathlib.Path(sys.argv[1]).write_text(commit)\n"
+        "    print(encoder_digest('some/encoder'))"
+    )
+    environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    environment.pop("HF_HUB_CACHE", None)
+    command = [sys.executable, "-c", code, str(cache / "refs/main"), *commits]
+    found = subprocess.run(command, env=environment, capture_output=True, check=True).stdout.split()
+    assert len(set(found)) == len(found) == 2
 
 
 def test_an_encoder_without_captions_is_one_sentence(fitv2, tmp_path):

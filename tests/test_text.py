@@ -130,12 +130,12 @@ def run(tmp_path_factory) -> Path:
 
 
 def test_training_in_bfloat16_resumes_bit_for_bit_with_texts_and_muon_in_it(tmp_path):
-    settings = "model.context=joint", "log.checkpoint_every=3", "training.precision=bf16"
-    whole = trained(tmp_path / "whole", *settings, "training.steps=6")
+    settings = "model.context=joint", "log.checkpoint_every=2", "training.precision=bf16"
+    whole = trained(tmp_path / "whole", *settings, "training.steps=4")
     (muon,) = (part for part, _ in whole.learner.optimizer.parts if isinstance(part, Muon))
     assert whole.learner.text.network.dtype == muon.dtype == torch.bfloat16
-    trained(tmp_path / "run", *settings, "training.steps=3")
-    again = trained(tmp_path / "run", *settings, "training.steps=6")
+    trained(tmp_path / "run", *settings, "training.steps=2")
+    again = trained(tmp_path / "run", *settings, "training.steps=4")
     for name, weight in again.learner.ema.average.items():
         assert torch.equal(whole.learner.ema.average[name], weight), name
 

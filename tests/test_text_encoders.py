@@ -140,6 +140,7 @@ def test_a_text_that_is_not_utf_8_is_one_sentence(encoder):
 
 
 @pytest.mark.parametrize("name", ["builtin:nothing", "nowhere/at-all"])
-def test_an_encoder_that_is_not_there(name):
+def test_an_encoder_that_is_not_there(name, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # Else the hub is asked many times.
     with pytest.raises(UserError, match=f"text encoder {name}"):
         load_text_encoder(name)

@@ -55,7 +55,7 @@ def test_passes_of_a_base_are_not_those_of_a_model_of_other_sizes():
 def test_a_model_in_training_is_compared_with_real_images(tmp_path, monkeypatch):
     monkeypatch.setenv("FITV2_CACHE", str(tmp_path / "cache"))
     trainer(tmp_path / "run", "training.steps=1").fit(lambda figures: None)
-    distance = TrainingDistance("fashion", 30, torch.device("cpu"))
+    distance = TrainingDistance("fashion", 20, torch.device("cpu"))
     found = distance(tmp_path / "run" / "model")
     assert found.keys() == {"fd", "kid", "accuracy"} and found["fd"] > 20 and 0 <= found["accuracy"] <= 1
     assert found == distance(tmp_path / "run" / "model")
