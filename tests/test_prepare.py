@@ -18,6 +18,7 @@ from fitv2.data.shards import LatentShards
 from fitv2.finite import NotFinite
 from fitv2.images.autoencoder import LatentCodec
 from fitv2.prepare import run as run_module
+from fitv2.prepare.encode import build_encoder
 from fitv2.prepare.run import Report
 from fitv2.system.locks import locked
 from image_files import saved
@@ -127,7 +128,9 @@ def test_a_training_and_a_preparation_name_what_they_leave_out_alike(fitv2, root
     bad = {"cat/bad.png": b"x", "cat/draft.svg": b"x", "dog/photo.dng": b"x", "notes.txt": b"x", ".hidden": b"x"}
     write_files(root, bad)
     report = fitv2("images", "--out", "out", *PIXELS)
-    of_prepare = lines_of(Report(skipped=[*map(tuple, report["skipped_files"])]), tmp_path / "out", 0, 4, False)
+    _, preparation = build_encoder("pixels", 16, 4, "mixed", False, None, "cpu")
+    skipped = Report(skipped=[*map(tuple, report["skipped_files"])])
+    of_prepare = lines_of(skipped, tmp_path / "out", 0, preparation, drawn=False)
     assert [*of_prepare][2:-2] == open_folder(root).report.summary().splitlines()[1:]
 
 
