@@ -28,7 +28,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **_) -> str:
-    """Puts what is generated in the place of a mark and of the sentence behind it, for readers of the Markdown file."""
+    """Replaces each mark, and the text up to END that readers of the Markdown file see, with the generated text."""
     for mark, generate in MARKS.items():
         if mark in markdown:
             before, _, rest = markdown.partition(mark)

@@ -39,7 +39,7 @@ class Reconstruction(NamedTuple):
 
 
 class Objective:
-    """The weighted sum of the parts: L1 has the weight 1, and the settings have those of the others."""
+    """The weighted sum of the parts: L1 has the weight 1, and the settings give the weights of the other parts."""
 
     def __init__(self, settings: AutoencoderTrainingSettings, device: torch.device) -> None:
         self.settings, self.bf16 = settings, settings.precision == "bf16"
@@ -85,7 +85,7 @@ class PerceptualDistance:
     """How different two images look: by features of EfficientNet-Lite0 at four scales.
 
     It is LPIPS (arXiv 1801.03924, Eq. 1) with another network and the weight 1 for every channel, where LPIPS has
-    weights by how people judged. The FD-ENLite0 is of the same network, so that it favours what was trained with this
+    weights fitted to human judgements. FD-ENLite0 uses the same network, so it favours what was trained with this
     distance. Raises UserError if the packages of the network are not installed.
     """
 

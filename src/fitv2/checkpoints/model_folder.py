@@ -173,12 +173,12 @@ def not_yet(run: Path) -> str:
             return f"{run} is the training of an autoencoder, not of a model: name it with --autoencoder"
         first = min(recipe["log"]["checkpoint_every"], recipe["training"]["steps"])
     except (ValueError, KeyError, TypeError, AttributeError):
-        return f"{run} is a run without a model, and its {RECIPE} is damaged: name another one"
+        return f"{run} is a run without a model, and its {RECIPE} is damaged: name another run"
     log = run / "log.jsonl"
     done = counted(len(log.read_bytes().splitlines()) if log.is_file() else 0, "step is", "steps are")
     return (
-        f"{run} has no model yet: the first comes at step {first} (log.checkpoint_every), and {done} done. Wait for "
-        f"it, or continue the training if it has ended: {command('train', '--resume', '--out', run)}"
+        f"{run} has no model yet: the first is saved at step {first} (log.checkpoint_every), and {done} done. Wait for "
+        f"it or, if the training has ended, continue it: {command('train', '--resume', '--out', run)}"
     )
 
 

@@ -49,7 +49,7 @@ def autoencoder(
     checkpoints/ and vae/, which diffusers loads: float16 weights, and the latents' mean and standard deviation
     per channel.
 
-    Ctrl-C and SIGTERM ('kill PID', for a training in the background) save the current step. --resume continues with
+    Ctrl-C and SIGTERM ('kill PID', for a run in the background) save the current step. --resume continues with
     the run's own settings, except those that --set changes; on a CPU the result equals an uninterrupted run bit for
     bit. 'fitv2 reconstruct' measures the result.
     """

@@ -59,7 +59,7 @@ def inspect(
             damaged = inspecting.verify(folder, done)
         if damaged:
             shards, names = counted(len(damaged), "shard"), shortened(damaged, MOST_CLASSES)
-            cure = "the same fitv2 prepare as before makes them again"
+            cure = "the same fitv2 prepare command as before makes them again"
             raise UserError(f"{shards} of {folder} not as written: {names}; {cure}")
     data = LatentShards(folder)
     named = folder.resolve() if folder.name in ("", "..") else folder
@@ -102,11 +102,11 @@ def text(folder: Path, inspection: Inspection, figures: dict[str, Any]) -> Itera
     )
     yield from (spread(figures, name) for name in ("new_height", "new_width", "scale", "tokens"))
     cut = sum(figures["cropped"].values()) - crops
-    yield f"  of those resized, {cut:,} lose a part, because whole tokens would stretch them by over 5 %"
+    yield f"  of the resized images, {cut:,} lose a part, because whole tokens would stretch them by over 5 %"
     if stretched := figures["stretched_visibly"]:
         yield f"  {stretched:,} stretched by over 5 %"
     budget, full = counted(pack["budget"], "token"), 100 * pack["packing_efficiency"]
-    yield f"batches of at most {budget}: {pack['packs']:,} an epoch, {full:.2f} % full on average"
+    yield f"batches of at most {budget}: {pack['packs']:,} per epoch, {full:.2f} % full on average"
     yield from caption_lines(figures["images"], figures["captions"])
     if "verified" in figures:
         yield f"  all of {counted(len(inspection.dataset['shards']), 'shard')} as written"

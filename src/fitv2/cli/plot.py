@@ -62,13 +62,13 @@ def log_of(run: Path) -> list[dict[str, Any]]:
     from ..training.log import read_log
 
     if not run.is_dir():
-        near = suggestion_beside(run, LOG) or ": name the folder of a training, its --out"
+        near = suggestion_beside(run, LOG) or ": name the folder of a training run, its --out"
         raise UserError(f"there is no folder {run}{near}")
     if not (run / LOG).is_file():
         below = sorted(str(log.parent) for log in run.glob(f"*/{LOG}"))
-        advice = f"name one of {shortened(below)}" if below else "name the folder of a training, its --out"
-        raise UserError(f"{run} is no run of 'fitv2 train': it holds no {LOG}; {advice}")
+        advice = f"name one of {shortened(below)}" if below else "name the folder of a training run, its --out"
+        raise UserError(f"{run} is not a run of 'fitv2 train': it holds no {LOG}; {advice}")
     lines = read_log(run / LOG)
     if not lines:
-        raise UserError(f"{run / LOG} holds no step yet: plot it once the training has made some")
+        raise UserError(f"{run / LOG} holds no step yet: plot it after the first steps of training")
     return lines

@@ -46,8 +46,8 @@ def prepare(
     preprocessing: Annotated[
         Literal["mixed", "resize", "crop"],
         fitting_option(
-            help="mixed: images, and of large ones a centre square as well, from which training draws (Algorithm 1 of "
-            "FiTv2); resize: all images in their own shapes only; crop: centre squares only"
+            help="mixed: all images in their own shapes, and large images also as a centre square; training draws one "
+            "of the two (Algorithm 1 of FiTv2); resize: all images in their own shapes only; crop: centre squares only"
         ),
     ] = "mixed",
     labels: Annotated[

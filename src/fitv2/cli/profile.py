@@ -35,8 +35,8 @@ WORDS = ("model", "image", "pass")
 ABOUT_FORMULAS = """\
 GMAC: multiply-accumulates of linear layers in a forward pass (the "GFLOPs" of Table I). GFLOP: two FLOPs for
 each, plus attention; a training step takes three times as many. Memory: forward, beyond the weights; step, kept for
-the backward pass; training, all of it, with weights, average, gradients and AdamW's moments. A model of text has
-captions of {caption} tokens here; the text encoder does not count."""
+the backward pass; training, all of it, with weights, average, gradients and AdamW's moments. A model of text
+is given captions of {caption} tokens here; the text encoder is not counted."""
 ABOUT_MEASURING = """\
 Memory: the peak beyond weights and moments, for a step with its gradients. "of peak": the GFLOP above, compared with
 large matrix products measured in turn with the models, {peak:,.0f} GFLOP/s at most."""

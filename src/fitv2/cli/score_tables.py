@@ -110,21 +110,21 @@ def lines_below(results: Sequence[Result]) -> Iterator[str]:
     yield "±: standard error of a kernel distance, else standard deviation over parts; after the slash: real images"
     if any("sampling" in result.stamp for result in results):
         yield (
-            "columns: the --size of the samples, at that scale of guidance; own: each in one of the sizes that its "
+            "columns: the --size of the samples and the guidance scale; own: each sample has one of the sizes that its "
             "class had in training"
         )
     if any(result.equal for result in results):
         yield (
-            "with all images: every sample against every real image, as in papers; most figures then depend on how "
-            "many there are of each, so compare them only with results of the same numbers"
+            "with all images: all samples are compared with all real images, as in papers; most metrics then depend on "
+            "the numbers of images, so compare them only with results from the same numbers of images"
         )
         yield (
-            f"at equal numbers: mean and range of {DRAWS} draws of that many samples, and of as many other real "
-            "images, each against that many real images, by class if the samples are; these show how far the samples "
-            "are from real images"
+            f"at equal numbers: mean and range over {DRAWS} draws; in each draw, that many samples, and as many real "
+            "images, are compared with the same set of as many other real images, by class if the samples are; compare "
+            "the samples with real images by these rows"
         )
     if VOTE in judges(results):
-        yield f"accuracy by {VOTE}: most of the real images with the nearest features are of the requested class"
+        yield f"accuracy by {VOTE}: the requested class is the most frequent one among the nearest by their features"
     elif judges(results):
         yield f"accuracy: samples that {' or '.join(judges(results))} recognises as the requested class"
     notes: dict[str, list[str]] = {}

@@ -77,7 +77,7 @@ def train(
     --set data.preprocessing=crop.
 
     The run's folder holds log.jsonl, inputs.png (what the model sees), samples/, checkpoints/, and model/ for
-    'fitv2 sample'. Ctrl-C and SIGTERM ('kill PID', for a training in the background) save the current step. --resume
+    'fitv2 sample'. Ctrl-C and SIGTERM ('kill PID', for a run in the background) save the current step. --resume
     continues with the run's own settings, except those that --set changes, and refuses another recipe; on a CPU the
     result equals an uninterrupted run bit for bit.
     """

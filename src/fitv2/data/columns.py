@@ -77,7 +77,7 @@ def read_columns(folder: Path, dataset: dict[str, Any]) -> Columns:
             signature, content = file.readline(), file.read()
         if signature == _signature(dataset, content):
             return _from_bytes(content)
-        logger.warning("%s is damaged, or of another index or version: it is made again", path)
+        logger.warning("%s is damaged, or belongs to another index or version: it is made again", path)
     except FileNotFoundError:
         logger.info("%s: reading every line of the index, once", folder)
     except OSError as error:

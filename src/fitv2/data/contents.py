@@ -183,7 +183,7 @@ def _refuse_unclear(root: Path, images: Sequence[str], choices: str) -> None:
         told = shortened([f"{name}/ ({folders[name]})" for name in names])
         raise UserError(
             f"{root} holds {counted(loose, 'loose image')} beside {counted(len(folders), 'sub-folder')} with images: "
-            f"{told}. Move one kind away{choices}"
+            f"{told}. Move either the loose images or the sub-folders away{choices}"
         )
     within = sorted({name.split("/")[1] for name in images if name.count("/") > 1})
     if len(names) == 1 and len(within) > 1:

@@ -185,7 +185,7 @@ def not_a_folder(root: Path) -> str:
     """Says what is there instead of a folder of images, and which command takes it."""
     if not root.exists():
         return f"there is no folder {root}"
-    read = ", and fitv2 prepare reads it" if root.suffix.lower() in (*LISTS, ".tar") else ""
+    read = " (fitv2 prepare reads it)" if root.suffix.lower() in (*LISTS, ".tar") else ""
     return f"{root} is a file and not a folder{read}"
 
 

@@ -111,7 +111,7 @@ def read_results(path: Path) -> list[Result]:
         if any(missing := NEEDED - result.stamp.keys() for result in results):
             raise UserError(f"stamps without {', '.join(sorted(missing))}")
     except OSError as error:
-        cure = "name a file that is there, or make one: fitv2 evaluate MODEL --reference IMAGES --out FOLDER writes it"
+        cure = "name an existing file, or make one with fitv2 evaluate MODEL --reference IMAGES --out FOLDER"
         raise UserError(f"{path} cannot be read ({error.strerror}): {cure}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a result of fitv2 evaluate ({error}): name its {RESULT}") from None
@@ -151,7 +151,7 @@ def bars(results: Sequence[Result], key: str, title: str, axes: Axes) -> None:
 def reserved(folder: Path, about: dict[str, Any]) -> Iterator[None]:
     """Reserves a folder for an evaluation; `about` is all that decides the result.
 
-    The same evaluation may write there again, and that of a model with more images, which include those of before.
+    The same evaluation may write there again, also with more images of the model, which include the earlier ones.
     Raises UserError if another process evaluates there, or if the folder has the result of another evaluation, or files
     that no evaluation wrote.
     """

@@ -301,7 +301,7 @@ def open_images(name: str, cache: Path) -> Images:
             "of Hugging Face, fitv2 prepare --autoencoder pixels makes a folder that can be given here"
         )
     if not path.is_dir():
-        advice = advised(name, (FASHION, EMOJI), "those built in are fashion and emoji")
+        advice = advised(name, (FASHION, EMOJI), "the built-in data sets are fashion and emoji")
         raise UserError(f"there is no folder, archive (.npz) or data set {name!r}{advice}")
     if is_prepared(path):
         return PreparedImages(path)

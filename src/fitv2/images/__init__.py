@@ -1,1 +1,1 @@
-"""Images of people: to and from latents, made, edited, and laid on contact sheets."""
+"""Images: encoded to latents and decoded, made, edited, and laid out on contact sheets."""

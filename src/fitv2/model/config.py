@@ -158,7 +158,7 @@ class NetworkConfig(OptionalParts):
 
 
 def fitting_heads(width: int, heads: int, unit_of: Callable[[int], int]) -> str:
-    """Returns the numbers of heads, and the width, nearest to those that do not go together; the end of a sentence.
+    """Returns the end of a sentence that suggests the nearest numbers of heads and the nearest width that go together.
 
     unit_of: Returns, for a number of heads, the number of which the width must be a multiple.
     """

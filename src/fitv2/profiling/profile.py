@@ -230,7 +230,7 @@ def workload(case: Case, device: torch.device, with_step: bool, compiled: bool) 
 
 
 def captions_of(config: NetworkConfig, number: int, device: torch.device) -> TokenBatch | None:
-    """Returns so many captions of the usual length, made of noise; None for a model without text."""
+    """Returns `number` captions of the usual length, made of noise; None for a model without text."""
     if not (isinstance(config, FiTConfig) and config.takes_text):
         return None
     return pack_context(torch.randn(number, cost.CAPTION, config.context_channels, device=device).unbind())

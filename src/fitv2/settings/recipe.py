@@ -130,7 +130,7 @@ GRIDS = (DiTSettings, SiTSettings)
 
 # Of a fraction of the steps, in steps.
 ROUNDING = 1e-6
-# A usual warm-up is one step in so many.
+# A usual warm-up takes one step in this number of steps.
 WARM_UP = 10
 
 

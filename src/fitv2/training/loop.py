@@ -68,7 +68,7 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
 
     @abstractmethod
     def backward(self, step: Step, images: int) -> dict[str, Tensor]:
-        """Accumulates the gradient of a step of so many readable images over all processes.
+        """Accumulates the gradient of a step; images: the number of readable ones over all processes.
 
         Returns the loss, and its parts if it has any, () float32: their means over the processes are over all images.
         """

@@ -214,8 +214,8 @@ def check_data(run: Path, recipe: Recipe, found: dict[str, Any], state: dict[str
     """
     if missing := NEEDED - state.keys():
         raise UserError(
-            f"the state.json of {run}'s newest checkpoint lacks {', '.join(sorted(missing))}: it is damaged, or of a "
-            "version too old; continue with the version that began the run, or begin another run"
+            f"the state.json of {run}'s newest checkpoint lacks {', '.join(sorted(missing))}: it is damaged, or from a "
+            "version of fitv2 that is too old; continue with the version that began the run, or begin another run"
         )
     if state["classes"] != found["classes"]:
         known, there = (shortened(names, TOLD) or "no classes" for names in (state["classes"], found["classes"]))

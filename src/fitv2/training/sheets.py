@@ -48,7 +48,7 @@ def data_lines(dataset: Dataset, training: TrainingSettings) -> Iterator[str]:
     others = f", and {'measuring' if wanted else 'not on'} {len(held_out)} others that are held out"
     yield f"training on {counted(len(labels), 'image')}{others if len(held_out) else ''}"
     if dataset.unread_captions:
-        yield "  their captions are not used; with --set model.context=joint the model will take prompts"
+        yield "  their captions are not used; to train a model that takes prompts, add --set model.context=joint"
     if wanted and not len(held_out):
         yield f"  none is held out: that takes at least {counted(FEWEST, 'image')}"
     yield from (f"  {line}" for line in class_lines(count_classes(labels, class_names(dataset))))
