@@ -47,16 +47,22 @@ def test_images_are_counted_in_a_line_now_and_then_where_there_is_no_terminal(ca
         assert [line.split(",")[0] for line in lines] == ["making: 2 of 8"] * shown
 
 
-def test_help_answers_in_under_half_a_second():
-    """Half a second of processor time, which a busy machine does not stretch."""
-    times = []
-    for _ in range(3):
+def test_help_is_not_much_slower_than_the_library_that_prints_it():
+    """In processor time, turn by turn: half a second or less on a fast machine, more on a slow or busy one."""
+
+    def spent(*words: str) -> tuple[float, str]:
         before = os.times()
-        shown = subprocess.run([FITV2, "--help"], capture_output=True, text=True, check=True).stdout
+        shown = subprocess.run(words, capture_output=True, text=True, check=True).stdout
         after = os.times()
-        times.append(after.children_user + after.children_system - before.children_user - before.children_system)
+        return after.children_user + after.children_system - before.children_user - before.children_system, shown
+
+    ratios = []
+    for _ in range(3):
+        library, _ = spent(sys.executable, "-c", "import typer.rich_utils")
+        ours, shown = spent(FITV2, "--help")
+        ratios.append(ours / library)
         assert "sample" in shown and "train" in shown
-    assert min(times) < 0.5
+    assert min(ratios) < 3
 
 
 @pytest.mark.parametrize("command", ["train", "profile", "evaluate"])
