@@ -7,7 +7,6 @@ folders of the trainings, and runs what is missing.
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -128,8 +127,7 @@ class Queue:
         if run.tunes or run.variant not in run.study.drawn or (run.seed and shown.exists()):
             return
         scoring = next(scoring for scoring in run.scorings if scoring.name == wanted)
-        size = re.sub(r"\W", "?", scoring.condition.size)  # In names of files, a hyphen stands for ":" and ".".
-        found = scores_of(run, folder, scoring).glob(f"sheet-{size}*.png")
+        found = scores_of(run, folder, scoring).glob("sheet-*.png")  # There is one: a score is of one size.
         if sheet := min(found, default=None):
             shown.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(sheet, shown)
