@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-LOG = "log.jsonl"
-
-
 def plot(
     runs: Annotated[list[Path], typer.Argument(help="folders of training runs", metavar="RUN", show_default=False)],
     out: Annotated[
@@ -59,7 +56,7 @@ def names_of(runs: Sequence[Path]) -> list[str]:
 
 def log_of(run: Path) -> list[dict[str, Any]]:
     """Returns the lines of a run's log. Raises UserError if it is no run, or has no step yet."""
-    from ..training.log import read_log
+    from ..training.log import LOG, read_log
 
     if not run.is_dir():
         near = suggestion_beside(run, LOG) or ": name the folder of a training run, its --out"

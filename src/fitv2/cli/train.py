@@ -176,7 +176,7 @@ def speaks() -> bool:
 def report_end(trainer: Trainer, run: Path) -> None:
     """Says what was reached, and how to continue."""
     from ..training.advice import advice
-    from ..training.log import read_log
+    from ..training.log import LOG, read_log
     from .progress import said_at_end
 
     how = "the same command with --resume continues"
@@ -185,7 +185,7 @@ def report_end(trainer: Trainer, run: Path) -> None:
     print(told)
     if not finished:
         return
-    if told := advice(read_log(run / "log.jsonl"), run):
+    if told := advice(read_log(run / LOG), run):
         print(told)
     sheets = f"Samples in {run}/samples; now" if (run / "samples").is_dir() else "Now"
     print(f"{sheets} try: {command('sample', run)}")

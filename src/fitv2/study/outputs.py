@@ -11,12 +11,12 @@ import pandas as pd
 
 from ..errors import UserError
 from ..system.provenance import provenance
+from ..training.log import LOG
 from ..training.run_folder import kept_provenance
 from ..training.watch import MOST_SKIPPED
 from .results import CURVE, REAL, TRAINING
 from .runs import SCORING_VERSION, Run, Scoring
 
-LOG, RESULT = "log.jsonl", "result.json"
 # The most bytes of a line in the log.
 LONGEST_LINE = 4096
 # The figures of result.json that enter the table.

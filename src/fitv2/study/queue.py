@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from .outputs import RESULT, has_diverged, last_log_lines, score_lines, training_lines
+from ..evaluation.results import RESULT
+from .outputs import has_diverged, last_log_lines, score_lines, training_lines
 from .results import Table
 from .runs import Run, Scoring, grouped, operations_of, scorings_of
 

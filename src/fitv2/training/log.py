@@ -16,6 +16,8 @@ from ..system.atomic import write_text
 from .trackers import Trackers
 
 logger = logging.getLogger(__name__)
+# In the folder of a run.
+LOG = "log.jsonl"
 
 
 class RunLog:
@@ -26,7 +28,7 @@ class RunLog:
     """
 
     def __init__(self, run: Path, done: int, recipe: Recipe | AutoencoderRecipe, device: torch.device) -> None:
-        path = run / "log.jsonl"
+        path = run / LOG
         run.mkdir(parents=True, exist_ok=True)
         if path.is_file():
             # Only line feeds end a line of JSON; bytes that are no text are damage, which the next line drops.

@@ -21,7 +21,7 @@ from ..errors import UserError, lack_of_memory_told
 from ..settings.autoencoder import AnyRecipe
 from ..system.device import choose_precision
 from .learner import BaseLearner
-from .log import RunLog
+from .log import LOG, RunLog
 from .progress import SIGNALS, Progress
 from .run_folder import exported, keep_provenance, keep_recipe, resume_command
 from .trackers import check_packages
@@ -201,7 +201,7 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
     def resume(self) -> None:
         """Restores weights, averages, moments and the position in the data from the newest checkpoint, if any."""
         if self.begun is None:
-            if on_rank0((self.run / "log.jsonl").is_file):
+            if on_rank0((self.run / LOG).is_file):
                 logger.info("no checkpoint in %s yet: starting at step 0", self.run)
             return
         self.learner.restore(self.begun[0])
