@@ -18,8 +18,8 @@ from fitv2.data.fashion import bundled
 from fitv2.evaluation.comparison import METRICS
 from fitv2.evaluation.evaluate import Evaluation
 from fitv2.evaluation.extractors import GarmentExtractor, extract
+from fitv2.evaluation.image_sets import Images, open_images
 from fitv2.evaluation.inputs import Reference, Samples, balanced_subset, given_samples
-from fitv2.evaluation.sources import Images, open_images
 from image_folders import noise
 from tiny import CLASSES
 

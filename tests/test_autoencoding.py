@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from safetensors.torch import load_file
 
-from fitv2.autoencoding.held_out import HeldOut
+from fitv2.autoencoding.holdout import HeldOut
 from fitv2.autoencoding.objective import Objective, PerceptualDistance
 from fitv2.autoencoding.trainer import AutoencoderTrainer
 from fitv2.data.crop_sources import open_crop_source

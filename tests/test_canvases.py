@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from fitv2.build import build_dataset, build_model_config
-from fitv2.data.canvas import Background, Scene, describe, paint, with_article
+from fitv2.data.canvas_layout import Background, Scene, describe, paint, with_article
 from fitv2.data.canvases import Canvases
 from fitv2.data.cutouts import Cutouts, name_of
 from fitv2.data.dataset import Epoch

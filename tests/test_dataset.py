@@ -15,10 +15,10 @@ from fitv2.data import folder as folder_module
 from fitv2.data.contents import Contents
 from fitv2.data.dataset import Dataset
 from fitv2.data.folder import ImageFolder
+from fitv2.data.latent_shards import LatentShards
 from fitv2.data.listing import Item
 from fitv2.data.loader import PackLoader
 from fitv2.data.scan import _CACHE_VERSION
-from fitv2.data.shards import LatentShards
 from fitv2.data.stand_in import image_sizes
 
 FROZEN = Path(__file__).parent / "data" / "prepared"

@@ -21,7 +21,7 @@ from fitv2.data.contents import read_contents
 from fitv2.data.cutouts import every, held_out
 from fitv2.data.emoji import HELD_BACK, cutouts, read_drawings
 from fitv2.errors import UserError
-from fitv2.evaluation.sources import open_images
+from fitv2.evaluation.image_sets import open_images
 from fitv2.prepare import emoji
 from fitv2.prepare.emoji_names import Catalogue
 from fitv2.prepare.emoji_sets import EMOJIBASE, PERMISSIVE, SETS

@@ -16,9 +16,9 @@ from fitv2.errors import UserError
 from fitv2.evaluation import evaluate as module
 from fitv2.evaluation.evaluate import compute_features, real_size, view_of
 from fitv2.evaluation.extractors import Features, GarmentExtractor
+from fitv2.evaluation.image_sets import open_images
 from fitv2.evaluation.inputs import given_samples, open_reference
 from fitv2.evaluation.metrics import Statistics, frechet_distance
-from fitv2.evaluation.sources import open_images
 from tiny import CLASSES
 
 pytest_plugins = ["evaluations"]

@@ -12,7 +12,7 @@ from PIL import Image
 
 from evaluations import noises
 from fitv2.cli.evaluate import OF_SAMPLES, evaluate
-from fitv2.cli.evaluation import is_model
+from fitv2.cli.run_evaluation import is_model
 from fitv2.evaluation import generated
 from fitv2.evaluation.extractors import EXTRACTORS
 from fitv2.system.locks import locked

@@ -14,15 +14,15 @@ from PIL.PngImagePlugin import PngInfo
 from evaluations import evaluation, read_all, samples_of
 from fitv2.data import fashion
 from fitv2.data.decode import decode
-from fitv2.data.images import prepare
+from fitv2.data.preprocessing import prepare
 from fitv2.errors import UserError
-from fitv2.evaluation import inputs, sources
+from fitv2.evaluation import image_sets, inputs
 from fitv2.evaluation.evaluate import compute_features
 from fitv2.evaluation.extractors import GarmentExtractor
+from fitv2.evaluation.image_sets import ArchiveImages, FolderImages, open_images, write_archive
 from fitv2.evaluation.inputs import balanced_subset, default_extractor, given_samples, open_reference
 from fitv2.evaluation.metrics import Statistics, frechet_distance
 from fitv2.evaluation.results import difference
-from fitv2.evaluation.sources import ArchiveImages, FolderImages, open_images, write_archive
 from image_folders import good_files, noise, write_files
 from tiny import CLASSES, tiny_autoencoder
 
@@ -141,9 +141,9 @@ def test_lossy_samples_are_told(tmp_path):
 def test_few_large_images_wait_at_once(tmp_path, monkeypatch):
     """After the first of a block, at most a number of images and of pixels; none is left out."""
     blocks = []
-    monkeypatch.setattr(sources, "in_threads", lambda workers, work, block: blocks.append(block) or [])
-    monkeypatch.setattr(sources, "AHEAD", 4)
-    monkeypatch.setattr(sources, "AHEAD_PIXELS", 100)
+    monkeypatch.setattr(image_sets, "in_threads", lambda workers, work, block: blocks.append(block) or [])
+    monkeypatch.setattr(image_sets, "AHEAD", 4)
+    monkeypatch.setattr(image_sets, "AHEAD_PIXELS", 100)
     sizes = np.array([[1, 10]] * 9 + [[1, 60], [1, 60], [1, 300], [1, 10], [1, 10]])
     images = FolderImages(tmp_path, ["a"] * 14, sizes, np.zeros(14, int), [])
     for chosen in (range(14), [0, 9, 13]):

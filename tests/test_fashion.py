@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from fitv2.data import fashion
-from fitv2.data.images import prepare, resize, target_size, variants
+from fitv2.data.preprocessing import prepare, resize, target_size, variants
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from fitv2.data.fashion import bundled
-from fitv2.data.images import (
+from fitv2.data.preprocessing import (
     MAX_STRETCH,
     all_variants,
     centre_crop,

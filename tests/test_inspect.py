@@ -10,9 +10,9 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from fitv2.data.latent_shards import LatentShards
 from fitv2.data.packing import packing_efficiency, plan_packs
 from fitv2.data.scan import MOST_LISTED
-from fitv2.data.shards import LatentShards
 from fitv2.drawing import write_page
 from fitv2.prepare.inspection import NUMBERS, numbers_of
 from fitv2.prepare.plots import MOST_BARS, bars, points

@@ -17,8 +17,8 @@ from fitv2.cli.progress import image_progress
 from fitv2.data import columns
 from fitv2.data.decode import decode
 from fitv2.data.formats import UnreadableImage
-from fitv2.data.images import prepare, to_array
-from fitv2.data.shards import LatentShards
+from fitv2.data.latent_shards import LatentShards
+from fitv2.data.preprocessing import prepare, to_array
 from fitv2.distributed.ranks import join_processes
 from fitv2.prepare.encode import build_encoder
 from fitv2.prepare.run import prepare as run_prepare

@@ -10,7 +10,7 @@ from PIL import Image
 
 from fitv2.data.fashion import Fashion, bundled
 from fitv2.data.folder import ImageFolder
-from fitv2.data.loader import DataCursor, PackLoader, Step
+from fitv2.data.loader import DataCursor, PackLoader, StepData
 from fitv2.data.packing import packing_efficiency, plan_packs
 from fitv2.data.stand_in import IMAGES, ImageNetLike
 from fitv2.errors import UserError
@@ -26,7 +26,7 @@ def numbered(min_scale: float = 1.0) -> Fashion:
     return Fashion(images, np.arange(NUMBER) % 10, min_scale)
 
 
-def take(loader: PackLoader, steps: int, cursor: DataCursor | None = None) -> list[Step]:
+def take(loader: PackLoader, steps: int, cursor: DataCursor | None = None) -> list[StepData]:
     stream = loader.steps(cursor or DataCursor())
     taken = list(islice(stream, steps))
     stream.close()
@@ -39,12 +39,12 @@ def images(batch) -> list[int]:
     return [round((value + 1) * 127.5) for value in values]
 
 
-def held(steps: list[Step]) -> list[list[list[int]]]:
+def held(steps: list[StepData]) -> list[list[list[int]]]:
     """Images per step and pack."""
     return [[images(batch) for batch, *_ in step.packs] for step in steps]
 
 
-def assert_same(steps: list[Step], expected: list[Step]) -> None:
+def assert_same(steps: list[StepData], expected: list[StepData]) -> None:
     for step, other in zip(steps, expected, strict=True):
         assert (step.images, step.after, step.packing_efficiency) == (
             other.images,

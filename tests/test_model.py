@@ -8,6 +8,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from fitv2 import FiT, FiTConfig, FiTv1Config, TokenBatch, preset
+from fitv2.build import build_loss_at
 from fitv2.model import attention, layers, modulation
 from fitv2.model.block import BlockInputs
 from fitv2.model.numerics import lay_out_by_input
@@ -121,6 +122,21 @@ def test_the_velocity_follows_from_a_predicted_image():
         t[:3] = torch.tensor([0.0, 0.96, 1.0])
         expected = (clean - batch.x) / batch.expand_to_tokens((1 - t).clamp(min=0.05))[:, None]
         torch.testing.assert_close(model(batch, t, y), expected)
+
+
+def test_the_clean_image_is_the_best_prediction_at_any_time():
+    model, (batch, t, y) = random_model(replace(CONFIG, prediction="data")), random_batch()
+    clean = torch.randn(CONFIG.token_channels)
+    data = batch.with_x(clean.expand_as(batch.x))
+    with torch.no_grad():
+        model.final_layer.linear.weight.zero_()
+        model.final_layer.linear.bias.copy_(clean)
+        t[:4] = torch.tensor([0.0, 0.949, 0.96, 0.999])
+        loss_at = build_loss_at(model.config)
+        assert loss_at(model, data, batch.x, t, y).max() < 1e-5
+        model.final_layer.linear.bias.add_(0.05)
+        expected = (0.05 / (1 - t).clamp(min=0.05)).square()
+        torch.testing.assert_close(loss_at(model, data, batch.x, t, y), expected, rtol=1e-3, atol=1e-5)
 
 
 def test_height_and_width_are_not_interchangeable():

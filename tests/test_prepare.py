@@ -13,8 +13,8 @@ from safetensors import safe_open
 
 from fitv2.cli.prepare import lines_of
 from fitv2.data.decode import decode
-from fitv2.data.images import prepare, target_size, to_array, variants
-from fitv2.data.shards import LatentShards
+from fitv2.data.latent_shards import LatentShards
+from fitv2.data.preprocessing import prepare, target_size, to_array, variants
 from fitv2.finite import NotFinite
 from fitv2.images.autoencoder import LatentCodec
 from fitv2.prepare import run as run_module

@@ -13,7 +13,7 @@ import pytest
 
 from fitv2.data.decode import decode
 from fitv2.data.formats import UnreadableImage
-from fitv2.data.shards import LatentShards
+from fitv2.data.latent_shards import LatentShards
 from image_files import saved
 from image_folders import bad_files, contents, good_files, noise, write_files
 from tiny import command_line, exit_code, process, run_together, tiny_autoencoder

@@ -17,8 +17,8 @@ from fitv2.build import build_dataset, build_model_config, build_text_encoder
 from fitv2.data.canvases import Canvases
 from fitv2.data.dataset import Dataset
 from fitv2.data.emoji import cutouts, read_drawings
+from fitv2.data.latent_shards import LatentShards
 from fitv2.data.prepared import COLUMNS
-from fitv2.data.shards import LatentShards
 from fitv2.data.text_features import TEXT, TextFeatures, feature_files, is_whole, write_features
 from fitv2.errors import UserError
 from fitv2.prepare.sources import open_source

@@ -10,7 +10,7 @@ from fitv2.flow.path import shift_time
 from fitv2.sampling.guidance import GuidedModel
 from fitv2.sampling.noise import ImageNoise
 from fitv2.sampling.ode import SOLVERS, adaptive, time_grid
-from fitv2.sampling.sde import DIFFUSION_COEFFICIENTS, LAST_STEPS, METHOD_OF, METHODS, sample_sde, sde_grid
+from fitv2.sampling.sde import DIFFUSION_COEFFICIENTS, LAST_STEPS, METHOD_OF, SDE_METHODS, sample_sde, sde_grid
 from fitv2.sampling.solver_names import ADAPTIVE, CALLS_PER_STEP, ODE_SOLVERS, SDE_SOLVERS, model_calls
 from fitv2.sampling.spec import Sampling
 from golden_fixtures import assert_matches, load, official_model
@@ -274,7 +274,7 @@ def test_unknown_names_and_a_grid_per_image_without_expand_are_refused():
 
 
 @pytest.mark.parametrize("last_step", LAST_STEPS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", SDE_METHODS)
 def test_sde_model_calls(method, last_step):
     for steps in (1, 2, 6):
         velocity, noise = Counted(lambda x, t: -x), ImageNoise([0], [3], 2)
@@ -299,7 +299,7 @@ def gaussian_velocity(x, t):
     return MEAN + (t * STD**2 - (1 - t)) / variance * (x - t * MEAN)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", SDE_METHODS)
 @pytest.mark.parametrize("diffusion", DIFFUSION_COEFFICIENTS)
 def test_sde_keeps_the_marginals(diffusion, method):
     noise, times = ImageNoise([0, 1], [20000, 20000], 1), sde_grid(100, last_step_size=0.01)

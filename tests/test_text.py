@@ -12,7 +12,7 @@ from PIL import Image
 from fitv2 import FiT, FiTPipeline
 from fitv2.build import build_dataset, build_model_config
 from fitv2.checkpoints.model_folder import Pretrained, load_pretrained, save_pretrained
-from fitv2.cli.specs import list_specs
+from fitv2.cli.requests import list_specs
 from fitv2.data.dataset import Dataset
 from fitv2.errors import UserError
 from fitv2.evaluation.generated import SizeSpec, balanced_specs

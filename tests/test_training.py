@@ -42,7 +42,7 @@ def step_and_its_gradients(trainer: Trainer, step) -> tuple[dict, list[torch.Ten
     found = []
     (optimizer, _), parameters = trainer.learner.optimizer.parts[0], list(trainer.learner.model.module.parameters())
     hook = optimizer.register_step_pre_hook(lambda *_: found.extend(p.grad.clone() for p in parameters))
-    result = trainer.step(step)
+    result = trainer.train_step(step)
     hook.remove()
     return result, found
 
@@ -95,7 +95,7 @@ def test_the_prediction_decides_the_loss_and_the_sampler(tmp_path, architecture,
         ((batch, labels, _),) = step.packs
         model, generator = run.learner.model.module, run.pack_generator(0)
         expected = float(diffusion_loss(model, batch, labels, 10, generator, linear_schedule()).loss.detach())
-    assert run.step(step)["loss"] == pytest.approx(expected, rel=1e-5)
+    assert run.train_step(step)["loss"] == pytest.approx(expected, rel=1e-5)
     run.save()
     run.write_sheet()
     saved = load_pretrained(tmp_path).model
@@ -253,7 +253,7 @@ def test_a_step_without_a_finite_gradient_leaves_no_trace_but_in_the_log(tmp_pat
         spoilt = any(not batch.x.abs().max() <= 1 for batch, *_ in step.packs)
         assert not (spoilt and number == 1), "before the first step there is nothing that a trace could show in"
         with caplog.at_level(logging.WARNING):
-            norm = run.step(step)["grad_norm"]
+            norm = run.train_step(step)["grad_norm"]
         after = everything(run)
         same = after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
         assert same == spoilt and math.isfinite(norm) != spoilt

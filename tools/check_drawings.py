@@ -26,7 +26,7 @@ from PIL import Image
 from torch import Tensor
 
 from fitv2.cli.options import ModelOptions, parse_size
-from fitv2.data.canvas import with_article
+from fitv2.data.canvas_layout import with_article
 from fitv2.data.emoji import cutouts, read_drawings
 from fitv2.evaluation.extractors import DrawingExtractor, extract
 from fitv2.images.make_images import make_images

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from fitv2 import TokenBatch
-from fitv2.data.images import variant_sizes
+from fitv2.data.preprocessing import variant_sizes
 from fitv2.flow.path import TimeDensity, sample_times
 
 # Token grids (rows, columns) of four images, and a color for each.

@@ -29,7 +29,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from fitv2.data.canvas import Scene, draw_background, fill, paint
+from fitv2.data.canvas_layout import Scene, draw_background, fill, paint
 from fitv2.data.cutouts import every
 from fitv2.data.decode import decode
 from fitv2.data.emoji import read_drawings

@@ -24,7 +24,7 @@ from torchmetrics.image.kid import poly_mmd
 
 from fitv2.checkpoints.model_folder import load_pretrained
 from fitv2.data.fashion import bundled
-from fitv2.data.images import to_tensor
+from fitv2.data.preprocessing import to_tensor
 from fitv2.evaluation.extractors import GarmentExtractor, canvas
 from fitv2.evaluation.generated import SizeSpec, balanced_specs
 from fitv2.evaluation.inputs import balanced_subset

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fitv2.data.fashion import CLASS_NAMES, Fashion, bundled, full
-from fitv2.data.images import to_tensor
+from fitv2.data.preprocessing import to_tensor
 from fitv2.evaluation.comparison import fractions
 from fitv2.evaluation.extractors import GarmentClassifier, GarmentExtractor, canvas
 from fitv2.evaluation.metrics import Statistics, frechet_distance

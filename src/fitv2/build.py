@@ -21,9 +21,9 @@ from .data.cutouts import Cutouts
 from .data.dataset import Dataset
 from .data.fashion import Fashion
 from .data.folder import ImageFolder
+from .data.latent_shards import LatentShards
 from .data.official import OfficialLatents, is_official
 from .data.prepared import is_prepared, read_dataset
-from .data.shards import LatentShards
 from .data.text_features import TEXT, TextFeatures, features_folder
 from .diffusion.objective import DiffusionLoss, diffusion_loss, diffusion_loss_at
 from .diffusion.schedule import linear_schedule
@@ -32,6 +32,7 @@ from .flow.objective import FlowLoss, flow_loss, flow_loss_at
 from .flow.path import TimeDensity
 from .flow.transition import Teacher, transition_loss
 from .model.config import FiTConfig, NetworkConfig
+from .model.prediction import least_noise
 from .model.presets import architecture_of, config_of
 from .model.rope import RopeScheme
 from .sampling.spec import TWO_PASSES, without
@@ -279,6 +280,7 @@ def build_objective(training: TrainingSettings, config: NetworkConfig, teacher: 
         shift_tokens=training.shift_tokens,
         position_range=config.position_range,
         internal_weight=0.0 if config.internal_head is None else training.internal_weight,
+        least_noise=least_noise(config),
     )
 
 
@@ -294,7 +296,7 @@ def sampling_advice(training: TrainingSettings, of_base: Mapping[str, Any] | Non
 def build_loss_at(config: NetworkConfig) -> LossAt:
     """Returns the training loss of a network as a function of times and noise, with the labels as they are."""
     if config.prediction != "epsilon":
-        return lambda *inputs: flow_loss_at(*inputs).per_image
+        return lambda *inputs: flow_loss_at(*inputs, least_noise=least_noise(config)).per_image
     schedule = linear_schedule()
 
     def loss_at(

@@ -15,9 +15,9 @@ from PIL import Image
 from fitv2.adapters.pipeline import FiTPipeline
 from fitv2.checkpoints.model_folder import Pretrained, load_pretrained, save_pretrained
 from fitv2.cli.options import LoadedModel
+from fitv2.cli.requests import check_memory, describe, edits_of, file_name, list_specs, showcase
 from fitv2.cli.sample import make
 from fitv2.cli.sample_folder import begin
-from fitv2.cli.specs import check_memory, describe, edits_of, file_name, list_specs, showcase
 from fitv2.errors import UserError
 from fitv2.images.autoencoder import Pixels
 from fitv2.images.make_images import make_images

@@ -17,7 +17,7 @@ from ..checkpoints.model_folder import VAE
 from ..checkpoints.training_state import newest_state
 from ..data.crops import Crops
 from ..data.dataset import Dataset, evenly
-from ..data.loader import PackLoader, Step
+from ..data.loader import PackLoader, StepData
 from ..distributed.ranks import Ranks
 from ..errors import UserError
 from ..images.autoencoder import LatentCodec, load_autoencoder
@@ -28,7 +28,7 @@ from ..training.holdout import choose_held_out
 from ..training.loop import TrainingLoop
 from ..training.run_folder import check_held_out, held_out_digest
 from ..training.watch import DataGone
-from .held_out import HeldOut
+from .holdout import HeldOut
 from .learner import Learner
 from .network import latent_statistics, write_autoencoder
 
@@ -91,7 +91,7 @@ class AutoencoderTrainer(TrainingLoop[AutoencoderRecipe]):
     def write_sheet(self) -> None:
         self.held_out.write_sheet(self.progress.sheet, self.learner)
 
-    def backward(self, step: Step, images: int) -> dict[str, Tensor]:
+    def backward(self, step: StepData, images: int) -> dict[str, Tensor]:
         """Returns the parts of the loss; a token of the step is a latent pixel."""
         generator = torch_generator(Purpose.TRAINING, self.recipe.training.seed, self.progress.done)
         return self.learner.backward(step.packs[0].batch.to_latents(self.crops.patch_size), generator)

@@ -13,10 +13,10 @@ import typer
 
 from ..errors import UserError
 from ..system.atomic import write_text
-from .evaluation import Request, is_model, load, open_all, parse_size_spec, tell_seconds
 from .options import Json, ModelOptions, out_option
 from .output import show, show_table
-from .specs import file_name
+from .requests import file_name
+from .run_evaluation import Request, is_model, load, open_all, parse_size_spec, tell_seconds
 
 if TYPE_CHECKING:
     from ..checkpoints.model_folder import Pretrained

@@ -12,9 +12,9 @@ import typer
 
 from ..errors import UserError
 from ..messages import command
-from .evaluation import DEFAULT_NUMBER, OUT, Request, is_model, parse_size_spec, run
 from .options import Json, ModelOptions, guidance_option, out_option, refuse_options, with_model_options
-from .specs import MOST_IMAGES
+from .requests import MOST_IMAGES
+from .run_evaluation import DEFAULT_NUMBER, OUT, Request, is_model, parse_size_spec, run
 
 # Parameters that have an effect on images that exist already.
 OF_SAMPLES = {"names", "reference", "size", "protocol", "extractor", "inception_weights", "metrics", "num_images"}

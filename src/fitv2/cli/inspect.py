@@ -46,8 +46,8 @@ def inspect(
       fitv2 inspect prepared
       fitv2 inspect prepared --max-tokens-per-batch 16384 --verify
     """
+    from ..data.latent_shards import LatentShards
     from ..data.prepared import read_dataset
-    from ..data.shards import LatentShards
     from ..drawing import write_page
     from ..prepare import inspection as inspecting
     from ..prepare.plots import bars, points

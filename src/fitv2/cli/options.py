@@ -15,7 +15,7 @@ from ..errors import UserError
 from ..messages import counted
 from ..model.config import EXTRAPOLATIONS, AttentionFactor, Extrapolation, FiTConfig
 from ..precision import Precision
-from ..sampling.defaults import UPSCALE_TIME
+from ..sampling.editing_defaults import UPSCALE_TIME
 from ..sampling.solver_names import DIFFUSION_SOLVERS, FLOW_SOLVERS, Solver
 
 if TYPE_CHECKING:

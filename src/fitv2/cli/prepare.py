@@ -92,7 +92,7 @@ def prepare(
     from ..data.emoji import is_emoji
     from ..data.scan import count_reasons
     from ..distributed.ranks import join_processes
-    from ..prepare.canvases import CanvasSource
+    from ..prepare.canvas_source import CanvasSource
     from ..prepare.encode import build_encoder
     from ..prepare.run import prepare as run
     from ..prepare.sources import open_source

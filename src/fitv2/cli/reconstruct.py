@@ -52,8 +52,8 @@ def reconstruct(
     from ..data.dataset import evenly
     from ..evaluation.evaluate import cache_folder
     from ..evaluation.extractors import EfficientNetExtractor
+    from ..evaluation.image_sets import open_images
     from ..evaluation.reconstruction import score_reconstructions
-    from ..evaluation.sources import open_images
     from ..images.autoencoder import LatentCodec, load_autoencoder
     from ..system.device import choose_device
     from .progress import image_progress

@@ -13,11 +13,11 @@ import typer
 
 from ..errors import UserError
 from ..messages import counted
-from ..sampling.defaults import ANCHORS, VARIATION, Anchor
+from ..sampling.editing_defaults import ANCHORS, VARIATION, Anchor
 from .options import ADVISED, OPTIONS, IgnoreMemory, Json, ModelOptions, guidance_option, out_option, with_model_options
 from .output import show
+from .requests import check_memory, describe, edits_of, list_specs, read_prompts, shown, shown_classes, warn_of_sizes
 from .sample_folder import SHEET, begin, finish, free_folder
-from .specs import check_memory, describe, edits_of, list_specs, read_prompts, shown, shown_classes, warn_of_sizes
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -11,10 +11,10 @@ from torch import Tensor
 from ..errors import UserError
 from ..messages import counted
 from ..randomness import Purpose
-from .canvas import Scene, describe, draw_background, fill, lay_out, paint
+from .canvas_layout import Scene, describe, draw_background, fill, lay_out, paint
 from .cutouts import Cutouts, held_out
 from .dataset import Dataset, Drawn
-from .images import to_array, to_tensor, variant_sizes
+from .preprocessing import to_array, to_tensor, variant_sizes
 
 # The fraction of the budget that a canvas at full scale has at least: few sizes have exactly all tokens.
 FULL = 0.9

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from .dataset import Dataset
-from .images import Preprocessing, all_variants, fitted, to_array, to_tensor
+from .preprocessing import Preprocessing, all_variants, fitted, to_array, to_tensor
 
 PATCH = 4
 SIDE = 28

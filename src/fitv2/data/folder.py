@@ -23,7 +23,8 @@ from .contents import Contents, Labels, read_contents
 from .dataset import Dataset
 from .decode import Mode, decode
 from .formats import UnreadableImage
-from .images import (
+from .listing import Item
+from .preprocessing import (
     Preprocessing,
     all_variants,
     fitted,
@@ -32,7 +33,6 @@ from .images import (
     variant_sizes,
     why_unfit,
 )
-from .listing import Item
 from .scan import ScanReport, check_all
 from .tables import LISTS
 

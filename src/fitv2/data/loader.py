@@ -43,7 +43,7 @@ class Pack(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Step:
+class StepData:
     """One optimiser step: this rank's packs with their labels, and what all ranks hold together.
 
     Attributes:
@@ -65,7 +65,7 @@ class Step:
 
 
 class PackLoader:
-    """An endless stream of `Step`s. Every rank plans the same packs and loads only its own.
+    """An endless stream of `StepData`. Every rank plans the same packs and loads only its own.
 
     Args:
         batches_per_step: Packs of one step over all ranks; rank `rank` of `world` takes every world-th.
@@ -99,7 +99,7 @@ class PackLoader:
         self.images = np.delete(np.arange(len(dataset)), held_out)
         self._planned: tuple[int, Epoch | CropEpoch, list[np.ndarray], float] | None = None
 
-    def steps(self, cursor: DataCursor) -> Generator[Step]:
+    def steps(self, cursor: DataCursor) -> Generator[StepData]:
         """Yields the steps from `cursor` on. The next step loads in threads while the current one is used."""
         with ThreadPoolExecutor(self.workers) as pool:
             upcoming = self._submit(pool, cursor)
@@ -138,7 +138,7 @@ class PackLoader:
     def _load(self, view: Epoch | CropEpoch, index: int) -> tuple[Tensor, str]:
         return view.load(index), view.caption(index) if self.captioned else ""
 
-    def _submit(self, pool: ThreadPoolExecutor, cursor: DataCursor) -> tuple[list[Pending], Step]:
+    def _submit(self, pool: ThreadPoolExecutor, cursor: DataCursor) -> tuple[list[Pending], StepData]:
         """Begins to load the packs of this rank; returns them, and the step without what is being loaded."""
         pending, images, tokens, real = [], 0, 0, 0.0
         for number in range(self.batches_per_step):
@@ -152,7 +152,7 @@ class PackLoader:
                 pending.append(([pool.submit(self._load, view, int(i)) for i in pack], view.labels[pack]))
             last = cursor.pack + 1 == len(packs)
             cursor = DataCursor(cursor.epoch + 1) if last else DataCursor(cursor.epoch, cursor.pack + 1)
-        return pending, Step([], [], 0, images, tokens, cursor, real)
+        return pending, StepData([], [], 0, images, tokens, cursor, real)
 
     def is_gone(self) -> bool:
         """Whether at least half of a few images, spread evenly over the data set, cannot be read now."""

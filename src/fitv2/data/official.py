@@ -25,7 +25,7 @@ from ..errors import UserError
 from ..tokens import unpatchify
 from .dataset import Dataset
 from .formats import UnreadableImage
-from .images import Preprocessing
+from .preprocessing import Preprocessing
 from .scan import ScanReport, check_all
 
 logger = logging.getLogger(__name__)

@@ -24,7 +24,7 @@ from typing import Any, Literal
 from .. import errors
 from ..errors import UserError
 from ..system.hashes import file_digest, json_digest
-from .images import Preprocessing
+from .preprocessing import Preprocessing
 
 FORMAT = 1
 # Counts the rules by which files become pixels (`images`); sets of older rules load, and are not mixed with new ones.

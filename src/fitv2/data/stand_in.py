@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..randomness import Purpose, numpy_generator
 from .dataset import Dataset
-from .images import variant_sizes
+from .preprocessing import variant_sizes
 
 IMAGES, CLASSES = 1_281_167, 1000
 # Of the autoencoder of Stable Diffusion, with which FiT and FiTv2 were trained.

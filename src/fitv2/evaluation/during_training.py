@@ -15,9 +15,9 @@ from ..text import load_text_encoder
 from .evaluate import Evaluation, cache_folder
 from .extractors import load_extractor
 from .generated import SizeSpec, balanced_specs
+from .image_sets import ArrayImages
 from .inputs import Samples, default_extractor, open_reference
 from .results import LABELS
-from .sources import ArrayImages
 
 METRICS = ("fd", "kid", "accuracy")
 

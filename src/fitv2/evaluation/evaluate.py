@@ -33,10 +33,10 @@ from ..randomness import Purpose, torch_generator
 from .comparison import VERSION, FeatureSet, compare
 from .extractors import Extractor, extract
 from .generated import Progress
+from .image_sets import Images, View
 from .inputs import GivenStatistics, Reference, Samples
 from .metrics import RunningStatistics, Statistics, check_features, check_statistics, classifier_score
 from .results import Result
-from .sources import Images, View
 
 ComparisonProtocol = Literal["adm-square", "matched", "centre"]
 Size = tuple[int, int]

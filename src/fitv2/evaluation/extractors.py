@@ -25,7 +25,7 @@ from ..checkpoints.state_dict import read_state_dict, weights_digest
 from ..classes import imagenet_names
 from ..data.fashion import CLASS_NAMES
 from ..data.fashion import SIDE as CANVAS
-from ..data.images import to_array
+from ..data.preprocessing import to_array
 from ..errors import UserError
 from ..messages import check_known
 from .inception import SIDE, InceptionV3, resize_like_tensorflow

@@ -39,9 +39,9 @@ from ..sampling.spec import SampleSpec, Sampling
 from ..system.atomic import remove_drafts, write_file, write_text
 from ..system.hashes import json_digest
 from ..text import TextEncoder, encoder_digest
+from .image_sets import Images, Mode, View
 from .inputs import Samples
 from .results import CLASSES, LABEL_SCHEME, LABELS, OWN_CHOICE, SEED_SCHEME, class_counts
-from .sources import Images, Mode, View
 
 SHARD = 250
 SETTINGS, LIST = "settings.json", "images.jsonl"

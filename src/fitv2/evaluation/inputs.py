@@ -26,10 +26,10 @@ from ..messages import counted, shortened
 from ..randomness import Purpose, numpy_generator
 from ..system.hashes import file_digest
 from .extractors import EfficientNetExtractor, GarmentExtractor, InceptionExtractor
+from .image_sets import ARCHIVE, FASHION, ArchiveImages, Images, is_fashion, open_images, split_of
 from .inception import POOLED, SPATIAL
 from .metrics import Statistics, check_statistics
 from .results import CLASSES, LABELS, class_counts
-from .sources import ARCHIVE, FASHION, ArchiveImages, Images, is_fashion, open_images, split_of
 
 # Samples on a sheet, and the most pixels of a side.
 SHOWN, LARGEST = 32, 256

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.signal.windows import gaussian
 
-from ..data.images import to_array, to_tensor
+from ..data.preprocessing import to_array, to_tensor
 from ..images.autoencoder import LatentCodec
 from ..images.sheets import to_image
 from .extractors import Extractor, extract

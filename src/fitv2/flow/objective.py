@@ -40,6 +40,7 @@ def flow_loss(
     shift_tokens: int | None = None,
     position_range: int | None = None,
     internal_weight: float = 0.0,
+    least_noise: float = 0.0,
     context: TokenBatch | None = None,
 ) -> FlowLoss:
     """Returns the loss at random times and noise; images lose label and text with probability `class_dropout_prob`.
@@ -58,6 +59,7 @@ def flow_loss(
         shift_tokens: Images of more tokens than this get noisier times, see `shift_by_size`; None leaves all as drawn.
         position_range: Of the network, if it has one: positions are drawn in it.
         internal_weight: The weight of the loss of the network's internal head; 0 for a network without one.
+        least_noise: Of a network that predicts clean images, see `flow_loss_at`.
         context: The packed context of each image and, last, that of no text; None for a network without one.
     """
     device, options = data.x.device, {}
@@ -70,7 +72,7 @@ def flow_loss(
     noise_TC = upload(torch.randn(data.x.shape, generator=generator), device)
     if position_range is not None:
         options["positions_T2"] = random_positions(data, position_range, generator)
-    return flow_loss_at(velocity, data, noise_TC, t_B, labels_B, context, internal_weight, **options)
+    return flow_loss_at(velocity, data, noise_TC, t_B, labels_B, context, internal_weight, least_noise, **options)
 
 
 def flow_loss_at(
@@ -81,20 +83,25 @@ def flow_loss_at(
     labels_B: Tensor,
     context: TokenBatch | None = None,
     internal_weight: float = 0.0,
+    least_noise: float = 0.0,
     **options: Any,
 ) -> FlowLoss:
     """Returns the squared error of the velocity: mean over each image's own tokens and channels, then over images.
 
     So an image weighs the same whatever its size. The error is taken in float32, whatever dtype autocast gives. With
     `internal_weight`, that much of the error of the internal head is added to the loss (arXiv 2512.24176, Sec. 3.1);
-    what is reported per image is the error of the last layer alone. context: that of each image, if the network
-    takes one. options: further arguments of the network.
+    what is reported per image is the error of the last layer alone. least_noise: what the network divides by where
+    1 - t is less, 0 for a network that predicts velocities; the target is divided by the same, so that the clean image
+    remains the best prediction (JiT, arXiv 2511.13720). context: that of each image, if the network takes one. options:
+    further arguments of the network.
     """
     if internal_weight:
         options["internal"] = True
     x_TC = interpolate(data.x, noise_TC, data.expand_to_tokens(t_B)[:, None])
     output = velocity(data.with_x(x_TC), t_B, labels_B, context, **options).float()
     target_TC = data.x - noise_TC
+    if least_noise:
+        target_TC = target_TC * data.expand_to_tokens(((1 - t_B) / least_noise).clamp(max=1))[:, None]
     of_heads = [data.image_mean((v - target_TC).square().mean(1)) for v in output.split(data.x.shape[1], dim=1)]
     loss = of_heads[0].mean()
     if internal_weight:

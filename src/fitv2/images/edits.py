@@ -13,11 +13,11 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.decode import Mode, decode
-from ..data.images import to_array, to_tensor
+from ..data.preprocessing import to_array, to_tensor
 from ..errors import UserError
 from ..messages import check_known
-from ..sampling.defaults import ANCHORS, VARIATION
 from ..sampling.editing import Start
+from ..sampling.editing_defaults import ANCHORS, VARIATION
 from .autoencoder import LatentCodec, Pixels
 
 # In a mask, values from here on are redrawn.

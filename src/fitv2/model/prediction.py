@@ -12,9 +12,14 @@ from torch import Tensor
 from ..tokens import TokenBatch
 from .config import NetworkConfig
 
-# The velocity is a difference divided by 1 - t, which is never less than this. Beyond it the network learns to predict
-# a little more than the clean image, and the velocity stays what the objective asks for.
+# The velocity is a difference divided by 1 - t, but by no less than this, in training and in sampling: so errors near
+# the data are not magnified without bound.
 LEAST_NOISE = 0.05
+
+
+def least_noise(config: NetworkConfig) -> float:
+    """Returns what the objective needs to know of how a network's velocity arises: 0, or `LEAST_NOISE`."""
+    return LEAST_NOISE if config.prediction == "data" else 0.0
 
 
 def as_velocity(output_TC: Tensor, batch: TokenBatch, t_B: Tensor, config: NetworkConfig) -> Tensor:

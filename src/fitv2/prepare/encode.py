@@ -13,8 +13,8 @@ import torch
 
 from ..data.decode import decode
 from ..data.formats import UnreadableImage
-from ..data.images import Preprocessing, cropped_share, prepare, to_array, variants, why_unfit
 from ..data.prepared import DECODING, Preparation
+from ..data.preprocessing import Preprocessing, cropped_share, prepare, to_array, variants, why_unfit
 from ..errors import UserError
 from ..finite import NotFinite
 from ..images.autoencoder import LatentCodec, load_autoencoder

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from ..data.dataset import evenly
-from ..data.images import MAX_STRETCH
 from ..data.labelling import count_classes
+from ..data.latent_shards import LatentShards
 from ..data.packing import packing_efficiency, plan_packs
 from ..data.prepared import SETTINGS, SHARDS, Preparation, read_dataset, read_index, read_json
-from ..data.shards import LatentShards
+from ..data.preprocessing import MAX_STRETCH
 from ..data.text_features import TEXT, TextFeatures, feature_files, is_whole
 from ..errors import UserError
 from ..legacy import COUNTS

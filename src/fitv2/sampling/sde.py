@@ -25,7 +25,7 @@ DIFFUSION_COEFFICIENTS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "decreasing": lambda t, norm: (norm * torch.cos(math.pi * t) + 1).square() / 4,
     "increasing-decreasing": lambda t, norm: norm * torch.sin(math.pi * t).square(),
 }
-METHODS = ("euler", "heun")
+SDE_METHODS = ("euler", "heun")
 # The method of each SDE solver of `fitv2.sampling.solver_names`.
 METHOD_OF = {"euler-maruyama": "euler", "sde-heun": "heun"}
 # "mean" is the drift without noise, "none" a step of Euler-Maruyama. "tweedie", the expected data given x, is the same
@@ -64,7 +64,7 @@ def sample_sde(
     Args:
         velocity, x, times, callback, expand: As for the solvers of `fitv2.sampling.ode`.
         draw: Gives standard normal noise (T, C); called once per noisy step.
-        method: One of `METHODS`, for all intervals but the last.
+        method: One of `SDE_METHODS`, for all intervals but the last.
         diffusion: A key of `DIFFUSION_COEFFICIENTS`.
         diffusion_norm: The factor of D(t).
         last_step: One of `LAST_STEPS`, for the last interval, free of noise unless "none".
@@ -72,7 +72,7 @@ def sample_sde(
     Raises:
         ValueError: Another name.
     """
-    check_name("method", method, METHODS)
+    check_name("method", method, SDE_METHODS)
     check_name("diffusion", diffusion, DIFFUSION_COEFFICIENTS)
     check_name("last_step", last_step, LAST_STEPS)
     # SBDM is infinite at t = 0: the first step takes its end's value, which keeps the marginals as any D(t) does.

@@ -14,7 +14,7 @@ from ..messages import check_known, counted
 from ..model.config import NetworkConfig, RopeScheme
 from ..randomness import check_seed
 from .cache import SHALLOWEST_CACHED
-from .defaults import UPSCALE_TIME
+from .editing_defaults import UPSCALE_TIME
 from .sizes import check_divisible, size_within
 from .solver_names import ADAPTIVE, DIFFUSION_SOLVERS, EDITING_SOLVERS, FLOW_SOLVERS, SOLVER_NAMES, model_calls
 

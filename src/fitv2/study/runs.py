@@ -18,8 +18,8 @@ from ..checkpoints.state_dict import weights_digest
 from ..data.dataset import Dataset
 from ..data.emoji import EMOJI
 from ..evaluation.evaluate import cache_folder
+from ..evaluation.image_sets import is_fashion
 from ..evaluation.inputs import open_reference
-from ..evaluation.sources import is_fashion
 from ..profiling.training_plan import plan_figures
 from ..settings.read import Recipe
 from ..system.hashes import json_digest

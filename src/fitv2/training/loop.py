@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..build import with_precision
 from ..checkpoints.training_state import prune, save_checkpoint
-from ..data.loader import PackLoader, Step
+from ..data.loader import PackLoader, StepData
 from ..distributed.ranks import Ranks, on_rank0, sum_over_ranks
 from ..errors import UserError, lack_of_memory_told
 from ..settings.autoencoder import AnyRecipe
@@ -67,7 +67,7 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
         self.progress = Progress(run, settings.steps, resume_command(run, self.command), tells=ranks.is_main_process)
 
     @abstractmethod
-    def backward(self, step: Step, images: int) -> dict[str, Tensor]:
+    def backward(self, step: StepData, images: int) -> dict[str, Tensor]:
         """Accumulates the gradient of a step; images: the number of readable ones over all processes.
 
         Returns the loss, and its parts if it has any, () float32: their means over the processes are over all images.
@@ -117,7 +117,7 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
             try:
                 while progress.unfinished:
                     with progress.timed(on_cpu=self.ranks.device.type == "cpu") as figures:
-                        figures |= self.step(next(steps))
+                        figures |= self.train_step(next(steps))
                     figures |= self.measure()
                     if log is not None:
                         log.write(figures)
@@ -147,7 +147,7 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
         except (UserError, OSError) as error:
             logger.warning("no sample sheet %s: %s", self.progress.sheet.name, error)
 
-    def step(self, step: Step) -> dict[str, Any]:
+    def train_step(self, step: StepData) -> dict[str, Any]:
         """Trains one step, counts it in the progress and returns its figures for the log.
 
         A step whose gradient is not finite is counted and otherwise skipped.

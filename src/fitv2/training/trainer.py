@@ -21,7 +21,7 @@ from ..build import build_loss_at, build_text_encoder, sampling_advice
 from ..checkpoints.model_folder import Pretrained, copy_recommended, keep_recommended, save_pretrained, suitable
 from ..checkpoints.training_state import newest_state
 from ..data.dataset import Dataset
-from ..data.loader import PackLoader, Step
+from ..data.loader import PackLoader, StepData
 from ..distributed.ranks import Ranks, join_processes, on_rank0
 from ..errors import UserError, lack_of_memory_told
 from ..model.config import FiTConfig, NetworkConfig
@@ -143,7 +143,7 @@ class Trainer(TrainingLoop[Recipe]):
             logger.warning("no distance at step %d: %s", self.progress.done, error)
             return {}
 
-    def backward(self, step: Step, images: int) -> dict[str, Tensor]:
+    def backward(self, step: StepData, images: int) -> dict[str, Tensor]:
         """Weights each pack's mean loss by its fraction of the readable images.
 
         So packs and processes of unequal numbers of images add up to the gradient of one big batch.

@@ -14,8 +14,8 @@ from ..classes import readable_names
 from .columns import read_columns
 from .dataset import Dataset
 from .formats import UnreadableImage
-from .images import to_tensor
 from .prepared import SHARDS, read_dataset
+from .preprocessing import to_tensor
 
 AGAIN = "fitv2 inspect --verify lists all such images, and the same fitv2 prepare as before makes them again"
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import UserError
 from ..messages import advised, check_known, counted
 from .options import ModelOptions, parse_size
-from .specs import check_memory, file_name
+from .requests import check_memory, file_name
 
 if TYPE_CHECKING:
     import torch
@@ -147,8 +147,8 @@ def find_samples(request: Request, cache: Path) -> list[Samples]:
     """Returns images that exist already."""
     from ..checkpoints.model_folder import names_like
     from ..data.emoji import is_emoji
+    from ..evaluation.image_sets import is_fashion, open_images
     from ..evaluation.inputs import given_samples
-    from ..evaluation.sources import is_fashion, open_images
 
     name = request.name
     if not (is_fashion(name) or is_emoji(name) or Path(name).exists()):
@@ -194,9 +194,9 @@ def reserve(request: Request, about: dict[str, Any], held: ExitStack) -> Path:
 def finish(folder: Path, results: list[Result], samples: list[Samples], save_npz: bool, as_json: bool) -> None:
     """Writes what there is to see, and prints it."""
     from ..drawing import write_page
+    from ..evaluation.image_sets import write_archive
     from ..evaluation.inputs import write_sheet
     from ..evaluation.results import PLOT, RESULT, panels, report, write_results
-    from ..evaluation.sources import write_archive
     from .score_tables import show_results
 
     write_results(folder / RESULT, results)

@@ -24,10 +24,10 @@ from ..data.emoji import EMOJI, cutouts, is_emoji, read_named
 from ..data.fashion import SPLITS, bundled, full
 from ..data.folder import ImageFolder
 from ..data.formats import EXTENSIONS, UnreadableImage
+from ..data.latent_shards import LatentShards
 from ..data.official import is_official
 from ..data.prepared import is_prepared, read_dataset
 from ..data.scan import in_threads
-from ..data.shards import LatentShards
 from ..errors import UserError
 from ..messages import advised, counted, shortened
 from ..sample_list import SAMPLES_LIST, SHEET, read_list
