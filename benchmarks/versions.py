@@ -3,7 +3,8 @@
     git worktree add ../before COMMIT
     python benchmarks/versions.py ../before/src --repeats 10 --json versions.json
 
-Each measurement is a new process, in float32; the versions take turns, so that drifts of the machine hit both.
+All in float32; the versions take turns, so that drifts of the machine hit both: two trainings of which one stands still
+for some seconds while the other runs, and new processes for the rest.
 """
 
 from __future__ import annotations
@@ -11,17 +12,21 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 HERE = Path(__file__).resolve().parent.parent / "src"
-WARM_UP = 3
+TURNS_OF_TRAINING = 4  # Short ones, for each repeat of the rest.
+WARM_UP, PAUSE, TURN = 3, 0.5, 4.0  # Steps before the first turn; seconds before a measurement, and of one.
 # All versions know "no", which is called fp32 now.
-SETTINGS = ("training.warmup_steps=2", "training.precision=no", "log.sample_every=null")
+SETTINGS = ("training.warmup_steps=2", "training.precision=no", "log.sample_every=null", "log.checkpoint_every=4000")
 # FiTv2-B/2 on eight images of mixed sizes: tokens per second of the fastest of five passes.
 FORWARD = """
 import time, torch, fitv2
@@ -40,43 +45,85 @@ print(len(batch.x) / min(seconds[1:]))
 """
 
 
-def measure(source: Path, folder: Path, steps: int) -> dict[str, float]:
-    """Returns the tokens per second of a forward pass and of a training, and the seconds of a cold `fitv2 sample`."""
-    environment = os.environ | {"PYTHONPATH": str(source)}
+def run(source: Path, *words: object) -> str:
+    command = [sys.executable, *map(str, words)]
+    return subprocess.run(command, env=environment(source), check=True, capture_output=True, text=True).stdout
 
-    def run(*words: object) -> str:
-        command = [sys.executable, *map(str, words)]
-        return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
 
-    forward = float(run("-c", FORWARD))
-    settings = [f"--set={setting}" for setting in (*SETTINGS, f"training.steps={steps}")]
-    run("-m", "fitv2.cli", "train", "--recipe", "fashion-tiny", "--out", folder / "run", *settings)
-    lines = [json.loads(line) for line in (folder / "run/log.jsonl").read_text().splitlines()][WARM_UP:]
-    training = sum(line["tokens"] for line in lines) / sum(line["tokens"] / line["tokens_per_second"] for line in lines)
-    start = time.perf_counter()
-    run("-m", "fitv2.cli", "sample", "--guidance", 2, "--guidance-interval", 0, 1, "--out", folder / "samples")
-    seconds = time.perf_counter() - start
-    return {"forward, tokens/s": forward, "training, tokens/s": training, "fitv2 sample, s": seconds}
+def environment(source: Path) -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(source)}
+
+
+def measure(source: Path) -> dict[str, float]:
+    """Returns the tokens per second of a forward pass, and the seconds of a cold `fitv2 sample`."""
+    forward = float(run(source, "-c", FORWARD))
+    with tempfile.TemporaryDirectory() as name:
+        start = time.perf_counter()
+        run(source, "-m", "fitv2.cli", "sample", "--guidance", 2, "--guidance-interval", 0, 1, "--out", name)
+        seconds = time.perf_counter() - start
+    return {"forward, tokens/s": forward, "fitv2 sample, s": seconds}
+
+
+def train_in_turn(sources: dict[str, Path], folder: Path, turns: int) -> Iterator[dict[str, Any]]:
+    """Yields the tokens per second of each version in each turn; one training stands still while the other runs."""
+    settings = [f"--set={setting}" for setting in SETTINGS]
+    train = [sys.executable, "-m", "fitv2.cli", "train", "--recipe", "fashion-tiny", *settings, "--out"]
+    runs = {
+        version: subprocess.Popen([*train, folder / version], env=environment(source), stdout=subprocess.DEVNULL)
+        for version, source in sources.items()
+    }
+
+    def tokens(version: str) -> list[int]:
+        lines = (folder / version / "log.jsonl").read_text().splitlines(keepends=True)
+        return [json.loads(line)["tokens"] for line in lines if line.endswith("\n")]
+
+    try:
+        while not all((folder / version / "log.jsonl").exists() and len(tokens(version)) > WARM_UP for version in runs):
+            if any(run.poll() is not None for run in runs.values()):
+                raise SystemExit("a training ended before it was measured")
+            time.sleep(1)
+        for run in runs.values():
+            run.send_signal(signal.SIGSTOP)
+        for turn in range(turns):
+            for version in sorted(runs, reverse=turn % 2 == 1):
+                runs[version].send_signal(signal.SIGCONT)
+                time.sleep(PAUSE)
+                before, start = sum(tokens(version)), time.perf_counter()
+                time.sleep(TURN)
+                rate = (sum(tokens(version)) - before) / (time.perf_counter() - start)
+                runs[version].send_signal(signal.SIGSTOP)
+                yield {"version": version, "turn": turn, "training, tokens/s": rate}
+    finally:
+        for run in runs.values():
+            run.kill()
+            run.wait()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("before", type=Path, help="the src folder of the other version")
     parser.add_argument("--repeats", type=int, choices=range(1, 101), metavar="N", default=5)
-    parser.add_argument("--steps", type=int, choices=range(10, 10_001), metavar="N", default=40)
     parser.add_argument("--json", type=Path, help="also write every measurement here")
     args = parser.parse_args()
     if not (args.before / "fitv2").is_dir():
         parser.error(f"there is no package fitv2 in {args.before}")
-    rows = []
-    for turn in range(args.repeats):
-        for version, source in (("before", args.before.resolve()), ("now", HERE)):
-            with tempfile.TemporaryDirectory() as name:
-                rows.append({"version": version, "turn": turn} | measure(source, Path(name), args.steps))
+    sources, rows = {"before": args.before.resolve(), "now": HERE}, []
+
+    def keep(row: dict[str, Any]) -> None:
+        rows.append(row)
         if args.json:
             args.json.write_text(json.dumps(rows, indent=1))
-    for figure in list(rows[0])[2:]:
-        before, now = ([row[figure] for row in rows if row["version"] == version] for version in ("before", "now"))
+
+    with tempfile.TemporaryDirectory() as name:
+        for row in train_in_turn(sources, Path(name), TURNS_OF_TRAINING * args.repeats):
+            keep(row)
+    for turn in range(args.repeats):
+        for version, source in sources.items():
+            keep({"version": version, "turn": turn} | measure(source))
+    for figure in ("forward, tokens/s", "training, tokens/s", "fitv2 sample, s"):
+        before, now = (
+            [row[figure] for row in rows if row["version"] == version and figure in row] for version in sources
+        )
         change = 100 * (median(now) / median(before) - 1)
         ranges = (f"{median(values):.4g} ({min(values):.4g} to {max(values):.4g})" for values in (before, now))
         print(f"{figure:20} {' -> '.join(ranges)}: {change:+.1f} %")
