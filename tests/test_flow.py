@@ -25,6 +25,14 @@ def point():
     return data, noise, t, path.interpolate(data, noise, t)
 
 
+@pytest.mark.parametrize("kind", ["logit_normal", "uniform", "cosmap", "mode"])
+def test_even_numbers_become_times_of_the_density(kind):
+    density = TimeDensity(kind=kind, mean=-0.6, std=0.9)
+    even = density.times((torch.arange(10**5) + 0.5) / 10**5).sort().values
+    drawn = sample_times(10**5, torch.Generator().manual_seed(5), density).sort().values
+    assert (even - drawn).abs().mean() < 0.003
+
+
 def test_path_runs_from_noise_to_data(point):
     data, noise, t, _ = point
     assert torch.equal(path.interpolate(data, noise, 0.0), noise)

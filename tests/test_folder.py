@@ -115,6 +115,28 @@ def test_flip_is_a_mirror(root):
     assert seen == {False, True}
 
 
+def test_resized_images_stay_in_memory_up_to_a_limit(root, decoded, monkeypatch):
+    data = open_folder(root, preprocessing="resize")
+    decoded.clear()
+    epochs = [data.epoch(epoch, seed=0) for epoch in range(3)]
+    first, again = ([epoch.load(index) for epoch in epochs for index in range(5)] for _ in range(2))
+    assert len(decoded) == 5 and all(map(torch.equal, first, again))
+    fresh = open_folder(root, preprocessing="resize")
+    monkeypatch.setattr(folder_module, "KEPT_BYTES", 2000)
+    decoded.clear()
+    assert all(torch.equal(fresh.epoch(epoch, seed=0).load(0), first[5 * epoch]) for epoch in range(3))
+    for index in range(5):
+        fresh.epoch(0, seed=0).load(index)
+    assert fresh.kept_bytes == sum(pixels.nbytes for pixels in fresh.kept.values()) <= 2000
+    assert 0 < len(fresh.kept) < 5 and len(decoded) == 5
+
+
+def test_images_scaled_at_random_do_not_stay_in_memory(root):
+    data = open_folder(root, preprocessing="resize", min_scale=0.5)
+    data.epoch(0, seed=0).load(0)
+    assert not data.kept
+
+
 def test_bad_files_are_named_and_skipped(root, caplog):
     (root / "cat" / "empty.png").write_bytes(b"")
     (root / "cat" / "page.jpg").write_text("<html>")

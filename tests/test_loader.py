@@ -141,8 +141,8 @@ def test_an_image_that_goes_bad_during_training_is_named_and_left_out(tmp_path, 
 
 def test_a_pack_without_any_readable_image_counts_for_nothing(tmp_path, caplog):
     Image.new("RGB", (16, 16)).save(tmp_path / "only.png")
-    loader = PackLoader(ImageFolder(tmp_path, max_tokens=4, patch=8), max_tokens_per_batch=16)
-    assert not loader.is_gone()
+    loader, before = (PackLoader(ImageFolder(tmp_path, max_tokens=4, patch=8), 16) for _ in range(2))
+    assert not before.is_gone()
     (tmp_path / "only.png").unlink()
     (step,) = take(loader, 1)
     assert (step.readable, step.unreadable) == ([0], 1) and loader.is_gone()

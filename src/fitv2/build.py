@@ -29,7 +29,7 @@ from .diffusion.objective import DiffusionLoss, diffusion_loss, diffusion_loss_a
 from .diffusion.schedule import linear_schedule
 from .errors import UserError
 from .flow.objective import FlowLoss, flow_loss, flow_loss_at
-from .flow.path import TimeDensity
+from .flow.path import TimeDensity, shift_by_size, shift_time
 from .flow.transition import Teacher, transition_loss
 from .model.config import FiTConfig, NetworkConfig
 from .model.prediction import least_noise
@@ -57,6 +57,8 @@ FEW_STEPS = 4
 # (network, images, noise (T, C), times (B,) from 0, noise, to 1, data, labels (B,), context) to the loss of each image,
 # (B,).
 LossAt = Callable[[Denoiser, TokenBatch, Tensor, Tensor, Tensor, TokenBatch | None], Tensor]
+# (numbers (B,) in [0, 1], tokens (B,)) to times (B,) in [0, 1].
+Times = Callable[[Tensor, Tensor], Tensor]
 # Channels of the images by Pillow's mode: the meaning of `data.channels`, also where latents have more.
 IMAGE_CHANNELS = {"RGB": 3, "L": 1}
 
@@ -270,17 +272,21 @@ def build_objective(training: TrainingSettings, config: NetworkConfig, teacher: 
         )
     if config.prediction == "epsilon":
         return partial(diffusion_loss, schedule=linear_schedule(), class_dropout_prob=training.class_dropout_prob)
-    density = TimeDensity(
-        kind=training.time_density, mean=training.time_mean, std=training.time_std, scale=training.time_scale
-    )
     return partial(
         flow_loss,
         class_dropout_prob=training.class_dropout_prob,
-        density=density,
+        density=time_density(training),
         shift_tokens=training.shift_tokens,
         position_range=config.position_range,
         internal_weight=0.0 if config.internal_head is None else training.internal_weight,
         least_noise=least_noise(config),
+    )
+
+
+def time_density(training: TrainingSettings) -> TimeDensity:
+    """Returns the density of the times of a flow's training."""
+    return TimeDensity(
+        kind=training.time_density, mean=training.time_mean, std=training.time_std, scale=training.time_scale
     )
 
 
@@ -291,6 +297,19 @@ def sampling_advice(training: TrainingSettings, of_base: Mapping[str, Any] | Non
     shift = {} if training.shift_tokens is None else {"shift_tokens": training.shift_tokens}
     # Passes depend on the sizes of training, which may be others here.
     return without(of_base or {}, *TWO_PASSES) | shift
+
+
+def build_times(training: TrainingSettings, config: NetworkConfig) -> Times:
+    """Returns what turns uniform numbers and the token counts of images into times as training draws them."""
+    if config.prediction == "epsilon":
+        return lambda u_B, tokens_B: u_B
+
+    def times(u_B: Tensor, tokens_B: Tensor) -> Tensor:
+        t_B = time_density(training).times(u_B)
+        base = training.shift_tokens
+        return t_B if base is None else shift_time(t_B, shift_by_size(tokens_B, base))
+
+    return times
 
 
 def build_loss_at(config: NetworkConfig) -> LossAt:

@@ -39,6 +39,8 @@ from .tables import LISTS
 logger = logging.getLogger(__name__)
 
 MOST_EMPTY = 20
+# Bytes of resized images that stay in memory: decoding a photograph takes longer than training on it at 96x96.
+KEPT_BYTES = 1 << 29
 MODES: dict[int, Mode] = {1: "L", 3: "RGB", 4: "RGBA"}
 # The alpha of what cannot be seen; drawings are often surrounded by some of it.
 FAINT = 8
@@ -87,6 +89,8 @@ class ImageFolder(Dataset):
     ) -> None:
         self.root = Path(root)
         self.patch_size, self.channels, self.flip, self.min_scale = patch, channels, flip, min_scale
+        self.kept: dict[tuple[int, int], np.ndarray] = {}
+        self.kept_bytes = 0
         if further_tokens and min_scale < 1:
             raise UserError("data.further_tokens and data.min_scale both shrink images: set one of them")
         self.budget = max_tokens, patch, preprocessing
@@ -159,9 +163,15 @@ class ImageFolder(Dataset):
         return variant_sizes(self.sizes, *self.budget, scales)[0][np.arange(len(self)), variant] // self.patch_size
 
     def load(self, index: int, variant: int, hw: tuple[int, int], flip: bool, rng: object) -> Tensor:
-        size = hw[0] * self.patch_size, hw[1] * self.patch_size
-        image = fitted(self.read(index), size, self.variants[variant])
-        return to_tensor(to_array(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image))
+        pixels = self.kept.get((index, variant))
+        if pixels is None:
+            size = hw[0] * self.patch_size, hw[1] * self.patch_size
+            pixels = to_array(fitted(self.read(index), size, self.variants[variant]))
+            # Scaled at random, hardly any image comes twice.
+            if self.min_scale == 1 and self.kept_bytes + pixels.nbytes <= KEPT_BYTES:
+                self.kept[index, variant] = pixels
+                self.kept_bytes += pixels.nbytes
+        return to_tensor(pixels[:, :, ::-1] if flip else pixels)
 
     def captions(self, index: int, *drawn: object) -> tuple[str, ...]:
         return () if self.texts is None else self.texts[self.paths[index]]

@@ -55,6 +55,16 @@ class TimeDensity:
         if not MODE_SCALES[0] <= self.scale <= MODE_SCALES[1]:
             raise UserError(f"the scale of the mode density is from -1 to 2 / (pi - 2), not {self.scale}")
 
+    def times(self, u: Tensor) -> Tensor:
+        """Returns times that have this density if the numbers u are uniform in [0, 1]."""
+        if self.kind == "logit_normal":
+            return torch.sigmoid(self.mean + self.std * torch.special.ndtri(u))
+        if self.kind == "cosmap":
+            u = 1 - 1 / (torch.tan(math.pi / 2 * u) + 1)
+        elif self.kind == "mode":
+            u = 1 - u - self.scale * (torch.cos(math.pi / 2 * u).square() - 1 + u)
+        return u.clamp(0, 1)  # Rounding may lead a hair beyond.
+
 
 LOGIT_NORMAL = TimeDensity()
 
@@ -64,12 +74,7 @@ def sample_times(count: int, generator: torch.Generator, density: TimeDensity) -
     device = generator.device
     if density.kind == "logit_normal":
         return torch.sigmoid(density.mean + density.std * torch.randn(count, generator=generator, device=device))
-    u = torch.rand(count, generator=generator, device=device)
-    if density.kind == "cosmap":
-        u = 1 - 1 / (torch.tan(math.pi / 2 * u) + 1)
-    elif density.kind == "mode":
-        u = 1 - u - density.scale * (torch.cos(math.pi / 2 * u).square() - 1 + u)
-    return u.clamp(0, 1)  # Rounding may lead a hair beyond.
+    return density.times(torch.rand(count, generator=generator, device=device))
 
 
 def shift_time(t: Tensor, shift: float | Tensor) -> Tensor:

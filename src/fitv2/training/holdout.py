@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..build import LossAt
+from ..build import LossAt, Times
 from ..data.cutouts import FEWEST
 from ..data.dataset import Dataset, Epoch
 from ..data.formats import UnreadableImage
@@ -93,12 +93,17 @@ class Holdout:
     Attributes:
         chosen: (N,) the indices of the held-out images; N may be 0.
         images: (U,) the image of each use, U at most 256; 0 if training.holdout is 0.
-        times: (U,) in [0, 1].
+        times: (U,) in [0, 1], spread like those of training, so that the losses of both compare.
         tokens: (U,) the sizes.
     """
 
     def __init__(
-        self, dataset: Dataset, training: TrainingSettings, loss_at: LossAt, text: PromptEncoder | None = None
+        self,
+        dataset: Dataset,
+        training: TrainingSettings,
+        loss_at: LossAt,
+        times: Times,
+        text: PromptEncoder | None = None,
     ) -> None:
         self.dataset, self.loss_at, self.text = dataset, loss_at, text
         self.chosen = held_out_of(dataset, training)
@@ -106,8 +111,9 @@ class Holdout:
         number = max(len(measured), 1)
         self.images = np.tile(measured, MOST // number)
         self.repetition = np.arange(len(self.images)) // number
-        self.times = (0.5 + GOLDEN * np.arange(len(self.images))) % 1
         self.tokens = dataset.first_hw[self.images].prod(1)
+        even = (0.5 + GOLDEN * np.arange(len(self.images))) % 1
+        self.times = times(torch.from_numpy(even), torch.from_numpy(self.tokens)).numpy()
         self.plan = [np.array(pack) for pack in batches(self.tokens.tolist(), training.max_tokens_per_batch)]
         self.loaded: dict[int, HeldOutPack] = {}
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..build import build_loss_at, build_text_encoder, sampling_advice
+from ..build import build_loss_at, build_text_encoder, build_times, sampling_advice
 from ..checkpoints.model_folder import Pretrained, copy_recommended, keep_recommended, save_pretrained, suitable
 from ..checkpoints.training_state import newest_state
 from ..data.dataset import Dataset
@@ -96,7 +96,7 @@ class Trainer(TrainingLoop[Recipe]):
         self.teacher = self.learner.teacher and self.learner.teacher.digest()
         if self.begun is not None:
             check_teacher(run, recipe, self.begun[1], self.teacher)
-        self.holdout = Holdout(dataset, settings, build_loss_at(config), text)
+        self.holdout = Holdout(dataset, settings, build_loss_at(config), build_times(settings, config), text)
         self.held_out = held_out_digest(self.holdout.chosen)
         if self.begun is not None and self.ranks.is_main_process:
             check_held_out(self.begun[1], self.held_out)
