@@ -164,6 +164,15 @@ def test_packs_hold_every_image_once_and_99_percent_real_tokens(budget):
     assert not np.array_equal(packs[0], other[0])
 
 
+@pytest.mark.parametrize(("number", "budget"), [(735, 2048), (1000, 512), (60, 1000), (5, 4096)])
+def test_a_few_packs_are_about_equally_full(number, budget):
+    lengths = np.random.default_rng(number).integers(3, 37, number)
+    packs = plan_packs(lengths, budget, seed=0, epoch=0)
+    filled = [int(lengths[pack].sum()) for pack in packs]
+    assert len(packs) == -(-lengths.sum() // budget) and max(filled) <= budget
+    assert min(filled) > 0.75 * max(filled), filled
+
+
 @pytest.mark.parametrize(("max_tokens", "budget"), [(256, 4096), (1024, 9728)])
 def test_a_million_images_are_planned_in_seconds_with_99_percent_real_tokens(max_tokens, budget):
     """Sizes as `fitv2.data.stand_in` draws them; `test_dataset` plans packs of 7680."""

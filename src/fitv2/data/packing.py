@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Sequence
-from itertools import pairwise
+from heapq import heapreplace
+from itertools import count, pairwise
 
 import numpy as np
 
@@ -14,6 +16,8 @@ from ..randomness import Purpose, numpy_generator
 
 # Packs kept open at a time. More fill better, but mix images over a longer stretch of the shuffled order.
 OPEN_PACKS = 64
+# Packs that are filled evenly.
+FEW = 64
 
 
 def check_longest(length: int, budget: int) -> None:
@@ -28,11 +32,15 @@ def check_longest(length: int, budget: int) -> None:
 def plan_packs(lengths: np.ndarray, budget: int, seed: int, epoch: int) -> list[np.ndarray]:
     """Distributes every image of an epoch to packs of at most `budget` tokens: returns the indices of each pack.
 
-    The order is a shuffle; each image goes to the fullest open pack that still has room (best fit). lengths: (N,)
-    tokens of each image. Raises UserError if an image is longer than the budget.
+    The order is a shuffle; each image goes to the fullest open pack that still has room (best fit). Where a few packs
+    suffice, they are filled evenly instead: one that held what is left, perhaps two images, would count as much as the
+    others. lengths: (N,) tokens of each image. Raises UserError if an image is longer than the budget.
     """
     check_longest(int(lengths.max()), budget)
     order = numpy_generator(Purpose.ORDER, seed, epoch).permutation(len(lengths))
+    fewest = math.ceil(lengths.sum() / budget)
+    if fewest <= FEW:
+        return next(filter(None, (even_packs(lengths, order, budget, number) for number in count(fewest))))
     shortest, opened = int(lengths.min()), 0
     pack_of: list[int] = []
     closed: list[int] = []
@@ -58,6 +66,19 @@ def plan_packs(lengths: np.ndarray, budget: int, seed: int, epoch: int) -> list[
     place_of = np.argsort(closed + packs)[pack_of]
     images, ends = order[np.argsort(place_of, kind="stable")], np.cumsum(np.bincount(place_of)).tolist()
     return [images[start:end] for start, end in pairwise([0, *ends])]
+
+
+def even_packs(lengths: np.ndarray, order: np.ndarray, budget: int, number: int) -> list[np.ndarray] | None:
+    """Distributes the images, the longest first, each to the emptiest of the packs; None if one would overflow."""
+    pack_of = np.empty(len(lengths), np.int64)
+    fills = [(0, pack) for pack in range(number)]
+    for image in order[np.argsort(-lengths[order], kind="stable")].tolist():
+        filled, pack = fills[0]
+        if filled + lengths[image] > budget:
+            return None
+        pack_of[image] = pack
+        heapreplace(fills, (filled + int(lengths[image]), pack))
+    return [images for pack in range(number) if len(images := order[pack_of[order] == pack])]
 
 
 def packing_efficiency(lengths: np.ndarray, packs: Sequence[np.ndarray], budget: int) -> float:
