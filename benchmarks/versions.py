@@ -24,9 +24,10 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent.parent / "src"
 TURNS_OF_TRAINING = 4  # Short ones, for each repeat of the rest.
-WARM_UP, PAUSE, TURN = 3, 0.5, 4.0  # Steps before the first turn; seconds before a measurement, and of one.
+WARM_UP, TURN = 5, 4.0  # Steps before the first turn, and seconds of each.
 # All versions know "no", which is called fp32 now.
-SETTINGS = ("training.warmup_steps=2", "training.precision=no", "log.sample_every=null", "log.checkpoint_every=4000")
+SETTINGS = ("training.warmup_steps=2", "training.precision=no", "log.sample_every=null", "log.checkpoint_every=1000000")
+SETTINGS += ("training.steps=1000000",)
 # FiTv2-B/2 on eight images of mixed sizes: tokens per second of the fastest of five passes.
 FORWARD = """
 import time, torch, fitv2
@@ -73,30 +74,39 @@ def train_in_turn(sources: dict[str, Path], folder: Path, turns: int) -> Iterato
         for version, source in sources.items()
     }
 
-    def tokens(version: str) -> list[int]:
-        lines = (folder / version / "log.jsonl").read_text().splitlines(keepends=True)
-        return [json.loads(line)["tokens"] for line in lines if line.endswith("\n")]
+    def log(version: str) -> list[str]:
+        """A line for each step so far."""
+        path = folder / version / "log.jsonl"
+        return path.read_text().split("\n")[:-1] if path.exists() else []
+
+    def wait_for(version: str, steps: int) -> None:
+        while len(log(version)) < steps:
+            if runs[version].poll() is not None:
+                raise SystemExit("a training ended before it was measured")
+            time.sleep(0.01)
 
     try:
-        while not all((folder / version / "log.jsonl").exists() and len(tokens(version)) > WARM_UP for version in runs):
-            if any(run.poll() is not None for run in runs.values()):
-                raise SystemExit("a training ended before it was measured")
-            time.sleep(1)
-        for run in runs.values():
-            run.send_signal(signal.SIGSTOP)
+        for version in runs:
+            wait_for(version, WARM_UP)
+        for process in runs.values():
+            process.send_signal(signal.SIGSTOP)
         for turn in range(turns):
             for version in sorted(runs, reverse=turn % 2 == 1):
                 runs[version].send_signal(signal.SIGCONT)
-                time.sleep(PAUSE)
-                before, start = sum(tokens(version)), time.perf_counter()
-                time.sleep(TURN)
-                rate = (sum(tokens(version)) - before) / (time.perf_counter() - start)
+                # From the end of a step to the end of another: whole steps.
+                first = len(log(version)) + 1
+                wait_for(version, first)
+                start = time.perf_counter()
+                while time.perf_counter() - start < TURN:
+                    wait_for(version, len(log(version)) + 1)
+                seconds = time.perf_counter() - start
+                rate = sum(json.loads(line)["tokens"] for line in log(version)[first:]) / seconds
                 runs[version].send_signal(signal.SIGSTOP)
                 yield {"version": version, "turn": turn, "training, tokens/s": rate}
     finally:
-        for run in runs.values():
-            run.kill()
-            run.wait()
+        for process in runs.values():
+            process.kill()
+            process.wait()
 
 
 def main() -> None:
@@ -107,6 +117,7 @@ def main() -> None:
     args = parser.parse_args()
     if not (args.before / "fitv2").is_dir():
         parser.error(f"there is no package fitv2 in {args.before}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # So that no training is left behind.
     sources, rows = {"before": args.before.resolve(), "now": HERE}, []
 
     def keep(row: dict[str, Any]) -> None:

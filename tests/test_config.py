@@ -97,6 +97,24 @@ def test_the_settings_have_the_defaults_of_the_architectures(architecture):
         assert getattr(model, part) == getattr(config, part)
 
 
+def test_what_an_override_replaces_is_dropped_from_the_file_and_not_from_other_overrides():
+    baseline = load_recipe("images", ["model.architecture=FiT"])
+    assert baseline.model.prediction == "epsilon" and not baseline.training.changed("time_mean", "time_std")
+    assert load_recipe("images", ["model.architecture=SiT"]).model.prediction == "velocity"
+    assert load_recipe("images", ["model.architecture=FiTv2"]).model.prediction == "data"
+    kept = load_recipe("images", ["model.architecture=SiT", "model.prediction=data"])
+    assert kept.model.prediction == "data" and kept.training.time_mean == -0.6
+    few_steps = "training.objective=transition", "training.init_from=runs/mine"
+    for name in ("images", "emoji"):
+        training = load_recipe(name, few_steps).training
+        assert not training.changed("time_mean", "time_std", "shift_tokens")
+    assert load_recipe("images", ["training.time_density=uniform"]).training.time_density == "uniform"
+    assert load_recipe("images", ["training.time_density=logit_normal"]).training.time_mean == -0.6
+    for wrong in ([*few_steps, "training.time_mean=-1"], ["model.architecture=FiT", "training.time_mean=-1"]):
+        with pytest.raises(UserError, match="time_mean"):
+            load_recipe("images", wrong)
+
+
 def test_the_budget_is_that_of_the_source_until_it_is_set():
     def budget(*settings):
         data = build_recipe({}, settings).data

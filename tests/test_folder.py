@@ -121,8 +121,8 @@ def test_resized_images_stay_in_memory_up_to_a_limit(root, decoded, monkeypatch)
     epochs = [data.epoch(epoch, seed=0) for epoch in range(3)]
     first, again = ([epoch.load(index) for epoch in epochs for index in range(5)] for _ in range(2))
     assert len(decoded) == 5 and all(map(torch.equal, first, again))
-    fresh = open_folder(root, preprocessing="resize")
     monkeypatch.setattr(folder_module, "KEPT_BYTES", 2000)
+    fresh = open_folder(root, preprocessing="resize")
     decoded.clear()
     assert all(torch.equal(fresh.epoch(epoch, seed=0).load(0), first[5 * epoch]) for epoch in range(3))
     for index in range(5):

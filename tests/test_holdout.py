@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from fitv2.build import build_objective, build_times
 from fitv2.data.formats import UnreadableImage
 from fitv2.data.loader import DataCursor, PackLoader
 from fitv2.diffusion.objective import diffusion_loss_at
@@ -17,7 +18,7 @@ from fitv2.tokens import TokenBatch
 from fitv2.training.holdout import choose_held_out, held_out_of
 from fitv2.training.run_folder import check_held_out
 from fitv2.training.trainer import Trainer
-from tiny import garments, log_lines, random_model, recipe, run_together, stop_at, trainer
+from tiny import CONFIG, garments, log_lines, random_model, recipe, run_together, stop_at, trainer
 
 SETTINGS = ["training.holdout=0.1", "log.holdout_every=4", "training.max_tokens_per_batch=400"]
 NUMBER = 700
@@ -124,6 +125,20 @@ def test_the_figures_are_means_of_the_loss_of_the_averaged_weights(tmp_path, arc
         low, high = int(low), int(high or low)
         of_size = losses[(lengths >= low) & (lengths <= high)]
         assert len(of_size) > 20 and figures[name] == pytest.approx(of_size.mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("settings", [(), ("training.shift_tokens=4", "training.time_mean=-0.6")])
+def test_held_out_times_are_spread_like_those_of_training(settings):
+    training, tokens = recipe(*settings).training, torch.tensor([4, 16]).repeat(4000)
+    batch = TokenBatch(torch.zeros(int(tokens.sum()), 1), [(2, 2), (4, 4)] * 4000)
+    objective = build_objective(training, CONFIG)
+    labels, generator = torch.zeros(len(batch), dtype=torch.int64), torch.Generator().manual_seed(0)
+    trained = objective(lambda batch, *_: torch.zeros_like(batch.x), batch, labels, 10, generator).t
+    even = (torch.arange(len(batch)) * 0.618034) % 1
+    held_out = build_times(training, CONFIG)(even, tokens)
+    for size in (4, 16):
+        of_both = (times[tokens == size].sort().values for times in (trained, held_out))
+        assert (next(of_both) - next(of_both)).abs().mean() < 0.02
 
 
 def test_the_same_weights_have_the_same_figures_whatever_the_seed_and_the_packs(tmp_path):

@@ -31,7 +31,18 @@ LAYERS = [
 # Modules without imports of weight, which the command line may load at its top.
 LIGHT = {"errors", "messages", "precision", "sample_list", "model.config", "sampling.editing_defaults"}
 LIGHT |= {"sampling.solver_names", "system.atomic"}
-HEAVY = {"torch", "numpy", "PIL", "accelerate", "matplotlib"}
+HEAVY = {
+    "torch",
+    "numpy",
+    "PIL",
+    "accelerate",
+    "matplotlib",
+    "transformers",
+    "diffusers",
+    "scipy",
+    "pandas",
+    "datasets",
+}
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 SETTINGS = {"settings"}
 # What goes beyond the layers: these know no model, and the data knows nothing of what is done with it.

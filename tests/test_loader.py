@@ -173,6 +173,17 @@ def test_a_few_packs_are_about_equally_full(number, budget):
     assert min(filled) > 0.75 * max(filled), filled
 
 
+def test_a_few_packs_differ_from_epoch_to_epoch_though_all_lengths_differ():
+    lengths = np.arange(100, 140)
+    epochs = [plan_packs(lengths, 1000, seed=0, epoch=epoch) for epoch in range(2)]
+    for packs in epochs:
+        assert sorted(np.concatenate(packs).tolist()) == list(range(40))
+    first, second = ({frozenset(pack.tolist()) for pack in packs} for packs in epochs)
+    assert not first & second
+    alone = [[int(pack[0]) for pack in plan_packs(lengths, 150, seed=0, epoch=epoch)] for epoch in range(2)]
+    assert alone[0] != alone[1] and sorted(alone[0]) == sorted(alone[1]) == list(range(40))
+
+
 @pytest.mark.parametrize(("max_tokens", "budget"), [(256, 4096), (1024, 9728)])
 def test_a_million_images_are_planned_in_seconds_with_99_percent_real_tokens(max_tokens, budget):
     """Sizes as `fitv2.data.stand_in` draws them; `test_dataset` plans packs of 7680."""

@@ -19,7 +19,7 @@ from fitv2.data.loader import DataCursor, Pack
 from fitv2.diffusion.objective import diffusion_loss
 from fitv2.diffusion.schedule import linear_schedule
 from fitv2.flow.objective import flow_loss_at
-from fitv2.flow.path import LOGIT_NORMAL, sample_times
+from fitv2.flow.path import LOGIT_NORMAL, TimeDensity, sample_times
 from fitv2.model.config import FiTv1Config
 from fitv2.sampling.generate import generate
 from fitv2.sampling.spec import SampleSpec, Sampling, default_solver
@@ -29,6 +29,8 @@ from fitv2.training.malloc_trim import TRIM_EVERY, c_library, trim_heap
 from fitv2.training.trainer import Trainer
 from fitv2.training.watch import DataGone, DataWatch
 from tiny import garments, log_lines, random_model, recipe, trainer
+
+ONE_PACK = ("training.batches_per_step=1",)
 
 
 def with_random_weights(trainer: Trainer) -> Trainer:
@@ -102,6 +104,18 @@ def test_the_prediction_decides_the_loss_and_the_sampler(tmp_path, architecture,
     assert saved.config.prediction == prediction and default_solver(saved.config) == solver
     assert isinstance(saved.config, FiTv1Config) == (architecture == "FiT") and run.progress.sheet.is_file()
     assert generate(saved, [SampleSpec(0, (8, 8), 0)], Sampling(solver=solver, steps=2))[0].isfinite().all()
+
+
+def test_a_network_of_clean_images_learns_velocities_that_are_divided_as_its_own_are(tmp_path):
+    run = with_random_weights(trainer(tmp_path, "model.prediction=data", "training.time_mean=4", *ONE_PACK))
+    step = next(run.loader.steps(DataCursor()))
+    ((batch, labels, _),), generator = step.packs, run.pack_generator(0)
+    times = sample_times(len(batch), generator, TimeDensity(mean=4.0))
+    labels = labels.masked_fill(torch.rand(len(batch), generator=generator) < 0.1, 10)
+    inputs = run.learner.model.module, batch, torch.randn(batch.x.shape, generator=generator), times, labels
+    divided, whole = (float(flow_loss_at(*inputs, least_noise=least).loss.detach()) for least in (0.05, 0.0))
+    assert abs(divided - whole) > 1e-3 * whole
+    assert run.train_step(step)["loss"] == pytest.approx(divided, rel=1e-5)
 
 
 def test_no_sheet_is_written_of_images_that_are_not_finite(tmp_path, caplog):

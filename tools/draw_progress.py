@@ -1,7 +1,8 @@
-"""Draws what a training has learned by some steps: the lower left corners of its sheets, side by side.
+"""Draws what a training has learned by some steps: the same part of its sheets, side by side.
 
 fitv2 train --recipe fashion-tiny --out runs/tiny --set training.steps=500 --set log.sample_every=100
 python tools/draw_progress.py runs/tiny docs/images/steps.png 100 500
+python tools/draw_progress.py runs/stamps docs/images/stamps.png 1000 4000 --part 0 205 860 450
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from fitv2.images.sheets import contact_sheet
 WIDTH, HEIGHT, GAP = 476, 530, 24
 
 
-def corner(path: Path) -> Image.Image:
+def part_of(path: Path, part: tuple[int, int, int, int] | None) -> Image.Image:
+    """Returns a part of a sheet (left, top, right, bottom); its lower left corner if none is given."""
     with Image.open(path) as sheet:
-        part = sheet.convert("L").crop((0, sheet.height - HEIGHT, WIDTH, sheet.height))
-    return ImageOps.expand(part, (0, 0, GAP, 0), fill=255)
+        box = part or (0, sheet.height - HEIGHT, WIDTH, sheet.height)
+        return ImageOps.expand(sheet.convert("RGB").crop(box), (0, 0, GAP, 0), fill="white")
 
 
 def main() -> None:
@@ -28,10 +30,11 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="the folder of a training")
     parser.add_argument("out", type=Path, help="the PNG file to write")
     parser.add_argument("steps", type=int, nargs="+", help="steps that have a sheet")
+    parser.add_argument("--part", type=int, nargs=4, help="of the sheets, in pixels: left, top, right, bottom")
     given = parser.parse_args()
-    corners = [corner(given.run / f"samples/step-{step:08}.png") for step in given.steps]
-    page = contact_sheet(corners, [f"step {step}" for step in given.steps])
-    page.convert("L").quantize(32).save(given.out, optimize=True)
+    parts = [part_of(given.run / f"samples/step-{step:08}.png", given.part) for step in given.steps]
+    page = contact_sheet(parts, [f"step {step}" for step in given.steps])
+    page.quantize(128).save(given.out, optimize=True)
 
 
 if __name__ == "__main__":

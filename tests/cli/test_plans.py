@@ -12,7 +12,7 @@ from fitv2.settings.read import load_recipe, recipe_folder, recipe_names
 
 def test_a_dry_run_shows_configuration_and_cost_and_writes_nothing(train, images, tmp_path):
     shown = train("--dry-run").ok()
-    for part in ("learning_rate: 0.0005", "parameters ", "10 in 2 classes", "minutes on this machine", "GiB"):
+    for part in ("learning_rate: 0.002", "parameters ", "10 in 2 classes", "minutes on this machine", "GiB"):
         assert part in shown.out
     figures = train("--dry-run", "--json").json
     assert figures["recipe"]["model"]["width"] == 32 and figures["images"] == 10 and figures["classes"] == 2
@@ -54,7 +54,7 @@ def test_the_recipes_are_listed_with_size_and_time(fitv2):
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        (["data.min_scale=0.2", "training.max_tokens_per_batch=50"], "an image of 55 tokens does not fit a pack of 50"),
+        (["data.min_scale=0.2", "training.max_tokens_per_batch=9"], "tokens does not fit a pack of 9"),
         (["log.distance_every=2", "log.distance_to=gone"], "there is no folder, archive (.npz) or data set 'gone'"),
     ],
 )

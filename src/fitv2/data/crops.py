@@ -99,8 +99,18 @@ class CropEpoch:
 
     def whole(self, index: int) -> Tensor:
         """Returns the whole image that a crop is cut out of, at the same size. Raises UnreadableImage."""
+        view, image = self._place(index)
+        return view.load(image)
+
+    def check(self, index: int) -> None:
+        """Reads the image of a crop anew, as `Epoch.check`."""
+        view, image = self._place(index)
+        view.check(image)
+
+    def _place(self, index: int) -> tuple[Epoch, int]:
+        """Returns the set that a crop is from, and the number of its image there."""
         number = int(np.searchsorted(self.crops.starts, index, side="right")) - 1
-        return self.views[number].load(int(self.crops.rounds[number].images[index - self.crops.starts[number]]))
+        return self.views[number], int(self.crops.rounds[number].images[index - self.crops.starts[number]])
 
     def caption(self, index: int) -> str:
         """Returns an empty text: no caption tells what is on a part of an image."""

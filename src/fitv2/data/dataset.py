@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -80,6 +81,10 @@ class Dataset(ABC):
         variant: in [0, possible[index]). hw: in patches, as `sized` gives them. flip: whether to mirror the image left
         to right. rng: returns the generator of this image in this epoch.
         """
+
+    def check(self, index: int, *drawn: Any) -> None:
+        """Reads an image anew; drawn: the other arguments of `load`. Raises UnreadableImage."""
+        self.load(index, *drawn)
 
     def captions(
         self, index: int, variant: int, hw: tuple[int, int], flip: bool, rng: Callable[[], np.random.Generator]
@@ -183,6 +188,10 @@ class Epoch:
     def load(self, index: int) -> Tensor:
         """Returns (C, h * p, w * p) float32, of the size that hw[index] promises. Raises UnreadableImage."""
         return self.dataset.load(index, *self._drawn(index))
+
+    def check(self, index: int) -> None:
+        """Reads one image anew, even if it is in memory. Raises UnreadableImage if it cannot be read any more."""
+        self.dataset.check(index, *self._drawn(index))
 
     def caption(self, index: int) -> str:
         """Returns what the image shows, in words, one of its captions; empty if it has none."""

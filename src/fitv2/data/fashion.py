@@ -48,9 +48,9 @@ class Fashion(Dataset):
 
     Args:
         min_scale: Below 1, each epoch draws each garment at a random linear scale in [min_scale, 1], its sides rounded
-            to the patch, and cropped as `images.resize` does where that would stretch it.
-        max_tokens, preprocessing: The budget, and what each epoch draws of the `images.variants` under it. "resize" and
-            "crop" make all epochs alike, as a reference for evaluation has to be.
+            to the patch, and cropped as `preprocessing.resize` does where that would stretch it.
+        max_tokens, preprocessing: The budget, and what each epoch draws of the `preprocessing.variants` under it.
+            "resize" and "crop" make all epochs alike, as a reference for evaluation has to be.
         further_tokens: Smaller budgets; each epoch draws one of all for each image.
 
     `sizes` (N, 2) are in pixels of whole garments, `hw` in patches. Raises UserError if min_scale is below 1 with

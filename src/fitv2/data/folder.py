@@ -11,13 +11,16 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
 from ..classes import readable_names
 from ..errors import UserError
+from ..system.device import free_bytes
 from .captions import FolderCaptions, captioned_note, has_captions
 from .contents import Contents, Labels, read_contents
 from .dataset import Dataset
@@ -50,7 +53,7 @@ class ImageFolder(Dataset):
     """The readable images below `root`, in the order of their names, as pixels in [-1, 1].
 
     Args:
-        max_tokens, patch, preprocessing: See `images`.
+        max_tokens, patch, preprocessing: See `preprocessing`.
         channels: 3 for colour, 1 for grey, 4 for cut-outs: colour with alpha, trimmed to what can be seen.
         flip: Whether each epoch mirrors an image left to right with probability 1/2.
         min_scale: In (0, 1]; each epoch shrinks an image by a linear factor drawn from [min_scale, 1].
@@ -90,7 +93,8 @@ class ImageFolder(Dataset):
         self.root = Path(root)
         self.patch_size, self.channels, self.flip, self.min_scale = patch, channels, flip, min_scale
         self.kept: dict[tuple[int, int], np.ndarray] = {}
-        self.kept_bytes = 0
+        self.kept_bytes, self.keeping = 0, Lock()
+        self.room = min(KEPT_BYTES, free_bytes(torch.device("cpu")) // 8)
         if further_tokens and min_scale < 1:
             raise UserError("data.further_tokens and data.min_scale both shrink images: set one of them")
         self.budget = max_tokens, patch, preprocessing
@@ -167,11 +171,18 @@ class ImageFolder(Dataset):
         if pixels is None:
             size = hw[0] * self.patch_size, hw[1] * self.patch_size
             pixels = to_array(fitted(self.read(index), size, self.variants[variant]))
-            # Scaled at random, hardly any image comes twice.
-            if self.min_scale == 1 and self.kept_bytes + pixels.nbytes <= KEPT_BYTES:
-                self.kept[index, variant] = pixels
-                self.kept_bytes += pixels.nbytes
+            self._keep((index, variant), pixels)
         return to_tensor(pixels[:, :, ::-1] if flip else pixels)
+
+    def _keep(self, key: tuple[int, int], pixels: np.ndarray) -> None:
+        """Keeps a resized image in memory as long as there is room. Scaled at random, hardly any comes twice."""
+        with self.keeping:
+            if self.min_scale == 1 and key not in self.kept and self.kept_bytes + pixels.nbytes <= self.room:
+                self.kept[key] = pixels
+                self.kept_bytes += pixels.nbytes
+
+    def check(self, index: int, *drawn: object) -> None:
+        self.read(index)
 
     def captions(self, index: int, *drawn: object) -> tuple[str, ...]:
         return () if self.texts is None else self.texts[self.paths[index]]

@@ -161,7 +161,7 @@ class PackLoader:
         bad = 0
         for i in few:
             try:
-                view.load(int(i))
+                view.check(int(i))
             except UnreadableImage:
                 bad += 1
         return 2 * bad >= len(few)

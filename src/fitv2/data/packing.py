@@ -37,10 +37,12 @@ def plan_packs(lengths: np.ndarray, budget: int, seed: int, epoch: int) -> list[
     others. lengths: (N,) tokens of each image. Raises UserError if an image is longer than the budget.
     """
     check_longest(int(lengths.max()), budget)
-    order = numpy_generator(Purpose.ORDER, seed, epoch).permutation(len(lengths))
+    generator = numpy_generator(Purpose.ORDER, seed, epoch)
+    order = generator.permutation(len(lengths))
     fewest = math.ceil(lengths.sum() / budget)
     if fewest <= FEW:
-        return next(filter(None, (even_packs(lengths, order, budget, number) for number in count(fewest))))
+        packs = next(filter(None, (even_packs(lengths, order, budget, number) for number in count(fewest))))
+        return [packs[number] for number in generator.permutation(len(packs))]
     shortest, opened = int(lengths.min()), 0
     pack_of: list[int] = []
     closed: list[int] = []
@@ -69,16 +71,16 @@ def plan_packs(lengths: np.ndarray, budget: int, seed: int, epoch: int) -> list[
 
 
 def even_packs(lengths: np.ndarray, order: np.ndarray, budget: int, number: int) -> list[np.ndarray] | None:
-    """Distributes the images, the longest first, each to the emptiest of the packs; None if one would overflow."""
-    pack_of = np.empty(len(lengths), np.int64)
-    fills = [(0, pack) for pack in range(number)]
-    for image in order[np.argsort(-lengths[order], kind="stable")].tolist():
-        filled, pack = fills[0]
-        if filled + lengths[image] > budget:
-            return None
-        pack_of[image] = pack
-        heapreplace(fills, (filled + int(lengths[image]), pack))
-    return [images for pack in range(number) if len(images := order[pack_of[order] == pack])]
+    """Distributes the images to so many packs, each to the emptiest; None if one overflows even the longest first."""
+    for sequence in (order, order[np.argsort(-lengths[order], kind="stable")]):
+        pack_of, fills = np.empty(len(lengths), np.int64), [(0, pack) for pack in range(number)]
+        for image in sequence.tolist():
+            filled, pack = fills[0]
+            pack_of[image] = pack
+            heapreplace(fills, (filled + int(lengths[image]), pack))
+        if max(fills)[0] <= budget:
+            return [images for pack in range(number) if len(images := order[pack_of[order] == pack])]
+    return None
 
 
 def packing_efficiency(lengths: np.ndarray, packs: Sequence[np.ndarray], budget: int) -> float:

@@ -27,7 +27,7 @@ from ..system.hashes import file_digest, json_digest
 from .preprocessing import Preprocessing
 
 FORMAT = 1
-# Counts the rules by which files become pixels (`images`); sets of older rules load, and are not mixed with new ones.
+# Counts the rules by which files become pixels (`preprocessing`); sets of older rules load, but do not mix with others.
 DECODING = 2
 SETTINGS, SHARDS, INDEX, DATASET = "settings.json", "shards", "index.jsonl", "dataset.json"
 COLUMNS = "index.columns"

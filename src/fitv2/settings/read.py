@@ -17,10 +17,11 @@ from ..errors import UserError
 from ..legacy import RECIPES, current_recipe, current_setting, without_defaults
 from ..messages import advised, suggestion_of
 from .autoencoder import AUTOENCODER_SECTIONS, AutoencoderRecipe
-from .recipe import SECTIONS, Recipe
+from .recipe import ARCHITECTURES, SECTIONS, Recipe
 from .yaml_text import parse_yaml, read_yaml
 
 logger = logging.getLogger(__name__)
+TIMES = ("time_density", "time_mean", "time_std", "time_scale")
 
 
 Validated = TypeVar("Validated", bound=BaseModel)
@@ -64,11 +65,43 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
 def build_recipe(tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
     """Builds a recipe from a nested dictionary and overrides, as `load_recipe`. An empty section is all defaults."""
     merged = current_recipe(deepcopy(dict(tree)))
-    for override in overrides:
-        apply_override(merged, override)
+    model = merged.get("model")
+    before = model.get("architecture", "FiTv2") if isinstance(model, dict) else "FiTv2"
+    given = {apply_override(merged, override) for override in overrides}
+    drop_what_others_replace(merged, before, given)
     if isinstance(merged.get("model"), dict):
         merged["model"] = without_defaults(merged["model"])
     return validated(Recipe, merged, SECTIONS)
+
+
+def drop_what_others_replace(tree: dict[str, Any], before: str, given: set[str]) -> None:
+    """Removes settings of a file that have no effect with those that override it, unless they are given themselves.
+
+    So every recipe works for the baselines and for transitions: another architecture predicts what it always does,
+    and transitions, diffusion and other densities have no use for the file's times.
+
+    Args:
+        tree: The recipe with its overrides.
+        before: The architecture that the file has.
+        given: The keys of the overrides.
+    """
+    model, training = tree.get("model", {}), tree.get("training", {})
+    if not (isinstance(model, dict) and isinstance(training, dict)):
+        return
+    architecture = model.get("architecture", "FiTv2")
+    if architecture != before and "model.prediction" not in given:
+        model.pop("prediction", None)
+    default = ARCHITECTURES[architecture].model_fields["prediction"].default if architecture in ARCHITECTURES else None
+    useless: tuple[str, ...] = ()
+    if "training.time_density" in given:
+        of_density = {"logit_normal": TIMES[3:], "mode": TIMES[1:3]}
+        useless = of_density.get(training["time_density"], TIMES[1:])
+    diffusion = model.get("prediction", default) == "epsilon" and {"model.architecture", "model.prediction"} & given
+    if diffusion or ("training.objective" in given and training["objective"] == "transition"):
+        useless = (*TIMES, "shift_tokens")
+    for key in useless:
+        if f"training.{key}" not in given:
+            training.pop(key, None)
 
 
 def build_autoencoder_recipe(tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> AutoencoderRecipe:
@@ -88,8 +121,8 @@ def validated(kind: type[Validated], tree: Mapping[str, Any], sections: Sections
         raise UserError("the recipe does not hold: " + "; ".join(problems)) from None
 
 
-def apply_override(tree: dict[str, Any], override: str) -> None:
-    """Sets `section.key=value` in a nested dictionary. Raises UserError for anything else."""
+def apply_override(tree: dict[str, Any], override: str) -> str:
+    """Sets `section.key=value` in a nested dictionary; returns the key. Raises UserError for anything else."""
     key, equals, value = override.partition("=")
     if not equals:
         raise UserError(f"{override!r} is not of the form section.key=value, such as training.steps=2000")
@@ -103,6 +136,7 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
         if not isinstance(tree, dict):
             raise UserError(f"{override!r} cannot be set: {section!r} holds {tree!r}, not keys with values")
     tree[leaf] = content
+    return key
 
 
 def parse_value(text: str, override: str) -> Any:

@@ -1,4 +1,4 @@
-"""The held-out images: never trained on, and measured at the same times with the same noise in every run.
+"""The held-out images: never trained on, and always measured with the same noise at the same times of a density.
 
 A network that only memorises its images gets worse on these, which the training loss does not show.
 """
