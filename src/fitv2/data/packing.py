@@ -41,8 +41,8 @@ def plan_packs(lengths: np.ndarray, budget: int, seed: int, epoch: int) -> list[
     order = generator.permutation(len(lengths))
     fewest = math.ceil(lengths.sum() / budget)
     if fewest <= FEW:
-        packs = next(filter(None, (even_packs(lengths, order, budget, number) for number in count(fewest))))
-        return [packs[number] for number in generator.permutation(len(packs))]
+        even = next(filter(None, (even_packs(lengths, order, budget, number) for number in count(fewest))))
+        return [even[place] for place in generator.permutation(len(even)).tolist()]
     shortest, opened = int(lengths.min()), 0
     pack_of: list[int] = []
     closed: list[int] = []
