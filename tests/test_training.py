@@ -30,8 +30,6 @@ from fitv2.training.trainer import Trainer
 from fitv2.training.watch import DataGone, DataWatch
 from tiny import garments, log_lines, random_model, recipe, trainer
 
-ONE_PACK = ("training.batches_per_step=1",)
-
 
 def with_random_weights(trainer: Trainer) -> Trainer:
     """A fresh network has gradients in its last layer only."""
@@ -107,7 +105,9 @@ def test_the_prediction_decides_the_loss_and_the_sampler(tmp_path, architecture,
 
 
 def test_a_network_of_clean_images_learns_velocities_that_are_divided_as_its_own_are(tmp_path):
-    run = with_random_weights(trainer(tmp_path, "model.prediction=data", "training.time_mean=4", *ONE_PACK))
+    run = with_random_weights(
+        trainer(tmp_path, "model.prediction=data", "training.time_mean=4", "training.batches_per_step=1")
+    )
     step = next(run.loader.steps(DataCursor()))
     ((batch, labels, _),), generator = step.packs, run.pack_generator(0)
     times = sample_times(len(batch), generator, TimeDensity(mean=4.0))

@@ -29,7 +29,7 @@ from .diffusion.objective import DiffusionLoss, diffusion_loss, diffusion_loss_a
 from .diffusion.schedule import linear_schedule
 from .errors import UserError
 from .flow.objective import FlowLoss, flow_loss, flow_loss_at
-from .flow.path import TimeDensity, shift_by_size, shift_time
+from .flow.path import TimeDensity, shift_times
 from .flow.transition import Teacher, transition_loss
 from .model.config import FiTConfig, NetworkConfig
 from .model.prediction import least_noise
@@ -303,13 +303,8 @@ def build_times(training: TrainingSettings, config: NetworkConfig) -> Times:
     """Returns what turns uniform numbers and the token counts of images into times as training draws them."""
     if config.prediction == "epsilon":
         return lambda u_B, tokens_B: u_B
-
-    def times(u_B: Tensor, tokens_B: Tensor) -> Tensor:
-        t_B = time_density(training).times(u_B)
-        base = training.shift_tokens
-        return t_B if base is None else shift_time(t_B, shift_by_size(tokens_B, base))
-
-    return times
+    density = time_density(training)
+    return lambda u_B, tokens_B: shift_times(density.times(u_B), tokens_B, training.shift_tokens)
 
 
 def build_loss_at(config: NetworkConfig) -> LossAt:

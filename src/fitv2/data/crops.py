@@ -103,7 +103,7 @@ class CropEpoch:
         return view.load(image)
 
     def check(self, index: int) -> None:
-        """Reads the image of a crop anew, as `Epoch.check`."""
+        """Reads the image of a crop again, as `Epoch.check`."""
         view, image = self._place(index)
         view.check(image)
 

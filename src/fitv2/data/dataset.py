@@ -83,7 +83,7 @@ class Dataset(ABC):
         """
 
     def check(self, index: int, *drawn: Any) -> None:
-        """Reads an image anew; drawn: the other arguments of `load`. Raises UnreadableImage."""
+        """Reads an image again; drawn: the other arguments of `load`. Raises UnreadableImage."""
         self.load(index, *drawn)
 
     def captions(
@@ -190,7 +190,7 @@ class Epoch:
         return self.dataset.load(index, *self._drawn(index))
 
     def check(self, index: int) -> None:
-        """Reads one image anew, even if it is in memory. Raises UnreadableImage if it cannot be read any more."""
+        """Reads one image again, even if it is in memory. Raises UnreadableImage if it cannot be read any more."""
         self.dataset.check(index, *self._drawn(index))
 
     def caption(self, index: int) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..positions import random_positions
 from ..tokens import Denoiser, TokenBatch, drop_conditions, upload
-from .path import LOGIT_NORMAL, TimeDensity, interpolate, sample_times, shift_by_size, shift_time
+from .path import LOGIT_NORMAL, TimeDensity, interpolate, sample_times, shift_times
 
 
 class FlowLoss(NamedTuple):
@@ -63,10 +63,7 @@ def flow_loss(
         context: The packed context of each image and, last, that of no text; None for a network without one.
     """
     device, options = data.x.device, {}
-    t_B = sample_times(len(data), generator, density)
-    if shift_tokens is not None:
-        t_B = shift_time(t_B.double(), shift_by_size(data.counts, shift_tokens)).float()
-    t_B = upload(t_B, device)
+    t_B = upload(shift_times(sample_times(len(data), generator, density), data.counts, shift_tokens), device)
     labels_B, context = drop_conditions(labels_B, null_label, context, class_dropout_prob, generator)
     labels_B = upload(labels_B, device)
     noise_TC = upload(torch.randn(data.x.shape, generator=generator), device)

@@ -88,6 +88,13 @@ def shift_time(t: Tensor, shift: float | Tensor) -> Tensor:
     return shift * t / (1 + (shift - 1) * t)
 
 
+def shift_times(t_B: Tensor, lengths_B: Tensor, base_tokens: int | None) -> Tensor:
+    """Returns the times (B,) of images of these token counts as training shifts them; None: as they are."""
+    if base_tokens is None:
+        return t_B
+    return shift_time(t_B.double(), shift_by_size(lengths_B, base_tokens)).to(t_B.dtype)
+
+
 def shift_by_size(lengths_B: Tensor, base_tokens: int) -> Tensor:
     """Returns the shift sqrt(base / tokens) of images of these token counts, (B,) float64.
 

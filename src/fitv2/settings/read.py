@@ -17,11 +17,10 @@ from ..errors import UserError
 from ..legacy import RECIPES, current_recipe, current_setting, without_defaults
 from ..messages import advised, suggestion_of
 from .autoencoder import AUTOENCODER_SECTIONS, AutoencoderRecipe
-from .recipe import ARCHITECTURES, SECTIONS, Recipe
+from .recipe import ARCHITECTURES, SECTIONS, TIMES, Recipe, numbers_of_others
 from .yaml_text import parse_yaml, read_yaml
 
 logger = logging.getLogger(__name__)
-TIMES = ("time_density", "time_mean", "time_std", "time_scale")
 
 
 Validated = TypeVar("Validated", bound=BaseModel)
@@ -92,13 +91,10 @@ def drop_what_others_replace(tree: dict[str, Any], before: str, given: set[str])
     if architecture != before and "model.prediction" not in given:
         model.pop("prediction", None)
     default = ARCHITECTURES[architecture].model_fields["prediction"].default if architecture in ARCHITECTURES else None
-    useless: tuple[str, ...] = ()
-    if "training.time_density" in given:
-        of_density = {"logit_normal": TIMES[3:], "mode": TIMES[1:3]}
-        useless = of_density.get(training["time_density"], TIMES[1:])
+    useless = numbers_of_others(training["time_density"]) if "training.time_density" in given else []
     diffusion = model.get("prediction", default) == "epsilon" and {"model.architecture", "model.prediction"} & given
     if diffusion or ("training.objective" in given and training["objective"] == "transition"):
-        useless = (*TIMES, "shift_tokens")
+        useless = [*TIMES]
     for key in useless:
         if f"training.{key}" not in given:
             training.pop(key, None)

@@ -160,6 +160,16 @@ class ScheduleSettings(Settings):
         return [key for key in keys if getattr(self, key) != type(self).model_fields[key].default]
 
 
+# The numbers of each density of times, and all settings of times.
+NUMBERS = {"logit_normal": ("time_mean", "time_std"), "mode": ("time_scale",)}
+TIMES = ("time_density", "time_mean", "time_std", "time_scale", "shift_tokens")
+
+
+def numbers_of_others(density: str) -> list[str]:
+    """Returns the settings of times that have no effect with a density."""
+    return [key for kind, keys in NUMBERS.items() if kind != density for key in keys]
+
+
 class TrainingSettings(ScheduleSettings):
     """How it is trained."""
 
@@ -233,16 +243,13 @@ class TrainingSettings(ScheduleSettings):
 
     @model_validator(mode="after")
     def transitions_have_their_own_times(self) -> Self:
-        keys = ("time_density", "time_mean", "time_std", "time_scale", "shift_tokens", "reinit")
-        if self.objective == "transition" and (others := self.changed(*keys)):
+        if self.objective == "transition" and (others := self.changed(*TIMES, "reinit")):
             raise UserError(f"{', '.join(others)}: not with objective=transition; remove it")
         return self
 
     @model_validator(mode="after")
     def the_density_has_its_own_numbers(self) -> Self:
-        numbers = {"logit_normal": ("time_mean", "time_std"), "mode": ("time_scale",)}
-        others = [key for kind, keys in numbers.items() if kind != self.time_density for key in keys]
-        if useless := self.changed(*others):
+        if useless := self.changed(*numbers_of_others(self.time_density)):
             raise UserError(f"{', '.join(useless)}: no effect with time_density={self.time_density}; remove it")
         return self
 
@@ -310,9 +317,7 @@ class Recipe(Settings):
         elif model.extrapolation is not None and training.objective == "transition":
             raise UserError("model.extrapolation: not with training.objective=transition; remove it")
         if model.prediction == "epsilon":
-            useless += training.changed(
-                "time_density", "time_mean", "time_std", "time_scale", "shift_tokens", "objective"
-            )
+            useless += training.changed(*TIMES, "objective")
         if not isinstance(model, FiTv2Settings) or model.internal_head is None:
             useless += training.changed("internal_weight")
         if useless:
